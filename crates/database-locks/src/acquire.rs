@@ -1,0 +1,323 @@
+//! Try once, or wait until it is ours.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::{self, Time};
+use crate::error::{Error, LostReason};
+use crate::guard::LockGuard;
+use crate::lease::Lease;
+use crate::locks::Inner;
+use crate::name::LockName;
+use crate::release::give_back;
+use crate::renew::{Held, Status};
+use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError};
+use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
+use crate::token::{GrantId, Token};
+use crate::turns::Turn;
+
+/// How long one request to the database may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a try-once goes on trying where the database answers with a conflict that is not about
+/// this lock: a deadlock, another writer on the SQLite file.
+const ONCE_CONTENTION: Duration = Duration::from_secs(1);
+/// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
+const ONCE_BUSY: Duration = Duration::from_millis(30);
+/// The pause between two looks at a lock that changes hands often, and the longest one.
+const SHORTEST_POLL: Duration = Duration::from_millis(20);
+const LONGEST_POLL: Duration = Duration::from_millis(250);
+/// The same while the database cannot be reached.
+const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
+const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
+/// The last try of a bounded wait begins this long before its end, so that its answer is in time.
+const LAST_TRY: Duration = Duration::from_millis(20);
+
+/// What is wanted, all rules checked.
+#[derive(Debug)]
+pub(crate) struct Want {
+    pub(crate) name: LockName,
+    pub(crate) holder: Arc<str>,
+    pub(crate) metadata: Arc<str>,
+    pub(crate) timing: Timing,
+    /// None: as long as it takes; zero: try once.
+    pub(crate) wait: Option<Duration>,
+}
+
+/// Acquire on the background thread. If nobody wants the result any more, nothing stays held.
+pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
+    let (mut wanted, result) = tokio::sync::oneshot::channel();
+    crate::runtime::handle()?.spawn(async move {
+        // Dropping the work gives back what it may have acquired: see `Attempt`.
+        let done = tokio::select! {
+            done = within_wait(&inner, &want) => done,
+            () = wanted.closed() => return,
+        };
+        // A guard that nobody takes is dropped, and so releases.
+        drop(wanted.send(done));
+    });
+    result.await.unwrap_or_else(|stopped| {
+        Err(Error::Unavailable { op: "acquire a lock".into(), source: Box::new(stopped) })
+    })
+}
+
+/// What was learnt while waiting, for the error at its end.
+#[derive(Debug, Default)]
+struct Progress {
+    occupant: Option<Occupant>,
+    failure: Option<StoreError>,
+}
+
+impl Progress {
+    fn note(&mut self, outcome: Result<Outcome, StoreError>) {
+        match outcome {
+            Ok(Outcome::Held(occupant)) => (self.occupant, self.failure) = (Some(occupant), None),
+            Err(failure @ StoreError::Unavailable(_)) => {
+                tracing::debug!("acquire failed, trying again: {failure}");
+                (self.occupant, self.failure) = (None, Some(failure));
+            }
+            _ => {
+                self.occupant.get_or_insert_default();
+            }
+        }
+    }
+}
+
+/// Whether a try-once is over after this.
+fn gives_up(outcome: &Result<Outcome, StoreError>, waited: Duration) -> bool {
+    match outcome {
+        Ok(Outcome::Held(_)) => true,
+        Ok(Outcome::Busy) => waited >= ONCE_BUSY,
+        Err(StoreError::Contention(_)) => waited >= ONCE_CONTENTION,
+        _ => false,
+    }
+}
+
+/// `work`, stopped when the wait is over, whatever the database does.
+async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, Error> {
+    let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
+    let Some(limit) = want.wait.filter(|wait| !wait.is_zero()) else {
+        return work(inner, want, &progress, None).await;
+    };
+    tokio::select! {
+        biased;
+        done = work(inner, want, &progress, Some(began + limit)) => return done,
+        () = clock::sleep_until(began + limit) => {}
+    }
+    let Progress { occupant, failure } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (occupant, failure) {
+        (None, Some(failure)) => Err(failure.into_error(op(&want.name))),
+        (None, None) => Err(Error::Unavailable {
+            op: op(&want.name),
+            source: format!("no answer within {}", crate::error::Human(limit)).into(),
+        }),
+        (Some(occupant), _) => Err(Error::TimedOut {
+            name: want.name.clone(),
+            waited: clock::now() - began,
+            holder: occupant.holder,
+            held_for: occupant.held_for,
+        }),
+    }
+}
+
+fn op(name: &LockName) -> String {
+    format!("acquire lock `{name}`")
+}
+
+async fn work(
+    inner: &Arc<Inner>,
+    want: &Want,
+    progress: &Mutex<Progress>,
+    deadline: Option<Time>,
+) -> Result<Option<LockGuard>, Error> {
+    let once = want.wait.is_some_and(|wait| wait.is_zero());
+    let began = clock::now();
+    let mut line = None;
+    if !once && inner.turns.is_waited_for(&want.name) {
+        line = Some(wait_for_turn(inner, want, progress).await);
+    }
+    let (mut pace, mut attempt) = (Pace::default(), Attempt::new(inner, want)?);
+    loop {
+        let outcome = attempt.once().await;
+        if let Ok(Outcome::Granted { token, length }) = outcome {
+            match attempt.granted(token, length).await {
+                Ok(guard) => return Ok(Some(guard)),
+                Err(reason) if once => return Err(Error::Lost { name: want.name.clone(), reason }),
+                Err(_) => attempt = Attempt::new(inner, want)?,
+            }
+            continue;
+        }
+        let waited = clock::now() - began;
+        if once && gives_up(&outcome, waited) {
+            return Ok(None);
+        }
+        let pause = pace.after(&outcome);
+        match outcome {
+            Err(refused @ StoreError::Rejected { .. }) => {
+                return Err(refused.into_error(op(&want.name)));
+            }
+            Err(failure @ StoreError::Unavailable(_)) if once => {
+                return Err(failure.into_error(op(&want.name)));
+            }
+            outcome => progress.lock().unwrap_or_else(PoisonError::into_inner).note(outcome),
+        }
+        if once {
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        let turn = match line.take() {
+            Some(turn) => turn,
+            None => wait_for_turn(inner, want, progress).await,
+        };
+        let pause = match deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY)) {
+            // The wait's end is what ends this.
+            Some(Duration::ZERO) => Duration::MAX,
+            Some(left) => pause.min(left),
+            None => pause,
+        };
+        tokio::select! {
+            () = inner.store.freed(&want.name, pause) => {}
+            () = turn.rings() => {}
+        }
+        line = Some(turn);
+    }
+}
+
+/// Stand in line and wait for our turn. Who is behind others need not ask the database who has it:
+/// others of this process do.
+async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -> Turn {
+    progress.lock().unwrap_or_else(PoisonError::into_inner).occupant.get_or_insert_default();
+    let turn = inner.turns.join(&want.name);
+    turn.comes().await;
+    turn
+}
+
+/// One grant that is being asked for.
+///
+/// Dropped while it is unknown whether it was made, it is given back in the background.
+struct Attempt<'a> {
+    inner: &'a Arc<Inner>,
+    want: &'a Want,
+    asks: [Ask; 1],
+    /// When the latest request was sent.
+    sent: Time,
+    unsettled: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(inner: &'a Arc<Inner>, want: &'a Want) -> Result<Self, Error> {
+        let ask = Ask {
+            name: want.name.clone(),
+            grant: GrantId::random()?,
+            holder: Arc::clone(&want.holder),
+            length: want.timing.first_grant(),
+            metadata: Arc::clone(&want.metadata),
+        };
+        Ok(Self { inner, want, asks: [ask], sent: Time::ZERO, unsettled: false })
+    }
+
+    async fn once(&mut self) -> Result<Outcome, StoreError> {
+        let before = std::mem::replace(&mut self.unsettled, true);
+        self.sent = clock::now();
+        let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
+        let outcome = outcomes.pop().unwrap_or(Outcome::Busy);
+        self.unsettled = match outcome {
+            Outcome::Held(_) => false,
+            // It may be a request of our own, whose reply was lost, that has the row locked.
+            Outcome::Busy => before,
+            Outcome::Granted { .. } => true,
+        };
+        Ok(outcome)
+    }
+
+    /// It is ours. Of a long lease, wait until the database has confirmed all of it.
+    async fn granted(&mut self, token: Token, length: Duration) -> Result<LockGuard, LostReason> {
+        let lease = Lease::granted(self.want.timing, self.sent, length);
+        let grant = Grant {
+            name: self.want.name.clone(),
+            token,
+            id: self.asks[0].grant,
+            holder: Arc::clone(&self.want.holder),
+        };
+        let held = Held::new(grant, &lease);
+        // From here on it is the guard that gives it back.
+        self.unsettled = false;
+        let guard = LockGuard::new(Arc::clone(self.inner), Arc::clone(&held), self.want.timing.ttl());
+        self.inner.scheduler.add(lease, Arc::clone(&held));
+        let mut status = held.watch();
+        let settled = status
+            .wait_for(|status| !matches!(status, Status::Held(None)))
+            .await
+            .map_or(Status::Released, |status| *status);
+        match settled {
+            Status::Lost(reason) => Err(reason),
+            Status::Held(_) | Status::Released => {
+                tracing::debug!(
+                    lock.name = %self.want.name, lock.token = %token,
+                    lock.holder = %self.want.holder, "lock acquired"
+                );
+                Ok(guard)
+            }
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.unsettled {
+            return;
+        }
+        let [ask] = &self.asks;
+        let what = Return {
+            name: ask.name.clone(),
+            token: None,
+            grant: ask.grant,
+            holder: Arc::clone(&ask.holder),
+            durable: false,
+        };
+        // After that time the grant has run out by itself: an acquire makes none that is longer.
+        tokio::spawn(give_back(Arc::clone(self.inner), what, Ttl::Lasting(MAX_FIRST_GRANT)));
+    }
+}
+
+/// How long to wait before the next look.
+#[derive(Debug, Default)]
+struct Pace {
+    seen: Option<Token>,
+    poll: Duration,
+    outage: Duration,
+}
+
+impl Pace {
+    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Duration {
+        match outcome {
+            Ok(Outcome::Held(occupant)) => self.held(occupant),
+            Err(StoreError::Unavailable(_)) => self.unavailable(),
+            _ => self.busy(),
+        }
+    }
+
+    /// A lock that changed hands since the last look is looked at often, one that did not ever less;
+    /// never later than its lease ends.
+    fn held(&mut self, occupant: &Occupant) -> Duration {
+        self.outage = Duration::ZERO;
+        self.poll = if self.seen == occupant.token {
+            (self.poll * 3 / 2).clamp(SHORTEST_POLL, LONGEST_POLL)
+        } else {
+            SHORTEST_POLL
+        };
+        self.seen = occupant.token;
+        let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let end = occupant.free_in.map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
+        end.map_or(jittered, |end| end.min(jittered))
+    }
+
+    fn busy(&mut self) -> Duration {
+        self.outage = Duration::ZERO;
+        Duration::from_millis(fastrand::u64(2..=20))
+    }
+
+    fn unavailable(&mut self) -> Duration {
+        self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
+        self.outage.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}

@@ -1,0 +1,169 @@
+//! The same without async, for code that blocks.
+//!
+//! Each call waits on the thread that makes it; renewals go on in the background all the same. Do
+//! not call it from async code: it would block the worker.
+//!
+//! ```
+//! use database_locks::blocking::Locks;
+//!
+//! # fn main() -> Result<(), database_locks::Error> {
+//! let locks = Locks::connect("memory:")?;
+//! let guard = locks.lock("report").acquire()?;
+//! assert!(guard.is_held());
+//! # Ok(()) }
+//! ```
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use pollster::block_on;
+use serde_json::Value;
+
+use crate::error::{Error, LostReason};
+use crate::info::LockInfo;
+use crate::locks::Freed;
+use crate::timing::Ttl;
+
+/// [`crate::Locks`] without async.
+#[derive(Clone, Debug)]
+pub struct Locks(crate::Locks);
+
+impl Locks {
+    /// See [`crate::Locks::connect`].
+    pub fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
+        block_on(crate::Locks::connect(url)).map(Self)
+    }
+
+    /// See [`crate::Locks::connect_to`].
+    pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        block_on(crate::Locks::connect_to(url, table)).map(Self)
+    }
+
+    /// See [`crate::Locks::lock`].
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock(self.0.lock(name))
+    }
+
+    /// See [`crate::Locks::migrate`].
+    pub fn migrate(&self) -> Result<(), Error> {
+        block_on(self.0.migrate())
+    }
+
+    /// See [`crate::Locks::list`].
+    pub fn list(&self) -> Result<Vec<LockInfo>, Error> {
+        block_on(self.0.list())
+    }
+
+    /// See [`crate::Locks::show`].
+    pub fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
+        block_on(self.0.show(name))
+    }
+
+    /// See [`crate::Locks::force_release`].
+    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+        block_on(self.0.force_release(name))
+    }
+
+    /// See [`crate::Locks::drain`].
+    pub fn drain(&self) {
+        block_on(self.0.drain());
+    }
+}
+
+/// [`crate::Lock`] without async.
+#[derive(Clone, Debug)]
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct Lock(crate::Lock);
+
+impl Lock {
+    /// See [`crate::Lock::ttl`].
+    pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
+        Self(self.0.ttl(ttl))
+    }
+
+    /// See [`crate::Lock::wait`].
+    pub fn wait(self, limit: Duration) -> Self {
+        Self(self.0.wait(limit))
+    }
+
+    /// See [`crate::Lock::renew_every`].
+    pub fn renew_every(self, period: Duration) -> Self {
+        Self(self.0.renew_every(period))
+    }
+
+    /// See [`crate::Lock::auto_renew`].
+    pub fn auto_renew(self, on: bool) -> Self {
+        Self(self.0.auto_renew(on))
+    }
+
+    /// See [`crate::Lock::margin`].
+    pub fn margin(self, margin: Duration) -> Self {
+        Self(self.0.margin(margin))
+    }
+
+    /// See [`crate::Lock::holder`].
+    pub fn holder(self, holder: impl Into<String>) -> Self {
+        Self(self.0.holder(holder))
+    }
+
+    /// See [`crate::Lock::metadata`].
+    pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self(self.0.metadata(key, value))
+    }
+
+    /// See [`crate::Lock::try_acquire`].
+    pub fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
+        Ok(block_on(self.0.try_acquire())?.map(|guard| LockGuard(Some(guard))))
+    }
+
+    /// See [`crate::Lock::acquire`].
+    pub fn acquire(&self) -> Result<LockGuard, Error> {
+        block_on(self.0.acquire()).map(|guard| LockGuard(Some(guard)))
+    }
+}
+
+/// A held lock. Dropping it releases the lock and waits for that, for 5 s at most.
+///
+/// What it can tell without waiting is that of [`crate::LockGuard`], which it derefs to.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub struct LockGuard(Option<crate::LockGuard>);
+
+impl LockGuard {
+    /// See [`crate::LockGuard::check`].
+    pub fn check(&self) -> Result<(), Error> {
+        block_on(crate::LockGuard::check(self))
+    }
+
+    /// See [`crate::LockGuard::extend`].
+    pub fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        self.0.as_mut().map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
+    }
+
+    /// Wait until it is lost; see [`crate::LockGuard::lost`].
+    pub fn wait_lost(&self) -> LostReason {
+        block_on(self.lost())
+    }
+
+    /// See [`crate::LockGuard::release`].
+    pub fn release(mut self) -> Result<(), Error> {
+        self.0.take().map_or(Ok(()), |guard| block_on(guard.release()))
+    }
+}
+
+impl Deref for LockGuard {
+    type Target = crate::LockGuard;
+
+    #[allow(clippy::expect_used, reason = "only `release` and `drop` take it, and both end this value")]
+    fn deref(&self) -> &crate::LockGuard {
+        self.0.as_ref().expect("a guard that was not released")
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.take().filter(crate::LockGuard::is_held) {
+            let _ = block_on(guard.release());
+        }
+    }
+}

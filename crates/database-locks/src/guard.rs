@@ -1,0 +1,250 @@
+//! A held lock.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::acquire::PATIENCE;
+use crate::error::{Error, LostReason};
+use crate::info::LockState;
+use crate::locks::Inner;
+use crate::name::LockName;
+use crate::release::give_back;
+use crate::renew::{Held, Status};
+use crate::runtime;
+use crate::store::{Released, Renewal, Return};
+use crate::timing::Ttl;
+use crate::token::Token;
+
+/// How long [`LockGuard::release`] waits for the database before it lets the background go on.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A held lock. It is renewed in the background for as long as this value lives.
+///
+/// Dropping it releases the lock in the background, best effort: if the process ends at once, or the
+/// database is not to be reached, the lock stays held until its ttl ends. Call
+/// [`release`](LockGuard::release) where it matters, or [`Locks::drain`](crate::Locks::drain) before
+/// the process ends. A guard that is leaked (`std::mem::forget`) is renewed until the process ends.
+#[must_use = "the lock is released when this is dropped"]
+pub struct LockGuard {
+    inner: Arc<Inner>,
+    held: Arc<Held>,
+    ttl: Ttl,
+    released: bool,
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("name", self.name())
+            .field("token", &self.token())
+            .field("status", &self.held.status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl LockGuard {
+    pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
+        Self { inner, held, ttl, released: false }
+    }
+
+    /// Which lock.
+    pub fn name(&self) -> &LockName {
+        &self.held.grant.name
+    }
+
+    /// The fencing number of this grant: greater than that of every earlier one of this name.
+    pub fn token(&self) -> Token {
+        self.held.grant.token
+    }
+
+    /// The random id of this grant, 32 hexadecimal digits.
+    pub fn grant_id(&self) -> &str {
+        self.held.grant.id.as_str()
+    }
+
+    /// Who holds it, as `locked_by` says.
+    pub fn holder(&self) -> &str {
+        &self.held.grant.holder
+    }
+
+    /// Whether it is still held, as far as can be known without asking. Never waits.
+    ///
+    /// Once it is `false` it stays so; it turns `false` before the database would give the lock to
+    /// anybody else, on a clock that goes on while the machine is suspended.
+    pub fn is_held(&self) -> bool {
+        !self.trusted_for().is_zero()
+    }
+
+    /// How long it would be held if no renewal got through from now on. Never waits.
+    ///
+    /// Zero: lost. [`Duration::MAX`]: without end.
+    pub fn trusted_for(&self) -> Duration {
+        self.held.trusted_for()
+    }
+
+    /// Wait until it is lost. Does not resolve if it is released.
+    ///
+    /// The future does not borrow the guard, so it may be spawned.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and asked for again at any time.
+    pub fn lost(&self) -> impl Future<Output = LostReason> + Send + use<> {
+        let mut status = self.held.watch();
+        async move {
+            loop {
+                if let Status::Lost(reason) = *status.borrow_and_update() {
+                    return reason;
+                }
+                if status.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Ask the database whether it is still ours.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if it is not; the guard is lost from then on. [`Error::Unavailable`] or
+    /// [`Error::Rejected`] where there is no answer, which changes nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.still_trusted()?;
+        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        runtime::run(async move {
+            let op = || format!("check lock `{}`", held.grant.name);
+            let names = [held.grant.name.clone()];
+            let rows = inner.store.read(Some(&names), PATIENCE).await;
+            let ours = rows.map_err(|e| e.into_error(op()))?.pop().is_some_and(|row| {
+                row.token == held.grant.token
+                    && row.grant.as_deref() == Some(held.grant.id.as_str())
+                    && matches!(row.state, LockState::Held { .. })
+            });
+            if ours {
+                return Ok(());
+            }
+            // The renewal that must fail says why.
+            let renewal = [(held.grant.clone(), ttl)];
+            let answers = inner.store.renew(&renewal, PATIENCE).await;
+            match answers.map_err(|e| e.into_error(op()))?.pop() {
+                Some(Renewal::Lost(reason)) => {
+                    held.lose(reason);
+                    inner.scheduler.lost(held.grant.id, reason);
+                    Err(Error::Lost { name: held.grant.name.clone(), reason })
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Renew to `ttl` at once, and to the same from now on. Never shortens what the database has.
+    ///
+    /// Margin and period follow the new ttl by default.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a ttl out of range; [`Error::Lost`] if the lease ends before the
+    /// database has confirmed it. While the database is not to be reached it waits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the extension may or may not happen.
+    pub async fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        let (ttl, id) = (ttl.into(), self.held.grant.id);
+        let Some(timing) = self.inner.scheduler.timing(id) else {
+            return self.still_trusted();
+        };
+        let timing = timing.with_ttl(ttl)?;
+        self.ttl = ttl;
+        let mut status = self.held.watch();
+        self.inner.scheduler.extend(id, timing);
+        let settled = status.wait_for(|status| *status != Status::Held(None)).await;
+        drop(settled);
+        self.still_trusted()
+    }
+
+    fn still_trusted(&self) -> Result<(), Error> {
+        let reason = match self.held.status() {
+            Status::Lost(reason) => reason,
+            _ if self.is_held() => return Ok(()),
+            // Its end has passed, the scheduler is about to say so.
+            _ => LostReason::Expired,
+        };
+        Err(Error::Lost { name: self.name().clone(), reason })
+    }
+
+    /// Release the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if it was no longer ours; nothing was changed then. [`Error::Unavailable`]
+    /// if the database did not answer within 5 s: the attempt goes on in the background, and at the
+    /// latest the lock is free when its ttl ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, it is carried out even if it is dropped; before, dropping it releases as
+    /// dropping the guard does.
+    pub async fn release(mut self) -> Result<(), Error> {
+        let name = self.name().clone();
+        self.still_trusted()?;
+        let Some(work) = self.begin_release() else { return Ok(()) };
+        let work = runtime::handle()?.spawn(work);
+        let late = async move {
+            tokio::time::sleep(RELEASE_PATIENCE).await;
+            Err(Error::Unavailable {
+                op: format!("release lock `{name}`"),
+                source: "no answer within 5s; trying on in the background".into(),
+            })
+        };
+        let done = runtime::run(async {
+            tokio::select! {
+                done = work => done.unwrap_or_else(|stopped| Err(Error::Unavailable {
+                    op: "release a lock".into(),
+                    source: Box::new(stopped),
+                })),
+                late = late => late,
+            }
+        });
+        match done.await? {
+            Released::NotOurs => Err(Error::Lost { name: self.name().clone(), reason: LostReason::TakenOver }),
+            Released::Freed | Released::Busy => Ok(()),
+        }
+    }
+
+    /// Stop the renewals; what is left is to tell the database.
+    fn begin_release(
+        &mut self,
+    ) -> Option<impl Future<Output = Result<Released, Error>> + Send + 'static + use<>> {
+        if std::mem::replace(&mut self.released, true) {
+            return None;
+        }
+        self.inner.scheduler.remove(self.held.grant.id);
+        let before = self.held.status();
+        self.held.released();
+        // A row that is another's, or gone, has nothing of ours to be released.
+        let ours = match before {
+            Status::Held(_) => true,
+            Status::Lost(LostReason::Expired | LostReason::Unreachable) => true,
+            Status::Lost(_) | Status::Released => false,
+        };
+        let what = Return::of(&self.held.grant, self.ttl);
+        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl))
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.begin_release(), runtime::handle()) {
+            runtime.spawn(work);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The life of one lease: pure arithmetic on points in time that it is given.
+//!
+//! A lease is *trusted* from its grant until `trusted_until`, and lost for good after that. What a
+//! confirmation by the database adds counts from **before the request was sent**, less a margin:
+//! whenever the request was carried out, the database's lease began later than that, and so ends
+//! later than our trust. Between confirmations trust only shrinks. A renewal that failed, timed out
+//! or found its row locked changes nothing but when the next one is tried.
+
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::error::LostReason;
+use crate::timing::{Timing, Ttl};
+
+/// The first pause after a renewal that failed; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+/// The longest pause: in the last seconds of a lease a database that is back must be noticed.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How long a renewal may take before its connection is given up. A short lease needs a second try
+/// on a new connection before it ends.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be done about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Send a renewal.
+    Renew,
+    /// Look again at that time.
+    Wait(Time),
+    /// Trust has ended.
+    Lost(LostReason),
+}
+
+/// What came of a renewal that did not lose the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The database has it for another ttl.
+    Renewed,
+    /// The database says that it is ours, but could not renew it just now.
+    Busy,
+    /// No answer, or an error.
+    Unknown,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lease {
+    timing: Timing,
+    trusted_until: Time,
+    /// When the next renewal is due; none: never.
+    renew_at: Option<Time>,
+    /// The ttl of a renewal that is under way.
+    under_way: Option<Ttl>,
+    /// The ttl that the database has confirmed.
+    confirmed: Option<Ttl>,
+    failures: u32,
+    unreachable: bool,
+}
+
+/// When trust ends for a lease of `length` that was asked for at `sent`.
+fn trust(timing: &Timing, sent: Time, length: Duration) -> Time {
+    sent.saturating_add(length - timing.margin_of(length))
+}
+
+impl Lease {
+    /// A grant of `length`, asked for at `sent`.
+    pub(crate) fn granted(timing: Timing, sent: Time, length: Duration) -> Self {
+        let whole = timing.ttl() == Ttl::Lasting(length);
+        Self {
+            trusted_until: trust(&timing, sent, length),
+            // What the acquire granted of a long lease is only its beginning.
+            renew_at: if whole { timing.renew_every().map(|every| sent + every) } else { Some(sent) },
+            under_way: None,
+            confirmed: whole.then_some(timing.ttl()),
+            failures: 0,
+            unreachable: false,
+            timing,
+        }
+    }
+
+    pub(crate) fn next(&self, now: Time) -> Next {
+        if now >= self.trusted_until {
+            let reason =
+                if self.unreachable { LostReason::Unreachable } else { LostReason::Expired };
+            return Next::Lost(reason);
+        }
+        match self.renew_at {
+            _ if self.under_way.is_some() => Next::Wait(self.trusted_until),
+            Some(at) if at <= now => Next::Renew,
+            Some(at) => Next::Wait(at.min(self.trusted_until)),
+            None => Next::Wait(self.trusted_until),
+        }
+    }
+
+    /// Whether it had better come along with a round of renewals that goes out now.
+    ///
+    /// Leases that were taken one after another would otherwise each be renewed in a statement of
+    /// its own for ever.
+    pub(crate) fn may_come_along(&self, now: Time) -> bool {
+        let Some(at) = self.renew_at else { return false };
+        let early = self.timing.renew_every().unwrap_or_default() / 2;
+        self.under_way.is_none() && self.failures == 0 && at <= now + early && now < self.trusted_until
+    }
+
+    /// A renewal goes out; this is what to ask for.
+    pub(crate) fn renewing(&mut self) -> Ttl {
+        self.under_way = Some(self.timing.ttl());
+        self.timing.ttl()
+    }
+
+    /// The renewal that was sent at `sent` came to this at `now`.
+    pub(crate) fn answered(&mut self, sent: Time, answer: Answer, now: Time) {
+        let Some(asked) = self.under_way.take() else { return };
+        if now >= self.trusted_until {
+            // Whoever asked meanwhile was told that it is not held, and that must stay so.
+            return;
+        }
+        match answer {
+            Answer::Renewed => {
+                let until = match asked {
+                    Ttl::Lasting(length) => trust(&self.timing, sent, length),
+                    Ttl::Endless => Time::MAX,
+                };
+                self.trusted_until = self.trusted_until.max(until);
+                self.confirmed = Some(asked);
+                (self.failures, self.unreachable) = (0, false);
+                self.renew_at = if asked == self.timing.ttl() {
+                    self.timing.renew_every().map(|every| sent + every)
+                } else {
+                    Some(now)
+                };
+            }
+            Answer::Busy | Answer::Unknown => {
+                self.unreachable = answer == Answer::Unknown;
+                let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10));
+                let longest = self.timing.renew_every().unwrap_or(LONGEST_RETRY) / 2;
+                self.failures += 1;
+                self.renew_at = Some(now + pause.min(LONGEST_RETRY).min(longest.max(FIRST_RETRY)));
+            }
+        }
+    }
+
+    /// From now on, renew to this; the first time at once.
+    pub(crate) fn extend(&mut self, timing: Timing, now: Time) {
+        self.timing = timing;
+        self.confirmed = None;
+        self.renew_at = Some(now);
+    }
+
+    pub(crate) fn trusted_until(&self) -> Time {
+        self.trusted_until
+    }
+
+    /// The ttl that the database has confirmed; none while it knows a shorter one only.
+    pub(crate) fn confirmed(&self) -> Option<Ttl> {
+        self.confirmed
+    }
+
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    /// How long to wait for the answer to a renewal.
+    pub(crate) fn patience(&self) -> Duration {
+        let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
+        every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::timing::Renewing;
+
+    const START: Time = Duration::from_secs(1000);
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn timing(ttl: impl Into<Ttl>) -> Timing {
+        Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap()
+    }
+
+    fn lease(ttl: Duration) -> Lease {
+        Lease::granted(timing(ttl), START, ttl)
+    }
+
+    #[test]
+    fn it_is_renewed_each_third_of_its_ttl() {
+        let mut lease = lease(secs(30));
+        assert_eq!(lease.next(START), Next::Wait(START + secs(10)));
+        assert_eq!(lease.next(START + secs(10)), Next::Renew);
+        lease.renewing();
+        lease.answered(START + secs(10), Answer::Renewed, START + secs(11));
+        assert_eq!(lease.next(START + secs(11)), Next::Wait(START + secs(20)));
+    }
+
+    #[test]
+    fn a_slow_renewal_is_counted_from_when_it_was_sent() {
+        let mut lease = lease(secs(30));
+        let sent = START + secs(10);
+        lease.renewing();
+        lease.answered(sent, Answer::Renewed, sent + secs(8));
+        assert_eq!(lease.trusted_until(), sent + secs(30 - 3));
+    }
+
+    #[test]
+    fn a_call_that_hangs_does_not_delay_the_loss() {
+        let mut lease = lease(secs(30));
+        lease.renewing();
+        assert_eq!(lease.next(START + secs(12)), Next::Wait(START + secs(27)));
+        assert_eq!(lease.next(START + secs(27)), Next::Lost(LostReason::Expired));
+    }
+
+    #[test]
+    fn an_unknown_renewal_is_tried_again_until_trust_ends() {
+        let mut lease = lease(secs(30));
+        let (mut now, mut tries) = (START, 0);
+        let reason = loop {
+            match lease.next(now) {
+                Next::Renew => {
+                    tries += 1;
+                    lease.renewing();
+                    lease.answered(now, Answer::Unknown, now);
+                }
+                Next::Wait(until) => now = until,
+                Next::Lost(reason) => break reason,
+            }
+        };
+        assert_eq!((reason, now), (LostReason::Unreachable, START + secs(27)));
+        assert!(tries > 15, "{tries}");
+    }
+
+    #[test]
+    fn what_comes_after_the_end_of_trust_revives_nothing() {
+        let mut lease = lease(secs(30));
+        lease.renewing();
+        lease.answered(START + secs(26), Answer::Renewed, START + secs(28));
+        assert_eq!(lease.next(START + secs(28)), Next::Lost(LostReason::Expired));
+    }
+
+    #[test]
+    fn a_long_lease_begins_short_and_is_renewed_at_once() {
+        for ttl in [Ttl::Lasting(secs(3600)), Ttl::Endless] {
+            let mut lease = Lease::granted(timing(ttl), START, secs(30));
+            assert_eq!(lease.confirmed(), None);
+            assert!(lease.trusted_until() <= START + secs(30));
+            assert_eq!(lease.next(START), Next::Renew);
+            assert_eq!(lease.renewing(), ttl);
+            lease.answered(START, Answer::Renewed, START);
+            assert_eq!(lease.confirmed(), Some(ttl));
+            assert!(lease.trusted_until() > START + secs(3000));
+        }
+    }
+
+    #[test]
+    fn an_extension_during_a_renewal_is_asked_for_next() {
+        let mut lease = lease(secs(10));
+        lease.renewing();
+        lease.extend(timing(secs(60)), START + secs(1));
+        lease.answered(START, Answer::Renewed, START + secs(2));
+        assert_ne!(lease.confirmed(), Some(Ttl::Lasting(secs(60))));
+        assert_eq!(lease.next(START + secs(2)), Next::Renew);
+    }
+
+    #[test]
+    fn a_lease_that_is_not_renewed_only_expires() {
+        let timing = Timing::new(secs(10).into(), Renewing::Never, None).unwrap();
+        let lease = Lease::granted(timing, START, secs(10));
+        assert_eq!(lease.next(START), Next::Wait(START + secs(9)));
+        assert!(!lease.may_come_along(START + secs(8)));
+    }
+
+    proptest! {
+        /// The database carries out each request somewhere between its sending and its answer, or
+        /// its timing out, and its clock may run up to 1 % faster than ours: as long as we trust the
+        /// lease, the database would give it to nobody else.
+        #[test]
+        fn trusted_means_not_expired_in_the_database(
+            ttl_ms in 100_u64..600_000,
+            first_ms in 0_u64..50,
+            rounds in prop::collection::vec((0_u64..5_000, 0_u64..5_000, 0_u8..4, any::<bool>()), 1..40),
+        ) {
+            let db = |t: Time| t.mul_f64(1.01);
+            let ms = Duration::from_millis;
+            let ttl = ms(ttl_ms);
+            let timing = timing(ttl);
+            let length = timing.first_grant();
+            let mut lease = Lease::granted(timing, START, length);
+            let mut now = START + ms(first_ms);
+            let mut expires = db(START) + length;
+            for (before, after, answer, late) in rounds {
+                match lease.next(now) {
+                    Next::Lost(_) => break,
+                    Next::Wait(until) => now = until.min(now + ms(before + after)),
+                    Next::Renew => {
+                        let (sent, done) = (now, now + ms(before));
+                        let asked = lease.renewing();
+                        now = done + ms(after);
+                        let Ttl::Lasting(asked) = asked else { unreachable!() };
+                        // Sent while trusted, carried out while the row was not expired.
+                        let carried_out = answer < 2 || (answer == 2 && late);
+                        if carried_out && db(done) < expires {
+                            expires = expires.max(db(done) + asked);
+                            let answer = if answer == 0 { Answer::Renewed } else { Answer::Unknown };
+                            lease.answered(sent, answer, now);
+                        } else {
+                            lease.answered(sent, Answer::Busy, now);
+                        }
+                    }
+                }
+                prop_assert!(db(lease.trusted_until()) <= expires);
+            }
+        }
+    }
+}

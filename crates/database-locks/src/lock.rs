@@ -1,0 +1,224 @@
+//! A lock as it is wanted: a name and settings, to be acquired any number of times.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::acquire::{Want, acquire};
+use crate::error::Error;
+use crate::guard::LockGuard;
+use crate::holder::{check_holder, metadata};
+use crate::locks::Locks;
+use crate::name::LockName;
+use crate::timing::{Renewing, Timing, Ttl};
+
+/// What a ttl is unless given.
+const DEFAULT_TTL: Duration = Duration::from_secs(30);
+
+/// A lock's name and settings. Reusable: it holds nothing; a [`LockGuard`] does.
+///
+/// All rules, and those between settings, are checked by the call that acquires, before any I/O.
+///
+/// | setting       | meaning                                                        | default |
+/// | ---           | ---                                                            | --- |
+/// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
+/// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
+/// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
+/// | `auto_renew`  | whether to renew at all                                        | yes |
+/// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
+/// | `holder`      | who, for people: 1 to 255 characters                           | `host.pid.random` |
+/// | `metadata`    | what the holder wants to say, as JSON; 4 KiB in all            | program, host, pid, version |
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// # let locks = database_locks::Locks::connect("memory:").await?;
+/// let nightly = locks.lock("nightly report").ttl(Duration::from_secs(10)).wait(Duration::ZERO);
+///
+/// let guard = nightly.acquire().await?;
+/// assert!(nightly.try_acquire().await?.is_none(), "one holder at a time");
+/// drop(guard);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct Lock {
+    locks: Locks,
+    name: String,
+    ttl: Ttl,
+    wait: Option<Duration>,
+    renewing: Renewing,
+    margin: Option<Duration>,
+    holder: Option<String>,
+    metadata: Map<String, Value>,
+}
+
+impl Lock {
+    pub(crate) fn new(locks: Locks, name: &str) -> Self {
+        Self {
+            locks,
+            name: name.to_owned(),
+            ttl: Ttl::Lasting(DEFAULT_TTL),
+            wait: None,
+            renewing: Renewing::ByDefault,
+            margin: None,
+            holder: None,
+            metadata: Map::new(),
+        }
+    }
+
+    /// How long the lease lasts after each renewal.
+    pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
+        self.ttl = ttl.into();
+        self
+    }
+
+    /// How long [`Lock::acquire`] waits; zero: it tries once.
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = Some(limit);
+        self
+    }
+
+    /// Renew when this much time has passed since the last success.
+    pub fn renew_every(mut self, period: Duration) -> Self {
+        self.renewing = Renewing::Every(period);
+        self
+    }
+
+    /// Whether to renew at all. Without, the lock is lost when its ttl ends.
+    pub fn auto_renew(mut self, on: bool) -> Self {
+        self.renewing = match (on, self.renewing) {
+            (false, _) => Renewing::Never,
+            (true, Renewing::Never) => Renewing::ByDefault,
+            (true, as_it_is) => as_it_is,
+        };
+        self
+    }
+
+    /// Stop trusting the lease this long before the database ends it.
+    ///
+    /// It is the time that is left to stop the work when the lock is lost, and what forgives a
+    /// clock of this machine that is slow.
+    pub fn margin(mut self, margin: Duration) -> Self {
+        self.margin = Some(margin);
+        self
+    }
+
+    /// Who holds it, for people to read.
+    pub fn holder(mut self, holder: impl Into<String>) -> Self {
+        self.holder = Some(holder.into());
+        self
+    }
+
+    /// Something that the holder wants to say; shown under `meta`.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    fn want(&self, wait: Option<Duration>) -> Result<Want, Error> {
+        let holder = match &self.holder {
+            Some(holder) => {
+                check_holder(holder)?;
+                holder.as_str().into()
+            }
+            None => Arc::clone(&self.locks.inner().holder),
+        };
+        Ok(Want {
+            name: LockName::new(&self.name)?,
+            holder,
+            metadata: metadata(&self.metadata)?.into(),
+            timing: Timing::new(self.ttl, self.renewing, self.margin)?,
+            wait,
+        })
+    }
+
+    /// Take the lock now, or answer `None` if somebody else has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a setting out of range; [`Error::Unavailable`] where the database does
+    /// not answer within 5 s; [`Error::Rejected`], for a missing table for one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at any point, it leaves nothing held: a grant that was made meanwhile is given back
+    /// in the background, and at the latest runs out after 30 s.
+    pub async fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
+        let want = self.want(Some(Duration::ZERO))?;
+        acquire(Arc::clone(self.locks.inner()), want).await
+    }
+
+    /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
+    ///
+    /// While it waits it outlives restarts of the database. Waiters of one process come in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::Unavailable`] when it
+    /// is over and the database was not to be reached at its end; [`Error::Config`] and
+    /// [`Error::Rejected`] at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::try_acquire`]; its place in line is lost.
+    pub async fn acquire(&self) -> Result<LockGuard, Error> {
+        let want = self.want(self.wait)?;
+        let name = want.name.clone();
+        let inner = Arc::clone(self.locks.inner());
+        if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
+            return Ok(guard);
+        }
+        // Only a wait of zero ends so; whoever asks for an error wants to know who has it.
+        let info = self.locks.show(&self.name).await.ok().flatten();
+        let (holder, held_for) = info.map_or((None, None), |info| (info.holder, info.held_for));
+        Err(Error::TimedOut { name, waited: Duration::ZERO, holder, held_for })
+    }
+
+    /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
+    ///
+    /// The work begins when the lock is acquired. A future is stopped only where it awaits: work
+    /// that blocks goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it drops the work first and then releases in the background.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let sum = locks.lock("report").run(async { 1 + 1 }).await?;
+    /// assert_eq!(sum, 2);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Error> {
+        let guard = self.acquire().await?;
+        let stopped = {
+            let (lost, work) = (guard.lost(), std::pin::pin!(work));
+            tokio::select! {
+                biased;
+                reason = lost => Err(reason),
+                output = work => Ok(output),
+            }
+        };
+        match stopped {
+            // The work has ended; that the lock was not to be released changes nothing about it,
+            // and the attempt goes on in the background.
+            Ok(output) => {
+                let _ = guard.release().await;
+                Ok(output)
+            }
+            Err(reason) => Err(Error::Lost { name: guard.name().clone(), reason }),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The locks of one table: what a program connects to once and clones freely.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::acquire::PATIENCE;
+use crate::error::Error;
+use crate::holder::default_holder;
+use crate::info::LockInfo;
+use crate::lock::Lock;
+use crate::name::LockName;
+use crate::renew::Scheduler;
+use crate::runtime;
+use crate::store::{self, Force, Store, StoreError, Table};
+use crate::turns::Turns;
+
+/// How long DDL may take: on a busy server it has to wait for others to let go of the table.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a release by force goes on trying where the row is locked.
+const FORCE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What guards and background work share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) turns: Turns,
+    /// Cloned by whoever releases in the background.
+    pub(crate) pending: watch::Receiver<()>,
+    all_done: watch::Sender<()>,
+    /// `locked_by` unless a lock is given another.
+    pub(crate) holder: Arc<str>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.scheduler.close();
+    }
+}
+
+/// The locks of one table of one database. Cheap to clone: clones share one connection, one
+/// scheduler and one line of waiters for each lock.
+///
+/// # Example
+///
+/// ```
+/// use database_locks::Locks;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// let locks = Locks::connect("memory:").await?;
+/// let guard = locks.lock("report").acquire().await?;
+/// assert!(guard.is_held());
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Locks(Arc<Inner>);
+
+impl fmt::Debug for Locks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Locks").field("store", &self.0.store).finish_non_exhaustive()
+    }
+}
+
+impl Locks {
+    /// Connect to a database; its table is `database_locks_lock`.
+    ///
+    /// | URL | engine |
+    /// | --- | --- |
+    /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
+    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.1, MariaDB 10.6 and later |
+    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
+    /// | `memory:`, `memory:name` | this process |
+    ///
+    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
+    /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the
+    /// URL. [`Error::Unavailable`] where nobody answers within 5 s, [`Error::Rejected`] where the
+    /// server refuses us or is not fit: too old, read-only. A missing table is found when it is
+    /// used: see [`Locks::migrate`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the connection is then closed.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
+        Self::connect_to(url, None).await
+    }
+
+    /// The same with a table of another name: `NAME` or `SCHEMA.NAME`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
+    pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        let table = table.map_or_else(|| Ok(Table::default()), Table::new)?;
+        let store = store::open(url.as_ref(), &table)?;
+        runtime::run(async move {
+            let connected = store.connect(PATIENCE).await;
+            connected.map_err(|e| e.into_error("connect"))?;
+            let (all_done, pending) = watch::channel(());
+            let scheduler = Scheduler::start(Arc::clone(&store));
+            let holder = default_holder().into();
+            let turns = Turns::default();
+            Ok(Self(Arc::new(Inner { store, scheduler, turns, pending, all_done, holder })))
+        })
+        .await
+    }
+
+    /// Name a lock. Nothing is checked and nothing happens until it is acquired.
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock::new(self.clone(), name.as_ref())
+    }
+
+    /// Make the table, or add to one of `django-database-locks` 0.5 what it lacks. A second run
+    /// changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Unavailable`].
+    pub async fn migrate(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        runtime::run(async move {
+            again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("make the table"))
+        })
+        .await
+    }
+
+    /// Read every lock that the table knows, free ones too, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    pub async fn list(&self) -> Result<Vec<LockInfo>, Error> {
+        self.read(None).await
+    }
+
+    /// Read one lock; `None` where the table has none of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    pub async fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
+        let name = LockName::new(name)?;
+        Ok(self.read(Some(vec![name])).await?.pop())
+    }
+
+    async fn read(&self, names: Option<Vec<LockName>>) -> Result<Vec<LockInfo>, Error> {
+        let inner = Arc::clone(&self.0);
+        runtime::run(async move {
+            again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE))
+                .await
+                .map_err(|e| e.into_error("read the locks"))
+        })
+        .await
+    }
+
+    /// Take a lock from whoever has it. The holder learns it at its next renewal, and its work goes
+    /// on until then: make sure first that it is dead, or stopped.
+    ///
+    /// Answers with who had it; `None` where it was free already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where its row stays locked for 2 s (a fenced transaction may be open),
+    /// or nobody answers; [`Error::Config`] for a bad name; [`Error::Rejected`].
+    pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+        let (inner, name) = (Arc::clone(&self.0), LockName::new(name)?);
+        runtime::run(async move {
+            let forced = again(FORCE_PATIENCE, || async {
+                match inner.store.force(&name, PATIENCE).await? {
+                    Force::Freed(from) => Ok(Some(from)),
+                    Force::WasFree => Ok(None),
+                    Force::Busy => Err(StoreError::Contention(
+                        "its row is locked: a fenced transaction may be open".into(),
+                    )),
+                }
+            });
+            let from = forced.await.map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            inner.turns.ring(&name);
+            if let Some(from) = &from {
+                tracing::warn!(lock.name = %name, "lock released by force, held by {:?}", from.holder);
+            }
+            Ok(from.map(|from| Freed { holder: from.holder, held_for: from.held_for }))
+        })
+        .await
+    }
+
+    /// Wait until every release that goes on in the background has been carried out: those of
+    /// guards that were dropped, and of acquires that were given up.
+    ///
+    /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
+    pub async fn drain(&self) {
+        // `closed` resolves when only our own receiver is left, hence the count.
+        while self.0.all_done.receiver_count() > 1 {
+            let inner = Arc::clone(&self.0);
+            let nap = async move {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                drop(inner);
+                Ok(())
+            };
+            if runtime::run(nap).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+}
+
+/// Who lost a lock by [`Locks::force_release`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Freed {
+    /// `locked_by`.
+    pub holder: Option<String>,
+    /// For how long it had been held.
+    pub held_for: Option<Duration>,
+}
+
+/// Try again while it is only contention that stands in the way, for so long at most.
+async fn again<T, F: Future<Output = Result<T, StoreError>>>(
+    limit: Duration,
+    work: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    let until = crate::clock::now() + limit;
+    loop {
+        match work().await {
+            Err(StoreError::Contention(_)) if crate::clock::now() < until => {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(5..=30))).await;
+            }
+            done => return done,
+        }
+    }
+}

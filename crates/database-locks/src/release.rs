@@ -1,0 +1,51 @@
+//! Giving a lock back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::error::Error;
+use crate::locks::Inner;
+use crate::store::{Released, Return, StoreError};
+use crate::timing::Ttl;
+
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_RETRY: Duration = Duration::from_millis(10);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
+
+/// Release, again and again until the database has answered, or the lease has ended by itself.
+///
+/// # Errors
+///
+/// What stood in the way at the last try.
+pub(crate) async fn give_back(inner: Arc<Inner>, what: Return, ttl: Ttl) -> Result<Released, Error> {
+    let _pending = inner.pending.clone();
+    let name = what.name.clone();
+    let end = match ttl {
+        Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
+        Ttl::Endless => Duration::MAX,
+    };
+    let returns = [what];
+    let mut pause = FIRST_RETRY;
+    loop {
+        let failure = match inner.store.release(&returns, PATIENCE).await.map(|mut done| done.pop()) {
+            Ok(Some(done @ (Released::Freed | Released::NotOurs))) => {
+                inner.turns.ring(&name);
+                tracing::debug!(lock.name = %name, "lock {done:?}");
+                return Ok(done);
+            }
+            Ok(_) => StoreError::Contention("its row is locked by somebody".into()),
+            Err(failure) => failure,
+        };
+        let over = matches!(failure, StoreError::Rejected { .. }) || clock::now() + pause >= end;
+        if over {
+            let error = failure.into_error(format!("release lock `{name}`"));
+            tracing::warn!(lock.name = %name, "{}", error.chain());
+            return Err(error);
+        }
+        tracing::debug!(lock.name = %name, "release failed, trying again: {failure}");
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(LONGEST_RETRY);
+    }
+}

@@ -1,0 +1,41 @@
+//! The one background thread of the process: all I/O and all renewals happen there.
+//!
+//! A runtime of our own rather than the caller's, since a caller that blocks its workers, drops its
+//! runtime while holding a lock, or has none at all must not lose its locks for it.
+
+use std::future::Future;
+use std::sync::OnceLock;
+
+use tokio::runtime::Handle;
+
+use crate::error::Error;
+
+/// The handle of the background runtime, which is started by the first call.
+pub(crate) fn handle() -> Result<&'static Handle, Error> {
+    static HANDLE: OnceLock<Handle> = OnceLock::new();
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle);
+    }
+    let failed = |source: std::io::Error| Error::Unavailable {
+        op: "start the thread that renews leases".into(),
+        source: Box::new(source),
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("database-locks".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))
+        .map_err(failed)?;
+    // Of two threads that came here at once, the loser's runtime idles; nothing was given to it.
+    Ok(HANDLE.get_or_init(|| handle))
+}
+
+/// Carry out `work` on the background thread. Dropping this future does not stop it.
+pub(crate) async fn run<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    handle()?.spawn(work).await.unwrap_or_else(|stopped| {
+        Err(Error::Unavailable { op: "finish what was begun".into(), source: Box::new(stopped) })
+    })
+}

@@ -1,0 +1,242 @@
+//! Locks within one process, for tests and for programs that have no database.
+//!
+//! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::rows::{Seen, judge};
+use super::{
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table,
+};
+use crate::clock::{self, Time};
+use crate::info::LockInfo;
+use crate::name::LockName;
+use crate::timing::Ttl;
+use crate::token::Token;
+
+#[derive(Debug, Default)]
+struct Row {
+    holder: Option<String>,
+    token: i64,
+    grant: Option<String>,
+    expires: Option<Ends>,
+    acquired: Option<Time>,
+    renewed: Option<Time>,
+    metadata: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ends {
+    At(Time),
+    Never,
+}
+
+fn ends(now: Time, ttl: Ttl) -> Ends {
+    match ttl {
+        Ttl::Lasting(length) => Ends::At(now + length),
+        Ttl::Endless => Ends::Never,
+    }
+}
+
+fn micros(d: Duration) -> i64 {
+    i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since 1970, where the tokens of a new row begin.
+#[allow(clippy::disallowed_methods, reason = "here it plays the database's clock, and tells no time")]
+fn first_token() -> i64 {
+    micros(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()) / 1000
+}
+
+impl Row {
+    fn is_free(&self, now: Time) -> bool {
+        match self.expires {
+            None => true,
+            Some(Ends::At(end)) => end <= now,
+            Some(Ends::Never) => false,
+        }
+    }
+
+    fn is_of(&self, name: &LockName, grant: &Grant) -> bool {
+        debug_assert_eq!(*name, grant.name);
+        self.token == grant.token.get()
+            && self.grant.as_deref() == Some(grant.id.as_str())
+            && self.holder.as_deref() == Some(&*grant.holder)
+    }
+
+    fn free(&mut self, now: Time) {
+        (self.expires, self.grant, self.renewed) = (None, None, Some(now));
+    }
+
+    fn seen(&self, name: &LockName, now: Time) -> Seen {
+        let stamp = |at: Time| first_token() * 1000 - micros(now) + micros(at);
+        Seen {
+            name: name.to_string(),
+            holder: self.holder.clone(),
+            token: self.token,
+            grant: self.grant.clone(),
+            expires_in: self.expires.map(|ends| match ends {
+                Ends::At(end) => micros(end) - micros(now),
+                Ends::Never => i64::MAX,
+            }),
+            endless: self.expires == Some(Ends::Never),
+            intact: true,
+            held_for: self.acquired.map(|at| micros(now.saturating_sub(at))),
+            acquired_at: self.acquired.map(stamp),
+            renewed_at: self.renewed.map(stamp),
+            expires_at: match self.expires {
+                Some(Ends::At(end)) => Some(stamp(end)),
+                _ => None,
+            },
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
+type Rows = BTreeMap<LockName, Row>;
+
+#[derive(Debug, Default)]
+struct Shared {
+    rows: Mutex<Rows>,
+    freed: Notify,
+}
+
+/// The engine `memory:`.
+#[derive(Debug)]
+pub(super) struct Memory(Arc<Shared>);
+
+impl Memory {
+    /// The table of that name in this process; it lasts as long as somebody uses it.
+    pub(super) fn named(name: &str, table: &Table) -> Self {
+        static ALL: OnceLock<Mutex<HashMap<String, Weak<Shared>>>> = OnceLock::new();
+        let all = ALL.get_or_init(Mutex::default);
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, shared| shared.strong_count() > 0);
+        let key = format!("{}/{name}", table.as_str());
+        let shared = all.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        all.insert(key, Arc::downgrade(&shared));
+        Self(shared)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.0.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ready<'a, T: Send + 'a>(answer: T) -> Reply<'a, T> {
+    Box::pin(std::future::ready(Ok(answer)))
+}
+
+fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
+    let now = clock::now();
+    let row = rows.entry(ask.name.clone()).or_default();
+    if !row.is_free(now) {
+        return row.seen(&ask.name, now).refusal(ask.grant.as_str());
+    }
+    row.token = if row.token == 0 { first_token() } else { row.token + 1 };
+    row.holder = Some(ask.holder.to_string());
+    row.grant = Some(ask.grant.to_string());
+    row.expires = Some(Ends::At(now + ask.length));
+    (row.acquired, row.renewed) = (Some(now), Some(now));
+    row.metadata = Some(ask.metadata.to_string());
+    Outcome::Granted { token: Token::from_db(row.token), length: ask.length }
+}
+
+fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
+    let now = clock::now();
+    match rows.get_mut(&grant.name) {
+        Some(row) if row.is_of(&grant.name, grant) && !row.is_free(now) => {
+            row.expires = row.expires.max(Some(ends(now, ttl)));
+            row.renewed = Some(now);
+            Renewal::Renewed
+        }
+        row => judge(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
+    }
+}
+
+fn release(rows: &mut Rows, what: &Return) -> Released {
+    match rows.get_mut(&what.name) {
+        Some(row)
+            if row.grant.as_deref() == Some(what.grant.as_str())
+                && row.holder.as_deref() == Some(&*what.holder)
+                && what.token.is_none_or(|token| token.get() == row.token) =>
+        {
+            row.free(clock::now());
+            Released::Freed
+        }
+        _ => Released::NotOurs,
+    }
+}
+
+impl Store for Memory {
+    fn connect(&self, _: Duration) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [Ask], _: Duration) -> Reply<'a, Vec<Outcome>> {
+        let mut rows = self.rows();
+        ready(asks.iter().map(|ask| acquire(&mut rows, ask)).collect())
+    }
+
+    fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
+        let mut rows = self.rows();
+        ready(grants.iter().map(|(grant, ttl)| renew(&mut rows, grant, *ttl)).collect())
+    }
+
+    fn release<'a>(&'a self, returns: &'a [Return], _: Duration) -> Reply<'a, Vec<Released>> {
+        let mut rows = self.rows();
+        let done = returns.iter().map(|what| release(&mut rows, what)).collect();
+        drop(rows);
+        self.0.freed.notify_waiters();
+        ready(done)
+    }
+
+    fn read<'a>(
+        &'a self,
+        names: Option<&'a [LockName]>,
+        _: Duration,
+    ) -> Reply<'a, Vec<LockInfo>> {
+        let (now, rows) = (clock::now(), self.rows());
+        let asked = |name: &&LockName| names.is_none_or(|names| names.contains(name));
+        ready(
+            rows.iter()
+                .filter(|(name, _)| asked(name))
+                .map(|(name, row)| row.seen(name, now).into_info())
+                .collect(),
+        )
+    }
+
+    fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
+        let now = clock::now();
+        let done = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) => {
+                let occupant = row.seen(name, now).occupant();
+                row.free(now);
+                row.token += 1;
+                Force::Freed(occupant)
+            }
+            _ => Force::WasFree,
+        };
+        self.0.freed.notify_waiters();
+        ready(done)
+    }
+
+    fn install(&self, _: Duration) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn freed<'a>(
+        &'a self,
+        _: &'a LockName,
+        at_most: Duration,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        let bell = self.0.freed.notified();
+        Box::pin(async move {
+            let _ = tokio::time::timeout(at_most, bell).await;
+        })
+    }
+}

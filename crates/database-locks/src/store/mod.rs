@@ -1,0 +1,288 @@
+//! The seam between the library and the engines, and what every engine shares.
+//!
+//! A store takes slices, since one statement for a thousand locks is what makes a thousand locks
+//! cheap; one lock is the common case. It takes durations and gives durations, never a point in
+//! time: so nobody above can compare two clocks by accident.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{BoxError, Error, LostReason};
+use crate::info::LockInfo;
+use crate::name::LockName;
+use crate::timing::Ttl;
+use crate::token::{GrantId, Token};
+
+mod backoff;
+mod memory;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod rows;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod table;
+mod url;
+
+pub use table::Table;
+
+/// A reply that is under way.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// One engine's table of locks.
+///
+/// Every call has a deadline, `within`: past it the connection is given up and the answer is
+/// [`StoreError::Unavailable`]. What a call that failed has done is *unknown*: it may have been
+/// carried out, or may yet be. The answers stand in the order of what was asked.
+///
+/// Dropping a reply leaves it unknown as well, but orderly: calls that are made later are carried out
+/// later, as long as the connection lasts.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Connect if need be, and refuse a server that cannot serve: too old, read-only.
+    fn connect(&self, within: Duration) -> Reply<'_, ()>;
+
+    /// Grant what is free. Never waits for a row; a losing try writes nothing.
+    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>>;
+
+    /// Lengthen what is still held by exactly these grants.
+    fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
+    -> Reply<'a, Vec<Renewal>>;
+
+    /// Free what is still held by exactly these grants.
+    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>>;
+
+    /// Read the rows of these names, or of all, in the order of their names. Locks nothing.
+    fn read<'a>(&'a self, names: Option<&'a [LockName]>, within: Duration)
+    -> Reply<'a, Vec<LockInfo>>;
+
+    /// Free a lock whoever has it.
+    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
+
+    /// Make the table, or add what it lacks. A second run changes nothing.
+    fn install(&self, within: Duration) -> Reply<'_, ()>;
+
+    /// Wait until a release of `name` is announced, or for `at_most`.
+    ///
+    /// An engine without announcements waits all that time. One that has them may lose some: callers
+    /// try again after `at_most` whatever happens.
+    fn freed<'a>(
+        &'a self,
+        name: &'a LockName,
+        at_most: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        let _ = name;
+        Box::pin(tokio::time::sleep(at_most))
+    }
+}
+
+/// What is asked for in an acquire.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Which lock.
+    pub name: LockName,
+    /// Drawn before the request is sent: asked for again, the same grant is recognised.
+    pub grant: GrantId,
+    /// Goes into `locked_by`.
+    pub holder: Arc<str>,
+    /// How long the lease shall last.
+    pub length: Duration,
+    /// JSON.
+    pub metadata: Arc<str>,
+}
+
+/// What became of an [`Ask`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is ours, for at least `length` from when the request was sent.
+    Granted {
+        /// The fencing number.
+        token: Token,
+        /// What was asked for, or what is left of it where this very grant had been made before.
+        length: Duration,
+    },
+    /// Somebody else has it.
+    Held(Occupant),
+    /// It looks free or expired, but somebody has its row locked right now, or made it just now.
+    /// Soon it may be had.
+    Busy,
+}
+
+/// Who has a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Occupant {
+    /// `locked_by`.
+    pub holder: Option<String>,
+    /// The token of that grant.
+    pub token: Option<Token>,
+    /// For how long it has been held.
+    pub held_for: Option<Duration>,
+    /// How long its lease goes on; none: without end.
+    pub free_in: Option<Duration>,
+}
+
+/// One grant: who may renew and release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Which lock.
+    pub name: LockName,
+    /// Its fencing number.
+    pub token: Token,
+    /// Its random id.
+    pub id: GrantId,
+    /// `locked_by`.
+    pub holder: Arc<str>,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease lasts at least the whole ttl from when the request was sent.
+    Renewed,
+    /// A plain read says that it is still ours, but its row is locked by somebody.
+    Busy,
+    /// A plain read says that it is no longer ours.
+    Lost(LostReason),
+}
+
+/// A grant to be given back.
+#[derive(Clone, Debug)]
+pub struct Return {
+    /// Which lock.
+    pub name: LockName,
+    /// Its fencing number; none where the reply to the acquire was lost. The random id is proof
+    /// enough then.
+    pub token: Option<Token>,
+    /// Its random id.
+    pub grant: GrantId,
+    /// `locked_by`.
+    pub holder: Arc<str>,
+    /// Whether a crash of the database must not forget it: so for a lease without end, which would
+    /// otherwise stay held for ever.
+    pub durable: bool,
+}
+
+impl Return {
+    /// Give back a grant.
+    pub fn of(grant: &Grant, ttl: Ttl) -> Self {
+        Self {
+            name: grant.name.clone(),
+            token: Some(grant.token),
+            grant: grant.id,
+            holder: Arc::clone(&grant.holder),
+            durable: ttl == Ttl::Endless,
+        }
+    }
+}
+
+/// What became of a [`Return`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// It was ours and is free now.
+    Freed,
+    /// Still ours, but its row is locked by somebody.
+    Busy,
+    /// It was not ours any more; nothing was changed.
+    NotOurs,
+}
+
+/// What became of a release by force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// It is free now; this is who had it.
+    Freed(Occupant),
+    /// It was free, or there is no such lock.
+    WasFree,
+    /// Its row is locked by somebody: a fenced transaction may be open.
+    Busy,
+}
+
+/// Why a store has no answer. What it was asked to do may have been done all the same.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The database ended a conflict in favour of somebody else. Try again soon.
+    Contention(BoxError),
+    /// It did not answer, or not in time, or cannot serve just now.
+    Unavailable(BoxError),
+    /// It answered no. Trying again will not help.
+    Rejected {
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+        /// What it said.
+        source: BoxError,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn rejected(said: impl Into<String>, hint: Option<&str>) -> Self {
+        Self::Rejected { hint: hint.map(str::to_owned), source: said.into().into() }
+    }
+
+    fn late(within: Duration) -> Self {
+        Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
+    }
+
+    /// The same in the words of the public API.
+    pub fn into_error(self, op: impl Into<String>) -> Error {
+        let op = op.into();
+        match self {
+            Self::Contention(source) | Self::Unavailable(source) => {
+                Error::Unavailable { op, source }
+            }
+            Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Contention(source) => write!(f, "contention: {source}"),
+            Self::Unavailable(source) => write!(f, "unavailable: {source}"),
+            Self::Rejected { source, .. } => write!(f, "rejected: {source}"),
+        }
+    }
+}
+
+/// Open the store that a URL names. No I/O: that begins with [`Store::connect`].
+///
+/// # Errors
+///
+/// [`Error::Config`] for a URL that cannot be understood. It never repeats the URL, which may hold a
+/// password.
+pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
+    Ok(match url::parse(url)? {
+        url::Target::Memory(name) => Arc::new(memory::Memory::named(&name, table)),
+        #[cfg(feature = "sqlite")]
+        url::Target::Sqlite(path) => Arc::new(sqlite::Sqlite::new(path, table)),
+        #[cfg(feature = "postgres")]
+        url::Target::Postgres(server) => Arc::new(postgres::Postgres::new(&server, table)?),
+        #[cfg(feature = "mysql")]
+        url::Target::Mysql(server) => Arc::new(mysql::Mysql::new(&server, table)?),
+        #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mysql")))]
+        #[allow(unreachable_patterns, reason = "which of them is reachable depends on the features")]
+        _ => {
+            let allowed = "that of an engine that was built in: see the crate's features";
+            return Err(Error::config("url", "for an engine that was left out of this build", allowed));
+        }
+    })
+}
+
+/// Keep a reply to its deadline; `give_up` then drops the connection that owes it.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+async fn keep_to<T>(
+    within: Duration,
+    reply: impl Future<Output = Result<T, StoreError>>,
+    give_up: impl FnOnce(),
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(within, reply).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            give_up();
+            Err(StoreError::late(within))
+        }
+    }
+}

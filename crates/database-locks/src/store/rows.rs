@@ -1,0 +1,176 @@
+//! What a row means, the same on every engine.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Grant, Occupant, Outcome, Renewal};
+use crate::error::LostReason;
+use crate::info::{LockInfo, LockState};
+use crate::name::LockName;
+use crate::token::Token;
+
+/// One row as a plain read gave it; times in microseconds, as the engine's own clock has them.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub name: String,
+    pub holder: Option<String>,
+    pub token: i64,
+    pub grant: Option<String>,
+    /// `expires_at` less the database's now; none: free.
+    pub expires_in: Option<i64>,
+    /// `expires_at` is the one that means "without end".
+    pub endless: bool,
+    /// `granted_until` equals `expires_at`: the row was last written by this protocol, not by
+    /// django-database-locks 0.5, which knows only the first four columns.
+    pub intact: bool,
+    /// The database's now less `acquired_at`.
+    pub held_for: Option<i64>,
+    /// Since 1970, for display.
+    pub acquired_at: Option<i64>,
+    pub renewed_at: Option<i64>,
+    pub expires_at: Option<i64>,
+    pub metadata: Option<String>,
+}
+
+fn micros(n: i64) -> Duration {
+    Duration::from_micros(n.max(0).unsigned_abs())
+}
+
+impl Seen {
+    fn is_held(&self) -> bool {
+        self.endless || self.expires_in.is_some_and(|left| left > 0)
+    }
+
+    pub(super) fn occupant(&self) -> Occupant {
+        Occupant {
+            holder: self.holder.clone(),
+            token: Some(Token::from_db(self.token)),
+            held_for: self.held_for.filter(|_| self.intact).map(micros),
+            free_in: self.expires_in.filter(|_| !self.endless).map(micros),
+        }
+    }
+
+    /// What an acquire that granted nothing has to say, from the row that stood in its way.
+    pub(super) fn refusal(&self, grant: &str) -> Outcome {
+        // The reply to an earlier request of the same grant was lost.
+        let ours = self.intact && self.grant.as_deref() == Some(grant);
+        match self.expires_in {
+            Some(left) if ours && self.is_held() => {
+                Outcome::Granted { token: Token::from_db(self.token), length: micros(left) }
+            }
+            _ if self.is_held() => Outcome::Held(self.occupant()),
+            _ => Outcome::Busy,
+        }
+    }
+
+    pub(super) fn into_info(self) -> LockInfo {
+        let state = match self.expires_in {
+            Some(_) if self.endless => LockState::Held { free_in: None },
+            Some(left) if left > 0 => LockState::Held { free_in: Some(micros(left)) },
+            Some(left) => LockState::Expired { since: micros(left.saturating_neg()) },
+            None => LockState::Free,
+        };
+        // What 0.5 left standing beside its own columns belongs to an earlier grant.
+        let ours = self.intact;
+        let held = ours && state != LockState::Free;
+        let at = |stamp: Option<i64>| {
+            stamp.and_then(|us| SystemTime::UNIX_EPOCH.checked_add(micros(us)))
+        };
+        LockInfo {
+            name: LockName::from_db(self.name),
+            state,
+            holder: self.holder,
+            token: Token::from_db(self.token),
+            grant: self.grant.filter(|_| held),
+            held_for: self.held_for.filter(|_| held).map(micros),
+            acquired_at: at(self.acquired_at.filter(|_| ours)),
+            renewed_at: at(self.renewed_at.filter(|_| ours)),
+            expires_at: at(self.expires_at.filter(|_| !self.endless)),
+            metadata: self.metadata.filter(|_| held),
+        }
+    }
+}
+
+/// What a plain read says of a grant that a renewal did not renew.
+///
+/// Still ours means that somebody has the row locked; anything else is a loss, and why.
+pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
+    let Some(row) = row else { return Renewal::Lost(LostReason::RowGone) };
+    let token = ours.token.get();
+    let same_holder = row.holder.as_deref() == Some(&*ours.holder);
+    let reason = if row.token > token {
+        // A release by force raises the token and leaves the rest of the row; a take-over names
+        // its own holder, which stays in the row after its release.
+        if row.grant.is_none() && same_holder { LostReason::Forced } else { LostReason::TakenOver }
+    } else if row.token < token {
+        LostReason::Failover
+    } else if !row.intact {
+        LostReason::TakenOver
+    } else if row.grant.is_none() {
+        LostReason::Released
+    } else if row.grant.as_deref() != Some(ours.id.as_str()) {
+        LostReason::Failover
+    } else if !same_holder {
+        LostReason::TakenOver
+    } else if row.is_held() {
+        return Renewal::Busy;
+    } else {
+        LostReason::Expired
+    };
+    Renewal::Lost(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::GrantId;
+
+    fn grant() -> Grant {
+        Grant {
+            name: LockName::new("job").unwrap(),
+            token: Token::from_db(7),
+            id: GrantId::random().unwrap(),
+            holder: "me".into(),
+        }
+    }
+
+    fn row(of: &Grant) -> Seen {
+        Seen {
+            name: "job".into(),
+            holder: Some("me".into()),
+            token: 7,
+            grant: Some(of.id.to_string()),
+            expires_in: Some(1_000_000),
+            intact: true,
+            ..Seen::default()
+        }
+    }
+
+    #[test]
+    fn each_way_of_losing_has_its_reason() {
+        use LostReason::*;
+        let ours = grant();
+        let verdict = |change: fn(&mut Seen)| {
+            let mut row = row(&ours);
+            change(&mut row);
+            judge(&ours, Some(&row))
+        };
+        assert_eq!(verdict(|_| ()), Renewal::Busy);
+        assert_eq!(judge(&ours, None), Renewal::Lost(RowGone));
+        assert_eq!(verdict(|r| r.expires_in = Some(0)), Renewal::Lost(Expired));
+        assert_eq!(verdict(|r| r.token = 8), Renewal::Lost(TakenOver));
+        assert_eq!(verdict(|r| (r.token, r.grant) = (8, None)), Renewal::Lost(Forced));
+        assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
+        assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
+        assert_eq!(verdict(|r| r.grant = Some("other".into())), Renewal::Lost(Failover));
+        assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
+    }
+
+    #[test]
+    fn an_acquire_recognises_its_own_grant() {
+        let ours = grant();
+        let outcome = row(&ours).refusal(ours.id.as_str());
+        let length = Duration::from_secs(1);
+        assert_eq!(outcome, Outcome::Granted { token: ours.token, length });
+        assert!(matches!(row(&ours).refusal("another"), Outcome::Held(_)));
+    }
+}
