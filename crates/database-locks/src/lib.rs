@@ -14,6 +14,7 @@ mod name;
 mod release;
 mod renew;
 mod runtime;
+#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 mod timing;
 mod token;

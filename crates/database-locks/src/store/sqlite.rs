@@ -1,0 +1,509 @@
+//! SQLite: one file for all processes of one machine.
+//!
+//! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
+//! the scheduler has to say. Its clock is the machine's, read by SQLite itself while it has the write
+//! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
+//! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::rows::{Seen, judge};
+use super::{
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, keep_to,
+};
+use crate::info::LockInfo;
+use crate::name::LockName;
+use crate::timing::Ttl;
+use crate::token::Token;
+
+/// What a DBA reads is what runs.
+const INSTALL: &str = include_str!("../../schema/sqlite.sql");
+
+/// How long SQLite itself tries where the file is busy, before the caller may do something else:
+/// enough for other processes' writes, short enough that a renewal does not queue long behind it.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// A row as `Seen` wants it. `unixepoch` answers NULL for what is no time.
+macro_rules! seen {
+    ($rest:literal) => {
+        concat!(
+            "SELECT name, locked_by, token, grant_id,
+                    unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec'),
+                    expires_at LIKE '9999-12-31 00:00:00%',
+                    granted_until IS expires_at,
+                    unixepoch('now', 'subsec') - unixepoch(acquired_at, 'subsec'),
+                    unixepoch(acquired_at, 'subsec'),
+                    unixepoch(renewed_at, 'subsec'),
+                    unixepoch(expires_at, 'subsec'),
+                    metadata
+               FROM {table} ",
+            $rest
+        )
+    };
+}
+
+/// Who has this lock. It takes no lock, so that a losing try writes nothing and waits for nobody.
+const LOOK: &str = seen!("WHERE name = ?1");
+
+/// All locks.
+const LIST: &str = seen!("ORDER BY name");
+
+/// Take a lock that is new, free, or whose lease has run out. One row: granted. No row: somebody
+/// holds it.
+///
+/// The token of a row that is new, or was made without one, begins at the clock: after the row was
+/// deleted and made again it must still be greater than all before.
+const ACQUIRE: &str = "
+    INSERT INTO {table} AS l
+           (name, locked_by, grant_id, metadata, token,
+            expires_at, granted_until, acquired_at, renewed_at)
+    VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
+            strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+            strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
+    ON CONFLICT (name) DO UPDATE SET
+           locked_by = excluded.locked_by, grant_id = excluded.grant_id,
+           metadata = excluded.metadata,
+           token = CASE l.token WHEN 0 THEN excluded.token ELSE l.token + 1 END,
+           expires_at = excluded.expires_at, granted_until = excluded.granted_until,
+           acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at
+     WHERE l.expires_at IS NULL
+        OR l.expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
+/// Lengthen one lease, never shorten it. One row changed: renewed.
+const RENEW: &str = "
+    UPDATE {table} SET
+           expires_at = max(expires_at, ifnull(strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+                                               '9999-12-31 00:00:00.000000')),
+           granted_until = max(expires_at, ifnull(strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+                                                  '9999-12-31 00:00:00.000000')),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ?2 AND grant_id = ?3 AND locked_by = ?4
+       AND granted_until = expires_at
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// Free what is still held by this grant; a token of NULL is one that we never learnt.
+const RELEASE: &str = "
+    UPDATE {table} SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4";
+
+/// Free a lock whoever has it. The token is raised, so that its holder can tell this from a release
+/// with its own ticket.
+const FORCE: &str = "
+    UPDATE {table} SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL, token = token + 1,
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// For `docs/protocol.md`, which a test compares with these.
+pub(super) const STATEMENTS: &[&str] = &[LOOK, ACQUIRE, RENEW, RELEASE, FORCE];
+
+/// The statements with the table's name in them.
+#[derive(Clone)]
+struct Statements {
+    look: String,
+    list: String,
+    acquire: String,
+    renew: String,
+    release: String,
+    force: String,
+    install: String,
+}
+
+/// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
+fn modifier(length: Duration) -> String {
+    format!("+{}.{:03} seconds", length.as_micros().div_ceil(1000) / 1000,
+            length.as_micros().div_ceil(1000) % 1000)
+}
+
+fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
+    let micros = |i| -> rusqlite::Result<Option<i64>> {
+        Ok(row.get::<_, Option<f64>>(i)?.map(|secs| (secs * 1e6) as i64))
+    };
+    Ok(Seen {
+        name: row.get(0)?,
+        holder: row.get(1)?,
+        token: row.get(2)?,
+        grant: row.get(3)?,
+        expires_in: micros(4)?,
+        endless: row.get::<_, Option<bool>>(5)?.unwrap_or_default(),
+        intact: row.get(6)?,
+        held_for: micros(7)?,
+        acquired_at: micros(8)?,
+        renewed_at: micros(9)?,
+        expires_at: micros(10)?,
+        metadata: row.get(11)?,
+    })
+}
+
+/// An open file.
+struct File {
+    connection: Connection,
+    /// Device and inode: whether the path still leads here.
+    identity: (u64, u64),
+}
+
+/// What the thread of a connection works with.
+struct Worker {
+    path: PathBuf,
+    statements: Statements,
+    file: Option<File>,
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+impl Worker {
+    /// The file, opened if it is not yet.
+    ///
+    /// A file that was deleted or replaced under us is given up: its locks would exclude nobody but
+    /// those who have it open still.
+    fn connection(&mut self) -> Result<(&mut Connection, &Statements), StoreError> {
+        let gone = self.file.as_ref().is_some_and(|f| identity(&self.path) != Some(f.identity));
+        let file = match self.file.take() {
+            Some(file) if !gone => file,
+            _ => self.open()?,
+        };
+        Ok((&mut self.file.insert(file).connection, &self.statements))
+    }
+
+    fn open(&self) -> Result<File, StoreError> {
+        let shown = self.path.display();
+        // For its owner only, whatever the umask: who can write it can take every lock.
+        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
+        if let Err(error) = made
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            let hint = match error.kind() {
+                std::io::ErrorKind::NotFound => "make its folder first",
+                _ => "the folder must be writable by this user",
+            };
+            return Err(StoreError::rejected(format!("cannot make {shown}: {error}"), Some(hint)));
+        }
+        let open = || {
+            let connection = Connection::open(&self.path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            // Readers, who look at a lock that is held, then neither wait for a writer nor stop one.
+            connection.pragma_update(None, "journal_mode", "wal")?;
+            // A commit that a power cut forgets would let a token come twice.
+            connection.pragma_update(None, "synchronous", "full")?;
+            let tables = "SELECT count(*) FROM sqlite_schema";
+            let empty = connection.query_row(tables, [], |row| row.get::<_, i64>(0))? == 0;
+            if empty {
+                connection.execute_batch(&self.statements.install)?;
+            }
+            Ok(connection)
+        };
+        let connection = open().map_err(|error| self.explain(error))?;
+        match identity(&self.path) {
+            Some(identity) => Ok(File { connection, identity }),
+            None => Err(StoreError::Contention(format!("{shown} was deleted just now").into())),
+        }
+    }
+
+    fn explain(&self, error: rusqlite::Error) -> StoreError {
+        let said = format!("{}: {error}", self.path.display());
+        let Some(code) = error.sqlite_error_code() else {
+            return StoreError::rejected(said, None);
+        };
+        let hint = match code {
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed
+            | ErrorCode::SchemaChanged => return StoreError::Contention(said.into()),
+            ErrorCode::SystemIoFailure | ErrorCode::DiskFull | ErrorCode::OutOfMemory => {
+                return StoreError::Unavailable(said.into());
+            }
+            ErrorCode::CannotOpen => Some("the file and its folder must be writable by this user"),
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
+                Some("the file and its folder must be writable by this user")
+            }
+            ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
+                Some("give a file of its own, or none: it is made where it is missing")
+            }
+            _ if said.contains("no such table") || said.contains("no such column") => {
+                Some("make its table with `dblock init` or `locks.migrate()`")
+            }
+            _ => None,
+        };
+        StoreError::rejected(said, hint)
+    }
+
+    /// Carry out `work` on the open file.
+    fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let (connection, statements) = self.connection()?;
+        let done = work(connection, statements);
+        done.map_err(|error| {
+            let error = self.explain(error);
+            if matches!(error, StoreError::Unavailable(_)) {
+                self.file = None;
+            }
+            error
+        })
+    }
+
+    /// The same with the write lock, committed at the end.
+    fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.with(|connection, statements| {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&tx, statements)?;
+            tx.commit()?;
+            Ok(done)
+        })
+    }
+}
+
+fn look(statement: &mut CachedStatement<'_>, name: &LockName) -> rusqlite::Result<Option<Seen>> {
+    statement.query_row([name.as_str()], seen).optional()
+}
+
+fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+    let refusal = |row: Option<Seen>, ask: &Ask| {
+        row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str()))
+    };
+    let looked = worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        asks.iter().map(|ask| Ok(refusal(look(&mut statement, &ask.name)?, ask))).collect()
+    });
+    let mut outcomes: Vec<Outcome> = looked?;
+    if !outcomes.contains(&Outcome::Busy) {
+        return Ok(outcomes);
+    }
+    worker.write(|tx, sql| {
+        let mut take = tx.prepare_cached(&sql.acquire)?;
+        let mut read = tx.prepare_cached(&sql.look)?;
+        for (ask, outcome) in asks.iter().zip(&mut outcomes) {
+            if *outcome != Outcome::Busy {
+                continue;
+            }
+            let token = take.query_row(
+                (ask.name.as_str(), &*ask.holder, ask.grant.as_str(), &*ask.metadata,
+                 modifier(ask.length)),
+                |row| row.get(0),
+            );
+            *outcome = match token.optional()? {
+                Some(token) => {
+                    Outcome::Granted { token: Token::from_db(token), length: ask.length }
+                }
+                None => refusal(look(&mut read, &ask.name)?, ask),
+            };
+        }
+        Ok(())
+    })?;
+    Ok(outcomes)
+}
+
+fn renew(worker: &mut Worker, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, StoreError> {
+    worker.write(|tx, sql| {
+        let mut renew = tx.prepare_cached(&sql.renew)?;
+        let mut read = tx.prepare_cached(&sql.look)?;
+        let one = |(grant, ttl): &(Grant, Ttl)| {
+            let length = match ttl {
+                Ttl::Lasting(length) => Some(modifier(*length)),
+                Ttl::Endless => None,
+            };
+            let renewed = renew.execute((
+                grant.name.as_str(), grant.token.get(), grant.id.as_str(), &*grant.holder, length,
+            ))?;
+            if renewed == 1 {
+                return Ok(Renewal::Renewed);
+            }
+            Ok(judge(grant, look(&mut read, &grant.name)?.as_ref()))
+        };
+        grants.iter().map(one).collect()
+    })
+}
+
+fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, StoreError> {
+    worker.write(|tx, sql| {
+        let mut release = tx.prepare_cached(&sql.release)?;
+        let one = |what: &Return| {
+            let token = what.token.map(Token::get);
+            let freed = release.execute((
+                what.name.as_str(), token, what.grant.as_str(), &*what.holder,
+            ))?;
+            Ok(if freed == 1 { Released::Freed } else { Released::NotOurs })
+        };
+        returns.iter().map(one).collect()
+    })
+}
+
+fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
+    worker.write(|tx, sql| {
+        let row = look(&mut tx.prepare_cached(&sql.look)?, name)?;
+        let freed = tx.prepare_cached(&sql.force)?.execute([name.as_str()])?;
+        Ok(match row {
+            Some(row) if freed == 1 => Force::Freed(row.occupant()),
+            _ => Force::WasFree,
+        })
+    })
+}
+
+fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, StoreError> {
+    let rows: Vec<Seen> = worker.with(|connection, sql| match names {
+        None => connection.prepare_cached(&sql.list)?.query_map([], seen)?.collect(),
+        Some(names) => {
+            let mut statement = connection.prepare_cached(&sql.look)?;
+            names.iter().filter_map(|name| look(&mut statement, name).transpose()).collect()
+        }
+    })?;
+    let mut infos: Vec<LockInfo> = rows.into_iter().map(Seen::into_info).collect();
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(infos)
+}
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// The engine `sqlite:`.
+pub(super) struct Sqlite {
+    path: PathBuf,
+    statements: Statements,
+    /// The thread that has the file open; none: not started, or given up.
+    thread: Mutex<Option<mpsc::Sender<Job>>>,
+}
+
+impl fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sqlite").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Sqlite {
+    pub(super) fn new(path: PathBuf, table: &Table) -> Self {
+        let statements = Statements {
+            look: table.fill(LOOK),
+            list: table.fill(LIST),
+            acquire: table.fill(ACQUIRE),
+            renew: table.fill(RENEW),
+            release: table.fill(RELEASE),
+            force: table.fill(FORCE),
+            install: table.fill(INSTALL),
+        };
+        // A relative path must not change its meaning with the program's folder.
+        let path = std::path::absolute(&path).unwrap_or(path);
+        Self { path, statements, thread: Mutex::new(None) }
+    }
+
+    /// Hand a job to the thread, which carries jobs out in their order.
+    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = &*thread {
+            match sender.send(job) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::SendError(back)) => job = back,
+            }
+        }
+        let (sender, jobs) = mpsc::channel::<Job>();
+        let mut worker =
+            Worker { path: self.path.clone(), statements: self.statements.clone(), file: None };
+        std::thread::Builder::new()
+            .name("database-locks-sqlite".into())
+            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
+            .map_err(|error| StoreError::Unavailable(error.into()))?;
+        let _ = sender.send(job);
+        *thread = Some(sender);
+        Ok(())
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
+        let reply = async {
+            answered.await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable("the thread of the connection has ended".into()))
+            })
+        };
+        // The thread ends once what it hangs in has ended; the next call starts another.
+        let give_up = || *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        keep_to(within, reply, give_up).await
+    }
+}
+
+impl Store for Sqlite {
+    fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let until = crate::clock::now() + within;
+            loop {
+                match self.call(within, |worker| worker.connection().map(|_| ())).await {
+                    // Sixteen processes that make the same file at once.
+                    Err(StoreError::Contention(_)) if crate::clock::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(fastrand::u64(2..20))).await;
+                    }
+                    done => return done,
+                }
+            }
+        })
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+        let asks = asks.to_vec();
+        Box::pin(self.call(within, move |worker| acquire(worker, &asks)))
+    }
+
+    fn renew<'a>(
+        &'a self,
+        grants: &'a [(Grant, Ttl)],
+        within: Duration,
+    ) -> Reply<'a, Vec<Renewal>> {
+        let grants = grants.to_vec();
+        Box::pin(self.call(within, move |worker| renew(worker, &grants)))
+    }
+
+    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+        let returns = returns.to_vec();
+        Box::pin(self.call(within, move |worker| release(worker, &returns)))
+    }
+
+    fn read<'a>(
+        &'a self,
+        names: Option<&'a [LockName]>,
+        within: Duration,
+    ) -> Reply<'a, Vec<LockInfo>> {
+        let names = names.map(<[LockName]>::to_vec);
+        Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
+    }
+
+    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+        let name = name.clone();
+        Box::pin(self.call(within, move |worker| force(worker, &name)))
+    }
+
+    fn install(&self, within: Duration) -> Reply<'_, ()> {
+        let install = |worker: &mut Worker| {
+            worker.with(|connection, sql| connection.execute_batch(&sql.install))
+        };
+        Box::pin(self.call(within, install))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_never_rounded_down() {
+        assert_eq!(modifier(Duration::from_micros(1_500_001)), "+1.501 seconds");
+        assert_eq!(modifier(Duration::from_secs(315_576_000)), "+315576000.000 seconds");
+    }
+}
