@@ -19,8 +19,8 @@ use crate::server::find_binary;
 
 /// Reads one directory a line; at the end of its input the test process is gone.
 ///
-/// The servers have 5 s to end by themselves, since PostgreSQL gives its shared
-/// memory back only then. They are found by their working directory and not by a
+/// The servers have 5 s to end by themselves, and frozen ones are thawed for it, since
+/// PostgreSQL gives its shared memory back only then. They are found by their working directory and not by a
 /// remembered pid, which may be somebody else's by now.
 const WATCHER: &str = r#"
     trap '' INT HUP TERM
@@ -36,6 +36,7 @@ const WATCHER: &str = r#"
             done
         done
     }
+    for pid in $(inside); do kill -CONT "$pid" 2>/dev/null; done
     rounds=0
     while [ -n "$(inside)" ] && [ $rounds -lt 25 ]; do sleep 0.2; rounds=$((rounds + 1)); done
     for pid in $(inside); do kill -KILL "$pid" 2>/dev/null; done
@@ -83,6 +84,10 @@ impl ScratchDir {
     }
 }
 
+#[allow(
+    clippy::zombie_processes,
+    reason = "it ends after us, and init reaps it"
+)]
 fn start_watcher() -> ChildStdin {
     let mut watcher = Command::new("sh")
         .args(["-c", WATCHER])

@@ -57,8 +57,9 @@ fn a_fresh_database_is_the_lockers_to_make_tables_in() {
         return;
     };
     let url = postgres.fresh_database();
-    let rows = postgres.query(&url, "SET ROLE locker; CREATE TABLE t(a int, b text); INSERT INTO t VALUES (1, 'x'), (2, NULL); SELECT * FROM t");
-    assert_eq!(rows, Ok("1\tx\n2\t".into()));
+    let sql = "SET ROLE locker; CREATE TABLE t(a int, b text);
+        INSERT INTO t VALUES (1, 'x'), (2, NULL); SELECT * FROM t";
+    assert_eq!(postgres.query(&url, sql), Ok("1\tx\n2\t".into()));
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn a_stopped_server_keeps_its_data_and_port() {
     postgres.stop();
     assert!(keep(&postgres).is_err(), "a stopped server answers");
     postgres.restart();
-    assert_eq!(psql(&postgres, &url).0, true);
+    assert!(psql(&postgres, &url).0);
     assert_eq!(keep(&postgres), Ok("1".into()));
 
     let mut session = postgres.stranger(&url);
