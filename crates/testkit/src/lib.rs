@@ -1,1 +1,27 @@
-//! Placeholder.
+//! What the tests of this repository stand on: real servers in temporary
+//! directories, a proxy that loses packets on purpose, processes that can be
+//! killed and frozen, and strangers that hold row locks.
+//!
+//! Everything here blocks the calling thread. In an asynchronous test start the
+//! servers before the runtime has work to do, or use `spawn_blocking`.
+//!
+//! A server lives until its handle is dropped; a shared one until the test process
+//! ends, however that happens: see [`tether`].
+
+pub mod mysql;
+pub mod postgres;
+pub mod process;
+pub mod promise;
+pub mod proxy;
+pub mod server;
+pub mod sql;
+pub mod tether;
+pub mod time;
+
+pub use mysql::MariaDb;
+pub use postgres::Postgres;
+pub use process::Killable;
+pub use promise::promise;
+pub use proxy::Proxy;
+pub use server::require;
+pub use sql::{SqlError, Stranger};

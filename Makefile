@@ -1,0 +1,39 @@
+# People and CI run these targets and nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test check install clean
+
+PROMISES := $(CURDIR)/target/promises
+ENGINES := postgres mysql sqlite
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: ## run all tests on real servers, installing those if need be; FILTER=name runs some
+	@mkdir -p target && rm -f $(PROMISES)
+	pg18=$$(scripts/install-servers); \
+	export DBLOCK_PG18_BIN=$$pg18 DBLOCK_PROMISES=$(PROMISES); \
+	export DBLOCK_REQUIRE=postgres,postgres18,mariadb; \
+	cargo build --workspace --all-features --bins; \
+	cargo test --workspace --all-features $(FILTER)
+# A part of the tests keeps a part of the promises.
+ifndef FILTER
+	scripts/check-promises $(PROMISES)
+endif
+
+check: ## look at the code without running it: format, lints, each engine alone, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	for engine in $(ENGINES); do \
+		cargo check -p database-locks --no-default-features --features $$engine; \
+	done
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+
+install: ## install the command dblock into cargo's directory of programs
+	cargo install --locked --path crates/dblock
+
+clean: ## remove everything that was built or downloaded
+	cargo clean
+	rm -rf target

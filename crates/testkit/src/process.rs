@@ -1,0 +1,211 @@
+//! Child processes that a test kills, freezes and listens to.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{tether, time};
+
+/// A child process. Killed and reaped on drop, and by the kernel when the test
+/// process ends.
+#[derive(Debug)]
+pub struct Killable {
+    child: Child,
+    lines: Mutex<mpsc::Receiver<String>>,
+}
+
+impl Killable {
+    /// Start `program` with `args`, its output to be read by [`line`](Self::line).
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub fn spawn<A: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::spawn_command(&command)
+    }
+
+    /// Start what `command` describes: its program, arguments, environment and
+    /// working directory. Standard input and output are pipes, standard error is ours.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub fn spawn_command(command: &Command) -> Self {
+        Self::start(command, false)
+    }
+
+    /// The same, with standard error in one stream with standard output, in order.
+    pub(crate) fn spawn_merged(command: &Command) -> Self {
+        Self::start(command, true)
+    }
+
+    fn start(wanted: &Command, merged: bool) -> Self {
+        let mut command = tether::command(wanted.get_program(), "KILL");
+        command.args(wanted.get_args());
+        for (name, value) in wanted.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(dir) = wanted.get_current_dir() {
+            command.current_dir(dir);
+        }
+        let (output, for_child) = std::io::pipe().expect("a pipe can be made");
+        if merged {
+            command.stderr(for_child.try_clone().expect("a pipe can be shared"));
+        }
+        command.stdin(Stdio::piped()).stdout(for_child);
+        let child = tether::spawn(command)
+            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", wanted.get_program()));
+
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                let Ok(line) = line else { break };
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            child,
+            lines: Mutex::new(lines),
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line it prints, or `None` when none came in time or its output ended.
+    pub fn line(&self, within: Duration) -> Option<String> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv_timeout(within)
+            .ok()
+    }
+
+    /// The next line, which must come in time.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[track_caller]
+    pub fn expect_line(&self, within: Duration) -> String {
+        self.line(within)
+            .unwrap_or_else(|| panic!("process {} printed nothing within {within:?}", self.pid()))
+    }
+
+    /// Write a line to its standard input.
+    ///
+    /// # Errors
+    ///
+    /// When it no longer reads.
+    pub fn send_line(&mut self, line: &str) -> std::io::Result<()> {
+        let input = self
+            .child
+            .stdin
+            .as_mut()
+            .ok_or(std::io::ErrorKind::BrokenPipe)?;
+        // One write, so that a process killed halfway has read a line or nothing.
+        input.write_all(format!("{line}\n").as_bytes())?;
+        input.flush()
+    }
+
+    /// Close its standard input.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Send it a signal. Nothing happens when it has ended.
+    pub fn signal(&mut self, signal: Signal) {
+        // Once reaped, its pid may be another process's.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.child), signal);
+        }
+    }
+
+    /// Kill it by SIGKILL, as the kernel does when memory runs out, and reap it.
+    pub fn kill9(&mut self) -> ExitStatus {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        self.child
+            .wait()
+            .expect("a child of ours can be waited for")
+    }
+
+    /// Freeze it by SIGSTOP: it holds what it holds and knows nothing of the time
+    /// that passes.
+    ///
+    /// # Panics
+    ///
+    /// When it is not seen stopped within ten seconds.
+    pub fn freeze(&mut self) {
+        self.signal(Signal::STOP);
+        // A signal is delivered when the process is next scheduled: a test that goes
+        // on at once may still be answered.
+        let stopped = time::wait_until(
+            Duration::from_secs(10),
+            || !matches!(state_of(self.pid()), Some(state) if !"TtZX".contains(state)),
+        );
+        assert!(stopped, "process {} does not stop", self.pid());
+    }
+
+    /// Let a frozen one go on.
+    pub fn thaw(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Wait for its end; `None` when it still runs after `within`.
+    pub fn wait(&mut self, within: Duration) -> Option<ExitStatus> {
+        time::poll(within, || {
+            self.child
+                .try_wait()
+                .expect("a child of ours can be waited for")
+        })
+    }
+}
+
+impl Drop for Killable {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// The letter by which the kernel calls the state of a process; `None` when there is
+/// no such process, or no `/proc`.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    stat_of(pid).map(|(state, _)| state)
+}
+
+/// The processes whose parent is `pid`.
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|child| matches!(stat_of(*child), Some((_, parent)) if parent == pid))
+        .collect()
+}
+
+fn stat_of(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program comes first, in parentheses, and may itself contain any.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}

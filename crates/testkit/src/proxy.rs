@@ -1,0 +1,327 @@
+//! A TCP proxy between a client and its server, which loses things on purpose.
+//!
+//! It stands for the network: what [`Proxy::stall`] does to a connection is what a
+//! pulled cable does, [`Proxy::cut`] is a firewall that resets, and
+//! [`Proxy::lose_next_reply`] the one fault that no client can tell from a statement
+//! that was never executed.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::time;
+
+mod pump;
+
+/// How long the proxy's own thread may take to close a connection.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A proxy on a free port of 127.0.0.1. Everything is closed on drop.
+///
+/// A fault set by a call holds for every byte read after the call has returned.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    state: Arc<State>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What has passed through a [`Proxy`] since it was made or
+/// [`reset_counts`](Proxy::reset_counts) was called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections accepted, those refused not among them.
+    pub connections: u64,
+    /// Bytes the clients sent.
+    pub bytes_up: u64,
+    /// Bytes the server sent.
+    pub bytes_down: u64,
+    /// Reads that these came in: with a client that waits for every answer, its requests.
+    pub chunks_up: u64,
+    /// Reads that the server's bytes came in.
+    pub chunks_down: u64,
+}
+
+/// Which directions are open, and what is to be closed.
+#[derive(Clone, Debug)]
+struct Control {
+    up: bool,
+    down: bool,
+    refuse: bool,
+    /// Connections up to this number are cut.
+    cut: u64,
+    end: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    control: watch::Sender<Control>,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    counts: Counts,
+    patterns: HashMap<Vec<u8>, u64>,
+    scheduled: Option<(Vec<u8>, Loss)>,
+    faults_hit: u64,
+    /// Connections by number, from 1.
+    last: u64,
+    open: HashSet<u64>,
+}
+
+/// What is lost of the exchange that a scheduled fault waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    Request,
+    Reply,
+}
+
+impl State {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proxy {
+    /// Start a proxy to a server that listens on `host` and `port`.
+    ///
+    /// # Panics
+    ///
+    /// When no thread or port is to be had.
+    pub fn to(host: &str, port: u16) -> Self {
+        let target = (host.to_owned(), port);
+        let control = Control {
+            up: true,
+            down: true,
+            refuse: false,
+            cut: 0,
+            end: false,
+        };
+        let state = Arc::new(State {
+            control: watch::Sender::new(control),
+            tally: Mutex::new(Tally::default()),
+        });
+        let (ready, started) = mpsc::channel();
+        let for_thread = Arc::clone(&state);
+        // A thread and runtime of its own: it goes on while a test blocks its runtime, and
+        // in a test that has paused the clock.
+        let thread = std::thread::Builder::new()
+            .name("proxy".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .build()
+                    .expect("a runtime can be made");
+                runtime.block_on(serve(for_thread, target, ready));
+            })
+            .expect("a thread can be started");
+        let address = started.recv().expect("the proxy listens");
+        Self {
+            port: address.port(),
+            state,
+            thread: Some(thread),
+        }
+    }
+
+    /// Start a proxy to the server that a URL names.
+    ///
+    /// # Panics
+    ///
+    /// When the URL names no host and port.
+    pub fn to_url(url: &str) -> Self {
+        let (_, authority, _) = split(url);
+        let place = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, place)| place);
+        let parsed = place
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let (host, port) = parsed.unwrap_or_else(|| panic!("no host and port in {url}"));
+        Self::to(host, port)
+    }
+
+    /// The port it listens on, of 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of a server, through the proxy: the same with another host and port.
+    pub fn url(&self, of_server: &str) -> String {
+        let (scheme, authority, rest) = split(of_server);
+        let user = authority
+            .rsplit_once('@')
+            .map_or(String::new(), |(user, _)| format!("{user}@"));
+        format!("{scheme}{user}127.0.0.1:{}{rest}", self.port)
+    }
+
+    /// Forward nothing in either direction. Connections stay open and new ones are
+    /// accepted; what is sent meanwhile arrives after [`resume`](Self::resume).
+    pub fn stall(&self) {
+        self.control(|control| (control.up, control.down) = (false, false));
+    }
+
+    /// Forward nothing from the server: statements are executed, and nobody hears of it.
+    pub fn stall_replies(&self) {
+        self.control(|control| (control.up, control.down) = (true, false));
+    }
+
+    /// Forward again, what was held back first.
+    pub fn resume(&self) {
+        self.control(|control| (control.up, control.down) = (true, true));
+    }
+
+    /// Close all connections there are, on both sides. New ones are accepted.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than ten seconds.
+    pub fn cut(&self) {
+        let last = self.state.tally().last;
+        self.control(|control| control.cut = last);
+        // A test that goes on at once may find a connection that still works.
+        let closed = time::wait_until(CLOSE_WITHIN, || {
+            self.state.tally().open.iter().all(|number| *number > last)
+        });
+        assert!(closed, "connections are still open after {CLOSE_WITHIN:?}");
+    }
+
+    /// Close new connections at once, without a word; those there are go on. Or no longer.
+    pub fn refuse(&self, refuse: bool) {
+        self.control(|control| control.refuse = refuse);
+    }
+
+    /// The next chunk from a client that contains `matching` is forwarded, the reply to it
+    /// swallowed, and then the connection is cut: the statement was executed, its reply
+    /// is lost.
+    ///
+    /// Match a value of the statement, not its text, when the client prepares statements:
+    /// the text passes once, before the first execution. And on a connection that sends a
+    /// request before it has the reply to another, the reply lost may be the other's.
+    pub fn lose_next_reply(&self, matching: impl AsRef<[u8]>) {
+        self.state.tally().scheduled = Some((matching.as_ref().to_vec(), Loss::Reply));
+    }
+
+    /// The next chunk from a client that contains `matching` is swallowed and the
+    /// connection cut: the statement was never executed, which the client cannot tell
+    /// from a lost reply.
+    pub fn lose_next_request(&self, matching: impl AsRef<[u8]>) {
+        self.state.tally().scheduled = Some((matching.as_ref().to_vec(), Loss::Request));
+    }
+
+    /// How many scheduled losses have happened. A test asserts that its fault did: else
+    /// it would pass when the fault never came to pass.
+    pub fn faults_hit(&self) -> u64 {
+        self.state.tally().faults_hit
+    }
+
+    /// What has passed.
+    pub fn counts(&self) -> Counts {
+        self.state.tally().counts
+    }
+
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> usize {
+        self.state.tally().open.len()
+    }
+
+    /// Count the chunks from clients that contain `pattern`, from now on.
+    pub fn watch_for(&self, pattern: impl AsRef<[u8]>) {
+        self.state
+            .tally()
+            .patterns
+            .insert(pattern.as_ref().to_vec(), 0);
+    }
+
+    /// The chunks from clients that contained `pattern`, since
+    /// [`watch_for`](Self::watch_for) or [`reset_counts`](Self::reset_counts).
+    ///
+    /// # Panics
+    ///
+    /// When nobody watches for it.
+    pub fn count(&self, pattern: impl AsRef<[u8]>) -> u64 {
+        let pattern = pattern.as_ref();
+        *self.state.tally().patterns.get(pattern).unwrap_or_else(|| {
+            panic!("nobody watches for {:?}", String::from_utf8_lossy(pattern));
+        })
+    }
+
+    /// Set all counts to zero, those of patterns and faults among them.
+    pub fn reset_counts(&self) {
+        let mut tally = self.state.tally();
+        tally.counts = Counts::default();
+        tally.faults_hit = 0;
+        tally.patterns.values_mut().for_each(|count| *count = 0);
+    }
+
+    fn control(&self, change: impl FnOnce(&mut Control)) {
+        self.state.control.send_modify(change);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.control(|control| control.end = true);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed; another one here would abort.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The scheme with its slashes; user, host and port; the rest.
+fn split(url: &str) -> (&str, &str, &str) {
+    let after_scheme = url.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = url.split_at(after_scheme);
+    let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    (scheme, authority, rest)
+}
+
+/// Accept until told to end. The runtime goes with its thread, and the connections with it.
+async fn serve(state: Arc<State>, target: (String, u16), ready: mpsc::Sender<SocketAddr>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .expect("a port is free");
+    ready
+        .send(listener.local_addr().expect("it is bound"))
+        .expect("the maker waits");
+    let mut control = state.control.subscribe();
+    loop {
+        tokio::select! {
+            _ = control.wait_for(|control| control.end) => return,
+            accepted = listener.accept() => {
+                // An error is a connection that its client has closed already.
+                let Ok((client, _)) = accepted else { continue };
+                if state.control.borrow().refuse {
+                    continue;
+                }
+                let number = state.tally().connect();
+                tokio::spawn(connection(Arc::clone(&state), number, client, target.clone()));
+            }
+        }
+    }
+}
+
+/// One connection, until one side ends it or it is cut.
+async fn connection(state: Arc<State>, number: u64, client: TcpStream, target: (String, u16)) {
+    let mut control = state.control.subscribe();
+    tokio::select! {
+        _ = control.wait_for(|control| control.cut >= number) => {}
+        () = pump::both(&state, client, target) => {}
+    }
+    state.tally().open.remove(&number);
+}
+
+impl Tally {
+    fn connect(&mut self) -> u64 {
+        self.counts.connections += 1;
+        self.last += 1;
+        self.open.insert(self.last);
+        self.last
+    }
+}

@@ -1,0 +1,133 @@
+//! The two directions of one connection.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, tcp};
+
+use super::{Loss, State, Tally};
+
+/// What is read at once: a request of any test fits, so that a pattern is not torn in two.
+const CHUNK: usize = 64 * 1024;
+
+/// Forward in both directions until the server ends the connection or a fault does.
+pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)) {
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
+    for socket in [&client, &server] {
+        // Else an answer may wait 40 ms for an acknowledgement, which no test expects.
+        let _ = socket.set_nodelay(true);
+    }
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let losing = AtomicBool::new(false);
+    let up = async {
+        if up(state, from_client, to_server, &losing).await == Up::Said {
+            // The server may not have: it is the other direction that ends it.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        () = down(state, from_server, to_client, &losing) => {}
+    }
+}
+
+/// How the client's direction ended.
+#[derive(PartialEq, Eq)]
+enum Up {
+    /// The client has said all it had to say.
+    Said,
+    /// By an error or a fault, and the connection with it.
+    Over,
+}
+
+async fn up(
+    state: &State,
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    losing: &AtomicBool,
+) -> Up {
+    let mut control = state.control.subscribe();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let Ok(length) = from.read(&mut buffer).await else {
+            return Up::Over;
+        };
+        // The end of the stream is held back like any byte of it.
+        if control.wait_for(|control| control.up).await.is_err() {
+            return Up::Over;
+        }
+        if length == 0 {
+            return if to.shutdown().await.is_ok() {
+                Up::Said
+            } else {
+                Up::Over
+            };
+        }
+        let chunk = &buffer[..length];
+        match state.tally().request(chunk) {
+            None => {}
+            // Before the request is sent on, or its reply could be faster than this.
+            Some(Loss::Reply) => losing.store(true, Ordering::SeqCst),
+            Some(Loss::Request) => return Up::Over,
+        }
+        if to.write_all(chunk).await.is_err() {
+            return Up::Over;
+        }
+    }
+}
+
+async fn down(
+    state: &State,
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    losing: &AtomicBool,
+) {
+    let mut control = state.control.subscribe();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let Ok(length) = from.read(&mut buffer).await else {
+            return;
+        };
+        if control.wait_for(|control| control.down).await.is_err() || length == 0 {
+            return;
+        }
+        if losing.load(Ordering::SeqCst) {
+            state.tally().faults_hit += 1;
+            return;
+        }
+        state.tally().reply(length);
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Tally {
+    /// Count a chunk of a client's, and say whether the scheduled loss is due to it.
+    fn request(&mut self, chunk: &[u8]) -> Option<Loss> {
+        self.counts.chunks_up += 1;
+        self.counts.bytes_up += chunk.len() as u64;
+        for (pattern, count) in &mut self.patterns {
+            *count += u64::from(contains(chunk, pattern));
+        }
+        let (_, loss) = self
+            .scheduled
+            .take_if(|(pattern, _)| contains(chunk, pattern))?;
+        if loss == Loss::Request {
+            self.faults_hit += 1;
+        }
+        Some(loss)
+    }
+
+    fn reply(&mut self, length: usize) {
+        self.counts.chunks_down += 1;
+        self.counts.bytes_down += length as u64;
+    }
+}
+
+fn contains(chunk: &[u8], pattern: &[u8]) -> bool {
+    pattern.is_empty() || chunk.windows(pattern.len()).any(|window| window == pattern)
+}

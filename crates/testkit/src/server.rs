@@ -1,0 +1,422 @@
+//! What the servers have in common: a process in a directory of its own, on a port
+//! that was free, as a user that is not root.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::process::{children_of, state_of};
+use crate::tether::{self, ScratchDir};
+use crate::time;
+
+/// How long a server may take to start: a hundred times what it takes on an idle machine.
+const START_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long a server may take to end politely before it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long the kernel may take to carry out a signal that cannot be refused.
+const SIGNAL_WITHIN: Duration = Duration::from_secs(10);
+
+/// Ports tried for a server. Below 32768, where the kernel takes the ports of outgoing
+/// connections from: one of those on a stopped server's port would make a restart fail.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+
+/// What was `found` of `engine`; without it, skip the test or fail it.
+///
+/// `None` prints `skipped: no <binary>` and the test is to return. When the
+/// environment variable `DBLOCK_REQUIRE`, a list with commas, names the engine, a
+/// missing one is a failure: else the whole suite could pass by testing nothing.
+///
+/// # Panics
+///
+/// When the engine is required and missing.
+#[allow(
+    clippy::print_stdout,
+    reason = "who runs the tests is told what was not tested"
+)]
+pub fn require<T>(engine: &str, binary: &str, found: Option<T>) -> Option<T> {
+    if found.is_none() {
+        let required = std::env::var("DBLOCK_REQUIRE").unwrap_or_default();
+        assert!(
+            !names(&required, engine),
+            "{engine} is required, and there is no {binary}"
+        );
+        println!("skipped: no {binary}");
+    }
+    found
+}
+
+/// Whether the list `required` names `engine`.
+fn names(required: &str, engine: &str) -> bool {
+    required.split(',').any(|name| name.trim() == engine)
+}
+
+/// Find a program in `dirs`, then in PATH, then where Debian keeps the servers.
+pub fn find_binary(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    dirs.iter()
+        .cloned()
+        .chain(std::env::split_paths(&path))
+        // A user's PATH has no sbin on Debian, and mariadbd is there.
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// A port of 127.0.0.1 that nobody listened on a moment ago.
+///
+/// # Panics
+///
+/// When no such port is found.
+pub fn free_port() -> u16 {
+    std::iter::repeat_with(|| fastrand::u16(PORTS))
+        .take(1000)
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("one of a thousand ports is free")
+}
+
+/// Whom to run a server as.
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    /// `None`, ourselves, when we are not root. Else the user `name`, or `nobody`, since
+    /// PostgreSQL and MariaDB refuse to run as root.
+    ///
+    /// # Panics
+    ///
+    /// When we are root and the machine knows neither.
+    pub fn for_server(name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let user = [name, "nobody"]
+            .iter()
+            .find_map(|name| lookup(&passwd, name));
+        Some(user.unwrap_or_else(|| panic!("no user {name} to run the server as")))
+    }
+}
+
+fn lookup(passwd: &str, name: &str) -> Option<User> {
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
+    let mut ids = line.split(':').skip(2);
+    Some(User {
+        uid: ids.next()?.parse().ok()?,
+        gid: ids.next()?.parse().ok()?,
+    })
+}
+
+/// A server process and its directory. Ended and removed on drop.
+#[derive(Debug)]
+pub struct Server {
+    engine: &'static str,
+    /// Declared before `dir`, which is removed when the process no longer writes there.
+    process: Process,
+    dir: ScratchDir,
+    user: Option<User>,
+    polite: Signal,
+}
+
+/// The process and those it has started, which go with it.
+#[derive(Debug, Default)]
+struct Process {
+    child: Option<Child>,
+    frozen: Vec<u32>,
+}
+
+impl Server {
+    /// A server that is not running yet, to be asked to end by the signal `polite`.
+    pub(crate) fn new(engine: &'static str, user: Option<User>, polite: Signal) -> Self {
+        let dir = ScratchDir::new(engine);
+        let server = Self {
+            engine,
+            process: Process::default(),
+            dir,
+            user,
+            polite,
+        };
+        server.give(server.dir());
+        server
+    }
+
+    /// Make its user the owner of a file or directory.
+    pub(crate) fn give(&self, path: &Path) {
+        if let Some(user) = self.user {
+            std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
+                .expect("root can give a file away");
+        }
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.child.as_ref().map(Child::id)
+    }
+
+    /// Run a program that ends by itself, as the server's user, in its directory.
+    ///
+    /// # Panics
+    ///
+    /// When it fails, with what it said.
+    pub(crate) fn prepare(&self, program: &Path, args: &[String]) {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null());
+        let output = self.in_place(&mut command).output();
+        match output {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => panic!(
+                "{} failed: {}\n{}{}",
+                program.display(),
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            ),
+            Err(error) => panic!("cannot run {}: {error}", program.display()),
+        }
+    }
+
+    /// Start the server and wait until `ready` says that it answers.
+    ///
+    /// `deathsig` is what the kernel sends it when the test process ends.
+    ///
+    /// # Errors
+    ///
+    /// The end of its log, when it ended instead or did not answer in time.
+    pub(crate) fn launch(
+        &mut self,
+        program: &Path,
+        args: &[String],
+        deathsig: &str,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<(), String> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))
+            .and_then(|log| Ok((log.try_clone()?, log)))
+            .expect("the log can be written");
+        let mut command = tether::command(program, deathsig);
+        // A group of its own: Ctrl-C is for the tests, which then take it down.
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.0)
+            .stderr(log.1)
+            .process_group(0);
+        self.in_place(&mut command);
+        let child = tether::spawn(command)
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        self.process.child = Some(child);
+
+        let outcome = time::poll(START_WITHIN, || {
+            let child = self.process.child.as_mut().expect("put there just now");
+            match child.try_wait() {
+                Ok(None) if ready() => Some(Ok(())),
+                Ok(None) => None,
+                Ok(Some(status)) => Some(Err(format!("{} ended: {status}", self.engine))),
+                Err(error) => Some(Err(format!("{}: {error}", self.engine))),
+            }
+        });
+        outcome
+            .unwrap_or_else(|| Err(format!("{} not ready in {START_WITHIN:?}", self.engine)))
+            .map_err(|what| {
+                self.process.kill();
+                format!("{what}\n{}", self.log_tail())
+            })
+    }
+
+    fn in_place<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.current_dir(self.dir.path());
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
+    /// The last lines it logged.
+    pub fn log_tail(&self) -> String {
+        let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// End it politely: clients are told, everything is written down.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop(self.polite);
+    }
+
+    /// Kill it and its children at once, as when the machine loses power.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Freeze it and its children: connections stay open, nobody answers.
+    pub(crate) fn freeze(&mut self) {
+        self.process.freeze();
+    }
+
+    /// Let a frozen one go on.
+    pub(crate) fn thaw(&mut self) {
+        self.process.thaw();
+    }
+}
+
+impl Process {
+    fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    fn stop(&mut self, polite: Signal) {
+        self.thaw();
+        let Some(child) = self.child.as_mut() else {
+            return;
+        };
+        // An error means that it has ended already.
+        let _ = kill_process(Pid::from_child(child), polite);
+        let ended = time::wait_until(STOP_WITHIN, || !matches!(child.try_wait(), Ok(None)));
+        if ended {
+            self.child = None;
+        } else {
+            self.kill();
+        }
+    }
+
+    fn kill(&mut self) {
+        // First frozen, so that none starts another while the list is made.
+        self.freeze();
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // An error means that it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+        // PostgreSQL's would notice by themselves, but only after what they are doing;
+        // and until then a restart fails on shared memory that is in use.
+        for pid in &self.frozen {
+            signal(*pid, Signal::KILL);
+        }
+        let gone = |pid: &u32| matches!(state_of(*pid), None | Some('Z' | 'X'));
+        time::wait_until(SIGNAL_WITHIN, || self.frozen.iter().all(gone));
+        self.frozen.clear();
+    }
+
+    fn freeze(&mut self) {
+        let Some(pid) = self.pid() else { return };
+        self.stop_one(pid);
+        // Until no new one is found: the parent may have started one meanwhile.
+        loop {
+            let new: Vec<u32> = children_of(pid)
+                .into_iter()
+                .filter(|child| !self.frozen.contains(child))
+                .collect();
+            if new.is_empty() {
+                return;
+            }
+            for child in new {
+                self.stop_one(child);
+                self.frozen.push(child);
+            }
+        }
+    }
+
+    /// Returns when it is stopped, since a signal takes effect when the process is next
+    /// scheduled: a test that went on at once might still get an answer.
+    fn stop_one(&self, pid: u32) {
+        signal(pid, Signal::STOP);
+        time::wait_until(SIGNAL_WITHIN, || {
+            matches!(state_of(pid), None | Some('T' | 't' | 'Z' | 'X'))
+        });
+    }
+
+    fn thaw(&mut self) {
+        for pid in self.frozen.drain(..) {
+            signal(pid, Signal::CONT);
+        }
+        if let Some(pid) = self.pid() {
+            signal(pid, Signal::CONT);
+        }
+    }
+}
+
+/// Children of a living or frozen server only: their pids are not reused meanwhile,
+/// since it is the one that reaps them.
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // An error means that it has ended already.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Start by `launch`, on another port when somebody was faster to take this one.
+pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
+    let mut last = String::new();
+    for _ in 0..5 {
+        let port = free_port();
+        match launch(port) {
+            Ok(()) => return port,
+            Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
+            Err(log) => panic!("{log}"),
+        }
+    }
+    panic!("no port stays free\n{last}")
+}
+
+/// Whether a short-lived program succeeds.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status
+        .unwrap_or_else(|_: io::Error| std::process::ExitStatus::from_raw(1))
+        .success()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_required_by_its_whole_name() {
+        assert!(names("postgres, mariadb", "mariadb"));
+        assert!(!names("postgres18", "postgres"));
+        assert!(!names("", "postgres"));
+    }
+
+    #[test]
+    fn a_user_is_looked_up_by_its_whole_name() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nmysqlx:x:7:7::/:/bin/sh\nmysql:x:104:105:a,b:/:\n";
+        let user = lookup(passwd, "mysql").expect("the line is there");
+        assert_eq!((user.uid, user.gid), (104, 105));
+        assert!(lookup(passwd, "postgres").is_none());
+    }
+
+    #[test]
+    fn a_free_port_is_outside_the_range_of_outgoing_connections() {
+        assert!(free_port() < 32_768);
+    }
+}

@@ -1,0 +1,196 @@
+//! SQL from the outside: a stranger's statements, through the database's own client.
+
+use std::fmt;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::process::Killable;
+use crate::time;
+
+/// How long [`Stranger::run`] waits for an answer: no statement of a test takes long
+/// unless it waits for a lock, and those are for [`Stranger::send`].
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The password of the user `locker` of every server, with what a URL must escape and
+/// what SQL must, and some that neither knows.
+pub const LOCKER_PASSWORD: &str = "p@ss:w/rd?#% &='é";
+
+/// Printed after every statement, to know where its answer ends.
+const END: &str = "--- end of answer ---";
+
+/// What the database said instead of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlError(String);
+
+impl fmt::Display for SqlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SqlError {}
+
+/// A session of somebody who knows nothing of our library: it keeps its transaction
+/// open, and with it its row locks, until told otherwise.
+///
+/// On drop its client is killed, and the server rolls back when it notices, which is
+/// soon but not at once. To be sure, [`run`](Self::run) `ROLLBACK` first.
+#[derive(Debug)]
+pub struct Stranger {
+    client: Killable,
+    /// What makes the client print [`END`].
+    end: String,
+    /// Answers not read yet.
+    owed: usize,
+    /// The lines so far of an answer that has not ended.
+    partial: Vec<String>,
+}
+
+impl Stranger {
+    /// A session of the client `command`, which `end` makes print [`END`].
+    fn new(command: &Command, end: String) -> Self {
+        Self {
+            client: Killable::spawn_merged(command),
+            end,
+            owed: 0,
+            partial: Vec::new(),
+        }
+    }
+
+    /// A session of `psql`.
+    pub(crate) fn psql(command: &mut Command, database: &str) -> Self {
+        command
+            .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"])
+            .args([
+                "--field-separator",
+                "\t",
+                "--no-password",
+                "--dbname",
+                database,
+            ])
+            // A frozen server accepts connections and never answers.
+            .env("PGCONNECT_TIMEOUT", "10")
+            .env("PGOPTIONS", "-c client_min_messages=warning");
+        Self::new(command, format!("\\echo '{END}'"))
+    }
+
+    /// A session of `mariadb`.
+    pub(crate) fn mariadb(command: &mut Command) -> Self {
+        command
+            // It would stop at the first error, where a test wants to go on.
+            .args(["--batch", "--skip-column-names", "--unbuffered", "--force"])
+            .args(["--skip-reconnect", "--connect-timeout=10"]);
+        // Not a SELECT: it would never be answered once the server is gone.
+        Self::new(command, format!("\\! echo '{END}'"))
+    }
+
+    /// Start a statement, and do not wait for it.
+    pub fn send(&mut self, sql: &str) {
+        let sql = sql.trim();
+        let semicolon = if sql.ends_with(';') { "" } else { ";" };
+        // An error here means that the client has ended; `answer` then says why.
+        let _ = self
+            .client
+            .send_line(&format!("{sql}{semicolon}\n{}", self.end));
+        self.owed += 1;
+    }
+
+    /// The answer to the oldest statement sent and not answered: its rows, columns apart
+    /// by tabs. `None` when it is still at work after `within`.
+    ///
+    /// # Panics
+    ///
+    /// When no statement was sent.
+    pub fn answer(&mut self, within: Duration) -> Option<Result<Vec<String>, SqlError>> {
+        assert!(self.owed > 0, "no statement was sent");
+        let start = time::now();
+        loop {
+            let left = within.saturating_sub(start.elapsed());
+            match self.client.line(left) {
+                Some(line) if line == END => break,
+                Some(line) => self.partial.push(line),
+                None if self.client.wait(Duration::ZERO).is_some() => {
+                    // What it said last may have come between the two looks.
+                    while let Some(line) = self.client.line(Duration::from_millis(100)) {
+                        self.partial.push(line);
+                    }
+                    self.partial.push("ERROR: the client has ended".into());
+                    break;
+                }
+                None if left.is_zero() => return None,
+                None => {}
+            }
+        }
+        self.owed -= 1;
+        let lines = std::mem::take(&mut self.partial);
+        let failed = lines.iter().any(|line| {
+            ["ERROR", "FATAL", "psql: error"]
+                .iter()
+                .any(|mark| line.starts_with(mark))
+        });
+        Some(if failed {
+            Err(SqlError(lines.join("\n")))
+        } else {
+            Ok(lines)
+        })
+    }
+
+    /// Run a statement and wait for its rows.
+    ///
+    /// # Errors
+    ///
+    /// What the database answered instead, or that it did not within half a minute.
+    pub fn run(&mut self, sql: &str) -> Result<Vec<String>, SqlError> {
+        self.send(sql);
+        self.answer(ANSWER_WITHIN).unwrap_or_else(|| {
+            Err(SqlError(format!(
+                "no answer within {ANSWER_WITHIN:?}: {sql}"
+            )))
+        })
+    }
+
+    /// End the session politely and wait until the client is gone.
+    pub fn leave(mut self) {
+        self.client.close_input();
+        self.client.wait(ANSWER_WITHIN);
+    }
+
+    /// Run one thing and leave.
+    pub(crate) fn run_once(mut self, sql: &str) -> Result<String, SqlError> {
+        let rows = self.run(sql)?;
+        self.leave();
+        Ok(rows.join("\n"))
+    }
+}
+
+/// The name of a database, given that or its URL.
+pub(crate) fn database_of(database: &str) -> &str {
+    let name = match database.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').map_or("", |(_, name)| name),
+        None => database,
+    };
+    name.split('?').next().unwrap_or_default()
+}
+
+/// As a part of a URL.
+pub fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_given_by_name_or_url() {
+        assert_eq!(database_of("t_1"), "t_1");
+        assert_eq!(database_of("postgres://u:p@h:1/t_1"), "t_1");
+        assert_eq!(database_of("postgres:///t_1?host=/tmp/x"), "t_1");
+        assert_eq!(database_of("mysql://u@h"), "");
+    }
+}

@@ -1,0 +1,209 @@
+//! The PostgreSQL servers do what the tests that stand on them assume.
+
+use std::time::Duration;
+
+use testkit::{Postgres, SqlError, time};
+
+/// Long enough for anything a living server does, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Long enough to believe that nobody answers.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+fn psql(postgres: &Postgres, url: &str) -> (bool, String) {
+    let output = std::process::Command::new(postgres.bin().join("psql"))
+        .args([
+            "-XAtc",
+            "SELECT current_user || '@' || current_database()",
+            url,
+        ])
+        .env("PGCONNECT_TIMEOUT", "10")
+        .output()
+        .expect("psql is beside the server");
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&said).trim().to_owned(),
+    )
+}
+
+#[test]
+fn every_url_leads_to_its_database() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    let name = url.rsplit_once('/').expect("the URL has a path").1;
+
+    assert_eq!(psql(postgres, &url), (true, format!("postgres@{name}")));
+    assert_eq!(
+        psql(postgres, &postgres.socket_url(&url)),
+        (true, format!("postgres@{name}"))
+    );
+    assert_eq!(
+        psql(postgres, &postgres.locker_url(&url)),
+        (true, format!("locker@{name}"))
+    );
+    let (ok, said) = psql(postgres, &postgres.locker_url_with(&url, "wrong"));
+    assert!(
+        !ok && said.contains("password authentication failed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_fresh_database_is_the_lockers_to_make_tables_in() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    let sql = "SET ROLE locker; CREATE TABLE t(a int, b text);
+        INSERT INTO t VALUES (1, 'x'), (2, NULL); SELECT * FROM t";
+    assert_eq!(postgres.query(&url, sql), Ok("1\tx\n2\t".into()));
+}
+
+#[test]
+fn an_error_is_an_error_and_the_session_goes_on() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let mut stranger = postgres.stranger(&postgres.fresh_database());
+    let error = stranger
+        .run("SELECT * FROM nothing_there")
+        .expect_err("there is no such table");
+    assert!(error.to_string().contains("nothing_there"), "{error}");
+    assert_eq!(
+        stranger.run("SELECT 1; SELECT 2"),
+        Ok(vec!["1".into(), "2".into()])
+    );
+}
+
+#[test]
+fn a_stranger_holds_a_row_until_it_commits() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    postgres
+        .query(&url, "CREATE TABLE t(a int); INSERT INTO t VALUES (1)")
+        .expect("it is empty");
+
+    let mut holder = postgres.stranger(&url);
+    holder
+        .run("BEGIN")
+        .expect("a new session is in no transaction");
+    assert_eq!(
+        holder.run("SELECT a FROM t FOR UPDATE"),
+        Ok(vec!["1".into()])
+    );
+
+    let mut waiter = postgres.stranger(&url);
+    waiter.send("UPDATE t SET a = 2 RETURNING a");
+    assert_eq!(waiter.answer(A_WHILE), None);
+    holder.run("COMMIT").expect("nothing is wrong with it");
+    assert_eq!(waiter.answer(SOON), Some(Ok(vec!["2".into()])));
+}
+
+#[test]
+fn a_stranger_who_leaves_rolls_back() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    postgres
+        .query(&url, "CREATE TABLE t(a int primary key)")
+        .expect("it is empty");
+    let mut stranger = postgres.stranger(&url);
+    stranger
+        .run("BEGIN")
+        .expect("a new session is in no transaction");
+    stranger
+        .run("INSERT INTO t VALUES (1)")
+        .expect("the table is empty");
+    drop(stranger);
+
+    // Waits for the other insert to be decided.
+    postgres
+        .query(&url, "INSERT INTO t VALUES (1)")
+        .expect("the other insert was rolled back");
+}
+
+#[test]
+fn a_stopped_server_keeps_its_data_and_port() {
+    let Some(mut postgres) = Postgres::options().time_zone("Asia/Kathmandu").start() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    let keep = |postgres: &Postgres| postgres.query(&url, "SELECT count(*) FROM t");
+    postgres
+        .query(&url, "CREATE TABLE t(a int); INSERT INTO t VALUES (1)")
+        .expect("it is empty");
+    assert_eq!(
+        postgres.query(&url, "SHOW timezone"),
+        Ok("Asia/Kathmandu".into())
+    );
+
+    postgres.stop();
+    assert!(keep(&postgres).is_err(), "a stopped server answers");
+    postgres.restart();
+    assert!(psql(&postgres, &url).0);
+    assert_eq!(keep(&postgres), Ok("1".into()));
+
+    let mut session = postgres.stranger(&url);
+    session.run("SELECT 1").expect("the server runs");
+    postgres.kill();
+    assert!(session.run("SELECT 1").is_err(), "a killed server answers");
+    postgres.restart();
+    assert_eq!(keep(&postgres), Ok("1".into()));
+}
+
+#[test]
+fn a_frozen_server_answers_when_it_is_thawed() {
+    let Some(mut postgres) = Postgres::start() else {
+        return;
+    };
+    let mut session = postgres.stranger("postgres");
+    session.run("SELECT 1").expect("the server runs");
+
+    postgres.freeze();
+    session.send("SELECT 2");
+    assert_eq!(session.answer(A_WHILE), None);
+    let mut late = postgres.stranger("postgres");
+    late.send("SELECT 3");
+    assert_eq!(late.answer(A_WHILE), None);
+
+    postgres.thaw();
+    assert_eq!(session.answer(SOON), Some(Ok(vec!["2".into()])));
+    assert_eq!(late.answer(SOON), Some(Ok(vec!["3".into()])));
+}
+
+#[test]
+fn a_frozen_server_can_be_dropped() {
+    let Some(mut postgres) = Postgres::start() else {
+        return;
+    };
+    let (pid, dir) = (
+        postgres.server().pid().expect("it runs"),
+        postgres.socket_dir().to_owned(),
+    );
+    postgres.freeze();
+    let start = time::now();
+    drop(postgres);
+    assert!(start.elapsed() < SOON);
+    assert!(!dir.exists());
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn version_18_is_version_18() {
+    let Some(postgres) = Postgres::start_version(18) else {
+        return;
+    };
+    let version = postgres
+        .query("postgres", "SHOW server_version")
+        .expect("it runs");
+    assert!(version.starts_with("18"), "{version}");
+    let shared = Postgres::shared_18().expect("it is there");
+    let ran: Result<String, SqlError> = shared.query(&shared.fresh_database(), "SELECT 1");
+    assert_eq!(ran, Ok("1".into()));
+}

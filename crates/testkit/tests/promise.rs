@@ -1,0 +1,73 @@
+//! What was promised is recorded, and what was not is missed.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use testkit::tether::ScratchDir;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/check-promises");
+
+/// Run by the test below in a process of its own, which has a file of its own.
+#[test]
+#[ignore = "would be recorded as a promise of the product"]
+fn keeper() {
+    testkit::promise("P1", "postgres");
+    testkit::promise("P2", "sqlite");
+}
+
+fn keep_promises(file: &Path) {
+    let kept = Command::new(std::env::current_exe().expect("this is a program"))
+        .args(["keeper", "--exact", "--ignored"])
+        .env("DBLOCK_PROMISES", file)
+        .output()
+        .expect("this program runs");
+    assert!(kept.status.success());
+    let said = String::from_utf8_lossy(&kept.stdout);
+    assert!(
+        !said.contains("promise P1"),
+        "libtest no longer swallows it: {said}"
+    );
+}
+
+fn check(file: &Path, expected: &Path) -> (Output, String) {
+    let output = Command::new(SCRIPT)
+        .args([file, expected])
+        .output()
+        .expect("the script can be run");
+    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into();
+    (output, said)
+}
+
+#[test]
+fn a_promise_that_was_not_kept_is_named() {
+    let dir = ScratchDir::new("promise");
+    let (file, expected) = (dir.join("kept"), dir.join("expected"));
+    keep_promises(&file);
+    keep_promises(&file);
+
+    std::fs::write(&expected, "# all\nP1 postgres\n\nP2 sqlite\n").expect("it is our directory");
+    let (output, said) = check(&file, &expected);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("P1 postgres 2\n") && said.contains("P2 sqlite 2\n"),
+        "{said}"
+    );
+
+    std::fs::write(&expected, "P1 postgres\nP1 sqlite\nP2 sqlite\n").expect("it is our directory");
+    let (output, said) = check(&file, &expected);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("missing: P1 sqlite\n"), "{said}");
+    assert!(!said.contains("missing: P1 postgres"), "{said}");
+}
+
+#[test]
+fn without_a_record_every_promise_is_missing() {
+    let dir = ScratchDir::new("promise");
+    let expected = dir.join("expected");
+    std::fs::write(&expected, "P1 postgres\n").expect("it is our directory");
+    let (output, said) = check(&dir.join("nothing"), &expected);
+    assert!(
+        !output.status.success() && said.contains("missing: P1 postgres\n"),
+        "{said}"
+    );
+}

@@ -1,0 +1,273 @@
+//! Every fault of the proxy, with a server that repeats what it hears.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use testkit::{Proxy, time};
+
+/// Long enough for anything that happens at all, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Long enough to believe that nothing comes.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// A server that repeats what it hears, and remembers it.
+struct Echo {
+    port: u16,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, heard) = (stream.unwrap(), Arc::clone(&all));
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 1024];
+                    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                        heard.lock().unwrap().extend(&buffer[..length]);
+                        if stream.write_all(&buffer[..length]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, heard }
+    }
+
+    fn heard(&self, what: &str) -> bool {
+        time::wait_until(SOON, || self.heard_now() == what)
+    }
+
+    fn heard_now(&self) -> String {
+        String::from_utf8(self.heard.lock().unwrap().clone()).unwrap()
+    }
+}
+
+fn start() -> (Echo, Proxy, TcpStream) {
+    let echo = Echo::start();
+    let proxy = Proxy::to("127.0.0.1", echo.port);
+    let client = connect(&proxy);
+    (echo, proxy, client)
+}
+
+fn connect(proxy: &Proxy) -> TcpStream {
+    let client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    client
+}
+
+fn hears(client: &mut TcpStream, what: &str) {
+    let mut buffer = vec![0; what.len()];
+    client.read_exact(&mut buffer).unwrap();
+    assert_eq!(String::from_utf8(buffer).unwrap(), what);
+}
+
+fn hears_nothing(client: &mut TcpStream) {
+    client.set_read_timeout(Some(A_WHILE)).unwrap();
+    let error = client.read(&mut [0]).expect_err("nothing may come");
+    assert!(
+        matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
+        "{error}"
+    );
+    client.set_read_timeout(Some(SOON)).unwrap();
+}
+
+/// The end of the connection, by whichever of its two ways.
+fn is_closed(client: &mut TcpStream) {
+    match client.read(&mut [0]) {
+        Ok(length) => assert_eq!(length, 0, "something came instead of the end"),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
+#[test]
+fn it_forwards_and_counts() {
+    let (_echo, proxy, mut client) = start();
+    proxy.watch_for("UPDATE");
+    for what in ["UPDATE 1", "SELECT", "an UPDATE too"] {
+        client.write_all(what.as_bytes()).unwrap();
+        hears(&mut client, what);
+    }
+    let counts = proxy.counts();
+    assert_eq!(
+        (counts.connections, counts.chunks_up, counts.chunks_down),
+        (1, 3, 3)
+    );
+    assert_eq!((counts.bytes_up, counts.bytes_down), (27, 27));
+    assert_eq!(proxy.count("UPDATE"), 2);
+
+    proxy.reset_counts();
+    assert_eq!(
+        (proxy.count("UPDATE"), proxy.counts()),
+        (0, Default::default())
+    );
+}
+
+#[test]
+fn a_stall_holds_everything_and_loses_nothing() {
+    let (echo, proxy, mut client) = start();
+    client.write_all(b"a").unwrap();
+    hears(&mut client, "a");
+
+    proxy.stall();
+    client.write_all(b"b").unwrap();
+    let mut late = connect(&proxy);
+    late.write_all(b"").unwrap();
+    hears_nothing(&mut client);
+    assert_eq!(echo.heard_now(), "a");
+
+    proxy.resume();
+    hears(&mut client, "b");
+    late.write_all(b"c").unwrap();
+    hears(&mut late, "c");
+}
+
+#[test]
+fn stalled_replies_are_to_requests_that_arrived() {
+    let (echo, proxy, mut client) = start();
+    proxy.stall_replies();
+    client.write_all(b"a").unwrap();
+    assert!(echo.heard("a"));
+    hears_nothing(&mut client);
+    proxy.resume();
+    hears(&mut client, "a");
+}
+
+#[test]
+fn a_cut_closes_what_is_open_and_nothing_else() {
+    let (_echo, proxy, mut client) = start();
+    let mut other = connect(&proxy);
+    for client in [&mut client, &mut other] {
+        client.write_all(b"a").unwrap();
+        hears(client, "a");
+    }
+    assert_eq!(proxy.open_connections(), 2);
+    proxy.cut();
+    assert_eq!(proxy.open_connections(), 0);
+    is_closed(&mut client);
+    is_closed(&mut other);
+
+    let mut client = connect(&proxy);
+    client.write_all(b"b").unwrap();
+    hears(&mut client, "b");
+}
+
+#[test]
+fn a_stalled_connection_can_be_cut() {
+    let (_echo, proxy, mut client) = start();
+    proxy.stall();
+    client.write_all(b"a").unwrap();
+    hears_nothing(&mut client);
+    proxy.cut();
+    is_closed(&mut client);
+}
+
+#[test]
+fn refusing_is_for_new_connections() {
+    let (_echo, proxy, mut client) = start();
+    client.write_all(b"a").unwrap();
+    hears(&mut client, "a");
+
+    proxy.refuse(true);
+    is_closed(&mut connect(&proxy));
+    client.write_all(b"b").unwrap();
+    hears(&mut client, "b");
+    assert_eq!(proxy.counts().connections, 1);
+
+    proxy.refuse(false);
+    let mut client = connect(&proxy);
+    client.write_all(b"c").unwrap();
+    hears(&mut client, "c");
+}
+
+#[test]
+fn a_lost_reply_is_to_a_request_that_arrived() {
+    let (echo, proxy, mut client) = start();
+    proxy.lose_next_reply("renew");
+    client.write_all(b"take ").unwrap();
+    hears(&mut client, "take ");
+    assert_eq!(proxy.faults_hit(), 0);
+
+    client.write_all(b"renew ").unwrap();
+    is_closed(&mut client);
+    assert_eq!(proxy.faults_hit(), 1);
+    assert_eq!(echo.heard_now(), "take renew ");
+
+    let mut client = connect(&proxy);
+    client.write_all(b"renew ").unwrap();
+    hears(&mut client, "renew ");
+    assert_eq!(proxy.faults_hit(), 1, "one loss was asked for");
+}
+
+#[test]
+fn a_lost_request_never_arrives() {
+    let (echo, proxy, mut client) = start();
+    proxy.lose_next_request("renew");
+    client.write_all(b"take ").unwrap();
+    hears(&mut client, "take ");
+    client.write_all(b"renew ").unwrap();
+    is_closed(&mut client);
+    assert_eq!(proxy.faults_hit(), 1);
+    assert_eq!(echo.heard_now(), "take ");
+}
+
+#[test]
+fn an_end_by_either_side_reaches_the_other() {
+    let (_echo, proxy, mut client) = start();
+    client.write_all(b"a").unwrap();
+    hears(&mut client, "a");
+    // Echo ends when we have said all, and so the proxy ends too.
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    is_closed(&mut client);
+    assert!(time::wait_until(SOON, || proxy.open_connections() == 0));
+}
+
+#[test]
+fn without_a_server_connections_are_closed() {
+    let proxy = Proxy::to("127.0.0.1", testkit::server::free_port());
+    is_closed(&mut connect(&proxy));
+}
+
+#[test]
+fn a_url_is_changed_in_its_host_and_port_only() {
+    let proxy = Proxy::to("127.0.0.1", 1);
+    let port = proxy.port();
+    for (url, through) in [
+        (
+            "mysql://root@127.0.0.1:3306/db",
+            format!("mysql://root@127.0.0.1:{port}/db"),
+        ),
+        (
+            "postgres://u:p%40@db:5432/x?a=b@c",
+            format!("postgres://u:p%40@127.0.0.1:{port}/x?a=b@c"),
+        ),
+        (
+            "postgres://db?a=/b",
+            format!("postgres://127.0.0.1:{port}?a=/b"),
+        ),
+    ] {
+        assert_eq!(proxy.url(url), through);
+    }
+}
+
+#[test]
+fn a_dropped_proxy_closes_its_connections() {
+    let (_echo, proxy, mut client) = start();
+    client.write_all(b"a").unwrap();
+    hears(&mut client, "a");
+    drop(proxy);
+    is_closed(&mut client);
+}
