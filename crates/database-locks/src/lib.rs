@@ -16,7 +16,9 @@ mod renew;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
+#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
+#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod token;
 mod turns;
 
@@ -34,5 +36,6 @@ pub use token::Token;
 #[doc(hidden)]
 pub mod seam {
     pub use crate::store::*;
+    pub use crate::timing::MAX_FIRST_GRANT;
     pub use crate::token::GrantId;
 }

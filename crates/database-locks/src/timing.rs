@@ -11,7 +11,7 @@ const MIN_TTL: Duration = Duration::from_millis(100);
 /// The longest ttl that is not without end: ten years of 365.25 days.
 const MAX_TTL: Duration = Duration::from_secs(315_576_000);
 /// What an acquire grants at most, so that one whose reply was lost holds the lock no longer.
-pub(crate) const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
+pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
 /// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is how
 /// its holder learns that it was freed by force.
 const ENDLESS_RENEW_EVERY: Duration = Duration::from_secs(10);

@@ -8,6 +8,7 @@
 //! A server lives until its handle is dropped; a shared one until the test process
 //! ends, however that happens: see [`tether`].
 
+pub mod contract;
 pub mod mysql;
 pub mod postgres;
 pub mod process;

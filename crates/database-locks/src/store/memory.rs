@@ -46,10 +46,15 @@ fn micros(d: Duration) -> i64 {
     i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Milliseconds since 1970, where the tokens of a new row begin.
-#[allow(clippy::disallowed_methods, reason = "here it plays the database's clock, and tells no time")]
-fn first_token() -> i64 {
-    micros(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()) / 1000
+/// This engine's clock as microseconds since 1970: the boot-time clock, put in its place once.
+#[allow(clippy::disallowed_methods, reason = "here it plays the database's clock, for display")]
+fn stamp(at: Time) -> i64 {
+    static BOOT: OnceLock<i64> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        micros(wall) - micros(clock::now())
+    });
+    boot + micros(at)
 }
 
 impl Row {
@@ -73,7 +78,6 @@ impl Row {
     }
 
     fn seen(&self, name: &LockName, now: Time) -> Seen {
-        let stamp = |at: Time| first_token() * 1000 - micros(now) + micros(at);
         Seen {
             name: name.to_string(),
             holder: self.holder.clone(),
@@ -137,7 +141,7 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     if !row.is_free(now) {
         return row.seen(&ask.name, now).refusal(ask.grant.as_str());
     }
-    row.token = if row.token == 0 { first_token() } else { row.token + 1 };
+    row.token = if row.token == 0 { stamp(now) / 1000 } else { row.token + 1 };
     row.holder = Some(ask.holder.to_string());
     row.grant = Some(ask.grant.to_string());
     row.expires = Some(Ends::At(now + ask.length));
