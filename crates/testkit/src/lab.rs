@@ -45,6 +45,14 @@ impl Hold {
             Self::File(connection) => connection.execute_batch("ROLLBACK").expect("rolls back"),
         }
     }
+
+    /// Commit the transaction.
+    pub fn commit(self) {
+        match self {
+            Self::Session(mut stranger) => drop(stranger.run("COMMIT").expect("commits")),
+            Self::File(connection) => connection.execute_batch("COMMIT").expect("commits"),
+        }
+    }
 }
 
 impl Lab {
