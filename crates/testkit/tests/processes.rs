@@ -24,20 +24,22 @@ fn ask(taker: &mut Killable) -> String {
     taker.expect_line(SOON)
 }
 
-/// What is in the file after twelve processes have added to it twenty times each.
-fn counted_by_twelve(lab: &Lab, how: &str) -> u32 {
+/// What is in the file after so many processes have added to it so many times each, where `meanwhile`
+/// happens once they have begun.
+fn counted(lab: &Lab, processes: usize, rounds: &str, how: &str, meanwhile: impl FnOnce()) -> u32 {
     let folder = ScratchDir::new("count");
     let file = folder.join("number");
     fs::write(&file, "0").expect("writable");
     let file_name = file.to_string_lossy();
-    let args = ["count", &lab.url, "number", "20", &file_name, how];
-    let mut takers: Vec<_> = (0..12).map(|_| Killable::spawn(TAKER, args)).collect();
+    let args = ["count", &lab.url, "number", rounds, &file_name, how];
+    let mut takers: Vec<_> = (0..processes).map(|_| Killable::spawn(TAKER, args)).collect();
     for taker in &takers {
         assert_eq!(taker.expect_line(SOON), "ready");
     }
     for taker in &mut takers {
         taker.send_line("go").expect("it listens");
     }
+    meanwhile();
     for taker in &takers {
         let said = taker.expect_line(Duration::from_secs(180));
         assert_eq!(said, "done");
@@ -50,7 +52,7 @@ fn counted_by_twelve(lab: &Lab, how: &str) -> u32 {
 
 async fn twelve_processes_lose_no_count(lab: &Lab) {
     lab.locks().await;
-    assert_eq!(counted_by_twelve(lab, "locked"), 240);
+    assert_eq!(counted(lab, 12, "20", "locked", || ()), 240);
     promise("P1", lab.engine);
     promise("P15", lab.engine);
 }
@@ -58,7 +60,20 @@ async fn twelve_processes_lose_no_count(lab: &Lab) {
 /// The control: the test above must be able to fail.
 async fn without_the_lock_counts_are_lost(lab: &Lab) {
     lab.locks().await;
-    assert!(counted_by_twelve(lab, "unlocked") < 240);
+    assert!(counted(lab, 12, "20", "unlocked", || ()) < 240);
+}
+
+/// Another writer has the file for five seconds: everybody waits, nobody fails.
+async fn sixteen_processes_outlast_a_busy_file(lab: &Lab) {
+    lab.locks().await;
+    let hold = lab.hold_row("number");
+    let total = counted(lab, 16, "5", "locked", || {
+        sleep(Duration::from_secs(5));
+        hold.leave();
+    });
+    assert_eq!(total, 80);
+    promise("P12", lab.engine);
+    promise("P15", lab.engine);
 }
 
 async fn a_killed_holder_is_succeeded_when_its_ttl_ends(lab: &Lab) {
@@ -186,3 +201,8 @@ macro_rules! on {
     )* };
 }
 on!(sqlite);
+
+mod busy {
+    use super::sixteen_processes_outlast_a_busy_file;
+    testkit::lab_tests!(sqlite: sixteen_processes_outlast_a_busy_file);
+}
