@@ -28,7 +28,7 @@ pub(crate) fn complain(said: &str) {
 pub(crate) fn help(text: &str, to_stderr: bool) {
     match to_stderr {
         true => drop(io::stderr().write_all(text.as_bytes())),
-        false => print(text),
+        false => print(&format!("{}\n", text.trim_end())),
     }
 }
 
@@ -233,6 +233,9 @@ fn on_one_line(text: &str) -> String {
     shown
 }
 
+/// What a message says where it explains the form of a URL.
+const PLACEHOLDER: &str = "USER:PASSWORD";
+
 /// The text with what may be a password in a URL taken out: the login before the last `@` of each,
 /// and the option `password`.
 pub(crate) fn without_secrets(text: &str) -> String {
@@ -244,7 +247,7 @@ pub(crate) fn without_secrets(text: &str) -> String {
         let end = rest.find(|c: char| c.is_whitespace() || "'\"`".contains(c));
         let end = end.unwrap_or(rest.len());
         let mut url = &rest[..end];
-        if let Some(at) = url.rfind('@') {
+        if let Some(at) = url.rfind('@').filter(|at| &url[..*at] != PLACEHOLDER) {
             shown.push_str("***");
             url = &url[at..];
         }
@@ -283,6 +286,7 @@ mod tests {
             ("mysql://h/d?user=u&password=hunter2", "mysql://h/d?user=u&password=***"),
             ("a://u:hunter2@h b://u:hunter2@h", "a://***@h b://***@h"),
             ("sqlite:///a/b", "sqlite:///a/b"),
+            ("a://USER:PASSWORD@HOST", "a://USER:PASSWORD@HOST"),
             ("no url: // @", "no url: // @"),
         ] {
             assert_eq!(without_secrets(url), shown);
