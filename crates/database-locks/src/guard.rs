@@ -172,11 +172,14 @@ impl LockGuard {
     }
 
     fn still_trusted(&self) -> Result<(), Error> {
+        if self.is_held() {
+            return Ok(());
+        }
+        // Where the scheduler has not come round to it: a thawed process asks first.
+        self.held.lose(LostReason::Expired);
         let reason = match self.held.status() {
             Status::Lost(reason) => reason,
-            _ if self.is_held() => return Ok(()),
-            // Its end has passed, the scheduler is about to say so.
-            _ => LostReason::Expired,
+            Status::Held(_) | Status::Released => LostReason::Expired,
         };
         Err(Error::Lost { name: self.name().clone(), reason })
     }
@@ -228,6 +231,7 @@ impl LockGuard {
             return None;
         }
         self.inner.scheduler.remove(self.held.grant.id);
+        let _ = self.still_trusted();
         let before = self.held.status();
         self.held.released();
         // A row that is another's, or gone, has nothing of ours to be released.

@@ -711,12 +711,12 @@ pub async fn installing_twice_changes_nothing(bench: &Bench) {
     assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
 }
 
-/// Make one test of each clause: `contract_tests!(memory, bench())`, where the expression is an
-/// `Option<Bench>`, and `None` skips.
+/// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
+/// an `Option<Lab>`, and `None` skips.
 #[macro_export]
 macro_rules! contract_tests {
-    ($engine:ident, $bench:expr) => {
-        $crate::contract_tests!($engine, $bench,
+    ($engine:ident, $lab:expr) => {
+        $crate::contract_tests!($engine, $lab,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,
@@ -743,14 +743,14 @@ macro_rules! contract_tests {
             installing_twice_changes_nothing,
         );
     };
-    ($engine:ident, $bench:expr, $($clause:ident),* $(,)?) => {
+    ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
         mod $engine {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(bench) = $bench {
-                        $crate::contract::$clause(&bench).await;
+                    if let Some(lab) = $lab {
+                        $crate::contract::$clause(&lab.bench()).await;
                     }
                 }
             )*

@@ -9,6 +9,7 @@
 //! ends, however that happens: see [`tether`].
 
 pub mod contract;
+pub mod lab;
 pub mod mysql;
 pub mod postgres;
 pub mod process;
@@ -19,6 +20,7 @@ pub mod sql;
 pub mod tether;
 pub mod time;
 
+pub use lab::Lab;
 pub use mysql::MariaDb;
 pub use postgres::Postgres;
 pub use process::Killable;

@@ -408,6 +408,14 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_engine_that_nobody_requires_is_skipped() {
+        assert_eq!(
+            require("no such engine", "no such binary", None::<()>),
+            None
+        );
+    }
+
+    #[test]
     fn a_user_is_looked_up_by_its_whole_name() {
         let passwd = "root:x:0:0::/root:/bin/sh\nmysqlx:x:7:7::/:/bin/sh\nmysql:x:104:105:a,b:/:\n";
         let user = lookup(passwd, "mysql").expect("the line is there");

@@ -20,8 +20,8 @@ use crate::server::find_binary;
 /// Reads one directory a line; at the end of its input the test process is gone.
 ///
 /// The servers have 5 s to end by themselves, and frozen ones are thawed for it, since
-/// PostgreSQL gives its shared memory back only then. They are found by their working directory and not by a
-/// remembered pid, which may be somebody else's by now.
+/// PostgreSQL gives its shared memory back only then. They are found by their working
+/// directory and not by a remembered pid, which may be somebody else's by now.
 const WATCHER: &str = r#"
     trap '' INT HUP TERM
     dirs= newline='

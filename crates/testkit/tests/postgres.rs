@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{Postgres, SqlError, time};
+use testkit::{Postgres, Proxy, SqlError, time};
 
 /// Long enough for anything a living server does, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(20);
@@ -192,6 +192,60 @@ fn a_frozen_server_can_be_dropped() {
     assert!(start.elapsed() < SOON);
     assert!(!dir.exists());
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_server_that_does_not_start_says_why() {
+    let start = || Postgres::options().set("no_such_setting=1").start();
+    match std::panic::catch_unwind(start) {
+        Ok(None) => {}
+        Ok(Some(_)) => panic!("it starts with a setting that does not exist"),
+        Err(why) => {
+            let why = why
+                .downcast_ref::<String>()
+                .expect("a panic with a formatted message");
+            assert!(why.contains("no_such_setting"), "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_statement_whose_reply_is_lost_was_executed() {
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let url = postgres.fresh_database();
+    postgres
+        .query(&url, "CREATE TABLE t(a int)")
+        .expect("it is empty");
+    let proxy = Proxy::to_url(&url);
+    let insert = |value: &str| {
+        let output = std::process::Command::new(postgres.bin().join("psql"))
+            .args([
+                "-XAtc",
+                &format!("INSERT INTO t VALUES ({value})"),
+                &proxy.url(&url),
+            ])
+            .output()
+            .expect("psql is beside the server");
+        output.status.success()
+    };
+    let rows = || {
+        postgres
+            .query(&url, "SELECT a FROM t ORDER BY a")
+            .expect("the server runs")
+    };
+
+    proxy.lose_next_reply("VALUES (1)");
+    assert!(!insert("1"));
+    assert_eq!((proxy.faults_hit(), rows().as_str()), (1, "1"));
+
+    proxy.lose_next_request("VALUES (2)");
+    assert!(!insert("2"));
+    assert_eq!((proxy.faults_hit(), rows().as_str()), (2, "1"));
+
+    assert!(insert("3"));
+    assert_eq!(rows(), "1\n3");
 }
 
 #[test]

@@ -1,0 +1,101 @@
+//! A process that takes locks, to be killed, frozen, forked and cut off by tests.
+//!
+//! - `lock-taker count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
+//!   times, each time under the lock, or without it.
+//! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost REASON`
+//!   when it is, and answers the lines of its standard input: `ask` with `is_held true|false`,
+//!   `release` with what came of it. Ends when its input does; with `leak` it never drops the guard.
+#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+
+use std::io::Write;
+use std::time::Duration;
+
+use database_locks::Error;
+use database_locks::blocking::Locks;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match *args.as_slice() {
+        ["count", url, name, rounds, file, how] => count(
+            url,
+            name,
+            rounds.parse().expect("a number"),
+            file,
+            how == "locked",
+        ),
+        ["hold", url, name, ttl] => hold(url, name, ttl.parse().expect("a number"), false),
+        ["hold", url, name, ttl, "leak"] => hold(url, name, ttl.parse().expect("a number"), true),
+        _ => panic!("bad arguments: {args:?}"),
+    };
+    if let Err(error) = done {
+        say(&format!("error {}", error.chain()));
+        std::process::exit(1);
+    }
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    std::io::stdout().flush().expect("somebody listens");
+}
+
+fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result<(), Error> {
+    let locks = Locks::connect(url)?;
+    say("ready");
+    std::io::stdin()
+        .read_line(&mut String::new())
+        .expect("a start");
+    for _ in 0..rounds {
+        let guard = if locked {
+            Some(locks.lock(name).acquire()?)
+        } else {
+            None
+        };
+        let text = std::fs::read_to_string(file).expect("readable");
+        let number: u32 = match text.parse() {
+            Ok(number) => number,
+            // Somebody else is just writing: what the lock is there to prevent.
+            Err(_) if !locked => 0,
+            Err(_) => panic!("a torn number: {text:?}"),
+        };
+        // Somebody else comes in between, if the lock does not keep them out.
+        testkit::time::sleep(Duration::from_millis(1));
+        std::fs::write(file, (number + 1).to_string()).expect("writable");
+        guard.map_or(Ok(()), |guard| guard.release())?;
+    }
+    say("done");
+    Ok(())
+}
+
+fn hold(url: &str, name: &str, ttl: u64, leak: bool) -> Result<(), Error> {
+    let locks = Locks::connect(url)?;
+    let lock = locks.lock(name).ttl(Duration::from_millis(ttl));
+    let mut guard = Some(lock.acquire()?);
+    if let Some(guard) = &guard {
+        say(&format!("held {}", guard.token()));
+        let lost = guard.lost();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let reason = runtime.expect("a runtime").block_on(lost);
+            say(&format!("lost {reason:?}"));
+        });
+    }
+    for line in std::io::stdin().lines() {
+        match line.expect("text").as_str() {
+            "ask" => say(&format!(
+                "is_held {}",
+                guard.as_ref().is_some_and(|g| g.is_held())
+            )),
+            "release" => match guard.take().map(|guard| guard.release()) {
+                Some(Ok(())) => say("released"),
+                Some(Err(error)) => say(&format!("not released: {error}")),
+                None => say("nothing to release"),
+            },
+            other => say(&format!("what is {other}?")),
+        }
+    }
+    if leak {
+        std::mem::forget(guard);
+    }
+    Ok(())
+}

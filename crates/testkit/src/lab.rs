@@ -1,0 +1,211 @@
+//! One empty database of some engine, for one test: what a test needs that is the same on all.
+
+use std::time::Duration;
+
+use database_locks::Locks;
+
+use crate::contract::Bench;
+use crate::mysql::MariaDb;
+use crate::postgres::Postgres;
+use crate::sql::Stranger;
+use crate::tether::ScratchDir;
+
+/// An empty database.
+#[derive(Debug)]
+pub struct Lab {
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`.
+    pub engine: &'static str,
+    /// Where it is.
+    pub url: String,
+    home: Home,
+}
+
+#[derive(Debug)]
+enum Home {
+    Process,
+    Folder(ScratchDir),
+    Postgres(&'static Postgres),
+    MariaDb(&'static MariaDb),
+}
+
+/// Somebody else's transaction that has rows locked, or on SQLite the whole file; it ends on drop.
+#[derive(Debug)]
+pub enum Hold {
+    /// A session of a server's client.
+    Session(Stranger),
+    /// A connection with the write lock.
+    File(rusqlite::Connection),
+}
+
+impl Hold {
+    /// End the transaction without a change, and wait until it has ended.
+    pub fn leave(self) {
+        match self {
+            Self::Session(stranger) => stranger.leave(),
+            Self::File(connection) => connection.execute_batch("ROLLBACK").expect("rolls back"),
+        }
+    }
+
+    /// Commit the transaction.
+    pub fn commit(self) {
+        match self {
+            Self::Session(mut stranger) => drop(stranger.run("COMMIT").expect("commits")),
+            Self::File(connection) => connection.execute_batch("COMMIT").expect("commits"),
+        }
+    }
+}
+
+impl Lab {
+    /// Locks of this process alone.
+    pub fn memory() -> Option<Self> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let url = format!("memory:lab-{}", MADE.fetch_add(1, Ordering::Relaxed));
+        Some(Self {
+            engine: "memory",
+            url,
+            home: Home::Process,
+        })
+    }
+
+    /// A file that is not there yet.
+    pub fn sqlite() -> Option<Self> {
+        let folder = ScratchDir::new("sqlite");
+        let url = format!("sqlite://{}", folder.join("locks.sqlite3").display());
+        Some(Self {
+            engine: "sqlite",
+            url,
+            home: Home::Folder(folder),
+        })
+    }
+
+    /// A database on the shared PostgreSQL.
+    pub fn postgres() -> Option<Self> {
+        let server = Postgres::shared()?;
+        Some(Self {
+            engine: "postgres",
+            url: server.fresh_database(),
+            home: Home::Postgres(server),
+        })
+    }
+
+    /// A database on the shared PostgreSQL 18.
+    pub fn postgres18() -> Option<Self> {
+        let server = Postgres::shared_18()?;
+        let url = server.fresh_database();
+        Some(Self {
+            engine: "postgres18",
+            url,
+            home: Home::Postgres(server),
+        })
+    }
+
+    /// A database on the shared MariaDB.
+    pub fn mariadb() -> Option<Self> {
+        let server = MariaDb::shared()?;
+        Some(Self {
+            engine: "mariadb",
+            url: server.fresh_database(),
+            home: Home::MariaDb(server),
+        })
+    }
+
+    /// Whether there is a server to be cut off from.
+    pub fn has_server(&self) -> bool {
+        matches!(self.home, Home::Postgres(_) | Home::MariaDb(_))
+    }
+
+    /// For the store contract.
+    pub fn bench(&self) -> Bench {
+        Bench::new(self.engine, &self.url)
+    }
+
+    /// A client with a connection of its own, and the table made.
+    pub async fn locks(&self) -> Locks {
+        self.locks_at(&self.url).await
+    }
+
+    /// The same by another way, through a proxy for one.
+    pub async fn locks_at(&self, url: &str) -> Locks {
+        let locks = Locks::connect(url).await.expect("connects");
+        locks.migrate().await.expect("makes the table");
+        locks
+    }
+
+    /// Run a statement as somebody else would.
+    ///
+    /// # Panics
+    ///
+    /// When it fails, and on `memory`, which has no SQL.
+    pub fn sql(&self, statement: &str) -> String {
+        match &self.home {
+            Home::Process => panic!("memory: knows no SQL"),
+            Home::Folder(folder) => {
+                let file = open(folder);
+                file.execute_batch(statement).expect("runs");
+                String::new()
+            }
+            Home::Postgres(server) => server.query(&self.url, statement).expect("runs"),
+            Home::MariaDb(server) => server.query(&self.url, statement).expect("runs"),
+        }
+    }
+
+    /// Begin a transaction as somebody else, run a statement in it, and leave it open.
+    ///
+    /// # Panics
+    ///
+    /// As [`Lab::sql`].
+    pub fn hold(&self, statement: &str) -> Hold {
+        let mut stranger = match &self.home {
+            Home::Process => panic!("memory: knows no SQL"),
+            Home::Folder(folder) => {
+                let file = open(folder);
+                file.execute_batch("BEGIN IMMEDIATE")
+                    .expect("gets the write lock");
+                return Hold::File(file);
+            }
+            Home::Postgres(server) => server.stranger(&self.url),
+            Home::MariaDb(server) => server.stranger(&self.url),
+        };
+        stranger.run("BEGIN").expect("begins");
+        stranger.run(statement).expect("runs");
+        Hold::Session(stranger)
+    }
+
+    /// Have the row of a lock locked by somebody else (on SQLite: the file).
+    ///
+    /// # Panics
+    ///
+    /// As [`Lab::sql`].
+    pub fn hold_row(&self, name: &str) -> Hold {
+        let name = name.replace('\'', "''");
+        self.hold(&format!(
+            "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR UPDATE"
+        ))
+    }
+}
+
+fn open(folder: &ScratchDir) -> rusqlite::Connection {
+    let file = rusqlite::Connection::open(folder.join("locks.sqlite3")).expect("opens");
+    file.busy_timeout(Duration::from_secs(20))
+        .expect("takes a timeout");
+    file
+}
+
+/// Make tests of `async fn clause(lab: &Lab)` on engines:
+/// `lab_tests!(sqlite, postgres: one_clause, another);`.
+#[macro_export]
+macro_rules! lab_tests {
+    ($engine:ident: $($clause:ident),* $(,)?) => {
+        mod $engine {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $clause() {
+                    if let Some(lab) = $crate::Lab::$engine() {
+                        super::$clause(&lab).await;
+                    }
+                }
+            )*
+        }
+    };
+}
