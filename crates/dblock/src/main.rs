@@ -1,2 +1,41 @@
-//! Placeholder.
-fn main() {}
+//! `dblock`: run a command under a lock that lives in your SQL database.
+
+mod args;
+mod child;
+mod cmd;
+mod exit;
+mod output;
+mod place;
+mod signals;
+mod terminal;
+
+use std::process::ExitCode;
+
+use crate::args::{Invocation, Task};
+use crate::exit::Failure;
+
+fn main() -> ExitCode {
+    let done = args::read().and_then(work);
+    done.unwrap_or_else(|failure| {
+        output::complain(&failure.said);
+        failure.code
+    })
+    .into()
+}
+
+/// Everything happens on this thread, which lives until the end: the kernel ends CMD when the
+/// *thread* that started it is gone.
+fn work(Invocation { place, task }: Invocation) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::unavailable(format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        match task {
+            Task::Run(job) => cmd::run(&place, job).await,
+            Task::List { all, json } => cmd::list(&place, all, json).await,
+            Task::Show { name, json } => cmd::show(&place, &name, json).await,
+            Task::Release { name } => cmd::release(&place, &name).await,
+            Task::Init => cmd::init(&place).await,
+        }
+    })
+}

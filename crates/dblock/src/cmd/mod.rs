@@ -1,0 +1,11 @@
+//! One module a command.
+
+mod init;
+mod release;
+mod run;
+mod show;
+
+pub(crate) use init::init;
+pub(crate) use release::release;
+pub(crate) use run::run;
+pub(crate) use show::{list, show};

@@ -1,0 +1,29 @@
+//! `dblock list` and `dblock show NAME`
+
+use database_locks::{LockName, LockState};
+
+use crate::exit::{self, Failure};
+use crate::output;
+use crate::place::Place;
+
+pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Failure> {
+    let mut rows = place.connect().await?.list().await?;
+    rows.retain(|row| all || row.state != LockState::Free);
+    match json {
+        true => output::rows_as_json(&rows),
+        false => output::rows(&rows),
+    }
+    Ok(0)
+}
+
+pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u8, Failure> {
+    let Some(row) = place.connect().await?.show(name.as_str()).await? else {
+        let said = format!("nobody ever locked `{name}`: `dblock list --all` names all locks");
+        return Err(Failure::new(exit::UNKNOWN, said));
+    };
+    match json {
+        true => output::row_as_json(&row),
+        false => output::row(&row),
+    }
+    Ok(0)
+}

@@ -1,0 +1,136 @@
+//! What `dblock` ends with, and what it says then.
+
+use database_locks::{Error, Ttl};
+
+/// `show` of a name that nobody ever locked.
+pub(crate) const UNKNOWN: u8 = 1;
+/// Bad usage, a bad URL, a bad setting, a bad name.
+pub(crate) const USAGE: u8 = 2;
+/// The database cannot be reached, or refuses (`EX_UNAVAILABLE`).
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// Somebody else has the lock (`EX_TEMPFAIL`: try again later).
+pub(crate) const BUSY: u8 = 75;
+/// The lock was lost while CMD ran.
+pub(crate) const LOST: u8 = 76;
+/// CMD is there and cannot be run.
+pub(crate) const CANNOT_RUN: u8 = 126;
+/// CMD is not there.
+pub(crate) const NOT_FOUND: u8 = 127;
+
+/// What a shell says of a command that a signal has ended.
+pub(crate) fn of_signal(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+/// Why nothing came of it: the exit code, and one line for people.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    /// Empty: there is nothing to say.
+    pub(crate) said: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, said: impl Into<String>) -> Self {
+        Self { code, said: said.into() }
+    }
+
+    pub(crate) fn usage(said: impl Into<String>) -> Self {
+        Self::new(USAGE, said)
+    }
+
+    pub(crate) fn unavailable(said: impl Into<String>) -> Self {
+        Self::new(UNAVAILABLE, said)
+    }
+
+    /// A signal has ended us, before there was a command to pass it on to.
+    pub(crate) fn interrupted(signal: i32) -> Self {
+        Self::new(of_signal(signal), "")
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::TimedOut { name, waited, holder, held_for } => {
+                let tried = match waited.is_zero() {
+                    true => String::new(),
+                    false => format!(" still, after {},", Ttl::from(*waited)),
+                };
+                let by = holder.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+                let age = held_for.map(|age| format!(" for {}", Ttl::from(age)));
+                let age = age.unwrap_or_default();
+                let next = match waited.is_zero() {
+                    true => "wait for it with `-w 5m`",
+                    false => "wait longer, or see `dblock list`",
+                };
+                let said = format!("lock `{name}` is{tried} held{by}{age}; nothing was run: {next}");
+                Self::new(BUSY, said)
+            }
+            Error::Lost { .. } => {
+                let said = format!("{}; nothing was run: try again", error.chain());
+                Self::new(BUSY, said)
+            }
+            Error::Config { setting, got, allowed } => {
+                Self::usage(format!("{} is {got}, must be {allowed}", flag(setting)))
+            }
+            Error::Unavailable { .. } => {
+                let next = "try again, or check --url or DATABASE_LOCKS_URL";
+                Self::unavailable(format!("{}; {next}", error.chain()))
+            }
+            _ => Self::unavailable(error.chain()),
+        }
+    }
+}
+
+/// What a setting of the library is called here.
+fn flag(setting: &str) -> String {
+    match setting {
+        "url" => "the URL (--url, DATABASE_LOCKS_URL)".to_owned(),
+        "name" => "NAME".to_owned(),
+        "holder" => "--owner".to_owned(),
+        "metadata" => "--meta".to_owned(),
+        other => format!("--{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use database_locks::LockName;
+
+    use super::*;
+
+    fn timed_out(waited: Duration) -> Failure {
+        let name = LockName::new("job").unwrap();
+        let held_for = Some(Duration::from_secs(125));
+        Error::TimedOut { name, waited, holder: Some("db1.17.ab".into()), held_for }.into()
+    }
+
+    #[test]
+    fn a_lock_that_somebody_has_is_told_with_who_and_what_to_do() {
+        let once = timed_out(Duration::ZERO);
+        assert_eq!(once.code, BUSY);
+        assert_eq!(
+            once.said,
+            "lock `job` is held by db1.17.ab for 2m 5s; nothing was run: wait for it with `-w 5m`"
+        );
+        let later = timed_out(Duration::from_secs(7));
+        assert!(later.said.starts_with("lock `job` is still, after 7s, held"), "{}", later.said);
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_as_the_command_line_names_it() {
+        let failure = Failure::from(LockName::new("").unwrap_err());
+        assert_eq!(failure.code, USAGE);
+        assert_eq!(failure.said, "NAME is empty, must be 1 to 255 characters without NUL");
+    }
+
+    #[test]
+    fn a_signal_is_128_more() {
+        assert_eq!(of_signal(15), 143);
+        assert_eq!(of_signal(9), 137);
+        assert_eq!(of_signal(200), 255);
+    }
+}

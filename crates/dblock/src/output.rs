@@ -1,0 +1,312 @@
+//! All that is printed; nothing else in this crate prints.
+//!
+//! What others wrote into the table is shown so that it neither drives a terminal nor begins a line.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::{Duration, SystemTime};
+
+use database_locks::{LockInfo, LockState, Ttl};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// One line on stdout.
+pub(crate) fn say(line: &str) {
+    print(&format!("{}\n", on_one_line(line)));
+}
+
+/// One line on stderr, in our name, without a password; nothing where there is nothing to say.
+pub(crate) fn complain(said: &str) {
+    if !said.is_empty() {
+        // Nobody is left to be told that it could not be said.
+        let line = on_one_line(&without_secrets(said));
+        let _ = writeln!(io::stderr(), "dblock: {line}");
+    }
+}
+
+/// Help, as it is.
+pub(crate) fn help(text: &str, to_stderr: bool) {
+    match to_stderr {
+        true => drop(io::stderr().write_all(text.as_bytes())),
+        false => print(&format!("{}\n", text.trim_end())),
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// As a table, one line a lock.
+pub(crate) fn rows(infos: &[LockInfo]) {
+    if infos.is_empty() {
+        return;
+    }
+    let head = ["NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR"];
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(infos.iter().map(|info| {
+        let cells = [
+            info.name.to_string(),
+            state(info).to_owned(),
+            info.holder.clone().unwrap_or_default(),
+            info.token.to_string(),
+            info.acquired_at.and_then(time).unwrap_or_default(),
+            info.held_for.map(human).unwrap_or_default(),
+            free_in_words(info),
+            purpose(info.metadata.as_deref()),
+        ];
+        cells.map(|cell| match cell.is_empty() {
+            true => "-".to_owned(),
+            false => on_one_line(&cell),
+        })
+    }));
+    print(&aligned(&lines));
+}
+
+fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for line in lines {
+        let padded: Vec<String> =
+            line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(padded.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Everything about one lock, one line a fact.
+pub(crate) fn row(info: &LockInfo) {
+    let mut lines: Vec<[String; 2]> = Vec::new();
+    let mut fact = |what: &str, said: Option<String>| {
+        if let Some(said) = said.filter(|said| !said.is_empty()) {
+            lines.push([on_one_line(what), on_one_line(&said)]);
+        }
+    };
+    let free = info.state == LockState::Free;
+    fact("name", Some(info.name.to_string()));
+    fact("state", Some(state(info).to_owned()));
+    fact(if free { "last holder" } else { "holder" }, info.holder.clone());
+    fact("token", Some(info.token.to_string()));
+    fact("grant", info.grant.clone());
+    fact(if free { "last acquired" } else { "acquired" }, info.acquired_at.and_then(time));
+    fact("held for", info.held_for.map(human));
+    fact(if free { "released" } else { "renewed" }, info.renewed_at.and_then(time));
+    fact("expires", info.expires_at.and_then(time));
+    fact("free in", Some(free_in_words(info)).filter(|_| !free));
+    match metadata(info) {
+        Value::Object(all) => {
+            for (key, value) in &all {
+                match value {
+                    Value::Object(own) if key == "meta" => {
+                        own.iter().for_each(|(key, value)| fact(key, Some(plain(value))));
+                    }
+                    value => fact(key, Some(plain(value))),
+                }
+            }
+        }
+        Value::Null => {}
+        other => fact("metadata", Some(plain(&other))),
+    }
+    print(&aligned(&lines));
+}
+
+/// One array, one line a lock.
+pub(crate) fn rows_as_json(infos: &[LockInfo]) {
+    let objects: Vec<String> = infos.iter().map(object).collect();
+    print(&match objects.is_empty() {
+        true => "[]\n".to_owned(),
+        false => format!("[\n{}\n]\n", objects.join(",\n")),
+    });
+}
+
+/// One object.
+pub(crate) fn row_as_json(info: &LockInfo) {
+    print(&format!("{}\n", object(info)));
+}
+
+/// Written field by field: serde_json's own map would sort them.
+fn object(info: &LockInfo) -> String {
+    let free_in = match info.state {
+        LockState::Held { free_in } => free_in,
+        LockState::Expired { .. } => Some(Duration::ZERO),
+        _ => None,
+    };
+    let fields = [
+        ("name", json!(info.name.as_str())),
+        ("state", json!(state(info))),
+        ("holder", json!(info.holder)),
+        ("token", json!(info.token.get())),
+        ("grant", json!(info.grant)),
+        ("held_for", json!(info.held_for.map(seconds))),
+        ("free_in", json!(free_in.map(seconds))),
+        ("acquired_at", json!(info.acquired_at.and_then(precise_time))),
+        ("renewed_at", json!(info.renewed_at.and_then(precise_time))),
+        ("expires_at", json!(info.expires_at.and_then(precise_time))),
+        ("metadata", metadata(info)),
+    ];
+    let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
+    format!("{{{}}}", fields.join(","))
+}
+
+fn state(info: &LockInfo) -> &'static str {
+    match info.state {
+        LockState::Held { .. } => "held",
+        LockState::Expired { .. } => "expired",
+        _ => "free",
+    }
+}
+
+fn free_in_words(info: &LockInfo) -> String {
+    match info.state {
+        LockState::Held { free_in: Some(left) } => human(left),
+        LockState::Held { free_in: None } => "never".to_owned(),
+        LockState::Expired { .. } => "now".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// What the holder says of itself; a text where it is no JSON.
+fn metadata(info: &LockInfo) -> Value {
+    info.metadata.as_ref().map_or(Value::Null, |text| {
+        serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
+    })
+}
+
+/// What it was taken for: the caller's own words, else the program.
+fn purpose(metadata: Option<&str>) -> String {
+    let Some(text) = metadata else { return String::new() };
+    let Ok(all) = serde_json::from_str::<Value>(text) else { return text.to_owned() };
+    let Some(own) = all["meta"].as_object() else { return plain(&all["program"]) };
+    let command = own.get("command").map(plain).unwrap_or_default();
+    let others = own.iter().filter(|(key, _)| *key != "command");
+    let mut words = command;
+    for (key, value) in others {
+        let blank = if words.is_empty() { "" } else { " " };
+        let _ = write!(words, "{blank}{key}={}", plain(value));
+    }
+    words
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn human(length: Duration) -> String {
+    Ttl::from(length).to_string()
+}
+
+fn seconds(length: Duration) -> f64 {
+    length.as_millis() as f64 / 1000.0
+}
+
+fn time(at: SystemTime) -> Option<String> {
+    Some(format!("{:.0}", Timestamp::try_from(at).ok()?))
+}
+
+fn precise_time(at: SystemTime) -> Option<String> {
+    Some(format!("{:.3}", Timestamp::try_from(at).ok()?))
+}
+
+/// The text with everything escaped that is not seen as itself: control characters, other line
+/// breaks, and what turns the direction of writing around.
+fn on_one_line(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' => shown.extend(c.escape_unicode()),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// What a message says where it explains the form of a URL.
+const PLACEHOLDER: &str = "USER:PASSWORD";
+
+/// The text with what may be a password in a URL taken out: the login before the last `@` of each,
+/// and the option `password`.
+pub(crate) fn without_secrets(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("://").map(|at| at + 3) {
+        shown.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let end = rest.find(|c: char| c.is_whitespace() || "'\"`".contains(c));
+        let end = end.unwrap_or(rest.len());
+        let mut url = &rest[..end];
+        if let Some(at) = url.rfind('@').filter(|at| &url[..*at] != PLACEHOLDER) {
+            shown.push_str("***");
+            url = &url[at..];
+        }
+        match url.split_once("password=") {
+            Some((before, secret)) => {
+                let others = secret.find('&').map_or("", |at| &secret[at..]);
+                let _ = write!(shown, "{before}password=***{others}");
+            }
+            None => shown.push_str(url),
+        }
+        rest = &rest[end..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drives_a_terminal_is_escaped() {
+        assert_eq!(on_one_line("nightly report, jöb ✓"), "nightly report, jöb ✓");
+        assert_eq!(on_one_line("a\nb\tc\r"), "a\\nb\\tc\\r");
+        assert_eq!(on_one_line("\u{1b}[2J\u{9b}\u{7f}"), "\\u{1b}[2J\\u{9b}\\u{7f}");
+        assert_eq!(on_one_line("a\u{202e}b\u{2028}"), "a\\u{202e}b\\u{2028}");
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_secrets() {
+        for (url, shown) in [
+            ("postgres://u:hunter2@h:1/d", "postgres://***@h:1/d"),
+            ("postgres://u:hun@ter2@h/d", "postgres://***@h/d"),
+            ("postgres://u:hun/ter2@h/d", "postgres://***@h/d"),
+            ("at 'mysql://h/d?password=hunter2&x=1', no", "at 'mysql://h/d?password=***&x=1', no"),
+            ("mysql://h/d?user=u&password=hunter2", "mysql://h/d?user=u&password=***"),
+            ("a://u:hunter2@h b://u:hunter2@h", "a://***@h b://***@h"),
+            ("sqlite:///a/b", "sqlite:///a/b"),
+            ("a://USER:PASSWORD@HOST", "a://USER:PASSWORD@HOST"),
+            ("no url: // @", "no url: // @"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let line = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        let text = aligned(&[line("NAME", "X"), line("jöb", "longer"), line("a job", "-")]);
+        assert_eq!(text, "NAME   X\njöb    longer\na job  -\n");
+    }
+
+    #[test]
+    fn the_purpose_is_the_callers_words_before_the_program() {
+        let of = |text: &str| purpose(Some(text));
+        assert_eq!(of(r#"{"program":"worker","pid":1}"#), "worker");
+        let own = r#"{"program":"dblock","meta":{"ticket":"OPS-1","command":"report.sh"}}"#;
+        assert_eq!(of(own), "report.sh ticket=OPS-1");
+        assert_eq!(of("by hand"), "by hand");
+        assert_eq!(purpose(None), "");
+    }
+}
