@@ -46,7 +46,12 @@ impl fmt::Debug for LockGuard {
 
 impl LockGuard {
     pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
-        Self { inner, held, ttl, released: false }
+        Self {
+            inner,
+            held,
+            ttl,
+            released: false,
+        }
     }
 
     /// Which lock.
@@ -122,11 +127,14 @@ impl LockGuard {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
             let rows = inner.store.read(Some(&names), PATIENCE).await;
-            let ours = rows.map_err(|e| e.into_error(op()))?.pop().is_some_and(|row| {
-                row.token == held.grant.token
-                    && row.grant.as_deref() == Some(held.grant.id.as_str())
-                    && matches!(row.state, LockState::Held { .. })
-            });
+            let ours = rows
+                .map_err(|e| e.into_error(op()))?
+                .pop()
+                .is_some_and(|row| {
+                    row.token == held.grant.token
+                        && row.grant.as_deref() == Some(held.grant.id.as_str())
+                        && matches!(row.state, LockState::Held { .. })
+                });
             if ours {
                 return Ok(());
             }
@@ -137,7 +145,10 @@ impl LockGuard {
                 Some(Renewal::Lost(reason)) => {
                     held.lose(reason);
                     inner.scheduler.lost(held.grant.id, reason);
-                    Err(Error::Lost { name: held.grant.name.clone(), reason })
+                    Err(Error::Lost {
+                        name: held.grant.name.clone(),
+                        reason,
+                    })
                 }
                 _ => Ok(()),
             }
@@ -166,7 +177,9 @@ impl LockGuard {
         self.ttl = ttl;
         let mut status = self.held.watch();
         self.inner.scheduler.extend(id, timing);
-        let settled = status.wait_for(|status| *status != Status::Held(None)).await;
+        let settled = status
+            .wait_for(|status| *status != Status::Held(None))
+            .await;
         drop(settled);
         self.still_trusted()
     }
@@ -181,7 +194,10 @@ impl LockGuard {
             Status::Lost(reason) => reason,
             Status::Held(_) | Status::Released => LostReason::Expired,
         };
-        Err(Error::Lost { name: self.name().clone(), reason })
+        Err(Error::Lost {
+            name: self.name().clone(),
+            reason,
+        })
     }
 
     /// Release the lock.
@@ -199,7 +215,9 @@ impl LockGuard {
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
         self.still_trusted()?;
-        let Some(work) = self.begin_release() else { return Ok(()) };
+        let Some(work) = self.begin_release() else {
+            return Ok(());
+        };
         let work = runtime::handle()?.spawn(work);
         let late = async move {
             tokio::time::sleep(RELEASE_PATIENCE).await;
@@ -218,7 +236,10 @@ impl LockGuard {
             }
         });
         match done.await? {
-            Released::NotOurs => Err(Error::Lost { name: self.name().clone(), reason: LostReason::TakenOver }),
+            Released::NotOurs => Err(Error::Lost {
+                name: self.name().clone(),
+                reason: LostReason::TakenOver,
+            }),
             Released::Freed | Released::Busy => Ok(()),
         }
     }

@@ -19,7 +19,11 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// What stood in the way at the last try.
-pub(crate) async fn give_back(inner: Arc<Inner>, what: Return, ttl: Ttl) -> Result<Released, Error> {
+pub(crate) async fn give_back(
+    inner: Arc<Inner>,
+    what: Return,
+    ttl: Ttl,
+) -> Result<Released, Error> {
     let _pending = inner.pending.clone();
     let name = what.name.clone();
     let end = match ttl {
@@ -29,7 +33,12 @@ pub(crate) async fn give_back(inner: Arc<Inner>, what: Return, ttl: Ttl) -> Resu
     let returns = [what];
     let mut pause = FIRST_RETRY;
     loop {
-        let failure = match inner.store.release(&returns, PATIENCE).await.map(|mut done| done.pop()) {
+        let failure = match inner
+            .store
+            .release(&returns, PATIENCE)
+            .await
+            .map(|mut done| done.pop())
+        {
             Ok(Some(done @ (Released::Freed | Released::NotOurs))) => {
                 inner.turns.ring(&name);
                 tracing::debug!(lock.name = %name, "lock {done:?}");

@@ -77,16 +77,25 @@ impl Child {
     ) -> io::Result<Self> {
         // Listened to before there is anything to be missed.
         let changed = signal(SignalKind::child())?;
-        let [program, arguments @ ..] = command else { return Err(io::ErrorKind::NotFound.into()) };
+        let [program, arguments @ ..] = command else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         let mut wanted = Command::new(program);
-        wanted.args(arguments).envs(environment.iter().copied()).process_group(0);
+        wanted
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .process_group(0);
         let mask = signals::hold_back()?;
         prepare(&mut wanted, mask, ignored, gets)?;
         let started = wanted.spawn();
         mask.thread_set_mask()?;
         SigSet::from(Signal::SIGTTOU).thread_block()?;
         let group = Pid::from_raw(started?.id() as i32);
-        Ok(Self { group, changed, ended: None })
+        Ok(Self {
+            group,
+            changed,
+            ended: None,
+        })
     }
 
     /// Its process group, which bears the pid of its leader.
@@ -190,9 +199,16 @@ fn prepare(
             }
         }
         for signal in signals::passed_on().chain([Signal::SIGCHLD]) {
-            let action = if ignored.contains(signal) { &ignore } else { &as_usual };
+            let action = if ignored.contains(signal) {
+                &ignore
+            } else {
+                &as_usual
+            };
             // SAFETY: it sets no handler that could be unsafe to run.
-            #[allow(unsafe_code, reason = "nix leaves it to its caller what a handler does")]
+            #[allow(
+                unsafe_code,
+                reason = "nix leaves it to its caller what a handler does"
+            )]
             unsafe {
                 sigaction(signal, action)?;
             }
@@ -207,7 +223,10 @@ fn prepare(
     // SAFETY: `between` only makes system calls that are async-signal-safe (prctl, getppid,
     // sigaction, getpid, ioctl, sigprocmask); it neither allocates nor takes a lock, which another
     // thread may have held when this one was forked off.
-    #[allow(unsafe_code, reason = "only the child itself can ask for its parent-death signal")]
+    #[allow(
+        unsafe_code,
+        reason = "only the child itself can ask for its parent-death signal"
+    )]
     unsafe {
         wanted.pre_exec(between);
     }

@@ -96,8 +96,12 @@ fn micros(length: Duration) -> i64 {
 macro_rules! micros {
     ($time:literal, $what:literal) => {
         concat!(
-            "(extract(epoch FROM CASE WHEN ", $time, " BETWEEN '1970-01-01 00:00:00+00'
-             AND '9999-12-31 00:00:00+00' THEN ", $what, " END) * 1000000)::bigint"
+            "(extract(epoch FROM CASE WHEN ",
+            $time,
+            " BETWEEN '1970-01-01 00:00:00+00'
+             AND '9999-12-31 00:00:00+00' THEN ",
+            $what,
+            " END) * 1000000)::bigint"
         )
     };
 }
@@ -107,10 +111,13 @@ macro_rules! seen {
     () => {
         concat!(
             "l.locked_by::text, l.token, l.grant_id::text,
-       ", micros!("l.expires_at", "l.expires_at - clock_timestamp()"), ",
+       ",
+            micros!("l.expires_at", "l.expires_at - clock_timestamp()"),
+            ",
        l.expires_at >= '9999-12-31 00:00:00+00',
        l.granted_until IS NOT DISTINCT FROM l.expires_at,
-       ", micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
+       ",
+            micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
         )
     };
 }
@@ -122,7 +129,11 @@ fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
         holder: row.try_get(at)?,
         token: row.try_get(at + 1)?,
         grant: row.try_get(at + 2)?,
-        expires_in: if endless { Some(i64::MAX) } else { row.try_get(at + 3)? },
+        expires_in: if endless {
+            Some(i64::MAX)
+        } else {
+            row.try_get(at + 3)?
+        },
         endless,
         intact: row.try_get(at + 5)?,
         held_for: row.try_get(at + 6)?,
@@ -153,7 +164,8 @@ fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
 ///
 /// A row that was never granted by this protocol begins at the database's clock in milliseconds: it
 /// may have been there before, with greater tokens than 0, and have been deleted.
-const ACQUIRE_ONE: &str = concat!("
+const ACQUIRE_ONE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
            CASE current_setting('synchronous_commit')
@@ -177,16 +189,20 @@ SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boole
        NULL::bigint
   FROM granted
  UNION ALL
-SELECT 1::bigint, false, ", seen!(), "
+SELECT 1::bigint, false, ",
+    seen!(),
+    "
   FROM {table} l
- WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)");
+ WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
+);
 
 /// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
 /// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Rows are told apart by
 /// their place among what was asked; `NOT IN`, because it is looked up in a hash table whatever
 /// number of rows was expected when the statement was prepared.
-const ACQUIRE: &str = concat!("
+const ACQUIRE: &str = concat!(
+    "
 WITH durable AS MATERIALIZED (
     SELECT CASE current_setting('synchronous_commit')
            WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
@@ -215,9 +231,12 @@ WITH durable AS MATERIALIZED (
 SELECT place, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true, NULL::bigint
   FROM granted
  UNION ALL
-SELECT a.place, false, ", seen!(), "
+SELECT a.place, false, ",
+    seen!(),
+    "
   FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM granted)");
+ WHERE a.place NOT IN (SELECT place FROM granted)"
+);
 
 /// Make the rows of locks that have none, granted at once; parameters as for [`ACQUIRE`]. Rows come
 /// back for those that were granted.
@@ -352,7 +371,8 @@ async fn insert(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal>
 /// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
 /// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
 /// would be given away while its holder trusts it.
-const RENEW: &str = concat!("
+const RENEW: &str = concat!(
+    "
 WITH durable AS MATERIALIZED (
     SELECT CASE current_setting('synchronous_commit')
            WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
@@ -382,9 +402,12 @@ SELECT place, true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boole
        NULL::bigint
   FROM renewed
  UNION ALL
-SELECT a.place, false, ", seen!(), "
+SELECT a.place, false, ",
+    seen!(),
+    "
   FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM renewed)");
+ WHERE a.place NOT IN (SELECT place FROM renewed)"
+);
 
 async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, Refusal> {
     if grants.is_empty() {
@@ -539,7 +562,8 @@ async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, R
 ///
 /// The holder stays in the row and the token goes up: that is how the holder learns that it was
 /// freed by force and not taken over. A row of 0.5 gets its first token here as well.
-const FORCE: &str = concat!("
+const FORCE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
            CASE current_setting('synchronous_commit')
@@ -556,14 +580,17 @@ WITH picked AS MATERIALIZED (
       FROM picked p
      WHERE l.id = p.id
 )
-SELECT freed, ", seen!(), "
+SELECT freed, ",
+    seen!(),
+    "
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
         SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM {table}
          WHERE name = $1 AND expires_at > clock_timestamp()
-           AND NOT EXISTS (SELECT FROM picked)) l");
+           AND NOT EXISTS (SELECT FROM picked)) l"
+);
 
 async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
     let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
@@ -577,13 +604,24 @@ async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
 
 macro_rules! info {
     ($rest:literal) => {
-        concat!("
-SELECT name::text, ", seen!(), ",
-       ", micros!("acquired_at", "acquired_at"), ",
-       ", micros!("renewed_at", "renewed_at"), ",
-       ", micros!("expires_at", "expires_at"), ",
+        concat!(
+            "
+SELECT name::text, ",
+            seen!(),
+            ",
+       ",
+            micros!("acquired_at", "acquired_at"),
+            ",
+       ",
+            micros!("renewed_at", "renewed_at"),
+            ",
+       ",
+            micros!("expires_at", "expires_at"),
+            ",
        metadata::text
-  FROM {table} l", $rest)
+  FROM {table} l",
+            $rest
+        )
     };
 }
 
