@@ -1,4 +1,47 @@
-//! Distributed locks as rows in the SQL database that you already have.
+//! Distributed locks as rows in the SQL database that you already have: PostgreSQL, MySQL, MariaDB,
+//! or an SQLite file for one machine.
+//!
+//! ```
+//! use std::time::Duration;
+//! use database_locks::Locks;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let url = "memory:";
+//! let locks = Locks::connect(url).await?; // postgres://…, mysql://…, sqlite:…, memory:
+//! locks.migrate().await?; // once; or `dblock init`
+//!
+//! // Wait for it, run, and be stopped if it is lost.
+//! locks.lock("nightly report").run(async { /* … */ }).await?;
+//!
+//! // Try once, and go on with the guard in hand.
+//! if let Some(guard) = locks.lock("invoices").ttl(Duration::from_secs(10)).try_acquire().await? {
+//!     assert!(guard.is_held());
+//!     println!("fencing token {}", guard.token());
+//!     guard.release().await?;
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # What a guard is worth
+//!
+//! A [`LockGuard`] is renewed in the background, by one thread for all locks of the process, until it
+//! is released or dropped. If it is *lost*, it says so before the database would give the lock to
+//! anybody else: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
+//! [`Lock::run`] stops your future. Its [`token`](LockGuard::token) grows with each grant; whatever
+//! you write to outside of this database can refuse a smaller one.
+//!
+//! A database that is restarted or cut off for a while loses no lock that is renewed in time, and
+//! waiters outlive it.
+//!
+//! # Without async
+//!
+//! [`blocking`] has the same for code that blocks.
+//!
+//! # Features
+//!
+//! `postgres`, `mysql` and `sqlite`, all on by default; `memory:` is always there.
+//!
+#![doc = include_str!("../docs/algorithm.md")]
 
 pub mod blocking;
 mod acquire;

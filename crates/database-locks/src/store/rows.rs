@@ -36,7 +36,7 @@ fn micros(n: i64) -> Duration {
 }
 
 impl Seen {
-    fn is_held(&self) -> bool {
+    pub(super) fn is_held(&self) -> bool {
         self.endless || self.expires_in.is_some_and(|left| left > 0)
     }
 

@@ -1,0 +1,707 @@
+//! PostgreSQL 12 and later.
+//!
+//! Each call is one statement, and so one transaction and one round trip; only a name that has no
+//! row yet costs a second one. The statements hold these rules, which whoever joins from another
+//! language has to hold too:
+//!
+//! - The time is `clock_timestamp()`, never `now()`, which is when the transaction began. It is asked
+//!   once for each row, so that `granted_until` is the same as `expires_at` to the microsecond.
+//! - No statement waits for a row. What is locked by somebody is skipped, and the answer says so.
+//! - Whatever changes a token, a grant id, or frees a row by force, picks it with `FOR UPDATE`, which
+//!   is what a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO KEY UPDATE`,
+//!   which passes it.
+//! - A lease without end ends at 9999-12-31 00:00:00 UTC. Others may have written `infinity`, from
+//!   which nothing can be subtracted: hence `LEAST` and `GREATEST` before each subtraction.
+//! - Nothing is set but for the statement's own transaction (`set_config(…, true)`), since behind a
+//!   pooler a session is not ours.
+//!
+//! What is picked stands in a CTE of its own, `MATERIALIZED`: an UPDATE would wait for a row, a
+//! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
+
+mod connection;
+mod refusal;
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use self::connection::{Connection, Link};
+use self::refusal::{Kind, Refusal};
+use super::rows::{Seen, judge};
+use super::url::Server;
+use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table};
+use crate::error::Error;
+use crate::info::LockInfo;
+use crate::name::LockName;
+use crate::timing::Ttl;
+use crate::token::Token;
+
+/// What makes the table, or adds to it what it lacks.
+const INSTALL: &str = include_str!("../../../schema/postgres.sql");
+
+/// From this size on a statement is planned each time, for its size. A prepared one may have been
+/// planned for a handful, with loops within loops.
+const LARGE: usize = 64;
+
+/// The statements that may be prepared; the number of each is its place here.
+#[derive(Clone, Copy)]
+enum Sql {
+    AcquireOne,
+    Acquire,
+    Insert,
+    Renew,
+    ReleaseOne,
+    Release,
+    Force,
+    Read,
+    ReadAll,
+}
+
+const STATEMENTS: [&str; 9] = [
+    ACQUIRE_ONE,
+    ACQUIRE,
+    INSERT,
+    RENEW,
+    RELEASE_ONE,
+    RELEASE,
+    FORCE,
+    READ,
+    READ_ALL,
+];
+
+/// The engine of `postgres:` URLs.
+#[derive(Debug)]
+pub(super) struct Postgres {
+    link: Link,
+    install: String,
+}
+
+impl Postgres {
+    pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
+        let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
+        Ok(Self {
+            link: Link::new(server, texts)?,
+            install: table.fill(INSTALL),
+        })
+    }
+}
+
+fn micros(length: Duration) -> i64 {
+    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The seven columns that every statement which reads gives, in this order, from column `at` on.
+fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
+    Ok(Seen {
+        holder: row.try_get(at)?,
+        token: row.try_get(at + 1)?,
+        grant: row.try_get(at + 2)?,
+        expires_in: row.try_get(at + 3)?,
+        endless: row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false),
+        intact: row.try_get(at + 5)?,
+        held_for: row.try_get(at + 6)?,
+        ..Seen::default()
+    })
+}
+
+/// Which of what was asked a row of a batch's answer is about: `WITH ORDINALITY` counts from 1.
+fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
+    let place = row
+        .try_get::<_, i64>(0)?
+        .checked_sub(1)
+        .and_then(|n| usize::try_from(n).ok());
+    let place = place.filter(|place| *place < asked);
+    place.ok_or_else(|| Refusal::rejected("an answer to what was not asked", None))
+}
+
+/// Take one lock that is free or whose lease has run out.
+///
+/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row: granted,
+/// with its token; or what stands in the way, as it was when the statement began. No row: there is
+/// no lock of that name yet.
+///
+/// A lock that is held is not picked, so losing writes nothing, not even a transaction id.
+///
+/// A grant must survive a crash, or two could be made. So where the role's `synchronous_commit` is off
+/// it is switched on, for this transaction; a stricter setting (`remote_apply`) stays.
+///
+/// A row that was never granted by this protocol begins at the database's clock in milliseconds: it
+/// may have been there before, with greater tokens than 0, and have been deleted.
+const ACQUIRE_ONE: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+      FROM {table}
+     WHERE name = $1 AND (expires_at IS NULL OR expires_at <= clock_timestamp())
+       FOR UPDATE SKIP LOCKED
+), granted AS (
+    UPDATE {table} l SET
+           locked_by = $3, grant_id = $2, metadata = $5,
+           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
+                   ELSE l.token + 1 END,
+           expires_at = p.now + $4 * interval '1 microsecond',
+           granted_until = p.now + $4 * interval '1 microsecond',
+           acquired_at = p.now, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING l.token
+)
+SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
+       NULL::bigint
+  FROM granted
+ UNION ALL
+SELECT 1::bigint, false, locked_by::text, token, grant_id::text,
+       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
+       expires_at >= '9999-12-31 00:00:00+00',
+       granted_until IS NOT DISTINCT FROM expires_at,
+       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
+        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
+  FROM {table}
+ WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)";
+
+/// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
+///
+/// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Rows are told apart by
+/// their place among what was asked; `NOT IN`, because it is looked up in a hash table whatever
+/// number of rows was expected when the statement was prepared.
+const ACQUIRE: &str = "
+WITH durable AS MATERIALIZED (
+    SELECT CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+), asked AS MATERIALIZED (
+    SELECT a.*
+      FROM durable, unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
+           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, place)
+), picked AS MATERIALIZED (
+    SELECT l.id, a.*, clock_timestamp() AS now
+      FROM asked a JOIN {table} l ON l.name = a.name
+     WHERE l.expires_at IS NULL OR l.expires_at <= clock_timestamp()
+     ORDER BY l.id
+       FOR UPDATE OF l SKIP LOCKED
+), granted AS (
+    UPDATE {table} l SET
+           locked_by = p.holder, grant_id = p.grant_id, metadata = p.metadata,
+           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
+                   ELSE l.token + 1 END,
+           expires_at = p.now + p.length * interval '1 microsecond',
+           granted_until = p.now + p.length * interval '1 microsecond',
+           acquired_at = p.now, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING p.place, l.token
+)
+SELECT place, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true, NULL::bigint
+  FROM granted
+ UNION ALL
+SELECT a.place, false, l.locked_by::text, l.token, l.grant_id::text,
+       (extract(epoch FROM LEAST(GREATEST(l.expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
+       l.expires_at >= '9999-12-31 00:00:00+00',
+       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(l.acquired_at,
+        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
+  FROM asked a JOIN {table} l ON l.name = a.name
+ WHERE a.place NOT IN (SELECT place FROM granted)";
+
+/// Make the rows of locks that have none, granted at once; parameters as for [`ACQUIRE`]. Rows come
+/// back for those that were granted.
+///
+/// This is the one statement that may have to wait: for somebody who has just inserted the same name
+/// and not yet committed. It gives up after 50 ms, since the renewals on this connection wait behind
+/// it.
+const INSERT: &str = "
+WITH settings AS MATERIALIZED (
+    SELECT set_config('lock_timeout', '50ms', true),
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+)
+INSERT INTO {table} (name, locked_by, expires_at, token, grant_id, granted_until, acquired_at,
+                     renewed_at, metadata)
+SELECT a.name, a.holder, a.now + a.length * interval '1 microsecond',
+       (extract(epoch FROM a.now) * 1000)::bigint,
+       a.grant_id, a.now + a.length * interval '1 microsecond', a.now, a.now, a.metadata
+  FROM (SELECT u.*, clock_timestamp() AS now
+          FROM settings, unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
+               AS u(name, grant_id, holder, length, metadata)
+         ORDER BY u.name COLLATE \"C\") a
+    ON CONFLICT (name) DO NOTHING
+RETURNING grant_id::text, token";
+
+async fn acquire(on: &Connection, asks: &[Ask]) -> Result<Vec<Outcome>, Refusal> {
+    let rows = match asks {
+        [] => return Ok(Vec::new()),
+        [ask] => {
+            let params: [connection::Param<'_>; 5] = [
+                (&ask.name.as_str(), Type::TEXT),
+                (&ask.grant.as_str(), Type::TEXT),
+                (&&*ask.holder, Type::TEXT),
+                (&micros(ask.length), Type::INT8),
+                (&&*ask.metadata, Type::TEXT),
+            ];
+            on.rows(Sql::AcquireOne as usize, true, &params).await?
+        }
+        many => with_asks(on, Sql::Acquire, &many.iter().collect::<Vec<_>>()).await?,
+    };
+    let mut outcomes = vec![None; asks.len()];
+    for row in &rows {
+        let at = place(row, asks.len())?;
+        outcomes[at] = Some(if row.try_get(1)? {
+            Outcome::Granted {
+                token: Token::from_db(row.try_get(3)?),
+                length: asks[at].length,
+            }
+        } else {
+            seen(row, 2)?.refusal(asks[at].grant.as_str())
+        });
+    }
+    let (missing, at): (Vec<&Ask>, Vec<usize>) = asks
+        .iter()
+        .zip(0..)
+        .filter(|(_, at)| outcomes[*at].is_none())
+        .unzip();
+    for (at, outcome) in at.into_iter().zip(make(on, &missing).await?) {
+        outcomes[at] = Some(outcome);
+    }
+    Ok(outcomes
+        .into_iter()
+        .map(|outcome| outcome.unwrap_or(Outcome::Busy))
+        .collect())
+}
+
+/// Run a statement that takes many asks.
+async fn with_asks(on: &Connection, sql: Sql, asks: &[&Ask]) -> Result<Vec<Row>, Refusal> {
+    let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
+    let grants: Vec<_> = asks.iter().map(|ask| ask.grant.as_str()).collect();
+    let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
+    let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
+    let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
+    let params: [connection::Param<'_>; 5] = [
+        (&names, Type::TEXT_ARRAY),
+        (&grants, Type::TEXT_ARRAY),
+        (&holders, Type::TEXT_ARRAY),
+        (&lengths, Type::INT8_ARRAY),
+        (&metadata, Type::TEXT_ARRAY),
+    ];
+    on.rows(sql as usize, asks.len() < LARGE, &params).await
+}
+
+/// Make the rows of these names, granted. What somebody else is making just now is busy.
+async fn make(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
+    if asks.is_empty() {
+        return Ok(Vec::new());
+    }
+    match insert(on, asks).await {
+        // One name that somebody else holds back must not keep a thousand others from being made:
+        // each alone, in any order, until it is clear that there is more than one.
+        Err(refusal) if refusal.kind == Kind::Contention && asks.len() > 1 => {
+            let mut outcomes = vec![Outcome::Busy; asks.len()];
+            let (start, mut failures) = (fastrand::usize(..asks.len()), 0);
+            for at in (start..asks.len()).chain(0..start) {
+                match insert(on, &asks[at..=at]).await {
+                    Err(refusal) if refusal.kind == Kind::Contention => failures += 1,
+                    done => outcomes[at] = done?.remove(0),
+                }
+                if failures == 2 {
+                    break;
+                }
+            }
+            Ok(outcomes)
+        }
+        Err(refusal) if refusal.kind == Kind::Contention => Ok(vec![Outcome::Busy]),
+        done => done,
+    }
+}
+
+async fn insert(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
+    let rows = with_asks(on, Sql::Insert, asks).await?;
+    let mut tokens = std::collections::HashMap::new();
+    for row in &rows {
+        tokens.insert(row.try_get::<_, &str>(0)?, Token::from_db(row.try_get(1)?));
+    }
+    let outcome = |ask: &&Ask| match tokens.get(ask.grant.as_str()) {
+        Some(&token) => Outcome::Granted {
+            token,
+            length: ask.length,
+        },
+        None => Outcome::Busy,
+    };
+    Ok(asks.iter().map(outcome).collect())
+}
+
+/// Lengthen what is still held by exactly these grants.
+///
+/// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
+/// lease without end. A row for each: renewed, or what a plain read says of it; no row: it is gone.
+///
+/// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
+/// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
+/// would be given away while its holder trusts it.
+const RENEW: &str = "
+WITH durable AS MATERIALIZED (
+    SELECT CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+), asked AS MATERIALIZED (
+    SELECT a.*
+      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[])
+           WITH ORDINALITY AS a(name, token, grant_id, holder, length, place)
+), picked AS MATERIALIZED (
+    SELECT l.id, a.place, clock_timestamp() AS now, a.length
+      FROM asked a JOIN {table} l ON l.name = a.name
+     WHERE l.token = a.token AND l.grant_id = a.grant_id AND l.locked_by = a.holder
+       AND l.expires_at > clock_timestamp() AND l.granted_until = l.expires_at
+     ORDER BY l.id
+       FOR NO KEY UPDATE OF l SKIP LOCKED
+), renewed AS (
+    UPDATE {table} l SET
+           expires_at = GREATEST(l.expires_at, coalesce(
+                p.now + p.length * interval '1 microsecond', '9999-12-31 00:00:00+00')),
+           granted_until = GREATEST(l.expires_at, coalesce(
+                p.now + p.length * interval '1 microsecond', '9999-12-31 00:00:00+00')),
+           renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING p.place
+)
+SELECT place, true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boolean, true,
+       NULL::bigint
+  FROM renewed
+ UNION ALL
+SELECT a.place, false, l.locked_by::text, l.token, l.grant_id::text,
+       (extract(epoch FROM LEAST(GREATEST(l.expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
+       l.expires_at >= '9999-12-31 00:00:00+00',
+       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+       NULL::bigint
+  FROM asked a JOIN {table} l ON l.name = a.name
+ WHERE a.place NOT IN (SELECT place FROM renewed)";
+
+async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, Refusal> {
+    if grants.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<_> = grants
+        .iter()
+        .map(|(grant, _)| grant.name.as_str())
+        .collect();
+    let tokens: Vec<_> = grants.iter().map(|(grant, _)| grant.token.get()).collect();
+    let ids: Vec<_> = grants.iter().map(|(grant, _)| grant.id.as_str()).collect();
+    let holders: Vec<_> = grants.iter().map(|(grant, _)| &*grant.holder).collect();
+    let length = |ttl: &Ttl| match ttl {
+        Ttl::Lasting(length) => Some(micros(*length)),
+        Ttl::Endless => None,
+    };
+    let lengths: Vec<_> = grants.iter().map(|(_, ttl)| length(ttl)).collect();
+    let params: [connection::Param<'_>; 5] = [
+        (&names, Type::TEXT_ARRAY),
+        (&tokens, Type::INT8_ARRAY),
+        (&ids, Type::TEXT_ARRAY),
+        (&holders, Type::TEXT_ARRAY),
+        (&lengths, Type::INT8_ARRAY),
+    ];
+    let rows = on
+        .rows(Sql::Renew as usize, grants.len() < LARGE, &params)
+        .await?;
+    let mut renewals = vec![None; grants.len()];
+    for row in &rows {
+        let at = place(row, grants.len())?;
+        renewals[at] = Some(match row.try_get(1)? {
+            true => Renewal::Renewed,
+            false => judge(&grants[at].0, Some(&seen(row, 2)?)),
+        });
+    }
+    let gone = |at: usize| judge(&grants[at].0, None);
+    Ok(renewals
+        .into_iter()
+        .zip(0..)
+        .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
+        .collect())
+}
+
+/// Free one lock that is still held by exactly this grant.
+///
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
+/// One row: whether it is free now, or is still ours and locked by somebody. No row: not ours.
+///
+/// The holder, the token and the times stay, for people to read; the token because the next grant's
+/// has to be greater. A crash that forgets a release costs the others a wait of one ttl, and not
+/// waiting for the disk halves its price.
+const RELEASE_ONE: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
+                WHEN current_setting('synchronous_commit') = 'off'
+                THEN set_config('synchronous_commit', 'on', true) END
+      FROM {table}
+     WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+       FOR NO KEY UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE {table} l SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING l.id
+)
+SELECT 1::bigint, true FROM freed
+ UNION ALL
+SELECT 1::bigint, false
+  FROM {table}
+ WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+   AND NOT EXISTS (SELECT FROM freed)";
+
+/// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
+/// survive a crash.
+const RELEASE: &str = "
+WITH durable AS MATERIALIZED (
+    SELECT CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
+                WHEN current_setting('synchronous_commit') = 'off'
+                THEN set_config('synchronous_commit', 'on', true) END
+), asked AS MATERIALIZED (
+    SELECT a.*
+      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+           WITH ORDINALITY AS a(name, token, grant_id, holder, place)
+), picked AS MATERIALIZED (
+    SELECT l.id, a.place, clock_timestamp() AS now
+      FROM asked a JOIN {table} l ON l.name = a.name
+     WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
+       AND (a.token IS NULL OR l.token = a.token)
+     ORDER BY l.id
+       FOR NO KEY UPDATE OF l SKIP LOCKED
+), freed AS (
+    UPDATE {table} l SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING p.place
+)
+SELECT place, true FROM freed
+ UNION ALL
+SELECT a.place, false
+  FROM asked a JOIN {table} l ON l.name = a.name
+ WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
+   AND (a.token IS NULL OR l.token = a.token)
+   AND a.place NOT IN (SELECT place FROM freed)";
+
+async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
+    let durable = returns.iter().any(|what| what.durable);
+    let token = |what: &Return| what.token.map(Token::get);
+    let rows = match returns {
+        [] => return Ok(Vec::new()),
+        [what] => {
+            let params: [connection::Param<'_>; 5] = [
+                (&what.name.as_str(), Type::TEXT),
+                (&token(what), Type::INT8),
+                (&what.grant.as_str(), Type::TEXT),
+                (&&*what.holder, Type::TEXT),
+                (&durable, Type::BOOL),
+            ];
+            on.rows(Sql::ReleaseOne as usize, true, &params).await?
+        }
+        many => {
+            let names: Vec<_> = many.iter().map(|what| what.name.as_str()).collect();
+            let tokens: Vec<_> = many.iter().map(token).collect();
+            let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
+            let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
+            let params: [connection::Param<'_>; 5] = [
+                (&names, Type::TEXT_ARRAY),
+                (&tokens, Type::INT8_ARRAY),
+                (&grants, Type::TEXT_ARRAY),
+                (&holders, Type::TEXT_ARRAY),
+                (&durable, Type::BOOL),
+            ];
+            on.rows(Sql::Release as usize, many.len() < LARGE, &params)
+                .await?
+        }
+    };
+    let mut released = vec![Released::NotOurs; returns.len()];
+    for row in &rows {
+        let at = place(row, returns.len())?;
+        released[at] = if row.try_get(1)? {
+            Released::Freed
+        } else {
+            Released::Busy
+        };
+    }
+    Ok(released)
+}
+
+/// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
+///
+/// The holder stays in the row and the token goes up: that is how the holder learns that it was
+/// freed by force and not taken over. A row of 0.5 gets its first token here as well.
+const FORCE: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END,
+           locked_by, token, grant_id, expires_at, granted_until, acquired_at
+      FROM {table}
+     WHERE name = $1 AND expires_at > clock_timestamp()
+       FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE {table} l SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now,
+           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
+                   ELSE l.token + 1 END
+      FROM picked p
+     WHERE l.id = p.id
+)
+SELECT freed, locked_by::text, token, grant_id::text,
+       (extract(epoch FROM LEAST(expires_at, '9999-12-31 00:00:00+00') - clock_timestamp())
+        * 1000000)::bigint,
+       expires_at >= '9999-12-31 00:00:00+00',
+       granted_until IS NOT DISTINCT FROM expires_at,
+       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
+        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
+  FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
+          FROM picked
+         UNION ALL
+        SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
+          FROM {table}
+         WHERE name = $1 AND expires_at > clock_timestamp()
+           AND NOT EXISTS (SELECT FROM picked)) found";
+
+async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
+    let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
+    let rows = on.rows(Sql::Force as usize, true, &params).await?;
+    Ok(match rows.first() {
+        None => Force::WasFree,
+        Some(row) if row.try_get(0)? => Force::Freed(seen(row, 1)?.occupant()),
+        Some(_) => Force::Busy,
+    })
+}
+
+/// Read the locks of these names: `$1`. Locks nothing.
+const READ: &str = "
+SELECT name::text, locked_by::text, token, grant_id::text,
+       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
+       expires_at >= '9999-12-31 00:00:00+00',
+       granted_until IS NOT DISTINCT FROM expires_at,
+       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
+        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(acquired_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(renewed_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       metadata::text
+  FROM {table}
+ WHERE name = ANY ($1)
+ ORDER BY name COLLATE \"C\"";
+
+/// The same for all.
+const READ_ALL: &str = "
+SELECT name::text, locked_by::text, token, grant_id::text,
+       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
+       expires_at >= '9999-12-31 00:00:00+00',
+       granted_until IS NOT DISTINCT FROM expires_at,
+       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
+        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(acquired_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(renewed_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
+        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+       metadata::text
+  FROM {table}
+ ORDER BY name COLLATE \"C\"";
+
+async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, Refusal> {
+    let rows = match names {
+        None => on.rows(Sql::ReadAll as usize, true, &[]).await?,
+        Some(names) => {
+            let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
+            let params: [connection::Param<'_>; 1] = [(&texts, Type::TEXT_ARRAY)];
+            on.rows(Sql::Read as usize, names.len() < LARGE, &params)
+                .await?
+        }
+    };
+    let info = |row: &Row| -> Result<LockInfo, Refusal> {
+        let all = Seen {
+            name: row.try_get(0)?,
+            acquired_at: row.try_get(8)?,
+            renewed_at: row.try_get(9)?,
+            expires_at: row.try_get(10)?,
+            metadata: row.try_get(11)?,
+            ..seen(row, 1)?
+        };
+        Ok(all.into_info())
+    };
+    rows.iter().map(info).collect()
+}
+
+async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
+    // Two that make the table at once: the loser of the race is told one of many things. Some have no
+    // code of their own ("tuple concurrently updated", XX000).
+    let raced = ["42P07", "42701", "42710", "XX000"];
+    on.script(script)
+        .await
+        .map_err(|refusal| match &refusal.code {
+            Some(code) if raced.contains(&code.code()) => Refusal {
+                kind: Kind::Contention,
+                ..refusal
+            },
+            _ => refusal,
+        })
+}
+
+impl Store for Postgres {
+    fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { acquire(&on, asks).await }),
+        )
+    }
+
+    fn renew<'a>(
+        &'a self,
+        grants: &'a [(Grant, Ttl)],
+        within: Duration,
+    ) -> Reply<'a, Vec<Renewal>> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { renew(&on, grants).await }),
+        )
+    }
+
+    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { release(&on, returns).await }),
+        )
+    }
+
+    fn read<'a>(
+        &'a self,
+        names: Option<&'a [LockName]>,
+        within: Duration,
+    ) -> Reply<'a, Vec<LockInfo>> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { read(&on, names).await }),
+        )
+    }
+
+    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { force(&on, name).await }),
+        )
+    }
+
+    fn install(&self, within: Duration) -> Reply<'_, ()> {
+        Box::pin(self.link.on(within, move |on| async move {
+            install(&on, &self.install).await
+        }))
+    }
+}
