@@ -46,7 +46,8 @@ pub(crate) struct Want {
 /// Acquire on the background thread. If nobody wants the result any more, nothing stays held.
 pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
-    crate::runtime::handle()?.spawn(async move {
+    let shared = Arc::clone(&inner);
+    let task = crate::runtime::handle()?.spawn(async move {
         // Dropping the work gives back what it may have acquired: see `Attempt`.
         let done = tokio::select! {
             done = within_wait(&inner, &want) => done,
@@ -55,12 +56,38 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
         // A guard that nobody takes is dropped, and so releases.
         drop(wanted.send(done));
     });
-    result.await.unwrap_or_else(|stopped| {
+    let mut abandoned = Abandoned {
+        inner: shared,
+        task: Some(task),
+    };
+    let done = result.await;
+    abandoned.task = None;
+    done.unwrap_or_else(|stopped| {
         Err(Error::Unavailable {
             op: "acquire a lock".into(),
             source: Box::new(stopped),
         })
     })
+}
+
+/// An acquire that nobody waits for any more counts as pending until it has noticed that, and has
+/// begun to give back what it may have acquired.
+struct Abandoned {
+    inner: Arc<Inner>,
+    /// None: it has answered.
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let (Some(task), Ok(runtime)) = (self.task.take(), crate::runtime::handle()) {
+            let pending = self.inner.pending.clone();
+            runtime.spawn(async move {
+                let _ = task.await;
+                drop(pending);
+            });
+        }
+    }
 }
 
 /// What was learnt while waiting, for the error at its end.

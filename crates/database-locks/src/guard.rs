@@ -13,7 +13,7 @@ use crate::name::LockName;
 use crate::release::give_back;
 use crate::renew::{Held, Status};
 use crate::runtime;
-use crate::store::{Released, Renewal, Return};
+use crate::store::{Released, Renewal, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
 
@@ -138,11 +138,11 @@ impl LockGuard {
             if ours {
                 return Ok(());
             }
-            // The renewal that must fail says why.
-            let renewal = [(held.grant.clone(), ttl)];
-            let answers = inner.store.renew(&renewal, PATIENCE).await;
-            match answers.map_err(|e| e.into_error(op()))?.pop() {
-                Some(Renewal::Lost(reason)) => {
+            match why_lost(&inner, &held, ttl)
+                .await
+                .map_err(|e| e.into_error(op()))?
+            {
+                Some(reason) => {
                     held.lose(reason);
                     inner.scheduler.lost(held.grant.id, reason);
                     Err(Error::Lost {
@@ -150,7 +150,7 @@ impl LockGuard {
                         reason,
                     })
                 }
-                _ => Ok(()),
+                None => Ok(()),
             }
         })
         .await
@@ -235,13 +235,17 @@ impl LockGuard {
                 late = late => late,
             }
         });
-        match done.await? {
-            Released::NotOurs => Err(Error::Lost {
-                name: self.name().clone(),
-                reason: LostReason::TakenOver,
-            }),
-            Released::Freed | Released::Busy => Ok(()),
+        if done.await? != Released::NotOurs {
+            return Ok(());
         }
+        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        let why =
+            runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
+        let reason = why.await?.unwrap_or(LostReason::TakenOver);
+        Err(Error::Lost {
+            name: self.name().clone(),
+            reason,
+        })
     }
 
     /// Stop the renewals; what is left is to tell the database.
@@ -264,6 +268,18 @@ impl LockGuard {
         let what = Return::of(&self.held.grant, self.ttl);
         ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl))
     }
+}
+
+/// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
+async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<LostReason>, StoreError> {
+    let answers = inner
+        .store
+        .renew(&[(held.grant.clone(), ttl)], PATIENCE)
+        .await?;
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        Renewal::Lost(reason) => Some(reason),
+        Renewal::Renewed | Renewal::Busy => None,
+    }))
 }
 
 impl Drop for LockGuard {

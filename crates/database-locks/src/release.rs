@@ -16,15 +16,26 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// Release, again and again until the database has answered, or the lease has ended by itself.
 ///
+/// It counts as pending from now on, and not from when it is first polled: whoever drops a guard and
+/// drains at once waits for it.
+///
 /// # Errors
 ///
 /// What stood in the way at the last try.
-pub(crate) async fn give_back(
+pub(crate) fn give_back(
     inner: Arc<Inner>,
     what: Return,
     ttl: Ttl,
-) -> Result<Released, Error> {
-    let _pending = inner.pending.clone();
+) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
+    let pending = inner.pending.clone();
+    async move {
+        let done = until_answered(&inner, what, ttl).await;
+        drop(pending);
+        done
+    }
+}
+
+async fn until_answered(inner: &Inner, what: Return, ttl: Ttl) -> Result<Released, Error> {
     let name = what.name.clone();
     let end = match ttl {
         Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),

@@ -1,0 +1,103 @@
+//! What is given back in the background, and who waits for it.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use database_locks::{Error, LockState, Locks, LostReason};
+use testkit::{Lab, lab_tests, promise};
+
+async fn is_free(locks: &Locks) -> bool {
+    let row = locks.show("job").await.expect("answers");
+    row.is_none_or(|row| row.state == LockState::Free)
+}
+
+/// A program drops its guard and ends: what it has dropped must not stay held.
+async fn a_drain_right_after_a_drop_waits_for_it(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    for round in 0..50 {
+        let guard = locks.lock("job").acquire().await.expect("free");
+        drop(guard);
+        locks.drain().await;
+        assert!(is_free(&other).await, "round {round}");
+    }
+    promise("P7", lab.engine);
+}
+
+async fn a_drain_right_after_a_given_up_acquire_waits_for_it(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    for round in 0..50 {
+        {
+            let lock = locks.lock("job");
+            let mut acquire = pin!(lock.acquire());
+            let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+            drop(once.await);
+            tokio::time::sleep(Duration::from_micros(round * 20)).await;
+        }
+        locks.drain().await;
+        assert!(is_free(&other).await, "round {round}");
+    }
+    promise("P7", lab.engine);
+}
+
+/// Those who wait for it have given up nothing.
+async fn a_drain_does_not_wait_for_waiters(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.expect("free");
+    let waiter = {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.lock("job").acquire().await })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let drained = tokio::time::timeout(Duration::from_secs(20), locks.drain());
+    drained.await.expect("in time");
+    guard.release().await.expect("releases");
+    let next = waiter.await.expect("no panic").expect("its turn");
+    next.release().await.expect("releases");
+}
+
+async fn a_release_that_comes_too_late_says_why(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let lock = locks.lock("job").ttl(Duration::from_secs(300));
+    let guard = lock.acquire().await.expect("free");
+    other.force_release("job").await.expect("answers");
+    let lost = guard.release().await.expect_err("it is gone");
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::Forced,
+                ..
+            }
+        ),
+        "{lost}"
+    );
+
+    let guard = lock.acquire().await.expect("free");
+    other.force_release("job").await.expect("answers");
+    let _next = other.lock("job").acquire().await.expect("free");
+    let lost = guard.release().await.expect_err("it is gone");
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::TakenOver,
+                ..
+            }
+        ),
+        "{lost}"
+    );
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_drain_right_after_a_drop_waits_for_it,
+            a_drain_right_after_a_given_up_acquire_waits_for_it,
+            a_drain_does_not_wait_for_waiters,
+            a_release_that_comes_too_late_says_why,
+        );
+    )* };
+}
+on!(memory, sqlite);
