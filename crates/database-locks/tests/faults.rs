@@ -180,6 +180,19 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
+/// The database freed it, and its answer was lost: that is a release all the same.
+async fn a_lost_reply_to_a_release_is_a_release(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    proxy.lose_next_reply(guard.grant_id());
+    soon(guard.release()).await.expect("released");
+    assert_eq!(proxy.faults_hit(), 1);
+    let next = locks.lock("job").try_acquire().await.unwrap();
+    next.expect("free").release().await.unwrap();
+    promise("P7", lab.engine);
+}
+
 /// Connections that are cut are made anew, under a holder and under a waiter.
 async fn cut_connections_are_made_anew(lab: &Lab) {
     let proxy = Proxy::to_url(&lab.url);
@@ -293,6 +306,7 @@ macro_rules! on {
             a_wait_ends_in_time_although_nobody_answers,
             a_lost_reply_to_a_renewal_loses_nothing,
             a_lost_reply_to_an_acquire_leaves_nothing_held,
+            a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
             a_password_is_never_shown,

@@ -151,7 +151,10 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
         .wait(SOON)
         .acquire()
         .await
-        .expect("free when the ttl has ended");
+        .expect("free when the ttl has ended")
+        .release()
+        .await
+        .unwrap();
     promise("P7", lab.engine);
 }
 
