@@ -121,6 +121,8 @@ pub enum LostReason {
     Forced,
     /// Somebody who had its ticket released it.
     Released,
+    /// Somebody who had its ticket went on with it.
+    TakenUp,
     /// The row was deleted.
     RowGone,
     /// The database could not be reached until the lease ran out.
@@ -136,6 +138,7 @@ impl fmt::Display for LostReason {
             Self::TakenOver => "taken over by another holder",
             Self::Forced => "released by force",
             Self::Released => "released with its ticket",
+            Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
             Self::Failover => "the database forgot the grant (failover)",

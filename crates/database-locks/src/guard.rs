@@ -14,6 +14,7 @@ use crate::release::give_back;
 use crate::renew::{Held, Status};
 use crate::runtime;
 use crate::store::{Released, Renewal, Return, StoreError};
+use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::Token;
 
@@ -198,6 +199,32 @@ impl LockGuard {
             name: self.name().clone(),
             reason,
         })
+    }
+
+    /// What it takes to release this lock in our place, or to renew it after us. We go on holding it.
+    pub fn ticket(&self) -> Ticket {
+        let grant = &self.held.grant;
+        Ticket {
+            name: grant.name.clone(),
+            token: grant.token,
+            grant: grant.id,
+        }
+    }
+
+    /// Stop renewing and hand the lock over: whoever has the ticket goes on with it.
+    ///
+    /// It stays held until its present lease ends, so the ticket has to be
+    /// [taken up](crate::Locks::take_up) before. Extend it first where that takes long.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if there is nothing left to hand over.
+    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+        self.still_trusted()?;
+        self.released = true;
+        self.inner.scheduler.remove(self.held.grant.id);
+        self.held.released();
+        Ok(self.ticket())
     }
 
     /// Release the lock.

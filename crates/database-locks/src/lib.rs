@@ -59,6 +59,8 @@ mod renew;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
+mod take_up;
+mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
@@ -71,6 +73,7 @@ pub use info::{LockInfo, LockState};
 pub use lock::Lock;
 pub use locks::{Freed, Locks};
 pub use name::LockName;
+pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
 

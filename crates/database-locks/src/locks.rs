@@ -7,14 +7,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::acquire::PATIENCE;
-use crate::error::Error;
+use crate::error::{Error, LostReason};
+use crate::guard::LockGuard;
 use crate::holder::default_holder;
 use crate::info::LockInfo;
 use crate::lock::Lock;
 use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Force, Store, StoreError, Table};
+use crate::store::{self, Force, Grant, Released, Renewal, Return, Store, StoreError, Table};
+use crate::ticket::Ticket;
+use crate::timing::{Renewing, Timing, Ttl};
 use crate::turns::Turns;
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
@@ -202,6 +205,142 @@ impl Locks {
         .await
     }
 
+    /// Go on with a lock that was handed over: the same token, a new grant.
+    ///
+    /// What its giver, or a second taker, still sends changes nothing. Settings: see
+    /// [`Lock::take_up`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead: taken up already, released, or expired;
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use database_locks::Locks;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("report").acquire().await?.hand_over()?;
+    /// // … somewhere else …
+    /// let guard = locks.take_up(&ticket).await?;
+    /// assert_eq!(guard.token(), ticket.token());
+    /// assert!(locks.take_up(&ticket).await.is_err(), "only once");
+    /// # Ok(()) }
+    /// ```
+    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        self.lock(ticket.name().as_str()).take_up(ticket).await
+    }
+
+    /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    pub async fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        let ttl = Timing::new(ttl.into(), Renewing::Never, None)?.ttl();
+        self.by_ticket(ticket, "renew", move |inner, grant| async move {
+            let round = [(grant, ttl)];
+            Ok(match inner.store.renew(&round, PATIENCE).await?.pop() {
+                Some(Renewal::Renewed) => ByTicket::Done,
+                Some(Renewal::Lost(reason)) => ByTicket::Dead(reason),
+                Some(Renewal::Busy) | None => ByTicket::Busy,
+            })
+        })
+        .await
+    }
+
+    /// Release a lock that was handed over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
+    pub async fn release(&self, ticket: &Ticket) -> Result<(), Error> {
+        self.by_ticket(ticket, "release", |inner, grant| async move {
+            // It may be without end, which a ticket does not know: better durable than held for ever.
+            let returns = [Return::of(&grant, Ttl::Endless)];
+            Ok(match inner.store.release(&returns, PATIENCE).await?.pop() {
+                Some(Released::Freed) => {
+                    inner.turns.ring(&grant.name);
+                    ByTicket::Done
+                }
+                Some(Released::NotOurs) => ByTicket::Dead(LostReason::Released),
+                Some(Released::Busy) | None => ByTicket::Busy,
+            })
+        })
+        .await
+    }
+
+    /// Do something with the grant of a ticket, while its row says that it is the grant.
+    async fn by_ticket<F>(
+        &self,
+        ticket: &Ticket,
+        verb: &'static str,
+        work: impl Fn(Arc<Inner>, Grant) -> F + Send + Sync + 'static,
+    ) -> Result<(), Error>
+    where
+        F: Future<Output = Result<ByTicket, StoreError>> + Send,
+    {
+        let (inner, ticket) = (Arc::clone(&self.0), ticket.clone());
+        runtime::run(async move {
+            let names = [ticket.name.clone()];
+            let done = again(PATIENCE, || async {
+                let row = inner.store.read(Some(&names), PATIENCE).await?.pop();
+                let holder = match row {
+                    Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
+                    Some(row) => return Ok(ByTicket::Dead(dead(&ticket, &row))),
+                    None => return Ok(ByTicket::Dead(LostReason::RowGone)),
+                };
+                let grant = Grant {
+                    name: ticket.name.clone(),
+                    token: ticket.token,
+                    id: ticket.grant,
+                    holder: holder.unwrap_or_default().into(),
+                };
+                match work(Arc::clone(&inner), grant).await? {
+                    ByTicket::Busy => Err(StoreError::Contention(
+                        "its row is locked by somebody".into(),
+                    )),
+                    done => Ok(done),
+                }
+            });
+            let op = || format!("{verb} lock `{}`", ticket.name);
+            match done.await.map_err(|e| e.into_error(op()))? {
+                ByTicket::Dead(reason) => Err(Error::Lost {
+                    name: ticket.name,
+                    reason,
+                }),
+                ByTicket::Done | ByTicket::Busy => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
+    ///
+    /// Tokens go on growing if such a lock is used again. Rows of `django-database-locks` 0.5 do not
+    /// say when they were free last; they are deleted only where `unknown` is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+        let inner = Arc::clone(&self.0);
+        runtime::run(async move {
+            let mut total = 0;
+            loop {
+                let batch = again(PATIENCE, || inner.store.prune(idle, unknown, PATIENCE)).await;
+                match batch.map_err(|e| e.into_error("delete what nobody has had for long"))? {
+                    0 => return Ok(total),
+                    n => total += n,
+                }
+            }
+        })
+        .await
+    }
+
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
@@ -223,6 +362,26 @@ impl Locks {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0
+    }
+}
+
+/// What became of something that was done by ticket.
+enum ByTicket {
+    Done,
+    Busy,
+    Dead(LostReason),
+}
+
+/// Why a ticket is dead, from the row that says so.
+fn dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
+    let taken_up = |said: &String| said.contains(ticket.grant.as_str());
+    match row.token.cmp(&ticket.token) {
+        std::cmp::Ordering::Greater => LostReason::TakenOver,
+        std::cmp::Ordering::Less => LostReason::Failover,
+        std::cmp::Ordering::Equal if row.metadata.as_ref().is_some_and(taken_up) => {
+            LostReason::TakenUp
+        }
+        std::cmp::Ordering::Equal => LostReason::Released,
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::rows::{Seen, judge};
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table};
+use super::rows::{Seen, judge, judge_ticket};
+use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::clock::{self, Time};
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -172,6 +172,26 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
+fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
+    let (now, to) = (clock::now(), &what.to);
+    let known = [what.from.as_str(), to.grant.as_str()];
+    let ours = |row: &Row| {
+        row.token == what.token.get()
+            && row.grant.as_deref().is_some_and(|id| known.contains(&id))
+            && !row.is_free(now)
+    };
+    let row = match rows.get_mut(&to.name) {
+        Some(row) if ours(row) => row,
+        row => return judge_ticket(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
+    };
+    row.holder = Some(to.holder.to_string());
+    row.grant = Some(to.grant.to_string());
+    row.expires = row.expires.max(Some(ends(now, Ttl::Lasting(to.length))));
+    row.renewed = Some(now);
+    row.metadata = Some(to.metadata.to_string());
+    Renewal::Renewed
+}
+
 fn release(rows: &mut Rows, what: &Return) -> Released {
     match rows.get_mut(&what.name) {
         Some(row)
@@ -226,6 +246,25 @@ impl Store for Memory {
                 .map(|(name, row)| row.seen(name, now).into_info())
                 .collect(),
         )
+    }
+
+    fn take_up<'a>(&'a self, what: &'a TakeUp, _: Duration) -> Reply<'a, Renewal> {
+        ready(take_up(&mut self.rows(), what))
+    }
+
+    fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let before = rows.len();
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at + idle <= now);
+        rows.retain(|_, row| {
+            let last = match row.expires {
+                Some(Ends::At(end)) => Some(end),
+                Some(Ends::Never) => return true,
+                None => row.renewed,
+            };
+            !(row.is_free(now) && old(last))
+        });
+        ready((before - rows.len()) as u64)
     }
 
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
