@@ -49,7 +49,12 @@ impl fmt::Debug for Token {
 pub struct GrantId([u8; 32]);
 
 impl GrantId {
-    pub(crate) fn random() -> Result<Self, Error> {
+    /// Draw a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where the operating system has no randomness to give.
+    pub fn random() -> Result<Self, Error> {
         let mut bytes = [0_u8; 16];
         getrandom::fill(&mut bytes).map_err(|source| Error::Unavailable {
             op: "draw a random grant id from the operating system".into(),

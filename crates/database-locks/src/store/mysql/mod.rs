@@ -3,8 +3,8 @@
 //! The statements are such as both servers take: no `RETURNING`, so tokens come back by
 //! `LAST_INSERT_ID(…)`, which the server sends along with the number of rows.
 //!
-//! All of them that write to a row that exists pick it in a derived table with `FOR UPDATE SKIP
-//! LOCKED` and then update what was picked:
+//! All of them that write to a row that exists (but for one on MariaDB) pick it in a derived table
+//! with `FOR UPDATE SKIP LOCKED` and then update what was picked:
 //!
 //! - `LIMIT` keeps the server from merging the two, which MySQL refuses (error 1093) and which would
 //!   wait for a row that is locked.
@@ -24,8 +24,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, keep_to,
-    url,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
+    keep_to, url,
 };
 use crate::error::Error;
 use crate::info::LockInfo;
@@ -35,8 +35,10 @@ use crate::token::Token;
 
 mod connection;
 mod install;
+mod session;
 
-use connection::{Done, Line, Server, Session};
+use connection::{Line, Server, place};
+use session::{Done, Session};
 
 /// The engine `mysql://` and `mariadb://`.
 pub(super) struct Mysql {
@@ -61,7 +63,11 @@ impl Mysql {
         let server = Arc::new(Server::new(server, table));
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
-        Ok(Self { server, renewals, rest })
+        Ok(Self {
+            server,
+            renewals,
+            rest,
+        })
     }
 }
 
@@ -83,8 +89,11 @@ impl Store for Mysql {
         }))
     }
 
-    fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
-    -> Reply<'a, Vec<Renewal>> {
+    fn renew<'a>(
+        &'a self,
+        grants: &'a [(Grant, Ttl)],
+        within: Duration,
+    ) -> Reply<'a, Vec<Renewal>> {
         let grants = grants.to_vec();
         Box::pin(self.renewals.call(within, |session| {
             Box::pin(async move { session.renew(&grants).await })
@@ -131,7 +140,10 @@ impl Store for Mysql {
     /// On a connection of its own: DDL may take long, and waits.
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         let work = async move { Session::open(&self.server).await?.install().await };
-        Box::pin(keep_to(within, work, || ()))
+        Box::pin(async move {
+            let done = keep_to(within, work, || ()).await;
+            done.map_err(|failure| place(&self.server.at, failure))
+        })
     }
 }
 
@@ -168,13 +180,40 @@ impl Session {
                l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
                l.metadata = :metadata";
 
+    /// The same for MariaDB, which can be told not to wait at all: a row that is locked fails it at
+    /// once (error 1205), as if it were skipped.
+    ///
+    /// What a join sets goes through a temporary table, and since `locked_by` and `metadata` are
+    /// longtext, MariaDB makes that one on disk: 0.2 ms, as much as all the rest and the commit.
+    /// Not `WHERE id = (SELECT … SKIP LOCKED)`, which reads the whole table.
+    const ACQUIRE_AT_ONCE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET token = LAST_INSERT_ID(IF(token = 0,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000,
+                   token + 1)),
+               locked_by = :holder, grant_id = :grant,
+               expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6),
+               metadata = :metadata
+         WHERE name = :name AND (expires_at IS NULL OR expires_at <= UTC_TIMESTAMP(6))";
+
     async fn acquire(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
-        let granted = self.execute(Self::ACQUIRE, params_of(ask)).await;
+        let statement = if self.never_waits {
+            Self::ACQUIRE_AT_ONCE
+        } else {
+            Self::ACQUIRE
+        };
+        let granted = self.execute(statement, params_of(ask)).await;
         let Some(Done { rows, id }) = unless_contended(granted)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(Outcome::Granted { token: token(id), length: ask.length });
+            return Ok(Outcome::Granted {
+                token: token(id),
+                length: ask.length,
+            });
         }
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
             Some(row) => Ok(row.refusal(ask.grant.as_str())),
@@ -208,25 +247,30 @@ impl Session {
         }
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;
-        Ok(match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
-            Some(Outcome::Granted { token, .. }) => Outcome::Granted { token, length: ask.length },
-            Some(other) => other,
-            None => Outcome::Busy,
-        })
+        Ok(
+            match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
+                Some(Outcome::Granted { token, .. }) => Outcome::Granted {
+                    token,
+                    length: ask.length,
+                },
+                Some(other) => other,
+                None => Outcome::Busy,
+            },
+        )
     }
 
     /// Lengthen what is still held by exactly these grants; `length` is null for one without end.
     ///
     /// `expires_at` and `granted_until` come out the same whichever is set first. The insert id is
     /// what became `renewed_at`, in microseconds since 1970: it tells the rows that this statement
-    /// has renewed from others, should there be any.
+    /// has renewed from others, should there be any. No longtext in the list: see above.
     const RENEW: &str = "
         UPDATE (SELECT l.id, g.length
                   FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by longtext CHARACTER SET utf8mb4 PATH '$.holder',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length')) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
@@ -248,17 +292,19 @@ impl Session {
     async fn renew(&mut self, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, StoreError> {
         let mut answers = Vec::with_capacity(grants.len());
         let describe = |(grant, ttl): &(Grant, Ttl)| {
-            let length = match ttl {
-                Ttl::Lasting(length) => Some(micros(*length)),
-                Ttl::Endless => None,
-            };
-            json!({
+            let mut grant = json!({
                 "name": grant.name.as_str(), "token": grant.token.get(),
-                "grant": grant.id.as_str(), "holder": &*grant.holder, "length": length,
-            })
+                "grant": grant.id.as_str(), "holder": &*grant.holder,
+            });
+            if let Ttl::Lasting(length) = ttl {
+                grant["length"] = micros(*length).into();
+            }
+            grant
         };
         for (chunk, text) in packed(grants, self.longest, describe) {
-            let done = self.execute(Self::RENEW, params! { "grants" => text }).await?;
+            let done = self
+                .execute(Self::RENEW, params! { "grants" => text })
+                .await?;
             if done.rows == chunk.len() as u64 {
                 answers.extend(chunk.iter().map(|_| Renewal::Renewed));
             } else {
@@ -280,7 +326,9 @@ impl Session {
         let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
-            let at = row.and_then(|row| row.renewed_at).and_then(|at| u64::try_from(at).ok());
+            let at = row
+                .and_then(|row| row.renewed_at)
+                .and_then(|at| u64::try_from(at).ok());
             answers.push(match judge(grant, row) {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => Renewal::Renewed,
                 verdict => verdict,
@@ -316,7 +364,11 @@ impl Session {
                 && row.holder.as_deref() == Some(&*what.holder)
                 && what.token.is_none_or(|token| token.get() == row.token)
         });
-        Ok(if ours { Released::Busy } else { Released::NotOurs })
+        Ok(if ours {
+            Released::Busy
+        } else {
+            Released::NotOurs
+        })
     }
 
     /// Free a lock whoever has it, as long as that is still who was seen.
@@ -343,10 +395,12 @@ impl Session {
         let params = params! {
             "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        Ok(match unless_contended(self.execute(Self::FORCE, params).await)? {
-            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
-            _ => Force::Busy,
-        })
+        Ok(
+            match unless_contended(self.execute(Self::FORCE, params).await)? {
+                Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+                _ => Force::Busy,
+            },
+        )
     }
 }
 
@@ -384,19 +438,31 @@ impl Session {
     );
 
     async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        Ok(self.query(Self::READ_ALL, Params::Empty).await?.into_iter().map(seen).collect())
+        Ok(self
+            .query(Self::READ_ALL, Params::Empty)
+            .await?
+            .into_iter()
+            .map(seen)
+            .collect())
     }
 
     async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
         if let [name] = names {
             let name = params! { "name" => name.as_str() };
-            return Ok(self.query(Self::READ_ONE, name).await?.into_iter().map(seen).collect());
+            return Ok(self
+                .query(Self::READ_ONE, name)
+                .await?
+                .into_iter()
+                .map(seen)
+                .collect());
         }
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
         for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
-            let found = self.query(Self::READ_THESE, params! { "names" => text }).await?;
+            let found = self
+                .query(Self::READ_THESE, params! { "names" => text })
+                .await?;
             rows.extend(found.into_iter().map(seen));
         }
         Ok(rows)
