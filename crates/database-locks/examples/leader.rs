@@ -15,7 +15,11 @@ async fn main() -> Result<(), Error> {
     locks.migrate().await?;
 
     println!("waiting to lead");
-    let guard = locks.lock("leader").ttl(Duration::from_secs(10)).acquire().await?;
+    let guard = locks
+        .lock("leader")
+        .ttl(Duration::from_secs(10))
+        .acquire()
+        .await?;
     println!("leading with token {}", guard.token());
     for round in 1..=5 {
         tokio::select! {

@@ -11,12 +11,19 @@ fn main() -> Result<(), database_locks::Error> {
     let locks = Locks::connect(url)?;
     locks.migrate()?;
 
-    let nightly = locks.lock("nightly").ttl(Duration::from_secs(10)).metadata("what", "the report");
+    let nightly = locks
+        .lock("nightly")
+        .ttl(Duration::from_secs(10))
+        .metadata("what", "the report");
     match nightly.try_acquire()? {
         Some(guard) => {
             println!("running with token {}", guard.token());
             for info in locks.list()? {
-                println!("{} is held by {}", info.name, info.holder.unwrap_or_default());
+                println!(
+                    "{} is held by {}",
+                    info.name,
+                    info.holder.unwrap_or_default()
+                );
             }
             guard.release()?;
         }

@@ -56,11 +56,17 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
         // A guard that nobody takes is dropped, and so releases.
         drop(wanted.send(done));
     });
-    let mut abandoned = Abandoned { inner: shared, task: Some(task) };
+    let mut abandoned = Abandoned {
+        inner: shared,
+        task: Some(task),
+    };
     let done = result.await;
     abandoned.task = None;
     done.unwrap_or_else(|stopped| {
-        Err(Error::Unavailable { op: "acquire a lock".into(), source: Box::new(stopped) })
+        Err(Error::Unavailable {
+            op: "acquire a lock".into(),
+            source: Box::new(stopped),
+        })
     })
 }
 
@@ -127,7 +133,9 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
         done = work(inner, want, &progress, Some(began + limit)) => return done,
         () = clock::sleep_until(began + limit) => {}
     }
-    let Progress { occupant, failure } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Progress { occupant, failure } = progress
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     match (occupant, failure) {
         (None, Some(failure)) => Err(failure.into_error(op(&want.name))),
         (None, None) => Err(Error::Unavailable {
@@ -165,7 +173,12 @@ async fn work(
         if let Ok(Outcome::Granted { token, length }) = outcome {
             match attempt.granted(token, length).await {
                 Ok(guard) => return Ok(Some(guard)),
-                Err(reason) if once => return Err(Error::Lost { name: want.name.clone(), reason }),
+                Err(reason) if once => {
+                    return Err(Error::Lost {
+                        name: want.name.clone(),
+                        reason,
+                    });
+                }
                 Err(_) => attempt = Attempt::new(inner, want)?,
             }
             continue;
@@ -182,7 +195,10 @@ async fn work(
             Err(failure @ StoreError::Unavailable(_)) if once => {
                 return Err(failure.into_error(op(&want.name)));
             }
-            outcome => progress.lock().unwrap_or_else(PoisonError::into_inner).note(outcome),
+            outcome => progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .note(outcome),
         }
         if once {
             tokio::time::sleep(pause).await;
@@ -209,7 +225,11 @@ async fn work(
 /// Stand in line and wait for our turn. Who is behind others need not ask the database who has it:
 /// others of this process do.
 async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -> Turn {
-    progress.lock().unwrap_or_else(PoisonError::into_inner).occupant.get_or_insert_default();
+    progress
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .occupant
+        .get_or_insert_default();
     let turn = inner.turns.join(&want.name);
     turn.comes().await;
     turn
@@ -236,7 +256,13 @@ impl<'a> Attempt<'a> {
             length: want.timing.first_grant(),
             metadata: Arc::clone(&want.metadata),
         };
-        Ok(Self { inner, want, asks: [ask], sent: Time::ZERO, unsettled: false })
+        Ok(Self {
+            inner,
+            want,
+            asks: [ask],
+            sent: Time::ZERO,
+            unsettled: false,
+        })
     }
 
     async fn once(&mut self) -> Result<Outcome, StoreError> {
@@ -265,7 +291,11 @@ impl<'a> Attempt<'a> {
         let held = Held::new(grant, &lease);
         // From here on it is the guard that gives it back.
         self.unsettled = false;
-        let guard = LockGuard::new(Arc::clone(self.inner), Arc::clone(&held), self.want.timing.ttl());
+        let guard = LockGuard::new(
+            Arc::clone(self.inner),
+            Arc::clone(&held),
+            self.want.timing.ttl(),
+        );
         self.inner.scheduler.add(lease, Arc::clone(&held));
         let mut status = held.watch();
         let settled = status
@@ -299,7 +329,11 @@ impl Drop for Attempt<'_> {
             durable: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
-        tokio::spawn(give_back(Arc::clone(self.inner), what, Ttl::Lasting(MAX_FIRST_GRANT)));
+        tokio::spawn(give_back(
+            Arc::clone(self.inner),
+            what,
+            Ttl::Lasting(MAX_FIRST_GRANT),
+        ));
     }
 }
 
@@ -331,7 +365,9 @@ impl Pace {
         };
         self.seen = occupant.token;
         let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
-        let end = occupant.free_in.map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
+        let end = occupant
+            .free_in
+            .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
         end.map_or(jittered, |end| end.min(jittered))
     }
 

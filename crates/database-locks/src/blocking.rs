@@ -137,7 +137,9 @@ impl LockGuard {
 
     /// See [`crate::LockGuard::extend`].
     pub fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        self.0.as_mut().map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
+        self.0
+            .as_mut()
+            .map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].
@@ -147,14 +149,19 @@ impl LockGuard {
 
     /// See [`crate::LockGuard::release`].
     pub fn release(mut self) -> Result<(), Error> {
-        self.0.take().map_or(Ok(()), |guard| block_on(guard.release()))
+        self.0
+            .take()
+            .map_or(Ok(()), |guard| block_on(guard.release()))
     }
 }
 
 impl Deref for LockGuard {
     type Target = crate::LockGuard;
 
-    #[allow(clippy::expect_used, reason = "only `release` and `drop` take it, and both end this value")]
+    #[allow(
+        clippy::expect_used,
+        reason = "only `release` and `drop` take it, and both end this value"
+    )]
     fn deref(&self) -> &crate::LockGuard {
         self.0.as_ref().expect("a guard that was not released")
     }

@@ -79,7 +79,11 @@ impl Error {
         got: impl Into<String>,
         allowed: impl Into<String>,
     ) -> Self {
-        Self::Config { setting, got: got.into(), allowed: allowed.into() }
+        Self::Config {
+            setting,
+            got: got.into(),
+            allowed: allowed.into(),
+        }
     }
 
     /// The message and those of all its sources, on one line.

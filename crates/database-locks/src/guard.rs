@@ -46,7 +46,12 @@ impl fmt::Debug for LockGuard {
 
 impl LockGuard {
     pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
-        Self { inner, held, ttl, released: false }
+        Self {
+            inner,
+            held,
+            ttl,
+            released: false,
+        }
     }
 
     /// Which lock.
@@ -122,19 +127,28 @@ impl LockGuard {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
             let rows = inner.store.read(Some(&names), PATIENCE).await;
-            let ours = rows.map_err(|e| e.into_error(op()))?.pop().is_some_and(|row| {
-                row.token == held.grant.token
-                    && row.grant.as_deref() == Some(held.grant.id.as_str())
-                    && matches!(row.state, LockState::Held { .. })
-            });
+            let ours = rows
+                .map_err(|e| e.into_error(op()))?
+                .pop()
+                .is_some_and(|row| {
+                    row.token == held.grant.token
+                        && row.grant.as_deref() == Some(held.grant.id.as_str())
+                        && matches!(row.state, LockState::Held { .. })
+                });
             if ours {
                 return Ok(());
             }
-            match why_lost(&inner, &held, ttl).await.map_err(|e| e.into_error(op()))? {
+            match why_lost(&inner, &held, ttl)
+                .await
+                .map_err(|e| e.into_error(op()))?
+            {
                 Some(reason) => {
                     held.lose(reason);
                     inner.scheduler.lost(held.grant.id, reason);
-                    Err(Error::Lost { name: held.grant.name.clone(), reason })
+                    Err(Error::Lost {
+                        name: held.grant.name.clone(),
+                        reason,
+                    })
                 }
                 None => Ok(()),
             }
@@ -163,7 +177,9 @@ impl LockGuard {
         self.ttl = ttl;
         let mut status = self.held.watch();
         self.inner.scheduler.extend(id, timing);
-        let settled = status.wait_for(|status| *status != Status::Held(None)).await;
+        let settled = status
+            .wait_for(|status| *status != Status::Held(None))
+            .await;
         drop(settled);
         self.still_trusted()
     }
@@ -178,7 +194,10 @@ impl LockGuard {
             Status::Lost(reason) => reason,
             Status::Held(_) | Status::Released => LostReason::Expired,
         };
-        Err(Error::Lost { name: self.name().clone(), reason })
+        Err(Error::Lost {
+            name: self.name().clone(),
+            reason,
+        })
     }
 
     /// Release the lock.
@@ -196,7 +215,9 @@ impl LockGuard {
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
         self.still_trusted()?;
-        let Some(work) = self.begin_release() else { return Ok(()) };
+        let Some(work) = self.begin_release() else {
+            return Ok(());
+        };
         let work = runtime::handle()?.spawn(work);
         let late = async move {
             tokio::time::sleep(RELEASE_PATIENCE).await;
@@ -218,9 +239,13 @@ impl LockGuard {
             return Ok(());
         }
         let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
-        let why = runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
+        let why =
+            runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
         let reason = why.await?.unwrap_or(LostReason::TakenOver);
-        Err(Error::Lost { name: self.name().clone(), reason })
+        Err(Error::Lost {
+            name: self.name().clone(),
+            reason,
+        })
     }
 
     /// Stop the renewals; what is left is to tell the database.
@@ -247,7 +272,10 @@ impl LockGuard {
 
 /// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
 async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<LostReason>, StoreError> {
-    let answers = inner.store.renew(&[(held.grant.clone(), ttl)], PATIENCE).await?;
+    let answers = inner
+        .store
+        .renew(&[(held.grant.clone(), ttl)], PATIENCE)
+        .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(reason) => Some(reason),
         Renewal::Renewed | Renewal::Busy => None,

@@ -13,7 +13,10 @@ const MAX_METADATA_BYTES: usize = 4096;
 const MAX_HOLDER_CHARS: usize = 255;
 
 fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// `host.pid.random`.
@@ -21,16 +24,23 @@ fn host() -> String {
 /// Host and pid alone are not enough: in two containers both may be the same, and a restarted
 /// process would look like the one that died.
 pub(crate) fn default_holder() -> String {
-    format!("{}.{}.{:08x}", host(), std::process::id(), fastrand::u32(..))
+    format!(
+        "{}.{}.{:08x}",
+        host(),
+        std::process::id(),
+        fastrand::u32(..)
+    )
 }
 
 pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
     let allowed = "1 to 255 characters without NUL";
     match holder.chars().count() {
         0 => Err(Error::config("holder", "empty", allowed)),
-        n if n > MAX_HOLDER_CHARS => {
-            Err(Error::config("holder", format!("{n} characters long"), allowed))
-        }
+        n if n > MAX_HOLDER_CHARS => Err(Error::config(
+            "holder",
+            format!("{n} characters long"),
+            allowed,
+        )),
         _ if holder.contains('\0') => {
             Err(Error::config("holder", "a text with a NUL in it", allowed))
         }
@@ -59,11 +69,19 @@ pub(crate) fn metadata(own: &Map<String, Value>) -> Result<String, Error> {
     let text = all.to_string();
     if text.len() > MAX_METADATA_BYTES {
         let got = format!("{} bytes of JSON", text.len());
-        return Err(Error::config("metadata", got, "at most 4096 bytes, program and host included"));
+        return Err(Error::config(
+            "metadata",
+            got,
+            "at most 4096 bytes, program and host included",
+        ));
     }
     // JSON writes a NUL as \u0000, which a text column takes and a later cast to jsonb does not.
     if text.contains("\\u0000") {
-        return Err(Error::config("metadata", "a text with a NUL in it", "text without NUL"));
+        return Err(Error::config(
+            "metadata",
+            "a text with a NUL in it",
+            "text without NUL",
+        ));
     }
     Ok(text)
 }

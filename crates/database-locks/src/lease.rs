@@ -69,7 +69,11 @@ impl Lease {
         Self {
             trusted_until: trust(&timing, sent, length),
             // What the acquire granted of a long lease is only its beginning.
-            renew_at: if whole { timing.renew_every().map(|every| sent + every) } else { Some(sent) },
+            renew_at: if whole {
+                timing.renew_every().map(|every| sent + every)
+            } else {
+                Some(sent)
+            },
             under_way: None,
             confirmed: whole.then_some(timing.ttl()),
             failures: 0,
@@ -80,8 +84,12 @@ impl Lease {
 
     pub(crate) fn next(&self, now: Time) -> Next {
         if now >= self.trusted_until {
-            let reason =
-                if self.unreachable { LostReason::Unreachable } else { LostReason::Expired };
+            // A renewal that nobody has answered by now is as good as one that failed.
+            let reason = if self.unreachable || self.under_way.is_some() {
+                LostReason::Unreachable
+            } else {
+                LostReason::Expired
+            };
             return Next::Lost(reason);
         }
         match self.renew_at {
@@ -97,9 +105,14 @@ impl Lease {
     /// Leases that were taken one after another would otherwise each be renewed in a statement of
     /// its own for ever.
     pub(crate) fn may_come_along(&self, now: Time) -> bool {
-        let Some(at) = self.renew_at else { return false };
+        let Some(at) = self.renew_at else {
+            return false;
+        };
         let early = self.timing.renew_every().unwrap_or_default() / 2;
-        self.under_way.is_none() && self.failures == 0 && at <= now + early && now < self.trusted_until
+        self.under_way.is_none()
+            && self.failures == 0
+            && at <= now + early
+            && now < self.trusted_until
     }
 
     /// A renewal goes out; this is what to ask for.
@@ -110,7 +123,9 @@ impl Lease {
 
     /// The renewal that was sent at `sent` came to this at `now`.
     pub(crate) fn answered(&mut self, sent: Time, answer: Answer, now: Time) {
-        let Some(asked) = self.under_way.take() else { return };
+        let Some(asked) = self.under_way.take() else {
+            return;
+        };
         if now >= self.trusted_until {
             // Whoever asked meanwhile was told that it is not held, and that must stay so.
             return;
@@ -212,7 +227,10 @@ mod tests {
         let mut lease = lease(secs(30));
         lease.renewing();
         assert_eq!(lease.next(START + secs(12)), Next::Wait(START + secs(27)));
-        assert_eq!(lease.next(START + secs(27)), Next::Lost(LostReason::Expired));
+        assert_eq!(
+            lease.next(START + secs(27)),
+            Next::Lost(LostReason::Unreachable)
+        );
     }
 
     #[test]
@@ -239,7 +257,10 @@ mod tests {
         let mut lease = lease(secs(30));
         lease.renewing();
         lease.answered(START + secs(26), Answer::Renewed, START + secs(28));
-        assert_eq!(lease.next(START + secs(28)), Next::Lost(LostReason::Expired));
+        assert_eq!(
+            lease.next(START + secs(28)),
+            Next::Lost(LostReason::Expired)
+        );
     }
 
     #[test]

@@ -43,8 +43,8 @@
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
-pub mod blocking;
 mod acquire;
+pub mod blocking;
 mod clock;
 mod error;
 mod guard;

@@ -176,7 +176,12 @@ impl Lock {
         // Only a wait of zero ends so; whoever asks for an error wants to know who has it.
         let info = self.locks.show(&self.name).await.ok().flatten();
         let (holder, held_for) = info.map_or((None, None), |info| (info.holder, info.held_for));
-        Err(Error::TimedOut { name, waited: Duration::ZERO, holder, held_for })
+        Err(Error::TimedOut {
+            name,
+            waited: Duration::ZERO,
+            holder,
+            held_for,
+        })
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
@@ -218,7 +223,10 @@ impl Lock {
                 let _ = guard.release().await;
                 Ok(output)
             }
-            Err(reason) => Err(Error::Lost { name: guard.name().clone(), reason }),
+            Err(reason) => Err(Error::Lost {
+                name: guard.name().clone(),
+                reason,
+            }),
         }
     }
 }

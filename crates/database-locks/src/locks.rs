@@ -61,7 +61,9 @@ pub struct Locks(Arc<Inner>);
 
 impl fmt::Debug for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Locks").field("store", &self.0.store).finish_non_exhaustive()
+        f.debug_struct("Locks")
+            .field("store", &self.0.store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +109,14 @@ impl Locks {
             let scheduler = Scheduler::start(Arc::clone(&store));
             let holder = default_holder().into();
             let turns = Turns::default();
-            Ok(Self(Arc::new(Inner { store, scheduler, turns, pending, all_done, holder })))
+            Ok(Self(Arc::new(Inner {
+                store,
+                scheduler,
+                turns,
+                pending,
+                all_done,
+                holder,
+            })))
         })
         .await
     }

@@ -33,7 +33,13 @@ impl LockName {
     /// Check a name.
     pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
         let name = name.as_ref();
-        let refuse = |got: String| Err(Error::config("name", got, "1 to 255 characters without NUL"));
+        let refuse = |got: String| {
+            Err(Error::config(
+                "name",
+                got,
+                "1 to 255 characters without NUL",
+            ))
+        };
         match name.chars().count() {
             0 => refuse("empty".into()),
             n if n > MAX_CHARS => refuse(format!("{n} characters long")),

@@ -42,16 +42,26 @@ async fn until_answered(inner: &Inner, what: Return, ttl: Ttl) -> Result<Release
         Ttl::Endless => Duration::MAX,
     };
     let returns = [what];
-    let mut pause = FIRST_RETRY;
+    let (mut pause, mut unsure) = (FIRST_RETRY, false);
     loop {
-        let failure = match inner.store.release(&returns, PATIENCE).await.map(|mut done| done.pop()) {
+        let failure = match inner
+            .store
+            .release(&returns, PATIENCE)
+            .await
+            .map(|mut done| done.pop())
+        {
             Ok(Some(done @ (Released::Freed | Released::NotOurs))) => {
                 inner.turns.ring(&name);
+                // An earlier try whose reply was lost may have been the one that freed it.
+                let done = if unsure { Released::Freed } else { done };
                 tracing::debug!(lock.name = %name, "lock {done:?}");
                 return Ok(done);
             }
             Ok(_) => StoreError::Contention("its row is locked by somebody".into()),
-            Err(failure) => failure,
+            Err(failure) => {
+                unsure |= matches!(failure, StoreError::Unavailable(_));
+                failure
+            }
         };
         let over = matches!(failure, StoreError::Rejected { .. }) || clock::now() + pause >= end;
         if over {

@@ -84,7 +84,12 @@ impl Held {
             Status::Lost(_) | Status::Released => false,
         });
         if newly {
-            let Grant { name, token, holder, .. } = &self.grant;
+            let Grant {
+                name,
+                token,
+                holder,
+                ..
+            } = &self.grant;
             tracing::warn!(
                 lock.name = %name, lock.token = %token, lock.holder = %holder, "lock lost: {reason}"
             );
@@ -102,7 +107,8 @@ impl Held {
     }
 
     fn confirm(&self, lease: &Lease) {
-        self.trusted_until.store(nanos(lease.trusted_until()), Ordering::Release);
+        self.trusted_until
+            .store(nanos(lease.trusted_until()), Ordering::Release);
         let confirmed = Status::Held(lease.confirmed());
         self.status.send_if_modified(|status| {
             let news = matches!(status, Status::Held(_)) && *status != confirmed;
@@ -131,7 +137,14 @@ struct Book {
 impl Book {
     fn add(&mut self, lease: Lease, held: Arc<Held>, now: Time) {
         let id = held.grant.id;
-        self.entries.insert(id, Entry { lease, held, at: now });
+        self.entries.insert(
+            id,
+            Entry {
+                lease,
+                held,
+                at: now,
+            },
+        );
         self.agenda.insert((now, id));
         self.plan(id, now);
     }
@@ -144,7 +157,9 @@ impl Book {
 
     /// Put it where its lease says that it belongs.
     fn plan(&mut self, id: GrantId, now: Time) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
         let at = match entry.lease.next(now) {
             Next::Wait(until) => until,
             Next::Renew | Next::Lost(_) => now,
@@ -196,7 +211,9 @@ impl Book {
     fn answered(&mut self, id: GrantId, sent: Time, answer: Answer) {
         let now = clock::now();
         // Released meanwhile: nothing to be confirmed any more.
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // Told in its turn, which is now.
@@ -213,8 +230,16 @@ impl Book {
     }
 
     fn patience(&self, round: &[(Grant, Ttl)]) -> Duration {
-        let of = |grant: &Grant| self.entries.get(&grant.id).map(|entry| entry.lease.patience());
-        round.iter().filter_map(|(grant, _)| of(grant)).min().unwrap_or_default()
+        let of = |grant: &Grant| {
+            self.entries
+                .get(&grant.id)
+                .map(|entry| entry.lease.patience())
+        };
+        round
+            .iter()
+            .filter_map(|(grant, _)| of(grant))
+            .min()
+            .unwrap_or_default()
     }
 }
 
@@ -257,7 +282,10 @@ impl Scheduler {
 
     /// The settings of a lease that is still kept alive.
     pub(crate) fn timing(&self, id: GrantId) -> Option<Timing> {
-        self.book().entries.get(&id).map(|entry| *entry.lease.timing())
+        self.book()
+            .entries
+            .get(&id)
+            .map(|entry| *entry.lease.timing())
     }
 
     /// Renew it to another ttl, at once and from now on.
@@ -295,7 +323,9 @@ impl Scheduler {
                     let patience = book.patience(&round);
                     rounds.spawn(Arc::clone(&self).round(round, patience));
                 }
-                book.agenda.first().map(|(at, _)| at.saturating_sub(now).min(LONGEST_NAP))
+                book.agenda
+                    .first()
+                    .map(|(at, _)| at.saturating_sub(now).min(LONGEST_NAP))
             };
             tokio::select! {
                 () = self.changed.notified() => {}

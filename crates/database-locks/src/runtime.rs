@@ -20,8 +20,10 @@ pub(crate) fn handle() -> Result<&'static Handle, Error> {
         op: "start the thread that renews leases".into(),
         source: Box::new(source),
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name("database-locks".into())
@@ -36,6 +38,9 @@ pub(crate) async fn run<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     handle()?.spawn(work).await.unwrap_or_else(|stopped| {
-        Err(Error::Unavailable { op: "finish what was begun".into(), source: Box::new(stopped) })
+        Err(Error::Unavailable {
+            op: "finish what was begun".into(),
+            source: Box::new(stopped),
+        })
     })
 }

@@ -81,7 +81,11 @@ impl FromStr for Ttl {
 pub fn parse_duration(text: &str) -> Result<Duration, Error> {
     let refuse = || {
         let allowed = "a number with ms, s, m, h or d (500ms, 30s, 5m, 2h, 1d), or bare seconds";
-        Error::config("duration", format!("`{}`", text.chars().take(40).collect::<String>()), allowed)
+        Error::config(
+            "duration",
+            format!("`{}`", text.chars().take(40).collect::<String>()),
+            allowed,
+        )
     };
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -130,7 +134,11 @@ pub(crate) enum Renewing {
 }
 
 impl Timing {
-    pub(crate) fn new(ttl: Ttl, renewing: Renewing, margin: Option<Duration>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        ttl: Ttl,
+        renewing: Renewing,
+        margin: Option<Duration>,
+    ) -> Result<Self, Error> {
         let longest = match ttl {
             Ttl::Endless => None,
             Ttl::Lasting(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
@@ -161,16 +169,26 @@ impl Timing {
                     let allowed = match (longest, most) {
                         (Some(ttl), Some(most)) => format!(
                             "10ms to {} with a ttl of {} and a margin of {}",
-                            Human(most), Human(ttl), Human(margin)
+                            Human(most),
+                            Human(ttl),
+                            Human(margin)
                         ),
                         _ => "10ms at least".to_owned(),
                     };
-                    return Err(Error::config("renew_every", Human(every).to_string(), allowed));
+                    return Err(Error::config(
+                        "renew_every",
+                        Human(every).to_string(),
+                        allowed,
+                    ));
                 }
                 Some(every)
             }
         };
-        Ok(Self { ttl, renew_every, margin })
+        Ok(Self {
+            ttl,
+            renew_every,
+            margin,
+        })
     }
 
     /// The same settings with another ttl; what was left to default is derived anew.
@@ -250,7 +268,18 @@ mod tests {
         assert_eq!(ms("1.5"), Some(1500));
         assert_eq!(ms(" 2m "), Some(120_000));
         assert_eq!(ms("1d"), Some(86_400_000));
-        for bad in ["", "s", "-1s", "+1", "1e3", "1w", "NaN", "inf", "1 2", "9999999999999999999999d"] {
+        for bad in [
+            "",
+            "s",
+            "-1s",
+            "+1",
+            "1e3",
+            "1w",
+            "NaN",
+            "inf",
+            "1 2",
+            "9999999999999999999999d",
+        ] {
             assert_eq!(ms(bad), None, "{bad}");
         }
     }

@@ -29,8 +29,15 @@ impl Turns {
     /// Stand in line, at its end.
     pub(crate) fn join(&self, name: &LockName) -> Turn {
         let bell = Arc::new(Notify::new());
-        locked(&self.0).entry(name.clone()).or_default().push_back(Arc::clone(&bell));
-        Turn { lines: Arc::clone(&self.0), name: name.clone(), bell }
+        locked(&self.0)
+            .entry(name.clone())
+            .or_default()
+            .push_back(Arc::clone(&bell));
+        Turn {
+            lines: Arc::clone(&self.0),
+            name: name.clone(),
+            bell,
+        }
     }
 
     /// It was released here: the first in line had better try now.
@@ -64,14 +71,19 @@ impl Turn {
 
     fn is_first(&self) -> bool {
         let lines = locked(&self.lines);
-        lines.get(&self.name).and_then(VecDeque::front).is_some_and(|b| Arc::ptr_eq(b, &self.bell))
+        lines
+            .get(&self.name)
+            .and_then(VecDeque::front)
+            .is_some_and(|b| Arc::ptr_eq(b, &self.bell))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut lines = locked(&self.lines);
-        let Some(line) = lines.get_mut(&self.name) else { return };
+        let Some(line) = lines.get_mut(&self.name) else {
+            return;
+        };
         line.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
         match line.front() {
             Some(next) => next.notify_one(),

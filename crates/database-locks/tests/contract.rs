@@ -4,3 +4,6 @@ use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
+contract_tests!(postgres, Lab::postgres());
+contract_tests!(postgres18, Lab::postgres18());
+contract_tests!(mariadb, Lab::mariadb());

@@ -63,13 +63,31 @@ async fn a_release_that_comes_too_late_says_why(lab: &Lab) {
     let guard = lock.acquire().await.expect("free");
     other.force_release("job").await.expect("answers");
     let lost = guard.release().await.expect_err("it is gone");
-    assert!(matches!(lost, Error::Lost { reason: LostReason::Forced, .. }), "{lost}");
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::Forced,
+                ..
+            }
+        ),
+        "{lost}"
+    );
 
     let guard = lock.acquire().await.expect("free");
     other.force_release("job").await.expect("answers");
     let _next = other.lock("job").acquire().await.expect("free");
     let lost = guard.release().await.expect_err("it is gone");
-    assert!(matches!(lost, Error::Lost { reason: LostReason::TakenOver, .. }), "{lost}");
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::TakenOver,
+                ..
+            }
+        ),
+        "{lost}"
+    );
 }
 
 macro_rules! on {

@@ -24,7 +24,13 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
     let proxy = Proxy::to_url(&lab.url);
     let locks = lab.locks_at(&proxy.url(&lab.url)).await;
     let other = lab.locks().await;
-    let guard = locks.lock("job").ttl(ms(3000)).margin(ms(1400)).acquire().await.unwrap();
+    let guard = locks
+        .lock("job")
+        .ttl(ms(3000))
+        .margin(ms(1400))
+        .acquire()
+        .await
+        .unwrap();
     let trusted = guard.trusted_for();
     proxy.watch_for(guard.grant_id());
     proxy.stall();
@@ -44,8 +50,20 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
     let next = soon(other.lock("job").acquire()).await.unwrap();
 
     let release = guard.release().await.unwrap_err();
-    assert!(matches!(release, Error::Lost { reason: LostReason::Unreachable, .. }), "{release}");
-    assert!(proxy.counts().chunks_up > 0 && proxy.faults_hit() > 0, "nothing hung");
+    assert!(
+        matches!(
+            release,
+            Error::Lost {
+                reason: LostReason::Unreachable,
+                ..
+            }
+        ),
+        "{release}"
+    );
+    assert!(
+        proxy.counts().chunks_up > 0 && proxy.faults_hit() > 0,
+        "nothing hung"
+    );
     proxy.resume();
     soon(locks.drain()).await;
     next.check().await.expect("what came late touched nothing");
@@ -63,10 +81,19 @@ async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
     let error = locks.lock("job").wait(ms(700)).acquire().await.unwrap_err();
     let took = began.elapsed();
     assert!(took >= ms(700) && took < ms(4000), "{took:?}");
-    assert!(matches!(error, Error::Unavailable { .. }), "{}", error.chain());
+    assert!(
+        matches!(error, Error::Unavailable { .. }),
+        "{}",
+        error.chain()
+    );
     assert!(proxy.faults_hit() > 0);
     proxy.resume();
-    soon(locks.lock("job").acquire()).await.unwrap().release().await.unwrap();
+    soon(locks.lock("job").acquire())
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     promise("P12", lab.engine);
 }
 
@@ -94,18 +121,32 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
 /// a try-once gives it back; nothing is held for longer than 30 s.
 async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
     let other = lab.locks().await;
-    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Endless].into_iter().enumerate() {
+    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Endless]
+        .into_iter()
+        .enumerate()
+    {
         let proxy = Proxy::to_url(&lab.url);
         let locks = lab.locks_at(&proxy.url(&lab.url)).await;
         let name = format!("waited for {i}");
         // The row is there, so that the request that is lost is the grant.
-        other.lock(&name).acquire().await.unwrap().release().await.unwrap();
+        other
+            .lock(&name)
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
         let before = other.show(&name).await.unwrap().expect("a row").token;
 
         proxy.lose_next_reply(&name);
         let guard = soon(locks.lock(&name).ttl(ttl).acquire()).await.unwrap();
         assert_eq!(proxy.faults_hit(), 1);
-        assert_eq!(guard.token().get(), before.get() + 1, "the same grant, not another");
+        assert_eq!(
+            guard.token().get(),
+            before.get() + 1,
+            "the same grant, not another"
+        );
         guard.check().await.unwrap();
         guard.release().await.unwrap();
 
@@ -116,12 +157,39 @@ async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
         }
         assert_eq!(proxy.faults_hit(), 2);
         if let LockState::Held { free_in } = other.show(&name).await.unwrap().unwrap().state {
-            assert!(free_in.is_some_and(|left| left <= Duration::from_secs(30)), "{free_in:?}");
+            assert!(
+                free_in.is_some_and(|left| left <= Duration::from_secs(30)),
+                "{free_in:?}"
+            );
         }
         let began = now();
-        other.lock(&name).wait(SOON).acquire().await.expect("given back").release().await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(15), "given back, not outwaited");
+        other
+            .lock(&name)
+            .wait(SOON)
+            .acquire()
+            .await
+            .expect("given back")
+            .release()
+            .await
+            .unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "given back, not outwaited"
+        );
     }
+    promise("P7", lab.engine);
+}
+
+/// The database freed it, and its answer was lost: that is a release all the same.
+async fn a_lost_reply_to_a_release_is_a_release(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    proxy.lose_next_reply(guard.grant_id());
+    soon(guard.release()).await.expect("released");
+    assert_eq!(proxy.faults_hit(), 1);
+    let next = locks.lock("job").try_acquire().await.unwrap();
+    next.expect("free").release().await.unwrap();
     promise("P7", lab.engine);
 }
 
@@ -142,7 +210,13 @@ async fn cut_connections_are_made_anew(lab: &Lab) {
     }
     assert!(proxy.counts().connections >= 4, "{:?}", proxy.counts());
     blocker.release().await.unwrap();
-    soon(waiter).await.unwrap().unwrap();
+    soon(waiter)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     guard.release().await.unwrap();
     promise("P6", lab.engine);
     promise("P12", lab.engine);
@@ -153,9 +227,21 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     let proxy = Proxy::to_url(&lab.url);
     let locks = lab.locks_at(&proxy.url(&lab.url)).await;
     // The first time makes the row, and prepares what is prepared.
-    locks.lock("job").acquire().await.unwrap().release().await.unwrap();
+    locks
+        .lock("job")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
     proxy.reset_counts();
-    let guard = locks.lock("job").ttl(Duration::from_secs(30)).acquire().await.unwrap();
+    let guard = locks
+        .lock("job")
+        .ttl(Duration::from_secs(30))
+        .acquire()
+        .await
+        .unwrap();
     assert_eq!(proxy.counts().chunks_up, 1, "to acquire");
     guard.release().await.unwrap();
     assert_eq!(proxy.counts().chunks_up, 2, "to acquire and release");
@@ -169,14 +255,27 @@ async fn a_password_is_never_shown(lab: &Lab) {
     let rest = lab.url.split_once('@').map_or("", |(_, rest)| rest);
     let scheme = lab.url.split_once(':').map_or("", |(scheme, _)| scheme);
     let good_host = format!("{scheme}://locker:{secret}@{rest}");
-    let refused = database_locks::Locks::connect(&good_host).await.expect_err("a wrong password");
+    let refused = database_locks::Locks::connect(&good_host)
+        .await
+        .expect_err("a wrong password");
     assert!(matches!(refused, Error::Rejected { .. }), "{refused:?}");
     proxy.refuse(true);
-    let cut = database_locks::Locks::connect(&proxy.url(&good_host)).await.expect_err("refused");
+    let cut = database_locks::Locks::connect(&proxy.url(&good_host))
+        .await
+        .expect_err("refused");
     assert!(matches!(cut, Error::Unavailable { .. }), "{cut:?}");
-    let nobody = format!("{scheme}://locker:{secret}@127.0.0.1:{}/db", testkit::server::free_port());
-    let nobody = database_locks::Locks::connect(&nobody).await.expect_err("nobody there");
-    assert!(nobody.chain().contains("127.0.0.1"), "says where: {}", nobody.chain());
+    let nobody = format!(
+        "{scheme}://locker:{secret}@127.0.0.1:{}/db",
+        testkit::server::free_port()
+    );
+    let nobody = database_locks::Locks::connect(&nobody)
+        .await
+        .expect_err("nobody there");
+    assert!(
+        nobody.chain().contains("127.0.0.1"),
+        "says where: {}",
+        nobody.chain()
+    );
     for error in [&refused, &cut, &nobody] {
         for shown in [error.to_string(), error.chain(), format!("{error:?}")] {
             assert!(!shown.contains("hunter2"), "{shown}");
@@ -184,8 +283,17 @@ async fn a_password_is_never_shown(lab: &Lab) {
     }
     let locks = lab.locks().await;
     let guard = locks.lock("job").acquire().await.unwrap();
-    let metadata = locks.show("job").await.unwrap().expect("a row").metadata.unwrap_or_default();
-    assert!(metadata.contains("\"pid\"") && !metadata.contains("://"), "{metadata}");
+    let metadata = locks
+        .show("job")
+        .await
+        .unwrap()
+        .expect("a row")
+        .metadata
+        .unwrap_or_default();
+    assert!(
+        metadata.contains("\"pid\"") && !metadata.contains("://"),
+        "{metadata}"
+    );
     let shown = format!("{locks:?} {guard:?} {:?}", locks.lock("job"));
     assert!(!shown.contains("://") && !shown.contains(secret), "{shown}");
     promise("P14", lab.engine);
@@ -198,6 +306,7 @@ macro_rules! on {
             a_wait_ends_in_time_although_nobody_answers,
             a_lost_reply_to_a_renewal_loses_nothing,
             a_lost_reply_to_an_acquire_leaves_nothing_held,
+            a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
             a_password_is_never_shown,
@@ -273,18 +382,30 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     .await
     .unwrap();
     let (ended, took) = bounded.await.unwrap();
-    assert!(ended.is_err() && took < ms(6000), "a bounded wait keeps its limit: {took:?}");
+    assert!(
+        ended.is_err() && took < ms(6000),
+        "a bounded wait keeps its limit: {took:?}"
+    );
     tokio::time::sleep(ms(3000)).await;
     for guard in &guards {
         assert!(guard.is_held(), "{guard:?}");
         soon(guard.check()).await.expect("held in the database too");
     }
-    assert!(waiters.iter().all(|waiter| !waiter.is_finished()), "nobody gets it early");
+    assert!(
+        waiters.iter().all(|waiter| !waiter.is_finished()),
+        "nobody gets it early"
+    );
     for guard in guards {
         soon(guard.release()).await.unwrap();
     }
     for waiter in waiters {
-        soon(waiter).await.unwrap().unwrap();
+        soon(waiter)
+            .await
+            .unwrap()
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
     }
     drop(server);
     promise("P6", S::ENGINE);
@@ -314,14 +435,18 @@ async fn odd_zone(engine: &'static str, url: String) {
     #[allow(clippy::disallowed_methods, reason = "the zone is what is tested")]
     let wall = std::time::SystemTime::now();
     let at = row.acquired_at.expect("a time");
-    let off = wall.duration_since(at).unwrap_or_else(|early| early.duration());
+    let off = wall
+        .duration_since(at)
+        .unwrap_or_else(|early| early.duration());
     assert!(off < Duration::from_secs(60), "shown {off:?} off");
     promise("P5", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_may_live_in_another_time_zone() {
-    let server = testkit::Postgres::options().time_zone("Asia/Kathmandu").start();
+    let server = testkit::Postgres::options()
+        .time_zone("Asia/Kathmandu")
+        .start();
     if let Some(server) = server {
         odd_zone("postgres", server.fresh_database()).await;
     }

@@ -506,10 +506,12 @@ macro_rules! on {
         );
     )* };
 }
-on!(memory, sqlite);
+on!(memory, sqlite, postgres, mariadb);
 
 mod rows {
     //! What needs a table that somebody else can write to.
     use super::*;
     lab_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
+    lab_tests!(postgres: a_deleted_row_is_a_loss_and_is_not_made_again);
+    lab_tests!(mariadb: a_deleted_row_is_a_loss_and_is_not_made_again);
 }

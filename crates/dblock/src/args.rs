@@ -212,7 +212,8 @@ fn lock_name(text: &str) -> Result<LockName, String> {
 }
 
 fn ttl(text: &str) -> Result<Ttl, String> {
-    text.parse().map_err(|error| format!("{}, or inf", said(error)))
+    text.parse()
+        .map_err(|error| format!("{}, or inf", said(error)))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -244,7 +245,11 @@ pub(crate) fn read() -> Result<Invocation, Failure> {
 }
 
 fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
-    let Cli { url, table, command } = Cli::try_parse_from(words).map_err(refused)?;
+    let Cli {
+        url,
+        table,
+        command,
+    } = Cli::try_parse_from(words).map_err(refused)?;
     let task = match command {
         Words::Run(run) => Task::Run(Job {
             name: run.name,
@@ -272,7 +277,10 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         }
         Words::Init => Task::Init,
     };
-    Ok(Invocation { place: Place { url, table }, task })
+    Ok(Invocation {
+        place: Place { url, table },
+        task,
+    })
 }
 
 fn refused(error: clap::Error) -> Failure {
@@ -289,7 +297,10 @@ fn refused(error: clap::Error) -> Failure {
             // What it says is of several lines, with the whole usage below.
             let text = error.to_string();
             let text = text.split("\n\nUsage:").next().unwrap_or_default();
-            let text = text.split("\n\nFor more information").next().unwrap_or_default();
+            let text = text
+                .split("\n\nFor more information")
+                .next()
+                .unwrap_or_default();
             let words: Vec<&str> = text.split_whitespace().collect();
             let line = words.join(" ");
             let line = line.strip_prefix("error: ").unwrap_or(&line);
@@ -331,7 +342,11 @@ mod tests {
         ] {
             let job = job(words);
             assert_eq!(job.wait, Some(Duration::ZERO), "{words}");
-            assert_eq!(job.command, ["cmd", "-n", "--ttl", "1", "--", "x", "--"], "{words}");
+            assert_eq!(
+                job.command,
+                ["cmd", "-n", "--ttl", "1", "--", "x", "--"],
+                "{words}"
+            );
             assert_eq!(job.ttl, Ttl::Lasting(Duration::from_secs(30)), "{words}");
         }
     }
@@ -340,25 +355,38 @@ mod tests {
     fn a_wait_may_be_none_some_or_without_end() {
         assert_eq!(job("dblock run j -- c").wait, None);
         assert_eq!(job("dblock run -w inf j -- c").wait, None);
-        assert_eq!(job("dblock run -w 1.5 j -- c").wait, Some(Duration::from_millis(1500)));
+        assert_eq!(
+            job("dblock run -w 1.5 j -- c").wait,
+            Some(Duration::from_millis(1500))
+        );
         assert_eq!(job("dblock run -w 0 j -- c").wait, Some(Duration::ZERO));
     }
 
     #[test]
     fn without_a_term_there_is_no_grace() {
         assert_eq!(job("dblock run j -- c").grace(), Duration::from_secs(5));
-        assert_eq!(job("dblock run --on-lost kill j -- c").grace(), Duration::ZERO);
+        assert_eq!(
+            job("dblock run --on-lost kill j -- c").grace(),
+            Duration::ZERO
+        );
     }
 
     #[test]
     fn a_refusal_is_one_line_that_says_what_is_allowed() {
         let said = refusal("dblock run --ttl soon j -- c");
-        assert!(said.contains("'soon' for '--ttl <DURATION>': must be a number with ms"), "{said}");
+        assert!(
+            said.contains("'soon' for '--ttl <DURATION>': must be a number with ms"),
+            "{said}"
+        );
         assert!(refusal("dblock run -E 256 j -- c").contains("0..=255"));
         assert!(refusal("dblock run --meta x j -- c").contains("KEY=VALUE"));
         assert!(refusal("dblock run j").contains("<CMD>"));
         assert!(refusal("dblock run -n -w 3 j -- c").contains("cannot be used with"));
-        for line in [refusal("dblock run"), refusal("dblock nope"), refusal("dblock list --nope")] {
+        for line in [
+            refusal("dblock run"),
+            refusal("dblock nope"),
+            refusal("dblock list --nope"),
+        ] {
             assert!(!line.contains('\n') && line.contains("--help"), "{line}");
         }
         assert!(refusal("dblock release j").contains("--force"));

@@ -32,7 +32,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: u8, said: impl Into<String>) -> Self {
-        Self { code, said: said.into() }
+        Self {
+            code,
+            said: said.into(),
+        }
     }
 
     pub(crate) fn usage(said: impl Into<String>) -> Self {
@@ -52,28 +55,39 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match &error {
-            Error::TimedOut { name, waited, holder, held_for } => {
+            Error::TimedOut {
+                name,
+                waited,
+                holder,
+                held_for,
+            } => {
                 let tried = match waited.is_zero() {
                     true => String::new(),
                     false => format!(" still, after {},", Ttl::from(*waited)),
                 };
-                let by = holder.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+                let by = holder
+                    .as_deref()
+                    .map(|who| format!(" by {who}"))
+                    .unwrap_or_default();
                 let age = held_for.map(|age| format!(" for {}", Ttl::from(age)));
                 let age = age.unwrap_or_default();
                 let next = match waited.is_zero() {
                     true => "wait for it with `-w 5m`",
                     false => "wait longer, or see `dblock list`",
                 };
-                let said = format!("lock `{name}` is{tried} held{by}{age}; nothing was run: {next}");
+                let said =
+                    format!("lock `{name}` is{tried} held{by}{age}; nothing was run: {next}");
                 Self::new(BUSY, said)
             }
             Error::Lost { .. } => {
                 let said = format!("{}; nothing was run: try again", error.chain());
                 Self::new(BUSY, said)
             }
-            Error::Config { setting, got, allowed } => {
-                Self::usage(format!("{} is {got}, must be {allowed}", flag(setting)))
-            }
+            Error::Config {
+                setting,
+                got,
+                allowed,
+            } => Self::usage(format!("{} is {got}, must be {allowed}", flag(setting))),
             Error::Unavailable { .. } => {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))
@@ -105,7 +119,13 @@ mod tests {
     fn timed_out(waited: Duration) -> Failure {
         let name = LockName::new("job").unwrap();
         let held_for = Some(Duration::from_secs(125));
-        Error::TimedOut { name, waited, holder: Some("db1.17.ab".into()), held_for }.into()
+        Error::TimedOut {
+            name,
+            waited,
+            holder: Some("db1.17.ab".into()),
+            held_for,
+        }
+        .into()
     }
 
     #[test]
@@ -117,14 +137,23 @@ mod tests {
             "lock `job` is held by db1.17.ab for 2m 5s; nothing was run: wait for it with `-w 5m`"
         );
         let later = timed_out(Duration::from_secs(7));
-        assert!(later.said.starts_with("lock `job` is still, after 7s, held"), "{}", later.said);
+        assert!(
+            later
+                .said
+                .starts_with("lock `job` is still, after 7s, held"),
+            "{}",
+            later.said
+        );
     }
 
     #[test]
     fn a_bad_setting_is_named_as_the_command_line_names_it() {
         let failure = Failure::from(LockName::new("").unwrap_err());
         assert_eq!(failure.code, USAGE);
-        assert_eq!(failure.said, "NAME is empty, must be 1 to 255 characters without NUL");
+        assert_eq!(
+            failure.said,
+            "NAME is empty, must be 1 to 255 characters without NUL"
+        );
     }
 
     #[test]

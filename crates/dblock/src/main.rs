@@ -26,7 +26,9 @@ fn main() -> ExitCode {
 /// Everything happens on this thread, which lives until the end: the kernel ends CMD when the
 /// *thread* that started it is gone.
 fn work(Invocation { place, task }: Invocation) -> Result<u8, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime =
         runtime.map_err(|error| Failure::unavailable(format!("cannot start: {error}")))?;
     runtime.block_on(async {

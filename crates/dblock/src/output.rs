@@ -35,7 +35,9 @@ pub(crate) fn help(text: &str, to_stderr: bool) {
 /// A reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 /// As a table, one line a lock.
@@ -43,7 +45,9 @@ pub(crate) fn rows(infos: &[LockInfo]) {
     if infos.is_empty() {
         return;
     }
-    let head = ["NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR"];
+    let head = [
+        "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
+    ];
     let mut lines = vec![head.map(str::to_owned)];
     lines.extend(infos.iter().map(|info| {
         let cells = [
@@ -73,8 +77,11 @@ fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     }
     let mut text = String::new();
     for line in lines {
-        let padded: Vec<String> =
-            line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');
     }
@@ -92,12 +99,21 @@ pub(crate) fn row(info: &LockInfo) {
     let free = info.state == LockState::Free;
     fact("name", Some(info.name.to_string()));
     fact("state", Some(state(info).to_owned()));
-    fact(if free { "last holder" } else { "holder" }, info.holder.clone());
+    fact(
+        if free { "last holder" } else { "holder" },
+        info.holder.clone(),
+    );
     fact("token", Some(info.token.to_string()));
     fact("grant", info.grant.clone());
-    fact(if free { "last acquired" } else { "acquired" }, info.acquired_at.and_then(time));
+    fact(
+        if free { "last acquired" } else { "acquired" },
+        info.acquired_at.and_then(time),
+    );
     fact("held for", info.held_for.map(human));
-    fact(if free { "released" } else { "renewed" }, info.renewed_at.and_then(time));
+    fact(
+        if free { "released" } else { "renewed" },
+        info.renewed_at.and_then(time),
+    );
     fact("expires", info.expires_at.and_then(time));
     fact("free in", Some(free_in_words(info)).filter(|_| !free));
     match metadata(info) {
@@ -105,7 +121,8 @@ pub(crate) fn row(info: &LockInfo) {
             for (key, value) in &all {
                 match value {
                     Value::Object(own) if key == "meta" => {
-                        own.iter().for_each(|(key, value)| fact(key, Some(plain(value))));
+                        own.iter()
+                            .for_each(|(key, value)| fact(key, Some(plain(value))));
                     }
                     value => fact(key, Some(plain(value))),
                 }
@@ -146,7 +163,10 @@ fn object(info: &LockInfo) -> String {
         ("grant", json!(info.grant)),
         ("held_for", json!(info.held_for.map(seconds))),
         ("free_in", json!(free_in.map(seconds))),
-        ("acquired_at", json!(info.acquired_at.and_then(precise_time))),
+        (
+            "acquired_at",
+            json!(info.acquired_at.and_then(precise_time)),
+        ),
         ("renewed_at", json!(info.renewed_at.and_then(precise_time))),
         ("expires_at", json!(info.expires_at.and_then(precise_time))),
         ("metadata", metadata(info)),
@@ -165,7 +185,9 @@ fn state(info: &LockInfo) -> &'static str {
 
 fn free_in_words(info: &LockInfo) -> String {
     match info.state {
-        LockState::Held { free_in: Some(left) } => human(left),
+        LockState::Held {
+            free_in: Some(left),
+        } => human(left),
         LockState::Held { free_in: None } => "never".to_owned(),
         LockState::Expired { .. } => "now".to_owned(),
         _ => String::new(),
@@ -181,9 +203,15 @@ fn metadata(info: &LockInfo) -> Value {
 
 /// What it was taken for: the caller's own words, else the program.
 fn purpose(metadata: Option<&str>) -> String {
-    let Some(text) = metadata else { return String::new() };
-    let Ok(all) = serde_json::from_str::<Value>(text) else { return text.to_owned() };
-    let Some(own) = all["meta"].as_object() else { return plain(&all["program"]) };
+    let Some(text) = metadata else {
+        return String::new();
+    };
+    let Ok(all) = serde_json::from_str::<Value>(text) else {
+        return text.to_owned();
+    };
+    let Some(own) = all["meta"].as_object() else {
+        return plain(&all["program"]);
+    };
     let command = own.get("command").map(plain).unwrap_or_default();
     let others = own.iter().filter(|(key, _)| *key != "command");
     let mut words = command;
@@ -224,7 +252,9 @@ fn on_one_line(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
             | '\u{feff}' => shown.extend(c.escape_unicode()),
             c if c.is_control() => shown.extend(c.escape_default()),
             c => shown.push(c),
@@ -270,9 +300,15 @@ mod tests {
 
     #[test]
     fn what_drives_a_terminal_is_escaped() {
-        assert_eq!(on_one_line("nightly report, jöb ✓"), "nightly report, jöb ✓");
+        assert_eq!(
+            on_one_line("nightly report, jöb ✓"),
+            "nightly report, jöb ✓"
+        );
         assert_eq!(on_one_line("a\nb\tc\r"), "a\\nb\\tc\\r");
-        assert_eq!(on_one_line("\u{1b}[2J\u{9b}\u{7f}"), "\\u{1b}[2J\\u{9b}\\u{7f}");
+        assert_eq!(
+            on_one_line("\u{1b}[2J\u{9b}\u{7f}"),
+            "\\u{1b}[2J\\u{9b}\\u{7f}"
+        );
         assert_eq!(on_one_line("a\u{202e}b\u{2028}"), "a\\u{202e}b\\u{2028}");
     }
 
@@ -282,8 +318,14 @@ mod tests {
             ("postgres://u:hunter2@h:1/d", "postgres://***@h:1/d"),
             ("postgres://u:hun@ter2@h/d", "postgres://***@h/d"),
             ("postgres://u:hun/ter2@h/d", "postgres://***@h/d"),
-            ("at 'mysql://h/d?password=hunter2&x=1', no", "at 'mysql://h/d?password=***&x=1', no"),
-            ("mysql://h/d?user=u&password=hunter2", "mysql://h/d?user=u&password=***"),
+            (
+                "at 'mysql://h/d?password=hunter2&x=1', no",
+                "at 'mysql://h/d?password=***&x=1', no",
+            ),
+            (
+                "mysql://h/d?user=u&password=hunter2",
+                "mysql://h/d?user=u&password=***",
+            ),
             ("a://u:hunter2@h b://u:hunter2@h", "a://***@h b://***@h"),
             ("sqlite:///a/b", "sqlite:///a/b"),
             ("a://USER:PASSWORD@HOST", "a://USER:PASSWORD@HOST"),

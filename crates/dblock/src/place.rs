@@ -17,8 +17,11 @@ use crate::output;
 const USUAL_TABLE: &str = "database_locks_lock";
 
 /// All but the unreserved characters of RFC 3986.
-pub(crate) const ENCODED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 /// The same in a path.
 const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 
@@ -32,7 +35,9 @@ pub(crate) struct Place {
 /// Without the URL, which may hold a password.
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("Place")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,13 +70,18 @@ impl Place {
     pub(crate) fn shown(&self) -> String {
         match &self.url {
             Some(url) => output::without_secrets(url),
-            None => usual_file().map(|file| file.display().to_string()).unwrap_or_default(),
+            None => usual_file()
+                .map(|file| file.display().to_string())
+                .unwrap_or_default(),
         }
     }
 }
 
 fn url_of(file: &Path) -> String {
-    format!("sqlite://{}", percent_encode(file.as_os_str().as_bytes(), ENCODED_IN_PATH))
+    format!(
+        "sqlite://{}",
+        percent_encode(file.as_os_str().as_bytes(), ENCODED_IN_PATH)
+    )
 }
 
 fn usual_file() -> Result<PathBuf, Failure> {
@@ -83,12 +93,14 @@ fn usual_file() -> Result<PathBuf, Failure> {
 fn usual_file_in(state: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, Failure> {
     let absolute = |path: Option<OsString>| path.map(PathBuf::from).filter(|p| p.is_absolute());
     let state = absolute(state).or_else(|| Some(absolute(home)?.join(".local/state")));
-    state.map(|folder| folder.join("dblock/locks.sqlite3")).ok_or_else(|| {
-        Failure::usage(
-            "there is no home folder to keep the locks in (HOME is not set): \
+    state
+        .map(|folder| folder.join("dblock/locks.sqlite3"))
+        .ok_or_else(|| {
+            Failure::usage(
+                "there is no home folder to keep the locks in (HOME is not set): \
              give a database with --url or DATABASE_LOCKS_URL",
-        )
-    })
+            )
+        })
 }
 
 #[cfg(test)]
@@ -99,9 +111,13 @@ mod tests {
     fn the_state_folder_comes_before_the_home_folder() {
         let at = |state: Option<&str>, home: Option<&str>| {
             let file = usual_file_in(state.map(Into::into), home.map(Into::into));
-            file.map(|path| path.display().to_string()).map_err(|failure| failure.code)
+            file.map(|path| path.display().to_string())
+                .map_err(|failure| failure.code)
         };
-        assert_eq!(at(Some("/s"), Some("/h")), Ok("/s/dblock/locks.sqlite3".into()));
+        assert_eq!(
+            at(Some("/s"), Some("/h")),
+            Ok("/s/dblock/locks.sqlite3".into())
+        );
         for unfit in [None, Some(""), Some("relative")] {
             let home = Ok("/h/.local/state/dblock/locks.sqlite3".into());
             assert_eq!(at(unfit, Some("/h")), home);
@@ -111,6 +127,9 @@ mod tests {
 
     #[test]
     fn any_path_can_be_written_as_a_url() {
-        assert_eq!(url_of(Path::new("/a b/c?d%e/f")), "sqlite:///a%20b/c%3Fd%25e/f");
+        assert_eq!(
+            url_of(Path::new("/a b/c?d%e/f")),
+            "sqlite:///a%20b/c%3Fd%25e/f"
+        );
     }
 }

@@ -44,7 +44,10 @@ impl Ignored {
 
     fn in_status(status: &str) -> Self {
         let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        Self(line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default())
+        Self(
+            line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+                .unwrap_or_default(),
+        )
     }
 
     pub(crate) fn contains(self, signal: Signal) -> bool {
@@ -62,7 +65,10 @@ pub(crate) struct Signals {
 impl Signals {
     /// Listen for those that would end us.
     pub(crate) fn listen(ignored: Ignored) -> io::Result<Self> {
-        let mut signals = Self { ignored, streams: Vec::new() };
+        let mut signals = Self {
+            ignored,
+            streams: Vec::new(),
+        };
         signals.add(ENDING)?;
         Ok(signals)
     }
@@ -74,7 +80,8 @@ impl Signals {
 
     fn add(&mut self, signals: &[Signal]) -> io::Result<()> {
         for &one in signals.iter().filter(|one| !self.ignored.contains(**one)) {
-            self.streams.push((one, signal(SignalKind::from_raw(one as i32))?));
+            self.streams
+                .push((one, signal(SignalKind::from_raw(one as i32))?));
         }
         Ok(())
     }

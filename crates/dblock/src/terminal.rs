@@ -16,7 +16,11 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// None: there is none, as in a cron job.
     pub(crate) fn open() -> Option<Self> {
-        let tty = File::options().read(true).write(true).open("/dev/tty").ok()?;
+        let tty = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/tty")
+            .ok()?;
         let modes = tcgetattr(&tty).ok();
         Some(Self { tty, modes })
     }

@@ -18,11 +18,17 @@ fn a_release_by_force_stops_the_command() {
     let lab = Lab::new();
     let running = lab.start_run(&SHORT, "job", OBEDIENT);
     let freed = lab.run(["release", "job", "--force"]);
-    assert!(freed.out.contains("lock `job` released by force: "), "{freed:?}");
+    assert!(
+        freed.out.contains("lock `job` released by force: "),
+        "{freed:?}"
+    );
     let done = running.end();
     assert_eq!(done.out, "termed\n");
     let said = done.ended(76);
-    assert!(said.contains("lock `job` lost: released by force; CMD was stopped (TERM)"), "{said}");
+    assert!(
+        said.contains("lock `job` lost: released by force; CMD was stopped (TERM)"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -35,7 +41,10 @@ fn what_the_command_started_is_stopped_too() {
     let running = lab.start_run(&["--ttl", "4s", "--grace", "1s"], "job", script);
     lab.run(["release", "job", "--force"]);
     let done = running.end();
-    assert!(done.ended(76).contains("(KILL, after a grace of 1s)"), "{done:?}");
+    assert!(
+        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        "{done:?}"
+    );
     wait_until_gone(&lab.read("deaf"));
     wait_until_gone(&lab.read("hears"));
 }
@@ -47,7 +56,10 @@ fn on_lost_kill_leaves_no_time() {
     lab.run(["release", "job", "--force"]);
     let done = running.end();
     assert_eq!(done.out, "");
-    assert!(done.ended(76).contains("CMD was stopped (KILL)"), "{done:?}");
+    assert!(
+        done.ended(76).contains("CMD was stopped (KILL)"),
+        "{done:?}"
+    );
 }
 
 #[test]
@@ -61,7 +73,10 @@ fn on_lost_ignore_lets_the_command_go_on() {
     lab.touch("go");
     let done = running.end();
     let said = done.ended(7);
-    assert!(said.contains("released by force; CMD goes on without it"), "{said}");
+    assert!(
+        said.contains("released by force; CMD goes on without it"),
+        "{said}"
+    );
 }
 
 /// It ended as it wanted, and its code counts; but somebody must know that it was not alone.
@@ -74,7 +89,10 @@ fn a_release_that_fails_after_the_command_is_a_warning() {
     lab.touch("go");
     let done = running.end();
     let said = done.ended(7);
-    assert!(said.contains("lost: released by force, just before CMD ended"), "{said}");
+    assert!(
+        said.contains("lost: released by force, just before CMD ended"),
+        "{said}"
+    );
 }
 
 /// P4: nobody can write that file, so no renewal gets through; and whoever comes next gets the lock
@@ -86,12 +104,22 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
     let script = "trap 'date +%s%N > termed' TERM; BEGUN
         while :; do date +%s%N > beat.new; mv beat.new beat; sleep 0.02; done";
     let running = lab.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
-    let next = ["run", "-w", "1m", "job", "--", "sh", "-c", "date +%s%N > next"];
+    let next = [
+        "run",
+        "-w",
+        "1m",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        "date +%s%N > next",
+    ];
     let next = lab.start(&mut lab.dblock(next));
 
     let file = rusqlite::Connection::open(lab.database()).expect("opens");
     file.busy_timeout(SOON).expect("sets");
-    file.execute_batch("BEGIN IMMEDIATE").expect("has the write lock");
+    file.execute_batch("BEGIN IMMEDIATE")
+        .expect("has the write lock");
     let left = "SELECT unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec')
                   FROM database_locks_lock WHERE name = 'job'";
     let left: f64 = file.query_row(left, [], |row| row.get(0)).expect("a row");
@@ -100,7 +128,10 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
     file.execute_batch("ROLLBACK").expect("gives it back");
 
     let done = running.end();
-    assert!(done.ended(76).contains("(KILL, after a grace of 1s)"), "{done:?}");
+    assert!(
+        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        "{done:?}"
+    );
     assert_eq!(next.end().code(), 0);
     let (termed, beat, next) = (nanos("termed"), nanos("beat"), nanos("next"));
     assert!(beat < next, "it ran on for {} ns", beat - next);
@@ -115,7 +146,18 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     let running = lab.start_run(&SHORT, "job", OBEDIENT);
     running.signal(Signal::STOP);
     let script = "touch next; while [ ! -e go ]; do sleep 0.02; done; exit 4";
-    let next = ["run", "-w", "1m", "--owner", "the successor", "job", "--", "sh", "-c", script];
+    let next = [
+        "run",
+        "-w",
+        "1m",
+        "--owner",
+        "the successor",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
     let next = lab.start(&mut lab.dblock(next));
     lab.wait_for("next");
     running.signal(Signal::CONT);
@@ -124,7 +166,10 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     assert!(done.ended(76).contains("lock `job` lost: "), "{done:?}");
 
     let shown = lab.run(["show", "job", "--json"]).out;
-    assert!(shown.contains(r#""state":"held","holder":"the successor""#), "{shown}");
+    assert!(
+        shown.contains(r#""state":"held","holder":"the successor""#),
+        "{shown}"
+    );
     lab.touch("go");
     let done = next.end();
     assert_eq!((done.code(), &*done.err), (4, ""));

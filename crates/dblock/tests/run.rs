@@ -29,16 +29,24 @@ fn a_command_that_a_signal_ended_is_told_as_128_more() {
         assert_eq!((done.code(), &*done.err), (code, ""));
     }
     // A real-time signal, which not every library knows.
-    assert_eq!(lab.run(["run", "job", "--", "sh", "-c", "kill -40 $$"]).code(), 168);
+    assert_eq!(
+        lab.run(["run", "job", "--", "sh", "-c", "kill -40 $$"])
+            .code(),
+        168
+    );
 }
 
 #[test]
 fn the_words_after_the_command_are_the_commands_own() {
     let lab = Lab::new();
     let printed = "-n\n--ttl\n--\n--help\n";
-    let after_dashes = ["run", "-n", "job", "--", "printf", r"%s\n", "-n", "--ttl", "--", "--help"];
+    let after_dashes = [
+        "run", "-n", "job", "--", "printf", r"%s\n", "-n", "--ttl", "--", "--help",
+    ];
     assert_eq!(lab.run(after_dashes).out, printed);
-    let without_dashes = ["run", "job", "-n", "printf", r"%s\n", "-n", "--ttl", "--", "--help"];
+    let without_dashes = [
+        "run", "job", "-n", "printf", r"%s\n", "-n", "--ttl", "--", "--help",
+    ];
     assert_eq!(lab.run(without_dashes).out, printed);
 }
 
@@ -63,8 +71,14 @@ fn the_streams_of_the_command_are_untouched() {
         .spawn()
         .unwrap();
     assert!(child.wait().unwrap().success());
-    assert!(std::fs::read(lab.path("out")).unwrap() == bytes, "stdout differs");
-    assert!(std::fs::read(lab.path("err")).unwrap() == bytes, "stderr differs");
+    assert!(
+        std::fs::read(lab.path("out")).unwrap() == bytes,
+        "stdout differs"
+    );
+    assert!(
+        std::fs::read(lab.path("err")).unwrap() == bytes,
+        "stderr differs"
+    );
 }
 
 #[test]
@@ -78,7 +92,10 @@ fn the_command_is_told_what_it_holds() {
     };
     let (first, second) = (told(), told());
     assert_eq!((&*first[0], &*first[3]), ("a job/é", "me"));
-    assert_eq!(first[4], format!("{}.{}.a%20job%2F%C3%A9", first[1], first[2]));
+    assert_eq!(
+        first[4],
+        format!("{}.{}.a%20job%2F%C3%A9", first[1], first[2])
+    );
     assert_eq!(first[2].len(), 32);
     let token = |told: &[String]| told[1].parse::<i64>().expect("a number");
     assert!(token(&second) > token(&first), "tokens grow");
@@ -100,7 +117,10 @@ fn the_environment_is_as_it_was_but_for_the_locks_own_words() {
     };
     let plain = vars(lab.start(&mut lab.command("env")).end());
     let given = vars(lab.run(["--url", &url, "run", "job", "--", "env"]));
-    assert_eq!(given, plain, "a URL that was given as an argument stays there");
+    assert_eq!(
+        given, plain,
+        "a URL that was given as an argument stays there"
+    );
     let mut inherited = lab.dblock(["run", "job", "--", "env"]);
     let inherited = vars(lab.start(inherited.env("DATABASE_LOCKS_URL", &url)).end());
     assert!(inherited.contains(&format!("DATABASE_LOCKS_URL={url}")));
@@ -135,11 +155,16 @@ fn two_at_once_exclude_each_other() {
 fn a_lock_that_somebody_has_is_75_or_what_one_asks_for() {
     let lab = Lab::new();
     let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
-    let said = lab.run(["run", "-n", "job", "--", "touch", "ran"]).refused(75).to_owned();
+    let said = lab
+        .run(["run", "-n", "job", "--", "touch", "ran"])
+        .refused(75)
+        .to_owned();
     assert!(said.contains("held by the holder for "), "{said}");
     assert!(said.contains("-w 5m"), "what to do next: {said}");
-    lab.run(["run", "-n", "-E", "9", "job", "--", "touch", "ran"]).refused(9);
-    lab.run(["run", "-n", "-E", "0", "job", "--", "touch", "ran"]).refused(0);
+    lab.run(["run", "-n", "-E", "9", "job", "--", "touch", "ran"])
+        .refused(9);
+    lab.run(["run", "-n", "-E", "0", "job", "--", "touch", "ran"])
+        .refused(0);
     assert!(!lab.path("ran").exists());
     // Another name is another lock.
     assert_eq!(lab.run(["run", "-n", "job ", "--", "true"]).code(), 0);
@@ -163,7 +188,16 @@ fn a_waiter_gets_the_lock_when_the_command_of_the_other_has_ended() {
     let lab = Lab::new();
     let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; echo first >> order";
     let first = lab.start_run(&[], "job", script);
-    let second = lab.dblock(["run", "-w", "1m", "job", "--", "sh", "-c", "echo second >> order"]);
+    let second = lab.dblock([
+        "run",
+        "-w",
+        "1m",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        "echo second >> order",
+    ]);
     let mut second = lab.start(&mut { second });
     time::sleep(Duration::from_millis(300));
     assert!(!second.has_ended());
@@ -176,10 +210,16 @@ fn a_waiter_gets_the_lock_when_the_command_of_the_other_has_ended() {
 #[test]
 fn a_command_that_cannot_be_run_is_126_or_127_and_leaves_nothing_held() {
     let lab = Lab::new();
-    let said = lab.run(["run", "job", "--", "no-such-command"]).refused(127).to_owned();
+    let said = lab
+        .run(["run", "job", "--", "no-such-command"])
+        .refused(127)
+        .to_owned();
     assert!(said.contains("`no-such-command` is not there"), "{said}");
     lab.touch("not-executable");
-    let said = lab.run(["run", "job", "--", "./not-executable"]).refused(126).to_owned();
+    let said = lab
+        .run(["run", "job", "--", "./not-executable"])
+        .refused(126)
+        .to_owned();
     assert!(said.contains("cannot be run: Permission denied"), "{said}");
     assert!(!lab.is_held("job"));
 }
@@ -189,18 +229,52 @@ fn bad_settings_are_2_and_say_what_is_allowed() {
     let lab = Lab::new();
     let said = |args: &[&str]| lab.run(args).refused(2).to_owned();
     let grace = said(&["run", "--ttl", "10s", "job", "--", "touch", "ran"]);
-    assert!(grace.contains("--ttl is 10s") && grace.contains("--grace of 5s"), "{grace}");
+    assert!(
+        grace.contains("--ttl is 10s") && grace.contains("--grace of 5s"),
+        "{grace}"
+    );
     assert!(said(&["run", "--ttl", "soon", "job", "--", "touch", "ran"]).contains("500ms, 30s"));
-    let short = said(&["run", "--ttl", "50ms", "--on-lost", "kill", "job", "--", "touch", "ran"]);
-    assert!(short.contains("--ttl is 50ms, must be 100ms to 10 years"), "{short}");
+    let short = said(&[
+        "run",
+        "--ttl",
+        "50ms",
+        "--on-lost",
+        "kill",
+        "job",
+        "--",
+        "touch",
+        "ran",
+    ]);
+    assert!(
+        short.contains("--ttl is 50ms, must be 100ms to 10 years"),
+        "{short}"
+    );
     assert!(said(&["run", "", "--", "touch", "ran"]).contains("1 to 255 characters"));
-    assert!(said(&["run", "--owner", "", "job", "--", "touch", "ran"]).contains("--owner is empty"));
+    assert!(
+        said(&["run", "--owner", "", "job", "--", "touch", "ran"]).contains("--owner is empty")
+    );
     assert!(said(&["--table", "a b", "run", "job", "--", "touch", "ran"]).contains("--table"));
     assert!(said(&["run", "job"]).contains("<CMD>"));
     assert!(!lab.path("ran").exists());
     // Without a TERM there is no grace to be kept.
-    assert_eq!(lab.run(["run", "--ttl", "9s", "--on-lost", "kill", "job", "--", "true"]).code(), 0);
-    assert_eq!(lab.run(["run", "--ttl", "inf", "job", "--", "true"]).code(), 0);
+    assert_eq!(
+        lab.run([
+            "run",
+            "--ttl",
+            "9s",
+            "--on-lost",
+            "kill",
+            "job",
+            "--",
+            "true"
+        ])
+        .code(),
+        0
+    );
+    assert_eq!(
+        lab.run(["run", "--ttl", "inf", "job", "--", "true"]).code(),
+        0
+    );
 }
 
 #[test]
@@ -211,8 +285,17 @@ fn a_database_that_is_not_there_is_69_and_a_bad_url_is_2() {
     assert!(run(&missing).refused(69).contains("make its folder first"));
     // A port that nobody listens to.
     let unreachable = "postgres://user:hunter2@127.0.0.1:1/db";
-    assert!(run(unreachable).refused(69).contains("could not be reached"));
-    for bad in ["", "nonsense", "redis://user:hunter2@host/", "postgres://u:hunter2@h:x/db"] {
+    assert!(
+        run(unreachable)
+            .refused(69)
+            .contains("could not be reached")
+    );
+    for bad in [
+        "",
+        "nonsense",
+        "redis://user:hunter2@host/",
+        "postgres://u:hunter2@h:x/db",
+    ] {
         assert!(run(bad).refused(2).contains("DATABASE_LOCKS_URL"), "{bad}");
         assert!(!run(bad).err.contains("hunter2"), "{bad}");
     }
@@ -229,5 +312,9 @@ fn a_missing_table_is_69_and_names_init() {
     let done = lab.run(["--table", "other", "run", "job", "--", "true"]);
     assert!(done.refused(69).contains("dblock init"), "{done:?}");
     assert_eq!(lab.run(["--table", "other", "init"]).code(), 0);
-    assert_eq!(lab.run(["--table", "other", "run", "job", "--", "true"]).code(), 0);
+    assert_eq!(
+        lab.run(["--table", "other", "run", "job", "--", "true"])
+            .code(),
+        0
+    );
 }

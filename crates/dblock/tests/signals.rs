@@ -27,7 +27,11 @@ fn signals_go_on_to_the_command_and_its_exit_code_counts() {
         let running = lab.start_run(&[], "job", &script);
         running.signal(signal);
         let done = running.end();
-        assert_eq!((done.code(), &*done.out), (5, &*format!("got {name}\n")), "{done:?}");
+        assert_eq!(
+            (done.code(), &*done.out),
+            (5, &*format!("got {name}\n")),
+            "{done:?}"
+        );
     }
 }
 
@@ -75,9 +79,9 @@ fn a_signal_while_it_waits_ends_it_and_nothing_is_run() {
         // Its connection to the file tells that it has come so far.
         let waits = time::wait_until(SOON, || {
             let files = std::fs::read_dir(format!("/proc/{}/fd", waiter.pid())).expect("its files");
-            files.flatten().any(|file| {
-                std::fs::read_link(file.path()).is_ok_and(|to| to == lab.database())
-            })
+            files
+                .flatten()
+                .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == lab.database()))
         });
         assert!(waits, "it never opened the database");
         waiter.signal(signal);

@@ -6,6 +6,9 @@ use std::process::Command;
 
 use support::{DBLOCK, Lab};
 
+/// Of the interactive shell.
+const PROMPT: &str = "prompt> ";
+
 /// Runs a command on a terminal of its own. The first argument is a JSON array of pairs: what to wait
 /// for in the output (from where the last one was found), and what to type then. Prints all of the
 /// output, and the exit code.
@@ -15,7 +18,7 @@ steps, command = json.loads(sys.argv[1]), sys.argv[2:]
 pid, tty = pty.fork()
 if pid == 0:
     os.execvp(command[0], command)
-seen, at, deadline = b"", 0, time.monotonic() + 60
+seen, at, deadline = b"", 0, time.monotonic() + 30
 while True:
     while steps:
         found = seen.find(steps[0][0].encode(), at)
@@ -50,7 +53,12 @@ fn at_terminal(lab: &Lab, steps: &[(&str, &str)], command: &[&str]) -> Option<St
     }
     let steps = serde_json::to_string(steps).expect("JSON");
     let mut person = lab.command("python3");
-    person.args(["-c", PERSON, &steps]).args(command).env("DBLOCK", DBLOCK).env("PS1", "$ ");
+    let rc = format!("PS1='{PROMPT}'; bind 'set enable-bracketed-paste off'");
+    std::fs::write(lab.path("rc"), rc).expect("written");
+    person
+        .args(["-c", PERSON, &steps])
+        .args(command)
+        .env("DBLOCK", DBLOCK);
     let done = lab.start(&mut person).end();
     assert_eq!(done.code(), 0, "{} {}", done.out, done.err);
     Some(done.out)
@@ -63,9 +71,14 @@ fn ctrl_c_reaches_the_command_once_and_the_lock_is_freed_after_it() {
         trap 'echo got-int; "$DBLOCK" run -n job -- true; echo other=$?; kill $!; exit 3' INT
         sleep 1000 & echo ready; while :; do sleep 0.02; done"#;
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &run) else { return };
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &run) else {
+        return;
+    };
     assert_eq!(seen.matches("got-int").count(), 1, "{seen}");
-    assert!(seen.contains("other=75") && seen.contains("exit=3"), "{seen}");
+    assert!(
+        seen.contains("other=75") && seen.contains("exit=3"),
+        "{seen}"
+    );
     assert!(!lab.is_held("job"));
 }
 
@@ -74,8 +87,13 @@ fn the_command_may_read_from_the_terminal() {
     let lab = Lab::new();
     let script = "echo ready; read line; echo line=$line";
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "hello\n")], &run) else { return };
-    assert!(seen.contains("line=hello") && seen.contains("exit=0"), "{seen}");
+    let Some(seen) = at_terminal(&lab, &[("ready", "hello\n")], &run) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello") && seen.contains("exit=0"),
+        "{seen}"
+    );
 }
 
 /// Under a script that has the terminal too, the command gets it when it asks, and gives it back.
@@ -86,8 +104,13 @@ fn in_a_script_the_terminal_goes_to_the_command_and_back() {
         "$DBLOCK" run job -- sh -c 'echo ready; read line; echo line=$line'
         echo again; read line; echo after=$line"#;
     let steps = [("ready", "one\n"), ("again", "two\n")];
-    let Some(seen) = at_terminal(&lab, &steps, &["sh", "-c", script]) else { return };
-    assert!(seen.contains("line=one") && seen.contains("after=two"), "{seen}");
+    let Some(seen) = at_terminal(&lab, &steps, &["sh", "-c", script]) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=one") && seen.contains("after=two"),
+        "{seen}"
+    );
 }
 
 /// As without `dblock`: it ends the script and what the script runs.
@@ -95,8 +118,13 @@ fn in_a_script_the_terminal_goes_to_the_command_and_back() {
 fn ctrl_c_ends_a_script_as_well() {
     let lab = Lab::new();
     let script = r#""$DBLOCK" run job -- sh -c 'echo ready; exec sleep 1000'; echo went-on"#;
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &["sh", "-c", script]) else { return };
-    assert!(!seen.contains("went-on") && seen.contains("exit=-2"), "{seen}");
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &["sh", "-c", script]) else {
+        return;
+    };
+    assert!(
+        !seen.contains("went-on") && seen.contains("exit=-2"),
+        "{seen}"
+    );
     let freed = testkit::time::wait_until(support::SOON, || !lab.is_held("job"));
     assert!(freed, "the lock outlived its command");
 }
@@ -107,10 +135,15 @@ fn a_pipeline_keeps_the_terminal() {
     let lab = Lab::new();
     let pipeline = r#""$DBLOCK" run job -- sh -c 'echo from-command; sleep 0.3' | sh -c '
         echo ready; read line < /dev/tty; echo line=$line; cat'; exit 6"#;
-    let steps = [("$ ", &*format!("{pipeline}\n")), ("\nready", "hello\n")];
-    let shell = ["bash", "--norc", "--noprofile", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else { return };
-    assert!(seen.contains("line=hello\n") && seen.contains("from-command\n"), "{seen}");
+    let steps = [(PROMPT, &*format!("{pipeline}\n")), ("\nready", "hello\n")];
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello\n") && seen.contains("from-command\n"),
+        "{seen}"
+    );
     assert!(seen.contains("exit=6"), "{seen}");
 }
 
@@ -119,16 +152,18 @@ fn ctrl_z_gives_the_shell_its_prompt_back_and_fg_goes_on() {
     let lab = Lab::new();
     let run = r#""$DBLOCK" run job -- sh -c 'echo re""ady; read line; echo line=$line; exit 5'"#;
     let steps = [
-        ("$ ", &*format!("{run}\n")),
+        (PROMPT, &*format!("{run}\n")),
         ("ready", "\x1a"),
         ("Stopped", "fg\n"),
         ("$DBLOCK", "hello\n"),
         ("line=hello", ""),
-        ("$ ", "echo code=$?\n"),
+        (PROMPT, "echo code=$?\n"),
         ("code=5", "exit 6\n"),
     ];
-    let shell = ["bash", "--norc", "--noprofile", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else { return };
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
     assert!(seen.contains("exit=6"), "{seen}");
 }
 
@@ -140,17 +175,19 @@ fn a_lock_that_was_lost_while_stopped_ends_the_command() {
         trap "echo got-te""rm; exit 3" TERM; echo re""ady; while :; do sleep 0.02; done'"#;
     let other = r#""$DBLOCK" run job -- echo ot""her"#;
     let steps = [
-        ("$ ", &*format!("{run}\n")),
+        (PROMPT, &*format!("{run}\n")),
         ("ready", "\x1a"),
         ("Stopped", &*format!("{other}\n")),
         ("other", ""),
-        ("$ ", "fg\n"),
+        (PROMPT, "fg\n"),
         ("got-term", ""),
-        ("$ ", "echo code=$?\n"),
+        (PROMPT, "echo code=$?\n"),
         ("code=76", "exit 6\n"),
     ];
-    let shell = ["bash", "--norc", "--noprofile", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else { return };
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
     assert!(seen.contains("exit=6"), "{seen}");
 }
 
@@ -160,6 +197,11 @@ fn without_a_shell_ctrl_z_stops_nothing() {
     let lab = Lab::new();
     let script = "echo ready; read line; echo line=$line";
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x1ahello\n")], &run) else { return };
-    assert!(seen.contains("line=hello") && seen.contains("exit=0"), "{seen}");
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x1ahello\n")], &run) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello") && seen.contains("exit=0"),
+        "{seen}"
+    );
 }

@@ -214,8 +214,8 @@ impl Proxy {
         self.state.tally().scheduled = Some((matching.as_ref().to_vec(), Loss::Request));
     }
 
-    /// How many scheduled losses have happened. A test asserts that its fault did: else
-    /// it would pass when the fault never came to pass.
+    /// How many faults have landed: scheduled losses, and chunks that a stall held back. A
+    /// test asserts that its fault did: else it would pass when the fault never came to pass.
     pub fn faults_hit(&self) -> u64 {
         self.state.tally().faults_hit
     }

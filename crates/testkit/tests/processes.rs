@@ -32,7 +32,9 @@ fn counted(lab: &Lab, processes: usize, rounds: &str, how: &str, meanwhile: impl
     fs::write(&file, "0").expect("writable");
     let file_name = file.to_string_lossy();
     let args = ["count", &lab.url, "number", rounds, &file_name, how];
-    let mut takers: Vec<_> = (0..processes).map(|_| Killable::spawn(TAKER, args)).collect();
+    let mut takers: Vec<_> = (0..processes)
+        .map(|_| Killable::spawn(TAKER, args))
+        .collect();
     for taker in &takers {
         assert_eq!(taker.expect_line(SOON), "ready");
     }
@@ -149,7 +151,10 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
         .wait(SOON)
         .acquire()
         .await
-        .expect("free when the ttl has ended");
+        .expect("free when the ttl has ended")
+        .release()
+        .await
+        .unwrap();
     promise("P7", lab.engine);
 }
 
@@ -200,7 +205,13 @@ macro_rules! on {
         );
     )* };
 }
-on!(sqlite);
+on!(sqlite, postgres, mariadb);
+
+mod clocks {
+    use super::clocks_of_clients_do_not_matter;
+    testkit::lab_tests!(postgres: clocks_of_clients_do_not_matter);
+    testkit::lab_tests!(mariadb: clocks_of_clients_do_not_matter);
+}
 
 mod busy {
     use super::sixteen_processes_outlast_a_busy_file;

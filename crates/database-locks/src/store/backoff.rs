@@ -19,11 +19,14 @@ pub(super) struct Backoff {
 impl Backoff {
     /// How long to wait from now.
     pub(super) fn pause(&self) -> Duration {
-        self.not_before.map_or(Duration::ZERO, |at| at.saturating_sub(clock::now()))
+        self.not_before
+            .map_or(Duration::ZERO, |at| at.saturating_sub(clock::now()))
     }
 
     pub(super) fn failed(&mut self) {
-        let step = SHORTEST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let step = SHORTEST
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LONGEST);
         self.failures += 1;
         self.not_before = Some(clock::now() + step.mul_f64(0.5 + fastrand::f64() / 2.0));
     }

@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use super::rows::{Seen, judge};
-use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table,
-};
+use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table};
 use crate::clock::{self, Time};
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -47,11 +45,16 @@ fn micros(d: Duration) -> i64 {
 }
 
 /// This engine's clock as microseconds since 1970: the boot-time clock, put in its place once.
-#[allow(clippy::disallowed_methods, reason = "here it plays the database's clock, for display")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "here it plays the database's clock, for display"
+)]
 fn stamp(at: Time) -> i64 {
     static BOOT: OnceLock<i64> = OnceLock::new();
     let boot = BOOT.get_or_init(|| {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         micros(wall) - micros(clock::now())
     });
     boot + micros(at)
@@ -141,13 +144,20 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     if !row.is_free(now) {
         return row.seen(&ask.name, now).refusal(ask.grant.as_str());
     }
-    row.token = if row.token == 0 { stamp(now) / 1000 } else { row.token + 1 };
+    row.token = if row.token == 0 {
+        stamp(now) / 1000
+    } else {
+        row.token + 1
+    };
     row.holder = Some(ask.holder.to_string());
     row.grant = Some(ask.grant.to_string());
     row.expires = Some(Ends::At(now + ask.length));
     (row.acquired, row.renewed) = (Some(now), Some(now));
     row.metadata = Some(ask.metadata.to_string());
-    Outcome::Granted { token: Token::from_db(row.token), length: ask.length }
+    Outcome::Granted {
+        token: Token::from_db(row.token),
+        length: ask.length,
+    }
 }
 
 fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
@@ -188,22 +198,26 @@ impl Store for Memory {
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
         let mut rows = self.rows();
-        ready(grants.iter().map(|(grant, ttl)| renew(&mut rows, grant, *ttl)).collect())
+        ready(
+            grants
+                .iter()
+                .map(|(grant, ttl)| renew(&mut rows, grant, *ttl))
+                .collect(),
+        )
     }
 
     fn release<'a>(&'a self, returns: &'a [Return], _: Duration) -> Reply<'a, Vec<Released>> {
         let mut rows = self.rows();
-        let done = returns.iter().map(|what| release(&mut rows, what)).collect();
+        let done = returns
+            .iter()
+            .map(|what| release(&mut rows, what))
+            .collect();
         drop(rows);
         self.0.freed.notify_waiters();
         ready(done)
     }
 
-    fn read<'a>(
-        &'a self,
-        names: Option<&'a [LockName]>,
-        _: Duration,
-    ) -> Reply<'a, Vec<LockInfo>> {
+    fn read<'a>(&'a self, names: Option<&'a [LockName]>, _: Duration) -> Reply<'a, Vec<LockInfo>> {
         let (now, rows) = (clock::now(), self.rows());
         let asked = |name: &&LockName| names.is_none_or(|names| names.contains(name));
         ready(

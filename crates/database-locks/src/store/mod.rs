@@ -56,8 +56,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>>;
 
     /// Read the rows of these names, or of all, in the order of their names. Locks nothing.
-    fn read<'a>(&'a self, names: Option<&'a [LockName]>, within: Duration)
-    -> Reply<'a, Vec<LockInfo>>;
+    fn read<'a>(
+        &'a self,
+        names: Option<&'a [LockName]>,
+        within: Duration,
+    ) -> Reply<'a, Vec<LockInfo>>;
 
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
@@ -218,7 +221,10 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn rejected(said: impl Into<String>, hint: Option<&str>) -> Self {
-        Self::Rejected { hint: hint.map(str::to_owned), source: said.into().into() }
+        Self::Rejected {
+            hint: hint.map(str::to_owned),
+            source: said.into().into(),
+        }
     }
 
     fn late(within: Duration) -> Self {
@@ -263,10 +269,17 @@ pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
         #[cfg(feature = "mysql")]
         url::Target::Mysql(server) => Arc::new(mysql::Mysql::new(&server, table)?),
         #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mysql")))]
-        #[allow(unreachable_patterns, reason = "which of them is reachable depends on the features")]
+        #[allow(
+            unreachable_patterns,
+            reason = "which of them is reachable depends on the features"
+        )]
         _ => {
             let allowed = "that of an engine that was built in: see the crate's features";
-            return Err(Error::config("url", "for an engine that was left out of this build", allowed));
+            return Err(Error::config(
+                "url",
+                "for an engine that was left out of this build",
+                allowed,
+            ));
         }
     })
 }

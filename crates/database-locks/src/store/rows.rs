@@ -54,9 +54,10 @@ impl Seen {
         // The reply to an earlier request of the same grant was lost.
         let ours = self.intact && self.grant.as_deref() == Some(grant);
         match self.expires_in {
-            Some(left) if ours && self.is_held() => {
-                Outcome::Granted { token: Token::from_db(self.token), length: micros(left) }
-            }
+            Some(left) if ours && self.is_held() => Outcome::Granted {
+                token: Token::from_db(self.token),
+                length: micros(left),
+            },
             _ if self.is_held() => Outcome::Held(self.occupant()),
             _ => Outcome::Busy,
         }
@@ -65,8 +66,12 @@ impl Seen {
     pub(super) fn into_info(self) -> LockInfo {
         let state = match self.expires_in {
             Some(_) if self.endless => LockState::Held { free_in: None },
-            Some(left) if left > 0 => LockState::Held { free_in: Some(micros(left)) },
-            Some(left) => LockState::Expired { since: micros(left.saturating_neg()) },
+            Some(left) if left > 0 => LockState::Held {
+                free_in: Some(micros(left)),
+            },
+            Some(left) => LockState::Expired {
+                since: micros(left.saturating_neg()),
+            },
             None => LockState::Free,
         };
         // What 0.5 left standing beside its own columns belongs to an earlier grant.
@@ -94,13 +99,19 @@ impl Seen {
 ///
 /// Still ours means that somebody has the row locked; anything else is a loss, and why.
 pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
-    let Some(row) = row else { return Renewal::Lost(LostReason::RowGone) };
+    let Some(row) = row else {
+        return Renewal::Lost(LostReason::RowGone);
+    };
     let token = ours.token.get();
     let same_holder = row.holder.as_deref() == Some(&*ours.holder);
     let reason = if row.token > token {
         // A release by force raises the token and leaves the rest of the row; a take-over names
         // its own holder, which stays in the row after its release.
-        if row.grant.is_none() && same_holder { LostReason::Forced } else { LostReason::TakenOver }
+        if row.grant.is_none() && same_holder {
+            LostReason::Forced
+        } else {
+            LostReason::TakenOver
+        }
     } else if row.token < token {
         LostReason::Failover
     } else if !row.intact {
@@ -158,10 +169,16 @@ mod tests {
         assert_eq!(judge(&ours, None), Renewal::Lost(RowGone));
         assert_eq!(verdict(|r| r.expires_in = Some(0)), Renewal::Lost(Expired));
         assert_eq!(verdict(|r| r.token = 8), Renewal::Lost(TakenOver));
-        assert_eq!(verdict(|r| (r.token, r.grant) = (8, None)), Renewal::Lost(Forced));
+        assert_eq!(
+            verdict(|r| (r.token, r.grant) = (8, None)),
+            Renewal::Lost(Forced)
+        );
         assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
         assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
-        assert_eq!(verdict(|r| r.grant = Some("other".into())), Renewal::Lost(Failover));
+        assert_eq!(
+            verdict(|r| r.grant = Some("other".into())),
+            Renewal::Lost(Failover)
+        );
         assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
     }
 
@@ -170,7 +187,13 @@ mod tests {
         let ours = grant();
         let outcome = row(&ours).refusal(ours.id.as_str());
         let length = Duration::from_secs(1);
-        assert_eq!(outcome, Outcome::Granted { token: ours.token, length });
+        assert_eq!(
+            outcome,
+            Outcome::Granted {
+                token: ours.token,
+                length
+            }
+        );
         assert!(matches!(row(&ours).refusal("another"), Outcome::Held(_)));
     }
 }

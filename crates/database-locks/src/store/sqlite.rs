@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior};
+use rusqlite::{
+    CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior,
+};
 use tokio::sync::oneshot;
 
 use super::rows::{Seen, judge};
@@ -122,13 +124,18 @@ struct Statements {
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
 fn modifier(length: Duration) -> String {
-    format!("+{}.{:03} seconds", length.as_micros().div_ceil(1000) / 1000,
-            length.as_micros().div_ceil(1000) % 1000)
+    format!(
+        "+{}.{:03} seconds",
+        length.as_micros().div_ceil(1000) / 1000,
+        length.as_micros().div_ceil(1000) % 1000
+    )
 }
 
 fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
     let micros = |i| -> rusqlite::Result<Option<i64>> {
-        Ok(row.get::<_, Option<f64>>(i)?.map(|secs| (secs * 1e6) as i64))
+        Ok(row
+            .get::<_, Option<f64>>(i)?
+            .map(|secs| (secs * 1e6) as i64))
     };
     Ok(Seen {
         name: row.get(0)?,
@@ -170,7 +177,10 @@ impl Worker {
     /// A file that was deleted or replaced under us is given up: its locks would exclude nobody but
     /// those who have it open still.
     fn connection(&mut self) -> Result<(&mut Connection, &Statements), StoreError> {
-        let gone = self.file.as_ref().is_some_and(|f| identity(&self.path) != Some(f.identity));
+        let gone = self
+            .file
+            .as_ref()
+            .is_some_and(|f| identity(&self.path) != Some(f.identity));
         let file = match self.file.take() {
             Some(file) if !gone => file,
             _ => self.open()?,
@@ -181,7 +191,11 @@ impl Worker {
     fn open(&self) -> Result<File, StoreError> {
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
-        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path);
+        let made = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.path);
         if let Err(error) = made
             && error.kind() != std::io::ErrorKind::AlreadyExists
         {
@@ -189,7 +203,10 @@ impl Worker {
                 std::io::ErrorKind::NotFound => "make its folder first",
                 _ => "the folder must be writable by this user",
             };
-            return Err(StoreError::rejected(format!("cannot make {shown}: {error}"), Some(hint)));
+            return Err(StoreError::rejected(
+                format!("cannot make {shown}: {error}"),
+                Some(hint),
+            ));
         }
         let open = || {
             let connection = Connection::open(&self.path)?;
@@ -207,8 +224,13 @@ impl Worker {
         };
         let connection = open().map_err(|error| self.explain(error))?;
         match identity(&self.path) {
-            Some(identity) => Ok(File { connection, identity }),
-            None => Err(StoreError::Contention(format!("{shown} was deleted just now").into())),
+            Some(identity) => Ok(File {
+                connection,
+                identity,
+            }),
+            None => Err(StoreError::Contention(
+                format!("{shown} was deleted just now").into(),
+            )),
         }
     }
 
@@ -280,7 +302,9 @@ fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError
     };
     let looked = worker.with(|connection, sql| {
         let mut statement = connection.prepare_cached(&sql.look)?;
-        asks.iter().map(|ask| Ok(refusal(look(&mut statement, &ask.name)?, ask))).collect()
+        asks.iter()
+            .map(|ask| Ok(refusal(look(&mut statement, &ask.name)?, ask)))
+            .collect()
     });
     let mut outcomes: Vec<Outcome> = looked?;
     if !outcomes.contains(&Outcome::Busy) {
@@ -294,14 +318,20 @@ fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError
                 continue;
             }
             let token = take.query_row(
-                (ask.name.as_str(), &*ask.holder, ask.grant.as_str(), &*ask.metadata,
-                 modifier(ask.length)),
+                (
+                    ask.name.as_str(),
+                    &*ask.holder,
+                    ask.grant.as_str(),
+                    &*ask.metadata,
+                    modifier(ask.length),
+                ),
                 |row| row.get(0),
             );
             *outcome = match token.optional()? {
-                Some(token) => {
-                    Outcome::Granted { token: Token::from_db(token), length: ask.length }
-                }
+                Some(token) => Outcome::Granted {
+                    token: Token::from_db(token),
+                    length: ask.length,
+                },
                 None => refusal(look(&mut read, &ask.name)?, ask),
             };
         }
@@ -320,7 +350,11 @@ fn renew(worker: &mut Worker, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, S
                 Ttl::Endless => None,
             };
             let renewed = renew.execute((
-                grant.name.as_str(), grant.token.get(), grant.id.as_str(), &*grant.holder, length,
+                grant.name.as_str(),
+                grant.token.get(),
+                grant.id.as_str(),
+                &*grant.holder,
+                length,
             ))?;
             if renewed == 1 {
                 return Ok(Renewal::Renewed);
@@ -337,9 +371,16 @@ fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, Sto
         let one = |what: &Return| {
             let token = what.token.map(Token::get);
             let freed = release.execute((
-                what.name.as_str(), token, what.grant.as_str(), &*what.holder,
+                what.name.as_str(),
+                token,
+                what.grant.as_str(),
+                &*what.holder,
             ))?;
-            Ok(if freed == 1 { Released::Freed } else { Released::NotOurs })
+            Ok(if freed == 1 {
+                Released::Freed
+            } else {
+                Released::NotOurs
+            })
         };
         returns.iter().map(one).collect()
     })
@@ -358,10 +399,16 @@ fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
 
 fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, StoreError> {
     let rows: Vec<Seen> = worker.with(|connection, sql| match names {
-        None => connection.prepare_cached(&sql.list)?.query_map([], seen)?.collect(),
+        None => connection
+            .prepare_cached(&sql.list)?
+            .query_map([], seen)?
+            .collect(),
         Some(names) => {
             let mut statement = connection.prepare_cached(&sql.look)?;
-            names.iter().filter_map(|name| look(&mut statement, name).transpose()).collect()
+            names
+                .iter()
+                .filter_map(|name| look(&mut statement, name).transpose())
+                .collect()
         }
     })?;
     let mut infos: Vec<LockInfo> = rows.into_iter().map(Seen::into_info).collect();
@@ -381,7 +428,9 @@ pub(super) struct Sqlite {
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sqlite").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Sqlite")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -398,7 +447,11 @@ impl Sqlite {
         };
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
-        Self { path, statements, thread: Mutex::new(None) }
+        Self {
+            path,
+            statements,
+            thread: Mutex::new(None),
+        }
     }
 
     /// Hand a job to the thread, which carries jobs out in their order.
@@ -411,8 +464,11 @@ impl Sqlite {
             }
         }
         let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker =
-            Worker { path: self.path.clone(), statements: self.statements.clone(), file: None };
+        let mut worker = Worker {
+            path: self.path.clone(),
+            statements: self.statements.clone(),
+            file: None,
+        };
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())
             .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
@@ -431,7 +487,9 @@ impl Sqlite {
         self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
         let reply = async {
             answered.await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable("the thread of the connection has ended".into()))
+                Err(StoreError::Unavailable(
+                    "the thread of the connection has ended".into(),
+                ))
             })
         };
         // The thread ends once what it hangs in has ended; the next call starts another.
@@ -445,7 +503,10 @@ impl Store for Sqlite {
         Box::pin(async move {
             let until = crate::clock::now() + within;
             loop {
-                match self.call(within, |worker| worker.connection().map(|_| ())).await {
+                match self
+                    .call(within, |worker| worker.connection().map(|_| ()))
+                    .await
+                {
                     // Sixteen processes that make the same file at once.
                     Err(StoreError::Contention(_)) if crate::clock::now() < until => {
                         tokio::time::sleep(Duration::from_millis(fastrand::u64(2..20))).await;
@@ -504,6 +565,9 @@ mod tests {
     #[test]
     fn a_length_is_never_rounded_down() {
         assert_eq!(modifier(Duration::from_micros(1_500_001)), "+1.501 seconds");
-        assert_eq!(modifier(Duration::from_secs(315_576_000)), "+315576000.000 seconds");
+        assert_eq!(
+            modifier(Duration::from_secs(315_576_000)),
+            "+315576000.000 seconds"
+        );
     }
 }

@@ -30,7 +30,10 @@ impl Table {
         if name.split('.').count() <= 2 && name.split('.').all(plain) {
             return Ok(Self(name.into()));
         }
-        let got = format!("`{}`", name.chars().take(80).collect::<String>().escape_debug());
+        let got = format!(
+            "`{}`",
+            name.chars().take(80).collect::<String>().escape_debug()
+        );
         let allowed = "NAME or SCHEMA.NAME of letters, digits and _, 63 characters each at most";
         Err(Error::config("table", got, allowed))
     }
@@ -55,7 +58,17 @@ mod tests {
         for good in ["database_locks_lock", "app.locks", "_x9"] {
             assert!(Table::new(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "a.b.c", "a b", "a;drop table x", "9a", "ä", "\"a\"", &"x".repeat(64)] {
+        for bad in [
+            "",
+            ".",
+            "a.b.c",
+            "a b",
+            "a;drop table x",
+            "9a",
+            "ä",
+            "\"a\"",
+            &"x".repeat(64),
+        ] {
             assert!(Table::new(bad).is_err(), "{bad}");
         }
     }

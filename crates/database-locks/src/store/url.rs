@@ -88,7 +88,10 @@ fn sqlite(rest: &str) -> Result<Target, Error> {
         return refuse("without a file", allowed);
     }
     if path == ":memory:" {
-        return refuse("for a database that no other process can see", "memory: for one process");
+        return refuse(
+            "for a database that no other process can see",
+            "memory: for one process",
+        );
     }
     Ok(Target::Sqlite(path.into()))
 }
@@ -178,7 +181,10 @@ fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
             key => {
                 let key: String = key.chars().take(40).collect();
                 let got = format!("with the unknown option `{}`", key.escape_debug());
-                return refuse(got, &format!("without it; the options are {}", dialect.options));
+                return refuse(
+                    got,
+                    &format!("without it; the options are {}", dialect.options),
+                );
             }
         }
     }
@@ -186,7 +192,10 @@ fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
 }
 
 fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
-    let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+    let (host, port) = match place
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
         Some((v6, rest)) => (v6, rest.strip_prefix(':')),
         None => match place.rsplit_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -197,15 +206,21 @@ fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
         None => Ok((host, None)),
         Some(Ok(port)) if port > 0 => Ok((host, Some(port))),
         // Not repeated: in `postgres://user:pass word/db` this is the password.
-        Some(_) => refuse("with a bad port", "a port of 1 to 65535; `@`, `:` and `/` in a \
-                           user name or password must be written %40, %3A and %2F"),
+        Some(_) => refuse(
+            "with a bad port",
+            "a port of 1 to 65535; `@`, `:` and `/` in a \
+                           user name or password must be written %40, %3A and %2F",
+        ),
     }
 }
 
 fn decode(text: &str, what: &str) -> Result<String, Error> {
     match percent_decode_str(text).decode_utf8() {
         Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
-        _ => refuse(format!("with a {what} that is not UTF-8 without NUL"), "percent-encoded UTF-8"),
+        _ => refuse(
+            format!("with a {what} that is not UTF-8 without NUL"),
+            "percent-encoded UTF-8",
+        ),
     }
 }
 
@@ -237,7 +252,10 @@ mod tests {
         let socket = |url| pg(url).socket.unwrap().to_string_lossy().into_owned();
         assert_eq!(socket("postgres:///db?host=/run/pg"), "/run/pg");
         assert_eq!(socket("postgres://u@%2Frun%2Fpg/db"), "/run/pg");
-        assert_eq!(socket("mariadb://u@localhost/db?socket=/run/m.sock"), "/run/m.sock");
+        assert_eq!(
+            socket("mariadb://u@localhost/db?socket=/run/m.sock"),
+            "/run/m.sock"
+        );
     }
 
     #[test]
@@ -254,10 +272,21 @@ mod tests {
     #[test]
     fn a_refused_url_is_not_repeated() {
         for bad in [
-            "hunter2", "", "hunter2:secret", "redis://:hunter2@h/", "postgres:hunter2",
-            "postgres://u:hunter2", "postgres://u:hunter2@h:hunter2/", "postgres://u:p@h/?hunter=2",
-            "postgres://u:hunter2@h/d?sslmode=require", "mysql://u:hunter2@a,b/d", "sqlite:",
-            "sqlite://x/hunter2", "sqlite:a?hunter2", "sqlite::memory:", "memory://x",
+            "hunter2",
+            "",
+            "hunter2:secret",
+            "redis://:hunter2@h/",
+            "postgres:hunter2",
+            "postgres://u:hunter2",
+            "postgres://u:hunter2@h:hunter2/",
+            "postgres://u:p@h/?hunter=2",
+            "postgres://u:hunter2@h/d?sslmode=require",
+            "mysql://u:hunter2@a,b/d",
+            "sqlite:",
+            "sqlite://x/hunter2",
+            "sqlite:a?hunter2",
+            "sqlite::memory:",
+            "memory://x",
             "postgres://u:hunter2%ff@h/d",
         ] {
             let said = parse(bad).unwrap_err().to_string();

@@ -7,6 +7,10 @@ use crate::place::Place;
 pub(crate) async fn init(place: &Place) -> Result<u8, Failure> {
     let locks = place.connect().await?;
     locks.migrate().await?;
-    output::say(&format!("table `{}` is ready in {}", place.table(), place.shown()));
+    output::say(&format!(
+        "table `{}` is ready in {}",
+        place.table(),
+        place.shown()
+    ));
     Ok(0)
 }

@@ -11,7 +11,10 @@ pub(crate) async fn release(place: &Place, name: &LockName) -> Result<u8, Failur
     let said = match freed {
         None => format!("lock `{name}` was free already"),
         Some(from) => {
-            let who = from.holder.as_deref().unwrap_or("somebody who gave no name");
+            let who = from
+                .holder
+                .as_deref()
+                .unwrap_or("somebody who gave no name");
             let age = from.held_for.map(|age| format!(" for {}", Ttl::from(age)));
             let age = age.unwrap_or_default();
             format!("lock `{name}` released by force: {who} had held it{age}")

@@ -44,7 +44,9 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
     signals.listen_to_all().map_err(cannot_listen)?;
 
     let terminal = Terminal::open();
-    let at_start = terminal.as_ref().filter(|terminal| terminal.goes_to_child());
+    let at_start = terminal
+        .as_ref()
+        .filter(|terminal| terminal.goes_to_child());
     let child = match start(&job, &guard, ignored, at_start) {
         Ok(child) => child,
         Err(failure) => {
@@ -54,9 +56,19 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         }
     };
 
-    let mut running = Running { job: &job, guard: &guard, child, signals, terminal, without: false };
-    let outcome = running.to_its_end().await;
-    let signalled = matches!(outcome, Outcome::Stopped(..) | Outcome::Ended(End::Signal(_)));
+    let mut running = Running {
+        job: &job,
+        guard: &guard,
+        child,
+        signals,
+        terminal,
+        without: false,
+    };
+    let outcome = running.outcome().await;
+    let signalled = matches!(
+        outcome,
+        Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
+    );
     running.take_terminal_back(signalled);
     Ok(finish(&locks, guard, outcome, &job).await)
 }
@@ -67,7 +79,9 @@ fn cannot_listen(error: io::Error) -> Failure {
 
 /// How long before the lease's end CMD is told to stop: the grace, and something for the telling.
 fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
-    let Ttl::Lasting(ttl) = ttl else { return Ok(grace) };
+    let Ttl::Lasting(ttl) = ttl else {
+        return Ok(grace);
+    };
     // A ttl that is too short for any lease is refused by the library, in its words.
     if !grace.is_zero() && ttl <= grace * 2 {
         return Err(Failure::usage(format!(
@@ -93,8 +107,13 @@ async fn connect(
     let began = std::time::Instant::now();
     let connecting = until_signal(signals, timeout(wait, place.connect())).await?;
     let locks = connecting.map_err(|_| {
-        let said = format!("the database did not answer within the wait of {}", Ttl::from(wait));
-        Failure::unavailable(format!("{said}: wait longer, or check --url or DATABASE_LOCKS_URL"))
+        let said = format!(
+            "the database did not answer within the wait of {}",
+            Ttl::from(wait)
+        );
+        Failure::unavailable(format!(
+            "{said}: wait longer, or check --url or DATABASE_LOCKS_URL"
+        ))
     })??;
     Ok((locks, Some(wait.saturating_sub(began.elapsed()))))
 }
@@ -114,7 +133,11 @@ async fn until_signal<T>(
 fn wanted(locks: &Locks, job: &Job, margin: Duration, wait: Option<Duration>) -> Lock {
     let mut lock = locks.lock(job.name.as_str()).ttl(job.ttl).margin(margin);
     // The program alone: its arguments may hold passwords.
-    if let Some(program) = job.command.first().and_then(|path| Path::new(path).file_name()) {
+    if let Some(program) = job
+        .command
+        .first()
+        .and_then(|path| Path::new(path).file_name())
+    {
         lock = lock.metadata("command", program.to_string_lossy());
     }
     for (key, value) in &job.meta {
@@ -154,12 +177,19 @@ fn start(
     terminal: Option<&Terminal>,
 ) -> Result<Child, Failure> {
     if !guard.is_held() {
-        let said = format!("lock `{}` was lost before CMD was started: try again", job.name);
+        let said = format!(
+            "lock `{}` was lost before CMD was started: try again",
+            job.name
+        );
         return Err(Failure::new(exit::LOST, said));
     }
     let token = guard.token().to_string();
     let name = job.name.as_str();
-    let ticket = format!("{token}.{}.{}", guard.grant_id(), utf8_percent_encode(name, ENCODED));
+    let ticket = format!(
+        "{token}.{}.{}",
+        guard.grant_id(),
+        utf8_percent_encode(name, ENCODED)
+    );
     let environment = [
         ("DBLOCK_NAME", OsStr::new(name)),
         ("DBLOCK_TOKEN", OsStr::new(&token)),
@@ -175,7 +205,10 @@ fn start(
                 let said = format!("`{program}` is not there: check the spelling, or its PATH");
                 Failure::new(exit::NOT_FOUND, said)
             }
-            _ => Failure::new(exit::CANNOT_RUN, format!("`{program}` cannot be run: {error}")),
+            _ => Failure::new(
+                exit::CANNOT_RUN,
+                format!("`{program}` cannot be run: {error}"),
+            ),
         }
     })
 }
@@ -189,7 +222,9 @@ enum Outcome {
 
 /// The loss of the lock, once.
 async fn first_loss(lost: &mut Option<impl Future<Output = LostReason> + Unpin>) -> LostReason {
-    let Some(future) = lost else { return std::future::pending().await };
+    let Some(future) = lost else {
+        return std::future::pending().await;
+    };
     let reason = future.await;
     *lost = None;
     reason
@@ -207,7 +242,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    async fn to_its_end(&mut self) -> Outcome {
+    async fn outcome(&mut self) -> Outcome {
         let mut lost = Some(Box::pin(self.guard.lost()));
         loop {
             tokio::select! {
@@ -264,7 +299,9 @@ impl Running<'_> {
     /// Not otherwise: whoever stops CMD alone will continue it alone, and nobody would continue us.
     async fn stopped(&mut self, signal: i32) {
         let group = self.child.group();
-        let Some(terminal) = &self.terminal else { return };
+        let Some(terminal) = &self.terminal else {
+            return;
+        };
         let is = |one: Signal| signal == one as i32;
         let wants_terminal = is(Signal::SIGTTIN) || is(Signal::SIGTTOU);
         if wants_terminal && terminal.is_ours() {
@@ -298,7 +335,9 @@ impl Running<'_> {
     }
 
     fn take_terminal_back(&self, signalled: bool) {
-        let Some(terminal) = &self.terminal else { return };
+        let Some(terminal) = &self.terminal else {
+            return;
+        };
         terminal.take_back_from(self.child.group());
         if signalled {
             terminal.restore_modes();
@@ -330,9 +369,12 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job) ->
             let lost_before = !guard.is_held();
             match guard.release().await {
                 // Said when it was lost; or CMD did it itself.
-                Err(Error::Lost { .. })
-                    if lost_before && job.on_lost == OnLost::Ignore => {}
-                Err(Error::Lost { reason: LostReason::Released, .. }) | Ok(()) => {}
+                Err(Error::Lost { .. }) if lost_before && job.on_lost == OnLost::Ignore => {}
+                Err(Error::Lost {
+                    reason: LostReason::Released,
+                    ..
+                })
+                | Ok(()) => {}
                 Err(error @ Error::Lost { .. }) => complain(&format!(
                     "{}, just before CMD ended by itself: others may have run at the same time",
                     error.chain()

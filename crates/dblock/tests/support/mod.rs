@@ -1,6 +1,12 @@
 //! A state folder of its own for each test, and the real command in it.
-#![allow(dead_code, reason = "each test file is a crate of its own, and needs a part of this")]
-#![allow(unreachable_pub, reason = "a module of a crate that has no public face")]
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own, and needs a part of this"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "a module of a crate that has no public face"
+)]
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -59,7 +65,12 @@ impl Lab {
         command.stdout(File::create(&out).expect("a file"));
         command.stderr(File::create(&err).expect("a file"));
         let child = command.spawn().expect("starts");
-        Running { child, out, err, ended: None }
+        Running {
+            child,
+            out,
+            err,
+            ended: None,
+        }
     }
 
     /// `dblock run …`, with a script for `sh` as CMD, once that has begun.
@@ -111,7 +122,9 @@ pub struct Done {
 
 impl Done {
     pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
+        self.status
+            .code()
+            .unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 
     /// Assert how it ended; answers with what it said on stderr, one line.
@@ -154,7 +167,9 @@ impl Running {
 
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
-        self.ended = self.ended.or(self.child.try_wait().expect("a child of ours"));
+        self.ended = self
+            .ended
+            .or(self.child.try_wait().expect("a child of ours"));
         self.ended.is_some()
     }
 
@@ -167,7 +182,11 @@ impl Running {
         };
         let (out, err) = (read(&self.out), read(&self.err));
         assert!(ended, "it did not end: {out:?} {err:?}");
-        Done { status: self.ended.expect("ended"), out, err }
+        Done {
+            status: self.ended.expect("ended"),
+            out,
+            err,
+        }
     }
 }
 
@@ -184,11 +203,16 @@ impl Drop for Running {
 pub fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
-    state.flatten().is_some_and(|state| state != 'Z' && state != 'X')
+    state
+        .flatten()
+        .is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 #[track_caller]
 pub fn wait_until_gone(pid: &str) {
     assert!(!pid.trim().is_empty(), "no pid");
-    assert!(time::wait_until(SOON, || !is_running(pid)), "{pid} is still there");
+    assert!(
+        time::wait_until(SOON, || !is_running(pid)),
+        "{pid} is still there"
+    );
 }

@@ -56,6 +56,9 @@ async fn up(
             return Up::Over;
         };
         // The end of the stream is held back like any byte of it.
+        if length > 0 && !control.borrow().up {
+            state.tally().faults_hit += 1;
+        }
         if control.wait_for(|control| control.up).await.is_err() {
             return Up::Over;
         }
@@ -91,6 +94,9 @@ async fn down(
         let Ok(length) = from.read(&mut buffer).await else {
             return;
         };
+        if length > 0 && !control.borrow().down {
+            state.tally().faults_hit += 1;
+        }
         if control.wait_for(|control| control.down).await.is_err() || length == 0 {
             return;
         }

@@ -62,7 +62,12 @@ impl Server {
             None => format!("{}:{}", server.host, server.port),
         };
         let (table, greeted) = (table.clone(), AtomicBool::new(false));
-        Self { opts: opts.into(), at, table, greeted }
+        Self {
+            opts: opts.into(),
+            at,
+            table,
+            greeted,
+        }
     }
 }
 
@@ -101,14 +106,21 @@ impl Line {
     pub(super) fn new(server: Arc<Server>) -> Self {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let inbox = Arc::new(tokio::sync::Mutex::new(inbox));
-        Self { server, jobs, inbox, worker: Mutex::default() }
+        Self {
+            server,
+            jobs,
+            inbox,
+            worker: Mutex::default(),
+        }
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         within: Duration,
-        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>> + Send + 'static,
+        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        + Send
+        + 'static,
     ) -> Result<T, StoreError> {
         let (tell, answer) = oneshot::channel();
         let work: Work = Box::new(move |session| {
@@ -128,7 +140,10 @@ impl Line {
             })
         };
         // Never closed: the inbox is ours.
-        let _ = self.jobs.send(Job { deadline: clock::now().saturating_add(within), work });
+        let _ = self.jobs.send(Job {
+            deadline: clock::now().saturating_add(within),
+            work,
+        });
         self.employ();
         keep_to(within, reply, || self.give_up(within)).await
     }
@@ -136,11 +151,17 @@ impl Line {
     /// See to it that somebody works, on the runtime that calls: the one that did may be gone.
     fn employ(&self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        if worker.as_ref().is_none_or(|worker| worker.task.is_finished()) {
+        if worker
+            .as_ref()
+            .is_none_or(|worker| worker.task.is_finished())
+        {
             let busy_since = Arc::new(AtomicU64::new(0));
             let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
             let task = tokio::spawn(serve(server, inbox, Arc::clone(&busy_since)));
-            *worker = Some(Worker { task: task.abort_handle(), busy_since });
+            *worker = Some(Worker {
+                task: task.abort_handle(),
+                busy_since,
+            });
         }
     }
 
@@ -150,7 +171,9 @@ impl Line {
     /// as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = worker.as_ref().map_or(0, |worker| worker.busy_since.load(Ordering::Acquire));
+        let since = worker
+            .as_ref()
+            .map_or(0, |worker| worker.busy_since.load(Ordering::Acquire));
         let busy_for = clock::now().saturating_sub(Duration::from_nanos(since));
         if since > 0 && busy_for >= within / 2 {
             if let Some(worker) = worker.take() {
@@ -203,7 +226,9 @@ async fn serve(
         }
         let now = u64::try_from(clock::now().as_nanos()).unwrap_or(u64::MAX);
         busy_since.store(now, Ordering::Release);
-        let in_time = tokio::time::timeout(left, (job.work)(Ok(ready))).await.is_ok();
+        let in_time = tokio::time::timeout(left, (job.work)(Ok(ready)))
+            .await
+            .is_ok();
         busy_since.store(0, Ordering::Release);
         if !in_time || ready.is_broken() {
             session = None;
@@ -273,9 +298,17 @@ impl Session {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
             return Err(StoreError::rejected("no database was named", Some(hint)));
         }
-        let conn = Conn::new(server.opts.clone()).await.map_err(|e| meaning(&server.at, &e).0)?;
+        let conn = Conn::new(server.opts.clone())
+            .await
+            .map_err(|e| meaning(&server.at, &e).0)?;
         let server = Arc::clone(server);
-        let mut session = Self { conn, server, collation: "", longest: 0, broken: false };
+        let mut session = Self {
+            conn,
+            server,
+            collation: "",
+            longest: 0,
+            broken: false,
+        };
         session.hello().await?;
         session.server.greeted.store(true, Ordering::Relaxed);
         Ok(session)
@@ -299,10 +332,15 @@ impl Session {
     const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
     async fn hello(&mut self) -> Result<(), StoreError> {
-        let found: Vec<(String, String)> =
-            self.conn.query(Self::VARIABLES).await.map_err(|e| self.failed(&e))?;
+        let found: Vec<(String, String)> = self
+            .conn
+            .query(Self::VARIABLES)
+            .await
+            .map_err(|e| self.failed(&e))?;
         let variable = |name: &str| {
-            let named = found.iter().find(|(found, _)| found.eq_ignore_ascii_case(name));
+            let named = found
+                .iter()
+                .find(|(found, _)| found.eq_ignore_ascii_case(name));
             named.map(|(_, value)| value.as_str()).unwrap_or_default()
         };
         let on = |name: &str| !matches!(variable(name), "" | "0" | "OFF");
@@ -312,7 +350,10 @@ impl Session {
         if numbers(version) < least {
             let hint = "MySQL 8.0.17 or MariaDB 10.6 at least: older ones cannot skip locked rows, or \
                         have no collation that keeps all names apart";
-            return Err(StoreError::rejected(format!("the server is {version}"), Some(hint)));
+            return Err(StoreError::rejected(
+                format!("the server is {version}"),
+                Some(hint),
+            ));
         }
         let cluster = on("wsrep_on")
             || (!variable("group_replication_group_name").is_empty()
@@ -324,24 +365,40 @@ impl Session {
             return Err(StoreError::rejected(said, Some(hint)));
         }
         // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
-        if ["read_only", "super_read_only", "innodb_read_only"].into_iter().any(on) {
+        if ["read_only", "super_read_only", "innodb_read_only"]
+            .into_iter()
+            .any(on)
+        {
             let said = format!("the server at {} is read-only", self.server.at);
             if self.server.greeted.load(Ordering::Relaxed) {
                 return Err(StoreError::Unavailable(said.into()));
             }
             return Err(StoreError::rejected(said, Some("connect to the primary")));
         }
-        self.collation = if mariadb { "utf8mb4_nopad_bin" } else { "utf8mb4_0900_bin" };
+        self.collation = if mariadb {
+            "utf8mb4_nopad_bin"
+        } else {
+            "utf8mb4_0900_bin"
+        };
         self.longest = variable("max_allowed_packet").parse().unwrap_or(1 << 20) / 2;
         // MySQL knows no 0.
         let settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
-        self.conn.query_drop(settings).await.map_err(|e| self.failed(&e))?;
-        self.conn.query_drop(Self::ISOLATION).await.map_err(|e| self.failed(&e))
+        self.conn
+            .query_drop(settings)
+            .await
+            .map_err(|e| self.failed(&e))?;
+        self.conn
+            .query_drop(Self::ISOLATION)
+            .await
+            .map_err(|e| self.failed(&e))
     }
 
     /// Whether the connection is still there.
     async fn answers(&mut self, within: Duration) -> bool {
-        matches!(tokio::time::timeout(within, self.conn.ping()).await, Ok(Ok(())))
+        matches!(
+            tokio::time::timeout(within, self.conn.ping()).await,
+            Ok(Ok(()))
+        )
     }
 
     fn is_broken(&self) -> bool {
@@ -350,7 +407,10 @@ impl Session {
 
     /// Put the table and the collation into a statement.
     pub(super) fn fill(&self, statement: &str) -> String {
-        self.server.table.fill(statement).replace("{collation}", self.collation)
+        self.server
+            .table
+            .fill(statement)
+            .replace("{collation}", self.collation)
     }
 
     pub(super) fn collation(&self) -> &'static str {
@@ -364,9 +424,15 @@ impl Session {
         params: Params,
     ) -> Result<Done, StoreError> {
         let statement = self.fill(statement);
-        self.conn.exec_drop(statement, params).await.map_err(|e| self.failed(&e))?;
+        self.conn
+            .exec_drop(statement, params)
+            .await
+            .map_err(|e| self.failed(&e))?;
         let id = self.conn.last_insert_id().unwrap_or_default();
-        Ok(Done { rows: self.conn.affected_rows(), id })
+        Ok(Done {
+            rows: self.conn.affected_rows(),
+            id,
+        })
     }
 
     /// Carry out a statement that reads rows.
@@ -376,12 +442,18 @@ impl Session {
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         let statement = self.fill(statement);
-        self.conn.exec(statement, params).await.map_err(|e| self.failed(&e))
+        self.conn
+            .exec(statement, params)
+            .await
+            .map_err(|e| self.failed(&e))
     }
 
     /// Carry out a statement that cannot be prepared.
     pub(super) async fn define(&mut self, statement: String) -> Result<(), StoreError> {
-        self.conn.query_drop(statement).await.map_err(|e| self.failed(&e))
+        self.conn
+            .query_drop(statement)
+            .await
+            .map_err(|e| self.failed(&e))
     }
 
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
@@ -426,8 +498,24 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         }
         // Too many connections, shutting down, gone, killed, cluster node not ready, no answer;
         // read-only: a failover, and the next connection may find the new primary.
-        1040 | 1203 | 1226 | 1047 | 1053 | 1152..=1161 | 1180 | 1243 | 1290 | 1792 | 1836 | 1927
-        | 1969 | 2006 | 2013 | 3024 | 3168 | 4031 => unavailable(said),
+        1040
+        | 1203
+        | 1226
+        | 1047
+        | 1053
+        | 1152..=1161
+        | 1180
+        | 1243
+        | 1290
+        | 1792
+        | 1836
+        | 1927
+        | 1969
+        | 2006
+        | 2013
+        | 3024
+        | 3168
+        | 4031 => unavailable(said),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
@@ -437,7 +525,9 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
              CREATE, ALTER and INDEX",
         )),
         1045 | 1698 => refused(Some("check user name and password")),
-        1049 => refused(Some("check the database's name at the end of the URL, or create it")),
+        1049 => refused(Some(
+            "check the database's name at the end of the URL, or create it",
+        )),
         _ => refused(None),
     }
 }
@@ -461,6 +551,9 @@ mod tests {
         };
         let store = super::super::Mysql::new(&server, &Table::default()).unwrap();
         let shown = format!("{store:?}");
-        assert!(shown.contains("h:3307") && !shown.contains("hunter2"), "{shown}");
+        assert!(
+            shown.contains("h:3307") && !shown.contains("hunter2"),
+            "{shown}"
+        );
     }
 }

@@ -22,7 +22,13 @@ fn definition(column: &str) -> Option<&'static str> {
 
 /// The columns that 0.5 did not have.
 const NEW: [&str; 7] = [
-    "token", "grant_id", "granted_until", "acquired_at", "renewed_at", "waiting_until", "metadata",
+    "token",
+    "grant_id",
+    "granted_until",
+    "acquired_at",
+    "renewed_at",
+    "waiting_until",
+    "metadata",
 ];
 
 impl Session {
@@ -40,9 +46,14 @@ impl Session {
                 Err(StoreError::Contention(said)) => tracing::debug!("waiting to install: {said}"),
                 // Somebody has added it since we looked: table, column, key; or the key is renamed.
                 Err(StoreError::Rejected { source, .. })
-                    if ["(error 1050)", "(error 1060)", "(error 1061)", "(error 1176)"]
-                        .iter()
-                        .any(|code| source.to_string().ends_with(code)) => {}
+                    if [
+                        "(error 1050)",
+                        "(error 1060)",
+                        "(error 1061)",
+                        "(error 1176)",
+                    ]
+                    .iter()
+                    .any(|code| source.to_string().ends_with(code)) => {}
                 Err(failure) => return Err(failure),
             }
             tokio::time::sleep(PAUSE).await;
@@ -101,7 +112,8 @@ impl Session {
             changes.extend(definition("name").map(|definition| format!("MODIFY {definition}")));
         }
         if column("locked_by").is_some_and(|(_, charset, _)| charset != "utf8mb4") {
-            changes.extend(definition("locked_by").map(|definition| format!("MODIFY {definition}")));
+            changes
+                .extend(definition("locked_by").map(|definition| format!("MODIFY {definition}")));
         }
         // The statements name the index.
         match keys.first() {
@@ -126,7 +138,10 @@ mod tests {
     fn every_column_that_is_added_stands_in_the_schema() {
         for column in NEW.into_iter().chain(["name", "locked_by"]) {
             let line = definition(column).unwrap();
-            assert!(line.ends_with("NULL") || line.ends_with("DEFAULT 0"), "{line}");
+            assert!(
+                line.ends_with("NULL") || line.ends_with("DEFAULT 0"),
+                "{line}"
+            );
         }
     }
 }

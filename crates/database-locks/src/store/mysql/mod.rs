@@ -24,8 +24,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, keep_to,
-    url,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
+    keep_to, url,
 };
 use crate::error::Error;
 use crate::info::LockInfo;
@@ -61,7 +61,11 @@ impl Mysql {
         let server = Arc::new(Server::new(server, table));
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
-        Ok(Self { server, renewals, rest })
+        Ok(Self {
+            server,
+            renewals,
+            rest,
+        })
     }
 }
 
@@ -83,8 +87,11 @@ impl Store for Mysql {
         }))
     }
 
-    fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
-    -> Reply<'a, Vec<Renewal>> {
+    fn renew<'a>(
+        &'a self,
+        grants: &'a [(Grant, Ttl)],
+        within: Duration,
+    ) -> Reply<'a, Vec<Renewal>> {
         let grants = grants.to_vec();
         Box::pin(self.renewals.call(within, |session| {
             Box::pin(async move { session.renew(&grants).await })
@@ -174,7 +181,10 @@ impl Session {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(Outcome::Granted { token: token(id), length: ask.length });
+            return Ok(Outcome::Granted {
+                token: token(id),
+                length: ask.length,
+            });
         }
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
             Some(row) => Ok(row.refusal(ask.grant.as_str())),
@@ -208,11 +218,16 @@ impl Session {
         }
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;
-        Ok(match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
-            Some(Outcome::Granted { token, .. }) => Outcome::Granted { token, length: ask.length },
-            Some(other) => other,
-            None => Outcome::Busy,
-        })
+        Ok(
+            match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
+                Some(Outcome::Granted { token, .. }) => Outcome::Granted {
+                    token,
+                    length: ask.length,
+                },
+                Some(other) => other,
+                None => Outcome::Busy,
+            },
+        )
     }
 
     /// Lengthen what is still held by exactly these grants; `length` is null for one without end.
@@ -258,7 +273,9 @@ impl Session {
             })
         };
         for (chunk, text) in packed(grants, self.longest, describe) {
-            let done = self.execute(Self::RENEW, params! { "grants" => text }).await?;
+            let done = self
+                .execute(Self::RENEW, params! { "grants" => text })
+                .await?;
             if done.rows == chunk.len() as u64 {
                 answers.extend(chunk.iter().map(|_| Renewal::Renewed));
             } else {
@@ -280,7 +297,9 @@ impl Session {
         let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
-            let at = row.and_then(|row| row.renewed_at).and_then(|at| u64::try_from(at).ok());
+            let at = row
+                .and_then(|row| row.renewed_at)
+                .and_then(|at| u64::try_from(at).ok());
             answers.push(match judge(grant, row) {
                 Renewal::Busy if done.rows > 0 && at == Some(done.id) => Renewal::Renewed,
                 verdict => verdict,
@@ -316,7 +335,11 @@ impl Session {
                 && row.holder.as_deref() == Some(&*what.holder)
                 && what.token.is_none_or(|token| token.get() == row.token)
         });
-        Ok(if ours { Released::Busy } else { Released::NotOurs })
+        Ok(if ours {
+            Released::Busy
+        } else {
+            Released::NotOurs
+        })
     }
 
     /// Free a lock whoever has it, as long as that is still who was seen.
@@ -343,10 +366,12 @@ impl Session {
         let params = params! {
             "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        Ok(match unless_contended(self.execute(Self::FORCE, params).await)? {
-            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
-            _ => Force::Busy,
-        })
+        Ok(
+            match unless_contended(self.execute(Self::FORCE, params).await)? {
+                Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+                _ => Force::Busy,
+            },
+        )
     }
 }
 
@@ -384,19 +409,31 @@ impl Session {
     );
 
     async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        Ok(self.query(Self::READ_ALL, Params::Empty).await?.into_iter().map(seen).collect())
+        Ok(self
+            .query(Self::READ_ALL, Params::Empty)
+            .await?
+            .into_iter()
+            .map(seen)
+            .collect())
     }
 
     async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
         if let [name] = names {
             let name = params! { "name" => name.as_str() };
-            return Ok(self.query(Self::READ_ONE, name).await?.into_iter().map(seen).collect());
+            return Ok(self
+                .query(Self::READ_ONE, name)
+                .await?
+                .into_iter()
+                .map(seen)
+                .collect());
         }
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
         for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
-            let found = self.query(Self::READ_THESE, params! { "names" => text }).await?;
+            let found = self
+                .query(Self::READ_THESE, params! { "names" => text })
+                .await?;
             rows.extend(found.into_iter().map(seen));
         }
         Ok(rows)

@@ -11,7 +11,7 @@
 //!   is what a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO KEY UPDATE`,
 //!   which passes it.
 //! - A lease without end ends at 9999-12-31 00:00:00 UTC. Others may have written `infinity`, from
-//!   which nothing can be subtracted: hence `LEAST` and `GREATEST` before each subtraction.
+//!   which nothing can be subtracted.
 //! - Nothing is set but for the statement's own transaction (`set_config(…, true)`), since behind a
 //!   pooler a session is not ours.
 //!
@@ -58,7 +58,7 @@ enum Sql {
     ReadAll,
 }
 
-const STATEMENTS: [&str; 9] = [
+pub(super) const STATEMENTS: [&str; 9] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
@@ -91,14 +91,50 @@ fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// The seven columns that every statement which reads gives, in this order, from column `at` on.
+/// A time, or the length from or to one, in microseconds. A time that the statement could not reckon
+/// with, which is nobody's of this protocol (`infinity` for one), is NULL.
+macro_rules! micros {
+    ($time:literal, $what:literal) => {
+        concat!(
+            "(extract(epoch FROM CASE WHEN ",
+            $time,
+            " BETWEEN '1970-01-01 00:00:00+00'
+             AND '9999-12-31 00:00:00+00' THEN ",
+            $what,
+            " END) * 1000000)::bigint"
+        )
+    };
+}
+
+/// The columns of a row `l` that say how a lock stands: see [`seen()`].
+macro_rules! seen {
+    () => {
+        concat!(
+            "l.locked_by::text, l.token, l.grant_id::text,
+       ",
+            micros!("l.expires_at", "l.expires_at - clock_timestamp()"),
+            ",
+       l.expires_at >= '9999-12-31 00:00:00+00',
+       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+       ",
+            micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
+        )
+    };
+}
+
+/// Read them, from column `at` on.
 fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
+    let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
     Ok(Seen {
         holder: row.try_get(at)?,
         token: row.try_get(at + 1)?,
         grant: row.try_get(at + 2)?,
-        expires_in: row.try_get(at + 3)?,
-        endless: row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false),
+        expires_in: if endless {
+            Some(i64::MAX)
+        } else {
+            row.try_get(at + 3)?
+        },
+        endless,
         intact: row.try_get(at + 5)?,
         held_for: row.try_get(at + 6)?,
         ..Seen::default()
@@ -128,7 +164,8 @@ fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
 ///
 /// A row that was never granted by this protocol begins at the database's clock in milliseconds: it
 /// may have been there before, with greater tokens than 0, and have been deleted.
-const ACQUIRE_ONE: &str = "
+const ACQUIRE_ONE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
            CASE current_setting('synchronous_commit')
@@ -152,22 +189,20 @@ SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boole
        NULL::bigint
   FROM granted
  UNION ALL
-SELECT 1::bigint, false, locked_by::text, token, grant_id::text,
-       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
-       expires_at >= '9999-12-31 00:00:00+00',
-       granted_until IS NOT DISTINCT FROM expires_at,
-       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
-        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
-  FROM {table}
- WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)";
+SELECT 1::bigint, false, ",
+    seen!(),
+    "
+  FROM {table} l
+ WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
+);
 
 /// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
 /// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Rows are told apart by
 /// their place among what was asked; `NOT IN`, because it is looked up in a hash table whatever
 /// number of rows was expected when the statement was prepared.
-const ACQUIRE: &str = "
+const ACQUIRE: &str = concat!(
+    "
 WITH durable AS MATERIALIZED (
     SELECT CASE current_setting('synchronous_commit')
            WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
@@ -196,15 +231,12 @@ WITH durable AS MATERIALIZED (
 SELECT place, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true, NULL::bigint
   FROM granted
  UNION ALL
-SELECT a.place, false, l.locked_by::text, l.token, l.grant_id::text,
-       (extract(epoch FROM LEAST(GREATEST(l.expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
-       l.expires_at >= '9999-12-31 00:00:00+00',
-       l.granted_until IS NOT DISTINCT FROM l.expires_at,
-       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(l.acquired_at,
-        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
+SELECT a.place, false, ",
+    seen!(),
+    "
   FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM granted)";
+ WHERE a.place NOT IN (SELECT place FROM granted)"
+);
 
 /// Make the rows of locks that have none, granted at once; parameters as for [`ACQUIRE`]. Rows come
 /// back for those that were granted.
@@ -339,7 +371,8 @@ async fn insert(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal>
 /// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
 /// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
 /// would be given away while its holder trusts it.
-const RENEW: &str = "
+const RENEW: &str = concat!(
+    "
 WITH durable AS MATERIALIZED (
     SELECT CASE current_setting('synchronous_commit')
            WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
@@ -369,14 +402,12 @@ SELECT place, true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boole
        NULL::bigint
   FROM renewed
  UNION ALL
-SELECT a.place, false, l.locked_by::text, l.token, l.grant_id::text,
-       (extract(epoch FROM LEAST(GREATEST(l.expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
-       l.expires_at >= '9999-12-31 00:00:00+00',
-       l.granted_until IS NOT DISTINCT FROM l.expires_at,
-       NULL::bigint
+SELECT a.place, false, ",
+    seen!(),
+    "
   FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM renewed)";
+ WHERE a.place NOT IN (SELECT place FROM renewed)"
+);
 
 async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, Refusal> {
     if grants.is_empty() {
@@ -531,7 +562,8 @@ async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, R
 ///
 /// The holder stays in the row and the token goes up: that is how the holder learns that it was
 /// freed by force and not taken over. A row of 0.5 gets its first token here as well.
-const FORCE: &str = "
+const FORCE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
            CASE current_setting('synchronous_commit')
@@ -548,20 +580,17 @@ WITH picked AS MATERIALIZED (
       FROM picked p
      WHERE l.id = p.id
 )
-SELECT freed, locked_by::text, token, grant_id::text,
-       (extract(epoch FROM LEAST(expires_at, '9999-12-31 00:00:00+00') - clock_timestamp())
-        * 1000000)::bigint,
-       expires_at >= '9999-12-31 00:00:00+00',
-       granted_until IS NOT DISTINCT FROM expires_at,
-       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
-        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint
+SELECT freed, ",
+    seen!(),
+    "
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
         SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM {table}
          WHERE name = $1 AND expires_at > clock_timestamp()
-           AND NOT EXISTS (SELECT FROM picked)) found";
+           AND NOT EXISTS (SELECT FROM picked)) l"
+);
 
 async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
     let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
@@ -573,44 +602,34 @@ async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
     })
 }
 
-/// Read the locks of these names: `$1`. Locks nothing.
-const READ: &str = "
-SELECT name::text, locked_by::text, token, grant_id::text,
-       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
-       expires_at >= '9999-12-31 00:00:00+00',
-       granted_until IS NOT DISTINCT FROM expires_at,
-       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
-        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(acquired_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(renewed_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
+macro_rules! info {
+    ($rest:literal) => {
+        concat!(
+            "
+SELECT name::text, ",
+            seen!(),
+            ",
+       ",
+            micros!("acquired_at", "acquired_at"),
+            ",
+       ",
+            micros!("renewed_at", "renewed_at"),
+            ",
+       ",
+            micros!("expires_at", "expires_at"),
+            ",
        metadata::text
-  FROM {table}
- WHERE name = ANY ($1)
- ORDER BY name COLLATE \"C\"";
+  FROM {table} l",
+            $rest
+        )
+    };
+}
+
+/// Read the locks of these names: `$1`. Locks nothing.
+const READ: &str = info!(" WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"");
 
 /// The same for all.
-const READ_ALL: &str = "
-SELECT name::text, locked_by::text, token, grant_id::text,
-       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00') - clock_timestamp()) * 1000000)::bigint,
-       expires_at >= '9999-12-31 00:00:00+00',
-       granted_until IS NOT DISTINCT FROM expires_at,
-       (extract(epoch FROM clock_timestamp() - LEAST(GREATEST(acquired_at,
-        '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(acquired_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(renewed_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       (extract(epoch FROM LEAST(GREATEST(expires_at, '1970-01-01 00:00:00+00'),
-        '9999-12-31 00:00:00+00')) * 1000000)::bigint,
-       metadata::text
-  FROM {table}
- ORDER BY name COLLATE \"C\"";
+const READ_ALL: &str = info!(" ORDER BY name COLLATE \"C\"");
 
 async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, Refusal> {
     let rows = match names {
