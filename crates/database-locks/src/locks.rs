@@ -76,7 +76,7 @@ impl Locks {
     /// | URL | engine |
     /// | --- | --- |
     /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
-    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.1, MariaDB 10.6 and later |
+    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
     /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
     /// | `memory:`, `memory:name` | this process |
     ///

@@ -22,9 +22,9 @@ use std::time::Duration;
 use mysql_async::{Params, Row, Value, from_value_opt, params};
 use serde_json::json;
 
-use super::rows::{Seen, judge};
+use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to, url,
 };
 use crate::error::Error;
@@ -127,6 +127,19 @@ impl Store for Mysql {
                 };
                 Ok(rows.into_iter().map(Seen::into_info).collect())
             })
+        }))
+    }
+
+    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+        let what = what.clone();
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.take_up(&what).await })
+        }))
+    }
+
+    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+        Box::pin(self.rest.call(within, move |session| {
+            Box::pin(async move { session.prune(idle, unknown).await })
         }))
     }
 
@@ -335,6 +348,54 @@ impl Session {
             });
         }
         Ok(())
+    }
+
+    /// Put another grant in the place of one that is still held. That the second may stand there
+    /// already is for a request that is made again, since its reply was lost.
+    const TAKE_UP: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                   AND expires_at > UTC_TIMESTAMP(6) AND granted_until = expires_at
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
+               l.expires_at = GREATEST(l.expires_at,
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
+               l.granted_until = GREATEST(l.expires_at,
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
+               l.renewed_at = UTC_TIMESTAMP(6)";
+
+    async fn take_up(&mut self, what: &TakeUp) -> Result<Renewal, StoreError> {
+        let to = &what.to;
+        let params = params! {
+            "name" => to.name.as_str(), "token" => what.token.get(),
+            "from" => what.from.as_str(), "grant" => to.grant.as_str(),
+            "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
+        };
+        match unless_contended(self.execute(Self::TAKE_UP, params).await)? {
+            None => return Ok(Renewal::Busy),
+            Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),
+            Some(_) => {}
+        }
+        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        Ok(judge_ticket(what, rows.first()))
+    }
+
+    /// Delete what nobody has had for so long. A row whose `granted_until` is set while `expires_at`
+    /// is null was freed by 0.5, at a time that it does not tell.
+    const PRUNE: &str = "
+        DELETE l FROM (SELECT id FROM {table}
+                        WHERE expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
+                           OR (expires_at IS NULL AND granted_until IS NULL
+                               AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
+                           OR (expires_at IS NULL AND :unknown
+                               AND (granted_until IS NOT NULL OR renewed_at IS NULL))
+                        LIMIT 500 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
+
+    async fn prune(&mut self, idle: Duration, unknown: bool) -> Result<u64, StoreError> {
+        let params = params! { "idle" => micros(idle), "unknown" => unknown };
+        Ok(self.execute(Self::PRUNE, params).await?.rows)
     }
 
     /// Free what is still held by exactly this grant, with any token where it is not known.
