@@ -17,6 +17,8 @@ use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
 
 mod backoff;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod hosts;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -26,6 +28,7 @@ mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
+mod tls;
 mod url;
 
 pub use table::Table;

@@ -60,7 +60,7 @@ impl fmt::Debug for Mysql {
 
 impl Mysql {
     pub(super) fn new(server: &url::Server, table: &Table) -> Result<Self, Error> {
-        let server = Arc::new(Server::new(server, table));
+        let server = Arc::new(Server::new(server, table)?);
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
         Ok(Self {
@@ -155,7 +155,7 @@ impl Store for Mysql {
         let work = async move { Session::open(&self.server).await?.install().await };
         Box::pin(async move {
             let done = keep_to(within, work, || ()).await;
-            done.map_err(|failure| place(&self.server.at, failure))
+            done.map_err(|failure| place(&self.server, failure))
         })
     }
 }

@@ -20,6 +20,7 @@
 
 mod connection;
 mod refusal;
+mod tls;
 
 use std::time::Duration;
 
@@ -85,7 +86,7 @@ impl Postgres {
     pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
         let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         Ok(Self {
-            link: Link::new(server, texts)?,
+            link: Link::new(server, table, texts)?,
             install: table.fill(INSTALL),
         })
     }
