@@ -129,6 +129,8 @@ pub enum LostReason {
     Unreachable,
     /// The database forgot this grant: it was replaced by a server that lacks commits.
     Failover,
+    /// This is a forked child: it is the parent that holds the lock.
+    Forked,
 }
 
 impl fmt::Display for LostReason {
@@ -141,6 +143,7 @@ impl fmt::Display for LostReason {
             Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
+            Self::Forked => "held by the process that forked this one",
             Self::Failover => "the database forgot the grant (failover)",
         })
     }

@@ -129,7 +129,7 @@ impl Lock {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
-            None => Arc::clone(&self.locks.inner().holder),
+            None => Arc::clone(&self.locks.inner()?.holder),
         };
         Ok(Want {
             name: LockName::new(&self.name)?,
@@ -153,7 +153,7 @@ impl Lock {
     /// in the background, and at the latest runs out after 30 s.
     pub async fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
         let want = self.want(Some(Duration::ZERO), None)?;
-        acquire(Arc::clone(self.locks.inner()), want).await
+        acquire(self.locks.inner()?, want).await
     }
 
     /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
@@ -172,7 +172,7 @@ impl Lock {
     pub async fn acquire(&self) -> Result<LockGuard, Error> {
         let want = self.want(self.wait, None)?;
         let name = want.name.clone();
-        let inner = Arc::clone(self.locks.inner());
+        let inner = self.locks.inner()?;
         if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
             return Ok(guard);
         }
@@ -207,7 +207,7 @@ impl Lock {
                 format!("one for `{}`", want.name),
             ));
         }
-        take_up(Arc::clone(self.locks.inner()), want, ticket.clone()).await
+        take_up(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
