@@ -22,6 +22,8 @@ mod memory;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod protocol;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;

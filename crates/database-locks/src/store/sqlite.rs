@@ -131,8 +131,17 @@ const FORCE: &str = "
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// For `docs/protocol.md`, which a test compares with these.
-pub(super) const STATEMENTS: &[&str] = &[LOOK, ACQUIRE, RENEW, TAKE_UP, RELEASE, FORCE, PRUNE];
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("read", LOOK),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release", RELEASE),
+    ("release by force", FORCE),
+    ("prune", PRUNE),
+];
 
 /// The statements with the table's name in them.
 #[derive(Clone)]
