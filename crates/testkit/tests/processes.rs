@@ -1,4 +1,5 @@
 //! Real processes that take locks, and are killed and frozen.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::fs;
 use std::process::Command;

@@ -108,11 +108,7 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     let ttl = Duration::from_secs(2);
     let guard = locks.lock(name).ttl(ttl).acquire()?;
     // SAFETY: what the child does here, allocation and threads of its own, glibc allows after a fork.
-    #[allow(
-        unsafe_code,
-        reason = "a child that goes on without exec is what is tested"
-    )]
-    let pid = unsafe { libc::fork() };
+    let pid = split();
     if pid == 0 {
         say(&format!("child: is_held {}", guard.is_held()));
         say(&format!("child: {}", guard.check().expect_err("not ours")));
@@ -138,4 +134,14 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     guard.release()?;
     say("parent: released");
     Ok(())
+}
+
+/// Fork: 0 in the child.
+#[allow(
+    unsafe_code,
+    reason = "a child that goes on without exec is what is tested"
+)]
+fn split() -> i32 {
+    // SAFETY: what the child does, allocation and threads of its own, glibc allows after a fork.
+    unsafe { libc::fork() }
 }
