@@ -40,6 +40,15 @@ pub enum Error {
         /// Why.
         reason: LostReason,
     },
+    /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
+    #[error("could not {op}: somebody else was in the way")]
+    HeldOff {
+        /// What was tried.
+        op: String,
+        /// What stood in the way.
+        #[source]
+        source: BoxError,
+    },
     /// The database did not answer, or not in time. Trying again may work.
     #[error("the database could not be reached to {op}")]
     Unavailable {

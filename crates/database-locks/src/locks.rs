@@ -99,7 +99,8 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::Unavailable`].
+    /// [`Error::Rejected`] without the right to create tables; [`Error::HeldOff`] where somebody has
+    /// the table locked for 30 s; [`Error::Unavailable`].
     pub async fn migrate(&self) -> Result<(), Error> {
         let inner = self.inner()?;
         runtime::run(async move {
@@ -146,8 +147,8 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where its row stays locked for 2 s (a fenced transaction may be open),
-    /// or nobody answers; [`Error::Config`] for a bad name; [`Error::Rejected`].
+    /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
+    /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
         let (inner, name) = (self.inner()?, LockName::new(name)?);
         runtime::run(async move {

@@ -257,9 +257,8 @@ impl StoreError {
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {
-            Self::Contention(source) | Self::Unavailable(source) => {
-                Error::Unavailable { op, source }
-            }
+            Self::Contention(source) => Error::HeldOff { op, source },
+            Self::Unavailable(source) => Error::Unavailable { op, source },
             Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
         }
     }
