@@ -142,6 +142,23 @@ pub enum LostReason {
     Forked,
 }
 
+impl LostReason {
+    /// One word, as a label and in logs.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::TakenOver => "taken_over",
+            Self::Forced => "forced",
+            Self::Released => "released",
+            Self::TakenUp => "taken_up",
+            Self::RowGone => "row_gone",
+            Self::Unreachable => "unreachable",
+            Self::Failover => "failover",
+            Self::Forked => "forked",
+        }
+    }
+}
+
 impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

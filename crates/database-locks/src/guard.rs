@@ -12,9 +12,9 @@ use crate::info::LockState;
 use crate::inner::Inner;
 use crate::name::LockName;
 use crate::release::give_back;
-use crate::renew::{Held, Status};
+use crate::renew::{Held, Status, ms};
 use crate::runtime;
-use crate::store::{Released, Renewal, Return, StoreError};
+use crate::store::{Grant, Released, Renewal, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -239,6 +239,19 @@ impl LockGuard {
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
         self.held.released();
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.held.grant;
+        tracing::debug!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            lock.held_ms = ms(self.held.held_for()),
+            "lock handed over"
+        );
         Ok(self.ticket())
     }
 
@@ -309,7 +322,8 @@ impl LockGuard {
             Status::Lost(_) | Status::Released => false,
         };
         let what = Return::of(&self.held.grant, self.ttl);
-        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl))
+        let held_for = Some(self.held.held_for());
+        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl, held_for))
     }
 }
 

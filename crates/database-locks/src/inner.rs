@@ -8,15 +8,16 @@ use tokio::sync::watch;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
+use crate::metrics;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Store, Table};
+use crate::store::{self, Observed, Table};
 use crate::turns::Turns;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Observed,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
     /// Cloned by whoever releases in the background.
@@ -27,10 +28,11 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(crate) fn new(store: Arc<dyn Store>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
+        metrics::describe();
         let (all_done, pending) = watch::channel(());
         Ok(Arc::new(Self {
-            scheduler: Scheduler::start(Arc::clone(&store), runtime::handle()?),
+            scheduler: Scheduler::start(store.clone(), runtime::handle()?),
             store,
             turns: Turns::default(),
             pending,
@@ -83,7 +85,10 @@ impl Place {
 
     /// A forked child connects for itself: it must not use its parent's connection.
     pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
-        let make = || Inner::new(store::open(&self.url, &self.table)?);
+        let make = || {
+            let store = store::open(&self.url, &self.table)?;
+            Inner::new(Observed::new(store, &self.url))
+        };
         self.inner.get_or_try_init(make)
     }
 }

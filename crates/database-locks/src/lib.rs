@@ -55,6 +55,7 @@ mod inner;
 mod lease;
 mod lock;
 mod locks;
+mod metrics;
 mod name;
 mod release;
 mod renew;
@@ -78,6 +79,11 @@ pub use name::LockName;
 pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
+
+/// The guide's examples are compiled, and those with a `main` are run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust.md")]
+struct Guide;
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.
 #[cfg(feature = "__seam")]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tracing::Instrument;
 
 use crate::acquire::{Want, acquire};
 use crate::error::Error;
@@ -235,7 +236,14 @@ impl Lock {
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Error> {
         let guard = self.acquire().await?;
         let stopped = {
-            let (lost, work) = (guard.lost(), std::pin::pin!(work));
+            // Whatever the work logs says under which lock, and which grant of it.
+            let span = tracing::debug_span!(
+                "locked",
+                lock.name = guard.name().as_str(),
+                lock.token = guard.token().get(),
+                lock.holder = guard.holder()
+            );
+            let (lost, work) = (guard.lost(), std::pin::pin!(work.instrument(span)));
             tokio::select! {
                 biased;
                 reason = lost => Err(reason),

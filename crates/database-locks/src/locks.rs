@@ -16,6 +16,7 @@ use crate::store::{Force, StoreError};
 use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
+use crate::token::Token;
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
@@ -161,12 +162,22 @@ impl Locks {
                     )),
                 }
             });
-            let from = forced.await.map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            let from = forced
+                .await
+                .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
             inner.turns.ring(&name);
             if let Some(from) = &from {
-                tracing::warn!(lock.name = %name, "lock released by force, held by {:?}", from.holder);
+                tracing::warn!(
+                    lock.name = name.as_str(),
+                    lock.token = from.token.map(Token::get),
+                    lock.holder = from.holder.as_deref(),
+                    "lock released by force"
+                );
             }
-            Ok(from.map(|from| Freed { holder: from.holder, held_for: from.held_for }))
+            Ok(from.map(|from| Freed {
+                holder: from.holder,
+                held_for: from.held_for,
+            }))
         })
         .await
     }

@@ -12,6 +12,7 @@ use crate::info::LockInfo;
 use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::locks::again;
+use crate::metrics;
 use crate::release::give_back;
 use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
 use crate::ticket::Ticket;
@@ -52,6 +53,15 @@ pub(crate) async fn take_up(
         };
         let lease = Lease::granted(want.timing, sent, to.length);
         let begun = begin(&inner, grant, lease).await;
+        if let Ok(guard) = &begun {
+            metrics::taken_up(inner.store.engine());
+            tracing::debug!(
+                lock.name = guard.name().as_str(),
+                lock.token = guard.token().get(),
+                lock.holder = guard.holder(),
+                "lock taken up"
+            );
+        }
         begun.map_err(|reason| Error::Lost {
             name: to.name.clone(),
             reason,
@@ -105,6 +115,7 @@ impl Drop for Unsettled<'_> {
             Arc::clone(&self.inner),
             what,
             Ttl::Lasting(MAX_FIRST_GRANT),
+            None,
         ));
     }
 }

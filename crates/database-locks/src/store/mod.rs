@@ -20,6 +20,7 @@ mod backoff;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod observed;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
@@ -30,6 +31,7 @@ mod sqlite;
 mod table;
 mod url;
 
+pub(crate) use observed::Observed;
 pub use table::Table;
 
 /// A reply that is under way.
