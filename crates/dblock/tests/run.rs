@@ -288,7 +288,7 @@ fn a_database_that_is_not_there_is_69_and_a_bad_url_is_2() {
     assert!(
         run(unreachable)
             .refused(69)
-            .contains("could not be reached")
+            .contains("cannot be reached")
     );
     for bad in [
         "",
