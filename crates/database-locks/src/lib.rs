@@ -47,9 +47,11 @@ mod acquire;
 pub mod blocking;
 mod clock;
 mod error;
+mod fork;
 mod guard;
 mod holder;
 mod info;
+mod inner;
 mod lease;
 mod lock;
 mod locks;
@@ -59,6 +61,8 @@ mod renew;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
+mod take_up;
+mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
@@ -71,6 +75,7 @@ pub use info::{LockInfo, LockState};
 pub use lock::Lock;
 pub use locks::{Freed, Locks};
 pub use name::LockName;
+pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
 
