@@ -120,6 +120,46 @@ impl Lock {
     pub fn acquire(&self) -> Result<LockGuard, Error> {
         block_on(self.0.acquire()).map(|guard| LockGuard(Some(guard)))
     }
+
+    /// Run `work` while holding the lock.
+    ///
+    /// Unlike the future of [`crate::Lock::run`] it cannot be stopped: if the lock is lost meanwhile
+    /// it runs to its end, and then what it answered is dropped and the loss is returned. Work that
+    /// is long, or does harm without the lock, takes a [`LockGuard`] and asks it.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Lock::acquire`], before `work` has begun; [`Error::Lost`] after it has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where `work` does; the lock is released first.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let sum = locks.lock("report").run(|| 1 + 1)?;
+    /// assert_eq!(sum, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let guard = self.acquire()?;
+        let output = work();
+        match guard.release() {
+            Err(lost @ Error::Lost { .. }) => Err(lost),
+            // The work has ended while it was held; that it could not be released changes nothing
+            // about it, and the attempt goes on in the background.
+            Ok(()) | Err(_) => Ok(output),
+        }
+    }
+}
+
+impl From<crate::Lock> for Lock {
+    fn from(lock: crate::Lock) -> Self {
+        Self(lock)
+    }
 }
 
 /// A held lock. Dropping it releases the lock and waits for that, for 5 s at most.
