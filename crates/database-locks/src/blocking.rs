@@ -39,6 +39,16 @@ impl Locks {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
     }
 
+    /// See [`crate::Locks::set_default`]: both faces have the same default.
+    pub fn set_default(locks: Self) {
+        crate::Locks::set_default(locks.0);
+    }
+
+    /// See [`crate::Locks::get_default`].
+    pub fn get_default() -> Result<Self, Error> {
+        block_on(crate::Locks::get_default()).map(Self)
+    }
+
     /// See [`crate::Locks::lock`].
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock(self.0.lock(name))
@@ -67,6 +77,18 @@ impl Locks {
     /// See [`crate::Locks::drain`].
     pub fn drain(&self) {
         block_on(self.0.drain());
+    }
+}
+
+impl From<crate::Locks> for Locks {
+    fn from(locks: crate::Locks) -> Self {
+        Self(locks)
+    }
+}
+
+impl AsRef<crate::Locks> for Locks {
+    fn as_ref(&self) -> &crate::Locks {
+        &self.0
     }
 }
 

@@ -46,6 +46,7 @@
 mod acquire;
 pub mod blocking;
 mod clock;
+mod default;
 mod error;
 mod guard;
 mod holder;
