@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
+use crate::inner::Inner;
 use crate::lease::Lease;
-use crate::locks::Inner;
 use crate::name::LockName;
 use crate::release::give_back;
 use crate::renew::{Held, Status};
@@ -279,38 +279,47 @@ impl<'a> Attempt<'a> {
         Ok(outcome)
     }
 
-    /// It is ours. Of a long lease, wait until the database has confirmed all of it.
+    /// It is ours: from here on it is the guard that gives it back.
     async fn granted(&mut self, token: Token, length: Duration) -> Result<LockGuard, LostReason> {
-        let lease = Lease::granted(self.want.timing, self.sent, length);
+        self.unsettled = false;
         let grant = Grant {
             name: self.want.name.clone(),
             token,
             id: self.asks[0].grant,
             holder: Arc::clone(&self.want.holder),
         };
-        let held = Held::new(grant, &lease);
-        // From here on it is the guard that gives it back.
-        self.unsettled = false;
-        let guard = LockGuard::new(
-            Arc::clone(self.inner),
-            Arc::clone(&held),
-            self.want.timing.ttl(),
-        );
-        self.inner.scheduler.add(lease, Arc::clone(&held));
-        let mut status = held.watch();
-        let settled = status
-            .wait_for(|status| !matches!(status, Status::Held(None)))
-            .await
-            .map_or(Status::Released, |status| *status);
-        match settled {
-            Status::Lost(reason) => Err(reason),
-            Status::Held(_) | Status::Released => {
-                tracing::debug!(
-                    lock.name = %self.want.name, lock.token = %token,
-                    lock.holder = %self.want.holder, "lock acquired"
-                );
-                Ok(guard)
-            }
+        let lease = Lease::granted(self.want.timing, self.sent, length);
+        begin(self.inner, grant, lease).await
+    }
+}
+
+/// Keep a grant alive from now on. Of a long lease, wait until the database has confirmed all of it.
+pub(crate) async fn begin(
+    inner: &Arc<Inner>,
+    grant: Grant,
+    lease: Lease,
+) -> Result<LockGuard, LostReason> {
+    let held = Held::new(grant, &lease);
+    let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
+    inner.scheduler.add(lease, Arc::clone(&held));
+    let settled = held
+        .watch()
+        .wait_for(|status| !matches!(status, Status::Held(None)))
+        .await
+        .map_or(Status::Released, |status| *status);
+    match settled {
+        Status::Lost(reason) => Err(reason),
+        Status::Held(_) | Status::Released => {
+            let Grant {
+                name,
+                token,
+                holder,
+                ..
+            } = &held.grant;
+            tracing::debug!(
+                lock.name = %name, lock.token = %token, lock.holder = %holder, "lock acquired"
+            );
+            Ok(guard)
         }
     }
 }

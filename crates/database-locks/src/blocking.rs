@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::error::{Error, LostReason};
 use crate::info::LockInfo;
 use crate::locks::Freed;
+use crate::ticket::Ticket;
 use crate::timing::Ttl;
 
 /// [`crate::Locks`] without async.
@@ -72,6 +73,26 @@ impl Locks {
     /// See [`crate::Locks::force_release`].
     pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
         block_on(self.0.force_release(name))
+    }
+
+    /// See [`crate::Locks::take_up`].
+    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
+    }
+
+    /// See [`crate::Locks::renew`].
+    pub fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        block_on(self.0.renew(ticket, ttl))
+    }
+
+    /// See [`crate::Locks::release`].
+    pub fn release(&self, ticket: &Ticket) -> Result<(), Error> {
+        block_on(self.0.release(ticket))
+    }
+
+    /// See [`crate::Locks::prune`].
+    pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+        block_on(self.0.prune(idle, unknown))
     }
 
     /// See [`crate::Locks::drain`].
@@ -136,6 +157,11 @@ impl Lock {
     /// See [`crate::Lock::try_acquire`].
     pub fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
         Ok(block_on(self.0.try_acquire())?.map(|guard| LockGuard(Some(guard))))
+    }
+
+    /// See [`crate::Lock::take_up`].
+    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Lock::acquire`].
@@ -207,6 +233,18 @@ impl LockGuard {
     /// Wait until it is lost; see [`crate::LockGuard::lost`].
     pub fn wait_lost(&self) -> LostReason {
         block_on(self.lost())
+    }
+
+    /// See [`crate::LockGuard::hand_over`].
+    #[allow(
+        clippy::expect_used,
+        reason = "only `release`, `hand_over` and `drop` take it"
+    )]
+    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+        self.0
+            .take()
+            .expect("a guard that was not released")
+            .hand_over()
     }
 
     /// See [`crate::LockGuard::release`].

@@ -121,12 +121,16 @@ pub enum LostReason {
     Forced,
     /// Somebody who had its ticket released it.
     Released,
+    /// Somebody who had its ticket went on with it.
+    TakenUp,
     /// The row was deleted.
     RowGone,
     /// The database could not be reached until the lease ran out.
     Unreachable,
     /// The database forgot this grant: it was replaced by a server that lacks commits.
     Failover,
+    /// This is a forked child: it is the parent that holds the lock.
+    Forked,
 }
 
 impl fmt::Display for LostReason {
@@ -136,8 +140,10 @@ impl fmt::Display for LostReason {
             Self::TakenOver => "taken over by another holder",
             Self::Forced => "released by force",
             Self::Released => "released with its ticket",
+            Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
+            Self::Forked => "held by the process that forked this one",
             Self::Failover => "the database forgot the grant (failover)",
         })
     }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
+use crate::token::GrantId;
 
 /// The most that the column `metadata` is given, so that a list of locks stays quick to read.
 const MAX_METADATA_BYTES: usize = 4096;
@@ -48,9 +49,9 @@ pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
     }
 }
 
-/// What the holder says of itself: program, host, pid and version, and the caller's own keys under
-/// `meta`. Of the command line only the program's name: arguments may hold passwords.
-pub(crate) fn metadata(own: &Map<String, Value>) -> Result<String, Error> {
+/// What the holder says of itself: program, host, pid and version, the grant that it was handed if
+/// there was one, and the caller's own keys under `meta`. Of the command line only the program's name: arguments may hold passwords.
+pub(crate) fn metadata(own: &Map<String, Value>, from: Option<GrantId>) -> Result<String, Error> {
     static PROGRAM: OnceLock<String> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
         let first = std::env::args_os().next().unwrap_or_default();
@@ -63,6 +64,9 @@ pub(crate) fn metadata(own: &Map<String, Value>) -> Result<String, Error> {
         "pid": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
     });
+    if let Some(from) = from {
+        all["from"] = from.as_str().into();
+    }
     if !own.is_empty() {
         all["meta"] = Value::Object(own.clone());
     }
@@ -98,7 +102,7 @@ mod tests {
     #[test]
     fn metadata_keeps_the_callers_keys_apart_from_ours() {
         let own = Map::from_iter([("program".to_owned(), json!("theirs"))]);
-        let all: Value = serde_json::from_str(&metadata(&own).unwrap()).unwrap();
+        let all: Value = serde_json::from_str(&metadata(&own, None).unwrap()).unwrap();
         assert_eq!(all["meta"]["program"], "theirs");
         assert_eq!(all["pid"], std::process::id());
     }
@@ -106,6 +110,11 @@ mod tests {
     #[test]
     fn metadata_of_more_than_4_kib_is_refused() {
         let own = Map::from_iter([("why".to_owned(), json!("x".repeat(5000)))]);
-        assert!(metadata(&own).unwrap_err().to_string().contains("4096"));
+        assert!(
+            metadata(&own, None)
+                .unwrap_err()
+                .to_string()
+                .contains("4096")
+        );
     }
 }

@@ -53,9 +53,11 @@ pub mod blocking;
 mod clock;
 mod default;
 mod error;
+mod fork;
 mod guard;
 mod holder;
 mod info;
+mod inner;
 mod lease;
 mod lock;
 #[cfg(feature = "macros")]
@@ -67,6 +69,8 @@ mod renew;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
+mod take_up;
+mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
@@ -81,6 +85,7 @@ pub use lock::Lock;
 pub use locked::locked;
 pub use locks::{Freed, Locks};
 pub use name::LockName;
+pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
 

@@ -12,7 +12,10 @@ use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
 use crate::name::LockName;
+use crate::take_up::take_up;
+use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
+use crate::token::GrantId;
 
 /// What a ttl is unless given.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
@@ -120,18 +123,18 @@ impl Lock {
         self
     }
 
-    fn want(&self, wait: Option<Duration>) -> Result<Want, Error> {
+    fn want(&self, wait: Option<Duration>, from: Option<GrantId>) -> Result<Want, Error> {
         let holder = match &self.holder {
             Some(holder) => {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
-            None => Arc::clone(&self.locks.inner().holder),
+            None => Arc::clone(&self.locks.inner()?.holder),
         };
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
-            metadata: metadata(&self.metadata)?.into(),
+            metadata: metadata(&self.metadata, from)?.into(),
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
         })
@@ -149,8 +152,8 @@ impl Lock {
     /// Dropped at any point, it leaves nothing held: a grant that was made meanwhile is given back
     /// in the background, and at the latest runs out after 30 s.
     pub async fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
-        let want = self.want(Some(Duration::ZERO))?;
-        acquire(Arc::clone(self.locks.inner()), want).await
+        let want = self.want(Some(Duration::ZERO), None)?;
+        acquire(self.locks.inner()?, want).await
     }
 
     /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
@@ -167,9 +170,9 @@ impl Lock {
     ///
     /// As [`Lock::try_acquire`]; its place in line is lost.
     pub async fn acquire(&self) -> Result<LockGuard, Error> {
-        let want = self.want(self.wait)?;
+        let want = self.want(self.wait, None)?;
         let name = want.name.clone();
-        let inner = Arc::clone(self.locks.inner());
+        let inner = self.locks.inner()?;
         if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
             return Ok(guard);
         }
@@ -182,6 +185,29 @@ impl Lock {
             holder,
             held_for,
         })
+    }
+
+    /// Go on with a lock that was handed over, under the settings of this one. See
+    /// [`Locks::take_up`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Locks::take_up`], and [`Error::Config`] where the ticket is one for another lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it leaves the lock held by the ticket, or gives it back in the background.
+    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        let want = self.want(None, Some(ticket.grant))?;
+        if want.name != ticket.name {
+            let got = format!("one for lock `{}`", ticket.name);
+            return Err(Error::config(
+                "ticket",
+                got,
+                format!("one for `{}`", want.name),
+            ));
+        }
+        take_up(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.

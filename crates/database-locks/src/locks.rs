@@ -4,42 +4,23 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::acquire::PATIENCE;
 use crate::error::Error;
-use crate::holder::default_holder;
+use crate::guard::LockGuard;
 use crate::info::LockInfo;
+use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
-use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Force, Store, StoreError, Table};
-use crate::turns::Turns;
+use crate::store::{Force, StoreError};
+use crate::take_up::{ByTicket, by_ticket};
+use crate::ticket::Ticket;
+use crate::timing::{Renewing, Timing, Ttl};
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a release by force goes on trying where the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What guards and background work share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) scheduler: Arc<Scheduler>,
-    pub(crate) turns: Turns,
-    /// Cloned by whoever releases in the background.
-    pub(crate) pending: watch::Receiver<()>,
-    all_done: watch::Sender<()>,
-    /// `locked_by` unless a lock is given another.
-    pub(crate) holder: Arc<str>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.scheduler.close();
-    }
-}
 
 /// The locks of one table of one database. Cheap to clone: clones share one connection, one
 /// scheduler and one line of waiters for each lock.
@@ -57,13 +38,11 @@ impl Drop for Inner {
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Locks(Arc<Inner>);
+pub struct Locks(Arc<Place>);
 
 impl fmt::Debug for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Locks")
-            .field("store", &self.0.store)
-            .finish_non_exhaustive()
+        self.0.fmt(f)
     }
 }
 
@@ -73,7 +52,7 @@ impl Locks {
     /// | URL | engine |
     /// | --- | --- |
     /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
-    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.1, MariaDB 10.6 and later |
+    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
     /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
     /// | `memory:`, `memory:name` | this process |
     ///
@@ -100,25 +79,14 @@ impl Locks {
     ///
     /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
     pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let table = table.map_or_else(|| Ok(Table::default()), Table::new)?;
-        let store = store::open(url.as_ref(), &table)?;
+        let locks = Self(Arc::new(Place::new(url.as_ref(), table)?));
+        let inner = locks.inner()?;
         runtime::run(async move {
-            let connected = store.connect(PATIENCE).await;
-            connected.map_err(|e| e.into_error("connect"))?;
-            let (all_done, pending) = watch::channel(());
-            let scheduler = Scheduler::start(Arc::clone(&store));
-            let holder = default_holder().into();
-            let turns = Turns::default();
-            Ok(Self(Arc::new(Inner {
-                store,
-                scheduler,
-                turns,
-                pending,
-                all_done,
-                holder,
-            })))
+            let connected = inner.store.connect(PATIENCE).await;
+            connected.map_err(|e| e.into_error("connect"))
         })
-        .await
+        .await?;
+        Ok(locks)
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -133,7 +101,7 @@ impl Locks {
     ///
     /// [`Error::Rejected`] without the right to create tables; [`Error::Unavailable`].
     pub async fn migrate(&self) -> Result<(), Error> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.inner()?;
         runtime::run(async move {
             again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
@@ -162,7 +130,7 @@ impl Locks {
     }
 
     async fn read(&self, names: Option<Vec<LockName>>) -> Result<Vec<LockInfo>, Error> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.inner()?;
         runtime::run(async move {
             again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE))
                 .await
@@ -181,7 +149,7 @@ impl Locks {
     /// [`Error::Unavailable`] where its row stays locked for 2 s (a fenced transaction may be open),
     /// or nobody answers; [`Error::Config`] for a bad name; [`Error::Rejected`].
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
-        let (inner, name) = (Arc::clone(&self.0), LockName::new(name)?);
+        let (inner, name) = (self.inner()?, LockName::new(name)?);
         runtime::run(async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
@@ -202,17 +170,86 @@ impl Locks {
         .await
     }
 
+    /// Go on with a lock that was handed over: the same token, a new grant.
+    ///
+    /// What its giver, or a second taker, still sends changes nothing. Settings: see
+    /// [`Lock::take_up`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead: taken up already, released, or expired;
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use database_locks::Locks;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("report").acquire().await?.hand_over()?;
+    /// // … somewhere else …
+    /// let guard = locks.take_up(&ticket).await?;
+    /// assert_eq!(guard.token(), ticket.token());
+    /// assert!(locks.take_up(&ticket).await.is_err(), "only once");
+    /// # Ok(()) }
+    /// ```
+    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        self.lock(ticket.name().as_str()).take_up(ticket).await
+    }
+
+    /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    pub async fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        let ttl = Timing::new(ttl.into(), Renewing::Never, None)?.ttl();
+        by_ticket(self.inner()?, ticket.clone(), ByTicket::Renew(ttl)).await
+    }
+
+    /// Release a lock that was handed over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
+    pub async fn release(&self, ticket: &Ticket) -> Result<(), Error> {
+        by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
+    }
+
+    /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
+    ///
+    /// Tokens go on growing if such a lock is used again. Rows of `django-database-locks` 0.5 do not
+    /// say when they were free last; they are deleted only where `unknown` is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+        let inner = self.inner()?;
+        runtime::run(async move {
+            let mut total = 0;
+            loop {
+                let batch = again(PATIENCE, || inner.store.prune(idle, unknown, PATIENCE)).await;
+                match batch.map_err(|e| e.into_error("delete what nobody has had for long"))? {
+                    0 => return Ok(total),
+                    n => total += n,
+                }
+            }
+        })
+        .await
+    }
+
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
     /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
     pub async fn drain(&self) {
-        // `closed` resolves when only our own receiver is left, hence the count.
-        while self.0.all_done.receiver_count() > 1 {
-            let inner = Arc::clone(&self.0);
-            let nap = async move {
+        let Ok(inner) = self.inner() else { return };
+        while inner.is_pending() {
+            let nap = async {
                 tokio::time::sleep(Duration::from_millis(2)).await;
-                drop(inner);
                 Ok(())
             };
             if runtime::run(nap).await.is_err() {
@@ -221,8 +258,8 @@ impl Locks {
         }
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.0
+    pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
+        self.0.inner().map(Arc::clone)
     }
 }
 
@@ -244,7 +281,7 @@ pub struct Freed {
 }
 
 /// Try again while it is only contention that stands in the way, for so long at most.
-async fn again<T, F: Future<Output = Result<T, StoreError>>>(
+pub(crate) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
     limit: Duration,
     work: impl Fn() -> F,
 ) -> Result<T, StoreError> {

@@ -68,6 +68,13 @@ impl GrantId {
         Ok(Self(digits))
     }
 
+    /// Read the 32 digits.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let digits: [u8; 32] = text.as_bytes().try_into().ok()?;
+        digits.iter().all(|b| hex(*b)).then_some(Self(digits))
+    }
+
     /// The 32 digits, as they stand in the column `grant_id`.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()

@@ -177,6 +177,10 @@ impl Child {
 /// Signals are held back meanwhile (see [`signals::hold_back`]). Our handlers would swallow in the
 /// new process what is for CMD, so they go first; then the terminal is ours to give; and last the
 /// mask is what it was: CMD never runs without what it needs, and misses nothing.
+#[allow(
+    unsafe_code,
+    reason = "only the new process can ask for its parent-death signal and take the terminal"
+)]
 fn prepare(
     wanted: &mut Command,
     mask: SigSet,
@@ -188,47 +192,31 @@ fn prepare(
     let terminal = gets.map(Terminal::handle).transpose()?;
     #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
     let parent = getpid();
-    let between = move || {
-        // If we are killed, CMD must not go on without its lock. Of what it started itself the
-        // kernel knows nothing.
-        #[cfg(target_os = "linux")]
-        {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-            if getppid() != parent {
-                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
-            }
-        }
-        for signal in signals::passed_on().chain([Signal::SIGCHLD]) {
-            let action = if ignored.contains(signal) {
-                &ignore
-            } else {
-                &as_usual
-            };
-            // SAFETY: it sets no handler that could be unsafe to run.
-            #[allow(
-                unsafe_code,
-                reason = "nix leaves it to its caller what a handler does"
-            )]
-            unsafe {
-                sigaction(signal, action)?;
-            }
-        }
-        if let Some(terminal) = &terminal {
-            // Where that is not possible, CMD gets it when it asks for it.
-            let _ = tcsetpgrp(terminal, getpid());
-        }
-        mask.thread_set_mask()?;
-        Ok(())
-    };
-    // SAFETY: `between` only makes system calls that are async-signal-safe (prctl, getppid,
-    // sigaction, getpid, ioctl, sigprocmask); it neither allocates nor takes a lock, which another
-    // thread may have held when this one was forked off.
-    #[allow(
-        unsafe_code,
-        reason = "only the child itself can ask for its parent-death signal"
-    )]
+    // SAFETY: between fork and exec only system calls are made that are async-signal-safe (prctl,
+    // getppid, sigaction, getpid, ioctl, sigprocmask); nothing allocates or takes a lock, which
+    // another thread may have held at the fork. `sigaction` sets no handler that could be unsafe.
     unsafe {
-        wanted.pre_exec(between);
+        wanted.pre_exec(move || {
+            // If we are killed, CMD must not go on without its lock. Of what it started itself the
+            // kernel knows nothing.
+            #[cfg(target_os = "linux")]
+            {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                if getppid() != parent {
+                    return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+                }
+            }
+            for signal in signals::passed_on().chain([Signal::SIGCHLD]) {
+                let ignored = ignored.contains(signal);
+                sigaction(signal, if ignored { &ignore } else { &as_usual })?;
+            }
+            if let Some(terminal) = &terminal {
+                // Where that is not possible, CMD gets it when it asks for it.
+                let _ = tcsetpgrp(terminal, getpid());
+            }
+            mask.thread_set_mask()?;
+            Ok(())
+        });
     }
     Ok(())
 }

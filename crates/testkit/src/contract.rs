@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Force, Grant, GrantId, Outcome, Released, Renewal, Return, Store, Table, open,
+    Ask, Force, Grant, GrantId, Outcome, Released, Renewal, Return, Store, Table, TakeUp, open,
 };
 use database_locks::{LockInfo, LockName, LockState, LostReason, Token, Ttl};
 
@@ -461,6 +461,114 @@ pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
     granted(&*store, "job", "other", LONG).await;
 }
 
+fn handed_to(grant: &Grant, holder: &str) -> TakeUp {
+    let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
+    let to = Ask {
+        metadata,
+        ..ask(grant.name.as_str(), holder, LONG)
+    };
+    TakeUp {
+        token: grant.token,
+        from: grant.id,
+        to,
+    }
+}
+
+async fn take_up(store: &dyn Store, what: &TakeUp) -> Renewal {
+    store.take_up(what, WITHIN).await.expect("an answer")
+}
+
+/// A lock that is taken up has the same token and another grant; its giver can do no more to it.
+pub async fn a_ticket_is_taken_up_once(bench: &Bench) {
+    let store = bench.ready().await;
+    let given = granted(&*store, "job", "giver", SHORT).await;
+    let (what, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
+    assert_eq!(take_up(&*store, &what).await, Renewal::Renewed);
+    assert_eq!(
+        take_up(&*bench.store(), &what).await,
+        Renewal::Renewed,
+        "its reply may be lost"
+    );
+    outlived(SHORT).await;
+
+    let row = info(&*store, "job").await.expect("a row");
+    assert_eq!(
+        (row.token, row.holder.as_deref()),
+        (given.token, Some("taker"))
+    );
+    assert_eq!(
+        take_up(&*store, &again).await,
+        Renewal::Lost(LostReason::TakenUp)
+    );
+    assert_eq!(
+        renew(&*store, &given, LONG).await,
+        Renewal::Lost(LostReason::TakenUp)
+    );
+    assert_eq!(release(&*store, &given).await, Released::NotOurs);
+    let taken = Grant {
+        id: what.to.grant,
+        holder: "taker".into(),
+        ..given
+    };
+    assert_eq!(renew(&*store, &taken, LONG).await, Renewal::Renewed);
+    assert_eq!(release(&*store, &taken).await, Released::Freed);
+    assert_eq!(
+        take_up(&*store, &again).await,
+        Renewal::Lost(LostReason::Released)
+    );
+    promise("P3", bench.engine);
+}
+
+/// A ticket whose lease has ended is dead, whether or not somebody else came.
+pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
+    let store = bench.ready().await;
+    let given = granted(&*store, "job", "giver", SHORT).await;
+    outlived(SHORT).await;
+    let late = handed_to(&given, "late");
+    assert_eq!(
+        take_up(&*store, &late).await,
+        Renewal::Lost(LostReason::Expired)
+    );
+    let next = granted(&*store, "job", "next", LONG).await;
+    assert_eq!(
+        take_up(&*store, &late).await,
+        Renewal::Lost(LostReason::TakenOver)
+    );
+    assert_eq!(renew(&*store, &next, LONG).await, Renewal::Renewed);
+    let nowhere = TakeUp {
+        to: ask("no row", "late", LONG),
+        ..late
+    };
+    assert_eq!(
+        take_up(&*store, &nowhere).await,
+        Renewal::Lost(LostReason::RowGone)
+    );
+}
+
+/// Only what nobody has had for long is deleted, and the tokens of its name go on growing.
+pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
+    let store = bench.ready().await;
+    granted(&*store, "held", "me", LONG).await;
+    let endless = granted(&*store, "endless", "me", LONG).await;
+    assert_eq!(
+        renew(&*store, &endless, Ttl::Endless).await,
+        Renewal::Renewed
+    );
+    let released = granted(&*store, "released", "me", LONG).await;
+    release(&*store, &released).await;
+    granted(&*store, "expired", "me", SHORT).await;
+    let prune = async |idle| store.prune(idle, false, WITHIN).await.expect("an answer");
+    outlived(SHORT).await;
+    assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(prune(Duration::from_secs(1)).await, 2);
+    let rows = store.read(None, WITHIN).await.expect("an answer");
+    let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["endless", "held"]);
+    assert!(granted(&*store, "released", "me", LONG).await.token > released.token);
+    promise("P2", bench.engine);
+}
+
 /// Names that look alike are different locks.
 pub async fn distinct_names_are_distinct_locks(bench: &Bench) {
     let store = bench.ready().await;
@@ -733,6 +841,9 @@ macro_rules! contract_tests {
             each_part_of_a_grant_counts,
             a_release_by_force_is_told_to_the_holder,
             a_grant_whose_token_is_unknown_can_be_given_back,
+            a_ticket_is_taken_up_once,
+            a_dead_ticket_revives_nothing,
+            pruning_deletes_what_is_long_free,
             distinct_names_are_distinct_locks,
             a_batch_of_acquires_is_answered_one_by_one,
             a_batch_of_renewals_is_answered_one_by_one,

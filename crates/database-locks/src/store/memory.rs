@@ -3,14 +3,16 @@
 //! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::rows::{Seen, judge};
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table};
+use super::rows::{Seen, judge, judge_ticket};
+use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::clock::{self, Time};
+use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -119,8 +121,8 @@ pub(super) struct Memory(Arc<Shared>);
 impl Memory {
     /// The table of that name in this process; it lasts as long as somebody uses it.
     pub(super) fn named(name: &str, table: &Table) -> Self {
-        static ALL: OnceLock<Mutex<HashMap<String, Weak<Shared>>>> = OnceLock::new();
-        let all = ALL.get_or_init(Mutex::default);
+        static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
+        let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, shared| shared.strong_count() > 0);
         let key = format!("{}/{name}", table.as_str());
@@ -170,6 +172,26 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
         }
         row => judge(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
     }
+}
+
+fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
+    let (now, to) = (clock::now(), &what.to);
+    let known = [what.from.as_str(), to.grant.as_str()];
+    let ours = |row: &Row| {
+        row.token == what.token.get()
+            && row.grant.as_deref().is_some_and(|id| known.contains(&id))
+            && !row.is_free(now)
+    };
+    let row = match rows.get_mut(&to.name) {
+        Some(row) if ours(row) => row,
+        row => return judge_ticket(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
+    };
+    row.holder = Some(to.holder.to_string());
+    row.grant = Some(to.grant.to_string());
+    row.expires = row.expires.max(Some(ends(now, Ttl::Lasting(to.length))));
+    row.renewed = Some(now);
+    row.metadata = Some(to.metadata.to_string());
+    Renewal::Renewed
 }
 
 fn release(rows: &mut Rows, what: &Return) -> Released {
@@ -226,6 +248,25 @@ impl Store for Memory {
                 .map(|(name, row)| row.seen(name, now).into_info())
                 .collect(),
         )
+    }
+
+    fn take_up<'a>(&'a self, what: &'a TakeUp, _: Duration) -> Reply<'a, Renewal> {
+        ready(take_up(&mut self.rows(), what))
+    }
+
+    fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let before = rows.len();
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at + idle <= now);
+        rows.retain(|_, row| {
+            let last = match row.expires {
+                Some(Ends::At(end)) => Some(end),
+                Some(Ends::Never) => return true,
+                None => row.renewed,
+            };
+            !(row.is_free(now) && old(last))
+        });
+        ready((before - rows.len()) as u64)
     }
 
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {

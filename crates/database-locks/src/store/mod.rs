@@ -22,6 +22,8 @@ mod memory;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod protocol;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -62,8 +64,17 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Vec<LockInfo>>;
 
+    /// Put another grant in the place of one that is still held, with the same token.
+    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal>;
+
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
+
+    /// Delete rows of locks that nobody has had for so long; not more than a batch of them. Answers
+    /// how many.
+    ///
+    /// Rows that do not say when they were free last, since 0.5 wrote them, only where `unknown`.
+    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64>;
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
@@ -149,6 +160,17 @@ pub enum Renewal {
     Busy,
     /// A plain read says that it is no longer ours.
     Lost(LostReason),
+}
+
+/// A grant that goes on as another one, elsewhere.
+#[derive(Clone, Debug)]
+pub struct TakeUp {
+    /// The token of both.
+    pub token: Token,
+    /// The grant that ends.
+    pub from: GrantId,
+    /// The one that takes its place.
+    pub to: Ask,
 }
 
 /// A grant to be given back.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Grant, Occupant, Outcome, Renewal};
+use super::{Grant, Occupant, Outcome, Renewal, TakeUp};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::name::LockName;
@@ -119,7 +119,12 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else if row.grant.is_none() {
         LostReason::Released
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
-        LostReason::Failover
+        // Whoever takes a grant up leaves its id behind, among what it says of itself: 128 random
+        // bits are nowhere else.
+        match &row.metadata {
+            Some(said) if said.contains(ours.id.as_str()) => LostReason::TakenUp,
+            _ => LostReason::Failover,
+        }
     } else if !same_holder {
         LostReason::TakenOver
     } else if row.is_held() {
@@ -128,6 +133,24 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         LostReason::Expired
     };
     Renewal::Lost(reason)
+}
+
+/// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
+/// know who held it.
+pub(super) fn judge_ticket(what: &TakeUp, row: Option<&Seen>) -> Renewal {
+    if row.is_some_and(|row| row.token > what.token.get()) {
+        return Renewal::Lost(LostReason::TakenOver);
+    }
+    let holder = row
+        .and_then(|row| row.holder.as_deref())
+        .unwrap_or_default();
+    let given = Grant {
+        name: what.to.name.clone(),
+        token: what.token,
+        id: what.from,
+        holder: holder.into(),
+    };
+    judge(&given, row)
 }
 
 #[cfg(test)]
@@ -179,6 +202,10 @@ mod tests {
             verdict(|r| r.grant = Some("other".into())),
             Renewal::Lost(Failover)
         );
+        let mut up = row(&ours);
+        up.grant = Some("other".into());
+        up.metadata = Some(format!("{{\"from\":\"{}\"}}", ours.id));
+        assert_eq!(judge(&ours, Some(&up)), Renewal::Lost(TakenUp));
         assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
     }
 

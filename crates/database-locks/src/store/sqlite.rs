@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use rusqlite::{
@@ -17,10 +17,12 @@ use rusqlite::{
 };
 use tokio::sync::oneshot;
 
-use super::rows::{Seen, judge};
+use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, keep_to,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
+    keep_to,
 };
+use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -92,6 +94,28 @@ const RENEW: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
+/// Put another grant in the place of one that is still held. That the second may stand there already
+/// is for a request that is made again, since its reply was lost.
+const TAKE_UP: &str = "
+    UPDATE {table} SET
+           locked_by = ?5, grant_id = ?4, metadata = ?6,
+           expires_at = max(expires_at, strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)),
+           granted_until = max(expires_at, strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ?2 AND grant_id IN (?3, ?4)
+       AND granted_until = expires_at
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// Delete what nobody has had for so long.
+const PRUNE: &str = "
+    DELETE FROM {table} WHERE id IN (
+        SELECT id FROM {table}
+         WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+            OR (expires_at IS NULL AND granted_until IS NULL
+                AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
+            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2)
+         LIMIT 500)";
+
 /// Free what is still held by this grant; a token of NULL is one that we never learnt.
 const RELEASE: &str = "
     UPDATE {table} SET
@@ -107,8 +131,17 @@ const FORCE: &str = "
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// For `docs/protocol.md`, which a test compares with these.
-pub(super) const STATEMENTS: &[&str] = &[LOOK, ACQUIRE, RENEW, RELEASE, FORCE];
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("read", LOOK),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release", RELEASE),
+    ("release by force", FORCE),
+    ("prune", PRUNE),
+];
 
 /// The statements with the table's name in them.
 #[derive(Clone)]
@@ -117,8 +150,10 @@ struct Statements {
     list: String,
     acquire: String,
     renew: String,
+    take_up: String,
     release: String,
     force: String,
+    prune: String,
     install: String,
 }
 
@@ -189,6 +224,15 @@ impl Worker {
     }
 
     fn open(&self) -> Result<File, StoreError> {
+        // SQLite keeps account of its file locks for the whole process, and a forked child inherits
+        // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        static OPENED_IN: OnceLock<u64> = OnceLock::new();
+        let generation = fork::generation();
+        if *OPENED_IN.get_or_init(|| generation) != generation {
+            let said = "SQLite was in use when this process was forked";
+            let hint = "connect in the child only, or let it exec";
+            return Err(StoreError::rejected(said, Some(hint)));
+        }
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
         let made = fs::OpenOptions::new()
@@ -386,6 +430,26 @@ fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, Sto
     })
 }
 
+fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
+    let to = &what.to;
+    worker.write(|tx, sql| {
+        let taken = tx.prepare_cached(&sql.take_up)?.execute((
+            to.name.as_str(),
+            what.token.get(),
+            what.from.as_str(),
+            to.grant.as_str(),
+            &*to.holder,
+            &*to.metadata,
+            modifier(to.length),
+        ))?;
+        if taken == 1 {
+            return Ok(Renewal::Renewed);
+        }
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
+        Ok(judge_ticket(what, row.as_ref()))
+    })
+}
+
 fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
     worker.write(|tx, sql| {
         let row = look(&mut tx.prepare_cached(&sql.look)?, name)?;
@@ -441,8 +505,10 @@ impl Sqlite {
             list: table.fill(LIST),
             acquire: table.fill(ACQUIRE),
             renew: table.fill(RENEW),
+            take_up: table.fill(TAKE_UP),
             release: table.fill(RELEASE),
             force: table.fill(FORCE),
+            prune: table.fill(PRUNE),
             install: table.fill(INSTALL),
         };
         // A relative path must not change its meaning with the program's folder.
@@ -543,6 +609,20 @@ impl Store for Sqlite {
     ) -> Reply<'a, Vec<LockInfo>> {
         let names = names.map(<[LockName]>::to_vec);
         Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
+    }
+
+    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+        let what = what.clone();
+        Box::pin(self.call(within, move |worker| take_up(worker, &what)))
+    }
+
+    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+        let since = format!("-{} seconds", idle.as_secs());
+        Box::pin(self.call(within, move |worker| {
+            let deleted =
+                worker.write(|tx, sql| tx.prepare_cached(&sql.prune)?.execute((since, unknown)))?;
+            Ok(deleted as u64)
+        }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use database_locks::{Lock, LockGuard, Locks, LostReason, Ttl};
+use database_locks::{Error, Lock, LockGuard, Locks, LostReason, Ttl};
 use nix::sys::signal::{Signal, raise};
 use percent_encoding::utf8_percent_encode;
 use tokio::time::{sleep, timeout};
@@ -64,7 +64,7 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         terminal,
         without: false,
     };
-    let outcome = running.to_its_end().await;
+    let outcome = running.outcome().await;
     let signalled = matches!(
         outcome,
         Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
@@ -152,7 +152,11 @@ fn wanted(locks: &Locks, job: &Job, margin: Duration, wait: Option<Duration>) ->
     }
 }
 
-fn refused(error: database_locks::Error, job: &Job) -> Failure {
+fn refused(mut error: Error, job: &Job) -> Failure {
+    // The wait as it was asked for, the time to connect included.
+    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, job.wait) {
+        *waited = wait;
+    }
     let mut failure = Failure::from(error);
     if failure.code == exit::BUSY {
         failure.code = job.busy_exit;
@@ -238,7 +242,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    async fn to_its_end(&mut self) -> Outcome {
+    async fn outcome(&mut self) -> Outcome {
         let mut lost = Some(Box::pin(self.guard.lost()));
         loop {
             tokio::select! {
@@ -365,14 +369,13 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job) ->
             let lost_before = !guard.is_held();
             match guard.release().await {
                 // Said when it was lost; or CMD did it itself.
-                Err(database_locks::Error::Lost { .. })
-                    if lost_before && job.on_lost == OnLost::Ignore => {}
-                Err(database_locks::Error::Lost {
+                Err(Error::Lost { .. }) if lost_before && job.on_lost == OnLost::Ignore => {}
+                Err(Error::Lost {
                     reason: LostReason::Released,
                     ..
                 })
                 | Ok(()) => {}
-                Err(error @ database_locks::Error::Lost { .. }) => complain(&format!(
+                Err(error @ Error::Lost { .. }) => complain(&format!(
                     "{}, just before CMD ended by itself: others may have run at the same time",
                     error.chain()
                 )),

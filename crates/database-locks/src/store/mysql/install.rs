@@ -5,7 +5,7 @@ use std::time::Duration;
 use mysql_async::{from_row_opt, params};
 
 use super::super::StoreError;
-use super::connection::Session;
+use super::session::Session;
 
 /// What a DBA reads is what runs.
 const SCHEMA: &str = include_str!("../../../schema/mysql.sql");

@@ -28,9 +28,9 @@ use tokio_postgres::types::Type;
 
 use self::connection::{Connection, Link};
 use self::refusal::{Kind, Refusal};
-use super::rows::{Seen, judge};
+use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table};
+use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -51,23 +51,42 @@ enum Sql {
     Acquire,
     Insert,
     Renew,
+    TakeUp,
     ReleaseOne,
     Release,
     Force,
     Read,
     ReadAll,
+    Prune,
 }
 
-pub(super) const STATEMENTS: [&str; 9] = [
+const STATEMENTS: [&str; 11] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
     RENEW,
+    TAKE_UP,
     RELEASE_ONE,
     RELEASE,
     FORCE,
     READ,
     READ_ALL,
+    PRUNE,
+];
+
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("acquire one", ACQUIRE_ONE),
+    ("acquire many", ACQUIRE),
+    ("make a row, granted", INSERT),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release one", RELEASE_ONE),
+    ("release many", RELEASE),
+    ("release by force", FORCE),
+    ("read", READ),
+    ("prune", PRUNE),
 ];
 
 /// The engine of `postgres:` URLs.
@@ -399,12 +418,12 @@ WITH durable AS MATERIALIZED (
  RETURNING p.place
 )
 SELECT place, true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint
+       NULL::bigint, NULL::text
   FROM renewed
  UNION ALL
 SELECT a.place, false, ",
     seen!(),
-    "
+    ", l.metadata::text
   FROM asked a JOIN {table} l ON l.name = a.name
  WHERE a.place NOT IN (SELECT place FROM renewed)"
 );
@@ -440,7 +459,13 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
         let at = place(row, grants.len())?;
         renewals[at] = Some(match row.try_get(1)? {
             true => Renewal::Renewed,
-            false => judge(&grants[at].0, Some(&seen(row, 2)?)),
+            false => judge(
+                &grants[at].0,
+                Some(&Seen {
+                    metadata: row.try_get(9)?,
+                    ..seen(row, 2)?
+                }),
+            ),
         });
     }
     let gone = |at: usize| judge(&grants[at].0, None);
@@ -449,6 +474,67 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
         .zip(0..)
         .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
         .collect())
+}
+
+/// Put another grant in the place of one that is still held.
+///
+/// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6` its
+/// metadata, `$7` length in microseconds. One row: taken up, or what a plain read says. No row: gone.
+///
+/// That `$4` may stand there already is for a request that is made again, since its reply was lost.
+const TAKE_UP: &str = concat!(
+    "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+      FROM {table}
+     WHERE name = $1 AND token = $2 AND grant_id IN ($3, $4)
+       AND expires_at > clock_timestamp() AND granted_until = expires_at
+       FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE {table} l SET
+           locked_by = $5, grant_id = $4, metadata = $6, renewed_at = p.now,
+           expires_at = GREATEST(l.expires_at, p.now + $7 * interval '1 microsecond'),
+           granted_until = GREATEST(l.expires_at, p.now + $7 * interval '1 microsecond')
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING l.id
+)
+SELECT true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boolean, true,
+       NULL::bigint, NULL::text
+  FROM taken
+ UNION ALL
+SELECT false, ",
+    seen!(),
+    ", l.metadata::text
+  FROM {table} l
+ WHERE l.name = $1 AND NOT EXISTS (SELECT FROM taken)"
+);
+
+async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
+    let to = &what.to;
+    let params: [connection::Param<'_>; 7] = [
+        (&to.name.as_str(), Type::TEXT),
+        (&what.token.get(), Type::INT8),
+        (&what.from.as_str(), Type::TEXT),
+        (&to.grant.as_str(), Type::TEXT),
+        (&&*to.holder, Type::TEXT),
+        (&&*to.metadata, Type::TEXT),
+        (&micros(to.length), Type::INT8),
+    ];
+    let rows = on.rows(Sql::TakeUp as usize, true, &params).await?;
+    Ok(match rows.first() {
+        Some(row) if row.try_get(0)? => Renewal::Renewed,
+        Some(row) => {
+            let row = Seen {
+                metadata: row.try_get(8)?,
+                ..seen(row, 1)?
+            };
+            judge_ticket(what, Some(&row))
+        }
+        None => judge_ticket(what, None),
+    })
 }
 
 /// Free one lock that is still held by exactly this grant.
@@ -655,6 +741,29 @@ async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInf
     rows.iter().map(info).collect()
 }
 
+/// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
+///
+/// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
+/// does not tell.
+const PRUNE: &str = "
+WITH picked AS MATERIALIZED (
+    SELECT id
+      FROM {table}
+     WHERE expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+        OR (expires_at IS NULL AND granted_until IS NULL
+            AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2)
+     LIMIT 500
+       FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
+
+async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
+    let params: [connection::Param<'_>; 2] = [(&micros(idle), Type::INT8), (&unknown, Type::BOOL)];
+    let rows = on.rows(Sql::Prune as usize, false, &params).await?;
+    Ok(rows.len() as u64)
+}
+
 async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
     // Two that make the table at once: the loser of the race is told one of many things. Some have no
     // code of their own ("tuple concurrently updated", XX000).
@@ -709,6 +818,20 @@ impl Store for Postgres {
             self.link
                 .on(within, move |on| async move { read(&on, names).await }),
         )
+    }
+
+    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { take_up(&on, what).await }),
+        )
+    }
+
+    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+        Box::pin(self.link.on(
+            within,
+            move |on| async move { prune(&on, idle, unknown).await },
+        ))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {

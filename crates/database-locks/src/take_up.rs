@@ -1,0 +1,193 @@
+//! Going on with a lock that somebody handed over.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::acquire::{PATIENCE, Want, begin};
+use crate::clock::{self, Time};
+use crate::error::{Error, LostReason};
+use crate::guard::LockGuard;
+use crate::info::LockInfo;
+use crate::inner::Inner;
+use crate::lease::Lease;
+use crate::locks::again;
+use crate::release::give_back;
+use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
+use crate::ticket::Ticket;
+use crate::timing::{MAX_FIRST_GRANT, Ttl};
+use crate::token::GrantId;
+
+/// Take a ticket up on the background thread.
+pub(crate) async fn take_up(
+    inner: Arc<Inner>,
+    want: Want,
+    ticket: Ticket,
+) -> Result<LockGuard, Error> {
+    crate::runtime::run(async move {
+        let to = Ask {
+            name: want.name,
+            grant: GrantId::random()?,
+            holder: want.holder,
+            length: want.timing.first_grant(),
+            metadata: want.metadata,
+        };
+        let what = TakeUp {
+            token: ticket.token,
+            from: ticket.grant,
+            to,
+        };
+        let mut unsettled = Unsettled {
+            inner: Arc::clone(&inner),
+            what: Some(&what),
+        };
+        let sent = until_answered(&inner, &what).await?;
+        unsettled.what = None;
+        let to = &what.to;
+        let grant = Grant {
+            name: to.name.clone(),
+            token: what.token,
+            id: to.grant,
+            holder: Arc::clone(&to.holder),
+        };
+        let lease = Lease::granted(want.timing, sent, to.length);
+        let begun = begin(&inner, grant, lease).await;
+        begun.map_err(|reason| Error::Lost {
+            name: to.name.clone(),
+            reason,
+        })
+    })
+    .await
+}
+
+/// Ask until there is an answer; when it was sent that was answered with yes.
+async fn until_answered(inner: &Inner, what: &TakeUp) -> Result<Time, Error> {
+    let until = clock::now() + PATIENCE;
+    loop {
+        let sent = clock::now();
+        let failure = match inner.store.take_up(what, PATIENCE).await {
+            Ok(Renewal::Renewed) => return Ok(sent),
+            Ok(Renewal::Lost(reason)) => {
+                return Err(Error::Lost {
+                    name: what.to.name.clone(),
+                    reason,
+                });
+            }
+            Ok(Renewal::Busy) => StoreError::Contention("its row is locked by somebody".into()),
+            Err(failure) => failure,
+        };
+        if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
+            return Err(failure.into_error(format!("take up lock `{}`", what.to.name)));
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(10..60))).await;
+    }
+}
+
+/// Gives back what was perhaps taken up, if nobody learns whether it was.
+struct Unsettled<'a> {
+    inner: Arc<Inner>,
+    what: Option<&'a TakeUp>,
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        let Some(TakeUp { token, to, .. }) = self.what else {
+            return;
+        };
+        let what = Return {
+            name: to.name.clone(),
+            token: Some(*token),
+            grant: to.grant,
+            holder: Arc::clone(&to.holder),
+            durable: false,
+        };
+        tokio::spawn(give_back(
+            Arc::clone(&self.inner),
+            what,
+            Ttl::Lasting(MAX_FIRST_GRANT),
+        ));
+    }
+}
+
+/// What can be done with a ticket without taking it up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ByTicket {
+    Renew(Ttl),
+    Release,
+}
+
+/// Do it, while the row says that it is the ticket's grant.
+pub(crate) async fn by_ticket(
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    what: ByTicket,
+) -> Result<(), Error> {
+    let op = match what {
+        ByTicket::Renew(_) => format!("renew lock `{}`", ticket.name),
+        ByTicket::Release => format!("release lock `{}`", ticket.name),
+    };
+    crate::runtime::run(async move {
+        let done = again(PATIENCE, || async {
+            match do_it(&inner, &ticket, what).await? {
+                Renewal::Busy => Err(StoreError::Contention(
+                    "its row is locked by somebody".into(),
+                )),
+                done => Ok(done),
+            }
+        });
+        match done.await.map_err(|e| e.into_error(op))? {
+            Renewal::Lost(reason) => Err(Error::Lost {
+                name: ticket.name,
+                reason,
+            }),
+            Renewal::Renewed | Renewal::Busy => Ok(()),
+        }
+    })
+    .await
+}
+
+async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+    let names = [ticket.name.clone()];
+    // A ticket does not know who holds it, which a statement asks for.
+    let holder = match inner.store.read(Some(&names), PATIENCE).await?.pop() {
+        Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
+        Some(row) => return Ok(Renewal::Lost(why_dead(ticket, &row))),
+        None => return Ok(Renewal::Lost(LostReason::RowGone)),
+    };
+    let grant = Grant {
+        name: ticket.name.clone(),
+        token: ticket.token,
+        id: ticket.grant,
+        holder: holder.unwrap_or_default().into(),
+    };
+    match what {
+        ByTicket::Renew(ttl) => {
+            let answers = inner.store.renew(&[(grant, ttl)], PATIENCE).await?;
+            Ok(answers.first().copied().unwrap_or(Renewal::Busy))
+        }
+        ByTicket::Release => {
+            // It may be without end, which a ticket does not know either.
+            let returns = [Return::of(&grant, Ttl::Endless)];
+            let answers = inner.store.release(&returns, PATIENCE).await?;
+            Ok(match answers.first() {
+                Some(Released::Freed) => {
+                    inner.turns.ring(&grant.name);
+                    Renewal::Renewed
+                }
+                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released),
+                Some(Released::Busy) | None => Renewal::Busy,
+            })
+        }
+    }
+}
+
+/// Why a ticket is dead, from the row that says so.
+fn why_dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
+    let taken_up = |said: &String| said.contains(ticket.grant.as_str());
+    match row.token.cmp(&ticket.token) {
+        Ordering::Greater => LostReason::TakenOver,
+        Ordering::Less => LostReason::Failover,
+        Ordering::Equal if row.metadata.as_ref().is_some_and(taken_up) => LostReason::TakenUp,
+        Ordering::Equal => LostReason::Released,
+    }
+}

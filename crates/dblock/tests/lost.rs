@@ -1,0 +1,177 @@
+//! A lock that is lost while the command runs: that is stopped, within the lease.
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::{Lab, SOON, wait_until_gone};
+use testkit::time;
+
+/// Renewed each 600 ms: a release by force is noticed soon.
+const SHORT: [&str; 4] = ["--ttl", "2s", "--grace", "500ms"];
+/// Says that it was asked to stop, and stops.
+const OBEDIENT: &str = "trap 'echo termed; exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
+
+#[test]
+fn a_release_by_force_stops_the_command() {
+    let lab = Lab::new();
+    let running = lab.start_run(&SHORT, "job", OBEDIENT);
+    let freed = lab.run(["release", "job", "--force"]);
+    assert!(
+        freed.out.contains("lock `job` released by force: "),
+        "{freed:?}"
+    );
+    let done = running.end();
+    assert_eq!(done.out, "termed\n");
+    let said = done.ended(76);
+    assert!(
+        said.contains("lock `job` lost: released by force; CMD was stopped (TERM)"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_the_command_started_is_stopped_too() {
+    let lab = Lab::new();
+    // The leader ends at once; one of the others knows TERM, one does not.
+    let script = "(trap '' TERM; while :; do sleep 0.02; done) & echo $! > deaf
+        (exec sleep 1000) & echo $! > hears
+        trap 'exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
+    let running = lab.start_run(&["--ttl", "4s", "--grace", "1s"], "job", script);
+    lab.run(["release", "job", "--force"]);
+    let done = running.end();
+    assert!(
+        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        "{done:?}"
+    );
+    wait_until_gone(&lab.read("deaf"));
+    wait_until_gone(&lab.read("hears"));
+}
+
+#[test]
+fn on_lost_kill_leaves_no_time() {
+    let lab = Lab::new();
+    let running = lab.start_run(&["--ttl", "2s", "--on-lost", "kill"], "job", OBEDIENT);
+    lab.run(["release", "job", "--force"]);
+    let done = running.end();
+    assert_eq!(done.out, "");
+    assert!(
+        done.ended(76).contains("CMD was stopped (KILL)"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn on_lost_ignore_lets_the_command_go_on() {
+    let lab = Lab::new();
+    let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; exit 7";
+    let running = lab.start_run(&["--ttl", "1s", "--on-lost", "ignore"], "job", script);
+    lab.run(["release", "job", "--force"]);
+    // So that the loss is told before the command ends.
+    time::sleep(Duration::from_secs(2));
+    lab.touch("go");
+    let done = running.end();
+    let said = done.ended(7);
+    assert!(
+        said.contains("released by force; CMD goes on without it"),
+        "{said}"
+    );
+}
+
+/// It ended as it wanted, and its code counts; but somebody must know that it was not alone.
+#[test]
+fn a_release_that_fails_after_the_command_is_a_warning() {
+    let lab = Lab::new();
+    let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; exit 7";
+    let running = lab.start_run(&["--ttl", "5m"], "job", script);
+    lab.run(["release", "job", "--force"]);
+    lab.touch("go");
+    let done = running.end();
+    let said = done.ended(7);
+    assert!(
+        said.contains("lost: released by force, just before CMD ended"),
+        "{said}"
+    );
+}
+
+/// P4: nobody can write that file, so no renewal gets through; and whoever comes next gets the lock
+/// only when the last of the command is gone, although that does not listen to TERM.
+#[test]
+fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock() {
+    let lab = Lab::new();
+    let nanos = |name: &str| lab.read(name).trim().parse::<u128>().expect("a time");
+    let script = "trap 'date +%s%N > termed' TERM; BEGUN
+        while :; do date +%s%N > beat.new; mv beat.new beat; sleep 0.02; done";
+    let running = lab.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
+    let next = [
+        "run",
+        "-w",
+        "1m",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        "date +%s%N > next",
+    ];
+    let next = lab.start(&mut lab.dblock(next));
+
+    let file = rusqlite::Connection::open(lab.database()).expect("opens");
+    file.busy_timeout(SOON).expect("sets");
+    file.execute_batch("BEGIN IMMEDIATE")
+        .expect("has the write lock");
+    let left = "SELECT unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec')
+                  FROM database_locks_lock WHERE name = 'job'";
+    let left: f64 = file.query_row(left, [], |row| row.get(0)).expect("a row");
+    // Until just before its end, so that the next one is not held up.
+    time::sleep(Duration::from_secs_f64((left - 0.05).max(0.0)));
+    file.execute_batch("ROLLBACK").expect("gives it back");
+
+    let done = running.end();
+    assert!(
+        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        "{done:?}"
+    );
+    assert_eq!(next.end().code(), 0);
+    let (termed, beat, next) = (nanos("termed"), nanos("beat"), nanos("next"));
+    assert!(beat < next, "it ran on for {} ns", beat - next);
+    assert!(beat > termed + 500_000_000, "it had its grace");
+    testkit::promise("P4", "sqlite");
+}
+
+/// The laptop was closed, and somebody else has the lock by now.
+#[test]
+fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
+    let lab = Lab::new();
+    let running = lab.start_run(&SHORT, "job", OBEDIENT);
+    running.signal(Signal::STOP);
+    let script = "touch next; while [ ! -e go ]; do sleep 0.02; done; exit 4";
+    let next = [
+        "run",
+        "-w",
+        "1m",
+        "--owner",
+        "the successor",
+        "job",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let next = lab.start(&mut lab.dblock(next));
+    lab.wait_for("next");
+    running.signal(Signal::CONT);
+    let done = running.end();
+    assert_eq!(done.out, "termed\n");
+    assert!(done.ended(76).contains("lock `job` lost: "), "{done:?}");
+
+    let shown = lab.run(["show", "job", "--json"]).out;
+    assert!(
+        shown.contains(r#""state":"held","holder":"the successor""#),
+        "{shown}"
+    );
+    lab.touch("go");
+    let done = next.end();
+    assert_eq!((done.code(), &*done.err), (4, ""));
+    testkit::promise("P3", "sqlite");
+}

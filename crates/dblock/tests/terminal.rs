@@ -1,0 +1,210 @@
+//! At a terminal: Ctrl-C, Ctrl-Z, reading from it. A script in Python plays the person.
+
+mod support;
+
+use std::process::Command;
+
+use support::{DBLOCK, Lab};
+
+/// Of the interactive shell.
+const PROMPT: &str = "prompt> ";
+
+/// Runs a command on a terminal of its own. The first argument is a JSON array of pairs: what to wait
+/// for in the output (from where the last one was found), and what to type then. Prints all of the
+/// output, and the exit code.
+const PERSON: &str = r#"
+import json, os, pty, select, signal, sys, time
+steps, command = json.loads(sys.argv[1]), sys.argv[2:]
+pid, tty = pty.fork()
+if pid == 0:
+    os.execvp(command[0], command)
+seen, at, deadline = b"", 0, time.monotonic() + 30
+while True:
+    while steps:
+        found = seen.find(steps[0][0].encode(), at)
+        if found < 0:
+            break
+        at = found + len(steps[0][0].encode())
+        os.write(tty, steps.pop(0)[1].encode())
+    left = deadline - time.monotonic()
+    if left <= 0 or not select.select([tty], [], [], left)[0]:
+        os.kill(pid, signal.SIGKILL)
+        break
+    try:
+        more = os.read(tty, 4096)
+    except OSError:
+        break
+    if not more:
+        break
+    seen += more
+_, status = os.waitpid(pid, 0)
+sys.stdout.write(seen.decode().replace("\r\n", "\n"))
+if steps:
+    sys.exit("never seen: %r" % steps[0][0])
+print("\nexit=%d" % os.waitstatus_to_exitcode(status))
+"#;
+
+/// What was seen on the terminal; none where there is nobody to sit at it.
+#[track_caller]
+#[allow(clippy::print_stderr, reason = "for whoever wonders what was tested")]
+fn at_terminal(lab: &Lab, steps: &[(&str, &str)], command: &[&str]) -> Option<String> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: no python3");
+        return None;
+    }
+    let steps = serde_json::to_string(steps).expect("JSON");
+    let mut person = lab.command("python3");
+    let rc = format!("PS1='{PROMPT}'; bind 'set enable-bracketed-paste off'");
+    std::fs::write(lab.path("rc"), rc).expect("written");
+    person
+        .args(["-c", PERSON, &steps])
+        .args(command)
+        .env("DBLOCK", DBLOCK);
+    let done = lab.start(&mut person).end();
+    assert_eq!(done.code(), 0, "{} {}", done.out, done.err);
+    Some(done.out)
+}
+
+#[test]
+fn ctrl_c_reaches_the_command_once_and_the_lock_is_freed_after_it() {
+    let lab = Lab::new();
+    let script = r#"
+        trap 'echo got-int; "$DBLOCK" run -n job -- true; echo other=$?; kill $!; exit 3' INT
+        sleep 1000 & echo ready; while :; do sleep 0.02; done"#;
+    let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &run) else {
+        return;
+    };
+    assert_eq!(seen.matches("got-int").count(), 1, "{seen}");
+    assert!(
+        seen.contains("other=75") && seen.contains("exit=3"),
+        "{seen}"
+    );
+    assert!(!lab.is_held("job"));
+}
+
+#[test]
+fn the_command_may_read_from_the_terminal() {
+    let lab = Lab::new();
+    let script = "echo ready; read line; echo line=$line";
+    let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
+    let Some(seen) = at_terminal(&lab, &[("ready", "hello\n")], &run) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello") && seen.contains("exit=0"),
+        "{seen}"
+    );
+}
+
+/// Under a script that has the terminal too, the command gets it when it asks, and gives it back.
+#[test]
+fn in_a_script_the_terminal_goes_to_the_command_and_back() {
+    let lab = Lab::new();
+    let script = r#"
+        "$DBLOCK" run job -- sh -c 'echo ready; read line; echo line=$line'
+        echo again; read line; echo after=$line"#;
+    let steps = [("ready", "one\n"), ("again", "two\n")];
+    let Some(seen) = at_terminal(&lab, &steps, &["sh", "-c", script]) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=one") && seen.contains("after=two"),
+        "{seen}"
+    );
+}
+
+/// As without `dblock`: it ends the script and what the script runs.
+#[test]
+fn ctrl_c_ends_a_script_as_well() {
+    let lab = Lab::new();
+    let script = r#""$DBLOCK" run job -- sh -c 'echo ready; exec sleep 1000'; echo went-on"#;
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &["sh", "-c", script]) else {
+        return;
+    };
+    assert!(
+        !seen.contains("went-on") && seen.contains("exit=-2"),
+        "{seen}"
+    );
+    let freed = testkit::time::wait_until(support::SOON, || !lab.is_held("job"));
+    assert!(freed, "the lock outlived its command");
+}
+
+/// `dblock run … | less`: the others of a pipeline need the terminal too.
+#[test]
+fn a_pipeline_keeps_the_terminal() {
+    let lab = Lab::new();
+    let pipeline = r#""$DBLOCK" run job -- sh -c 'echo from-command; sleep 0.3' | sh -c '
+        echo ready; read line < /dev/tty; echo line=$line; cat'; exit 6"#;
+    let steps = [(PROMPT, &*format!("{pipeline}\n")), ("\nready", "hello\n")];
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello\n") && seen.contains("from-command\n"),
+        "{seen}"
+    );
+    assert!(seen.contains("exit=6"), "{seen}");
+}
+
+#[test]
+fn ctrl_z_gives_the_shell_its_prompt_back_and_fg_goes_on() {
+    let lab = Lab::new();
+    let run = r#""$DBLOCK" run job -- sh -c 'echo re""ady; read line; echo line=$line; exit 5'"#;
+    let steps = [
+        (PROMPT, &*format!("{run}\n")),
+        ("ready", "\x1a"),
+        ("Stopped", "fg\n"),
+        ("$DBLOCK", "hello\n"),
+        ("line=hello", ""),
+        (PROMPT, "echo code=$?\n"),
+        ("code=5", "exit 6\n"),
+    ];
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
+    assert!(seen.contains("exit=6"), "{seen}");
+}
+
+/// Stopped, we do not renew. Continued, the command is told to end before it does anything else.
+///
+/// (Its shell starts nothing while Ctrl-Z comes: one that is inside vfork cannot be stopped.)
+#[test]
+fn a_lock_that_was_lost_while_stopped_ends_the_command() {
+    let lab = Lab::new();
+    let run = r#""$DBLOCK" run --ttl 1s --grace 200ms job -- sh -c '
+        trap "echo got-te""rm; exit 3" TERM; sleep 1000 & echo re""ady; wait'"#;
+    let other = r#""$DBLOCK" run job -- echo ot""her"#;
+    let steps = [
+        (PROMPT, &*format!("{run}\n")),
+        ("ready", "\x1a"),
+        ("Stopped", &*format!("{other}\n")),
+        ("other", ""),
+        (PROMPT, "fg\n"),
+        ("got-term", ""),
+        (PROMPT, "echo code=$?\n"),
+        ("code=76", "exit 6\n"),
+    ];
+    let shell = ["bash", "--rcfile", "rc", "-i"];
+    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+        return;
+    };
+    assert!(seen.contains("exit=6"), "{seen}");
+}
+
+/// No shell is there to continue us: Ctrl-Z must not freeze command and lock for good.
+#[test]
+fn without_a_shell_ctrl_z_stops_nothing() {
+    let lab = Lab::new();
+    let script = "echo ready; read line; echo line=$line";
+    let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
+    let Some(seen) = at_terminal(&lab, &[("ready", "\x1ahello\n")], &run) else {
+        return;
+    };
+    assert!(
+        seen.contains("line=hello") && seen.contains("exit=0"),
+        "{seen}"
+    );
+}
