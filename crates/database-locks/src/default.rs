@@ -1,24 +1,61 @@
 //! The locks of a program that did not say which: set once at its start, or found in its environment.
 
-use std::sync::{Mutex, PoisonError};
+use std::convert::Infallible;
+use std::sync::OnceLock;
+
+use tokio::sync::Mutex;
 
 use crate::error::Error;
+use crate::fork::PerProcess;
 use crate::locks::Locks;
 
 /// Where a deployment names its database; `dblock` reads the same.
 const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
 
-static DEFAULT: Mutex<Option<Locks>> = Mutex::new(None);
+static DEFAULT: Chosen = Chosen(OnceLock::new());
+
+/// What was set, the first of it first; the last holds.
+///
+/// No mutex: a child would find it locked for ever if another thread had it during the fork, and a
+/// value for each process would lose what the parent set.
+struct Chosen(OnceLock<Box<(Locks, Self)>>);
+
+impl Chosen {
+    fn last(&self) -> Option<&Locks> {
+        let (locks, next) = &**self.0.get()?;
+        next.last().or(Some(locks))
+    }
+
+    fn add(&self, locks: Locks) {
+        let mut slot = self;
+        let mut chosen = Box::new((locks, Self(OnceLock::new())));
+        while let Err(unused) = slot.0.set(chosen) {
+            // Taken; and once it is, it stays so.
+            if let Some(taken) = slot.0.get() {
+                slot = &taken.1;
+            }
+            chosen = unused;
+        }
+    }
+}
+
 /// Held while connecting, so that first users who come together share one connection.
-static CONNECTING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+fn connecting() -> &'static Mutex<()> {
+    static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
+    match CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::new(()))) {
+        Ok(connecting) => connecting,
+        Err(never) => match never {},
+    }
+}
 
 impl Locks {
     /// Make these the locks that [`Locks::get_default`] answers with, and so those of every
     /// `#[locked]` function that names no others.
     ///
-    /// Set again, they hold for what is acquired from then on.
+    /// Once, when the program starts: others may be set later, and hold for what is acquired from
+    /// then on, but those before them stay connected. A forked child has those of its parent.
     pub fn set_default(locks: Self) {
-        *DEFAULT.lock().unwrap_or_else(PoisonError::into_inner) = Some(locks);
+        DEFAULT.add(locks);
     }
 
     /// The locks that were set by [`Locks::set_default`], or else those of the database that the
@@ -36,23 +73,20 @@ impl Locks {
     ///
     /// May be dropped at any time; the next who asks begins anew.
     pub async fn get_default() -> Result<Self, Error> {
-        if let Some(known) = known() {
-            return Ok(known);
+        if let Some(known) = DEFAULT.last() {
+            return Ok(known.clone());
         }
-        let _alone = CONNECTING.lock().await;
-        if let Some(known) = known() {
-            return Ok(known);
+        let _alone = connecting().lock().await;
+        if let Some(known) = DEFAULT.last() {
+            return Ok(known.clone());
         }
         let connected = Self::connect(url()?).await?;
-        let mut default = DEFAULT.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where others were set meanwhile, those are what the program wants.
-        Ok(default.get_or_insert(connected).clone())
+        // Only as the first: where others were set meanwhile, those are what the program wants.
+        let _ = DEFAULT
+            .0
+            .set(Box::new((connected.clone(), Chosen(OnceLock::new()))));
+        Ok(DEFAULT.last().cloned().unwrap_or(connected))
     }
-}
-
-fn known() -> Option<Locks> {
-    let default = DEFAULT.lock().unwrap_or_else(PoisonError::into_inner);
-    default.clone()
 }
 
 fn url() -> Result<String, Error> {

@@ -1,5 +1,6 @@
 //! Functions under `#[locked]`: that they exclude each other, how they fail, and that they stay the
 //! functions that they were.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::Future;
 use std::pin::pin;

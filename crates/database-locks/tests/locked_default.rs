@@ -1,5 +1,6 @@
 //! The locks of a program that did not say which. There is one default and one environment to a
 //! process, so each test runs in a process of its own.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::process::Command;
 
