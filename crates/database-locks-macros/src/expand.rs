@@ -14,7 +14,7 @@
 //! The body becomes an async block or a closure, so that its own `return` and `?` end the body and
 //! not the holding of the lock. Names of ours are hygienic: no argument is hidden by them.
 
-use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
@@ -282,6 +282,7 @@ impl Expansion<'_> {
                 return answer;
             }
         };
+        let body = unwrapped(body);
         quote!(async move { #tell #body })
     }
 
@@ -298,6 +299,19 @@ impl Expansion<'_> {
             use #core::__locked::Panics as _;
             return #core::__locked::Failure::<#answer>::answer(error)
         }}
+    }
+}
+
+/// The body without its braces, of which a lint says that they are too many where others are around.
+fn unwrapped(body: &TokenStream) -> TokenStream {
+    let mut tokens = body.clone().into_iter();
+    match (tokens.next(), tokens.next()) {
+        (Some(TokenTree::Group(block)), None) => match block.delimiter() {
+            Delimiter::Brace => block.stream(),
+            // What a macro by example passes on may be wrapped.
+            _ => unwrapped(&block.stream()),
+        },
+        _ => body.clone(),
     }
 }
 

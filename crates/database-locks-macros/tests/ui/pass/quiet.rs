@@ -36,6 +36,14 @@ fn nothing_returned(mut times: u8) {
 #[locked("c", via = locks)]
 async fn unit(locks: &Locks) {}
 
+#[rustfmt::skip]
+#[locked("d", ttl = "1s")]
+async fn on_one_line(n: u8) -> Option<u8> { Some(n) }
+
+#[rustfmt::skip]
+#[locked("e", ttl = "1s")]
+fn blocking_on_one_line(n: u8) -> Option<u8> { Some(n) }
+
 macro_rules! job {
     ($name:ident, $lock:literal, $ttl:expr, $body:block) => {
         #[locked($lock, ttl = $ttl)]
@@ -43,6 +51,14 @@ macro_rules! job {
     };
 }
 
+macro_rules! async_job {
+    ($body:block) => {
+        #[locked("made")]
+        async fn made_async() -> u8 $body
+    };
+}
+
+async_job!({ 42 });
 job!(made, "made", "5s", { 42 });
 
 #[locked]
