@@ -40,6 +40,16 @@ impl Locks {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
     }
 
+    /// See [`crate::Locks::set_default`]: both faces have the same default.
+    pub fn set_default(locks: Self) {
+        crate::Locks::set_default(locks.0);
+    }
+
+    /// See [`crate::Locks::get_default`].
+    pub fn get_default() -> Result<Self, Error> {
+        block_on(crate::Locks::get_default()).map(Self)
+    }
+
     /// See [`crate::Locks::lock`].
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock(self.0.lock(name))
@@ -88,6 +98,18 @@ impl Locks {
     /// See [`crate::Locks::drain`].
     pub fn drain(&self) {
         block_on(self.0.drain());
+    }
+}
+
+impl From<crate::Locks> for Locks {
+    fn from(locks: crate::Locks) -> Self {
+        Self(locks)
+    }
+}
+
+impl AsRef<crate::Locks> for Locks {
+    fn as_ref(&self) -> &crate::Locks {
+        &self.0
     }
 }
 
@@ -145,6 +167,46 @@ impl Lock {
     /// See [`crate::Lock::acquire`].
     pub fn acquire(&self) -> Result<LockGuard, Error> {
         block_on(self.0.acquire()).map(|guard| LockGuard(Some(guard)))
+    }
+
+    /// Run `work` while holding the lock.
+    ///
+    /// Unlike the future of [`crate::Lock::run`] it cannot be stopped: if the lock is lost meanwhile
+    /// it runs to its end, and then what it answered is dropped and the loss is returned. Work that
+    /// is long, or does harm without the lock, takes a [`LockGuard`] and asks it.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Lock::acquire`], before `work` has begun; [`Error::Lost`] after it has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where `work` does; the lock is released first.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let sum = locks.lock("report").run(|| 1 + 1)?;
+    /// assert_eq!(sum, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let guard = self.acquire()?;
+        let output = work();
+        match guard.release() {
+            Err(lost @ Error::Lost { .. }) => Err(lost),
+            // The work has ended while it was held; that it could not be released changes nothing
+            // about it, and the attempt goes on in the background.
+            Ok(()) | Err(_) => Ok(output),
+        }
+    }
+}
+
+impl From<crate::Lock> for Lock {
+    fn from(lock: crate::Lock) -> Self {
+        Self(lock)
     }
 }
 

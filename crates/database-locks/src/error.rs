@@ -50,7 +50,7 @@ pub enum Error {
         source: BoxError,
     },
     /// The database did not answer, or not in time. Trying again may work.
-    #[error("the database could not be reached to {op}")]
+    #[error("could not {op}: the database cannot be reached")]
     Unavailable {
         /// What was tried.
         op: String,
@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// The database answered no: wrong password, missing table, missing right. Trying again will
     /// not help.
-    #[error("the database refused to {op}{}", Hint(.hint.as_deref()))]
+    #[error("could not {op}: the database refused{}", Hint(.hint.as_deref()))]
     Rejected {
         /// What was tried.
         op: String,

@@ -218,7 +218,8 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped.
+    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped, or had just ended when the
+    /// loss was found.
     ///
     /// # Cancel safety
     ///
@@ -251,12 +252,14 @@ impl Lock {
             }
         };
         match stopped {
-            // The work has ended; that the lock was not to be released changes nothing about it,
-            // and the attempt goes on in the background.
-            Ok(output) => {
-                let _ = guard.release().await;
-                Ok(output)
-            }
+            Ok(output) => match guard.release().await {
+                // Work that blocked past the end of the lease, or was overtaken by force since the
+                // last renewal.
+                Err(lost @ Error::Lost { .. }) => Err(lost),
+                // The work has ended while it was held; that it could not be released changes
+                // nothing about it, and the attempt goes on in the background.
+                Ok(()) | Err(_) => Ok(output),
+            },
             Err(reason) => Err(Error::Lost {
                 name: guard.name().clone(),
                 reason,

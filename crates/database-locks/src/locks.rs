@@ -275,6 +275,13 @@ impl Locks {
     }
 }
 
+/// So that whatever has the locks of a program can be where they are asked for: it implements this.
+impl AsRef<Self> for Locks {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// Who lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

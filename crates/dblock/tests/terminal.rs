@@ -134,8 +134,10 @@ fn ctrl_c_ends_a_script_as_well() {
 #[test]
 fn a_pipeline_keeps_the_terminal() {
     let lab = Lab::new();
-    let pipeline = r#""$DBLOCK" run job -- sh -c 'echo from-command; sleep 0.3' | sh -c '
-        echo ready; read line < /dev/tty; echo line=$line; cat'; exit 6"#;
+    let pipeline = r#""$DBLOCK" run job -- sh -c '
+        touch begun; while [ ! -e go ]; do sleep 0.02; done; echo from-command' | sh -c '
+        while [ ! -e begun ]; do sleep 0.02; done
+        echo ready; read line < /dev/tty; echo line=$line; touch go; cat'; exit 6"#;
     let steps = [(PROMPT, &*format!("{pipeline}\n")), ("\nready", "hello\n")];
     let shell = ["bash", "--rcfile", "rc", "-i"];
     let Some(seen) = at_terminal(&lab, &steps, &shell) else {
