@@ -46,6 +46,7 @@
 mod acquire;
 pub mod blocking;
 mod clock;
+pub mod doctor;
 mod error;
 mod guard;
 mod holder;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::acquire::PATIENCE;
+use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
 use crate::holder::default_holder;
@@ -22,6 +23,8 @@ use crate::turns::Turns;
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long all the looks of an examination may take together: it reads every row once.
+const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a release by force goes on trying where the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -337,6 +340,26 @@ impl Locks {
                     n => total += n,
                 }
             }
+        })
+        .await
+    }
+
+    /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
+    /// and locks, and for what to do about it. Changes nothing, and needs no special rights: what
+    /// this user may not see is said to be unseen.
+    ///
+    /// [`doctor`](crate::doctor) lists everything that can be found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
+    /// [`Locks::connect`] already.
+    pub async fn doctor(&self) -> Result<Report, Error> {
+        let inner = Arc::clone(&self.0);
+        runtime::run(async move {
+            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("look for what is wrong"))
         })
         .await
     }
