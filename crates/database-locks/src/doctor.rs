@@ -417,16 +417,17 @@ impl Notes {
         let half = i64::try_from(best.took.as_micros() / 2).unwrap_or(i64::MAX);
         let off = best.told - best.wall - half;
         let length = human(Duration::from_micros(off.unsigned_abs()));
-        let way = if off < 0 { "behind" } else { "ahead of" };
+        let way = match off {
+            -999..1000 => return self.fine("clock", "the same as this machine's"),
+            ..0 => "behind",
+            _ => "ahead of",
+        };
         // Where in the round trip the clock was read is not known.
         if off.saturating_abs() - half > 1_000_000 {
             let what = format!("the database's clock is {length} {way} this machine's");
             self.found(&CLOCK_OFF, what);
         } else {
-            self.fine(
-                "clock",
-                format!("{length} {way} this machine's, and goes on"),
-            );
+            self.fine("clock", format!("{length} {way} this machine's"));
         }
     }
 

@@ -67,7 +67,6 @@ async fn a_new_table_has_nothing_wrong_with_it(lab: &Lab) {
     let report = locks.doctor().await.expect("looks");
     assert!(ids(&report).is_empty(), "{report:#?}");
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
-    assert!(check(&report, "server").said.contains("ms a round trip"));
     assert_eq!(
         check(&report, "locks").said,
         "1 in the table, 1 of them held"
@@ -352,7 +351,7 @@ mod on_postgres {
         assert!(report.findings.is_empty(), "{report:#?}");
         let said = &check(&report, "server").said;
         assert!(
-            said.starts_with("PostgreSQL 1") && said.contains("direct connection"),
+            said.starts_with("PostgreSQL 1") && said.contains("direct connection, no TLS"),
             "{said}"
         );
         let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
@@ -399,7 +398,7 @@ mod on_postgres {
         only(
             &examine(&lab.url).await,
             "statement-timeout",
-            "statement_timeout is 1.0s",
+            "statement_timeout is 1s",
         );
         set(&lab, "statement_timeout = 0");
         set(&lab, "default_transaction_isolation = serializable");
@@ -415,7 +414,7 @@ mod on_postgres {
         lab.sql("CREATE SCHEMA fake; CREATE SEQUENCE fake.n");
         for (clock, id, said) in [
             (
-                "now() + interval '5 minutes' + random() * interval '1 ms'",
+                "now() + interval '5 minutes'",
                 "clock-off",
                 "5m 0s ahead of",
             ),
@@ -467,13 +466,13 @@ mod on_postgres {
         run("GRANT DELETE ON database_locks_lock TO locker");
         assert!(ids(&examine(&other).await).is_empty());
 
-        run("REVOKE USAGE ON SCHEMA public FROM public");
+        run("CREATE SCHEMA app; ALTER TABLE database_locks_lock SET SCHEMA app");
         only(
             &examine(&other).await,
             "table-missing",
-            "one of that name in schema public",
+            "one of that name in schema app",
         );
-        let named = Locks::connect_to(&other, Some("public.database_locks_lock"))
+        let named = Locks::connect_to(&other, Some("app.database_locks_lock"))
             .await
             .unwrap();
         only(
