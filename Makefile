@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .PHONY: help test check install clean
 
 PROMISES := $(CURDIR)/target/promises
-ENGINES := postgres mysql sqlite
+FEATURES := macros postgres mysql sqlite
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,11 @@ ifndef FILTER
 	scripts/check-promises $(PROMISES)
 endif
 
-check: ## look at the code without running it: format, lints, each engine alone, documentation
+check: ## look at the code without running it: format, lints, each feature alone, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	for engine in $(ENGINES); do \
-		cargo check -p database-locks --no-default-features --features $$engine; \
+	for feature in $(FEATURES); do \
+		cargo check -p database-locks --no-default-features --features $$feature; \
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 

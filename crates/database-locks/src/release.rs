@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::error::Error;
-use crate::locks::Inner;
+use crate::inner::Inner;
 use crate::store::{Released, Return, StoreError};
 use crate::timing::Ttl;
 

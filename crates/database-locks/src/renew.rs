@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -253,15 +254,15 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Start the task, on the runtime that calls.
-    pub(crate) fn start(store: Arc<dyn Store>) -> Arc<Self> {
+    /// Start the task on that runtime.
+    pub(crate) fn start(store: Arc<dyn Store>, runtime: &Handle) -> Arc<Self> {
         let scheduler = Arc::new(Self {
             store,
             book: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
-        tokio::spawn(Arc::clone(&scheduler).work());
+        runtime.spawn(Arc::clone(&scheduler).work());
         scheduler
     }
 

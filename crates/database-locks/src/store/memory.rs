@@ -3,6 +3,7 @@
 //! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,7 @@ use super::rows::{Seen, judge, judge_ticket};
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
+use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -120,8 +122,8 @@ pub(super) struct Memory(Arc<Shared>);
 impl Memory {
     /// The table of that name in this process; it lasts as long as somebody uses it.
     pub(super) fn named(name: &str, table: &Table) -> Self {
-        static ALL: OnceLock<Mutex<HashMap<String, Weak<Shared>>>> = OnceLock::new();
-        let all = ALL.get_or_init(Mutex::default);
+        static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
+        let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, shared| shared.strong_count() > 0);
         let key = format!("{}/{name}", table.as_str());

@@ -23,6 +23,8 @@ mod memory;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod protocol;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -259,9 +261,8 @@ impl StoreError {
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {
-            Self::Contention(source) | Self::Unavailable(source) => {
-                Error::Unavailable { op, source }
-            }
+            Self::Contention(source) => Error::HeldOff { op, source },
+            Self::Unavailable(source) => Error::Unavailable { op, source },
             Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
         }
     }

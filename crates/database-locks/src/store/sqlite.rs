@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use rusqlite::{
@@ -23,6 +23,7 @@ use super::{
     keep_to,
 };
 use crate::doctor::Report;
+use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -133,8 +134,17 @@ const FORCE: &str = "
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// For `docs/protocol.md`, which a test compares with these.
-pub(super) const STATEMENTS: &[&str] = &[LOOK, ACQUIRE, RENEW, TAKE_UP, RELEASE, FORCE, PRUNE];
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("read", LOOK),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release", RELEASE),
+    ("release by force", FORCE),
+    ("prune", PRUNE),
+];
 
 /// The statements with the table's name in them.
 #[derive(Clone)]
@@ -217,6 +227,15 @@ impl Worker {
     }
 
     fn open(&self) -> Result<File, StoreError> {
+        // SQLite keeps account of its file locks for the whole process, and a forked child inherits
+        // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        static OPENED_IN: OnceLock<u64> = OnceLock::new();
+        let generation = fork::generation();
+        if *OPENED_IN.get_or_init(|| generation) != generation {
+            let said = "SQLite was in use when this process was forked";
+            let hint = "connect in the child only, or let it exec";
+            return Err(StoreError::rejected(said, Some(hint)));
+        }
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
         let made = fs::OpenOptions::new()

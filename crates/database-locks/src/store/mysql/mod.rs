@@ -42,6 +42,21 @@ mod session;
 use connection::{Line, Server, place};
 use session::{Done, Session};
 
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("acquire (MySQL)", Session::ACQUIRE),
+    ("acquire (MariaDB)", Session::ACQUIRE_AT_ONCE),
+    ("look whether somebody is making the row", Session::PROBE),
+    ("make a row, granted", Session::CREATE),
+    ("renew", Session::RENEW),
+    ("take up", Session::TAKE_UP),
+    ("release", Session::RELEASE),
+    ("release by force", Session::FORCE),
+    ("read", Session::READ_ONE),
+    ("prune", Session::PRUNE),
+];
+
 /// The engine `mysql://` and `mariadb://`.
 pub(super) struct Mysql {
     server: Arc<Server>,

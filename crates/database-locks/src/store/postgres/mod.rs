@@ -62,7 +62,7 @@ enum Sql {
     Prune,
 }
 
-pub(super) const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 11] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
@@ -74,6 +74,21 @@ pub(super) const STATEMENTS: [&str; 11] = [
     READ,
     READ_ALL,
     PRUNE,
+];
+
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("acquire one", ACQUIRE_ONE),
+    ("acquire many", ACQUIRE),
+    ("make a row, granted", INSERT),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release one", RELEASE_ONE),
+    ("release many", RELEASE),
+    ("release by force", FORCE),
+    ("read", READ),
+    ("prune", PRUNE),
 ];
 
 /// The engine of `postgres:` URLs.
