@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::doctor::Report;
 use crate::error::{BoxError, Error, LostReason};
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -80,6 +81,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
+
+    /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
+    fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
     /// Wait until a release of `name` is announced, or for `at_most`.
     ///

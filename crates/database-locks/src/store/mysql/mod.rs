@@ -27,6 +27,7 @@ use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to, url,
 };
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -34,6 +35,7 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod connection;
+mod doctor;
 mod install;
 mod session;
 
@@ -172,6 +174,12 @@ impl Store for Mysql {
             let done = keep_to(within, work, || ()).await;
             done.map_err(|failure| place(&self.server.at, failure))
         })
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.examine().await })
+        }))
     }
 }
 

@@ -19,6 +19,7 @@
 //! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
 
 mod connection;
+mod doctor;
 mod refusal;
 
 use std::time::Duration;
@@ -31,6 +32,7 @@ use self::refusal::{Kind, Refusal};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -93,6 +95,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    table: Table,
     install: String,
 }
 
@@ -101,6 +104,7 @@ impl Postgres {
         let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         Ok(Self {
             link: Link::new(server, texts)?,
+            table: table.clone(),
             install: table.fill(INSTALL),
         })
     }
@@ -844,6 +848,12 @@ impl Store for Postgres {
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(self.link.on(within, move |on| async move {
             install(&on, &self.install).await
+        }))
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.link.on(within, move |on| async move {
+            doctor::examine(&on, &self.table).await
         }))
     }
 }
