@@ -25,6 +25,7 @@ pub(crate) enum Task {
     Show { name: LockName, json: bool },
     Release { name: LockName },
     Init,
+    Doctor { json: bool },
 }
 
 /// A command to be run under a lock.
@@ -70,6 +71,7 @@ Examples:
   dblock run -n -E 0 nightly -- ./report.sh     the same for cron: that is no failure
   dblock list                                   who holds what
   dblock release nightly --force                after its holder is known to be dead
+  dblock doctor                                 what is wrong with the database, what to do
 
 Without a URL the locks are kept in a file that is made when it is needed,
 $XDG_STATE_HOME/dblock/locks.sqlite3 or ~/.local/state/dblock/locks.sqlite3:
@@ -78,10 +80,11 @@ server they exclude everybody who uses the same table; make it with `dblock init
 
 Exit codes:
   0    done                            75   somebody else has the lock (run; see -E)
-  1    show: no such lock              76   the lock was lost, CMD was stopped (run)
-  2    usage, a bad URL or setting    126   CMD cannot be run (run)
-  69   the database cannot be         127   CMD is not there (run)
-       reached, or refuses             128+n signal n has ended it
+  1    show: no such lock;             76   the lock was lost, CMD was stopped (run)
+       doctor: something is wrong     126   CMD cannot be run (run)
+  2    usage, a bad URL or setting    127   CMD is not there (run)
+  69   the database cannot be         128+n signal n has ended it
+       reached, or refuses
   `run` ends with the exit code of CMD in all other cases.
 
 Environment:
@@ -121,6 +124,19 @@ Examples:
   dblock run deploy -- make deploy
   dblock run -w 10m --ttl 1m deploy -- make deploy
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > /backup/app.sql'";
+
+const DOCTOR_AFTER_HELP: &str = "\
+It looks at the connection, the rights of this user, the table, the clock, durability, replicas,
+timeouts and the locks themselves. It changes nothing and needs no special rights: what this
+user may not see is `unseen`, and no finding.
+
+  ok       is as it should be
+  unseen   could not be looked at, and why
+  problem  locks cannot be used, or a promise is not kept; `do` says what to do about it
+  advice   locks work, and could do better; `do` says how
+
+Exit codes: 0 nothing was found; 1 something was; 69 the database cannot be reached, or is
+refused: a read-only one, one that is too old, a cluster with several primaries.";
 
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]
@@ -170,6 +186,13 @@ enum Words {
     },
     /// Make the table; a second run changes nothing
     Init,
+    /// Look for what is wrong with the database, and say what to do; exit code 1 if something is
+    #[command(after_help = DOCTOR_AFTER_HELP)]
+    Doctor {
+        /// One JSON object: `checks`, what was looked at, and `findings`, with what to do
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -276,6 +299,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
             )));
         }
         Words::Init => Task::Init,
+        Words::Doctor { json } => Task::Doctor { json },
     };
     Ok(Invocation {
         place: Place { url, table },

@@ -4,6 +4,8 @@ use database_locks::{Error, Ttl};
 
 /// `show` of a name that nobody ever locked.
 pub(crate) const UNKNOWN: u8 = 1;
+/// `doctor` has found something.
+pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, or refuses (`EX_UNAVAILABLE`).

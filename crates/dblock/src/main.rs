@@ -38,6 +38,7 @@ fn work(Invocation { place, task }: Invocation) -> Result<u8, Failure> {
             Task::Show { name, json } => cmd::show(&place, &name, json).await,
             Task::Release { name } => cmd::release(&place, &name).await,
             Task::Init => cmd::init(&place).await,
+            Task::Doctor { json } => cmd::doctor(&place, json).await,
         }
     })
 }
