@@ -58,6 +58,9 @@ pub(crate) enum Task {
     Init,
     /// A text, which is ready.
     Print(String),
+    Doctor {
+        json: bool,
+    },
 }
 
 /// A lock as it is wanted.
@@ -112,6 +115,7 @@ Examples:
   dblock list                                   who holds what
   dblock release nightly --force                after its holder is known to be dead
   dblock help run                               all about one command
+  dblock doctor                                 what is wrong with the database, what to do
 
 Without a URL the locks are kept in a file that is made when it is needed,
 $XDG_STATE_HOME/dblock/locks.sqlite3 or ~/.local/state/dblock/locks.sqlite3:
@@ -120,11 +124,11 @@ server they exclude everybody who uses the same table; make it with `dblock init
 
 Exit codes:
   0    done                            75   somebody else has the lock (run, acquire; see -E)
-  1    show: no such lock              76   the lock was lost, CMD was stopped (run);
-  2    usage, a bad URL or setting          or the ticket is dead
-  69   the database cannot be         126   CMD cannot be run (run)
-       reached, or refuses            127   CMD is not there (run)
-                                      128+n signal n has ended it
+  1    show: no such lock;             76   the lock was lost, CMD was stopped (run);
+       doctor: something is wrong           or the ticket is dead
+  2    usage, a bad URL or setting    126   CMD cannot be run (run)
+  69   the database cannot be         127   CMD is not there (run)
+       reached, or refuses            128+n signal n has ended it
   `run` ends with the exit code of CMD in all other cases.
 
 Environment:
@@ -274,6 +278,19 @@ Examples:
   dir=~/.local/share/man/man1; mkdir -p $dir
   dblock man > $dir/dblock.1; dblock man run > $dir/dblock-run.1";
 
+const DOCTOR_AFTER_HELP: &str = "\
+It looks at the connection, the rights of this user, the table, the clock, durability, replicas,
+timeouts and the locks themselves. It changes nothing and needs no special rights: what this
+user may not see is `unseen`, and no finding.
+
+  ok       is as it should be
+  unseen   could not be looked at, and why
+  problem  locks cannot be used, or a promise is not kept; `do` says what to do about it
+  advice   locks work, and could do better; `do` says how
+
+Exit codes: 0 nothing was found; 1 something was; 69 the database cannot be reached, or is
+refused: a read-only one, one that is too old, a cluster with several primaries.";
+
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]
 #[command(name = "dblock", version, after_help = AFTER_HELP, max_term_width = 100)]
@@ -379,6 +396,13 @@ enum Words {
     Man {
         /// One of the commands
         command: Option<String>,
+    },
+    /// Look for what is wrong with the database, and say what to do; exit code 1 if something is
+    #[command(after_help = DOCTOR_AFTER_HELP)]
+    Doctor {
+        /// One JSON object: `checks`, what was looked at, and `findings`, with what to do
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -545,6 +569,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
                 Failure::usage("there is no such command; see `dblock --help` for all of them")
             })?)
         }
+        Words::Doctor { json } => Task::Doctor { json },
     };
     Ok(Invocation {
         place: Place { url, table },

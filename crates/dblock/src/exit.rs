@@ -6,6 +6,8 @@ use database_locks::{Error, LostReason, Ttl};
 pub(crate) const UNKNOWN: u8 = 1;
 /// `acquire` has nowhere to print its ticket.
 pub(crate) const UNPRINTED: u8 = 1;
+/// `doctor` has found something.
+pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, or refuses (`EX_UNAVAILABLE`).

@@ -49,6 +49,7 @@ fn work(Invocation { place, task }: Invocation) -> Result<u8, Failure> {
                 output::text(&text);
                 Ok(0)
             }
+            Task::Doctor { json } => cmd::doctor(&place, json).await,
         }
     })
 }

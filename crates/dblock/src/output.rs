@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, SystemTime};
 
+use database_locks::doctor::{Check, Finding, Report};
 use database_locks::{LockInfo, LockState, Ticket, Ttl};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -337,6 +338,45 @@ fn free_in(info: &LockInfo) -> Option<Duration> {
 
 fn expires_at(info: &LockInfo) -> Option<String> {
     info.expires_at.and_then(precise_time)
+}
+
+/// What was looked at, then what was found: one line each, and one that says what to do.
+pub(crate) fn report(report: &Report) {
+    let line = |cells: [&str; 3]| cells.map(on_one_line);
+    let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
+    let checks = report.checks.iter();
+    let mut lines: Vec<_> = checks
+        .map(|check| line([seen(check), check.area, &check.said]))
+        .collect();
+    for found in &report.findings {
+        lines.push(line([&found.severity.to_string(), found.id, &found.said]));
+        lines.push(line(["do", found.id, &found.remedy]));
+    }
+    print(&aligned(&lines, None, None));
+}
+
+/// One object, one line a check or finding.
+pub(crate) fn report_as_json(report: &Report) {
+    let check = |check: &Check| {
+        json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
+    };
+    let finding = |found: &Finding| {
+        let severity = found.severity.to_string();
+        json!({
+            "id": found.id, "area": found.area, "severity": severity,
+            "said": found.said, "remedy": found.remedy,
+        })
+        .to_string()
+    };
+    let list = |objects: Vec<String>| match objects.is_empty() {
+        true => "[]".to_owned(),
+        false => format!("[\n{}\n]", objects.join(",\n")),
+    };
+    let checks = list(report.checks.iter().map(check).collect());
+    let findings = list(report.findings.iter().map(finding).collect());
+    print(&format!(
+        "{{\"checks\":{checks},\n\"findings\":{findings}}}\n"
+    ));
 }
 
 fn state(info: &LockInfo) -> &'static str {

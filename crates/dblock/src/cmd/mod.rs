@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod acquire;
+mod doctor;
 mod init;
 mod prune;
 mod release;
@@ -10,6 +11,7 @@ mod show;
 mod take;
 
 pub(crate) use acquire::acquire;
+pub(crate) use doctor::doctor;
 pub(crate) use init::init;
 pub(crate) use prune::prune;
 pub(crate) use release::{release, release_by_force};
