@@ -289,7 +289,11 @@ user may not see is `unseen`, and no finding.
   advice   locks work, and could do better; `do` says how
 
 Exit codes: 0 nothing was found; 1 something was; 69 the database cannot be reached, or is
-refused: a read-only one, one that is too old, a cluster with several primaries.";
+refused: a read-only one, one that is too old, a cluster with several primaries.
+
+Examples:
+  dblock doctor
+  dblock doctor --json | jq -r '.findings[] | .id'";
 
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]

@@ -371,11 +371,11 @@ fn it_is_left_alone_even_where_somebody_else_has_the_lock_by_then() {
     let script = r#""$DBLOCK" release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
         touch released; while [ ! -e go ]; do sleep 0.02; done; sleep 1; echo went on"#;
     let mut first = lab.dblock([
-        "run", "--ttl", "1s", "--grace", "200ms", "a job", "--", "sh", "-c", script,
+        "run", "--ttl", "1s", "--grace", "200ms", "job", "--", "sh", "-c", script,
     ]);
     let first = lab.start(first.env("DBLOCK", DBLOCK));
     lab.wait_for("released");
-    let next = lab.start_run(&["-n"], "a job", "BEGUN; touch go; sleep 2; exit 4");
+    let next = lab.start_run(&["-n"], "job", "BEGUN; touch go; sleep 2; exit 4");
     let done = first.end();
     assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
     assert!(done.out.ends_with("went on\n"), "{done:?}");
