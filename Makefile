@@ -3,10 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test check install clean
+.PHONY: help test check package install clean
 
 PROMISES := $(CURDIR)/target/promises
-ENGINES := postgres mysql sqlite
+# Each set is built by itself; "" is none.
+FEATURES := "" macros metrics postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite
+DBLOCK_FEATURES := "" postgres mysql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,13 +25,19 @@ ifndef FILTER
 	scripts/check-promises $(PROMISES)
 endif
 
-check: ## look at the code without running it: format, lints, each engine alone, documentation
+check: ## look at the code without running it: format, lints, features by themselves, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	for engine in $(ENGINES); do \
-		cargo check -p database-locks --no-default-features --features $$engine; \
+	for features in $(FEATURES); do \
+		cargo clippy -p database-locks --no-default-features --features $$features -- -D warnings; \
+	done
+	for features in $(DBLOCK_FEATURES); do \
+		cargo clippy -p dblock --no-default-features --features $$features -- -D warnings; \
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+
+package: ## make the packages, and build and test what is in them
+	scripts/check-package
 
 install: ## install the command dblock into cargo's directory of programs
 	cargo install --locked --path crates/dblock

@@ -3,14 +3,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+
 use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
+use crate::inner::Inner;
 use crate::lease::Lease;
-use crate::locks::Inner;
+use crate::metrics::{self, Waiting};
 use crate::name::LockName;
 use crate::release::give_back;
-use crate::renew::{Held, Status};
+use crate::renew::{Held, Status, ms};
 use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError};
 use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
 use crate::token::{GrantId, Token};
@@ -47,15 +51,27 @@ pub(crate) struct Want {
 pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
     let shared = Arc::clone(&inner);
-    let task = crate::runtime::handle()?.spawn(async move {
+    // Made here, where the caller's own span is current.
+    let span = tracing::debug_span!(
+        "acquire",
+        lock.name = want.name.as_str(),
+        lock.token = Empty,
+        lock.holder = Empty,
+        lock.waited_ms = Empty
+    );
+    let work = async move {
         // Dropping the work gives back what it may have acquired: see `Attempt`.
         let done = tokio::select! {
-            done = within_wait(&inner, &want) => done,
-            () = wanted.closed() => return,
+            done = observed(&inner, &want) => done,
+            () = wanted.closed() => {
+                metrics::not_acquired(inner.store.engine(), "given_up");
+                return;
+            }
         };
         // A guard that nobody takes is dropped, and so releases.
         drop(wanted.send(done));
-    });
+    };
+    let task = crate::runtime::handle()?.spawn(work.instrument(span));
     let mut abandoned = Abandoned {
         inner: shared,
         task: Some(task),
@@ -90,19 +106,80 @@ impl Drop for Abandoned {
     }
 }
 
+/// `within_wait`, counted and logged.
+async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, Error> {
+    let (engine, began) = (inner.store.engine(), clock::now());
+    let under_way = Waiting::new(engine);
+    let done = within_wait(inner, want).await;
+    drop(under_way);
+    let waited = clock::now() - began;
+    let reason = match &done {
+        Ok(Some(guard)) => {
+            metrics::acquired(engine, waited);
+            let (token, holder, waited) = (guard.token().get(), guard.holder(), ms(waited));
+            let span = Span::current();
+            span.record("lock.token", token);
+            span.record("lock.holder", holder);
+            span.record("lock.waited_ms", waited);
+            tracing::debug!(
+                lock.name = guard.name().as_str(),
+                lock.token = token,
+                lock.holder = holder,
+                lock.waited_ms = waited,
+                "lock acquired"
+            );
+            return done;
+        }
+        Ok(None) => "busy",
+        Err(Error::TimedOut { .. }) => "timed_out",
+        Err(Error::HeldOff { .. }) => "held_off",
+        Err(Error::Unavailable { .. }) => "unavailable",
+        Err(Error::Lost { .. }) => "lost",
+        Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",
+    };
+    metrics::not_acquired(engine, reason);
+    tracing::debug!(
+        lock.name = want.name.as_str(),
+        lock.waited_ms = ms(waited),
+        reason,
+        "lock not acquired"
+    );
+    done
+}
+
 /// What was learnt while waiting, for the error at its end.
 #[derive(Debug, Default)]
 struct Progress {
     occupant: Option<Occupant>,
     failure: Option<StoreError>,
+    /// Who was last said to have it.
+    told: Option<(Option<Token>, Option<String>)>,
 }
 
 impl Progress {
-    fn note(&mut self, outcome: Result<Outcome, StoreError>) {
+    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
         match outcome {
-            Ok(Outcome::Held(occupant)) => (self.occupant, self.failure) = (Some(occupant), None),
+            Ok(Outcome::Held(occupant)) => {
+                let who = (occupant.token, occupant.holder.clone());
+                if self.told.as_ref() != Some(&who) {
+                    tracing::debug!(
+                        lock.name = name.as_str(),
+                        lock.token = occupant.token.map(Token::get),
+                        lock.holder = occupant.holder.as_deref(),
+                        lock.held_ms = occupant.held_for.map(ms),
+                        "waiting: somebody else has it"
+                    );
+                    self.told = Some(who);
+                }
+                (self.occupant, self.failure) = (Some(occupant), None);
+            }
             Err(failure @ StoreError::Unavailable(_)) => {
-                tracing::debug!("acquire failed, trying again: {failure}");
+                if self.failure.is_none() {
+                    tracing::debug!(
+                        lock.name = name.as_str(),
+                        "waiting, since the database does not answer: {failure}"
+                    );
+                }
                 (self.occupant, self.failure) = (None, Some(failure));
             }
             _ => {
@@ -133,7 +210,9 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
         done = work(inner, want, &progress, Some(began + limit)) => return done,
         () = clock::sleep_until(began + limit) => {}
     }
-    let Progress { occupant, failure } = progress
+    let Progress {
+        occupant, failure, ..
+    } = progress
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     match (occupant, failure) {
@@ -198,7 +277,7 @@ async fn work(
             outcome => progress
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .note(outcome),
+                .note(&want.name, outcome),
         }
         if once {
             tokio::time::sleep(pause).await;
@@ -299,7 +378,7 @@ pub(crate) async fn begin(
     grant: Grant,
     lease: Lease,
 ) -> Result<LockGuard, LostReason> {
-    let held = Held::new(grant, &lease);
+    let held = Held::new(inner.store.engine(), grant, &lease);
     let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
     inner.scheduler.add(lease, Arc::clone(&held));
     let settled = held
@@ -309,18 +388,7 @@ pub(crate) async fn begin(
         .map_or(Status::Released, |status| *status);
     match settled {
         Status::Lost(reason) => Err(reason),
-        Status::Held(_) | Status::Released => {
-            let Grant {
-                name,
-                token,
-                holder,
-                ..
-            } = &held.grant;
-            tracing::debug!(
-                lock.name = %name, lock.token = %token, lock.holder = %holder, "lock acquired"
-            );
-            Ok(guard)
-        }
+        Status::Held(_) | Status::Released => Ok(guard),
     }
 }
 
@@ -342,6 +410,7 @@ impl Drop for Attempt<'_> {
             Arc::clone(self.inner),
             what,
             Ttl::Lasting(MAX_FIRST_GRANT),
+            None,
         ));
     }
 }

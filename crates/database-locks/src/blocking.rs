@@ -19,9 +19,11 @@ use std::time::Duration;
 use pollster::block_on;
 use serde_json::Value;
 
+use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::info::LockInfo;
 use crate::locks::Freed;
+use crate::ticket::Ticket;
 use crate::timing::Ttl;
 
 /// [`crate::Locks`] without async.
@@ -37,6 +39,16 @@ impl Locks {
     /// See [`crate::Locks::connect_to`].
     pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
+    }
+
+    /// See [`crate::Locks::set_default`]: both faces have the same default.
+    pub fn set_default(locks: Self) {
+        crate::Locks::set_default(locks.0);
+    }
+
+    /// See [`crate::Locks::get_default`].
+    pub fn get_default() -> Result<Self, Error> {
+        block_on(crate::Locks::get_default()).map(Self)
     }
 
     /// See [`crate::Locks::lock`].
@@ -64,9 +76,46 @@ impl Locks {
         block_on(self.0.force_release(name))
     }
 
+    /// See [`crate::Locks::doctor`].
+    pub fn doctor(&self) -> Result<Report, Error> {
+        block_on(self.0.doctor())
+    }
+
+    /// See [`crate::Locks::take_up`].
+    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
+    }
+
+    /// See [`crate::Locks::renew`].
+    pub fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        block_on(self.0.renew(ticket, ttl))
+    }
+
+    /// See [`crate::Locks::release`].
+    pub fn release(&self, ticket: &Ticket) -> Result<(), Error> {
+        block_on(self.0.release(ticket))
+    }
+
+    /// See [`crate::Locks::prune`].
+    pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+        block_on(self.0.prune(idle, unknown))
+    }
+
     /// See [`crate::Locks::drain`].
     pub fn drain(&self) {
         block_on(self.0.drain());
+    }
+}
+
+impl From<crate::Locks> for Locks {
+    fn from(locks: crate::Locks) -> Self {
+        Self(locks)
+    }
+}
+
+impl AsRef<crate::Locks> for Locks {
+    fn as_ref(&self) -> &crate::Locks {
+        &self.0
     }
 }
 
@@ -116,9 +165,54 @@ impl Lock {
         Ok(block_on(self.0.try_acquire())?.map(|guard| LockGuard(Some(guard))))
     }
 
+    /// See [`crate::Lock::take_up`].
+    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
+    }
+
     /// See [`crate::Lock::acquire`].
     pub fn acquire(&self) -> Result<LockGuard, Error> {
         block_on(self.0.acquire()).map(|guard| LockGuard(Some(guard)))
+    }
+
+    /// Run `work` while holding the lock.
+    ///
+    /// Unlike the future of [`crate::Lock::run`] it cannot be stopped: if the lock is lost meanwhile
+    /// it runs to its end, and then what it answered is dropped and the loss is returned. Work that
+    /// is long, or does harm without the lock, takes a [`LockGuard`] and asks it.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Lock::acquire`], before `work` has begun; [`Error::Lost`] after it has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where `work` does; the lock is released first.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let sum = locks.lock("report").run(|| 1 + 1)?;
+    /// assert_eq!(sum, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let guard = self.acquire()?;
+        let output = work();
+        match guard.release() {
+            Err(lost @ Error::Lost { .. }) => Err(lost),
+            // The work has ended while it was held; that it could not be released changes nothing
+            // about it, and the attempt goes on in the background.
+            Ok(()) | Err(_) => Ok(output),
+        }
+    }
+}
+
+impl From<crate::Lock> for Lock {
+    fn from(lock: crate::Lock) -> Self {
+        Self(lock)
     }
 }
 
@@ -145,6 +239,18 @@ impl LockGuard {
     /// Wait until it is lost; see [`crate::LockGuard::lost`].
     pub fn wait_lost(&self) -> LostReason {
         block_on(self.lost())
+    }
+
+    /// See [`crate::LockGuard::hand_over`].
+    #[allow(
+        clippy::expect_used,
+        reason = "only `release`, `hand_over` and `drop` take it"
+    )]
+    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+        self.0
+            .take()
+            .expect("a guard that was not released")
+            .hand_over()
     }
 
     /// See [`crate::LockGuard::release`].

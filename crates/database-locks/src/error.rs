@@ -40,8 +40,17 @@ pub enum Error {
         /// Why.
         reason: LostReason,
     },
+    /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
+    #[error("could not {op}: somebody else was in the way")]
+    HeldOff {
+        /// What was tried.
+        op: String,
+        /// What stood in the way.
+        #[source]
+        source: BoxError,
+    },
     /// The database did not answer, or not in time. Trying again may work.
-    #[error("the database could not be reached to {op}")]
+    #[error("could not {op}: the database cannot be reached")]
     Unavailable {
         /// What was tried.
         op: String,
@@ -51,7 +60,7 @@ pub enum Error {
     },
     /// The database answered no: wrong password, missing table, missing right. Trying again will
     /// not help.
-    #[error("the database refused to {op}{}", Hint(.hint.as_deref()))]
+    #[error("could not {op}: the database refused{}", Hint(.hint.as_deref()))]
     Rejected {
         /// What was tried.
         op: String,
@@ -129,6 +138,25 @@ pub enum LostReason {
     Unreachable,
     /// The database forgot this grant: it was replaced by a server that lacks commits.
     Failover,
+    /// This is a forked child: it is the parent that holds the lock.
+    Forked,
+}
+
+impl LostReason {
+    /// One word, as a label and in logs.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::TakenOver => "taken_over",
+            Self::Forced => "forced",
+            Self::Released => "released",
+            Self::TakenUp => "taken_up",
+            Self::RowGone => "row_gone",
+            Self::Unreachable => "unreachable",
+            Self::Failover => "failover",
+            Self::Forked => "forked",
+        }
+    }
 }
 
 impl fmt::Display for LostReason {
@@ -141,6 +169,7 @@ impl fmt::Display for LostReason {
             Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
+            Self::Forked => "held by the process that forked this one",
             Self::Failover => "the database forgot the grant (failover)",
         })
     }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use crate::acquire::PATIENCE;
 use crate::error::{Error, LostReason};
+use crate::fork::Here;
 use crate::info::LockState;
-use crate::locks::Inner;
+use crate::inner::Inner;
 use crate::name::LockName;
 use crate::release::give_back;
-use crate::renew::{Held, Status};
+use crate::renew::{Held, Status, ms};
 use crate::runtime;
-use crate::store::{Released, Renewal, Return, StoreError};
+use crate::store::{Grant, Released, Renewal, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -29,8 +30,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// the process ends. A guard that is leaked (`std::mem::forget`) is renewed until the process ends.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
-    inner: Arc<Inner>,
-    held: Arc<Held>,
+    inner: Here<Arc<Inner>>,
+    held: Here<Arc<Held>>,
     ttl: Ttl,
     released: bool,
 }
@@ -40,7 +41,7 @@ impl fmt::Debug for LockGuard {
         f.debug_struct("LockGuard")
             .field("name", self.name())
             .field("token", &self.token())
-            .field("status", &self.held.status())
+            .field("is_held", &self.is_held())
             .finish_non_exhaustive()
     }
 }
@@ -48,8 +49,8 @@ impl fmt::Debug for LockGuard {
 impl LockGuard {
     pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
         Self {
-            inner,
-            held,
+            inner: Here::new(inner),
+            held: Here::new(held),
             ttl,
             released: false,
         }
@@ -87,7 +88,10 @@ impl LockGuard {
     ///
     /// Zero: lost. [`Duration::MAX`]: without end.
     pub fn trusted_for(&self) -> Duration {
-        self.held.trusted_for()
+        match self.held.is_here() {
+            true => self.held.trusted_for(),
+            false => Duration::ZERO,
+        }
     }
 
     /// Wait until it is lost. Does not resolve if it is released.
@@ -98,8 +102,11 @@ impl LockGuard {
     ///
     /// May be dropped and asked for again at any time.
     pub fn lost(&self) -> impl Future<Output = LostReason> + Send + use<> {
-        let mut status = self.held.watch();
+        let status = self.held.is_here().then(|| self.held.watch());
         async move {
+            let Some(mut status) = status else {
+                return LostReason::Forked;
+            };
             loop {
                 if let Status::Lost(reason) = *status.borrow_and_update() {
                     return reason;
@@ -171,6 +178,7 @@ impl LockGuard {
     /// Dropped, the extension may or may not happen.
     pub async fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
+        self.still_trusted()?;
         let Some(timing) = self.inner.scheduler.timing(id) else {
             return self.still_trusted();
         };
@@ -188,6 +196,13 @@ impl LockGuard {
     fn still_trusted(&self) -> Result<(), Error> {
         if self.is_held() {
             return Ok(());
+        }
+        if !self.held.is_here() {
+            let reason = LostReason::Forked;
+            return Err(Error::Lost {
+                name: self.name().clone(),
+                reason,
+            });
         }
         // Where the scheduler has not come round to it: a thawed process asks first.
         self.held.lose(LostReason::Expired);
@@ -224,6 +239,19 @@ impl LockGuard {
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
         self.held.released();
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.held.grant;
+        tracing::debug!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            lock.held_ms = ms(self.held.held_for()),
+            "lock handed over"
+        );
         Ok(self.ticket())
     }
 
@@ -279,7 +307,8 @@ impl LockGuard {
     fn begin_release(
         &mut self,
     ) -> Option<impl Future<Output = Result<Released, Error>> + Send + 'static + use<>> {
-        if std::mem::replace(&mut self.released, true) {
+        // In a forked child there is nothing of ours to be released, nor to be touched.
+        if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
             return None;
         }
         self.inner.scheduler.remove(self.held.grant.id);
@@ -293,7 +322,8 @@ impl LockGuard {
             Status::Lost(_) | Status::Released => false,
         };
         let what = Return::of(&self.held.grant, self.ttl);
-        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl))
+        let held_for = Some(self.held.held_for());
+        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl, held_for))
     }
 }
 

@@ -175,6 +175,11 @@ impl Lease {
         &self.timing
     }
 
+    /// Whether the latest renewal was not a success.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     /// How long to wait for the answer to a renewal.
     pub(crate) fn patience(&self) -> Duration {
         let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);

@@ -37,22 +37,34 @@
 //!
 //! [`blocking`] has the same for code that blocks.
 //!
+//! # Without the lines
+//!
+//! The attribute `#[locked("nightly report", ttl = "30s")]` runs a function under a lock.
+//!
 //! # Features
 //!
-//! `postgres`, `mysql` and `sqlite`, all on by default; `memory:` is always there.
+//! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
+//! default; `memory:` is always there.
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
 mod acquire;
 pub mod blocking;
 mod clock;
+mod default;
+pub mod doctor;
 mod error;
+mod fork;
 mod guard;
 mod holder;
 mod info;
+mod inner;
 mod lease;
 mod lock;
+#[cfg(feature = "macros")]
+mod locked;
 mod locks;
+mod metrics;
 mod name;
 mod release;
 mod renew;
@@ -71,11 +83,25 @@ pub use error::{BoxError, Error, LostReason};
 pub use guard::LockGuard;
 pub use info::{LockInfo, LockState};
 pub use lock::Lock;
+#[cfg(feature = "macros")]
+pub use locked::locked;
 pub use locks::{Freed, Locks};
 pub use name::LockName;
 pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
+
+/// The guide's examples are compiled, and those with a `main` are run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust.md")]
+struct Guide;
+
+/// What `#[locked]` expands to, besides what is public. Not covered by semver.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __locked {
+    pub use crate::locked::{Failure, Panics, panic};
+}
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.
 #[cfg(feature = "__seam")]

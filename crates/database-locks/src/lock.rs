@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tracing::Instrument;
 
 use crate::acquire::{Want, acquire};
 use crate::error::Error;
@@ -129,7 +130,7 @@ impl Lock {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
-            None => Arc::clone(&self.locks.inner().holder),
+            None => Arc::clone(&self.locks.inner()?.holder),
         };
         Ok(Want {
             name: LockName::new(&self.name)?,
@@ -153,7 +154,7 @@ impl Lock {
     /// in the background, and at the latest runs out after 30 s.
     pub async fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
         let want = self.want(Some(Duration::ZERO), None)?;
-        acquire(Arc::clone(self.locks.inner()), want).await
+        acquire(self.locks.inner()?, want).await
     }
 
     /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
@@ -172,7 +173,7 @@ impl Lock {
     pub async fn acquire(&self) -> Result<LockGuard, Error> {
         let want = self.want(self.wait, None)?;
         let name = want.name.clone();
-        let inner = Arc::clone(self.locks.inner());
+        let inner = self.locks.inner()?;
         if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
             return Ok(guard);
         }
@@ -207,7 +208,7 @@ impl Lock {
                 format!("one for `{}`", want.name),
             ));
         }
-        take_up(Arc::clone(self.locks.inner()), want, ticket.clone()).await
+        take_up(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
@@ -217,7 +218,8 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped.
+    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped, or had just ended when the
+    /// loss was found.
     ///
     /// # Cancel safety
     ///
@@ -235,7 +237,14 @@ impl Lock {
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Error> {
         let guard = self.acquire().await?;
         let stopped = {
-            let (lost, work) = (guard.lost(), std::pin::pin!(work));
+            // Whatever the work logs says under which lock, and which grant of it.
+            let span = tracing::debug_span!(
+                "locked",
+                lock.name = guard.name().as_str(),
+                lock.token = guard.token().get(),
+                lock.holder = guard.holder()
+            );
+            let (lost, work) = (guard.lost(), std::pin::pin!(work.instrument(span)));
             tokio::select! {
                 biased;
                 reason = lost => Err(reason),
@@ -243,12 +252,14 @@ impl Lock {
             }
         };
         match stopped {
-            // The work has ended; that the lock was not to be released changes nothing about it,
-            // and the attempt goes on in the background.
-            Ok(output) => {
-                let _ = guard.release().await;
-                Ok(output)
-            }
+            Ok(output) => match guard.release().await {
+                // Work that blocked past the end of the lease, or was overtaken by force since the
+                // last renewal.
+                Err(lost @ Error::Lost { .. }) => Err(lost),
+                // The work has ended while it was held; that it could not be released changes
+                // nothing about it, and the attempt goes on in the background.
+                Ok(()) | Err(_) => Ok(output),
+            },
             Err(reason) => Err(Error::Lost {
                 name: guard.name().clone(),
                 reason,

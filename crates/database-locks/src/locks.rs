@@ -4,45 +4,27 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::acquire::PATIENCE;
-use crate::error::{Error, LostReason};
+use crate::doctor::Report;
+use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::holder::default_holder;
 use crate::info::LockInfo;
+use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
-use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Force, Grant, Released, Renewal, Return, Store, StoreError, Table};
+use crate::store::{Force, StoreError};
+use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
-use crate::turns::Turns;
+use crate::token::Token;
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long all the looks of an examination may take together: it reads every row once.
+const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a release by force goes on trying where the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What guards and background work share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) scheduler: Arc<Scheduler>,
-    pub(crate) turns: Turns,
-    /// Cloned by whoever releases in the background.
-    pub(crate) pending: watch::Receiver<()>,
-    all_done: watch::Sender<()>,
-    /// `locked_by` unless a lock is given another.
-    pub(crate) holder: Arc<str>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.scheduler.close();
-    }
-}
 
 /// The locks of one table of one database. Cheap to clone: clones share one connection, one
 /// scheduler and one line of waiters for each lock.
@@ -60,13 +42,11 @@ impl Drop for Inner {
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Locks(Arc<Inner>);
+pub struct Locks(Arc<Place>);
 
 impl fmt::Debug for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Locks")
-            .field("store", &self.0.store)
-            .finish_non_exhaustive()
+        self.0.fmt(f)
     }
 }
 
@@ -103,25 +83,14 @@ impl Locks {
     ///
     /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
     pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let table = table.map_or_else(|| Ok(Table::default()), Table::new)?;
-        let store = store::open(url.as_ref(), &table)?;
+        let locks = Self(Arc::new(Place::new(url.as_ref(), table)?));
+        let inner = locks.inner()?;
         runtime::run(async move {
-            let connected = store.connect(PATIENCE).await;
-            connected.map_err(|e| e.into_error("connect"))?;
-            let (all_done, pending) = watch::channel(());
-            let scheduler = Scheduler::start(Arc::clone(&store));
-            let holder = default_holder().into();
-            let turns = Turns::default();
-            Ok(Self(Arc::new(Inner {
-                store,
-                scheduler,
-                turns,
-                pending,
-                all_done,
-                holder,
-            })))
+            let connected = inner.store.connect(PATIENCE).await;
+            connected.map_err(|e| e.into_error("connect"))
         })
-        .await
+        .await?;
+        Ok(locks)
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -134,9 +103,10 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::Unavailable`].
+    /// [`Error::Rejected`] without the right to create tables; [`Error::HeldOff`] where somebody has
+    /// the table locked for 30 s; [`Error::Unavailable`].
     pub async fn migrate(&self) -> Result<(), Error> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.inner()?;
         runtime::run(async move {
             again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
@@ -165,7 +135,7 @@ impl Locks {
     }
 
     async fn read(&self, names: Option<Vec<LockName>>) -> Result<Vec<LockInfo>, Error> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.inner()?;
         runtime::run(async move {
             again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE))
                 .await
@@ -181,10 +151,10 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where its row stays locked for 2 s (a fenced transaction may be open),
-    /// or nobody answers; [`Error::Config`] for a bad name; [`Error::Rejected`].
+    /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
+    /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
-        let (inner, name) = (Arc::clone(&self.0), LockName::new(name)?);
+        let (inner, name) = (self.inner()?, LockName::new(name)?);
         runtime::run(async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
@@ -195,12 +165,22 @@ impl Locks {
                     )),
                 }
             });
-            let from = forced.await.map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            let from = forced
+                .await
+                .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
             inner.turns.ring(&name);
             if let Some(from) = &from {
-                tracing::warn!(lock.name = %name, "lock released by force, held by {:?}", from.holder);
+                tracing::warn!(
+                    lock.name = name.as_str(),
+                    lock.token = from.token.map(Token::get),
+                    lock.holder = from.holder.as_deref(),
+                    "lock released by force"
+                );
             }
-            Ok(from.map(|from| Freed { holder: from.holder, held_for: from.held_for }))
+            Ok(from.map(|from| Freed {
+                holder: from.holder,
+                held_for: from.held_for,
+            }))
         })
         .await
     }
@@ -240,15 +220,7 @@ impl Locks {
     /// [`Error::Unavailable`], [`Error::Rejected`].
     pub async fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let ttl = Timing::new(ttl.into(), Renewing::Never, None)?.ttl();
-        self.by_ticket(ticket, "renew", move |inner, grant| async move {
-            let round = [(grant, ttl)];
-            Ok(match inner.store.renew(&round, PATIENCE).await?.pop() {
-                Some(Renewal::Renewed) => ByTicket::Done,
-                Some(Renewal::Lost(reason)) => ByTicket::Dead(reason),
-                Some(Renewal::Busy) | None => ByTicket::Busy,
-            })
-        })
-        .await
+        by_ticket(self.inner()?, ticket.clone(), ByTicket::Renew(ttl)).await
     }
 
     /// Release a lock that was handed over.
@@ -258,64 +230,7 @@ impl Locks {
     /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
     /// [`Error::Rejected`].
     pub async fn release(&self, ticket: &Ticket) -> Result<(), Error> {
-        self.by_ticket(ticket, "release", |inner, grant| async move {
-            // It may be without end, which a ticket does not know: better durable than held for ever.
-            let returns = [Return::of(&grant, Ttl::Endless)];
-            Ok(match inner.store.release(&returns, PATIENCE).await?.pop() {
-                Some(Released::Freed) => {
-                    inner.turns.ring(&grant.name);
-                    ByTicket::Done
-                }
-                Some(Released::NotOurs) => ByTicket::Dead(LostReason::Released),
-                Some(Released::Busy) | None => ByTicket::Busy,
-            })
-        })
-        .await
-    }
-
-    /// Do something with the grant of a ticket, while its row says that it is the grant.
-    async fn by_ticket<F>(
-        &self,
-        ticket: &Ticket,
-        verb: &'static str,
-        work: impl Fn(Arc<Inner>, Grant) -> F + Send + Sync + 'static,
-    ) -> Result<(), Error>
-    where
-        F: Future<Output = Result<ByTicket, StoreError>> + Send,
-    {
-        let (inner, ticket) = (Arc::clone(&self.0), ticket.clone());
-        runtime::run(async move {
-            let names = [ticket.name.clone()];
-            let done = again(PATIENCE, || async {
-                let row = inner.store.read(Some(&names), PATIENCE).await?.pop();
-                let holder = match row {
-                    Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
-                    Some(row) => return Ok(ByTicket::Dead(dead(&ticket, &row))),
-                    None => return Ok(ByTicket::Dead(LostReason::RowGone)),
-                };
-                let grant = Grant {
-                    name: ticket.name.clone(),
-                    token: ticket.token,
-                    id: ticket.grant,
-                    holder: holder.unwrap_or_default().into(),
-                };
-                match work(Arc::clone(&inner), grant).await? {
-                    ByTicket::Busy => Err(StoreError::Contention(
-                        "its row is locked by somebody".into(),
-                    )),
-                    done => Ok(done),
-                }
-            });
-            let op = || format!("{verb} lock `{}`", ticket.name);
-            match done.await.map_err(|e| e.into_error(op()))? {
-                ByTicket::Dead(reason) => Err(Error::Lost {
-                    name: ticket.name,
-                    reason,
-                }),
-                ByTicket::Done | ByTicket::Busy => Ok(()),
-            }
-        })
-        .await
+        by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
     }
 
     /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
@@ -327,7 +242,7 @@ impl Locks {
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
     pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.inner()?;
         runtime::run(async move {
             let mut total = 0;
             loop {
@@ -341,17 +256,35 @@ impl Locks {
         .await
     }
 
+    /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
+    /// and locks, and for what to do about it. Changes nothing, and needs no special rights: what
+    /// this user may not see is said to be unseen.
+    ///
+    /// [`doctor`](crate::doctor) lists everything that can be found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
+    /// [`Locks::connect`] already.
+    pub async fn doctor(&self) -> Result<Report, Error> {
+        let inner = self.inner()?;
+        runtime::run(async move {
+            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("look for what is wrong"))
+        })
+        .await
+    }
+
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
     /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
     pub async fn drain(&self) {
-        // `closed` resolves when only our own receiver is left, hence the count.
-        while self.0.all_done.receiver_count() > 1 {
-            let inner = Arc::clone(&self.0);
-            let nap = async move {
+        let Ok(inner) = self.inner() else { return };
+        while inner.is_pending() {
+            let nap = async {
                 tokio::time::sleep(Duration::from_millis(2)).await;
-                drop(inner);
                 Ok(())
             };
             if runtime::run(nap).await.is_err() {
@@ -360,28 +293,15 @@ impl Locks {
         }
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.0
+    pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
+        self.0.inner().map(Arc::clone)
     }
 }
 
-/// What became of something that was done by ticket.
-enum ByTicket {
-    Done,
-    Busy,
-    Dead(LostReason),
-}
-
-/// Why a ticket is dead, from the row that says so.
-fn dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
-    let taken_up = |said: &String| said.contains(ticket.grant.as_str());
-    match row.token.cmp(&ticket.token) {
-        std::cmp::Ordering::Greater => LostReason::TakenOver,
-        std::cmp::Ordering::Less => LostReason::Failover,
-        std::cmp::Ordering::Equal if row.metadata.as_ref().is_some_and(taken_up) => {
-            LostReason::TakenUp
-        }
-        std::cmp::Ordering::Equal => LostReason::Released,
+/// So that whatever has the locks of a program can be where they are asked for: it implements this.
+impl AsRef<Self> for Locks {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 
@@ -396,7 +316,7 @@ pub struct Freed {
 }
 
 /// Try again while it is only contention that stands in the way, for so long at most.
-async fn again<T, F: Future<Output = Result<T, StoreError>>>(
+pub(crate) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
     limit: Duration,
     work: impl Fn() -> F,
 ) -> Result<T, StoreError> {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::error::Error;
-use crate::locks::Inner;
+use crate::inner::Inner;
+use crate::renew::ms;
 use crate::store::{Released, Return, StoreError};
 use crate::timing::Ttl;
+use crate::token::Token;
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,6 +21,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// It counts as pending from now on, and not from when it is first polled: whoever drops a guard and
 /// drains at once waits for it.
 ///
+/// `held_for` is for the log; none where nobody ever held it: an acquire that was given up.
+///
 /// # Errors
 ///
 /// What stood in the way at the last try.
@@ -26,23 +30,37 @@ pub(crate) fn give_back(
     inner: Arc<Inner>,
     what: Return,
     ttl: Ttl,
+    held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
     let pending = inner.pending.clone();
     async move {
-        let done = until_answered(&inner, what, ttl).await;
+        let done = until_answered(&inner, what, ttl, held_for).await;
         drop(pending);
         done
     }
 }
 
-async fn until_answered(inner: &Inner, what: Return, ttl: Ttl) -> Result<Released, Error> {
-    let name = what.name.clone();
+async fn until_answered(
+    inner: &Inner,
+    what: Return,
+    ttl: Ttl,
+    held_for: Option<Duration>,
+) -> Result<Released, Error> {
     let end = match ttl {
         Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
         Ttl::Endless => Duration::MAX,
     };
     let returns = [what];
-    let (mut pause, mut unsure) = (FIRST_RETRY, false);
+    let [
+        Return {
+            name,
+            token,
+            holder,
+            ..
+        },
+    ] = &returns;
+    let token = token.map(Token::get);
+    let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
         let failure = match inner
             .store
@@ -51,10 +69,21 @@ async fn until_answered(inner: &Inner, what: Return, ttl: Ttl) -> Result<Release
             .map(|mut done| done.pop())
         {
             Ok(Some(done @ (Released::Freed | Released::NotOurs))) => {
-                inner.turns.ring(&name);
+                inner.turns.ring(name);
                 // An earlier try whose reply was lost may have been the one that freed it.
                 let done = if unsure { Released::Freed } else { done };
-                tracing::debug!(lock.name = %name, "lock {done:?}");
+                let said = match (done, held_for) {
+                    (Released::NotOurs, _) => "nothing left to release",
+                    (_, Some(_)) => "lock released",
+                    (_, None) => "given back what a given-up acquire got",
+                };
+                tracing::debug!(
+                    lock.name = name.as_str(),
+                    lock.token = token,
+                    lock.holder = &**holder,
+                    lock.held_ms = held_for.map(ms),
+                    "{said}"
+                );
                 return Ok(done);
             }
             Ok(_) => StoreError::Contention("its row is locked by somebody".into()),
@@ -66,10 +95,23 @@ async fn until_answered(inner: &Inner, what: Return, ttl: Ttl) -> Result<Release
         let over = matches!(failure, StoreError::Rejected { .. }) || clock::now() + pause >= end;
         if over {
             let error = failure.into_error(format!("release lock `{name}`"));
-            tracing::warn!(lock.name = %name, "{}", error.chain());
+            tracing::warn!(
+                lock.name = name.as_str(),
+                lock.token = token,
+                lock.holder = &**holder,
+                "not released, it stays held until its lease ends: {}",
+                error.chain()
+            );
             return Err(error);
         }
-        tracing::debug!(lock.name = %name, "release failed, trying again: {failure}");
+        if !std::mem::replace(&mut told, true) {
+            tracing::debug!(
+                lock.name = name.as_str(),
+                lock.token = token,
+                lock.holder = &**holder,
+                "release failed, trying again: {failure}"
+            );
+        }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_RETRY);
     }

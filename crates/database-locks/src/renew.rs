@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{self, LONGEST_NAP, Time};
-use crate::error::LostReason;
+use crate::error::{Human, LostReason};
 use crate::lease::{Answer, Lease, Next};
-use crate::store::{Grant, Renewal, Store, StoreError};
+use crate::metrics::{self, Engine};
+use crate::store::{Grant, Observed, Renewal, StoreError};
 use crate::timing::{Timing, Ttl};
 use crate::token::GrantId;
 
@@ -36,10 +38,17 @@ pub(crate) enum Status {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) grant: Grant,
+    engine: Engine,
+    since: Time,
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
     status: watch::Sender<Status>,
+}
+
+/// Milliseconds, for a field of a log line.
+pub(crate) fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn nanos(t: Time) -> u64 {
@@ -47,9 +56,12 @@ fn nanos(t: Time) -> u64 {
 }
 
 impl Held {
-    pub(crate) fn new(grant: Grant, lease: &Lease) -> Arc<Self> {
+    pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
+        metrics::held(engine);
         Arc::new(Self {
             grant,
+            engine,
+            since: clock::now(),
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
         })
@@ -84,6 +96,8 @@ impl Held {
             Status::Lost(_) | Status::Released => false,
         });
         if newly {
+            metrics::lost(self.engine, reason);
+            metrics::ended(self.engine, self.held_for());
             let Grant {
                 name,
                 token,
@@ -91,19 +105,32 @@ impl Held {
                 ..
             } = &self.grant;
             tracing::warn!(
-                lock.name = %name, lock.token = %token, lock.holder = %holder, "lock lost: {reason}"
+                lock.name = name.as_str(),
+                lock.token = token.get(),
+                lock.holder = &**holder,
+                lock.held_ms = ms(self.held_for()),
+                reason = reason.word(),
+                "lock lost: {reason}"
             );
         }
     }
 
+    /// Since it was granted to us.
+    pub(crate) fn held_for(&self) -> Duration {
+        clock::now().saturating_sub(self.since)
+    }
+
     pub(crate) fn released(&self) {
-        self.status.send_if_modified(|status| {
+        let newly = self.status.send_if_modified(|status| {
             let held = matches!(status, Status::Held(_));
             if held {
                 *status = Status::Released;
             }
             held
         });
+        if newly {
+            metrics::ended(self.engine, self.held_for());
+        }
     }
 
     fn confirm(&self, lease: &Lease) {
@@ -128,10 +155,46 @@ struct Entry {
     at: Time,
 }
 
+/// How long contention may keep renewals from getting through before that is worth a warning: what
+/// passes by itself within a second or so is everyday business.
+const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
+
+/// Whether renewals get through, so that it is told once when they no longer do, and not with each
+/// try, of which there are many.
+#[derive(Debug, Default)]
+struct Outage {
+    /// When the first that failed was sent.
+    since: Option<Time>,
+    told: bool,
+    /// When the latest that got through was sent.
+    good: Time,
+}
+
+impl Outage {
+    /// A round that was sent at `sent` failed; whether that is to be told now.
+    fn failed(&mut self, sent: Time, now: Time, contention: bool) -> bool {
+        // It hung while a later one got through.
+        if sent < self.good || self.told {
+            return false;
+        }
+        let since = *self.since.get_or_insert(sent);
+        self.told = !contention || now.saturating_sub(since) >= ORDINARY_CONTENTION;
+        self.told
+    }
+
+    /// One got through; if that ends an outage that was told, how long it was.
+    fn over(&mut self, sent: Time, now: Time) -> Option<Duration> {
+        self.good = self.good.max(sent);
+        let since = self.since.take_if(|since| *since <= sent)?;
+        std::mem::take(&mut self.told).then(|| now.saturating_sub(since))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Book {
     entries: HashMap<GrantId, Entry>,
     agenda: BTreeSet<(Time, GrantId)>,
+    outage: Outage,
 }
 
 impl Book {
@@ -152,6 +215,10 @@ impl Book {
     fn remove(&mut self, id: GrantId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
         self.agenda.remove(&(entry.at, id));
+        if self.entries.is_empty() {
+            // Nothing is renewed any more, so nothing will say when it is over.
+            self.outage = Outage::default();
+        }
         Some(entry)
     }
 
@@ -214,6 +281,20 @@ impl Book {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
+        if answer == Answer::Busy && !entry.lease.is_failing() {
+            let Grant {
+                name,
+                token,
+                holder,
+                ..
+            } = &entry.held.grant;
+            tracing::debug!(
+                lock.name = name.as_str(),
+                lock.token = token.get(),
+                lock.holder = &**holder,
+                "not renewed, trying again: somebody has its row locked"
+            );
+        }
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // Told in its turn, which is now.
@@ -246,22 +327,22 @@ impl Book {
 /// The leases of one [`Locks`](crate::Locks), and the task that renews them.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    store: Arc<dyn Store>,
+    store: Observed,
     book: Mutex<Book>,
     changed: Notify,
     closed: AtomicBool,
 }
 
 impl Scheduler {
-    /// Start the task, on the runtime that calls.
-    pub(crate) fn start(store: Arc<dyn Store>) -> Arc<Self> {
+    /// Start the task on that runtime.
+    pub(crate) fn start(store: Observed, runtime: &Handle) -> Arc<Self> {
         let scheduler = Arc::new(Self {
             store,
             book: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
-        tokio::spawn(Arc::clone(&scheduler).work());
+        runtime.spawn(Arc::clone(&scheduler).work());
         scheduler
     }
 
@@ -339,21 +420,47 @@ impl Scheduler {
     async fn round(self: Arc<Self>, round: Vec<(Grant, Ttl)>, patience: Duration) {
         let sent = clock::now();
         let answers = self.store.renew(&round, patience).await;
-        let mut book = self.book();
+        let engine = self.store.engine();
+        let count = |result, n| metrics::renewals(engine, result, n);
+        let (mut book, now) = (self.book(), clock::now());
         match answers {
             Ok(answers) => {
+                if let Some(outage) = book.outage.over(sent, now) {
+                    tracing::info!(
+                        outage_ms = ms(outage),
+                        "renewals get through again, after {}",
+                        Human(outage)
+                    );
+                }
                 for ((grant, _), answer) in round.iter().zip(answers) {
                     match answer {
-                        Renewal::Renewed => book.answered(grant.id, sent, Answer::Renewed),
-                        Renewal::Busy => book.answered(grant.id, sent, Answer::Busy),
-                        Renewal::Lost(reason) => book.lost(grant.id, reason),
+                        Renewal::Renewed => {
+                            count("renewed", 1);
+                            book.answered(grant.id, sent, Answer::Renewed);
+                        }
+                        Renewal::Busy => {
+                            count("busy", 1);
+                            book.answered(grant.id, sent, Answer::Busy);
+                        }
+                        Renewal::Lost(reason) => {
+                            count("lost", 1);
+                            book.lost(grant.id, reason);
+                        }
                     }
                 }
             }
             Err(error) => {
-                match error {
-                    StoreError::Contention(_) => tracing::debug!("renewal met contention: {error}"),
-                    _ => tracing::warn!("renewal failed, trying again: {error}"),
+                count("unknown", round.len());
+                let contention = matches!(error, StoreError::Contention(_));
+                if book.outage.failed(sent, now, contention) {
+                    let (first, _) = &round[0];
+                    tracing::warn!(
+                        lock.name = first.name.as_str(),
+                        lock.token = first.token.get(),
+                        lock.holder = &*first.holder,
+                        locks = round.len(),
+                        "renewals fail, trying again until the leases end: {error}"
+                    );
                 }
                 for (grant, _) in &round {
                     book.answered(grant.id, sent, Answer::Unknown);
@@ -383,7 +490,7 @@ mod tests {
             };
             let sent = start + Duration::from_millis(i);
             let lease = Lease::granted(timing, sent, ttl);
-            let held = Held::new(grant, &lease);
+            let held = Held::new("memory", grant, &lease);
             book.add(lease, held, sent);
         }
         (book, start)
@@ -394,6 +501,28 @@ mod tests {
         let (mut book, start) = book_of(3_000);
         assert!(book.due(start + Duration::from_secs(9)).is_empty());
         assert_eq!(book.due(start + Duration::from_secs(10)).len(), 3_000);
+    }
+
+    #[test]
+    fn an_outage_is_told_once_and_its_end_too() {
+        let (mut outage, at) = (Outage::default(), Duration::from_secs);
+        assert!(outage.failed(at(10), at(11), false));
+        assert!(!outage.failed(at(12), at(13), false), "told already");
+        assert_eq!(outage.over(at(9), at(14)), None, "sent before it began");
+        assert_eq!(outage.over(at(14), at(15)), Some(at(5)));
+        assert!(!outage.failed(at(13), at(18), false), "had hung since then");
+        assert_eq!(outage.over(at(19), at(19)), None);
+        assert!(outage.failed(at(20), at(20), false), "the next one");
+    }
+
+    #[test]
+    fn contention_is_told_only_when_it_lasts() {
+        let (mut outage, ms) = (Outage::default(), Duration::from_millis);
+        assert!(!outage.failed(ms(100), ms(150), true));
+        assert_eq!(outage.over(ms(200), ms(210)), None, "nobody was told");
+        assert!(!outage.failed(ms(300), ms(350), true));
+        assert!(outage.failed(ms(1400), ms(1410), true));
+        assert!(outage.over(ms(1500), ms(1510)).is_some());
     }
 
     #[test]

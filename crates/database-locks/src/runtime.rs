@@ -4,18 +4,19 @@
 //! runtime while holding a lock, or has none at all must not lose its locks for it.
 
 use std::future::Future;
-use std::sync::OnceLock;
 
 use tokio::runtime::Handle;
 
 use crate::error::Error;
+use crate::fork::PerProcess;
 
-/// The handle of the background runtime, which is started by the first call.
+/// The handle of the background runtime, which is started by the first call in each process.
 pub(crate) fn handle() -> Result<&'static Handle, Error> {
-    static HANDLE: OnceLock<Handle> = OnceLock::new();
-    if let Some(handle) = HANDLE.get() {
-        return Ok(handle);
-    }
+    static HANDLE: PerProcess<Handle> = PerProcess::new();
+    HANDLE.get_or_try_init(start)
+}
+
+fn start() -> Result<Handle, Error> {
     let failed = |source: std::io::Error| Error::Unavailable {
         op: "start the thread that renews leases".into(),
         source: Box::new(source),
@@ -29,8 +30,7 @@ pub(crate) fn handle() -> Result<&'static Handle, Error> {
         .name("database-locks".into())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))
         .map_err(failed)?;
-    // Of two threads that came here at once, the loser's runtime idles; nothing was given to it.
-    Ok(HANDLE.get_or_init(|| handle))
+    Ok(handle)
 }
 
 /// Carry out `work` on the background thread. Dropping this future does not stop it.

@@ -1,21 +1,25 @@
 //! Going on with a lock that somebody handed over.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::{PATIENCE, Want, begin};
 use crate::clock::{self, Time};
-use crate::error::Error;
+use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
+use crate::info::LockInfo;
+use crate::inner::Inner;
 use crate::lease::Lease;
-use crate::locks::Inner;
+use crate::locks::again;
+use crate::metrics;
 use crate::release::give_back;
-use crate::store::{Ask, Grant, Renewal, Return, StoreError, TakeUp};
+use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
 use crate::ticket::Ticket;
 use crate::timing::{MAX_FIRST_GRANT, Ttl};
 use crate::token::GrantId;
 
-/// Take up a ticket on the background thread.
+/// Take a ticket up on the background thread.
 pub(crate) async fn take_up(
     inner: Arc<Inner>,
     want: Want,
@@ -49,6 +53,15 @@ pub(crate) async fn take_up(
         };
         let lease = Lease::granted(want.timing, sent, to.length);
         let begun = begin(&inner, grant, lease).await;
+        if let Ok(guard) = &begun {
+            metrics::taken_up(inner.store.engine());
+            tracing::debug!(
+                lock.name = guard.name().as_str(),
+                lock.token = guard.token().get(),
+                lock.holder = guard.holder(),
+                "lock taken up"
+            );
+        }
         begun.map_err(|reason| Error::Lost {
             name: to.name.clone(),
             reason,
@@ -102,6 +115,90 @@ impl Drop for Unsettled<'_> {
             Arc::clone(&self.inner),
             what,
             Ttl::Lasting(MAX_FIRST_GRANT),
+            None,
         ));
+    }
+}
+
+/// What can be done with a ticket without taking it up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ByTicket {
+    Renew(Ttl),
+    Release,
+}
+
+/// Do it, while the row says that it is the ticket's grant.
+pub(crate) async fn by_ticket(
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    what: ByTicket,
+) -> Result<(), Error> {
+    let op = match what {
+        ByTicket::Renew(_) => format!("renew lock `{}`", ticket.name),
+        ByTicket::Release => format!("release lock `{}`", ticket.name),
+    };
+    crate::runtime::run(async move {
+        let done = again(PATIENCE, || async {
+            match do_it(&inner, &ticket, what).await? {
+                Renewal::Busy => Err(StoreError::Contention(
+                    "its row is locked by somebody".into(),
+                )),
+                done => Ok(done),
+            }
+        });
+        match done.await.map_err(|e| e.into_error(op))? {
+            Renewal::Lost(reason) => Err(Error::Lost {
+                name: ticket.name,
+                reason,
+            }),
+            Renewal::Renewed | Renewal::Busy => Ok(()),
+        }
+    })
+    .await
+}
+
+async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+    let names = [ticket.name.clone()];
+    // A ticket does not know who holds it, which a statement asks for.
+    let holder = match inner.store.read(Some(&names), PATIENCE).await?.pop() {
+        Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
+        Some(row) => return Ok(Renewal::Lost(why_dead(ticket, &row))),
+        None => return Ok(Renewal::Lost(LostReason::RowGone)),
+    };
+    let grant = Grant {
+        name: ticket.name.clone(),
+        token: ticket.token,
+        id: ticket.grant,
+        holder: holder.unwrap_or_default().into(),
+    };
+    match what {
+        ByTicket::Renew(ttl) => {
+            let answers = inner.store.renew(&[(grant, ttl)], PATIENCE).await?;
+            Ok(answers.first().copied().unwrap_or(Renewal::Busy))
+        }
+        ByTicket::Release => {
+            // It may be without end, which a ticket does not know either.
+            let returns = [Return::of(&grant, Ttl::Endless)];
+            let answers = inner.store.release(&returns, PATIENCE).await?;
+            Ok(match answers.first() {
+                Some(Released::Freed) => {
+                    inner.turns.ring(&grant.name);
+                    Renewal::Renewed
+                }
+                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released),
+                Some(Released::Busy) | None => Renewal::Busy,
+            })
+        }
+    }
+}
+
+/// Why a ticket is dead, from the row that says so.
+fn why_dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
+    let taken_up = |said: &String| said.contains(ticket.grant.as_str());
+    match row.token.cmp(&ticket.token) {
+        Ordering::Greater => LostReason::TakenOver,
+        Ordering::Less => LostReason::Failover,
+        Ordering::Equal if row.metadata.as_ref().is_some_and(taken_up) => LostReason::TakenUp,
+        Ordering::Equal => LostReason::Released,
     }
 }

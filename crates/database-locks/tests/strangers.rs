@@ -1,4 +1,5 @@
 //! Others who write to the table, lock its rows, or came before us.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 
@@ -116,6 +117,18 @@ async fn a_locked_free_row_is_tried_again(lab: &Lab) {
     hold.leave();
     waiter.await.unwrap().unwrap().release().await.unwrap();
     promise("P15", lab.engine);
+}
+
+/// A release by force never overtakes an open transaction: it waits a moment, then says so.
+async fn a_release_by_force_is_held_off_by_a_locked_row(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let hold = lab.hold_row("job");
+    let error = locks.force_release("job").await.unwrap_err();
+    assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+    assert!(guard.is_held());
+    hold.leave();
+    assert!(locks.force_release("job").await.unwrap().is_some());
 }
 
 /// A row that is locked for longer than the ttl lasts: held until the end of trust, then lost.
@@ -294,6 +307,7 @@ macro_rules! on_servers {
         lab_tests!($engine:
             a_locked_row_is_busy_and_holds_up_nobody,
             a_locked_free_row_is_tried_again,
+            a_release_by_force_is_held_off_by_a_locked_row,
             a_row_locked_past_the_ttl_is_lost_in_time,
             asking_waits_for_no_writer,
             an_uncommitted_first_use_is_waited_for,
@@ -304,6 +318,7 @@ macro_rules! on_servers {
 }
 on_servers!(postgres, mariadb);
 lab_tests!(sqlite:
+    a_release_by_force_is_held_off_by_a_locked_row,
     a_row_locked_past_the_ttl_is_lost_in_time,
     asking_waits_for_no_writer,
     rows_of_the_old_package_are_honoured,

@@ -3,11 +3,23 @@
 mod support;
 
 use rustix::process::Signal;
-use support::{Lab, SOON, is_running, wait_until_gone};
+use support::{DBLOCK, Lab, Running, SOON, is_running, wait_until_gone};
 use testkit::time;
 
 /// Ends when there is a file `go`.
 const UNTIL_GO: &str = "while [ ! -e go ]; do sleep 0.02; done";
+
+/// Its connection to the file tells that it has come so far.
+#[track_caller]
+fn wait_until_it_waits(lab: &Lab, waiter: &Running) {
+    let waits = time::wait_until(SOON, || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", waiter.pid())).expect("its files");
+        files
+            .flatten()
+            .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == lab.database()))
+    });
+    assert!(waits, "it never opened the database");
+}
 
 #[test]
 fn signals_go_on_to_the_command_and_its_exit_code_counts() {
@@ -76,14 +88,7 @@ fn a_signal_while_it_waits_ends_it_and_nothing_is_run() {
     let holder = lab.start_run(&[], "job", &format!("BEGUN; {UNTIL_GO}"));
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
         let waiter = lab.start(&mut lab.dblock(["run", "job", "--", "touch", "ran"]));
-        // Its connection to the file tells that it has come so far.
-        let waits = time::wait_until(SOON, || {
-            let files = std::fs::read_dir(format!("/proc/{}/fd", waiter.pid())).expect("its files");
-            files
-                .flatten()
-                .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == lab.database()))
-        });
-        assert!(waits, "it never opened the database");
+        wait_until_it_waits(&lab, &waiter);
         waiter.signal(signal);
         let done = waiter.end();
         assert_eq!((done.code(), &*done.err), (code, ""));
@@ -94,18 +99,22 @@ fn a_signal_while_it_waits_ends_it_and_nothing_is_run() {
     assert!(!lab.path("ran").exists());
 }
 
-/// `nohup dblock run …`: what was ignored stays so, in the command too.
+/// `nohup dblock run …`: what was ignored stays so, while it waits and in the command too.
 #[test]
 fn a_signal_that_was_ignored_stays_ignored() {
     let lab = Lab::new();
-    let inner = format!("kill -HUP $$; touch begun; {UNTIL_GO}; echo survived");
+    let holder = lab.start_run(&[], "job", &format!("BEGUN; {UNTIL_GO}"));
+    let inner = "kill -HUP $$; touch begun; while [ ! -e end ]; do sleep 0.02; done; echo survived";
     let outer = r#"trap "" HUP; exec "$0" run job -- sh -c "$1""#;
     let mut command = lab.command("sh");
-    let running = lab.start(command.args(["-c", outer, support::DBLOCK, &inner]));
-    lab.wait_for("begun");
-    running.signal(Signal::HUP);
+    let running = lab.start(command.args(["-c", outer, DBLOCK, inner]));
+    wait_until_it_waits(&lab, &running);
     running.signal(Signal::HUP);
     lab.touch("go");
+    assert_eq!(holder.end().code(), 0);
+    lab.wait_for("begun");
+    running.signal(Signal::HUP);
+    lab.touch("end");
     let done = running.end();
     assert_eq!((done.code(), &*done.out), (0, "survived\n"), "{done:?}");
 }

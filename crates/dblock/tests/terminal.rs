@@ -46,6 +46,7 @@ print("\nexit=%d" % os.waitstatus_to_exitcode(status))
 
 /// What was seen on the terminal; none where there is nobody to sit at it.
 #[track_caller]
+#[allow(clippy::print_stderr, reason = "for whoever wonders what was tested")]
 fn at_terminal(lab: &Lab, steps: &[(&str, &str)], command: &[&str]) -> Option<String> {
     if Command::new("python3").arg("--version").output().is_err() {
         eprintln!("skipped: no python3");
@@ -133,8 +134,10 @@ fn ctrl_c_ends_a_script_as_well() {
 #[test]
 fn a_pipeline_keeps_the_terminal() {
     let lab = Lab::new();
-    let pipeline = r#""$DBLOCK" run job -- sh -c 'echo from-command; sleep 0.3' | sh -c '
-        echo ready; read line < /dev/tty; echo line=$line; cat'; exit 6"#;
+    let pipeline = r#""$DBLOCK" run job -- sh -c '
+        touch begun; while [ ! -e go ]; do sleep 0.02; done; echo from-command' | sh -c '
+        while [ ! -e begun ]; do sleep 0.02; done
+        echo ready; read line < /dev/tty; echo line=$line; touch go; cat'; exit 6"#;
     let steps = [(PROMPT, &*format!("{pipeline}\n")), ("\nready", "hello\n")];
     let shell = ["bash", "--rcfile", "rc", "-i"];
     let Some(seen) = at_terminal(&lab, &steps, &shell) else {
@@ -168,11 +171,13 @@ fn ctrl_z_gives_the_shell_its_prompt_back_and_fg_goes_on() {
 }
 
 /// Stopped, we do not renew. Continued, the command is told to end before it does anything else.
+///
+/// (Its shell starts nothing while Ctrl-Z comes: one that is inside vfork cannot be stopped.)
 #[test]
 fn a_lock_that_was_lost_while_stopped_ends_the_command() {
     let lab = Lab::new();
     let run = r#""$DBLOCK" run --ttl 1s --grace 200ms job -- sh -c '
-        trap "echo got-te""rm; exit 3" TERM; echo re""ady; while :; do sleep 0.02; done'"#;
+        trap "echo got-te""rm; exit 3" TERM; sleep 1000 & echo re""ady; wait'"#;
     let other = r#""$DBLOCK" run job -- echo ot""her"#;
     let steps = [
         (PROMPT, &*format!("{run}\n")),

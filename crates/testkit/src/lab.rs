@@ -1,5 +1,6 @@
 //! One empty database of some engine, for one test: what a test needs that is the same on all.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use database_locks::Locks;
@@ -98,6 +99,55 @@ impl Lab {
             url,
             home: Home::Postgres(server),
         })
+    }
+
+    /// A PostgreSQL database whose sessions begin with settings that nobody expects.
+    pub fn postgres_odd() -> Option<Self> {
+        let lab = Self::postgres()?;
+        for setting in [
+            "default_transaction_isolation = 'serializable'",
+            "timezone = 'Asia/Kathmandu'",
+            "synchronous_commit = 'off'",
+            "datestyle = 'SQL, DMY'",
+            "intervalstyle = 'sql_standard'",
+            "extra_float_digits = 0",
+            "bytea_output = 'escape'",
+            "standard_conforming_strings = off",
+            "plan_cache_mode = 'force_generic_plan'",
+            "enable_indexscan = off",
+            "statement_timeout = '20s'",
+        ] {
+            lab.sql(&format!("ALTER DATABASE {} SET {setting}", lab.database()));
+        }
+        Some(lab)
+    }
+
+    /// A MariaDB database on a server whose sessions begin with such settings.
+    pub fn mariadb_odd() -> Option<Self> {
+        static SERVER: OnceLock<Option<MariaDb>> = OnceLock::new();
+        let start = || {
+            MariaDb::options()
+                .time_zone("+05:45")
+                .set("sql-mode=ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES")
+                .set("transaction-isolation=SERIALIZABLE")
+                .set("character-set-server=latin1")
+                .set("collation-server=latin1_swedish_ci")
+                .set("innodb-lock-wait-timeout=50")
+                .set("completion-type=CHAIN")
+                .set("autocommit=OFF")
+                .start()
+        };
+        let server = SERVER.get_or_init(start).as_ref()?;
+        Some(Self {
+            engine: "mariadb",
+            url: server.fresh_database(),
+            home: Home::MariaDb(server),
+        })
+    }
+
+    /// The name of the database in its URL.
+    fn database(&self) -> &str {
+        self.url.rsplit('/').next().unwrap_or_default()
     }
 
     /// A database on the shared MariaDB.

@@ -1,4 +1,5 @@
 //! Real processes that take locks, and are killed and frozen.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::fs;
 use std::process::Command;
@@ -158,6 +159,38 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
+/// A child that goes on without exec neither trusts, renews nor releases what its parent holds, and
+/// takes locks of its own.
+async fn a_forked_child_touches_nothing_of_its_parents(lab: &Lab) {
+    lab.locks().await;
+    let mut taker = Killable::spawn(TAKER, ["fork", &lab.url, "job"]);
+    let mut said: Vec<String> = (0..6).map(|_| taker.expect_line(SOON)).collect();
+    assert!(
+        taker.wait(SOON).is_some_and(|status| status.success()),
+        "{said:?}"
+    );
+    // Where SQLite was open before the fork, it cannot be used after it, and says so.
+    if lab.engine == "sqlite" {
+        for line in said.drain(2..4) {
+            assert!(line.contains("when this process was forked"), "{line}");
+        }
+    } else {
+        let own: Vec<String> = said.drain(2..4).collect();
+        assert_eq!(own, ["child: got it false", "child: held true"]);
+    }
+    let lost = "child: lock `job` lost: held by the process that forked this one";
+    assert_eq!(
+        said,
+        [
+            "child: is_held false",
+            lost,
+            "parent: is_held true",
+            "parent: released"
+        ]
+    );
+    promise("P13", lab.engine);
+}
+
 /// A client whose wall clock is an hour off takes nothing early and gives nothing away late.
 async fn clocks_of_clients_do_not_matter(lab: &Lab) {
     let locks = lab.locks().await;
@@ -202,6 +235,7 @@ macro_rules! on {
             a_killed_holder_is_succeeded_when_its_ttl_ends,
             a_frozen_holder_learns_before_it_does_anything_more,
             a_leaked_guard_ends_with_its_process,
+            a_forked_child_touches_nothing_of_its_parents,
         );
     )* };
 }

@@ -3,6 +3,7 @@
 //! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +12,8 @@ use tokio::sync::Notify;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::clock::{self, Time};
+use crate::doctor::{Counts, Notes, Report};
+use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -119,8 +122,8 @@ pub(super) struct Memory(Arc<Shared>);
 impl Memory {
     /// The table of that name in this process; it lasts as long as somebody uses it.
     pub(super) fn named(name: &str, table: &Table) -> Self {
-        static ALL: OnceLock<Mutex<HashMap<String, Weak<Shared>>>> = OnceLock::new();
-        let all = ALL.get_or_init(Mutex::default);
+        static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
+        let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, shared| shared.strong_count() > 0);
         let key = format!("{}/{name}", table.as_str());
@@ -284,6 +287,33 @@ impl Store for Memory {
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {
         ready(())
+    }
+
+    fn examine(&self, _: Duration) -> Reply<'_, Report> {
+        let (now, rows) = (clock::now(), self.rows());
+        let minute_ago = now.saturating_sub(Duration::from_secs(60));
+        let day_ago = now.saturating_sub(Duration::from_secs(86_400));
+        let such = |matches: &dyn Fn(&Row) -> bool| {
+            let mut found = rows.iter().filter(|(_, row)| matches(row));
+            let first = found.next().map(|(name, _)| name.to_string());
+            (first.iter().len() as i64 + found.count() as i64, first)
+        };
+        let counts = Counts {
+            rows: rows.len() as i64,
+            held: such(&|row| !row.is_free(now)).0,
+            expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
+            endless: such(&|row| {
+                row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
+            }),
+            old: (0, None),
+        };
+        let mut notes = Notes::new("memory");
+        notes.fine(
+            "server",
+            "the memory of this process: forgotten when it ends, seen by nobody else",
+        );
+        notes.locks(&counts);
+        ready(notes.into_report())
     }
 
     fn freed<'a>(

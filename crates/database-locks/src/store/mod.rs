@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::doctor::Report;
 use crate::error::{BoxError, Error, LostReason};
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -22,8 +23,11 @@ mod hosts;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod observed;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod protocol;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -31,6 +35,7 @@ mod table;
 mod tls;
 mod url;
 
+pub(crate) use observed::Observed;
 pub use table::Table;
 
 /// A reply that is under way.
@@ -79,6 +84,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
+
+    /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
+    fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
     /// Wait until a release of `name` is announced, or for `at_most`.
     ///
@@ -258,9 +266,8 @@ impl StoreError {
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {
-            Self::Contention(source) | Self::Unavailable(source) => {
-                Error::Unavailable { op, source }
-            }
+            Self::Contention(source) => Error::HeldOff { op, source },
+            Self::Unavailable(source) => Error::Unavailable { op, source },
             Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
         }
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use rusqlite::{
@@ -22,10 +22,14 @@ use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to,
 };
+use crate::doctor::Report;
+use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
+
+mod doctor;
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../schema/sqlite.sql");
@@ -130,8 +134,17 @@ const FORCE: &str = "
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// For `docs/protocol.md`, which a test compares with these.
-pub(super) const STATEMENTS: &[&str] = &[LOOK, ACQUIRE, RENEW, TAKE_UP, RELEASE, FORCE, PRUNE];
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("read", LOOK),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release", RELEASE),
+    ("release by force", FORCE),
+    ("prune", PRUNE),
+];
 
 /// The statements with the table's name in them.
 #[derive(Clone)]
@@ -214,6 +227,15 @@ impl Worker {
     }
 
     fn open(&self) -> Result<File, StoreError> {
+        // SQLite keeps account of its file locks for the whole process, and a forked child inherits
+        // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        static OPENED_IN: OnceLock<u64> = OnceLock::new();
+        let generation = fork::generation();
+        if *OPENED_IN.get_or_init(|| generation) != generation {
+            let said = "SQLite was in use when this process was forked";
+            let hint = "connect in the child only, or let it exec";
+            return Err(StoreError::rejected(said, Some(hint)));
+        }
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
         let made = fs::OpenOptions::new()
@@ -466,6 +488,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
     path: PathBuf,
+    table: Table,
     statements: Statements,
     /// The thread that has the file open; none: not started, or given up.
     thread: Mutex<Option<mpsc::Sender<Job>>>,
@@ -496,6 +519,7 @@ impl Sqlite {
         let path = std::path::absolute(&path).unwrap_or(path);
         Self {
             path,
+            table: table.clone(),
             statements,
             thread: Mutex::new(None),
         }
@@ -616,6 +640,13 @@ impl Store for Sqlite {
             worker.with(|connection, sql| connection.execute_batch(&sql.install))
         };
         Box::pin(self.call(within, install))
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        let table = self.table.clone();
+        Box::pin(self.call(within, move |worker| {
+            doctor::examine(worker, table.as_str())
+        }))
     }
 }
 

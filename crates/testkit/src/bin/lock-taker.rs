@@ -5,6 +5,8 @@
 //! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost REASON`
 //!   when it is, and answers the lines of its standard input: `ask` with `is_held true|false`,
 //!   `release` with what came of it. Ends when its input does; with `leak` it never drops the guard.
+//! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
+//!   parent whether it still has it when the child has ended.
 #![allow(clippy::print_stdout, reason = "printing is how it answers")]
 
 use std::io::Write;
@@ -26,6 +28,7 @@ fn main() {
         ),
         ["hold", url, name, ttl] => hold(url, name, ttl.parse().expect("a number"), false),
         ["hold", url, name, ttl, "leak"] => hold(url, name, ttl.parse().expect("a number"), true),
+        ["fork", url, name] => fork(url, name),
         _ => panic!("bad arguments: {args:?}"),
     };
     if let Err(error) = done {
@@ -98,4 +101,47 @@ fn hold(url: &str, name: &str, ttl: u64, leak: bool) -> Result<(), Error> {
         std::mem::forget(guard);
     }
     Ok(())
+}
+
+fn fork(url: &str, name: &str) -> Result<(), Error> {
+    let locks = Locks::connect(url)?;
+    let ttl = Duration::from_secs(2);
+    let guard = locks.lock(name).ttl(ttl).acquire()?;
+    // SAFETY: what the child does here, allocation and threads of its own, glibc allows after a fork.
+    let pid = split();
+    if pid == 0 {
+        say(&format!("child: is_held {}", guard.is_held()));
+        say(&format!("child: {}", guard.check().expect_err("not ours")));
+        // Longer than the ttl: were the child to renew or release it, the parent would notice.
+        testkit::time::sleep(ttl);
+        match locks.lock(name).try_acquire() {
+            Ok(taken) => say(&format!("child: got it {}", taken.is_some())),
+            Err(error) => say(&format!("child: {}", error.chain())),
+        }
+        match locks.lock("of its own").acquire() {
+            Ok(own) => say(&format!("child: held {}", own.is_held())),
+            Err(error) => say(&format!("child: {}", error.chain())),
+        }
+        drop(guard);
+        drop(locks);
+        std::process::exit(0);
+    }
+    let child = rustix::process::Pid::from_raw(pid).expect("a child");
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    testkit::time::sleep(ttl);
+    say(&format!("parent: is_held {}", guard.is_held()));
+    guard.check()?;
+    guard.release()?;
+    say("parent: released");
+    Ok(())
+}
+
+/// Fork: 0 in the child.
+#[allow(
+    unsafe_code,
+    reason = "a child that goes on without exec is what is tested"
+)]
+fn split() -> i32 {
+    // SAFETY: what the child does, allocation and threads of its own, glibc allows after a fork.
+    unsafe { libc::fork() }
 }

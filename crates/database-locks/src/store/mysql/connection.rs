@@ -304,7 +304,7 @@ async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session,
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
-            tracing::debug!("no connection to {}: {failure}", server.at);
+            tracing::trace!("no connection to {}: {failure}", server.at);
             backoff.failed();
         }
     }

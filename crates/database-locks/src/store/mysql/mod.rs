@@ -27,6 +27,7 @@ use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to, url,
 };
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -34,11 +35,27 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod connection;
+mod doctor;
 mod install;
 mod session;
 
 use connection::{Line, Server, place};
 use session::{Done, Session};
+
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("acquire (MySQL)", Session::ACQUIRE),
+    ("acquire (MariaDB)", Session::ACQUIRE_AT_ONCE),
+    ("look whether somebody is making the row", Session::PROBE),
+    ("make a row, granted", Session::CREATE),
+    ("renew", Session::RENEW),
+    ("take up", Session::TAKE_UP),
+    ("release", Session::RELEASE),
+    ("release by force", Session::FORCE),
+    ("read", Session::READ_ONE),
+    ("prune", Session::PRUNE),
+];
 
 /// The engine `mysql://` and `mariadb://`.
 pub(super) struct Mysql {
@@ -157,6 +174,12 @@ impl Store for Mysql {
             let done = keep_to(within, work, || ()).await;
             done.map_err(|failure| place(&self.server, failure))
         })
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.examine().await })
+        }))
     }
 }
 

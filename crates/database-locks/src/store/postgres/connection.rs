@@ -372,7 +372,25 @@ impl Connection {
         Ok(Some(prepared.statement.get_or_try_init(prepare).await?))
     }
 
+<<<<<<< HEAD
     /// Run a script of several statements, as one transaction. That may make the table, or fit.
+=======
+    /// Run a statement that is not used often.
+    pub(super) async fn ask(
+        &self,
+        statement: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, Refusal> {
+        Ok(self.client.query_typed(statement, params).await?)
+    }
+
+    /// Whether nobody stands between us and the server.
+    pub(super) fn is_direct(&self) -> bool {
+        self.prepared.is_some()
+    }
+
+    /// Run a script of several statements, as one transaction.
+>>>>>>> main
     pub(super) async fn script(&self, script: &str) -> Result<(), Refusal> {
         Ok(self.client.batch_execute(script).await?)
     }

@@ -19,6 +19,7 @@
 //! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
 
 mod connection;
+mod doctor;
 mod refusal;
 mod tls;
 
@@ -32,6 +33,7 @@ use self::refusal::{Kind, Refusal};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -61,7 +63,7 @@ enum Sql {
     Prune,
 }
 
-pub(super) const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 11] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
@@ -75,10 +77,26 @@ pub(super) const STATEMENTS: [&str; 11] = [
     PRUNE,
 ];
 
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("acquire one", ACQUIRE_ONE),
+    ("acquire many", ACQUIRE),
+    ("make a row, granted", INSERT),
+    ("renew", RENEW),
+    ("take up", TAKE_UP),
+    ("release one", RELEASE_ONE),
+    ("release many", RELEASE),
+    ("release by force", FORCE),
+    ("read", READ),
+    ("prune", PRUNE),
+];
+
 /// The engine of `postgres:` URLs.
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    table: Table,
     install: String,
 }
 
@@ -86,7 +104,12 @@ impl Postgres {
     pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
         let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         Ok(Self {
+<<<<<<< HEAD
             link: Link::new(server, table, texts)?,
+=======
+            link: Link::new(server, texts)?,
+            table: table.clone(),
+>>>>>>> main
             install: table.fill(INSTALL),
         })
     }
@@ -830,6 +853,12 @@ impl Store for Postgres {
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(self.link.on(within, move |on| async move {
             install(&on, &self.install).await
+        }))
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.link.on(within, move |on| async move {
+            doctor::examine(&on, &self.table).await
         }))
     }
 }

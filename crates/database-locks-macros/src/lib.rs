@@ -1,0 +1,20 @@
+//! The attribute macro `#[locked]`, of which the crate `database-locks` is the door: depend on that
+//! one. It re-exports the macro, documents it, and has what the macro expands to.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `args.rs` | what stands in the parentheses, checked as far as it can be without running |
+//! | `duration.rs` | durations as people write them |
+//! | `expand.rs` | the function as it was written, to the function that takes the lock first |
+
+mod args;
+mod duration;
+mod expand;
+
+use proc_macro::TokenStream;
+
+/// Run a function only while holding a lock.
+#[proc_macro_attribute]
+pub fn locked(args: TokenStream, function: TokenStream) -> TokenStream {
+    expand::locked(args.into(), function.into()).into()
+}

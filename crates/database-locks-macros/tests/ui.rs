@@ -1,0 +1,8 @@
+//! What the compiler says. `TRYBUILD=overwrite` writes the expected answers anew.
+
+#[test]
+fn mistakes_are_refused_where_they_stand_and_the_rest_compiles() {
+    let cases = trybuild::TestCases::new();
+    cases.pass("tests/ui/pass/*.rs");
+    cases.compile_fail("tests/ui/fail/*.rs");
+}

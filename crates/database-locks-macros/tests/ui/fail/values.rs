@@ -1,0 +1,32 @@
+use database_locks::locked;
+
+#[locked(5)]
+fn number_as_name() {}
+
+#[locked(name = 5)]
+fn number_as_named_name() {}
+
+#[locked("")]
+fn empty_name() {}
+
+#[locked("a\0b")]
+fn name_with_nul() {}
+
+#[locked("report", holder = 'x')]
+fn char_as_holder() {}
+
+#[locked("report", auto_renew = "no")]
+fn text_as_flag() {}
+
+#[locked("report", via = "postgres://localhost/app")]
+fn url_as_locks() {}
+
+#[locked("report", crate = "database_locks")]
+fn text_as_path() {}
+
+#[locked("invoice {id}")]
+fn not_a_format_string(id: u32) {
+    let _ = id;
+}
+
+fn main() {}

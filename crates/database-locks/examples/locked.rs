@@ -1,0 +1,38 @@
+//! Functions that run one at a time:
+//! `DATABASE_LOCKS_URL=sqlite:/tmp/locked.sqlite3 cargo run --example locked`.
+
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
+use std::time::Duration;
+
+use database_locks::{Error, Locks, locked};
+
+/// Waits until nobody else is at it, and panics if the database is not to be reached.
+#[locked("nightly report", ttl = "30s")]
+async fn report() {
+    println!("reporting");
+}
+
+/// One lock for each invoice; whoever calls is told if it is busy for too long.
+#[locked(name = format!("invoice {id}"), wait = "1s")]
+async fn send(id: u32) -> Result<u32, Error> {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    println!("invoice {id} is sent");
+    Ok(id)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    // Where the environment names a database, this is not needed.
+    if std::env::var_os("DATABASE_LOCKS_URL").is_none() {
+        Locks::set_default(Locks::connect("memory:").await?);
+    }
+    Locks::get_default().await?.migrate().await?;
+
+    report().await;
+    let (one, two, one_again) = tokio::join!(send(1), send(2), send(1));
+    assert_eq!((one?, two?, one_again?), (1, 2, 1));
+    // What is released in the background is done before the process ends.
+    Locks::get_default().await?.drain().await;
+    Ok(())
+}

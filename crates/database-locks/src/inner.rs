@@ -1,0 +1,94 @@
+//! What guards and background work of one [`Locks`](crate::Locks) share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::error::Error;
+use crate::fork::PerProcess;
+use crate::holder::default_holder;
+use crate::metrics;
+use crate::renew::Scheduler;
+use crate::runtime;
+use crate::store::{self, Observed, Table};
+use crate::turns::Turns;
+
+/// The connection, the leases and the waiters of one process.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) store: Observed,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) turns: Turns,
+    /// Cloned by whoever releases in the background.
+    pub(crate) pending: watch::Receiver<()>,
+    all_done: watch::Sender<()>,
+    /// `locked_by` unless a lock is given another.
+    pub(crate) holder: Arc<str>,
+}
+
+impl Inner {
+    pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
+        metrics::describe();
+        let (all_done, pending) = watch::channel(());
+        Ok(Arc::new(Self {
+            scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            store,
+            turns: Turns::default(),
+            pending,
+            all_done,
+            holder: default_holder().into(),
+        }))
+    }
+
+    /// Whether something is still being released in the background.
+    pub(crate) fn is_pending(&self) -> bool {
+        // One of them is our own.
+        self.all_done.receiver_count() > 1
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.scheduler.close();
+    }
+}
+
+/// Where the locks are, and what each process made of it.
+pub(crate) struct Place {
+    /// May hold a password.
+    url: String,
+    table: Table,
+    inner: PerProcess<Arc<Inner>>,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner();
+        f.debug_struct("Locks")
+            .field("store", &inner.as_ref().map(|inner| &inner.store).ok())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    /// No I/O: the URL and the name of the table are checked.
+    pub(crate) fn new(url: &str, table: Option<&str>) -> Result<Self, Error> {
+        let place = Self {
+            url: url.to_owned(),
+            table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
+            inner: PerProcess::new(),
+        };
+        place.inner()?;
+        Ok(place)
+    }
+
+    /// A forked child connects for itself: it must not use its parent's connection.
+    pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
+        let make = || {
+            let store = store::open(&self.url, &self.table)?;
+            Inner::new(Observed::new(store, &self.url))
+        };
+        self.inner.get_or_try_init(make)
+    }
+}

@@ -1,0 +1,143 @@
+//! What is counted, through the facade of the crate `metrics`. Without the feature of that name every
+//! function here is empty.
+//!
+//! The name of a lock is no label: each distinct one would be a time series of its own, kept for ever
+//! by whatever collects them, and names may be made of ids. Logs have it.
+#![cfg_attr(
+    not(feature = "metrics"),
+    allow(dead_code, unused_variables, reason = "there is nobody to count for")
+)]
+
+use std::time::Duration;
+
+#[cfg(feature = "metrics")]
+use ::metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+use crate::error::LostReason;
+
+/// `postgres`, `mysql`, `sqlite` or `memory`: a label.
+pub(crate) type Engine = &'static str;
+
+/// Tell the recorder what each metric is.
+pub(crate) fn describe() {
+    #[cfg(feature = "metrics")]
+    {
+        describe_counter!("database_locks_acquired_total", "Locks acquired");
+        describe_counter!(
+            "database_locks_not_acquired_total",
+            "Acquires that ended without the lock, by reason"
+        );
+        describe_counter!(
+            "database_locks_taken_up_total",
+            "Locks taken up with a ticket"
+        );
+        describe_counter!("database_locks_lost_total", "Held locks lost, by reason");
+        describe_counter!(
+            "database_locks_renewals_total",
+            "Renewals of single locks, by result"
+        );
+        describe_gauge!("database_locks_held", "Locks held now");
+        describe_gauge!("database_locks_waiting", "Acquires under way now");
+        describe_histogram!(
+            "database_locks_wait_seconds",
+            Unit::Seconds,
+            "How long an acquire took that got the lock"
+        );
+        describe_histogram!(
+            "database_locks_held_seconds",
+            Unit::Seconds,
+            "How long a lock was held, until it was released, handed over or lost"
+        );
+        describe_histogram!(
+            "database_locks_request_seconds",
+            Unit::Seconds,
+            "Requests to the database, by operation and result"
+        );
+    }
+}
+
+/// An acquire got the lock.
+pub(crate) fn acquired(engine: Engine, waited: Duration) {
+    #[cfg(feature = "metrics")]
+    {
+        counter!("database_locks_acquired_total", "engine" => engine).increment(1);
+        histogram!("database_locks_wait_seconds", "engine" => engine).record(waited);
+    }
+}
+
+/// An acquire ended without the lock.
+pub(crate) fn not_acquired(engine: Engine, reason: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("database_locks_not_acquired_total", "engine" => engine, "reason" => reason)
+        .increment(1);
+}
+
+/// A ticket was taken up.
+pub(crate) fn taken_up(engine: Engine) {
+    #[cfg(feature = "metrics")]
+    counter!("database_locks_taken_up_total", "engine" => engine).increment(1);
+}
+
+/// Counts one acquire as under way for as long as it lives.
+pub(crate) struct Waiting(Engine);
+
+impl Waiting {
+    pub(crate) fn new(engine: Engine) -> Self {
+        #[cfg(feature = "metrics")]
+        gauge!("database_locks_waiting", "engine" => engine).increment(1);
+        Self(engine)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        gauge!("database_locks_waiting", "engine" => self.0).decrement(1);
+    }
+}
+
+/// One more is held.
+pub(crate) fn held(engine: Engine) {
+    #[cfg(feature = "metrics")]
+    gauge!("database_locks_held", "engine" => engine).increment(1);
+}
+
+/// One less is held: released, handed over or lost.
+pub(crate) fn ended(engine: Engine, after: Duration) {
+    #[cfg(feature = "metrics")]
+    {
+        gauge!("database_locks_held", "engine" => engine).decrement(1);
+        histogram!("database_locks_held_seconds", "engine" => engine).record(after);
+    }
+}
+
+/// A held lock was lost.
+pub(crate) fn lost(engine: Engine, reason: LostReason) {
+    #[cfg(feature = "metrics")]
+    counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.word())
+        .increment(1);
+}
+
+/// So many renewals came to this: `renewed`, `busy`, `unknown` or `lost`.
+pub(crate) fn renewals(engine: Engine, result: &'static str, locks: usize) {
+    #[cfg(feature = "metrics")]
+    counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
+        .increment(locks as u64);
+}
+
+/// The database was asked for something, and answered after so long.
+pub(crate) fn request(
+    engine: Engine,
+    operation: &'static str,
+    result: &'static str,
+    took: Duration,
+) {
+    #[cfg(feature = "metrics")]
+    histogram!(
+        "database_locks_request_seconds",
+        "engine" => engine, "operation" => operation, "result" => result
+    )
+    .record(took);
+}

@@ -1,0 +1,150 @@
+//! A store whose calls are counted and timed.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, TakeUp,
+};
+use crate::clock;
+use crate::info::LockInfo;
+use crate::metrics::{self, Engine};
+use crate::name::LockName;
+use crate::timing::Ttl;
+
+/// The store of one database, as all the loops above use it.
+///
+/// Its own methods go before those of [`Store`] that it derefs to: what stands below is measured,
+/// and the rest passes by.
+#[derive(Clone)]
+pub(crate) struct Observed {
+    store: Arc<dyn Store>,
+    engine: Engine,
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
+impl Deref for Observed {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.store
+    }
+}
+
+/// The engine that a URL names which has been understood: a label for metrics and logs.
+fn engine(url: &str) -> Engine {
+    match url.split(':').next() {
+        Some("postgres" | "postgresql") => "postgres",
+        Some("mysql" | "mariadb") => "mysql",
+        Some("sqlite") => "sqlite",
+        _ => "memory",
+    }
+}
+
+impl Observed {
+    pub(crate) fn new(store: Arc<dyn Store>, url: &str) -> Self {
+        Self {
+            store,
+            engine: engine(url),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        reply: Reply<'_, T>,
+    ) -> Result<T, StoreError> {
+        let sent = clock::now();
+        let answer = reply.await;
+        let result = match &answer {
+            Ok(_) => "ok",
+            Err(StoreError::Contention(_)) => "contention",
+            Err(StoreError::Unavailable(_)) => "unavailable",
+            Err(StoreError::Rejected { .. }) => "rejected",
+        };
+        let took = clock::now() - sent;
+        metrics::request(self.engine, operation, result, took);
+        tracing::trace!(operation, result, ?took, "asked the database");
+        answer
+    }
+
+    pub(crate) async fn connect(&self, within: Duration) -> Result<(), StoreError> {
+        self.timed("connect", self.store.connect(within)).await
+    }
+
+    pub(crate) async fn acquire(
+        &self,
+        asks: &[Ask],
+        within: Duration,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.timed("acquire", self.store.acquire(asks, within))
+            .await
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        grants: &[(Grant, Ttl)],
+        within: Duration,
+    ) -> Result<Vec<Renewal>, StoreError> {
+        self.timed("renew", self.store.renew(grants, within)).await
+    }
+
+    pub(crate) async fn release(
+        &self,
+        returns: &[Return],
+        within: Duration,
+    ) -> Result<Vec<Released>, StoreError> {
+        self.timed("release", self.store.release(returns, within))
+            .await
+    }
+
+    pub(crate) async fn read(
+        &self,
+        names: Option<&[LockName]>,
+        within: Duration,
+    ) -> Result<Vec<LockInfo>, StoreError> {
+        self.timed("read", self.store.read(names, within)).await
+    }
+
+    pub(crate) async fn take_up(
+        &self,
+        what: &TakeUp,
+        within: Duration,
+    ) -> Result<Renewal, StoreError> {
+        self.timed("take_up", self.store.take_up(what, within))
+            .await
+    }
+
+    pub(crate) async fn force(
+        &self,
+        name: &LockName,
+        within: Duration,
+    ) -> Result<Force, StoreError> {
+        self.timed("force", self.store.force(name, within)).await
+    }
+
+    pub(crate) async fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        within: Duration,
+    ) -> Result<u64, StoreError> {
+        self.timed("prune", self.store.prune(idle, unknown, within))
+            .await
+    }
+
+    pub(crate) async fn install(&self, within: Duration) -> Result<(), StoreError> {
+        self.timed("install", self.store.install(within)).await
+    }
+}

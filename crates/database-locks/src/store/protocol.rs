@@ -1,0 +1,87 @@
+//! `docs/protocol.md` says what the code does: every statement stands there as it is sent.
+
+use super::{Table, mysql, postgres, sqlite};
+
+const DOCUMENT: &str = include_str!("../../docs/protocol.md");
+const BEGIN: &str = "<!-- The statements: a test compares them with the code. -->\n";
+const END: &str = "<!-- The end of the statements. -->";
+
+/// Without the indentation that all its lines share.
+fn pasteable(sql: &str) -> String {
+    let sql = Table::default().fill(sql);
+    let lines: Vec<&str> = sql
+        .lines()
+        .skip_while(|line| line.trim().is_empty())
+        .collect();
+    let indent = |line: &&str| line.len() - line.trim_start().len();
+    let least = lines
+        .iter()
+        .filter(|line| !line.trim().is_empty())
+        .map(indent)
+        .min();
+    let cut = |line: &&str| {
+        line.get(least.unwrap_or(0)..)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    lines
+        .iter()
+        .map(cut)
+        .collect::<Vec<_>>()
+        .join("\n")
+        .trim_end()
+        .to_owned()
+}
+
+fn statements() -> String {
+    let mut text = String::new();
+    let engines = [
+        (
+            "PostgreSQL",
+            include_str!("../../schema/postgres.sql"),
+            postgres::PUBLISHED,
+        ),
+        (
+            "MySQL and MariaDB",
+            include_str!("../../schema/mysql.sql"),
+            mysql::PUBLISHED,
+        ),
+        (
+            "SQLite",
+            include_str!("../../schema/sqlite.sql"),
+            sqlite::PUBLISHED,
+        ),
+    ];
+    for (engine, schema, published) in engines {
+        text += &format!("\n## {engine}\n");
+        for (what, sql) in [("the table", schema)].iter().chain(published) {
+            text += &format!(
+                "\n### {engine}: {what}\n\n```sql\n{}\n```\n",
+                pasteable(sql)
+            );
+        }
+    }
+    text + "\n"
+}
+
+/// With `UPDATE_PROTOCOL=1` it writes them there instead.
+#[test]
+fn the_published_statements_are_those_that_are_sent() {
+    let (before, rest) = DOCUMENT
+        .split_once(BEGIN)
+        .expect("where the statements begin");
+    let (published, after) = rest.split_once(END).expect("where they end");
+    if std::env::var_os("UPDATE_PROTOCOL").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md");
+        let text = format!("{before}{BEGIN}{}{END}{after}", statements());
+        std::fs::write(path, text).expect("writes the document");
+        return;
+    }
+    for (is, says) in statements().lines().zip(published.lines()) {
+        assert_eq!(
+            is, says,
+            "run the test with UPDATE_PROTOCOL=1, and read what has changed"
+        );
+    }
+    assert_eq!(statements().lines().count(), published.lines().count());
+}

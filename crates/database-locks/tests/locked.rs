@@ -1,0 +1,456 @@
+//! Functions under `#[locked]`: that they exclude each other, how they fail, and that they stay the
+//! functions that they were.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use database_locks::{Error, Locks, LostReason, Ttl, blocking, locked};
+
+/// Locks of their own for each test.
+async fn locks(url: &str) -> Locks {
+    Locks::connect(url).await.expect("connects")
+}
+
+fn blocking_locks(url: &str) -> blocking::Locks {
+    blocking::Locks::connect(url).expect("connects")
+}
+
+async fn nap() {
+    tokio::time::sleep(Duration::from_millis(30)).await;
+}
+
+/// What a panic said.
+fn said(panicked: Box<dyn std::any::Any + Send>) -> String {
+    *panicked.downcast::<String>().expect("a text")
+}
+
+// --- they exclude each other
+
+#[locked(name = format!("invoice {id}"), via = locks)]
+async fn most_at_once(locks: &Locks, id: u32, inside: &AtomicU32, most: &AtomicU32) {
+    most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+    nap().await;
+    inside.fetch_sub(1, Ordering::SeqCst);
+}
+
+#[tokio::test]
+async fn calls_with_the_same_name_come_one_after_another() {
+    let locks = locks("memory:locked-same").await;
+    let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
+    let call = || most_at_once(&locks, 1, &inside, &most);
+    tokio::join!(call(), call(), call());
+    assert_eq!(most.into_inner(), 1);
+}
+
+#[tokio::test]
+async fn calls_with_names_of_their_arguments_run_together() {
+    let locks = locks("memory:locked-other").await;
+    let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
+    let call = |id| most_at_once(&locks, id, &inside, &most);
+    tokio::join!(call(1), call(2), call(3));
+    assert!(most.into_inner() > 1);
+}
+
+mod jobs {
+    use database_locks::{Error, LockInfo, blocking, locked};
+
+    #[locked(via = locks)]
+    pub(crate) fn r#type(locks: &blocking::Locks) -> Result<Option<LockInfo>, Error> {
+        locks.show("locked::jobs::type")
+    }
+}
+
+#[test]
+fn a_name_is_by_default_that_of_module_and_function() {
+    let locks = blocking_locks("memory:locked-default-name");
+    assert!(jobs::r#type(&locks).unwrap().is_some());
+}
+
+// --- how they fail
+
+#[derive(Debug)]
+enum Failure {
+    Lock(Error),
+    Own,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Lock(error)
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+#[locked("job", via = locks, wait = "0")]
+async fn tried(locks: &Locks, fail: bool) -> Answer<u32> {
+    if fail {
+        Err(Failure::Own)?;
+    }
+    Ok(7)
+}
+
+#[locked("job", via = locks, wait = "0")]
+fn tried_blocking(locks: &blocking::Locks, fail: bool) -> Result<u32, Failure> {
+    if fail {
+        return Err(Failure::Own);
+    }
+    Ok(7)
+}
+
+#[tokio::test]
+async fn a_busy_lock_is_an_err_where_there_is_a_result() {
+    let locks = locks("memory:locked-busy").await;
+    assert!(matches!(tried(&locks, false).await, Ok(7)));
+    assert!(matches!(tried(&locks, true).await, Err(Failure::Own)));
+    let _guard = locks.lock("job").acquire().await.unwrap();
+    let busy = tried(&locks, false).await;
+    assert!(matches!(busy, Err(Failure::Lock(Error::TimedOut { .. }))));
+}
+
+#[test]
+fn a_busy_lock_is_an_err_without_async_too() {
+    let locks = blocking_locks("memory:locked-busy-blocking");
+    assert!(matches!(tried_blocking(&locks, false), Ok(7)));
+    assert!(matches!(tried_blocking(&locks, true), Err(Failure::Own)));
+    let _guard = locks.lock("job").acquire().unwrap();
+    let busy = tried_blocking(&locks, false);
+    assert!(matches!(busy, Err(Failure::Lock(Error::TimedOut { .. }))));
+}
+
+#[locked("job", via = locks, wait = "0", holder = "the test")]
+async fn unfallible(locks: Locks) -> Option<u32> {
+    None
+}
+
+#[locked("job", via = locks, wait = Duration::ZERO)]
+fn unfallible_blocking(locks: Locks) {}
+
+#[tokio::test]
+async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
+    let locks = locks("memory:locked-panics").await;
+    assert_eq!(unfallible(locks.clone()).await, None);
+    let other = locks.lock("job").holder("somebody");
+    let _guard = other.acquire().await.unwrap();
+    let calls = [
+        tokio::spawn(unfallible(locks.clone())).await.map(drop),
+        tokio::task::spawn_blocking(move || unfallible_blocking(locks)).await,
+    ];
+    for call in calls {
+        let said = said(call.expect_err("panics").into_panic());
+        assert!(said.contains("held by somebody"), "{said}");
+    }
+}
+
+#[locked(name = "x".repeat(256), via = locks)]
+async fn of_a_long_name(locks: &Locks) -> Result<(), Error> {
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_told_when_it_is_known() {
+    let refused = of_a_long_name(&locks("memory:locked-long").await).await;
+    assert!(matches!(
+        refused,
+        Err(Error::Config {
+            setting: "name",
+            ..
+        })
+    ));
+}
+
+// --- they lose their lock
+
+#[locked("job", via = locks, ttl = "10s", renew_every = "20ms")]
+async fn never_done(locks: &Locks, started: &AtomicBool) -> Result<(), Error> {
+    started.store(true, Ordering::SeqCst);
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_future_is_stopped_when_its_lock_is_lost() {
+    let locks = locks("memory:locked-lost").await;
+    let started = AtomicBool::new(false);
+    let stopped = async {
+        while !started.load(Ordering::SeqCst) {
+            nap().await;
+        }
+        locks.force_release("job").await.expect("frees it");
+    };
+    let (ended, ()) = tokio::join!(never_done(&locks, &started), stopped);
+    let reason = LostReason::Forced;
+    assert!(matches!(ended, Err(Error::Lost { reason: r, .. }) if r == reason));
+}
+
+#[locked("job", via = locks)]
+fn robbed(locks: &blocking::Locks, ended: &AtomicBool) -> Result<u32, Error> {
+    locks.force_release("job")?;
+    ended.store(true, Ordering::SeqCst);
+    Ok(7)
+}
+
+#[test]
+fn a_function_that_cannot_be_stopped_is_told_when_it_has_ended() {
+    let locks = blocking_locks("memory:locked-robbed");
+    let ended = AtomicBool::new(false);
+    assert!(matches!(robbed(&locks, &ended), Err(Error::Lost { .. })));
+    assert!(ended.into_inner());
+}
+
+#[locked("job", via = locks)]
+async fn panicking(locks: Locks) {
+    nap().await;
+    panic!("in the body");
+}
+
+#[locked("job", via = locks)]
+fn panicking_blocking(locks: Locks) {
+    panic!("in the body");
+}
+
+#[tokio::test]
+async fn a_panic_in_the_body_frees_the_lock() {
+    let locks = locks("memory:locked-freed").await;
+    let soon = locks.lock("job").wait(Duration::from_secs(10));
+    assert!(
+        tokio::spawn(panicking(locks.clone()))
+            .await
+            .unwrap_err()
+            .is_panic()
+    );
+    soon.acquire().await.unwrap().release().await.unwrap();
+    let call = tokio::task::spawn_blocking(move || panicking_blocking(locks));
+    assert!(call.await.unwrap_err().is_panic());
+    soon.acquire().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_future_that_is_dropped_frees_the_lock() {
+    let locks = locks("memory:locked-dropped").await;
+    let started = AtomicBool::new(false);
+    {
+        let mut call = pin!(never_done(&locks, &started));
+        let until = tokio::time::timeout(Duration::from_millis(100), &mut call);
+        assert!(until.await.is_err() && started.load(Ordering::SeqCst));
+    }
+    let soon = locks.lock("job").wait(Duration::from_secs(10));
+    soon.acquire().await.unwrap().release().await.unwrap();
+}
+
+// --- they stay the functions that they were
+
+/// Has locks, and stands for them.
+struct Shop {
+    locks: Locks,
+    shelves: Vec<u32>,
+}
+
+impl AsRef<Locks> for Shop {
+    fn as_ref(&self) -> &Locks {
+        &self.locks
+    }
+}
+
+impl Shop {
+    #[locked("stock", via = self)]
+    async fn count(&self) -> usize {
+        self.shelves.len()
+    }
+
+    #[locked("stock", via = self)]
+    fn shelf(&mut self, at: usize) -> &mut u32 {
+        &mut self.shelves[at]
+    }
+
+    #[locked("stock", via = self.locks)]
+    async fn fill(&mut self, (at, by): (usize, u32), mut times: u32) -> Result<&mut u32, Error> {
+        while times > 0 {
+            times -= 1;
+            self.shelves[at] += by;
+        }
+        Ok(&mut self.shelves[at])
+    }
+
+    #[locked("stock", via = &self.locks.clone())]
+    fn close(self) -> Vec<u32> {
+        self.shelves
+    }
+}
+
+#[tokio::test]
+async fn methods_borrow_as_they_did() {
+    let locks = locks("memory:locked-methods").await;
+    let shelves = vec![1, 2];
+    let mut shop = Shop { locks, shelves };
+    assert_eq!(shop.count().await, 2);
+    *shop.fill((1, 10), 2).await.unwrap() += 1;
+    let shelves = tokio::task::spawn_blocking(move || {
+        *shop.shelf(0) += 1;
+        shop.close()
+    });
+    assert_eq!(shelves.await.unwrap(), [2, 23]);
+}
+
+trait Count {
+    #[allow(async_fn_in_trait)]
+    async fn count_all(&self) -> usize;
+}
+
+impl Count for Shop {
+    #[locked("stock", via = self)]
+    async fn count_all(&self) -> usize {
+        self.count_again().await
+    }
+}
+
+impl Shop {
+    #[locked("stock again", via = self)]
+    async fn count_again(&self) -> usize {
+        self.shelves.len()
+    }
+}
+
+/// Counts what it is given.
+#[locked("generic", via = locks)]
+#[must_use]
+async fn generic<'a, T, const N: usize>(
+    locks: &Locks,
+    first: &'a T,
+    rest: [T; N],
+    more: impl Iterator<Item = T> + 'a,
+) -> (&'a T, usize)
+where
+    T: Clone + 'a,
+{
+    (first, 1 + rest.len() + more.count())
+}
+
+#[locked("lazy", via = locks)]
+fn lazy<'a>(locks: &Locks, of: &'a [u32]) -> Result<impl Iterator<Item = u32> + 'a, Error> {
+    if of.is_empty() {
+        return Ok(of.iter().map(double as fn(&u32) -> u32));
+    }
+    Ok(of.iter().map(double as fn(&u32) -> u32))
+}
+
+fn double(n: &u32) -> u32 {
+    n * 2
+}
+
+#[locked("boxed", via = locks)]
+async fn boxed(locks: &Locks) -> Result<Box<dyn Fn() -> u32 + Send>, Box<dyn std::error::Error>> {
+    let n: u32 = "21".parse()?;
+    Ok(Box::new(move || n * 2))
+}
+
+#[locked("opaque", via = locks)]
+async fn opaque(locks: &Locks) -> impl std::fmt::Display + use<> {
+    42
+}
+
+/// # Safety
+///
+/// Safe.
+#[locked("unsafe", via = locks)]
+#[allow(unsafe_code, reason = "what is tested")]
+unsafe fn dangerous(locks: &blocking::Locks) -> u32 {
+    42
+}
+
+#[locked("never", via = locks, wait = "0")]
+async fn forever(locks: Locks) -> ! {
+    std::future::pending().await
+}
+
+#[locked("never", via = locks, wait = "0")]
+fn aborting(locks: &blocking::Locks) -> ! {
+    panic!("as it does")
+}
+
+#[tokio::test]
+#[allow(unsafe_code, reason = "what is tested")]
+async fn functions_of_all_kinds_can_be_locked() {
+    let locks = locks("memory:locked-kinds").await;
+    let counted = generic(&locks, &"a", ["b"], ["c", "d"].into_iter());
+    assert_eq!(counted.await, (&"a", 4));
+    assert_eq!(boxed(&locks).await.unwrap()(), 42);
+    assert_eq!(opaque(&locks).await.to_string(), "42");
+    let shop = Shop {
+        locks: locks.clone(),
+        shelves: vec![],
+    };
+    assert_eq!(shop.count_all().await, 0);
+    let waiting = tokio::time::timeout(Duration::from_millis(50), forever(locks.clone()));
+    assert!(waiting.await.is_err());
+    let blocking = blocking::Locks::from(locks.clone());
+    tokio::task::spawn_blocking(move || {
+        assert_eq!(lazy(&locks, &[1]).unwrap().next(), Some(2));
+        // SAFETY: it is.
+        assert_eq!(unsafe { dangerous(&blocking) }, 42);
+        assert!(
+            std::thread::spawn(move || aborting(&blocking))
+                .join()
+                .is_err()
+        );
+    })
+    .await
+    .unwrap();
+}
+
+#[locked(
+    name = name,
+    via = locks,
+    ttl = Ttl::Endless,
+    wait = patience,
+    renew_every = "1s",
+    auto_renew = !lock,
+    margin = Duration::from_secs(1),
+    holder = error,
+    crate = core_by_another_name,
+)]
+async fn with_everything(
+    name: String,
+    locks: Arc<Locks>,
+    patience: Duration,
+    lock: bool,
+    error: String,
+    output: u32,
+) -> Result<(String, Option<String>), Error> {
+    let info = locks.show(&name).await?;
+    let holder = info.and_then(|info| info.holder);
+    assert!(patience.is_zero() && !lock && output == 1);
+    Ok((error, holder))
+}
+
+use database_locks as core_by_another_name;
+
+#[tokio::test]
+async fn all_arguments_may_use_those_of_the_function_which_keeps_them() {
+    let locks = Arc::new(locks("memory:locked-all").await);
+    let (name, who) = ("job".to_owned(), "me".to_owned());
+    let call = with_everything(name, locks, Duration::ZERO, false, who, 1);
+    assert_eq!(call.await.unwrap(), ("me".into(), Some("me".into())));
+}
+
+fn sendable<F: Future + Send>(future: F) -> F {
+    future
+}
+
+#[tokio::test]
+async fn the_future_is_send_where_the_body_is() {
+    let locks = locks("memory:locked-send").await;
+    let boxed: Box<dyn Future<Output = _> + Send> = Box::new(sendable(tried(&locks, false)));
+    assert!(Box::into_pin(boxed).await.is_ok());
+    assert_eq!(*not_send(&locks, Rc::new(1)).await, 2);
+}
+
+#[locked(name = Rc::new(String::from("rc")).as_str(), via = locks)]
+async fn not_send(locks: &Locks, of: Rc<u32>) -> Rc<u32> {
+    nap().await;
+    Rc::new(*of + 1)
+}

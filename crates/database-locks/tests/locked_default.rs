@@ -1,0 +1,133 @@
+//! The locks of a program that did not say which. There is one default and one environment to a
+//! process, so each test runs in a process of its own.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::process::Command;
+
+use database_locks::{Error, Locks, blocking, locked};
+
+const URL: &str = "DATABASE_LOCKS_URL";
+const CHILD: &str = "DBLOCK_TEST_CHILD";
+
+/// Run `body` in a child, with this in its environment; `test` is the name of the test.
+fn in_child(test: &str, url: Option<&str>, body: fn()) {
+    if std::env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let mut child = Command::new(std::env::current_exe().expect("is known"));
+    child.args([test, "--exact", "--nocapture"]).env(CHILD, "1");
+    match url {
+        Some(url) => child.env(URL, url),
+        None => child.env_remove(URL),
+    };
+    let output = child.output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{output:?}"
+    );
+}
+
+fn block_on<F: Future>(work: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("starts").block_on(work)
+}
+
+#[locked("job", wait = "0")]
+async fn job() -> Result<(), Error> {
+    Ok(())
+}
+
+#[locked("job", wait = "0")]
+fn blocking_job() -> Result<(), Error> {
+    Ok(())
+}
+
+#[locked("job", wait = "0")]
+fn unfallible_job() {}
+
+fn is_busy(answer: Result<(), Error>) -> bool {
+    matches!(answer, Err(Error::TimedOut { .. }))
+}
+
+#[test]
+fn without_a_database_both_ways_to_give_one_are_named() {
+    in_child(
+        "without_a_database_both_ways_to_give_one_are_named",
+        None,
+        || {
+            let told = |error: Error| {
+                let all = error.chain();
+                assert!(matches!(error, Error::Config { .. }), "{all}");
+                assert!(
+                    all.contains("Locks::set_default") && all.contains(URL),
+                    "{all}"
+                );
+            };
+            told(block_on(job()).unwrap_err());
+            told(blocking_job().unwrap_err());
+            let panicked = std::panic::catch_unwind(unfallible_job).unwrap_err();
+            let said = panicked.downcast::<String>().expect("a text");
+            assert!(said.contains("Locks::set_default"), "{said}");
+        },
+    );
+}
+
+#[test]
+fn an_empty_variable_names_no_database() {
+    in_child("an_empty_variable_names_no_database", Some(""), || {
+        assert!(matches!(blocking_job(), Err(Error::Config { .. })));
+    });
+}
+
+#[test]
+fn the_environment_names_the_database() {
+    in_child(
+        "the_environment_names_the_database",
+        Some("memory:env"),
+        || {
+            let other = blocking::Locks::connect("memory:env").unwrap();
+            block_on(job()).unwrap();
+            blocking_job().unwrap();
+            let _guard = other.lock("job").acquire().unwrap();
+            assert!(is_busy(block_on(job())) && is_busy(blocking_job()));
+        },
+    );
+}
+
+#[test]
+fn what_is_set_comes_before_the_environment() {
+    in_child(
+        "what_is_set_comes_before_the_environment",
+        Some("memory:env"),
+        || {
+            let set = blocking::Locks::connect("memory:set").unwrap();
+            let _guard = set.lock("job").acquire().unwrap();
+            blocking_job().unwrap();
+            blocking::Locks::set_default(set);
+            assert!(is_busy(block_on(job())) && is_busy(blocking_job()));
+            Locks::set_default(block_on(Locks::connect("memory:again")).unwrap());
+            blocking_job().unwrap();
+        },
+    );
+}
+
+#[test]
+#[cfg(feature = "sqlite")]
+fn a_first_connect_that_failed_is_not_remembered() {
+    let folder = tempfile::tempdir().expect("is made");
+    let url = format!("sqlite://{}/later/locks.sqlite3", folder.path().display());
+    in_child(
+        "a_first_connect_that_failed_is_not_remembered",
+        Some(&url),
+        || {
+            assert!(blocking_job().is_err());
+            let file = std::env::var(URL).unwrap();
+            let file = std::path::Path::new(file.strip_prefix("sqlite://").unwrap());
+            std::fs::create_dir(file.parent().unwrap()).unwrap();
+            blocking_job().unwrap();
+        },
+    );
+}

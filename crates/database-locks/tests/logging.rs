@@ -1,0 +1,239 @@
+//! What is logged, at which level, with which fields, and how often.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Mutex, Once};
+use std::time::Duration;
+
+use database_locks::{Locks, LostReason};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// One line, or one span that was closed.
+#[derive(Clone, Debug)]
+struct Line {
+    level: Level,
+    fields: Fields,
+    /// The names of the spans around it, the innermost first.
+    within: Vec<&'static str>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+impl Line {
+    fn get(&self, field: &str) -> &str {
+        self.fields.0.get(field).map_or("", String::as_str)
+    }
+
+    fn says(&self, what: &str) -> bool {
+        self.get("message").contains(what)
+    }
+}
+
+static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+
+struct Capture;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, on: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        on.span(id).unwrap().extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, on: Context<'_, S>) {
+        let span = on.span(id).unwrap();
+        let mut extensions = span.extensions_mut();
+        values.record(extensions.get_mut::<Fields>().unwrap());
+    }
+
+    fn on_event(&self, event: &Event<'_>, on: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let within = on.event_scope(event).into_iter().flatten();
+        LINES.lock().unwrap().push(Line {
+            level: *event.metadata().level(),
+            fields,
+            within: within.map(|span| span.name()).collect(),
+        });
+    }
+
+    fn on_close(&self, id: Id, on: Context<'_, S>) {
+        let span = on.span(&id).unwrap();
+        let mut fields = span.extensions().get::<Fields>().cloned().unwrap();
+        fields.0.insert("span", span.name().to_owned());
+        LINES.lock().unwrap().push(Line {
+            level: *span.metadata().level(),
+            fields,
+            within: Vec::new(),
+        });
+    }
+}
+
+fn capture() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing_subscriber::registry().with(Capture).init());
+}
+
+/// What was logged about one lock.
+fn lines(name: &str) -> Vec<Line> {
+    let all = LINES.lock().unwrap();
+    let fits = all.iter().filter(|line| line.get("lock.name") == name);
+    fits.cloned().collect()
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let wait = async {
+        while !what() {
+            tokio::time::sleep(ms(10)).await;
+        }
+    };
+    tokio::time::timeout(ms(20_000), wait)
+        .await
+        .expect("in time");
+}
+
+#[tokio::test]
+async fn a_quiet_life_is_told_at_debug_with_its_fields() {
+    capture();
+    let locks = Locks::connect("memory:quiet").await.unwrap();
+    let lock = locks.lock("quiet").holder("me").ttl(ms(200));
+    let (token, work) = lock
+        .run(async {
+            tracing::info!(lock.name = "quiet", "at work");
+            let row = locks.show("quiet").await.unwrap().unwrap();
+            // Through some renewals.
+            tokio::time::sleep(ms(300)).await;
+            (row.token.to_string(), ())
+        })
+        .await
+        .unwrap();
+    let () = work;
+    let lines = lines("quiet");
+    let one = |what: &str| {
+        let mut these = lines.iter().filter(|line| line.says(what));
+        let line = these.next().unwrap_or_else(|| panic!("{what}: {lines:#?}"));
+        assert!(these.next().is_none(), "{what} once: {lines:#?}");
+        line
+    };
+    for (what, timed) in [
+        ("lock acquired", "lock.waited_ms"),
+        ("lock released", "lock.held_ms"),
+    ] {
+        let line = one(what);
+        assert_eq!(line.level, Level::DEBUG);
+        assert_eq!(
+            (line.get("lock.holder"), line.get("lock.token")),
+            ("me", &*token)
+        );
+        assert!(line.get(timed).parse::<u64>().is_ok(), "{line:?}");
+    }
+    assert_eq!(one("lock acquired").within, ["acquire"]);
+    assert_eq!(one("at work").within, ["locked"], "the work's own lines");
+    let closed = |span: &str| lines.iter().find(|line| line.get("span") == span).unwrap();
+    for span in ["acquire", "locked"] {
+        assert_eq!(closed(span).get("lock.token"), token);
+        assert_eq!(closed(span).get("lock.holder"), "me");
+    }
+    assert!(!closed("acquire").get("lock.waited_ms").is_empty());
+    // Three lines and two spans: renewals that get through are not told.
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn a_waiter_names_each_holder_once() {
+    capture();
+    let locks = Locks::connect("memory:waiter").await.unwrap();
+    let take = async |holder: &str| locks.lock("waiter").holder(holder).acquire().await.unwrap();
+    let first = take("first").await;
+    let others = Locks::connect("memory:waiter").await.unwrap();
+    let waiter = tokio::spawn(async move { others.lock("waiter").holder("last").acquire().await });
+    let told = |who: &str| {
+        let all = lines("waiter");
+        let told = all
+            .iter()
+            .filter(|l| l.says("waiting") && l.get("lock.holder") == who);
+        told.map(|line| assert_eq!(line.level, Level::DEBUG))
+            .count()
+    };
+    until(|| told("first") == 1).await;
+    // Many looks later.
+    tokio::time::sleep(ms(400)).await;
+    assert_eq!(told("first"), 1);
+    first.release().await.unwrap();
+    waiter.await.unwrap().unwrap().release().await.unwrap();
+    assert_eq!((told("first"), told("last")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_loss_is_a_warning_with_its_reason() {
+    capture();
+    let locks = Locks::connect("memory:loss").await.unwrap();
+    let guard = locks.lock("loss").ttl(ms(200)).acquire().await.unwrap();
+    locks.force_release("loss").await.unwrap();
+    assert_eq!(guard.lost().await, LostReason::Forced);
+    until(|| lines("loss").iter().any(|line| line.says("lock lost"))).await;
+    let all = lines("loss");
+    let lost: Vec<_> = all.iter().filter(|line| line.says("lock lost")).collect();
+    assert_eq!((lost.len(), lost[0].level), (1, Level::WARN));
+    assert_eq!(lost[0].get("reason"), "forced");
+    assert_eq!(lost[0].get("lock.token"), guard.token().to_string());
+}
+
+/// A database that is away is told once, and again when it is back; not with each of the tries.
+#[tokio::test]
+async fn an_outage_is_two_lines() {
+    capture();
+    let dir = tempfile::tempdir().unwrap();
+    let (there, away) = (dir.path().join("there"), dir.path().join("away"));
+    std::fs::create_dir(&there).unwrap();
+    let url = format!("sqlite://{}/locks.sqlite3", there.display());
+    let locks = Locks::connect(url).await.unwrap();
+    let lock = locks.lock("outage").ttl(ms(6_000)).renew_every(ms(50));
+    let guard = lock.acquire().await.unwrap();
+
+    std::fs::rename(&there, &away).unwrap();
+    tokio::time::sleep(ms(700)).await;
+    std::fs::rename(&away, &there).unwrap();
+    let again = || {
+        let all = LINES.lock().unwrap();
+        let again = all.iter().filter(|line| line.says("get through again"));
+        again
+            .inspect(|line| assert_eq!(line.level, Level::INFO))
+            .count()
+    };
+    until(|| again() > 0).await;
+    tokio::time::sleep(ms(200)).await;
+    assert_eq!(again(), 1);
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+
+    let all = lines("outage");
+    let fail: Vec<_> = all
+        .iter()
+        .filter(|line| line.says("renewals fail"))
+        .collect();
+    assert_eq!((fail.len(), fail[0].level), (1, Level::WARN), "{fail:#?}");
+    assert!(fail[0].says("locks.sqlite3"), "it says why: {fail:#?}");
+}

@@ -1,0 +1,67 @@
+//! Work that runs under a lock and is told of its loss, with and without async.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::{Error, Locks, LostReason, blocking};
+
+/// The lock as it is wanted, and the same locks to interfere with.
+async fn bench(url: &str) -> (Locks, database_locks::Lock) {
+    let locks = Locks::connect(url).await.unwrap();
+    let lock = locks.lock("job").wait(Duration::from_secs(10));
+    (locks, lock)
+}
+
+fn why<T>(ended: Result<T, Error>) -> LostReason {
+    match ended {
+        Err(Error::Lost { reason, .. }) => reason,
+        Err(other) => panic!("{}", other.chain()),
+        Ok(_) => panic!("not told"),
+    }
+}
+
+#[tokio::test]
+async fn a_loss_that_only_the_release_finds_is_told() {
+    let (locks, lock) = bench("memory:run-tail").await;
+    let ended = lock.run(async { locks.force_release("job").await.unwrap() });
+    assert_eq!(why(ended.await), LostReason::Forced);
+}
+
+#[tokio::test]
+async fn a_future_that_blocks_past_its_lease_is_told() {
+    let (_, lock) = bench("memory:run-blocks").await;
+    let lock = lock.ttl(Duration::from_millis(200)).auto_renew(false);
+    let ended = lock.run(async { block_for(Duration::from_millis(400)) });
+    assert_eq!(why(ended.await), LostReason::Expired);
+}
+
+#[test]
+fn blocking_work_answers_and_frees_the_lock() {
+    let locks = blocking::Locks::connect("memory:run-blocking").unwrap();
+    let lock = locks.lock("job").wait(Duration::from_secs(10));
+    assert_eq!(lock.run(|| 42).unwrap(), 42);
+    let again = lock.clone();
+    let panicking = std::thread::spawn(move || again.run(|| panic!("in the work")));
+    assert!(panicking.join().is_err());
+    assert!(lock.try_acquire().unwrap().is_some());
+}
+
+#[test]
+fn blocking_work_runs_to_its_end_and_is_then_told() {
+    let locks = blocking::Locks::connect("memory:run-lost").unwrap();
+    let mut ended = false;
+    let told = locks.lock("job").run(|| {
+        locks.force_release("job").unwrap();
+        ended = true;
+    });
+    assert_eq!(why(told), LostReason::Forced);
+    assert!(ended);
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "work that blocks is what is tested"
+)]
+fn block_for(time: Duration) {
+    std::thread::sleep(time);
+}

@@ -1,0 +1,148 @@
+//! Handing a held lock over, and going on with it elsewhere.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::{Error, LockState, LostReason, Ticket, Ttl};
+use testkit::{Lab, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn why(lost: Error) -> LostReason {
+    match lost {
+        Error::Lost { reason, .. } => reason,
+        other => panic!("{}", other.chain()),
+    }
+}
+
+async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
+    let (giver, taker) = (lab.locks().await, lab.locks().await);
+    let name = "a.b c/ä";
+    let guard = giver
+        .lock(name)
+        .ttl(Duration::from_secs(60))
+        .acquire()
+        .await
+        .unwrap();
+    let token = guard.token();
+    let text = guard.hand_over().unwrap().to_string();
+
+    let ticket: Ticket = text.parse().unwrap();
+    let taken = taker.take_up(&ticket).await.unwrap();
+    assert_eq!((taken.token(), taken.name().as_str()), (token, name));
+    assert!(taken.is_held());
+    assert!(
+        giver.lock(name).try_acquire().await.unwrap().is_none(),
+        "it was never free"
+    );
+    assert_eq!(
+        why(giver.take_up(&ticket).await.unwrap_err()),
+        LostReason::TakenUp
+    );
+    assert_eq!(
+        why(giver.release(&ticket).await.unwrap_err()),
+        LostReason::TakenUp
+    );
+    assert_eq!(
+        why(giver.renew(&ticket, SOON).await.unwrap_err()),
+        LostReason::TakenUp
+    );
+    taken.check().await.unwrap();
+    taken.release().await.unwrap();
+    assert_eq!(
+        why(taker.take_up(&ticket).await.unwrap_err()),
+        LostReason::Released
+    );
+    promise("P3", lab.engine);
+}
+
+async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(lab: &Lab) {
+    let (giver, other) = (lab.locks().await, lab.locks().await);
+    let lock = giver.lock("job").ttl(Duration::from_millis(1500));
+    let ticket = lock.acquire().await.unwrap().hand_over().unwrap();
+    other.renew(&ticket, Duration::from_secs(60)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(
+        other.lock("job").try_acquire().await.unwrap().is_none(),
+        "renewed"
+    );
+    other.release(&ticket).await.unwrap();
+    assert_eq!(
+        why(other.release(&ticket).await.unwrap_err()),
+        LostReason::Released
+    );
+    assert!(other.lock("job").try_acquire().await.unwrap().is_some());
+}
+
+async fn nobody_renews_what_was_handed_over(lab: &Lab) {
+    let (giver, other) = (lab.locks().await, lab.locks().await);
+    let lock = giver.lock("job").ttl(Duration::from_millis(900));
+    let ticket = lock.acquire().await.unwrap().hand_over().unwrap();
+    let next = other.lock("job").wait(SOON).acquire().await.unwrap();
+    assert_eq!(
+        why(giver.take_up(&ticket).await.unwrap_err()),
+        LostReason::TakenOver
+    );
+    assert_eq!(
+        why(giver.renew(&ticket, SOON).await.unwrap_err()),
+        LostReason::TakenOver
+    );
+    next.check().await.unwrap();
+}
+
+async fn what_was_released_by_its_ticket_says_so(lab: &Lab) {
+    let (holder, other) = (lab.locks().await, lab.locks().await);
+    let guard = holder
+        .lock("job")
+        .ttl(Duration::from_millis(1500))
+        .acquire()
+        .await
+        .unwrap();
+    other.release(&guard.ticket()).await.unwrap();
+    let lost = tokio::time::timeout(SOON, guard.lost())
+        .await
+        .expect("in time");
+    assert_eq!(lost, LostReason::Released);
+}
+
+async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
+    let locks = lab.locks().await;
+    let ticket = locks
+        .lock("job")
+        .acquire()
+        .await
+        .unwrap()
+        .hand_over()
+        .unwrap();
+    let other = locks.lock("other").take_up(&ticket).await.unwrap_err();
+    assert!(
+        matches!(
+            other,
+            Error::Config {
+                setting: "ticket",
+                ..
+            }
+        ),
+        "{other}"
+    );
+    let lock = locks.lock("job").ttl(Ttl::Endless).holder("the taker");
+    let taken = lock.take_up(&ticket).await.unwrap();
+    assert_eq!(taken.trusted_for(), Duration::MAX);
+    let row = locks.show("job").await.unwrap().expect("a row");
+    assert_eq!(row.state, LockState::Held { free_in: None });
+    assert_eq!(row.holder.as_deref(), Some("the taker"));
+    taken.release().await.unwrap();
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_lock_goes_on_elsewhere_under_the_same_token,
+            a_ticket_can_be_renewed_and_released_without_taking_it_up,
+            nobody_renews_what_was_handed_over,
+            what_was_released_by_its_ticket_says_so,
+            settings_come_with_the_lock_that_takes_up,
+        );
+    )* };
+}
+on!(memory, sqlite, postgres, mariadb);

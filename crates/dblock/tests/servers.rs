@@ -1,0 +1,71 @@
+//! The same on database servers: the URL from the environment, a table that must be made.
+
+mod support;
+
+use support::{DBLOCK, Lab, Running};
+
+const HOLD: &str = "touch begun; trap 'exit 0' TERM; while :; do sleep 0.02; done";
+
+fn one_after_another(server: Option<testkit::Lab>) {
+    // Without such a server it has said that it skips this.
+    let Some(server) = server else { return };
+    let lab = Lab::new();
+    let dblock = |args: &[&str]| -> Running {
+        let mut command = lab.command(DBLOCK);
+        lab.start(command.args(args).env("DATABASE_LOCKS_URL", &server.url))
+    };
+    let missing = dblock(&["run", "job", "--", "true"]).end();
+    assert!(missing.refused(69).contains("dblock init"), "{missing:?}");
+    for _ in 0..2 {
+        let made = dblock(&["init"]).end();
+        assert_eq!(made.code(), 0, "{made:?}");
+        assert!(
+            made.out
+                .starts_with("table `database_locks_lock` is ready in "),
+            "{made:?}"
+        );
+    }
+    assert_eq!(
+        dblock(&["run", "job", "--", "sh", "-c", "exit 3"])
+            .end()
+            .code(),
+        3
+    );
+
+    let options = [
+        "run",
+        "--owner",
+        "the holder",
+        "--ttl",
+        "2s",
+        "--grace",
+        "500ms",
+    ];
+    let holder = dblock(&[&options, &["job", "--", "sh", "-c", HOLD][..]].concat());
+    lab.wait_for("begun");
+    let busy = dblock(&["run", "-n", "job", "--", "true"]).end();
+    assert!(
+        busy.refused(75).contains("held by the holder for"),
+        "{busy:?}"
+    );
+    assert!(dblock(&["list"]).end().out.contains("the holder"));
+    let freed = dblock(&["release", "job", "--force"]).end();
+    assert!(
+        freed.out.contains("the holder had held it for"),
+        "{freed:?}"
+    );
+    let lost = holder.end();
+    assert!(lost.ended(76).contains("released by force"), "{lost:?}");
+    assert_eq!(dblock(&["run", "-n", "job", "--", "true"]).end().code(), 0);
+    testkit::promise("P1", server.engine);
+}
+
+#[test]
+fn postgres_serves() {
+    one_after_another(testkit::Lab::postgres());
+}
+
+#[test]
+fn mariadb_serves() {
+    one_after_another(testkit::Lab::mariadb());
+}
