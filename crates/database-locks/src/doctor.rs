@@ -419,7 +419,7 @@ impl Notes {
         let length = human(Duration::from_micros(off.unsigned_abs()));
         let way = match off {
             -999..1000 => return self.fine("clock", "the same as this machine's"),
-            ..0 => "behind",
+            ..=-1000 => "behind",
             _ => "ahead of",
         };
         // Where in the round trip the clock was read is not known.

@@ -1,5 +1,7 @@
 //! Everything that can be found is found where it is, with what to do, and not where it is not.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::process::Command;
 use std::time::Duration;
 

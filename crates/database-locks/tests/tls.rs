@@ -1,5 +1,7 @@
 //! Connections that are encrypted, and servers that are who they say they are, or not.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::OnceLock;

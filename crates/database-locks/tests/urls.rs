@@ -1,6 +1,8 @@
 //! URLs against real servers: several hosts, sockets, names and passwords that have to be encoded;
 //! and servers and tables that are refused, with the reason.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -116,7 +116,7 @@ impl Session {
     }
 
     /// Rows; none where the server refuses to tell, which is noted.
-    async fn look<T: FromRow>(
+    async fn ask<T: FromRow>(
         &mut self,
         area: &'static str,
         statement: &str,
@@ -137,7 +137,7 @@ impl Session {
             notes.fine("replicas", "there is no binary log, and so no replica");
             return Ok(());
         }
-        let found = self.look("replicas", READERS, notes).await?;
+        let found = self.ask("replicas", READERS, notes).await?;
         let Some(&(may_look, replicas)) = found.first() else {
             return Ok(());
         };

@@ -372,9 +372,6 @@ impl Connection {
         Ok(Some(prepared.statement.get_or_try_init(prepare).await?))
     }
 
-<<<<<<< HEAD
-    /// Run a script of several statements, as one transaction. That may make the table, or fit.
-=======
     /// Run a statement that is not used often.
     pub(super) async fn ask(
         &self,
@@ -389,8 +386,7 @@ impl Connection {
         self.prepared.is_some()
     }
 
-    /// Run a script of several statements, as one transaction.
->>>>>>> main
+    /// Run a script of several statements, as one transaction. That may make the table, or fit.
     pub(super) async fn script(&self, script: &str) -> Result<(), Refusal> {
         Ok(self.client.batch_execute(script).await?)
     }

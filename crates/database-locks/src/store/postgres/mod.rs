@@ -104,12 +104,8 @@ impl Postgres {
     pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
         let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         Ok(Self {
-<<<<<<< HEAD
             link: Link::new(server, table, texts)?,
-=======
-            link: Link::new(server, texts)?,
             table: table.clone(),
->>>>>>> main
             install: table.fill(INSTALL),
         })
     }

@@ -159,7 +159,7 @@ impl Session {
     }
 
     pub(super) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
-        for found in self.look("locks", COUNTS, notes).await? {
+        for found in self.ask("locks", COUNTS, notes).await? {
             let (rows, held, expired, such, endless, long, old, former) = found;
             let (expired, endless, old) = ((expired, such), (endless, long), (old, former));
             notes.locks(&Counts {
