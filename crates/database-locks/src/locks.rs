@@ -63,6 +63,12 @@ impl Locks {
     /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
+    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a time
+    /// of its own; one that cannot be written to is passed over. Options of both servers: `sslmode`
+    /// (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers it, its
+    /// certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a file of
+    /// certificates, or `system`. An option that is unknown is refused.
+    ///
     /// # Errors
     ///
     /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the

@@ -172,7 +172,7 @@ async fn a_standby_of_postgres_is_passed_over_for_its_primary() {
         ))
         .await;
     }
-    let alone = at(&url, &[standby.clone()]);
+    let alone = at(&url, std::slice::from_ref(&standby));
     refused(&alone, &[&standby, "read-only standby", "primary"]).await;
     let asked = Locks::connect(format!("{url}?target_session_attrs=read-only")).await;
     assert!(
@@ -233,7 +233,7 @@ async fn sockets_are_hosts_like_others() {
             encode(&server.socket_dir().display().to_string()),
             server.port()
         );
-        works(&at(&url, &[socket.clone()])).await;
+        works(&at(&url, std::slice::from_ref(&socket))).await;
         works(&at(&url, &["%2Fnowhere".into(), dead(), socket])).await;
         refused_names_a_socket(&at(&url, &["%2Fnowhere:1".into()]), "/nowhere/.s.PGSQL.1").await;
     }
@@ -241,7 +241,7 @@ async fn sockets_are_hosts_like_others() {
         let url = server.fresh_database();
         works(&server.socket_url(&url)).await;
         let socket = encode(&server.socket().display().to_string());
-        works(&at(&url, &[socket.clone()])).await;
+        works(&at(&url, std::slice::from_ref(&socket))).await;
         works(&at(&url, &["%2Fnowhere".into(), dead(), socket])).await;
         refused_names_a_socket(&at(&url, &["%2Fnowhere".into()]), "/nowhere").await;
     }

@@ -77,13 +77,13 @@ impl Session {
         let mut beats = Vec::with_capacity(BEATS);
         for _ in 0..BEATS {
             let beat = Beat::begin();
-            let told = self.query(CLOCK, Params::Empty).await?;
+            let told = self.rows(CLOCK, Params::Empty).await?;
             beats.push(beat.end(rows(told).first().map_or(0, |(told,)| *told)));
         }
         let mut settings: HashMap<String, String> = HashMap::new();
         for statement in [SETTINGS, STATUS] {
             settings.extend(rows::<(String, String)>(
-                self.query(statement, Params::Empty).await?,
+                self.rows(statement, Params::Empty).await?,
             ));
         }
         let settings = Settings(settings);
@@ -122,7 +122,7 @@ impl Session {
         statement: &str,
         notes: &mut Notes,
     ) -> Result<Vec<T>, StoreError> {
-        match self.query(statement, Params::Empty).await {
+        match self.rows(statement, Params::Empty).await {
             Ok(found) => Ok(rows(found)),
             Err(StoreError::Rejected { source, .. }) => {
                 notes.unseen(area, source);

@@ -63,7 +63,7 @@ impl Session {
     ) -> Result<bool, StoreError> {
         let mut lacking = Vec::new();
         for (right, probe) in PROBES {
-            match self.query(probe, Params::Empty).await {
+            match self.rows(probe, Params::Empty).await {
                 Ok(_) => {}
                 Err(StoreError::Rejected { source, .. }) => {
                     let said = source.to_string();
@@ -102,7 +102,7 @@ impl Session {
             None => (None, table.as_str()),
         };
         let which = || params! { "schema" => schema, "table" => name };
-        let engine = rows::<(String,)>(self.query(ENGINE, which()).await?);
+        let engine = rows::<(String,)>(self.rows(ENGINE, which()).await?);
         if let Some((engine,)) = engine.first().filter(|(engine,)| engine != "InnoDB") {
             notes.found(
                 &doctor::NOT_INNODB,
@@ -111,7 +111,7 @@ impl Session {
         }
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
-        for row in rows::<Described>(self.query(COLUMNS, which()).await?) {
+        for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
             let (name, of, shown, length, precision, charset, collation, unfilled) = row;
             let at = Found {
                 name,
@@ -135,7 +135,7 @@ impl Session {
         let complete = notes.columns(&columns);
         let mut indexes = Vec::new();
         for (name, columns, keeps_names) in
-            rows::<(String, String, bool)>(self.query(INDEXES, which()).await?)
+            rows::<(String, String, bool)>(self.rows(INDEXES, which()).await?)
         {
             let primary = name == "PRIMARY";
             let columns = columns.split(',').map(str::to_owned).collect();
