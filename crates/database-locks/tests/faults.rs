@@ -118,6 +118,27 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
     promise("P6", lab.engine);
 }
 
+/// What a slow answer takes is not trusted on top: the lease began before it came.
+async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    proxy.stall_replies();
+    let lock = locks.lock("job").ttl(Duration::from_secs(20));
+    let acquire = tokio::spawn(async move { lock.acquire().await });
+    tokio::time::sleep(ms(1500)).await;
+    proxy.resume();
+    let guard = soon(acquire).await.unwrap().unwrap();
+    assert!(proxy.faults_hit() > 0);
+    // 20 s, less the margin of 2 s, less what the answer took.
+    assert!(
+        guard.trusted_for() < ms(16_800),
+        "{:?}",
+        guard.trusted_for()
+    );
+    guard.release().await.unwrap();
+    promise("P4", lab.engine);
+}
+
 /// The database granted it, and its answer was lost: a waiter asks again and gets that very grant;
 /// a try-once gives it back; nothing is held for longer than 30 s.
 async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
@@ -305,6 +326,7 @@ macro_rules! on {
         lab_tests!($engine:
             a_database_that_never_answers_delays_no_loss,
             a_wait_ends_in_time_although_nobody_answers,
+            a_slow_answer_to_an_acquire_lengthens_no_trust,
             a_lost_reply_to_a_renewal_loses_nothing,
             a_lost_reply_to_an_acquire_leaves_nothing_held,
             a_lost_reply_to_a_release_is_a_release,

@@ -99,7 +99,9 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
             Ttl::from(grace)
         )));
     }
-    Ok(grace + (ttl / 2).saturating_sub(grace) / 5)
+    // Capped, or a lease of an hour would be given up six minutes before its end.
+    let telling = (ttl / 2).saturating_sub(grace) / 5;
+    Ok(grace + telling.min((ttl / 100).max(Duration::from_secs(3))))
 }
 
 /// Start CMD with what it needs to know of the lock.
@@ -341,6 +343,7 @@ mod tests {
             assert!(margin < secs(ttl) / 2, "{ttl} {grace}: {margin:?}");
         }
         assert_eq!(margin(secs(30).into(), secs(5)).unwrap(), secs(7));
+        assert_eq!(margin(secs(3600).into(), secs(5)).unwrap(), secs(41));
         assert_eq!(margin(Ttl::Endless, secs(5)).unwrap(), secs(5));
     }
 
