@@ -19,6 +19,7 @@ use std::time::Duration;
 use pollster::block_on;
 use serde_json::Value;
 
+use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::info::LockInfo;
 use crate::locks::Freed;
@@ -73,6 +74,11 @@ impl Locks {
     /// See [`crate::Locks::force_release`].
     pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
         block_on(self.0.force_release(name))
+    }
+
+    /// See [`crate::Locks::doctor`].
+    pub fn doctor(&self) -> Result<Report, Error> {
+        block_on(self.0.doctor())
     }
 
     /// See [`crate::Locks::take_up`].

@@ -52,6 +52,7 @@ mod acquire;
 pub mod blocking;
 mod clock;
 mod default;
+pub mod doctor;
 mod error;
 mod fork;
 mod guard;

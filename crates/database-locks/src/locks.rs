@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::info::LockInfo;
@@ -20,6 +21,8 @@ use crate::token::Token;
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long all the looks of an examination may take together: it reads every row once.
+const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a release by force goes on trying where the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -249,6 +252,26 @@ impl Locks {
                     n => total += n,
                 }
             }
+        })
+        .await
+    }
+
+    /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
+    /// and locks, and for what to do about it. Changes nothing, and needs no special rights: what
+    /// this user may not see is said to be unseen.
+    ///
+    /// [`doctor`](crate::doctor) lists everything that can be found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
+    /// [`Locks::connect`] already.
+    pub async fn doctor(&self) -> Result<Report, Error> {
+        let inner = self.inner()?;
+        runtime::run(async move {
+            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("look for what is wrong"))
         })
         .await
     }

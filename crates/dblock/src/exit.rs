@@ -1,16 +1,20 @@
 //! What `dblock` ends with, and what it says then.
 
-use database_locks::{Error, Ttl};
+use database_locks::{Error, LostReason, Ttl};
 
 /// `show` of a name that nobody ever locked.
 pub(crate) const UNKNOWN: u8 = 1;
+/// `acquire` has nowhere to print its ticket.
+pub(crate) const UNPRINTED: u8 = 1;
+/// `doctor` has found something.
+pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, or refuses (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// Somebody else has the lock (`EX_TEMPFAIL`: try again later).
 pub(crate) const BUSY: u8 = 75;
-/// The lock was lost while CMD ran.
+/// The lock was lost while CMD ran; or a ticket is dead.
 pub(crate) const LOST: u8 = 76;
 /// CMD is there and cannot be run.
 pub(crate) const CANNOT_RUN: u8 = 126;
@@ -46,6 +50,29 @@ impl Failure {
         Self::new(UNAVAILABLE, said)
     }
 
+    /// What was to be done with a ticket was not.
+    pub(crate) fn of_ticket(error: Error) -> Self {
+        let Error::Lost { name, reason } = error else {
+            return error.into();
+        };
+        let why = match reason {
+            LostReason::Expired => "its lease has expired".to_owned(),
+            // A ticket cannot tell these two apart.
+            LostReason::TakenOver => {
+                "somebody else has had the lock since, or it was released by force".to_owned()
+            }
+            LostReason::Released => "it was released already".to_owned(),
+            LostReason::TakenUp => "it was taken up already".to_owned(),
+            LostReason::RowGone => "the table does not know the lock any more".to_owned(),
+            other => other.to_string(),
+        };
+        let next = "nothing was changed; `dblock acquire` gives a new one";
+        Self::new(
+            LOST,
+            format!("the ticket for lock `{name}` is dead: {why}; {next}"),
+        )
+    }
+
     /// A signal has ended us, before there was a command to pass it on to.
     pub(crate) fn interrupted(signal: i32) -> Self {
         Self::new(of_signal(signal), "")
@@ -75,12 +102,11 @@ impl From<Error> for Failure {
                     true => "wait for it with `-w 5m`",
                     false => "wait longer, or see `dblock list`",
                 };
-                let said =
-                    format!("lock `{name}` is{tried} held{by}{age}; nothing was run: {next}");
+                let said = format!("lock `{name}` is{tried} held{by}{age}: {next}");
                 Self::new(BUSY, said)
             }
             Error::Lost { .. } => {
-                let said = format!("{}; nothing was run: try again", error.chain());
+                let said = format!("{}, at once: try again", error.chain());
                 Self::new(BUSY, said)
             }
             Error::Config {
@@ -135,7 +161,7 @@ mod tests {
         assert_eq!(once.code, BUSY);
         assert_eq!(
             once.said,
-            "lock `job` is held by db1.17.ab for 2m 5s; nothing was run: wait for it with `-w 5m`"
+            "lock `job` is held by db1.17.ab for 2m 5s: wait for it with `-w 5m`"
         );
         let later = timed_out(Duration::from_secs(7));
         assert!(

@@ -5,9 +5,12 @@ mod child;
 mod cmd;
 mod exit;
 mod output;
+mod pages;
 mod place;
 mod signals;
 mod terminal;
+mod ticket;
+mod told;
 
 use std::process::ExitCode;
 
@@ -34,10 +37,19 @@ fn work(Invocation { place, task }: Invocation) -> Result<u8, Failure> {
     runtime.block_on(async {
         match task {
             Task::Run(job) => cmd::run(&place, job).await,
+            Task::Acquire { wish, json } => cmd::acquire(&place, &wish, json).await,
+            Task::Renew { name, ticket, ttl } => cmd::renew(&place, &name, &ticket, ttl).await,
+            Task::Release { name, ticket } => cmd::release(&place, &name, &ticket).await,
+            Task::Force { name } => cmd::release_by_force(&place, &name).await,
             Task::List { all, json } => cmd::list(&place, all, json).await,
             Task::Show { name, json } => cmd::show(&place, &name, json).await,
-            Task::Release { name } => cmd::release(&place, &name).await,
+            Task::Prune { idle, unknown } => cmd::prune(&place, idle, unknown).await,
             Task::Init => cmd::init(&place).await,
+            Task::Print(text) => {
+                output::text(&text);
+                Ok(0)
+            }
+            Task::Doctor { json } => cmd::doctor(&place, json).await,
         }
     })
 }

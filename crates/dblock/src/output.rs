@@ -3,12 +3,41 @@
 //! What others wrote into the table is shown so that it neither drives a terminal nor begins a line.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, SystemTime};
 
-use database_locks::{LockInfo, LockState, Ttl};
+use database_locks::doctor::{Check, Finding, Report};
+use database_locks::{LockInfo, LockState, Ticket, Ttl};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
+
+/// Bold, for heads.
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const PLAIN: &str = "\x1b[0m";
+/// Of the last column this much is shown even where the terminal is too narrow for it.
+const LEAST_WIDTH: usize = 12;
+
+/// Whether what is printed may have colours.
+pub(crate) fn on_stdout() -> bool {
+    may_have_colours(io::stdout().is_terminal())
+}
+
+/// The same for what is said of errors.
+pub(crate) fn on_stderr() -> bool {
+    may_have_colours(io::stderr().is_terminal())
+}
+
+/// See <https://no-color.org>.
+fn may_have_colours(terminal: bool) -> bool {
+    let is = |name: &str, said: &dyn Fn(&std::ffi::OsStr) -> bool| {
+        std::env::var_os(name).is_some_and(|value| said(&value))
+    };
+    terminal && !is("NO_COLOR", &|value| !value.is_empty()) && !is("TERM", &|term| term == "dumb")
+}
 
 /// One line on stdout.
 pub(crate) fn say(line: &str) {
@@ -32,15 +61,75 @@ pub(crate) fn help(text: &str, to_stderr: bool) {
     }
 }
 
-/// A reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) {
-    let mut stdout = io::stdout().lock();
-    let _ = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
+/// A text as it is.
+pub(crate) fn text(text: &str) {
+    print(text);
 }
 
-/// As a table, one line a lock.
+/// A ticket, alone on its line.
+pub(crate) fn ticket(ticket: &Ticket) -> io::Result<()> {
+    checked(&format!("{ticket}\n"))
+}
+
+/// One object: the ticket, and what else is known of the grant.
+pub(crate) fn ticket_as_json(
+    ticket: &Ticket,
+    holder: &str,
+    row: Option<&LockInfo>,
+) -> io::Result<()> {
+    let text = ticket.to_string();
+    let fields = [
+        ("ticket", json!(text)),
+        ("name", json!(ticket.name().as_str())),
+        ("token", json!(ticket.token().get())),
+        ("grant", json!(text.split('.').nth(1))),
+        ("holder", json!(holder)),
+        ("expires_at", json!(row.and_then(expires_at))),
+        ("free_in", json!(row.and_then(free_in).map(seconds))),
+    ];
+    checked(&format!("{}\n", json_object(fields)))
+}
+
+/// How long a lease lasts, by the clock of the database.
+pub(crate) fn lasts(row: Option<&LockInfo>) -> String {
+    match row.map(|row| row.state) {
+        Some(LockState::Held { free_in: None }) => "without end".to_owned(),
+        Some(LockState::Held {
+            free_in: Some(left),
+        }) => {
+            // What passed since it was asked for is not to be seen: 10m, and not 9m 59s.
+            let left = human(left + Duration::from_millis(500).min(left / 100));
+            match row.and_then(|row| row.expires_at).and_then(time) {
+                Some(end) => format!("until {end} ({left})"),
+                None => format!("for {left}"),
+            }
+        }
+        _ => "until its ttl ends".to_owned(),
+    }
+}
+
+/// A word as a shell reads it.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:@%+,".contains(c);
+    match !text.starts_with('-') && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// Where it matters that it was printed.
+fn checked(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) {
+    let _ = checked(text);
+}
+
+/// As a table, one line a lock; in a terminal with colours, and cut to its width.
 pub(crate) fn rows(infos: &[LockInfo]) {
     if infos.is_empty() {
         return;
@@ -65,27 +154,91 @@ pub(crate) fn rows(infos: &[LockInfo]) {
             false => on_one_line(&cell),
         })
     }));
-    print(&aligned(&lines));
+    let columns = terminal_width();
+    let mut colours = vec![BOLD];
+    colours.extend(infos.iter().map(|info| colour(info.state)));
+    print(&match on_stdout() {
+        true => aligned(&lines, columns, Some(&colours)),
+        false => aligned(&lines, columns, None),
+    });
 }
 
-fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+/// None where it is no terminal, or one that does not say.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+fn colour(state: LockState) -> &'static str {
+    match state {
+        // Nothing but a person ends that.
+        LockState::Held { free_in: None } => BOLD,
+        LockState::Held { .. } => GREEN,
+        LockState::Expired { .. } => YELLOW,
+        _ => DIM,
+    }
+}
+
+/// In columns. Colours are one a line: of the whole head, and of the second cell below.
+fn aligned<const N: usize>(
+    lines: &[[String; N]],
+    columns: Option<usize>,
+    colours: Option<&[&str]>,
+) -> String {
     let mut widths = [0; N];
     for line in lines {
         for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.chars().count().max(*width);
+            *width = cell.width().max(*width);
         }
     }
+    let before: usize = widths.iter().take(N - 1).map(|width| width + 2).sum();
+    let left = columns.map_or(usize::MAX, |all| {
+        all.saturating_sub(before).max(LEAST_WIDTH)
+    });
     let mut text = String::new();
-    for line in lines {
-        let padded: Vec<String> = line
+    for (n, line) in lines.iter().enumerate() {
+        let colour = colours.and_then(|colours| colours.get(n));
+        let cells: Vec<String> = line
             .iter()
             .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                if column == N - 1 {
+                    return cut(cell, left);
+                }
+                let blanks = " ".repeat(width.saturating_sub(cell.width()));
+                match colour {
+                    Some(colour) if n > 0 && column == 1 => {
+                        format!("{colour}{cell}{PLAIN}{blanks}")
+                    }
+                    _ => format!("{cell}{blanks}"),
+                }
+            })
             .collect();
-        text.push_str(padded.join("  ").trim_end());
+        let line = cells.join("  ");
+        match colour {
+            Some(colour) if n == 0 => text.push_str(&format!("{colour}{}{PLAIN}", line.trim_end())),
+            _ => text.push_str(line.trim_end()),
+        }
         text.push('\n');
     }
     text
+}
+
+/// So much of it as fits.
+fn cut(cell: &str, columns: usize) -> String {
+    if cell.width() <= columns {
+        return cell.to_owned();
+    }
+    let mut shown = String::new();
+    for c in cell.chars() {
+        shown.push(c);
+        if shown.width() + 1 > columns {
+            shown.pop();
+            break;
+        }
+    }
+    shown + "…"
 }
 
 /// Everything about one lock, one line a fact.
@@ -131,7 +284,7 @@ pub(crate) fn row(info: &LockInfo) {
         Value::Null => {}
         other => fact("metadata", Some(plain(&other))),
     }
-    print(&aligned(&lines));
+    print(&aligned(&lines, None, None));
 }
 
 /// One array, one line a lock.
@@ -148,13 +301,7 @@ pub(crate) fn row_as_json(info: &LockInfo) {
     print(&format!("{}\n", object(info)));
 }
 
-/// Written field by field: serde_json's own map would sort them.
 fn object(info: &LockInfo) -> String {
-    let free_in = match info.state {
-        LockState::Held { free_in } => free_in,
-        LockState::Expired { .. } => Some(Duration::ZERO),
-        _ => None,
-    };
     let fields = [
         ("name", json!(info.name.as_str())),
         ("state", json!(state(info))),
@@ -162,17 +309,74 @@ fn object(info: &LockInfo) -> String {
         ("token", json!(info.token.get())),
         ("grant", json!(info.grant)),
         ("held_for", json!(info.held_for.map(seconds))),
-        ("free_in", json!(free_in.map(seconds))),
+        ("free_in", json!(free_in(info).map(seconds))),
         (
             "acquired_at",
             json!(info.acquired_at.and_then(precise_time)),
         ),
         ("renewed_at", json!(info.renewed_at.and_then(precise_time))),
-        ("expires_at", json!(info.expires_at.and_then(precise_time))),
+        ("expires_at", json!(expires_at(info))),
         ("metadata", metadata(info)),
     ];
+    json_object(fields)
+}
+
+/// Written field by field: serde_json's own map would sort them.
+fn json_object<const N: usize>(fields: [(&str, Value); N]) -> String {
     let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
     format!("{{{}}}", fields.join(","))
+}
+
+/// None: it is free, or there is no end.
+fn free_in(info: &LockInfo) -> Option<Duration> {
+    match info.state {
+        LockState::Held { free_in } => free_in,
+        LockState::Expired { .. } => Some(Duration::ZERO),
+        _ => None,
+    }
+}
+
+fn expires_at(info: &LockInfo) -> Option<String> {
+    info.expires_at.and_then(precise_time)
+}
+
+/// What was looked at, then what was found: one line each, and one that says what to do.
+pub(crate) fn report(report: &Report) {
+    let line = |cells: [&str; 3]| cells.map(on_one_line);
+    let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
+    let checks = report.checks.iter();
+    let mut lines: Vec<_> = checks
+        .map(|check| line([seen(check), check.area, &check.said]))
+        .collect();
+    for found in &report.findings {
+        lines.push(line([&found.severity.to_string(), found.id, &found.said]));
+        lines.push(line(["do", found.id, &found.remedy]));
+    }
+    print(&aligned(&lines, None, None));
+}
+
+/// One object, one line a check or finding.
+pub(crate) fn report_as_json(report: &Report) {
+    let check = |check: &Check| {
+        json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
+    };
+    let finding = |found: &Finding| {
+        let severity = found.severity.to_string();
+        json!({
+            "id": found.id, "area": found.area, "severity": severity,
+            "said": found.said, "remedy": found.remedy,
+        })
+        .to_string()
+    };
+    let list = |objects: Vec<String>| match objects.is_empty() {
+        true => "[]".to_owned(),
+        false => format!("[\n{}\n]", objects.join(",\n")),
+    };
+    let checks = list(report.checks.iter().map(check).collect());
+    let findings = list(report.findings.iter().map(finding).collect());
+    print(&format!(
+        "{{\"checks\":{checks},\n\"findings\":{findings}}}\n"
+    ));
 }
 
 fn state(info: &LockInfo) -> &'static str {
@@ -230,8 +434,13 @@ fn plain(value: &Value) -> String {
     }
 }
 
-fn human(length: Duration) -> String {
-    Ttl::from(length).to_string()
+/// As people say it: `30s`, `2m 5s`, `10m`.
+pub(crate) fn human(length: Duration) -> String {
+    let said = Ttl::from(length).to_string();
+    match said.rsplit_once(" 0") {
+        Some((round, "s" | "m" | "h")) => round.to_owned(),
+        _ => said,
+    }
 }
 
 fn seconds(length: Duration) -> f64 {
@@ -337,9 +546,43 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let line = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
-        let text = aligned(&[line("NAME", "X"), line("jöb", "longer"), line("a job", "-")]);
-        assert_eq!(text, "NAME   X\njöb    longer\na job  -\n");
+        let line = |a: &str, b: &str, c: &str| [a.to_owned(), b.to_owned(), c.to_owned()];
+        let lines = [
+            line("NAME", "X", "LAST"),
+            line("jöb", "longer", "1"),
+            line("仕事", "-", "a longer one"),
+        ];
+        assert_eq!(
+            aligned(&lines, None, None),
+            "NAME  X       LAST\njöb   longer  1\n仕事  -       a longer one\n"
+        );
+        assert_eq!(
+            aligned(&lines[..2], None, Some(&["<", ">"])),
+            "<NAME  X       LAST\x1b[0m\njöb   >longer\x1b[0m  1\n"
+        );
+    }
+
+    #[test]
+    fn in_a_terminal_the_last_column_is_cut_to_what_is_left() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdefg", 6), "abcde…");
+        assert_eq!(cut("仕事仕事", 6), "仕事…");
+    }
+
+    #[test]
+    fn a_round_length_is_said_without_its_noughts() {
+        assert_eq!(human(Duration::from_secs(600)), "10m");
+        assert_eq!(human(Duration::from_secs(605)), "10m 5s");
+        assert_eq!(human(Duration::from_secs(30 * 86_400)), "30d");
+        assert_eq!(human(Duration::from_secs(10)), "10s");
+    }
+
+    #[test]
+    fn a_shell_reads_a_name_as_it_is() {
+        assert_eq!(shell_word("nightly.report"), "nightly.report");
+        assert_eq!(shell_word("a b"), "'a b'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word("-n"), "'-n'");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::output;
 const USUAL_TABLE: &str = "database_locks_lock";
 
 /// All but the unreserved characters of RFC 3986.
-pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')

@@ -19,6 +19,7 @@ pub mod server;
 pub mod sql;
 pub mod tether;
 pub mod time;
+pub mod tls;
 
 pub use lab::Lab;
 pub use mysql::MariaDb;

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::tls::Certificate;
 
 /// What the kernel sends the server when the test process ends. It leaves nothing behind
 /// but its directory, and a frozen one is reached too.
@@ -31,6 +32,7 @@ pub struct MariaDb {
 #[derive(Clone, Debug)]
 pub struct Options {
     fsync: bool,
+    tls: Option<Certificate>,
     settings: Vec<String>,
 }
 
@@ -48,6 +50,13 @@ impl Options {
     #[must_use]
     pub fn time_zone(self, offset: &str) -> Self {
         self.set(&format!("default-time-zone={offset}"))
+    }
+
+    /// Offer TLS, with this certificate.
+    #[must_use]
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = Some(certificate.clone());
+        self
     }
 
     /// Any setting, as in `innodb-lock-wait-timeout=1`.
@@ -75,6 +84,7 @@ impl MariaDb {
     pub fn options() -> Options {
         Options {
             fsync: false,
+            tls: None,
             settings: vec!["--default-time-zone=+00:00".into()],
         }
     }
@@ -144,6 +154,12 @@ impl MariaDb {
             format!("--pid-file={}", server.dir().join("pid").display()),
         ]);
         args.extend(options.settings.iter().cloned());
+        if let Some(certificate) = &options.tls {
+            certificate.write(server.dir(), |path| server.give(path));
+            for (option, file) in [("ssl-cert", "cert.pem"), ("ssl-key", "key.pem")] {
+                args.push(format!("--{option}={}", server.dir().join(file).display()));
+            }
+        }
 
         let port = on_a_free_port(|port| launch(&mut server, &program, &args, port));
         let mariadb = Self {

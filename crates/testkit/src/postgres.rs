@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::tls::Certificate;
 
 /// What the kernel sends the server when the test process ends: an immediate shutdown.
 /// After SIGKILL its shared memory would stay behind until the machine is restarted.
@@ -31,6 +32,7 @@ pub struct Postgres {
 pub struct Options {
     version: Option<u32>,
     fsync: bool,
+    tls: Option<Certificate>,
     settings: Vec<String>,
 }
 
@@ -54,6 +56,13 @@ impl Options {
     #[must_use]
     pub fn time_zone(self, name: &str) -> Self {
         self.set(&format!("timezone={name}"))
+    }
+
+    /// Offer TLS, with this certificate.
+    #[must_use]
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = Some(certificate.clone());
+        self
     }
 
     /// Any setting, as in `deadlock_timeout=100ms`.
@@ -86,6 +95,7 @@ impl Postgres {
         Options {
             version: None,
             fsync: false,
+            tls: None,
             settings: vec!["timezone=UTC".into()],
         }
     }
@@ -153,11 +163,20 @@ impl Postgres {
         std::fs::write(
             data.join("pg_hba.conf"),
             "local all all trust\n\
+             local replication all trust\n\
              host all locker 127.0.0.1/32 scram-sha-256\n\
              host all all 127.0.0.1/32 trust\n",
         )
         .expect("the server's directory can be written to");
 
+        let mut settings = options.settings.clone();
+        if let Some(certificate) = &options.tls {
+            certificate.write(server.dir(), |path| server.give(path));
+            settings.push("ssl=on".into());
+            for (setting, file) in [("ssl_cert_file", "cert.pem"), ("ssl_key_file", "key.pem")] {
+                settings.push(format!("{setting}={}/{file}", dir_of(&server)));
+            }
+        }
         let fsync = if options.fsync { "on" } else { "off" };
         let mut args = vec![
             "-D".into(),
@@ -165,13 +184,13 @@ impl Postgres {
             "-k".into(),
             dir_of(&server),
         ];
-        let settings = [
+        let common = [
             "listen_addresses=127.0.0.1".into(),
             "max_connections=200".into(),
             "password_encryption=scram-sha-256".into(),
             format!("fsync={fsync}"),
         ];
-        for setting in settings.into_iter().chain(options.settings.iter().cloned()) {
+        for setting in common.into_iter().chain(settings) {
             args.extend(["-c".into(), setting]);
         }
 
@@ -192,6 +211,37 @@ impl Postgres {
             )
             .expect("a new server has no role of that name");
         postgres
+    }
+
+    /// Start a standby that follows this server, and cannot be written to.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start, with the end of its log.
+    pub fn standby(&self) -> Self {
+        let mut server = Server::new("standby", User::for_server("postgres"), Signal::INT);
+        let data = server.dir().join("data").display().to_string();
+        let copy = [
+            format!("--pgdata={data}"),
+            format!("--host={}", dir_of(&self.server)),
+            format!("--port={}", self.port),
+            "--username=postgres".into(),
+            "--write-recovery-conf".into(),
+            "--checkpoint=fast".into(),
+            "--no-sync".into(),
+        ];
+        server.prepare(&self.bin.join("pg_basebackup"), &copy);
+        let mut args = self.args.clone();
+        // The arguments begin with `-D DATA -k SOCKETS`.
+        (args[1], args[3]) = (data, dir_of(&server));
+        let port = on_a_free_port(|port| launch(&mut server, &self.bin, &args, port));
+        let bin = self.bin.clone();
+        Self {
+            server,
+            bin,
+            args,
+            port,
+        }
     }
 
     /// The port it listens on, of 127.0.0.1.

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
 use crate::clock::{self, Time};
+use crate::doctor::{Counts, Notes, Report};
 use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -286,6 +287,33 @@ impl Store for Memory {
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {
         ready(())
+    }
+
+    fn examine(&self, _: Duration) -> Reply<'_, Report> {
+        let (now, rows) = (clock::now(), self.rows());
+        let minute_ago = now.saturating_sub(Duration::from_secs(60));
+        let day_ago = now.saturating_sub(Duration::from_secs(86_400));
+        let such = |matches: &dyn Fn(&Row) -> bool| {
+            let mut found = rows.iter().filter(|(_, row)| matches(row));
+            let first = found.next().map(|(name, _)| name.to_string());
+            (first.iter().len() as i64 + found.count() as i64, first)
+        };
+        let counts = Counts {
+            rows: rows.len() as i64,
+            held: such(&|row| !row.is_free(now)).0,
+            expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
+            endless: such(&|row| {
+                row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
+            }),
+            old: (0, None),
+        };
+        let mut notes = Notes::new("memory");
+        notes.fine(
+            "server",
+            "the memory of this process: forgotten when it ends, seen by nobody else",
+        );
+        notes.locks(&counts);
+        ready(notes.into_report())
     }
 
     fn freed<'a>(

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::doctor::Report;
 use crate::error::{BoxError, Error, LostReason};
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -17,6 +18,8 @@ use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
 
 mod backoff;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod hosts;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -29,6 +32,7 @@ mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod table;
+mod tls;
 mod url;
 
 pub(crate) use observed::Observed;
@@ -80,6 +84,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
+
+    /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
+    fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
     /// Wait until a release of `name` is announced, or for `at_most`.
     ///

@@ -22,11 +22,14 @@ use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to,
 };
+use crate::doctor::Report;
 use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
+
+mod doctor;
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../schema/sqlite.sql");
@@ -485,6 +488,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
     path: PathBuf,
+    table: Table,
     statements: Statements,
     /// The thread that has the file open; none: not started, or given up.
     thread: Mutex<Option<mpsc::Sender<Job>>>,
@@ -515,6 +519,7 @@ impl Sqlite {
         let path = std::path::absolute(&path).unwrap_or(path);
         Self {
             path,
+            table: table.clone(),
             statements,
             thread: Mutex::new(None),
         }
@@ -635,6 +640,13 @@ impl Store for Sqlite {
             worker.with(|connection, sql| connection.execute_batch(&sql.install))
         };
         Box::pin(self.call(within, install))
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        let table = self.table.clone();
+        Box::pin(self.call(within, move |worker| {
+            doctor::examine(worker, table.as_str())
+        }))
     }
 }
 

@@ -1,12 +1,28 @@
-//! `dblock release NAME --force`
+//! `dblock release NAME --ticket T` and `dblock release NAME --force`
 
-use database_locks::{LockName, Ttl};
+use database_locks::LockName;
 
 use crate::exit::Failure;
 use crate::output;
 use crate::place::Place;
+use crate::ticket::TicketFrom;
+use crate::told::Announced;
 
-pub(crate) async fn release(place: &Place, name: &LockName) -> Result<u8, Failure> {
+pub(crate) async fn release(
+    place: &Place,
+    name: &LockName,
+    from: &TicketFrom,
+) -> Result<u8, Failure> {
+    let ticket = from.read(name)?;
+    let locks = place.connect().await?;
+    let announced = Announced::begin(&ticket);
+    locks.release(&ticket).await.map_err(Failure::of_ticket)?;
+    announced.done();
+    output::say(&format!("lock `{name}` is released"));
+    Ok(0)
+}
+
+pub(crate) async fn release_by_force(place: &Place, name: &LockName) -> Result<u8, Failure> {
     let freed = place.connect().await?.force_release(name.as_str()).await?;
     let said = match freed {
         None => format!("lock `{name}` was free already"),
@@ -15,7 +31,9 @@ pub(crate) async fn release(place: &Place, name: &LockName) -> Result<u8, Failur
                 .holder
                 .as_deref()
                 .unwrap_or("somebody who gave no name");
-            let age = from.held_for.map(|age| format!(" for {}", Ttl::from(age)));
+            let age = from
+                .held_for
+                .map(|age| format!(" for {}", output::human(age)));
             let age = age.unwrap_or_default();
             format!("lock `{name}` released by force: {who} had held it{age}")
         }

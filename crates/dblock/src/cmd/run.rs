@@ -8,41 +8,51 @@ use std::time::Duration;
 
 use database_locks::{Error, Lock, LockGuard, Locks, LostReason, Ttl};
 use nix::sys::signal::{Signal, raise};
-use percent_encoding::utf8_percent_encode;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::args::{Job, OnLost};
 use crate::child::{Change, Child, End};
 use crate::exit::{self, Failure};
 use crate::output::{complain, without_secrets};
-use crate::place::{ENCODED, Place};
+use crate::place::Place;
 use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
+use crate::told::{Announced, Ear};
 
-/// How long what is given back in the background may take before we end all the same. The lease
-/// then frees the lock.
-const DRAIN: Duration = Duration::from_secs(2);
+use super::take::{cannot_listen, drain, take};
+
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
 const IN_BACKGROUND: Duration = Duration::from_millis(200);
 
 /// Hold the lock, run CMD, free the lock: always in this order.
 pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
+    let ticket = match &job.ticket {
+        Some(ticket) => Some(ticket.read(&job.wish.name)?),
+        None => None,
+    };
     let ignored = Ignored::at_start();
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
-    let margin = margin(job.ttl, job.grace())?;
+    let margin = margin(job.wish.ttl, job.grace())?;
 
-    let (locks, wait) = connect(place, job.wait, &mut signals).await?;
-    let lock = wanted(&locks, &job, margin, wait);
-    let guard = match until_signal(&mut signals, lock.acquire()).await {
-        Ok(acquired) => acquired.map_err(|error| refused(error, &job))?,
-        Err(interrupted) => {
-            drain(&locks).await;
-            return Err(interrupted);
+    let announced = ticket.as_ref().map(Announced::begin);
+    let settings = |lock: Lock| {
+        // The program alone: its arguments may hold passwords.
+        let program = job.command.first().map(Path::new).and_then(Path::file_name);
+        match program {
+            Some(program) => lock.metadata("command", program.to_string_lossy()),
+            None => lock,
         }
+        .margin(margin)
     };
+    let taken = take(place, &job.wish, ticket.as_ref(), &mut signals, settings);
+    let (locks, guard) = taken.await?;
+    if let Some(announced) = announced {
+        announced.done();
+    }
     signals.listen_to_all().map_err(cannot_listen)?;
 
+    let ear = Ear::listen(&guard.ticket());
     let terminal = Terminal::open();
     let at_start = terminal
         .as_ref()
@@ -62,6 +72,7 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         child,
         signals,
         terminal,
+        ear,
         without: false,
     };
     let outcome = running.outcome().await;
@@ -70,11 +81,8 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
     );
     running.take_terminal_back(signalled);
-    Ok(finish(&locks, guard, outcome, &job).await)
-}
-
-fn cannot_listen(error: io::Error) -> Failure {
-    Failure::unavailable(format!("cannot listen to signals: {error}"))
+    let mut ear = running.ear;
+    Ok(finish(&locks, guard, outcome, &job, &mut ear).await)
 }
 
 /// How long before the lease's end CMD is told to stop: the grace, and something for the telling.
@@ -94,81 +102,6 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
     Ok(grace + (ttl / 2).saturating_sub(grace) / 5)
 }
 
-/// Connect, within the wait; what is left of that is for the lock.
-async fn connect(
-    place: &Place,
-    wait: Option<Duration>,
-    signals: &mut Signals,
-) -> Result<(Locks, Option<Duration>), Failure> {
-    let Some(wait) = wait.filter(|wait| !wait.is_zero()) else {
-        return Ok((until_signal(signals, place.connect()).await??, wait));
-    };
-    #[allow(clippy::disallowed_methods, reason = "no lease is measured by it")]
-    let began = std::time::Instant::now();
-    let connecting = until_signal(signals, timeout(wait, place.connect())).await?;
-    let locks = connecting.map_err(|_| {
-        let said = format!(
-            "the database did not answer within the wait of {}",
-            Ttl::from(wait)
-        );
-        Failure::unavailable(format!(
-            "{said}: wait longer, or check --url or DATABASE_LOCKS_URL"
-        ))
-    })??;
-    Ok((locks, Some(wait.saturating_sub(began.elapsed()))))
-}
-
-/// Before there is a CMD, a signal is for us.
-async fn until_signal<T>(
-    signals: &mut Signals,
-    work: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    tokio::select! {
-        biased;
-        signal = signals.next() => Err(Failure::interrupted(signal as i32)),
-        done = work => Ok(done),
-    }
-}
-
-fn wanted(locks: &Locks, job: &Job, margin: Duration, wait: Option<Duration>) -> Lock {
-    let mut lock = locks.lock(job.name.as_str()).ttl(job.ttl).margin(margin);
-    // The program alone: its arguments may hold passwords.
-    if let Some(program) = job
-        .command
-        .first()
-        .and_then(|path| Path::new(path).file_name())
-    {
-        lock = lock.metadata("command", program.to_string_lossy());
-    }
-    for (key, value) in &job.meta {
-        lock = lock.metadata(key.as_str(), value.as_str());
-    }
-    if let Some(holder) = &job.owner {
-        lock = lock.holder(holder.as_str());
-    }
-    match wait {
-        Some(limit) => lock.wait(limit),
-        None => lock,
-    }
-}
-
-fn refused(mut error: Error, job: &Job) -> Failure {
-    // The wait as it was asked for, the time to connect included.
-    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, job.wait) {
-        *waited = wait;
-    }
-    let mut failure = Failure::from(error);
-    if failure.code == exit::BUSY {
-        failure.code = job.busy_exit;
-    }
-    failure
-}
-
-async fn drain(locks: &Locks) {
-    // Over time: the lease ends by itself.
-    let _ = timeout(DRAIN, locks.drain()).await;
-}
-
 /// Start CMD with what it needs to know of the lock.
 fn start(
     job: &Job,
@@ -179,17 +112,13 @@ fn start(
     if !guard.is_held() {
         let said = format!(
             "lock `{}` was lost before CMD was started: try again",
-            job.name
+            job.wish.name
         );
         return Err(Failure::new(exit::LOST, said));
     }
     let token = guard.token().to_string();
-    let name = job.name.as_str();
-    let ticket = format!(
-        "{token}.{}.{}",
-        guard.grant_id(),
-        utf8_percent_encode(name, ENCODED)
-    );
+    let name = job.wish.name.as_str();
+    let ticket = guard.ticket().to_string();
     let environment = [
         ("DBLOCK_NAME", OsStr::new(name)),
         ("DBLOCK_TOKEN", OsStr::new(&token)),
@@ -220,6 +149,12 @@ enum Outcome {
     Stopped(LostReason, Signal),
 }
 
+/// Whether it was CMD itself, or whoever it gave its ticket to, that released the lock or went on with
+/// it elsewhere: that is no loss.
+async fn given_away(reason: LostReason, ear: &mut Ear) -> bool {
+    matches!(reason, LostReason::Released | LostReason::TakenUp) || ear.released().await
+}
+
 /// The loss of the lock, once.
 async fn first_loss(lost: &mut Option<impl Future<Output = LostReason> + Unpin>) -> LostReason {
     let Some(future) = lost else {
@@ -237,6 +172,7 @@ struct Running<'a> {
     child: Child,
     signals: Signals,
     terminal: Option<Terminal>,
+    ear: Ear,
     /// CMD may run without the lock, which was lost.
     without: bool,
 }
@@ -257,6 +193,8 @@ impl Running<'_> {
                     }
                 }
                 signal = self.signals.next() => self.pass_on(signal),
+                // What was told counts when the lock is lost.
+                () = self.ear.hear() => {}
             }
         }
     }
@@ -264,13 +202,12 @@ impl Running<'_> {
     /// The lock is lost: end CMD, unless it may go on.
     async fn lost(&mut self, reason: LostReason) -> Option<Signal> {
         let grace = match self.job.on_lost {
-            // It was CMD itself that released the lock, by its ticket.
-            _ if reason == LostReason::Released => {
+            _ if given_away(reason, &mut self.ear).await => {
                 self.without = true;
                 return None;
             }
             OnLost::Ignore => {
-                let name = &self.job.name;
+                let name = &self.job.wish.name;
                 complain(&format!(
                     "lock `{name}` lost: {reason}; CMD goes on without it (--on-lost ignore)"
                 ));
@@ -346,8 +283,8 @@ impl Running<'_> {
 }
 
 /// CMD has ended: free the lock, say what must be said, and end as CMD did.
-async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job) -> u8 {
-    let name = &job.name;
+async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ear: &mut Ear) -> u8 {
+    let name = &job.wish.name;
     match outcome {
         Outcome::Stopped(reason, signal) => {
             let how = match signal {
@@ -368,13 +305,10 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job) ->
         Outcome::Ended(end) => {
             let lost_before = !guard.is_held();
             match guard.release().await {
-                // Said when it was lost; or CMD did it itself.
+                Ok(()) => {}
+                // Said when it was lost.
                 Err(Error::Lost { .. }) if lost_before && job.on_lost == OnLost::Ignore => {}
-                Err(Error::Lost {
-                    reason: LostReason::Released,
-                    ..
-                })
-                | Ok(()) => {}
+                Err(Error::Lost { reason, .. }) if given_away(reason, ear).await => {}
                 Err(error @ Error::Lost { .. }) => complain(&format!(
                     "{}, just before CMD ended by itself: others may have run at the same time",
                     error.chain()
@@ -382,7 +316,7 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job) ->
                 Err(error) => complain(&format!(
                     "{}; it is free when its ttl ends ({}), or by `dblock release --force`",
                     error.chain(),
-                    job.ttl
+                    job.wish.ttl
                 )),
             }
             drain(locks).await;

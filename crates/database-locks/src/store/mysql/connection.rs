@@ -5,66 +5,117 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mysql_async::{Opts, OptsBuilder};
+use mysql_async::{Opts, OptsBuilder, SslOpts};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::super::backoff::Backoff;
+use super::super::hosts::list;
+use super::super::tls::{Check, Encrypt, Tls};
+use super::super::url::Address;
 use super::super::{StoreError, Table, keep_to, url};
 use super::session::Session;
 use crate::clock::{self, Time};
+use crate::error::Error;
 
-/// How long a connection may take to be made. Longer than the patience of a short lease on purpose:
+/// How long a connection may take to be made, all hosts of the list included. Longer than the patience of a short lease on purpose:
 /// where the way to the server is slow, attempts cut off at 100 ms would never get through.
-const CONNECT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT: Duration = Duration::from_secs(3);
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
 /// firewall: it is asked first, since a statement that was sent must not be sent again.
 const IDLE: Duration = Duration::from_millis(100);
 /// So that a firewall does not forget an idle connection in the first place.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Where the server is and how to talk to it.
+/// Where the server is, or the several of which one can be written to, and how to talk to it.
 pub(super) struct Server {
-    pub(super) opts: Opts,
-    /// Host and port, or the socket, for messages. The driver's own options show the password.
+    pub(super) hosts: Vec<Host>,
+    /// All hosts, for messages. The driver's own options show the password.
     pub(super) at: String,
     pub(super) table: Table,
+    /// Which of the hosts served last: of both connections, which belong on the same one.
+    pub(super) latest: AtomicUsize,
     /// Whether a server was once found fit: a read-only one is then a failover under way.
     pub(super) greeted: AtomicBool,
 }
 
+/// One way to connect.
+pub(super) struct Host {
+    pub(super) address: Address,
+    pub(super) opts: Opts,
+    /// To be taken where the server says that it has no TLS.
+    pub(super) without_tls: Option<Opts>,
+}
+
 impl Server {
-    pub(super) fn new(server: &url::Server, table: &Table) -> Self {
-        let opts = OptsBuilder::default()
-            .ip_or_hostname(server.host.clone())
-            .tcp_port(server.port)
-            .user(server.user.clone())
-            .pass(server.password.clone())
-            .db_name(server.database.clone())
-            .socket(server.socket.as_ref().map(|path| path.to_string_lossy()))
-            // By default the driver asks a server on loopback for its socket and goes there instead.
-            .prefer_socket(false)
-            .tcp_keepalive(Some(KEEPALIVE))
-            // "Affected" rows are those that were found, even if no value of theirs has changed.
-            .client_found_rows(true)
-            // Known, so that the driver does not ask for them at each connect.
-            .max_allowed_packet(Some(1 << 26))
-            .wait_timeout(Some(0));
-        let at = match &server.socket {
-            Some(path) => path.display().to_string(),
-            None => format!("{}:{}", server.host, server.port),
-        };
-        let (table, greeted) = (table.clone(), AtomicBool::new(false));
-        Self {
-            opts: opts.into(),
-            at,
-            table,
-            greeted,
-        }
+    pub(super) fn new(server: &url::Server, table: &Table) -> Result<Self, Error> {
+        let tls = Tls::new(&server.tls)?;
+        let hosts = server.addresses.iter().map(|address| {
+            let common = OptsBuilder::default()
+                .user(server.user.clone())
+                .pass(server.password.clone())
+                .db_name(server.database.clone())
+                // By default the driver asks a server on loopback for its socket and goes there
+                // instead.
+                .prefer_socket(false)
+                .tcp_keepalive(Some(KEEPALIVE))
+                // "Affected" rows are those that were found, even if no value of theirs has changed.
+                .client_found_rows(true)
+                // Known, so that the driver does not ask for them at each connect.
+                .max_allowed_packet(Some(1 << 26))
+                .wait_timeout(Some(0));
+            let (plain, encrypt) = match address {
+                Address::Tcp(host, port) => {
+                    let plain = common.ip_or_hostname(host.clone()).tcp_port(*port);
+                    (plain, tls.encrypt)
+                }
+                // The driver would ask for TLS there, and then not begin with it.
+                Address::Unix(path) => {
+                    (common.socket(Some(path.to_string_lossy())), Encrypt::Never)
+                }
+            };
+            let (opts, without_tls) = match encrypt {
+                Encrypt::Never => (plain, None),
+                Encrypt::IfOffered => (plain.clone().ssl_opts(secured(&tls)), Some(plain.into())),
+                Encrypt::Always => (plain.ssl_opts(secured(&tls)), None),
+            };
+            Host {
+                address: address.clone(),
+                opts: opts.into(),
+                without_tls,
+            }
+        });
+        Ok(Self {
+            hosts: hosts.collect(),
+            at: list(&server.addresses),
+            table: table.clone(),
+            latest: AtomicUsize::new(0),
+            greeted: AtomicBool::new(false),
+        })
+    }
+}
+
+/// What the driver needs to talk TLS.
+fn secured(tls: &Tls) -> SslOpts {
+    let roots = || tls.roots.iter().map(|root| root.to_vec().into()).collect();
+    let checked = || {
+        let opts = SslOpts::default().with_disable_built_in_roots(true);
+        opts.with_root_certs(roots())
+    };
+    match tls.check {
+        // Signatures are checked all the same.
+        Check::Nothing => SslOpts::default().with_danger_accept_invalid_certs(true),
+        // The driver knows that only the name was wrong by looking for this word in the text of the
+        // error, where it no longer stands (https://github.com/blackbeam/mysql_async/issues/404). But
+        // the name that was asked for does, and the name is looked at last of all.
+        Check::Chain => checked()
+            .with_danger_skip_domain_validation(true)
+            .with_danger_tls_hostname_override(Some("NotValidForName")),
+        Check::ChainAndName => checked(),
     }
 }
 
@@ -145,7 +196,7 @@ impl Line {
         let _ = self.jobs.send(Job { deadline, work });
         self.employ();
         let done = keep_to(within, reply, || self.give_up(within)).await;
-        done.map_err(|failure| place(&self.server.at, failure))
+        done.map_err(|failure| place(&self.server, failure))
     }
 
     /// See to it that somebody works, on the runtime that calls: the one that did may be gone.
@@ -249,7 +300,7 @@ async fn serve(
 }
 
 async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session, StoreError> {
-    let made = keep_to(CONNECT, Session::open(server), || ()).await;
+    let made = Session::open(server).await;
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
@@ -261,10 +312,14 @@ async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session,
 }
 
 /// Say which server it was that did not answer.
-pub(super) fn place(at: &str, failure: StoreError) -> StoreError {
+pub(super) fn place(server: &Server, failure: StoreError) -> StoreError {
+    let named = |said: &str| {
+        let mut hosts = server.hosts.iter();
+        hosts.any(|host| said.contains(&host.address.to_string()))
+    };
     match failure {
-        StoreError::Unavailable(said) if !said.to_string().contains(at) => {
-            StoreError::Unavailable(format!("{at}: {said}").into())
+        StoreError::Unavailable(said) if !named(&said.to_string()) => {
+            StoreError::Unavailable(format!("{}: {said}", server.at).into())
         }
         failure => failure,
     }

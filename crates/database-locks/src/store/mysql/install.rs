@@ -85,19 +85,19 @@ impl Session {
             None => (None, table.as_str()),
         };
         let which = || params! { "schema" => schema, "table" => name };
-        let engine = self.query(Self::ENGINE, which()).await?;
+        let engine = self.rows(Self::ENGINE, which()).await?;
         let Some(engine) = engine.into_iter().next() else {
             return Ok(Some(self.fill(SCHEMA)));
         };
         let engine: (String,) = from_row_opt(engine).unwrap_or_default();
         let columns: Vec<(String, String, String)> = self
-            .query(Self::COLUMNS, which())
+            .rows(Self::COLUMNS, which())
             .await?
             .into_iter()
             .filter_map(|row| from_row_opt(row).ok())
             .collect();
         let keys: Vec<String> = self
-            .query(Self::KEYS, which())
+            .rows(Self::KEYS, which())
             .await?
             .into_iter()
             .filter_map(|row| from_row_opt::<(String,)>(row).ok())

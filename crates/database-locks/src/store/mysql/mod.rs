@@ -27,6 +27,7 @@ use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
     keep_to, url,
 };
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -34,6 +35,7 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod connection;
+mod doctor;
 mod install;
 mod session;
 
@@ -75,7 +77,7 @@ impl fmt::Debug for Mysql {
 
 impl Mysql {
     pub(super) fn new(server: &url::Server, table: &Table) -> Result<Self, Error> {
-        let server = Arc::new(Server::new(server, table));
+        let server = Arc::new(Server::new(server, table)?);
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
         Ok(Self {
@@ -170,8 +172,14 @@ impl Store for Mysql {
         let work = async move { Session::open(&self.server).await?.install().await };
         Box::pin(async move {
             let done = keep_to(within, work, || ()).await;
-            done.map_err(|failure| place(&self.server.at, failure))
+            done.map_err(|failure| place(&self.server, failure))
         })
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.examine().await })
+        }))
     }
 }
 

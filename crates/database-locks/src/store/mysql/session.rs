@@ -5,13 +5,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, IoError, Params, Row};
+use mysql_async::{Conn, DriverError, Error, IoError, Params, Row};
+use rustls::crypto::{CryptoProvider, ring};
 
 use super::super::StoreError;
-use super::connection::Server;
+use super::super::hosts::{Failure, Verdict, first_of};
+use super::super::tls::{Complaint, complaint};
+use super::super::url::Address;
+use super::connection::{CONNECT, Host, Server};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
+const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
 /// What a statement that reads nothing has done.
 #[derive(Clone, Copy, Debug)]
@@ -26,35 +31,54 @@ pub(super) struct Done {
 pub(super) struct Session {
     conn: Conn,
     pub(super) server: Arc<Server>,
+    /// Which of the hosts it is connected to, for messages.
+    at: String,
     collation: &'static str,
     /// The longest parameter that fits into a statement.
     pub(super) longest: usize,
     /// Whether a statement that finds a row locked fails at once.
     pub(super) never_waits: bool,
+    /// The table was looked at, and can hold locks.
+    fit: bool,
     broken: bool,
 }
 
 impl Session {
-    /// Connect, look at the server, and set the session up.
+    /// Connect to the first host that can be written to.
     pub(super) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
-        if server.opts.db_name().is_none() {
+        if server
+            .hosts
+            .iter()
+            .any(|host| host.opts.db_name().is_none())
+        {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
             return Err(StoreError::rejected("no database was named", Some(hint)));
         }
-        let conn = Conn::new(server.opts.clone())
-            .await
-            .map_err(|e| meaning(&server.at, &e).0)?;
-        let server = Arc::clone(server);
+        let addresses: Vec<Address> = server.hosts.iter().map(|h| h.address.clone()).collect();
+        let first = server.latest.load(Ordering::Relaxed);
+        let found = first_of(&addresses, first, CONNECT, |at, _| {
+            Self::at(server, &server.hosts[at])
+        });
+        let (at, session) = found.await?;
+        server.latest.store(at, Ordering::Relaxed);
+        server.greeted.store(true, Ordering::Relaxed);
+        Ok(session)
+    }
+
+    /// Connect, look at the server, and set the session up.
+    async fn at(server: &Arc<Server>, host: &Host) -> Result<Self, Failure<String>> {
+        let at = host.address.to_string();
         let mut session = Self {
-            conn,
-            server,
+            conn: log_in(host, &at).await?,
+            server: Arc::clone(server),
+            at,
             collation: "",
             longest: 0,
             never_waits: false,
+            fit: false,
             broken: false,
         };
         session.hello().await?;
-        session.server.greeted.store(true, Ordering::Relaxed);
         Ok(session)
     }
 
@@ -75,7 +99,7 @@ impl Session {
             sql_safe_updates = 0";
     const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
-    async fn hello(&mut self) -> Result<(), StoreError> {
+    async fn hello(&mut self) -> Result<(), Failure<String>> {
         let found: Vec<(String, String)> = self
             .conn
             .query(Self::VARIABLES)
@@ -94,30 +118,35 @@ impl Session {
         if numbers(version) < least {
             let hint = "MySQL 8.0.17 or MariaDB 10.6 at least: older ones cannot skip locked rows, or \
                         have no collation that keeps all names apart";
-            return Err(StoreError::rejected(
-                format!("the server is {version}"),
-                Some(hint),
-            ));
+            let said = format!("the server at {} is {version}", self.at);
+            return Err(StoreError::rejected(said, Some(hint)).into());
         }
         let cluster = on("wsrep_on")
             || (!variable("group_replication_group_name").is_empty()
                 && !on("group_replication_single_primary_mode"));
         if cluster {
-            let said = "multi-primary clusters are not supported by this version";
+            let said = format!(
+                "{}: multi-primary clusters are not supported by this version",
+                self.at
+            );
             let hint = "a node whose clock is ahead would give a lock away too early: \
                         use a database with a single primary";
-            return Err(StoreError::rejected(said, Some(hint)));
+            return Err(StoreError::rejected(said, Some(hint)).into());
         }
         // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
         if ["read_only", "super_read_only", "innodb_read_only"]
             .into_iter()
             .any(on)
         {
-            let said = format!("the server at {} is read-only", self.server.at);
+            let said = format!("the server at {} is read-only", self.at);
             if self.server.greeted.load(Ordering::Relaxed) {
-                return Err(StoreError::Unavailable(said.into()));
+                return Err(StoreError::Unavailable(said.into()).into());
             }
-            return Err(StoreError::rejected(said, Some("connect to the primary")));
+            return Err(Failure {
+                verdict: Verdict::ReadOnly,
+                said,
+                hint: Some("locks have to be written: connect to the primary".into()),
+            });
         }
         self.collation = if mariadb {
             "utf8mb4_nopad_bin"
@@ -132,10 +161,34 @@ impl Session {
             .query_drop(settings)
             .await
             .map_err(|e| self.failed(&e))?;
-        self.conn
-            .query_drop(Self::ISOLATION)
+        let isolated = self.conn.query_drop(Self::ISOLATION).await;
+        Ok(isolated.map_err(|e| self.failed(&e))?)
+    }
+
+    /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms where
+    /// two of its tables are joined.
+    const SHAPE: &str = "SHOW CREATE TABLE {table}";
+
+    /// Look at the table before it is used for the first time on this connection. Not when connecting:
+    /// whoever connects may be about to make it, or to alter it.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let shape = self.server.table.fill(Self::SHAPE);
+        let found: Option<Row> = self
+            .conn
+            .query_first(shape)
             .await
-            .map_err(|e| self.failed(&e))
+            .map_err(|e| self.failed(&e))?;
+        let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
+        match unfit(&text.unwrap_or_default(), self.collation) {
+            None => {
+                self.fit = true;
+                Ok(())
+            }
+            Some(why) => {
+                let said = format!("the table {}: {why}", self.server.table.as_str());
+                Err(StoreError::rejected(said, Some(MEND)))
+            }
+        }
     }
 
     /// Whether the connection is still there.
@@ -168,6 +221,9 @@ impl Session {
         statement: &str,
         params: Params,
     ) -> Result<Done, StoreError> {
+        if !self.fit {
+            self.look().await?;
+        }
         let statement = self.fill(statement);
         self.conn
             .exec_drop(statement, params)
@@ -182,6 +238,18 @@ impl Session {
 
     /// Carry out a statement that reads rows.
     pub(super) async fn query(
+        &mut self,
+        statement: &str,
+        params: Params,
+    ) -> Result<Vec<Row>, StoreError> {
+        if !self.fit {
+            self.look().await?;
+        }
+        self.rows(statement, params).await
+    }
+
+    /// The same of a table that may not be fit, or of none.
+    pub(super) async fn rows(
         &mut self,
         statement: &str,
         params: Params,
@@ -202,9 +270,125 @@ impl Session {
     }
 
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
-        let (meaning, broken) = meaning(&self.server.at, error);
+        let (meaning, broken) = meaning(&self.at, error);
         self.broken |= broken;
         meaning
+    }
+}
+
+/// Why a table, of which the server says how it was made, cannot hold locks: what would go unnoticed,
+/// namely that two names may be one lock, or that two clients may both get it. What is lacking in it
+/// is told by the statements themselves.
+fn unfit(made: &str, collation: &str) -> Option<String> {
+    // Without the quotes, which one can switch off.
+    let made = made.replace('`', "");
+    let options = made
+        .lines()
+        .rfind(|line| line.starts_with(')'))
+        .unwrap_or_default();
+    let option = |name: &str| {
+        let mut options = options
+            .split([' ', ')'])
+            .filter_map(|option| option.split_once('='));
+        options
+            .find(|(found, _)| *found == name)
+            .map(|(_, value)| value)
+    };
+    let engine = option("ENGINE").unwrap_or("none (is it a view?)");
+    if !engine.eq_ignore_ascii_case("InnoDB") {
+        let why = "without transactions two could get the same lock";
+        return Some(format!("its engine is {engine}, and {why}"));
+    }
+    let mut lines = made.lines().map(|line| line.trim().trim_end_matches(','));
+    let name = lines.clone().find_map(|line| line.strip_prefix("name "))?;
+    // Said of the column where it differs from that of the table.
+    let mut words = name.split(' ').take_while(|word| *word != "COMMENT");
+    let of_column = match words.clone().any(|word| word == "COLLATE") {
+        true => words.skip_while(|word| *word != "COLLATE").nth(1),
+        // Then it is the usual one of that character set.
+        false => words
+            .any(|word| word == "CHARACTER")
+            .then_some("its character set"),
+    };
+    let found = of_column
+        .or(option("COLLATE"))
+        .unwrap_or("its character set");
+    if found != collation {
+        let why = "and not byte for byte: two names could be one lock";
+        return Some(format!("it compares names by {found}, {why}"));
+    }
+    let unique = lines.any(|line| {
+        let key = line
+            .strip_prefix("UNIQUE KEY ")
+            .or(line.strip_prefix("PRIMARY KEY "));
+        key.is_some_and(|key| key.contains("(name)"))
+    });
+    let why = "it may hold the same name twice: two could get the same lock";
+    (!unique).then(|| why.to_owned())
+}
+
+/// Connect, with TLS or without.
+async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
+    // The driver takes the process's default, and rustls panics where there is none and two were
+    // built in: some other library's business. Whoever has chosen one keeps it.
+    if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
+        // Somebody else may be doing the same.
+        let _ = ring::default_provider().install_default();
+    }
+    let mut made = Conn::new(host.opts.clone()).await;
+    // Nothing but the server's own word makes us go without.
+    if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
+        (&made, &host.without_tls)
+    {
+        made = Conn::new(opts.clone()).await;
+    }
+    made.map_err(|error| {
+        let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
+        let about_tls = none.then(Complaint::none_offered);
+        match about_tls.or_else(|| complaint(&error)) {
+            Some(Complaint { said, hint }) => {
+                StoreError::rejected(format!("{at}: {said}"), Some(hint)).into()
+            }
+            None => match (&error, &host.address) {
+                // All that MariaDB says where TLS is required.
+                (Error::Server(refused), Address::Tcp(..))
+                    if refused.code == 1045 && host.opts.ssl_opts().is_none() =>
+                {
+                    let said = format!("{at}: {} (error 1045)", refused.message);
+                    let hint = "check user name and password; a server that wants TLS says the same: \
+                                sslmode=require";
+                    StoreError::rejected(said, Some(hint)).into()
+                }
+                _ => meaning(at, &error).0.into(),
+            },
+        }
+    })
+}
+
+impl From<StoreError> for Failure<String> {
+    fn from(error: StoreError) -> Self {
+        let (verdict, source, hint) = match error {
+            StoreError::Contention(source) | StoreError::Unavailable(source) => {
+                (Verdict::Unavailable, source, None)
+            }
+            StoreError::Rejected { hint, source } => (Verdict::Refused, source, hint),
+        };
+        Self {
+            verdict,
+            said: source.to_string(),
+            hint,
+        }
+    }
+}
+
+impl From<Failure<String>> for StoreError {
+    fn from(failure: Failure<String>) -> Self {
+        match failure.verdict {
+            Verdict::Unavailable => Self::Unavailable(failure.said.into()),
+            Verdict::ReadOnly | Verdict::Refused => {
+                Self::rejected(failure.said, failure.hint.as_deref())
+            }
+        }
     }
 }
 
@@ -270,6 +454,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
              CREATE, ALTER and INDEX",
         )),
         1045 | 1698 => refused(Some("check user name and password")),
+        3159 => refused(Some("the server wants TLS: sslmode=require")),
         1665 => refused(Some(
             "set binlog_format to ROW or MIXED: this cannot be replicated as text",
         )),
@@ -283,6 +468,43 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_is_judged_by_how_it_was_made() {
+        let ours = "CREATE TABLE `database_locks_lock` (
+  `id` int(11) NOT NULL AUTO_INCREMENT,
+  `name` varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin NOT NULL,
+  `locked_by` longtext DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `name` (`name`)
+) ENGINE=InnoDB AUTO_INCREMENT=7 DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_general_ci";
+        let judged = |from: &str, to: &str| {
+            assert!(ours.contains(from), "{from}");
+            unfit(&ours.replace(from, to), "utf8mb4_nopad_bin")
+        };
+        assert_eq!(judged("", ""), None);
+        assert_eq!(judged("`", ""), None);
+        assert_eq!(
+            judged(" CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", "")
+                .map(|why| why.contains("utf8mb4_general_ci")),
+            Some(true)
+        );
+        for (from, to, word) in [
+            ("InnoDB", "MyISAM", "MyISAM"),
+            (" COLLATE utf8mb4_nopad_bin", "", "byte for byte"),
+            ("utf8mb4_nopad_bin", "utf8mb4_bin", "utf8mb4_bin"),
+            ("  UNIQUE KEY `name` (`name`)\n", "", "twice"),
+            ("  UNIQUE KEY", "  KEY", "twice"),
+            ("(`name`)", "(`name`,`id`)", "twice"),
+            (ours, "CREATE VIEW x AS SELECT 1", "view"),
+        ] {
+            let why = judged(from, to).expect(from);
+            assert!(why.contains(word), "{why}");
+        }
+        let by_table = ours.replace(" CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", "");
+        let by_table = by_table.replace("utf8mb4_general_ci", "utf8mb4_nopad_bin");
+        assert_eq!(unfit(&by_table, "utf8mb4_nopad_bin"), None);
+    }
 
     #[test]
     fn versions_are_read_as_both_servers_write_them() {

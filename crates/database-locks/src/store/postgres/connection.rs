@@ -4,7 +4,6 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -13,17 +12,24 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::time::timeout;
+use tokio_postgres::config::{ChannelBinding, SslMode};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::refusal::{Kind, Refusal};
+use super::tls::connector;
 use crate::error::{Error, Human};
 use crate::store::backoff::Backoff;
-use crate::store::url::Server;
-use crate::store::{StoreError, keep_to};
+use crate::store::hosts::{Failure, Verdict, first_of, list};
+use crate::store::tls::{Encrypt, Tls};
+use crate::store::url::{Address, Binding, Server};
+use crate::store::{StoreError, Table, keep_to};
 
-/// How long one attempt to connect may take, name resolution and password check included. Less than
-/// the patience of an acquire, whose error then says what it was that did not answer.
+/// How long one attempt to connect may take, name resolution and password check included, and all
+/// hosts of the list. Less than the patience of an acquire, whose error then says what it was that
+/// did not answer.
 const DIAL: Duration = Duration::from_secs(4);
 
 /// How long a connection that nobody uses any more may take to send what was left to it.
@@ -42,38 +48,27 @@ const OLDEST: i32 = 120_000;
 /// trip more.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// Where the server is.
-#[derive(Debug)]
-enum Address {
-    Tcp(String, u16),
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// The way to one server: at most one connection at a time, and at most one attempt to make it.
+/// The way to one server, or to that of several which can be written to: at most one connection at a
+/// time, and at most one attempt to make it.
 pub(super) struct Link(Arc<Shared>);
 
 /// Without the configuration, which holds the password.
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Link")
-            .field(&self.0.address.to_string())
+            .field(&list(&self.0.addresses))
             .finish()
     }
 }
 
 struct Shared {
-    address: Address,
+    addresses: Vec<Address>,
     config: Config,
+    /// For what comes in the place of the first one where there is no TLS: a Unix socket.
+    local: Config,
+    /// None where there shall be no TLS.
+    tls: Option<MakeRustlsConnect>,
+    hello: String,
     /// The statements, with the name of the table put in.
     texts: Arc<[String]>,
     /// A pooler was caught handing our prepared statements to others.
@@ -85,6 +80,8 @@ struct Shared {
 struct State {
     slot: Slot,
     backoff: Backoff,
+    /// Which of the addresses served last.
+    latest: usize,
     /// It has served us once: what is wrong with it now may be a failover that is going on.
     served: bool,
     /// Why the latest attempt to connect failed.
@@ -108,7 +105,7 @@ impl Shared {
 }
 
 impl Link {
-    pub(super) fn new(server: &Server, texts: Vec<String>) -> Result<Self, Error> {
+    pub(super) fn new(server: &Server, table: &Table, texts: Vec<String>) -> Result<Self, Error> {
         let mut config = Config::new();
         if let Some(user) = &server.user {
             config.user(user);
@@ -122,13 +119,31 @@ impl Link {
         // Poolers pass it on. Start-up `options` they refuse, and a SET would reach some connection
         // of the pooler's and stay there: so nothing else is set, here or later.
         config.application_name(server.application.as_deref().unwrap_or("database-locks"));
-        let address = match &server.socket {
-            Some(folder) => Address::Unix(folder.join(format!(".s.PGSQL.{}", server.port))),
-            None => Address::Tcp(server.host.clone(), server.port),
+        config.channel_binding(match server.binding {
+            Binding::Disable => ChannelBinding::Disable,
+            Binding::Prefer => ChannelBinding::Prefer,
+            Binding::Require => ChannelBinding::Require,
+        });
+        let tls = Tls::new(&server.tls)?;
+        let mut local = config.clone();
+        local.ssl_mode(SslMode::Disable);
+        // With "prefer" the driver goes without only where the server answers that it has no TLS;
+        // what is wrong with a certificate ends the attempt.
+        config.ssl_mode(match tls.encrypt {
+            Encrypt::Never => SslMode::Disable,
+            Encrypt::IfOffered => SslMode::Prefer,
+            Encrypt::Always => SslMode::Require,
+        });
+        let tls = match tls.encrypt {
+            Encrypt::Never => None,
+            Encrypt::IfOffered | Encrypt::Always => Some(connector(&tls)?),
         };
         Ok(Self(Arc::new(Shared {
-            address,
+            addresses: server.addresses.clone(),
             config,
+            local,
+            tls,
+            hello: table.fill(HELLO),
             texts: texts.into(),
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
@@ -149,7 +164,8 @@ impl Link {
             let on = self.connected().await?;
             let _ = used.set(Arc::clone(&on));
             work(Arc::clone(&on)).await.map_err(|refusal| {
-                if let Kind::Gone | Kind::Pooled = refusal.kind {
+                // The next connection looks at the table anew: somebody may have seen to it.
+                if matches!(refusal.kind, Kind::Gone | Kind::Pooled) || on.unfit.is_some() {
                     self.retire(&on);
                 }
                 if refusal.kind == Kind::Pooled {
@@ -169,7 +185,7 @@ impl Link {
                 failure.map_or_else(String::new, |failure| format!("; before that, {failure}"));
             let said = format!(
                 "no connection to {} within {}{why}",
-                self.0.address,
+                list(&self.0.addresses),
                 Human(within)
             );
             return Err(StoreError::Unavailable(said.into()));
@@ -216,20 +232,25 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
     tokio::time::sleep(pause).await;
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
-    let dialled = timeout(DIAL, Connection::dial(&link))
-        .await
-        .unwrap_or_else(|_| {
-            let said = format!("{} did not answer within {}", link.address, Human(DIAL));
-            Err(Refusal::unavailable(said))
-        });
-    let mut state = link.state();
-    match &dialled {
-        Ok(on) => {
+    let first = link.state().latest;
+    let dialled = first_of(&link.addresses, first, DIAL, |at, within| {
+        Connection::dial(&link, at, within)
+    });
+    let dialled = match dialled.await {
+        Ok((at, on)) => {
+            link.state().latest = at;
             tracing::debug!(
                 direct = on.prepared.is_some(),
                 "connected to {}",
-                link.address
+                link.addresses[at]
             );
+            Ok(on)
+        }
+        Err(failure) => Err(Refusal::from(failure)),
+    };
+    let mut state = link.state();
+    match &dialled {
+        Ok(on) => {
             state.backoff.succeeded();
             state.failure = None;
             state.served = true;
@@ -255,6 +276,8 @@ pub(super) struct Connection {
     /// its connections by transaction, those of several processes meet on one connection
     /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
     prepared: Option<Vec<Prepared>>,
+    /// Why the table cannot be used.
+    unfit: Option<Refusal>,
     /// Dropped with the last user, and so tells the driver.
     _in_use: oneshot::Sender<()>,
 }
@@ -266,24 +289,38 @@ struct Prepared {
 }
 
 impl Connection {
-    async fn dial(link: &Shared) -> Dialled {
+    /// Connect to one of the addresses.
+    async fn dial(
+        link: &Shared,
+        at: usize,
+        within: Duration,
+    ) -> Result<Arc<Self>, Failure<&'static str>> {
+        let address = &link.addresses[at];
         let unreachable = |error: io::Error| {
-            Refusal::unavailable(format!("cannot connect to {}: {error}", link.address))
+            Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
-        let ((client, in_use), ends) = match &link.address {
+        let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
-                let stream = reach(host, *port).await.map_err(unreachable)?;
+                let stream = reach(host, *port, within).await.map_err(unreachable)?;
                 let ends = Ends::of_tcp(&stream);
-                (greet(stream, link).await?, ends)
+                let greeted = match &link.tls {
+                    Some(tls) => {
+                        let Ok(tls) =
+                            MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
+                        greet(stream, tls, &link.config, address).await?
+                    }
+                    None => greet(stream, NoTls, &link.config, address).await?,
+                };
+                (greeted, ends)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
-                (greet(stream, link).await?, ends)
+                (greet(stream, NoTls, &link.local, address).await?, ends)
             }
         };
-        let hello = Hello::say(&client).await?;
-        hello.check(&link.address, link.state().served)?;
+        let hello = Hello::say(&client, &link.hello).await?;
+        hello.check(address, link.state().served)?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
@@ -291,6 +328,7 @@ impl Connection {
             client,
             texts,
             prepared,
+            unfit: hello.unfit(),
             _in_use: in_use,
         }))
     }
@@ -302,6 +340,9 @@ impl Connection {
         reused: bool,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, Refusal> {
+        if let Some(unfit) = &self.unfit {
+            return Err(unfit.clone());
+        }
         let prepared = match &self.prepared {
             Some(all) if reused => self.prepare(number, &all[number], params).await?,
             _ => None,
@@ -331,7 +372,25 @@ impl Connection {
         Ok(Some(prepared.statement.get_or_try_init(prepare).await?))
     }
 
+<<<<<<< HEAD
+    /// Run a script of several statements, as one transaction. That may make the table, or fit.
+=======
+    /// Run a statement that is not used often.
+    pub(super) async fn ask(
+        &self,
+        statement: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, Refusal> {
+        Ok(self.client.query_typed(statement, params).await?)
+    }
+
+    /// Whether nobody stands between us and the server.
+    pub(super) fn is_direct(&self) -> bool {
+        self.prepared.is_some()
+    }
+
     /// Run a script of several statements, as one transaction.
+>>>>>>> main
     pub(super) async fn script(&self, script: &str) -> Result<(), Refusal> {
         Ok(self.client.batch_execute(script).await?)
     }
@@ -341,13 +400,13 @@ impl Connection {
 ///
 /// Each has its share of the time: a first address that swallows what it is sent must not keep us
 /// from the second.
-async fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn reach(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
-    let share = DIAL / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let share = within / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for (i, address) in addresses.iter().enumerate() {
         let patience = if i + 1 == addresses.len() {
-            DIAL
+            within
         } else {
             share
         };
@@ -374,19 +433,22 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Log in, and start the task that drives the connection.
-async fn greet<S>(stream: S, link: &Shared) -> Result<(Client, oneshot::Sender<()>), Refusal>
+async fn greet<S, T>(
+    stream: S,
+    tls: T,
+    config: &Config,
+    address: &Address,
+) -> Result<(Client, oneshot::Sender<()>), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: TlsConnect<S>,
+    T::Stream: Send + 'static,
 {
-    let (client, connection) = link
-        .config
-        .connect_raw(stream, NoTls)
-        .await
-        .map_err(|error| {
-            let refusal = Refusal::from(error);
-            let said = format!("cannot log in to {}: {}", link.address, refusal.said);
-            Refusal { said, ..refusal }
-        })?;
+    let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| {
+        let refusal = Refusal::from(error);
+        let said = format!("cannot log in to {address}: {}", refusal.said);
+        Refusal { said, ..refusal }
+    })?;
     let (in_use, unused) = oneshot::channel();
     tokio::spawn(async move {
         let mut connection = std::pin::pin!(connection);
@@ -457,7 +519,7 @@ fn parent_of(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// What a server says of itself.
+/// What a server says of itself, and of the table if it is there.
 struct Hello {
     version: i32,
     version_text: String,
@@ -466,17 +528,36 @@ struct Hello {
     client: Option<(IpAddr, u16)>,
     server: Option<(IpAddr, u16)>,
     backend: i32,
+    persistence: Option<String>,
+    /// Type and collation of the column `name`.
+    name: Option<Vec<i64>>,
+    /// Whether that collation tells all names apart.
+    exact: bool,
 }
 
+/// One statement, since each is a round trip. Of the table only what two plain look-ups tell: on a new
+/// connection the server has to read its catalogue for everything else, at up to 1 ms each.
 const HELLO: &str = "
     SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
            pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
            host(inet_client_addr()), inet_client_port(),
-           host(inet_server_addr()), inet_server_port(), pg_backend_pid()";
+           host(inet_server_addr()), inet_server_port(), pg_backend_pid(),
+           (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
+           (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
+             WHERE attrelid = to_regclass('{table}') AND attname = 'name')";
+
+/// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
+const TEXTS: [i64; 2] = [25, 1043];
+/// The collations of the database, `C` and `POSIX`, which tell all names apart. Of others it depends.
+const EXACT: [i64; 3] = [100, 950, 951];
+/// By way of JSON: before version 12, which shall be told that it is too old, there was no such column.
+const DETERMINISTIC: &str = "
+    SELECT coalesce((to_jsonb(c) ->> 'collisdeterministic')::boolean, true)
+      FROM pg_collation c WHERE oid = $1::bigint::oid";
 
 impl Hello {
-    async fn say(client: &Client) -> Result<Self, Refusal> {
-        let rows = client.query_typed(HELLO, &[]).await?;
+    async fn say(client: &Client, text: &str) -> Result<Self, Refusal> {
+        let rows = client.query_typed(text, &[]).await?;
         let row = rows
             .first()
             .ok_or_else(|| Refusal::rejected("the server gave no answer", None))?;
@@ -487,6 +568,15 @@ impl Hello {
                 .map(|ip| ip.to_canonical());
             Ok(ip.zip(port.and_then(|port| u16::try_from(port).ok())))
         };
+        let name: Option<Vec<i64>> = row.try_get(10)?;
+        let exact = match name.as_deref() {
+            Some([of, collation]) if TEXTS.contains(of) && !EXACT.contains(collation) => {
+                let params: [Param<'_>; 1] = [(collation, Type::INT8)];
+                let rows = client.query_typed(DETERMINISTIC, &params).await?;
+                rows.first().map_or(Ok(true), |row| row.try_get(0))?
+            }
+            _ => true,
+        };
         Ok(Self {
             version: row.try_get(0)?,
             version_text: row.try_get(1)?,
@@ -495,17 +585,20 @@ impl Hello {
             client: end(4)?,
             server: end(6)?,
             backend: row.try_get(8)?,
+            persistence: row.try_get(9)?,
+            name,
+            exact,
         })
     }
 
     /// Whether it is fit to serve us.
-    fn check(&self, address: &Address, served: bool) -> Result<(), Refusal> {
+    fn check(&self, address: &Address, served: bool) -> Result<(), Failure<&'static str>> {
         if self.version < OLDEST {
-            let said = format!("{address} is PostgreSQL {}", self.version_text);
-            return Err(Refusal::rejected(
-                said,
-                Some("PostgreSQL 12 or later is needed"),
-            ));
+            return Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!("{address} is PostgreSQL {}", self.version_text),
+                hint: Some("PostgreSQL 12 or later is needed"),
+            });
         }
         let (said, hint) = if self.standby {
             let hint = "locks have to be written: connect to the primary";
@@ -522,11 +615,41 @@ impl Hello {
         };
         // Of a server that did serve us this is no mistake in the URL but a failover that goes on:
         // who waits for a lock waits through it.
-        Err(if served {
-            Refusal::unavailable(said)
-        } else {
-            Refusal::rejected(said, Some(hint))
+        Err(match served {
+            true => Refusal::unavailable(said).into(),
+            false => Failure {
+                verdict: Verdict::ReadOnly,
+                said,
+                hint: Some(hint),
+            },
         })
+    }
+
+    /// Why the table, of which a server may be fit for the rest, cannot hold locks.
+    ///
+    /// What is lacking in it is told by the statements themselves; this is what would go unnoticed.
+    fn unfit(&self) -> Option<Refusal> {
+        let of = self.name.as_ref().and_then(|name| name.first());
+        let (said, hint) = match self.persistence.as_deref() {
+            Some("u") => (
+                "the table is UNLOGGED: a crash of the server would forget who holds what",
+                "ALTER TABLE … SET LOGGED",
+            ),
+            Some("t") => (
+                "the table is TEMPORARY: nobody else can see it",
+                "drop it, and make one with `dblock init` or `locks.migrate()`",
+            ),
+            _ if of.is_some_and(|of| !TEXTS.contains(of)) => (
+                "the column name is neither varchar nor text: two names could be one lock",
+                "ALTER TABLE … ALTER COLUMN name TYPE varchar(255)",
+            ),
+            _ if !self.exact => (
+                "the column name has a nondeterministic collation: two names could be one lock",
+                "ALTER TABLE … ALTER COLUMN name TYPE varchar(255) COLLATE \"C\"",
+            ),
+            _ => return None,
+        };
+        Some(Refusal::rejected(said, Some(hint)))
     }
 }
 
@@ -544,6 +667,9 @@ mod tests {
             client: end(client),
             server: end(server),
             backend: 0,
+            persistence: None,
+            name: None,
+            exact: true,
         }
     }
 
@@ -581,13 +707,19 @@ mod tests {
         let address = Address::Tcp("db".into(), 5432);
         let mut standby = hello("", "");
         standby.standby = true;
-        assert!(matches!(
-            standby.check(&address, false).unwrap_err().kind,
-            Kind::Rejected(_)
-        ));
-        assert_eq!(
-            standby.check(&address, true).unwrap_err().kind,
-            Kind::Unavailable
-        );
+        let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
+        assert_eq!(verdict(false), Verdict::ReadOnly);
+        assert_eq!(verdict(true), Verdict::Unavailable);
+    }
+
+    #[test]
+    fn an_old_version_is_refused_with_its_number() {
+        let mut old = hello("", "");
+        (old.version, old.version_text) = (110_022, "11.22 (Debian)".into());
+        let failure = old
+            .check(&Address::Tcp("db".into(), 5432), true)
+            .unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.said, "db:5432 is PostgreSQL 11.22 (Debian)");
     }
 }

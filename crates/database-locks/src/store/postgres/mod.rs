@@ -19,7 +19,9 @@
 //! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
 
 mod connection;
+mod doctor;
 mod refusal;
+mod tls;
 
 use std::time::Duration;
 
@@ -31,6 +33,7 @@ use self::refusal::{Kind, Refusal};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -93,6 +96,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    table: Table,
     install: String,
 }
 
@@ -100,7 +104,12 @@ impl Postgres {
     pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
         let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         Ok(Self {
+<<<<<<< HEAD
+            link: Link::new(server, table, texts)?,
+=======
             link: Link::new(server, texts)?,
+            table: table.clone(),
+>>>>>>> main
             install: table.fill(INSTALL),
         })
     }
@@ -844,6 +853,12 @@ impl Store for Postgres {
     fn install(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(self.link.on(within, move |on| async move {
             install(&on, &self.install).await
+        }))
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, Report> {
+        Box::pin(self.link.on(within, move |on| async move {
+            doctor::examine(&on, &self.table).await
         }))
     }
 }

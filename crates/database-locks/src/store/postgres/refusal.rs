@@ -3,6 +3,8 @@
 use tokio_postgres::error::SqlState;
 
 use crate::store::StoreError;
+use crate::store::hosts::{Failure, Verdict};
+use crate::store::tls::{Complaint, complaint};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.
@@ -94,6 +96,16 @@ impl From<tokio_postgres::Error> for Refusal {
                 code: Some(db.code().clone()),
             };
         }
+        // In the driver's words, which has no other way to tell. On a connection that was made, what
+        // TLS has to say means that it broke.
+        if error.to_string().starts_with("error performing TLS") {
+            let source = error.source().map(ToString::to_string);
+            let none = source.as_deref() == Some("server does not support TLS");
+            let about = none.then(Complaint::none_offered);
+            if let Some(Complaint { said, hint }) = about.or_else(|| complaint(&error)) {
+                return Self::rejected(said, Some(hint));
+            }
+        }
         let broken = error.is_closed()
             || error
                 .source()
@@ -114,6 +126,30 @@ impl From<tokio_postgres::Error> for Refusal {
             kind,
             said,
             code: None,
+        }
+    }
+}
+
+impl From<Refusal> for Failure<&'static str> {
+    fn from(refusal: Refusal) -> Self {
+        let (verdict, hint) = match refusal.kind {
+            Kind::Rejected(hint) => (Verdict::Refused, hint),
+            _ => (Verdict::Unavailable, None),
+        };
+        let said = refusal.said;
+        Self {
+            verdict,
+            said,
+            hint,
+        }
+    }
+}
+
+impl From<Failure<&'static str>> for Refusal {
+    fn from(failure: Failure<&'static str>) -> Self {
+        match failure.verdict {
+            Verdict::Unavailable => Self::unavailable(failure.said),
+            Verdict::ReadOnly | Verdict::Refused => Self::rejected(failure.said, failure.hint),
         }
     }
 }

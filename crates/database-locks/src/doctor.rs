@@ -1,0 +1,586 @@
+//! What may be wrong with a database of locks, and what to do about it.
+//!
+//! ```
+//! # use database_locks::Locks;
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+//! # let locks = Locks::connect("memory:").await?;
+//! for finding in locks.doctor().await?.findings {
+//!     eprintln!("{}: {}; {}", finding.severity, finding.said, finding.remedy);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+#![doc = include_str!("../docs/doctor.md")]
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::clock::{self, Time};
+use crate::error::Human;
+
+/// What was looked at, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// What was looked at: what is fine, and what could not be seen.
+    pub checks: Vec<Check>,
+    /// What is wrong, problems first; empty: nothing.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Check {
+    /// What it is about, in one word: `server`, `clock`, `rights`, ….
+    pub area: &'static str,
+    /// Whether it could be seen; not, where this user has no right to look.
+    pub seen: bool,
+    /// What was seen, or why not.
+    pub said: String,
+}
+
+/// Something that is wrong, or could be better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// The same for ever: `table-missing`, ….
+    pub id: &'static str,
+    /// What it is about, as in [`Check::area`].
+    pub area: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, and what comes of it.
+    pub said: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Severity {
+    /// Locks cannot be used, or a promise is not kept.
+    Problem,
+    /// Locks work; something about them could be better.
+    Advice,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Problem => "problem",
+            Self::Advice => "advice",
+        })
+    }
+}
+
+/// Something that can be found: what all findings of one id have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kind {
+    /// See [`Finding::id`].
+    pub id: &'static str,
+    /// See [`Finding::area`].
+    pub area: &'static str,
+    /// See [`Finding::severity`].
+    pub severity: Severity,
+    /// What comes of it.
+    pub means: &'static str,
+    /// See [`Finding::remedy`]; `{table}` stands for the name of the table.
+    pub remedy: &'static str,
+}
+
+macro_rules! kinds {
+    ($($name:ident = $id:literal, $area:literal, $severity:ident, $means:literal, $remedy:literal;)*) => {
+        $(pub(crate) const $name: Kind = Kind {
+            id: $id, area: $area, severity: Severity::$severity, means: $means, remedy: $remedy,
+        };)*
+        /// Everything that can be found.
+        pub const KINDS: &[Kind] = &[$($name),*];
+    };
+}
+
+// `docs/doctor.md` lists them in these words.
+kinds! {
+    CLOCK_NOT_STEADY = "clock-not-steady", "clock", Problem,
+        "leases end when the database's clock says so, so one that goes back or stands still keeps \
+         locks held or gives them away early",
+        "let the server's clock be slewed and never set (chrony, not ntpdate), and look for a \
+         function or a setting that stands in for the server's own time";
+    CLOCK_OFF = "clock-off", "clock", Advice,
+        "no harm to locks, which never compare two clocks, but the times that are shown do not fit \
+         those of this machine's logs",
+        "let both machines keep their time by NTP";
+    RIGHTS_MISSING = "rights-missing", "rights", Problem,
+        "locks cannot be taken, renewed or released",
+        "as the owner of the table: GRANT SELECT, INSERT, UPDATE, DELETE ON {table} to this user; on \
+         PostgreSQL also USAGE on its schema, and on the sequence of its column id if it has one";
+    NO_DELETE = "no-delete", "rights", Advice,
+        "locks work, but `prune` cannot delete the rows of locks that nobody uses any more",
+        "as the owner of the table: GRANT DELETE ON {table} to this user, or prune as another one";
+    TABLE_MISSING = "table-missing", "table", Problem,
+        "no lock can be taken",
+        "make it with `dblock init` or `locks.migrate()`; if it has another name or schema, say so \
+         with `--table SCHEMA.NAME`";
+    TABLE_FORGETS = "table-forgets", "table", Problem,
+        "it is empty after a crash of the server, and every lock that was held is free",
+        "ALTER TABLE {table} SET LOGGED; drop a temporary table and run `dblock init`";
+    NOT_INNODB = "not-innodb", "table", Problem,
+        "no other engine locks single rows and survives a crash",
+        "run `dblock init`, which alters it, or: ALTER TABLE {table} ENGINE = InnoDB";
+    COLUMNS_MISSING = "columns-missing", "table", Problem,
+        "it is of django-database-locks 0.5, or of an older version of this one; no lock can be taken",
+        "run `dblock init` or `locks.migrate()`: it adds what is missing, and 0.5 can go on using it; a \
+         table in an SQLite file is not altered: give a file of its own";
+    COLUMN_TYPE = "column-type", "table", Problem,
+        "statements fail, or what they compare is cut off or rounded",
+        "ALTER TABLE {table}: give the column the type that `dblock init` gives it in a new table";
+    COLUMN_UNFILLED = "column-unfilled", "table", Problem,
+        "no lock of a new name can be made, since nothing gives that column a value",
+        "ALTER TABLE {table}: give that column a default, let it be null, or drop it";
+    NAME_COLLATION = "name-collation", "table", Problem,
+        "names that differ in case, accents or trailing blanks may be one lock",
+        "MySQL and MariaDB: run `dblock init`, which alters it; elsewhere give the column name a \
+         collation that compares byte for byte (PostgreSQL: \"C\", SQLite: BINARY)";
+    NAME_NOT_UNIQUE = "name-not-unique", "table", Problem,
+        "two rows may have the same name, and two holders the same lock, or taking a new one fails",
+        "delete rows that share a name, then: CREATE UNIQUE INDEX name ON {table} (name)";
+    INDEX_RENAMED = "index-renamed", "table", Problem,
+        "the statements name that index, and fail without it",
+        "run `dblock init`, which gives it the name `name`";
+    INDEX_ON_CHANGING = "index-on-changing", "table", Problem,
+        "each renewal has to write to it, and such indexes are known to cause deadlocks",
+        "drop it (DROP INDEX): the unique one on name is all that is needed";
+    INDEX_UNUSED = "index-unused", "table", Advice,
+        "nothing reads it, and each new lock has to write to it",
+        "drop it (DROP INDEX): the unique one on name is all that is needed";
+    ROW_SECURITY = "row-security", "table", Problem,
+        "rows that a policy hides look like locks that nobody has, and cannot be taken",
+        "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, or connect as its owner or a role with \
+         BYPASSRLS";
+    AUTOVACUUM_OFF = "autovacuum-off", "table", Advice,
+        "each grant and renewal leaves a dead row behind, so the table grows and gets slow",
+        "ALTER TABLE {table} RESET (autovacuum_enabled); or set autovacuum = on for the server";
+    DEAD_ROWS = "dead-rows", "table", Advice,
+        "reading a lock has to pass over them",
+        "end the transactions that have been open for long (pg_stat_activity, by xact_start) and drop \
+         replication slots that nobody uses, then: VACUUM {table}";
+    NOT_FLUSHED = "not-flushed", "durability", Problem,
+        "a power cut or a crash of the machine may forget grants: the same token may then come twice, \
+         and two may hold one lock",
+        "PostgreSQL: fsync = on; MySQL and MariaDB: innodb_flush_log_at_trx_commit = 1; SQLite: \
+         synchronous = FULL";
+    BINLOG_NOT_FLUSHED = "binlog-not-flushed", "durability", Problem,
+        "after a power cut the server rolls back commits that its binary log lacks, grants among them",
+        "set sync_binlog = 1, or switch the binary log off if nobody reads it";
+    TORN_PAGES = "torn-pages", "durability", Problem,
+        "a power cut may leave a page of the table half written, and the locks on it lost",
+        "PostgreSQL: full_page_writes = on; MySQL and MariaDB: innodb_doublewrite = ON. Leave it only \
+         if the file system itself writes pages whole, as ZFS does";
+    BINLOG_STATEMENT = "binlog-statement", "durability", Problem,
+        "the server refuses to write locks (error 1665), since they cannot be replicated as text",
+        "set binlog_format = ROW (or MIXED) for the server, and connect anew";
+    COMMITS_ASYNC = "commits-async", "durability", Advice,
+        "locks switch it on for each grant, but the work that you commit under a lock may be forgotten \
+         by a crash although the lock says that it was done",
+        "ALTER ROLE … RESET synchronous_commit, or set it to on where the work matters";
+    COMMITS_LOCAL = "commits-local", "durability", Advice,
+        "a grant does not wait for the synchronous standby, so a failover to it may forget grants",
+        "set synchronous_commit to on or remote_apply for this role";
+    STANDBY_ASYNC = "standby-async", "replicas", Advice,
+        "a failover to one that lags behind forgets the latest grants: a lock may be granted again \
+         while its old holder goes on until its next renewal",
+        "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
+         semi-synchronous replication), or pass the token along and refuse smaller ones";
+    IDLE_TIMEOUT = "idle-timeout", "timeouts", Advice,
+        "the server closes our connection while nothing is to be done, and the next call pays for a \
+         new one",
+        "raise it to 60 s or more for this user, or switch it off";
+    STATEMENT_TIMEOUT = "statement-timeout", "timeouts", Advice,
+        "a slow disk or a busy server makes renewals fail that would have come through; they are tried \
+         again, but a lease has an end",
+        "raise it to 5 s or more for this user, or switch it off: our calls have deadlines of their own";
+    ISOLATION = "isolation", "settings", Advice,
+        "each statement is a transaction by itself and needs no more than read committed; a stricter \
+         level makes some fail and be tried again",
+        "PostgreSQL: ALTER ROLE … SET default_transaction_isolation = 'read committed' for the role \
+         that locks";
+    FILE_SHARED = "file-shared", "file", Problem,
+        "file locks are not to be trusted there, and SQLite's shared memory does not reach other \
+         machines: two may hold one lock, or the file may be damaged",
+        "keep the file on a disk of this machine; for many machines use PostgreSQL or MySQL";
+    FILE_OPEN = "file-open", "file", Problem,
+        "who can write there can take every lock, and free it",
+        "chmod o-w on it";
+    JOURNAL_MODE = "journal-mode", "file", Problem,
+        "looking at a lock and renewing it stand in each other's way",
+        "end all programs that have the file open, then: PRAGMA journal_mode = WAL";
+    LEASES_EXPIRED = "leases-expired", "locks", Advice,
+        "their holders have died, were cut off or frozen, and nobody has taken the lock since; whoever \
+         comes next gets it",
+        "look into what became of the holders (`dblock list`, by name); `dblock release NAME --force` \
+         makes such a lock plainly free";
+    HELD_WITHOUT_END = "held-without-end", "locks", Advice,
+        "nothing but a release frees such a lock, not even the death of its holder",
+        "make sure that the holder still lives (`dblock list`); if not: `dblock release NAME --force`";
+    MANY_ROWS = "many-rows", "locks", Advice,
+        "lists take long, and names that are made up for each use are never deleted by themselves",
+        "dblock prune --older-than 30d";
+    OLD_WRITERS = "old-writers", "locks", Advice,
+        "such holders go by their own machines' clocks, renew what they have lost, and ring no bell \
+         when they are done",
+        "move the programs that still use django-database-locks 0.5 to this version";
+}
+
+/// Columns, and what is to be in them: all that the statements name.
+pub(crate) const COLUMNS: [&str; 11] = [
+    "id",
+    "name",
+    "locked_by",
+    "expires_at",
+    "token",
+    "grant_id",
+    "granted_until",
+    "acquired_at",
+    "renewed_at",
+    "waiting_until",
+    "metadata",
+];
+
+/// Idle connections should live for so long at least.
+pub(crate) const LEAST_IDLE: Duration = Duration::from_secs(60);
+/// What a call waits for its answer; a server that gives up earlier than that gets in the way.
+pub(crate) const LEAST_STATEMENT: Duration = crate::acquire::PATIENCE;
+/// From here on the table is called large.
+const MANY: i64 = 100_000;
+
+/// A column as it was found.
+pub(crate) struct Column {
+    pub(crate) name: String,
+    /// What is wrong with its type: `integer, must be bigint`.
+    pub(crate) unfit: Option<String>,
+    /// A row that does not mention it cannot be inserted.
+    pub(crate) unfilled: bool,
+}
+
+/// An index as it was found.
+pub(crate) struct Index {
+    pub(crate) name: String,
+    /// Everything that its definition names.
+    pub(crate) columns: Vec<String>,
+    pub(crate) primary: bool,
+    /// It keeps two rows from having the same name.
+    pub(crate) keeps_names: bool,
+}
+
+/// How many locks are in which state, with the name of one of them.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) rows: i64,
+    pub(crate) held: i64,
+    /// For longer than a minute.
+    pub(crate) expired: (i64, Option<String>),
+    /// Taken more than a day ago.
+    pub(crate) endless: (i64, Option<String>),
+    /// Held by 0.5.
+    pub(crate) old: (i64, Option<String>),
+}
+
+/// The database's clock, asked once.
+pub(crate) struct Beat {
+    sent: Time,
+    took: Duration,
+    /// This machine's wall clock, and the database's, in microseconds since 1970.
+    wall: i64,
+    told: i64,
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "compared with the database's to tell people that they differ, and for nothing else"
+)]
+fn wall() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    i64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Beat {
+    /// The question is about to be sent.
+    pub(crate) fn begin() -> Self {
+        let (sent, wall) = (clock::now(), wall());
+        Self {
+            sent,
+            took: Duration::ZERO,
+            wall,
+            told: 0,
+        }
+    }
+
+    /// This is the answer.
+    pub(crate) fn end(mut self, told: i64) -> Self {
+        self.took = clock::now().saturating_sub(self.sent);
+        self.told = told;
+        self
+    }
+}
+
+/// The median of how long they took.
+pub(crate) fn round_trip(beats: &[Beat]) -> String {
+    let mut took: Vec<Duration> = beats.iter().map(|beat| beat.took).collect();
+    took.sort_unstable();
+    let median = took.get(took.len() / 2).copied().unwrap_or_default();
+    format!("{:.1} ms a round trip", median.as_secs_f64() * 1e3)
+}
+
+/// A setting in milliseconds as people say it.
+pub(crate) fn human(length: Duration) -> String {
+    Human(length).to_string()
+}
+
+/// A report that is being written.
+pub(crate) struct Notes {
+    table: String,
+    report: Report,
+}
+
+impl Notes {
+    pub(crate) fn new(table: &str) -> Self {
+        Self {
+            table: table.into(),
+            report: Report::default(),
+        }
+    }
+
+    /// Something is as it should be.
+    pub(crate) fn fine(&mut self, area: &'static str, said: impl Into<String>) {
+        let said = said.into();
+        self.report.checks.push(Check {
+            area,
+            seen: true,
+            said,
+        });
+    }
+
+    /// Something could not be seen.
+    pub(crate) fn unseen(&mut self, area: &'static str, why: impl fmt::Display) {
+        let said = format!("could not look: {why}");
+        self.report.checks.push(Check {
+            area,
+            seen: false,
+            said,
+        });
+    }
+
+    /// Something is not as it should be.
+    pub(crate) fn found(&mut self, kind: &Kind, what: impl fmt::Display) {
+        self.report.findings.push(Finding {
+            id: kind.id,
+            area: kind.area,
+            severity: kind.severity,
+            said: format!("{what}: {}", kind.means),
+            remedy: kind.remedy.replace("{table}", &self.table),
+        });
+    }
+
+    /// Whether something was found in this area.
+    pub(crate) fn ill(&self, area: &str) -> bool {
+        self.report.findings.iter().any(|found| found.area == area)
+    }
+
+    /// Say that an area is fine, unless something was found in it.
+    pub(crate) fn otherwise_fine(&mut self, area: &'static str, said: impl Into<String>) {
+        if !self.ill(area) {
+            self.fine(area, said);
+        }
+    }
+
+    /// Compare the database's clock with itself and with ours; the beats in their order.
+    pub(crate) fn clock(&mut self, beats: &[Beat]) {
+        let steps = beats.windows(2).map(|two| two[1].told - two[0].told);
+        if let Some(back) = steps.clone().filter(|step| *step < 0).min() {
+            let back = human(Duration::from_micros(back.unsigned_abs()));
+            let what = format!("the database's clock went back by {back} between two reads");
+            return self.found(&CLOCK_NOT_STEADY, what);
+        }
+        // A round trip takes more than a microsecond.
+        if beats.len() > 1 && steps.sum::<i64>() == 0 {
+            let what = format!(
+                "the database's clock stood still during {} reads",
+                beats.len()
+            );
+            return self.found(&CLOCK_NOT_STEADY, what);
+        }
+        let Some(best) = beats.iter().min_by_key(|beat| beat.took) else {
+            return;
+        };
+        let half = i64::try_from(best.took.as_micros() / 2).unwrap_or(i64::MAX);
+        let off = best.told - best.wall - half;
+        let length = human(Duration::from_micros(off.unsigned_abs()));
+        let way = match off {
+            -999..1000 => return self.fine("clock", "the same as this machine's"),
+            ..0 => "behind",
+            _ => "ahead of",
+        };
+        // Where in the round trip the clock was read is not known.
+        if off.saturating_abs() - half > 1_000_000 {
+            let what = format!("the database's clock is {length} {way} this machine's");
+            self.found(&CLOCK_OFF, what);
+        } else {
+            self.fine("clock", format!("{length} {way} this machine's"));
+        }
+    }
+
+    /// Compare the columns with what is needed. Answers whether the statements can do with them.
+    pub(crate) fn columns(&mut self, found: &[Column]) -> bool {
+        let missing: Vec<&str> = COLUMNS
+            .into_iter()
+            .filter(|name| !found.iter().any(|column| column.name == *name))
+            .collect();
+        if !missing.is_empty() {
+            let what = format!("the table {} lacks {}", self.table, missing.join(", "));
+            self.found(&COLUMNS_MISSING, what);
+        }
+        for column in found {
+            if let Some(unfit) = &column.unfit {
+                self.found(
+                    &COLUMN_TYPE,
+                    format!("the column {} is {unfit}", column.name),
+                );
+            }
+            // All others of ours are filled by our INSERT.
+            let ours = COLUMNS.contains(&&*column.name);
+            if column.unfilled && (!ours || ["id", "waiting_until"].contains(&&*column.name)) {
+                let what = format!(
+                    "the column {} must not be null and has no default",
+                    column.name
+                );
+                self.found(&COLUMN_UNFILLED, what);
+            }
+        }
+        missing.is_empty()
+    }
+
+    /// Look for the one index that is needed, and for others.
+    pub(crate) fn indexes(&mut self, found: &[Index]) {
+        let needed = found.iter().position(|index| index.keeps_names);
+        if needed.is_none() {
+            let what = format!("no unique index keeps the names of {} apart", self.table);
+            self.found(&NAME_NOT_UNIQUE, what);
+        }
+        for (at, index) in found.iter().enumerate() {
+            if index.primary || Some(at) == needed {
+                continue;
+            }
+            let changes = |column: &String| {
+                COLUMNS.contains(&&**column) && !["id", "name"].contains(&&**column)
+            };
+            let on = index.columns.iter().find(|column| changes(column));
+            match on {
+                Some(on) => self.found(
+                    &INDEX_ON_CHANGING,
+                    format!("there is an index {} on {on}", index.name),
+                ),
+                None => self.found(
+                    &INDEX_UNUSED,
+                    format!("there is an index {} more", index.name),
+                ),
+            }
+        }
+    }
+
+    /// Look at the rows.
+    pub(crate) fn locks(&mut self, counts: &Counts) {
+        let such = |(n, name): &(i64, Option<String>)| {
+            let name = name.as_deref().unwrap_or_default();
+            format!(
+                "{n} lock{} (such as `{name}`)",
+                if *n == 1 { "" } else { "s" }
+            )
+        };
+        if counts.expired.0 > 0 {
+            let what = format!(
+                "the lease of {} ran out and was not released",
+                such(&counts.expired)
+            );
+            self.found(&LEASES_EXPIRED, what);
+        }
+        if counts.endless.0 > 0 {
+            let what = format!(
+                "{} held without end for more than a day",
+                such(&counts.endless)
+            );
+            self.found(&HELD_WITHOUT_END, what);
+        }
+        if counts.old.0 > 0 {
+            let what = format!("{} held by django-database-locks 0.5", such(&counts.old));
+            self.found(&OLD_WRITERS, what);
+        }
+        if counts.rows > MANY {
+            self.found(
+                &MANY_ROWS,
+                format!("the table {} has {} rows", self.table, counts.rows),
+            );
+        }
+        self.fine(
+            "locks",
+            format!("{} in the table, {} of them held", counts.rows, counts.held),
+        );
+    }
+
+    pub(crate) fn into_report(self) -> Report {
+        let mut report = self.report;
+        report.findings.sort_by_key(|found| found.severity);
+        report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock(told: &[i64]) -> Vec<&'static str> {
+        let mut notes = Notes::new("t");
+        let at = wall();
+        let beat = |told: &i64| Beat {
+            sent: Time::ZERO,
+            took: Duration::from_millis(2),
+            wall: at,
+            told: at + told,
+        };
+        notes.clock(&told.iter().map(beat).collect::<Vec<_>>());
+        notes
+            .into_report()
+            .findings
+            .into_iter()
+            .map(|found| found.id)
+            .collect()
+    }
+
+    #[test]
+    fn a_clock_may_differ_by_a_second_but_not_go_back_or_stand() {
+        assert!(clock(&[0, 1000, 2000]).is_empty());
+        assert!(clock(&[900_000, 900_001]).is_empty());
+        assert_eq!(clock(&[1_100_000, 1_100_001]), ["clock-off"]);
+        assert_eq!(clock(&[-1_100_000, -1_099_000]), ["clock-off"]);
+        assert_eq!(clock(&[0, 5, 4]), ["clock-not-steady"]);
+        assert_eq!(clock(&[7, 7, 7]), ["clock-not-steady"]);
+    }
+
+    /// The headings are the ids in their order; below each stand severity, meaning and remedy.
+    #[test]
+    fn the_documents_list_what_can_be_found() {
+        let text = include_str!("../docs/doctor.md");
+        let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let sections: Vec<&str> = text.split("\n### ").skip(1).collect();
+        assert_eq!(sections.len(), KINDS.len());
+        for (section, kind) in sections.iter().zip(KINDS) {
+            let means = format!(
+                "`{}` {} ({}): {}. Do: {}.",
+                kind.id, kind.severity, kind.area, kind.means, kind.remedy
+            )
+            .replace("{table}", "database_locks_lock");
+            assert_eq!(plain(section), means);
+        }
+    }
+}

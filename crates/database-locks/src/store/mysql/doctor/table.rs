@@ -1,0 +1,211 @@
+//! The table: what this user may do with it, how it is made, what is in it.
+
+use mysql_async::{Params, params};
+
+use super::super::super::StoreError;
+use super::super::session::Session;
+use super::rows;
+use crate::doctor::{self, Column, Counts, Index, Notes};
+
+/// What an error says where a right is missing: to the table, to a column, to the database.
+const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
+
+/// Not carried out, but refused where the right to carry them out is missing.
+const PROBES: [(&str, &str); 4] = [
+    ("SELECT", "EXPLAIN SELECT name FROM {table}"),
+    ("INSERT", "EXPLAIN INSERT INTO {table} (name) VALUES ('')"),
+    ("UPDATE", "EXPLAIN UPDATE {table} SET expires_at = NULL"),
+    ("DELETE", "EXPLAIN DELETE FROM {table}"),
+];
+
+const ENGINE: &str = "
+    SELECT IFNULL(engine, '') FROM information_schema.tables
+     WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table";
+
+const COLUMNS: &str = "
+    SELECT column_name, data_type, column_type, IFNULL(character_maximum_length, 0),
+           IFNULL(datetime_precision, 0), IFNULL(character_set_name, ''),
+           IFNULL(collation_name, ''),
+           is_nullable = 'NO' AND column_default IS NULL AND extra = ''
+      FROM information_schema.columns
+     WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
+     ORDER BY ordinal_position";
+
+/// One that cuts the name off (`sub_part`) makes different names collide: not one of names.
+const INDEXES: &str = "
+    SELECT index_name, GROUP_CONCAT(IFNULL(column_name, '')),
+           MAX(non_unique) = 0 AND COUNT(*) = 1 AND MAX(column_name) = 'name'
+               AND MAX(sub_part) IS NULL
+      FROM information_schema.statistics
+     WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
+     GROUP BY index_name ORDER BY index_name <> 'name', index_name";
+
+const COUNTS: &str = "
+    SELECT COUNT(*), COUNT(CASE WHEN expires_at > UTC_TIMESTAMP(6) THEN 1 END),
+           COUNT(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE THEN 1 END),
+           MIN(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE THEN name END),
+           COUNT(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
+                       AND acquired_at <= UTC_TIMESTAMP(6) - INTERVAL 1 DAY THEN 1 END),
+           MIN(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
+                     AND acquired_at <= UTC_TIMESTAMP(6) - INTERVAL 1 DAY THEN name END),
+           COUNT(CASE WHEN expires_at > UTC_TIMESTAMP(6)
+                       AND NOT granted_until <=> expires_at THEN 1 END),
+           MIN(CASE WHEN expires_at > UTC_TIMESTAMP(6)
+                     AND NOT granted_until <=> expires_at THEN name END)
+      FROM {table}";
+
+impl Session {
+    /// Answers whether there is a table, and one that can be read.
+    pub(super) async fn rights(
+        &mut self,
+        table: &str,
+        notes: &mut Notes,
+    ) -> Result<bool, StoreError> {
+        let mut lacking = Vec::new();
+        for (right, probe) in PROBES {
+            match self.query(probe, Params::Empty).await {
+                Ok(_) => {}
+                Err(StoreError::Rejected { source, .. }) => {
+                    let said = source.to_string();
+                    if said.ends_with("(error 1146)") {
+                        notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+                        return Ok(false);
+                    }
+                    if DENIED.iter().any(|denied| said.ends_with(denied)) {
+                        lacking.push(right);
+                    } else {
+                        notes.unseen("rights", said);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        if lacking.contains(&"DELETE") {
+            notes.found(&doctor::NO_DELETE, "this user lacks DELETE");
+        }
+        let readable = !lacking.contains(&"SELECT");
+        lacking.retain(|right| *right != "DELETE");
+        if !lacking.is_empty() {
+            let what = format!("this user lacks {}", lacking.join(", "));
+            notes.found(&doctor::RIGHTS_MISSING, what);
+        }
+        let said = format!("this user has SELECT, INSERT, UPDATE and DELETE on {table}");
+        notes.otherwise_fine("rights", said);
+        Ok(readable)
+    }
+
+    /// Answers whether the statements can do with it.
+    pub(super) async fn table(&mut self, notes: &mut Notes) -> Result<bool, StoreError> {
+        let table = self.server.table.as_str().to_owned();
+        let (schema, name) = match table.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, table.as_str()),
+        };
+        let which = || params! { "schema" => schema, "table" => name };
+        let engine = rows::<(String,)>(self.query(ENGINE, which()).await?);
+        if let Some((engine,)) = engine.first().filter(|(engine,)| engine != "InnoDB") {
+            notes.found(
+                &doctor::NOT_INNODB,
+                format!("the engine of {table} is {engine}"),
+            );
+        }
+        let mut columns = Vec::new();
+        type Described = (String, String, String, u64, u64, String, String, bool);
+        for row in rows::<Described>(self.query(COLUMNS, which()).await?) {
+            let (name, of, shown, length, precision, charset, collation, unfilled) = row;
+            let at = Found {
+                name,
+                of,
+                shown,
+                length,
+                precision,
+                charset,
+            };
+            if at.name == "name" && collation != self.collation() {
+                let what = format!("the collation of the column name is {collation}");
+                let what = format!("{what}, must be {}", self.collation());
+                notes.found(&doctor::NAME_COLLATION, what);
+            }
+            columns.push(Column {
+                unfit: at.unfit(),
+                name: at.name,
+                unfilled,
+            });
+        }
+        let complete = notes.columns(&columns);
+        let mut indexes = Vec::new();
+        for (name, columns, keeps_names) in
+            rows::<(String, String, bool)>(self.query(INDEXES, which()).await?)
+        {
+            let primary = name == "PRIMARY";
+            let columns = columns.split(',').map(str::to_owned).collect();
+            indexes.push(Index {
+                name,
+                columns,
+                primary,
+                keeps_names,
+            });
+        }
+        notes.indexes(&indexes);
+        let index = indexes.iter().find(|index| index.keeps_names);
+        let named = index.is_none_or(|index| index.name == "name");
+        if let Some(index) = index.filter(|_| !named) {
+            let what = format!("the unique index on name is called {}", index.name);
+            notes.found(&doctor::INDEX_RENAMED, what);
+        }
+        let said = format!("{table} has its columns, unique names and no index too many");
+        notes.otherwise_fine("table", said);
+        Ok(complete)
+    }
+
+    pub(super) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
+        for found in self.look("locks", COUNTS, notes).await? {
+            let (rows, held, expired, such, endless, long, old, former) = found;
+            let (expired, endless, old) = ((expired, such), (endless, long), (old, former));
+            notes.locks(&Counts {
+                rows,
+                held,
+                expired,
+                endless,
+                old,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A column, as the server describes it.
+struct Found {
+    name: String,
+    of: String,
+    shown: String,
+    length: u64,
+    precision: u64,
+    charset: String,
+}
+
+impl Found {
+    fn unfit(&self) -> Option<String> {
+        let text = |least| {
+            let of = &*self.of;
+            (matches!(of, "varchar" | "char") || of.ends_with("text")) && self.length >= least
+        };
+        let unicode = self.charset == "utf8mb4";
+        let (fits, must) = match &*self.name {
+            "name" => (text(255) && unicode, "varchar(255) of utf8mb4"),
+            "locked_by" => (text(255) && unicode, "longtext of utf8mb4"),
+            "metadata" => (text(4096) && unicode, "longtext of utf8mb4"),
+            "grant_id" => (text(32), "char(32)"),
+            "token" => (self.of == "bigint", "bigint"),
+            "expires_at" | "granted_until" | "acquired_at" | "renewed_at" | "waiting_until" => {
+                (self.of == "datetime" && self.precision == 6, "datetime(6)")
+            }
+            _ => return None,
+        };
+        let charset = match &*self.charset {
+            "" => String::new(),
+            charset => format!(" of {charset}"),
+        };
+        (!fits).then(|| format!("{}{charset}, must be {must}", self.shown))
+    }
+}

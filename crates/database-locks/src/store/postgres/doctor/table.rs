@@ -1,0 +1,213 @@
+//! The table: what this role may do with it, how it is made, what is in it.
+
+use tokio_postgres::types::Type;
+
+use super::super::connection::Param;
+use super::super::refusal::{Kind, Refusal};
+use super::Patient;
+use crate::doctor::{self, Column, Counts, Index};
+
+/// Where else there is a table of that name: `$1`.
+const ELSEWHERE: &str = "
+SELECT coalesce(string_agg(n.nspname::text, ', '), '')
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relname = lower($1) AND c.relkind IN ('r', 'p')";
+
+/// The table `$1`, and what this role may do with it: no row where there is none.
+///
+/// A column made by `serial` has a sequence that whoever inserts needs a right on; one made by
+/// `GENERATED … AS IDENTITY` has not (`deptype` is `i` then). CASE, since conditions are tried in any
+/// order, and that one fails on an index, which may depend on the table just so.
+const TABLE: &str = "
+SELECT current_user::text, array_remove(ARRAY[
+           CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN 'SELECT' END,
+           CASE WHEN NOT has_table_privilege(c.oid, 'INSERT') THEN 'INSERT' END,
+           CASE WHEN NOT has_table_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END,
+           (SELECT 'USAGE on the sequence ' || min(s.oid::regclass::text)
+              FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
+             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+               AND d.refobjid = c.oid AND d.deptype = 'a'
+               AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE')
+                   END)], NULL),
+       has_table_privilege(c.oid, 'DELETE'), c.relpersistence::text, row_security_active(c.oid),
+       coalesce((SELECT option_value::boolean FROM pg_options_to_table(c.reloptions)
+                  WHERE option_name = 'autovacuum_enabled'), true)
+           AND current_setting('autovacuum')::boolean,
+       coalesce(t.n_live_tup, 0), coalesce(t.n_dead_tup, 0)
+  FROM pg_class c LEFT JOIN pg_stat_all_tables t ON t.relid = c.oid
+ WHERE c.oid = to_regclass($1)";
+
+const COLUMNS: &str = "
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod),
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
+       coalesce(NOT c.collisdeterministic, false)
+  FROM pg_attribute a LEFT JOIN pg_collation c ON c.oid = a.attcollation
+ WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attnum";
+
+/// Indexes, with what stands after USING in their definition.
+const INDEXES: &str = "
+SELECT c.relname::text, i.indisprimary,
+       i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
+           AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indkey[0] = a.attnum,
+       split_part(pg_get_indexdef(i.indexrelid), ' USING ', 2)
+  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+       JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = 'name'
+ WHERE i.indrelid = to_regclass($1)
+ ORDER BY i.indexrelid";
+
+const COUNTS: &str = "
+SELECT count(*), count(*) FILTER (WHERE expires_at > clock_timestamp()),
+       count(*) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute'),
+       min(name) FILTER (WHERE expires_at <= clock_timestamp() - interval '1 minute')::text,
+       count(*) FILTER (WHERE expires_at >= '9999-12-31 00:00:00+00'
+                          AND acquired_at <= clock_timestamp() - interval '1 day'),
+       min(name) FILTER (WHERE expires_at >= '9999-12-31 00:00:00+00'
+                           AND acquired_at <= clock_timestamp() - interval '1 day')::text,
+       count(*) FILTER (WHERE expires_at > clock_timestamp()
+                          AND granted_until IS DISTINCT FROM expires_at),
+       min(name) FILTER (WHERE expires_at > clock_timestamp()
+                           AND granted_until IS DISTINCT FROM expires_at)::text
+  FROM {table}";
+impl Patient<'_> {
+    /// Answers whether its rows can be read.
+    pub(super) async fn table(&mut self) -> Result<bool, Refusal> {
+        let (table, name) = (self.table.as_str(), [self.table.as_str()]);
+        let name: [Param<'_>; 1] = [(&name[0], Type::TEXT)];
+        let found = match self.on.ask(TABLE, &name).await {
+            // Its schema is closed to us.
+            Err(Refusal {
+                kind: Kind::Rejected(_),
+                said,
+                ..
+            }) => {
+                self.notes.found(&doctor::RIGHTS_MISSING, said);
+                return Ok(false);
+            }
+            found => found?,
+        };
+        let Some(row) = found.first() else {
+            let plain = table.rsplit('.').next().unwrap_or(table);
+            let rows = self.on.ask(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
+            let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get(0))?;
+            let mut what = format!("there is no table {table}");
+            if !schemas.is_empty() {
+                what.push_str(", though one of that name in schema ");
+                what.push_str(schemas);
+            }
+            self.notes.found(&doctor::TABLE_MISSING, what);
+            return Ok(false);
+        };
+        let (user, lacking): (&str, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+        if !lacking.is_empty() {
+            let what = format!("the role {user} lacks {}", lacking.join(", "));
+            self.notes.found(&doctor::RIGHTS_MISSING, what);
+        }
+        if !row.try_get::<_, bool>(2)? {
+            self.notes
+                .found(&doctor::NO_DELETE, format!("the role {user} lacks DELETE"));
+        }
+        let said = format!("the role {user} has SELECT, INSERT, UPDATE and DELETE on {table}");
+        self.notes.otherwise_fine("rights", said);
+        match row.try_get(3)? {
+            "u" => self
+                .notes
+                .found(&doctor::TABLE_FORGETS, format!("{table} is unlogged")),
+            "t" => self
+                .notes
+                .found(&doctor::TABLE_FORGETS, format!("{table} is temporary")),
+            _ => {}
+        }
+        if row.try_get(4)? {
+            let what = format!("row-level security of {table} holds for the role {user}");
+            self.notes.found(&doctor::ROW_SECURITY, what);
+        }
+        if !row.try_get::<_, bool>(5)? {
+            self.notes.found(
+                &doctor::AUTOVACUUM_OFF,
+                format!("nobody vacuums {table} by itself"),
+            );
+        }
+        let (live, dead): (i64, i64) = (row.try_get(6)?, row.try_get(7)?);
+        if dead > 10_000 && dead / 10 > live {
+            let what = format!("{table} has {dead} dead rows beside {live} living ones");
+            self.notes.found(&doctor::DEAD_ROWS, what);
+        }
+
+        let Some(rows) = self.look("table", COLUMNS, &name).await? else {
+            return Ok(false);
+        };
+        let mut columns = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (name, of): (String, &str) = (row.try_get(0)?, row.try_get(1)?);
+            if name == "name" && row.try_get(3)? {
+                let what = "the collation of the column name is a nondeterministic one";
+                self.notes.found(&doctor::NAME_COLLATION, what);
+            }
+            let unfit = must_be(&name, of).map(|must| format!("{of}, must be {must}"));
+            columns.push(Column {
+                name,
+                unfit,
+                unfilled: row.try_get(2)?,
+            });
+        }
+        let complete = self.notes.columns(&columns);
+        let Some(rows) = self.look("table", INDEXES, &name).await? else {
+            return Ok(false);
+        };
+        let mut indexes = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let definition: &str = row.try_get(3)?;
+            let words = definition.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            indexes.push(Index {
+                name: row.try_get(0)?,
+                columns: words.map(str::to_owned).collect(),
+                primary: row.try_get(1)?,
+                keeps_names: row.try_get(2)?,
+            });
+        }
+        self.notes.indexes(&indexes);
+        let said = format!("{table} has its columns, unique names and no index too many");
+        self.notes.otherwise_fine("table", said);
+        Ok(complete)
+    }
+
+    pub(super) async fn locks(&mut self) -> Result<(), Refusal> {
+        let Some(rows) = self.look("locks", &self.table.fill(COUNTS), &[]).await? else {
+            return Ok(());
+        };
+        if let Some(row) = rows.first() {
+            self.notes.locks(&Counts {
+                rows: row.try_get(0)?,
+                held: row.try_get(1)?,
+                expired: (row.try_get(2)?, row.try_get(3)?),
+                endless: (row.try_get(4)?, row.try_get(5)?),
+                old: (row.try_get(6)?, row.try_get(7)?),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What the type of a column must be, where it is another.
+fn must_be(column: &str, of: &str) -> Option<&'static str> {
+    let length = of
+        .strip_prefix("character varying(")
+        .and_then(|rest| rest.strip_suffix(')'));
+    let length: u32 = length
+        .and_then(|length| length.parse().ok())
+        .unwrap_or_default();
+    let text = |least: u32| matches!(of, "text" | "character varying") || length >= least;
+    let (fits, must) = match column {
+        "name" => (text(255), "character varying(255)"),
+        "locked_by" => (text(255), "text"),
+        "metadata" => (text(4096), "text"),
+        "grant_id" => (of == "character(32)" || text(32), "character(32)"),
+        "token" => (of == "bigint", "bigint"),
+        "expires_at" | "granted_until" | "acquired_at" | "renewed_at" | "waiting_until" => {
+            (of == "timestamp with time zone", "timestamp with time zone")
+        }
+        _ => return None,
+    };
+    (!fits).then_some(must)
+}

@@ -1,0 +1,250 @@
+//! What may be wrong with a file, or where it lies.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rusqlite::{Connection, Row};
+
+use super::{StoreError, Worker};
+use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
+
+/// How often a read of the file is timed.
+const BEATS: usize = 7;
+
+const COLUMNS: &str = "
+    SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 FROM pragma_table_info(?1, ?2)";
+
+/// Indexes, with their columns; whether one keeps names apart (unique, whole, on the name alone); and by
+/// what it compares.
+const INDEXES: &str = "
+    SELECT i.name, i.origin = 'pk', i.\"unique\" AND NOT i.partial AND count(*) = 1
+               AND max(x.name) = 'name',
+           group_concat(ifnull(x.name, ''))
+               || ifnull((SELECT ',' || sql FROM sqlite_schema s
+                           WHERE s.type = 'index' AND s.name = i.name AND i.partial), ''),
+           max(x.coll)
+      FROM pragma_index_list(?1, ?2) i, pragma_index_xinfo(i.name) x
+     WHERE x.key
+     GROUP BY i.name
+     ORDER BY i.seq";
+
+const COUNTS: &str = "
+    SELECT count(*), count(*) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+           count(*) FILTER (WHERE expires_at <=
+                            strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute')),
+           min(name) FILTER (WHERE expires_at <=
+                             strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 minute')),
+           count(*) FILTER (WHERE expires_at LIKE '9999-12-31 00:00:00%' AND acquired_at <=
+                            strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 day')),
+           min(name) FILTER (WHERE expires_at LIKE '9999-12-31 00:00:00%' AND acquired_at <=
+                             strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 day')),
+           count(*) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                              AND granted_until IS NOT expires_at),
+           min(name) FILTER (WHERE expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                               AND granted_until IS NOT expires_at)
+      FROM {table}";
+
+/// Look at everything.
+pub(super) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
+    let path = worker.path.clone();
+    let mut notes = Notes::new(table);
+    worker.with(|connection, _| {
+        server(connection, &mut notes)?;
+        file(&path, &mut notes);
+        journal(connection, &mut notes)?;
+        if self::table(connection, table, &mut notes)? {
+            locks(connection, table, &mut notes)?;
+        }
+        Ok(())
+    })?;
+    Ok(notes.into_report())
+}
+
+fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
+    let mut beats = Vec::with_capacity(BEATS);
+    for _ in 0..BEATS {
+        let beat = Beat::begin();
+        let tables = "SELECT count(*) FROM sqlite_schema";
+        beats.push(beat.end(connection.query_row(tables, [], |row| row.get(0))?));
+    }
+    let (version, trip) = (rusqlite::version(), doctor::round_trip(&beats));
+    notes.fine("server", format!("SQLite {version}, built in, {trip}"));
+    notes.fine("clock", "this machine's own");
+    Ok(())
+}
+
+/// File systems that other machines, or other programs, have a hand in, by what `statfs` calls them.
+fn shared_file_system(magic: u64) -> Option<&'static str> {
+    Some(match magic & 0xffff_ffff {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB (CIFS)",
+        0x6573_5546 => "FUSE",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "Ceph",
+        0x0bd0_0bd0 => "Lustre",
+        0x5346_414f => "AFS",
+        0x786f_4256 => "VirtualBox shared folders",
+        _ => return None,
+    })
+}
+
+fn file(path: &Path, notes: &mut Notes) {
+    let shown = path.display();
+    #[cfg(target_os = "linux")]
+    match rustix::fs::statfs(path) {
+        Ok(at) => {
+            if let Some(system) = shared_file_system(at.f_type as u64) {
+                notes.found(&doctor::FILE_SHARED, format!("{shown} lies on {system}"));
+            }
+        }
+        Err(error) => notes.unseen("file", error),
+    }
+    let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
+    if others(path) {
+        notes.found(
+            &doctor::FILE_OPEN,
+            format!("{shown} may be written by everybody"),
+        );
+    }
+    // With the sticky bit nobody can put another file in the place of this one.
+    let sticky = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o1000 != 0);
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| others(folder) && !sticky(folder))
+    {
+        let what = format!(
+            "the folder {} may be written by everybody",
+            folder.display()
+        );
+        notes.found(&doctor::FILE_OPEN, what);
+    }
+    notes.otherwise_fine(
+        "file",
+        format!("{shown}, on this machine, closed to other users"),
+    );
+}
+
+fn journal(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+    if mode != "wal" {
+        notes.found(
+            &doctor::JOURNAL_MODE,
+            format!("journal_mode is {mode}, and not wal"),
+        );
+    }
+    // 2 is FULL.
+    if level < 2 {
+        notes.found(
+            &doctor::NOT_FLUSHED,
+            format!("synchronous is {level}, and not FULL"),
+        );
+    }
+    notes.otherwise_fine("durability", "a commit is on disk before it is answered");
+    Ok(())
+}
+
+fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::Result<bool> {
+    let (schema, name) = table.split_once('.').unwrap_or(("main", table));
+    let which = [name, schema];
+    let column = |row: &Row<'_>| {
+        Ok(Column {
+            name: row.get(0)?,
+            unfit: None,
+            unfilled: row.get(1)?,
+        })
+    };
+    let mut statement = connection.prepare(COLUMNS)?;
+    let columns = statement
+        .query_map(which, column)?
+        .collect::<Result<Vec<_>, _>>()?;
+    if columns.is_empty() {
+        notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+        return Ok(false);
+    }
+    let complete = notes.columns(&columns);
+    let mut indexes = Vec::new();
+    let mut statement = connection.prepare(INDEXES)?;
+    let mut rows = statement.query(which)?;
+    while let Some(row) = rows.next()? {
+        let (keeps_names, words): (bool, String) = (row.get(2)?, row.get(3)?);
+        let words = words.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+        indexes.push(Index {
+            name: row.get(0)?,
+            primary: row.get(1)?,
+            keeps_names,
+            columns: words.map(str::to_owned).collect(),
+        });
+        let collation: String = row.get(4)?;
+        if keeps_names && collation != "BINARY" {
+            let what = format!("the collation of the column name is {collation}");
+            notes.found(&doctor::NAME_COLLATION, what);
+        }
+    }
+    notes.indexes(&indexes);
+    let said = format!("{table} has its columns, unique names and no index too many");
+    notes.otherwise_fine("table", said);
+    Ok(complete)
+}
+
+fn locks(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::Result<()> {
+    let counts = connection.query_row(&COUNTS.replace("{table}", table), [], |row| {
+        Ok(Counts {
+            rows: row.get(0)?,
+            held: row.get(1)?,
+            expired: (row.get(2)?, row.get(3)?),
+            endless: (row.get(4)?, row.get(5)?),
+            old: (row.get(6)?, row.get(7)?),
+        })
+    })?;
+    notes.locks(&counts);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(notes: Notes) -> Vec<&'static str> {
+        notes
+            .into_report()
+            .findings
+            .into_iter()
+            .map(|found| found.id)
+            .collect()
+    }
+
+    /// Our own connections switch both on, and refuse a file where that fails.
+    #[test]
+    fn a_journal_that_is_not_ours_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = Connection::open(folder.path().join("locks")).unwrap();
+        connection
+            .pragma_update(None, "synchronous", "normal")
+            .unwrap();
+        let mut notes = Notes::new("t");
+        journal(&connection, &mut notes).unwrap();
+        assert_eq!(ids(notes), ["journal-mode", "not-flushed"]);
+    }
+
+    /// No such file system can be had in a test.
+    #[test]
+    fn a_file_system_of_the_network_is_known_by_its_number() {
+        for (magic, shared) in [
+            (0x6969, true),
+            (0xff53_4d42, true),
+            // Where the type is a signed one.
+            (0xffff_ffff_ff53_4d42, true),
+            (0x6573_5546, true),
+            (0xef53, false),
+            (0x0102_1994, false),
+            (0x9123_683e, false),
+        ] {
+            assert_eq!(shared_file_system(magic).is_some(), shared, "{magic:x}");
+        }
+        let mut notes = Notes::new("t");
+        notes.found(&doctor::FILE_SHARED, "on NFS");
+        assert_eq!(ids(notes), ["file-shared"]);
+    }
+}

@@ -1,0 +1,395 @@
+//! TLS: what a URL asks for, the certificates that are trusted, and what went wrong, in words.
+
+use std::path::PathBuf;
+
+use crate::error::Error;
+
+/// How much a connection is protected, in libpq's words and MySQL's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Disable,
+    /// Where the server offers it. `allow` is taken for the same: it would begin without.
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl Mode {
+    /// The value is not repeated where it is none of these: it may be anything.
+    pub(super) fn of(option: &str, value: &str) -> Result<Self, Error> {
+        Ok(match &*value.to_ascii_lowercase().replace('_', "-") {
+            "disable" | "disabled" => Self::Disable,
+            "allow" | "prefer" | "preferred" => Self::Prefer,
+            "require" | "required" => Self::Require,
+            "verify-ca" => Self::VerifyCa,
+            "verify-full" | "verify-identity" => Self::VerifyFull,
+            _ => {
+                let allowed = "disable, prefer, require, verify-ca or verify-full, or in MySQL's words \
+                               DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY";
+                return Err(Error::config(
+                    "url",
+                    format!("with an unknown `{option}`"),
+                    allowed,
+                ));
+            }
+        })
+    }
+}
+
+/// Who may have issued a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// Whom this machine trusts.
+    System,
+    /// A file in PEM.
+    File(PathBuf),
+}
+
+impl Roots {
+    pub(super) fn of(option: &str, value: &str) -> Result<Self, Error> {
+        match value {
+            "system" => Ok(Self::System),
+            "" => {
+                let allowed = "a file with certificates in PEM, or system";
+                Err(Error::config(
+                    "url",
+                    format!("with an empty `{option}`"),
+                    allowed,
+                ))
+            }
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+/// What a URL says of TLS.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) mode: Option<Mode>,
+    pub(super) roots: Option<Roots>,
+}
+
+/// Whether there is TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encrypt {
+    Never,
+    IfOffered,
+    Always,
+}
+
+/// What of the server's certificate has to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    Nothing,
+    /// Issued by one of the roots.
+    Chain,
+    /// … for the host that was asked for.
+    ChainAndName,
+}
+
+impl Wanted {
+    /// What it comes to, and which roots are needed.
+    ///
+    /// As with libpq, a root certificate that is given is used in every mode, though `prefer` and
+    /// `require` alone check nothing. Given without a mode it means `verify-ca`, as with MySQL's
+    /// `--ssl-ca`, and `system` means `verify-full`, as with libpq.
+    fn resolve(&self) -> Result<(Encrypt, Check, Option<Roots>), Error> {
+        let roots = self.roots.clone();
+        let checked = || {
+            if roots.is_some() {
+                Check::Chain
+            } else {
+                Check::Nothing
+            }
+        };
+        let weak = matches!(self.mode, Some(Mode::Prefer | Mode::Require));
+        if weak && roots == Some(Roots::System) {
+            // Anybody gets a certificate from some public CA: with the name unchecked, and even the
+            // mode not asking for a check, this can only be a mistake. libpq refuses it, too.
+            let allowed = "verify-full (or verify-ca) beside sslrootcert=system";
+            return Err(Error::config(
+                "url",
+                "with an `sslmode` that checks no name",
+                allowed,
+            ));
+        }
+        let (encrypt, check) = match (self.mode, &roots) {
+            (Some(Mode::Disable), _) => return Ok((Encrypt::Never, Check::Nothing, None)),
+            (Some(Mode::Prefer), _) | (None, None) => (Encrypt::IfOffered, checked()),
+            (Some(Mode::Require), _) => (Encrypt::Always, checked()),
+            (Some(Mode::VerifyCa), _) | (None, Some(Roots::File(_))) => {
+                (Encrypt::Always, Check::Chain)
+            }
+            (Some(Mode::VerifyFull), _) | (None, Some(Roots::System)) => {
+                (Encrypt::Always, Check::ChainAndName)
+            }
+        };
+        let needed = (check != Check::Nothing).then(|| roots.unwrap_or(Roots::System));
+        Ok((encrypt, check, needed))
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(super) use ready::*;
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod ready {
+    use std::io;
+
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::{CertificateError, RootCertStore};
+
+    use super::{Check, Encrypt, Roots, Wanted};
+    use crate::error::Error;
+
+    /// TLS, ready to be used.
+    pub(in crate::store) struct Tls {
+        pub(in crate::store) encrypt: Encrypt,
+        pub(in crate::store) check: Check,
+        /// Empty where nothing is checked.
+        pub(in crate::store) roots: Vec<CertificateDer<'static>>,
+    }
+
+    impl Tls {
+        /// Reads the root certificates, once: what is wrong with them is known before any server is
+        /// asked.
+        pub(in crate::store) fn new(wanted: &Wanted) -> Result<Self, Error> {
+            let (encrypt, check, roots) = wanted.resolve()?;
+            let roots = match roots {
+                None => Vec::new(),
+                Some(Roots::System) => of_this_machine()?,
+                Some(Roots::File(path)) => in_file(&path)?,
+            };
+            Ok(Self {
+                encrypt,
+                check,
+                roots,
+            })
+        }
+    }
+
+    const FILE: &str = "a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
+
+    fn in_file(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let refuse = |why: String| {
+            let got = format!(
+                "with an sslrootcert that cannot be used: {}: {why}",
+                path.display()
+            );
+            Error::config("url", got, FILE)
+        };
+        let text = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let found = found.map_err(|error| refuse(error.to_string()))?;
+        if found.is_empty() {
+            return Err(refuse("there is no certificate in it".into()));
+        }
+        let mut store = RootCertStore::empty();
+        for certificate in &found {
+            let added = store.add(certificate.clone());
+            added.map_err(|error| refuse(error.to_string()))?;
+        }
+        Ok(found)
+    }
+
+    /// Not a list that is built in (`webpki-roots`): a database's CA is often a company's own, which
+    /// its machines know.
+    fn of_this_machine() -> Result<Vec<CertificateDer<'static>>, Error> {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!("a root certificate of this machine cannot be read: {error}");
+        }
+        let mut store = RootCertStore::empty();
+        let mut usable = found.certs;
+        // Old ones that nobody can read are no reason to trust none of them.
+        usable.retain(|certificate| store.add(certificate.clone()).is_ok());
+        if usable.is_empty() {
+            let got = "with TLS to be checked on a machine that has no root certificates";
+            let allowed = "given the CA's certificate with sslrootcert=/path/to/ca.pem, or the machine \
+                           its roots (on Debian: the package ca-certificates)";
+            return Err(Error::config("url", got, allowed));
+        }
+        Ok(usable)
+    }
+
+    /// What is wrong with TLS, and what to do.
+    #[derive(Debug)]
+    pub(in crate::store) struct Complaint {
+        /// Goes on after "HOST: ".
+        pub(in crate::store) said: String,
+        pub(in crate::store) hint: &'static str,
+    }
+
+    impl Complaint {
+        /// The server has no TLS, and it was asked for.
+        pub(in crate::store) fn none_offered() -> Self {
+            Self {
+                said: "the server offers no TLS".into(),
+                hint: "switch TLS on in the server, or do without: sslmode=disable",
+            }
+        }
+    }
+
+    /// The TLS error in a driver's, if there is one.
+    pub(in crate::store) fn complaint(
+        error: &(dyn std::error::Error + 'static),
+    ) -> Option<Complaint> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            // An I/O error's source is that of what it holds.
+            let held = error
+                .downcast_ref::<io::Error>()
+                .and_then(|error| error.get_ref())
+                .and_then(|held| held.downcast_ref::<rustls::Error>());
+            if let Some(error) = held.or_else(|| error.downcast_ref()) {
+                return Some(explain(error));
+            }
+            next = error.source();
+        }
+        None
+    }
+
+    fn explain(error: &rustls::Error) -> Complaint {
+        use CertificateError as Bad;
+        let rustls::Error::InvalidCertificate(bad) = error else {
+            return Complaint {
+                said: format!("TLS failed: {error}"),
+                hint: "the server has to offer TLS 1.2 or 1.3; sslmode=disable does without",
+            };
+        };
+        let (said, hint) = match bad {
+            Bad::UnknownIssuer => (
+                "its TLS certificate was issued by an unknown CA".into(),
+                "give the certificate of that CA: sslrootcert=/path/to/ca.pem",
+            ),
+            Bad::NotValidForNameContext {
+                expected,
+                presented,
+            } => {
+                let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
+                let names = match names.is_empty() {
+                    true => "no host at all (it has no subjectAltName)".to_owned(),
+                    false => names.join(", "),
+                };
+                (
+                    format!(
+                        "its TLS certificate is for {names}, not for {}",
+                        expected.to_str()
+                    ),
+                    "use the name that it is for as host, or check the CA alone: sslmode=verify-ca",
+                )
+            }
+            Bad::Expired | Bad::ExpiredContext { .. } => (
+                "its TLS certificate has expired".into(),
+                "renew it, or set this machine's clock right",
+            ),
+            Bad::NotValidYet | Bad::NotValidYetContext { .. } => (
+                "its TLS certificate is not valid yet".into(),
+                "set this machine's clock right, or the server's before a certificate is made",
+            ),
+            // Words of webpki, whose types are nobody's business.
+            other if format!("{other:?}").contains("CaUsedAsEndEntity") => (
+                "its TLS certificate is that of a CA and not of a server".into(),
+                "give the server one that the CA has issued, and sslrootcert= that of the CA",
+            ),
+            other if format!("{other:?}").contains("UnsupportedCertVersion") => (
+                "its TLS certificate is not of X.509 version 3".into(),
+                "make a new one with a subjectAltName, or do without TLS: sslmode=disable",
+            ),
+            other => (
+                format!("its TLS certificate is not accepted: {other}"),
+                "give the server another one, or check none: sslmode=require without sslrootcert",
+            ),
+        };
+        Complaint { said, hint }
+    }
+
+    /// `DnsName("db.example")` or `IpAddress(127.0.0.1)`, as webpki shows a name, without the rest.
+    fn plain(name: &str) -> &str {
+        let inner = name.split_once('(').map_or(name, |(_, inner)| inner);
+        inner.trim_end_matches(')').trim_matches('"')
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use crate::store::tls::Mode;
+
+        #[test]
+        fn an_error_is_told_in_the_users_words() {
+            let bad = |bad| complaint(&io::Error::other(rustls::Error::InvalidCertificate(bad)));
+            let unknown = bad(CertificateError::UnknownIssuer).expect("an error of TLS");
+            assert!(unknown.hint.contains("sslrootcert="), "{unknown:?}");
+            let name = bad(CertificateError::NotValidForNameContext {
+                expected: "127.0.0.1".try_into().unwrap(),
+                presented: vec![
+                    "DnsName(\"db.example\")".into(),
+                    "IpAddress(10.0.0.1)".into(),
+                ],
+            });
+            let name = name.expect("an error of TLS");
+            assert_eq!(
+                name.said,
+                "its TLS certificate is for db.example, 10.0.0.1, not for 127.0.0.1"
+            );
+            assert!(complaint(&io::Error::other("no route")).is_none());
+        }
+
+        #[test]
+        fn a_root_certificate_that_is_given_is_always_used() {
+            let resolved = |mode, roots: Option<&str>| {
+                let roots = roots.map(|path| Roots::of("sslrootcert", path).unwrap());
+                let wanted = Wanted { mode, roots };
+                wanted
+                    .resolve()
+                    .map(|(encrypt, check, roots)| (encrypt, check, roots.is_some()))
+            };
+            use {Check::*, Encrypt::*};
+            for (mode, roots, expected) in [
+                (None, None, (IfOffered, Nothing, false)),
+                (None, Some("ca.pem"), (Always, Chain, true)),
+                (None, Some("system"), (Always, ChainAndName, true)),
+                (Some(Mode::Disable), Some("ca.pem"), (Never, Nothing, false)),
+                (Some(Mode::Prefer), None, (IfOffered, Nothing, false)),
+                (Some(Mode::Prefer), Some("ca.pem"), (IfOffered, Chain, true)),
+                (Some(Mode::Require), None, (Always, Nothing, false)),
+                (Some(Mode::Require), Some("ca.pem"), (Always, Chain, true)),
+                (Some(Mode::VerifyCa), None, (Always, Chain, true)),
+                (
+                    Some(Mode::VerifyFull),
+                    Some("ca.pem"),
+                    (Always, ChainAndName, true),
+                ),
+            ] {
+                assert_eq!(
+                    resolved(mode, roots).unwrap(),
+                    expected,
+                    "{mode:?} {roots:?}"
+                );
+            }
+            assert!(resolved(Some(Mode::Require), Some("system")).is_err());
+        }
+
+        #[test]
+        fn a_bad_file_of_certificates_is_told_with_its_name() {
+            for (content, why) in [
+                (None, "No such file"),
+                (Some(""), "no certificate in it"),
+                (
+                    Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+                    "",
+                ),
+            ] {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("ca.pem");
+                if let Some(content) = content {
+                    std::fs::write(&path, content).unwrap();
+                }
+                let said = in_file(&path).unwrap_err().to_string();
+                assert!(said.contains("ca.pem") && said.contains(why), "{said}");
+            }
+        }
+    }
+}

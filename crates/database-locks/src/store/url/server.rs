@@ -1,0 +1,419 @@
+//! The URLs of database servers.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::{FORMS, decode, refuse};
+use crate::error::Error;
+use crate::store::tls;
+
+/// One server, or several of which the first that can be written to is the one; and who wants to
+/// talk to it.
+pub(in crate::store) struct Server {
+    pub user: Option<String>,
+    pub password: Option<String>,
+    /// In the order in which they are tried; never empty.
+    pub addresses: Vec<Address>,
+    pub database: Option<String>,
+    /// Shown by the server beside the connection.
+    pub application: Option<String>,
+    pub tls: tls::Wanted,
+    /// Whether the password is only good over this very TLS connection; PostgreSQL.
+    pub binding: Binding,
+}
+
+/// Without the password.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .field("database", &self.database)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Address {
+    Tcp(String, u16),
+    /// The file of a socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// SCRAM channel binding, in libpq's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) enum Binding {
+    Disable,
+    #[default]
+    Prefer,
+    Require,
+}
+
+/// What an option is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Host,
+    Port,
+    Socket,
+    User,
+    Password,
+    Database,
+    Application,
+    TlsMode,
+    Roots,
+    Session,
+    Binding,
+}
+
+/// What the servers' URLs differ in.
+pub(super) struct Dialect {
+    port: u16,
+    /// The file of a socket, given what stands in the place of a host and its port.
+    socket: fn(&Path, u16) -> PathBuf,
+    options: &'static [(&'static str, Key)],
+}
+
+pub(super) const POSTGRES: Dialect = Dialect {
+    port: 5432,
+    socket: |folder, port| folder.join(format!(".s.PGSQL.{port}")),
+    options: &[
+        ("host", Key::Host),
+        ("port", Key::Port),
+        ("user", Key::User),
+        ("password", Key::Password),
+        ("dbname", Key::Database),
+        ("application_name", Key::Application),
+        ("sslmode", Key::TlsMode),
+        ("sslrootcert", Key::Roots),
+        ("channel_binding", Key::Binding),
+        ("target_session_attrs", Key::Session),
+    ],
+};
+
+pub(super) const MYSQL: Dialect = Dialect {
+    port: 3306,
+    socket: |file, _| file.to_owned(),
+    options: &[
+        ("socket", Key::Socket),
+        ("user", Key::User),
+        ("password", Key::Password),
+        ("sslmode", Key::TlsMode),
+        ("ssl-mode", Key::TlsMode),
+        ("sslrootcert", Key::Roots),
+        ("ssl-ca", Key::Roots),
+    ],
+};
+
+pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
+    let Some(rest) = rest.strip_prefix("//") else {
+        return refuse("without `//`", FORMS);
+    };
+    let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+    // Else a part of the password would be taken for an option, and shown as an unknown one.
+    if options.contains('@') {
+        let allowed = "percent-encoded: `?` in a user name or password is %3F, and `@` is %40";
+        return refuse("with an `@` behind its `?`", allowed);
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    // The last `@`: a password that somebody forgot to encode may hold one as well.
+    let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = match login.split_once(':') {
+        Some((user, password)) => (user, Some(decode(password, "password")?)),
+        None => (login, None),
+    };
+    let mut server = Server {
+        user: some(decode(user, "user name")?),
+        password,
+        addresses: Vec::new(),
+        database: some(decode(database, "database name")?),
+        application: None,
+        tls: tls::Wanted::default(),
+        binding: Binding::default(),
+    };
+    let mut places = Places::listed(places)?;
+    for option in options.split('&').filter(|o| !o.is_empty()) {
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let value = decode(value, "option")?;
+        let known = dialect.options.iter().find(|(name, _)| *name == key);
+        match known.map(|(_, of)| of) {
+            Some(Key::Host) => places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
+            Some(Key::Port) => places.ports = ports(&value)?,
+            Some(Key::Socket) => places.socket(value)?,
+            Some(Key::User) => server.user = some(value),
+            Some(Key::Password) => server.password = Some(value),
+            Some(Key::Database) => server.database = some(value),
+            Some(Key::Application) => server.application = some(value),
+            Some(Key::TlsMode) => server.tls.mode = Some(tls::Mode::of(key, &value)?),
+            Some(Key::Roots) => server.tls.roots = Some(tls::Roots::of(key, &value)?),
+            Some(Key::Session) => session(&value)?,
+            Some(Key::Binding) => server.binding = binding(&value)?,
+            None => return unknown(key, dialect),
+        }
+    }
+    server.addresses = places.addresses(dialect)?;
+    Ok(server)
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
+    let key: String = key.chars().take(40).collect();
+    let names: Vec<_> = dialect.options.iter().map(|(name, _)| *name).collect();
+    refuse(
+        format!("with the unknown option `{}`", key.escape_debug()),
+        &format!("without it; the options are {}", names.join(", ")),
+    )
+}
+
+/// What kind of server is looked for. Locks have to be written, so it is always the same one: one
+/// that can be written to.
+fn session(value: &str) -> Result<(), Error> {
+    match value {
+        "any" | "read-write" | "primary" => Ok(()),
+        _ => refuse(
+            "with a target_session_attrs that asks for something else than a server to write to",
+            "read-write, primary or any, which all mean a server that can be written to: locks have \
+             to be",
+        ),
+    }
+}
+
+fn binding(value: &str) -> Result<Binding, Error> {
+    match value {
+        "disable" => Ok(Binding::Disable),
+        "prefer" => Ok(Binding::Prefer),
+        "require" => Ok(Binding::Require),
+        _ => refuse(
+            "with an unknown channel_binding",
+            "disable, prefer or require",
+        ),
+    }
+}
+
+/// Where to look for servers, as it was written.
+struct Places {
+    /// A name, address or path each, and its port.
+    hosts: Vec<(String, Option<u16>)>,
+    /// Of the option: one for all of the hosts, or one for each.
+    ports: Vec<u16>,
+}
+
+impl Places {
+    /// `host:port,[::1]:port,%2Frun%2Fsocket`
+    fn listed(text: &str) -> Result<Self, Error> {
+        let mut hosts = Vec::new();
+        for place in text.split(',') {
+            let (host, port) = host_and_port(place)?;
+            hosts.push((decode(host, "host")?, port));
+        }
+        let ports = Vec::new();
+        Ok(Self { hosts, ports })
+    }
+
+    fn socket(&mut self, path: String) -> Result<(), Error> {
+        if !path.starts_with('/') {
+            return refuse("with a socket that is no path", "socket=/absolute/path");
+        }
+        if self.hosts.len() > 1 {
+            let allowed = "either; in a list of hosts a socket is written as %2Fpath%2Fto%2Fit";
+            return refuse("of several hosts and with a socket", allowed);
+        }
+        self.hosts = vec![(path, None)];
+        Ok(())
+    }
+
+    fn addresses(self, dialect: &Dialect) -> Result<Vec<Address>, Error> {
+        let (count, ports) = (self.hosts.len(), &self.ports);
+        if ports.len() > 1 && ports.len() != count {
+            let allowed = "one port for all hosts, or one for each";
+            return refuse(
+                format!("of {count} hosts and {} ports", ports.len()),
+                allowed,
+            );
+        }
+        let port_of = |at: usize| ports.get(at).or(ports.first()).copied();
+        let address = |(at, (host, port)): (usize, (String, Option<u16>))| {
+            let port = port_of(at).or(port).unwrap_or(dialect.port);
+            Ok(match host {
+                path if path.starts_with('/') => {
+                    Address::Unix((dialect.socket)(Path::new(&path), port))
+                }
+                host if !host.is_empty() => Address::Tcp(host, port),
+                _ if count == 1 => Address::Tcp("localhost".into(), port),
+                _ => return refuse("with an empty host in its list", "HOST:PORT,HOST:PORT"),
+            })
+        };
+        self.hosts.into_iter().enumerate().map(address).collect()
+    }
+}
+
+fn ports(value: &str) -> Result<Vec<u16>, Error> {
+    let port = |text: &str| text.parse().ok().filter(|port| *port > 0);
+    match value.split(',').map(port).collect() {
+        Some(ports) => Ok(ports),
+        None => refuse("with a bad port", "a port of 1 to 65535"),
+    }
+}
+
+fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
+    let (host, port) = match place
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
+        Some((v6, rest)) => (v6, rest.strip_prefix(':')),
+        None => match place.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (place, None),
+        },
+    };
+    match port.filter(|p| !p.is_empty()).map(str::parse::<u16>) {
+        None => Ok((host, None)),
+        Some(Ok(port)) if port > 0 => Ok((host, Some(port))),
+        // Not repeated: in `postgres://user:pass word/db` this is the password.
+        Some(_) => refuse(
+            "with a bad port",
+            "a port of 1 to 65535; `@`, `:` and `/` in a \
+                           user name or password must be written %40, %3A and %2F",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Target, parse};
+    use super::*;
+
+    fn server(url: &str) -> Server {
+        match parse(url) {
+            Ok(Target::Postgres(server) | Target::Mysql(server)) => server,
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    fn addresses(url: &str) -> String {
+        let shown: Vec<_> = server(url)
+            .addresses
+            .iter()
+            .map(Address::to_string)
+            .collect();
+        shown.join(" ")
+    }
+
+    #[test]
+    fn the_parts_of_a_url_are_decoded() {
+        let s = server("postgres://us%40er:p%3Aw%2Fd@db.example:6000/my%20db?application_name=x");
+        assert_eq!(s.user.as_deref(), Some("us@er"));
+        assert_eq!(s.password.as_deref(), Some("p:w/d"));
+        assert_eq!(s.addresses, [Address::Tcp("db.example".into(), 6000)]);
+        assert_eq!(s.database.as_deref(), Some("my db"));
+        assert_eq!(s.application.as_deref(), Some("x"));
+        let s = server("mysql://root@[::1]/db");
+        assert_eq!(s.addresses, [Address::Tcp("::1".into(), 3306)]);
+    }
+
+    #[test]
+    fn hosts_are_tried_in_the_order_in_which_they_are_listed() {
+        for (url, expected) in [
+            (
+                "postgres://u:p@h1:5433,h2,[::1]:5434/d",
+                "h1:5433 h2:5432 [::1]:5434",
+            ),
+            ("mysql://u:p@h1,h2:3307/d", "h1:3306 h2:3307"),
+            ("postgres:///d?host=h1,h2&port=6000", "h1:6000 h2:6000"),
+            (
+                "postgres:///d?port=6000,6001&host=h1,/run/pg",
+                "h1:6000 /run/pg/.s.PGSQL.6001",
+            ),
+            (
+                "postgres://%2Frun%2Fpg:6000,h2/d",
+                "/run/pg/.s.PGSQL.6000 h2:5432",
+            ),
+            ("mariadb://%2Frun%2Fm.sock,h2/d", "/run/m.sock h2:3306"),
+            ("postgres:///d", "localhost:5432"),
+            ("postgres:///d?host=", "localhost:5432"),
+        ] {
+            assert_eq!(addresses(url), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_named_as_the_drivers_users_name_them() {
+        assert_eq!(
+            addresses("postgres:///db?host=/run/pg"),
+            "/run/pg/.s.PGSQL.5432"
+        );
+        assert_eq!(
+            addresses("postgres://u@%2Frun%2Fpg/db"),
+            "/run/pg/.s.PGSQL.5432"
+        );
+        assert_eq!(
+            addresses("mariadb://u@localhost/db?socket=/run/m.sock"),
+            "/run/m.sock"
+        );
+    }
+
+    #[test]
+    fn a_server_is_one_that_can_be_written_to() {
+        for attrs in ["any", "read-write", "primary"] {
+            server(&format!("postgres://h/d?target_session_attrs={attrs}"));
+        }
+        for attrs in ["read-only", "standby", "prefer-standby", ""] {
+            let said = parse(&format!("postgres://h/d?target_session_attrs={attrs}"));
+            let said = said.expect_err(attrs).to_string();
+            assert!(
+                said.contains("target_session_attrs") && said.contains("read-write"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_words_for_tls_are_those_of_either_server() {
+        let mode = |url: &str| server(url).tls.mode;
+        assert_eq!(
+            mode("postgres://h/d?sslmode=verify-ca"),
+            Some(tls::Mode::VerifyCa)
+        );
+        for word in [
+            "sslmode=verify-full",
+            "ssl-mode=VERIFY_IDENTITY",
+            "sslmode=verify_identity",
+        ] {
+            assert_eq!(
+                mode(&format!("mysql://h/d?{word}")),
+                Some(tls::Mode::VerifyFull),
+                "{word}"
+            );
+        }
+        assert_eq!(
+            mode("mysql://h/d?ssl-mode=REQUIRED"),
+            Some(tls::Mode::Require)
+        );
+        let said = parse("postgres://h/d?sslmode=always")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains("sslmode") && said.contains("verify-full"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_server_is_shown_without_its_password() {
+        let shown = format!("{:?}", server("postgres://u:hunter2@h/d?password=hunter2"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -1,0 +1,479 @@
+//! URLs against real servers: several hosts, sockets, names and passwords that have to be encoded;
+//! and servers and tables that are refused, with the reason.
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use database_locks::{Error, Locks};
+use testkit::sql::LOCKER_PASSWORD;
+use testkit::time::now;
+use testkit::{Lab, MariaDb, Postgres, Proxy, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+/// The URL with these in the place of its host.
+fn at(url: &str, hosts: &[String]) -> String {
+    let (login, rest) = url.split_once('@').expect("a user");
+    let (_, database) = rest.split_once('/').expect("a database");
+    format!("{login}@{}/{database}", hosts.join(","))
+}
+
+fn host_of(url: &str) -> String {
+    let (_, rest) = url.split_once('@').expect("a user");
+    rest.split(['/', '?']).next().unwrap_or_default().to_owned()
+}
+
+/// A host where nobody listens.
+fn dead() -> String {
+    format!("127.0.0.1:{}", testkit::server::free_port())
+}
+
+/// A host that accepts and never says a word.
+fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let host = listener.local_addr().expect("bound").to_string();
+    (listener, host)
+}
+
+async fn works(url: &str) {
+    let locks = Locks::connect(url).await;
+    let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+    locks.migrate().await.expect("makes the table");
+    let guard = locks.lock("job").acquire().await.expect("free");
+    guard.release().await.expect("ours");
+}
+
+async fn refused(url: &str, words: &[&str]) {
+    said(&Locks::connect(url).await.expect_err(url), words);
+}
+
+fn said(error: &Error, words: &[&str]) {
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+    let chain = error.chain();
+    for word in words {
+        assert!(chain.contains(word), "`{word}` is not in: {chain}");
+    }
+}
+
+async fn a_dead_host_and_a_silent_one_are_passed_over(lab: &Lab) {
+    let (_listener, silent) = silent();
+    let hosts = [dead(), silent, host_of(&lab.url)];
+    let began = now();
+    works(&at(&lab.url, &hosts)).await;
+    assert!(began.elapsed() < ms(5000), "{:?}", began.elapsed());
+    promise("P12", lab.engine);
+}
+
+async fn when_no_host_will_do_each_is_named_with_its_reason(lab: &Lab) {
+    let (_listener, silent) = silent();
+    let hosts = [dead(), silent];
+    let url = at(&lab.url, &hosts).replacen('@', ":hunter2@", 1);
+    let error = Locks::connect(&url).await.expect_err("nobody there");
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    let chain = error.chain();
+    for word in [&*hosts[0], "refused", &*hosts[1], "did not answer within"] {
+        assert!(chain.contains(word), "`{word}` is not in: {chain}");
+    }
+    assert!(!format!("{chain} {error:?}").contains("hunter2"), "{chain}");
+    promise("P14", lab.engine);
+}
+
+/// Its hosts are cut off one after the other: the holder keeps its lock, the waiter its place.
+async fn holders_and_waiters_move_to_another_host(lab: &Lab) {
+    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+    let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
+    let (url, other) = (at(&lab.url, &hosts), lab.locks().await);
+    let locks = lab.locks_at(&url).await;
+    let held = locks.lock("held").ttl(ms(6000)).renew_every(ms(500));
+    let guard = held.acquire().await.unwrap();
+    let blocker = other.lock("waited for").acquire().await.unwrap();
+    let waiter = {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.lock("waited for").acquire().await })
+    };
+    tokio::time::sleep(ms(700)).await;
+    assert_eq!(second.counts().connections, 0, "the first will do");
+    for (gone, next) in [(&first, &second), (&second, &first)] {
+        next.refuse(false);
+        next.reset_counts();
+        gone.refuse(true);
+        gone.cut();
+        tokio::time::sleep(ms(3000)).await;
+        assert!(guard.is_held() && next.counts().connections > 0);
+        soon(guard.check())
+            .await
+            .expect("renewed over the other host");
+        assert!(!waiter.is_finished());
+    }
+    blocker.release().await.unwrap();
+    let waited = soon(waiter).await.unwrap().unwrap();
+    waited.release().await.unwrap();
+    guard.release().await.unwrap();
+    promise("P6", lab.engine);
+    promise("P12", lab.engine);
+}
+
+/// A host that served is stayed with, though one before it is back.
+async fn a_connection_that_broke_is_made_anew_where_it_was(lab: &Lab) {
+    let (first, second) = (Proxy::to_url(&lab.url), Proxy::to_url(&lab.url));
+    let hosts = [&first, &second].map(|proxy| format!("127.0.0.1:{}", proxy.port()));
+    first.refuse(true);
+    let locks = lab.locks_at(&at(&lab.url, &hosts)).await;
+    first.refuse(false);
+    second.cut();
+    let guard = soon(locks.lock("job").acquire()).await.unwrap();
+    guard.release().await.unwrap();
+    assert_eq!(first.counts().connections, 0);
+    assert!(second.counts().connections >= 2);
+    promise("P12", lab.engine);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_dead_host_and_a_silent_one_are_passed_over,
+            when_no_host_will_do_each_is_named_with_its_reason,
+            holders_and_waiters_move_to_another_host,
+            a_connection_that_broke_is_made_anew_where_it_was,
+        );
+    )* };
+}
+on!(postgres, mariadb);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_of_postgres_is_passed_over_for_its_primary() {
+    let Some(primary) = Postgres::start() else {
+        return;
+    };
+    let url = primary.fresh_database();
+    let standby = primary.standby();
+    let standby = format!("127.0.0.1:{}", standby.port());
+    // Not dropped before the end.
+    let (first, second) = (standby.clone(), host_of(&url));
+    for attrs in [
+        "",
+        "?target_session_attrs=read-write",
+        "?target_session_attrs=any",
+    ] {
+        works(&format!(
+            "{}{attrs}",
+            at(&url, &[first.clone(), second.clone()])
+        ))
+        .await;
+    }
+    let alone = at(&url, &[standby.clone()]);
+    refused(&alone, &[&standby, "read-only standby", "primary"]).await;
+    let asked = Locks::connect(format!("{url}?target_session_attrs=read-only")).await;
+    assert!(
+        matches!(asked, Err(Error::Config { setting: "url", .. })),
+        "{asked:?}"
+    );
+    promise("P12", "postgres");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_postgres_is_passed_over_or_refused() {
+    let (Some(read_only), Some(primary)) = (Postgres::start(), Postgres::shared()) else {
+        return;
+    };
+    let setting = "ALTER DATABASE postgres SET default_transaction_read_only = on";
+    read_only.query("postgres", setting).expect("is set");
+    let url = primary.fresh_database();
+    // Of the name that the database has on both.
+    let hosts = [format!("127.0.0.1:{}", read_only.port()), host_of(&url)];
+    works(&at(&primary.url(), &hosts)).await;
+    refused(
+        &read_only.url(),
+        &["is read-only", "default_transaction_read_only"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_mariadb_is_passed_over_or_refused() {
+    let (Some(replica), Some(primary)) = (MariaDb::start(), MariaDb::shared()) else {
+        return;
+    };
+    replica
+        .query("mysql", "SET GLOBAL read_only = ON")
+        .expect("is set");
+    let url = primary.fresh_database();
+    let hosts = [format!("127.0.0.1:{}", replica.port()), host_of(&url)];
+    works(&at(&url, &hosts)).await;
+    refused(&replica.url(), &["is read-only", "primary"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_mariadb_is_refused_with_its_version() {
+    let Some(old) = MariaDb::options().set("version=10.5.8-MariaDB").start() else {
+        return;
+    };
+    refused(&old.url(), &["10.5.8", "10.6 at least"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_are_hosts_like_others() {
+    let encode = testkit::sql::percent_encode;
+    if let Some(server) = Postgres::shared() {
+        let url = server.fresh_database();
+        works(&server.socket_url(&url)).await;
+        let socket = format!(
+            "{}:{}",
+            encode(&server.socket_dir().display().to_string()),
+            server.port()
+        );
+        works(&at(&url, &[socket.clone()])).await;
+        works(&at(&url, &["%2Fnowhere".into(), dead(), socket])).await;
+        refused_names_a_socket(&at(&url, &["%2Fnowhere:1".into()]), "/nowhere/.s.PGSQL.1").await;
+    }
+    if let Some(server) = MariaDb::shared() {
+        let url = server.fresh_database();
+        works(&server.socket_url(&url)).await;
+        let socket = encode(&server.socket().display().to_string());
+        works(&at(&url, &[socket.clone()])).await;
+        works(&at(&url, &["%2Fnowhere".into(), dead(), socket])).await;
+        refused_names_a_socket(&at(&url, &["%2Fnowhere".into()]), "/nowhere").await;
+    }
+}
+
+async fn refused_names_a_socket(url: &str, socket: &str) {
+    let error = Locks::connect(url).await.expect_err("nobody there");
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(error.chain().contains(socket), "{}", error.chain());
+}
+
+/// Every character that means something in a URL or in SQL, in the name and in the password.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_passwords_may_hold_anything() {
+    let (odd, encode) = ("o/d:d@us%er?#&'é", testkit::sql::percent_encode);
+    let login = format!("{}:{}", encode(odd), encode(LOCKER_PASSWORD));
+    let (sql_name, sql_password) = (odd.replace('\'', "''"), LOCKER_PASSWORD.replace('\'', "''"));
+    // On PostgreSQL only `locker` needs the password; the name is another's as well.
+    if let Some(server) = Postgres::shared() {
+        let url = server.fresh_database();
+        let role = format!("CREATE ROLE \"{odd}\" SUPERUSER LOGIN PASSWORD '{sql_password}'");
+        server.query("postgres", &role).expect("makes a role");
+        works(&url.replace("postgres@", &format!("{login}@"))).await;
+        let as_options = url.replace("postgres@", "");
+        let (user, password) = (encode(odd), encode(LOCKER_PASSWORD));
+        works(&format!("{as_options}?user={user}&password={password}")).await;
+        works(&server.locker_url(&server.fresh_database())).await;
+        let bad = server.locker_url_with("postgres", "hunter2");
+        refused(&bad, &["password", "check user name and password"]).await;
+    }
+    if let Some(server) = MariaDb::shared() {
+        let url = server.fresh_database();
+        let user = format!("'{sql_name}'@'127.0.0.1'");
+        let made = format!("CREATE USER {user} IDENTIFIED BY '{sql_password}'");
+        server.query("mysql", &made).expect("makes a user");
+        let granted = format!("GRANT ALL ON *.* TO {user}");
+        server.query("mysql", &granted).expect("grants");
+        works(&url.replace("root@", &format!("{login}@"))).await;
+        let bad = server.locker_url_with("mysql", "hunter2");
+        refused(&bad, &["Access denied", "check user name and password"]).await;
+    }
+}
+
+/// The table is refused when it is used, and not when connecting: `migrate` puts it right.
+async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
+    lab.locks().await;
+    lab.sql(spoil);
+    let locks = Locks::connect(&lab.url).await.expect("the server is fit");
+    said(
+        &locks.lock("job").try_acquire().await.expect_err(spoil),
+        words,
+    );
+    said(&locks.list().await.expect_err(spoil), words);
+    locks.migrate().await.expect("mends it");
+    let guard = soon(locks.lock("job").acquire())
+        .await
+        .expect("it is fit now");
+    guard.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_mariadb_that_cannot_hold_locks_is_refused() {
+    let lab = || Lab::mariadb();
+    if lab().is_none() {
+        return;
+    }
+    let table = "ALTER TABLE database_locks_lock";
+    let blind =
+        "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL";
+    let padded = "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL";
+    for (spoil, words) in [
+        (
+            blind,
+            [
+                "utf8mb4_general_ci",
+                "two names could be one lock",
+                "dblock init",
+            ],
+        ),
+        (
+            padded,
+            ["utf8mb4_bin", "two names could be one lock", "dblock init"],
+        ),
+        (
+            "ENGINE = MyISAM",
+            ["MyISAM", "without transactions", "dblock init"],
+        ),
+        (
+            "DROP INDEX name",
+            ["the same name twice", "two could get", "dblock init"],
+        ),
+        (
+            "DROP COLUMN grant_id",
+            ["grant_id", "older version", "dblock init"],
+        ),
+    ] {
+        let Some(lab) = lab() else { return };
+        refused_until_mended(&lab, &format!("{table} {spoil}"), &words).await;
+    }
+    promise("P10", "mariadb");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_postgres_that_cannot_hold_locks_is_refused() {
+    let Some(lab) = Lab::postgres() else { return };
+    let dropped = "ALTER TABLE database_locks_lock DROP COLUMN grant_id";
+    refused_until_mended(&lab, dropped, &["grant_id", "dblock init"]).await;
+
+    let blind = "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2',
+                                         deterministic = false);
+                 ALTER TABLE database_locks_lock
+                       ALTER COLUMN name TYPE varchar(255) COLLATE blind";
+    let to_text = "ALTER TABLE database_locks_lock
+                         ALTER COLUMN name TYPE varchar(255) COLLATE \"C\"";
+    let padded = "ALTER TABLE database_locks_lock ALTER COLUMN name TYPE char(255)";
+    let table = "ALTER TABLE database_locks_lock";
+    let (unlogged, logged) = (
+        format!("{table} SET UNLOGGED"),
+        format!("{table} SET LOGGED"),
+    );
+    for (spoil, words, mend) in [
+        (
+            blind,
+            [
+                "nondeterministic",
+                "two names could be one lock",
+                "ALTER COLUMN",
+            ],
+            to_text,
+        ),
+        (
+            padded,
+            [
+                "neither varchar nor text",
+                "two names could be one lock",
+                "ALTER COLUMN",
+            ],
+            to_text,
+        ),
+        (&unlogged, ["UNLOGGED", "a crash", "SET LOGGED"], &*logged),
+    ] {
+        lab.locks().await;
+        for statement in spoil.split(';') {
+            lab.sql(statement);
+        }
+        let locks = Locks::connect(&lab.url).await.expect("the server is fit");
+        said(
+            &locks.lock("job").try_acquire().await.expect_err(spoil),
+            &words,
+        );
+        said(&locks.list().await.expect_err(spoil), &words);
+        lab.sql(mend);
+        let guard = soon(locks.lock("job").acquire())
+            .await
+            .expect("it is fit now");
+        guard.release().await.unwrap();
+    }
+    promise("P10", "postgres");
+}
+
+/// Whatever the library and its drivers log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    fn add(&self, line: impl std::fmt::Debug) {
+        let mut log = self.0.lock().unwrap();
+        log.push_str(&format!("{line:?}\n"));
+    }
+}
+
+impl tracing::field::Visit for Log {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.add(format_args!("{field}={value:?}"));
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        span.record(&mut self.clone());
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        values.record(&mut self.clone());
+    }
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        self.add(record.args());
+    }
+    fn flush(&self) {}
+}
+
+/// Logs of the whole process: what the other tests of this file log is looked at as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_password_stands_in_any_log() {
+    let seen = Log::default();
+    tracing::subscriber::set_global_default(seen.clone()).expect("the only one");
+    log::set_boxed_logger(Box::new(seen.clone())).expect("the only one");
+    log::set_max_level(log::LevelFilter::Trace);
+    let postgres = Postgres::shared().map(|s| ("postgres", s.locker_url(&s.fresh_database())));
+    let mariadb = MariaDb::shared().map(|s| ("mariadb", s.locker_url(&s.fresh_database())));
+    for (engine, url) in [postgres, mariadb].into_iter().flatten() {
+        works(&url).await;
+        let (_listener, silent) = silent();
+        let several = at(&url, &[dead(), silent, host_of(&url)]);
+        let locks = Locks::connect(&several).await.expect("the last one");
+        let guard = locks.lock("job").acquire().await.expect("free");
+        let metadata = locks.show("job").await.unwrap().expect("a row").metadata;
+        let shown = format!("{locks:?} {guard:?} {metadata:?}");
+        guard.release().await.unwrap();
+        let wrong = url.replace(&testkit::sql::percent_encode(LOCKER_PASSWORD), "hunter2");
+        let error = Locks::connect(&wrong).await.expect_err("a wrong password");
+        let log = seen.0.lock().unwrap().clone();
+        assert!(log.contains(&host_of(&url)), "nothing was logged");
+        let encoded = testkit::sql::percent_encode(LOCKER_PASSWORD);
+        for text in [log, shown, error.chain(), format!("{error:?}")] {
+            for secret in [LOCKER_PASSWORD, &encoded, "hunter2"] {
+                assert!(!text.contains(secret), "{text}");
+            }
+        }
+        promise("P14", engine);
+    }
+}

@@ -1,0 +1,17 @@
+//! `dblock prune --older-than 30d`
+
+use std::time::Duration;
+
+use crate::exit::Failure;
+use crate::output;
+use crate::place::Place;
+
+pub(crate) async fn prune(place: &Place, idle: Duration, unknown: bool) -> Result<u8, Failure> {
+    let deleted = place.connect().await?.prune(idle, unknown).await?;
+    let rows = if deleted == 1 { "row" } else { "rows" };
+    let idle = output::human(idle);
+    output::say(&format!(
+        "{deleted} {rows} deleted of locks that nobody has had for {idle}"
+    ));
+    Ok(0)
+}

@@ -1,0 +1,114 @@
+//! What `run` and `acquire` have in common: connect, and have the lock, within the wait.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use database_locks::{Error, Lock, LockGuard, Locks, Ticket, Ttl};
+use tokio::time::timeout;
+
+use crate::args::Wish;
+use crate::exit::{self, Failure};
+use crate::place::Place;
+use crate::signals::Signals;
+
+/// How long what is given back in the background may take before we end all the same. The lease
+/// then frees the lock.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Connect, and wait for the lock as it is wished for, with settings of the command's own; or go on
+/// with it, where somebody has its ticket.
+pub(super) async fn take(
+    place: &Place,
+    wish: &Wish,
+    ticket: Option<&Ticket>,
+    signals: &mut Signals,
+    settings: impl FnOnce(Lock) -> Lock,
+) -> Result<(Locks, LockGuard), Failure> {
+    let (locks, wait) = connect(place, wish.wait, signals).await?;
+    let lock = settings(locks.lock(wish.name.as_str()).ttl(wish.ttl));
+    let lock = wanted(lock, wish, wait);
+    let work = async {
+        match ticket {
+            Some(ticket) => lock.take_up(ticket).await.map_err(Failure::of_ticket),
+            None => lock.acquire().await.map_err(|error| refused(error, wish)),
+        }
+    };
+    match until_signal(signals, work).await {
+        Ok(taken) => Ok((locks, taken?)),
+        Err(interrupted) => {
+            drain(&locks).await;
+            Err(interrupted)
+        }
+    }
+}
+
+pub(super) fn cannot_listen(error: io::Error) -> Failure {
+    Failure::unavailable(format!("cannot listen to signals: {error}"))
+}
+
+/// Connect, within the wait; what is left of that is for the lock.
+async fn connect(
+    place: &Place,
+    wait: Option<Duration>,
+    signals: &mut Signals,
+) -> Result<(Locks, Option<Duration>), Failure> {
+    let Some(wait) = wait.filter(|wait| !wait.is_zero()) else {
+        return Ok((until_signal(signals, place.connect()).await??, wait));
+    };
+    #[allow(clippy::disallowed_methods, reason = "no lease is measured by it")]
+    let began = std::time::Instant::now();
+    let connecting = until_signal(signals, timeout(wait, place.connect())).await?;
+    let locks = connecting.map_err(|_| {
+        let said = format!(
+            "the database did not answer within the wait of {}",
+            Ttl::from(wait)
+        );
+        Failure::unavailable(format!(
+            "{said}: wait longer, or check --url or DATABASE_LOCKS_URL"
+        ))
+    })??;
+    Ok((locks, Some(wait.saturating_sub(began.elapsed()))))
+}
+
+/// Before there is a CMD, a signal is for us.
+async fn until_signal<T>(
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        signal = signals.next() => Err(Failure::interrupted(signal as i32)),
+        done = work => Ok(done),
+    }
+}
+
+fn wanted(mut lock: Lock, wish: &Wish, wait: Option<Duration>) -> Lock {
+    for (key, value) in &wish.meta {
+        lock = lock.metadata(key.as_str(), value.as_str());
+    }
+    if let Some(holder) = &wish.owner {
+        lock = lock.holder(holder.as_str());
+    }
+    match wait {
+        Some(limit) => lock.wait(limit),
+        None => lock,
+    }
+}
+
+fn refused(mut error: Error, wish: &Wish) -> Failure {
+    // The wait as it was asked for, the time to connect included.
+    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, wish.wait) {
+        *waited = wait;
+    }
+    let mut failure = Failure::from(error);
+    if failure.code == exit::BUSY {
+        failure.code = wish.busy_exit;
+    }
+    failure
+}
+
+pub(super) async fn drain(locks: &Locks) {
+    // Over time: the lease ends by itself.
+    let _ = timeout(DRAIN, locks.drain()).await;
+}

@@ -1,0 +1,82 @@
+//! Certificates made for a test, and files of them.
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+use std::path::{Path, PathBuf};
+
+use crate::tether::ScratchDir;
+
+/// A CA that nobody knows, in a directory of its own.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    dir: ScratchDir,
+}
+
+/// A server's certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    pub(crate) chain: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    /// Make one.
+    ///
+    /// # Panics
+    ///
+    /// When there is no randomness or no temporary directory.
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names are good names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key can be made");
+        let pem = params.self_signed(&key).expect("it signs itself").pem();
+        let dir = ScratchDir::new("ca");
+        std::fs::write(dir.join("ca.pem"), &pem).expect("the directory is ours");
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+            dir,
+        }
+    }
+
+    /// The file of its own certificate, for `sslrootcert`.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// A certificate for servers of these names and addresses.
+    ///
+    /// # Panics
+    ///
+    /// When one of them is none.
+    pub fn certify(&self, names: &[&str]) -> Certificate {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("names of hosts");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "a server");
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the CA signs");
+        Certificate {
+            chain: format!("{}{}", certificate.pem(), self.pem),
+            key: key.serialize_pem(),
+        }
+    }
+}
+
+impl Certificate {
+    /// Write both into a server's directory. Only the server may read the key, or it will not have it.
+    pub(crate) fn write(&self, dir: &Path, give: impl Fn(&Path)) {
+        use std::os::unix::fs::PermissionsExt;
+        for (name, pem) in [("cert.pem", &self.chain), ("key.pem", &self.key)] {
+            let path = dir.join(name);
+            std::fs::write(&path, pem).expect("the directory is ours");
+            let private = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&path, private).expect("the file is ours");
+            give(&path);
+        }
+    }
+}
