@@ -29,10 +29,10 @@ check: ## look at the code without running it: format, lints, features by themse
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	for features in $(FEATURES); do \
-		cargo clippy -p database-locks --no-default-features --features $$features -- -D warnings; \
+		cargo clippy -p database-locks --no-default-features --features "$$features" -- -D warnings; \
 	done
 	for features in $(DBLOCK_FEATURES); do \
-		cargo clippy -p dblock --no-default-features --features $$features -- -D warnings; \
+		cargo clippy -p dblock --no-default-features --features "$$features" -- -D warnings; \
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 

@@ -52,6 +52,10 @@ mod acquire;
 pub mod blocking;
 mod clock;
 mod default;
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    allow(dead_code)
+)]
 pub mod doctor;
 mod error;
 mod fork;
