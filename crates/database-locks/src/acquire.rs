@@ -184,6 +184,7 @@ impl Progress {
             }
             _ => {
                 self.occupant.get_or_insert_default();
+                self.failure = None;
             }
         }
     }
@@ -207,8 +208,8 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
     };
     tokio::select! {
         biased;
-        done = work(inner, want, &progress, Some(began + limit)) => return done,
-        () = clock::sleep_until(began + limit) => {}
+        done = work(inner, want, &progress, Some(began.saturating_add(limit))) => return done,
+        () = clock::sleep_until(began.saturating_add(limit)) => {}
     }
     let Progress {
         occupant, failure, ..
@@ -216,12 +217,12 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     match (occupant, failure) {
-        (None, Some(failure)) => Err(failure.into_error(op(&want.name))),
+        (_, Some(failure)) => Err(failure.into_error(op(&want.name))),
         (None, None) => Err(Error::Unavailable {
             op: op(&want.name),
             source: format!("no answer within {}", crate::error::Human(limit)).into(),
         }),
-        (Some(occupant), _) => Err(Error::TimedOut {
+        (Some(occupant), None) => Err(Error::TimedOut {
             name: want.name.clone(),
             waited: clock::now() - began,
             holder: occupant.holder,

@@ -56,6 +56,12 @@ impl LockGuard {
         }
     }
 
+    /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
+    pub(crate) fn perhaps_endless(mut self) -> Self {
+        self.ttl = Ttl::Endless;
+        self
+    }
+
     /// Which lock.
     pub fn name(&self) -> &LockName {
         &self.held.grant.name
@@ -183,7 +189,11 @@ impl LockGuard {
             return self.still_trusted();
         };
         let timing = timing.with_ttl(ttl)?;
-        self.ttl = ttl;
+        // Never shortened in the database: what the row once had is what a release must reckon with.
+        self.ttl = match (self.ttl, ttl) {
+            (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
+            _ => Ttl::Endless,
+        };
         let mut status = self.held.watch();
         self.inner.scheduler.extend(id, timing);
         let settled = status

@@ -16,7 +16,7 @@ use crate::metrics;
 use crate::release::give_back;
 use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
 use crate::ticket::Ticket;
-use crate::timing::{MAX_FIRST_GRANT, Ttl};
+use crate::timing::Ttl;
 use crate::token::GrantId;
 
 /// Take a ticket up on the background thread.
@@ -62,10 +62,12 @@ pub(crate) async fn take_up(
                 "lock taken up"
             );
         }
-        begun.map_err(|reason| Error::Lost {
-            name: to.name.clone(),
-            reason,
-        })
+        begun
+            .map(LockGuard::perhaps_endless)
+            .map_err(|reason| Error::Lost {
+                name: to.name.clone(),
+                reason,
+            })
     })
     .await
 }
@@ -109,14 +111,9 @@ impl Drop for Unsettled<'_> {
             token: Some(*token),
             grant: to.grant,
             holder: Arc::clone(&to.holder),
-            durable: false,
+            durable: true,
         };
-        tokio::spawn(give_back(
-            Arc::clone(&self.inner),
-            what,
-            Ttl::Lasting(MAX_FIRST_GRANT),
-            None,
-        ));
+        tokio::spawn(give_back(Arc::clone(&self.inner), what, Ttl::Endless, None));
     }
 }
 

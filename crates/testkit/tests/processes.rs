@@ -159,6 +159,21 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
+/// Whoever made the file keeps its locks on it when somebody else has opened and closed it.
+async fn the_maker_of_a_file_is_not_forgotten_by_others(lab: &Lab) {
+    let path = lab.url.trim_start_matches("sqlite://").to_owned();
+    let mut maker = holder(&lab.url, "job", Duration::from_secs(4));
+    let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
+                  c.execute('SELECT count(*) FROM database_locks_lock').fetchall(); c.close()";
+    let stranger = Command::new("python3").args(["-c", script, &path]).status();
+    assert!(stranger.is_ok_and(|status| status.success()));
+    sleep(Duration::from_secs(5));
+    assert_eq!(ask(&mut maker), "is_held true");
+    let locks = lab.locks().await;
+    assert!(locks.lock("job").try_acquire().await.unwrap().is_none());
+    promise("P1", lab.engine);
+}
+
 /// A child that goes on without exec neither trusts, renews nor releases what its parent holds, and
 /// takes locks of its own.
 async fn a_forked_child_touches_nothing_of_its_parents(lab: &Lab) {
@@ -248,6 +263,11 @@ mod clocks {
 }
 
 mod busy {
-    use super::sixteen_processes_outlast_a_busy_file;
-    testkit::lab_tests!(sqlite: sixteen_processes_outlast_a_busy_file);
+    use super::{
+        sixteen_processes_outlast_a_busy_file, the_maker_of_a_file_is_not_forgotten_by_others,
+    };
+    testkit::lab_tests!(sqlite:
+        sixteen_processes_outlast_a_busy_file,
+        the_maker_of_a_file_is_not_forgotten_by_others,
+    );
 }

@@ -124,7 +124,8 @@ const RELEASE: &str = "
     UPDATE {table} SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
-     WHERE name = ?1 AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4";
+     WHERE name = ?1 AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4
+       AND granted_until = expires_at";
 
 /// Free a lock whoever has it. The token is raised, so that its holder can tell this from a release
 /// with its own ticket.
@@ -238,11 +239,18 @@ impl Worker {
         }
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
+        // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor of
+        // a file gives up all locks that this process has on it, SQLite's among them.
+        // https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+        static MAKING: Mutex<()> = Mutex::new(());
+        let alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let made = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&self.path);
+            .open(&self.path)
+            .map(drop);
+        drop(alone);
         if let Err(error) = made
             && error.kind() != std::io::ErrorKind::AlreadyExists
         {

@@ -558,6 +558,7 @@ WITH picked AS MATERIALIZED (
                 THEN set_config('synchronous_commit', 'on', true) END
       FROM {table}
      WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+       AND granted_until = expires_at
        FOR NO KEY UPDATE SKIP LOCKED
 ), freed AS (
     UPDATE {table} l SET
@@ -571,6 +572,7 @@ SELECT 1::bigint, true FROM freed
 SELECT 1::bigint, false
   FROM {table}
  WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+       AND granted_until = expires_at
    AND NOT EXISTS (SELECT FROM freed)";
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
@@ -588,7 +590,7 @@ WITH durable AS MATERIALIZED (
     SELECT l.id, a.place, clock_timestamp() AS now
       FROM asked a JOIN {table} l ON l.name = a.name
      WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
-       AND (a.token IS NULL OR l.token = a.token)
+       AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
      ORDER BY l.id
        FOR NO KEY UPDATE OF l SKIP LOCKED
 ), freed AS (
@@ -603,7 +605,7 @@ SELECT place, true FROM freed
 SELECT a.place, false
   FROM asked a JOIN {table} l ON l.name = a.name
  WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
-   AND (a.token IS NULL OR l.token = a.token)
+   AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
    AND a.place NOT IN (SELECT place FROM freed)";
 
 async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
