@@ -41,6 +41,11 @@ impl Locks {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
     }
 
+    /// See [`crate::Locks::open`].
+    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        crate::Locks::open(url, table).map(Self)
+    }
+
     /// See [`crate::Locks::set_default`]: both faces have the same default.
     pub fn set_default(locks: Self) {
         crate::Locks::set_default(locks.0);
