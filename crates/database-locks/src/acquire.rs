@@ -9,13 +9,15 @@ use tracing::{Instrument, Span};
 use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
+use crate::holder::over;
 use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
+use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
 use crate::renew::{Held, Status, ms};
-use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError};
+use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError, TakeOver};
 use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
 use crate::token::{GrantId, Token};
 use crate::turns::Turn;
@@ -45,6 +47,14 @@ pub(crate) struct Want {
     pub(crate) timing: Timing,
     /// None: as long as it takes; zero: try once.
     pub(crate) wait: Option<Duration>,
+    /// Whether the same holder in another process loses it to us.
+    pub(crate) take_over: bool,
+}
+
+impl Want {
+    fn once(&self) -> bool {
+        self.wait.is_some_and(|wait| wait.is_zero())
+    }
 }
 
 /// Acquire on the background thread. If nobody wants the result any more, nothing stays held.
@@ -241,10 +251,11 @@ async fn work(
     progress: &Mutex<Progress>,
     deadline: Option<Time>,
 ) -> Result<Option<LockGuard>, Error> {
-    let once = want.wait.is_some_and(|wait| wait.is_zero());
+    let once = want.once();
     let began = clock::now();
     let mut line = None;
-    if !once && inner.turns.is_waited_for(&want.name) {
+    // Whoever may take it over need not wait behind those who may not.
+    if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
         line = Some(wait_for_turn(inner, want, progress).await);
     }
     let (mut pace, mut attempt) = (Pace::default(), Attempt::new(inner, want)?);
@@ -322,6 +333,8 @@ struct Attempt<'a> {
     inner: &'a Arc<Inner>,
     want: &'a Want,
     asks: [Ask; 1],
+    /// From before the request is sent: then it may stand in the row.
+    _ours: Ours,
     /// When the latest request was sent.
     sent: Time,
     unsettled: bool,
@@ -339,6 +352,7 @@ impl<'a> Attempt<'a> {
         Ok(Self {
             inner,
             want,
+            _ours: Ours::new(ask.grant),
             asks: [ask],
             sent: Time::ZERO,
             unsettled: false,
@@ -346,6 +360,52 @@ impl<'a> Attempt<'a> {
     }
 
     async fn once(&mut self) -> Result<Outcome, StoreError> {
+        match self.ask().await? {
+            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
+                self.take_over(occupant).await
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Whether its own holder has it, in another process.
+    fn may_take_over(&self, occupant: &Occupant) -> bool {
+        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
+        self.want.take_over && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+    }
+
+    async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
+        let mut what = TakeOver {
+            to: self.asks[0].clone(),
+            token: from.token.unwrap_or(Token::from_db(0)),
+            grant: from.grant.clone(),
+        };
+        if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
+            what.to.metadata = over(&self.want.metadata, ended).into();
+        }
+        self.unsettled = true;
+        self.sent = clock::now();
+        let outcome = self.inner.store.take_over(&what, PATIENCE).await?;
+        self.unsettled = matches!(outcome, Outcome::Granted { .. });
+        Ok(match outcome {
+            // A renewal is over in a moment. A fence may be open for long, and is waited for as the
+            // holder would be.
+            Outcome::Busy if !self.want.once() => Outcome::Held(from),
+            Outcome::Granted { token, .. } => {
+                tracing::debug!(
+                    lock.name = self.want.name.as_str(),
+                    lock.token = token.get(),
+                    lock.holder = &*self.want.holder,
+                    from = what.token.get(),
+                    "lock taken over from the same holder"
+                );
+                outcome
+            }
+            outcome => outcome,
+        })
+    }
+
+    async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
         let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;

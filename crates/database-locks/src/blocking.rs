@@ -160,6 +160,11 @@ impl Lock {
         Self(self.0.holder(holder))
     }
 
+    /// See [`crate::Lock::take_over`].
+    pub fn take_over(self, on: bool) -> Self {
+        Self(self.0.take_over(on))
+    }
+
     /// See [`crate::Lock::metadata`].
     pub fn metadata(self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         Self(self.0.metadata(key, value))
