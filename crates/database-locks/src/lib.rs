@@ -70,6 +70,7 @@ mod locked;
 mod locks;
 mod metrics;
 mod name;
+mod ours;
 mod release;
 mod renew;
 mod runtime;

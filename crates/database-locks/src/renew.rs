@@ -17,6 +17,7 @@ use crate::clock::{self, LONGEST_NAP, Time};
 use crate::error::{Human, LostReason};
 use crate::lease::{Answer, Lease, Next};
 use crate::metrics::{self, Engine};
+use crate::ours::Ours;
 use crate::store::{Grant, Observed, Renewal, StoreError};
 use crate::timing::{Timing, Ttl};
 use crate::token::GrantId;
@@ -38,6 +39,8 @@ pub(crate) enum Status {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) grant: Grant,
+    /// No other task of this process takes it over.
+    _ours: Ours,
     engine: Engine,
     since: Time,
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
@@ -59,6 +62,7 @@ impl Held {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
         Arc::new(Self {
+            _ours: Ours::new(grant.id),
             grant,
             engine,
             since: clock::now(),

@@ -15,6 +15,13 @@ use database_locks::{LockInfo, LockName, LockState, LostReason, Token, Ttl};
 
 use crate::promise::promise;
 
+mod same_holder;
+
+pub use same_holder::{
+    nothing_but_what_was_seen_is_taken_over, over, take_over, the_same_holder_takes_over,
+    what_nobody_has_is_not_taken_over,
+};
+
 /// A lease that does not end while a test runs.
 const LONG: Duration = Duration::from_secs(25);
 /// A lease that the test outwaits; long enough for a few round trips on a busy machine.
@@ -852,6 +859,9 @@ macro_rules! contract_tests {
             an_expired_lease_has_one_successor,
             a_reader_sees_what_the_holder_wrote,
             installing_twice_changes_nothing,
+            the_same_holder_takes_over,
+            nothing_but_what_was_seen_is_taken_over,
+            what_nobody_has_is_not_taken_over,
         );
     };
     ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
