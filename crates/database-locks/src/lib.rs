@@ -68,8 +68,10 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
+mod loss;
 mod metrics;
 mod name;
+mod outage;
 mod release;
 mod renew;
 mod runtime;
