@@ -1,7 +1,12 @@
 """The extension, in Rust. What is here is for this package; nothing of it is public."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, final
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar, final
+
+from typing_extensions import Self
+
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -11,14 +16,23 @@ def generation() -> int:
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
+def schema(engine: str) -> str | None:
+    """The statement that makes the table; ``{table}`` stands for its name."""
+
+def set_program(path: str) -> None:
+    """Say which program this is; the first call counts."""
+
+def set_log_level(level: int) -> None:
+    """Pass on log records from this level on."""
+
 @final
-class Pending:
+class Pending(Generic[_T]):
     """An operation that goes on in the background. Dropping it gives it up."""
 
     def wait(self, seconds: float) -> bool:
         """Wait so long at most, without the GIL; whether it is done. Ctrl-C is heeded."""
 
-    def result(self) -> Any:
+    def result(self) -> _T:
         """What came of it, once; raises what it raised. Only when done."""
 
     def then(self, callback: Callable[[], object]) -> None:
@@ -30,6 +44,9 @@ class Pending:
 @final
 class Locks:
     """The locks of one table."""
+
+    engine: str
+    """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
 
     def __new__(cls, url: str, table: str | None = None) -> Locks:
         """No I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated."""
@@ -44,40 +61,71 @@ class Locks:
         renew_every: float | None = None,
         holder: str | None = None,
         poll: float | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> Pending:
+        meta: str | None = None,
+    ) -> Pending[Guard | None]:
         """Begin to acquire. Seconds; ``ttl=None``: without end; ``wait=None``: as long as it takes, 0: once.
 
         The result is a `Guard`, or ``None`` where ``wait`` is 0 and somebody else has it. Raises
         `LockTimeout` where another wait ran out.
         """
 
-    def take_up(self, ticket: str, *, ttl: float | None, auto_renew: bool = True) -> Pending:
+    def take_up(self, ticket: str, *, ttl: float | None, auto_renew: bool = True) -> Pending[Guard]:
         """Begin to go on with a lock that was handed over; the result is a `Guard`."""
 
-    def migrate(self) -> Pending: ...
-    def connect(self) -> Pending: ...
-    def list(self) -> Pending:
+    def migrate(self) -> Pending[None]: ...
+    def connect(self) -> Pending[None]: ...
+    def list(self) -> Pending[str]:
         """The result is a JSON text: one array, as `dblock list --all --json` prints it."""
 
-    def show(self, name: str) -> Pending:
+    def show(self, name: str) -> Pending[str | None]:
         """The result is a JSON text of one lock, or ``None`` where there is no such lock."""
 
-    def force_release(self, name: str) -> Pending:
+    def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
         """The result is ``(holder, held_for)``, or ``None`` where it was free."""
 
-    def prune(self, idle: float, unknown: bool) -> Pending:
+    def prune(self, idle: float, unknown: bool) -> Pending[int]:
         """The result is how many rows were deleted."""
 
-    def doctor(self) -> Pending:
+    def doctor(self) -> Pending[str]:
         """The result is a JSON text, as `dblock doctor --json` prints it."""
 
-    def drain(self) -> Pending: ...
-    def expire(self, name: str) -> Pending:
+    def drain(self) -> Pending[None]: ...
+    def expire(self, name: str) -> Pending[bool]:
         """For tests, on the engine `memory`: the lease ends now. Whether there was one."""
 
-    def lose(self, name: str) -> Pending:
+    def lose(self, name: str) -> Pending[bool]:
         """For tests: released by force, and the holder in this process told at once."""
+
+@final
+class Alarm:
+    """What can raise an exception in the thread that runs a body, as long as it runs."""
+
+    armed: bool
+    def __new__(cls) -> Alarm:
+        """For the thread that calls this."""
+
+    def raise_in_thread(self, exception: type[BaseException]) -> bool:
+        """Raise it there, once; its class has an attribute ``arrived``."""
+
+    def told(self) -> bool:
+        """The body was told: nothing more happens. Whether it had not been before."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def off(self) -> None: ...
+
+class Scope:
+    """The way out of a ``with`` block: switches the alarm off, then calls ``_leave``."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def _opened(self, alarm: Alarm | None) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool: ...
 
 @final
 class Guard:
@@ -98,11 +146,11 @@ class Guard:
 
     def lost_reason(self) -> tuple[str, str] | None: ...
     def ticket(self) -> str: ...
-    def check(self) -> Pending: ...
-    def extend(self, ttl: float | None) -> Pending: ...
+    def check(self) -> Pending[None]: ...
+    def extend(self, ttl: float | None) -> Pending[None]: ...
     def hand_over(self) -> str: ...
-    def release(self) -> Pending: ...
-    def fence(self, lasting: float | None = None) -> Pending:
+    def release(self) -> Pending[None]: ...
+    def fence(self, lasting: float | None = None) -> Pending[Fence]:
         """Announce a fenced transaction; the result is a `Fence`, to be closed at its end."""
 
 @final

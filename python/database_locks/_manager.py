@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import json
 import weakref
 from typing import Any
@@ -48,14 +49,14 @@ class Locks:
 
         return locked(func_or_name, _locks=self, **lock_kwargs)
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> builtins.list[dict[str, Any]]:
         """Every lock that the table knows, as ``dblock list --all --json`` prints them."""
-        return _read(wait(self._core.list()))
+        locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list()))
+        return locks
 
     def show(self, name: str) -> dict[str, Any] | None:
         """One lock, or ``None`` where the table has none of that name."""
-        text = wait(self._core.show(name))
-        return None if text is None else _read(text)
+        return _one(wait(self._core.show(name)))
 
     def force_release(self, name: str) -> tuple[str | None, float | None] | None:
         """Take a lock from whoever has it; who that was and for how many seconds, if anybody."""
@@ -67,7 +68,7 @@ class Locks:
 
     def doctor(self) -> Any:
         """What is wrong and what to do, as ``dblock doctor --json`` prints it."""
-        return _read(wait(self._core.doctor()))
+        return json.loads(wait(self._core.doctor()))
 
     def migrate(self) -> None:
         """Make the table, or add what it lacks. A second run changes nothing."""
@@ -85,14 +86,14 @@ class Locks:
         """For tests: take it by force, and tell its holder in this process at once."""
         return wait(self._core.lose(name))
 
-    async def alist(self) -> list[dict[str, Any]]:
+    async def alist(self) -> builtins.list[dict[str, Any]]:
         """`list` for a task."""
-        return _read(await wait_async(self._core.list()))
+        locks: builtins.list[dict[str, Any]] = json.loads(await wait_async(self._core.list()))
+        return locks
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
         """`show` for a task."""
-        text = await wait_async(self._core.show(name))
-        return None if text is None else _read(text)
+        return _one(await wait_async(self._core.show(name)))
 
 
 def connect(url: str, table: str | None = None) -> Locks:
@@ -100,8 +101,9 @@ def connect(url: str, table: str | None = None) -> Locks:
     return Locks(url, table)
 
 
-def _read(text: str) -> Any:
-    return json.loads(text)
+def _one(text: str | None) -> dict[str, Any] | None:
+    lock: dict[str, Any] | None = None if text is None else json.loads(text)
+    return lock
 
 
 _all: weakref.WeakSet[Locks] = weakref.WeakSet()
