@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import Child, Holder, Lab, Program, Server, dblock, holder, sql
 
 ENGINES = ["memory", "sqlite", "postgres", "mariadb"]

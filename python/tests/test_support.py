@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from support import Holder, Lab, eventually, sql
 
 LOCK = "SELECT name, locked_by FROM database_locks_lock"
@@ -16,7 +17,9 @@ def test_every_test_begins_with_an_empty_table(shared_url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dblock", "rust"])
-def test_a_holder_holds_and_releases(shared_url: str, kind: str, hold: Callable[..., Holder]) -> None:
+def test_a_holder_holds_and_releases(
+    shared_url: str, kind: str, hold: Callable[..., Holder]
+) -> None:
     first, second = hold(kind, shared_url), hold(kind, shared_url)
     first.hold("a lock")
     [(_, holder)] = sql(shared_url, LOCK)

@@ -22,7 +22,8 @@ class Lab:
             [tool("lab"), *engines], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.servers: dict[str, Server | None] = {
-            name: Server(self, name, about) if about else None for name, about in self._answer().items()
+            name: Server(self, name, about) if about else None
+            for name, about in self._answer().items()
         }
         self._proxies: list[Proxy] = []
 

@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from support.sql import django_database  # noqa: E402
+from support.sql import django_database
 
 
 def say(line):
@@ -51,10 +51,10 @@ def main():
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
     )
     django.setup()
+    from database_locks.locks import LockException
     from django.core.management import call_command
 
     import database_locks
-    from database_locks.locks import LockException
 
     assert not hasattr(database_locks, "connect"), "this is not 0.5"
     say("ready")

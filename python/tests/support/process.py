@@ -27,14 +27,20 @@ def tool(name: str) -> str:
     ``DBLOCK_BIN`` is the first, ``DBLOCK_TESTKIT`` the directory of the others.
     """
     directory = Path(os.environ.get("DBLOCK_TESTKIT") or ROOT / "target" / "debug")
-    path = Path(os.environ.get("DBLOCK_BIN") or directory / name) if name == "dblock" else directory / name
+    path = (
+        Path(os.environ.get("DBLOCK_BIN") or directory / name)
+        if name == "dblock"
+        else directory / name
+    )
     assert path.is_file(), f"no {path}: build it by `cargo build --workspace --all-features --bins`"
     return str(path)
 
 
 def old_python() -> str:
     """The Python of the environment with django-database-locks 0.5: ``DBLOCK_OLD_PYTHON``."""
-    path = Path(os.environ.get("DBLOCK_OLD_PYTHON") or ROOT / "target" / "python" / "old" / "bin" / "python")
+    path = Path(
+        os.environ.get("DBLOCK_OLD_PYTHON") or ROOT / "target" / "python" / "old" / "bin" / "python"
+    )
     assert path.exists(), f"no {path}: make it by `scripts/python-env`"
     return str(path)
 
@@ -42,7 +48,9 @@ def old_python() -> str:
 def dblock(*args: str, url: str | None = None, check: bool = True) -> str:
     """Run the command; what it printed."""
     env = environment() | ({"DATABASE_LOCKS_URL": url} if url else {})
-    done = subprocess.run([tool("dblock"), *args], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [tool("dblock"), *args], env=env, capture_output=True, text=True, timeout=60
+    )
     assert not check or done.returncode == 0, f"dblock {args}: {done.returncode}\n{done.stderr}"
     return done.stdout
 
@@ -78,7 +86,7 @@ class Program:
         cwd: str | os.PathLike[str] | None = None,
         group: bool = False,
     ) -> None:
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the child
         self._group = group
         self.process = subprocess.Popen(
             list(argv),
@@ -117,7 +125,9 @@ class Program:
     def expect(self, start: str, within: float = SOON) -> str:
         """The next line, which must come in time and begin so; the rest of it."""
         line = self.line(within)
-        assert line is not None and line.startswith(start), self._story(f"wanted `{start}`, and got `{line}`")
+        assert line is not None and line.startswith(start), self._story(
+            f"wanted `{start}`, and got `{line}`"
+        )
         return line[len(start) :].strip()
 
     def silent(self, seconds: float) -> None:
@@ -164,7 +174,9 @@ class Program:
 
     def _story(self, what: str) -> str:
         said = "\n".join(f"  {line}" for line in self.said[-20:])
-        return f"{self.process.args!r}: {what}\nbefore that:\n{said}\nstderr:\n{self.stderr[-6000:]}"
+        return (
+            f"{self.process.args!r}: {what}\nbefore that:\n{said}\nstderr:\n{self.stderr[-6000:]}"
+        )
 
     def close(self) -> None:
         if self._group:
