@@ -41,6 +41,11 @@ impl Locks {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
     }
 
+    /// See [`crate::Locks::open`].
+    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        crate::Locks::open(url, table).map(Self)
+    }
+
     /// See [`crate::Locks::set_default`]: both faces have the same default.
     pub fn set_default(locks: Self) {
         crate::Locks::set_default(locks.0);
@@ -230,10 +235,8 @@ impl LockGuard {
     }
 
     /// See [`crate::LockGuard::extend`].
-    pub fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        self.0
-            .as_mut()
-            .map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
+    pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        block_on(crate::LockGuard::extend(self, ttl))
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].

@@ -18,7 +18,7 @@ extern "C" fn in_child() {
 ///
 /// A counter rather than the pid: a pid is used again, and a grandchild may have that of its
 /// grandparent.
-pub(crate) fn generation() -> u64 {
+pub fn generation() -> u64 {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
         // SAFETY: the handler is async-signal-safe, as it must be in a child of a process with
@@ -75,7 +75,7 @@ impl<T> Drop for Here<T> {
 /// A child finds what its parent made and passes it by. No lock is taken that another thread may have
 /// held while the process was forked.
 #[derive(Debug)]
-pub(crate) struct PerProcess<T>(OnceLock<Box<Node<T>>>);
+pub struct PerProcess<T>(OnceLock<Box<Node<T>>>);
 
 #[derive(Debug)]
 struct Node<T> {
@@ -84,13 +84,20 @@ struct Node<T> {
     next: PerProcess<T>,
 }
 
+impl<T> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> PerProcess<T> {
-    pub(crate) const fn new() -> Self {
+    /// Nothing yet.
+    pub const fn new() -> Self {
         Self(OnceLock::new())
     }
 
     /// The value of this process. Where two threads make it at once, one of them does so in vain.
-    pub(crate) fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    pub fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let (mut slot, mut make) = (self, Some(make));
         loop {
             match (slot.0.get(), make.take()) {

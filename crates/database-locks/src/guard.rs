@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
@@ -32,7 +32,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 pub struct LockGuard {
     inner: Here<Arc<Inner>>,
     held: Here<Arc<Held>>,
-    ttl: Ttl,
+    /// The longest that the row may have had: what a release must reckon with.
+    ttl: Mutex<Ttl>,
     released: bool,
 }
 
@@ -51,15 +52,19 @@ impl LockGuard {
         Self {
             inner: Here::new(inner),
             held: Here::new(held),
-            ttl,
+            ttl: Mutex::new(ttl),
             released: false,
         }
     }
 
     /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
-    pub(crate) fn perhaps_endless(mut self) -> Self {
-        self.ttl = Ttl::Endless;
+    pub(crate) fn perhaps_endless(self) -> Self {
+        *self.longest() = Ttl::Endless;
         self
+    }
+
+    fn longest(&self) -> MutexGuard<'_, Ttl> {
+        self.ttl.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which lock.
@@ -136,7 +141,8 @@ impl LockGuard {
     /// May be dropped at any time.
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
-        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let ttl = *self.longest();
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
@@ -182,18 +188,21 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// Dropped, the extension may or may not happen.
-    pub async fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+    pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
         self.still_trusted()?;
         let Some(timing) = self.inner.scheduler.timing(id) else {
             return self.still_trusted();
         };
         let timing = timing.with_ttl(ttl)?;
-        // Never shortened in the database: what the row once had is what a release must reckon with.
-        self.ttl = match (self.ttl, ttl) {
-            (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
-            _ => Ttl::Endless,
-        };
+        {
+            // Never shortened in the database.
+            let mut longest = self.longest();
+            *longest = match (*longest, ttl) {
+                (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
+                _ => Ttl::Endless,
+            };
+        }
         let mut status = self.held.watch();
         self.inner.scheduler.extend(id, timing);
         let settled = status
@@ -303,7 +312,8 @@ impl LockGuard {
         if done.await? != Released::NotOurs {
             return Ok(());
         }
-        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let ttl = *self.longest();
         let why =
             runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
         let reason = why.await?.unwrap_or(LostReason::TakenOver);
@@ -331,9 +341,10 @@ impl LockGuard {
             Status::Lost(LostReason::Expired | LostReason::Unreachable) => true,
             Status::Lost(_) | Status::Released => false,
         };
-        let what = Return::of(&self.held.grant, self.ttl);
+        let ttl = *self.longest();
+        let what = Return::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl, held_for))
+        ours.then(|| give_back(Arc::clone(&self.inner), what, ttl, held_for))
     }
 }
 
