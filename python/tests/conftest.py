@@ -1,8 +1,8 @@
 """Databases and child processes for tests: see ``support``.
 
-Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``, ``mariadb_url``,
-``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab`` breaks them, and they
-are whole again after the test.
+Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
+``mariadb_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
+breaks them, and they are whole again after the test.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     import database_locks
 
-    # The source has no extension beside it, or an old one: it is the installed package that is tested.
+    # The source has no extension beside it, or an old one: what is installed is tested.
     source = Path(__file__).parents[1] / "database_locks"
     found = Path(database_locks.__file__).parent
     assert found != source, (
@@ -49,7 +49,7 @@ def shared_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(shared_lab: Lab) -> Iterator[Lab]:
-    """The servers, to be stopped, frozen and cut off: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
+    """The servers, to be stopped and frozen: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
     yield shared_lab
     shared_lab.mend()
 
@@ -124,7 +124,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def fresh_database(shared_lab: Lab) -> Callable[[str], str]:
-    """``fresh_database("postgres")``: an empty database without a table, for a test of its own; its URL."""
+    """``fresh_database("postgres")``: an empty database, without a table; its URL."""
     return lambda engine: getattr(shared_lab, engine).database()
 
 
@@ -150,7 +150,7 @@ def start() -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Holder]]:
-    """``hold("ours", url)``: a process that takes locks; the kinds are those of ``support.holder``."""
+    """``hold("ours", url)``: a process that takes locks; the kinds are in ``support.holder``."""
     holders: list[Holder] = []
 
     def start(kind: str, url: str) -> Holder:

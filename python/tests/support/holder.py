@@ -2,31 +2,48 @@
 
 ``holder.py URL``: ``hold {"lock_name": …}`` takes a lock with these arguments of ``lock`` and says
 ``held TOKEN``; while it is held, ``ask`` asks whether it is, and ``release`` ends the block.
-``lost REASON`` and ``error TYPE: MESSAGE`` say what was raised. Ends with its input.
+``lost REASON`` and ``error TYPE: MESSAGE`` say what was raised. ``count`` counts in a file under a
+lock. Ends with its input.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
-from database_locks import LockException, LockLost, connect
+from database_locks import LockException, LockLost, Locks, connect
 
 
 def say(line: str) -> None:
     print(line, flush=True)
 
 
-def obey(held) -> None:
-    for line in iter(sys.stdin.readline, ""):
-        word = line.strip()
-        if word == "release":
-            return
-        if word == "ask":
-            say(f"is_held {str(not held.lost).lower()}")
+def hold(locks: Locks, arguments: dict[str, Any]) -> None:
+    with locks.lock(**arguments) as held:
+        say(f"held {held.token}")
+        for line in iter(sys.stdin.readline, ""):
+            word = line.strip()
+            if word == "release":
+                break
+            if word == "ask":
+                say(f"is_held {str(not held.lost).lower()}")
+            else:
+                say(f"what is {word}?")
         else:
-            say(f"what is {word}?")
-    sys.exit()
+            sys.exit()
+    say("released")
+
+
+def count(locks: Locks, name: str, rounds: int, file: str) -> None:
+    for _ in range(rounds):
+        with locks.lock(name):
+            number = int(Path(file).read_text())
+            time.sleep(0.001)
+            Path(file).write_text(str(number + 1))
+    say("counted")
 
 
 def main() -> None:
@@ -34,19 +51,17 @@ def main() -> None:
     say("ready")
     for line in iter(sys.stdin.readline, ""):
         word, _, rest = line.strip().partition(" ")
-        if word != "hold":
-            say(f"what is {word}?")
-            continue
         try:
-            with locks.lock(**json.loads(rest)) as held:
-                say(f"held {held.token}")
-                obey(held)
+            if word == "hold":
+                hold(locks, json.loads(rest))
+            elif word == "count":
+                count(locks, **json.loads(rest))
+            else:
+                say(f"what is {word}?")
         except LockLost as lost:
             say(f"lost {lost.reason}")
         except LockException as error:
             say(f"error {type(error).__name__}: {error}")
-        else:
-            say("released")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 def sql(url: str, statement: str, *params: Any) -> list[tuple[Any, ...]]:
-    """Run a statement with ``%s`` in it, on a connection of its own, in autocommit; give its rows."""
+    """Run a statement with ``%s`` in it, on a connection of its own; its rows."""
     with closing(_connect(url)) as connection:
         cursor = connection.cursor()
         if isinstance(connection, sqlite3.Connection):
@@ -42,6 +42,13 @@ def _connect(url: str) -> Any:
         database=parts.path.lstrip("/"),
         autocommit=True,
     )
+
+
+def connect_and_migrate(url: str) -> None:
+    """Make our table, or ours out of 0.5's, by our package."""
+    from database_locks import connect
+
+    connect(url).migrate()
 
 
 def django_database(url: str, **more: Any) -> dict[str, Any]:

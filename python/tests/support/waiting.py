@@ -13,7 +13,7 @@ SOON = 30.0
 
 
 def eventually(look: Callable[[], Found], what: str, within: float = SOON) -> Found:
-    """Look again and again until there is something, which is returned; fail when there is nothing in time.
+    """Look again and again until there is something, which is returned; fail when it is late.
 
     Looks once more at the very end: on a busy machine this thread may be away for long.
     """
