@@ -101,6 +101,7 @@ class Alarm:
     """What can raise an exception in the thread that runs a body, as long as it runs."""
 
     armed: bool
+    was_told: bool
     def __new__(cls) -> Alarm:
         """For the thread that calls this."""
 

@@ -230,9 +230,7 @@ class Held:
     def _ends(self) -> bool:
         if self._ended:
             return False
-        told = not self._alarm.armed
         self._forget()
-        self._told_of_loss = told
         if self._guard is None:
             _settings.status("0")
             return False
@@ -250,7 +248,7 @@ class Held:
         """The body ended before it could be told."""
         if self._loss is None:
             self._loss = (lost.reason or "expired", lost.detail or "")
-        if self._told_of_loss:
+        if self._alarm.was_told:
             return
         if self._callback is not None:
             self._callback(_loss._signum or 0, None)

@@ -19,7 +19,8 @@ enum State {
     Paused,
     /// That exception is under way to the thread, or has arrived.
     Raised(Py<PyType>),
-    Off,
+    /// The body has been told, or has ended without that.
+    Off { told: bool },
 }
 
 /// What can raise an exception in the thread that runs a body, as long as it runs.
@@ -91,7 +92,7 @@ impl Alarm {
         let mut state = locked(&self.state);
         let first = matches!(*state, State::Armed);
         if first {
-            *state = State::Off;
+            *state = State::Off { told: true };
         }
         first
     }
@@ -119,8 +120,17 @@ impl Alarm {
     /// The body has ended.
     fn off(&self, py: Python<'_>) -> PyResult<()> {
         self.take_back(py)?;
-        *locked(&self.state) = State::Off;
+        let mut state = locked(&self.state);
+        *state = State::Off {
+            told: matches!(*state, State::Raised(_) | State::Off { told: true }),
+        };
         Ok(())
+    }
+
+    /// Whether the body was told before it ended.
+    #[getter]
+    fn was_told(&self) -> bool {
+        matches!(*locked(&self.state), State::Off { told: true })
     }
 }
 
@@ -129,7 +139,7 @@ impl Alarm {
     fn take_back(&self, py: Python<'_>) -> PyResult<()> {
         let raised = match &*locked(&self.state) {
             State::Raised(exception) => exception.clone_ref(py),
-            State::Armed | State::Paused | State::Off => return Ok(()),
+            _ => return Ok(()),
         };
         if !raised.getattr(py, "arrived")?.extract::<bool>(py)? {
             set_async_exc(py, *locked(&self.thread), None);

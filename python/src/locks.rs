@@ -180,6 +180,12 @@ impl Locks {
 fn json_of(info: &database_locks::LockInfo) -> Json {
     serde_json::json!({
         "name": info.name.as_str(),
+        "state": match info.state {
+            database_locks::LockState::Held { .. } => "held",
+            database_locks::LockState::Expired { .. } => "expired",
+            _ => "free",
+        },
+        "expires_at": info.expires_at.map(|_| "then"),
         "holder": info.holder,
         "token": info.token.get(),
         "held_for": info.held_for.map(|age| age.as_secs_f64()),
