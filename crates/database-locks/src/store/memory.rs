@@ -38,7 +38,7 @@ enum Ends {
 
 fn ends(now: Time, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Lasting(length) => Ends::At(now + length),
+        Ttl::Lasting(length) => Ends::At(now.saturating_add(length)),
         Ttl::Endless => Ends::Never,
     }
 }
@@ -60,7 +60,12 @@ fn stamp(at: Time) -> i64 {
             .unwrap_or_default();
         micros(wall) - micros(clock::now())
     });
-    boot + micros(at)
+    boot.saturating_add(micros(at))
+}
+
+/// That of a row that is new: greater than all before, of a row that was deleted too.
+fn first_token(now: Time) -> i64 {
+    stamp(now) / 1000
 }
 
 impl Row {
@@ -148,13 +153,13 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
         return row.seen(&ask.name, now).refusal(ask.grant.as_str());
     }
     row.token = if row.token == 0 {
-        stamp(now) / 1000
+        first_token(now)
     } else {
         row.token + 1
     };
     row.holder = Some(ask.holder.to_string());
     row.grant = Some(ask.grant.to_string());
-    row.expires = Some(Ends::At(now + ask.length));
+    row.expires = Some(ends(now, Ttl::Lasting(ask.length)));
     (row.acquired, row.renewed) = (Some(now), Some(now));
     row.metadata = Some(ask.metadata.to_string());
     Outcome::Granted {
@@ -257,15 +262,16 @@ impl Store for Memory {
 
     fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
         let (now, mut rows) = (clock::now(), self.rows());
+        let token = first_token(now);
         let before = rows.len();
-        let old = |at: Option<Time>| at.map_or(unknown, |at| at + idle <= now);
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),
                 Some(Ends::Never) => return true,
                 None => row.renewed,
             };
-            !(row.is_free(now) && old(last))
+            !(row.is_free(now) && old(last) && row.token < token)
         });
         ready((before - rows.len()) as u64)
     }

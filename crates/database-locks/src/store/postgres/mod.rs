@@ -32,7 +32,9 @@ use self::connection::{Connection, Link};
 use self::refusal::{Kind, Refusal};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use super::{
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp, bounded,
+};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
@@ -751,22 +753,25 @@ async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInf
 /// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
-/// does not tell.
+/// does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
+/// stays: the row made anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
 WITH picked AS MATERIALIZED (
     SELECT id
       FROM {table}
-     WHERE expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+     WHERE (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
-        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2)
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
+       AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
      LIMIT 500
        FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
 
 async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
-    let params: [connection::Param<'_>; 2] = [(&micros(idle), Type::INT8), (&unknown, Type::BOOL)];
+    let params: [connection::Param<'_>; 2] =
+        [(&micros(bounded(idle)), Type::INT8), (&unknown, Type::BOOL)];
     let rows = on.rows(Sql::Prune as usize, false, &params).await?;
     Ok(rows.len() as u64)
 }
