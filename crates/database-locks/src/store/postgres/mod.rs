@@ -18,6 +18,7 @@
 //! What is picked stands in a CTE of its own, `MATERIALIZED`: an UPDATE would wait for a row, a
 //! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
 
+mod cancel;
 mod connection;
 mod doctor;
 mod refusal;
@@ -840,10 +841,9 @@ impl Store for Postgres {
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        Box::pin(self.link.on(
-            within,
-            move |on| async move { prune(&on, idle, unknown).await },
-        ))
+        Box::pin(self.link.on_patiently(within, move |on| async move {
+            prune(&on, idle, unknown).await
+        }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
@@ -854,13 +854,13 @@ impl Store for Postgres {
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             install(&on, &self.install).await
         }))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             doctor::examine(&on, &self.table).await
         }))
     }
