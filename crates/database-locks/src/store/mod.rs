@@ -333,6 +333,12 @@ pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
     })
 }
 
+/// A length of the past that every engine can reckon with: nothing is as old as a thousand years.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+fn bounded(length: Duration) -> Duration {
+    length.min(Duration::from_secs(1_000 * 31_557_600))
+}
+
 /// Keep a reply to its deadline; `give_up` then drops the connection that owes it.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 async fn keep_to<T>(

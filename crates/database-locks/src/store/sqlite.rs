@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, keep_to,
+    TakeOver, TakeUp, bounded, keep_to,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -125,13 +125,17 @@ const TAKE_UP: &str = "
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
 /// Delete what nobody has had for so long.
+///
+/// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
+/// anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
     DELETE FROM {table} WHERE id IN (
         SELECT id FROM {table}
-         WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+         WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
             OR (expires_at IS NULL AND granted_until IS NULL
                 AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
-            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2)
+            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+           AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
          LIMIT 500)";
 
 /// Free what is still held by this grant; a token of NULL is one that we never learnt.
@@ -180,11 +184,14 @@ struct Statements {
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
 fn modifier(length: Duration) -> String {
-    format!(
-        "+{}.{:03} seconds",
-        length.as_micros().div_ceil(1000) / 1000,
-        length.as_micros().div_ceil(1000) % 1000
-    )
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+fn ago(length: Duration) -> String {
+    let ms = bounded(length).as_micros().div_ceil(1000);
+    format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
 fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
@@ -624,7 +631,7 @@ impl Sqlite {
 impl Store for Sqlite {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            let until = crate::clock::now() + within;
+            let until = crate::clock::now().saturating_add(within);
             loop {
                 match self
                     .call(within, |worker| worker.connection().map(|_| ()))
@@ -679,7 +686,7 @@ impl Store for Sqlite {
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        let since = format!("-{} seconds", idle.as_secs());
+        let since = ago(idle);
         Box::pin(self.call(within, move |worker| {
             let deleted =
                 worker.write(|tx, sql| tx.prepare_cached(&sql.prune)?.execute((since, unknown)))?;

@@ -1,6 +1,7 @@
 //! The one connection of a store: made when it is needed, shared by all calls, made anew when it
 //! breaks.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::cancel::{Cancel, Way, wind_up};
 use super::refusal::{Kind, Refusal};
 use super::tls::connector;
 use crate::error::{Error, Human};
@@ -33,8 +35,9 @@ use crate::store::{StoreError, Table, keep_to};
 /// did not answer.
 const DIAL: Duration = Duration::from_secs(4);
 
-/// How long a connection that nobody uses any more may take to send what was left to it.
-const LINGER: Duration = Duration::from_secs(1);
+/// How many connections that were given up may still owe answers to others. A table that is locked as
+/// a whole makes one each 100 ms, and who waits in it is patient.
+const OWING: usize = 4;
 
 /// An idle connection through a firewall or NAT has to show some life, and one whose server has
 /// lost its power shall be noticed before it is needed: after 30 s + 3 × 10 s.
@@ -85,6 +88,8 @@ struct State {
     latest: usize,
     /// It has served us once: what is wrong with it now may be a failover that is going on.
     served: bool,
+    /// Those that were given up, the oldest first.
+    given_up: VecDeque<Weak<Connection>>,
     /// Why the latest attempt to connect failed.
     failure: Option<String>,
 }
@@ -160,11 +165,43 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
+        self.carry_out(within, false, work).await
+    }
+
+    /// The same with work that may rightly take long, whatever becomes of that of others.
+    pub(super) async fn on_patiently<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        self.carry_out(within, true, work).await
+    }
+
+    async fn carry_out<T, F>(
+        &self,
+        within: Duration,
+        patient: bool,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
         let (used, mut unconnected) = (OnceLock::new(), false);
         let reply = async {
             let on = self.connected().await?;
             let _ = used.set(Arc::clone(&on));
-            work(Arc::clone(&on)).await.map_err(|refusal| {
+            let mut forsaken = on.forsaken.subscribe();
+            let done = tokio::select! {
+                biased;
+                done = work(Arc::clone(&on)) => done,
+                Ok(_) = forsaken.wait_for(|forsaken| *forsaken), if !patient => {
+                    Err(Refusal::unavailable("the connection was given up, and others after it"))
+                }
+            };
+            done.map_err(|refusal| {
                 // The next connection looks at the table anew: somebody may have seen to it.
                 if matches!(refusal.kind, Kind::Gone | Kind::Pooled) || on.unfit.is_some() {
                     self.retire(&on);
@@ -176,7 +213,7 @@ impl Link {
             })
         };
         let answer = keep_to(within, reply, || match used.get() {
-            Some(on) => self.retire(on),
+            Some(on) => self.give_up(on),
             None => unconnected = true,
         })
         .await;
@@ -201,6 +238,29 @@ impl Link {
             && Arc::ptr_eq(current, on)
         {
             state.slot = Slot::Empty;
+        }
+    }
+
+    /// An answer did not come in time.
+    ///
+    /// What hangs is cancelled when nobody waits for an answer any more: others may, who sent theirs
+    /// before it. So not too many of them may be waited for.
+    fn give_up(&self, on: &Arc<Connection>) {
+        on.late.store(true, Ordering::Relaxed);
+        self.retire(on);
+        let mut state = self.0.state();
+        let known = |known: &Weak<_>| known.as_ptr() == Arc::as_ptr(on);
+        if !state.given_up.iter().any(known) {
+            state.given_up.push_back(Arc::downgrade(on));
+        }
+        state.given_up.retain(|on| on.strong_count() > 0);
+        let forsaken = match state.given_up.len() > OWING {
+            true => state.given_up.pop_front().and_then(|on| on.upgrade()),
+            false => None,
+        };
+        drop(state);
+        if let Some(forsaken) = forsaken {
+            forsaken.forsaken.send_replace(true);
         }
     }
 
@@ -279,6 +339,10 @@ pub(super) struct Connection {
     prepared: Option<Vec<Prepared>>,
     /// Why the table cannot be used.
     unfit: Option<Refusal>,
+    /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.
+    late: Arc<AtomicBool>,
+    /// Nobody shall wait for it any longer.
+    forsaken: watch::Sender<bool>,
     /// Dropped with the last user, and so tells the driver.
     _in_use: oneshot::Sender<()>,
 }
@@ -300,24 +364,31 @@ impl Connection {
         let unreachable = |error: io::Error| {
             Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
+        let late = Arc::new(AtomicBool::new(false));
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
                 let stream = reach(host, *port, within).await.map_err(unreachable)?;
                 let ends = Ends::of_tcp(&stream);
+                let way = stream.peer_addr().ok().map(|there| Way::Tcp {
+                    there,
+                    tls: link.tls.clone().map(|tls| (tls, host.clone())),
+                });
                 let greeted = match &link.tls {
                     Some(tls) => {
                         let Ok(tls) =
                             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
-                        greet(stream, tls, &link.config, address).await?
+                        greet(stream, tls, &link.config, address, way, &late).await?
                     }
-                    None => greet(stream, NoTls, &link.config, address).await?,
+                    None => greet(stream, NoTls, &link.config, address, way, &late).await?,
                 };
                 (greeted, ends)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
-                (greet(stream, NoTls, &link.local, address).await?, ends)
+                let way = Some(Way::Unix(path.into()));
+                let greeted = greet(stream, NoTls, &link.local, address, way, &late).await?;
+                (greeted, ends)
             }
         };
         let hello = Hello::say(&client, &link.hello).await?;
@@ -330,6 +401,8 @@ impl Connection {
             texts,
             prepared,
             unfit: hello.unfit(),
+            late,
+            forsaken: watch::Sender::new(false),
             _in_use: in_use,
         }))
     }
@@ -435,6 +508,8 @@ async fn greet<S, T>(
     tls: T,
     config: &Config,
     address: &Address,
+    way: Option<Way>,
+    late: &Arc<AtomicBool>,
 ) -> Result<(Client, oneshot::Sender<()>), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -446,15 +521,18 @@ where
         let said = format!("cannot log in to {address}: {}", refusal.said);
         Refusal { said, ..refusal }
     })?;
+    let cancel = way.map(|way| Cancel::new(client.cancel_token(), way));
+    let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
     tokio::spawn(async move {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             biased;
             ended = &mut connection => ended,
-            // Without its client it ends by itself, but not before every answer has come that it
-            // waits for: from a server that is gone none ever does.
-            _ = unused => timeout(LINGER, connection).await.unwrap_or(Ok(())),
+            _ = unused => {
+                wind_up(connection, cancel, late.load(Ordering::Relaxed)).await;
+                Ok(())
+            }
         };
         if let Err(error) = ended {
             tracing::debug!("connection lost: {}", Refusal::from(error).said);
