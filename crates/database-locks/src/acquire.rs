@@ -29,9 +29,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const ONCE_CONTENTION: Duration = Duration::from_secs(1);
 /// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
 const ONCE_BUSY: Duration = Duration::from_millis(30);
-/// The pause between two looks at a lock that changes hands often, and the longest one.
+/// The pause between two looks at a lock that changes hands often, and the longest one by default.
 const SHORTEST_POLL: Duration = Duration::from_millis(20);
-const LONGEST_POLL: Duration = Duration::from_millis(250);
+pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
 /// The same while the database cannot be reached.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
@@ -49,6 +49,8 @@ pub(crate) struct Want {
     pub(crate) wait: Option<Duration>,
     /// Whether the same holder in another process loses it to us.
     pub(crate) take_over: bool,
+    /// The longest pause between two looks at a lock that somebody else has.
+    pub(crate) poll: Duration,
 }
 
 impl Want {
@@ -258,7 +260,7 @@ async fn work(
     if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
         line = Some(wait_for_turn(inner, want, progress).await);
     }
-    let (mut pace, mut attempt) = (Pace::default(), Attempt::new(inner, want)?);
+    let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
     loop {
         let outcome = attempt.once().await;
         if let Ok(Outcome::Granted { token, length }) = outcome {
@@ -477,14 +479,24 @@ impl Drop for Attempt<'_> {
 }
 
 /// How long to wait before the next look.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pace {
+    longest: Duration,
     seen: Option<Token>,
     poll: Duration,
     outage: Duration,
 }
 
 impl Pace {
+    fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            seen: None,
+            poll: Duration::ZERO,
+            outage: Duration::ZERO,
+        }
+    }
+
     fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Duration {
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant),
@@ -497,10 +509,11 @@ impl Pace {
     /// never later than its lease ends.
     fn held(&mut self, occupant: &Occupant) -> Duration {
         self.outage = Duration::ZERO;
+        let shortest = SHORTEST_POLL.min(self.longest);
         self.poll = if self.seen == occupant.token {
-            (self.poll * 3 / 2).clamp(SHORTEST_POLL, LONGEST_POLL)
+            (self.poll.saturating_mul(3) / 2).clamp(shortest, self.longest)
         } else {
-            SHORTEST_POLL
+            shortest
         };
         self.seen = occupant.token;
         let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
@@ -518,5 +531,34 @@ impl Pace {
     fn unavailable(&mut self) -> Duration {
         self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
         self.outage.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_grow_rarer_up_to_the_longest_pause_and_no_later_than_the_lease_ends() {
+        let ms = Duration::from_millis;
+        let held = |token, free_in| {
+            Ok(Outcome::Held(Occupant {
+                token: Some(Token::from_db(token)),
+                free_in,
+                ..Occupant::default()
+            }))
+        };
+        for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
+            let mut pace = Pace::new(longest);
+            let first = pace.after(&held(1, None));
+            assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
+            for _ in 0..40 {
+                assert!(pace.after(&held(1, None)) <= longest);
+            }
+            assert!(pace.after(&held(1, None)) >= longest / 2, "{longest:?}");
+            assert!(pace.after(&held(1, Some(ms(2)))) <= ms(10));
+            let changed = pace.after(&held(2, None));
+            assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
+        }
     }
 }

@@ -140,6 +140,11 @@ impl Lock {
         Self(self.0.wait(limit))
     }
 
+    /// See [`crate::Lock::poll`].
+    pub fn poll(self, longest: Duration) -> Self {
+        Self(self.0.poll(longest))
+    }
+
     /// See [`crate::Lock::renew_every`].
     pub fn renew_every(self, period: Duration) -> Self {
         Self(self.0.renew_every(period))

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tracing::Instrument;
 
-use crate::acquire::{Want, acquire};
-use crate::error::Error;
+use crate::acquire::{LONGEST_POLL, Want, acquire};
+use crate::error::{Error, Human};
 use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
@@ -20,6 +20,8 @@ use crate::token::GrantId;
 
 /// What a ttl is unless given.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
+/// What `poll` is at least: less would be one statement after another.
+const MIN_POLL: Duration = Duration::from_millis(1);
 
 /// A lock's name and settings. Reusable: it holds nothing; a [`LockGuard`] does.
 ///
@@ -29,6 +31,7 @@ const DEFAULT_TTL: Duration = Duration::from_secs(30);
 /// | ---           | ---                                                            | --- |
 /// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
 /// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
+/// | `poll`        | the longest pause between two looks at a lock that somebody else has; 1 ms at least | 250 ms |
 /// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
@@ -56,6 +59,7 @@ pub struct Lock {
     name: String,
     ttl: Ttl,
     wait: Option<Duration>,
+    poll: Duration,
     renewing: Renewing,
     margin: Option<Duration>,
     holder: Option<String>,
@@ -70,6 +74,7 @@ impl Lock {
             name: name.to_owned(),
             ttl: Ttl::Lasting(DEFAULT_TTL),
             wait: None,
+            poll: LONGEST_POLL,
             renewing: Renewing::ByDefault,
             margin: None,
             holder: None,
@@ -87,6 +92,19 @@ impl Lock {
     /// How long [`Lock::acquire`] waits; zero: it tries once.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
+        self
+    }
+
+    /// The longest pause between two looks at a lock that somebody else has; 250 ms by default, 1 ms at
+    /// least.
+    ///
+    /// The looks begin at 20 ms, or at this where it is shorter, grow rarer while nothing changes, and
+    /// do not come later than the lease ends. A release within this process wakes its next waiter
+    /// without one. A longer pause spares the database statements, one look for each name and process
+    /// that waits; a shorter one gets a lock sooner that another process releases. While the database
+    /// cannot be reached the pauses are of up to 1 s, whatever this is.
+    pub fn poll(mut self, longest: Duration) -> Self {
+        self.poll = longest;
         self
     }
 
@@ -172,6 +190,10 @@ impl Lock {
             }
             None => Arc::clone(&self.locks.inner()?.holder),
         };
+        if self.poll < MIN_POLL {
+            let got = Human(self.poll).to_string();
+            return Err(Error::config("poll", got, "1ms at least"));
+        }
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
@@ -179,6 +201,7 @@ impl Lock {
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
             take_over: self.take_over,
+            poll: self.poll,
         })
     }
 
