@@ -168,29 +168,46 @@ struct Progress {
     told: Option<(Option<Token>, Option<String>)>,
 }
 
+/// What is worth a line in the log while waiting.
+enum Told {
+    Held(Occupant),
+    Unavailable(String),
+}
+
+impl Told {
+    fn log(self, name: &LockName) {
+        match self {
+            Self::Held(occupant) => tracing::debug!(
+                lock.name = name.as_str(),
+                lock.token = occupant.token.map(Token::get),
+                lock.holder = occupant.holder.as_deref(),
+                lock.held_ms = occupant.held_for.map(ms),
+                "waiting: somebody else has it"
+            ),
+            Self::Unavailable(failure) => tracing::debug!(
+                lock.name = name.as_str(),
+                "waiting, since the database does not answer: {failure}"
+            ),
+        }
+    }
+}
+
 impl Progress {
-    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
+    /// Answers what is news.
+    fn note(&mut self, outcome: Result<Outcome, StoreError>) -> Option<Told> {
+        let mut told = None;
         match outcome {
             Ok(Outcome::Held(occupant)) => {
                 let who = (occupant.token, occupant.holder.clone());
                 if self.told.as_ref() != Some(&who) {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        lock.token = occupant.token.map(Token::get),
-                        lock.holder = occupant.holder.as_deref(),
-                        lock.held_ms = occupant.held_for.map(ms),
-                        "waiting: somebody else has it"
-                    );
+                    told = Some(Told::Held(occupant.clone()));
                     self.told = Some(who);
                 }
                 (self.occupant, self.failure) = (Some(occupant), None);
             }
             Err(failure @ StoreError::Unavailable(_)) => {
                 if self.failure.is_none() {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        "waiting, since the database does not answer: {failure}"
-                    );
+                    told = Some(Told::Unavailable(failure.to_string()));
                 }
                 (self.occupant, self.failure) = (None, Some(failure));
             }
@@ -199,6 +216,7 @@ impl Progress {
                 self.failure = None;
             }
         }
+        told
     }
 }
 
@@ -288,10 +306,15 @@ async fn work(
             Err(failure @ StoreError::Unavailable(_)) if once => {
                 return Err(failure.into_error(op(&want.name)));
             }
-            outcome => progress
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .note(&want.name, outcome),
+            outcome => {
+                let told = progress
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .note(outcome);
+                if let Some(told) = told {
+                    told.log(&want.name);
+                }
+            }
         }
         if once {
             tokio::time::sleep(pause).await;

@@ -245,10 +245,8 @@ impl LockGuard {
     }
 
     /// See [`crate::LockGuard::extend`].
-    pub fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        self.0
-            .as_mut()
-            .map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
+    pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        block_on(crate::LockGuard::extend(self, ttl))
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].

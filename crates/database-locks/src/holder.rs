@@ -1,5 +1,6 @@
 //! Who holds a lock, for people to read; never what decides who holds it.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -52,6 +53,19 @@ pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
     }
 }
 
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+fn program_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().chars().take(100).collect()
+}
+
+/// Say which program this is, where it is not the first of the arguments: a script, not its
+/// interpreter. The first call counts, and only before the first lock is named.
+pub fn set_program(path: &Path) {
+    let _ = PROGRAM.set(program_name(path));
+}
+
 /// What the holder says of itself: program, host, pid and version, the grant that it was handed if
 /// there was one, and the caller's own keys under `meta`. Of the command line only the program's name: arguments may hold passwords.
 ///
@@ -61,11 +75,9 @@ pub(crate) fn metadata(
     from: Option<GrantId>,
     may_add: bool,
 ) -> Result<String, Error> {
-    static PROGRAM: OnceLock<String> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
         let first = std::env::args_os().next().unwrap_or_default();
-        let name = std::path::Path::new(&first).file_name().unwrap_or_default();
-        name.to_string_lossy().chars().take(100).collect()
+        program_name(Path::new(&first))
     });
     let mut all = json!({
         "program": program,

@@ -4,7 +4,7 @@ use database_locks::LostReason;
 use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Store, StoreError, TakeOver};
 use database_locks::{LockState, Ttl};
 
-use super::{
+use super::bench::{
     Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, info, name, outlived, release, renew,
 };
 use crate::promise::promise;
