@@ -67,7 +67,9 @@ impl Locks {
     /// of its own; one that cannot be written to is passed over. Options of both servers: `sslmode`
     /// (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers it, its
     /// certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a file of
-    /// certificates, or `system`. An option that is unknown is refused.
+    /// certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and its key;
+    /// `connect_timeout` in seconds for each host. The guide, `docs/rust.md`, has all of them. An
+    /// option that is unknown is refused.
     ///
     /// # Errors
     ///

@@ -93,6 +93,7 @@ impl Mysql {
 
 impl Store for Mysql {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.server.patience(within);
         Box::pin(self.rest.call(within, |_| Box::pin(async { Ok(()) })))
     }
 

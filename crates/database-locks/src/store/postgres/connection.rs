@@ -39,6 +39,9 @@ const DIAL: Duration = Duration::from_secs(4);
 /// a whole makes one each 100 ms, and who waits in it is patient.
 const OWING: usize = 4;
 
+/// What a caller that waits for the connection gets on top of the time that it may take.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
 /// An idle connection through a firewall or NAT has to show some life, and one whose server has
 /// lost its power shall be noticed before it is needed: after 30 s + 3 × 10 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -67,6 +70,10 @@ impl fmt::Debug for Link {
 
 struct Shared {
     addresses: Vec<Address>,
+    /// For how long all of them together are tried.
+    dialling: Duration,
+    /// What the server has to say that it is, where the URL sets it.
+    search_path: Option<String>,
     config: Config,
     /// For what comes in the place of the first one where there is no TLS: a Unix socket.
     local: Config,
@@ -123,7 +130,10 @@ impl Link {
             config.dbname(database);
         }
         // Poolers pass it on. Start-up `options` they refuse, and a SET would reach some connection
-        // of the pooler's and stay there: so nothing else is set, here or later.
+        // of the pooler's and stay there: so nothing is set but what the URL says, here or later.
+        if let Some(options) = server.settings.start_up() {
+            config.options(options);
+        }
         config.application_name(server.application.as_deref().unwrap_or("database-locks"));
         config.channel_binding(match server.binding {
             Binding::Disable => ChannelBinding::Disable,
@@ -146,6 +156,8 @@ impl Link {
         };
         Ok(Self(Arc::new(Shared {
             addresses: server.addresses.clone(),
+            dialling: server.connecting(DIAL),
+            search_path: server.settings.get("search_path").map(str::to_owned),
             config,
             local,
             tls,
@@ -154,6 +166,11 @@ impl Link {
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
+    }
+
+    /// How long a caller waits who wants to know whether there is a connection.
+    pub(super) fn patience(&self, within: Duration) -> Duration {
+        within.max(self.0.dialling + AFTERWARDS)
     }
 
     /// Do some work on the connection, within a time that includes making it.
@@ -294,7 +311,7 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
     let first = link.state().latest;
-    let dialled = first_of(&link.addresses, first, DIAL, |at, within| {
+    let dialled = first_of(&link.addresses, first, link.dialling, |at, within| {
         Connection::dial(&link, at, within)
     });
     let dialled = match dialled.await {
@@ -393,6 +410,7 @@ impl Connection {
         };
         let hello = Hello::say(&client, &link.hello).await?;
         hello.check(address, link.state().served)?;
+        hello.obeys(address, link.search_path.as_deref())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
@@ -608,6 +626,7 @@ struct Hello {
     name: Option<Vec<i64>>,
     /// Whether that collation tells all names apart.
     exact: bool,
+    search_path: String,
 }
 
 /// One statement, since each is a round trip. Of the table only what two plain look-ups tell: on a new
@@ -619,7 +638,8 @@ const HELLO: &str = "
            host(inet_server_addr()), inet_server_port(), pg_backend_pid(),
            (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
            (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
-             WHERE attrelid = to_regclass('{table}') AND attname = 'name')";
+             WHERE attrelid = to_regclass('{table}') AND attname = 'name'),
+           current_setting('search_path')";
 
 /// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
 const TEXTS: [i64; 2] = [25, 1043];
@@ -671,7 +691,28 @@ impl Hello {
             persistence: row.try_get(9)?,
             name,
             exact,
+            search_path: row.try_get(11)?,
         })
+    }
+
+    /// A pooler may pass over what we set at the start: then the table would be another one than the
+    /// one that was meant, and its locks would exclude nobody.
+    fn obeys(
+        &self,
+        address: &Address,
+        search_path: Option<&str>,
+    ) -> Result<(), Failure<&'static str>> {
+        match search_path {
+            Some(wanted) if wanted != self.search_path => Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!(
+                    "{address} looks for tables in {}, whatever the URL says",
+                    self.search_path
+                ),
+                hint: Some(super::refusal::POOLER),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether it is fit to serve us.
@@ -753,6 +794,7 @@ mod tests {
             persistence: None,
             name: None,
             exact: true,
+            search_path: "public".into(),
         }
     }
 
@@ -793,6 +835,20 @@ mod tests {
         let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
         assert_eq!(verdict(false), Verdict::ReadOnly);
         assert_eq!(verdict(true), Verdict::Unavailable);
+    }
+
+    #[test]
+    fn a_search_path_that_did_not_arrive_is_refused() {
+        let address = Address::Tcp("pooler".into(), 6432);
+        let hello = hello("", "");
+        assert!(hello.obeys(&address, None).is_ok());
+        assert!(hello.obeys(&address, Some("public")).is_ok());
+        let failure = hello.obeys(&address, Some("app, public")).unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(
+            failure.said,
+            "pooler:6432 looks for tables in public, whatever the URL says"
+        );
     }
 
     #[test]

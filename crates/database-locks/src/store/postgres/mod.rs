@@ -588,6 +588,7 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
 
 impl Store for Postgres {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.link.patience(within);
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
