@@ -9,10 +9,9 @@ use crate::error::Error;
 ///
 /// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`, which
 /// would end the connection that renewals need; `synchronous_commit`, which each statement sees to.
-const ALLOWED: [&str; 16] = [
+const ALLOWED: [&str; 15] = [
     "search_path",
     "role",
-    "application_name",
     "datestyle",
     "default_transaction_isolation",
     "intervalstyle",
