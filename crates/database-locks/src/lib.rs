@@ -68,8 +68,11 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
+mod loss;
 mod metrics;
 mod name;
+mod ours;
+mod outage;
 mod release;
 mod renew;
 mod runtime;

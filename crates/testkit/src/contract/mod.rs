@@ -8,6 +8,7 @@ mod acquiring;
 mod bench;
 mod giving_back;
 mod renewing;
+mod same_holder;
 mod table;
 mod tickets;
 
@@ -15,6 +16,7 @@ pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, name, release, renew, try_once};
 pub use giving_back::*;
 pub use renewing::*;
+pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
@@ -51,6 +53,9 @@ macro_rules! contract_tests {
             an_expired_lease_has_one_successor,
             a_reader_sees_what_the_holder_wrote,
             installing_twice_changes_nothing,
+            the_same_holder_takes_over,
+            nothing_but_what_was_seen_is_taken_over,
+            what_nobody_has_is_not_taken_over,
         );
     };
     ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {

@@ -24,8 +24,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
-    keep_to, url,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
+    TakeOver, TakeUp, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -52,6 +52,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("look whether somebody is making the row", Session::PROBE),
     ("make a row, granted", Session::CREATE),
     ("renew", Session::RENEW),
+    ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
     ("release", Session::RELEASE),
     ("release by force", Session::FORCE),
@@ -146,6 +147,13 @@ impl Store for Mysql {
                 };
                 Ok(rows.into_iter().map(Seen::into_info).collect())
             })
+        }))
+    }
+
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        let what = what.clone();
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.take_over(&what).await })
         }))
     }
 
@@ -373,6 +381,48 @@ impl Session {
             });
         }
         Ok(())
+    }
+
+    /// Take a lock from its own holder, who comes again, as long as that is still the grant that was
+    /// seen. The end of the lease is not asked for: a renewal in between makes it no other grant.
+    const TAKE_OVER: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND locked_by = :holder COLLATE {collation}
+                   AND token = :seen_token AND grant_id <=> :seen_grant
+                   AND expires_at > UTC_TIMESTAMP(6)
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = LAST_INSERT_ID(IF(l.token = 0,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000,
+                   l.token + 1)),
+               l.grant_id = :grant,
+               l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
+               l.metadata = :metadata";
+
+    async fn take_over(&mut self, what: &TakeOver) -> Result<Outcome, StoreError> {
+        let to = &what.to;
+        let params = params! {
+            "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
+            "length" => micros(to.length), "metadata" => &*to.metadata,
+            "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
+        };
+        match unless_contended(self.execute(Self::TAKE_OVER, params).await)? {
+            None => return Ok(Outcome::Busy),
+            Some(Done { rows, id }) if rows > 0 => {
+                return Ok(Outcome::Granted {
+                    token: token(id),
+                    length: to.length,
+                });
+            }
+            Some(_) => {}
+        }
+        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        Ok(rows
+            .first()
+            .map_or(Outcome::Busy, |row| row.not_taken_over(what)))
     }
 
     /// Put another grant in the place of one that is still held. That the second may stand there

@@ -38,7 +38,9 @@ use self::refusal::{Kind, Refusal};
 use self::rows::{micros, place, seen};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use super::{
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver, TakeUp,
+};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
@@ -60,6 +62,7 @@ enum Sql {
     Acquire,
     Insert,
     Renew,
+    TakeOver,
     TakeUp,
     ReleaseOne,
     Release,
@@ -69,11 +72,12 @@ enum Sql {
     Prune,
 }
 
-const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 12] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
     RENEW,
+    TAKE_OVER,
     TAKE_UP,
     RELEASE_ONE,
     RELEASE,
@@ -90,6 +94,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire many", ACQUIRE),
     ("make a row, granted", INSERT),
     ("renew", RENEW),
+    ("take over from the same holder", TAKE_OVER),
     ("take up", TAKE_UP),
     ("release one", RELEASE_ONE),
     ("release many", RELEASE),
@@ -209,6 +214,66 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
         .zip(0..)
         .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
         .collect())
+}
+
+/// Take a lock from its own holder, who comes again: parameters and rows as for [`ACQUIRE_ONE`], with
+/// `$6` the token and `$7` the grant id that were seen.
+///
+/// The end of the lease is not asked for: a renewal in between makes it no other grant. `FOR UPDATE`
+/// as for every new token, so that an open fence keeps it out.
+const TAKE_OVER: &str = concat!(
+    "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+      FROM {table}
+     WHERE name = $1 AND locked_by = $3 AND token = $6 AND grant_id IS NOT DISTINCT FROM $7
+       AND expires_at > clock_timestamp()
+       FOR UPDATE SKIP LOCKED
+), granted AS (
+    UPDATE {table} l SET
+           grant_id = $2, metadata = $5,
+           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
+                   ELSE l.token + 1 END,
+           expires_at = p.now + $4 * interval '1 microsecond',
+           granted_until = p.now + $4 * interval '1 microsecond',
+           acquired_at = p.now, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING l.token
+)
+SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
+       NULL::bigint
+  FROM granted
+ UNION ALL
+SELECT 1::bigint, false, ",
+    seen!(),
+    "
+  FROM {table} l
+ WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
+);
+
+async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal> {
+    let to = &what.to;
+    let params: [connection::Param<'_>; 7] = [
+        (&to.name.as_str(), Type::TEXT),
+        (&to.grant.as_str(), Type::TEXT),
+        (&&*to.holder, Type::TEXT),
+        (&micros(to.length), Type::INT8),
+        (&&*to.metadata, Type::TEXT),
+        (&what.token.get(), Type::INT8),
+        (&what.grant.as_deref(), Type::TEXT),
+    ];
+    let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
+    Ok(match rows.first() {
+        Some(row) if row.try_get(1)? => Outcome::Granted {
+            token: Token::from_db(row.try_get(3)?),
+            length: to.length,
+        },
+        Some(row) => seen(row, 2)?.not_taken_over(what),
+        None => Outcome::Busy,
+    })
 }
 
 /// Put another grant in the place of one that is still held.
@@ -554,6 +619,13 @@ impl Store for Postgres {
         Box::pin(
             self.link
                 .on(within, move |on| async move { read(&on, names).await }),
+        )
+    }
+
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { take_over(&on, what).await }),
         )
     }
 
