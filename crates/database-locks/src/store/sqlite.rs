@@ -315,7 +315,12 @@ impl Worker {
     }
 
     fn explain(&self, error: rusqlite::Error) -> StoreError {
-        let said = format!("{}: {error}", self.path.display());
+        // The driver shows the whole statement as well.
+        let message = match &error {
+            rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+            other => other.to_string(),
+        };
+        let said = format!("{}: {message}", self.path.display());
         let Some(code) = error.sqlite_error_code() else {
             return StoreError::rejected(said, None);
         };
@@ -336,6 +341,9 @@ impl Worker {
             }
             _ if said.contains("no such table") || said.contains("no such column") => {
                 Some("make its table with `dblock init` or `locks.migrate()`")
+            }
+            _ if said.contains("unknown database") => {
+                Some("SQLite has no schemas: give the table's NAME alone")
             }
             _ => None,
         };
