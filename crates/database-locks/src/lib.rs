@@ -58,6 +58,7 @@ mod default;
 )]
 pub mod doctor;
 mod error;
+mod fence;
 mod fork;
 mod guard;
 mod holder;
@@ -84,6 +85,7 @@ mod token;
 mod turns;
 
 pub use error::{BoxError, Error, LostReason};
+pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
 pub use info::{LockInfo, LockState};
 pub use lock::Lock;

@@ -43,6 +43,9 @@ pub(crate) struct Held {
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
+    /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
+    /// cleared after trust was renewed: so read it before asking for trust.
+    outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
 }
 
@@ -63,6 +66,7 @@ impl Held {
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
+            outlives_trust: AtomicBool::new(false),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
         })
     }
@@ -76,6 +80,12 @@ impl Held {
             },
             Status::Lost(_) | Status::Released => Duration::ZERO,
         }
+    }
+
+    /// Whether, trusted or not, it is not lost as long as nobody says so: a fence is open that no
+    /// renewal gets past, or what came of that is not known yet.
+    pub(crate) fn outlives_trust(&self) -> bool {
+        self.outlives_trust.load(Ordering::Acquire)
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -136,6 +146,8 @@ impl Held {
     fn confirm(&self, lease: &Lease) {
         self.trusted_until
             .store(nanos(lease.trusted_until()), Ordering::Release);
+        self.outlives_trust
+            .store(lease.outlives_trust(), Ordering::Release);
         let confirmed = Status::Held(lease.confirmed());
         self.status.send_if_modified(|status| {
             let news = matches!(status, Status::Held(_)) && *status != confirmed;
@@ -371,14 +383,24 @@ impl Scheduler {
 
     /// Renew it to another ttl, at once and from now on.
     pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
+        self.with(id, |lease, now| {
+            lease.extend(timing, now);
+            true
+        });
+    }
+
+    /// Do something to a lease that is still kept alive; whether there is such a one.
+    pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
         let (mut book, now) = (self.book(), clock::now());
-        if let Some(entry) = book.entries.get_mut(&id) {
-            entry.lease.extend(timing, now);
-            entry.held.confirm(&entry.lease);
-            book.plan(id, now);
-            drop(book);
-            self.changed.notify_one();
-        }
+        let Some(entry) = book.entries.get_mut(&id) else {
+            return false;
+        };
+        let done = what(&mut entry.lease, now);
+        entry.held.confirm(&entry.lease);
+        book.plan(id, now);
+        drop(book);
+        self.changed.notify_one();
+        done
     }
 
     /// The database said that it is not ours any more.

@@ -10,9 +10,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
-use super::{Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp};
+use super::{
+    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp,
+};
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
+use crate::error::LostReason;
 use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -28,6 +31,8 @@ struct Row {
     acquired: Option<Time>,
     renewed: Option<Time>,
     metadata: Option<String>,
+    /// How many fences are open.
+    fences: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +120,28 @@ struct Shared {
     freed: Notify,
 }
 
+/// An open fence.
+#[derive(Debug)]
+struct Fence {
+    shared: Arc<Shared>,
+    name: LockName,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        let mut rows = self
+            .shared
+            .rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(row) = rows.get_mut(&self.name) {
+            row.fences -= 1;
+        }
+        drop(rows);
+        self.shared.freed.notify_waiters();
+    }
+}
+
 /// The engine `memory:`.
 #[derive(Debug)]
 pub(super) struct Memory(Arc<Shared>);
@@ -146,6 +173,9 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     let row = rows.entry(ask.name.clone()).or_default();
     if !row.is_free(now) {
         return row.seen(&ask.name, now).refusal(ask.grant.as_str());
+    }
+    if row.fences > 0 {
+        return Outcome::Busy;
     }
     row.token = if row.token == 0 {
         stamp(now) / 1000
@@ -182,6 +212,7 @@ fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
         row.token == what.token.get()
             && row.grant.as_deref().is_some_and(|id| known.contains(&id))
             && !row.is_free(now)
+            && row.fences == 0
     };
     let row = match rows.get_mut(&to.name) {
         Some(row) if ours(row) => row,
@@ -265,7 +296,7 @@ impl Store for Memory {
                 Some(Ends::Never) => return true,
                 None => row.renewed,
             };
-            !(row.is_free(now) && old(last))
+            row.fences > 0 || !(row.is_free(now) && old(last))
         });
         ready((before - rows.len()) as u64)
     }
@@ -273,6 +304,7 @@ impl Store for Memory {
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
         let now = clock::now();
         let done = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
             Some(row) if !row.is_free(now) => {
                 let occupant = row.seen(name, now).occupant();
                 row.free(now);
@@ -283,6 +315,27 @@ impl Store for Memory {
         };
         self.0.freed.notify_waiters();
         ready(done)
+    }
+
+    fn open_fence<'a>(
+        &'a self,
+        grant: &'a Grant,
+        _: Duration,
+    ) -> Reply<'a, Result<Barrier, LostReason>> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let mut row = rows.get_mut(&grant.name);
+        let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
+        ready(match (judge(grant, seen.as_ref()), &mut row) {
+            (Renewal::Busy | Renewal::Renewed, Some(row)) => {
+                row.fences += 1;
+                Ok(Barrier::new(Fence {
+                    shared: Arc::clone(&self.0),
+                    name: grant.name.clone(),
+                }))
+            }
+            (Renewal::Lost(reason), _) => Err(reason),
+            (_, None) => Err(LostReason::RowGone),
+        })
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {
