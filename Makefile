@@ -7,7 +7,8 @@ SHELL := /bin/bash
 
 PROMISES := $(CURDIR)/target/promises
 # Each set is built by itself; "" is none.
-FEATURES := "" macros metrics postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite
+FEATURES := "" macros metrics sqlx postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite \
+	postgres,sqlx mysql,sqlx sqlite,sqlx
 DBLOCK_FEATURES := "" postgres mysql
 
 help: ## list the targets

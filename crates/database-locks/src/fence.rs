@@ -413,9 +413,6 @@ impl LockGuard {
             ));
         }
         let open = self.open_fence(lasting).await?;
-        if fence.text.is_none() {
-            return Ok(open);
-        }
         let failed = match tx.pass(&fence).await {
             Ok(()) => return Ok(open),
             Err(failed) => failed,

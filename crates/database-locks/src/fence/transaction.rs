@@ -192,3 +192,9 @@ mod sqlite {
         }
     }
 }
+
+#[cfg(all(
+    feature = "sqlx",
+    any(feature = "postgres", feature = "mysql", feature = "sqlite")
+))]
+mod sqlx;
