@@ -44,7 +44,8 @@
 //! # Features
 //!
 //! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
-//! default; `memory:` is always there.
+//! default; `memory:` is always there. `metrics`, off by default: counters, gauges and histograms through
+//! the crate of that name.
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
