@@ -20,7 +20,9 @@ enum State {
     /// That exception is under way to the thread, or has arrived.
     Raised(Py<PyType>),
     /// The body has been told, or has ended without that.
-    Off { told: bool },
+    Off {
+        told: bool,
+    },
 }
 
 /// What can raise an exception in the thread that runs a body, as long as it runs.

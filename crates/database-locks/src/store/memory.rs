@@ -40,7 +40,7 @@ enum Ends {
 
 fn ends(now: Time, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Lasting(length) => Ends::At(now + length),
+        Ttl::Lasting(length) => Ends::At(now.saturating_add(length)),
         Ttl::Endless => Ends::Never,
     }
 }
@@ -62,7 +62,12 @@ fn stamp(at: Time) -> i64 {
             .unwrap_or_default();
         micros(wall) - micros(clock::now())
     });
-    boot + micros(at)
+    boot.saturating_add(micros(at))
+}
+
+/// That of a row that is new: greater than all before, of a row that was deleted too.
+fn first_token(now: Time) -> i64 {
+    stamp(now) / 1000
 }
 
 impl Row {
@@ -83,13 +88,13 @@ impl Row {
 
     fn grant(&mut self, ask: &Ask, now: Time) -> Outcome {
         self.token = if self.token == 0 {
-            stamp(now) / 1000
+            first_token(now)
         } else {
             self.token + 1
         };
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
-        self.expires = Some(Ends::At(now + ask.length));
+        self.expires = Some(ends(now, Ttl::Lasting(ask.length)));
         (self.acquired, self.renewed) = (Some(now), Some(now));
         self.metadata = Some(ask.metadata.to_string());
         Outcome::Granted {
@@ -282,15 +287,16 @@ impl Store for Memory {
 
     fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
         let (now, mut rows) = (clock::now(), self.rows());
+        let token = first_token(now);
         let before = rows.len();
-        let old = |at: Option<Time>| at.map_or(unknown, |at| at + idle <= now);
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),
                 Some(Ends::Never) => return true,
                 None => row.renewed,
             };
-            !(row.is_free(now) && old(last))
+            !(row.is_free(now) && old(last) && row.token < token)
         });
         ready((before - rows.len()) as u64)
     }
@@ -308,6 +314,19 @@ impl Store for Memory {
         };
         self.0.freed.notify_waiters();
         ready(done)
+    }
+
+    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+        let now = clock::now();
+        let held = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) => {
+                row.expires = Some(Ends::At(now));
+                row.grant.clone()
+            }
+            _ => None,
+        };
+        self.0.freed.notify_waiters();
+        Some(held)
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {

@@ -1,7 +1,7 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Its clock is the machine's, read by SQLite itself while it has the write
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is the machine's, read by SQLite itself while it has the write
 //! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
 //! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
 
@@ -9,18 +9,18 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior,
 };
-use tokio::sync::oneshot;
 
+use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, keep_to,
+    TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -30,6 +30,7 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod doctor;
+mod thread;
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../schema/sqlite.sql");
@@ -125,13 +126,17 @@ const TAKE_UP: &str = "
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
 /// Delete what nobody has had for so long.
+///
+/// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
+/// anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
     DELETE FROM {table} WHERE id IN (
         SELECT id FROM {table}
-         WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+         WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
             OR (expires_at IS NULL AND granted_until IS NULL
                 AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
-            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2)
+            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+           AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
          LIMIT 500)";
 
 /// Free what is still held by this grant; a token of NULL is one that we never learnt.
@@ -180,11 +185,14 @@ struct Statements {
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
 fn modifier(length: Duration) -> String {
-    format!(
-        "+{}.{:03} seconds",
-        length.as_micros().div_ceil(1000) / 1000,
-        length.as_micros().div_ceil(1000) % 1000
-    )
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+fn ago(length: Duration) -> String {
+    let ms = bounded(length).as_micros().div_ceil(1000);
+    format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
 fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
@@ -543,21 +551,16 @@ fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>
     Ok(infos)
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
-
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
-    path: PathBuf,
     table: Table,
-    statements: Statements,
-    /// The thread that has the file open; none: not started, or given up.
-    thread: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Thread,
 }
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sqlite")
-            .field("path", &self.path)
+            .field("path", &self.thread.path())
             .finish_non_exhaustive()
     }
 }
@@ -579,35 +582,9 @@ impl Sqlite {
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
         Self {
-            path,
             table: table.clone(),
-            statements,
-            thread: Mutex::new(None),
+            thread: Thread::new(path, statements),
         }
-    }
-
-    /// Hand a job to the thread, which carries jobs out in their order.
-    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*thread {
-            match sender.send(job) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::SendError(back)) => job = back,
-            }
-        }
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker = Worker {
-            path: self.path.clone(),
-            statements: self.statements.clone(),
-            file: None,
-        };
-        std::thread::Builder::new()
-            .name("database-locks-sqlite".into())
-            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
-            .map_err(|error| StoreError::Unavailable(error.into()))?;
-        let _ = sender.send(job);
-        *thread = Some(sender);
-        Ok(())
     }
 
     async fn call<T: Send + 'static>(
@@ -615,25 +592,14 @@ impl Sqlite {
         within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
-        let reply = async {
-            answered.await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(
-                    "the thread of the connection has ended".into(),
-                ))
-            })
-        };
-        // The thread ends once what it hangs in has ended; the next call starts another.
-        let give_up = || *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        keep_to(within, reply, give_up).await
+        self.thread.call(within, work).await
     }
 }
 
 impl Store for Sqlite {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            let until = crate::clock::now() + within;
+            let until = crate::clock::now().saturating_add(within);
             loop {
                 match self
                     .call(within, |worker| worker.connection().map(|_| ()))
@@ -688,7 +654,7 @@ impl Store for Sqlite {
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        let since = format!("-{} seconds", idle.as_secs());
+        let since = ago(idle);
         Box::pin(self.call(within, move |worker| {
             let deleted =
                 worker.write(|tx, sql| tx.prepare_cached(&sql.prune)?.execute((since, unknown)))?;

@@ -90,7 +90,7 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
     let Ttl::Lasting(ttl) = ttl else {
         return Ok(grace);
     };
-    if !grace.is_zero() && ttl <= grace * 2 {
+    if !grace.is_zero() && ttl <= grace.saturating_mul(2) {
         let fits = match ttl / 4 {
             short if short < Duration::from_secs(1) => format!("{}ms", short.as_millis()),
             short => format!("{}s", short.as_secs()),
@@ -358,5 +358,7 @@ mod tests {
         assert!(failure.said.contains("--ttl is 10s"), "{}", failure.said);
         assert!(failure.said.contains("--grace of 5s"), "{}", failure.said);
         assert!(failure.said.ends_with("say --grace 2s"), "{}", failure.said);
+        assert!(margin(secs(30).into(), Duration::MAX).is_err());
+        assert!(margin(Ttl::Endless, Duration::MAX).is_ok());
     }
 }

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, keep_to, url,
+    TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -93,6 +93,7 @@ impl Mysql {
 
 impl Store for Mysql {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.server.patience(within);
         Box::pin(self.rest.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
@@ -457,19 +458,23 @@ impl Session {
     }
 
     /// Delete what nobody has had for so long. A row whose `granted_until` is set while `expires_at`
-    /// is null was freed by 0.5, at a time that it does not tell.
+    /// is null was freed by 0.5, at a time that it does not tell. One whose token is ahead of the clock,
+    /// after more than a thousand grants a second, stays: the row made anew begins at the clock, and
+    /// its token has to be greater.
     const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table}
-                        WHERE expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
+                        WHERE (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
                            OR (expires_at IS NULL AND granted_until IS NULL
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                            OR (expires_at IS NULL AND :unknown
-                               AND (granted_until IS NOT NULL OR renewed_at IS NULL))
+                               AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                          AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
+                                                    UTC_TIMESTAMP(6)) DIV 1000
                         LIMIT 500 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
     async fn prune(&mut self, idle: Duration, unknown: bool) -> Result<u64, StoreError> {
-        let params = params! { "idle" => micros(idle), "unknown" => unknown };
+        let params = params! { "idle" => micros(bounded(idle)), "unknown" => unknown };
         Ok(self.execute(Self::PRUNE, params).await?.rows)
     }
 

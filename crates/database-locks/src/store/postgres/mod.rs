@@ -22,6 +22,7 @@
 mod rows;
 
 mod acquire;
+mod cancel;
 mod connection;
 mod doctor;
 mod refusal;
@@ -40,6 +41,7 @@ use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver, TakeUp,
+    bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -546,22 +548,25 @@ async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInf
 /// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
-/// does not tell.
+/// does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
+/// stays: the row made anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
 WITH picked AS MATERIALIZED (
     SELECT id
       FROM {table}
-     WHERE expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+     WHERE (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
-        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2)
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
+       AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
      LIMIT 500
        FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
 
 async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
-    let params: [connection::Param<'_>; 2] = [(&micros(idle), Type::INT8), (&unknown, Type::BOOL)];
+    let params: [connection::Param<'_>; 2] =
+        [(&micros(bounded(idle)), Type::INT8), (&unknown, Type::BOOL)];
     let rows = on.rows(Sql::Prune as usize, false, &params).await?;
     Ok(rows.len() as u64)
 }
@@ -583,6 +588,7 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
 
 impl Store for Postgres {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.link.patience(within);
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
@@ -637,10 +643,9 @@ impl Store for Postgres {
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        Box::pin(self.link.on(
-            within,
-            move |on| async move { prune(&on, idle, unknown).await },
-        ))
+        Box::pin(self.link.on_patiently(within, move |on| async move {
+            prune(&on, idle, unknown).await
+        }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
@@ -651,13 +656,13 @@ impl Store for Postgres {
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             install(&on, &self.install).await
         }))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             doctor::examine(&on, &self.table).await
         }))
     }
