@@ -140,6 +140,11 @@ impl Lock {
         Self(self.0.wait(limit))
     }
 
+    /// See [`crate::Lock::poll`].
+    pub fn poll(self, longest: Duration) -> Self {
+        Self(self.0.poll(longest))
+    }
+
     /// See [`crate::Lock::renew_every`].
     pub fn renew_every(self, period: Duration) -> Self {
         Self(self.0.renew_every(period))
@@ -158,6 +163,11 @@ impl Lock {
     /// See [`crate::Lock::holder`].
     pub fn holder(self, holder: impl Into<String>) -> Self {
         Self(self.0.holder(holder))
+    }
+
+    /// See [`crate::Lock::take_over`].
+    pub fn take_over(self, on: bool) -> Self {
+        Self(self.0.take_over(on))
     }
 
     /// See [`crate::Lock::metadata`].

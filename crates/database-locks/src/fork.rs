@@ -20,15 +20,18 @@ extern "C" fn in_child() {
 /// grandparent.
 pub fn generation() -> u64 {
     static REGISTERED: Once = Once::new();
+    let mut failed = false;
     REGISTERED.call_once(|| {
         // SAFETY: the handler is async-signal-safe, as it must be in a child of a process with
         // several threads: it does nothing but count up an atomic.
         #[allow(unsafe_code, reason = "there is no other way to be told of a fork")]
         let registered = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        if registered != 0 {
-            tracing::warn!("forks cannot be noticed: do not fork while holding a lock");
-        }
+        failed = registered != 0;
     });
+    // Not in there: a subscriber that calls us would wait for itself.
+    if failed {
+        tracing::warn!("forks cannot be noticed: do not fork while holding a lock");
+    }
     GENERATION.load(Ordering::Relaxed)
 }
 

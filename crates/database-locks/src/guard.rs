@@ -129,6 +129,46 @@ impl LockGuard {
         }
     }
 
+    /// Call `f` when it is lost.
+    ///
+    /// At most once, on the background thread of this library, right after the guard was marked lost
+    /// and whoever waits for [`lost`](LockGuard::lost) was woken; at once, on this thread, if it is
+    /// lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
+    /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
+    /// for its error to tell. A call that had begun before may still be going on.
+    ///
+    /// It must not block: all leases of the process are renewed on that thread. It may use this
+    /// library's guards, and drop them. If it panics, nothing else is disturbed. Where it is called
+    /// several times, each `f` is called.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// let stop = Arc::new(AtomicBool::new(false));
+    /// guard.on_lost({
+    ///     let stop = Arc::clone(&stop);
+    ///     move |_reason| stop.store(true, Ordering::Relaxed)
+    /// });
+    /// # Ok(()) }
+    /// ```
+    pub fn on_lost(&self, f: impl FnOnce(LostReason) + Send + 'static) {
+        if !self.held.is_here() {
+            return f(LostReason::Forked);
+        }
+        let wanted = || matches!(self.held.status(), Status::Held(_));
+        let unwanted = self.held.listeners.add(Box::new(f), wanted);
+        if let (Some(f), Status::Lost(reason)) = (unwanted, self.held.status()) {
+            f(reason);
+        }
+    }
+
     /// Ask the database whether it is still ours.
     ///
     /// # Errors
@@ -254,6 +294,7 @@ impl LockGuard {
     ///
     /// [`Error::Lost`] if there is nothing left to hand over.
     pub fn hand_over(mut self) -> Result<Ticket, Error> {
+        self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
@@ -288,6 +329,7 @@ impl LockGuard {
     /// dropping the guard does.
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
+        self.forget_listeners();
         self.still_trusted()?;
         let Some(work) = self.begin_release() else {
             return Ok(());
@@ -323,6 +365,14 @@ impl LockGuard {
         })
     }
 
+    /// From now on a loss is nobody's business any more.
+    fn forget_listeners(&self) {
+        // In a forked child the mutex around them may be locked by a thread that is not there.
+        if self.held.is_here() {
+            drop(self.held.listeners.take());
+        }
+    }
+
     /// Stop the renewals; what is left is to tell the database.
     fn begin_release(
         &mut self,
@@ -331,6 +381,7 @@ impl LockGuard {
         if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
             return None;
         }
+        self.forget_listeners();
         self.inner.scheduler.remove(self.held.grant.id);
         let _ = self.still_trusted();
         let before = self.held.status();

@@ -270,6 +270,23 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     promise("P1", lab.engine);
 }
 
+/// `poll` is the longest pause between the looks at a lock that somebody else has.
+async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+    let held = other.lock("job").acquire().await.unwrap();
+    let mut looks = Vec::new();
+    for longest in [ms(5), ms(250)] {
+        let lock = locks.lock("job").poll(longest);
+        proxy.reset_counts();
+        lock.wait(ms(1500)).acquire().await.unwrap_err();
+        looks.push(proxy.counts().chunks_up);
+    }
+    assert!(looks[0] > 4 * looks[1] && looks[1] > 4, "{looks:?}");
+    held.release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
 /// Nothing secret is shown, whatever goes wrong.
 async fn a_password_is_never_shown(lab: &Lab) {
     let secret = "hunter2-s3cret";
@@ -332,6 +349,7 @@ macro_rules! on {
             a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
+            a_waiter_looks_as_often_as_it_was_told,
             a_password_is_never_shown,
         );
     )* };

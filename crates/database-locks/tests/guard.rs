@@ -450,6 +450,7 @@ async fn bad_settings_are_refused_before_anything_happens(lab: &Lab) {
             "renew_every",
         ),
         (locks.lock("job").holder(""), "holder"),
+        (locks.lock("job").poll(Duration::from_micros(999)), "poll"),
         (
             locks.lock("job").metadata("big", "x".repeat(5000)),
             "metadata",

@@ -14,7 +14,7 @@ from .process import (
     tool,
 )
 from .sql import connect_and_migrate, django_database, sql
-from .waiting import SOON, eventually
+from .waiting import SOON, eventually, in_thread
 
 __all__ = [
     "SOON",
@@ -30,6 +30,7 @@ __all__ = [
     "django_database",
     "environment",
     "eventually",
+    "in_thread",
     "holder",
     "sql",
     "state_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,3 +27,9 @@ def eventually(look: Callable[[], Found], what: str, within: float = SOON) -> Fo
         if late:
             raise AssertionError(f"not within {within:g} s: {what}")
         time.sleep(0.01)
+
+
+def in_thread(work: Callable[[], Found]) -> Found:
+    """What `work` answers or raises in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(SOON)
