@@ -1,6 +1,6 @@
 """Fork while a lock is held, in several ways; say what child and parent may still do with it.
 
-``forks.py URL process|fork|grandchild|same-pid|busy``
+``forks.py URL process|fork|grandchild|same-pid|busy|sqlite``
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from database_locks import Held, LockException, LockLost, Locks, LockTimeout, connect
+from database_locks import (
+    Held,
+    LockException,
+    LockLost,
+    Locks,
+    LockTimeout,
+    LockUnavailable,
+    connect,
+)
 
 TTL = 2.0
 
@@ -59,10 +67,22 @@ def in_fork(locks: Locks, held: Held) -> bool:
     """By os.fork, in a child that goes on to the end of the block and of the program."""
     pid = os.fork()
     if pid == 0:
-        look(locks, held)
         return True
-    os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, 0)
+    say(f"child: ended {status}")
+    time.sleep(TTL * 1.25)
     return False
+
+
+def in_process_that_takes_one(locks: Locks, _: Held) -> None:
+    def take() -> None:
+        try:
+            with locks.lock("of its own"):
+                say("child: held its own")
+        except LockUnavailable as error:
+            say(f"child: {error}")
+
+    forked(take)
 
 
 def in_grandchild(locks: Locks, held: Held) -> None:
@@ -139,10 +159,16 @@ def main() -> None:
     if how == "busy":
         while_busy(locks)
         return
-    ways = {"process": in_process, "fork": in_fork, "grandchild": in_grandchild}
+    ways = {
+        "process": in_process,
+        "fork": in_fork,
+        "grandchild": in_grandchild,
+        "same-pid": in_same_pid,
+        "sqlite": in_process_that_takes_one,
+    }
     try:
         with locks.lock("parent's", lock_ttl=TTL) as held:
-            is_child = (ways | {"same-pid": in_same_pid})[how](locks, held)
+            is_child = ways[how](locks, held)
             if is_child:
                 return
             held.check()
