@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, TakeUp,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, TakeOver,
+    TakeUp,
 };
 use crate::clock;
 use crate::info::LockInfo;
@@ -115,6 +116,15 @@ impl Observed {
         within: Duration,
     ) -> Result<Vec<LockInfo>, StoreError> {
         self.timed("read", self.store.read(names, within)).await
+    }
+
+    pub(crate) async fn take_over(
+        &self,
+        what: &TakeOver,
+        within: Duration,
+    ) -> Result<Outcome, StoreError> {
+        self.timed("take_over", self.store.take_over(what, within))
+            .await
     }
 
     pub(crate) async fn take_up(

@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table, TakeUp,
-    keep_to,
+    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
+    TakeOver, TakeUp, bounded, keep_to,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -97,6 +97,21 @@ const RENEW: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
+/// Take a lock from its own holder, who comes again: `?6` token and `?7` grant id are those that were
+/// seen. One row: granted.
+const TAKE_OVER: &str = "
+    UPDATE {table} SET
+           grant_id = ?3, metadata = ?4,
+           token = CASE token WHEN 0 THEN CAST(unixepoch('now', 'subsec') * 1000 AS integer)
+                   ELSE token + 1 END,
+           expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND locked_by = ?2 AND token = ?6 AND grant_id IS ?7
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
 /// Put another grant in the place of one that is still held. That the second may stand there already
 /// is for a request that is made again, since its reply was lost.
 const TAKE_UP: &str = "
@@ -110,13 +125,17 @@ const TAKE_UP: &str = "
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
 /// Delete what nobody has had for so long.
+///
+/// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
+/// anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
     DELETE FROM {table} WHERE id IN (
         SELECT id FROM {table}
-         WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+         WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
             OR (expires_at IS NULL AND granted_until IS NULL
                 AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
-            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2)
+            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+           AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
          LIMIT 500)";
 
 /// Free what is still held by this grant; a token of NULL is one that we never learnt.
@@ -141,6 +160,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("read", LOOK),
     ("acquire", ACQUIRE),
     ("renew", RENEW),
+    ("take over from the same holder", TAKE_OVER),
     ("take up", TAKE_UP),
     ("release", RELEASE),
     ("release by force", FORCE),
@@ -154,6 +174,7 @@ struct Statements {
     list: String,
     acquire: String,
     renew: String,
+    take_over: String,
     take_up: String,
     release: String,
     force: String,
@@ -163,11 +184,14 @@ struct Statements {
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
 fn modifier(length: Duration) -> String {
-    format!(
-        "+{}.{:03} seconds",
-        length.as_micros().div_ceil(1000) / 1000,
-        length.as_micros().div_ceil(1000) % 1000
-    )
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+fn ago(length: Duration) -> String {
+    let ms = bounded(length).as_micros().div_ceil(1000);
+    format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
 fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
@@ -441,6 +465,32 @@ fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, Sto
     })
 }
 
+fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError> {
+    let to = &what.to;
+    worker.write(|tx, sql| {
+        let token = tx.prepare_cached(&sql.take_over)?.query_row(
+            (
+                to.name.as_str(),
+                &*to.holder,
+                to.grant.as_str(),
+                &*to.metadata,
+                modifier(to.length),
+                what.token.get(),
+                what.grant.as_deref(),
+            ),
+            |row| row.get(0),
+        );
+        if let Some(token) = token.optional()? {
+            return Ok(Outcome::Granted {
+                token: Token::from_db(token),
+                length: to.length,
+            });
+        }
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
+        Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+    })
+}
+
 fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
     let to = &what.to;
     worker.write(|tx, sql| {
@@ -517,6 +567,7 @@ impl Sqlite {
             list: table.fill(LIST),
             acquire: table.fill(ACQUIRE),
             renew: table.fill(RENEW),
+            take_over: table.fill(TAKE_OVER),
             take_up: table.fill(TAKE_UP),
             release: table.fill(RELEASE),
             force: table.fill(FORCE),
@@ -580,7 +631,7 @@ impl Sqlite {
 impl Store for Sqlite {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            let until = crate::clock::now() + within;
+            let until = crate::clock::now().saturating_add(within);
             loop {
                 match self
                     .call(within, |worker| worker.connection().map(|_| ()))
@@ -624,13 +675,18 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
     }
 
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        let what = what.clone();
+        Box::pin(self.call(within, move |worker| take_over(worker, &what)))
+    }
+
     fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(self.call(within, move |worker| take_up(worker, &what)))
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        let since = format!("-{} seconds", idle.as_secs());
+        let since = ago(idle);
         Box::pin(self.call(within, move |worker| {
             let deleted =
                 worker.write(|tx, sql| tx.prepare_cached(&sql.prune)?.execute((since, unknown)))?;

@@ -91,7 +91,7 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
         return Ok(grace);
     };
     // A ttl that is too short for any lease is refused by the library, in its words.
-    if !grace.is_zero() && ttl <= grace * 2 {
+    if !grace.is_zero() && ttl <= grace.saturating_mul(2) {
         return Err(Failure::usage(format!(
             "--ttl is {}, must be more than twice the --grace of {}, for CMD has to be stopped \
              before the lock can be somebody else's: give a longer --ttl or a shorter --grace",
@@ -353,5 +353,7 @@ mod tests {
         assert_eq!(failure.code, 2);
         assert!(failure.said.contains("--ttl is 10s"), "{}", failure.said);
         assert!(failure.said.contains("--grace of 5s"), "{}", failure.said);
+        assert!(margin(secs(30).into(), Duration::MAX).is_err());
+        assert!(margin(Ttl::Endless, Duration::MAX).is_ok());
     }
 }
