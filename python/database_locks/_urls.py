@@ -522,8 +522,10 @@ class _Tls:
                 self._file(key.removeprefix("ssl_"), value)
         elif key == "ssl_verify_cert":
             self.verify = None if value is None else bool(value)
+            self.on |= bool(value)
         elif key == "ssl_verify_identity":
             self.check_name = None if value is None else bool(value)
+            self.on |= bool(value)
         elif key in ("ssl_key_password", "bind_address"):
             if value:
                 problems.append(_cannot(key, "cannot be carried over", "leave it out"))
