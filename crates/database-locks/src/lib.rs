@@ -79,6 +79,7 @@ mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 mod take_up;
+mod testing;
 mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
@@ -126,6 +127,12 @@ pub mod __face {
             _ => None,
         }
     }
+}
+
+/// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
+#[doc(hidden)]
+pub mod __testing {
+    pub use crate::testing::{expire, lose};
 }
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.

@@ -13,7 +13,7 @@ use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
 use crate::runtime;
-use crate::store::{Force, StoreError};
+use crate::store::{Force, Occupant, StoreError};
 use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
@@ -190,7 +190,15 @@ impl Locks {
     /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
-        let (inner, name) = (self.inner()?, LockName::new(name)?);
+        let from = self.force(LockName::new(name)?).await?;
+        Ok(from.map(|from| Freed {
+            holder: from.holder,
+            held_for: from.held_for,
+        }))
+    }
+
+    pub(crate) async fn force(&self, name: LockName) -> Result<Option<Occupant>, Error> {
+        let inner = self.inner()?;
         runtime::run(async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
@@ -213,10 +221,7 @@ impl Locks {
                     "lock released by force"
                 );
             }
-            Ok(from.map(|from| Freed {
-                holder: from.holder,
-                held_for: from.held_for,
-            }))
+            Ok(from)
         })
         .await
     }

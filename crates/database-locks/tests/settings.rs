@@ -34,6 +34,8 @@ async fn a_search_path_says_where_the_table_is(lab: &Lab) {
         "options=-csearch_path%3Dapp",
         "options=--search-path=app -c statement_timeout=20s -c lock_timeout=1s",
         "options=-c search_path=empty&search_path=app",
+        "search_path=app&options=-c default_transaction_isolation=serializable -c jit=off \
+         -c TimeZone=Asia/Kathmandu -c datestyle=SQL,DMY -c intervalstyle=sql_standard",
     ];
     let ours = Locks::connect_to(&lab.url, Some("app.database_locks_lock")).await;
     let ours = ours.unwrap();

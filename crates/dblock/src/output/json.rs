@@ -9,11 +9,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::stream::{checked, print};
-use super::words::{metadata, state};
 
 /// One array, one line a lock.
 pub(crate) fn rows_as_json(infos: &[LockInfo]) {
-    let objects: Vec<String> = infos.iter().map(object).collect();
+    let objects: Vec<String> = infos.iter().map(LockInfo::to_json).collect();
     print(&match objects.is_empty() {
         true => "[]\n".to_owned(),
         false => format!("[\n{}\n]\n", objects.join(",\n")),
@@ -22,7 +21,7 @@ pub(crate) fn rows_as_json(infos: &[LockInfo]) {
 
 /// One object.
 pub(crate) fn row_as_json(info: &LockInfo) {
-    print(&format!("{}\n", object(info)));
+    print(&format!("{}\n", info.to_json()));
 }
 
 /// One object, one line a check or finding.
@@ -66,26 +65,6 @@ pub(crate) fn ticket_as_json(
         ("free_in", json!(row.and_then(free_in).map(seconds))),
     ];
     checked(&format!("{}\n", json_object(fields)))
-}
-
-fn object(info: &LockInfo) -> String {
-    let fields = [
-        ("name", json!(info.name.as_str())),
-        ("state", json!(state(info))),
-        ("holder", json!(info.holder)),
-        ("token", json!(info.token.get())),
-        ("grant", json!(info.grant)),
-        ("held_for", json!(info.held_for.map(seconds))),
-        ("free_in", json!(free_in(info).map(seconds))),
-        (
-            "acquired_at",
-            json!(info.acquired_at.and_then(precise_time)),
-        ),
-        ("renewed_at", json!(info.renewed_at.and_then(precise_time))),
-        ("expires_at", json!(expires_at(info))),
-        ("metadata", metadata(info)),
-    ];
-    json_object(fields)
 }
 
 /// Written field by field: serde_json's own map would sort them.

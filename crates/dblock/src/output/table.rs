@@ -9,7 +9,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::clean::on_one_line;
 use super::stream::{on_stdout, print};
-use super::words::{free_in_words, human, metadata, plain, purpose, state, time};
+use super::words::{free_in_words, human, plain, time};
 
 /// Bold, for heads.
 const BOLD: &str = "\x1b[1m";
@@ -37,13 +37,13 @@ pub(crate) fn rows(infos: &[LockInfo]) {
     lines.extend(infos.iter().map(|info| {
         let cells = [
             info.name.to_string(),
-            state(info).to_owned(),
+            info.state.word().to_owned(),
             info.holder.clone().unwrap_or_default(),
             info.token.to_string(),
             info.acquired_at.and_then(time).unwrap_or_default(),
             info.held_for.map(human).unwrap_or_default(),
             free_in_words(info),
-            purpose(info.metadata.as_deref()),
+            info.purpose(),
         ];
         cells.map(|cell| match cell.is_empty() {
             true => "-".to_owned(),
@@ -69,7 +69,7 @@ pub(crate) fn row(info: &LockInfo) {
     };
     let free = info.state == LockState::Free;
     fact("name", Some(info.name.to_string()));
-    fact("state", Some(state(info).to_owned()));
+    fact("state", Some(info.state.word().to_owned()));
     fact(
         if free { "last holder" } else { "holder" },
         info.holder.clone(),
@@ -87,7 +87,7 @@ pub(crate) fn row(info: &LockInfo) {
     );
     fact("expires", info.expires_at.and_then(time));
     fact("free in", Some(free_in_words(info)).filter(|_| !free));
-    match metadata(info) {
+    match info.parsed_metadata() {
         Value::Object(all) => {
             for (key, value) in &all {
                 match value {

@@ -1,6 +1,5 @@
 //! A lock in words.
 
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use database_locks::{LockInfo, LockState, Ttl};
@@ -25,14 +24,6 @@ pub(crate) fn lasts(row: Option<&LockInfo>) -> String {
     }
 }
 
-pub(super) fn state(info: &LockInfo) -> &'static str {
-    match info.state {
-        LockState::Held { .. } => "held",
-        LockState::Expired { .. } => "expired",
-        _ => "free",
-    }
-}
-
 pub(super) fn free_in_words(info: &LockInfo) -> String {
     match info.state {
         LockState::Held {
@@ -42,34 +33,6 @@ pub(super) fn free_in_words(info: &LockInfo) -> String {
         LockState::Expired { .. } => "now".to_owned(),
         _ => String::new(),
     }
-}
-
-/// What the holder says of itself; a text where it is no JSON.
-pub(super) fn metadata(info: &LockInfo) -> Value {
-    info.metadata.as_ref().map_or(Value::Null, |text| {
-        serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
-    })
-}
-
-/// What it was taken for: the caller's own words, else the program.
-pub(super) fn purpose(metadata: Option<&str>) -> String {
-    let Some(text) = metadata else {
-        return String::new();
-    };
-    let Ok(all) = serde_json::from_str::<Value>(text) else {
-        return text.to_owned();
-    };
-    let Some(own) = all["meta"].as_object() else {
-        return plain(&all["program"]);
-    };
-    let command = own.get("command").map(plain).unwrap_or_default();
-    let others = own.iter().filter(|(key, _)| *key != "command");
-    let mut words = command;
-    for (key, value) in others {
-        let blank = if words.is_empty() { "" } else { " " };
-        let _ = write!(words, "{blank}{key}={}", plain(value));
-    }
-    words
 }
 
 pub(super) fn plain(value: &Value) -> String {
@@ -103,15 +66,5 @@ mod tests {
         assert_eq!(human(Duration::from_secs(605)), "10m 5s");
         assert_eq!(human(Duration::from_secs(30 * 86_400)), "30d");
         assert_eq!(human(Duration::from_secs(10)), "10s");
-    }
-
-    #[test]
-    fn the_purpose_is_the_callers_words_before_the_program() {
-        let of = |text: &str| purpose(Some(text));
-        assert_eq!(of(r#"{"program":"worker","pid":1}"#), "worker");
-        let own = r#"{"program":"dblock","meta":{"ticket":"OPS-1","command":"report.sh"}}"#;
-        assert_eq!(of(own), "report.sh ticket=OPS-1");
-        assert_eq!(of("by hand"), "by hand");
-        assert_eq!(purpose(None), "");
     }
 }

@@ -4,14 +4,19 @@ use super::refuse;
 use crate::error::Error;
 
 /// What can break nothing that the protocol counts on: where the table is found, who asks, and when the
-/// server gives up on its own. What a statement is cut short for is tried again.
+/// server gives up on its own; and what many programs set for statements of theirs, and is all the same
+/// to ours. What a statement is cut short for is tried again.
 ///
 /// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`, which
-/// would end the connection that renewals need; `synchronous_commit`, which each statement sees to;
-/// settings of formats and of the planner, of no use to us.
-const ALLOWED: [&str; 10] = [
+/// would end the connection that renewals need; `synchronous_commit`, which each statement sees to.
+const ALLOWED: [&str; 15] = [
     "search_path",
     "role",
+    "datestyle",
+    "default_transaction_isolation",
+    "intervalstyle",
+    "jit",
+    "work_mem",
     "statement_timeout",
     "lock_timeout",
     "idle_in_transaction_session_timeout",
