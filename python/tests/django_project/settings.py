@@ -9,9 +9,12 @@
     The database, or the file; ``DBLOCK_DJANGO_AUTO_FIELD``: ``AutoField`` or ``BigAutoField``.
 """
 
+import atexit
 import importlib.abc
 import os
+import shutil
 import sys
+import tempfile
 from urllib.parse import parse_qs, unquote, urlsplit
 
 KIND = os.environ.get("DBLOCK_DJANGO_DB", "sqlite-file")
@@ -41,7 +44,18 @@ def _server(variable: str, engine: str) -> dict[str, object]:
 
 
 if KIND == "sqlite-file":
-    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": NAME or "/tmp/dblock-tests.sqlite3"}
+    # Of each process its own, and a test database in a file as well.
+    if NAME:
+        FILE = NAME
+    else:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        FILE = os.path.join(folder, "db.sqlite3")
+    database = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": FILE,
+        "TEST": {"NAME": f"{FILE}-test"},
+    }
 elif KIND == "sqlite-memory":
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 elif KIND.startswith("postgres-"):
