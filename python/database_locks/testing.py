@@ -27,7 +27,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ._held import holds
 from ._manager import Locks
+from ._wait import current_task
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -63,7 +65,17 @@ class MemoryLocks(Locks):
         """
         if not super().lose(name):
             raise AssertionError(self._not_held(name))
+        # Where the holder is this very thread, it is told here rather than at some later line.
+        until = time.monotonic() + _PATIENCE
+        while current_task() is None and self._is_ours(name) and time.monotonic() < until:
+            time.sleep(0.001)
         return True
+
+    def _is_ours(self, name: str) -> bool:
+        return any(
+            held.name == name and key[1] == id(self) and not held._alarm.was_told
+            for key, held in holds().items()
+        )
 
     def expire(self, name: str) -> bool:
         """End a lease now: anybody can have the lock, and its holder learns it at its next renewal.
