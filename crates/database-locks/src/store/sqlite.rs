@@ -1,7 +1,7 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Its clock is the machine's, read by SQLite itself while it has the write
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is the machine's, read by SQLite itself while it has the write
 //! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
 //! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
 
@@ -9,18 +9,18 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior,
 };
-use tokio::sync::oneshot;
 
+use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, bounded, keep_to,
+    TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -30,6 +30,7 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod doctor;
+mod thread;
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../schema/sqlite.sql");
@@ -314,7 +315,12 @@ impl Worker {
     }
 
     fn explain(&self, error: rusqlite::Error) -> StoreError {
-        let said = format!("{}: {error}", self.path.display());
+        // The driver shows the whole statement as well.
+        let message = match &error {
+            rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+            other => other.to_string(),
+        };
+        let said = format!("{}: {message}", self.path.display());
         let Some(code) = error.sqlite_error_code() else {
             return StoreError::rejected(said, None);
         };
@@ -335,6 +341,9 @@ impl Worker {
             }
             _ if said.contains("no such table") || said.contains("no such column") => {
                 Some("make its table with `dblock init` or `locks.migrate()`")
+            }
+            _ if said.contains("unknown database") => {
+                Some("SQLite has no schemas: give the table's NAME alone")
             }
             _ => None,
         };
@@ -541,21 +550,16 @@ fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>
     Ok(infos)
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
-
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
-    path: PathBuf,
     table: Table,
-    statements: Statements,
-    /// The thread that has the file open; none: not started, or given up.
-    thread: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Thread,
 }
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sqlite")
-            .field("path", &self.path)
+            .field("path", &self.thread.path())
             .finish_non_exhaustive()
     }
 }
@@ -577,35 +581,9 @@ impl Sqlite {
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
         Self {
-            path,
             table: table.clone(),
-            statements,
-            thread: Mutex::new(None),
+            thread: Thread::new(path, statements),
         }
-    }
-
-    /// Hand a job to the thread, which carries jobs out in their order.
-    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*thread {
-            match sender.send(job) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::SendError(back)) => job = back,
-            }
-        }
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker = Worker {
-            path: self.path.clone(),
-            statements: self.statements.clone(),
-            file: None,
-        };
-        std::thread::Builder::new()
-            .name("database-locks-sqlite".into())
-            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
-            .map_err(|error| StoreError::Unavailable(error.into()))?;
-        let _ = sender.send(job);
-        *thread = Some(sender);
-        Ok(())
     }
 
     async fn call<T: Send + 'static>(
@@ -613,18 +591,7 @@ impl Sqlite {
         within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
-        let reply = async {
-            answered.await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(
-                    "the thread of the connection has ended".into(),
-                ))
-            })
-        };
-        // The thread ends once what it hangs in has ended; the next call starts another.
-        let give_up = || *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        keep_to(within, reply, give_up).await
+        self.thread.call(within, work).await
     }
 }
 
