@@ -153,8 +153,8 @@ class _Room:
 
 
 class _Postgres(_Room):
-    #: By the collation of 0.5's column names are told apart as well, but an upgrade of the C library
-    #: may spoil its index; and Django's index for LIKE is of no use to anybody.
+    #: By the collation of 0.5's column names are told apart as well, but an upgrade of the C
+    #: library may spoil its index; and Django's index for LIKE is of no use to anybody.
     TIDY = f"""
         DO $tidy$
         DECLARE
@@ -174,7 +174,7 @@ class _Postgres(_Room):
                 ALTER TABLE {TABLE} ALTER COLUMN name TYPE varchar(255) COLLATE "C";
             END IF;
         END
-        $tidy$"""
+        $tidy$"""  # noqa: S608 - the name is ours
 
     def install(self) -> None:
         self.patiently(lambda: self.execute(schema("postgres")))

@@ -21,8 +21,8 @@ def read(
 ) -> dict[str, str]:
     """The options of these groups; of files and lines the later ones count.
 
-    Names have hyphens, and no value where the file gives none is ``""``. ``plain``: as PyMySQL reads
-    values, without escapes and comments behind them. Raises `Unreadable` for a file that
+    Names have hyphens, and no value where the file gives none is ``""``. ``plain``: as PyMySQL
+    reads values, without escapes and comments behind them. Raises `Unreadable` for a file that
     ``must_exist`` and cannot be read.
     """
     found: dict[str, str] = {}

@@ -24,7 +24,10 @@ _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def seconds_of(text: str) -> float:
-    """``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds; `ValueError` says what is allowed."""
+    """``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds.
+
+    `ValueError` says what is allowed.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|d|)", text.strip(), re.ASCII)
     if match is None:
         raise ValueError(

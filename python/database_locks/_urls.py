@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from . import _mycnf
 from .exceptions import LockConfigError
@@ -131,7 +131,9 @@ def _place(host: str, port: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    return (
+        "" if value is None else os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    )
 
 
 def _whole_seconds(value: str, option: str) -> str:
@@ -243,7 +245,7 @@ _POSTGRES_ENVIRONMENT = {
 }
 
 #: Where servers put their sockets: Debian and Red Hat, and PostgreSQL itself.
-_POSTGRES_SOCKETS = ("/var/run/postgresql", "/run/postgresql", "/tmp")
+_POSTGRES_SOCKETS = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108
 
 
 def _postgres(settings: Settings) -> tuple[str, list[Problem]]:
@@ -440,7 +442,7 @@ _MYSQL_SOCKETS = (
     "/run/mysqld/mysqld.sock",
     "/var/run/mysqld/mysqld.sock",
     "/var/lib/mysql/mysql.sock",
-    "/tmp/mysql.sock",
+    "/tmp/mysql.sock",  # noqa: S108
 )
 
 
@@ -632,7 +634,10 @@ def _fill_from_file(
         paths = [path] if path else ["/etc/my.cnf", "/etc/mysql/my.cnf", "~/.my.cnf"]
     try:
         found = _mycnf.read(
-            [os.path.expanduser(path) for path in paths], groups, must_exist=bool(path), plain=pymysql
+            [os.path.expanduser(path) for path in paths],
+            groups,
+            must_exist=bool(path),
+            plain=pymysql,
         )
     except _mycnf.Unreadable as error:
         raise Refused(
@@ -701,9 +706,7 @@ def _sqlite(alias: str, settings: Settings) -> str:
 
 
 def _path_of_uri(uri: str) -> str:
-    """``file:relative``, ``file:/absolute``, ``file:///absolute`` and ``file://localhost/absolute``."""
-    from urllib.parse import unquote
-
+    """``file:relative``, ``file:/absolute``, ``file:///absolute``, ``file://localhost/absolute``."""
     path = uri.removeprefix("file:").split("#")[0].split("?")[0]
     if path.startswith("//"):
         path = path[2:].removeprefix("localhost")

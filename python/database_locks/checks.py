@@ -27,7 +27,8 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning
+from django.core.checks import CheckMessage, Error, Tags
+from django.core.checks import Warning as Advice
 from django.core.checks import register as _register
 from django.db import DatabaseError, connections, router
 
@@ -56,7 +57,7 @@ def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
     found: list[CheckMessage] = []
     if not conf.enabled():
         found.append(
-            Warning(
+            Advice(
                 "Locks are off: whatever is under a lock runs without one.",
                 hint="DATABASE_LOCKS_ENABLED = True switches them on.",
                 id=_id("W001"),
@@ -66,9 +67,11 @@ def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
         if name.startswith(_PREFIX) and name not in conf.DEFAULTS:
             close = difflib.get_close_matches(name, conf.DEFAULTS, 1, 0.5)
             found.append(
-                Warning(
+                Advice(
                     f"There is no setting {name}.",
-                    hint=f"Did you mean {close[0]}?" if close else f"Names: {', '.join(conf.DEFAULTS)}.",
+                    hint=f"Did you mean {close[0]}?"
+                    if close
+                    else f"Names: {', '.join(conf.DEFAULTS)}.",
                     id=_id("W002"),
                 )
             )
@@ -169,19 +172,19 @@ def _check_role(name: str) -> Iterator[CheckMessage]:
     connection = connections[name]
     mirrored = (connection.settings_dict.get("TEST") or {}).get("MIRROR")
     if mirrored:
-        yield Warning(
+        yield Advice(
             f"The database of the locks, {name!r}, is a replica of {mirrored!r}.",
-            hint="Locks are written: name the primary with DATABASE_LOCKS_ALIAS, or route writes of "
-            "database_locks.Lock to it.",
+            hint="Locks are written: name the primary with DATABASE_LOCKS_ALIAS, or route writes "
+            "of database_locks.Lock to it.",
             id=_id("W004"),
         )
     elif connection.vendor != "sqlite" and not router.allow_migrate(
         name, "database_locks", model_name="lock"
     ):
-        yield Warning(
+        yield Advice(
             f"The routers keep migrate from making the table of locks in {name!r}.",
-            hint="Allow it for the app database_locks there, or make the table with `manage.py locks "
-            "init`.",
+            hint="Allow it for the app database_locks there, or make the table with `manage.py "
+            "locks init`.",
             id=_id("W005"),
         )
 
@@ -221,7 +224,7 @@ def check_table(
 
 def _engine(row: tuple[Any, ...] | None) -> Iterator[CheckMessage]:
     if row is not None and row[0] != "InnoDB":
-        yield Warning(
+        yield Advice(
             f"The table of locks is of the engine {row[0]}, which has no row locks.",
             hint="Run `manage.py migrate database_locks`: it makes it InnoDB.",
             id=_id("W003"),
@@ -232,9 +235,9 @@ def _local_times(cursor: Any) -> Iterator[CheckMessage]:
     description = {column[0] for column in _describe(cursor)}
     if "granted_until" not in description:
         return
-    cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE NOT granted_until <=> expires_at")
+    cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE NOT granted_until <=> expires_at")  # noqa: S608
     if cursor.fetchone()[0]:
-        yield Warning(
+        yield Advice(
             "Processes with version 0.5 write local times into the table of locks, since USE_TZ is "
             "False; here times are UTC.",
             hint="Move all processes over together, or set TIME_ZONE = 'UTC' until none of 0.5 is "
@@ -244,5 +247,5 @@ def _local_times(cursor: Any) -> Iterator[CheckMessage]:
 
 
 def _describe(cursor: Any) -> Any:
-    cursor.execute(f"SELECT * FROM {TABLE} LIMIT 0")
+    cursor.execute(f"SELECT * FROM {TABLE} LIMIT 0")  # noqa: S608
     return cursor.description

@@ -161,7 +161,7 @@ def _copy(current: Mapping[str, Any]) -> dict[str, Any]:
     copied = dict(current)
     try:
         copied["OPTIONS"] = deepcopy(current.get("OPTIONS"))
-    except Exception:  # an object of a driver's, which is the same or another one
+    except Exception:  # noqa: BLE001 - an object of a driver's, which is the same or another one
         copied["OPTIONS"] = dict(current["OPTIONS"])
     return copied
 

@@ -11,9 +11,9 @@ from django.utils import timezone
 class Lock(models.Model):
     """One row a lock. For reading: the rows are written by the locks themselves.
 
-    The table is made by the migrations, with the same statements as by ``dblock init``. On SQLite it
-    is empty, since the locks live in a file beside the database: ask ``manage.py locks list``, the
-    admin page or `database_locks.connect` rather than this model.
+    The table is made by the migrations, with the same statements as by ``dblock init``. On SQLite
+    it is empty, since the locks live in a file beside the database: ask ``manage.py locks list``,
+    the admin page or `database_locks.connect` rather than this model.
     """
 
     name = models.CharField(max_length=255, unique=True)

@@ -1,8 +1,8 @@
 """For the tests of whoever uses locks: locks in memory, and ways to lose and expire them.
 
-With pytest there is the fixture ``locks``, for `unittest` the mixin `LocksTestMixin`. Both send every
-``lock`` and ``locked`` of the test to memory, whatever the settings say, and fail a test that leaves a
-lock held.
+With pytest there is the fixture ``locks``, for `unittest` the mixin `LocksTestMixin`. Both send
+every ``lock`` and ``locked`` of the test to memory, whatever the settings say, and fail a test that
+leaves a lock held.
 
 >>> import database_locks
 >>> from database_locks.testing import memory_locks
@@ -136,7 +136,7 @@ def memory_locks() -> Iterator[MemoryLocks]:
 
 
 class LocksTestMixin(_Case):
-    """For a `unittest.TestCase`, one of Django's too: ``self.locks``, a `MemoryLocks` for each test.
+    """For a `unittest.TestCase`, one of Django's too: ``self.locks``, new for each test.
 
     >>> import unittest
     >>> class ReportTests(LocksTestMixin, unittest.TestCase):

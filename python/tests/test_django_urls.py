@@ -24,8 +24,14 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 def _entry(**settings: Any) -> dict[str, Any]:
     return {
-        "ENGINE": "x", "NAME": "app", "USER": "u", "PASSWORD": "p", "HOST": "db", "PORT": "", **settings
-    }  # fmt: skip
+        "ENGINE": "x",
+        "NAME": "app",
+        "USER": "u",
+        "PASSWORD": "p",
+        "HOST": "db",
+        "PORT": "",
+        **settings,
+    }
 
 
 def postgres(**settings: Any) -> str:

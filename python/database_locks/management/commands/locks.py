@@ -1,4 +1,4 @@
-"""``manage.py locks``: who holds what, with the words, the exit codes and the JSON of ``dblock``."""
+"""``manage.py locks``: the words, the exit codes and the JSON of ``dblock``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ USAGE = 2
 UNAVAILABLE = 69
 BUSY = 75
 
-#: Words in the place of a name of a lock are taken as they are.
 Handler = Callable[..., None]
 
 
@@ -43,7 +42,9 @@ class Command(BaseCommand):
             added = words.add_parser(name, help=what, description=what)
             if json:
                 added.add_argument(
-                    "--json", action="store_true", help="times in RFC 3339 UTC, durations in seconds"
+                    "--json",
+                    action="store_true",
+                    help="times in RFC 3339 UTC, durations in seconds",
                 )
             return added
 
@@ -68,7 +69,11 @@ class Command(BaseCommand):
             help="free rows too of which nobody knows since when: those of version 0.5",
         )
         word("doctor", "Look for what is wrong with the database, and say what to do.")
-        word("init", "Make the table where migrate does not; a second run changes nothing.", json=False)
+        word(
+            "init",
+            "Make the table where migrate does not; a second run changes nothing.",
+            json=False,
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Carry out one of the words; `CommandError` is one line and has the exit code."""
@@ -93,7 +98,7 @@ class Command(BaseCommand):
         if text:
             self.stdout.write(text)
 
-    def list(self, *, all: bool, json: bool, **_: Any) -> None:
+    def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
         rows = [row for row in conf.locks().list() if all or row["state"] != "free"]
         self.say(_show.rows_as_json(rows) if json else _show.rows(rows, self.style, self._width()))
 
@@ -104,8 +109,8 @@ class Command(BaseCommand):
         row = conf.locks().show(name)
         if row is None:
             raise CommandError(
-                f"nobody ever locked `{_show.on_one_line(name)}`: `manage.py locks list --all` names "
-                "all locks",
+                f"nobody ever locked `{_show.on_one_line(name)}`: `manage.py locks list --all` "
+                "names all locks",
                 returncode=UNKNOWN,
             )
         self.say(_show.as_json(row) if json else _show.row(row))
@@ -113,8 +118,8 @@ class Command(BaseCommand):
     def release(self, *, name: str, force: bool, **_: Any) -> None:
         if not force:
             raise CommandError(
-                f"lock `{_show.on_one_line(name)}` is released by its holder when that ends; if its "
-                "holder is dead, take the lock from it with `manage.py locks release --force`",
+                f"lock `{_show.on_one_line(name)}` is released by its holder when that ends; if "
+                "its holder is dead, take the lock from it with `manage.py locks release --force`",
                 returncode=USAGE,
             )
         freed = conf.locks().force_release(name)
@@ -139,9 +144,7 @@ class Command(BaseCommand):
         self.say(_show.report_as_json(report) if json else _show.report(report))
         found = len(report["findings"])
         if found:
-            raise CommandError(
-                f"{found} finding{'s' if found > 1 else ''}", returncode=FOUND
-            )
+            raise CommandError(f"{found} finding{'s' if found > 1 else ''}", returncode=FOUND)
 
     def init(self, **_: Any) -> None:
         conf.locks().migrate()

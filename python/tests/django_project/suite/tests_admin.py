@@ -2,12 +2,13 @@
 
 from unittest import mock
 
-from database_locks import conf, connect
-from database_locks.testing import LocksTestMixin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import TestCase
 from django.urls import reverse
+
+from database_locks import conf, connect
+from database_locks.testing import LocksTestMixin
 
 LIST = "/admin/database_locks/lock/"
 
@@ -36,7 +37,10 @@ class AdminTests(LocksTestMixin, TestCase):
         return reverse(f"admin:database_locks_lock_{action}", args=[_quoted(name)])
 
     def test_who_has_what_is_listed(self):
-        with self.locks.lock("taken", locked_by="host.1.<b>"), self.locks.lock("for ever", lock_ttl=None):
+        with (
+            self.locks.lock("taken", locked_by="host.1.<b>"),
+            self.locks.lock("for ever", lock_ttl=None),
+        ):
             with self.locks.lock("was taken"):
                 pass
             said = self.client.get(LIST).content.decode()

@@ -9,15 +9,18 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from database_locks import conf, lock
 from django.contrib.auth.models import User
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.test import override_settings
 
+from database_locks import conf, lock
+
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
 #: For pages: nothing inline, nothing from elsewhere.
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'"
+)
 
 
 def policy(get_response):

@@ -2,11 +2,12 @@
 
 import unittest
 
-from database_locks import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection
 from django.test import SimpleTestCase, TestCase, override_settings
+
+from database_locks import checks
 
 from .tests_conf import other_aliases
 

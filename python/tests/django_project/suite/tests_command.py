@@ -3,9 +3,10 @@
 import io
 import json
 
-from database_locks import LockLost, conf, connect, lock
 from django.core.management import CommandError, call_command
 from django.test import TransactionTestCase
+
+from database_locks import LockLost, conf, connect, lock
 
 
 class CommandTests(TransactionTestCase):
@@ -39,8 +40,19 @@ class CommandTests(TransactionTestCase):
             (row,) = json.loads(self.said("list", "--json"))
             self.assertEqual(
                 list(row),
-                "name state holder token grant held_for free_in acquired_at renewed_at "
-                "expires_at metadata".split(),
+                [
+                    "name",
+                    "state",
+                    "holder",
+                    "token",
+                    "grant",
+                    "held_for",
+                    "free_in",
+                    "acquired_at",
+                    "renewed_at",
+                    "expires_at",
+                    "metadata",
+                ],
             )
             self.assertEqual([r["name"] for r in json.loads(self.said("list", "--all", "--json"))],
                              ["a job", "free"])  # fmt: skip
@@ -67,9 +79,7 @@ class CommandTests(TransactionTestCase):
                 lock("never there")
         except LockLost:
             pass
-        self.assertEqual(
-            self.said("release", "job", "--force"), "lock `job` was free already\n"
-        )
+        self.assertEqual(self.said("release", "job", "--force"), "lock `job` was free already\n")
 
     def test_rows_long_free_are_deleted(self):
         with lock("job"):

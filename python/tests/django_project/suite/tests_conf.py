@@ -3,10 +3,11 @@
 import contextlib
 import os
 
-from database_locks import LockConfigError, LockTimeout, conf, connect, lock
-from database_locks.testing import memory_locks
 from django.db import connection, connections, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
+
+from database_locks import LockConfigError, LockTimeout, conf, connect, lock
+from database_locks.testing import memory_locks
 
 
 @contextlib.contextmanager

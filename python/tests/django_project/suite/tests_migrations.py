@@ -5,13 +5,14 @@ import re
 import threading
 import time
 
-from database_locks import _install, conf, lock
 from django.apps import apps
 from django.core.management import call_command
 from django.db import connection, models, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ModelState, ProjectState
 from django.test import TransactionTestCase, override_settings
+
+from database_locks import _install, conf, lock
 
 TABLE = "database_locks_lock"
 QUIET = {"verbosity": 0, "interactive": False}
