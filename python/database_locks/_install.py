@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from django.apps import apps
@@ -37,7 +38,10 @@ PAUSE = 0.05
 
 def schema(engine: str) -> str:
     """The statement that makes the table; ``engine`` is ``postgres``, ``mysql`` or ``sqlite``."""
-    return _core.schema(engine).replace("{table}", TABLE)
+    text = _core.schema(engine)
+    if text is None:
+        raise LookupError(engine)
+    return text.replace("{table}", TABLE)
 
 
 class _LockTable(Operation):
@@ -223,7 +227,7 @@ class _Mysql(_Room):
             return
         # Where nothing is lacking this only reads.
         while (change := self.lacking()) is not None:
-            self.patiently(lambda change=change: self.execute(change))
+            self.patiently(partial(self.execute, change))
 
     ENGINE = """
         SELECT IFNULL(engine, '') FROM information_schema.tables

@@ -112,7 +112,7 @@ def _said(metadata: Any) -> list[tuple[str, str]]:
         return []
     if not isinstance(metadata, Mapping):
         return [("metadata", plain(metadata))]
-    found = []
+    found: list[tuple[str, str]] = []
     for key, value in metadata.items():
         if key == "meta" and isinstance(value, Mapping):
             found += ((own, plain(said)) for own, said in value.items())
@@ -160,7 +160,7 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
     """
     if not found:
         return ""
-    lines = [_HEAD]
+    lines: list[tuple[str, ...]] = [_HEAD]
     for row in found:
         cells = (
             row["name"],

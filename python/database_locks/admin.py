@@ -17,6 +17,7 @@ from django.contrib.auth import get_permission_codename
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
+from django.db import DatabaseError, router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -205,20 +206,29 @@ class LockAdmin(_ModelAdmin):
             return HttpResponseRedirect(self._url("changelist"))
         holder = _show.on_one_line(freed[0] or str(_("somebody who gave no name")))
         said = _("Released by force: %(holder)s had held it.") % {"holder": holder}
-        LogEntry.objects.create(
-            user_id=request.user.pk,
-            content_type_id=ContentType.objects.get_for_model(Lock, for_concrete_model=False).pk,
-            object_id=name,
-            object_repr=shown[:200],
-            action_flag=CHANGE,
-            change_message=str(said),
-        )
+        try:
+            self._log(request, name, str(said))
+        except DatabaseError as error:
+            # It is done all the same; a database of some old character set cannot hold each name.
+            messages.warning(request, _("The history has no entry of it: %s") % error)
         messages.success(
             request,
             _("Lock “%(name)s” is released by force: %(holder)s had held it.")
             % {"name": shown, "holder": holder},
         )
         return HttpResponseRedirect(self._url("changelist"))
+
+    def _log(self, request: HttpRequest, name: str, said: str) -> None:
+        # What fails must not spoil the transaction of the request.
+        with transaction.atomic(using=router.db_for_write(LogEntry)):
+            LogEntry.objects.create(
+                user_id=request.user.pk,
+                content_type_id=ContentType.objects.get_for_model(Lock).pk,
+                object_id=name,
+                object_repr=_show.on_one_line(name)[:200],
+                action_flag=CHANGE,
+                change_message=said,
+            )
 
     def _unknown(self, request: HttpRequest, name: str) -> HttpResponse:
         messages.warning(
@@ -237,7 +247,7 @@ class LockAdmin(_ModelAdmin):
     def _page(
         self, request: HttpRequest, name: str, context: Mapping[str, Any], status: int = 200
     ) -> HttpResponse:
-        request.current_app = self.admin_site.name  # type: ignore[attr-defined]
+        request.current_app = self.admin_site.name
         return TemplateResponse(
             request,
             f"database_locks/admin/{name}.html",

@@ -93,7 +93,7 @@ def _bad_values() -> Iterator[tuple[str, str]]:
                 f"DATABASE_LOCKS_DEFAULT_TTL_RENEW is {renew!r}.",
                 "Give seconds before the end, a timedelta, or None: each third of the ttl.",
             )
-    path = conf.status_file()
+    path: object = conf.status_file()
     if path is not None and not isinstance(path, str | os.PathLike):
         yield f"DATABASE_LOCKS_STATUS_FILE is {path!r}.", "Give the path of a file, or None."
     for name in ("DATABASE_LOCKS_ALIAS", "DATABASE_LOCKS_URL"):
@@ -199,7 +199,7 @@ def check_table(
         name = conf.alias()
     except LockConfigError:
         return []
-    if name not in databases or name not in connections:
+    if name is None or name not in databases or name not in connections:
         return []
     connection = connections[name]
     found: list[CheckMessage] = []

@@ -4,6 +4,7 @@ from unittest import mock
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.db import DataError
 from django.test import TestCase
 from django.urls import reverse
 
@@ -97,6 +98,13 @@ class AdminTests(LocksTestMixin, TestCase):
         self.assertIn("old.host", entry.change_message)
         # The history of the lock has it.
         self.assertContains(self.client.get(self.page(name, "history")), "old.host")
+
+    def test_a_release_that_cannot_be_logged_is_told(self):
+        failing = mock.patch.object(LogEntry.objects, "create", side_effect=DataError("too odd"))
+        with failing, self.locks.lock("job", lost_lock_cb=lambda *_: None):
+            answer = self.client.post(self.page("job"), follow=True)
+            self.assertContains(answer, "no entry of it: too odd")
+            self.locks.assert_not_locked("job")
 
     def test_a_lock_that_has_changed_hands_since_is_asked_about_again(self):
         with self.locks.lock("job"):
