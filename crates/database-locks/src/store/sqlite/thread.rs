@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::fence::Fences;
 use super::{Statements, Worker};
 use crate::store::{StoreError, keep_to};
 
@@ -14,6 +15,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 pub(super) struct Thread {
     path: PathBuf,
+    fences: Fences,
     statements: Statements,
     /// What the thread takes its jobs from; none: not started, or it has ended.
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
@@ -33,9 +35,10 @@ struct Queue {
 const MOST_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
-    pub(super) fn new(path: PathBuf, statements: Statements) -> Self {
+    pub(super) fn new(path: PathBuf, fences: Fences, statements: Statements) -> Self {
         Self {
             path,
+            fences,
             statements,
             jobs: Mutex::new(None),
             queue: Arc::default(),
@@ -58,6 +61,7 @@ impl Thread {
         let (sender, jobs) = mpsc::channel::<Job>();
         let mut worker = Worker {
             path: self.path.clone(),
+            fences: self.fences.clone(),
             statements: self.statements.clone(),
             file: None,
         };
