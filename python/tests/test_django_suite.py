@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import django
 import pytest
+
+from support import dblock
 
 PROJECT = Path(__file__).with_name("django_project")
 #: And the driver of each.
@@ -71,7 +74,14 @@ def test_the_example_starts_and_its_command_is_locked(tmp_path: Path) -> None:
         assert "`nightly` is held by" in second.communicate(timeout=60)[0]
         assert second.returncode == 1
         assert "nightly" in manage("locks", "list").communicate(timeout=60)[0]
+        ours = manage("locks", "list", "--all", "--json").communicate(timeout=60)[0]
+        theirs = dblock("list", "--all", "--json", url=f"sqlite://{example}/db.sqlite3.locks")
+        assert _without_ages(ours) == _without_ages(theirs)
         # As a person ends it: the lock is free again.
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=30)
     assert manage("nightly", "--seconds", "0").communicate(timeout=60)[0].endswith("Done.\n")
+
+
+def _without_ages(text: str) -> str:
+    return re.sub(r'"(held_for|free_in|renewed_at|expires_at)":("[^"]*"|[^,]*)', r'"\1":', text)
