@@ -44,7 +44,7 @@ def test_a_holder_in_another_thread_is_told(locks: MemoryLocks) -> None:
 
 
 def test_an_expired_lock_can_be_had_by_others(locks: MemoryLocks) -> None:
-    with pytest.raises(LockLost), locks.lock("report") as held:  # noqa: PT012
+    with pytest.raises(LockLost), locks.lock("report") as held:
         first = held.token
         locks.expire("report")
         done: list[int | None] = []

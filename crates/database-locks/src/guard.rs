@@ -95,6 +95,14 @@ impl LockGuard {
         !self.trusted_for().is_zero()
     }
 
+    /// Whether trust has run out while a fence that no renewal gets past is open, on MySQL and
+    /// MariaDB: it is not [held](LockGuard::is_held), and not lost either until that transaction has
+    /// ended. Never waits.
+    pub fn is_suspended(&self) -> bool {
+        let suspended = self.held.outlives_trust();
+        !self.is_held() && suspended && matches!(self.held.status(), Status::Held(_))
+    }
+
     /// How long it would be held if no renewal got through from now on. Never waits.
     ///
     /// Zero: lost. [`Duration::MAX`]: without end.
