@@ -268,7 +268,7 @@ class LockAdmin(_ModelAdmin):
             "shown": _show.on_one_line(name),
             "word": _WORDS[row["state"]],
             "holder": _show.on_one_line(row["holder"] or ""),
-            "since": _show.time(row["acquired_at"]).replace("T", " ").replace("Z", " UTC"),
+            "since": _show.time(row["acquired_at"]).replace("T", " ").rstrip("Z"),
             "age": "" if row["held_for"] is None else _show.human(row["held_for"]),
             "left": _show.free_in(row),
             "purpose": _show.on_one_line(_show.purpose(row["metadata"])),

@@ -6,6 +6,7 @@ lock is used.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Mapping
@@ -185,6 +186,8 @@ def locks() -> Locks:
 def forget() -> None:
     """Close all connections that no held lock needs; what is used later connects anew."""
     _managers.forget()
+    # An exception that somebody has caught may keep one alive, by its traceback.
+    gc.collect()
 
 
 @contextmanager

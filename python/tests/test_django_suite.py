@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import django
 import pytest
+
+from support import dblock
 
 PROJECT = Path(__file__).with_name("django_project")
 #: And the driver of each.
@@ -49,3 +54,34 @@ def test_the_suite(kind: str, request: pytest.FixtureRequest) -> None:
     sys.stdout.write(run.stdout + run.stderr)
     assert run.returncode == 0
     assert "Ran 0 tests" not in run.stderr
+
+
+def test_the_example_starts_and_its_command_is_locked(tmp_path: Path) -> None:
+    example = tmp_path / "example"
+    shutil.copytree(Path(__file__).parents[1] / "example", example)
+
+    def manage(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "manage.py", *words],
+            cwd=example, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    assert "/admin/" in manage("demo", "--only-prepare").communicate(timeout=60)[0]
+    with manage("nightly", "--seconds", "60") as first:
+        assert first.stdout is not None
+        assert "Got the lock" in first.stdout.readline()
+        second = manage("nightly")
+        assert "`nightly` is held by" in second.communicate(timeout=60)[0]
+        assert second.returncode == 1
+        assert "nightly" in manage("locks", "list").communicate(timeout=60)[0]
+        ours = manage("locks", "list", "--all", "--json").communicate(timeout=60)[0]
+        theirs = dblock("list", "--all", "--json", url=f"sqlite://{example}/db.sqlite3.locks")
+        assert _without_ages(ours) == _without_ages(theirs)
+        # As a person ends it: the lock is free again.
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=30)
+    assert manage("nightly", "--seconds", "0").communicate(timeout=60)[0].endswith("Done.\n")
+
+
+def _without_ages(text: str) -> str:
+    return re.sub(r'"(held_for|free_in|renewed_at|expires_at)":("[^"]*"|[^,]*)', r'"\1":', text)
