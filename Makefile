@@ -8,7 +8,8 @@ SHELL := /bin/bash
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
 # Each set is built by itself; "" is none.
-FEATURES := "" macros metrics postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite
+FEATURES := "" macros metrics sqlx postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite \
+	postgres,sqlx mysql,sqlx sqlite,sqlx
 DBLOCK_FEATURES := "" postgres mysql
 
 # That a filter leaves no test, 5, is no failure: it may be meant for those of another language.

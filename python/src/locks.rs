@@ -137,15 +137,17 @@ impl Locks {
 
     fn list(&self) -> Pending {
         self.pending(|locks| async move {
-            let all: Vec<Json> = locks.list().await?.iter().map(json_of).collect();
-            Ok(Value::Text(Some(Json::Array(all).to_string())))
+            let all: Vec<String> = (locks.list().await?.iter())
+                .map(|info| info.to_json())
+                .collect();
+            Ok(Value::Text(Some(format!("[{}]", all.join(",")))))
         })
     }
 
     fn show(&self, name: String) -> Pending {
         self.pending(|locks| async move {
             let info = locks.show(&name).await?;
-            Ok(Value::Text(info.map(|info| json_of(&info).to_string())))
+            Ok(Value::Text(info.map(|info| info.to_json())))
         })
     }
 
@@ -169,27 +171,19 @@ impl Locks {
         })
     }
 
-    fn lose(&self, name: String) -> Pending {
+    fn expire(&self, name: String) -> Pending {
         self.pending(|locks| async move {
-            let done = locks.force_release(&name).await?.is_some();
+            let done = database_locks::__testing::expire(&locks, &name).await?;
             Ok(Value::Bool(done))
         })
     }
-}
 
-fn json_of(info: &database_locks::LockInfo) -> Json {
-    serde_json::json!({
-        "name": info.name.as_str(),
-        "state": match info.state {
-            database_locks::LockState::Held { .. } => "held",
-            database_locks::LockState::Expired { .. } => "expired",
-            _ => "free",
-        },
-        "expires_at": info.expires_at.map(|_| "then"),
-        "holder": info.holder,
-        "token": info.token.get(),
-        "held_for": info.held_for.map(|age| age.as_secs_f64()),
-    })
+    fn lose(&self, name: String) -> Pending {
+        self.pending(|locks| async move {
+            let done = database_locks::__testing::lose(&locks, &name).await?;
+            Ok(Value::Bool(done))
+        })
+    }
 }
 
 /// The caller's own keys, which Python has written as a JSON object.

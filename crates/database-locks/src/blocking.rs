@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::doctor::Report;
 use crate::error::{Error, LostReason};
+use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::LockInfo;
 use crate::locks::Freed;
 use crate::ticket::Ticket;
@@ -247,6 +248,30 @@ impl LockGuard {
     /// See [`crate::LockGuard::extend`].
     pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         block_on(crate::LockGuard::extend(self, ttl))
+    }
+
+    /// See [`crate::LockGuard::open_fence`].
+    pub fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
+        block_on(crate::LockGuard::open_fence(self, lasting))
+    }
+
+    /// See [`crate::LockGuard::fence_failed`].
+    pub fn fence_failed(&self, failure: FenceFailure) -> Error {
+        block_on(crate::LockGuard::fence_failed(self, failure))
+    }
+
+    /// See [`crate::LockGuard::fence`]: for a transaction that blocks, such as that of rusqlite.
+    pub fn fence<T: FenceTransaction>(&self, tx: &mut T) -> Result<OpenFence, Error> {
+        block_on(crate::LockGuard::fence(self, tx))
+    }
+
+    /// See [`crate::LockGuard::fence_for`].
+    pub fn fence_for<T: FenceTransaction>(
+        &self,
+        tx: &mut T,
+        lasting: Duration,
+    ) -> Result<OpenFence, Error> {
+        block_on(crate::LockGuard::fence_for(self, tx, lasting))
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].

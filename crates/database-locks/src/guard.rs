@@ -30,8 +30,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// the process ends. A guard that is leaked (`std::mem::forget`) is renewed until the process ends.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
-    inner: Here<Arc<Inner>>,
-    held: Here<Arc<Held>>,
+    pub(crate) inner: Here<Arc<Inner>>,
+    pub(crate) held: Here<Arc<Held>>,
     /// The longest that the row may have had: what a release must reckon with.
     ttl: Mutex<Ttl>,
     released: bool,
@@ -252,7 +252,10 @@ impl LockGuard {
         self.still_trusted()
     }
 
-    fn still_trusted(&self) -> Result<(), Error> {
+    /// Nothing that asks for a lock that is held may be done unless this says so.
+    pub(crate) fn still_trusted(&self) -> Result<(), Error> {
+        // Asked first: it is given up only after trust was renewed.
+        let suspended = self.held.outlives_trust();
         if self.is_held() {
             return Ok(());
         }
@@ -261,6 +264,14 @@ impl LockGuard {
             return Err(Error::Lost {
                 name: self.name().clone(),
                 reason,
+            });
+        }
+        if suspended && matches!(self.held.status(), Status::Held(_)) {
+            return Err(Error::HeldOff {
+                op: format!("say whether lock `{}` is held", self.name()),
+                source: "a fenced transaction is open that lasts longer than the lease: no renewal gets \
+                         past it, and what comes after it decides"
+                    .into(),
             });
         }
         // Where the scheduler has not come round to it: a thawed process asks first.
@@ -330,7 +341,11 @@ impl LockGuard {
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
         self.forget_listeners();
-        self.still_trusted()?;
+        match self.still_trusted() {
+            // Where trust has run out under a fence it is ours to be released all the same.
+            Ok(()) | Err(Error::HeldOff { .. }) => {}
+            Err(lost) => return Err(lost),
+        }
         let Some(work) = self.begin_release() else {
             return Ok(());
         };

@@ -5,12 +5,17 @@
 //! whenever the request was carried out, the database's lease began later than that, and so ends
 //! later than our trust. Between confirmations trust only shrinks. A renewal that failed, timed out
 //! or found its row locked changes nothing but when the next one is tried.
+//!
+//! Where no renewal gets past an open fence, renewals are held back until it is closed. It lengthens
+//! no trust. But a fence keeps everybody else out as well, so where trust runs out under one the lease
+//! is not lost: it is *suspended*, which is neither held nor lost, until the fence is closed and the
+//! renewal that follows decides.
 
 use std::time::Duration;
 
 use crate::clock::Time;
 use crate::error::LostReason;
-use crate::timing::{Timing, Ttl};
+use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
 
 /// The first pause after a renewal that failed; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -55,6 +60,12 @@ pub(crate) struct Lease {
     confirmed: Option<Ttl>,
     failures: u32,
     unreachable: bool,
+    /// How many fences are open that no renewal gets past.
+    fences: u32,
+    /// A fence held renewals back and is closed: what they say counts until then, trusted or not.
+    undecided_until: Option<Time>,
+    /// What the next renewal asks for if that is more than the ttl.
+    cover: Option<Duration>,
 }
 
 /// When trust ends for a lease of `length` that was asked for at `sent`.
@@ -78,12 +89,20 @@ impl Lease {
             confirmed: whole.then_some(timing.ttl()),
             failures: 0,
             unreachable: false,
+            fences: 0,
+            undecided_until: None,
+            cover: None,
             timing,
         }
     }
 
     pub(crate) fn next(&self, now: Time) -> Next {
-        if now >= self.trusted_until {
+        if self.fences > 0 {
+            return Next::Wait(Time::MAX);
+        }
+        let until = self.undecided_until.unwrap_or(Time::ZERO);
+        let until = until.max(self.trusted_until);
+        if now >= until {
             // A renewal that nobody has answered by now is as good as one that failed.
             let reason = if self.unreachable || self.under_way.is_some() {
                 LostReason::Unreachable
@@ -93,10 +112,59 @@ impl Lease {
             return Next::Lost(reason);
         }
         match self.renew_at {
-            _ if self.under_way.is_some() => Next::Wait(self.trusted_until),
+            _ if self.under_way.is_some() => Next::Wait(until),
             Some(at) if at <= now => Next::Renew,
-            Some(at) => Next::Wait(at.min(self.trusted_until)),
-            None => Next::Wait(self.trusted_until),
+            Some(at) => Next::Wait(at.min(until)),
+            None => Next::Wait(until),
+        }
+    }
+
+    /// Whether the end of trust does not lose it: a fence is open, or its closing is not settled yet.
+    pub(crate) fn outlives_trust(&self) -> bool {
+        self.fences > 0 || self.undecided_until.is_some()
+    }
+
+    /// A fence is about to be opened that no renewal gets past; not where trust has ended.
+    pub(crate) fn fence_opened(&mut self, now: Time) -> bool {
+        let trusted = now < self.trusted_until;
+        self.fences += u32::from(trusted);
+        trusted
+    }
+
+    /// The transaction of such a fence has ended.
+    pub(crate) fn fence_closed(&mut self, now: Time) {
+        self.fences = self.fences.saturating_sub(1);
+        if self.fences > 0 {
+            return;
+        }
+        let held_back = self.renew_at.is_some_and(|at| at <= now);
+        let suspended = now >= self.trusted_until;
+        if held_back {
+            // What the database has of it ends within this time, the fence's own writing included.
+            let most = match self.longest() {
+                Ttl::Lasting(length) => length,
+                Ttl::Endless => MAX_FIRST_GRANT,
+            };
+            self.undecided_until = Some(now.saturating_add(most));
+        }
+        if suspended {
+            self.renew_at = self.renew_at.map(|_| now);
+            self.failures = 0;
+        }
+    }
+
+    /// Renew to so much at once, this one time, if that is more than the ttl.
+    pub(crate) fn cover(&mut self, length: Duration, now: Time) {
+        self.cover = self.cover.max(Some(length));
+        self.confirmed = None;
+        self.renew_at = Some(now);
+    }
+
+    /// What the next renewal asks for.
+    fn longest(&self) -> Ttl {
+        match (self.timing.ttl(), self.cover) {
+            (Ttl::Lasting(ttl), Some(cover)) => Ttl::Lasting(ttl.max(cover)),
+            (ttl, _) => ttl,
         }
     }
 
@@ -110,6 +178,7 @@ impl Lease {
         };
         let early = self.timing.renew_every().unwrap_or_default() / 2;
         self.under_way.is_none()
+            && self.fences == 0
             && self.failures == 0
             && at <= now.saturating_add(early)
             && now < self.trusted_until
@@ -117,8 +186,7 @@ impl Lease {
 
     /// A renewal goes out; this is what to ask for.
     pub(crate) fn renewing(&mut self) -> Ttl {
-        self.under_way = Some(self.timing.ttl());
-        self.timing.ttl()
+        *self.under_way.insert(self.longest())
     }
 
     /// The renewal that was sent at `sent` came to this at `now`.
@@ -126,7 +194,7 @@ impl Lease {
         let Some(asked) = self.under_way.take() else {
             return;
         };
-        if now >= self.trusted_until {
+        if now >= self.trusted_until && !self.outlives_trust() {
             // Whoever asked meanwhile was told that it is not held, and that must stay so.
             return;
         }
@@ -137,15 +205,19 @@ impl Lease {
                     Ttl::Endless => Time::MAX,
                 };
                 self.trusted_until = self.trusted_until.max(until);
-                self.confirmed = Some(asked);
+                if now < self.trusted_until {
+                    self.undecided_until = None;
+                }
                 (self.failures, self.unreachable) = (0, false);
-                self.renew_at = if asked == self.timing.ttl() {
-                    self.timing
-                        .renew_every()
-                        .map(|every| sent.saturating_add(every))
+                if asked == self.longest() {
+                    self.cover = None;
+                    self.confirmed = Some(self.timing.ttl());
+                    let every = self.timing.renew_every();
+                    self.renew_at = every.map(|every| sent.saturating_add(every));
                 } else {
-                    Some(now)
-                };
+                    // What was asked for meanwhile is still to be confirmed.
+                    self.renew_at = Some(now);
+                }
             }
             Answer::Busy | Answer::Unknown => {
                 self.unreachable = answer == Answer::Unknown;
@@ -315,6 +387,88 @@ mod tests {
         assert!(!lease.may_come_along(START + secs(8)));
     }
 
+    #[test]
+    fn under_a_fence_nothing_is_renewed_and_trust_is_not_lengthened() {
+        let mut lease = lease(secs(30));
+        assert!(lease.fence_opened(START + secs(1)));
+        assert_eq!(lease.next(START + secs(15)), Next::Wait(Time::MAX));
+        assert!(!lease.may_come_along(START + secs(9)));
+        assert_eq!(lease.trusted_until(), START + secs(27));
+        lease.fence_closed(START + secs(15));
+        assert_eq!(lease.next(START + secs(15)), Next::Renew);
+    }
+
+    #[test]
+    fn where_trust_ends_under_a_fence_the_renewal_after_it_decides() {
+        let suspended = || {
+            let mut lease = lease(secs(30));
+            assert!(lease.fence_opened(START));
+            assert!(lease.fence_opened(START + secs(5)));
+            lease.fence_closed(START + secs(20));
+            assert_eq!(lease.next(START + secs(40)), Next::Wait(Time::MAX));
+            assert!(lease.outlives_trust());
+            assert!(!lease.fence_opened(START + secs(40)), "not held");
+            lease.fence_closed(START + secs(50));
+            assert_eq!(lease.next(START + secs(50)), Next::Renew);
+            assert_eq!(lease.trusted_until(), START + secs(27));
+            lease.renewing();
+            lease
+        };
+        let sent = START + secs(50);
+
+        let mut held = suspended();
+        held.answered(sent, Answer::Renewed, sent + secs(1));
+        assert_eq!(held.trusted_until(), sent + secs(27));
+        assert!(!held.outlives_trust());
+        assert_eq!(held.next(sent + secs(2)), Next::Wait(sent + secs(10)));
+
+        let mut unknown = suspended();
+        unknown.answered(sent, Answer::Unknown, sent + secs(1));
+        assert!(matches!(unknown.next(sent + secs(1)), Next::Wait(_)));
+        assert_eq!(unknown.next(sent + secs(5)), Next::Renew);
+        let never = sent + secs(30);
+        assert_eq!(unknown.next(never), Next::Lost(LostReason::Unreachable));
+    }
+
+    #[test]
+    fn a_renewal_that_was_held_back_counts_although_trust_ends_meanwhile() {
+        let mut lease = lease(secs(30));
+        lease.fence_opened(START);
+        let (sent, late) = (START + secs(26), START + secs(28));
+        lease.fence_closed(sent);
+        lease.renewing();
+        assert_eq!(lease.next(late), Next::Wait(sent + secs(30)));
+        lease.answered(sent, Answer::Renewed, late);
+        assert_eq!(lease.trusted_until(), sent + secs(27));
+    }
+
+    #[test]
+    fn without_renewals_a_suspended_lease_ends_with_its_fence() {
+        let timing = Timing::new(secs(10).into(), Renewing::Never, None).unwrap();
+        let mut lease = Lease::granted(timing, START, secs(10));
+        lease.fence_opened(START);
+        assert_eq!(lease.next(START + secs(20)), Next::Wait(Time::MAX));
+        lease.fence_closed(START + secs(20));
+        assert_eq!(
+            lease.next(START + secs(20)),
+            Next::Lost(LostReason::Expired)
+        );
+    }
+
+    #[test]
+    fn a_long_transaction_is_covered_by_one_renewal() {
+        let mut lease = lease(secs(30));
+        lease.cover(secs(300), START);
+        assert_eq!(lease.confirmed(), None);
+        assert_eq!(lease.next(START), Next::Renew);
+        assert_eq!(lease.renewing(), Ttl::Lasting(secs(300)));
+        lease.answered(START, Answer::Renewed, START + secs(1));
+        assert_eq!(lease.trusted_until(), START + secs(297));
+        assert_eq!(lease.confirmed(), Some(Ttl::Lasting(secs(30))));
+        assert_eq!(lease.next(START + secs(1)), Next::Wait(START + secs(10)));
+        assert_eq!(lease.renewing(), Ttl::Lasting(secs(30)));
+    }
+
     /// Lengths of all sizes, the greatest and the least of them often.
     fn any_length() -> impl Strategy<Value = Duration> {
         prop_oneof![
@@ -365,12 +519,13 @@ mod tests {
 
         /// The database carries out each request somewhere between its sending and its answer, or
         /// its timing out, and its clock may run up to 1 % faster than ours: as long as we trust the
-        /// lease, the database would give it to nobody else.
+        /// lease, the database would give it to nobody else. While a fence is open it renews nothing,
+        /// and nothing is asked of it.
         #[test]
         fn trusted_means_not_expired_in_the_database(
             ttl_ms in 100_u64..600_000,
             first_ms in 0_u64..50,
-            rounds in prop::collection::vec((0_u64..5_000, 0_u64..5_000, 0_u8..4, any::<bool>()), 1..40),
+            rounds in prop::collection::vec((0_u64..5_000, 0_u64..5_000, 0_u8..4, any::<bool>(), 0_u8..8), 1..40),
         ) {
             let db = |t: Time| t.mul_f64(1.01);
             let ms = Duration::from_millis;
@@ -380,11 +535,22 @@ mod tests {
             let mut lease = Lease::granted(timing, START, length);
             let mut now = START + ms(first_ms);
             let mut expires = db(START) + length;
-            for (before, after, answer, late) in rounds {
+            let mut fences = 0;
+            for (before, after, answer, late, fence) in rounds {
+                match fence {
+                    0 => fences += u32::from(lease.fence_opened(now)),
+                    1 if fences > 0 => {
+                        fences -= 1;
+                        lease.fence_closed(now);
+                    }
+                    2 => lease.cover(ttl + ms(before), now),
+                    _ => {}
+                }
                 match lease.next(now) {
                     Next::Lost(_) => break,
                     Next::Wait(until) => now = until.min(now + ms(before + after)),
                     Next::Renew => {
+                        prop_assert_eq!(fences, 0);
                         let (sent, done) = (now, now + ms(before));
                         let asked = lease.renewing();
                         now = done + ms(after);

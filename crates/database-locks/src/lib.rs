@@ -28,7 +28,8 @@
 //! is released or dropped. If it is *lost*, it says so before the database would give the lock to
 //! anybody else: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
 //! [`Lock::run`] stops your future. Its [`token`](LockGuard::token) grows with each grant; whatever
-//! you write to outside of this database can refuse a smaller one.
+//! you write to outside of this database can refuse a smaller one. What you write to this database can
+//! be [fenced](LockGuard::fence): then it is committed only while the lock is really still held.
 //!
 //! A database that is restarted or cut off for a while loses no lock that is renewed in time, and
 //! waiters outlive it.
@@ -44,7 +45,8 @@
 //! # Features
 //!
 //! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
-//! default; `memory:` is always there.
+//! default; `memory:` is always there. Off by default: `metrics`, counters, gauges and histograms through
+//! the crate of that name; `sqlx`, whose transactions can then be fenced.
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
@@ -58,6 +60,7 @@ mod default;
 )]
 pub mod doctor;
 mod error;
+mod fence;
 mod fork;
 mod guard;
 mod holder;
@@ -88,6 +91,7 @@ mod token;
 mod turns;
 
 pub use error::{BoxError, Error, LostReason};
+pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
 pub use info::{LockInfo, LockState};
 pub use lock::Lock;

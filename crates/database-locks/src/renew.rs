@@ -49,6 +49,9 @@ pub(crate) struct Held {
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
+    /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
+    /// cleared after trust was renewed: so read it before asking for trust.
+    outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
 }
@@ -75,6 +78,7 @@ impl Held {
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
+            outlives_trust: AtomicBool::new(false),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
@@ -85,6 +89,7 @@ impl Held {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
         }
+        let suspended = self.outlives_trust();
         let mut until = self.trusted_until.load(Ordering::Acquire);
         loop {
             let left = match until {
@@ -92,7 +97,8 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
             };
-            if !left.is_zero() {
+            // Not held just now; but what a fence holds back may yet be renewed.
+            if !left.is_zero() || suspended {
                 return left;
             }
             match self.trusted_until.compare_exchange(
@@ -105,6 +111,12 @@ impl Held {
                 Err(confirmed) => until = confirmed,
             }
         }
+    }
+
+    /// Whether, trusted or not, it is not lost as long as nobody says so: a fence is open that no
+    /// renewal gets past, or what came of that is not known yet.
+    pub(crate) fn outlives_trust(&self) -> bool {
+        self.outlives_trust.load(Ordering::Acquire)
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -211,6 +223,9 @@ impl Held {
         if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
             return Confirmed::TooLate;
         }
+        // After the trust that makes it needless.
+        self.outlives_trust
+            .store(lease.outlives_trust(), Ordering::Release);
         let (confirmed, mut news) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
             news = matches!(status, Status::Held(_)) && *status != confirmed;
@@ -429,15 +444,25 @@ impl Scheduler {
 
     /// Renew it to another ttl, at once and from now on.
     pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
+        self.with(id, |lease, now| {
+            lease.extend(timing, now);
+            true
+        });
+    }
+
+    /// Do something to a lease that is still kept alive; whether there is such a one.
+    pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
         let mut news = News::default();
         let (mut book, now) = (self.book(), clock::now());
-        if let Some(entry) = book.entries.get_mut(&id) {
-            entry.lease.extend(timing, now);
-            book.confirm(id, now, &mut news);
-        }
+        let Some(entry) = book.entries.get_mut(&id) else {
+            return false;
+        };
+        let done = what(&mut entry.lease, now);
+        book.confirm(id, now, &mut news);
         drop(book);
         news.tell();
         self.changed.notify_one();
+        done
     }
 
     /// The database said that it is not ours any more.

@@ -200,6 +200,19 @@ impl Lab {
         }
     }
 
+    /// A session of somebody else, through the client of the server.
+    ///
+    /// # Panics
+    ///
+    /// On engines without a server.
+    pub fn stranger(&self) -> Stranger {
+        match &self.home {
+            Home::Process | Home::Folder(_) => panic!("{}: has no server", self.engine),
+            Home::Postgres(server) => server.stranger(&self.url),
+            Home::MariaDb(server) => server.stranger(&self.url),
+        }
+    }
+
     /// Begin a transaction as somebody else, run a statement in it, and leave it open.
     ///
     /// # Panics

@@ -11,10 +11,12 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver, TakeUp,
+    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver,
+    TakeUp,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
+use crate::error::LostReason;
 use crate::fork::PerProcess;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -30,6 +32,8 @@ struct Row {
     acquired: Option<Time>,
     renewed: Option<Time>,
     metadata: Option<String>,
+    /// How many fences are open.
+    fences: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,6 +143,28 @@ struct Shared {
     freed: Notify,
 }
 
+/// An open fence.
+#[derive(Debug)]
+struct Fence {
+    shared: Arc<Shared>,
+    name: LockName,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        let mut rows = self
+            .shared
+            .rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(row) = rows.get_mut(&self.name) {
+            row.fences -= 1;
+        }
+        drop(rows);
+        self.shared.freed.notify_waiters();
+    }
+}
+
 /// The engine `memory:`.
 #[derive(Debug)]
 pub(super) struct Memory(Arc<Shared>);
@@ -171,12 +197,18 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     if !row.is_free(now) {
         return row.seen(&ask.name, now).refusal(ask.grant.as_str());
     }
+    if row.fences > 0 {
+        return Outcome::Busy;
+    }
     row.grant(ask, now)
 }
 
 fn take_over(rows: &mut Rows, what: &TakeOver) -> Outcome {
     let (now, to) = (clock::now(), &what.to);
     let Some(row) = rows.get_mut(&to.name) else {
+        return Outcome::Busy;
+    };
+    if row.fences > 0 {
         return Outcome::Busy;
     };
     let as_seen = row.token == what.token.get()
@@ -208,6 +240,7 @@ fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
         row.token == what.token.get()
             && row.grant.as_deref().is_some_and(|id| known.contains(&id))
             && !row.is_free(now)
+            && row.fences == 0
     };
     let row = match rows.get_mut(&to.name) {
         Some(row) if ours(row) => row,
@@ -296,7 +329,7 @@ impl Store for Memory {
                 Some(Ends::Never) => return true,
                 None => row.renewed,
             };
-            !(row.is_free(now) && old(last) && row.token < token)
+            row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
         });
         ready((before - rows.len()) as u64)
     }
@@ -304,6 +337,7 @@ impl Store for Memory {
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
         let now = clock::now();
         let done = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
             Some(row) if !row.is_free(now) => {
                 let occupant = row.seen(name, now).occupant();
                 row.free(now);
@@ -327,6 +361,27 @@ impl Store for Memory {
         };
         self.0.freed.notify_waiters();
         Some(held)
+    }
+
+    fn open_fence<'a>(
+        &'a self,
+        grant: &'a Grant,
+        _: Duration,
+    ) -> Reply<'a, Result<Barrier, LostReason>> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let mut row = rows.get_mut(&grant.name);
+        let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
+        ready(match (judge(grant, seen.as_ref()), &mut row) {
+            (Renewal::Busy | Renewal::Renewed, Some(row)) => {
+                row.fences += 1;
+                Ok(Barrier::new(Fence {
+                    shared: Arc::clone(&self.0),
+                    name: grant.name.clone(),
+                }))
+            }
+            (Renewal::Lost(reason), _) => Err(reason),
+            (_, None) => Err(LostReason::RowGone),
+        })
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {

@@ -98,6 +98,28 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// What a transaction runs to commit only while this grant is there; none where
+    /// [`open_fence`](Store::open_fence) is all that it takes.
+    fn fence(&self) -> Option<&FenceText> {
+        None
+    }
+
+    /// Whether a renewal gets through while such a transaction is open.
+    fn renews_under_fence(&self) -> bool {
+        true
+    }
+
+    /// Keep everybody else from getting the lock until what comes back is dropped, where that does not
+    /// take a statement in somebody's transaction; or say why it is not ours any more.
+    fn open_fence<'a>(
+        &'a self,
+        grant: &'a Grant,
+        within: Duration,
+    ) -> Reply<'a, Result<Barrier, LostReason>> {
+        let _ = (grant, within);
+        Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
+    }
+
     /// Wait until a release of `name` is announced, or for `at_most`.
     ///
     /// An engine without announcements waits all that time. One that has them may lose some: callers
@@ -258,6 +280,37 @@ pub enum Force {
     WasFree,
     /// Its row is locked by somebody: a fenced transaction may be open.
     Busy,
+}
+
+/// The statements of a fence, the name of the table put in. Their parameters are name, token and grant
+/// id in this order, written `$1`, `$2`, `$3`, or `?` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceText {
+    /// To be run before: it finds one row where what the transaction has read is no older than the
+    /// grant.
+    pub before: Option<String>,
+    /// Finds one row, or changes one, where the grant is there.
+    pub fence: String,
+}
+
+/// Keeps everybody else from getting a lock, until it is dropped.
+pub struct Barrier(Option<Box<dyn std::any::Any + Send + Sync>>);
+
+impl Barrier {
+    /// One that keeps nobody out: a statement does.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn new(what: impl std::any::Any + Send + Sync) -> Self {
+        Self(Some(Box::new(what)))
+    }
+}
+
+impl fmt::Debug for Barrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Barrier").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Why a store has no answer. What it was asked to do may have been done all the same.

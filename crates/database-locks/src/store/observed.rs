@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, TakeOver,
-    TakeUp,
+    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
+    TakeOver, TakeUp,
 };
 use crate::clock;
+use crate::error::LostReason;
 use crate::info::LockInfo;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
@@ -151,6 +152,15 @@ impl Observed {
         within: Duration,
     ) -> Result<u64, StoreError> {
         self.timed("prune", self.store.prune(idle, unknown, within))
+            .await
+    }
+
+    pub(crate) async fn open_fence(
+        &self,
+        grant: &Grant,
+        within: Duration,
+    ) -> Result<Result<Barrier, LostReason>, StoreError> {
+        self.timed("open_fence", self.store.open_fence(grant, within))
             .await
     }
 

@@ -1,7 +1,7 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Its clock is the machine's, read by SQLite itself while it has the write
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is the machine's, read by SQLite itself while it has the write
 //! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
 //! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
 
@@ -9,20 +9,21 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior,
 };
-use tokio::sync::oneshot;
 
+use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, bounded, keep_to,
+    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
+    Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
+use crate::error::LostReason;
 use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -30,6 +31,10 @@ use crate::timing::Ttl;
 use crate::token::Token;
 
 mod doctor;
+mod fence;
+mod thread;
+
+use fence::Fences;
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../schema/sqlite.sql");
@@ -124,19 +129,21 @@ const TAKE_UP: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// Delete what nobody has had for so long.
+/// Look for what nobody has had for so long.
 ///
 /// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
 /// anew begins at the clock, and its token has to be greater.
-const PRUNE: &str = "
-    DELETE FROM {table} WHERE id IN (
-        SELECT id FROM {table}
-         WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
-            OR (expires_at IS NULL AND granted_until IS NULL
-                AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
-            OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
-           AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
-         LIMIT 500)";
+const IDLE: &str = "
+    SELECT id, name FROM {table}
+     WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+        OR (expires_at IS NULL AND granted_until IS NULL
+            AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
+     LIMIT 500";
+
+/// Delete one of them.
+const PRUNE: &str = "DELETE FROM {table} WHERE id = ?1";
 
 /// Free what is still held by this grant; a token of NULL is one that we never learnt.
 const RELEASE: &str = "
@@ -164,6 +171,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("take up", TAKE_UP),
     ("release", RELEASE),
     ("release by force", FORCE),
+    ("look for what is to be pruned", IDLE),
     ("prune", PRUNE),
 ];
 
@@ -178,6 +186,7 @@ struct Statements {
     take_up: String,
     release: String,
     force: String,
+    idle: String,
     prune: String,
     install: String,
 }
@@ -226,6 +235,7 @@ struct File {
 /// What the thread of a connection works with.
 struct Worker {
     path: PathBuf,
+    fences: Fences,
     statements: Statements,
     file: Option<File>,
 }
@@ -314,8 +324,14 @@ impl Worker {
     }
 
     fn explain(&self, error: rusqlite::Error) -> StoreError {
-        let said = format!("{}: {error}", self.path.display());
-        let Some(code) = error.sqlite_error_code() else {
+        // Of what is wrong at some place of a statement the driver shows the whole statement, and gives
+        // no code by itself.
+        let (message, code) = match &error {
+            rusqlite::Error::SqlInputError { error, msg, .. } => (msg.clone(), Some(error.code)),
+            other => (other.to_string(), other.sqlite_error_code()),
+        };
+        let said = format!("{}: {message}", self.path.display());
+        let Some(code) = code else {
             return StoreError::rejected(said, None);
         };
         let hint = match code {
@@ -335,6 +351,9 @@ impl Worker {
             }
             _ if said.contains("no such table") || said.contains("no such column") => {
                 Some("make its table with `dblock init` or `locks.migrate()`")
+            }
+            _ if said.contains("unknown database") => {
+                Some("SQLite has no schemas: give the table's NAME alone")
             }
             _ => None,
         };
@@ -362,13 +381,27 @@ impl Worker {
         &mut self,
         work: impl FnOnce(&Connection, &Statements) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
+        self.write_unless_fenced(|tx, statements, _| work(tx, statements))
+    }
+
+    /// The same for what gives a lock to somebody, which an open fence keeps out.
+    fn write_unless_fenced<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements, &Fences) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let fences = self.fences.clone();
         self.with(|connection, statements| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let done = work(&tx, statements)?;
+            let done = work(&tx, statements, &fences)?;
             tx.commit()?;
             Ok(done)
         })
     }
+}
+
+/// An error of the files of fences, as one of SQLite.
+fn of_file(error: std::io::Error) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
 fn look(statement: &mut CachedStatement<'_>, name: &LockName) -> rusqlite::Result<Option<Seen>> {
@@ -389,11 +422,11 @@ fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError
     if !outcomes.contains(&Outcome::Busy) {
         return Ok(outcomes);
     }
-    worker.write(|tx, sql| {
+    worker.write_unless_fenced(|tx, sql, fences| {
         let mut take = tx.prepare_cached(&sql.acquire)?;
         let mut read = tx.prepare_cached(&sql.look)?;
         for (ask, outcome) in asks.iter().zip(&mut outcomes) {
-            if *outcome != Outcome::Busy {
+            if *outcome != Outcome::Busy || fences.is_open(ask.name.as_str()).map_err(of_file)? {
                 continue;
             }
             let token = take.query_row(
@@ -467,7 +500,10 @@ fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, Sto
 
 fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError> {
     let to = &what.to;
-    worker.write(|tx, sql| {
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if fences.is_open(to.name.as_str()).map_err(of_file)? {
+            return Ok(Outcome::Busy);
+        }
         let token = tx.prepare_cached(&sql.take_over)?.query_row(
             (
                 to.name.as_str(),
@@ -493,18 +529,20 @@ fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError
 
 fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
     let to = &what.to;
-    worker.write(|tx, sql| {
-        let taken = tx.prepare_cached(&sql.take_up)?.execute((
-            to.name.as_str(),
-            what.token.get(),
-            what.from.as_str(),
-            to.grant.as_str(),
-            &*to.holder,
-            &*to.metadata,
-            modifier(to.length),
-        ))?;
-        if taken == 1 {
-            return Ok(Renewal::Renewed);
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if !fences.is_open(to.name.as_str()).map_err(of_file)? {
+            let taken = tx.prepare_cached(&sql.take_up)?.execute((
+                to.name.as_str(),
+                what.token.get(),
+                what.from.as_str(),
+                to.grant.as_str(),
+                &*to.holder,
+                &*to.metadata,
+                modifier(to.length),
+            ))?;
+            if taken == 1 {
+                return Ok(Renewal::Renewed);
+            }
         }
         let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
         Ok(judge_ticket(what, row.as_ref()))
@@ -512,14 +550,53 @@ fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
 }
 
 fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
-    worker.write(|tx, sql| {
+    worker.write_unless_fenced(|tx, sql, fences| {
         let row = look(&mut tx.prepare_cached(&sql.look)?, name)?;
+        if row.as_ref().is_some_and(Seen::is_held)
+            && fences.is_open(name.as_str()).map_err(of_file)?
+        {
+            return Ok(Force::Busy);
+        }
         let freed = tx.prepare_cached(&sql.force)?.execute([name.as_str()])?;
         Ok(match row {
             Some(row) if freed == 1 => Force::Freed(row.occupant()),
             _ => Force::WasFree,
         })
     })
+}
+
+fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreError> {
+    worker.write_unless_fenced(|tx, sql, fences| {
+        fences.sweep();
+        let mut idle = tx.prepare_cached(&sql.idle)?;
+        let found = idle.query_map((since, unknown), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
+        let (mut delete, mut deleted) = (tx.prepare_cached(&sql.prune)?, 0);
+        for (id, name) in found {
+            if !fences.is_open(&name).map_err(of_file)? {
+                deleted += delete.execute([id])? as u64;
+            }
+        }
+        Ok(deleted)
+    })
+}
+
+/// Lock the file of the fence, and then see whether the grant is there: see [`fence`].
+fn open_fence(
+    worker: &mut Worker,
+    grant: &Grant,
+) -> Result<Result<Barrier, LostReason>, StoreError> {
+    let opened = worker.write_unless_fenced(|tx, sql, fences| {
+        let Some(open) = fences.open(grant.name.as_str()).map_err(of_file)? else {
+            return Ok(None);
+        };
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &grant.name)?;
+        Ok(Some(match judge(grant, row.as_ref()) {
+            Renewal::Lost(reason) => Err(reason),
+            Renewal::Busy | Renewal::Renewed => Ok(Barrier::new(open)),
+        }))
+    });
+    opened?.ok_or_else(|| StoreError::Contention("its file is just being removed".into()))
 }
 
 fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, StoreError> {
@@ -541,21 +618,16 @@ fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>
     Ok(infos)
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
-
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
-    path: PathBuf,
     table: Table,
-    statements: Statements,
-    /// The thread that has the file open; none: not started, or given up.
-    thread: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Thread,
 }
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sqlite")
-            .field("path", &self.path)
+            .field("path", &self.thread.path())
             .finish_non_exhaustive()
     }
 }
@@ -571,41 +643,17 @@ impl Sqlite {
             take_up: table.fill(TAKE_UP),
             release: table.fill(RELEASE),
             force: table.fill(FORCE),
+            idle: table.fill(IDLE),
             prune: table.fill(PRUNE),
             install: table.fill(INSTALL),
         };
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
+        let fences = Fences::beside(&path, table.as_str());
         Self {
-            path,
             table: table.clone(),
-            statements,
-            thread: Mutex::new(None),
+            thread: Thread::new(path, fences, statements),
         }
-    }
-
-    /// Hand a job to the thread, which carries jobs out in their order.
-    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*thread {
-            match sender.send(job) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::SendError(back)) => job = back,
-            }
-        }
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker = Worker {
-            path: self.path.clone(),
-            statements: self.statements.clone(),
-            file: None,
-        };
-        std::thread::Builder::new()
-            .name("database-locks-sqlite".into())
-            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
-            .map_err(|error| StoreError::Unavailable(error.into()))?;
-        let _ = sender.send(job);
-        *thread = Some(sender);
-        Ok(())
     }
 
     async fn call<T: Send + 'static>(
@@ -613,18 +661,7 @@ impl Sqlite {
         within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
-        let reply = async {
-            answered.await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(
-                    "the thread of the connection has ended".into(),
-                ))
-            })
-        };
-        // The thread ends once what it hangs in has ended; the next call starts another.
-        let give_up = || *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        keep_to(within, reply, give_up).await
+        self.thread.call(within, work).await
     }
 }
 
@@ -687,11 +724,16 @@ impl Store for Sqlite {
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
         let since = ago(idle);
-        Box::pin(self.call(within, move |worker| {
-            let deleted =
-                worker.write(|tx, sql| tx.prepare_cached(&sql.prune)?.execute((since, unknown)))?;
-            Ok(deleted as u64)
-        }))
+        Box::pin(self.call(within, move |worker| prune(worker, &since, unknown)))
+    }
+
+    fn open_fence<'a>(
+        &'a self,
+        grant: &'a Grant,
+        within: Duration,
+    ) -> Reply<'a, Result<Barrier, LostReason>> {
+        let grant = grant.clone();
+        Box::pin(self.call(within, move |worker| open_fence(worker, &grant)))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {

@@ -39,6 +39,9 @@ fn refuse<T>(got: impl Into<String>, allowed: &str) -> Result<T, Error> {
 }
 
 pub(super) fn parse(url: &str) -> Result<Target, Error> {
+    if url.trim().is_empty() {
+        return refuse("empty", FORMS);
+    }
     let Some((scheme, rest)) = url.split_once(':') else {
         return refuse("a text without a scheme", FORMS);
     };
@@ -135,6 +138,8 @@ mod tests {
             // An `@` that was not encoded: what looks like an option is a part of the password.
             "postgres://u:12?hunter2@h/d",
             "postgres://u:12?sslrootcert=hunter2@h/d",
+            "postgres://u:p@hunter2/x@h/d",
+            "mysql://u:12/hunter2@h/d",
             "mysql://u:hunter2@a:0/d",
             "sqlite:",
             "sqlite://x/hunter2",

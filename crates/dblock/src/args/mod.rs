@@ -87,7 +87,9 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         Words::Man { command } => {
             let page = pages::man(Cli::command(), command.as_deref());
             Task::Print(page.ok_or_else(|| {
-                Failure::usage("there is no such command; see `dblock --help` for all of them")
+                let name = command.unwrap_or_default();
+                let said = format!("there is no command `{name}`; see `dblock --help` for all");
+                Failure::usage(said)
             })?)
         }
         Words::Doctor { json } => Task::Doctor { json },
@@ -162,6 +164,83 @@ mod tests {
     }
 
     #[test]
+    fn a_length_that_makes_no_sense_is_refused_by_its_rule() {
+        for bad in ["0", "99ms", "3653d", "10000000000d"] {
+            let said = refusal(&format!("dblock run --ttl {bad} j -- c"));
+            assert!(
+                said.contains(&format!(
+                    "'{bad}' for '--ttl <DURATION>': must be 100ms to 10 years"
+                )),
+                "{said}"
+            );
+        }
+        let refused = |option: &str, value: &str| {
+            let command = if option == "prune --older-than" {
+                ""
+            } else {
+                " j -- c"
+            };
+            refusal(&format!("dblock {option} {value}{command}"))
+        };
+        let limited = ["run --wait", "run --grace", "prune --older-than"];
+        for option in limited.iter().chain(&["run --ttl"]) {
+            for bad in [
+                "-5",
+                "-5s",
+                "1ns",
+                "1w",
+                "99999999999999999999999d",
+                "nan",
+                "",
+            ] {
+                let said = refused(option, bad);
+                assert!(
+                    said.contains(&format!("'{bad}' for '--")),
+                    "{option}: {said}"
+                );
+                assert!(
+                    said.contains("must be a number with ms"),
+                    "{option}: {said}"
+                );
+            }
+        }
+        for option in limited {
+            let said = refused(option, "10000000000d");
+            assert!(
+                said.contains("must be at most 10 years"),
+                "{option}: {said}"
+            );
+        }
+        for option in &limited[1..] {
+            let said = refused(option, "inf");
+            assert!(
+                said.contains("must be a number with ms"),
+                "{option}: {said}"
+            );
+        }
+        assert_eq!(
+            job("dblock run --ttl 3652d j -- c").wish.ttl,
+            Ttl::Lasting(Duration::from_secs(3652 * 86_400))
+        );
+    }
+
+    #[test]
+    fn a_missing_name_is_not_told_as_a_missing_command() {
+        let said = refusal("dblock run -- make");
+        assert!(said.contains("it is `dblock run NAME -- CMD`"), "{said}");
+        assert!(!refusal("dblock prune").contains("NAME"));
+    }
+
+    #[test]
+    fn words_to_choose_from_are_listed() {
+        let said = refusal("dblock run --on-lost TERM j -- c");
+        assert!(
+            said.contains("': must be one of term, kill, ignore; see"),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn without_a_term_there_is_no_grace() {
         assert_eq!(job("dblock run j -- c").grace(), Duration::from_secs(5));
         assert_eq!(
@@ -177,7 +256,10 @@ mod tests {
             said.contains("'soon' for '--ttl <DURATION>': must be a number with ms"),
             "{said}"
         );
-        assert!(refusal("dblock run -E 256 j -- c").contains("0..=255"));
+        for bad in ["256", "-1", "x"] {
+            let said = refusal(&format!("dblock run -E {bad} j -- c"));
+            assert!(said.contains("must be a number from 0 to 255"), "{said}");
+        }
         assert!(refusal("dblock run --meta x j -- c").contains("KEY=VALUE"));
         assert!(refusal("dblock run j").contains("<CMD>"));
         assert!(refusal("dblock run -n -w 3 j -- c").contains("cannot be used with"));

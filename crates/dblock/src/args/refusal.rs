@@ -34,7 +34,20 @@ pub(super) fn refused(error: clap::Error, words: &[OsString]) -> Failure {
             let line = line.strip_prefix("error: ").unwrap_or(&line);
             // clap puts its advice below, as a sentence of its own.
             let line = line.replace(" tip: ", ": ");
-            Failure::usage(format!("{line}; see `{} --help`", command_of(words)))
+            let line = match line.split_once(" [possible values: ") {
+                Some((said, values)) => {
+                    format!("{said}: must be one of {}", values.trim_end_matches(']'))
+                }
+                None => line,
+            };
+            let form = match error.kind() {
+                // `dblock run -- CMD` lacks NAME, and clap would have it that CMD is missing.
+                ErrorKind::MissingRequiredArgument if command_of(words) == "dblock run" => {
+                    ": it is `dblock run NAME -- CMD`"
+                }
+                _ => "",
+            };
+            Failure::usage(format!("{line}{form}; see `{} --help`", command_of(words)))
         }
     }
 }

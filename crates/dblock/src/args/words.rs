@@ -11,15 +11,18 @@ use super::task::{OnLost, Wish};
 use super::{help, values};
 use crate::exit;
 
+/// Of the options in `--help`: what each command has stands below what is its own.
+const LAST: usize = 900;
+
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]
 #[command(name = "dblock", version, after_help = help::WHOLE, max_term_width = 100)]
 pub(super) struct Cli {
     /// Where the locks are: sqlite:///path, postgres://…, mysql://… [env: DATABASE_LOCKS_URL]
-    #[arg(long, global = true, env = "DATABASE_LOCKS_URL", hide_env = true)]
+    #[arg(long, global = true, display_order = LAST, env = "DATABASE_LOCKS_URL", hide_env = true)]
     pub(super) url: Option<String>,
     /// The table, if it has another name than database_locks_lock: NAME or SCHEMA.NAME
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, display_order = LAST, value_name = "NAME")]
     pub(super) table: Option<String>,
     #[command(subcommand)]
     pub(super) command: Words,
@@ -28,7 +31,7 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Words {
     /// Run CMD while holding the lock NAME
-    #[command(after_help = help::RUN)]
+    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME> -- <CMD>...")]
     Run(RunWords),
     /// Hold a lock across the steps of a script: prints the ticket to renew and release it with
     #[command(after_help = help::ACQUIRE)]
@@ -38,7 +41,7 @@ pub(super) enum Words {
         name: LockName,
         /// How long the lock is held unless it is renewed: 100ms to 10 years, or `inf`: until it
         /// is released [default: 10m]
-        #[arg(long, value_name = "DURATION", value_parser = values::ttl)]
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
         ttl: Option<Ttl>,
         #[command(flatten)]
         wish: WishWords,
@@ -56,7 +59,7 @@ pub(super) enum Words {
         #[arg(long)]
         ticket: Option<String>,
         /// For how long from now on [default: as long as before]
-        #[arg(long, value_name = "DURATION", value_parser = values::ttl)]
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
         ttl: Option<Ttl>,
     },
     /// Give back a lock that was acquired, or take one from whoever has it
@@ -98,8 +101,8 @@ pub(super) enum Words {
     /// Delete the rows of locks that nobody has had for long
     #[command(after_help = help::PRUNE)]
     Prune {
-        /// For how long: 30d, 12h
-        #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+        /// For how long: 30d, 12h; 0 for all that are free
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
         older_than: Duration,
         /// Free rows too of which nobody knows since when: those of django-database-locks 0.5
         #[arg(long)]
@@ -136,7 +139,7 @@ pub(super) struct RunWords {
     pub(super) command: Vec<OsString>,
     /// How long the lock stays held when dblock dies: 100ms to 10 years, or `inf`: until
     /// somebody releases it by force
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::ttl)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
     pub(super) ttl: Ttl,
     #[command(flatten)]
     pub(super) wish: WishWords,
@@ -148,7 +151,7 @@ pub(super) struct RunWords {
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,
     /// How long CMD has between TERM and KILL; less than half of the ttl
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true, value_parser = values::duration)]
     pub(super) grace: Duration,
 }
 
@@ -159,10 +162,11 @@ pub(super) struct WishWords {
     #[arg(short, long, conflicts_with = "wait")]
     no_wait: bool,
     /// How long to wait for the lock [default: as long as it takes]
-    #[arg(short, long, value_name = "DURATION", value_parser = values::ttl)]
+    #[arg(short, long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::wait)]
     wait: Option<Ttl>,
-    /// The exit code for when somebody else has the lock
-    #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY)]
+    /// The exit code for when somebody else has the lock; with 0 nothing is said of it either
+    #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
+          allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,
     /// Who holds the lock, for people to read [default: host.pid.random]
     #[arg(long, value_name = "WHO")]

@@ -24,19 +24,29 @@ const PLAIN: &str = "\x1b[0m";
 
 /// Of the last column this much is shown even where the terminal is too narrow for it.
 const LEAST_WIDTH: usize = 12;
+/// What a terminal without room for all goes without, in this order, and where it stands by then.
+const SPARED: [(usize, &str); 2] = [(3, "TOKEN"), (3, "SINCE")];
 
-/// As a table, one line a lock; in a terminal with colours, and cut to its width.
-pub(crate) fn rows(infos: &[LockInfo]) {
+/// As a table, one line a lock; in a terminal with colours, and cut to its width. Where there is none,
+/// a person is told so, and a pipe gets nothing.
+pub(crate) fn rows(infos: &[LockInfo], all: bool) {
+    let columns = terminal_width();
     if infos.is_empty() {
+        if columns.is_some() {
+            print(match all {
+                true => "there are no locks in the table\n",
+                false => "nobody holds a lock (--all: the free ones too)\n",
+            });
+        }
         return;
     }
     let head = [
         "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
     ];
-    let mut lines = vec![head.map(str::to_owned)];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
     lines.extend(infos.iter().map(|info| {
         let cells = [
-            info.name.to_string(),
+            name(info),
             info.state.word().to_owned(),
             info.holder.clone().unwrap_or_default(),
             info.token.to_string(),
@@ -45,12 +55,15 @@ pub(crate) fn rows(infos: &[LockInfo]) {
             free_in_words(info),
             info.purpose(),
         ];
-        cells.map(|cell| match cell.is_empty() {
+        let cells = cells.map(|cell| match cell.is_empty() {
             true => "-".to_owned(),
             false => on_one_line(&cell),
-        })
+        });
+        cells.to_vec()
     }));
-    let columns = terminal_width();
+    if let Some(room) = columns {
+        fitting(&mut lines, room);
+    }
     let mut colours = vec![BOLD];
     colours.extend(infos.iter().map(|info| colour(info.state)));
     print(&match on_stdout() {
@@ -68,7 +81,7 @@ pub(crate) fn row(info: &LockInfo) {
         }
     };
     let free = info.state == LockState::Free;
-    fact("name", Some(info.name.to_string()));
+    fact("name", Some(name(info)));
     fact("state", Some(info.state.word().to_owned()));
     fact(
         if free { "last holder" } else { "holder" },
@@ -130,25 +143,56 @@ fn colour(state: LockState) -> &'static str {
     }
 }
 
+/// In quotes where its blanks would not be seen.
+fn name(info: &LockInfo) -> String {
+    let name = info.name.as_str();
+    match name.trim() == name {
+        true => name.to_owned(),
+        false => format!("'{name}'"),
+    }
+}
+
 /// None where it is no terminal, or one that does not say.
 fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
+/// How wide each column has to be.
+fn widths(lines: &[impl AsRef<[String]>]) -> Vec<usize> {
+    let columns = lines.iter().map(|line| line.as_ref().len()).max();
+    let widest = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.as_ref().get(column));
+        cells.map(|cell| cell.width()).max().unwrap_or_default()
+    };
+    (0..columns.unwrap_or_default()).map(widest).collect()
+}
+
+/// The lines without the columns that there is no room for.
+fn fitting(lines: &mut [Vec<String>], room: usize) {
+    for (column, name) in SPARED {
+        let widths = widths(lines);
+        let last = widths.len().saturating_sub(1);
+        let least: usize = widths.iter().take(last).map(|width| width + 2).sum();
+        if least + LEAST_WIDTH <= room {
+            return;
+        }
+        debug_assert!(lines.iter().take(1).all(|head| head[column] == name));
+        for line in lines.iter_mut() {
+            line.remove(column);
+        }
+    }
+}
+
 /// In columns. Colours are one a line: of the whole head, and of the second cell below.
-fn aligned<const N: usize>(
-    lines: &[[String; N]],
+fn aligned(
+    lines: &[impl AsRef<[String]>],
     columns: Option<usize>,
     colours: Option<&[&str]>,
 ) -> String {
-    let mut widths = [0; N];
-    for line in lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.width().max(*width);
-        }
-    }
-    let before: usize = widths.iter().take(N - 1).map(|width| width + 2).sum();
+    let widths = widths(lines);
+    let last = widths.len().saturating_sub(1);
+    let before: usize = widths.iter().take(last).map(|width| width + 2).sum();
     let left = columns.map_or(usize::MAX, |all| {
         all.saturating_sub(before).max(LEAST_WIDTH)
     });
@@ -156,11 +200,12 @@ fn aligned<const N: usize>(
     for (n, line) in lines.iter().enumerate() {
         let colour = colours.and_then(|colours| colours.get(n));
         let cells: Vec<String> = line
+            .as_ref()
             .iter()
-            .zip(widths)
+            .zip(&widths)
             .enumerate()
             .map(|(column, (cell, width))| {
-                if column == N - 1 {
+                if column == last {
                     return cut(cell, left);
                 }
                 let blanks = " ".repeat(width.saturating_sub(cell.width()));
@@ -218,6 +263,23 @@ mod tests {
             aligned(&lines[..2], None, Some(&["<", ">"])),
             "<NAME  X       LAST\x1b[0m\njöb   >longer\x1b[0m  1\n"
         );
+    }
+
+    #[test]
+    fn in_a_narrow_terminal_token_and_since_are_left_out() {
+        let line = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let head = "NAME STATE HOLDER TOKEN SINCE HELD FREE WHAT";
+        let left = |room| {
+            let mut lines = [
+                line(head),
+                line("job held db1.17.ab 1795551621401 2026 6ms 29s sh"),
+            ];
+            fitting(&mut lines, room);
+            lines[0].join(" ")
+        };
+        assert_eq!(left(80), head);
+        assert_eq!(left(66), "NAME STATE HOLDER SINCE HELD FREE WHAT");
+        assert_eq!(left(10), "NAME STATE HOLDER HELD FREE WHAT");
     }
 
     #[test]

@@ -24,8 +24,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError, Table,
-    TakeOver, TakeUp, bounded, keep_to, url,
+    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
+    Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -36,6 +36,7 @@ use crate::token::Token;
 
 mod connection;
 mod doctor;
+mod fence;
 mod install;
 mod rows;
 mod session;
@@ -58,6 +59,11 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
     ("prune", Session::PRUNE),
+    (
+        "look whether a transaction has an older snapshot",
+        fence::BEFORE,
+    ),
+    ("fence", fence::FENCE),
 ];
 
 /// The engine `mysql://` and `mariadb://`.
@@ -66,6 +72,7 @@ pub(super) struct Mysql {
     /// Of their own, so that no crowd of acquires keeps a lease from being renewed.
     renewals: Line,
     rest: Line,
+    fence: FenceText,
 }
 
 /// Without the options of the driver, which hold the password.
@@ -87,6 +94,10 @@ impl Mysql {
             server,
             renewals,
             rest,
+            fence: FenceText {
+                before: Some(table.fill(fence::BEFORE)),
+                fence: table.fill(fence::FENCE),
+            },
         })
     }
 }
@@ -176,6 +187,15 @@ impl Store for Mysql {
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move { session.force(&name).await })
         }))
+    }
+
+    fn fence(&self) -> Option<&FenceText> {
+        Some(&self.fence)
+    }
+
+    /// It changes the row that the renewal would have to change.
+    fn renews_under_fence(&self) -> bool {
+        false
     }
 
     /// On a connection of its own: DDL may take long, and waits.

@@ -485,7 +485,10 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
-        1044 | 1142 | 1143 | 1227 => refused(Some(
+        1044 => refused(Some(
+            "check the database's name at the end of the URL, or grant this user rights in it",
+        )),
+        1142 | 1143 | 1227 => refused(Some(
             "grant this user SELECT, INSERT, UPDATE and DELETE on the table, and for `dblock init` \
              CREATE, ALTER and INDEX",
         )),

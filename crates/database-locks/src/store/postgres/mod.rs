@@ -40,8 +40,8 @@ use self::rows::{micros, place, seen};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{
-    Ask, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver, TakeUp,
-    bounded,
+    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table,
+    TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -103,6 +103,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release by force", FORCE),
     ("read", READ),
     ("prune", PRUNE),
+    ("fence", FENCE),
 ];
 
 /// The engine of `postgres:` URLs.
@@ -111,6 +112,7 @@ pub(super) struct Postgres {
     link: Link,
     table: Table,
     install: String,
+    fence: FenceText,
 }
 
 impl Postgres {
@@ -120,6 +122,10 @@ impl Postgres {
             link: Link::new(server, table, texts)?,
             table: table.clone(),
             install: table.fill(INSTALL),
+            fence: FenceText {
+                before: None,
+                fence: table.fill(FENCE),
+            },
         })
     }
 }
@@ -571,6 +577,22 @@ async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Re
     Ok(rows.len() as u64)
 }
 
+/// The fence: let this transaction commit only while the grant is there. In somebody's own transaction,
+/// as its first statement: `$1` name, `$2` token, `$3` grant id. One row: it passes. No row, or a
+/// serialisation failure (40001): the grant is gone, or was made after this transaction's snapshot.
+///
+/// `FOR KEY SHARE` is what `FOR UPDATE` skips, and nothing weaker: so renewals go on, other fences of the
+/// same grant pass, and nobody gets the lock until this transaction has ended. Where a snapshot is old
+/// it follows the row to its latest version, and fails where a `FOR UPDATE` is on the way.
+///
+/// It does not ask whether the lease has ended: an old snapshot does not see the renewals, and as long
+/// as nobody was granted the lock nobody is harmed.
+const FENCE: &str = "
+SELECT id
+  FROM {table}
+ WHERE name = $1 AND token = $2 AND grant_id = $3 AND granted_until = expires_at
+   FOR KEY SHARE";
+
 async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
     // Two that make the table at once: the loser of the race is told one of many things. Some have no
     // code of their own ("tuple concurrently updated", XX000).
@@ -653,6 +675,10 @@ impl Store for Postgres {
             self.link
                 .on(within, move |on| async move { force(&on, name).await }),
         )
+    }
+
+    fn fence(&self) -> Option<&FenceText> {
+        Some(&self.fence)
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {

@@ -160,6 +160,11 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
         return refuse("with an `@` behind its `?`", allowed);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    // Else a part of the password would be taken for the host, and shown as one that cannot be found.
+    if database.contains('@') {
+        let allowed = "percent-encoded: `/` in a user name or password is %2F, and `@` is %40";
+        return refuse("with an `@` behind its `/`", allowed);
+    }
     // The last `@`: a password that somebody forgot to encode may hold one as well.
     let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = match login.split_once(':') {

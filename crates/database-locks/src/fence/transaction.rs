@@ -1,0 +1,200 @@
+//! The transactions that can be fenced, of the drivers that we know.
+
+use crate::error::Error;
+use crate::fence::{Fence, FenceFailure};
+
+/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) knows how to fence. Only the types of
+/// this crate's features are.
+pub trait FenceTransaction: sealed::Transaction {}
+
+impl<T: sealed::Transaction> FenceTransaction for T {}
+
+/// Why a transaction did not pass.
+#[derive(Debug)]
+pub enum Failed {
+    /// To be explained by the lock.
+    Fence(FenceFailure),
+    /// Nothing about the fence.
+    Otherwise(Error),
+}
+
+pub(crate) mod sealed {
+    use super::{Failed, Fence};
+
+    #[allow(unreachable_pub, reason = "a sealed trait: nobody outside can name it")]
+    pub trait Transaction {
+        /// The engine that it is of, as metrics call it.
+        const ENGINE: &'static str;
+
+        /// Run the statements of the fence.
+        fn pass(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn one_row(fence: &Fence, rows: u64) -> Result<(), Failed> {
+    match fence.passes(rows) {
+        true => Ok(()),
+        false => Err(Failed::Fence(FenceFailure::NoRow)),
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn op(fence: &Fence) -> String {
+    format!("fence lock `{}`", fence.params().0)
+}
+
+/// Outside of a transaction each statement is one of its own, and the fence would be over at once.
+#[cfg(feature = "postgres")]
+fn no_transaction() -> Failed {
+    Failed::Otherwise(Error::config(
+        "fence",
+        "outside of a transaction",
+        "the first statement after BEGIN",
+    ))
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use tokio_postgres::types::{ToSql, Type};
+    use tokio_postgres::{Client, Error as DriverError, Transaction};
+
+    use super::{Failed, Fence, FenceFailure, no_transaction, one_row, op, sealed};
+    use crate::error::Error;
+    use crate::fence::ParamStyle;
+
+    /// Row locks are given in its name, so a fenced transaction has one.
+    const IN_TRANSACTION: &str = "SELECT txid_current_if_assigned() IS NOT NULL";
+
+    fn failed(fence: &Fence, error: DriverError) -> Failed {
+        let code = error.code().map(|code| code.code().to_owned());
+        if let Some(failure) = code.as_deref().and_then(FenceFailure::of_sqlstate) {
+            return Failed::Fence(failure);
+        }
+        let (op, source) = (op(fence), Box::new(error));
+        Failed::Otherwise(match code.as_deref() {
+            None => Error::Unavailable { op, source },
+            Some(code) => Error::Rejected {
+                op,
+                hint: match code {
+                    "42501" => Some("it takes the rights SELECT and UPDATE on the table".into()),
+                    "25006" => Some("a transaction that is read-only has nothing to fence".into()),
+                    _ => None,
+                },
+                source,
+            },
+        })
+    }
+
+    /// Not prepared: behind a pooler the next statement may come to another session.
+    async fn pass(client: &Client, fence: &Fence) -> Result<(), Failed> {
+        let Some(sql) = fence.sql(ParamStyle::Numbered) else {
+            return Ok(());
+        };
+        let (name, token, grant) = fence.params();
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&name, Type::TEXT),
+            (&token, Type::INT8),
+            (&grant, Type::TEXT),
+        ];
+        let rows = client.query_typed(&sql, &params).await;
+        one_row(fence, rows.map_err(|e| failed(fence, e))?.len() as u64)
+    }
+
+    impl sealed::Transaction for Transaction<'_> {
+        const ENGINE: &'static str = "postgres";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            pass(self.client(), fence).await
+        }
+    }
+
+    impl sealed::Transaction for Client {
+        const ENGINE: &'static str = "postgres";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            pass(self, fence).await?;
+            let rows = self.query_typed(IN_TRANSACTION, &[]).await;
+            let rows = rows.map_err(|e| failed(fence, e))?;
+            match rows.first().map(|row| row.try_get(0)) {
+                Some(Ok(true)) => Ok(()),
+                _ => Err(no_transaction()),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "mysql")]
+mod mysql {
+    use mysql_async::prelude::Queryable;
+    use mysql_async::{Error as DriverError, Row, Transaction};
+
+    use super::{Failed, Fence, FenceFailure, one_row, op, sealed};
+    use crate::error::Error;
+    use crate::fence::ParamStyle;
+
+    fn failed(fence: &Fence, error: DriverError) -> Failed {
+        let op = op(fence);
+        Failed::Otherwise(match error {
+            DriverError::Server(error) => match FenceFailure::of_mysql(error.code) {
+                Some(failure) => return Failed::Fence(failure),
+                None => Error::Rejected {
+                    op,
+                    hint: match error.code {
+                        1142 | 1143 => {
+                            Some("it takes the rights SELECT and UPDATE on the table".into())
+                        }
+                        1792 => Some("a transaction that is read-only has nothing to fence".into()),
+                        _ => None,
+                    },
+                    // The driver's own errors may hold whole packets.
+                    source: format!("{} (error {})", error.message, error.code).into(),
+                },
+            },
+            error => Error::Unavailable {
+                op,
+                source: Box::new(error),
+            },
+        })
+    }
+
+    impl sealed::Transaction for Transaction<'_> {
+        const ENGINE: &'static str = "mysql";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            let style = ParamStyle::Question;
+            if let Some(before) = fence.before(style) {
+                let rows = self.exec::<Row, _, _>(before, fence.params()).await;
+                one_row(fence, rows.map_err(|e| failed(fence, e))?.len() as u64)?;
+            }
+            let Some(sql) = fence.sql(style) else {
+                return Ok(());
+            };
+            let done = self.exec_iter(sql, fence.params()).await;
+            let done = done.map_err(|e| failed(fence, e))?;
+            let rows = done.affected_rows();
+            done.drop_result().await.map_err(|e| failed(fence, e))?;
+            one_row(fence, rows)
+        }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use super::{Failed, Fence, sealed};
+
+    impl sealed::Transaction for rusqlite::Transaction<'_> {
+        const ENGINE: &'static str = "sqlite";
+
+        /// The open fence is all.
+        fn pass(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
+            std::future::ready(Ok(()))
+        }
+    }
+}
+
+#[cfg(all(
+    feature = "sqlx",
+    any(feature = "postgres", feature = "mysql", feature = "sqlite")
+))]
+mod sqlx;

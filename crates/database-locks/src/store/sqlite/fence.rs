@@ -1,0 +1,202 @@
+//! Files that open fences have locked, since SQLite has no lock of one row.
+//!
+//! A fence has a shared `flock` on the file of its lock; whoever would give the lock to somebody tries
+//! an exclusive one first, without waiting, and skips the lock where that fails. The kernel unlocks it
+//! when the process ends, however that happens.
+//!
+//! Both look and lock while they have the write lock of the database: so a grant is either seen by the
+//! fence, or sees it. A file is there only while its fence is open; what a process that was killed left
+//! behind is removed by prune.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// The folder of these files, beside the database.
+#[derive(Clone, Debug)]
+pub(super) struct Fences {
+    folder: PathBuf,
+    table: String,
+}
+
+/// An open fence; its drop closes it.
+#[derive(Debug)]
+pub(super) struct Open {
+    file: File,
+    path: PathBuf,
+}
+
+/// Whether the path still leads to this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => identity(ours) == identity(there),
+        _ => false,
+    }
+}
+
+/// Remove a file that nobody else has locked.
+///
+/// Only whoever has it locked alone may, and only if it is still the one that the path leads to:
+/// another's lock would otherwise go on in a file that nobody finds any more.
+fn remove(file: &File, path: &Path) {
+    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(file, path) {
+        // What stays is removed by the next prune.
+        let _ = fs::remove_file(path);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        remove(&self.file, &self.path);
+        // A forked child may have a copy of the descriptor, which shares the lock.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+impl Fences {
+    /// Those of the database at `path`.
+    pub(super) fn beside(path: &Path, table: &str) -> Self {
+        let mut folder = path.as_os_str().to_owned();
+        folder.push("-fences");
+        Self {
+            folder: folder.into(),
+            table: table.to_owned(),
+        }
+    }
+
+    /// The file of a lock: a hash (FNV-1a), since names may be longer than those of files. Two locks of
+    /// one hash would only keep out of each other's way.
+    fn path(&self, name: &str) -> PathBuf {
+        let bytes = self.table.bytes().chain([0]).chain(name.bytes());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        self.folder.join(format!("{hash:016x}"))
+    }
+
+    /// Whether a fence of this lock is open. To be asked with the write lock.
+    pub(super) fn is_open(&self, name: &str) -> io::Result<bool> {
+        match OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path(name))
+        {
+            Ok(file) => match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(false),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.about(&error)),
+        }
+    }
+
+    /// Open a fence of this lock; none where its file is just being removed. With the write lock, and
+    /// with a look at the row before that is given up.
+    pub(super) fn open(&self, name: &str) -> io::Result<Option<Open>> {
+        let path = self.path(name);
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+        };
+        let file = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let made = DirBuilder::new().mode(0o700).create(&self.folder);
+                made.or_else(|error| match error.kind() {
+                    ErrorKind::AlreadyExists => Ok(()),
+                    _ => Err(self.about(&error)),
+                })?;
+                open()
+            }
+            opened => opened,
+        };
+        let file = file.map_err(|error| self.about(&error))?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(is_at(&file, &path).then_some(Open { file, path })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Remove what nobody has locked. With the write lock.
+    pub(super) fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        let ours = |name: &str| name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        for entry in entries.flatten() {
+            if entry.file_name().to_str().is_some_and(ours)
+                && let Ok(file) = File::open(entry.path())
+            {
+                remove(&file, &entry.path());
+            }
+        }
+    }
+
+    fn about(&self, error: &io::Error) -> io::Error {
+        let said = format!(
+            "the folder of open fences {}: {error}",
+            self.folder.display()
+        );
+        io::Error::new(error.kind(), said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_there_only_while_its_fence_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        assert!(!fences.is_open("job").unwrap());
+        let (first, second) = (fences.open("job").unwrap(), fences.open("job").unwrap());
+        assert!(first.is_some() && second.is_some());
+        assert!(fences.is_open("job").unwrap() && !fences.is_open("another").unwrap());
+        drop(first);
+        fences.sweep();
+        assert!(fences.is_open("job").unwrap());
+        drop(second);
+        assert!(!fences.is_open("job").unwrap());
+        assert_eq!(fs::read_dir(&fences.folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_was_left_behind_is_swept_up_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        drop(fences.open("job").unwrap());
+        fs::write(fences.path("dead"), "").unwrap();
+        fs::write(fences.folder.join("notes.txt"), "").unwrap();
+        let open = fences.open("alive").unwrap();
+        fences.sweep();
+        assert!(!fences.path("dead").exists());
+        assert!(fences.path("alive").exists() && open.is_some());
+        assert!(fences.folder.join("notes.txt").exists());
+    }
+
+    #[test]
+    fn the_lock_of_a_file_that_was_replaced_is_not_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        let first = fences.open("job").unwrap().unwrap();
+        fs::remove_file(&first.path).unwrap();
+        let second = fences.open("job").unwrap().unwrap();
+        drop(first);
+        assert!(
+            fences.is_open("job").unwrap(),
+            "the second one's file is there"
+        );
+        drop(second);
+    }
+}

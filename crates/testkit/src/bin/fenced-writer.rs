@@ -1,0 +1,166 @@
+//! A process that writes under a lock, to be frozen and killed by tests.
+//!
+//! `fenced-writer URL NAME TTL_MS HOW [FILE]`: takes the lock, says `held TOKEN`, waits for a line, writes
+//! its token into the table `data` (on SQLite in FILE, else in the database of the lock) in a
+//! transaction, and says `wrote`, or `refused` and why. HOW is
+//!
+//! - `fenced`: by the guard's own fence;
+//! - `statement`: by the plain statement, which it has from the guard before it says `held`;
+//! - `unfenced`: without, after it has looked whether it holds the lock before it says `held`;
+//! - `open`: as `fenced`, and it says `open` and waits for another line before it commits.
+#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+
+use std::error::Error;
+use std::io::Write;
+use std::time::Duration;
+
+use database_locks::{Fence, FenceFailure, LockGuard, Locks, OpenFence, ParamStyle};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts, Row, TxOpts};
+use tokio_postgres::NoTls;
+
+type Done<T> = Result<T, Box<dyn Error>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let [url, name, ttl, how, rest @ ..] = args.as_slice() else {
+        panic!("bad arguments: {args:?}");
+    };
+    let writer = Writer {
+        ttl: Duration::from_millis(ttl.parse().expect("a number")),
+        url,
+        name,
+        how,
+    };
+    let done = match url.split(':').next() {
+        Some("postgres") => writer.postgres().await,
+        Some("mysql") => writer.mysql().await,
+        _ => writer.sqlite(rest.first().expect("a file")).await,
+    };
+    match done {
+        Ok(()) => say("wrote"),
+        Err(error) => say(&format!("refused: {error}")),
+    }
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    std::io::stdout().flush().expect("somebody listens");
+}
+
+fn told() {
+    std::io::stdin()
+        .read_line(&mut String::new())
+        .expect("a line");
+}
+
+struct Writer<'a> {
+    url: &'a str,
+    name: &'a str,
+    ttl: Duration,
+    how: &'a str,
+}
+
+/// What the statement found.
+async fn judged(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
+    match fence.passes(rows) {
+        true => Ok(()),
+        false => Err(guard.fence_failed(FenceFailure::NoRow).await.into()),
+    }
+}
+
+impl Writer<'_> {
+    /// Take the lock, say so, and wait until told to go on.
+    async fn held(&self) -> Done<(Locks, LockGuard, Fence)> {
+        let locks = Locks::connect(self.url).await?;
+        let guard = locks.lock(self.name).ttl(self.ttl).acquire().await?;
+        let fence = guard.fence_statement()?;
+        assert!(guard.is_held());
+        say(&format!("held {}", guard.token()));
+        told();
+        Ok((locks, guard, fence))
+    }
+
+    fn opened(&self, open: &OpenFence) {
+        let _ = open;
+        if self.how == "open" {
+            say("open");
+            told();
+        }
+    }
+
+    async fn postgres(&self) -> Done<()> {
+        let (mut client, connection) = tokio_postgres::connect(self.url, NoTls).await?;
+        tokio::spawn(connection);
+        let (_locks, guard, fence) = self.held().await?;
+        let mut tx = client.transaction().await?;
+        let open = match self.how {
+            "unfenced" => None,
+            "statement" => {
+                let sql = fence.sql(ParamStyle::Numbered).expect("a statement");
+                let (name, token, grant) = fence.params();
+                let rows = tx.query(&sql, &[&name, &token, &grant]).await?;
+                judged(&guard, &fence, rows.len() as u64).await?;
+                None
+            }
+            _ => Some(guard.fence(&mut tx).await?),
+        };
+        tx.execute("UPDATE data SET writer = $1", &[&guard.token().get()])
+            .await?;
+        if let Some(open) = &open {
+            self.opened(open);
+        }
+        tx.commit().await?;
+        drop(open);
+        guard.release().await.ok();
+        Ok(())
+    }
+
+    async fn mysql(&self) -> Done<()> {
+        let mut connection = Conn::new(Opts::from_url(self.url)?).await?;
+        let (_locks, guard, fence) = self.held().await?;
+        let mut tx = connection.start_transaction(TxOpts::default()).await?;
+        let open = match self.how {
+            "unfenced" => None,
+            "statement" => {
+                let before = fence.before(ParamStyle::Question).expect("a statement");
+                let rows: Vec<Row> = tx.exec(before, fence.params()).await?;
+                judged(&guard, &fence, rows.len() as u64).await?;
+                let sql = fence.sql(ParamStyle::Question).expect("a statement");
+                tx.exec_drop(sql, fence.params()).await?;
+                judged(&guard, &fence, tx.affected_rows()).await?;
+                None
+            }
+            _ => Some(guard.fence(&mut tx).await?),
+        };
+        tx.exec_drop("UPDATE data SET writer = ?", (guard.token().get(),))
+            .await?;
+        if let Some(open) = &open {
+            self.opened(open);
+        }
+        tx.commit().await?;
+        drop(open);
+        guard.release().await.ok();
+        Ok(())
+    }
+
+    async fn sqlite(&self, file: &str) -> Done<()> {
+        let mut connection = rusqlite::Connection::open(file)?;
+        let (_locks, guard, _) = self.held().await?;
+        let mut tx = connection.transaction()?;
+        let open = match self.how {
+            "unfenced" => None,
+            _ => Some(guard.fence(&mut tx).await?),
+        };
+        tx.execute("UPDATE data SET writer = ?1", [guard.token().get()])?;
+        if let Some(open) = &open {
+            self.opened(open);
+        }
+        tx.commit()?;
+        drop(open);
+        guard.release().await.ok();
+        Ok(())
+    }
+}
