@@ -244,6 +244,41 @@ async fn our_own_renewal_does_not_stop_it(lab: &Lab) {
     }
 }
 
+/// Where the server fails whatever writes to a row that its snapshot does not know, a renewal is such a
+/// row: a conflict, no loss. As the first statement it passes.
+async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql("CREATE TABLE elsewhere (x int)");
+    if lab
+        .sql("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
+        .is_empty()
+    {
+        return;
+    }
+    let guard = acquired(&locks, "job").await;
+    let fence = guard.fence_statement().unwrap();
+    let mut writer = Writer::new(lab);
+    writer.run("SET SESSION innodb_snapshot_isolation = ON");
+    writer.begin("REPEATABLE READ");
+    writer.look();
+    locks.renew(&guard.ticket(), SOON).await.unwrap();
+    assert_eq!(writer.fence(&fence), Err(FenceFailure::Conflict));
+    writer.run("ROLLBACK");
+    let error = guard.fence_failed(FenceFailure::Conflict).await;
+    assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+    writer.begin("REPEATABLE READ");
+    assert_eq!(writer.fence(&fence), Ok(()));
+    writer.run("COMMIT");
+    writer.begin("REPEATABLE READ");
+    writer.look();
+    locks.force_release("job").await.unwrap().expect("held");
+    assert!(writer.fence(&fence).is_err());
+    writer.run("ROLLBACK");
+    let error = guard.fence_failed(FenceFailure::Conflict).await;
+    assert!(matches!(error, Error::Lost { .. }), "{}", error.chain());
+    promise("P9", lab.engine);
+}
+
 /// A transaction that read before the lock was acquired: where the level keeps to what it has read, the
 /// fence refuses it.
 async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
@@ -350,5 +385,5 @@ lab_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
     nobody_gets_the_lock_under_an_open_fence);
 lab_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
     a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
-    our_own_renewal_does_not_stop_it, a_snapshot_that_is_older_than_the_grant_is_refused,
+    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);
