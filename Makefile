@@ -3,22 +3,29 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test check package install clean
+.PHONY: help test test-rust test-python check check-rust check-python package install clean
 
+PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
 # Each set is built by itself; "" is none.
 FEATURES := "" macros metrics sqlx postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite \
 	postgres,sqlx mysql,sqlx sqlite,sqlx
 DBLOCK_FEATURES := "" postgres mysql
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+# That a filter leaves no test, 5, is no failure: it may be meant for those of another language.
+PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
+# What every test needs: the servers, and to fail where one is missing.
+SERVERS = pg18=$$(scripts/install-servers); \
+	export DBLOCK_PG18_BIN=$$pg18 DBLOCK_REQUIRE=postgres,postgres18,mariadb
 
-test: ## run all tests on real servers, installing those if need be; FILTER=name runs some
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: test-rust test-python ## run all tests on real servers, installing those if need be; FILTER=name runs some
+
+test-rust: ## the part of them that is in Rust
 	@mkdir -p target && rm -f $(PROMISES)
-	pg18=$$(scripts/install-servers); \
-	export DBLOCK_PG18_BIN=$$pg18 DBLOCK_PROMISES=$(PROMISES); \
-	export DBLOCK_REQUIRE=postgres,postgres18,mariadb; \
+	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES); \
 	cargo build --workspace --all-features --bins; \
 	cargo test --workspace --all-features $(FILTER)
 # A part of the tests keeps a part of the promises.
@@ -26,7 +33,19 @@ ifndef FILTER
 	scripts/check-promises $(PROMISES)
 endif
 
-check: ## look at the code without running it: format, lints, features by themselves, documentation
+test-python: ## the part of them that is in Python, those of Django with each version of it
+	$(SERVERS); \
+	cargo build --workspace --all-features --bins; \
+	scripts/python-env; \
+	export DBLOCK_BIN=$(CURDIR)/target/debug/dblock DBLOCK_TESTKIT=$(CURDIR)/target/debug; \
+	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
+	cd python; \
+	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
+	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
+
+check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
+
+check-rust: ## the part of it that is for Rust
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	for features in $(FEATURES); do \
@@ -36,6 +55,14 @@ check: ## look at the code without running it: format, lints, features by themse
 		cargo clippy -p dblock --no-default-features --features "$$features" -- -D warnings; \
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+
+check-python: ## the part of it that is for Python, its stubs compared with what was built
+	scripts/install-servers >/dev/null
+	scripts/python-env
+	cd python; PATH="$(PYTHON_ENVS)/django52/bin:$$PATH"; \
+	ruff check; ruff format --check; \
+	mypy --strict database_locks; \
+	stubtest database_locks._core
 
 package: ## make the packages, and build and test what is in them
 	scripts/check-package

@@ -9,13 +9,15 @@ use tracing::{Instrument, Span};
 use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
+use crate::holder::over;
 use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
+use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
 use crate::renew::{Held, Status, ms};
-use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError};
+use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError, TakeOver};
 use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
 use crate::token::{GrantId, Token};
 use crate::turns::Turn;
@@ -27,9 +29,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const ONCE_CONTENTION: Duration = Duration::from_secs(1);
 /// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
 const ONCE_BUSY: Duration = Duration::from_millis(30);
-/// The pause between two looks at a lock that changes hands often, and the longest one.
+/// The pause between two looks at a lock that changes hands often, and the longest one by default.
 const SHORTEST_POLL: Duration = Duration::from_millis(20);
-const LONGEST_POLL: Duration = Duration::from_millis(250);
+pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
 /// The same while the database cannot be reached.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
@@ -45,6 +47,16 @@ pub(crate) struct Want {
     pub(crate) timing: Timing,
     /// None: as long as it takes; zero: try once.
     pub(crate) wait: Option<Duration>,
+    /// Whether the same holder in another process loses it to us.
+    pub(crate) take_over: bool,
+    /// The longest pause between two looks at a lock that somebody else has.
+    pub(crate) poll: Duration,
+}
+
+impl Want {
+    fn once(&self) -> bool {
+        self.wait.is_some_and(|wait| wait.is_zero())
+    }
 }
 
 /// Acquire on the background thread. If nobody wants the result any more, nothing stays held.
@@ -156,29 +168,46 @@ struct Progress {
     told: Option<(Option<Token>, Option<String>)>,
 }
 
+/// What is worth a line in the log while waiting.
+enum Told {
+    Held(Occupant),
+    Unavailable(String),
+}
+
+impl Told {
+    fn log(self, name: &LockName) {
+        match self {
+            Self::Held(occupant) => tracing::debug!(
+                lock.name = name.as_str(),
+                lock.token = occupant.token.map(Token::get),
+                lock.holder = occupant.holder.as_deref(),
+                lock.held_ms = occupant.held_for.map(ms),
+                "waiting: somebody else has it"
+            ),
+            Self::Unavailable(failure) => tracing::debug!(
+                lock.name = name.as_str(),
+                "waiting, since the database does not answer: {failure}"
+            ),
+        }
+    }
+}
+
 impl Progress {
-    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
+    /// Answers what is news.
+    fn note(&mut self, outcome: Result<Outcome, StoreError>) -> Option<Told> {
+        let mut told = None;
         match outcome {
             Ok(Outcome::Held(occupant)) => {
                 let who = (occupant.token, occupant.holder.clone());
                 if self.told.as_ref() != Some(&who) {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        lock.token = occupant.token.map(Token::get),
-                        lock.holder = occupant.holder.as_deref(),
-                        lock.held_ms = occupant.held_for.map(ms),
-                        "waiting: somebody else has it"
-                    );
+                    told = Some(Told::Held(occupant.clone()));
                     self.told = Some(who);
                 }
                 (self.occupant, self.failure) = (Some(occupant), None);
             }
             Err(failure @ StoreError::Unavailable(_)) => {
                 if self.failure.is_none() {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        "waiting, since the database does not answer: {failure}"
-                    );
+                    told = Some(Told::Unavailable(failure.to_string()));
                 }
                 (self.occupant, self.failure) = (None, Some(failure));
             }
@@ -187,6 +216,7 @@ impl Progress {
                 self.failure = None;
             }
         }
+        told
     }
 }
 
@@ -241,13 +271,14 @@ async fn work(
     progress: &Mutex<Progress>,
     deadline: Option<Time>,
 ) -> Result<Option<LockGuard>, Error> {
-    let once = want.wait.is_some_and(|wait| wait.is_zero());
+    let once = want.once();
     let began = clock::now();
     let mut line = None;
-    if !once && inner.turns.is_waited_for(&want.name) {
+    // Whoever may take it over need not wait behind those who may not.
+    if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
         line = Some(wait_for_turn(inner, want, progress).await);
     }
-    let (mut pace, mut attempt) = (Pace::default(), Attempt::new(inner, want)?);
+    let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
     loop {
         let outcome = attempt.once().await;
         if let Ok(Outcome::Granted { token, length }) = outcome {
@@ -275,10 +306,15 @@ async fn work(
             Err(failure @ StoreError::Unavailable(_)) if once => {
                 return Err(failure.into_error(op(&want.name)));
             }
-            outcome => progress
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .note(&want.name, outcome),
+            outcome => {
+                let told = progress
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .note(outcome);
+                if let Some(told) = told {
+                    told.log(&want.name);
+                }
+            }
         }
         if once {
             tokio::time::sleep(pause).await;
@@ -322,6 +358,8 @@ struct Attempt<'a> {
     inner: &'a Arc<Inner>,
     want: &'a Want,
     asks: [Ask; 1],
+    /// From before the request is sent: then it may stand in the row.
+    _ours: Ours,
     /// When the latest request was sent.
     sent: Time,
     unsettled: bool,
@@ -339,6 +377,7 @@ impl<'a> Attempt<'a> {
         Ok(Self {
             inner,
             want,
+            _ours: Ours::new(ask.grant),
             asks: [ask],
             sent: Time::ZERO,
             unsettled: false,
@@ -346,6 +385,52 @@ impl<'a> Attempt<'a> {
     }
 
     async fn once(&mut self) -> Result<Outcome, StoreError> {
+        match self.ask().await? {
+            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
+                self.take_over(occupant).await
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Whether its own holder has it, in another process.
+    fn may_take_over(&self, occupant: &Occupant) -> bool {
+        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
+        self.want.take_over && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+    }
+
+    async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
+        let mut what = TakeOver {
+            to: self.asks[0].clone(),
+            token: from.token.unwrap_or(Token::from_db(0)),
+            grant: from.grant.clone(),
+        };
+        if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
+            what.to.metadata = over(&self.want.metadata, ended).into();
+        }
+        self.unsettled = true;
+        self.sent = clock::now();
+        let outcome = self.inner.store.take_over(&what, PATIENCE).await?;
+        self.unsettled = matches!(outcome, Outcome::Granted { .. });
+        Ok(match outcome {
+            // A renewal is over in a moment. A fence may be open for long, and is waited for as the
+            // holder would be.
+            Outcome::Busy if !self.want.once() => Outcome::Held(from),
+            Outcome::Granted { token, .. } => {
+                tracing::debug!(
+                    lock.name = self.want.name.as_str(),
+                    lock.token = token.get(),
+                    lock.holder = &*self.want.holder,
+                    from = what.token.get(),
+                    "lock taken over from the same holder"
+                );
+                outcome
+            }
+            outcome => outcome,
+        })
+    }
+
+    async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
         let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
@@ -417,14 +502,24 @@ impl Drop for Attempt<'_> {
 }
 
 /// How long to wait before the next look.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pace {
+    longest: Duration,
     seen: Option<Token>,
     poll: Duration,
     outage: Duration,
 }
 
 impl Pace {
+    fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            seen: None,
+            poll: Duration::ZERO,
+            outage: Duration::ZERO,
+        }
+    }
+
     fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Duration {
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant),
@@ -437,10 +532,11 @@ impl Pace {
     /// never later than its lease ends.
     fn held(&mut self, occupant: &Occupant) -> Duration {
         self.outage = Duration::ZERO;
+        let shortest = SHORTEST_POLL.min(self.longest);
         self.poll = if self.seen == occupant.token {
-            (self.poll * 3 / 2).clamp(SHORTEST_POLL, LONGEST_POLL)
+            (self.poll.saturating_mul(3) / 2).clamp(shortest, self.longest)
         } else {
-            SHORTEST_POLL
+            shortest
         };
         self.seen = occupant.token;
         let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
@@ -458,5 +554,34 @@ impl Pace {
     fn unavailable(&mut self) -> Duration {
         self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
         self.outage.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_grow_rarer_up_to_the_longest_pause_and_no_later_than_the_lease_ends() {
+        let ms = Duration::from_millis;
+        let held = |token, free_in| {
+            Ok(Outcome::Held(Occupant {
+                token: Some(Token::from_db(token)),
+                free_in,
+                ..Occupant::default()
+            }))
+        };
+        for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
+            let mut pace = Pace::new(longest);
+            let first = pace.after(&held(1, None));
+            assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
+            for _ in 0..40 {
+                assert!(pace.after(&held(1, None)) <= longest);
+            }
+            assert!(pace.after(&held(1, None)) >= longest / 2, "{longest:?}");
+            assert!(pace.after(&held(1, Some(ms(2)))) <= ms(10));
+            let changed = pace.after(&held(2, None));
+            assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
+        }
     }
 }

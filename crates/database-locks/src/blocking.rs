@@ -42,6 +42,11 @@ impl Locks {
         block_on(crate::Locks::connect_to(url, table)).map(Self)
     }
 
+    /// See [`crate::Locks::open`].
+    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        crate::Locks::open(url, table).map(Self)
+    }
+
     /// See [`crate::Locks::set_default`]: both faces have the same default.
     pub fn set_default(locks: Self) {
         crate::Locks::set_default(locks.0);
@@ -136,6 +141,11 @@ impl Lock {
         Self(self.0.wait(limit))
     }
 
+    /// See [`crate::Lock::poll`].
+    pub fn poll(self, longest: Duration) -> Self {
+        Self(self.0.poll(longest))
+    }
+
     /// See [`crate::Lock::renew_every`].
     pub fn renew_every(self, period: Duration) -> Self {
         Self(self.0.renew_every(period))
@@ -154,6 +164,11 @@ impl Lock {
     /// See [`crate::Lock::holder`].
     pub fn holder(self, holder: impl Into<String>) -> Self {
         Self(self.0.holder(holder))
+    }
+
+    /// See [`crate::Lock::take_over`].
+    pub fn take_over(self, on: bool) -> Self {
+        Self(self.0.take_over(on))
     }
 
     /// See [`crate::Lock::metadata`].
@@ -231,10 +246,8 @@ impl LockGuard {
     }
 
     /// See [`crate::LockGuard::extend`].
-    pub fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        self.0
-            .as_mut()
-            .map_or(Ok(()), |guard| block_on(guard.extend(ttl)))
+    pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+        block_on(crate::LockGuard::extend(self, ttl))
     }
 
     /// See [`crate::LockGuard::open_fence`].

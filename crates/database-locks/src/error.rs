@@ -143,8 +143,8 @@ pub enum LostReason {
 }
 
 impl LostReason {
-    /// One word, as a label and in logs.
-    pub(crate) fn word(self) -> &'static str {
+    /// One word, as a label and in logs: `expired`, `taken_over`, …
+    pub fn word(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::TakenOver => "taken_over",

@@ -18,17 +18,20 @@ extern "C" fn in_child() {
 ///
 /// A counter rather than the pid: a pid is used again, and a grandchild may have that of its
 /// grandparent.
-pub(crate) fn generation() -> u64 {
+pub fn generation() -> u64 {
     static REGISTERED: Once = Once::new();
+    let mut failed = false;
     REGISTERED.call_once(|| {
         // SAFETY: the handler is async-signal-safe, as it must be in a child of a process with
         // several threads: it does nothing but count up an atomic.
         #[allow(unsafe_code, reason = "there is no other way to be told of a fork")]
         let registered = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        if registered != 0 {
-            tracing::warn!("forks cannot be noticed: do not fork while holding a lock");
-        }
+        failed = registered != 0;
     });
+    // Not in there: a subscriber that calls us would wait for itself.
+    if failed {
+        tracing::warn!("forks cannot be noticed: do not fork while holding a lock");
+    }
     GENERATION.load(Ordering::Relaxed)
 }
 
@@ -75,7 +78,7 @@ impl<T> Drop for Here<T> {
 /// A child finds what its parent made and passes it by. No lock is taken that another thread may have
 /// held while the process was forked.
 #[derive(Debug)]
-pub(crate) struct PerProcess<T>(OnceLock<Box<Node<T>>>);
+pub struct PerProcess<T>(OnceLock<Box<Node<T>>>);
 
 #[derive(Debug)]
 struct Node<T> {
@@ -84,13 +87,20 @@ struct Node<T> {
     next: PerProcess<T>,
 }
 
+impl<T> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> PerProcess<T> {
-    pub(crate) const fn new() -> Self {
+    /// Nothing yet.
+    pub const fn new() -> Self {
         Self(OnceLock::new())
     }
 
     /// The value of this process. Where two threads make it at once, one of them does so in vain.
-    pub(crate) fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    pub fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let (mut slot, mut make) = (self, Some(make));
         loop {
             match (slot.0.get(), make.take()) {

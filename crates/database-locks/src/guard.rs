@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
@@ -32,7 +32,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 pub struct LockGuard {
     pub(crate) inner: Here<Arc<Inner>>,
     pub(crate) held: Here<Arc<Held>>,
-    ttl: Ttl,
+    /// The longest that the row may have had: what a release must reckon with.
+    ttl: Mutex<Ttl>,
     released: bool,
 }
 
@@ -51,15 +52,19 @@ impl LockGuard {
         Self {
             inner: Here::new(inner),
             held: Here::new(held),
-            ttl,
+            ttl: Mutex::new(ttl),
             released: false,
         }
     }
 
     /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
-    pub(crate) fn perhaps_endless(mut self) -> Self {
-        self.ttl = Ttl::Endless;
+    pub(crate) fn perhaps_endless(self) -> Self {
+        *self.longest() = Ttl::Endless;
         self
+    }
+
+    fn longest(&self) -> MutexGuard<'_, Ttl> {
+        self.ttl.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which lock.
@@ -84,7 +89,8 @@ impl LockGuard {
 
     /// Whether it is still held, as far as can be known without asking. Never waits.
     ///
-    /// Once it is `false` it stays so; it turns `false` before the database would give the lock to
+    /// Once it is `false` it stays so, but for the time that a [fence](LockGuard::fence) is open on MySQL
+    /// for longer than the lease can be trusted: then what comes after it decides. It turns `false` before the database would give the lock to
     /// anybody else, on a clock that goes on while the machine is suspended.
     pub fn is_held(&self) -> bool {
         !self.trusted_for().is_zero()
@@ -124,6 +130,46 @@ impl LockGuard {
         }
     }
 
+    /// Call `f` when it is lost.
+    ///
+    /// At most once, on the background thread of this library, right after the guard was marked lost
+    /// and whoever waits for [`lost`](LockGuard::lost) was woken; at once, on this thread, if it is
+    /// lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
+    /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
+    /// for its error to tell. A call that had begun before may still be going on.
+    ///
+    /// It must not block: all leases of the process are renewed on that thread. It may use this
+    /// library's guards, and drop them. If it panics, nothing else is disturbed. Where it is called
+    /// several times, each `f` is called.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// let stop = Arc::new(AtomicBool::new(false));
+    /// guard.on_lost({
+    ///     let stop = Arc::clone(&stop);
+    ///     move |_reason| stop.store(true, Ordering::Relaxed)
+    /// });
+    /// # Ok(()) }
+    /// ```
+    pub fn on_lost(&self, f: impl FnOnce(LostReason) + Send + 'static) {
+        if !self.held.is_here() {
+            return f(LostReason::Forked);
+        }
+        let wanted = || matches!(self.held.status(), Status::Held(_));
+        let unwanted = self.held.listeners.add(Box::new(f), wanted);
+        if let (Some(f), Status::Lost(reason)) = (unwanted, self.held.status()) {
+            f(reason);
+        }
+    }
+
     /// Ask the database whether it is still ours.
     ///
     /// # Errors
@@ -136,7 +182,8 @@ impl LockGuard {
     /// May be dropped at any time.
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
-        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let ttl = *self.longest();
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
@@ -182,18 +229,21 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// Dropped, the extension may or may not happen.
-    pub async fn extend(&mut self, ttl: impl Into<Ttl>) -> Result<(), Error> {
+    pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
         self.still_trusted()?;
         let Some(timing) = self.inner.scheduler.timing(id) else {
             return self.still_trusted();
         };
         let timing = timing.with_ttl(ttl)?;
-        // Never shortened in the database: what the row once had is what a release must reckon with.
-        self.ttl = match (self.ttl, ttl) {
-            (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
-            _ => Ttl::Endless,
-        };
+        {
+            // Never shortened in the database.
+            let mut longest = self.longest();
+            *longest = match (*longest, ttl) {
+                (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
+                _ => Ttl::Endless,
+            };
+        }
         let mut status = self.held.watch();
         self.inner.scheduler.extend(id, timing);
         let settled = status
@@ -256,6 +306,7 @@ impl LockGuard {
     ///
     /// [`Error::Lost`] if there is nothing left to hand over.
     pub fn hand_over(mut self) -> Result<Ticket, Error> {
+        self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
@@ -290,6 +341,7 @@ impl LockGuard {
     /// dropping the guard does.
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
+        self.forget_listeners();
         match self.still_trusted() {
             // Where trust has run out under a fence it is ours to be released all the same.
             Ok(()) | Err(Error::HeldOff { .. }) => {}
@@ -318,7 +370,8 @@ impl LockGuard {
         if done.await? != Released::NotOurs {
             return Ok(());
         }
-        let (inner, held, ttl) = (Arc::clone(&self.inner), Arc::clone(&self.held), self.ttl);
+        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let ttl = *self.longest();
         let why =
             runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
         let reason = why.await?.unwrap_or(LostReason::TakenOver);
@@ -326,6 +379,14 @@ impl LockGuard {
             name: self.name().clone(),
             reason,
         })
+    }
+
+    /// From now on a loss is nobody's business any more.
+    fn forget_listeners(&self) {
+        // In a forked child the mutex around them may be locked by a thread that is not there.
+        if self.held.is_here() {
+            drop(self.held.listeners.take());
+        }
     }
 
     /// Stop the renewals; what is left is to tell the database.
@@ -336,6 +397,7 @@ impl LockGuard {
         if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
             return None;
         }
+        self.forget_listeners();
         self.inner.scheduler.remove(self.held.grant.id);
         let _ = self.still_trusted();
         let before = self.held.status();
@@ -346,9 +408,10 @@ impl LockGuard {
             Status::Lost(LostReason::Expired | LostReason::Unreachable) => true,
             Status::Lost(_) | Status::Released => false,
         };
-        let what = Return::of(&self.held.grant, self.ttl);
+        let ttl = *self.longest();
+        let what = Return::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| give_back(Arc::clone(&self.inner), what, self.ttl, held_for))
+        ours.then(|| give_back(Arc::clone(&self.inner), what, ttl, held_for))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who holds a lock, for people to read; never what decides who holds it.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -9,6 +10,9 @@ use crate::token::GrantId;
 
 /// The most that the column `metadata` is given, so that a list of locks stays quick to read.
 const MAX_METADATA_BYTES: usize = 4096;
+
+/// What [`over`] adds to it.
+const OVER: usize = r#""over":"","#.len() + 32;
 
 /// The most that `locked_by` is given.
 const MAX_HOLDER_CHARS: usize = 255;
@@ -49,14 +53,31 @@ pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
     }
 }
 
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+fn program_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().chars().take(100).collect()
+}
+
+/// Say which program this is, where it is not the first of the arguments: a script, not its
+/// interpreter. The first call counts, and only before the first lock is named.
+pub fn set_program(path: &Path) {
+    let _ = PROGRAM.set(program_name(path));
+}
+
 /// What the holder says of itself: program, host, pid and version, the grant that it was handed if
 /// there was one, and the caller's own keys under `meta`. Of the command line only the program's name: arguments may hold passwords.
-pub(crate) fn metadata(own: &Map<String, Value>, from: Option<GrantId>) -> Result<String, Error> {
-    static PROGRAM: OnceLock<String> = OnceLock::new();
+///
+/// `may_add`: [`over`] may have something to add.
+pub(crate) fn metadata(
+    own: &Map<String, Value>,
+    from: Option<GrantId>,
+    may_add: bool,
+) -> Result<String, Error> {
     let program = PROGRAM.get_or_init(|| {
         let first = std::env::args_os().next().unwrap_or_default();
-        let name = std::path::Path::new(&first).file_name().unwrap_or_default();
-        name.to_string_lossy().chars().take(100).collect()
+        program_name(Path::new(&first))
     });
     let mut all = json!({
         "program": program,
@@ -71,8 +92,9 @@ pub(crate) fn metadata(own: &Map<String, Value>, from: Option<GrantId>) -> Resul
         all["meta"] = Value::Object(own.clone());
     }
     let text = all.to_string();
-    if text.len() > MAX_METADATA_BYTES {
-        let got = format!("{} bytes of JSON", text.len());
+    let length = text.len() + if may_add { OVER } else { 0 };
+    if length > MAX_METADATA_BYTES {
+        let got = format!("{length} bytes of JSON");
         return Err(Error::config(
             "metadata",
             got,
@@ -90,6 +112,13 @@ pub(crate) fn metadata(own: &Map<String, Value>, from: Option<GrantId>) -> Resul
     Ok(text)
 }
 
+/// The same of a holder who takes the lock over from itself: which grant thereby ended. That is how
+/// the one that had it learns what happened, even when this one has been released since.
+pub(crate) fn over(metadata: &str, ended: GrantId) -> String {
+    let rest = metadata.strip_prefix('{').unwrap_or(metadata);
+    format!(r#"{{"over":"{ended}",{rest}"#)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,16 +131,22 @@ mod tests {
     #[test]
     fn metadata_keeps_the_callers_keys_apart_from_ours() {
         let own = Map::from_iter([("program".to_owned(), json!("theirs"))]);
-        let all: Value = serde_json::from_str(&metadata(&own, None).unwrap()).unwrap();
+        let all: Value = serde_json::from_str(&metadata(&own, None, false).unwrap()).unwrap();
         assert_eq!(all["meta"]["program"], "theirs");
         assert_eq!(all["pid"], std::process::id());
+
+        let (ended, before) = (GrantId::random().unwrap(), all.to_string());
+        let after: Value = serde_json::from_str(&over(&before, ended)).unwrap();
+        assert_eq!(after["over"], ended.as_str());
+        assert_eq!(after["meta"], all["meta"]);
+        assert_eq!(over(&before, ended).len(), before.len() + OVER);
     }
 
     #[test]
     fn metadata_of_more_than_4_kib_is_refused() {
         let own = Map::from_iter([("why".to_owned(), json!("x".repeat(5000)))]);
         assert!(
-            metadata(&own, None)
+            metadata(&own, None, false)
                 .unwrap_err()
                 .to_string()
                 .contains("4096")

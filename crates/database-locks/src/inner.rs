@@ -1,7 +1,8 @@
 //! What guards and background work of one [`Locks`](crate::Locks) share.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
@@ -31,14 +32,18 @@ impl Inner {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
-        Ok(Arc::new(Self {
+        let inner = Arc::new(Self {
             scheduler: Scheduler::start(store.clone(), runtime::handle()?),
             store,
             turns: Turns::default(),
             pending,
             all_done,
             holder: default_holder().into(),
-        }))
+        });
+        let mut known = known();
+        known.retain(|inner| inner.strong_count() > 0);
+        known.push(Arc::downgrade(&inner));
+        Ok(inner)
     }
 
     /// Whether something is still being released in the background.
@@ -52,6 +57,17 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.scheduler.close();
     }
+}
+
+fn known() -> MutexGuard<'static, Vec<Weak<Inner>>> {
+    static KNOWN: PerProcess<Mutex<Vec<Weak<Inner>>>> = PerProcess::new();
+    let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All of this process.
+pub(crate) fn all() -> Vec<Arc<Inner>> {
+    known().iter().filter_map(Weak::upgrade).collect()
 }
 
 /// Where the locks are, and what each process made of it.

@@ -70,7 +70,7 @@ pub(crate) struct Lease {
 
 /// When trust ends for a lease of `length` that was asked for at `sent`.
 fn trust(timing: &Timing, sent: Time, length: Duration) -> Time {
-    sent.saturating_add(length - timing.margin_of(length))
+    sent.saturating_add(length.saturating_sub(timing.margin_of(length)))
 }
 
 impl Lease {
@@ -81,7 +81,7 @@ impl Lease {
             trusted_until: trust(&timing, sent, length),
             // What the acquire granted of a long lease is only its beginning.
             renew_at: if whole {
-                timing.renew_every().map(|every| sent + every)
+                timing.renew_every().map(|every| sent.saturating_add(every))
             } else {
                 Some(sent)
             },
@@ -180,7 +180,7 @@ impl Lease {
         self.under_way.is_none()
             && self.fences == 0
             && self.failures == 0
-            && at <= now + early
+            && at <= now.saturating_add(early)
             && now < self.trusted_until
     }
 
@@ -212,7 +212,10 @@ impl Lease {
                 if asked == self.longest() {
                     self.cover = None;
                     self.confirmed = Some(self.timing.ttl());
-                    self.renew_at = self.timing.renew_every().map(|every| sent + every);
+                    self.renew_at = self
+                        .timing
+                        .renew_every()
+                        .map(|every| sent.saturating_add(every));
                 } else {
                     // What was asked for meanwhile is still to be confirmed.
                     self.renew_at = Some(now);
@@ -222,8 +225,9 @@ impl Lease {
                 self.unreachable = answer == Answer::Unknown;
                 let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10));
                 let longest = self.timing.renew_every().unwrap_or(LONGEST_RETRY) / 2;
-                self.failures += 1;
-                self.renew_at = Some(now + pause.min(LONGEST_RETRY).min(longest.max(FIRST_RETRY)));
+                self.failures = self.failures.saturating_add(1);
+                let pause = pause.min(LONGEST_RETRY).min(longest.max(FIRST_RETRY));
+                self.renew_at = Some(now.saturating_add(pause));
             }
         }
     }
@@ -279,6 +283,18 @@ mod tests {
 
     fn lease(ttl: Duration) -> Lease {
         Lease::granted(timing(ttl), START, ttl)
+    }
+
+    #[test]
+    fn a_lease_without_end_may_be_renewed_as_good_as_never() {
+        let never = Renewing::Every(Duration::MAX);
+        let timing = Timing::new(Ttl::Endless, never, None).unwrap();
+        let mut lease = Lease::granted(timing, START, timing.first_grant());
+        assert_eq!(lease.next(START), Next::Renew);
+        assert_eq!(lease.renewing(), Ttl::Endless);
+        lease.answered(START, Answer::Renewed, START + secs(1));
+        assert_eq!(lease.next(START + secs(1)), Next::Wait(Time::MAX));
+        assert!(!lease.may_come_along(START + secs(1)));
     }
 
     #[test]
@@ -455,7 +471,54 @@ mod tests {
         assert_eq!(lease.renewing(), Ttl::Lasting(secs(30)));
     }
 
+    /// Lengths of all sizes, the greatest and the least of them often.
+    fn any_length() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            Just(Duration::ZERO),
+            Just(Duration::MAX),
+            (0_u64..=100_000).prop_map(Duration::from_millis),
+            (0_u64..=u64::MAX, 0_u32..1_000_000_000).prop_map(|(s, n)| Duration::new(s, n)),
+        ]
+    }
+
+    fn any_ttl() -> impl Strategy<Value = Ttl> {
+        prop_oneof![Just(Ttl::Endless), any_length().prop_map(Ttl::Lasting)]
+    }
+
     proptest! {
+        /// Whatever is asked for is refused or reckoned with.
+        #[test]
+        fn no_length_is_too_long_to_be_reckoned_with(
+            ttl in any_ttl(),
+            (every, renews) in (any_length(), any::<bool>()),
+            margin in prop::option::of(any_length()),
+            (sent, granted, later) in (any_length(), any_length(), any_ttl()),
+            steps in prop::collection::vec((any_length(), 0_u8..4), 0..12),
+        ) {
+            let renewing = if renews { Renewing::Every(every) } else { Renewing::ByDefault };
+            let Ok(timing) = Timing::new(ttl, renewing, margin) else { return Ok(()) };
+            let length = if renews { timing.first_grant() } else { granted };
+            let mut lease = Lease::granted(timing, sent, length);
+            let mut now = sent;
+            for (step, answer) in steps {
+                now = now.saturating_add(step);
+                lease.may_come_along(now);
+                if lease.next(now) == Next::Renew {
+                    lease.renewing();
+                }
+                match answer {
+                    0 => lease.answered(sent, Answer::Renewed, now),
+                    1 => lease.answered(now, Answer::Renewed, now),
+                    2 => lease.answered(now, Answer::Unknown, now),
+                    _ => if let Ok(timing) = timing.with_ttl(later) {
+                        lease.extend(timing, now);
+                    },
+                }
+                lease.patience();
+                lease.next(now);
+            }
+        }
+
         /// The database carries out each request somewhere between its sending and its answer, or
         /// its timing out, and its clock may run up to 1 % faster than ours: as long as we trust the
         /// lease, the database would give it to nobody else. While a fence is open it renews nothing,

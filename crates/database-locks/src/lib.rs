@@ -70,14 +70,18 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
+mod loss;
 mod metrics;
 mod name;
+mod ours;
+mod outage;
 mod release;
 mod renew;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 mod take_up;
+mod testing;
 mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
 mod timing;
@@ -108,6 +112,30 @@ struct Guide;
 #[doc(hidden)]
 pub mod __locked {
     pub use crate::locked::{Failure, Panics, panic};
+}
+
+/// What a face in another language needs besides what is public. Not covered by semver.
+#[doc(hidden)]
+pub mod __face {
+    pub use crate::fork::{PerProcess, generation};
+    pub use crate::holder::set_program;
+
+    /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place of
+    /// `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
+    pub fn schema(engine: &str) -> Option<&'static str> {
+        match engine {
+            "postgres" => Some(include_str!("../schema/postgres.sql")),
+            "mysql" => Some(include_str!("../schema/mysql.sql")),
+            "sqlite" => Some(include_str!("../schema/sqlite.sql")),
+            _ => None,
+        }
+    }
+}
+
+/// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
+#[doc(hidden)]
+pub mod __testing {
+    pub use crate::testing::{expire, lose};
 }
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tracing::Instrument;
 
-use crate::acquire::{Want, acquire};
-use crate::error::Error;
+use crate::acquire::{LONGEST_POLL, Want, acquire};
+use crate::error::{Error, Human};
 use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
@@ -20,6 +20,8 @@ use crate::token::GrantId;
 
 /// What a ttl is unless given.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
+/// What `poll` is at least: less would be one statement after another.
+const MIN_POLL: Duration = Duration::from_millis(1);
 
 /// A lock's name and settings. Reusable: it holds nothing; a [`LockGuard`] does.
 ///
@@ -29,10 +31,12 @@ const DEFAULT_TTL: Duration = Duration::from_secs(30);
 /// | ---           | ---                                                            | --- |
 /// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
 /// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
+/// | `poll`        | the longest pause between two looks at a lock that somebody else has; 1 ms at least | 250 ms |
 /// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
 /// | `holder`      | who, for people: 1 to 255 characters                           | `host.pid.random` |
+/// | `take_over`   | whether the same `holder` in another process loses it to us at once | no |
 /// | `metadata`    | what the holder wants to say, as JSON; 4 KiB in all            | program, host, pid, version |
 ///
 /// # Example
@@ -55,9 +59,11 @@ pub struct Lock {
     name: String,
     ttl: Ttl,
     wait: Option<Duration>,
+    poll: Duration,
     renewing: Renewing,
     margin: Option<Duration>,
     holder: Option<String>,
+    take_over: bool,
     metadata: Map<String, Value>,
 }
 
@@ -68,9 +74,11 @@ impl Lock {
             name: name.to_owned(),
             ttl: Ttl::Lasting(DEFAULT_TTL),
             wait: None,
+            poll: LONGEST_POLL,
             renewing: Renewing::ByDefault,
             margin: None,
             holder: None,
+            take_over: false,
             metadata: Map::new(),
         }
     }
@@ -84,6 +92,19 @@ impl Lock {
     /// How long [`Lock::acquire`] waits; zero: it tries once.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
+        self
+    }
+
+    /// The longest pause between two looks at a lock that somebody else has; 250 ms by default, 1 ms at
+    /// least.
+    ///
+    /// The looks begin at 20 ms, or at this where it is shorter, grow rarer while nothing changes, and
+    /// do not come later than the lease ends. A release within this process wakes its next waiter
+    /// without one. A longer pause spares the database statements, one look for each name and process
+    /// that waits; a shorter one gets a lock sooner that another process releases. While the database
+    /// cannot be reached the pauses are of up to 1 s, whatever this is.
+    pub fn poll(mut self, longest: Duration) -> Self {
+        self.poll = longest;
         self
     }
 
@@ -118,6 +139,34 @@ impl Lock {
         self
     }
 
+    /// Whether to take it at once from a holder of the same name in another process. Off by default.
+    ///
+    /// For a service of which there is one: restarted after a crash, or moved to another machine, it
+    /// goes on without waiting until the lease of the one before has run out. It gets a new token, and
+    /// the older holder, should it still be there, has lost the lock
+    /// ([`LostReason::TakenOver`](crate::LostReason::TakenOver)), but learns it at its next renewal
+    /// only: until then both may be at work. What such a service writes should be checked by the token.
+    ///
+    /// Within one process a holder of the same name excludes like any other, and a lock that somebody
+    /// else has is waited for as ever. It takes a [`holder`](Lock::holder) that is given, and the same
+    /// each time. Two processes that live with the same one take the lock from each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let lock = locks.lock("importer").holder("importer of node 7").take_over(true);
+    /// let guard = lock.acquire().await?;
+    /// assert!(lock.try_acquire().await?.is_none(), "not within one process");
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub fn take_over(mut self, on: bool) -> Self {
+        self.take_over = on;
+        self
+    }
+
     /// Something that the holder wants to say; shown under `meta`.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
@@ -130,14 +179,29 @@ impl Lock {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
+            None if self.take_over => {
+                let allowed =
+                    "given together with a `holder`: the one by default is another each time";
+                return Err(Error::config(
+                    "take_over",
+                    "on, and no `holder` is given",
+                    allowed,
+                ));
+            }
             None => Arc::clone(&self.locks.inner()?.holder),
         };
+        if self.poll < MIN_POLL {
+            let got = Human(self.poll).to_string();
+            return Err(Error::config("poll", got, "1ms at least"));
+        }
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
-            metadata: metadata(&self.metadata, from)?.into(),
+            metadata: metadata(&self.metadata, from, self.take_over)?.into(),
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
+            take_over: self.take_over,
+            poll: self.poll,
         })
     }
 

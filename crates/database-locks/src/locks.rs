@@ -13,7 +13,7 @@ use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
 use crate::runtime;
-use crate::store::{Force, StoreError};
+use crate::store::{Force, Occupant, StoreError};
 use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
@@ -67,7 +67,9 @@ impl Locks {
     /// of its own; one that cannot be written to is passed over. Options of both servers: `sslmode`
     /// (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers it, its
     /// certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a file of
-    /// certificates, or `system`. An option that is unknown is refused.
+    /// certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and its key;
+    /// `connect_timeout` in seconds for each host. The guide, `docs/rust.md`, has all of them. An
+    /// option that is unknown is refused.
     ///
     /// # Errors
     ///
@@ -89,7 +91,7 @@ impl Locks {
     ///
     /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
     pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let locks = Self(Arc::new(Place::new(url.as_ref(), table)?));
+        let locks = Self::open(url, table)?;
         let inner = locks.inner()?;
         runtime::run(async move {
             let connected = inner.store.connect(PATIENCE).await;
@@ -97,6 +99,34 @@ impl Locks {
         })
         .await?;
         Ok(locks)
+    }
+
+    /// The same without connecting: that is done by the first call that needs it, and tried again by
+    /// each that follows. For a program that has to start although its database is not there yet:
+    /// an [`acquire`](Lock::acquire) then goes on trying for as long as it may wait.
+    ///
+    /// `table` is as for [`Locks::connect_to`]; `None`: the usual one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a URL or a name of a table that cannot be used, or for files of
+    /// certificates, which are read here. What [`Locks::connect`] is refused by a server is told by
+    /// the first call instead.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::{Error, Locks};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// let locks = Locks::open("postgres://localhost:1/nobody-listens-here", None)?;
+    /// let lock = locks.lock("report").wait(Duration::from_millis(100));
+    /// assert!(matches!(lock.acquire().await, Err(Error::Unavailable { .. })));
+    /// # Ok(()) }
+    /// ```
+    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
+        Ok(Self(Arc::new(Place::new(url.as_ref(), table)?)))
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -160,7 +190,15 @@ impl Locks {
     /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
-        let (inner, name) = (self.inner()?, LockName::new(name)?);
+        let from = self.force(LockName::new(name)?).await?;
+        Ok(from.map(|from| Freed {
+            holder: from.holder,
+            held_for: from.held_for,
+        }))
+    }
+
+    pub(crate) async fn force(&self, name: LockName) -> Result<Option<Occupant>, Error> {
+        let inner = self.inner()?;
         runtime::run(async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
@@ -183,10 +221,7 @@ impl Locks {
                     "lock released by force"
                 );
             }
-            Ok(from.map(|from| Freed {
-                holder: from.holder,
-                held_for: from.held_for,
-            }))
+            Ok(from)
         })
         .await
     }

@@ -16,7 +16,11 @@ use tokio::task::JoinSet;
 use crate::clock::{self, LONGEST_NAP, Time};
 use crate::error::{Human, LostReason};
 use crate::lease::{Answer, Lease, Next};
+use crate::loss::{Listeners, News};
 use crate::metrics::{self, Engine};
+use crate::ours::Ours;
+use crate::outage::Outage;
+use crate::runtime;
 use crate::store::{Grant, Observed, Renewal, StoreError};
 use crate::timing::{Timing, Ttl};
 use crate::token::GrantId;
@@ -38,16 +42,23 @@ pub(crate) enum Status {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) grant: Grant,
+    /// No other task of this process takes it over.
+    _ours: Ours,
     engine: Engine,
     since: Time,
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
-    /// cleared after trust was renewed: so read it before asking for trust.
+    /// cleared after trust was renewed.
     outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
+    pub(crate) listeners: Listeners,
 }
+
+/// In `trusted_until`: somebody was told that trust has ended, and no confirmation that comes late may
+/// take that back.
+const ENDED: u64 = 0;
 
 /// Milliseconds, for a field of a log line.
 pub(crate) fn ms(length: Duration) -> u64 {
@@ -62,23 +73,45 @@ impl Held {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
         Arc::new(Self {
+            _ours: Ours::new(grant.id),
             grant,
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
             outlives_trust: AtomicBool::new(false),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
+            listeners: Listeners::default(),
         })
     }
 
     /// How long it may still be trusted; zero: lost, whether or not the scheduler has noticed.
     pub(crate) fn trusted_for(&self) -> Duration {
-        match *self.status.borrow() {
-            Status::Held(_) => match self.trusted_until.load(Ordering::Acquire) {
-                u64::MAX => Duration::MAX,
+        if !matches!(self.status(), Status::Held(_)) {
+            return Duration::ZERO;
+        }
+        let mut until = self.trusted_until.load(Ordering::Acquire);
+        loop {
+            let left = match until {
+                ENDED => return Duration::ZERO,
+                u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
-            },
-            Status::Lost(_) | Status::Released => Duration::ZERO,
+            };
+            if !left.is_zero() {
+                return left;
+            }
+            if self.outlives_trust() {
+                // Not held now, but perhaps again.
+                return Duration::ZERO;
+            }
+            match self.trusted_until.compare_exchange(
+                until,
+                ENDED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Duration::ZERO,
+                Err(confirmed) => until = confirmed,
+            }
         }
     }
 
@@ -96,33 +129,74 @@ impl Held {
         self.status.subscribe()
     }
 
-    /// Mark it lost and wake whoever holds it. The first reason counts.
-    pub(crate) fn lose(&self, reason: LostReason) {
-        let newly = self.status.send_if_modified(|status| match status {
-            Status::Held(_) => {
-                *status = Status::Lost(reason);
-                true
+    /// Mark it lost; whether it was not before. The first reason counts.
+    ///
+    /// Nobody is woken, and nothing is told: that may run code of somebody else's, which may call us
+    /// again, and the book may be open just now.
+    fn mark_lost(&self, reason: LostReason) -> bool {
+        let mut newly = false;
+        self.status.send_if_modified(|status| {
+            if let Status::Held(_) = status {
+                (*status, newly) = (Status::Lost(reason), true);
             }
-            Status::Lost(_) | Status::Released => false,
+            false
         });
-        if newly {
-            metrics::lost(self.engine, reason);
-            metrics::ended(self.engine, self.held_for());
-            let Grant {
-                name,
-                token,
-                holder,
-                ..
-            } = &self.grant;
-            tracing::warn!(
-                lock.name = name.as_str(),
-                lock.token = token.get(),
-                lock.holder = &**holder,
-                lock.held_ms = ms(self.held_for()),
-                reason = reason.word(),
-                "lock lost: {reason}"
-            );
+        newly
+    }
+
+    /// Wake whoever waits for news of it.
+    pub(crate) fn wake(&self) {
+        self.status.send_if_modified(|_| true);
+    }
+
+    /// Mark it lost, wake whoever holds it, and tell. The first reason counts.
+    pub(crate) fn lose(&self, reason: LostReason) {
+        if !self.mark_lost(reason) {
+            return;
         }
+        self.wake();
+        let listeners = self.listeners.take();
+        match runtime::handle() {
+            Ok(_) if listeners.is_empty() => {}
+            // Not on the thread of whoever asked, who may be in the midst of something.
+            Ok(runtime) => drop(runtime.spawn(async move { listeners.call(reason) })),
+            Err(_) => listeners.call(reason),
+        }
+        self.log_lost(reason);
+    }
+
+    pub(crate) fn log_lost(&self, reason: LostReason) {
+        metrics::lost(self.engine, reason);
+        metrics::ended(self.engine, self.held_for());
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.grant;
+        tracing::warn!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            lock.held_ms = ms(self.held_for()),
+            reason = reason.word(),
+            "lock lost: {reason}"
+        );
+    }
+
+    pub(crate) fn log_busy(&self) {
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.grant;
+        tracing::debug!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            "not renewed, trying again: somebody has its row locked"
+        );
     }
 
     /// Since it was granted to us.
@@ -143,20 +217,38 @@ impl Held {
         }
     }
 
-    fn confirm(&self, lease: &Lease) {
-        self.trusted_until
-            .store(nanos(lease.trusted_until()), Ordering::Release);
+    /// Trust it for as long as its lease says. Wakes nobody.
+    fn confirm(&self, lease: &Lease) -> Confirmed {
+        let until = nanos(lease.trusted_until());
+        let go_on = |before| (before != ENDED).then_some(until);
+        let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
+        if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
+            return Confirmed::TooLate;
+        }
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
-        let confirmed = Status::Held(lease.confirmed());
+        let (confirmed, mut news) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
-            let news = matches!(status, Status::Held(_)) && *status != confirmed;
+            news = matches!(status, Status::Held(_)) && *status != confirmed;
             if news {
                 *status = confirmed;
             }
-            news
+            false
         });
+        if news {
+            Confirmed::News
+        } else {
+            Confirmed::AsBefore
+        }
     }
+}
+
+enum Confirmed {
+    AsBefore,
+    /// Whoever waits for it is to be woken.
+    News,
+    /// Somebody was told already that it is not held any more.
+    TooLate,
 }
 
 #[derive(Debug)]
@@ -165,41 +257,6 @@ struct Entry {
     held: Arc<Held>,
     /// When it stands in the agenda.
     at: Time,
-}
-
-/// How long contention may keep renewals from getting through before that is worth a warning: what
-/// passes by itself within a second or so is everyday business.
-const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
-
-/// Whether renewals get through, so that it is told once when they no longer do, and not with each
-/// try, of which there are many.
-#[derive(Debug, Default)]
-struct Outage {
-    /// When the first that failed was sent.
-    since: Option<Time>,
-    told: bool,
-    /// When the latest that got through was sent.
-    good: Time,
-}
-
-impl Outage {
-    /// A round that was sent at `sent` failed; whether that is to be told now.
-    fn failed(&mut self, sent: Time, now: Time, contention: bool) -> bool {
-        // It hung while a later one got through.
-        if sent < self.good || self.told {
-            return false;
-        }
-        let since = *self.since.get_or_insert(sent);
-        self.told = !contention || now.saturating_sub(since) >= ORDINARY_CONTENTION;
-        self.told
-    }
-
-    /// One got through; if that ends an outage that was told, how long it was.
-    fn over(&mut self, sent: Time, now: Time) -> Option<Duration> {
-        self.good = self.good.max(sent);
-        let since = self.since.take_if(|since| *since <= sent)?;
-        std::mem::take(&mut self.told).then(|| now.saturating_sub(since))
-    }
 }
 
 #[derive(Debug, Default)]
@@ -248,8 +305,8 @@ impl Book {
         self.agenda.insert((at, id));
     }
 
-    /// What is due: losses are told, renewals returned.
-    fn due(&mut self, now: Time) -> Vec<(Grant, Ttl)> {
+    /// What is due to be renewed.
+    fn due(&mut self, now: Time, news: &mut News) -> Vec<(Grant, Ttl)> {
         let mut round = Vec::new();
         while let Some(&(at, id)) = self.agenda.first() {
             if at > now {
@@ -261,8 +318,7 @@ impl Book {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    entry.held.lose(reason);
-                    self.remove(id);
+                    self.lost(id, reason, news);
                     continue;
                 }
                 Next::Renew => round.push((entry.held.grant.clone(), entry.lease.renewing())),
@@ -287,38 +343,42 @@ impl Book {
         round
     }
 
-    fn answered(&mut self, id: GrantId, sent: Time, answer: Answer) {
+    fn answered(&mut self, id: GrantId, sent: Time, answer: Answer, news: &mut News) {
         let now = clock::now();
         // Released meanwhile: nothing to be confirmed any more.
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
         if answer == Answer::Busy && !entry.lease.is_failing() {
-            let Grant {
-                name,
-                token,
-                holder,
-                ..
-            } = &entry.held.grant;
-            tracing::debug!(
-                lock.name = name.as_str(),
-                lock.token = token.get(),
-                lock.holder = &**holder,
-                "not renewed, trying again: somebody has its row locked"
-            );
+            news.busy.push(Arc::clone(&entry.held));
         }
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // Told in its turn, which is now.
+            self.plan(id, now);
         } else {
-            entry.held.confirm(&entry.lease);
+            self.confirm(id, now, news);
+        }
+    }
+
+    /// Let its holder trust it for as long as its lease says.
+    fn confirm(&mut self, id: GrantId, now: Time, news: &mut News) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        match entry.held.confirm(&entry.lease) {
+            Confirmed::TooLate => return self.lost(id, LostReason::Expired, news),
+            Confirmed::News => news.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::AsBefore => {}
         }
         self.plan(id, now);
     }
 
-    fn lost(&mut self, id: GrantId, reason: LostReason) {
-        if let Some(entry) = self.remove(id) {
-            entry.held.lose(reason);
+    fn lost(&mut self, id: GrantId, reason: LostReason, news: &mut News) {
+        if let Some(entry) = self.remove(id)
+            && entry.held.mark_lost(reason)
+        {
+            news.lost.push((entry.held, reason));
         }
     }
 
@@ -370,7 +430,9 @@ impl Scheduler {
 
     /// Renew it no more. What was sent before and arrives late finds its grant id gone.
     pub(crate) fn remove(&self, id: GrantId) {
-        self.book().remove(id);
+        let removed = self.book().remove(id);
+        // With the book closed: it may be the last of its grant, and drop what is not ours.
+        drop(removed);
     }
 
     /// The settings of a lease that is still kept alive.
@@ -391,21 +453,23 @@ impl Scheduler {
 
     /// Do something to a lease that is still kept alive; whether there is such a one.
     pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
+        let (mut news, mut done) = (News::default(), false);
         let (mut book, now) = (self.book(), clock::now());
-        let Some(entry) = book.entries.get_mut(&id) else {
-            return false;
-        };
-        let done = what(&mut entry.lease, now);
-        entry.held.confirm(&entry.lease);
-        book.plan(id, now);
+        if let Some(entry) = book.entries.get_mut(&id) {
+            done = what(&mut entry.lease, now);
+            book.confirm(id, now, &mut news);
+        }
         drop(book);
+        news.tell();
         self.changed.notify_one();
         done
     }
 
     /// The database said that it is not ours any more.
     pub(crate) fn lost(&self, id: GrantId, reason: LostReason) {
-        self.book().lost(id, reason);
+        let mut news = News::default();
+        self.book().lost(id, reason, &mut news);
+        news.tell();
     }
 
     /// Let the task end. Nobody holds anything any more.
@@ -417,9 +481,10 @@ impl Scheduler {
     async fn work(self: Arc<Self>) {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
+            let mut news = News::default();
             let nap = {
                 let (mut book, now) = (self.book(), clock::now());
-                let mut due = book.due(now);
+                let mut due = book.due(now, &mut news);
                 while !due.is_empty() {
                     let rest = due.split_off(due.len().min(LARGEST_ROUND));
                     let round = std::mem::replace(&mut due, rest);
@@ -430,6 +495,7 @@ impl Scheduler {
                     .first()
                     .map(|(at, _)| at.saturating_sub(now).min(LONGEST_NAP))
             };
+            news.tell();
             tokio::select! {
                 () = self.changed.notified() => {}
                 Some(_) = rounds.join_next() => {}
@@ -442,52 +508,80 @@ impl Scheduler {
     async fn round(self: Arc<Self>, round: Vec<(Grant, Ttl)>, patience: Duration) {
         let sent = clock::now();
         let answers = self.store.renew(&round, patience).await;
-        let engine = self.store.engine();
-        let count = |result, n| metrics::renewals(engine, result, n);
+        let mut news = News::default();
+        let (mut over, mut failing, mut tally) = (None, None, Tally::default());
         let (mut book, now) = (self.book(), clock::now());
         match answers {
             Ok(answers) => {
-                if let Some(outage) = book.outage.over(sent, now) {
-                    tracing::info!(
-                        outage_ms = ms(outage),
-                        "renewals get through again, after {}",
-                        Human(outage)
-                    );
-                }
+                over = book.outage.over(sent, now);
                 for ((grant, _), answer) in round.iter().zip(answers) {
                     match answer {
                         Renewal::Renewed => {
-                            count("renewed", 1);
-                            book.answered(grant.id, sent, Answer::Renewed);
+                            tally.renewed += 1;
+                            book.answered(grant.id, sent, Answer::Renewed, &mut news);
                         }
                         Renewal::Busy => {
-                            count("busy", 1);
-                            book.answered(grant.id, sent, Answer::Busy);
+                            tally.busy += 1;
+                            book.answered(grant.id, sent, Answer::Busy, &mut news);
                         }
                         Renewal::Lost(reason) => {
-                            count("lost", 1);
-                            book.lost(grant.id, reason);
+                            tally.lost += 1;
+                            book.lost(grant.id, reason, &mut news);
                         }
                     }
                 }
             }
             Err(error) => {
-                count("unknown", round.len());
+                tally.unknown = round.len();
                 let contention = matches!(error, StoreError::Contention(_));
-                if book.outage.failed(sent, now, contention) {
-                    let (first, _) = &round[0];
-                    tracing::warn!(
-                        lock.name = first.name.as_str(),
-                        lock.token = first.token.get(),
-                        lock.holder = &*first.holder,
-                        locks = round.len(),
-                        "renewals fail, trying again until the leases end: {error}"
-                    );
-                }
+                failing = book.outage.failed(sent, now, contention).then_some(error);
                 for (grant, _) in &round {
-                    book.answered(grant.id, sent, Answer::Unknown);
+                    book.answered(grant.id, sent, Answer::Unknown, &mut news);
                 }
             }
+        }
+        drop(book);
+        news.tell();
+        tally.count(self.store.engine());
+        if let Some(outage) = over {
+            tracing::info!(
+                outage_ms = ms(outage),
+                "renewals get through again, after {}",
+                Human(outage)
+            );
+        }
+        if let Some(error) = failing {
+            let (first, _) = &round[0];
+            tracing::warn!(
+                lock.name = first.name.as_str(),
+                lock.token = first.token.get(),
+                lock.holder = &*first.holder,
+                locks = round.len(),
+                "renewals fail, trying again until the leases end: {error}"
+            );
+        }
+    }
+}
+
+/// What came of the renewals of a round.
+#[derive(Default)]
+struct Tally {
+    renewed: usize,
+    busy: usize,
+    lost: usize,
+    unknown: usize,
+}
+
+impl Tally {
+    fn count(&self, engine: Engine) {
+        let results = [
+            ("renewed", self.renewed),
+            ("busy", self.busy),
+            ("lost", self.lost),
+            ("unknown", self.unknown),
+        ];
+        for (result, locks) in results.into_iter().filter(|(_, locks)| *locks > 0) {
+            metrics::renewals(engine, result, locks);
         }
     }
 }
@@ -521,38 +615,92 @@ mod tests {
     #[test]
     fn locks_taken_one_after_another_are_renewed_together() {
         let (mut book, start) = book_of(3_000);
-        assert!(book.due(start + Duration::from_secs(9)).is_empty());
-        assert_eq!(book.due(start + Duration::from_secs(10)).len(), 3_000);
+        let mut due = |secs| book.due(start + Duration::from_secs(secs), &mut News::default());
+        assert!(due(9).is_empty());
+        assert_eq!(due(10).len(), 3_000);
+    }
+
+    /// Held until `until`, and the lease of a renewal that confirms it for long.
+    fn nearly_over(until: Time) -> (Arc<Held>, Lease) {
+        let ttl = Duration::from_secs(30);
+        let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
+        let grant = Grant {
+            name: LockName::new("job").unwrap(),
+            token: Token::from_db(1),
+            id: GrantId::random().unwrap(),
+            holder: "me".into(),
+        };
+        let lease = Lease::granted(timing, clock::now(), ttl);
+        let held = Held::new("memory", grant, &lease);
+        held.trusted_until.store(nanos(until), Ordering::Release);
+        (held, lease)
     }
 
     #[test]
-    fn an_outage_is_told_once_and_its_end_too() {
-        let (mut outage, at) = (Outage::default(), Duration::from_secs);
-        assert!(outage.failed(at(10), at(11), false));
-        assert!(!outage.failed(at(12), at(13), false), "told already");
-        assert_eq!(outage.over(at(9), at(14)), None, "sent before it began");
-        assert_eq!(outage.over(at(14), at(15)), Some(at(5)));
-        assert!(!outage.failed(at(13), at(18), false), "had hung since then");
-        assert_eq!(outage.over(at(19), at(19)), None);
-        assert!(outage.failed(at(20), at(20), false), "the next one");
+    fn a_confirmation_that_comes_late_takes_back_no_answer() {
+        let (held, lease) = nearly_over(clock::now());
+        assert!(held.trusted_for().is_zero());
+        assert!(matches!(held.confirm(&lease), Confirmed::TooLate));
+        assert!(held.trusted_for().is_zero(), "held again");
+
+        // Nobody has asked: nobody is deceived.
+        let (held, lease) = nearly_over(clock::now());
+        assert!(!matches!(held.confirm(&lease), Confirmed::TooLate));
+        assert!(!held.trusted_for().is_zero());
     }
 
     #[test]
-    fn contention_is_told_only_when_it_lasts() {
-        let (mut outage, ms) = (Outage::default(), Duration::from_millis);
-        assert!(!outage.failed(ms(100), ms(150), true));
-        assert_eq!(outage.over(ms(200), ms(210)), None, "nobody was told");
-        assert!(!outage.failed(ms(300), ms(350), true));
-        assert!(outage.failed(ms(1400), ms(1410), true));
-        assert!(outage.over(ms(1500), ms(1510)).is_some());
+    fn who_is_confirmed_too_late_is_lost() {
+        let (mut book, _) = book_of(0);
+        let (held, lease) = nearly_over(clock::now());
+        let (id, now) = (held.grant.id, clock::now());
+        book.add(lease, Arc::clone(&held), now);
+        assert!(held.trusted_for().is_zero());
+        book.entries.get_mut(&id).unwrap().lease.renewing();
+        let mut news = News::default();
+        book.answered(id, now, Answer::Renewed, &mut news);
+        assert_eq!(held.status(), Status::Lost(LostReason::Expired));
+        assert_eq!(news.lost.len(), 1);
+        assert!(book.entries.is_empty());
+        news.tell();
+    }
+
+    #[test]
+    fn once_false_stays_false_while_many_ask() {
+        for round in 0..400 {
+            let (held, lease) = nearly_over(clock::now() + Duration::from_micros(100));
+            let start = std::sync::Barrier::new(3);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        start.wait();
+                        let mut over = false;
+                        for _ in 0..2_000 {
+                            let now_over = held.trusted_for().is_zero();
+                            assert!(now_over || !over, "held again, in round {round}");
+                            over = now_over;
+                        }
+                    });
+                }
+                start.wait();
+                let at = clock::now() + Duration::from_micros(round % 100);
+                while clock::now() < at {}
+                held.confirm(&lease);
+            });
+        }
     }
 
     #[test]
     fn a_lost_lease_leaves_the_book_and_tells_its_holder() {
         let (mut book, start) = book_of(1);
         let held = Arc::clone(&book.entries.values().next().unwrap().held);
-        assert!(book.due(start + Duration::from_secs(40)).is_empty());
+        let mut news = News::default();
+        assert!(
+            book.due(start + Duration::from_secs(40), &mut news)
+                .is_empty()
+        );
         assert_eq!(held.status(), Status::Lost(LostReason::Expired));
+        news.tell();
         assert!(book.entries.is_empty() && book.agenda.is_empty());
     }
 }

@@ -13,6 +13,7 @@ use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::locks::again;
 use crate::metrics;
+use crate::ours::Ours;
 use crate::release::give_back;
 use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
 use crate::ticket::Ticket;
@@ -38,6 +39,8 @@ pub(crate) async fn take_up(
             from: ticket.grant,
             to,
         };
+        // Before the request is sent: from then on it may stand in the row.
+        let _ours = Ours::new(what.to.grant);
         let mut unsettled = Unsettled {
             inner: Arc::clone(&inner),
             what: Some(&what),

@@ -270,6 +270,23 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
     promise("P1", lab.engine);
 }
 
+/// `poll` is the longest pause between the looks at a lock that somebody else has.
+async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let (locks, other) = (lab.locks_at(&proxy.url(&lab.url)).await, lab.locks().await);
+    let held = other.lock("job").acquire().await.unwrap();
+    let mut looks = Vec::new();
+    for longest in [ms(5), ms(250)] {
+        let lock = locks.lock("job").poll(longest);
+        proxy.reset_counts();
+        lock.wait(ms(1500)).acquire().await.unwrap_err();
+        looks.push(proxy.counts().chunks_up);
+    }
+    assert!(looks[0] > 4 * looks[1] && looks[1] > 4, "{looks:?}");
+    held.release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
 /// Nothing secret is shown, whatever goes wrong.
 async fn a_password_is_never_shown(lab: &Lab) {
     let secret = "hunter2-s3cret";
@@ -332,6 +349,7 @@ macro_rules! on {
             a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,
             an_uncontended_acquire_is_one_round_trip,
+            a_waiter_looks_as_often_as_it_was_told,
             a_password_is_never_shown,
         );
     )* };
@@ -443,6 +461,58 @@ async fn postgres_is_restarted_under_holders_and_waiters() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mariadb_is_restarted_under_holders_and_waiters() {
     restarted(testkit::MariaDb::start()).await;
+}
+
+/// Nobody is there when a waiter begins; it gets the lock when the database is.
+async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
+    let Some(mut server) = server else { return };
+    let url = server.fresh_url();
+    let before = database_locks::Locks::connect(&url).await.unwrap();
+    before.migrate().await.unwrap();
+    drop(before);
+    server.stop();
+
+    let locks = database_locks::Locks::open(&url, None).unwrap();
+    let (once, began) = (locks.lock("job").try_acquire().await, now());
+    let said = once.unwrap_err();
+    assert!(matches!(said, Error::Unavailable { .. }), "{said}");
+    let bounded = locks.lock("job").wait(ms(700)).acquire().await;
+    let (said, took) = (bounded.unwrap_err(), began.elapsed());
+    assert!(matches!(said, Error::Unavailable { .. }), "{said}");
+    assert!(took >= ms(700) && took < ms(5000), "{took:?}");
+    let waiter = locks.lock("job").wait(SOON);
+    let waiter = tokio::spawn(async move { waiter.acquire().await });
+    tokio::time::sleep(ms(1500)).await;
+    assert!(!waiter.is_finished(), "nobody can have answered");
+    let server = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    });
+    let _server = server.await.unwrap();
+    let guard = soon(waiter).await.unwrap().unwrap();
+    soon(guard.release()).await.unwrap();
+    promise("P12", S::ENGINE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_may_start_later_than_who_waits_for_a_lock() {
+    started_late(testkit::Postgres::start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_may_start_later_than_who_waits_for_a_lock() {
+    started_late(testkit::MariaDb::start()).await;
+}
+
+#[test]
+fn opening_looks_at_url_and_table_and_at_nothing_else() {
+    use database_locks::blocking::Locks;
+    let refused = |url, table| Locks::open(url, table).unwrap_err().to_string();
+    assert!(refused("redis://h/", None).starts_with("`url` is "));
+    assert!(refused("memory:", Some("a b")).starts_with("`table` is "));
+    assert!(refused("postgres://h/d?sslmode=always", None).starts_with("`url` is "));
+    let nowhere = Locks::open("postgres://203.0.113.1/d", Some("app.locks")).unwrap();
+    assert!(format!("{nowhere:?}").contains("203.0.113.1"));
 }
 
 /// The server's own time zone, and its sessions', change nothing.

@@ -189,7 +189,7 @@ async fn renewals_go_on_under_an_open_fence(lab: &Lab) {
 async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
     let (locks, mut user) = (lab.locks().await, User::of(lab).await);
     let lock = locks.lock("job").ttl(ms(9000)).margin(ms(4400));
-    let mut guard = lock.acquire().await.unwrap();
+    let guard = lock.acquire().await.unwrap();
     let (began, lost) = (now(), tokio::spawn(guard.lost()));
     let through = user.under(&guard, None, async |_| {
         while guard.is_held() {

@@ -145,7 +145,7 @@ async fn a_long_lease_begins_with_its_whole_length(lab: &Lab) {
 
 async fn extend_lengthens_at_once(lab: &Lab) {
     let locks = lab.locks().await;
-    let mut guard = locks
+    let guard = locks
         .lock("job")
         .ttl(Duration::from_secs(5))
         .acquire()
@@ -450,6 +450,7 @@ async fn bad_settings_are_refused_before_anything_happens(lab: &Lab) {
             "renew_every",
         ),
         (locks.lock("job").holder(""), "holder"),
+        (locks.lock("job").poll(Duration::from_micros(999)), "poll"),
         (
             locks.lock("job").metadata("big", "x".repeat(5000)),
             "metadata",
@@ -470,7 +471,7 @@ async fn the_blocking_face_does_the_same(lab: &Lab) {
     let other = lab.locks().await;
     let work = move || {
         let locks = database_locks::blocking::Locks::connect(&url).unwrap();
-        let mut guard = locks.lock("job").acquire().unwrap();
+        let guard = locks.lock("job").acquire().unwrap();
         guard.check().unwrap();
         guard.extend(Duration::from_secs(60)).unwrap();
         assert!(locks.lock("job").try_acquire().unwrap().is_none());

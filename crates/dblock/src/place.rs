@@ -44,6 +44,13 @@ impl fmt::Debug for Place {
 impl Place {
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
         let url = match &self.url {
+            // One process alone has it, and that is this one.
+            Some(url) if url.starts_with("memory:") => {
+                return Err(Failure::usage(
+                    "the URL (--url, DATABASE_LOCKS_URL) is that of locks in memory, which exclude no \
+                     other process: give a database, or no URL for a file of this user",
+                ));
+            }
             Some(url) => url.clone(),
             None => {
                 let file = usual_file()?;

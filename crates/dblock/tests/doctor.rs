@@ -148,7 +148,7 @@ fn the_help_says_what_the_exit_codes_mean() {
     for word in [
         "--json",
         "unseen",
-        "Exit codes: 0 nothing was found; 1 something was; 69",
+        "Exit codes:\n  0   nothing was found\n  1   something was found\n  69  ",
     ] {
         assert!(help.contains(word), "{word}: {help}");
     }

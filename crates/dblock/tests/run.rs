@@ -230,7 +230,7 @@ fn bad_settings_are_2_and_say_what_is_allowed() {
     let said = |args: &[&str]| lab.run(args).refused(2).to_owned();
     let grace = said(&["run", "--ttl", "10s", "job", "--", "touch", "ran"]);
     assert!(
-        grace.contains("--ttl is 10s") && grace.contains("--grace of 5s"),
+        grace.contains("--ttl is 10s") && grace.ends_with("say --grace 2s\n"),
         "{grace}"
     );
     assert!(said(&["run", "--ttl", "soon", "job", "--", "touch", "ran"]).contains("500ms, 30s"));
@@ -246,7 +246,7 @@ fn bad_settings_are_2_and_say_what_is_allowed() {
         "ran",
     ]);
     assert!(
-        short.contains("--ttl is 50ms, must be 100ms to 10 years"),
+        short.contains("'50ms' for '--ttl <DURATION>': must be 100ms to 10 years"),
         "{short}"
     );
     assert!(said(&["run", "", "--", "touch", "ran"]).contains("1 to 255 characters"));
@@ -296,6 +296,12 @@ fn a_database_that_is_not_there_is_69_and_a_bad_url_is_2() {
         assert!(!run(bad).err.contains("hunter2"), "{bad}");
     }
     assert!(!run(unreachable).err.contains("hunter2"));
+    // It would exclude nobody.
+    assert!(
+        run("memory:")
+            .refused(2)
+            .contains("exclude no other process")
+    );
     let mistaken = lab.run([unreachable, "run", "job"]);
     assert!(!mistaken.refused(2).contains("hunter2"), "{mistaken:?}");
     assert!(!lab.path("ran").exists());
@@ -307,6 +313,13 @@ fn a_missing_table_is_69_and_names_init() {
     lab.run(["init"]);
     let done = lab.run(["--table", "other", "run", "job", "--", "true"]);
     assert!(done.refused(69).contains("dblock init"), "{done:?}");
+    // The driver's own message has the whole statement in it.
+    let schema = lab.run(["--table", "ops.locks", "init"]);
+    let said = schema.refused(69);
+    assert!(
+        said.contains("NAME alone") && !said.contains("CREATE"),
+        "{said}"
+    );
     assert_eq!(lab.run(["--table", "other", "init"]).code(), 0);
     assert_eq!(
         lab.run(["--table", "other", "run", "job", "--", "true"])

@@ -210,3 +210,44 @@ fn without_a_shell_ctrl_z_stops_nothing() {
         "{seen}"
     );
 }
+
+/// A person who sees 80 columns is not shown lines that break in the middle of a word or a table.
+#[test]
+fn help_and_tables_fit_a_terminal_of_80_columns() {
+    let lab = Lab::new();
+    let run = |script: &str| {
+        let script = format!("stty rows 24 cols 80; {script}; echo ready; read _");
+        let script = script.replace("dblock", DBLOCK);
+        at_terminal(&lab, &[("ready", "\n")], &["sh", "-c", &script])
+    };
+    let Some(none) = run("dblock list") else {
+        return;
+    };
+    assert!(none.contains("nobody holds a lock"), "{none}");
+    let owner = "build-server-17.example.org.4711.0a1b2c3d";
+    let acquire = format!("dblock acquire nightly.report --owner {owner} --meta why=weekly 2>&1");
+    let table = run(&format!("{acquire} >/dev/null; NO_COLOR=1 dblock list")).expect("as before");
+    let head = table.lines().find(|line| line.starts_with("NAME"));
+    let head = head.unwrap_or_default().split_whitespace();
+    assert_eq!(
+        head.collect::<Vec<_>>().join(" "),
+        "NAME STATE HOLDER HELD FOR FREE IN WHAT FOR",
+        "{table}"
+    );
+    assert!(table.contains(owner), "{table}");
+    for command in [
+        "", "run", "acquire", "renew", "release", "list", "prune", "doctor",
+    ] {
+        let help = run(&format!("NO_COLOR=1 dblock {command} --help")).expect("as before");
+        let (_, below) = help.split_once("Examples:\n").unwrap_or_default();
+        // What was broken goes on without the indentation of an example.
+        let examples = below.split("\n\n").next().unwrap_or_default();
+        for line in examples.lines().take_while(|line| *line != "ready") {
+            assert!(line.starts_with("  "), "{command}: {line:?}: {help}");
+        }
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 80),
+            "{help}"
+        );
+    }
+}

@@ -52,7 +52,7 @@ impl Options {
         self.set(&format!("default-time-zone={offset}"))
     }
 
-    /// Offer TLS, with this certificate.
+    /// Offer TLS, with this certificate, and know users by those of its issuer.
     #[must_use]
     pub fn tls(mut self, certificate: &Certificate) -> Self {
         self.tls = Some(certificate.clone());
@@ -156,7 +156,11 @@ impl MariaDb {
         args.extend(options.settings.iter().cloned());
         if let Some(certificate) = &options.tls {
             certificate.write(server.dir(), |path| server.give(path));
-            for (option, file) in [("ssl-cert", "cert.pem"), ("ssl-key", "key.pem")] {
+            for (option, file) in [
+                ("ssl-cert", "cert.pem"),
+                ("ssl-key", "key.pem"),
+                ("ssl-ca", "ca.pem"),
+            ] {
                 args.push(format!("--{option}={}", server.dir().join(file).display()));
             }
         }

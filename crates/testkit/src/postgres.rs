@@ -58,7 +58,7 @@ impl Options {
         self.set(&format!("timezone={name}"))
     }
 
-    /// Offer TLS, with this certificate.
+    /// Offer TLS, with this certificate, and know users by those of its issuer.
     #[must_use]
     pub fn tls(mut self, certificate: &Certificate) -> Self {
         self.tls = Some(certificate.clone());
@@ -173,7 +173,11 @@ impl Postgres {
         if let Some(certificate) = &options.tls {
             certificate.write(server.dir(), |path| server.give(path));
             settings.push("ssl=on".into());
-            for (setting, file) in [("ssl_cert_file", "cert.pem"), ("ssl_key_file", "key.pem")] {
+            for (setting, file) in [
+                ("ssl_cert_file", "cert.pem"),
+                ("ssl_key_file", "key.pem"),
+                ("ssl_ca_file", "ca.pem"),
+            ] {
                 settings.push(format!("{setting}={}/{file}", dir_of(&server)));
             }
         }

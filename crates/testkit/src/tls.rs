@@ -14,9 +14,11 @@ pub struct Authority {
     dir: ScratchDir,
 }
 
-/// A server's certificate and its key, in PEM.
+/// A certificate of a server or a user and its key, in PEM.
 #[derive(Clone, Debug)]
 pub struct Certificate {
+    /// That of its issuer, of whose other certificates a server takes those of users.
+    pub(crate) issuer: String,
     pub(crate) chain: String,
     pub(crate) key: String,
 }
@@ -53,14 +55,26 @@ impl Authority {
     ///
     /// When one of them is none.
     pub fn certify(&self, names: &[&str]) -> Certificate {
+        self.sign(names, "a server")
+    }
+
+    /// A certificate for a user of that name.
+    ///
+    /// # Panics
+    ///
+    /// When there is no randomness.
+    pub fn certify_user(&self, name: &str) -> Certificate {
+        self.sign(&[], name)
+    }
+
+    fn sign(&self, names: &[&str], subject: &str) -> Certificate {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names of hosts");
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "a server");
+        params.distinguished_name.push(DnType::CommonName, subject);
         let key = KeyPair::generate().expect("a key can be made");
         let certificate = params.signed_by(&key, &self.issuer).expect("the CA signs");
         Certificate {
+            issuer: self.pem.clone(),
             chain: format!("{}{}", certificate.pem(), self.pem),
             key: key.serialize_pem(),
         }
@@ -68,10 +82,25 @@ impl Authority {
 }
 
 impl Certificate {
+    /// Write both into files that only we can read, for `sslcert` and `sslkey`.
+    ///
+    /// # Panics
+    ///
+    /// When the directory cannot be written to.
+    pub fn save(&self, dir: &Path) -> [PathBuf; 2] {
+        self.write(dir, |_| ());
+        ["cert.pem", "key.pem"].map(|name| dir.join(name))
+    }
+
     /// Write both into a server's directory. Only the server may read the key, or it will not have it.
     pub(crate) fn write(&self, dir: &Path, give: impl Fn(&Path)) {
         use std::os::unix::fs::PermissionsExt;
-        for (name, pem) in [("cert.pem", &self.chain), ("key.pem", &self.key)] {
+        let files = [
+            ("ca.pem", &self.issuer),
+            ("cert.pem", &self.chain),
+            ("key.pem", &self.key),
+        ];
+        for (name, pem) in files {
             let path = dir.join(name);
             std::fs::write(&path, pem).expect("the directory is ours");
             let private = std::fs::Permissions::from_mode(0o600);

@@ -159,6 +159,56 @@ async fn a_leaked_guard_ends_with_its_process(lab: &Lab) {
     promise("P7", lab.engine);
 }
 
+/// A process that comes with the `locked_by` of another one has its lock at once, and the other learns
+/// it; within each of them it would have to wait.
+async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
+    let locks = lab.locks().await;
+    let start = || {
+        let taker = Killable::spawn(TAKER, ["hold", &lab.url, "job", "9000", "as", "node 7"]);
+        let said = taker.expect_line(SOON);
+        let token: i64 = said
+            .strip_prefix("held ")
+            .expect("it has it")
+            .parse()
+            .unwrap();
+        (taker, token)
+    };
+    let (mut old, first) = start();
+    let (mut new, second) = start();
+    assert!(second > first);
+    assert!(
+        locks.lock("job").try_acquire().await.unwrap().is_none(),
+        "never free"
+    );
+    assert_eq!(old.expect_line(SOON), "lost TakenOver");
+    assert_eq!(ask(&mut old), "is_held false");
+    old.send_line("release").expect("it listens");
+    let said = old.expect_line(SOON);
+    assert!(said.contains("taken over"), "{said}");
+    assert_eq!(ask(&mut new), "is_held true");
+    let row = locks.show("job").await.unwrap().expect("a row");
+    assert_eq!(
+        (row.token.get(), row.holder.as_deref()),
+        (second, Some("node 7"))
+    );
+    new.kill9();
+    let (_third, token) = start();
+    assert!(token > second, "a restart does not wait for the ttl");
+    promise("P2", lab.engine);
+    promise("P3", lab.engine);
+}
+
+/// A forked child is another process.
+async fn a_forked_child_takes_over_as_another_process(lab: &Lab) {
+    lab.locks().await;
+    let mut taker = Killable::spawn(TAKER, ["fork-as", &lab.url, "job", "node 7"]);
+    let said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
+    assert!(taker.wait(SOON).is_some_and(|status| status.success()));
+    assert_eq!(said[..2], ["parent: excludes true", "child: greater true"]);
+    assert!(said[2].contains("taken over"), "{}", said[2]);
+    promise("P13", lab.engine);
+}
+
 /// Whoever made the file keeps its locks on it when somebody else has opened and closed it.
 async fn the_maker_of_a_file_is_not_forgotten_by_others(lab: &Lab) {
     let path = lab.url.trim_start_matches("sqlite://").to_owned();
@@ -251,10 +301,17 @@ macro_rules! on {
             a_frozen_holder_learns_before_it_does_anything_more,
             a_leaked_guard_ends_with_its_process,
             a_forked_child_touches_nothing_of_its_parents,
+            the_same_holder_in_another_process_takes_over,
         );
     )* };
 }
 on!(sqlite, postgres, mariadb);
+
+mod forked {
+    use super::a_forked_child_takes_over_as_another_process;
+    testkit::lab_tests!(postgres: a_forked_child_takes_over_as_another_process);
+    testkit::lab_tests!(mariadb: a_forked_child_takes_over_as_another_process);
+}
 
 mod clocks {
     use super::clocks_of_clients_do_not_matter;

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp,
+    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver,
+    TakeUp,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -43,7 +44,7 @@ enum Ends {
 
 fn ends(now: Time, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Lasting(length) => Ends::At(now + length),
+        Ttl::Lasting(length) => Ends::At(now.saturating_add(length)),
         Ttl::Endless => Ends::Never,
     }
 }
@@ -65,7 +66,12 @@ fn stamp(at: Time) -> i64 {
             .unwrap_or_default();
         micros(wall) - micros(clock::now())
     });
-    boot + micros(at)
+    boot.saturating_add(micros(at))
+}
+
+/// That of a row that is new: greater than all before, of a row that was deleted too.
+fn first_token(now: Time) -> i64 {
+    stamp(now) / 1000
 }
 
 impl Row {
@@ -82,6 +88,23 @@ impl Row {
         self.token == grant.token.get()
             && self.grant.as_deref() == Some(grant.id.as_str())
             && self.holder.as_deref() == Some(&*grant.holder)
+    }
+
+    fn grant(&mut self, ask: &Ask, now: Time) -> Outcome {
+        self.token = if self.token == 0 {
+            first_token(now)
+        } else {
+            self.token + 1
+        };
+        self.holder = Some(ask.holder.to_string());
+        self.grant = Some(ask.grant.to_string());
+        self.expires = Some(ends(now, Ttl::Lasting(ask.length)));
+        (self.acquired, self.renewed) = (Some(now), Some(now));
+        self.metadata = Some(ask.metadata.to_string());
+        Outcome::Granted {
+            token: Token::from_db(self.token),
+            length: ask.length,
+        }
     }
 
     fn free(&mut self, now: Time) {
@@ -177,19 +200,21 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     if row.fences > 0 {
         return Outcome::Busy;
     }
-    row.token = if row.token == 0 {
-        stamp(now) / 1000
-    } else {
-        row.token + 1
+    row.grant(ask, now)
+}
+
+fn take_over(rows: &mut Rows, what: &TakeOver) -> Outcome {
+    let (now, to) = (clock::now(), &what.to);
+    let Some(row) = rows.get_mut(&to.name) else {
+        return Outcome::Busy;
     };
-    row.holder = Some(ask.holder.to_string());
-    row.grant = Some(ask.grant.to_string());
-    row.expires = Some(Ends::At(now + ask.length));
-    (row.acquired, row.renewed) = (Some(now), Some(now));
-    row.metadata = Some(ask.metadata.to_string());
-    Outcome::Granted {
-        token: Token::from_db(row.token),
-        length: ask.length,
+    let as_seen = row.token == what.token.get()
+        && row.grant == what.grant
+        && row.holder.as_deref() == Some(&*to.holder);
+    if as_seen && !row.is_free(now) && row.fences == 0 {
+        row.grant(to, now)
+    } else {
+        row.seen(&to.name, now).not_taken_over(what)
     }
 }
 
@@ -282,21 +307,26 @@ impl Store for Memory {
         )
     }
 
+    fn take_over<'a>(&'a self, what: &'a TakeOver, _: Duration) -> Reply<'a, Outcome> {
+        ready(take_over(&mut self.rows(), what))
+    }
+
     fn take_up<'a>(&'a self, what: &'a TakeUp, _: Duration) -> Reply<'a, Renewal> {
         ready(take_up(&mut self.rows(), what))
     }
 
     fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
         let (now, mut rows) = (clock::now(), self.rows());
+        let token = first_token(now);
         let before = rows.len();
-        let old = |at: Option<Time>| at.map_or(unknown, |at| at + idle <= now);
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),
                 Some(Ends::Never) => return true,
                 None => row.renewed,
             };
-            row.fences > 0 || !(row.is_free(now) && old(last))
+            row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
         });
         ready((before - rows.len()) as u64)
     }
@@ -336,6 +366,19 @@ impl Store for Memory {
             (Renewal::Lost(reason), _) => Err(reason),
             (_, None) => Err(LostReason::RowGone),
         })
+    }
+
+    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+        let now = clock::now();
+        let held = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) => {
+                row.expires = Some(Ends::At(now));
+                row.grant.clone()
+            }
+            _ => None,
+        };
+        self.0.freed.notify_waiters();
+        Some(held)
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    TakeUp,
+    TakeOver, TakeUp,
 };
 use crate::clock;
 use crate::error::LostReason;
@@ -117,6 +117,15 @@ impl Observed {
         within: Duration,
     ) -> Result<Vec<LockInfo>, StoreError> {
         self.timed("read", self.store.read(names, within)).await
+    }
+
+    pub(crate) async fn take_over(
+        &self,
+        what: &TakeOver,
+        within: Duration,
+    ) -> Result<Outcome, StoreError> {
+        self.timed("take_over", self.store.take_over(what, within))
+            .await
     }
 
     pub(crate) async fn take_up(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Grant, Occupant, Outcome, Renewal, TakeUp};
+use super::{Grant, Occupant, Outcome, Renewal, TakeOver, TakeUp};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::name::LockName;
@@ -46,6 +46,8 @@ impl Seen {
             token: Some(Token::from_db(self.token)),
             held_for: self.held_for.filter(|_| self.intact).map(micros),
             free_in: self.expires_in.filter(|_| !self.endless).map(micros),
+            grant: self.grant.clone(),
+            intact: self.intact,
         }
     }
 
@@ -60,6 +62,18 @@ impl Seen {
             },
             _ if self.is_held() => Outcome::Held(self.occupant()),
             _ => Outcome::Busy,
+        }
+    }
+
+    /// The same of a take-over that changed nothing.
+    pub(super) fn not_taken_over(&self, what: &TakeOver) -> Outcome {
+        let as_seen = self.token == what.token.get()
+            && self.grant == what.grant
+            && self.holder.as_deref() == Some(&*what.to.holder);
+        match self.refusal(what.to.grant.as_str()) {
+            // Nothing but somebody who has the row locked was in the way.
+            Outcome::Held(_) if as_seen => Outcome::Busy,
+            outcome => outcome,
         }
     }
 
@@ -104,10 +118,14 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     };
     let token = ours.token.get();
     let same_holder = row.holder.as_deref() == Some(&*ours.holder);
+    // Whoever takes a grant up, or over from the same holder, leaves its id behind among what it says
+    // of itself: 128 random bits are nowhere else.
+    let said = row.metadata.as_deref().unwrap_or_default();
+    let named = said.contains(ours.id.as_str());
     let reason = if row.token > token {
         // A release by force raises the token and leaves the rest of the row; a take-over names
         // its own holder, which stays in the row after its release.
-        if row.grant.is_none() && same_holder {
+        if row.grant.is_none() && same_holder && !named {
             LostReason::Forced
         } else {
             LostReason::TakenOver
@@ -119,11 +137,10 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else if row.grant.is_none() {
         LostReason::Released
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
-        // Whoever takes a grant up leaves its id behind, among what it says of itself: 128 random
-        // bits are nowhere else.
-        match &row.metadata {
-            Some(said) if said.contains(ours.id.as_str()) => LostReason::TakenUp,
-            _ => LostReason::Failover,
+        if named {
+            LostReason::TakenUp
+        } else {
+            LostReason::Failover
         }
     } else if !same_holder {
         LostReason::TakenOver
@@ -196,6 +213,10 @@ mod tests {
             verdict(|r| (r.token, r.grant) = (8, None)),
             Renewal::Lost(Forced)
         );
+        let mut over = row(&ours);
+        (over.token, over.grant) = (8, None);
+        over.metadata = Some(format!("{{\"over\":\"{}\"}}", ours.id));
+        assert_eq!(judge(&ours, Some(&over)), Renewal::Lost(TakenOver));
         assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
         assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
         assert_eq!(

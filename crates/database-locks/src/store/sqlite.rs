@@ -1,7 +1,7 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Its clock is the machine's, read by SQLite itself while it has the write
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is the machine's, read by SQLite itself while it has the write
 //! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
 //! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
 
@@ -9,18 +9,18 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior,
 };
-use tokio::sync::oneshot;
 
+use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    Table, TakeUp, keep_to,
+    Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::error::LostReason;
@@ -32,6 +32,7 @@ use crate::token::Token;
 
 mod doctor;
 mod fence;
+mod thread;
 
 use fence::Fences;
 
@@ -101,6 +102,21 @@ const RENEW: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
+/// Take a lock from its own holder, who comes again: `?6` token and `?7` grant id are those that were
+/// seen. One row: granted.
+const TAKE_OVER: &str = "
+    UPDATE {table} SET
+           grant_id = ?3, metadata = ?4,
+           token = CASE token WHEN 0 THEN CAST(unixepoch('now', 'subsec') * 1000 AS integer)
+                   ELSE token + 1 END,
+           expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND locked_by = ?2 AND token = ?6 AND grant_id IS ?7
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
 /// Put another grant in the place of one that is still held. That the second may stand there already
 /// is for a request that is made again, since its reply was lost.
 const TAKE_UP: &str = "
@@ -114,12 +130,16 @@ const TAKE_UP: &str = "
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
 /// Look for what nobody has had for so long.
+///
+/// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
+/// anew begins at the clock, and its token has to be greater.
 const IDLE: &str = "
     SELECT id, name FROM {table}
-     WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+     WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
-        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2)
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
      LIMIT 500";
 
 /// Delete one of them.
@@ -147,6 +167,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("read", LOOK),
     ("acquire", ACQUIRE),
     ("renew", RENEW),
+    ("take over from the same holder", TAKE_OVER),
     ("take up", TAKE_UP),
     ("release", RELEASE),
     ("release by force", FORCE),
@@ -161,6 +182,7 @@ struct Statements {
     list: String,
     acquire: String,
     renew: String,
+    take_over: String,
     take_up: String,
     release: String,
     force: String,
@@ -171,11 +193,14 @@ struct Statements {
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
 fn modifier(length: Duration) -> String {
-    format!(
-        "+{}.{:03} seconds",
-        length.as_micros().div_ceil(1000) / 1000,
-        length.as_micros().div_ceil(1000) % 1000
-    )
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+fn ago(length: Duration) -> String {
+    let ms = bounded(length).as_micros().div_ceil(1000);
+    format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
 fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
@@ -299,7 +324,12 @@ impl Worker {
     }
 
     fn explain(&self, error: rusqlite::Error) -> StoreError {
-        let said = format!("{}: {error}", self.path.display());
+        // The driver shows the whole statement as well.
+        let message = match &error {
+            rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+            other => other.to_string(),
+        };
+        let said = format!("{}: {message}", self.path.display());
         let Some(code) = error.sqlite_error_code() else {
             return StoreError::rejected(said, None);
         };
@@ -320,6 +350,9 @@ impl Worker {
             }
             _ if said.contains("no such table") || said.contains("no such column") => {
                 Some("make its table with `dblock init` or `locks.migrate()`")
+            }
+            _ if said.contains("unknown database") => {
+                Some("SQLite has no schemas: give the table's NAME alone")
             }
             _ => None,
         };
@@ -464,6 +497,35 @@ fn release(worker: &mut Worker, returns: &[Return]) -> Result<Vec<Released>, Sto
     })
 }
 
+fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError> {
+    let to = &what.to;
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if fences.is_open(to.name.as_str()).map_err(of_file)? {
+            return Ok(Outcome::Busy);
+        }
+        let token = tx.prepare_cached(&sql.take_over)?.query_row(
+            (
+                to.name.as_str(),
+                &*to.holder,
+                to.grant.as_str(),
+                &*to.metadata,
+                modifier(to.length),
+                what.token.get(),
+                what.grant.as_deref(),
+            ),
+            |row| row.get(0),
+        );
+        if let Some(token) = token.optional()? {
+            return Ok(Outcome::Granted {
+                token: Token::from_db(token),
+                length: to.length,
+            });
+        }
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
+        Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+    })
+}
+
 fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
     let to = &what.to;
     worker.write_unless_fenced(|tx, sql, fences| {
@@ -555,21 +617,16 @@ fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>
     Ok(infos)
 }
 
-type Job = Box<dyn FnOnce(&mut Worker) + Send>;
-
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
-    path: PathBuf,
     table: Table,
-    statements: Statements,
-    /// The thread that has the file open; none: not started, or given up.
-    thread: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Thread,
 }
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sqlite")
-            .field("path", &self.path)
+            .field("path", &self.thread.path())
             .finish_non_exhaustive()
     }
 }
@@ -581,6 +638,7 @@ impl Sqlite {
             list: table.fill(LIST),
             acquire: table.fill(ACQUIRE),
             renew: table.fill(RENEW),
+            take_over: table.fill(TAKE_OVER),
             take_up: table.fill(TAKE_UP),
             release: table.fill(RELEASE),
             force: table.fill(FORCE),
@@ -590,37 +648,11 @@ impl Sqlite {
         };
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
+        let fences = Fences::beside(&path, table.as_str());
         Self {
-            path,
             table: table.clone(),
-            statements,
-            thread: Mutex::new(None),
+            thread: Thread::new(path, fences, statements),
         }
-    }
-
-    /// Hand a job to the thread, which carries jobs out in their order.
-    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = &*thread {
-            match sender.send(job) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::SendError(back)) => job = back,
-            }
-        }
-        let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker = Worker {
-            path: self.path.clone(),
-            fences: Fences::beside(&self.path, self.table.as_str()),
-            statements: self.statements.clone(),
-            file: None,
-        };
-        std::thread::Builder::new()
-            .name("database-locks-sqlite".into())
-            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
-            .map_err(|error| StoreError::Unavailable(error.into()))?;
-        let _ = sender.send(job);
-        *thread = Some(sender);
-        Ok(())
     }
 
     async fn call<T: Send + 'static>(
@@ -628,25 +660,14 @@ impl Sqlite {
         within: Duration,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        self.hand(Box::new(move |worker| drop(answer.send(work(worker)))))?;
-        let reply = async {
-            answered.await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(
-                    "the thread of the connection has ended".into(),
-                ))
-            })
-        };
-        // The thread ends once what it hangs in has ended; the next call starts another.
-        let give_up = || *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        keep_to(within, reply, give_up).await
+        self.thread.call(within, work).await
     }
 }
 
 impl Store for Sqlite {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            let until = crate::clock::now() + within;
+            let until = crate::clock::now().saturating_add(within);
             loop {
                 match self
                     .call(within, |worker| worker.connection().map(|_| ()))
@@ -690,13 +711,18 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
     }
 
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        let what = what.clone();
+        Box::pin(self.call(within, move |worker| take_over(worker, &what)))
+    }
+
     fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(self.call(within, move |worker| take_up(worker, &what)))
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        let since = format!("-{} seconds", idle.as_secs());
+        let since = ago(idle);
         Box::pin(self.call(within, move |worker| prune(worker, &since, unknown)))
     }
 

@@ -68,6 +68,19 @@ impl Roots {
 pub(super) struct Wanted {
     pub(super) mode: Option<Mode>,
     pub(super) roots: Option<Roots>,
+    /// Who we are, for servers that want to know it by a certificate: the file of ours, and that of
+    /// its key.
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+/// The file that an option names.
+pub(super) fn file_of(option: &str, value: String) -> Result<PathBuf, Error> {
+    if value.is_empty() {
+        let got = format!("with an empty `{option}`");
+        return Err(Error::config("url", got, "a file in PEM"));
+    }
+    Ok(value.into())
 }
 
 /// Whether there is TLS.
@@ -89,6 +102,28 @@ pub(super) enum Check {
 }
 
 impl Wanted {
+    /// What the options are together.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let (got, allowed) = match (&self.certificate, &self.key) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => (
+                "with an sslcert and no sslkey",
+                "both, or sslkey=/path/to/key.pem as well",
+            ),
+            (None, Some(_)) => (
+                "with an sslkey and no sslcert",
+                "both, or sslcert=/path/to/cert.pem as well",
+            ),
+            // It would not be shown to the server, and whoever wrote it counts on that.
+            _ if self.mode == Some(Mode::Disable) => (
+                "with a client certificate and sslmode=disable",
+                "either; sslmode=verify-full, require or prefer go with a certificate",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::config("url", got, allowed))
+    }
+
     /// What it comes to, and which roots are needed.
     ///
     /// As with libpq, a root certificate that is given is used in every mode, though `prefer` and
@@ -136,9 +171,13 @@ pub(super) use ready::*;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod ready {
     use std::io;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
+    use rustls::crypto::ring;
+    use rustls::pki_types::pem::{self, PemObject};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::sign::CertifiedKey;
     use rustls::{CertificateError, RootCertStore};
 
     use super::{Check, Encrypt, Roots, Wanted};
@@ -150,6 +189,95 @@ mod ready {
         pub(in crate::store) check: Check,
         /// Empty where nothing is checked.
         pub(in crate::store) roots: Vec<CertificateDer<'static>>,
+        /// Who we are, where the URL says so.
+        pub(in crate::store) identity: Option<Identity>,
+    }
+
+    /// Our certificate, with those between it and its root, and the key to it. Not to be shown.
+    pub(in crate::store) struct Identity {
+        pub(in crate::store) chain: Vec<CertificateDer<'static>>,
+        pub(in crate::store) key: PrivateKeyDer<'static>,
+        /// The contents of both files.
+        pub(in crate::store) pem: (Vec<u8>, Vec<u8>),
+    }
+
+    impl Identity {
+        /// Reads both files, once: what is wrong with them is known before any server is asked. What
+        /// stands in them is not repeated.
+        fn read(certificate: &Path, key: &Path) -> Result<Self, Error> {
+            let refuse = |option: &str, path: &Path, why: &str, allowed: &str| {
+                let got = format!(
+                    "with an {option} that cannot be used: {}: {why}",
+                    path.display()
+                );
+                Error::config("url", got, allowed)
+            };
+            let allowed = "a file with our certificate in PEM, and those up to the CA behind it";
+            let bad = |why: &str| refuse("sslcert", certificate, why, allowed);
+            let pem = std::fs::read(certificate).map_err(|error| bad(&error.to_string()))?;
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            let chain = chain.map_err(|_| bad("it is no PEM"))?;
+            if chain.is_empty() {
+                return Err(bad("there is no certificate in it"));
+            }
+
+            let allowed = "a file with the key to the certificate in PEM, not encrypted, that nobody \
+                           else can read";
+            let bad = |why: &str| refuse("sslkey", key, why, allowed);
+            readable_by_us_alone(key).map_err(|why| bad(&why))?;
+            let text = std::fs::read(key).map_err(|error| bad(&error.to_string()))?;
+            let parsed = PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+                let encrypted = text.windows(9).any(|word| word == b"ENCRYPTED");
+                bad(match error {
+                    _ if encrypted => "it is encrypted",
+                    pem::Error::NoItemsFound => "there is no private key in it",
+                    _ => "it is no PEM",
+                })
+            })?;
+            let provider = ring::default_provider();
+            CertifiedKey::from_der(chain.clone(), parsed.clone_key(), &provider).map_err(
+                |error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        bad("it is not the key to that certificate")
+                    }
+                    rustls::Error::InvalidCertificate(_) => refuse(
+                        "sslcert",
+                        certificate,
+                        "it is no certificate that can be understood",
+                        "a certificate of X.509 version 3",
+                    ),
+                    _ => bad(
+                        "it is of no kind that can be used (RSA, ECDSA P-256 or P-384, Ed25519)",
+                    ),
+                },
+            )?;
+            Ok(Self {
+                chain,
+                key: parsed,
+                pem: (pem, text),
+            })
+        }
+    }
+
+    /// As libpq has it: a key that others can read is no secret. One that root owns may be readable by
+    /// a group: the system's way to share one between services.
+    fn readable_by_us_alone(path: &Path) -> Result<(), String> {
+        let found = std::fs::metadata(path).map_err(|error| error.to_string())?;
+        let (forbidden, most) = match found.uid() {
+            0 => (0o037, "0640"),
+            _ => (0o077, "0600"),
+        };
+        if !found.is_file() {
+            return Err("it is no file".into());
+        }
+        match found.mode() & forbidden {
+            0 => Ok(()),
+            _ => Err(format!(
+                "others can read or change it: its mode is {:04o}, and {most} at most will do \
+                 (chmod {most})",
+                found.mode() & 0o7777
+            )),
+        }
     }
 
     impl Tls {
@@ -162,10 +290,15 @@ mod ready {
                 Some(Roots::System) => of_this_machine()?,
                 Some(Roots::File(path)) => in_file(&path)?,
             };
+            let identity = match (&wanted.certificate, &wanted.key) {
+                (Some(certificate), Some(key)) => Some(Identity::read(certificate, key)?),
+                _ => None,
+            };
             Ok(Self {
                 encrypt,
                 check,
                 roots,
+                identity,
             })
         }
     }
@@ -220,6 +353,9 @@ mod ready {
         /// Goes on after "HOST: ".
         pub(in crate::store) said: String,
         pub(in crate::store) hint: &'static str,
+        /// It is the server that complains, of our certificate. In TLS 1.3 that comes when the
+        /// connection counts as made already.
+        pub(in crate::store) of_ours: bool,
     }
 
     impl Complaint {
@@ -228,6 +364,7 @@ mod ready {
             Self {
                 said: "the server offers no TLS".into(),
                 hint: "switch TLS on in the server, or do without: sslmode=disable",
+                of_ours: false,
             }
         }
     }
@@ -253,10 +390,36 @@ mod ready {
 
     fn explain(error: &rustls::Error) -> Complaint {
         use CertificateError as Bad;
+        use rustls::AlertDescription as Alert;
+        // What a server says that looked at our certificate, or missed it.
+        let of_ours = match error {
+            rustls::Error::AlertReceived(Alert::CertificateRequired) => {
+                "wants a client certificate"
+            }
+            rustls::Error::AlertReceived(
+                Alert::UnknownCA
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::AccessDenied,
+            ) => "does not accept our client certificate",
+            _ => "",
+        };
+        if !of_ours.is_empty() {
+            return Complaint {
+                said: format!("the server {of_ours} ({error})"),
+                hint: "give one that its CA has issued: sslcert=/path/to/cert.pem and \
+                       sslkey=/path/to/key.pem",
+                of_ours: true,
+            };
+        }
         let rustls::Error::InvalidCertificate(bad) = error else {
             return Complaint {
                 said: format!("TLS failed: {error}"),
                 hint: "the server has to offer TLS 1.2 or 1.3; sslmode=disable does without",
+                of_ours: false,
             };
         };
         let (said, hint) = match bad {
@@ -303,7 +466,11 @@ mod ready {
                 "give the server another one, or check none: sslmode=require without sslrootcert",
             ),
         };
-        Complaint { said, hint }
+        Complaint {
+            said,
+            hint,
+            of_ours: false,
+        }
     }
 
     /// `DnsName("db.example")` or `IpAddress(127.0.0.1)`, as webpki shows a name, without the rest.
@@ -341,7 +508,11 @@ mod ready {
         fn a_root_certificate_that_is_given_is_always_used() {
             let resolved = |mode, roots: Option<&str>| {
                 let roots = roots.map(|path| Roots::of("sslrootcert", path).unwrap());
-                let wanted = Wanted { mode, roots };
+                let wanted = Wanted {
+                    mode,
+                    roots,
+                    ..Wanted::default()
+                };
                 wanted
                     .resolve()
                     .map(|(encrypt, check, roots)| (encrypt, check, roots.is_some()))

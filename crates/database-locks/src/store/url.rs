@@ -10,6 +10,7 @@ use percent_encoding::percent_decode_str;
 use crate::error::Error;
 
 mod server;
+mod settings;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(super) use server::Address;
@@ -38,6 +39,9 @@ fn refuse<T>(got: impl Into<String>, allowed: &str) -> Result<T, Error> {
 }
 
 pub(super) fn parse(url: &str) -> Result<Target, Error> {
+    if url.trim().is_empty() {
+        return refuse("empty", FORMS);
+    }
     let Some((scheme, rest)) = url.split_once(':') else {
         return refuse("a text without a scheme", FORMS);
     };
@@ -123,9 +127,19 @@ mod tests {
             "postgres://u:hunter2@a,b/d?port=1,2,3",
             "mysql://u:hunter2@a,b/d?socket=/s",
             "mysql://u:hunter2@a/d?target_session_attrs=any",
+            "postgres://u:hunter2@h/d?sslcert=/hunter",
+            "postgres://u:hunter2@h/d?sslcert=/c&sslkey=/k&sslmode=disable",
+            "postgres://u:hunter2@h/d?connect_timeout=hunter2",
+            "postgres://u:hunter2@h/d?connect_timeout=61",
+            "postgres://u:hunter2@h/d?options=-c%20hunter2",
+            "postgres://u:hunter2@h/d?init_command=x",
+            "mysql://u:hunter2@h/d?options=-c%20search_path%3Da",
+            "mysql://u:hunter2@h/d?init_command=",
             // An `@` that was not encoded: what looks like an option is a part of the password.
             "postgres://u:12?hunter2@h/d",
             "postgres://u:12?sslrootcert=hunter2@h/d",
+            "postgres://u:p@hunter2/x@h/d",
+            "mysql://u:12/hunter2@h/d",
             "mysql://u:hunter2@a:0/d",
             "sqlite:",
             "sqlite://x/hunter2",

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::args::{Job, OnLost};
 use crate::child::{Change, Child, End};
 use crate::exit::{self, Failure};
-use crate::output::{complain, without_secrets};
+use crate::output::{complain, human, without_secrets};
 use crate::place::Place;
 use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
@@ -91,12 +91,17 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
         return Ok(grace);
     };
     // A ttl that is too short for any lease is refused by the library, in its words.
-    if !grace.is_zero() && ttl <= grace * 2 {
+    if !grace.is_zero() && ttl <= grace.saturating_mul(2) {
+        let fits = match ttl / 4 {
+            short if short < Duration::from_secs(1) => format!("{}ms", short.as_millis()),
+            short => format!("{}s", short.as_secs()),
+        };
         return Err(Failure::usage(format!(
             "--ttl is {}, must be more than twice the --grace of {}, for CMD has to be stopped \
-             before the lock can be somebody else's: give a longer --ttl or a shorter --grace",
-            Ttl::from(ttl),
-            Ttl::from(grace)
+             before the lock can be somebody else's: give a longer --ttl or a shorter --grace, say \
+             --grace {fits}",
+            human(ttl),
+            human(grace)
         )));
     }
     // Capped, or a lease of an hour would be given up six minutes before its end.
@@ -353,5 +358,8 @@ mod tests {
         assert_eq!(failure.code, 2);
         assert!(failure.said.contains("--ttl is 10s"), "{}", failure.said);
         assert!(failure.said.contains("--grace of 5s"), "{}", failure.said);
+        assert!(margin(secs(30).into(), Duration::MAX).is_err());
+        assert!(margin(Ttl::Endless, Duration::MAX).is_ok());
+        assert!(failure.said.ends_with("say --grace 2s"), "{}", failure.said);
     }
 }

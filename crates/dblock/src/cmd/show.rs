@@ -11,14 +11,17 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
     rows.retain(|row| all || row.state != LockState::Free);
     match json {
         true => output::rows_as_json(&rows),
-        false => output::rows(&rows),
+        false => output::rows(&rows, all),
     }
     Ok(0)
 }
 
 pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u8, Failure> {
     let Some(row) = place.connect().await?.show(name.as_str()).await? else {
-        let said = format!("nobody ever locked `{name}`: `dblock list --all` names all locks");
+        let said = format!(
+            "there is no lock `{name}`: nobody ever had it, or its row was pruned; `dblock list --all` \
+             names all"
+        );
         return Err(Failure::new(exit::UNKNOWN, said));
     };
     match json {

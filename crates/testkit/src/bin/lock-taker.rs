@@ -5,6 +5,10 @@
 //! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost REASON`
 //!   when it is, and answers the lines of its standard input: `ask` with `is_held true|false`,
 //!   `release` with what came of it. Ends when its input does; with `leak` it never drops the guard.
+//! - `lock-taker hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where another
+//!   process of the same holder has it.
+//! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes as
+//!   the same one.
 //! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
 //!   parent whether it still has it when the child has ended.
 #![allow(clippy::print_stdout, reason = "printing is how it answers")]
@@ -26,8 +30,10 @@ fn main() {
             file,
             how == "locked",
         ),
-        ["hold", url, name, ttl] => hold(url, name, ttl.parse().expect("a number"), false),
-        ["hold", url, name, ttl, "leak"] => hold(url, name, ttl.parse().expect("a number"), true),
+        ["hold", url, name, ttl] => hold(url, name, ttl, None, false),
+        ["hold", url, name, ttl, "leak"] => hold(url, name, ttl, None, true),
+        ["hold", url, name, ttl, "as", holder] => hold(url, name, ttl, Some(holder), false),
+        ["fork-as", url, name, holder] => fork_as(url, name, holder),
         ["fork", url, name] => fork(url, name),
         _ => panic!("bad arguments: {args:?}"),
     };
@@ -70,9 +76,13 @@ fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result
     Ok(())
 }
 
-fn hold(url: &str, name: &str, ttl: u64, leak: bool) -> Result<(), Error> {
+fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
-    let lock = locks.lock(name).ttl(Duration::from_millis(ttl));
+    let ttl = Duration::from_millis(ttl.parse().expect("a number"));
+    let mut lock = locks.lock(name).ttl(ttl);
+    if let Some(holder) = holder {
+        lock = lock.holder(holder).take_over(true);
+    }
     let mut guard = Some(lock.acquire()?);
     if let Some(guard) = &guard {
         say(&format!("held {}", guard.token()));
@@ -133,6 +143,32 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     guard.check()?;
     guard.release()?;
     say("parent: released");
+    Ok(())
+}
+
+fn fork_as(url: &str, name: &str, holder: &str) -> Result<(), Error> {
+    let locks = Locks::connect(url)?;
+    let lock = locks.lock(name).holder(holder).take_over(true);
+    let guard = lock.acquire()?;
+    say(&format!(
+        "parent: excludes {}",
+        lock.try_acquire()?.is_none()
+    ));
+    let pid = split();
+    if pid == 0 {
+        match lock.try_acquire() {
+            Ok(Some(taken)) => say(&format!("child: greater {}", taken.token() > guard.token())),
+            Ok(None) => say("child: excluded"),
+            Err(error) => say(&format!("child: {}", error.chain())),
+        }
+        std::process::exit(0);
+    }
+    let child = rustix::process::Pid::from_raw(pid).expect("a child");
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    say(&format!(
+        "parent: {:?}",
+        guard.check().err().map(|e| e.to_string())
+    ));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mysql_async::{Opts, OptsBuilder, SslOpts};
+use mysql_async::{ClientIdentity, Opts, OptsBuilder, SslOpts};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -25,6 +25,8 @@ use crate::error::Error;
 /// How long a connection may take to be made, all hosts of the list included. Longer than the patience of a short lease on purpose:
 /// where the way to the server is slow, attempts cut off at 100 ms would never get through.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
+/// What a caller that waits for the connection gets on top of the time that it may take.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
 /// firewall: it is asked first, since a statement that was sent must not be sent again.
 const IDLE: Duration = Duration::from_millis(100);
@@ -37,6 +39,10 @@ pub(super) struct Server {
     /// All hosts, for messages. The driver's own options show the password.
     pub(super) at: String,
     pub(super) table: Table,
+    /// For how long all of them together are tried.
+    pub(super) connecting: Duration,
+    /// What the user wants run on each new connection.
+    pub(super) init_command: Option<String>,
     /// Which of the hosts served last: of both connections, which belong on the same one.
     pub(super) latest: AtomicUsize,
     /// Whether a server was once found fit: a read-only one is then a failover under way.
@@ -49,6 +55,14 @@ pub(super) struct Host {
     pub(super) opts: Opts,
     /// To be taken where the server says that it has no TLS.
     pub(super) without_tls: Option<Opts>,
+}
+
+impl Host {
+    /// Whether it goes without TLS, or with no certificate of ours.
+    pub(super) fn is_anonymous(&self) -> bool {
+        let tls = self.opts.ssl_opts();
+        tls.is_none_or(|tls| tls.client_identity().is_none())
+    }
 }
 
 impl Server {
@@ -90,12 +104,19 @@ impl Server {
             }
         });
         Ok(Self {
+            connecting: server.connecting(CONNECT),
+            init_command: server.init_command.clone(),
             hosts: hosts.collect(),
             at: list(&server.addresses),
             table: table.clone(),
             latest: AtomicUsize::new(0),
             greeted: AtomicBool::new(false),
         })
+    }
+
+    /// How long a caller waits who wants to know whether there is a connection.
+    pub(super) fn patience(&self, within: Duration) -> Duration {
+        within.max(self.connecting + AFTERWARDS)
     }
 }
 
@@ -106,7 +127,7 @@ fn secured(tls: &Tls) -> SslOpts {
         let opts = SslOpts::default().with_disable_built_in_roots(true);
         opts.with_root_certs(roots())
     };
-    match tls.check {
+    let opts = match tls.check {
         // Signatures are checked all the same.
         Check::Nothing => SslOpts::default().with_danger_accept_invalid_certs(true),
         // The driver knows that only the name was wrong by looking for this word in the text of the
@@ -116,7 +137,11 @@ fn secured(tls: &Tls) -> SslOpts {
             .with_danger_skip_domain_validation(true)
             .with_danger_tls_hostname_override(Some("NotValidForName")),
         Check::ChainAndName => checked(),
-    }
+    };
+    opts.with_client_identity(tls.identity.as_ref().map(|identity| {
+        let (chain, key) = identity.pem.clone();
+        ClientIdentity::new(chain.into(), key.into())
+    }))
 }
 
 type Promise<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;

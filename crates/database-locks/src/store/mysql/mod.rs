@@ -14,18 +14,18 @@
 //! `UTC_TIMESTAMP` is the time at which the statement began. That is as good as the moment itself,
 //! since no statement waits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mysql_async::{Params, Row, Value, from_value_opt, params};
+use mysql_async::{Params, params};
 use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    Table, TakeUp, keep_to, url,
+    Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -38,9 +38,11 @@ mod connection;
 mod doctor;
 mod fence;
 mod install;
+mod rows;
 mod session;
 
 use connection::{Line, Server, place};
+use rows::packed;
 use session::{Done, Session};
 
 /// What `docs/protocol.md` publishes.
@@ -51,6 +53,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("look whether somebody is making the row", Session::PROBE),
     ("make a row, granted", Session::CREATE),
     ("renew", Session::RENEW),
+    ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
     ("release", Session::RELEASE),
     ("release by force", Session::FORCE),
@@ -101,6 +104,7 @@ impl Mysql {
 
 impl Store for Mysql {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.server.patience(within);
         Box::pin(self.rest.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
@@ -155,6 +159,13 @@ impl Store for Mysql {
                 };
                 Ok(rows.into_iter().map(Seen::into_info).collect())
             })
+        }))
+    }
+
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        let what = what.clone();
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move { session.take_over(&what).await })
         }))
     }
 
@@ -393,6 +404,48 @@ impl Session {
         Ok(())
     }
 
+    /// Take a lock from its own holder, who comes again, as long as that is still the grant that was
+    /// seen. The end of the lease is not asked for: a renewal in between makes it no other grant.
+    const TAKE_OVER: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND locked_by = :holder COLLATE {collation}
+                   AND token = :seen_token AND grant_id <=> :seen_grant
+                   AND expires_at > UTC_TIMESTAMP(6)
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = LAST_INSERT_ID(IF(l.token = 0,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000,
+                   l.token + 1)),
+               l.grant_id = :grant,
+               l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
+               l.metadata = :metadata";
+
+    async fn take_over(&mut self, what: &TakeOver) -> Result<Outcome, StoreError> {
+        let to = &what.to;
+        let params = params! {
+            "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
+            "length" => micros(to.length), "metadata" => &*to.metadata,
+            "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
+        };
+        match unless_contended(self.execute(Self::TAKE_OVER, params).await)? {
+            None => return Ok(Outcome::Busy),
+            Some(Done { rows, id }) if rows > 0 => {
+                return Ok(Outcome::Granted {
+                    token: token(id),
+                    length: to.length,
+                });
+            }
+            Some(_) => {}
+        }
+        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        Ok(rows
+            .first()
+            .map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+    }
+
     /// Put another grant in the place of one that is still held. That the second may stand there
     /// already is for a request that is made again, since its reply was lost.
     const TAKE_UP: &str = "
@@ -425,19 +478,23 @@ impl Session {
     }
 
     /// Delete what nobody has had for so long. A row whose `granted_until` is set while `expires_at`
-    /// is null was freed by 0.5, at a time that it does not tell.
+    /// is null was freed by 0.5, at a time that it does not tell. One whose token is ahead of the clock,
+    /// after more than a thousand grants a second, stays: the row made anew begins at the clock, and
+    /// its token has to be greater.
     const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table}
-                        WHERE expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
+                        WHERE (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
                            OR (expires_at IS NULL AND granted_until IS NULL
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                            OR (expires_at IS NULL AND :unknown
-                               AND (granted_until IS NOT NULL OR renewed_at IS NULL))
+                               AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                          AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
+                                                    UTC_TIMESTAMP(6)) DIV 1000
                         LIMIT 500 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
     async fn prune(&mut self, idle: Duration, unknown: bool) -> Result<u64, StoreError> {
-        let params = params! { "idle" => micros(idle), "unknown" => unknown };
+        let params = params! { "idle" => micros(bounded(idle)), "unknown" => unknown };
         Ok(self.execute(Self::PRUNE, params).await?.rows)
     }
 
@@ -508,71 +565,6 @@ impl Session {
     }
 }
 
-/// What is read of a row, in the order in which [`seen`] takes it.
-macro_rules! read {
-    ($from:literal) => {
-        concat!(
-            "
-        SELECT l.name, l.locked_by, l.token, l.grant_id,
-               TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
-               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS endless,
-               l.granted_until <=> l.expires_at AS intact,
-               TIMESTAMPDIFF(MICROSECOND, l.acquired_at, UTC_TIMESTAMP(6)) AS held_for,
-               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.acquired_at)
-                   AS acquired_at,
-               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.renewed_at)
-                   AS renewed_at,
-               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.expires_at)
-                   AS expired_at,
-               l.metadata
-          FROM ",
-            $from
-        )
-    };
-}
-
-impl Session {
-    const READ_ALL: &str = read!("{table} l ORDER BY l.name");
-    const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
-    const READ_THESE: &str = read!(
-        "JSON_TABLE(:names, '$[*]' COLUMNS (
-                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
-               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
-         ORDER BY l.name"
-    );
-
-    async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        Ok(self
-            .query(Self::READ_ALL, Params::Empty)
-            .await?
-            .into_iter()
-            .map(seen)
-            .collect())
-    }
-
-    async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
-        if let [name] = names {
-            let name = params! { "name" => name.as_str() };
-            return Ok(self
-                .query(Self::READ_ONE, name)
-                .await?
-                .into_iter()
-                .map(seen)
-                .collect());
-        }
-        let names: BTreeSet<&LockName> = names.iter().collect();
-        let names: Vec<&LockName> = names.into_iter().collect();
-        let mut rows = Vec::with_capacity(names.len());
-        for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
-            let found = self
-                .query(Self::READ_THESE, params! { "names" => text })
-                .await?;
-            rows.extend(found.into_iter().map(seen));
-        }
-        Ok(rows)
-    }
-}
-
 fn params_of(ask: &Ask) -> Params {
     params! {
         "name" => ask.name.as_str(), "holder" => &*ask.holder, "grant" => ask.grant.as_str(),
@@ -582,78 +574,4 @@ fn params_of(ask: &Ask) -> Params {
 
 fn token(id: u64) -> Token {
     Token::from_db(i64::try_from(id).unwrap_or(i64::MAX))
-}
-
-/// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
-fn seen(mut row: Row) -> Seen {
-    fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
-        match row.take(column)? {
-            Value::NULL => None,
-            value => from_value_opt(value).ok(),
-        }
-    }
-    fn text(row: &mut Row, column: usize) -> Option<String> {
-        value(row, column).map(|text: Vec<u8>| String::from_utf8_lossy(&text).into_owned())
-    }
-    let row = &mut row;
-    Seen {
-        name: text(row, 0).unwrap_or_default(),
-        holder: text(row, 1),
-        token: value(row, 2).unwrap_or_default(),
-        grant: text(row, 3),
-        expires_in: value(row, 4),
-        endless: value(row, 5) == Some(1),
-        intact: value(row, 6) == Some(1),
-        held_for: value(row, 7),
-        acquired_at: value(row, 8),
-        renewed_at: value(row, 9),
-        expires_at: value(row, 10),
-        metadata: text(row, 11),
-    }
-}
-
-/// Cut a list into as few JSON arrays as fit into a statement.
-fn packed<T>(
-    mut items: &[T],
-    longest: usize,
-    describe: impl Fn(&T) -> serde_json::Value,
-) -> Vec<(&[T], String)> {
-    let mut packs = Vec::new();
-    while !items.is_empty() {
-        let (mut text, mut taken) = (String::from("["), 0);
-        for item in items {
-            let item = describe(item).to_string();
-            if taken > 0 {
-                if text.len() + item.len() + 2 > longest {
-                    break;
-                }
-                text.push(',');
-            }
-            text.push_str(&item);
-            taken += 1;
-        }
-        text.push(']');
-        let (pack, rest) = items.split_at(taken);
-        packs.push((pack, text));
-        items = rest;
-    }
-    packs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_list_is_cut_where_the_packet_ends() {
-        let items = ["aa", "bb", "cc"];
-        let texts = |longest| {
-            let packs = packed(&items, longest, |item| json!(item));
-            packs.into_iter().map(|(_, text)| text).collect::<Vec<_>>()
-        };
-        assert_eq!(texts(1000), [r#"["aa","bb","cc"]"#]);
-        assert_eq!(texts(11), [r#"["aa","bb"]"#, r#"["cc"]"#]);
-        // One that is too long by itself is left to the server to refuse.
-        assert_eq!(texts(1).len(), 3);
-    }
 }

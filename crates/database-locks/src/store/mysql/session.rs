@@ -12,7 +12,7 @@ use super::super::StoreError;
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
-use super::connection::{CONNECT, Host, Server};
+use super::connection::{Host, Server};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
@@ -56,7 +56,7 @@ impl Session {
         }
         let addresses: Vec<Address> = server.hosts.iter().map(|h| h.address.clone()).collect();
         let first = server.latest.load(Ordering::Relaxed);
-        let found = first_of(&addresses, first, CONNECT, |at, _| {
+        let found = first_of(&addresses, first, server.connecting, |at, _| {
             Self::at(server, &server.hosts[at])
         });
         let (at, session) = found.await?;
@@ -92,11 +92,13 @@ impl Session {
     /// Everything that the statements count on, whatever the server's defaults are.
     ///
     /// `lock_wait_timeout` bounds the wait for an ALTER TABLE of somebody, a year by default.
+    /// `sql_select_limit` would hide rows, which then count as gone, and without `unique_checks` a name
+    /// might be made twice.
     /// READ COMMITTED keeps a statement from locking the gaps between rows.
     const SETTINGS: &str = "
         SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1, innodb_lock_wait_timeout = {wait},
             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
-            sql_safe_updates = 0";
+            sql_safe_updates = 0, sql_select_limit = DEFAULT, unique_checks = 1";
     const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
     async fn hello(&mut self) -> Result<(), Failure<String>> {
@@ -156,6 +158,9 @@ impl Session {
         self.longest = variable("max_allowed_packet").parse().unwrap_or(1 << 20) / 2;
         // MySQL knows no 0, and waits for a second at least.
         self.never_waits = mariadb;
+        if let Some(command) = self.server.init_command.clone() {
+            self.begin_as_told(&command).await?;
+        }
         let settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
         self.conn
             .query_drop(settings)
@@ -163,6 +168,37 @@ impl Session {
             .map_err(|e| self.failed(&e))?;
         let isolated = self.conn.query_drop(Self::ISOLATION).await;
         Ok(isolated.map_err(|e| self.failed(&e))?)
+    }
+
+    /// Run what the URL says is to be run on each connection. What it set that the statements count on
+    /// is set anew after it.
+    ///
+    /// A transaction that it left open would keep every lock to ourselves, and a clock that it has
+    /// stopped (`SET timestamp`) would never end a lease.
+    async fn begin_as_told(&mut self, command: &str) -> Result<(), Failure<String>> {
+        let told = self.conn.query_drop(command).await;
+        told.map_err(|error| match &error {
+            // The text is the user's own, and may hold what is nobody's business; a complaint about
+            // its grammar repeats some of it.
+            Error::Server(refused) => {
+                let said = match refused.code {
+                    1064 => "it is not understood".to_owned(),
+                    _ => refused.message.clone(),
+                };
+                let code = refused.code;
+                let said = format!("{}: init_command failed: {said} (error {code})", self.at);
+                Failure::from(StoreError::rejected(said, Some("correct it in the URL")))
+            }
+            error => self.failed(error).into(),
+        })?;
+        for after in ["COMMIT AND NO CHAIN NO RELEASE", "SET timestamp = DEFAULT"] {
+            match self.conn.query_drop(after).await {
+                // A server that lets nobody set it.
+                Err(Error::Server(refused)) if refused.code == 1290 => {}
+                done => done.map_err(|error| self.failed(&error))?,
+            }
+        }
+        Ok(())
     }
 
     /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms where
@@ -346,17 +382,17 @@ async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
         let about_tls = none.then(Complaint::none_offered);
         match about_tls.or_else(|| complaint(&error)) {
-            Some(Complaint { said, hint }) => {
+            Some(Complaint { said, hint, .. }) => {
                 StoreError::rejected(format!("{at}: {said}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {
                 // All that MariaDB says where TLS is required.
                 (Error::Server(refused), Address::Tcp(..))
-                    if refused.code == 1045 && host.opts.ssl_opts().is_none() =>
+                    if refused.code == 1045 && host.is_anonymous() =>
                 {
                     let said = format!("{at}: {} (error 1045)", refused.message);
-                    let hint = "check user name and password; a server that wants TLS says the same: \
-                                sslmode=require";
+                    let hint = "check user name and password; a server that wants TLS says the same \
+                                (sslmode=require), or a client certificate (sslcert and sslkey)";
                     StoreError::rejected(said, Some(hint)).into()
                 }
                 _ => meaning(at, &error).0.into(),
@@ -449,7 +485,10 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
-        1044 | 1142 | 1143 | 1227 => refused(Some(
+        1044 => refused(Some(
+            "check the database's name at the end of the URL, or grant this user rights in it",
+        )),
+        1142 | 1143 | 1227 => refused(Some(
             "grant this user SELECT, INSERT, UPDATE and DELETE on the table, and for `dblock init` \
              CREATE, ALTER and INDEX",
         )),

@@ -1,6 +1,7 @@
 //! The one connection of a store: made when it is needed, shared by all calls, made anew when it
 //! breaks.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::cancel::{Cancel, Way, wind_up};
 use super::refusal::{Kind, Refusal};
 use super::tls::connector;
 use crate::error::{Error, Human};
@@ -33,8 +35,12 @@ use crate::store::{StoreError, Table, keep_to};
 /// did not answer.
 const DIAL: Duration = Duration::from_secs(4);
 
-/// How long a connection that nobody uses any more may take to send what was left to it.
-const LINGER: Duration = Duration::from_secs(1);
+/// How many connections that were given up may still owe answers to others. A table that is locked as
+/// a whole makes one each 100 ms, and who waits in it is patient.
+const OWING: usize = 4;
+
+/// What a caller that waits for the connection gets on top of the time that it may take.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// An idle connection through a firewall or NAT has to show some life, and one whose server has
 /// lost its power shall be noticed before it is needed: after 30 s + 3 × 10 s.
@@ -64,6 +70,10 @@ impl fmt::Debug for Link {
 
 struct Shared {
     addresses: Vec<Address>,
+    /// For how long all of them together are tried.
+    dialling: Duration,
+    /// What the server has to say that it is, where the URL sets it.
+    search_path: Option<String>,
     config: Config,
     /// For what comes in the place of the first one where there is no TLS: a Unix socket.
     local: Config,
@@ -85,6 +95,8 @@ struct State {
     latest: usize,
     /// It has served us once: what is wrong with it now may be a failover that is going on.
     served: bool,
+    /// Those that were given up, the oldest first.
+    given_up: VecDeque<Weak<Connection>>,
     /// Why the latest attempt to connect failed.
     failure: Option<String>,
 }
@@ -118,7 +130,10 @@ impl Link {
             config.dbname(database);
         }
         // Poolers pass it on. Start-up `options` they refuse, and a SET would reach some connection
-        // of the pooler's and stay there: so nothing else is set, here or later.
+        // of the pooler's and stay there: so nothing is set but what the URL says, here or later.
+        if let Some(options) = server.settings.start_up() {
+            config.options(options);
+        }
         config.application_name(server.application.as_deref().unwrap_or("database-locks"));
         config.channel_binding(match server.binding {
             Binding::Disable => ChannelBinding::Disable,
@@ -141,6 +156,8 @@ impl Link {
         };
         Ok(Self(Arc::new(Shared {
             addresses: server.addresses.clone(),
+            dialling: server.connecting(DIAL),
+            search_path: server.settings.get("search_path").map(str::to_owned),
             config,
             local,
             tls,
@@ -149,6 +166,11 @@ impl Link {
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
+    }
+
+    /// How long a caller waits who wants to know whether there is a connection.
+    pub(super) fn patience(&self, within: Duration) -> Duration {
+        within.max(self.0.dialling + AFTERWARDS)
     }
 
     /// Do some work on the connection, within a time that includes making it.
@@ -160,11 +182,43 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
+        self.carry_out(within, false, work).await
+    }
+
+    /// The same with work that may rightly take long, whatever becomes of that of others.
+    pub(super) async fn on_patiently<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        self.carry_out(within, true, work).await
+    }
+
+    async fn carry_out<T, F>(
+        &self,
+        within: Duration,
+        patient: bool,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
         let (used, mut unconnected) = (OnceLock::new(), false);
         let reply = async {
             let on = self.connected().await?;
             let _ = used.set(Arc::clone(&on));
-            work(Arc::clone(&on)).await.map_err(|refusal| {
+            let mut forsaken = on.forsaken.subscribe();
+            let done = tokio::select! {
+                biased;
+                done = work(Arc::clone(&on)) => done,
+                Ok(_) = forsaken.wait_for(|forsaken| *forsaken), if !patient => {
+                    Err(Refusal::unavailable("the connection was given up, and others after it"))
+                }
+            };
+            done.map_err(|refusal| {
                 // The next connection looks at the table anew: somebody may have seen to it.
                 if matches!(refusal.kind, Kind::Gone | Kind::Pooled) || on.unfit.is_some() {
                     self.retire(&on);
@@ -176,7 +230,7 @@ impl Link {
             })
         };
         let answer = keep_to(within, reply, || match used.get() {
-            Some(on) => self.retire(on),
+            Some(on) => self.give_up(on),
             None => unconnected = true,
         })
         .await;
@@ -201,6 +255,29 @@ impl Link {
             && Arc::ptr_eq(current, on)
         {
             state.slot = Slot::Empty;
+        }
+    }
+
+    /// An answer did not come in time.
+    ///
+    /// What hangs is cancelled when nobody waits for an answer any more: others may, who sent theirs
+    /// before it. So not too many of them may be waited for.
+    fn give_up(&self, on: &Arc<Connection>) {
+        on.late.store(true, Ordering::Relaxed);
+        self.retire(on);
+        let mut state = self.0.state();
+        let known = |known: &Weak<_>| known.as_ptr() == Arc::as_ptr(on);
+        if !state.given_up.iter().any(known) {
+            state.given_up.push_back(Arc::downgrade(on));
+        }
+        state.given_up.retain(|on| on.strong_count() > 0);
+        let forsaken = match state.given_up.len() > OWING {
+            true => state.given_up.pop_front().and_then(|on| on.upgrade()),
+            false => None,
+        };
+        drop(state);
+        if let Some(forsaken) = forsaken {
+            forsaken.forsaken.send_replace(true);
         }
     }
 
@@ -234,7 +311,7 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
     let first = link.state().latest;
-    let dialled = first_of(&link.addresses, first, DIAL, |at, within| {
+    let dialled = first_of(&link.addresses, first, link.dialling, |at, within| {
         Connection::dial(&link, at, within)
     });
     let dialled = match dialled.await {
@@ -279,6 +356,10 @@ pub(super) struct Connection {
     prepared: Option<Vec<Prepared>>,
     /// Why the table cannot be used.
     unfit: Option<Refusal>,
+    /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.
+    late: Arc<AtomicBool>,
+    /// Nobody shall wait for it any longer.
+    forsaken: watch::Sender<bool>,
     /// Dropped with the last user, and so tells the driver.
     _in_use: oneshot::Sender<()>,
 }
@@ -300,28 +381,36 @@ impl Connection {
         let unreachable = |error: io::Error| {
             Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
+        let late = Arc::new(AtomicBool::new(false));
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
                 let stream = reach(host, *port, within).await.map_err(unreachable)?;
                 let ends = Ends::of_tcp(&stream);
+                let way = stream.peer_addr().ok().map(|there| Way::Tcp {
+                    there,
+                    tls: link.tls.clone().map(|tls| (tls, host.clone())),
+                });
                 let greeted = match &link.tls {
                     Some(tls) => {
                         let Ok(tls) =
                             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
-                        greet(stream, tls, &link.config, address).await?
+                        greet(stream, tls, &link.config, address, way, &late).await?
                     }
-                    None => greet(stream, NoTls, &link.config, address).await?,
+                    None => greet(stream, NoTls, &link.config, address, way, &late).await?,
                 };
                 (greeted, ends)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
-                (greet(stream, NoTls, &link.local, address).await?, ends)
+                let way = Some(Way::Unix(path.into()));
+                let greeted = greet(stream, NoTls, &link.local, address, way, &late).await?;
+                (greeted, ends)
             }
         };
         let hello = Hello::say(&client, &link.hello).await?;
         hello.check(address, link.state().served)?;
+        hello.obeys(address, link.search_path.as_deref())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
@@ -330,6 +419,8 @@ impl Connection {
             texts,
             prepared,
             unfit: hello.unfit(),
+            late,
+            forsaken: watch::Sender::new(false),
             _in_use: in_use,
         }))
     }
@@ -435,6 +526,8 @@ async fn greet<S, T>(
     tls: T,
     config: &Config,
     address: &Address,
+    way: Option<Way>,
+    late: &Arc<AtomicBool>,
 ) -> Result<(Client, oneshot::Sender<()>), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -446,15 +539,18 @@ where
         let said = format!("cannot log in to {address}: {}", refusal.said);
         Refusal { said, ..refusal }
     })?;
+    let cancel = way.map(|way| Cancel::new(client.cancel_token(), way));
+    let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
     tokio::spawn(async move {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             biased;
             ended = &mut connection => ended,
-            // Without its client it ends by itself, but not before every answer has come that it
-            // waits for: from a server that is gone none ever does.
-            _ = unused => timeout(LINGER, connection).await.unwrap_or(Ok(())),
+            _ = unused => {
+                wind_up(connection, cancel, late.load(Ordering::Relaxed)).await;
+                Ok(())
+            }
         };
         if let Err(error) = ended {
             tracing::debug!("connection lost: {}", Refusal::from(error).said);
@@ -530,6 +626,7 @@ struct Hello {
     name: Option<Vec<i64>>,
     /// Whether that collation tells all names apart.
     exact: bool,
+    search_path: String,
 }
 
 /// One statement, since each is a round trip. Of the table only what two plain look-ups tell: on a new
@@ -541,7 +638,8 @@ const HELLO: &str = "
            host(inet_server_addr()), inet_server_port(), pg_backend_pid(),
            (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
            (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
-             WHERE attrelid = to_regclass('{table}') AND attname = 'name')";
+             WHERE attrelid = to_regclass('{table}') AND attname = 'name'),
+           current_setting('search_path')";
 
 /// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
 const TEXTS: [i64; 2] = [25, 1043];
@@ -593,7 +691,28 @@ impl Hello {
             persistence: row.try_get(9)?,
             name,
             exact,
+            search_path: row.try_get(11)?,
         })
+    }
+
+    /// A pooler may pass over what we set at the start: then the table would be another one than the
+    /// one that was meant, and its locks would exclude nobody.
+    fn obeys(
+        &self,
+        address: &Address,
+        search_path: Option<&str>,
+    ) -> Result<(), Failure<&'static str>> {
+        match search_path {
+            Some(wanted) if wanted != self.search_path => Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!(
+                    "{address} looks for tables in {}, whatever the URL says",
+                    self.search_path
+                ),
+                hint: Some(super::refusal::POOLER),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether it is fit to serve us.
@@ -675,6 +794,7 @@ mod tests {
             persistence: None,
             name: None,
             exact: true,
+            search_path: "public".into(),
         }
     }
 
@@ -715,6 +835,20 @@ mod tests {
         let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
         assert_eq!(verdict(false), Verdict::ReadOnly);
         assert_eq!(verdict(true), Verdict::Unavailable);
+    }
+
+    #[test]
+    fn a_search_path_that_did_not_arrive_is_refused() {
+        let address = Address::Tcp("pooler".into(), 6432);
+        let hello = hello("", "");
+        assert!(hello.obeys(&address, None).is_ok());
+        assert!(hello.obeys(&address, Some("public")).is_ok());
+        let failure = hello.obeys(&address, Some("app, public")).unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(
+            failure.said,
+            "pooler:6432 looks for tables in public, whatever the URL says"
+        );
     }
 
     #[test]

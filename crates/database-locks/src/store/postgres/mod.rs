@@ -18,6 +18,11 @@
 //! What is picked stands in a CTE of its own, `MATERIALIZED`: an UPDATE would wait for a row, a
 //! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
 
+#[macro_use]
+mod rows;
+
+mod acquire;
+mod cancel;
 mod connection;
 mod doctor;
 mod refusal;
@@ -28,12 +33,15 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
 use self::connection::{Connection, Link};
 use self::refusal::{Kind, Refusal};
+use self::rows::{micros, place, seen};
 use super::rows::{Seen, judge, judge_ticket};
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeUp,
+    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table,
+    TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -56,6 +64,7 @@ enum Sql {
     Acquire,
     Insert,
     Renew,
+    TakeOver,
     TakeUp,
     ReleaseOne,
     Release,
@@ -65,11 +74,12 @@ enum Sql {
     Prune,
 }
 
-const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 12] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
     RENEW,
+    TAKE_OVER,
     TAKE_UP,
     RELEASE_ONE,
     RELEASE,
@@ -86,6 +96,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire many", ACQUIRE),
     ("make a row, granted", INSERT),
     ("renew", RENEW),
+    ("take over from the same holder", TAKE_OVER),
     ("take up", TAKE_UP),
     ("release one", RELEASE_ONE),
     ("release many", RELEASE),
@@ -117,282 +128,6 @@ impl Postgres {
             },
         })
     }
-}
-
-fn micros(length: Duration) -> i64 {
-    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// A time, or the length from or to one, in microseconds. A time that the statement could not reckon
-/// with, which is nobody's of this protocol (`infinity` for one), is NULL.
-macro_rules! micros {
-    ($time:literal, $what:literal) => {
-        concat!(
-            "(extract(epoch FROM CASE WHEN ",
-            $time,
-            " BETWEEN '1970-01-01 00:00:00+00'
-             AND '9999-12-31 00:00:00+00' THEN ",
-            $what,
-            " END) * 1000000)::bigint"
-        )
-    };
-}
-
-/// The columns of a row `l` that say how a lock stands: see [`seen()`].
-macro_rules! seen {
-    () => {
-        concat!(
-            "l.locked_by::text, l.token, l.grant_id::text,
-       ",
-            micros!("l.expires_at", "l.expires_at - clock_timestamp()"),
-            ",
-       l.expires_at >= '9999-12-31 00:00:00+00',
-       l.granted_until IS NOT DISTINCT FROM l.expires_at,
-       ",
-            micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
-        )
-    };
-}
-
-/// Read them, from column `at` on.
-fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
-    let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
-    Ok(Seen {
-        holder: row.try_get(at)?,
-        token: row.try_get(at + 1)?,
-        grant: row.try_get(at + 2)?,
-        expires_in: if endless {
-            Some(i64::MAX)
-        } else {
-            row.try_get(at + 3)?
-        },
-        endless,
-        intact: row.try_get(at + 5)?,
-        held_for: row.try_get(at + 6)?,
-        ..Seen::default()
-    })
-}
-
-/// Which of what was asked a row of a batch's answer is about: `WITH ORDINALITY` counts from 1.
-fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
-    let place = row
-        .try_get::<_, i64>(0)?
-        .checked_sub(1)
-        .and_then(|n| usize::try_from(n).ok());
-    let place = place.filter(|place| *place < asked);
-    place.ok_or_else(|| Refusal::rejected("an answer to what was not asked", None))
-}
-
-/// Take one lock that is free or whose lease has run out.
-///
-/// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row: granted,
-/// with its token; or what stands in the way, as it was when the statement began. No row: there is
-/// no lock of that name yet.
-///
-/// A lock that is held is not picked, so losing writes nothing, not even a transaction id.
-///
-/// A grant must survive a crash, or two could be made. So where the role's `synchronous_commit` is off
-/// it is switched on, for this transaction; a stricter setting (`remote_apply`) stays.
-///
-/// A row that was never granted by this protocol begins at the database's clock in milliseconds: it
-/// may have been there before, with greater tokens than 0, and have been deleted.
-const ACQUIRE_ONE: &str = concat!(
-    "
-WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() AS now,
-           CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-      FROM {table}
-     WHERE name = $1 AND (expires_at IS NULL OR expires_at <= clock_timestamp())
-       FOR UPDATE SKIP LOCKED
-), granted AS (
-    UPDATE {table} l SET
-           locked_by = $3, grant_id = $2, metadata = $5,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END,
-           expires_at = p.now + $4 * interval '1 microsecond',
-           granted_until = p.now + $4 * interval '1 microsecond',
-           acquired_at = p.now, renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING l.token
-)
-SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint
-  FROM granted
- UNION ALL
-SELECT 1::bigint, false, ",
-    seen!(),
-    "
-  FROM {table} l
- WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
-);
-
-/// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
-///
-/// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Rows are told apart by
-/// their place among what was asked; `NOT IN`, because it is looked up in a hash table whatever
-/// number of rows was expected when the statement was prepared.
-const ACQUIRE: &str = concat!(
-    "
-WITH durable AS MATERIALIZED (
-    SELECT CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-), asked AS MATERIALIZED (
-    SELECT a.*
-      FROM durable, unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, place)
-), picked AS MATERIALIZED (
-    SELECT l.id, a.*, clock_timestamp() AS now
-      FROM asked a JOIN {table} l ON l.name = a.name
-     WHERE l.expires_at IS NULL OR l.expires_at <= clock_timestamp()
-     ORDER BY l.id
-       FOR UPDATE OF l SKIP LOCKED
-), granted AS (
-    UPDATE {table} l SET
-           locked_by = p.holder, grant_id = p.grant_id, metadata = p.metadata,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END,
-           expires_at = p.now + p.length * interval '1 microsecond',
-           granted_until = p.now + p.length * interval '1 microsecond',
-           acquired_at = p.now, renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING p.place, l.token
-)
-SELECT place, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true, NULL::bigint
-  FROM granted
- UNION ALL
-SELECT a.place, false, ",
-    seen!(),
-    "
-  FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM granted)"
-);
-
-/// Make the rows of locks that have none, granted at once; parameters as for [`ACQUIRE`]. Rows come
-/// back for those that were granted.
-///
-/// This is the one statement that may have to wait: for somebody who has just inserted the same name
-/// and not yet committed. It gives up after 50 ms, since the renewals on this connection wait behind
-/// it.
-const INSERT: &str = "
-WITH settings AS MATERIALIZED (
-    SELECT set_config('lock_timeout', '50ms', true),
-           CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-)
-INSERT INTO {table} (name, locked_by, expires_at, token, grant_id, granted_until, acquired_at,
-                     renewed_at, metadata)
-SELECT a.name, a.holder, a.now + a.length * interval '1 microsecond',
-       (extract(epoch FROM a.now) * 1000)::bigint,
-       a.grant_id, a.now + a.length * interval '1 microsecond', a.now, a.now, a.metadata
-  FROM (SELECT u.*, clock_timestamp() AS now
-          FROM settings, unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-               AS u(name, grant_id, holder, length, metadata)
-         ORDER BY u.name COLLATE \"C\") a
-    ON CONFLICT (name) DO NOTHING
-RETURNING grant_id::text, token";
-
-async fn acquire(on: &Connection, asks: &[Ask]) -> Result<Vec<Outcome>, Refusal> {
-    let rows = match asks {
-        [] => return Ok(Vec::new()),
-        [ask] => {
-            let params: [connection::Param<'_>; 5] = [
-                (&ask.name.as_str(), Type::TEXT),
-                (&ask.grant.as_str(), Type::TEXT),
-                (&&*ask.holder, Type::TEXT),
-                (&micros(ask.length), Type::INT8),
-                (&&*ask.metadata, Type::TEXT),
-            ];
-            on.rows(Sql::AcquireOne as usize, true, &params).await?
-        }
-        many => with_asks(on, Sql::Acquire, &many.iter().collect::<Vec<_>>()).await?,
-    };
-    let mut outcomes = vec![None; asks.len()];
-    for row in &rows {
-        let at = place(row, asks.len())?;
-        outcomes[at] = Some(if row.try_get(1)? {
-            Outcome::Granted {
-                token: Token::from_db(row.try_get(3)?),
-                length: asks[at].length,
-            }
-        } else {
-            seen(row, 2)?.refusal(asks[at].grant.as_str())
-        });
-    }
-    let (missing, at): (Vec<&Ask>, Vec<usize>) = asks
-        .iter()
-        .zip(0..)
-        .filter(|(_, at)| outcomes[*at].is_none())
-        .unzip();
-    for (at, outcome) in at.into_iter().zip(make(on, &missing).await?) {
-        outcomes[at] = Some(outcome);
-    }
-    Ok(outcomes
-        .into_iter()
-        .map(|outcome| outcome.unwrap_or(Outcome::Busy))
-        .collect())
-}
-
-/// Run a statement that takes many asks.
-async fn with_asks(on: &Connection, sql: Sql, asks: &[&Ask]) -> Result<Vec<Row>, Refusal> {
-    let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
-    let grants: Vec<_> = asks.iter().map(|ask| ask.grant.as_str()).collect();
-    let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
-    let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
-    let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
-    let params: [connection::Param<'_>; 5] = [
-        (&names, Type::TEXT_ARRAY),
-        (&grants, Type::TEXT_ARRAY),
-        (&holders, Type::TEXT_ARRAY),
-        (&lengths, Type::INT8_ARRAY),
-        (&metadata, Type::TEXT_ARRAY),
-    ];
-    on.rows(sql as usize, asks.len() < LARGE, &params).await
-}
-
-/// Make the rows of these names, granted. What somebody else is making just now is busy.
-async fn make(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
-    if asks.is_empty() {
-        return Ok(Vec::new());
-    }
-    match insert(on, asks).await {
-        // One name that somebody else holds back must not keep a thousand others from being made:
-        // each alone, in any order, until it is clear that there is more than one.
-        Err(refusal) if refusal.kind == Kind::Contention && asks.len() > 1 => {
-            let mut outcomes = vec![Outcome::Busy; asks.len()];
-            let (start, mut failures) = (fastrand::usize(..asks.len()), 0);
-            for at in (start..asks.len()).chain(0..start) {
-                match insert(on, &asks[at..=at]).await {
-                    Err(refusal) if refusal.kind == Kind::Contention => failures += 1,
-                    done => outcomes[at] = done?.remove(0),
-                }
-                if failures == 2 {
-                    break;
-                }
-            }
-            Ok(outcomes)
-        }
-        Err(refusal) if refusal.kind == Kind::Contention => Ok(vec![Outcome::Busy]),
-        done => done,
-    }
-}
-
-async fn insert(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
-    let rows = with_asks(on, Sql::Insert, asks).await?;
-    let mut tokens = std::collections::HashMap::new();
-    for row in &rows {
-        tokens.insert(row.try_get::<_, &str>(0)?, Token::from_db(row.try_get(1)?));
-    }
-    let outcome = |ask: &&Ask| match tokens.get(ask.grant.as_str()) {
-        Some(&token) => Outcome::Granted {
-            token,
-            length: ask.length,
-        },
-        None => Outcome::Busy,
-    };
-    Ok(asks.iter().map(outcome).collect())
 }
 
 /// Lengthen what is still held by exactly these grants.
@@ -487,6 +222,66 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
         .zip(0..)
         .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
         .collect())
+}
+
+/// Take a lock from its own holder, who comes again: parameters and rows as for [`ACQUIRE_ONE`], with
+/// `$6` the token and `$7` the grant id that were seen.
+///
+/// The end of the lease is not asked for: a renewal in between makes it no other grant. `FOR UPDATE`
+/// as for every new token, so that an open fence keeps it out.
+const TAKE_OVER: &str = concat!(
+    "
+WITH picked AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS now,
+           CASE current_setting('synchronous_commit')
+           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+      FROM {table}
+     WHERE name = $1 AND locked_by = $3 AND token = $6 AND grant_id IS NOT DISTINCT FROM $7
+       AND expires_at > clock_timestamp()
+       FOR UPDATE SKIP LOCKED
+), granted AS (
+    UPDATE {table} l SET
+           grant_id = $2, metadata = $5,
+           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
+                   ELSE l.token + 1 END,
+           expires_at = p.now + $4 * interval '1 microsecond',
+           granted_until = p.now + $4 * interval '1 microsecond',
+           acquired_at = p.now, renewed_at = p.now
+      FROM picked p
+     WHERE l.id = p.id
+ RETURNING l.token
+)
+SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
+       NULL::bigint
+  FROM granted
+ UNION ALL
+SELECT 1::bigint, false, ",
+    seen!(),
+    "
+  FROM {table} l
+ WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
+);
+
+async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal> {
+    let to = &what.to;
+    let params: [connection::Param<'_>; 7] = [
+        (&to.name.as_str(), Type::TEXT),
+        (&to.grant.as_str(), Type::TEXT),
+        (&&*to.holder, Type::TEXT),
+        (&micros(to.length), Type::INT8),
+        (&&*to.metadata, Type::TEXT),
+        (&what.token.get(), Type::INT8),
+        (&what.grant.as_deref(), Type::TEXT),
+    ];
+    let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
+    Ok(match rows.first() {
+        Some(row) if row.try_get(1)? => Outcome::Granted {
+            token: Token::from_db(row.try_get(3)?),
+            length: to.length,
+        },
+        Some(row) => seen(row, 2)?.not_taken_over(what),
+        None => Outcome::Busy,
+    })
 }
 
 /// Put another grant in the place of one that is still held.
@@ -759,22 +554,25 @@ async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInf
 /// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
-/// does not tell.
+/// does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
+/// stays: the row made anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
 WITH picked AS MATERIALIZED (
     SELECT id
       FROM {table}
-     WHERE expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+     WHERE (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
-        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2)
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
+       AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
      LIMIT 500
        FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
 
 async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
-    let params: [connection::Param<'_>; 2] = [(&micros(idle), Type::INT8), (&unknown, Type::BOOL)];
+    let params: [connection::Param<'_>; 2] =
+        [(&micros(bounded(idle)), Type::INT8), (&unknown, Type::BOOL)];
     let rows = on.rows(Sql::Prune as usize, false, &params).await?;
     Ok(rows.len() as u64)
 }
@@ -812,6 +610,7 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
 
 impl Store for Postgres {
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        let within = self.link.patience(within);
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
@@ -851,6 +650,13 @@ impl Store for Postgres {
         )
     }
 
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        Box::pin(
+            self.link
+                .on(within, move |on| async move { take_over(&on, what).await }),
+        )
+    }
+
     fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(
             self.link
@@ -859,10 +665,9 @@ impl Store for Postgres {
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
-        Box::pin(self.link.on(
-            within,
-            move |on| async move { prune(&on, idle, unknown).await },
-        ))
+        Box::pin(self.link.on_patiently(within, move |on| async move {
+            prune(&on, idle, unknown).await
+        }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
@@ -877,13 +682,13 @@ impl Store for Postgres {
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             install(&on, &self.install).await
         }))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        Box::pin(self.link.on(within, move |on| async move {
+        Box::pin(self.link.on_patiently(within, move |on| async move {
             doctor::examine(&on, &self.table).await
         }))
     }

@@ -48,6 +48,10 @@ impl Refusal {
     }
 }
 
+/// What to do where a pooler is in between that knows no start-up `options`.
+pub(super) const POOLER: &str = "a pooler in between does not pass `options` on: name the table as \
+                                 SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
+
 /// What an error code of the server calls for.
 fn kind_of(code: &SqlState) -> Kind {
     match code.code() {
@@ -66,8 +70,8 @@ fn kind_of(code: &SqlState) -> Kind {
         )),
         "28P01" => Kind::Rejected(Some("check user name and password")),
         "28000" => Kind::Rejected(Some(
-            "the server does not let this user in: check the user name and the server's \
-             pg_hba.conf",
+            "the server does not let this user in: check the user name, the client certificate if \
+             it wants one (sslcert and sslkey), and the server's pg_hba.conf",
         )),
         "3D000" => Kind::Rejected(Some("check the name of the database, or create it first")),
         "42501" => Kind::Rejected(Some(
@@ -90,8 +94,14 @@ impl From<tokio_postgres::Error> for Refusal {
 
         if let Some(db) = error.as_db_error() {
             let said = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+            // PgBouncer's words, under the code for a broken protocol.
+            let pooler = said.contains("unsupported startup parameter");
             return Self {
-                kind: kind_of(db.code()),
+                kind: if pooler {
+                    Kind::Rejected(Some(POOLER))
+                } else {
+                    kind_of(db.code())
+                },
                 said,
                 code: Some(db.code().clone()),
             };
@@ -102,9 +112,12 @@ impl From<tokio_postgres::Error> for Refusal {
             let source = error.source().map(ToString::to_string);
             let none = source.as_deref() == Some("server does not support TLS");
             let about = none.then(Complaint::none_offered);
-            if let Some(Complaint { said, hint }) = about.or_else(|| complaint(&error)) {
+            if let Some(Complaint { said, hint, .. }) = about.or_else(|| complaint(&error)) {
                 return Self::rejected(said, Some(hint));
             }
+        }
+        if let Some(Complaint { said, hint, .. }) = complaint(&error).filter(|c| c.of_ours) {
+            return Self::rejected(said, Some(hint));
         }
         let broken = error.is_closed()
             || error

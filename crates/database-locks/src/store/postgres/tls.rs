@@ -12,7 +12,7 @@ use rustls::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::Error;
-use crate::store::tls::{Check, Tls};
+use crate::store::tls::{Check, Identity, Tls};
 
 /// None where there shall be no TLS.
 pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
@@ -24,8 +24,16 @@ pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match &tls.identity {
+        None => config.with_no_client_auth(),
+        Some(Identity { chain, key, .. }) => config
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|error| {
+                let got = format!("with a client certificate that cannot be used: {error}");
+                Error::config("url", got, "given another one with sslcert= and sslkey=")
+            })?,
+    };
     Ok(MakeRustlsConnect::new(config))
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::settings::Settings;
 use super::{FORMS, decode, refuse};
 use crate::error::Error;
 use crate::store::tls;
@@ -20,9 +22,24 @@ pub(in crate::store) struct Server {
     pub tls: tls::Wanted,
     /// Whether the password is only good over this very TLS connection; PostgreSQL.
     pub binding: Binding,
+    /// Of the session; PostgreSQL.
+    pub settings: Settings,
+    /// What is run on each new connection; MySQL.
+    pub init_command: Option<String>,
+    /// For how long a host is tried; none: as long as the engine thinks fit.
+    pub connect_timeout: Option<Duration>,
 }
 
-/// Without the password.
+impl Server {
+    /// For how long all of its hosts together are tried.
+    pub(in crate::store) fn connecting(&self, by_default: Duration) -> Duration {
+        let hosts = u32::try_from(self.addresses.len()).unwrap_or(u32::MAX);
+        self.connect_timeout
+            .map_or(by_default, |of_each| of_each.saturating_mul(hosts))
+    }
+}
+
+/// Without the password, nor what might hold one.
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
@@ -72,8 +89,14 @@ enum Key {
     Application,
     TlsMode,
     Roots,
+    Certificate,
+    Secret,
     Session,
     Binding,
+    Options,
+    SearchPath,
+    InitCommand,
+    ConnectTimeout,
 }
 
 /// What the servers' URLs differ in.
@@ -96,7 +119,12 @@ pub(super) const POSTGRES: Dialect = Dialect {
         ("application_name", Key::Application),
         ("sslmode", Key::TlsMode),
         ("sslrootcert", Key::Roots),
+        ("sslcert", Key::Certificate),
+        ("sslkey", Key::Secret),
         ("channel_binding", Key::Binding),
+        ("options", Key::Options),
+        ("search_path", Key::SearchPath),
+        ("connect_timeout", Key::ConnectTimeout),
         ("target_session_attrs", Key::Session),
     ],
 };
@@ -112,6 +140,12 @@ pub(super) const MYSQL: Dialect = Dialect {
         ("ssl-mode", Key::TlsMode),
         ("sslrootcert", Key::Roots),
         ("ssl-ca", Key::Roots),
+        ("sslcert", Key::Certificate),
+        ("ssl-cert", Key::Certificate),
+        ("sslkey", Key::Secret),
+        ("ssl-key", Key::Secret),
+        ("init_command", Key::InitCommand),
+        ("connect_timeout", Key::ConnectTimeout),
     ],
 };
 
@@ -126,6 +160,11 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
         return refuse("with an `@` behind its `?`", allowed);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    // Else a part of the password would be taken for the host, and shown as one that cannot be found.
+    if database.contains('@') {
+        let allowed = "percent-encoded: `/` in a user name or password is %2F, and `@` is %40";
+        return refuse("with an `@` behind its `/`", allowed);
+    }
     // The last `@`: a password that somebody forgot to encode may hold one as well.
     let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = match login.split_once(':') {
@@ -140,6 +179,9 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
         application: None,
         tls: tls::Wanted::default(),
         binding: Binding::default(),
+        settings: Settings::default(),
+        init_command: None,
+        connect_timeout: None,
     };
     let mut places = Places::listed(places)?;
     for option in options.split('&').filter(|o| !o.is_empty()) {
@@ -156,11 +198,21 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
             Some(Key::Application) => server.application = some(value),
             Some(Key::TlsMode) => server.tls.mode = Some(tls::Mode::of(key, &value)?),
             Some(Key::Roots) => server.tls.roots = Some(tls::Roots::of(key, &value)?),
+            Some(Key::Certificate) => server.tls.certificate = Some(tls::file_of(key, value)?),
+            Some(Key::Secret) => server.tls.key = Some(tls::file_of(key, value)?),
             Some(Key::Session) => session(&value)?,
             Some(Key::Binding) => server.binding = binding(&value)?,
+            Some(Key::Options) => server.settings.options(&value)?,
+            Some(Key::SearchPath) => server.settings.set("search_path", &value)?,
+            Some(Key::InitCommand) if value.trim().is_empty() => {
+                return refuse("with an empty `init_command`", "a statement, or without it");
+            }
+            Some(Key::InitCommand) => server.init_command = Some(value),
+            Some(Key::ConnectTimeout) => server.connect_timeout = Some(seconds(&value)?),
             None => return unknown(key, dialect),
         }
     }
+    server.tls.check()?;
     server.addresses = places.addresses(dialect)?;
     Ok(server)
 }
@@ -187,6 +239,16 @@ fn session(value: &str) -> Result<(), Error> {
             "with a target_session_attrs that asks for something else than a server to write to",
             "read-write, primary or any, which all mean a server that can be written to: locks have \
              to be",
+        ),
+    }
+}
+
+fn seconds(value: &str) -> Result<Duration, Error> {
+    match value.parse() {
+        Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
+        _ => refuse(
+            "with a connect_timeout that cannot be",
+            "whole seconds, 1 to 60",
         ),
     }
 }

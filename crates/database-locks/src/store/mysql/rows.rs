@@ -1,0 +1,150 @@
+//! Reading rows, and writing lists that are as long as a statement may be.
+
+use std::collections::BTreeSet;
+
+use mysql_async::{Params, Row, Value, from_value_opt, params};
+use serde_json::json;
+
+use super::super::StoreError;
+use super::super::rows::Seen;
+use super::session::Session;
+use crate::name::LockName;
+
+/// What is read of a row, in the order in which [`seen`] takes it.
+macro_rules! read {
+    ($from:literal) => {
+        concat!(
+            "
+        SELECT l.name, l.locked_by, l.token, l.grant_id,
+               TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
+               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS endless,
+               l.granted_until <=> l.expires_at AS intact,
+               TIMESTAMPDIFF(MICROSECOND, l.acquired_at, UTC_TIMESTAMP(6)) AS held_for,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.acquired_at)
+                   AS acquired_at,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.renewed_at)
+                   AS renewed_at,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.expires_at)
+                   AS expired_at,
+               l.metadata
+          FROM ",
+            $from
+        )
+    };
+}
+
+impl Session {
+    const READ_ALL: &str = read!("{table} l ORDER BY l.name");
+    pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
+    const READ_THESE: &str = read!(
+        "JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
+               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
+         ORDER BY l.name"
+    );
+
+    pub(super) async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
+        Ok(self
+            .query(Self::READ_ALL, Params::Empty)
+            .await?
+            .into_iter()
+            .map(seen)
+            .collect())
+    }
+
+    pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
+        if let [name] = names {
+            let name = params! { "name" => name.as_str() };
+            return Ok(self
+                .query(Self::READ_ONE, name)
+                .await?
+                .into_iter()
+                .map(seen)
+                .collect());
+        }
+        let names: BTreeSet<&LockName> = names.iter().collect();
+        let names: Vec<&LockName> = names.into_iter().collect();
+        let mut rows = Vec::with_capacity(names.len());
+        for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
+            let found = self
+                .query(Self::READ_THESE, params! { "names" => text })
+                .await?;
+            rows.extend(found.into_iter().map(seen));
+        }
+        Ok(rows)
+    }
+}
+
+/// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
+fn seen(mut row: Row) -> Seen {
+    fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
+        match row.take(column)? {
+            Value::NULL => None,
+            value => from_value_opt(value).ok(),
+        }
+    }
+    fn text(row: &mut Row, column: usize) -> Option<String> {
+        value(row, column).map(|text: Vec<u8>| String::from_utf8_lossy(&text).into_owned())
+    }
+    let row = &mut row;
+    Seen {
+        name: text(row, 0).unwrap_or_default(),
+        holder: text(row, 1),
+        token: value(row, 2).unwrap_or_default(),
+        grant: text(row, 3),
+        expires_in: value(row, 4),
+        endless: value(row, 5) == Some(1),
+        intact: value(row, 6) == Some(1),
+        held_for: value(row, 7),
+        acquired_at: value(row, 8),
+        renewed_at: value(row, 9),
+        expires_at: value(row, 10),
+        metadata: text(row, 11),
+    }
+}
+
+/// Cut a list into as few JSON arrays as fit into a statement.
+pub(super) fn packed<T>(
+    mut items: &[T],
+    longest: usize,
+    describe: impl Fn(&T) -> serde_json::Value,
+) -> Vec<(&[T], String)> {
+    let mut packs = Vec::new();
+    while !items.is_empty() {
+        let (mut text, mut taken) = (String::from("["), 0);
+        for item in items {
+            let item = describe(item).to_string();
+            if taken > 0 {
+                if text.len() + item.len() + 2 > longest {
+                    break;
+                }
+                text.push(',');
+            }
+            text.push_str(&item);
+            taken += 1;
+        }
+        text.push(']');
+        let (pack, rest) = items.split_at(taken);
+        packs.push((pack, text));
+        items = rest;
+    }
+    packs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_where_the_packet_ends() {
+        let items = ["aa", "bb", "cc"];
+        let texts = |longest| {
+            let packs = packed(&items, longest, |item| json!(item));
+            packs.into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(1000), [r#"["aa","bb","cc"]"#]);
+        assert_eq!(texts(11), [r#"["aa","bb"]"#, r#"["cc"]"#]);
+        // One that is too long by itself is left to the server to refuse.
+        assert_eq!(texts(1).len(), 3);
+    }
+}

@@ -1,0 +1,72 @@
+//! What is read of a row, and how.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+
+use super::super::rows::Seen;
+use super::refusal::Refusal;
+
+pub(super) fn micros(length: Duration) -> i64 {
+    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A time, or the length from or to one, in microseconds. A time that the statement could not reckon
+/// with, which is nobody's of this protocol (`infinity` for one), is NULL.
+macro_rules! micros {
+    ($time:literal, $what:literal) => {
+        concat!(
+            "(extract(epoch FROM CASE WHEN ",
+            $time,
+            " BETWEEN '1970-01-01 00:00:00+00'
+             AND '9999-12-31 00:00:00+00' THEN ",
+            $what,
+            " END) * 1000000)::bigint"
+        )
+    };
+}
+
+/// The columns of a row `l` that say how a lock stands: see [`seen()`].
+macro_rules! seen {
+    () => {
+        concat!(
+            "l.locked_by::text, l.token, l.grant_id::text,
+       ",
+            micros!("l.expires_at", "l.expires_at - clock_timestamp()"),
+            ",
+       l.expires_at >= '9999-12-31 00:00:00+00',
+       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+       ",
+            micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
+        )
+    };
+}
+
+/// Read them, from column `at` on.
+pub(super) fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
+    let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
+    Ok(Seen {
+        holder: row.try_get(at)?,
+        token: row.try_get(at + 1)?,
+        grant: row.try_get(at + 2)?,
+        expires_in: if endless {
+            Some(i64::MAX)
+        } else {
+            row.try_get(at + 3)?
+        },
+        endless,
+        intact: row.try_get(at + 5)?,
+        held_for: row.try_get(at + 6)?,
+        ..Seen::default()
+    })
+}
+
+/// Which of what was asked a row of a batch's answer is about: `WITH ORDINALITY` counts from 1.
+pub(super) fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
+    let place = row
+        .try_get::<_, i64>(0)?
+        .checked_sub(1)
+        .and_then(|n| usize::try_from(n).ok());
+    let place = place.filter(|place| *place < asked);
+    place.ok_or_else(|| Refusal::rejected("an answer to what was not asked", None))
+}

@@ -1,0 +1,168 @@
+//! What only MySQL and MariaDB have.
+
+use super::*;
+
+#[tokio::test]
+async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
+    let Some(server) = MariaDb::options().fsync(true).start() else {
+        return;
+    };
+    let url = server.fresh_database();
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    for url in [&server.locker_url(&url), &url] {
+        let report = examine(url).await;
+        assert!(report.findings.is_empty(), "{report:#?}");
+        assert!(
+            check(&report, "server").said.starts_with("MariaDB 1"),
+            "{report:#?}"
+        );
+        let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
+        let all = [
+            "server",
+            "clock",
+            "rights",
+            "table",
+            "durability",
+            "replicas",
+            "timeouts",
+            "locks",
+        ];
+        assert_eq!(areas, all);
+    }
+}
+
+#[tokio::test]
+async fn settings_that_do_harm_are_found() {
+    let binlog = require(
+        "mariadb",
+        "mariadb-binlog",
+        find_binary("mariadb-binlog", &[]),
+    );
+    let server = MariaDb::options()
+        .set("log-bin=binlog")
+        .set("server-id=1")
+        .set("binlog-format=STATEMENT")
+        .set("skip-innodb-doublewrite")
+        .set("wait-timeout=20")
+        .set("max-statement-time=2")
+        .set("init-connect=SET timestamp = UNIX_TIMESTAMP() - 300")
+        .start();
+    let (Some(binlog), Some(server)) = (binlog, server) else {
+        return;
+    };
+    let url = server.fresh_database();
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    let report = examine(&url).await;
+    for (id, said) in [
+        ("not-flushed", "innodb_flush_log_at_trx_commit is 2"),
+        ("binlog-not-flushed", "sync_binlog is 0"),
+        ("binlog-statement", "binlog_format is STATEMENT"),
+        ("torn-pages", "innodb_doublewrite is OFF"),
+        ("idle-timeout", "wait_timeout is 20s"),
+        ("statement-timeout", "max_statement_time is 2s"),
+    ] {
+        assert!(the(&report, id).said.contains(said), "{report:#?}");
+    }
+    assert_eq!(report.findings.len(), 6, "{report:#?}");
+    assert_eq!(check(&report, "replicas").said, "0 are connected");
+
+    // Not for root, who is told the time.
+    let report = examine(&server.locker_url(&url)).await;
+    assert!(
+        the(&report, "clock-not-steady")
+            .said
+            .contains("stood still"),
+        "{report:#?}"
+    );
+    assert!(!check(&report, "replicas").seen, "{report:#?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    // What it does is what a replica does.
+    let _replica = Killable::spawn_command(
+        Command::new(binlog)
+            .args([
+                "--no-defaults",
+                "--read-from-remote-server",
+                "--raw",
+                "--stop-never",
+            ])
+            .args(["--user=root", "--socket"])
+            .arg(server.socket())
+            .arg(format!("--result-file={}/", folder.path().display()))
+            .arg("binlog.000001"),
+    );
+    let readers = "SELECT COUNT(*) FROM information_schema.processlist \
+                   WHERE command LIKE 'Binlog Dump%'";
+    assert!(time::wait_until(SOON, || server
+        .query(&url, readers)
+        .unwrap()
+        == "1"));
+    let said = examine(&url).await;
+    assert!(
+        the(&said, "standby-async").said.contains("replicas (1)"),
+        "{said:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_are_missing_are_found() {
+    let Some(server) = MariaDb::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    let mut root = server.stranger(&url);
+    let run = |root: &mut Stranger, sql: &str| drop(root.run(sql).expect("runs"));
+    run(&mut root, "CREATE USER poor@'127.0.0.1'");
+    run(
+        &mut root,
+        "GRANT SELECT ON database_locks_lock TO poor@'127.0.0.1'",
+    );
+    let poor = url.replace("root@", "poor@");
+    let report = examine(&poor).await;
+    assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
+    assert!(
+        the(&report, "rights-missing")
+            .said
+            .contains("lacks INSERT, UPDATE"),
+        "{report:#?}"
+    );
+    run(
+        &mut root,
+        "GRANT INSERT, UPDATE ON database_locks_lock TO poor@'127.0.0.1'",
+    );
+    only(&examine(&poor).await, "no-delete", "lacks DELETE");
+    run(
+        &mut root,
+        "REVOKE SELECT ON database_locks_lock FROM poor@'127.0.0.1'",
+    );
+    let report = examine(&poor).await;
+    assert!(
+        the(&report, "rights-missing").said.contains("lacks SELECT"),
+        "{report:#?}"
+    );
+    run(&mut root, "DROP USER poor@'127.0.0.1'");
+}
+
+async fn a_table_that_was_altered_is_found(lab: &Lab) {
+    let locks = lab.locks().await;
+    let alter = |what: &str| lab.sql(&format!("ALTER TABLE database_locks_lock {what}"));
+    alter("ENGINE = Aria");
+    only(&locks.doctor().await.unwrap(), "not-innodb", "is Aria");
+    alter("ENGINE = InnoDB");
+    alter("MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL");
+    only(
+        &locks.doctor().await.unwrap(),
+        "name-collation",
+        "is utf8mb4_general_ci",
+    );
+    locks.migrate().await.unwrap();
+    alter("MODIFY expires_at datetime NULL");
+    only(
+        &locks.doctor().await.unwrap(),
+        "column-type",
+        "is datetime, must be datetime(6)",
+    );
+}
+
+lab_tests!(mariadb: a_table_that_was_altered_is_found);

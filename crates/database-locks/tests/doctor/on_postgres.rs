@@ -1,0 +1,325 @@
+//! What only PostgreSQL has.
+
+use super::*;
+
+/// Set something for all who connect to this database from now on.
+fn set(lab: &Lab, setting: &str) {
+    lab.sql(&format!(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {}', current_database()); END $$",
+        setting.replace('\'', "''")
+    ));
+}
+
+#[tokio::test]
+async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
+    let Some(server) = Postgres::options().fsync(true).start() else {
+        return;
+    };
+    let url = server.fresh_database();
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    let report = examine(&url).await;
+    assert!(report.findings.is_empty(), "{report:#?}");
+    let said = &check(&report, "server").said;
+    assert!(
+        said.starts_with("PostgreSQL 1") && said.contains("direct connection, no TLS"),
+        "{said}"
+    );
+    let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
+    let all = [
+        "server",
+        "clock",
+        "rights",
+        "table",
+        "durability",
+        "replicas",
+        "timeouts",
+        "settings",
+        "locks",
+    ];
+    assert_eq!(areas, all);
+    let proxy = Proxy::to_url(&url);
+    let report = examine(&proxy.url(&url)).await;
+    assert!(report.findings.is_empty(), "{report:#?}");
+    assert!(
+        check(&report, "server").said.contains("through a pooler"),
+        "{report:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_do_harm_are_found() {
+    let Some(lab) = Lab::postgres() else { return };
+    lab.locks().await;
+    set(&lab, "synchronous_commit = off");
+    only(
+        &examine(&lab.url).await,
+        "commits-async",
+        "is off (as set by: database)",
+    );
+    set(&lab, "synchronous_commit = on");
+    set(&lab, "idle_session_timeout = '20s'");
+    only(
+        &examine(&lab.url).await,
+        "idle-timeout",
+        "idle_session_timeout is 20s",
+    );
+    set(&lab, "idle_session_timeout = '60s'");
+    set(&lab, "statement_timeout = '1s'");
+    only(
+        &examine(&lab.url).await,
+        "statement-timeout",
+        "statement_timeout is 1s",
+    );
+    set(&lab, "statement_timeout = 0");
+    set(&lab, "default_transaction_isolation = serializable");
+    only(&examine(&lab.url).await, "isolation", "serializable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_not_right_is_found() {
+    let Some(lab) = Lab::postgres() else { return };
+    lab.locks().await;
+    // In the place of the server's own.
+    set(&lab, "search_path = fake, pg_catalog, public");
+    lab.sql("CREATE SCHEMA fake; CREATE SEQUENCE fake.n");
+    for (clock, id, said) in [
+        (
+            "now() + interval '310 seconds'",
+            "clock-off",
+            "the database's clock is 5m ",
+        ),
+        ("now() - interval '1 day'", "clock-off", "1d 0h behind"),
+        (
+            "now() - nextval('fake.n') * interval '10 s'",
+            "clock-not-steady",
+            "went back by",
+        ),
+        (
+            "timestamptz '2020-01-01'",
+            "clock-not-steady",
+            "stood still",
+        ),
+    ] {
+        lab.sql(&format!(
+            "CREATE OR REPLACE FUNCTION fake.clock_timestamp() RETURNS timestamptz \
+             LANGUAGE sql AS $$ SELECT {clock} $$"
+        ));
+        only(&examine(&lab.url).await, id, said);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_are_missing_are_found() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let run = |sql: &str| server.query(&url, sql).expect("runs");
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    let other = server.locker_url(&url);
+
+    let report = examine(&other).await;
+    assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
+    let said = &the(&report, "rights-missing").said;
+    assert!(
+        said.contains("the role locker lacks SELECT, INSERT, UPDATE"),
+        "{said}"
+    );
+    assert!(!check(&report, "locks").seen, "{report:#?}");
+
+    run("GRANT SELECT, INSERT, UPDATE ON database_locks_lock TO locker");
+    only(
+        &examine(&other).await,
+        "no-delete",
+        "the role locker lacks DELETE",
+    );
+    run("GRANT DELETE ON database_locks_lock TO locker");
+    assert!(ids(&examine(&other).await).is_empty());
+
+    run("CREATE SCHEMA app; ALTER TABLE database_locks_lock SET SCHEMA app");
+    only(
+        &examine(&other).await,
+        "table-missing",
+        "one of that name in schema app",
+    );
+    let named = Locks::connect_to(&other, Some("app.database_locks_lock"))
+        .await
+        .unwrap();
+    only(
+        &named.doctor().await.unwrap(),
+        "rights-missing",
+        "permission denied for schema",
+    );
+}
+
+/// As Django up to 4.0 makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_wants_a_right_of_its_own() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let run = |sql: &str| server.query(&url, sql).expect("runs");
+    run(
+        "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL \
+         UNIQUE, locked_by text, expires_at timestamptz)",
+    );
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    run("GRANT ALL ON database_locks_lock TO locker");
+    let report = examine(&server.locker_url(&url)).await;
+    only(
+        &report,
+        "rights-missing",
+        "USAGE on the sequence database_locks_lock_id_seq",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_altered_is_found() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let run = |sql: &str| server.query(&url, sql).expect("runs");
+    let locks = Locks::connect(&url).await.unwrap();
+    locks.migrate().await.unwrap();
+    let alter = |what: &str| run(&format!("ALTER TABLE database_locks_lock {what}"));
+
+    alter("SET UNLOGGED");
+    only(
+        &locks.doctor().await.unwrap(),
+        "table-forgets",
+        "is unlogged",
+    );
+    alter("SET LOGGED");
+    alter("ALTER expires_at TYPE timestamp(0)");
+    only(
+        &locks.doctor().await.unwrap(),
+        "column-type",
+        "must be timestamp with time zone",
+    );
+    alter("ALTER expires_at TYPE timestamptz");
+    alter("ALTER name TYPE varchar(100)");
+    only(
+        &locks.doctor().await.unwrap(),
+        "column-type",
+        "must be character varying(255)",
+    );
+    run(
+        "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    );
+    alter("ALTER name TYPE varchar(255) COLLATE blind");
+    only(
+        &locks.doctor().await.unwrap(),
+        "name-collation",
+        "nondeterministic",
+    );
+    alter("ALTER name TYPE varchar(255) COLLATE \"C\"");
+    alter("SET (autovacuum_enabled = off)");
+    only(
+        &locks.doctor().await.unwrap(),
+        "autovacuum-off",
+        "nobody vacuums",
+    );
+    alter("RESET (autovacuum_enabled)");
+    assert!(ids(&locks.doctor().await.unwrap()).is_empty());
+
+    alter("ENABLE ROW LEVEL SECURITY");
+    run("GRANT ALL ON database_locks_lock TO locker");
+    let report = examine(&server.locker_url(&url)).await;
+    only(&report, "row-security", "for the role locker");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_rows_that_are_kept_are_found() {
+    let Some(lab) = Lab::postgres() else { return };
+    let locks = lab.locks().await;
+    lab.sql("ALTER TABLE database_locks_lock SET (autovacuum_enabled = off)");
+    lab.sql("INSERT INTO database_locks_lock (name) SELECT i FROM generate_series(1, 600) i");
+    // Nothing that died since is cleared away.
+    let _old = lab.hold("SELECT txid_current()");
+    for _ in 0..20 {
+        lab.sql("UPDATE database_locks_lock SET token = token + 1");
+    }
+    let handle = tokio::runtime::Handle::current();
+    let looked = || {
+        let report = tokio::task::block_in_place(|| handle.block_on(locks.doctor()));
+        ids(&report.expect("looks")).contains(&"dead-rows")
+    };
+    // The server counts them some time later.
+    assert!(time::wait_until(SOON, looked));
+}
+
+#[tokio::test]
+async fn standbys_that_lag_behind_are_found() {
+    let Some(server) = Postgres::options().set("full_page_writes=off").start() else {
+        return;
+    };
+    let url = server.fresh_database();
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    let report = examine(&url).await;
+    assert_eq!(ids(&report), ["torn-pages"]);
+    assert!(
+        the(&report, "torn-pages")
+            .said
+            .contains("full_page_writes is off")
+    );
+    assert_eq!(check(&report, "replicas").said, "no standby is connected");
+
+    let hba = server.server().dir().join("data/pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("local replication all trust\n{rules}")).unwrap();
+    server.query(&url, "SELECT pg_reload_conf()").unwrap();
+    let wal = tempfile::tempdir().unwrap();
+    // What it does is what a standby does.
+    let _standby = Killable::spawn_command(
+        Command::new(server.bin().join("pg_receivewal"))
+            .args(["--no-loop", "--synchronous", "-U", "postgres", "-D"])
+            .arg(wal.path())
+            .arg("-h")
+            .arg(server.socket_dir())
+            .args(["-p", &server.port().to_string()]),
+    );
+    let standbys = |state: &str| {
+        let sql = format!("SELECT count(*) FROM pg_stat_replication WHERE sync_state = '{state}'");
+        time::wait_until(SOON, || server.query(&url, &sql).unwrap() == "1")
+    };
+    assert!(standbys("async"));
+    let report = examine(&url).await;
+    assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
+    // Who may not see it is told so.
+    server
+        .query(&url, "GRANT ALL ON database_locks_lock TO locker")
+        .unwrap();
+    let report = examine(&server.locker_url(&url)).await;
+    assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
+    let replicas = check(&report, "replicas");
+    assert!(
+        !replicas.seen && replicas.said.contains("pg_monitor"),
+        "{report:#?}"
+    );
+
+    server
+        .query(&url, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .unwrap();
+    server.query(&url, "SELECT pg_reload_conf()").unwrap();
+    assert!(standbys("sync"));
+    assert_eq!(ids(&examine(&url).await), ["torn-pages"]);
+    server
+        .query(
+            "postgres",
+            "ALTER ROLE locker SET synchronous_commit = local",
+        )
+        .unwrap();
+    let report = examine(&server.locker_url(&url)).await;
+    assert!(
+        !ids(&report).contains(&"commits-local"),
+        "not seen: {report:#?}"
+    );
+    server
+        .query("postgres", "GRANT pg_monitor TO locker")
+        .unwrap();
+    let report = examine(&server.locker_url(&url)).await;
+    assert_eq!(ids(&report), ["torn-pages", "commits-local"], "{report:#?}");
+    assert_eq!(the(&report, "not-flushed").severity, Severity::Problem);
+}

@@ -1,0 +1,297 @@
+//! Who is told of a loss, and that whoever is told may do as he likes.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::fmt::{Debug, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once, mpsc};
+use std::time::Duration;
+
+use database_locks::{LockGuard, Locks, LostReason};
+use testkit::{Lab, lab_tests, promise};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+/// Wait for what a callback says, without blocking the test's runtime.
+async fn heard<T: Send + 'static>(said: mpsc::Receiver<T>) -> T {
+    tokio::task::spawn_blocking(move || said.recv_timeout(SOON).expect("in time"))
+        .await
+        .unwrap()
+}
+
+/// Renewed often, so that a release by force is noticed soon.
+async fn held(locks: &Locks, name: &str) -> LockGuard {
+    let lock = locks.lock(name).ttl(Duration::from_secs(20));
+    soon(lock.renew_every(ms(50)).acquire()).await.unwrap()
+}
+
+/// The scheduler is there, and does its work: a loss is noticed.
+async fn losses_are_still_noticed(locks: &Locks) {
+    let guard = held(locks, "another").await;
+    soon(locks.force_release("another")).await.unwrap();
+    assert_eq!(soon(guard.lost()).await, LostReason::Forced);
+}
+
+async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, "job").await;
+    let (tell, said) = mpsc::channel();
+    for call in 0..3 {
+        let tell = tell.clone();
+        guard.on_lost(move |reason| {
+            let thread = std::thread::current().name().map(str::to_owned);
+            tell.send((call, reason, thread)).unwrap();
+        });
+    }
+    drop(tell);
+    locks.force_release("job").await.unwrap();
+    let all = tokio::task::spawn_blocking(move || said.iter().collect::<Vec<_>>());
+    let all = soon(all).await.unwrap();
+    for (i, (call, reason, thread)) in all.iter().enumerate() {
+        assert_eq!((*call, *reason), (i, LostReason::Forced));
+        assert_eq!(thread.as_deref(), Some("database-locks"));
+    }
+    assert_eq!(all.len(), 3);
+    assert!(!guard.is_held());
+    promise("P4", lab.engine);
+}
+
+async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, "job").await;
+    locks.force_release("job").await.unwrap();
+    soon(guard.lost()).await;
+    let (tell, said) = mpsc::channel();
+    let here = std::thread::current().id();
+    guard.on_lost(move |reason| {
+        tell.send((reason, std::thread::current().id())).unwrap();
+    });
+    assert_eq!(said.try_recv().unwrap(), (LostReason::Forced, here));
+}
+
+/// A caller that finds out by itself tells it in the background too.
+async fn a_loss_that_check_finds_is_told(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = soon(locks.lock("job").ttl(SOON).acquire()).await.unwrap();
+    let (tell, said) = mpsc::channel();
+    guard.on_lost(move |reason| {
+        let thread = std::thread::current().name().map(str::to_owned);
+        tell.send((reason, thread)).unwrap();
+    });
+    locks.force_release("job").await.unwrap();
+    guard.check().await.unwrap_err();
+    let (reason, thread) = heard(said).await;
+    assert_eq!(reason, LostReason::Forced);
+    assert_eq!(thread.as_deref(), Some("database-locks"));
+}
+
+async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
+    let locks = lab.locks().await;
+    let called = Arc::new(AtomicUsize::new(0));
+    let listen = |guard: &LockGuard| {
+        let called = Arc::clone(&called);
+        guard.on_lost(move |_| {
+            called.fetch_add(1, Ordering::SeqCst);
+        });
+    };
+    let guard = held(&locks, "released").await;
+    listen(&guard);
+    guard.release().await.unwrap();
+    assert_eq!(Arc::strong_count(&called), 1);
+
+    let guard = held(&locks, "handed over").await;
+    listen(&guard);
+    let ticket = guard.hand_over().unwrap();
+    assert_eq!(Arc::strong_count(&called), 1);
+    soon(locks.release(&ticket)).await.unwrap();
+
+    let guard = held(&locks, "dropped").await;
+    listen(&guard);
+    drop(guard);
+    assert_eq!(Arc::strong_count(&called), 1);
+
+    // A loss that the release is the first to find: its error says so.
+    let guard = soon(locks.lock("gone").ttl(SOON).acquire()).await.unwrap();
+    listen(&guard);
+    locks.force_release("gone").await.unwrap();
+    guard.release().await.unwrap_err();
+    soon(locks.drain()).await;
+    assert_eq!(called.load(Ordering::SeqCst), 0);
+    promise("P7", lab.engine);
+}
+
+/// What is called may use the library, drop guards, and panic.
+async fn whatever_is_called_ends_no_renewal(lab: &Lab) {
+    let locks = lab.locks().await;
+    let (guard, spare) = (held(&locks, "job").await, held(&locks, "spare").await);
+    let (tell, said) = mpsc::channel();
+    guard.on_lost(|_| panic!("on purpose"));
+    let again = locks.clone();
+    guard.on_lost(move |_| {
+        drop(spare);
+        drop(again.lock("never polled").acquire());
+        tell.send(()).unwrap();
+    });
+    struct Dropped(Option<LockGuard>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            drop(self.0.take());
+        }
+    }
+    // Dropped with the callback that it belongs to.
+    let kept = Dropped(Some(held(&locks, "kept").await));
+    let other = held(&locks, "other").await;
+    other.on_lost(move |_| drop(kept));
+    drop(other);
+    soon(locks.force_release("job")).await.unwrap();
+    heard(said).await;
+    losses_are_still_noticed(&locks).await;
+    for name in ["spare", "kept"] {
+        let freed = locks.lock(name).wait(SOON).acquire().await;
+        freed.expect("freed").release().await.unwrap();
+    }
+    promise("P7", lab.engine);
+}
+
+async fn the_blocking_face_listens_too(lab: &Lab) {
+    let (url, locks) = (lab.url.clone(), lab.locks().await);
+    let work = move || {
+        let blocking = database_locks::blocking::Locks::connect(&url).unwrap();
+        let lock = blocking.lock("job").ttl(SOON).renew_every(ms(50));
+        let guard = lock.acquire().unwrap();
+        let (tell, said) = mpsc::channel();
+        guard.on_lost(move |reason| tell.send(reason).unwrap());
+        blocking.force_release("job").unwrap();
+        assert_eq!(said.recv_timeout(SOON).unwrap(), LostReason::Forced);
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+    drop(locks);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            on_lost_is_called_once_and_in_the_background,
+            on_lost_is_called_at_once_when_it_is_lost_already,
+            a_loss_that_check_finds_is_told,
+            on_lost_is_dropped_with_a_release,
+            whatever_is_called_ends_no_renewal,
+            the_blocking_face_listens_too,
+        );
+    )* };
+}
+on!(memory, sqlite, postgres, mariadb);
+
+/// A subscriber that drops a guard when it is told what it waits for, and panics after it.
+struct Meddler;
+
+static WAITS_FOR: Mutex<Vec<(&str, LockGuard)>> = Mutex::new(Vec::new());
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let _ = write!(self.0, "{}={value:?} ", field.name());
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Meddler {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        let mut waiting = WAITS_FOR.lock().unwrap();
+        let at = waiting
+            .iter()
+            .position(|(what, _)| message.0.contains(what));
+        let found = at.map(|at| waiting.remove(at));
+        drop(waiting);
+        if let Some((_, guard)) = found {
+            drop(guard);
+            panic!("on purpose");
+        }
+    }
+}
+
+/// Wait until the subscriber was told that, and has dropped its guard.
+async fn told(what: &str) {
+    let waits = || {
+        let waiting = WAITS_FOR.lock().unwrap();
+        waiting.iter().any(|(waits_for, _)| *waits_for == what)
+    };
+    soon(async {
+        while waits() {
+            tokio::time::sleep(ms(10)).await;
+        }
+    })
+    .await;
+}
+
+fn meddle() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing_subscriber::registry().with(Meddler).init());
+}
+
+/// Have a guard dropped when that is logged.
+async fn meddle_when(locks: &Locks, what: &'static str) {
+    let spare = held(locks, &format!("spare: {what}")).await;
+    WAITS_FOR.lock().unwrap().push((what, spare));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_may_drop_guards_and_panic() {
+    let lab = Lab::sqlite().unwrap();
+    meddle();
+    let locks = lab.locks().await;
+    // Lost because its trust ended.
+    let lock = locks.lock("short").ttl(ms(2000)).auto_renew(false);
+    let short = soon(lock.acquire()).await.unwrap();
+    meddle_when(&locks, "lock lost").await;
+    soon(short.lost()).await;
+    told("lock lost").await;
+    losses_are_still_noticed(&locks).await;
+
+    // Lost because a renewal says so.
+    let forced = held(&locks, "forced").await;
+    meddle_when(&locks, "lock lost").await;
+    locks.force_release("forced").await.unwrap();
+    soon(forced.lost()).await;
+    told("lock lost").await;
+    losses_are_still_noticed(&locks).await;
+
+    // Renewals fail, and get through again.
+    let guard = held(&locks, "job").await;
+    meddle_when(&locks, "renewals fail").await;
+    meddle_when(&locks, "renewals get through again").await;
+    let file = lab.hold("");
+    told("renewals fail").await;
+    file.leave();
+    told("renewals get through again").await;
+    losses_are_still_noticed(&locks).await;
+    assert!(guard.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_may_drop_a_guard_when_a_row_is_busy() {
+    let Some(lab) = Lab::postgres() else { return };
+    meddle();
+    let locks = lab.locks().await;
+    let guard = held(&locks, "busy").await;
+    meddle_when(&locks, "somebody has its row locked").await;
+    let row = lab.hold_row("busy");
+    told("somebody has its row locked").await;
+    row.leave();
+    losses_are_still_noticed(&locks).await;
+    assert!(guard.is_held());
+}

@@ -1,0 +1,67 @@
+//! One value of an option, read; what is refused is told by its rule.
+
+use std::time::Duration;
+
+use database_locks::{LockName, Ttl, parse_duration};
+
+/// The shortest ttl, that of the library. It would refuse a shorter one as well, but only after
+/// `run` had complained of the grace.
+const SHORTEST_TTL: Duration = Duration::from_millis(100);
+/// Ten years of 365.25 days: the longest of all durations, a ttl's in the library. What is longer is
+/// a typing error, or meant to be without end.
+const LONGEST: Duration = Duration::from_secs(315_576_000);
+
+pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
+    LockName::new(text).map_err(said)
+}
+
+pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
+    match or_inf(text)? {
+        Ttl::Lasting(length) if !(SHORTEST_TTL..=LONGEST).contains(&length) => {
+            Err("must be 100ms to 10 years, or inf".to_owned())
+        }
+        ttl => Ok(ttl),
+    }
+}
+
+/// Endless: as long as it takes.
+pub(super) fn wait(text: &str) -> Result<Ttl, String> {
+    match or_inf(text)? {
+        Ttl::Lasting(limit) if limit > LONGEST => {
+            Err("must be at most 10 years, or inf: as long as it takes".to_owned())
+        }
+        wait => Ok(wait),
+    }
+}
+
+fn or_inf(text: &str) -> Result<Ttl, String> {
+    text.parse()
+        .map_err(|error| format!("{}, or inf", said(error)))
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text).map_err(said)? {
+        length if length > LONGEST => Err("must be at most 10 years".to_owned()),
+        length => Ok(length),
+    }
+}
+
+pub(super) fn exit_code(text: &str) -> Result<u8, String> {
+    text.parse()
+        .map_err(|_| "must be a number from 0 to 255".to_owned())
+}
+
+/// Only the rule: clap says what was given, and where.
+fn said(error: database_locks::Error) -> String {
+    match error {
+        database_locks::Error::Config { allowed, .. } => format!("must be {allowed}"),
+        other => other.chain(),
+    }
+}
+
+pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".to_owned()),
+    }
+}

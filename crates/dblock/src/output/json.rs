@@ -1,0 +1,95 @@
+//! For programs: times in RFC 3339 UTC, lengths in seconds, null for none or no end.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use database_locks::doctor::{Check, Finding, Report};
+use database_locks::{LockInfo, LockState, Ticket};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::stream::{checked, print};
+
+/// One array, one line a lock.
+pub(crate) fn rows_as_json(infos: &[LockInfo]) {
+    let objects: Vec<String> = infos.iter().map(LockInfo::to_json).collect();
+    print(&match objects.is_empty() {
+        true => "[]\n".to_owned(),
+        false => format!("[\n{}\n]\n", objects.join(",\n")),
+    });
+}
+
+/// One object.
+pub(crate) fn row_as_json(info: &LockInfo) {
+    print(&format!("{}\n", info.to_json()));
+}
+
+/// One object, one line a check or finding.
+pub(crate) fn report_as_json(report: &Report) {
+    let check = |check: &Check| {
+        json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
+    };
+    let finding = |found: &Finding| {
+        let severity = found.severity.to_string();
+        json!({
+            "id": found.id, "area": found.area, "severity": severity,
+            "said": found.said, "remedy": found.remedy,
+        })
+        .to_string()
+    };
+    let list = |objects: Vec<String>| match objects.is_empty() {
+        true => "[]".to_owned(),
+        false => format!("[\n{}\n]", objects.join(",\n")),
+    };
+    let checks = list(report.checks.iter().map(check).collect());
+    let findings = list(report.findings.iter().map(finding).collect());
+    print(&format!(
+        "{{\"checks\":{checks},\n\"findings\":{findings}}}\n"
+    ));
+}
+
+/// One object: the ticket, and what else is known of the grant.
+pub(crate) fn ticket_as_json(
+    ticket: &Ticket,
+    holder: &str,
+    row: Option<&LockInfo>,
+) -> io::Result<()> {
+    let text = ticket.to_string();
+    let fields = [
+        ("ticket", json!(text)),
+        ("name", json!(ticket.name().as_str())),
+        ("token", json!(ticket.token().get())),
+        ("grant", json!(text.split('.').nth(1))),
+        ("holder", json!(holder)),
+        ("expires_at", json!(row.and_then(expires_at))),
+        ("free_in", json!(row.and_then(free_in).map(seconds))),
+    ];
+    checked(&format!("{}\n", json_object(fields)))
+}
+
+/// Written field by field: serde_json's own map would sort them.
+fn json_object<const N: usize>(fields: [(&str, Value); N]) -> String {
+    let fields = fields.map(|(name, value)| format!("{}:{value}", json!(name)));
+    format!("{{{}}}", fields.join(","))
+}
+
+/// None: it is free, or there is no end.
+fn free_in(info: &LockInfo) -> Option<Duration> {
+    match info.state {
+        LockState::Held { free_in } => free_in,
+        LockState::Expired { .. } => Some(Duration::ZERO),
+        _ => None,
+    }
+}
+
+fn expires_at(info: &LockInfo) -> Option<String> {
+    info.expires_at.and_then(precise_time)
+}
+
+fn seconds(length: Duration) -> f64 {
+    length.as_millis() as f64 / 1000.0
+}
+
+fn precise_time(at: SystemTime) -> Option<String> {
+    Some(format!("{:.3}", Timestamp::try_from(at).ok()?))
+}

@@ -1,0 +1,186 @@
+//! Real servers for tests that are not written in Rust.
+//!
+//! `lab postgres postgres18 mariadb` starts the servers named, says in one line of JSON where they
+//! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
+//! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
+//! answers each with one line of JSON, `{"error": …}` where it does not understand:
+//!
+//! - `database SERVER`: makes an empty database, `{"url": …}`
+//! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port stay
+//! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nobody answers
+//! - `proxy URL`: starts a proxy to the server of that URL, `{"proxy": "p0", "url": …}`
+//! - `stall PROXY`, `stall-replies PROXY`, `resume PROXY`, `cut PROXY`, `refuse PROXY`,
+//!   `accept PROXY`, `close PROXY`, and `counts PROXY`: connections and bytes that have passed
+#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use serde_json::{Value, json};
+use testkit::{MariaDb, Postgres, Proxy};
+
+fn main() {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(name) = names.iter().find(|name| !ENGINES.contains(&name.as_str())) {
+        panic!("no engine `{name}`: there are {}", ENGINES.join(", "));
+    }
+    let mut lab = Lab::start(&names);
+    say(&lab.describe());
+    for line in std::io::stdin().lines() {
+        let line = line.expect("commands are text");
+        let answer = match line.split_once(' ') {
+            Some((verb, what)) => lab.obey(verb, what.trim()),
+            None => Err(format!("`{line}`: a command is a verb and what it is for")),
+        };
+        say(&answer.unwrap_or_else(|why| json!({ "error": why })));
+    }
+}
+
+const ENGINES: [&str; 3] = ["postgres", "postgres18", "mariadb"];
+
+fn say(answer: &Value) {
+    // Who no longer listens has also closed our input, which is about to end us.
+    let _ = writeln!(std::io::stdout(), "{answer}");
+}
+
+struct Lab {
+    servers: BTreeMap<String, Option<Server>>,
+    proxies: BTreeMap<String, Proxy>,
+    proxies_made: usize,
+}
+
+enum Server {
+    Postgres(Postgres),
+    MariaDb(MariaDb),
+}
+
+impl Lab {
+    /// All at the same time: most of a start is waiting.
+    fn start(names: &[String]) -> Self {
+        let servers = std::thread::scope(|scope| {
+            let starts: Vec<_> = names
+                .iter()
+                .map(|name| (name.clone(), scope.spawn(|| Server::start(name))))
+                .collect();
+            starts
+                .into_iter()
+                .map(|(name, start)| (name, start.join().expect("the server starts")))
+                .collect()
+        });
+        Self {
+            servers,
+            proxies: BTreeMap::new(),
+            proxies_made: 0,
+        }
+    }
+
+    fn describe(&self) -> Value {
+        let one = |server: &Option<Server>| server.as_ref().map_or(Value::Null, Server::describe);
+        let all = self.servers.iter();
+        all.map(|(name, server)| (name.clone(), one(server)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    fn obey(&mut self, verb: &str, what: &str) -> Result<Value, String> {
+        if verb == "proxy" {
+            return Ok(self.proxy(what));
+        }
+        if let Some(proxy) = self.proxies.get(what) {
+            match verb {
+                "stall" => proxy.stall(),
+                "stall-replies" => proxy.stall_replies(),
+                "resume" => proxy.resume(),
+                "cut" => proxy.cut(),
+                "refuse" => proxy.refuse(true),
+                "accept" => proxy.refuse(false),
+                "close" => drop(self.proxies.remove(what)),
+                "counts" => return Ok(counts(proxy)),
+                _ => return Err(format!("a proxy cannot `{verb}`")),
+            }
+            return Ok(json!({ "ok": verb }));
+        }
+        match self.servers.get_mut(what) {
+            Some(Some(server)) => server.obey(verb),
+            Some(None) => Err(format!("there is no {what} on this machine")),
+            None => Err(format!("`{what}` is neither a server nor a proxy here")),
+        }
+    }
+
+    fn proxy(&mut self, url: &str) -> Value {
+        let proxy = Proxy::to_url(url);
+        let name = format!("p{}", self.proxies_made);
+        let answer = json!({ "proxy": name, "url": proxy.url(url) });
+        self.proxies_made += 1;
+        self.proxies.insert(name, proxy);
+        answer
+    }
+}
+
+fn counts(proxy: &Proxy) -> Value {
+    let counts = proxy.counts();
+    json!({
+        "connections": counts.connections,
+        "open": proxy.open_connections(),
+        "bytes_up": counts.bytes_up,
+        "bytes_down": counts.bytes_down,
+    })
+}
+
+impl Server {
+    fn start(name: &str) -> Option<Self> {
+        match name {
+            "postgres" => Postgres::start().map(Self::Postgres),
+            "postgres18" => Postgres::start_version(18).map(Self::Postgres),
+            _ => MariaDb::start().map(Self::MariaDb),
+        }
+    }
+
+    fn describe(&self) -> Value {
+        match self {
+            Self::Postgres(server) => json!({
+                "url": server.url(),
+                "socket_url": server.socket_url("postgres"),
+                "locker_url": server.locker_url("postgres"),
+                "port": server.port(),
+                "socket": server.socket_dir(),
+                "data": server.server().dir().join("data"),
+                "pid": server.server().pid(),
+                "bin": server.bin(),
+            }),
+            Self::MariaDb(server) => json!({
+                "url": server.url(),
+                "socket_url": server.socket_url("mysql"),
+                "locker_url": server.locker_url("mysql"),
+                "port": server.port(),
+                "socket": server.socket(),
+                "data": server.server().dir().join("data"),
+                "pid": server.server().pid(),
+            }),
+        }
+    }
+
+    fn obey(&mut self, verb: &str) -> Result<Value, String> {
+        macro_rules! both {
+            ($server:ident => $call:expr) => {
+                match self {
+                    Self::Postgres($server) => $call,
+                    Self::MariaDb($server) => $call,
+                }
+            };
+        }
+        match verb {
+            "database" => return Ok(json!({ "url": both!(server => server.fresh_database()) })),
+            "stop" => both!(server => server.stop()),
+            "kill" => both!(server => server.kill()),
+            "start" if both!(server => server.server().pid()).is_some() => {
+                return Err("it is running".into());
+            }
+            "start" | "restart" => both!(server => server.restart()),
+            "freeze" => both!(server => server.freeze()),
+            "thaw" => both!(server => server.thaw()),
+            _ => return Err(format!("a server cannot `{verb}`")),
+        }
+        Ok(json!({ "ok": verb }))
+    }
+}

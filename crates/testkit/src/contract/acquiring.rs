@@ -1,0 +1,184 @@
+//! What a lock that is free, held, expired or unheard of answers to whoever wants it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::seam::{Ask, Outcome, Released, Renewal};
+use database_locks::{LockState, Token};
+
+use super::bench::{
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, outlived, release, renew,
+    try_once,
+};
+use crate::promise::promise;
+
+/// A lock that nobody has is granted; one that somebody has names who, since when and for how long.
+pub async fn a_held_lock_names_its_holder(bench: &Bench) {
+    let store = bench.ready().await;
+    granted(&*store, "job", "first", LONG).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let Outcome::Held(by) = try_once(&*bench.store(), &ask("job", "second", LONG)).await else {
+        panic!("granted twice")
+    };
+    assert_eq!(by.holder.as_deref(), Some("first"));
+    let held_for = by.held_for.expect("since when");
+    assert!(
+        held_for >= Duration::from_millis(40) && held_for < LONG,
+        "{held_for:?}"
+    );
+    let free_in = by.free_in.expect("for how long");
+    assert!(free_in > LONG / 2 && free_in <= LONG, "{free_in:?}");
+    promise("P1", bench.engine);
+}
+
+/// A lease that has run out is anybody's, by the database's clock.
+pub async fn expired_is_free(bench: &Bench) {
+    let store = bench.ready().await;
+    let old = granted(&*store, "job", "first", SHORT).await;
+    assert!(matches!(
+        try_once(&*store, &ask("job", "second", LONG)).await,
+        Outcome::Held(_)
+    ));
+    outlived(SHORT).await;
+    let new = granted(&*store, "job", "second", LONG).await;
+    assert!(new.token > old.token);
+    assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("second"));
+    promise("P5", bench.engine);
+}
+
+/// A lock that was released is anybody's at once.
+pub async fn released_is_free(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "first", LONG).await;
+    assert_eq!(release(&*store, &grant).await, Released::Freed);
+    let row = info(&*store, "job").await.expect("the row stays");
+    assert_eq!((row.state, row.grant), (LockState::Free, None));
+    granted(&*bench.store(), "job", "second", LONG).await;
+}
+
+/// Each grant has a greater token than all before, whichever way the one before ended.
+pub async fn tokens_grow(bench: &Bench) {
+    let store = bench.ready().await;
+    let mut last = granted(&*store, "job", "me", LONG).await;
+    for _ in 0..20 {
+        release(&*store, &last).await;
+        let next = granted(&*store, "job", "me", LONG).await;
+        assert!(
+            next.token > last.token,
+            "{} after {}",
+            next.token,
+            last.token
+        );
+        last = next;
+    }
+    store.force(&last.name, WITHIN).await.expect("an answer");
+    assert!(granted(&*store, "job", "me", LONG).await.token > last.token);
+    promise("P2", bench.engine);
+}
+
+/// The first token of a row is the database's clock in ms since 1970: so a row that was deleted and
+/// made again goes on above what it was.
+pub async fn the_first_token_is_the_clock(bench: &Bench) {
+    let store = bench.ready().await;
+    let token = granted(&*store, "job", "me", LONG).await.token.get();
+    let row = info(&*store, "job").await.expect("a row");
+    let at = row
+        .acquired_at
+        .expect("a time")
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("past");
+    let off = token.abs_diff(i64::try_from(at.as_millis()).expect("fits"));
+    assert!(
+        off <= 1,
+        "token {token} is {off} ms off the time of the grant"
+    );
+}
+
+/// A request that is made again, since its reply was lost, gets the grant that it had.
+pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
+    let store = bench.ready().await;
+    let ask = ask("job", "me", LONG);
+    let Outcome::Granted { token: first, .. } = try_once(&*store, &ask).await else {
+        panic!("not granted")
+    };
+    let Outcome::Granted { token, length } = try_once(&*bench.store(), &ask).await else {
+        panic!("not recognised")
+    };
+    assert_eq!(token, first);
+    assert!(
+        length <= LONG && length > LONG / 2,
+        "what is left, not the whole: {length:?}"
+    );
+    promise("P7", bench.engine);
+}
+
+/// Of several locks that are asked for at once each has its own answer.
+pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
+    let store = bench.ready().await;
+    granted(&*store, "held", "other", LONG).await;
+    let free = granted(&*store, "free", "other", LONG).await;
+    release(&*store, &free).await;
+    let locks = ["new b", "held", "free", "new a"];
+    let asks: Vec<Ask> = locks.iter().map(|lock| ask(lock, "me", LONG)).collect();
+    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    let mine: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| matches!(outcome, Outcome::Granted { .. }))
+        .collect();
+    assert_eq!(mine, [true, false, true, true], "{outcomes:?}");
+    for (ask, outcome) in asks.iter().zip(outcomes) {
+        if let Outcome::Granted { token, .. } = outcome {
+            assert_eq!(
+                renew(&*store, &grant_of(ask, token), LONG).await,
+                Renewal::Renewed
+            );
+        }
+    }
+}
+
+/// Twenty clients that use a name for the first time at once: one of them gets it.
+pub async fn first_use_by_twenty_at_once_has_one_winner(bench: &Bench) {
+    bench.ready().await;
+    let winners = race(bench, "never seen", 20).await;
+    assert_eq!(winners.len(), 1);
+    promise("P1", bench.engine);
+    promise("P15", bench.engine);
+}
+
+/// So of twenty that wait for an expired lease.
+pub async fn an_expired_lease_has_one_successor(bench: &Bench) {
+    let store = bench.ready().await;
+    let old = granted(&*store, "job", "first", SHORT).await;
+    outlived(SHORT).await;
+    let winners = race(bench, "job", 20).await;
+    assert_eq!(winners.len(), 1);
+    assert!(winners[0] > old.token);
+}
+
+async fn race(bench: &Bench, lock: &str, clients: usize) -> Vec<Token> {
+    let start = Arc::new(tokio::sync::Barrier::new(clients));
+    let tasks: Vec<_> = (0..clients)
+        .map(|i| {
+            let (start, store) = (Arc::clone(&start), bench.store());
+            let ask = ask(lock, &format!("client {i}"), LONG);
+            tokio::spawn(async move {
+                while store.connect(WITHIN).await.is_err() {}
+                start.wait().await;
+                // Busy is no answer: somebody is just taking it.
+                for _ in 0..500 {
+                    match try_once(&*store, &ask).await {
+                        Outcome::Granted { token, .. } => return Some(token),
+                        Outcome::Held(_) => return None,
+                        Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+                    }
+                }
+                panic!("busy without end")
+            })
+        })
+        .collect();
+    let mut winners = Vec::new();
+    for task in tasks {
+        winners.extend(task.await.expect("no panic"));
+    }
+    winners
+}

@@ -1,0 +1,135 @@
+//! A table to try a clause on, and the calls that the clauses are made of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::seam::{
+    Ask, Grant, GrantId, Outcome, Released, Renewal, Return, Store, StoreError, Table, open,
+};
+use database_locks::{LockInfo, LockName, LockState, Token, Ttl};
+
+/// A lease that does not end while a test runs.
+pub(super) const LONG: Duration = Duration::from_secs(25);
+/// A lease that the test outwaits; long enough for a few round trips on a busy machine.
+pub(super) const SHORT: Duration = Duration::from_millis(400);
+/// How long a call may take before a clause fails.
+pub(super) const WITHIN: Duration = Duration::from_secs(20);
+
+/// A table of its own in some database, and how to connect to it.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`.
+    pub engine: &'static str,
+    /// Where the database is.
+    pub url: String,
+    /// The table, if it is not the usual one.
+    pub table: Table,
+}
+
+impl Bench {
+    /// The usual table at `url`.
+    pub fn new(engine: &'static str, url: impl Into<String>) -> Self {
+        Self {
+            engine,
+            url: url.into(),
+            table: Table::default(),
+        }
+    }
+
+    /// Another client: a connection of its own.
+    pub fn store(&self) -> Arc<dyn Store> {
+        open(&self.url, &self.table).expect("a good URL")
+    }
+
+    /// A client of a table that is there.
+    pub async fn ready(&self) -> Arc<dyn Store> {
+        let store = self.store();
+        store.connect(WITHIN).await.expect("connects");
+        store.install(WITHIN).await.expect("installs");
+        store
+    }
+}
+
+/// A name that is good.
+pub fn name(text: &str) -> LockName {
+    LockName::new(text).expect("a good name")
+}
+
+/// A request for `name` that nobody else makes.
+pub fn ask(lock: &str, holder: &str, length: Duration) -> Ask {
+    Ask {
+        name: name(lock),
+        grant: GrantId::random().expect("randomness"),
+        holder: holder.into(),
+        length,
+        metadata: "{}".into(),
+    }
+}
+
+/// Ask once; conflicts of the engine that are not about this lock are tried again.
+pub async fn try_once(store: &dyn Store, ask: &Ask) -> Outcome {
+    for _ in 0..200 {
+        match store.acquire(std::slice::from_ref(ask), WITHIN).await {
+            Ok(outcomes) => return outcomes[0].clone(),
+            Err(StoreError::Contention(_)) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("contention without end")
+}
+
+pub(super) fn grant_of(ask: &Ask, token: Token) -> Grant {
+    Grant {
+        name: ask.name.clone(),
+        token,
+        id: ask.grant,
+        holder: Arc::clone(&ask.holder),
+    }
+}
+
+/// A grant, made now.
+pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
+    let ask = ask(lock, holder, length);
+    for _ in 0..100 {
+        match try_once(store, &ask).await {
+            Outcome::Granted { token, .. } => return grant_of(&ask, token),
+            Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            other => panic!("{lock} not granted: {other:?}"),
+        }
+    }
+    panic!("{lock} stayed busy")
+}
+
+/// Renew one grant.
+pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Renewal {
+    store
+        .renew(&[(grant.clone(), ttl.into())], WITHIN)
+        .await
+        .expect("an answer")[0]
+}
+
+/// Release one grant.
+pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
+    let what = Return::of(grant, Ttl::from(LONG));
+    store.release(&[what], WITHIN).await.expect("an answer")[0]
+}
+
+/// What the table says.
+pub async fn info(store: &dyn Store, lock: &str) -> Option<LockInfo> {
+    store
+        .read(Some(&[name(lock)]), WITHIN)
+        .await
+        .expect("an answer")
+        .pop()
+}
+
+pub(super) async fn holder_of(store: &dyn Store, lock: &str) -> Option<String> {
+    let info = info(store, lock).await?;
+    matches!(info.state, LockState::Held { .. }).then_some(info.holder)?
+}
+
+pub(super) async fn outlived(length: Duration) {
+    tokio::time::sleep(length + Duration::from_millis(100)).await;
+}

@@ -1,0 +1,56 @@
+//! By its holder, or by force.
+
+use database_locks::seam::{Force, GrantId, Released, Renewal, Return};
+use database_locks::{LostReason, Ttl};
+
+use super::bench::{Bench, LONG, WITHIN, granted, name, release, renew};
+use crate::promise::promise;
+
+/// A release by force frees, tells the holder so, and lets the tokens grow.
+pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
+    let store = bench.ready().await;
+    assert_eq!(
+        store.force(&name("job"), WITHIN).await.expect("an answer"),
+        Force::WasFree
+    );
+    let grant = granted(&*store, "job", "me", LONG).await;
+    let Force::Freed(from) = store.force(&name("job"), WITHIN).await.expect("an answer") else {
+        panic!("not freed")
+    };
+    assert_eq!(from.holder.as_deref(), Some("me"));
+    assert_eq!(
+        renew(&*store, &grant, LONG).await,
+        Renewal::Lost(LostReason::Forced)
+    );
+    assert_eq!(release(&*store, &grant).await, Released::NotOurs);
+    assert_eq!(
+        store.force(&name("job"), WITHIN).await.expect("an answer"),
+        Force::WasFree
+    );
+    assert!(granted(&*store, "job", "you", LONG).await.token > grant.token);
+    assert!(matches!(
+        renew(&*store, &grant, LONG).await,
+        Renewal::Lost(_)
+    ));
+    promise("P6", bench.engine);
+}
+
+/// An acquire whose reply was lost is given back by its grant id alone.
+pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    let what = Return {
+        token: None,
+        ..Return::of(&grant, Ttl::from(LONG))
+    };
+    let stranger = Return {
+        grant: GrantId::random().expect("randomness"),
+        ..what.clone()
+    };
+    let done = store
+        .release(&[stranger, what], WITHIN)
+        .await
+        .expect("an answer");
+    assert_eq!(done, [Released::NotOurs, Released::Freed]);
+    granted(&*store, "job", "other", LONG).await;
+}

@@ -1,0 +1,74 @@
+//! What every engine has to do, clause by clause, at the seam: an engine is done when it passes.
+//!
+//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes one
+//! named test of each for an engine. The database's own clock runs, with short leases; times that
+//! are waited for are bounds with room.
+
+mod acquiring;
+mod bench;
+mod giving_back;
+mod renewing;
+mod same_holder;
+mod table;
+mod tickets;
+
+pub use acquiring::*;
+pub use bench::{Bench, ask, granted, info, name, release, renew, try_once};
+pub use giving_back::*;
+pub use renewing::*;
+pub use same_holder::*;
+pub use table::*;
+pub use tickets::*;
+
+/// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
+/// an `Option<Lab>`, and `None` skips.
+#[macro_export]
+macro_rules! contract_tests {
+    ($engine:ident, $lab:expr) => {
+        $crate::contract_tests!($engine, $lab,
+            a_held_lock_names_its_holder,
+            expired_is_free,
+            released_is_free,
+            tokens_grow,
+            the_first_token_is_the_clock,
+            a_repeated_acquire_recognises_its_own_grant,
+            renewed_leases_outlive_their_first_length,
+            a_renewal_shortens_nothing,
+            a_renewal_may_be_repeated,
+            endless_ends_only_by_release,
+            a_stale_grant_can_neither_renew_nor_release,
+            the_same_holder_is_another_grant,
+            a_late_renewal_revives_nothing,
+            each_part_of_a_grant_counts,
+            a_release_by_force_is_told_to_the_holder,
+            a_grant_whose_token_is_unknown_can_be_given_back,
+            a_ticket_is_taken_up_once,
+            a_dead_ticket_revives_nothing,
+            pruning_deletes_what_is_long_free,
+            distinct_names_are_distinct_locks,
+            a_batch_of_acquires_is_answered_one_by_one,
+            a_batch_of_renewals_is_answered_one_by_one,
+            two_thousand_leases_are_renewed_by_one_call,
+            first_use_by_twenty_at_once_has_one_winner,
+            an_expired_lease_has_one_successor,
+            a_reader_sees_what_the_holder_wrote,
+            installing_twice_changes_nothing,
+            the_same_holder_takes_over,
+            nothing_but_what_was_seen_is_taken_over,
+            what_nobody_has_is_not_taken_over,
+        );
+    };
+    ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
+        mod $engine {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $clause() {
+                    if let Some(lab) = $lab {
+                        $crate::contract::$clause(&lab.bench()).await;
+                    }
+                }
+            )*
+        }
+    };
+}

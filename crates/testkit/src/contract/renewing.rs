@@ -1,0 +1,251 @@
+//! What keeps a lease alive, and what comes too late.
+
+use std::time::Duration;
+
+use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Return};
+use database_locks::{LockInfo, LockState, LostReason, Ttl};
+
+use super::bench::{
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, name, outlived, release,
+    renew, try_once,
+};
+use crate::promise::promise;
+
+/// Renewing lengthens.
+pub async fn renewed_leases_outlive_their_first_length(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", SHORT).await;
+    assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+    outlived(SHORT).await;
+    assert!(matches!(
+        try_once(&*store, &ask("job", "other", LONG)).await,
+        Outcome::Held(_)
+    ));
+}
+
+/// Renewing never shortens.
+pub async fn a_renewal_shortens_nothing(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    assert_eq!(renew(&*store, &grant, SHORT).await, Renewal::Renewed);
+    outlived(SHORT).await;
+    assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("me"));
+    assert_eq!(renew(&*store, &grant, Ttl::Endless).await, Renewal::Renewed);
+    assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+    let state = info(&*store, "job").await.expect("a row").state;
+    assert_eq!(
+        state,
+        LockState::Held { free_in: None },
+        "without end it stays"
+    );
+}
+
+/// A renewal that is repeated, since its reply was lost, does no harm.
+pub async fn a_renewal_may_be_repeated(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    for _ in 0..3 {
+        assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+    }
+    let twice = store
+        .renew(&[(grant.clone(), LONG.into())], WITHIN)
+        .await
+        .expect("an answer");
+    assert_eq!(twice, [Renewal::Renewed]);
+    assert_eq!(release(&*store, &grant).await, Released::Freed);
+}
+
+/// A lease without end never ends, until it is released.
+pub async fn endless_ends_only_by_release(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", SHORT).await;
+    assert_eq!(renew(&*store, &grant, Ttl::Endless).await, Renewal::Renewed);
+    outlived(SHORT).await;
+    let Outcome::Held(by) = try_once(&*store, &ask("job", "other", LONG)).await else {
+        panic!("given away")
+    };
+    assert_eq!(by.free_in, None);
+    let row = info(&*store, "job").await.expect("a row");
+    assert_eq!(
+        (row.state, row.expires_at),
+        (LockState::Held { free_in: None }, None)
+    );
+    let what = Return::of(&grant, Ttl::Endless);
+    assert_eq!(
+        store.release(&[what], WITHIN).await.expect("an answer"),
+        [Released::Freed]
+    );
+    granted(&*store, "job", "other", LONG).await;
+}
+
+/// After a take-over the old holder's late calls change nothing.
+pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
+    let store = bench.ready().await;
+    let old = granted(&*store, "job", "first", SHORT).await;
+    outlived(SHORT).await;
+    let new = granted(&*store, "job", "second", LONG).await;
+    let before = info(&*store, "job").await;
+
+    assert_eq!(
+        renew(&*store, &old, LONG).await,
+        Renewal::Lost(LostReason::TakenOver)
+    );
+    assert_eq!(release(&*store, &old).await, Released::NotOurs);
+    let after = info(&*store, "job").await.expect("a row");
+    assert_eq!(after.token, new.token);
+    assert_eq!(after.expires_at, before.and_then(|row| row.expires_at));
+    promise("P3", bench.engine);
+}
+
+/// Nor where the same holder took it again: the grant counts, not the name.
+pub async fn the_same_holder_is_another_grant(bench: &Bench) {
+    let store = bench.ready().await;
+    let old = granted(&*store, "job", "me", SHORT).await;
+    outlived(SHORT).await;
+    let new = granted(&*store, "job", "me", LONG).await;
+    assert!(matches!(renew(&*store, &old, LONG).await, Renewal::Lost(_)));
+    assert_eq!(release(&*store, &old).await, Released::NotOurs);
+    assert_eq!(renew(&*store, &new, LONG).await, Renewal::Renewed);
+}
+
+/// A renewal that comes after the release, or after the end, revives nothing.
+pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
+    let store = bench.ready().await;
+    let released = granted(&*store, "released", "me", LONG).await;
+    release(&*store, &released).await;
+    let expired = granted(&*store, "expired", "me", SHORT).await;
+    outlived(SHORT).await;
+
+    assert_eq!(
+        renew(&*store, &released, LONG).await,
+        Renewal::Lost(LostReason::Released)
+    );
+    assert_eq!(
+        renew(&*store, &expired, LONG).await,
+        Renewal::Lost(LostReason::Expired)
+    );
+    assert_eq!(holder_of(&*store, "released").await, None);
+    assert_eq!(holder_of(&*store, "expired").await, None);
+    let never = Grant {
+        name: name("never made"),
+        ..expired
+    };
+    assert_eq!(
+        renew(&*store, &never, LONG).await,
+        Renewal::Lost(LostReason::RowGone)
+    );
+    assert_eq!(
+        info(&*store, "never made").await,
+        None,
+        "renewing makes no row"
+    );
+    promise("P3", bench.engine);
+}
+
+/// Token, grant id and holder must all be right.
+pub async fn each_part_of_a_grant_counts(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    let other = granted(&*store, "other", "me", LONG).await;
+    let token = other
+        .token
+        .max(granted(&*store, "third", "me", LONG).await.token);
+    let wrong = [
+        Grant {
+            id: other.id,
+            ..grant.clone()
+        },
+        Grant {
+            holder: "you".into(),
+            ..grant.clone()
+        },
+        Grant {
+            token: if token == grant.token {
+                other.token
+            } else {
+                token
+            },
+            ..grant.clone()
+        },
+    ];
+    for wrong in wrong.iter().filter(|wrong| **wrong != grant) {
+        assert!(
+            matches!(renew(&*store, wrong, LONG).await, Renewal::Lost(_)),
+            "{wrong:?}"
+        );
+        assert_eq!(
+            release(&*store, wrong).await,
+            Released::NotOurs,
+            "{wrong:?}"
+        );
+    }
+    assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+}
+
+/// Of several that are renewed at once each has its own answer and its own length.
+pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
+    let store = bench.ready().await;
+    let kept = granted(&*store, "kept", "me", SHORT).await;
+    let gone = granted(&*store, "gone", "me", LONG).await;
+    release(&*store, &gone).await;
+    let endless = granted(&*store, "endless", "me", SHORT).await;
+    let round = [
+        (gone, LONG.into()),
+        (kept.clone(), LONG.into()),
+        (
+            Grant {
+                name: name("no row"),
+                ..kept
+            },
+            LONG.into(),
+        ),
+        (endless, Ttl::Endless),
+    ];
+    let answers = store.renew(&round, WITHIN).await.expect("an answer");
+    let lost = Renewal::Lost;
+    assert_eq!(
+        answers,
+        [
+            lost(LostReason::Released),
+            Renewal::Renewed,
+            lost(LostReason::RowGone),
+            Renewal::Renewed
+        ]
+    );
+    outlived(SHORT).await;
+    let state = |row: Option<LockInfo>| row.expect("a row").state;
+    assert_eq!(
+        state(info(&*store, "endless").await),
+        LockState::Held { free_in: None }
+    );
+    assert_eq!(holder_of(&*store, "kept").await.as_deref(), Some("me"));
+}
+
+/// Two thousand leases are renewed by one call, and none of them is forgotten.
+pub async fn two_thousand_leases_are_renewed_by_one_call(bench: &Bench) {
+    let store = bench.ready().await;
+    let asks: Vec<Ask> = (0..2000)
+        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+        .collect();
+    let mut round = Vec::new();
+    for asks in asks.chunks(500) {
+        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
+        for (ask, outcome) in asks.iter().zip(outcomes) {
+            let Outcome::Granted { token, .. } = outcome else {
+                panic!("{outcome:?}")
+            };
+            round.push((grant_of(ask, token), Ttl::from(Duration::from_secs(600))));
+        }
+    }
+    let answers = store.renew(&round, WITHIN).await.expect("an answer");
+    assert_eq!(answers.len(), 2000);
+    assert!(answers.iter().all(|answer| *answer == Renewal::Renewed));
+    let rows = store.read(None, WITHIN).await.expect("an answer");
+    let extended = |row: &LockInfo| match row.state {
+        LockState::Held {
+            free_in: Some(left),
+        } => left > Duration::from_secs(500),
+        _ => false,
+    };
+    assert!(rows.iter().all(extended));
+}

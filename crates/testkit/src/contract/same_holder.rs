@@ -1,0 +1,144 @@
+//! The clauses of taking a lock over from its own holder.
+
+use database_locks::LostReason;
+use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Store, StoreError, TakeOver};
+use database_locks::{LockState, Ttl};
+
+use super::bench::{
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, info, name, outlived, release, renew,
+};
+use crate::promise::promise;
+
+/// `holder` comes again, for what `seen` is.
+pub fn over(seen: &Grant, holder: &str) -> TakeOver {
+    let metadata = format!("{{\"over\":\"{}\"}}", seen.id).into();
+    TakeOver {
+        to: Ask {
+            metadata,
+            ..ask(seen.name.as_str(), holder, LONG)
+        },
+        token: seen.token,
+        grant: Some(seen.id.as_str().to_owned()),
+    }
+}
+
+/// Ask once; conflicts of the engine that are not about this lock are tried again.
+pub async fn take_over(store: &dyn Store, what: &TakeOver) -> Outcome {
+    for _ in 0..200 {
+        match store.take_over(what, WITHIN).await {
+            Err(StoreError::Contention(_)) => {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            done => return done.expect("an answer"),
+        }
+    }
+    panic!("contention without end")
+}
+
+/// The same holder gets a greater token at once, and what had it can do no more to it.
+pub async fn the_same_holder_takes_over(bench: &Bench) {
+    let store = bench.ready().await;
+    for ttl in [Ttl::from(LONG), Ttl::Endless] {
+        let old = granted(&*store, "job", "me", LONG).await;
+        assert_eq!(renew(&*store, &old, ttl).await, Renewal::Renewed);
+        let what = over(&old, "me");
+        let Outcome::Granted { token, length } = take_over(&*bench.store(), &what).await else {
+            panic!("{ttl}: not granted")
+        };
+        assert!(token > old.token && length == LONG);
+        let again = take_over(&*store, &what).await;
+        assert!(
+            matches!(again, Outcome::Granted { token: same, .. } if same == token),
+            "its reply may be lost: {again:?}"
+        );
+
+        let row = info(&*store, "job").await.expect("a row");
+        assert_eq!(row.holder.as_deref(), Some("me"));
+        assert_eq!(
+            (row.token, row.grant.as_deref()),
+            (token, Some(what.to.grant.as_str()))
+        );
+        let left = match row.state {
+            LockState::Held { free_in } => free_in.expect("as long as was asked for"),
+            other => panic!("{other:?}"),
+        };
+        assert!(left <= LONG && left > LONG / 2, "{left:?}");
+        assert!(row.held_for.is_some_and(|age| age < LONG));
+
+        let taken_over = Renewal::Lost(LostReason::TakenOver);
+        assert_eq!(renew(&*store, &old, LONG).await, taken_over);
+        assert_eq!(release(&*store, &old).await, Released::NotOurs);
+        let new = grant_of(&what.to, token);
+        assert_eq!(renew(&*store, &new, LONG).await, Renewal::Renewed);
+        assert_eq!(release(&*store, &new).await, Released::Freed);
+        assert_eq!(
+            renew(&*store, &old, LONG).await,
+            taken_over,
+            "not by force, when the other has released it"
+        );
+    }
+    for id in ["P2", "P3"] {
+        promise(id, bench.engine);
+    }
+}
+
+/// Only what was seen is taken over, and only by its own holder.
+pub async fn nothing_but_what_was_seen_is_taken_over(bench: &Bench) {
+    let store = bench.ready().await;
+    let held = granted(&*store, "job", "me", LONG).await;
+    let other = granted(&*store, "other", "me", LONG).await;
+    let by_another = over(&held, "you");
+    let mut another_grant = over(&held, "me");
+    another_grant.grant = Some(other.id.to_string());
+    let mut no_grant = over(&held, "me");
+    no_grant.grant = None;
+    let mut another_token = over(&held, "me");
+    another_token.token = granted(&*store, "later", "me", LONG).await.token;
+    let mut refused = vec![by_another, another_grant, no_grant];
+    if another_token.token != held.token {
+        refused.push(another_token);
+    }
+    let before = info(&*store, "job").await.expect("a row");
+    for what in refused {
+        let outcome = take_over(&*store, &what).await;
+        let Outcome::Held(by) = &outcome else {
+            panic!("{what:?}: {outcome:?}")
+        };
+        assert_eq!(
+            (by.holder.as_deref(), by.token),
+            (Some("me"), Some(held.token))
+        );
+        assert_eq!(
+            (by.grant.as_deref(), by.intact),
+            (Some(held.id.as_str()), true)
+        );
+    }
+    let after = info(&*store, "job").await.expect("a row");
+    assert_eq!(
+        (after.token, after.expires_at),
+        (before.token, before.expires_at)
+    );
+    assert_eq!(renew(&*store, &held, LONG).await, Renewal::Renewed);
+    promise("P1", bench.engine);
+}
+
+/// What is free or expired is for an acquire, and what is not there is not made.
+pub async fn what_nobody_has_is_not_taken_over(bench: &Bench) {
+    let store = bench.ready().await;
+    let released = granted(&*store, "released", "me", LONG).await;
+    release(&*store, &released).await;
+    let expired = granted(&*store, "expired", "me", SHORT).await;
+    outlived(SHORT).await;
+    for old in [released, expired] {
+        let outcome = take_over(&*store, &over(&old, "me")).await;
+        assert_eq!(outcome, Outcome::Busy, "{old:?}");
+        let row = info(&*store, old.name.as_str()).await.expect("a row");
+        assert_eq!(row.token, old.token);
+        let never = Grant {
+            name: name("never made"),
+            ..old
+        };
+        assert_eq!(take_over(&*store, &over(&never, "me")).await, Outcome::Busy);
+    }
+    assert_eq!(info(&*store, "never made").await, None);
+}

@@ -1,0 +1,148 @@
+//! The rows: what tells them apart, what is in them, how long they stay.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::Ttl;
+use database_locks::seam::{Ask, Outcome, Renewal};
+
+use super::bench::{
+    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, outlived, release, renew, try_once,
+};
+use crate::promise::promise;
+
+/// Names that look alike are different locks.
+pub async fn distinct_names_are_distinct_locks(bench: &Bench) {
+    let store = bench.ready().await;
+    let longest = "x".repeat(255);
+    let almost = format!("{}y", "x".repeat(254));
+    let wide = "𝄞".repeat(255);
+    let names = [
+        "Job",
+        "job",
+        "JOB",
+        "job ",
+        " job",
+        "job\t",
+        "jöb",
+        "jo\u{308}b",
+        "jób",
+        "ꓙob",
+        "ß",
+        "ss",
+        "SS",
+        "'",
+        "''",
+        "\"",
+        "`",
+        "*/",
+        "/* job",
+        "--",
+        "; drop table x",
+        "\\",
+        "\\'",
+        "%",
+        "_",
+        "job%",
+        "null",
+        "NULL",
+        "0",
+        "00",
+        "𝄞",
+        "🔒",
+        "\u{200b}job",
+        "\u{feff}",
+        " ",
+        "  ",
+        "\n",
+        "a.b",
+        "æ",
+        "ae",
+        &longest,
+        &almost,
+        &wide,
+    ];
+    for (i, lock) in names.iter().enumerate() {
+        granted(&*store, lock, &format!("holder {i}"), LONG).await;
+    }
+    for (i, lock) in names.iter().enumerate() {
+        let holder = holder_of(&*store, lock).await;
+        assert_eq!(holder, Some(format!("holder {i}")), "{lock:?}");
+    }
+    let all = store.read(None, WITHIN).await.expect("an answer");
+    let listed: BTreeSet<&str> = all.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(listed, names.into_iter().collect());
+    promise("P10", bench.engine);
+}
+
+/// Only what nobody has had for long is deleted, and the tokens of its name go on growing.
+pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
+    let store = bench.ready().await;
+    granted(&*store, "held", "me", LONG).await;
+    let endless = granted(&*store, "endless", "me", LONG).await;
+    assert_eq!(
+        renew(&*store, &endless, Ttl::Endless).await,
+        Renewal::Renewed
+    );
+    let released = granted(&*store, "released", "me", LONG).await;
+    release(&*store, &released).await;
+    granted(&*store, "expired", "me", SHORT).await;
+    let prune = async |idle| store.prune(idle, false, WITHIN).await.expect("an answer");
+    outlived(SHORT).await;
+    assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(prune(Duration::from_secs(1)).await, 2);
+    let rows = store.read(None, WITHIN).await.expect("an answer");
+    let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["endless", "held"]);
+    assert!(granted(&*store, "released", "me", LONG).await.token > released.token);
+    promise("P2", bench.engine);
+}
+
+/// What a reader is told is what was written.
+pub async fn a_reader_sees_what_the_holder_wrote(bench: &Bench) {
+    let store = bench.ready().await;
+    assert_eq!(info(&*store, "job").await, None);
+    let metadata: Arc<str> = r#"{"program":"x","meta":{"why":"\"quoted\" \\ 'ä' 🔒"}}"#.into();
+    let ask = Ask {
+        metadata: Arc::clone(&metadata),
+        ..ask("job", "it's \"me\" \\ ä", LONG)
+    };
+    let Outcome::Granted { token, .. } = try_once(&*store, &ask).await else {
+        panic!("not granted")
+    };
+    let row = info(&*bench.store(), "job").await.expect("a row");
+    assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
+    assert_eq!(
+        (row.token, row.grant.as_deref()),
+        (token, Some(ask.grant.as_str()))
+    );
+    assert_eq!(row.metadata.as_deref(), Some(&*metadata));
+    assert!(row.held_for.is_some_and(|age| age < LONG));
+    assert_eq!(row.acquired_at, row.renewed_at);
+    let ends = row
+        .expires_at
+        .expect("an end")
+        .duration_since(row.acquired_at.expect("a beginning"));
+    let length = ends.expect("after the beginning");
+    assert!(
+        length.abs_diff(LONG) <= Duration::from_millis(2),
+        "{length:?}"
+    );
+}
+
+/// Making the table again changes nothing, and disturbs nobody who holds a lock.
+pub async fn installing_twice_changes_nothing(bench: &Bench) {
+    let store = bench.ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    let before = info(&*store, "job").await;
+    for client in [&store, &bench.store()] {
+        client.install(WITHIN).await.expect("installs");
+    }
+    assert_eq!(
+        info(&*store, "job").await.map(|row| row.token),
+        before.map(|row| row.token)
+    );
+    assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+}

@@ -1,0 +1,91 @@
+//! A lock that goes on elsewhere.
+
+use database_locks::LostReason;
+use database_locks::seam::{Ask, Grant, Released, Renewal, Store, TakeUp};
+
+use super::bench::{Bench, LONG, SHORT, WITHIN, ask, granted, info, outlived, release, renew};
+use crate::promise::promise;
+
+fn handed_to(grant: &Grant, holder: &str) -> TakeUp {
+    let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
+    let to = Ask {
+        metadata,
+        ..ask(grant.name.as_str(), holder, LONG)
+    };
+    TakeUp {
+        token: grant.token,
+        from: grant.id,
+        to,
+    }
+}
+
+async fn take_up(store: &dyn Store, what: &TakeUp) -> Renewal {
+    store.take_up(what, WITHIN).await.expect("an answer")
+}
+
+/// A lock that is taken up has the same token and another grant; its giver can do no more to it.
+pub async fn a_ticket_is_taken_up_once(bench: &Bench) {
+    let store = bench.ready().await;
+    let given = granted(&*store, "job", "giver", SHORT).await;
+    let (what, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
+    assert_eq!(take_up(&*store, &what).await, Renewal::Renewed);
+    assert_eq!(
+        take_up(&*bench.store(), &what).await,
+        Renewal::Renewed,
+        "its reply may be lost"
+    );
+    outlived(SHORT).await;
+
+    let row = info(&*store, "job").await.expect("a row");
+    assert_eq!(
+        (row.token, row.holder.as_deref()),
+        (given.token, Some("taker"))
+    );
+    assert_eq!(
+        take_up(&*store, &again).await,
+        Renewal::Lost(LostReason::TakenUp)
+    );
+    assert_eq!(
+        renew(&*store, &given, LONG).await,
+        Renewal::Lost(LostReason::TakenUp)
+    );
+    assert_eq!(release(&*store, &given).await, Released::NotOurs);
+    let taken = Grant {
+        id: what.to.grant,
+        holder: "taker".into(),
+        ..given
+    };
+    assert_eq!(renew(&*store, &taken, LONG).await, Renewal::Renewed);
+    assert_eq!(release(&*store, &taken).await, Released::Freed);
+    assert_eq!(
+        take_up(&*store, &again).await,
+        Renewal::Lost(LostReason::Released)
+    );
+    promise("P3", bench.engine);
+}
+
+/// A ticket whose lease has ended is dead, whether or not somebody else came.
+pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
+    let store = bench.ready().await;
+    let given = granted(&*store, "job", "giver", SHORT).await;
+    outlived(SHORT).await;
+    let late = handed_to(&given, "late");
+    assert_eq!(
+        take_up(&*store, &late).await,
+        Renewal::Lost(LostReason::Expired)
+    );
+    let next = granted(&*store, "job", "next", LONG).await;
+    assert_eq!(
+        take_up(&*store, &late).await,
+        Renewal::Lost(LostReason::TakenOver)
+    );
+    assert_eq!(renew(&*store, &next, LONG).await, Renewal::Renewed);
+    let nowhere = TakeUp {
+        to: ask("no row", "late", LONG),
+        ..late
+    };
+    assert_eq!(
+        take_up(&*store, &nowhere).await,
+        Renewal::Lost(LostReason::RowGone)
+    );
+}

@@ -1,0 +1,166 @@
+"""The extension, in Rust. What is here is for this package; nothing of it is public."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar, final
+
+from typing_extensions import Self
+
+_T = TypeVar("_T")
+
+__version__: str
+
+def generation() -> int:
+    """How many forks lie between this process and the one that first asked."""
+
+def check_url(url: str, table: str | None = None) -> None:
+    """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
+
+def schema(engine: str) -> str | None:
+    """The statement that makes the table; ``{table}`` stands for its name."""
+
+def set_program(path: str) -> None:
+    """Say which program this is; the first call counts."""
+
+def set_log_level(level: int) -> None:
+    """Pass on log records from this level on."""
+
+@final
+class Pending(Generic[_T]):
+    """An operation that goes on in the background. Dropping it gives it up."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most, without the GIL; whether it is done. Ctrl-C is heeded."""
+
+    def result(self) -> _T:
+        """What came of it, once; raises what it raised. Only when done."""
+
+    def then(self, callback: Callable[[], object]) -> None:
+        """Call this when it is done: at once if it is, else on a thread of the extension."""
+
+    def cancel(self) -> None:
+        """Give it up: what it may have acquired is given back."""
+
+@final
+class Locks:
+    """The locks of one table."""
+
+    engine: str
+    """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
+
+    def __new__(cls, url: str, table: str | None = None) -> Locks:
+        """No I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated."""
+
+    def acquire(
+        self,
+        name: str,
+        *,
+        ttl: float | None,
+        wait: float | None,
+        auto_renew: bool = True,
+        renew_every: float | None = None,
+        holder: str | None = None,
+        poll: float | None = None,
+        meta: str | None = None,
+    ) -> Pending[Guard | None]:
+        """Begin to acquire. Seconds; ``ttl=None``: without end; ``wait=None``: as long as it takes, 0: once.
+
+        The result is a `Guard`, or ``None`` where ``wait`` is 0 and somebody else has it. Raises
+        `LockTimeout` where another wait ran out.
+        """
+
+    def take_up(self, ticket: str, *, ttl: float | None, auto_renew: bool = True) -> Pending[Guard]:
+        """Begin to go on with a lock that was handed over; the result is a `Guard`."""
+
+    def migrate(self) -> Pending[None]: ...
+    def connect(self) -> Pending[None]: ...
+    def list(self) -> Pending[str]:
+        """The result is a JSON text: one array, as `dblock list --all --json` prints it."""
+
+    def show(self, name: str) -> Pending[str | None]:
+        """The result is a JSON text of one lock, or ``None`` where there is no such lock."""
+
+    def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
+        """The result is ``(holder, held_for)``, or ``None`` where it was free."""
+
+    def prune(self, idle: float, unknown: bool) -> Pending[int]:
+        """The result is how many rows were deleted."""
+
+    def doctor(self) -> Pending[str]:
+        """The result is a JSON text, as `dblock doctor --json` prints it."""
+
+    def drain(self) -> Pending[None]: ...
+    def expire(self, name: str) -> Pending[bool]:
+        """For tests, on the engine `memory`: the lease ends now. Whether there was one."""
+
+    def lose(self, name: str) -> Pending[bool]:
+        """For tests: released by force, and the holder in this process told at once."""
+
+@final
+class Alarm:
+    """What can raise an exception in the thread that runs a body, as long as it runs."""
+
+    armed: bool
+    was_told: bool
+    def __new__(cls) -> Alarm:
+        """For the thread that calls this."""
+
+    def raise_in_thread(self, exception: type[BaseException]) -> bool:
+        """Raise it there, once; its class has an attribute ``arrived``."""
+
+    def told(self) -> bool:
+        """The body was told: nothing more happens. Whether it had not been before."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def off(self) -> None: ...
+
+class Scope:
+    """The way out of a ``with`` block: switches the alarm off, then calls ``_leave``."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def _opened(self, alarm: Alarm | None) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool: ...
+
+@final
+class Guard:
+    """One grant. Released when it is dropped."""
+
+    name: str
+    token: int
+    grant_id: str
+    holder: str
+    def is_held(self) -> bool:
+        """Without I/O."""
+
+    def trusted_for(self) -> float:
+        """Seconds without I/O; 0: lost; infinity: without end."""
+
+    def on_lost(self, callback: Callable[[str, str], object]) -> None:
+        """Call this with the reason (a word, a sentence) when it is lost, on a thread of the extension."""
+
+    def lost_reason(self) -> tuple[str, str] | None: ...
+    def ticket(self) -> str: ...
+    def check(self) -> Pending[None]: ...
+    def extend(self, ttl: float | None) -> Pending[None]: ...
+    def hand_over(self) -> str: ...
+    def release(self) -> Pending[None]: ...
+    def fence(self, lasting: float | None = None) -> Pending[Fence]:
+        """Announce a fenced transaction; the result is a `Fence`, to be closed at its end."""
+
+@final
+class Fence:
+    """What a fenced transaction begins with. Dropping or closing it says that the transaction has ended."""
+
+    engine: str
+    """``postgres``, ``mysql``, ``sqlite`` or ``memory``; the last two need no statement."""
+    sql: str | None
+    """With ``%s``; ``None`` where there is nothing to be sent."""
+    params: tuple[Any, ...]
+    def close(self) -> None: ...

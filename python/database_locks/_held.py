@@ -1,0 +1,256 @@
+"""A held lock: who holds it in this process, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from . import _core, _loss, _names, _settings
+from ._wait import current_task, wait, wait_async
+from .exceptions import LockLost, LockUnavailable
+
+if TYPE_CHECKING:
+    from ._manager import Locks
+
+logger = logging.getLogger("database_locks.locks")
+
+Seconds = float | timedelta
+
+_Key = tuple[int, int, str]
+"""Of which process, of which `Locks`, which name."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a lock is to be like, all of it checked."""
+
+    locks: Locks | None
+    key: _Key
+    name: str
+    ttl: float | None
+    wait: float | None
+    timeout: float
+    poll: float | None
+    renew_every: float | None
+    auto_renew: bool
+    holder: str | None
+    meta: str | None
+    on_busy: str
+    until: str
+    callback: Callable[[int, Any], Any] | None
+
+
+TTL = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None (without end)"
+
+
+def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
+    return None if value is None else _names.seconds(what, value, least=0.1, allowed=TTL)
+
+
+class _Here(threading.local):
+    """The locks that this thread holds outside of any task."""
+
+    def __init__(self) -> None:
+        self.holds: dict[_Key, Held] = {}
+
+
+_here = _Here()
+_tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[_Key, Held]] = weakref.WeakKeyDictionary()
+
+
+def holds() -> dict[_Key, Held]:
+    # By the task itself and not by its context, which its children copy.
+    task = current_task()
+    return _here.holds if task is None else _tasks.setdefault(task, {})
+
+
+class Held:
+    """A held lock, as ``with lock(…) as held`` gives it.
+
+    Where locks are switched off (``DATABASE_LOCKS_ENABLED``) ``token`` is ``None`` and it is never
+    lost.
+    """
+
+    def __init__(self, name: str, guard: _core.Guard | None, wanted: Wanted) -> None:
+        self.name = name
+        self._guard: Any = guard
+        self._wanted = wanted
+        self._callback = wanted.callback
+        self._task = current_task()
+        self._alarm = _core.Alarm()
+        self._holds = holds()
+        self._depth = 1
+        self._ended = False
+        self._cancelled = False
+        self._loss: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Held `{self.name}` token={self.token} lost={self.lost}>"
+
+    @property
+    def token(self) -> int | None:
+        """The fencing number of this grant: greater than that of every earlier one of this name."""
+        return None if self._guard is None else self._guard.token
+
+    @property
+    def holder(self) -> str | None:
+        """Who holds it, as ``locked_by`` says."""
+        return None if self._guard is None else self._guard.holder
+
+    @property
+    def ticket(self) -> str | None:
+        """What it takes to renew or release this lock elsewhere; it goes on being held here."""
+        return None if self._guard is None else self._guard.ticket()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is known to be lost. Never waits, asks nobody."""
+        if self._guard is None:
+            return False
+        return self._loss is not None or (not self._ended and self._guard.lost_reason() is not None)
+
+    def remaining(self) -> float:
+        """How many seconds it would be held if no renewal got through from now on. Never waits."""
+        return float("inf") if self._guard is None else self._guard.trusted_for()
+
+    def check(self) -> None:
+        """Ask the database whether it is still ours.
+
+        Raises `LockLost` if it is not, `LockUnavailable` where there is no answer, which changes
+        nothing.
+        """
+        if self._guard is not None:
+            self._told(lambda: wait(self._guard.check()))
+
+    async def acheck(self) -> None:
+        """`check` for a task."""
+        if self._guard is not None:
+            await wait_async(self._guard.check())
+
+    def extend(self, lock_ttl: Seconds | None) -> None:
+        """Renew to ``lock_ttl`` seconds at once, and to the same from now on; ``None``: without end.
+
+        Never shortens what the database has. Raises `LockLost` if the lease ends before the
+        database has confirmed it.
+        """
+        if self._guard is not None:
+            self._told(lambda: wait(self._guard.extend(ttl_of(lock_ttl))))
+
+    async def aextend(self, lock_ttl: Seconds | None) -> None:
+        """`extend` for a task."""
+        if self._guard is not None:
+            await wait_async(self._guard.extend(ttl_of(lock_ttl)))
+
+    def hand_over(self) -> str | None:
+        """Stop renewing, and answer with the ticket by which somebody else goes on with it.
+
+        It stays held until its present lease ends; the end of the block then releases nothing.
+        """
+        if self._guard is None:
+            return None
+        ticket: str | None = self._guard.hand_over()
+        self._forget()
+        return ticket
+
+    def _told(self, ask: Callable[[], Any]) -> None:
+        """What answers with `LockLost` has told the body."""
+        try:
+            ask()
+        except LockLost as lost:
+            self._alarm.told()
+            lost.token = self.token
+            raise
+
+    def _forget(self) -> None:
+        """It is nobody's any more who holds it here."""
+        self._ended = True
+        self._alarm.off()
+        if self._holds.get(self._wanted.key) is self:
+            del self._holds[self._wanted.key]
+
+    def _enter_again(self) -> Held:
+        if self.lost:
+            self._alarm.told()
+            raise _loss.error_of(self)
+        self._depth += 1
+        return self
+
+    def _start(self) -> None:
+        """It is ours: from now on a loss is told, and the same name nests."""
+        if self._guard is not None:
+            self._holds[self._wanted.key] = self
+            _loss.watch(self)
+
+    def _leaves(self) -> bool:
+        """A block ends; whether the lock ends with it."""
+        self._depth -= 1
+        if self._depth > 0 or self._ended:
+            return False
+        if self._wanted.until == "commit" and self._guard is not None:
+            from ._atomic import at_transaction_end
+
+            return not at_transaction_end(self._finish)
+        return True
+
+    def _finish(self) -> None:
+        """Release. Raises `LockLost` where that finds a loss that nobody was told of."""
+        if not self._ends():
+            return
+        try:
+            wait(self._guard.release())
+        except LockLost as lost:
+            self._unprotected(lost)
+        except LockUnavailable as failed:
+            self._unreleased(failed)
+        else:
+            self._was_released()
+        finally:
+            _settings.status("0")
+
+    async def _afinish(self) -> None:
+        if not self._ends():
+            return
+        try:
+            await wait_async(self._guard.release())
+        except LockLost as lost:
+            self._unprotected(lost)
+        except LockUnavailable as failed:
+            self._unreleased(failed)
+        else:
+            self._was_released()
+        finally:
+            _settings.status("0")
+
+    def _ends(self) -> bool:
+        if self._ended:
+            return False
+        self._forget()
+        if self._guard is None:
+            _settings.status("0")
+            return False
+        logger.debug("releasing lock %s", self.name)
+        return True
+
+    def _was_released(self) -> None:
+        logger.debug("released lock %s", self.name)
+
+    def _unreleased(self, failed: LockUnavailable) -> None:
+        # The body has done its work while the lock was held; the release goes on by itself.
+        logger.warning("lock %s not released yet: %s", self.name, failed)
+
+    def _unprotected(self, lost: LockLost) -> None:
+        """The body ended before it could be told."""
+        if self._loss is None:
+            self._loss = (lost.reason or "expired", lost.detail or "")
+        if self._alarm.was_told:
+            return
+        if self._callback is not None:
+            self._callback(_loss._signum or 0, None)
+            return
+        raise _loss.error_of(self) from None

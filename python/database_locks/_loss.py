@@ -1,0 +1,145 @@
+"""Telling a body that its lock is lost, in whichever thread or task it runs.
+
+A task is cancelled, and its cancellation turned into `LockLost` where the block ends. In a thread
+`LockLost` is raised at its next bytecode. The main thread may be asleep in a system call, which only
+a signal interrupts: a real-time one that nobody uses, so that no handler of the application is
+touched, and its handler raises. Whoever's block has ended is not told: see `_core.Alarm`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import LockLost
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from .locks import Held
+
+logger = logging.getLogger("database_locks.locks")
+
+_AGAIN = 0.2
+"""Seconds between two signals: one that arrives just before the main thread goes to sleep does not
+wake it."""
+
+_signum: int | None = None
+_main_thread_holds: weakref.WeakSet[Held] = weakref.WeakSet()
+
+
+def error_of(held: Held) -> LockLost:
+    reason, detail = held._loss or ("expired", "the lease expired before it was renewed")
+    return LockLost(name=held.name, token=held.token, reason=reason, detail=detail)
+
+
+def _arriving(held: Held) -> type[LockLost]:
+    """A class of its own for one loss, since the interpreter raises only what it can make itself."""
+
+    class Arriving(LockLost):
+        arrived = False
+
+        def __init__(self) -> None:
+            type(self).arrived = True
+            lost = error_of(held)
+            super().__init__(
+                name=lost.name, token=lost.token, reason=lost.reason, detail=lost.detail
+            )
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (LockLost, self.args, self.__dict__)
+
+    Arriving.__name__ = LockLost.__name__
+    Arriving.__qualname__ = LockLost.__qualname__
+    Arriving.__module__ = LockLost.__module__
+    return Arriving
+
+
+def watch(held: Held) -> None:
+    """From now on, tell this body. Called in its thread, or its task."""
+    if held._task is None and threading.current_thread() is threading.main_thread():
+        _take_signal()
+        _main_thread_holds.add(held)
+    # Weakly: what the extension holds on to would keep the lock held for ever otherwise.
+    ref = weakref.ref(held)
+
+    def on_lost(reason: str, detail: str) -> None:
+        held = ref()
+        if held is not None:
+            held._loss = (reason, detail)
+            _tell(held)
+
+    held._guard.on_lost(on_lost)
+
+
+def _tell(held: Held) -> None:
+    if held._task is not None:
+        loop = held._task.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_cancel, held)
+    elif held in _main_thread_holds and _signum is not None:
+        threading.Thread(
+            target=_signal_main, args=(held,), name="database-locks-loss", daemon=True
+        ).start()
+    elif held._callback is None:
+        held._alarm.raise_in_thread(_arriving(held))
+    elif held._alarm.told():
+        # No other thread can be made to call something; and the courier must not be held up.
+        threading.Thread(
+            target=held._callback, args=(_signum or 0, None), name="lost_lock_cb", daemon=True
+        ).start()
+
+
+def _cancel(held: Held) -> None:
+    """In the loop's thread, where the task cannot be running."""
+    if not held._alarm.told():
+        return
+    if held._callback is not None:
+        held._callback(_signum or 0, None)
+        return
+    held._cancelled = True
+    assert held._task is not None
+    held._task.cancel()
+
+
+def _signal_main(held: Held) -> None:
+    ident = threading.main_thread().ident
+    while held._alarm.armed and ident is not None and _signum is not None:
+        signal.pthread_kill(ident, _signum)
+        time.sleep(_AGAIN)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    """In the main thread, wherever its body is."""
+    for held in list(_main_thread_holds):
+        if held._loss is not None and held._alarm.told():
+            if held._callback is None:
+                raise error_of(held)
+            held._callback(signum, frame)
+
+
+def _take_signal() -> None:
+    """Choose a real-time signal that nobody uses. It stays ours: a late one would end the process."""
+    global _signum
+    if _signum is not None and signal.getsignal(_signum) is _on_signal:
+        return
+    _signum = None
+    if not hasattr(signal, "SIGRTMAX"):
+        return
+    for signum in range(signal.SIGRTMAX - 2, signal.SIGRTMIN, -1):
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            try:
+                signal.signal(signum, _on_signal)
+            except ValueError:
+                # Not the main interpreter: it is told like any other thread.
+                return
+            _signum = signum
+            return
+    logger.warning(
+        "every real-time signal is in use: the loss of a lock reaches the main thread only when it "
+        "does not sleep in a system call"
+    )

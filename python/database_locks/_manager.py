@@ -1,0 +1,120 @@
+"""The locks of one table, for programs with and without Django."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import json
+import weakref
+from typing import Any
+
+from . import _core, _names
+from ._wait import wait, wait_async
+
+
+class Locks:
+    """The locks of one table of one database.
+
+    ``url`` is ``postgres://…``, ``mysql://…``, ``sqlite:///…`` or ``memory:``. Nothing is sent until
+    a lock is used. Threads share one such object, and a forked child may go on using it.
+
+    Raises `LockConfigError` for a URL that cannot be understood, which it does not repeat.
+
+    >>> locks = Locks("memory:")
+    >>> with locks.lock("report", timeout=5):
+    ...     pass
+    """
+
+    def __init__(self, url: str, table: str | None = None) -> None:
+        self._core = _core.Locks(url, table)
+        _all.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Locks on {self.engine}>"
+
+    @property
+    def engine(self) -> str:
+        """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
+        return self._core.engine
+
+    def lock(self, lock_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `database_locks.lock`, on this table."""
+        from .locks import lock
+
+        return lock(lock_name, *args, **kwargs)._on(self, _names.caller(1))
+
+    def locked(self, func_or_name: Any = None, **lock_kwargs: Any) -> Any:
+        """As `database_locks.locked`, on this table."""
+        from .locks import locked
+
+        return locked(func_or_name, _locks=self, **lock_kwargs)
+
+    def list(self) -> builtins.list[dict[str, Any]]:
+        """Every lock that the table knows, as ``dblock list --all --json`` prints them."""
+        locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list()))
+        return locks
+
+    def show(self, name: str) -> dict[str, Any] | None:
+        """One lock, or ``None`` where the table has none of that name."""
+        return _one(wait(self._core.show(name)))
+
+    def force_release(self, name: str) -> tuple[str | None, float | None] | None:
+        """Take a lock from whoever has it; who that was and for how many seconds, if anybody."""
+        return wait(self._core.force_release(name))
+
+    def prune(self, idle: float, unknown: bool = False) -> int:
+        """Delete the rows of locks that nobody has had for so many seconds; how many that were."""
+        return wait(self._core.prune(idle, unknown))
+
+    def doctor(self) -> Any:
+        """What is wrong and what to do, as ``dblock doctor --json`` prints it."""
+        return json.loads(wait(self._core.doctor()))
+
+    def migrate(self) -> None:
+        """Make the table, or add what it lacks. A second run changes nothing."""
+        wait(self._core.migrate())
+
+    def drain(self) -> None:
+        """Wait until every release that goes on in the background has been carried out."""
+        wait(self._core.drain())
+
+    def expire(self, name: str) -> bool:
+        """For tests, on ``memory:``: its lease ends now. Whether it was held."""
+        return wait(self._core.expire(name))
+
+    def lose(self, name: str) -> bool:
+        """For tests: take it by force, and tell its holder in this process at once."""
+        return wait(self._core.lose(name))
+
+    async def alist(self) -> builtins.list[dict[str, Any]]:
+        """`list` for a task."""
+        locks: builtins.list[dict[str, Any]] = json.loads(await wait_async(self._core.list()))
+        return locks
+
+    async def ashow(self, name: str) -> dict[str, Any] | None:
+        """`show` for a task."""
+        return _one(await wait_async(self._core.show(name)))
+
+
+def connect(url: str, table: str | None = None) -> Locks:
+    """The locks of a database: see `Locks`."""
+    return Locks(url, table)
+
+
+def _one(text: str | None) -> dict[str, Any] | None:
+    lock: dict[str, Any] | None = None if text is None else json.loads(text)
+    return lock
+
+
+_all: weakref.WeakSet[Locks] = weakref.WeakSet()
+
+_PATIENCE = 2.0
+"""Seconds at most that the end of the process waits for locks to be given back."""
+
+
+@atexit.register
+def _drain_all() -> None:
+    for locks in list(_all):
+        pending = locks._core.drain()
+        if not pending.wait(_PATIENCE):
+            pending.cancel()

@@ -1,0 +1,43 @@
+"""What the settings of a Django project say, where there is one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from .exceptions import LockConfigError
+
+logger = logging.getLogger("database_locks.locks")
+
+
+def django() -> Any:
+    """The settings of the project."""
+    try:
+        from . import conf
+    except ImportError as error:
+        raise LockConfigError(
+            f"there is no Django here ({error}): use database_locks.connect(url).lock(…)"
+        ) from error
+    if not conf.is_configured():
+        raise LockConfigError(
+            "Django's settings are not configured: set DJANGO_SETTINGS_MODULE, or use "
+            "database_locks.connect(url).lock(…)"
+        )
+    return conf
+
+
+def status(text: str) -> None:
+    """Write the status file of the settings, if there is one: '0', '1' trying, '2' held."""
+    if "django" not in sys.modules:
+        return
+    from . import conf
+
+    path = conf.status_file() if conf.is_configured() else None
+    if path is None:
+        return
+    try:
+        with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - any kind of path
+            file.write(text)
+    except OSError:
+        logger.exception("failed to update lock status file %s", path)

@@ -1,0 +1,91 @@
+"""What can go wrong, grouped by what the caller can do about it."""
+
+from __future__ import annotations
+
+
+class LockException(Exception):
+    """The root of all errors of this package."""
+
+
+class LockTimeout(LockException):
+    """The wait ran out, or the one try failed, while somebody else had the lock.
+
+    Nothing was acquired. ``name`` is the lock's, ``timeout`` the seconds that were allowed
+    (``None``: one try), ``holder`` who had it, as ``locked_by`` says, ``held_for`` for how many
+    seconds; both ``None`` where that is not known.
+    """
+
+    def __init__(
+        self,
+        message: str = "failed to acquire lock",
+        timeout: float | None = None,
+        *,
+        name: str | None = None,
+        holder: str | None = None,
+        held_for: float | None = None,
+    ) -> None:
+        # The arguments are those of 0.5, whose users may look at them.
+        super().__init__(*((message,) if timeout is None else (message, timeout)))
+        self.name = name
+        self.timeout = timeout
+        self.holder = holder
+        self.held_for = held_for
+
+    def __str__(self) -> str:
+        said = str(self.args[0])
+        if self.timeout is not None:
+            said += f" of {self.timeout:g}s"
+        if self.name is not None:
+            said += f": `{self.name}`"
+        if self.holder is not None:
+            said += f" is held by {self.holder}"
+            if self.held_for is not None:
+                said += f" for {self.held_for:.1f}s"
+        return said
+
+
+class LockLost(LockException):
+    """The lease ended before it was released: somebody else may hold the lock by now.
+
+    ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
+    ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
+    ``unreachable``, ``failover``, ``forked``; ``detail`` says the same in a sentence.
+    """
+
+    def __init__(
+        self,
+        message: str = "lost lock, terminating",
+        *,
+        name: str | None = None,
+        token: int | None = None,
+        reason: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.token = token
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        if self.name is not None:
+            said += f": `{self.name}`"
+        if self.detail or self.reason:
+            said += f" ({self.detail or self.reason})"
+        return said
+
+
+class LockUnavailable(LockException):
+    """The database did not answer, or refused: its message says which, and what to do.
+
+    What was asked for may have been done all the same; a lock that was acquired so is free again
+    within 30 seconds.
+    """
+
+
+class LockConfigError(LockException, ValueError):
+    """A setting or argument is out of range; the message says what is allowed.
+
+    Found before anything is sent to the database.
+    """

@@ -1,0 +1,203 @@
+//! Raising an exception in another thread, and never too late.
+//!
+//! An asynchronous exception reaches a thread at one of its next bytecodes, wherever that is: in the
+//! `finally` of a block that has just ended, in another library, in the next request. So the way out
+//! of a block is here and not in Python. Between the last bytecode of a body and
+//! [`Scope::__exit__`] there is none at which an exception could arrive, and the first thing that
+//! happens there is that the alarm is switched off and what it had under way is taken back.
+
+use std::os::raw::c_long;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+enum State {
+    Armed,
+    /// The body is not running just now: a generator that has yielded.
+    Paused,
+    /// That exception is under way to the thread, or has arrived.
+    Raised(Py<PyType>),
+    /// The body has been told, or has ended without that.
+    Off {
+        told: bool,
+    },
+}
+
+/// What can raise an exception in the thread that runs a body, as long as it runs.
+#[pyclass(frozen, module = "database_locks._core")]
+pub(crate) struct Alarm {
+    thread: Mutex<c_long>,
+    state: Mutex<State>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Have `exception` raised in that thread; without one, take back what was under way.
+///
+/// Holding the GIL is what makes this safe against that thread's ending.
+fn set_async_exc(_py: Python<'_>, thread: c_long, exception: Option<&Bound<'_, PyType>>) -> bool {
+    let exception = exception.map_or(std::ptr::null_mut(), Bound::as_ptr);
+    // SAFETY: the GIL is held, as `_py` shows; the interpreter takes a reference of its own to the
+    // exception's type, and takes null for "none".
+    #[allow(unsafe_code, reason = "there is no safe face to this call")]
+    let threads = unsafe { pyo3::ffi::PyThreadState_SetAsyncExc(thread, exception) };
+    threads > 0
+}
+
+fn current_thread(py: Python<'_>) -> PyResult<c_long> {
+    static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let get_ident = GET_IDENT.get_or_try_init(py, || {
+        let module = PyModule::import(py, "threading")?;
+        module.getattr("get_ident").map(Bound::unbind)
+    })?;
+    // The interpreter's own type for it is unsigned; the call above wants the same bits signed.
+    let ident: u64 = get_ident.call0(py)?.extract(py)?;
+    Ok(ident as c_long)
+}
+
+#[pymethods]
+impl Alarm {
+    /// For the thread that calls this.
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        Ok(Self {
+            thread: Mutex::new(current_thread(py)?),
+            state: Mutex::new(State::Armed),
+        })
+    }
+
+    /// Whether the body is running, and was not told yet.
+    #[getter]
+    fn armed(&self) -> bool {
+        matches!(*locked(&self.state), State::Armed)
+    }
+
+    /// Raise `exception` in the thread that runs the body, unless it has ended, or was told already.
+    fn raise_in_thread(&self, py: Python<'_>, exception: Bound<'_, PyType>) -> bool {
+        let mut state = locked(&self.state);
+        if !matches!(*state, State::Armed) {
+            return false;
+        }
+        if !set_async_exc(py, *locked(&self.thread), Some(&exception)) {
+            return false;
+        }
+        *state = State::Raised(exception.unbind());
+        true
+    }
+
+    /// The body was told by other means, or has been: from now on this does nothing more.
+    fn told(&self) -> bool {
+        let mut state = locked(&self.state);
+        let first = matches!(*state, State::Armed);
+        if first {
+            *state = State::Off { told: true };
+        }
+        first
+    }
+
+    /// The body stops for a while.
+    fn pause(&self, py: Python<'_>) -> PyResult<()> {
+        self.take_back(py)?;
+        let mut state = locked(&self.state);
+        if matches!(*state, State::Armed) {
+            *state = State::Paused;
+        }
+        Ok(())
+    }
+
+    /// It goes on, in the thread that calls this.
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        *locked(&self.thread) = current_thread(py)?;
+        let mut state = locked(&self.state);
+        if matches!(*state, State::Paused) {
+            *state = State::Armed;
+        }
+        Ok(())
+    }
+
+    /// The body has ended.
+    fn off(&self, py: Python<'_>) -> PyResult<()> {
+        self.take_back(py)?;
+        let mut state = locked(&self.state);
+        *state = State::Off {
+            told: matches!(*state, State::Raised(_) | State::Off { told: true }),
+        };
+        Ok(())
+    }
+
+    /// Whether the body was told before it ended.
+    #[getter]
+    fn was_told(&self) -> bool {
+        matches!(*locked(&self.state), State::Off { told: true })
+    }
+}
+
+impl Alarm {
+    /// Take back an exception that has not arrived: its `arrived` is set when it is made.
+    fn take_back(&self, py: Python<'_>) -> PyResult<()> {
+        let raised = match &*locked(&self.state) {
+            State::Raised(exception) => exception.clone_ref(py),
+            _ => return Ok(()),
+        };
+        if !raised.getattr(py, "arrived")?.extract::<bool>(py)? {
+            set_async_exc(py, *locked(&self.thread), None);
+            *locked(&self.state) = State::Armed;
+        }
+        Ok(())
+    }
+}
+
+/// What `lock` derives from: the way out of a `with` block.
+#[pyclass(subclass, frozen, module = "database_locks._core")]
+pub(crate) struct Scope {
+    /// Which blocks are open, innermost last: the thread and the alarm of each.
+    open: Mutex<Vec<(c_long, Option<Py<Alarm>>)>>,
+}
+
+#[pymethods]
+impl Scope {
+    #[new]
+    #[pyo3(signature = (*_args, **_words))]
+    fn new(
+        _args: &Bound<'_, pyo3::types::PyTuple>,
+        _words: Option<&Bound<'_, pyo3::types::PyDict>>,
+    ) -> Self {
+        Self {
+            open: Mutex::default(),
+        }
+    }
+
+    /// A block begins in this thread.
+    fn _opened(&self, py: Python<'_>, alarm: Option<Py<Alarm>>) -> PyResult<()> {
+        let thread = current_thread(py)?;
+        locked(&self.open).push((thread, alarm));
+        Ok(())
+    }
+
+    /// The alarm goes off first; then `_leave`, in Python, does the rest.
+    fn __exit__(
+        slf: &Bound<'_, Self>,
+        kind: Bound<'_, PyAny>,
+        raised: Bound<'_, PyAny>,
+        traceback: Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let thread = current_thread(py)?;
+        let alarm = {
+            let mut open = locked(&slf.get().open);
+            // Another thread may end what this one began: a generator that the collector closes.
+            let own = open.iter().rposition(|(of, _)| *of == thread);
+            own.or(open.len().checked_sub(1))
+                .and_then(|i| open.remove(i).1)
+        };
+        if let Some(alarm) = alarm {
+            alarm.get().off(py)?;
+        }
+        slf.call_method1("_leave", (kind, raised, traceback))
+            .map(Bound::unbind)
+    }
+}

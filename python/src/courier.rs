@@ -1,0 +1,55 @@
+//! The one thread of the extension that may wait for the GIL.
+//!
+//! The core's background thread renews every lease of the process. If it asked for the GIL, a busy
+//! interpreter would starve it and the leases would end; so it hands over what Python is to be told
+//! (a loss, a log record, the end of an operation), and goes on. The same holds for a thread that has
+//! the GIL already and would wait for the background thread to answer.
+
+use std::future::Future;
+
+use database_locks::__face::PerProcess;
+use pyo3::prelude::*;
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
+
+fn handle() -> std::io::Result<&'static Handle> {
+    static HANDLE: PerProcess<Handle> = PerProcess::new();
+    HANDLE.get_or_try_init(|| {
+        let runtime = Builder::new_current_thread().build()?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("database-locks-py".into())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(handle)
+    })
+}
+
+/// Carry out `work` on the courier's thread.
+///
+/// # Errors
+///
+/// Where the thread cannot be started.
+pub(crate) fn spawn(
+    work: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    Ok(handle()?.spawn(work))
+}
+
+/// Tell Python something, later and on the courier's thread. What `tell` raises goes where Python
+/// sends what nobody can catch.
+pub(crate) fn tell(tell: impl FnOnce(Python<'_>) -> PyResult<()> + Send + 'static) {
+    // Without a thread there is nobody to be told.
+    let _ = spawn(async move {
+        now(tell);
+    });
+}
+
+/// Tell Python something on this thread, waiting for the GIL. Not at all where the interpreter is
+/// coming to its end: whoever asks for the GIL then never returns.
+pub(crate) fn now(tell: impl FnOnce(Python<'_>) -> PyResult<()>) {
+    Python::try_attach(|py| {
+        if let Err(error) = tell(py) {
+            error.write_unraisable(py, None);
+        }
+    });
+}

@@ -1,0 +1,56 @@
+//! The one table from the core's errors to Python's exceptions.
+
+use database_locks::{Error, LostReason};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyType};
+
+/// The exception that says this. What cannot be made into it becomes the error that said so.
+pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
+    exception(py, error).unwrap_or_else(|failed| failed)
+}
+
+fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
+    let words = PyDict::new(py);
+    let (class, said) = match &error {
+        Error::TimedOut {
+            name,
+            waited,
+            holder,
+            held_for,
+        } => {
+            words.set_item("timeout", waited.as_secs_f64())?;
+            words.set_item("name", name.as_str())?;
+            words.set_item("holder", holder)?;
+            words.set_item("held_for", held_for.map(|age| age.as_secs_f64()))?;
+            (
+                "LockTimeout",
+                "failed to acquire lock within timeout".into(),
+            )
+        }
+        Error::Lost { name, reason } => {
+            words.set_item("name", name.as_str())?;
+            let (word, sentence) = said(*reason);
+            words.set_item("reason", word)?;
+            words.set_item("detail", sentence)?;
+            ("LockLost", "lost lock, terminating".into())
+        }
+        Error::Config { .. } => ("LockConfigError", error.chain()),
+        _ => ("LockUnavailable", error.chain()),
+    };
+    let made = class_of(py, class)?.call((said,), Some(&words))?;
+    Ok(PyErr::from_value(made))
+}
+
+/// A reason as a word and as a sentence.
+pub(crate) fn said(reason: LostReason) -> (&'static str, String) {
+    (reason.word(), reason.to_string())
+}
+
+fn class_of<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let module = MODULE.get_or_try_init(py, || {
+        PyModule::import(py, "database_locks.exceptions").map(Bound::unbind)
+    })?;
+    Ok(module.bind(py).getattr(name)?.cast_into()?)
+}

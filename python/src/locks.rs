@@ -1,0 +1,197 @@
+//! The locks of one table.
+
+use std::time::Duration;
+
+use database_locks::{Error, Lock, Ticket, Ttl};
+use pyo3::prelude::*;
+use serde_json::Value as Json;
+
+use crate::errors::raise;
+use crate::pending::{Pending, Value};
+
+#[pyclass(frozen, module = "database_locks._core")]
+pub(crate) struct Locks {
+    locks: database_locks::Locks,
+    #[pyo3(get)]
+    engine: &'static str,
+}
+
+/// Python's seconds. What is no length of time is refused here, since Rust has no negative one.
+pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        let got = format!("{seconds} seconds");
+        let allowed = "a length of time that is not negative".into();
+        raise(
+            py,
+            Error::Config {
+                setting: what,
+                got,
+                allowed,
+            },
+        )
+    })
+}
+
+/// None: without end.
+pub(crate) fn ttl(py: Python<'_>, ttl: Option<f64>) -> PyResult<Ttl> {
+    ttl.map_or(Ok(Ttl::Endless), |ttl| {
+        seconds(py, "lock_ttl", ttl).map(Ttl::Lasting)
+    })
+}
+
+impl Locks {
+    fn pending<F: Future<Output = Result<Value, Error>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(database_locks::Locks) -> F,
+    ) -> Pending {
+        Pending::new(work(self.locks.clone()))
+    }
+}
+
+#[pymethods]
+impl Locks {
+    #[new]
+    #[pyo3(signature = (url, table=None))]
+    fn new(py: Python<'_>, url: &str, table: Option<&str>) -> PyResult<Self> {
+        let engine = match url.split(':').next() {
+            Some("postgres" | "postgresql") => "postgres",
+            Some("mysql" | "mariadb") => "mysql",
+            Some("sqlite") => "sqlite",
+            _ => "memory",
+        };
+        let locks = database_locks::Locks::open(url, table).map_err(|error| raise(py, error))?;
+        Ok(Self { locks, engine })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each has a name in Python")]
+    #[pyo3(signature = (name, *, ttl, wait, auto_renew=true, renew_every=None, holder=None, poll=None, meta=None))]
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        ttl: Option<f64>,
+        wait: Option<f64>,
+        auto_renew: bool,
+        renew_every: Option<f64>,
+        holder: Option<&str>,
+        poll: Option<f64>,
+        meta: Option<&str>,
+    ) -> PyResult<Pending> {
+        let mut lock = self.locks.lock(name).ttl(self::ttl(py, ttl)?);
+        if let Some(every) = renew_every {
+            lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
+        }
+        lock = lock.auto_renew(auto_renew);
+        if let Some(holder) = holder {
+            lock = lock.holder(holder).take_over(true);
+        }
+        if let Some(longest) = poll {
+            lock = lock.poll(seconds(py, "retry", longest)?);
+        }
+        if let Some(meta) = meta {
+            lock = with_meta(lock, meta);
+        }
+        let once = wait == Some(0.0);
+        if let Some(wait) = wait {
+            lock = lock.wait(seconds(py, "timeout", wait)?);
+        }
+        Ok(Pending::new(async move {
+            let guard = if once {
+                lock.try_acquire().await?
+            } else {
+                Some(lock.acquire().await?)
+            };
+            Ok(Value::Guard(guard))
+        }))
+    }
+
+    #[pyo3(signature = (ticket, *, ttl, auto_renew=true))]
+    fn take_up(
+        &self,
+        py: Python<'_>,
+        ticket: &str,
+        ttl: Option<f64>,
+        auto_renew: bool,
+    ) -> PyResult<Pending> {
+        let ticket: Ticket = ticket.parse().map_err(|error| raise(py, error))?;
+        let lock = self.locks.lock(ticket.name().as_str());
+        let lock = lock.ttl(self::ttl(py, ttl)?).auto_renew(auto_renew);
+        Ok(Pending::new(async move {
+            Ok(Value::Guard(Some(lock.take_up(&ticket).await?)))
+        }))
+    }
+
+    fn connect(&self) -> Pending {
+        self.pending(|locks| async move {
+            locks.show("-").await?;
+            Ok(Value::Nothing)
+        })
+    }
+
+    fn migrate(&self) -> Pending {
+        self.pending(|locks| async move {
+            locks.migrate().await?;
+            Ok(Value::Nothing)
+        })
+    }
+
+    fn list(&self) -> Pending {
+        self.pending(|locks| async move {
+            let all: Vec<String> = (locks.list().await?.iter())
+                .map(|info| info.to_json())
+                .collect();
+            Ok(Value::Text(Some(format!("[{}]", all.join(",")))))
+        })
+    }
+
+    fn show(&self, name: String) -> Pending {
+        self.pending(|locks| async move {
+            let info = locks.show(&name).await?;
+            Ok(Value::Text(info.map(|info| info.to_json())))
+        })
+    }
+
+    fn force_release(&self, name: String) -> Pending {
+        self.pending(|locks| async move { Ok(Value::Freed(locks.force_release(&name).await?)) })
+    }
+
+    fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
+        let idle = seconds(py, "idle", idle)?;
+        Ok(
+            self.pending(
+                |locks| async move { Ok(Value::Count(locks.prune(idle, unknown).await?)) },
+            ),
+        )
+    }
+
+    fn drain(&self) -> Pending {
+        self.pending(|locks| async move {
+            locks.drain().await;
+            Ok(Value::Nothing)
+        })
+    }
+
+    fn expire(&self, name: String) -> Pending {
+        self.pending(|locks| async move {
+            let done = database_locks::__testing::expire(&locks, &name).await?;
+            Ok(Value::Bool(done))
+        })
+    }
+
+    fn lose(&self, name: String) -> Pending {
+        self.pending(|locks| async move {
+            let done = database_locks::__testing::lose(&locks, &name).await?;
+            Ok(Value::Bool(done))
+        })
+    }
+}
+
+/// The caller's own keys, which Python has written as a JSON object.
+fn with_meta(mut lock: Lock, meta: &str) -> Lock {
+    if let Ok(Json::Object(keys)) = serde_json::from_str(meta) {
+        for (key, value) in keys {
+            lock = lock.metadata(key, value);
+        }
+    }
+    lock
+}

@@ -1,0 +1,174 @@
+"""Databases and child processes for tests: see ``support``.
+
+Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
+``mariadb_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
+breaks them, and they are whole again after the test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import Child, Holder, Lab, Program, Server, dblock, holder, sql
+
+ENGINES = ["memory", "sqlite", "postgres", "mariadb"]
+SERVERS = ["postgres", "mariadb"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is in a file ``test_django*`` or a folder ``django`` concerns each version of Django."""
+    for item in items:
+        if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
+            item.add_marker(pytest.mark.django)
+
+
+def pytest_configure() -> None:
+    import database_locks
+
+    # The source has no extension beside it, or an old one: what is installed is tested.
+    source = Path(__file__).parents[1] / "database_locks"
+    found = Path(database_locks.__file__).parent
+    assert found != source, (
+        f"{found} is not installed: run `make test-python`, or pytest of scripts/python-env"
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_lab() -> Iterator[Lab]:
+    """The servers, not mended after each test: only what is as wide as a module needs this one."""
+    lab = Lab(*SERVERS)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    """The servers, to be stopped and frozen: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
+    yield shared_lab
+    shared_lab.mend()
+
+
+@pytest.fixture(scope="session")
+def _tables() -> dict[str, str]:
+    """The database of each server that tests share."""
+    return {}
+
+
+def _empty_table(server: Server, tables: dict[str, str]) -> str:
+    url = tables.get(server.name)
+    if url is None:
+        url = tables[server.name] = server.database()
+        dblock("init", url=url)
+    try:
+        sql(url, "DELETE FROM database_locks_lock")
+    except Exception:  # noqa: BLE001 - each driver has its own, and a test may have dropped the table
+        dblock("init", url=url)
+    return url
+
+
+@pytest.fixture
+def postgres_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+    """A PostgreSQL database with an empty table."""
+    return _empty_table(shared_lab.postgres, _tables)
+
+
+@pytest.fixture
+def mariadb_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+    """A MariaDB database with an empty table."""
+    return _empty_table(shared_lab.mariadb, _tables)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A file with an empty table."""
+    url = f"sqlite://{tmp_path / 'locks.sqlite3'}"
+    dblock("init", url=url)
+    return url
+
+
+_memories = itertools.count()
+
+
+@pytest.fixture
+def memory_url() -> str:
+    """Locks of this process alone."""
+    return f"memory:test-{next(_memories)}"
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty table on each engine."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(params=ENGINES[1:])
+def shared_url(request: pytest.FixtureRequest) -> str:
+    """An empty table on each engine that other processes can reach."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(params=SERVERS)
+def server_url(request: pytest.FixtureRequest) -> str:
+    """An empty table on each engine that has a server."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def fresh_database(shared_lab: Lab) -> Callable[[str], str]:
+    """``fresh_database("postgres")``: an empty database, without a table; its URL."""
+    return lambda engine: getattr(shared_lab, engine).database()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name for a lock, after the test."""
+    return str(request.node.name)[:255]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Program]]:
+    """``start([program, argument])``: a child process, ended after the test."""
+    started: list[Program] = []
+
+    def start(argv: list[str], **how: Any) -> Program:
+        started.append(Program(argv, **how))
+        return started[-1]
+
+    yield start
+    for program in reversed(started):
+        program.close()
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[..., Holder]]:
+    """``hold("ours", url)``: a process that takes locks; the kinds are in ``support.holder``."""
+    holders: list[Holder] = []
+
+    def start(kind: str, url: str) -> Holder:
+        holders.append(holder(kind, url))
+        return holders[-1]
+
+    yield start
+    for one in reversed(holders):
+        one.close()
+
+
+@pytest.fixture
+def child(hold: Callable[..., Holder]) -> Callable[[str], Child]:
+    """``child(url)``: our package in another process, to be told to hold, frozen and killed."""
+    return lambda url: hold("ours", url)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.startswith("DATABASE_LOCKS_")]:
+        monkeypatch.delenv(variable)

@@ -1,0 +1,39 @@
+"""What the tests stand on: real servers, child processes that can be frozen and killed."""
+
+from .lab import Lab, Proxy, Server
+from .process import (
+    Child,
+    Holder,
+    OldHolder,
+    Program,
+    dblock,
+    environment,
+    holder,
+    state_of,
+    threads_of,
+    tool,
+)
+from .sql import connect_and_migrate, django_database, sql
+from .waiting import SOON, eventually, in_thread
+
+__all__ = [
+    "SOON",
+    "Child",
+    "Holder",
+    "Lab",
+    "OldHolder",
+    "Program",
+    "Proxy",
+    "Server",
+    "connect_and_migrate",
+    "dblock",
+    "django_database",
+    "environment",
+    "eventually",
+    "in_thread",
+    "holder",
+    "sql",
+    "state_of",
+    "threads_of",
+    "tool",
+]

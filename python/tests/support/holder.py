@@ -1,0 +1,68 @@
+"""A process that takes locks by our package, and does as the lines of its standard input say.
+
+``holder.py URL``: ``hold {"lock_name": …}`` takes a lock with these arguments of ``lock`` and says
+``held TOKEN``; while it is held, ``ask`` asks whether it is, and ``release`` ends the block.
+``lost REASON`` and ``error TYPE: MESSAGE`` say what was raised. ``count`` counts in a file under a
+lock. Ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from database_locks import LockException, LockLost, Locks, connect
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def hold(locks: Locks, arguments: dict[str, Any]) -> None:
+    with locks.lock(**arguments) as held:
+        say(f"held {held.token}")
+        for line in iter(sys.stdin.readline, ""):
+            word = line.strip()
+            if word == "release":
+                break
+            if word == "ask":
+                say(f"is_held {str(not held.lost).lower()}")
+            else:
+                say(f"what is {word}?")
+        else:
+            sys.exit()
+    say("released")
+
+
+def count(locks: Locks, name: str, rounds: int, file: str) -> None:
+    for _ in range(rounds):
+        with locks.lock(name):
+            number = int(Path(file).read_text())
+            time.sleep(0.001)
+            Path(file).write_text(str(number + 1))
+    say("counted")
+
+
+def main() -> None:
+    locks = connect(sys.argv[1])
+    say("ready")
+    for line in iter(sys.stdin.readline, ""):
+        word, _, rest = line.strip().partition(" ")
+        try:
+            if word == "hold":
+                hold(locks, json.loads(rest))
+            elif word == "count":
+                count(locks, **json.loads(rest))
+            else:
+                say(f"what is {word}?")
+        except LockLost as lost:
+            say(f"lost {lost.reason}")
+        except LockException as error:
+            say(f"error {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

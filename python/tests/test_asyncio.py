@@ -1,0 +1,142 @@
+"""Locks in tasks: they exclude each other, nest, and leave the loop free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from database_locks import Locks, LockTimeout, connect
+
+
+@pytest.fixture
+def locks(url: str) -> Locks:
+    return connect(url)
+
+
+@pytest.fixture
+def here(memory_url: str) -> Locks:
+    return connect(memory_url)
+
+
+def test_tasks_of_one_thread_exclude_each_other(locks: Locks) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    async def work(i: int) -> None:
+        async with locks.lock("job", timeout=30):
+            inside.append(i)
+            most.append(len(inside))
+            await asyncio.sleep(0.01)
+            inside.remove(i)
+
+    async def main() -> None:
+        await asyncio.gather(*(work(i) for i in range(10)))
+
+    asyncio.run(main())
+    assert most == [1] * 10
+
+
+def test_a_child_task_is_not_its_parent(here: Locks) -> None:
+    async def child() -> None:
+        async with here.lock("job", retry=0):
+            pytest.fail("walked into its parent's lock")
+
+    async def main() -> None:
+        async with here.lock("job"), here.lock("job"):
+            with pytest.raises(LockTimeout):
+                await asyncio.create_task(child())
+
+    asyncio.run(main())
+
+
+def test_waiting_leaves_the_loop_free(here: Locks) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        async with here.lock("job"):
+
+            async def wait() -> None:
+                async with here.lock("job", timeout=0.5):
+                    pytest.fail("got it")
+
+            with pytest.raises(LockTimeout):
+                await asyncio.create_task(wait())
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert ticks > 10
+
+
+def test_a_cancelled_wait_leaves_nothing_held(locks: Locks) -> None:
+    async def wait() -> None:
+        async with locks.lock("job"):
+            pytest.fail("got it")
+
+    async def main() -> None:
+        async with locks.lock("job"):
+            for pause in (0, 0.001, 0.01, 0.1):
+                task = asyncio.create_task(wait())
+                await asyncio.sleep(pause)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    asyncio.run(main())
+    began = time.monotonic()
+    with locks.lock("job"):
+        pass
+    assert time.monotonic() - began < 5
+
+
+def test_a_timeout_around_it_is_a_timeout(here: Locks) -> None:
+    async def main() -> None:
+        async with here.lock("job"):
+
+            async def wait() -> None:
+                async with here.lock("job"):
+                    pytest.fail("got it")
+
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.create_task(wait()), 0.2)
+
+    asyncio.run(main())
+
+
+def test_one_lock_object_for_many_tasks(here: Locks) -> None:
+    job, order = here.lock("job", timeout=30), []
+
+    async def work() -> None:
+        async with job:
+            order.append("in")
+            await asyncio.sleep(0)
+            order.append("out")
+
+    async def main() -> None:
+        await asyncio.gather(*(work() for _ in range(20)))
+
+    asyncio.run(main())
+    assert order == ["in", "out"] * 20
+
+
+def test_a_loop_that_is_gone_loses_no_later_one_its_locks(here: Locks) -> None:
+    async def leave_it() -> None:
+        await here.lock("left").__aenter__()
+
+    asyncio.run(leave_it())
+
+    async def main() -> str:
+        async with here.lock("job") as held:
+            await held.acheck()
+            await held.aextend(20)
+            return "fine"
+
+    assert asyncio.run(main()) == "fine"

@@ -1,0 +1,320 @@
+"""`lock`: taking, waiting, nesting, and what its arguments mean."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import database_locks
+from database_locks import (
+    LockConfigError,
+    LockException,
+    LockLost,
+    Locks,
+    LockTimeout,
+    LockUnavailable,
+    connect,
+)
+
+from support import in_thread
+
+
+@pytest.fixture
+def locks(url: str) -> Locks:
+    return connect(url)
+
+
+@pytest.fixture
+def here(memory_url: str) -> Locks:
+    return connect(memory_url)
+
+
+def test_a_lock_is_held_in_its_block_and_free_after_it(locks: Locks) -> None:
+    other = locks
+    with locks.lock("job") as held:
+        assert held.token is not None
+        assert not held.lost
+        assert 0 < held.remaining() <= 10
+        held.check()
+        with pytest.raises(LockTimeout):
+            in_thread(lambda: other.lock("job", retry=0).__enter__())
+    assert locks.show("job")["state"] == "free"  # type: ignore[index]
+
+
+def test_an_exception_frees_the_lock_and_goes_on(locks: Locks) -> None:
+    with pytest.raises(ZeroDivisionError), locks.lock("job"):
+        1 / 0  # noqa: B018
+    assert locks.show("job")["state"] == "free"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_whatever_ends_the_block_frees_the_lock(here: Locks, ends: type[BaseException]) -> None:
+    with pytest.raises(ends), here.lock("job"):
+        raise ends
+    assert here.show("job")["state"] == "free"  # type: ignore[index]
+
+
+def test_tokens_grow(locks: Locks) -> None:
+    tokens = []
+    for _ in range(3):
+        with locks.lock("job") as held:
+            tokens.append(held.token)
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_wait_has_its_limit_and_says_who_holds(locks: Locks) -> None:
+    with locks.lock("job", locked_by="the nightly run"):
+        began = time.monotonic()
+        with pytest.raises(LockTimeout) as caught:
+            in_thread(lambda: locks.lock("job", timeout=0.5).__enter__())
+        assert 0.4 < time.monotonic() - began < 5
+    error = caught.value
+    assert error.args == ("failed to acquire lock within timeout", 0.5)
+    assert error.holder == "the nightly run"
+    assert error.name == "job"
+    assert str(error).startswith("failed to acquire lock within timeout of 0.5s: `job` is held by")
+
+
+@pytest.mark.parametrize("retry", [0, None, timedelta(0)])
+def test_without_retry_it_tries_once(here: Locks, retry: Any) -> None:
+    with here.lock("job", locked_by="me"):
+        with pytest.raises(LockTimeout) as caught:
+            in_thread(lambda: here.lock("job", timeout=60, retry=retry).__enter__())
+    assert caught.value.args == ("failed to acquire lock",)
+    assert caught.value.holder == "me"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, None])
+def test_no_timeout_waits_as_long_as_it_takes(here: Locks, timeout: Any) -> None:
+    got = threading.Event()
+
+    def wait() -> None:
+        with here.lock("job", timeout=timeout):
+            got.set()
+
+    with here.lock("job"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not got.wait(0.3)
+    assert got.wait(10)
+    thread.join()
+
+
+def test_busy_may_raise_at_once(here: Locks) -> None:
+    with here.lock("job"):
+        began = time.monotonic()
+        with pytest.raises(LockTimeout):
+            in_thread(lambda: here.lock("job", on_busy="raise").__enter__())
+        assert time.monotonic() - began < 5
+
+
+def test_a_with_block_cannot_be_skipped(here: Locks) -> None:
+    with pytest.raises(LockConfigError, match="decorated functions"), here.lock(
+        "job", on_busy="skip"
+    ):
+        pass
+
+
+def test_only_the_outermost_block_of_a_thread_frees(here: Locks) -> None:
+    with here.lock("job") as outer:
+        with here.lock("job") as inner:
+            assert inner is outer
+        assert here.show("job")["state"] == "held"  # type: ignore[index]
+        with pytest.raises(LockTimeout):
+            in_thread(lambda: here.lock("job", retry=0).__enter__())
+    assert here.show("job")["state"] == "free"  # type: ignore[index]
+
+
+def test_one_object_may_be_entered_again_and_by_several_threads(here: Locks) -> None:
+    job, order = here.lock("job", timeout=20), []
+
+    def work() -> None:
+        for _ in range(20):
+            with job, job:
+                order.append("in")
+                order.append("out")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order == ["in", "out"] * 80
+
+
+def test_nesting_into_a_lost_lock_raises(here: Locks) -> None:
+    told: list[Any] = []
+    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
+        here.lose("job")
+        wait_until(lambda: held.lost)
+        with pytest.raises(LockLost), here.lock("job"):
+            pytest.fail("entered a lost lock")
+
+
+def wait_until(done: Any) -> None:
+    until = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < until, "nothing happened for ten seconds"
+        time.sleep(0.01)
+
+
+def test_a_bare_lock_has_the_name_of_the_function_around_it(here: Locks) -> None:
+    class Job:
+        def run(self) -> str:
+            with here.lock() as held:
+                return held.name
+
+    own = f"{__name__}.test_a_bare_lock_has_the_name_of_the_function_around_it"
+    assert Job().run() == f"{own}.<locals>.Job.run"
+    with here.lock() as held:
+        assert held.name == own
+
+
+def test_a_bare_lock_outside_of_functions_wants_a_name(memory_url: str) -> None:
+    program = f"from database_locks import connect\nwith connect({memory_url!r}).lock(): pass"
+    with pytest.raises(LockConfigError, match="give it a name"):
+        exec(program, {"__name__": "a_module"})
+
+
+def test_no_ttl_is_without_end(locks: Locks) -> None:
+    with locks.lock("job", lock_ttl=None) as held:
+        assert held.remaining() == float("inf")
+        assert locks.show("job")["expires_at"] is None  # type: ignore[index]
+
+
+def test_lengths_of_time_may_be_timedeltas(here: Locks) -> None:
+    with here.lock(
+        "job",
+        timeout=timedelta(seconds=1),
+        lock_ttl=timedelta(minutes=1),
+        retry=timedelta(milliseconds=100),
+        lock_ttl_renew=timedelta(seconds=10),
+    ) as held:
+        assert 50 < held.remaining() <= 60
+
+
+def test_a_lease_is_renewed_while_the_block_runs(locks: Locks) -> None:
+    with locks.lock("job", lock_ttl=1) as held:
+        time.sleep(2)
+        held.check()
+        assert not held.lost
+
+
+def test_extending_lengthens_the_lease(locks: Locks) -> None:
+    with locks.lock("job", lock_ttl=2) as held:
+        held.extend(60)
+        assert held.remaining() > 40
+
+
+def test_without_renewal_the_end_of_the_lease_is_told(here: Locks) -> None:
+    with pytest.raises(LockLost) as caught, here.lock("job", lock_ttl=0.5, auto_renew=False):
+        time.sleep(10)
+    assert caught.value.reason == "expired"
+
+
+def test_a_lock_handed_over_outlives_its_block(here: Locks) -> None:
+    with here.lock("job") as held:
+        ticket = held.hand_over()
+        assert ticket is not None
+    assert here.show("job")["state"] == "held"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"lock_name": ""}, "1 to 255 characters"),
+        ({"lock_name": "x" * 256}, "1 to 255 characters"),
+        ({"lock_name": "a\0b"}, "NUL"),
+        ({"lock_name": 7}, "must be a text"),
+        ({"timeout": "5"}, "`timeout` is '5'"),
+        ({"timeout": float("nan")}, "`timeout`"),
+        ({"timeout": True}, "`timeout`"),
+        ({"lock_ttl": 0}, "ten years"),
+        ({"lock_ttl": 1e12}, "10 years"),
+        ({"lock_ttl": -1}, "`lock_ttl` is -1"),
+        ({"retry": -1}, "`retry`"),
+        ({"lock_ttl_renew": -1}, "`lock_ttl_renew`"),
+        ({"locked_by": ""}, "1 to 255 characters"),
+        ({"on_busy": "wiat"}, "wait, skip, raise"),
+        ({"until": "comit"}, "exit, commit"),
+        ({"lost_lock_cb": 5}, "callable"),
+        ({"meta": {"a": object()}}, "JSON"),
+        ({"meta": {"a": "x" * 5000}}, "4096 bytes"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_with_what_is_allowed(
+    here: Locks, words: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LockConfigError, match=said), here.lock(**{"lock_name": "job", **words}):
+        pytest.fail("entered")
+    assert here.list() == []
+
+
+def test_a_renewal_may_be_wished_earlier_but_not_later(here: Locks) -> None:
+    from database_locks.locks import _renew_every
+
+    assert _renew_every(30, 25) == 5
+    assert _renew_every(30, 2) == 10
+    assert _renew_every(2, 2) == pytest.approx(0.2)
+    assert _renew_every(None, 2) is None
+
+
+def test_a_bad_url_is_refused_without_repeating_it() -> None:
+    for url in ("hunter2", "postgres://u:hunter2@h:hunter2/", "redis://hunter2"):
+        with pytest.raises(LockConfigError) as caught:
+            connect(url)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_database_that_is_not_there_is_unavailable() -> None:
+    locks = connect("postgres://u:hunter2@127.0.0.1:1/db")
+    with pytest.raises(LockUnavailable) as caught, locks.lock("job", retry=0):
+        pytest.fail("entered")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_errors_are_one_family() -> None:
+    for kind in (LockTimeout, LockLost, LockUnavailable, LockConfigError):
+        assert issubclass(kind, LockException)
+    assert issubclass(LockConfigError, ValueError)
+    from database_locks import locks as old
+
+    assert old.LockException is LockException
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LockTimeout("failed", 5.0, name="job", holder="me", held_for=1.5),
+        LockLost(name="job", token=5, reason="forced", detail="released by force"),
+    ],
+)
+def test_errors_can_be_sent_to_another_process(error: LockException) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_the_package_does_not_import_django() -> None:
+    import subprocess
+    import sys
+
+    program = "import database_locks, sys; sys.exit('django' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert database_locks.__version__.count(".") == 2
+
+
+def test_what_is_left_to_its_end_is_given_back_when_the_process_ends(sqlite_url: str) -> None:
+    import subprocess
+    import sys
+
+    program = (
+        f"from database_locks import connect\nL = connect({sqlite_url!r})\n"
+        "held = L.lock('job', lock_ttl=60).__enter__()\nassert not held.lost\ndel held\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert connect(sqlite_url).show("job")["state"] == "free"  # type: ignore[index]

@@ -1,0 +1,255 @@
+"""`locked`, on all that it can decorate."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from database_locks import LockConfigError, Locks, LockTimeout, connect, locked
+
+from support import in_thread
+
+
+@pytest.fixture
+def here(memory_url: str) -> Locks:
+    return connect(memory_url)
+
+
+def held_names(locks: Locks) -> list[str]:
+    return [lock["name"] for lock in locks.list() if lock["state"] == "held"]
+
+
+def test_a_function_runs_under_the_lock_of_its_name(here: Locks) -> None:
+    @here.locked
+    def job(a: int, *, b: int) -> tuple[int, list[str]]:
+        """What it does."""
+        return a + b, held_names(here)
+
+    own = "test_a_function_runs_under_the_lock_of_its_name.<locals>.job"
+    assert job(1, b=2) == (3, [f"{__name__}.{own}"])
+    assert held_names(here) == []
+    assert (job.__name__, job.__doc__) == ("job", "What it does.")
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda locks: locks.locked("other"),
+        lambda locks: locks.locked(lock_name="other"),
+        lambda locks: locks.locked("other", timeout=5, lock_ttl=60),
+        lambda locks: locks.lock("other"),
+    ],
+)
+def test_it_may_be_given_a_name(here: Locks, decorate: Callable[[Locks], Any]) -> None:
+    @decorate(here)
+    def job() -> list[str]:
+        return held_names(here)
+
+    assert job() == ["other"]
+
+
+def test_without_arguments_but_called(here: Locks) -> None:
+    for decorator in (here.locked(), here.lock()):
+
+        @decorator
+        def job() -> list[str]:
+            return held_names(here)
+
+        assert job()[0].endswith("test_without_arguments_but_called.<locals>.job")
+
+
+def test_methods_of_all_kinds(here: Locks) -> None:
+    class Job:
+        @here.locked
+        def method(self) -> list[str]:
+            return held_names(here)
+
+        @classmethod
+        @here.locked
+        def below(cls) -> list[str]:
+            return held_names(here)
+
+        @here.locked
+        @classmethod
+        def above(cls) -> tuple[type, list[str]]:
+            return cls, held_names(here)
+
+        @here.locked
+        @staticmethod
+        def static() -> list[str]:
+            return held_names(here)
+
+    class Other:
+        @here.locked
+        def method(self) -> list[str]:
+            return held_names(here)
+
+    prefix = f"{__name__}.test_methods_of_all_kinds.<locals>"
+    assert Job().method() == [f"{prefix}.Job.method"]
+    assert Other().method() == [f"{prefix}.Other.method"]
+    assert Job.below() == [f"{prefix}.Job.below"]
+    assert Job().above() == (Job, [f"{prefix}.Job.above"])
+    assert Job.static() == [f"{prefix}.Job.static"]
+
+
+def test_a_coroutine_holds_it_until_its_end(here: Locks) -> None:
+    @here.locked("job")
+    async def job() -> list[str]:
+        await asyncio.sleep(0.01)
+        return [lock["name"] for lock in await here.alist() if lock["state"] == "held"]
+
+    assert asyncio.iscoroutinefunction(job)
+    assert asyncio.run(job()) == ["job"]
+    assert held_names(here) == []
+
+
+def test_a_generator_holds_it_while_it_runs(here: Locks) -> None:
+    @here.locked("job")
+    def job(most: int) -> Iterator[tuple[int, list[str]]]:
+        for i in range(most):
+            said = yield i, held_names(here)
+            if said:
+                return said
+
+    steps = job(5)
+    assert held_names(here) == []
+    assert next(steps) == (0, ["job"])
+    assert held_names(here) == ["job"]
+    with pytest.raises(StopIteration) as ended:
+        steps.send("enough")  # type: ignore[attr-defined]
+    assert ended.value.value == "enough"
+    assert held_names(here) == []
+
+    half = job(5)
+    next(half)
+    half.close()  # type: ignore[attr-defined]
+    assert held_names(here) == []
+
+    forgotten = job(5)
+    next(forgotten)
+    del forgotten
+    here.drain()
+    assert held_names(here) == []
+
+
+def test_what_is_thrown_into_a_generator_arrives(here: Locks) -> None:
+    @here.locked("job")
+    def job() -> Iterator[str]:
+        try:
+            yield "first"
+        except ValueError as error:
+            yield str(error)
+
+    steps = job()
+    next(steps)
+    assert steps.throw(ValueError("thrown")) == "thrown"  # type: ignore[attr-defined]
+    steps.close()  # type: ignore[attr-defined]
+
+
+def test_a_generator_may_go_on_in_another_thread(here: Locks) -> None:
+    @here.locked("job")
+    def job() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    steps = job()
+    assert next(steps) == 1
+    assert in_thread(lambda: list(steps)) == [2]
+    assert held_names(here) == []
+
+
+def test_an_asynchronous_generator_holds_it_while_it_runs(here: Locks) -> None:
+    @here.locked("job")
+    async def job() -> AsyncIterator[list[str]]:
+        yield [lock["name"] for lock in await here.alist() if lock["state"] == "held"]
+
+    async def main() -> None:
+        async for names in job():
+            assert names == ["job"]
+
+    asyncio.run(main())
+    assert held_names(here) == []
+
+
+def test_a_busy_function_may_be_skipped(here: Locks) -> None:
+    calls = []
+
+    @here.locked("job", on_busy="skip")
+    def job() -> str:
+        calls.append(1)
+        return "ran"
+
+    @here.locked("job", on_busy="skip")
+    async def task() -> str:
+        calls.append(2)
+        return "ran"
+
+    with here.lock("job"):
+        assert in_thread(job) is None
+        assert in_thread(lambda: asyncio.run(task())) is None
+    assert calls == []
+    assert job() == "ran"
+    assert asyncio.run(task()) == "ran"
+
+
+def test_a_busy_function_may_raise(here: Locks) -> None:
+    @here.locked("job", on_busy="raise")
+    def job() -> None:
+        pytest.fail("ran")
+
+    with here.lock("job"), pytest.raises(LockTimeout):
+        in_thread(job)
+
+
+def test_recursion_nests(here: Locks) -> None:
+    @here.locked("job")
+    def job(depth: int) -> list[str]:
+        return job(depth - 1) if depth else held_names(here)
+
+    assert job(5) == ["job"]
+    assert held_names(here) == []
+
+
+def test_one_decorated_function_in_many_threads_runs_once_at_a_time(here: Locks) -> None:
+    inside, most = [], []
+
+    @here.locked
+    def job() -> None:
+        inside.append(1)
+        most.append(len(inside))
+        inside.pop()
+
+    threads = [threading.Thread(target=lambda: [job() for _ in range(20)]) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 100
+
+
+def test_a_partial_takes_the_name_of_its_function(here: Locks) -> None:
+    def job(n: int) -> list[str]:
+        return held_names(here)
+
+    assert here.locked(functools.partial(job, 1))()[0].endswith("<locals>.job")
+
+
+def test_other_classes_are_refused(here: Locks) -> None:
+    with pytest.raises(NotImplementedError, match="only django BaseCommand subclasses"):
+        here.locked(type("Other", (), {}))
+    with pytest.raises(TypeError, match="cannot"):
+        here.locked(property(lambda self: None))
+
+
+def test_a_name_twice_and_a_typing_error_are_told_when_decorating() -> None:
+    with pytest.raises(LockConfigError, match="twice"):
+        locked("a", lock_name="b")
+    with pytest.raises(TypeError, match="tiemout"):
+        locked("a", tiemout=5)
+    with pytest.raises(LockConfigError, match="on_busy"):
+        locked("a", on_busy="sometimes")

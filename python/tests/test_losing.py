@@ -1,0 +1,241 @@
+"""A lock that is lost: who is told, how, and that nobody is told too late."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from database_locks import LockLost, Locks, connect
+
+from support import in_thread
+
+
+@pytest.fixture
+def here(memory_url: str) -> Locks:
+    return connect(memory_url)
+
+
+def lose_after(locks: Locks, seconds: float, name: str = "job") -> threading.Timer:
+    timer = threading.Timer(seconds, locks.lose, [name])
+    timer.start()
+    return timer
+
+
+def test_a_main_thread_asleep_is_woken_by_the_loss(here: Locks) -> None:
+    began = time.monotonic()
+    with pytest.raises(LockLost) as caught, here.lock("job") as held:
+        lose_after(here, 0.1)
+        time.sleep(60)
+    assert time.monotonic() - began < 5
+    assert (caught.value.name, caught.value.reason) == ("job", "forced")
+    assert caught.value.token == held.token
+    assert held.lost
+
+
+def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:
+    def work() -> None:
+        with here.lock("job"):
+            lose_after(here, 0.1)
+            until = time.monotonic() + 20
+            while time.monotonic() < until:
+                pass
+
+    began = time.monotonic()
+    with pytest.raises(LockLost) as caught:
+        in_thread(work)
+    assert time.monotonic() - began < 10
+    assert caught.value.reason == "forced"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_thread_that_waits_for_another_lock_is_told(here: Locks) -> None:
+    def work() -> None:
+        with here.lock("outer"):
+            lose_after(here, 0.1, "outer")
+            with here.lock("inner"):
+                pytest.fail("got a lock that somebody else has")
+
+    with here.lock("inner"), pytest.raises(LockLost) as caught:
+        in_thread(work)
+    assert caught.value.name == "outer"
+
+
+def test_a_task_is_told_by_cancellation(here: Locks) -> None:
+    async def work() -> None:
+        async with here.lock("job"):
+            asyncio.get_running_loop().call_later(0.1, here.lose, "job")
+            await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(LockLost):
+        asyncio.run(work())
+    assert time.monotonic() - began < 5
+
+
+def test_a_task_that_was_told_can_go_on(here: Locks) -> None:
+    async def work() -> str:
+        try:
+            async with here.lock("job"):
+                asyncio.get_running_loop().call_later(0.1, here.lose, "job")
+                await asyncio.sleep(60)
+        except LockLost:
+            await asyncio.sleep(0.1)
+            return "went on"
+        return "was not told"
+
+    assert asyncio.run(work()) == "went on"
+
+
+def test_a_task_that_somebody_else_cancels_stays_cancelled(here: Locks) -> None:
+    async def work() -> None:
+        async with here.lock("job"):
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert here.show("job")["state"] == "free"  # type: ignore[index]
+
+
+def test_a_callback_is_called_instead_as_a_signal_handler_is(here: Locks) -> None:
+    told: list[tuple[Any, ...]] = []
+    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
+        lose_after(here, 0.1)
+        until = time.monotonic() + 10
+        while not told and time.monotonic() < until:
+            time.sleep(0.05)
+        assert held.lost
+    ((signum, frame),) = told
+    assert isinstance(signum, int)
+    assert frame is not None
+
+
+def test_what_the_callback_raises_arrives_in_the_block(here: Locks) -> None:
+    def callback(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), here.lock("job", lost_lock_cb=callback):
+        lose_after(here, 0.1)
+        time.sleep(60)
+
+
+def test_a_callback_in_another_thread(here: Locks) -> None:
+    told = threading.Event()
+
+    def work() -> None:
+        with here.lock("job", lost_lock_cb=lambda *_: told.set()):
+            here.lose("job")
+            assert told.wait(10)
+
+    in_thread(work)
+
+
+def test_a_loss_that_only_the_end_of_the_block_finds_is_told_there(here: Locks) -> None:
+    with pytest.raises(LockLost), here.lock("job"):
+        here.force_release("job")
+    with pytest.raises(ZeroDivisionError), here.lock("job"):
+        here.force_release("job")
+        raise ZeroDivisionError
+
+
+def test_what_the_body_raised_is_not_replaced(here: Locks, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="mine"):  # noqa: PT012
+        with here.lock("job"):
+            here.force_release("job")
+            raise ValueError("mine")
+    assert "`job`" in caplog.text
+
+
+def test_no_loss_is_told_after_its_block(here: Locks) -> None:
+    """Losses that race with the end of the block, in the main thread and in another."""
+
+    def work() -> None:
+        for i in range(150):
+            timer = threading.Timer(0.002 * (i % 5) / 4, here.lose, ["job"])
+            timer.start()
+            try:
+                with here.lock("job", timeout=10):
+                    time.sleep(0.001)
+            except LockLost:
+                pass
+            # Here it would arrive if it came too late, or in the middle of the join.
+            timer.join()
+            time.sleep(0.001)
+
+    work()
+    in_thread(work)
+
+
+def test_no_handler_of_the_application_is_touched(here: Locks) -> None:
+    numbers = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+    seen: list[int] = []
+    mine = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM}
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in mine:
+            signal.signal(number, lambda number, _: seen.append(number))
+        expected = {number: signal.getsignal(number) for number in numbers}
+        with here.lock("job") as held:
+            signal.raise_signal(signal.SIGUSR1)
+            changed = {n for n in numbers if signal.getsignal(n) != expected[n]}
+            assert all(n >= signal.SIGRTMIN for n in changed)
+            assert len(changed) <= 1
+            assert not held.lost
+        with pytest.raises(LockLost), here.lock("job"):
+            lose_after(here, 0.05)
+            time.sleep(60)
+        signal.raise_signal(signal.SIGUSR1)
+        assert seen == [signal.SIGUSR1] * 2
+        assert {n for n in mine if signal.getsignal(n) != expected[n]} == set()
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+
+
+def test_two_lost_locks_each_raise_in_their_own_block(here: Locks) -> None:
+    names = []
+    with pytest.raises(LockLost) as outer, here.lock("a"):
+        try:
+            with here.lock("b"):
+                lose_after(here, 0.05, "b")
+                time.sleep(60)
+        except LockLost as inner:
+            names.append(inner.name)
+        lose_after(here, 0.05, "a")
+        time.sleep(60)
+    assert [*names, outer.value.name] == ["b", "a"]
+
+
+def test_a_paused_generator_hurts_nobody_else(here: Locks) -> None:
+    @here.locked("job")
+    def numbers() -> Any:
+        yield 1
+        yield 2
+
+    steps = numbers()
+    assert next(steps) == 1
+    here.lose("job")
+    time.sleep(0.5)  # where a loss that is not for this code would arrive
+    with pytest.raises(LockLost):
+        next(steps)
+
+
+def test_a_check_tells_the_loss_and_is_the_only_one_to_do_so(here: Locks) -> None:
+    with here.lock("job") as held:
+        here.force_release("job")
+        with pytest.raises(LockLost) as caught:
+            held.check()
+        assert caught.value.reason == "forced"
+        time.sleep(0.3)

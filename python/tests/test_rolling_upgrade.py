@@ -1,0 +1,202 @@
+"""django-database-locks 0.5 and this package on one table, while a deployment has some of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import Holder, Lab, OldHolder, Program, connect_and_migrate, eventually, sql, tool
+
+OURS = ["ours", "dblock", "rust"]
+Hold = Callable[[str, str], Holder]
+
+
+@pytest.fixture(scope="module", params=["postgres", "mariadb"])
+def old_and_url(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[tuple[OldHolder, str]]:
+    """0.5 on the table that its own migration made, and that ours has upgraded since."""
+    url = getattr(shared_lab, request.param).database()
+    old = OldHolder(url)
+    old.migrate()
+    connect_and_migrate(url)
+    yield old, url
+    old.close()
+
+
+@pytest.fixture
+def url(old_and_url: tuple[OldHolder, str]) -> str:
+    _, url = old_and_url
+    sql(url, "DELETE FROM database_locks_lock")
+    return url
+
+
+@pytest.fixture
+def old(old_and_url: tuple[OldHolder, str], url: str) -> OldHolder:
+    return old_and_url[0]
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_ours_waits_for_0_5_and_gets_it_after_its_release(
+    old: OldHolder, url: str, kind: str, hold: Hold
+) -> None:
+    ours = hold(kind, url)
+    old.hold("job", auto_renew=True)
+    ours.begin("job")
+    ours.silent(1.5)
+    assert old.is_held()
+    old.release()
+    ours.expect_held()
+    ours.release()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_0_5_waits_for_ours_and_gets_it_after_its_release(
+    old: OldHolder, url: str, kind: str, hold: Hold
+) -> None:
+    ours = hold(kind, url)
+    ours.hold("job")
+    old.begin("job")
+    old.silent(1.5)
+    ours.release()
+    old.expect_held()
+    old.release()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_ours_takes_over_from_a_killed_0_5_only_when_its_lease_has_ended(
+    url: str, kind: str, hold: Hold
+) -> None:
+    killed, ours = hold("old", url), hold(kind, url)
+    killed.hold("job", ttl=4)
+    taken = time.monotonic()
+    killed.kill()
+    ours.begin("job")
+    ours.expect_held()
+    # Its ttl counts from a moment before we were told.
+    assert time.monotonic() - taken > 3
+    ours.release()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_0_5_takes_over_from_ours_when_that_was_killed(
+    old: OldHolder, url: str, kind: str, hold: Hold
+) -> None:
+    ours = hold(kind, url)
+    taken = time.monotonic()
+    ours.hold("job", ttl=4)
+    ours.kill()
+    old.begin("job")
+    old.expect_held()
+    assert time.monotonic() - taken > 3.5
+    old.release()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_ours_is_renewed_for_longer_than_its_first_ttl_while_0_5_polls(
+    old: OldHolder, url: str, kind: str, hold: Hold
+) -> None:
+    ours = hold(kind, url)
+    ours.hold("job", ttl=2)
+    old.begin("job", retry=0.05)
+    old.silent(6)
+    if kind != "dblock":
+        assert ours.is_held()
+    ours.release()
+    old.expect_held()
+    old.release()
+
+
+def test_0_5_is_renewed_for_longer_than_its_first_ttl_while_ours_waits(
+    old: OldHolder, url: str, hold: Hold
+) -> None:
+    ours = hold("ours", url)
+    old.hold("job", ttl=3, lock_ttl_renew=2, auto_renew=True)
+    ours.begin("job")
+    ours.silent(6)
+    assert old.is_held()
+    old.release()
+    ours.expect_held()
+    ours.release()
+
+
+def test_a_holder_of_ours_learns_that_0_5_has_its_lock(
+    old: OldHolder, url: str, hold: Hold
+) -> None:
+    ours = hold("ours", url)
+    ours.hold("job", ttl=2)
+    ours.freeze()
+    old.begin("job")
+    old.expect_held()
+    ours.thaw()
+    assert ours.expect("lost") in {"expired", "taken_over"}
+    assert old.is_held()
+    old.release()
+
+
+def test_a_crowd_of_both_counts_without_a_slip(url: str, hold: Hold, tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    number.write_text("0")
+    rounds = 25
+    crowd = [hold(kind, url) for kind in ("old", "old", "ours", "ours")]
+    rust = Program([tool("lock-taker"), "count", url, "job", str(rounds), str(number), "locked"])
+    try:
+        rust.expect("ready")
+        rust.tell("go")
+        for one in crowd:
+            one.count("job", rounds, number)
+        for one in crowd:
+            one.expect("counted", within=120)
+        rust.expect("done", within=120)
+    finally:
+        rust.close()
+    assert number.read_text() == str(rounds * 5)
+
+
+@pytest.mark.parametrize("engine", ["postgres", "mariadb"])
+def test_the_table_of_0_5_is_upgraded_while_0_5_goes_on_writing(
+    engine: str, fresh_database: Callable[[str], str], hold: Callable[..., OldHolder]
+) -> None:
+    url = fresh_database(engine)
+    storming, holding = hold("old", url), hold("old", url)
+    storming.migrate()
+    holding.hold("held before", ttl=5, lock_ttl_renew=4, auto_renew=True)
+    storming.storm("storm")
+
+    connect_and_migrate(url)
+
+    # It still renews what it held, and still makes rows of new names in the table that has more
+    # columns now: the storm has had an error otherwise.
+    waiting = hold("ours", url)
+    waiting.begin("held before")
+    waiting.silent(6)
+    assert holding.is_held()
+    rows = "SELECT COUNT(*) FROM database_locks_lock"
+    now = sql(url, rows)
+    eventually(lambda: sql(url, rows) > now, "0.5 makes new rows")
+    assert storming.calm() > 1
+    holding.release()
+    waiting.expect_held()
+    waiting.release()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_names_that_0_5_has_used_are_ours_with_growing_tokens(
+    old: OldHolder, url: str, kind: str, hold: Hold
+) -> None:
+    """A row of 0.5 has no token; the first grant of ours begins at the time."""
+    old.hold("job")
+    old.release()
+    before = sql(url, "SELECT token FROM database_locks_lock WHERE name = 'job'")
+    assert before == [(0,)]
+    tokens = []
+    for _ in range(2):
+        ours = hold(kind, url)
+        ours.begin("job")
+        tokens.append(int(ours.expect_held()))
+        ours.release()
+        old.hold("job")
+        old.release()
+    assert tokens[0] > 1_700_000_000_000
+    assert tokens[1] > tokens[0]
