@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use database_locks::seam::{Outcome, TakeOver};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
+use testkit::contract::{ask, take_over};
 use testkit::time::now;
 use testkit::{Lab, Postgres, lab_tests, promise};
 use tokio_postgres::{Client, NoTls};
@@ -110,11 +112,18 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
         }
         all
     };
-    let (token, ticket) = (guard.token(), guard.ticket());
+    let (token, ticket, store) = (guard.token(), guard.ticket(), lab.bench().ready().await);
     let waiting = other.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user
         .under(&guard, None, async |_| {
+            let again = TakeOver {
+                to: ask("job", guard.holder(), SOON),
+                token,
+                grant: Some(guard.grant_id().to_owned()),
+            };
+            let over = take_over(&*store, &again).await;
+            assert!(!matches!(over, Outcome::Granted { .. }), "by the same");
             let taken_up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
             assert!(!matches!(taken_up, Ok(Ok(_))), "taken up");
             // Longer than every lease: those of the others are renewed meanwhile.

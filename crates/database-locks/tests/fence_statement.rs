@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use database_locks::seam::{Outcome, TakeOver};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle};
+use testkit::contract::{ask, take_over};
 use testkit::time::now;
 use testkit::{Lab, Stranger, lab_tests, promise};
 
@@ -105,16 +107,18 @@ enum Change {
     RenewedAndTakenOver,
     Released,
     Forced,
+    BySameHolder,
     TakenUp,
     Pruned,
     PrunedAndMadeAnew,
 }
 
-const CHANGES: [Change; 7] = [
+const CHANGES: [Change; 8] = [
     Change::TakenOver,
     Change::RenewedAndTakenOver,
     Change::Released,
     Change::Forced,
+    Change::BySameHolder,
     Change::TakenUp,
     Change::Pruned,
     Change::PrunedAndMadeAnew,
@@ -127,7 +131,10 @@ async fn acquired(locks: &Locks, name: &str) -> LockGuard {
 impl Change {
     /// A grant that nobody renews, and its fence.
     async fn prepare(self, locks: &Locks, name: &str) -> (LockGuard, Fence) {
-        let expires = !matches!(self, Self::Released | Self::Forced | Self::TakenUp);
+        let expires = matches!(
+            self,
+            Self::TakenOver | Self::RenewedAndTakenOver | Self::Pruned | Self::PrunedAndMadeAnew
+        );
         let ttl = if expires { ms(400) } else { SOON };
         let lock = locks.lock(name).ttl(ttl).auto_renew(false);
         let guard = lock.acquire().await.unwrap();
@@ -135,7 +142,7 @@ impl Change {
         (guard, fence)
     }
 
-    async fn happens(self, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
+    async fn happens(self, lab: &Lab, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
         let (name, ticket) = (guard.name().to_string(), guard.ticket());
         match self {
             Self::TakenOver => return Some(acquired(other, &name).await),
@@ -149,6 +156,16 @@ impl Change {
             }
             Self::Forced => {
                 other.force_release(&name).await.unwrap().expect("held");
+            }
+            Self::BySameHolder => {
+                let again = TakeOver {
+                    to: ask(&name, guard.holder(), SOON),
+                    token: guard.token(),
+                    grant: Some(guard.grant_id().to_owned()),
+                };
+                let store = lab.bench().ready().await;
+                let over = take_over(&*store, &again).await;
+                assert!(matches!(over, Outcome::Granted { .. }), "{over:?}");
             }
             Self::TakenUp => return Some(other.take_up(&ticket).await.unwrap()),
             Self::Pruned | Self::PrunedAndMadeAnew => {
@@ -176,7 +193,7 @@ async fn no_statement_that_changes_a_grant_is_missed(lab: &Lab) {
             let mut writer = Writer::new(lab);
             writer.begin(level);
             writer.look();
-            let next = change.happens(guard, &other).await;
+            let next = change.happens(lab, guard, &other).await;
             let passed = writer.fence(&fence);
             assert!(passed.is_err(), "{level}: passed although {change:?}");
             writer.run("ROLLBACK");
