@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core
 from ._wait import wait
-from .exceptions import LockUnavailable
+from .exceptions import LockConfigError, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
@@ -104,6 +104,16 @@ def why(held: Held, not_passed: _NotPassed) -> None:
         raise
 
 
+def _same_database(held: Held, connection: Any) -> None:
+    """What can be seen of it without asking; the fence itself finds the rest."""
+    locks = held._wanted.locks
+    vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(locks.engine if locks else "")
+    if vendor not in (None, connection.vendor):
+        raise LockConfigError(
+            f"`using` is {connection.alias!r}, must be one on the database of the lock"
+        )
+
+
 @contextmanager
 def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Held]:
     """`Held.atomic`."""
@@ -114,6 +124,7 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         with transaction.atomic(using=connection.alias):
             yield held
         return
+    _same_database(held, connection)
     fence = held._told(lambda: wait(held._guard.fence(lasting)))
     try:
         with transaction.atomic(using=connection.alias):

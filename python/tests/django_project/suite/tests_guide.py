@@ -1,0 +1,155 @@
+"""The guide of django-database-locks 0.5, line by line, and what it promised."""
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand
+from django.test import SimpleTestCase, TransactionTestCase, override_settings
+
+from database_locks import LockException, LockTimeout, connect, lock, locked
+from database_locks.locks import DBLock
+
+from .tests_conf import _state, _url
+
+
+@locked
+class Command(BaseCommand):
+    def handle(self, *args, **options):
+        self.stdout.write(f"Got the lock: {_state(f'{__name__}.Command')}")
+
+
+class SomeClass:
+    @locked
+    def locked(self):
+        return _state(f"{__name__}.SomeClass.locked")
+
+    def bare(self):
+        with lock():
+            return _state(f"{__name__}.SomeClass.bare")
+
+
+class GuideTests(TransactionTestCase):
+    def test_a_management_command(self):
+        with tempfile.TemporaryFile("w+") as out:
+            call_command(Command(), stdout=out)
+            out.seek(0)
+            self.assertEqual(out.read(), "Got the lock: held\n")
+        self.assertEqual(_state(f"{__name__}.Command"), "free")
+
+    def test_a_method_and_a_block_without_a_name(self):
+        self.assertEqual(SomeClass().locked(), "held")
+        self.assertEqual(SomeClass().bare(), "held")
+
+    def test_all_parameters_by_their_names_and_places(self):
+        with lock("job", 5, 20, "me", True, 0.1, None, 2):
+            self.assertEqual(connect(_url()).show("job")["holder"], "me")
+        with lock(
+            lock_name="job", timeout=5, lock_ttl=None, locked_by="me", auto_renew=True, retry=0.1,
+            lost_lock_cb=None, lock_ttl_renew=2,
+        ):  # fmt: skip
+            self.assertIsNone(connect(_url()).show("job")["expires_at"])
+
+    @override_settings(DATABASE_LOCKS_ENABLED=False)
+    def test_locks_may_be_switched_off(self):
+        with self.assertLogs("database_locks", "WARNING") as logs, lock("switched off") as held:
+            self.assertIsNone(held.token)
+            self.assertFalse(held.lost)
+            held.check()
+            held.extend(10)
+            with held.atomic(), lock("switched off"):
+                pass
+        self.assertIn("currently disabled in settings", logs.output[0])
+        self.assertIsNone(connect(_url()).show("switched off"))
+
+    def test_the_status_file_follows_the_lock(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "status"
+            with override_settings(DATABASE_LOCKS_STATUS_FILE=path):
+                with lock("job"):
+                    self.assertEqual(path.read_text(), "2")
+                    seen = []
+
+                    def wait():
+                        try:
+                            with lock("job", timeout=0.5):
+                                pass
+                        except LockTimeout:
+                            seen.append(path.read_text())
+
+                    waiting = threading.Thread(target=wait)
+                    waiting.start()
+                    waiting.join()
+                    self.assertEqual(seen, ["0"])
+                self.assertEqual(path.read_text(), "0")
+                with self.assertRaises(ZeroDivisionError), lock("job"):
+                    raise ZeroDivisionError
+                self.assertEqual(path.read_text(), "0")
+            with override_settings(DATABASE_LOCKS_STATUS_FILE=Path(folder) / "no" / "folder"):
+                with self.assertLogs("database_locks", "ERROR"), lock("job"):
+                    pass
+
+    @override_settings(DATABASE_LOCKS_DEFAULT_TTL=120, DATABASE_LOCKS_DEFAULT_TTL_RENEW=100)
+    def test_defaults_come_from_the_settings_when_used(self):
+        with lock("job") as held:
+            self.assertGreater(held.remaining(), 60)
+        with override_settings(DATABASE_LOCKS_DEFAULT_TTL=None), lock("job") as held:
+            self.assertEqual(held.remaining(), float("inf"))
+
+    def test_the_lines_that_people_grep_for(self):
+        with self.assertLogs("database_locks.locks", logging.DEBUG) as logs, lock("x1"):
+            pass
+        said = [record.getMessage() for record in logs.records]
+        self.assertEqual(
+            said,
+            [
+                "acquiring lock x1",
+                "lock x1 acquired/renewed",
+                "releasing lock x1",
+                "released lock x1",
+            ],
+        )
+
+    def test_the_texts_of_errors(self):
+        with connect(_url()).lock("job"):
+            with self.assertRaisesMessage(LockException, "failed to acquire lock"):
+                with lock("job", retry=None):
+                    pass
+            with self.assertRaisesMessage(LockException, "failed to acquire lock within timeout"):
+                with lock("job", timeout=0.2, retry=0.1):
+                    pass
+
+
+class DBLockTests(TransactionTestCase):
+    def test_acquired_and_released_by_hand(self):
+        mine, other = DBLock("x1", "me"), DBLock("x1", "dibs")
+        self.assertTrue(mine.acquire())
+        self.assertTrue(mine.acquire(lock_ttl=20))
+        self.assertFalse(other.acquire())
+        mine.release()
+        self.assertTrue(other.acquire())
+        other.release()
+        other.release()
+        self.assertEqual(_state("x1"), "free")
+        self.assertEqual(mine.name, "x1")
+
+    def test_a_negative_ttl_expires_at_once(self):
+        first = DBLock("x1")
+        self.assertTrue(first.acquire(lock_ttl=-1))
+        self.assertTrue(DBLock("x1").acquire())
+
+    def test_it_is_not_renewed(self):
+        self.assertTrue(DBLock("x1").acquire(lock_ttl=0.3))
+        with lock("x1", timeout=10, retry=0.1):
+            pass
+
+
+class WithoutADatabaseTests(SimpleTestCase):
+    def test_decorating_asks_no_database(self):
+        @locked("job", timeout=5)
+        def work():
+            self.fail("ran")
+
+        self.assertEqual(work.__name__, "work")
