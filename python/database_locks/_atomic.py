@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+from ._wait import wait
+from .exceptions import LockUnavailable
+
+if TYPE_CHECKING:
+    from ._held import Held
 
 
 class _End:
@@ -45,3 +54,93 @@ def _connection(using: str | None) -> Any:
     from . import conf
 
     return connections[using or conf.alias() or DEFAULT_DB_ALIAS]
+
+
+class _NotPassed(Exception):
+    """The fence did not pass; raised so that the transaction is rolled back before it is asked why."""
+
+    def __init__(self, conflict: bool) -> None:
+        super().__init__()
+        self.conflict = conflict
+
+
+def pass_fence(fence: _core.Fence, cursor: Any) -> None:
+    """Run what a fenced transaction begins with, on a cursor in it. `_NotPassed` where it may not go on."""
+    try:
+        for sql, is_query in ((fence.before, True), (fence.sql, fence.is_query)):
+            if sql is None:
+                continue
+            cursor.execute(sql, fence.params)
+            if not fence.passes(len(cursor.fetchall()) if is_query else cursor.rowcount):
+                raise _NotPassed(conflict=False)
+    except _NotPassed:
+        raise
+    except Exception as error:
+        conflict = _core.is_fence_conflict(*_codes(error))
+        if conflict is None:
+            raise
+        raise _NotPassed(conflict) from error
+
+
+def _codes(error: BaseException) -> tuple[str | None, int | None]:
+    """What a driver calls its error: PostgreSQL's code, MySQL's number. Django wraps the driver's."""
+    cause = error.__cause__ or error
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if isinstance(state, str):
+        return state, None
+    number = cause.args[0] if cause.args else None
+    return None, number if isinstance(number, int) and 0 <= number < 1 << 16 else None
+
+
+def why(held: Held, not_passed: _NotPassed) -> None:
+    """Raise what it means that the fence did not pass."""
+    original = not_passed.__cause__
+    try:
+        wait(held._guard.fence_failed(not_passed.conflict))
+    except LockUnavailable:
+        # Ours all the same: a conflict of the transaction itself, in the database's own words.
+        if original is not None:
+            raise original from None
+        raise
+
+
+@contextmanager
+def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Held]:
+    """`Held.atomic`."""
+    from django.db import transaction
+
+    connection = _connection(using)
+    if held._guard is None:
+        with transaction.atomic(using=connection.alias):
+            yield held
+        return
+    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    try:
+        with transaction.atomic(using=connection.alias):
+            with connection.cursor() as cursor:
+                pass_fence(fence, cursor)
+            yield held
+    except _NotPassed as not_passed:
+        held._told(partial(why, held, not_passed))
+        raise
+    finally:
+        # An outer transaction goes on with what was written in this one.
+        if not at_transaction_end(fence.close, connection.alias):
+            fence.close()
+
+
+@contextmanager
+def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
+    """`Held.fence`."""
+    if held._guard is None:
+        yield held
+        return
+    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    try:
+        pass_fence(fence, cursor)
+        yield held
+    except _NotPassed as not_passed:
+        held._told(partial(why, held, not_passed))
+        raise
+    finally:
+        fence.close()

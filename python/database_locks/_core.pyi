@@ -22,6 +22,9 @@ def schema(engine: str) -> str | None:
 def set_program(path: str) -> None:
     """Say which program this is; the first call counts."""
 
+def close() -> None:
+    """Tell Python nothing more; the interpreter is about to end."""
+
 def set_log_level(level: int) -> None:
     """Pass on log records from this level on."""
 
@@ -73,7 +76,6 @@ class Locks:
         """Begin to go on with a lock that was handed over; the result is a `Guard`."""
 
     def migrate(self) -> Pending[None]: ...
-    def connect(self) -> Pending[None]: ...
     def list(self) -> Pending[str]:
         """The result is a JSON text: one array, as `dblock list --all --json` prints it."""
 
@@ -151,16 +153,29 @@ class Guard:
     def extend(self, ttl: float | None) -> Pending[None]: ...
     def hand_over(self) -> str: ...
     def release(self) -> Pending[None]: ...
+    def fence_failed(self, conflict: bool) -> Pending[None]:
+        """Ask why a fence did not pass; raises the answer."""
+
     def fence(self, lasting: float | None = None) -> Pending[Fence]:
         """Announce a fenced transaction; the result is a `Fence`, to be closed at its end."""
 
 @final
 class Fence:
-    """What a fenced transaction begins with. Dropping or closing it says that the transaction has ended."""
+    """What a fenced transaction begins with. Dropped or closed, that has ended."""
 
-    engine: str
-    """``postgres``, ``mysql``, ``sqlite`` or ``memory``; the last two need no statement."""
+    before: str | None
+    """To be run first, with ``%s`` for parameters: a query that finds one row. ``None``: nothing."""
     sql: str | None
-    """With ``%s``; ``None`` where there is nothing to be sent."""
-    params: tuple[Any, ...]
+    """To be run then: finds or affects one row. ``None``: nothing."""
+    params: tuple[str, int, str]
+    """Those of both."""
+    is_query: bool
+    """Whether `sql` returns rows, or else affects them."""
+
+    def passes(self, rows: int) -> bool:
+        """Whether so many rows say that the grant is there."""
+
     def close(self) -> None: ...
+
+def is_fence_conflict(sqlstate: str | None = None, errno: int | None = None) -> bool | None:
+    """Whether an error of a fence's statement is a conflict, or else no row; ``None``: neither."""

@@ -7,9 +7,10 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _core, _loss, _names, _settings
 from ._wait import current_task, wait, wait_async
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("database_locks.locks")
 
 Seconds = float | timedelta
+
+T = TypeVar("T")
 
 _Key = tuple[int, int, str]
 """Of which process, of which `Locks`, which name."""
@@ -51,6 +54,11 @@ TTL = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or No
 
 def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
     return None if value is None else _names.seconds(what, value, least=0.1, allowed=TTL)
+
+
+def _lasting(value: Seconds | None) -> float | None:
+    allowed = "a number of seconds, at least 0, or a timedelta"
+    return None if value is None else _names.seconds("lasting", value, least=0, allowed=allowed)
 
 
 class _Here(threading.local):
@@ -158,10 +166,43 @@ class Held:
         self._forget()
         return ticket
 
-    def _told(self, ask: Callable[[], Any]) -> None:
+    def atomic(
+        self, using: str | None = None, lasting: Seconds | None = None
+    ) -> AbstractContextManager[Held]:
+        """A fenced ``transaction.atomic``: what is written in it commits only while the lock is
+        really still held, even if this process was frozen for an hour in between.
+
+        ``using``: which of ``DATABASES``, by default the locks' own; it must be the database of the
+        locks. ``lasting``: how many seconds it may take, if that may be longer than the lease: on
+        MySQL a lease is not renewed during a fenced transaction, so it is renewed to that before.
+
+        Raises `LockLost` where the lock is gone, `LockConfigError` for a transaction that does not
+        see it (another database, or a snapshot older than the lock), and the database's own error
+        for a conflict of the transaction itself.
+        """
+        from ._atomic import atomic
+
+        return atomic(self, using, _lasting(lasting))
+
+    def fence(self, cursor: Any, lasting: Seconds | None = None) -> AbstractContextManager[Held]:
+        """The same for a plain DB-API connection: the first thing in its transaction, which is to be
+        committed or rolled back within the block.
+
+        >>> with held.fence(cursor):  # doctest: +SKIP
+        ...     cursor.execute("UPDATE …")
+        ...     connection.commit()
+
+        ``cursor`` is one whose parameters are written ``%s``: of psycopg, psycopg2, mysqlclient or
+        PyMySQL. With SQLite any cursor does. Raises as `atomic` does; roll back then.
+        """
+        from ._atomic import fenced
+
+        return fenced(self, cursor, _lasting(lasting))
+
+    def _told(self, ask: Callable[[], T]) -> T:
         """What answers with `LockLost` has told the body."""
         try:
-            ask()
+            return ask()
         except LockLost as lost:
             self._alarm.told()
             lost.token = self.token

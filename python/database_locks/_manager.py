@@ -88,7 +88,7 @@ class Locks:
 
     async def alist(self) -> builtins.list[dict[str, Any]]:
         """`list` for a task."""
-        locks: builtins.list[dict[str, Any]] = json.loads(await wait_async(self._core.list()))
+        locks: builtins.list[dict[str, Any]] = json.loads(str(await wait_async(self._core.list())))
         return locks
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
@@ -118,3 +118,4 @@ def _drain_all() -> None:
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):
             pending.cancel()
+    _core.close()

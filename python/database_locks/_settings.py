@@ -37,7 +37,7 @@ def status(text: str) -> None:
     if path is None:
         return
     try:
-        with open(path, "w", encoding="ascii") as file:  # noqa: PTH123 - any kind of path
+        with open(path, "w", encoding="ascii") as file:
             file.write(text)
     except OSError:
         logger.exception("failed to update lock status file %s", path)

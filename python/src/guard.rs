@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use database_locks::{LockGuard, LostReason};
+use database_locks::{FenceFailure, LockGuard, LostReason};
 use pyo3::prelude::*;
 use tokio::sync::RwLock;
 
 use crate::courier;
 use crate::errors::{raise, said};
-use crate::locks::ttl;
+use crate::locks::{seconds, ttl};
 use crate::pending::{Pending, Value};
 
 /// Whatever asks the database reads this lock; only what ends the guard writes. So a question that
@@ -72,7 +72,8 @@ impl Guard {
             let mut lost = std::pin::pin!(guard.lost());
             match lost.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(reason) => Some(reason),
-                Poll::Pending => (!guard.is_held()).then_some(LostReason::Expired),
+                Poll::Pending if guard.is_held() || guard.is_suspended() => None,
+                Poll::Pending => Some(LostReason::Expired),
             }
         })?;
         told.map(said)
@@ -112,6 +113,37 @@ impl Guard {
         let ticket = guard.map(LockGuard::hand_over).transpose();
         let ticket = ticket.map_err(|error| raise(py, error))?;
         Ok(ticket.map(|ticket| ticket.to_string()))
+    }
+
+    #[pyo3(signature = (lasting=None))]
+    fn fence(&self, py: Python<'_>, lasting: Option<f64>) -> PyResult<Pending> {
+        let guard = Arc::clone(&self.guard);
+        let lasting = lasting
+            .map(|lasting| seconds(py, "lasting", lasting))
+            .transpose()?;
+        Ok(Pending::new(async move {
+            let guard = guard.read().await;
+            let Some(guard) = guard.as_ref() else {
+                return Ok(Value::Nothing);
+            };
+            let open = guard.open_fence(lasting).await?;
+            Ok(Value::Fence(guard.fence_statement()?, open))
+        }))
+    }
+
+    /// Why a fence did not pass. It comes to nothing but an error.
+    fn fence_failed(&self, conflict: bool) -> Pending {
+        let guard = Arc::clone(&self.guard);
+        let failure = match conflict {
+            true => FenceFailure::Conflict,
+            false => FenceFailure::NoRow,
+        };
+        Pending::new(async move {
+            match guard.read().await.as_ref() {
+                Some(guard) => Err(guard.fence_failed(failure).await),
+                None => Ok(Value::Nothing),
+            }
+        })
     }
 
     fn release(&self) -> Pending {

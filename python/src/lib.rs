@@ -7,6 +7,7 @@
 mod alarm;
 mod courier;
 mod errors;
+mod fence;
 mod guard;
 mod locks;
 mod logging;
@@ -19,6 +20,10 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::alarm::{Alarm, Scope};
+    #[pymodule_export]
+    use super::courier::close;
+    #[pymodule_export]
+    use super::fence::{Fence, is_fence_conflict};
     #[pymodule_export]
     use super::guard::Guard;
     #[pymodule_export]

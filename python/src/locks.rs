@@ -121,13 +121,6 @@ impl Locks {
         }))
     }
 
-    fn connect(&self) -> Pending {
-        self.pending(|locks| async move {
-            locks.show("-").await?;
-            Ok(Value::Nothing)
-        })
-    }
-
     fn migrate(&self) -> Pending {
         self.pending(|locks| async move {
             locks.migrate().await?;
@@ -162,6 +155,13 @@ impl Locks {
                 |locks| async move { Ok(Value::Count(locks.prune(idle, unknown).await?)) },
             ),
         )
+    }
+
+    fn doctor(&self) -> Pending {
+        self.pending(|locks| async move {
+            let report = locks.doctor().await?;
+            Ok(Value::Text(Some(report.to_json())))
+        })
     }
 
     fn drain(&self) -> Pending {

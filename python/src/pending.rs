@@ -7,12 +7,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use database_locks::{Error, Freed, LockGuard};
+use database_locks::{Error, Freed, LockGuard, OpenFence};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::task::AbortHandle;
 
+use crate::fence::Fence;
 use crate::guard::Guard;
 use crate::{courier, errors};
 
@@ -27,6 +28,7 @@ pub(crate) enum Value {
     Text(Option<String>),
     Freed(Option<Freed>),
     Guard(Option<LockGuard>),
+    Fence(database_locks::Fence, OpenFence),
 }
 
 impl Value {
@@ -40,6 +42,7 @@ impl Value {
                 .map(|freed| (freed.holder, freed.held_for.map(|age| age.as_secs_f64())))
                 .into_py_any(py),
             Self::Guard(guard) => guard.map(Guard::new).into_py_any(py),
+            Self::Fence(statement, open) => Fence::new(statement, open).into_py_any(py),
         }
     }
 }

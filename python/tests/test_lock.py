@@ -20,7 +20,6 @@ from database_locks import (
     LockUnavailable,
     connect,
 )
-
 from support import in_thread
 
 
@@ -114,8 +113,9 @@ def test_busy_may_raise_at_once(here: Locks) -> None:
 
 
 def test_a_with_block_cannot_be_skipped(here: Locks) -> None:
-    with pytest.raises(LockConfigError, match="decorated functions"), here.lock(
-        "job", on_busy="skip"
+    with (
+        pytest.raises(LockConfigError, match="decorated functions"),
+        here.lock("job", on_busy="skip"),
     ):
         pass
 

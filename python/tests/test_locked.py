@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from database_locks import LockConfigError, Locks, LockTimeout, connect, locked
-
 from support import in_thread
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from database_locks import LockLost, Locks, connect
-
 from support import in_thread
 
 
@@ -151,7 +150,7 @@ def test_a_loss_that_only_the_end_of_the_block_finds_is_told_there(here: Locks) 
 
 
 def test_what_the_body_raised_is_not_replaced(here: Locks, caplog: Any) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="mine"):  # noqa: PT012
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="mine"):
         with here.lock("job"):
             here.force_release("job")
             raise ValueError("mine")

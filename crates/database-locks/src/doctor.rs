@@ -15,6 +15,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
+
 use crate::clock::{self, Time};
 use crate::error::Human;
 
@@ -26,6 +28,32 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// What is wrong, problems first; empty: nothing.
     pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// As JSON, the form of `dblock doctor --json`: an object of `checks` (area, seen, said) and
+    /// `findings` (id, area, severity, said, remedy).
+    pub fn to_json(&self) -> String {
+        let checks = self.checks.iter().map(|check| {
+            json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
+        });
+        let findings = self.findings.iter().map(|found| {
+            json!({
+                "id": found.id, "area": found.area, "severity": found.severity.to_string(),
+                "said": found.said, "remedy": found.remedy,
+            })
+            .to_string()
+        });
+        let list = |objects: Vec<String>| match objects.is_empty() {
+            true => "[]".to_owned(),
+            false => format!("[\n{}\n]", objects.join(",\n")),
+        };
+        format!(
+            "{{\"checks\":{},\n\"findings\":{}}}",
+            list(checks.collect()),
+            list(findings.collect())
+        )
+    }
 }
 
 /// Something that was looked at.

@@ -212,10 +212,8 @@ impl Lease {
                 if asked == self.longest() {
                     self.cover = None;
                     self.confirmed = Some(self.timing.ttl());
-                    self.renew_at = self
-                        .timing
-                        .renew_every()
-                        .map(|every| sent.saturating_add(every));
+                    let every = self.timing.renew_every();
+                    self.renew_at = every.map(|every| sent.saturating_add(every));
                 } else {
                     // What was asked for meanwhile is still to be confirmed.
                     self.renew_at = Some(now);

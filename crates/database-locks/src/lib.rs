@@ -45,7 +45,8 @@
 //! # Features
 //!
 //! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
-//! default; `memory:` is always there. `sqlx`: its transactions can be fenced.
+//! default; `memory:` is always there. Off by default: `metrics`, counters, gauges and histograms through
+//! the crate of that name; `sqlx`, whose transactions can then be fenced.
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 

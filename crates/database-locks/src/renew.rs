@@ -50,7 +50,7 @@ pub(crate) struct Held {
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
-    /// cleared after trust was renewed.
+    /// cleared after trust was renewed: so read it before asking for trust.
     outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
@@ -89,6 +89,7 @@ impl Held {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
         }
+        let suspended = self.outlives_trust();
         let mut until = self.trusted_until.load(Ordering::Acquire);
         loop {
             let left = match until {
@@ -96,12 +97,9 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
             };
-            if !left.is_zero() {
+            // Not held just now; but what a fence holds back may yet be renewed.
+            if !left.is_zero() || suspended {
                 return left;
-            }
-            if self.outlives_trust() {
-                // Not held now, but perhaps again.
-                return Duration::ZERO;
             }
             match self.trusted_until.compare_exchange(
                 until,
@@ -225,6 +223,7 @@ impl Held {
         if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
             return Confirmed::TooLate;
         }
+        // After the trust that makes it needless.
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
         let (confirmed, mut news) = (Status::Held(lease.confirmed()), false);
@@ -453,12 +452,13 @@ impl Scheduler {
 
     /// Do something to a lease that is still kept alive; whether there is such a one.
     pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
-        let (mut news, mut done) = (News::default(), false);
+        let mut news = News::default();
         let (mut book, now) = (self.book(), clock::now());
-        if let Some(entry) = book.entries.get_mut(&id) {
-            done = what(&mut entry.lease, now);
-            book.confirm(id, now, &mut news);
-        }
+        let Some(entry) = book.entries.get_mut(&id) else {
+            return false;
+        };
+        let done = what(&mut entry.lease, now);
+        book.confirm(id, now, &mut news);
         drop(book);
         news.tell();
         self.changed.notify_one();

@@ -208,10 +208,13 @@ fn take_over(rows: &mut Rows, what: &TakeOver) -> Outcome {
     let Some(row) = rows.get_mut(&to.name) else {
         return Outcome::Busy;
     };
+    if row.fences > 0 {
+        return Outcome::Busy;
+    };
     let as_seen = row.token == what.token.get()
         && row.grant == what.grant
         && row.holder.as_deref() == Some(&*to.holder);
-    if as_seen && !row.is_free(now) && row.fences == 0 {
+    if as_seen && !row.is_free(now) {
         row.grant(to, now)
     } else {
         row.seen(&to.name, now).not_taken_over(what)
@@ -347,6 +350,19 @@ impl Store for Memory {
         ready(done)
     }
 
+    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+        let now = clock::now();
+        let held = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) => {
+                row.expires = Some(Ends::At(now));
+                row.grant.clone()
+            }
+            _ => None,
+        };
+        self.0.freed.notify_waiters();
+        Some(held)
+    }
+
     fn open_fence<'a>(
         &'a self,
         grant: &'a Grant,
@@ -366,19 +382,6 @@ impl Store for Memory {
             (Renewal::Lost(reason), _) => Err(reason),
             (_, None) => Err(LostReason::RowGone),
         })
-    }
-
-    fn expire(&self, name: &LockName) -> Option<Option<String>> {
-        let now = clock::now();
-        let held = match self.rows().get_mut(name) {
-            Some(row) if !row.is_free(now) => {
-                row.expires = Some(Ends::At(now));
-                row.grant.clone()
-            }
-            _ => None,
-        };
-        self.0.freed.notify_waiters();
-        Some(held)
     }
 
     fn install(&self, _: Duration) -> Reply<'_, ()> {

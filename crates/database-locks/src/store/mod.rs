@@ -91,6 +91,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Look for what is wrong, or could be better. Changes nothing, and needs no special rights.
     fn examine(&self, within: Duration) -> Reply<'_, Report>;
 
+    /// Let the lease of a lock end now, for tests; none where nobody can set the engine's clock. Answers
+    /// the grant id of who had it.
+    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+        let _ = name;
+        None
+    }
+
     /// What a transaction runs to commit only while this grant is there; none where
     /// [`open_fence`](Store::open_fence) is all that it takes.
     fn fence(&self) -> Option<&FenceText> {
@@ -111,13 +118,6 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Reply<'a, Result<Barrier, LostReason>> {
         let _ = (grant, within);
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
-    }
-
-    /// Let the lease of a lock end now, for tests; none where nobody can set the engine's clock. Answers
-    /// the grant id of who had it.
-    fn expire(&self, name: &LockName) -> Option<Option<String>> {
-        let _ = name;
-        None
     }
 
     /// Wait until a release of `name` is announced, or for `at_most`.

@@ -324,13 +324,14 @@ impl Worker {
     }
 
     fn explain(&self, error: rusqlite::Error) -> StoreError {
-        // The driver shows the whole statement as well.
-        let message = match &error {
-            rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
-            other => other.to_string(),
+        // Of what is wrong at some place of a statement the driver shows the whole statement, and gives
+        // no code by itself.
+        let (message, code) = match &error {
+            rusqlite::Error::SqlInputError { error, msg, .. } => (msg.clone(), Some(error.code)),
+            other => (other.to_string(), other.sqlite_error_code()),
         };
         let said = format!("{}: {message}", self.path.display());
-        let Some(code) = error.sqlite_error_code() else {
+        let Some(code) = code else {
             return StoreError::rejected(said, None);
         };
         let hint = match code {

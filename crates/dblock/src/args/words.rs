@@ -164,7 +164,7 @@ pub(super) struct WishWords {
     /// How long to wait for the lock [default: as long as it takes]
     #[arg(short, long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::wait)]
     wait: Option<Ttl>,
-    /// The exit code for when somebody else has the lock
+    /// The exit code for when somebody else has the lock; with 0 nothing is said of it either
     #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,

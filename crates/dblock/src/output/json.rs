@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use database_locks::doctor::{Check, Finding, Report};
+use database_locks::doctor::Report;
 use database_locks::{LockInfo, LockState, Ticket};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -26,26 +26,7 @@ pub(crate) fn row_as_json(info: &LockInfo) {
 
 /// One object, one line a check or finding.
 pub(crate) fn report_as_json(report: &Report) {
-    let check = |check: &Check| {
-        json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
-    };
-    let finding = |found: &Finding| {
-        let severity = found.severity.to_string();
-        json!({
-            "id": found.id, "area": found.area, "severity": severity,
-            "said": found.said, "remedy": found.remedy,
-        })
-        .to_string()
-    };
-    let list = |objects: Vec<String>| match objects.is_empty() {
-        true => "[]".to_owned(),
-        false => format!("[\n{}\n]", objects.join(",\n")),
-    };
-    let checks = list(report.checks.iter().map(check).collect());
-    let findings = list(report.findings.iter().map(finding).collect());
-    print(&format!(
-        "{{\"checks\":{checks},\n\"findings\":{findings}}}\n"
-    ));
+    print(&format!("{}\n", report.to_json()));
 }
 
 /// One object: the ticket, and what else is known of the grant.

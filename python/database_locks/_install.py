@@ -1,0 +1,333 @@
+"""The operations of the migrations: the statements of the core, over a connection of Django's.
+
+`dblock init` and `migrate` make the same table, in any order: what is there already is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from django.apps import apps
+from django.db import OperationalError, router, transaction
+from django.db.migrations.operations.base import Operation
+
+from . import _core
+
+TABLE = "database_locks_lock"
+
+#: What 0.5 did not have.
+COLUMNS = (
+    "token",
+    "grant_id",
+    "granted_until",
+    "acquired_at",
+    "renewed_at",
+    "waiting_until",
+    "metadata",
+)
+
+#: How long a migration goes on trying where others use the table: each holder for a moment only.
+PATIENCE = 30.0
+#: Between two tries.
+PAUSE = 0.05
+
+
+def schema(engine: str) -> str:
+    """The statement that makes the table; ``engine`` is ``postgres``, ``mysql`` or ``sqlite``."""
+    text = _core.schema(engine)
+    if text is None:
+        raise LookupError(engine)
+    return text.replace("{table}", TABLE)
+
+
+class _LockTable(Operation):
+    """What both operations have in common: which databases they concern, and how they wait."""
+
+    reversible = True
+    reduces_to_sql = False
+    atomic = False
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """The state is changed by the operations beside this one."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
+    ) -> None:
+        self._run("forwards", app_label, schema_editor)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
+    ) -> None:
+        self._run("backwards", app_label, schema_editor)
+
+    def _run(self, direction: str, app_label: str, schema_editor: Any) -> None:
+        connection = schema_editor.connection
+        if not router.allow_migrate(connection.alias, app_label, model_name="lock"):
+            return
+        room: type[_Room] = {
+            "postgresql": _Postgres,
+            "mysql": _Mysql,
+            "sqlite": _Sqlite,
+        }.get(connection.vendor, _Other)
+        self.work(room(schema_editor), direction)
+
+    def work(self, room: _Room, direction: str) -> None:
+        raise NotImplementedError
+
+
+class InstallTable(_LockTable):
+    """Make the table; backwards: drop it."""
+
+    def work(self, room: _Room, direction: str) -> None:
+        room.install() if direction == "forwards" else room.drop()
+
+    def describe(self) -> str:
+        return "Make the table of locks, unless it is there"
+
+
+class CompleteTable(_LockTable):
+    """Add to a table of 0.5 what it lacks; backwards: drop that again."""
+
+    def work(self, room: _Room, direction: str) -> None:
+        room.complete() if direction == "forwards" else room.reduce()
+
+    def describe(self) -> str:
+        return "Add to the table of locks what version 0.5 did not have"
+
+
+class _Room:
+    """One engine."""
+
+    def __init__(self, schema_editor: Any) -> None:
+        self.editor = schema_editor
+        self.connection = schema_editor.connection
+        #: Whether statements are only shown, as `sqlmigrate` does.
+        self.shows = bool(schema_editor.collect_sql)
+
+    def install(self) -> None:
+        raise NotImplementedError
+
+    def complete(self) -> None:
+        self.install()
+
+    def reduce(self) -> None:
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        self.patiently(lambda: self.execute(f"DROP TABLE IF EXISTS {TABLE}"))
+
+    def execute(self, statement: str) -> None:
+        # No parameters: a % is a %.
+        self.editor.execute(statement.strip().rstrip(";"), params=None)
+
+    def rows(self, query: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(query, params)
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
+
+    def columns(self) -> set[str]:
+        """Those of the table; none where there is no table."""
+        with self.connection.cursor() as cursor:
+            if TABLE not in self.connection.introspection.table_names(cursor):
+                return set()
+            described = self.connection.introspection.get_table_description(cursor, TABLE)
+        return {column.name for column in described}
+
+    def patiently(self, work: Callable[[], None]) -> None:
+        """Try again while it is only others that stand in the way."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.once(work)
+            except OperationalError as error:
+                if not self.is_contention(error) or time.monotonic() > until:
+                    raise
+            time.sleep(PAUSE)
+
+    def once(self, work: Callable[[], None]) -> None:
+        work()
+
+    def is_contention(self, error: OperationalError) -> bool:
+        return False
+
+
+class _Postgres(_Room):
+    #: By the collation of 0.5's column names are told apart as well, but an upgrade of the C
+    #: library may spoil its index; and Django's index for LIKE is of no use to anybody.
+    TIDY = f"""
+        DO $tidy$
+        DECLARE
+            spare text;
+        BEGIN
+            PERFORM set_config('lock_timeout', '50ms', true);
+            FOR spare IN
+                SELECT c.oid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+                 WHERE i.indrelid = to_regclass('{TABLE}') AND c.relname LIKE '%name%\\_like'
+            LOOP
+                EXECUTE 'DROP INDEX ' || spare;
+            END LOOP;
+            IF (SELECT collname FROM pg_attribute a JOIN pg_collation c ON c.oid = a.attcollation
+                 WHERE attrelid = to_regclass('{TABLE}') AND attname = 'name') <> 'C'
+            THEN
+                LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE NOWAIT;
+                ALTER TABLE {TABLE} ALTER COLUMN name TYPE varchar(255) COLLATE "C";
+            END IF;
+        END
+        $tidy$"""  # noqa: S608 - the name is ours
+
+    def install(self) -> None:
+        self.patiently(lambda: self.execute(schema("postgres")))
+
+    def complete(self) -> None:
+        self.install()
+        self.patiently(lambda: self.execute(self.TIDY))
+
+    def reduce(self) -> None:
+        drops = ", ".join(f"DROP COLUMN IF EXISTS {column}" for column in COLUMNS)
+        self.patiently(lambda: self.execute(f"ALTER TABLE IF EXISTS {TABLE} {drops}"))
+
+    def once(self, work: Callable[[], None]) -> None:
+        if self.shows:
+            return work()
+        # Inside somebody's transaction a failure must not spoil that.
+        with transaction.atomic(using=self.connection.alias):
+            # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+            self.execute("SET LOCAL lock_timeout = '50ms'")
+            work()
+
+    def is_contention(self, error: OperationalError) -> bool:
+        cause = error.__cause__
+        code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+        return code in ("55P03", "40P01", "40001")
+
+
+class _Mysql(_Room):
+    def collation(self) -> str:
+        mariadb: bool = self.connection.mysql_is_mariadb
+        return "utf8mb4_nopad_bin" if mariadb else "utf8mb4_0900_bin"
+
+    def schema(self) -> str:
+        return schema("mysql").replace("{collation}", self.collation())
+
+    def definition(self, column: str) -> str:
+        """The line of the schema that defines this column."""
+        for line in self.schema().splitlines():
+            if line.split()[:1] == [column]:
+                return line.strip().rstrip(",")
+        raise LookupError(column)
+
+    def install(self) -> None:
+        if self.shows:
+            self.execute(self.schema())
+            return
+        # Where nothing is lacking this only reads.
+        while (change := self.lacking()) is not None:
+            self.patiently(partial(self.execute, change))
+
+    ENGINE = """
+        SELECT IFNULL(engine, '') FROM information_schema.tables
+         WHERE table_schema = DATABASE() AND table_name = %s"""
+    FOUND = """
+        SELECT column_name, IFNULL(character_set_name, ''), IFNULL(collation_name, '')
+          FROM information_schema.columns
+         WHERE table_schema = DATABASE() AND table_name = %s"""
+    #: Unique indexes on the name and nothing else.
+    KEYS = """
+        SELECT index_name FROM information_schema.statistics
+         WHERE table_schema = DATABASE() AND table_name = %s
+         GROUP BY index_name
+        HAVING MAX(non_unique) = 0 AND COUNT(*) = 1
+           AND MAX(column_name) = 'name' AND MAX(sub_part) IS NULL"""
+
+    def lacking(self) -> str | None:
+        """The one statement that makes the table what it must be; ``None``: it is."""
+        engine = self.rows(self.ENGINE, [TABLE])
+        if not engine:
+            return self.schema()
+        found = {name: (charset, collation) for name, charset, collation in self.found()}
+        changes = [
+            f"ADD COLUMN {self.definition(column)}" for column in COLUMNS if column not in found
+        ]
+        if found["name"][1] != self.collation():
+            changes.append(f"MODIFY {self.definition('name')}")
+        if found["locked_by"][0] != "utf8mb4":
+            changes.append(f"MODIFY {self.definition('locked_by')}")
+        # The statements of the core name the index.
+        keys = [key for (key,) in self.rows(self.KEYS, [TABLE])]
+        if not keys:
+            changes.append("ADD UNIQUE KEY name (name)")
+        elif "name" not in keys:
+            changes.append(f"RENAME INDEX {self.editor.quote_name(keys[0])} TO name")
+        # Others have no row locks.
+        if engine[0][0] != "InnoDB":
+            changes.append("ENGINE = InnoDB")
+        return f"ALTER TABLE {TABLE} {', '.join(changes)}" if changes else None
+
+    def found(self) -> list[tuple[Any, ...]]:
+        return self.rows(self.FOUND, [TABLE])
+
+    def reduce(self) -> None:
+        there = set(COLUMNS) if self.shows else {name for name, *_ in self.found()}
+        drops = ", ".join(f"DROP COLUMN {column}" for column in COLUMNS if column in there)
+        if drops:
+            self.patiently(lambda: self.execute(f"ALTER TABLE {TABLE} {drops}"))
+
+    def patiently(self, work: Callable[[], None]) -> None:
+        if self.shows:
+            return work()
+        (before,) = self.rows("SELECT @@SESSION.lock_wait_timeout")[0]
+        # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+        self.execute("SET SESSION lock_wait_timeout = 1")
+        try:
+            super().patiently(work)
+        finally:
+            self.execute(f"SET SESSION lock_wait_timeout = {int(before)}")
+
+    def is_contention(self, error: OperationalError) -> bool:
+        return error.args[:1] in ((1205,), (1213,))
+
+
+class _Sqlite(_Room):
+    """The application's own file: its table stays empty, so that what Django knows is there."""
+
+    def install(self) -> None:
+        self.execute(schema("sqlite"))
+
+    def complete(self) -> None:
+        self.install()
+        there = set(COLUMNS) if self.shows else self.columns()
+        for column in COLUMNS:
+            if column not in there:
+                self.execute(f"ALTER TABLE {TABLE} ADD COLUMN {self.definition(column)}")
+
+    def definition(self, column: str) -> str:
+        for line in schema("sqlite").splitlines():
+            if line.split()[:1] == [column]:
+                return re.sub(r"\s+", " ", line.strip().rstrip(","))
+        raise LookupError(column)
+
+    def reduce(self) -> None:
+        there = set(COLUMNS) if self.shows else self.columns()
+        for column in COLUMNS:
+            if column in there:
+                self.execute(f"ALTER TABLE {TABLE} DROP COLUMN {column}")
+
+
+class _Other(_Room):
+    """An engine that cannot hold locks: they live elsewhere, and what Django knows is there."""
+
+    def install(self) -> None:
+        if not self.shows and not self.columns():
+            self.editor.create_model(apps.get_model("database_locks", "Lock"))
+
+    def reduce(self) -> None:
+        """All of the table goes with the first migration."""
+
+    def drop(self) -> None:
+        if not self.shows and self.columns():
+            self.editor.delete_model(apps.get_model("database_locks", "Lock"))

@@ -1,0 +1,288 @@
+"""The admin page: who has which lock, since when, for how long yet, and what for.
+
+It asks the locks and not the ORM: on SQLite, and with ``DATABASE_LOCKS_URL``, they live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import quote, unquote
+from django.contrib.auth import get_permission_codename
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db import DatabaseError, router, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.translation import gettext_lazy as _
+
+from . import _show, conf
+from .exceptions import LockException
+from .models import Lock
+
+#: What is told apart, in the order in which it is shown.
+STATES = ("held", "expired", "free")
+
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Lock]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+
+@admin.register(Lock)
+class LockAdmin(_ModelAdmin):
+    """Shows locks, and takes one from whoever has it. Nothing is added, changed or deleted."""
+
+    list_per_page = 100
+
+    # Who may do what
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Locks are made by whoever takes them."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """A lock is its holder's."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """See ``manage.py locks prune``."""
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """``view_lock``, ``change_lock`` or ``force_release_lock``."""
+        return any(
+            request.user.has_perm(f"{self.opts.app_label}.{permission}")
+            for permission in (
+                get_permission_codename("view", self.opts),
+                get_permission_codename("change", self.opts),
+                "force_release_lock",
+            )
+        )
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        """Whoever may see a lock sees the app."""
+        return self.has_view_permission(request)
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        """``force_release_lock``."""
+        return bool(request.user.has_perm(f"{self.opts.app_label}.force_release_lock"))
+
+    def _require(self, allowed: bool) -> None:
+        if not allowed:
+            raise PermissionDenied
+
+    # Where things are
+
+    def get_urls(self) -> list[URLPattern]:
+        """The usual ones, and the one that releases."""
+        release = path(
+            "<path:object_id>/release/",
+            self.admin_site.admin_view(self.release_view),
+            name=f"{self.opts.app_label}_{self.opts.model_name}_release",
+        )
+        return [release, *super().get_urls()]
+
+    def _url(self, page: str, name: str | None = None) -> str:
+        args = () if name is None else (quote(name),)
+        where = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+        return reverse(where, args=args, current_app=self.admin_site.name)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        """For the history of a lock, which is that of its name."""
+        return Lock(pk=object_id, name=object_id)
+
+    # The pages
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """All locks, filtered and searched."""
+        self._require(self.has_view_permission(request))
+        try:
+            rows = conf.locks().list()
+        except LockException as error:
+            return self._unreachable(request, error)
+        wanted = request.GET.get("q", "").strip()
+        if wanted:
+            rows = [row for row in rows if _matches(row, wanted.casefold())]
+        counts = Counter(row["state"] for row in rows)
+        state = request.GET.get("state", "")
+        if state in STATES:
+            rows = [row for row in rows if row["state"] == state]
+        else:
+            state = ""
+        rows.sort(key=lambda row: (STATES.index(row["state"]), row["name"]))
+        page = Paginator(rows, self.list_per_page).get_page(request.GET.get("p"))
+        filters = [("", _("All"), sum(counts.values()))]
+        filters += [(name, _WORDS[name], counts[name]) for name in STATES]
+        return self._page(
+            request,
+            "list",
+            {
+                "title": _("Locks"),
+                "rows": [self._row(row) for row in page],
+                "page": page,
+                "pages": page.paginator.get_elided_page_range(page.number),
+                "wanted": wanted,
+                "state": state,
+                "filters": [
+                    (label, count, name == state, _query(q=wanted, state=name))
+                    for name, label, count in filters
+                ],
+                "query": _query(q=wanted, state=state),
+                "may_release": self.has_release_permission(request),
+                **(extra_context or {}),
+            },
+        )
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: Any = None,
+    ) -> HttpResponse:
+        """Everything about one lock."""
+        self._require(object_id is not None and self.has_view_permission(request))
+        name = unquote(object_id or "")
+        try:
+            row = conf.locks().show(name)
+        except LockException as error:
+            return self._unreachable(request, error)
+        if row is None:
+            return self._unknown(request, name)
+        return self._page(
+            request,
+            "detail",
+            {
+                "title": name,
+                "row": self._row(row),
+                "facts": _show.facts(row)[1:],
+                "history_url": self._url("history", name),
+                "may_release": self.has_release_permission(request),
+                **(extra_context or {}),
+            },
+        )
+
+    def release_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """Ask whether it is meant, and do it: only what is posted does anything."""
+        self._require(self.has_release_permission(request))
+        name = unquote(object_id)
+        try:
+            row = conf.locks().show(name)
+            if row is None:
+                return self._unknown(request, name)
+            seen = f"{row['token']}.{row['grant'] or ''}"
+            # Somebody else may have got it since it was looked at.
+            moved = "seen" in request.POST and request.POST["seen"] != seen
+            if request.method == "POST" and not moved:
+                return self._release(request, name)
+        except LockException as error:
+            return self._unreachable(request, error)
+        return self._page(
+            request,
+            "release",
+            {
+                "title": _("Release by force?"),
+                "row": self._row(row),
+                "facts": _show.facts(row)[1:],
+                "seen": seen,
+                "moved": moved,
+            },
+        )
+
+    def _release(self, request: HttpRequest, name: str) -> HttpResponse:
+        freed = conf.locks().force_release(name)
+        shown = _show.on_one_line(name)
+        if freed is None:
+            messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
+            return HttpResponseRedirect(self._url("changelist"))
+        holder = _show.on_one_line(freed[0] or str(_("somebody who gave no name")))
+        said = _("Released by force: %(holder)s had held it.") % {"holder": holder}
+        try:
+            self._log(request, name, str(said))
+        except DatabaseError as error:
+            # It is done all the same; a database of some old character set cannot hold each name.
+            messages.warning(request, _("The history has no entry of it: %s") % error)
+        messages.success(
+            request,
+            _("Lock “%(name)s” is released by force: %(holder)s had held it.")
+            % {"name": shown, "holder": holder},
+        )
+        return HttpResponseRedirect(self._url("changelist"))
+
+    def _log(self, request: HttpRequest, name: str, said: str) -> None:
+        # What fails must not spoil the transaction of the request.
+        with transaction.atomic(using=router.db_for_write(LogEntry)):
+            LogEntry.objects.create(
+                user_id=request.user.pk,
+                content_type_id=ContentType.objects.get_for_model(Lock).pk,
+                object_id=name,
+                object_repr=_show.on_one_line(name)[:200],
+                action_flag=CHANGE,
+                change_message=said,
+            )
+
+    def _unknown(self, request: HttpRequest, name: str) -> HttpResponse:
+        messages.warning(
+            request, _("Nobody ever locked “%(name)s”.") % {"name": _show.on_one_line(name)}
+        )
+        return HttpResponseRedirect(self._url("changelist"))
+
+    def _unreachable(self, request: HttpRequest, error: LockException) -> HttpResponse:
+        return self._page(
+            request,
+            "unreachable",
+            {"title": _("The locks cannot be read"), "said": str(error)},
+            status=503,
+        )
+
+    def _page(
+        self, request: HttpRequest, name: str, context: Mapping[str, Any], status: int = 200
+    ) -> HttpResponse:
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            f"database_locks/admin/{name}.html",
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "list_url": self._url("changelist"),
+                **context,
+            },
+            status=status,
+        )
+
+    def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One lock as the templates show it."""
+        name = row["name"]
+        return {
+            **row,
+            "shown": _show.on_one_line(name),
+            "word": _WORDS[row["state"]],
+            "holder": _show.on_one_line(row["holder"] or ""),
+            "since": _show.time(row["acquired_at"]).replace("T", " ").rstrip("Z"),
+            "age": "" if row["held_for"] is None else _show.human(row["held_for"]),
+            "left": _show.free_in(row),
+            "purpose": _show.on_one_line(_show.purpose(row["metadata"])),
+            "url": self._url("change", name),
+            "release_url": self._url("release", name),
+        }
+
+
+_WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
+
+
+def _matches(row: Mapping[str, Any], wanted: str) -> bool:
+    return wanted in row["name"].casefold() or wanted in (row["holder"] or "").casefold()
+
+
+def _query(**parts: str) -> str:
+    return "?" + urlencode({key: value for key, value in parts.items() if value})

@@ -1,0 +1,251 @@
+"""System checks, each with an id that `SILENCED_SYSTEM_CHECKS` takes.
+
+======  ============================================================================
+E001    ``DATABASE_LOCKS_ALIAS`` names none of ``DATABASES``
+E002    locks cannot live in that database's engine
+E003    a setting or option of that database cannot be carried over
+E004    ``DATABASE_LOCKS_URL`` is no URL of a database
+E005    both ``DATABASE_LOCKS_ALIAS`` and ``DATABASE_LOCKS_URL`` are given
+E006    a ``DATABASE_LOCKS_…`` setting has a value that is not allowed
+W001    locks are off
+W002    a ``DATABASE_LOCKS_…`` setting that there is not
+W003    the table is of an engine without row locks (with ``--database``)
+W004    the database of the locks is a replica
+W005    the routers keep ``migrate`` from making the table there
+W006    0.5 writes local times into the table (with ``--database``)
+======  ============================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags
+from django.core.checks import Warning as Advice
+from django.core.checks import register as _register
+from django.db import DatabaseError, connections, router
+
+from . import _core, conf
+from ._install import TABLE
+from .exceptions import LockConfigError
+
+_PREFIX = "DATABASE_LOCKS_"
+#: The bounds of the core, in seconds.
+_LEAST_TTL, _MOST_TTL = 0.1, 315_576_000.0
+
+
+def register() -> None:
+    """Register all of them with Django."""
+    _register(check_settings, "database_locks")
+    _register(check_place, "database_locks")
+    _register(check_table, Tags.database)
+
+
+def _id(number: str) -> str:
+    return f"database_locks.{number}"
+
+
+def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """The values, and the names, of ``DATABASE_LOCKS_…``."""
+    found: list[CheckMessage] = []
+    if not conf.enabled():
+        found.append(
+            Advice(
+                "Locks are off: whatever is under a lock runs without one.",
+                hint="DATABASE_LOCKS_ENABLED = True switches them on.",
+                id=_id("W001"),
+            )
+        )
+    for name in sorted(set(dir(settings))):
+        if name.startswith(_PREFIX) and name not in conf.DEFAULTS:
+            close = difflib.get_close_matches(name, conf.DEFAULTS, 1, 0.5)
+            found.append(
+                Advice(
+                    f"There is no setting {name}.",
+                    hint=f"Did you mean {close[0]}?"
+                    if close
+                    else f"Names: {', '.join(conf.DEFAULTS)}.",
+                    id=_id("W002"),
+                )
+            )
+    found += (Error(said, hint=hint, id=_id("E006")) for said, hint in _bad_values())
+    return found
+
+
+def _bad_values() -> Iterator[tuple[str, str]]:
+    ttl = conf.default_ttl()
+    seconds = _seconds(ttl)
+    allowed = "Give seconds, 0.1 to 10 years, a timedelta, or None: without end."
+    if ttl is not None and (seconds is None or not _LEAST_TTL <= seconds <= _MOST_TTL):
+        yield f"DATABASE_LOCKS_DEFAULT_TTL is {ttl!r}.", allowed
+    renew = conf.default_ttl_renew()
+    if renew is not None:
+        before = _seconds(renew)
+        if before is None or before < 0:
+            yield (
+                f"DATABASE_LOCKS_DEFAULT_TTL_RENEW is {renew!r}.",
+                "Give seconds before the end, a timedelta, or None: each third of the ttl.",
+            )
+    path: object = conf.status_file()
+    if path is not None and not isinstance(path, str | os.PathLike):
+        yield f"DATABASE_LOCKS_STATUS_FILE is {path!r}.", "Give the path of a file, or None."
+    for name in ("DATABASE_LOCKS_ALIAS", "DATABASE_LOCKS_URL"):
+        value = getattr(settings, name, None)
+        if value is not None and not isinstance(value, str):
+            # Not shown: it may have a password in it.
+            yield f"{name} is no text but of type {type(value).__name__}.", "Give a str, or None."
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def check_place(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """Whether the locks have a place, and one that can hold them."""
+    try:
+        name = conf.alias()
+    except LockConfigError:
+        return [
+            Error(
+                "DATABASE_LOCKS_ALIAS and DATABASE_LOCKS_URL are both given.",
+                hint="Keep the one that says where the locks are.",
+                id=_id("E005"),
+            )
+        ]
+    if name is None:
+        return _check_url(conf.url())
+    if name not in connections:
+        return [
+            Error(
+                f"DATABASE_LOCKS_ALIAS is {name!r}, which is none of DATABASES.",
+                hint=f"Choose one of {', '.join(sorted(connections))}.",
+                id=_id("E001"),
+            )
+        ]
+    return [*_check_carried(name), *_check_role(name)]
+
+
+def _check_url(url: Any) -> list[CheckMessage]:
+    try:
+        _core.check_url(url)
+    except (LockConfigError, TypeError) as error:
+        return [
+            Error(
+                "DATABASE_LOCKS_URL is no URL of a database.",
+                # It never repeats the URL.
+                hint=str(error),
+                id=_id("E004"),
+            )
+        ]
+    return []
+
+
+def _check_carried(name: str) -> Iterator[CheckMessage]:
+    found = conf.find(name)
+    for problem in found.problems:
+        yield Error(
+            f"The locks cannot use DATABASES[{name!r}]: its {problem.option} — {problem.said}.",
+            hint=f"{problem.hint[:1].upper()}{problem.hint[1:]}.",
+            id=_id("E002" if problem.option == "['ENGINE']" else "E003"),
+        )
+    if found.url is not None:
+        try:
+            _core.check_url(found.url)
+        except LockConfigError as error:
+            yield Error(
+                f"The locks cannot use DATABASES[{name!r}].", hint=str(error), id=_id("E003")
+            )
+
+
+def _check_role(name: str) -> Iterator[CheckMessage]:
+    connection = connections[name]
+    mirrored = (connection.settings_dict.get("TEST") or {}).get("MIRROR")
+    if mirrored:
+        yield Advice(
+            f"The database of the locks, {name!r}, is a replica of {mirrored!r}.",
+            hint="Locks are written: name the primary with DATABASE_LOCKS_ALIAS, or route writes "
+            "of database_locks.Lock to it.",
+            id=_id("W004"),
+        )
+    elif connection.vendor != "sqlite" and not router.allow_migrate(
+        name, "database_locks", model_name="lock"
+    ):
+        yield Advice(
+            f"The routers keep migrate from making the table of locks in {name!r}.",
+            hint="Allow it for the app database_locks there, or make the table with `manage.py "
+            "locks init`.",
+            id=_id("W005"),
+        )
+
+
+def check_table(
+    app_configs: Any = None, databases: Sequence[str] | None = None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """What only the database can tell; run with ``--database``, and by ``migrate``."""
+    if not databases or not apps.is_installed("database_locks"):
+        return []
+    try:
+        name = conf.alias()
+    except LockConfigError:
+        return []
+    if name is None or name not in databases or name not in connections:
+        return []
+    connection = connections[name]
+    found: list[CheckMessage] = []
+    try:
+        with connection.cursor() as cursor:
+            if TABLE not in connection.introspection.table_names(cursor):
+                return []
+            if connection.vendor == "mysql":
+                cursor.execute(
+                    "SELECT engine FROM information_schema.tables"
+                    " WHERE table_schema = DATABASE() AND table_name = %s",
+                    [TABLE],
+                )
+                found += _engine(cursor.fetchone())
+                if not settings.USE_TZ and settings.TIME_ZONE != "UTC":
+                    found += _local_times(cursor)
+    except DatabaseError:
+        # Django itself says that a database cannot be reached.
+        return []
+    return found
+
+
+def _engine(row: tuple[Any, ...] | None) -> Iterator[CheckMessage]:
+    if row is not None and row[0] != "InnoDB":
+        yield Advice(
+            f"The table of locks is of the engine {row[0]}, which has no row locks.",
+            hint="Run `manage.py migrate database_locks`: it makes it InnoDB.",
+            id=_id("W003"),
+        )
+
+
+def _local_times(cursor: Any) -> Iterator[CheckMessage]:
+    description = {column[0] for column in _describe(cursor)}
+    if "granted_until" not in description:
+        return
+    cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE NOT granted_until <=> expires_at")  # noqa: S608
+    if cursor.fetchone()[0]:
+        yield Advice(
+            "Processes with version 0.5 write local times into the table of locks, since USE_TZ is "
+            "False; here times are UTC.",
+            hint="Move all processes over together, or set TIME_ZONE = 'UTC' until none of 0.5 is "
+            "left.",
+            id=_id("W006"),
+        )
+
+
+def _describe(cursor: Any) -> Any:
+    cursor.execute(f"SELECT * FROM {TABLE} LIMIT 0")  # noqa: S608
+    return cursor.description

@@ -1,0 +1,162 @@
+"""``manage.py locks``: the words, the exit codes and the JSON of ``dblock``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from database_locks import _show, conf
+from database_locks._install import TABLE
+from database_locks.exceptions import (
+    LockConfigError,
+    LockException,
+    LockTimeout,
+)
+
+#: What the command ends with, as ``dblock`` does.
+FOUND = UNKNOWN = 1
+USAGE = 2
+UNAVAILABLE = 69
+BUSY = 75
+
+Handler = Callable[..., None]
+
+
+class Command(BaseCommand):
+    """Look after the locks of the database that the settings name."""
+
+    help = "Show who holds which lock, and look after them."
+    # The doctor is for those whose checks fail.
+    requires_system_checks: Any = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The words of the command line."""
+        words = parser.add_subparsers(
+            dest="word", metavar="{list,show,release,prune,doctor,init}", required=True
+        )
+
+        def word(name: str, what: str, *, json: bool = True) -> CommandParser:
+            added = words.add_parser(name, help=what, description=what)
+            if json:
+                added.add_argument(
+                    "--json",
+                    action="store_true",
+                    help="times in RFC 3339 UTC, durations in seconds",
+                )
+            return added
+
+        added = word("list", "Show who holds what, since when, for how long yet, and what for.")
+        added.add_argument("-a", "--all", action="store_true", help="free locks too")
+        added = word("show", "Show all about one lock; exit code 1 if nobody ever locked it.")
+        added.add_argument("name", metavar="NAME", help="the lock")
+        added = word("release", "Take a lock from whoever has it.", json=False)
+        added.add_argument("name", metavar="NAME", help="the lock")
+        added.add_argument(
+            "--force",
+            action="store_true",
+            help="whoever has it; make sure first that it is dead or stopped",
+        )
+        added = word("prune", "Delete the rows of locks that nobody has had for long.", json=False)
+        added.add_argument(
+            "--older-than", metavar="DURATION", required=True, type=_duration, help="30d, 12h"
+        )
+        added.add_argument(
+            "--include-unknown",
+            action="store_true",
+            help="free rows too of which nobody knows since when: those of version 0.5",
+        )
+        word("doctor", "Look for what is wrong with the database, and say what to do.")
+        word(
+            "init",
+            "Make the table where migrate does not; a second run changes nothing.",
+            json=False,
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Carry out one of the words; `CommandError` is one line and has the exit code."""
+        handlers: dict[str, Handler] = {
+            "list": self.list,
+            "show": self.show,
+            "release": self.release,
+            "prune": self.prune,
+            "doctor": self.doctor,
+            "init": self.init,
+        }
+        try:
+            handlers[options["word"]](**options)
+        except LockConfigError as error:
+            raise CommandError(_line(error), returncode=USAGE) from error
+        except LockTimeout as error:
+            raise CommandError(_line(error), returncode=BUSY) from error
+        except LockException as error:
+            raise CommandError(_line(error), returncode=UNAVAILABLE) from error
+
+    def say(self, text: str) -> None:
+        if text:
+            self.stdout.write(text)
+
+    def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
+        rows = [row for row in conf.locks().list() if all or row["state"] != "free"]
+        self.say(_show.rows_as_json(rows) if json else _show.rows(rows, self.style, self._width()))
+
+    def _width(self) -> int | None:
+        return _show.terminal_width() if self.stdout.isatty() else None
+
+    def show(self, *, name: str, json: bool, **_: Any) -> None:
+        row = conf.locks().show(name)
+        if row is None:
+            raise CommandError(
+                f"nobody ever locked `{_show.on_one_line(name)}`: `manage.py locks list --all` "
+                "names all locks",
+                returncode=UNKNOWN,
+            )
+        self.say(_show.as_json(row) if json else _show.row(row))
+
+    def release(self, *, name: str, force: bool, **_: Any) -> None:
+        if not force:
+            raise CommandError(
+                f"lock `{_show.on_one_line(name)}` is released by its holder when that ends; if "
+                "its holder is dead, take the lock from it with `manage.py locks release --force`",
+                returncode=USAGE,
+            )
+        freed = conf.locks().force_release(name)
+        shown = _show.on_one_line(name)
+        if freed is None:
+            self.say(f"lock `{shown}` was free already")
+            return
+        holder, held_for = freed
+        who = _show.on_one_line(holder or "somebody who gave no name")
+        age = "" if held_for is None else f" for {_show.human(held_for)}"
+        self.say(f"lock `{shown}` released by force: {who} had held it{age}")
+
+    def prune(self, *, older_than: float, include_unknown: bool, **_: Any) -> None:
+        deleted = conf.locks().prune(older_than, unknown=include_unknown)
+        what = "row" if deleted == 1 else "rows"
+        self.say(
+            f"{deleted} {what} deleted of locks that nobody has had for {_show.human(older_than)}"
+        )
+
+    def doctor(self, *, json: bool, **_: Any) -> None:
+        report = conf.locks().doctor()
+        self.say(_show.report_as_json(report) if json else _show.report(report))
+        found = len(report["findings"])
+        if found:
+            raise CommandError(f"{found} finding{'s' if found > 1 else ''}", returncode=FOUND)
+
+    def init(self, **_: Any) -> None:
+        conf.locks().migrate()
+        self.say(f"table `{TABLE}` is ready")
+
+
+def _line(error: LockException) -> str:
+    return _show.on_one_line(str(error))
+
+
+def _duration(text: str) -> float:
+    try:
+        return _show.seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

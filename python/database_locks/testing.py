@@ -1,0 +1,182 @@
+"""For the tests of whoever uses locks: locks in memory, and ways to lose and expire them.
+
+With pytest there is the fixture ``locks``, for `unittest` the mixin `LocksTestMixin`. Both send
+every ``lock`` and ``locked`` of the test to memory, whatever the settings say, and fail a test that
+leaves a lock held.
+
+>>> import database_locks
+>>> from database_locks.testing import memory_locks
+>>> with memory_locks() as locks:
+...     with locks.lock("report"):
+...         locks.assert_locked("report")
+...         try:
+...             with locks.lock("import"):
+...                 locks.lose("import")
+...                 print("does not get here")
+...         except database_locks.LockLost as lost:
+...             print(lost.name, lost.reason)
+import forced
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from ._held import holds
+from ._manager import Locks
+from ._wait import current_task
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from unittest import TestCase
+
+    _Case = TestCase
+else:
+    _Case = object
+
+#: How long a release that goes on in the background may take, before a lock counts as left behind.
+_PATIENCE = 1.0
+
+_numbers = itertools.count(1)
+
+
+class MemoryLocks(Locks):
+    """Locks in memory, which a test can lose, expire and ask about.
+
+    `lock`, `locked` and the rest are those of `database_locks.Locks`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(f"memory:test-{os.getpid()}-{next(_numbers)}")
+
+    def held(self) -> dict[str, str | None]:
+        """The names of all locks that are held, and by whom."""
+        return {row["name"]: row["holder"] for row in self.list() if row["state"] == "held"}
+
+    def lose(self, name: str) -> bool:
+        """Take a lock from its holder, who is told at once: ``LockLost``, or its callback.
+
+        `AssertionError` where nobody has it.
+        """
+        if not super().lose(name):
+            raise AssertionError(self._not_held(name))
+        # Where the holder is this very thread, it is told here rather than at some later line.
+        until = time.monotonic() + _PATIENCE
+        while current_task() is None and self._is_ours(name) and time.monotonic() < until:
+            time.sleep(0.001)
+        return True
+
+    def _is_ours(self, name: str) -> bool:
+        return any(
+            held.name == name and key[1] == id(self) and not held._alarm.was_told
+            for key, held in holds().items()
+        )
+
+    def expire(self, name: str) -> bool:
+        """End a lease now: anybody can have the lock, and its holder learns it at its next renewal.
+
+        `AssertionError` where nobody has it.
+        """
+        if not super().expire(name):
+            raise AssertionError(self._not_held(name))
+        return True
+
+    def assert_locked(self, name: str) -> None:
+        """Fail unless somebody has the lock."""
+        if name not in self.held():
+            raise AssertionError(self._not_held(name))
+
+    def assert_not_locked(self, name: str) -> None:
+        """Fail if somebody has the lock."""
+        held = self.held()
+        if name in held:
+            raise AssertionError(f"lock `{name}` is held by {held[name]}")
+
+    def _not_held(self, name: str) -> str:
+        held = ", ".join(f"`{other}`" for other in self.held()) or "none"
+        said = f"lock `{name}` is not held; held are: {held}"
+        return said if _enabled() else f"{said}; DATABASE_LOCKS_ENABLED is False in the settings"
+
+    def left_behind(self) -> str | None:
+        """What to say of locks that are held still, if there are any; those are lost then."""
+        until = time.monotonic() + _PATIENCE
+        while (held := self.held()) and time.monotonic() < until:
+            time.sleep(0.005)
+        if not held:
+            return None
+        # So that whoever has it stops, and does not go on into the next test.
+        for name in held:
+            super().lose(name)
+        which = ", ".join(f"`{name}` (held by {holder})" for name, holder in held.items())
+        return f"locks are held still at the end of the test: {which}"
+
+
+@contextmanager
+def memory_locks() -> Iterator[MemoryLocks]:
+    """All locks of the block are in memory, and it fails if it leaves one held.
+
+    In a Django project those of ``lock`` and ``locked``, too. Raises `AssertionError`, unless the
+    block has failed already.
+    """
+    locks = MemoryLocks()
+    with _instead(locks):
+        try:
+            yield locks
+        except BaseException:
+            locks.left_behind()
+            raise
+        said = locks.left_behind()
+    if said is not None:
+        raise AssertionError(said)
+
+
+class LocksTestMixin(_Case):
+    """For a `unittest.TestCase`, one of Django's too: ``self.locks``, new for each test.
+
+    >>> import unittest
+    >>> class ReportTests(LocksTestMixin, unittest.TestCase):
+    ...     def test_is_locked(self):
+    ...         with self.locks.lock("report"):
+    ...             self.locks.assert_locked("report")
+    """
+
+    locks: MemoryLocks
+
+    def setUp(self) -> None:
+        """Before what the class itself sets up: mix it in as the first base."""
+        self.locks = MemoryLocks()
+        instead = _instead(self.locks)
+        instead.__enter__()
+        # Called after `tearDown`, the last one first.
+        self.addCleanup(instead.__exit__, None, None, None)
+        self.addCleanup(self._nothing_left)
+        super().setUp()
+
+    def _nothing_left(self) -> None:
+        said = self.locks.left_behind()
+        if said is not None:
+            self.fail(said)
+
+
+def _conf() -> Any:
+    """The settings of the project, if there is one."""
+    try:
+        from . import conf
+    except ImportError:
+        return None
+    return conf
+
+
+def _instead(locks: Locks) -> AbstractContextManager[None]:
+    conf = _conf()
+    return nullcontext() if conf is None else conf.instead(locks)
+
+
+def _enabled() -> bool:
+    conf = _conf()
+    return conf is None or not conf.is_configured() or conf.enabled()

@@ -1,0 +1,168 @@
+"""The admin page, as its server sends it."""
+
+from unittest import mock
+
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import DataError
+from django.test import TestCase
+from django.urls import reverse
+
+from database_locks import conf, connect
+from database_locks.testing import LocksTestMixin
+
+LIST = "/admin/database_locks/lock/"
+
+
+class AdminTests(LocksTestMixin, TestCase):
+    @classmethod
+    def setUpTestData(cls):
+        cls.boss = User.objects.create_superuser("boss", password="x")
+        cls.viewer = cls._user("viewer", "view_lock")
+        cls.releaser = cls._user("releaser", "force_release_lock")
+        cls.nobody = cls._user("nobody")
+
+    @classmethod
+    def _user(cls, name, *permissions):
+        user = User.objects.create_user(name, password="x", is_staff=True)
+        found = Permission.objects.filter(codename__in=permissions)
+        assert found.count() == len(permissions)
+        user.user_permissions.set(found)
+        return user
+
+    def setUp(self):
+        super().setUp()
+        self.client.force_login(self.boss)
+
+    def page(self, name, action="release"):
+        return reverse(f"admin:database_locks_lock_{action}", args=[_quoted(name)])
+
+    def test_who_has_what_is_listed(self):
+        with (
+            self.locks.lock("taken", locked_by="host.1.<b>"),
+            self.locks.lock("for ever", lock_ttl=None),
+        ):
+            with self.locks.lock("was taken"):
+                pass
+            said = self.client.get(LIST).content.decode()
+        self.assertIn("host.1.&lt;b&gt;", said)
+        self.assertIn('dblock-held">held', said)
+        self.assertIn('dblock-free">free', said)
+        self.assertIn("data-dblock-left=", said)
+        self.assertIn("without end", said)
+        self.assertNotIn("style=", said.split('id="content"')[1])
+
+    def test_nothing_is_inline(self):
+        with self.locks.lock("taken"):
+            said = self.client.get(LIST).content.decode().split('id="content"')[1]
+        for bad in ("<script>", "onclick", "style="):
+            self.assertNotIn(bad, said)
+
+    def test_states_are_filtered_and_names_and_holders_searched(self):
+        with self.locks.lock("alpha", locked_by="someone"):
+            with self.locks.lock("beta"):
+                pass
+            names = lambda query: [  # noqa: E731
+                row["name"] for row in self.client.get(LIST + query).context["rows"]
+            ]
+            self.assertEqual(names(""), ["alpha", "beta"])
+            self.assertEqual(names("?state=free"), ["beta"])
+            self.assertEqual(names("?state=held"), ["alpha"])
+            self.assertEqual(names("?q=SOMEONE"), ["alpha"])
+            self.assertEqual(names("?q=et"), ["beta"])
+            self.assertEqual(names("?q=et&state=held"), [])
+            self.assertEqual(names("?state=nonsense&p=99"), ["alpha", "beta"])
+
+    def test_thousands_of_locks_are_on_several_pages(self):
+        with mock.patch("database_locks.admin.LockAdmin.list_per_page", 2):
+            for number in range(5):
+                with self.locks.lock(f"lock {number}"):
+                    pass
+            page = self.client.get(LIST + "?p=2")
+            self.assertEqual([row["name"] for row in page.context["rows"]], ["lock 2", "lock 3"])
+            self.assertContains(page, "?p=3")
+            self.assertContains(page, "5 locks")
+
+    def test_a_lock_is_released_by_force_after_a_question_and_logged(self):
+        name = "a/b ?#é\u2028"
+        holder = self.locks.lock(name, locked_by="old.host", lost_lock_cb=lambda *_: None)
+        with holder:
+            asked = self.client.get(self.page(name))
+            self.assertContains(asked, "old.host")
+            self.locks.assert_locked(name)
+            answer = self.client.post(self.page(name), {"seen": asked.context["seen"]}, follow=True)
+            self.assertContains(answer, "is released by force: old.host had held it.")
+            self.locks.assert_not_locked(name)
+        entry = LogEntry.objects.get()
+        self.assertEqual((entry.object_id, entry.user), (name, self.boss))
+        self.assertIn("old.host", entry.change_message)
+        # The history of the lock has it.
+        self.assertContains(self.client.get(self.page(name, "history")), "old.host")
+
+    def test_a_release_that_cannot_be_logged_is_told(self):
+        failing = mock.patch.object(LogEntry.objects, "create", side_effect=DataError("too odd"))
+        with failing, self.locks.lock("job", lost_lock_cb=lambda *_: None):
+            answer = self.client.post(self.page("job"), follow=True)
+            self.assertContains(answer, "no entry of it: too odd")
+            self.locks.assert_not_locked("job")
+
+    def test_a_lock_that_has_changed_hands_since_is_asked_about_again(self):
+        with self.locks.lock("job"):
+            seen = self.client.get(self.page("job")).context["seen"]
+        with self.locks.lock("job"):
+            again = self.client.post(self.page("job"), {"seen": seen})
+            self.assertContains(again, "changed hands")
+            self.locks.assert_locked("job")
+
+    def test_only_what_is_posted_with_a_token_releases(self):
+        strict = self.client_class(enforce_csrf_checks=True)
+        strict.force_login(self.boss)
+        with self.locks.lock("job"):
+            self.assertEqual(strict.get(self.page("job")).status_code, 200)
+            self.assertEqual(strict.post(self.page("job")).status_code, 403)
+            self.locks.assert_locked("job")
+
+    def test_permissions(self):
+        with self.locks.lock("job"):
+            for user, sees, releases in (
+                (self.viewer, 200, 403),
+                (self.releaser, 200, 200),
+                (self.nobody, 403, 403),
+            ):
+                self.client.force_login(user)
+                self.assertEqual(self.client.get(LIST).status_code, sees, user)
+                self.assertEqual(self.client.get(self.page("job", "change")).status_code, sees)
+                self.assertEqual(self.client.get(self.page("job")).status_code, releases, user)
+                link = b"/release/" in self.client.get(LIST).content
+                self.assertEqual(link, releases == 200, user)
+            self.client.force_login(self.viewer)
+            self.assertEqual(self.client.post(self.page("job")).status_code, 403)
+            self.locks.assert_locked("job")
+            self.client.force_login(self.boss)
+            self.assertEqual(self.client.get(LIST + "add/").status_code, 403)
+            self.assertEqual(self.client.post(self.page("job", "delete")).status_code, 403)
+
+    def test_a_name_that_nobody_locked_is_told(self):
+        for action in ("release", "change"):
+            said = self.client.get(self.page("never", action), follow=True)
+            self.assertContains(said, "Nobody ever locked")
+
+    def test_all_about_one_lock(self):
+        with self.locks.lock("job", locked_by="w.7"):
+            said = self.client.get(self.page("job", "change"))
+            self.assertContains(said, "w.7")
+            self.assertContains(said, "token")
+
+    def test_a_database_that_is_away_is_told_plainly(self):
+        away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")
+        with conf.instead(away):
+            for url in (LIST, self.page("x"), self.page("x", "change")):
+                said = self.client.get(url)
+                self.assertContains(said, "127.0.0.1:1", status_code=503)
+                self.assertNotContains(said, "hunter2", status_code=503)
+
+
+def _quoted(name):
+    from django.contrib.admin.utils import quote
+
+    return quote(name)

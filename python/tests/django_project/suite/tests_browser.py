@@ -1,0 +1,154 @@
+"""The admin page in a real browser: what a person sees, and does.
+
+``DBLOCK_SCREENSHOTS`` names a folder to leave pictures in.
+"""
+
+import os
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+
+from django.contrib.auth.models import User
+from django.contrib.staticfiles.testing import StaticLiveServerTestCase
+from django.test import override_settings
+
+from database_locks import conf, lock
+
+CHROMIUM = shutil.which("chromium")
+DRIVER = shutil.which("chromedriver")
+#: For pages: nothing inline, nothing from elsewhere.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'"
+)
+
+
+def policy(get_response):
+    def middleware(request):
+        response = get_response(request)
+        response["Content-Security-Policy"] = POLICY
+        return response
+
+    return middleware
+
+
+@unittest.skipUnless(CHROMIUM and DRIVER, "no chromium and chromedriver on this machine")
+@override_settings(DATABASE_LOCKS_DEFAULT_TTL=300)
+class BrowserTests(StaticLiveServerTestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        from selenium import webdriver
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        profile = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, profile, True)
+        for word in (
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-dev-shm-usage", "--window-size=1280,800", f"--user-data-dir={profile}",
+        ):  # fmt: skip
+            options.add_argument(word)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        service = webdriver.ChromeService(DRIVER)
+        cls.browser = webdriver.Chrome(options=options, service=service)
+        cls.addClassCleanup(cls.browser.quit)
+
+    def setUp(self):
+        User.objects.create_superuser("boss", password="secret")
+        for row in conf.locks().list():
+            conf.locks().force_release(row["name"])
+
+    def find(self, selector):
+        from selenium.webdriver.common.by import By
+
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector):
+        from selenium.webdriver.common.by import By
+
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def until(self, what):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, 20, 0.1).until(lambda _browser: what())
+
+    def picture(self, name):
+        folder = os.environ.get("DBLOCK_SCREENSHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+    def log_in(self):
+        self.browser.get(f"{self.live_server_url}/admin/")
+        self.find("#id_username").send_keys("boss")
+        self.find("#id_password").send_keys("secret")
+        self.find("[type=submit]").click()
+        self.until(lambda: self.all("#user-tools"))
+
+    def state_of(self, name):
+        for row in self.all("#result_list tbody tr"):
+            cells = [cell.text for cell in row.find_elements("css selector", "th, td")]
+            if cells[0] == name:
+                return cells
+        return None
+
+    def test_a_person_sees_who_has_a_lock_and_takes_it(self):
+        self.log_in()
+        middleware = "suite.tests_browser.policy"
+        from django.conf import settings
+
+        with (
+            override_settings(MIDDLEWARE=[middleware, *settings.MIDDLEWARE]),
+            lock("nightly report", locked_by="worker-3.host", lost_lock_cb=lambda *_: None),
+            lock("deploy", lock_ttl=None, locked_by="ci.host"),
+        ):
+            with lock("import of customers"):
+                pass
+            self.find(".app-database_locks .model-lock a, .model-lock a").click()
+            self.until(lambda: self.all("#result_list"))
+            held = self.state_of("nightly report")
+            self.assertEqual(held[1:3], ["held", "worker-3.host"])
+            self.assertEqual(self.state_of("deploy")[5], "without end")
+            self.assertEqual(self.state_of("import of customers")[1], "free")
+            colours = {
+                element.text: element.value_of_css_property("background-color")
+                for element in self.all(".dblock-state")
+            }
+            self.assertEqual(len(set(colours.values())), 2, colours)
+            self.picture("list-light")
+
+            # It counts down.
+            before = self.state_of("nightly report")[5]
+            self.assertRegex(before, r"^(4m \d+s|5m)$")
+            self.until(lambda: self.state_of("nightly report")[5] != before)
+
+            self.browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+            self.picture("list-dark")
+            self.assertNotEqual(
+                colours["held"], self.find(".dblock-held").value_of_css_property("background-color")
+            )
+
+            self.find("#searchbar").send_keys("WORKER-3")
+            self.find("#changelist-search [type=submit]").click()
+            self.until(lambda: len(self.all("#result_list tbody tr")) == 1)
+            self.find("#result_list .dblock-release").click()
+            self.until(lambda: self.all(".dblock-danger"))
+            self.picture("release")
+            self.find(".dblock-danger").click()
+            self.until(lambda: self.all(".messagelist"))
+            self.assertIn("worker-3.host had held it", self.find(".messagelist").text)
+            self.assertEqual(self.state_of("nightly report")[1], "free")
+            self.picture("released")
+            self.find("a[href$='state=held']").click()
+            self.until(lambda: len(self.all("#result_list tbody tr")) == 1)
+            self.assertIsNone(self.state_of("nightly report"))
+        # Nothing was refused by the policy, and no script failed.
+        complaints = [
+            entry["message"]
+            for entry in self.browser.get_log("browser")
+            if "favicon" not in entry["message"]
+        ]
+        self.assertEqual(complaints, [])

@@ -1,0 +1,100 @@
+"""System checks: each with its id and a hint."""
+
+import unittest
+
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connection
+from django.test import SimpleTestCase, TestCase, override_settings
+
+from database_locks import checks
+
+from .tests_conf import other_aliases
+
+
+def found(check):
+    return [(message.id.removeprefix("database_locks."), message.hint) for message in check()]
+
+
+class SettingsTests(SimpleTestCase):
+    databases = {"default"}
+
+    def one(self, check, number, hint, **settings):
+        with override_settings(**settings):
+            messages = found(check)
+        self.assertEqual([which for which, _ in messages], [number])
+        self.assertIn(hint, messages[0][1])
+
+    def test_a_project_that_is_as_it_should_be(self):
+        self.assertEqual(found(checks.check_settings) + found(checks.check_place), [])
+
+    def test_each_finding(self):
+        settings, place = checks.check_settings, checks.check_place
+        self.one(settings, "W001", "= True", DATABASE_LOCKS_ENABLED=False)
+        self.one(settings, "W002", "DATABASE_LOCKS_DEFAULT_TTL?", DATABASE_LOCKS_DEFAULT_TLL=3)
+        for bad in (0, "10", float("nan"), -1, True):
+            self.one(settings, "E006", "0.1", DATABASE_LOCKS_DEFAULT_TTL=bad)
+        self.one(settings, "E006", "before the end", DATABASE_LOCKS_DEFAULT_TTL_RENEW=-1)
+        self.one(settings, "E006", "path", DATABASE_LOCKS_STATUS_FILE=3)
+        self.one(settings, "E006", "str", DATABASE_LOCKS_URL=3)
+        self.one(place, "E001", "default", DATABASE_LOCKS_ALIAS="nope")
+        self.one(place, "E004", "postgres://", DATABASE_LOCKS_URL="redis://:hunter2@h")
+        self.one(
+            place, "E005", "Keep", DATABASE_LOCKS_ALIAS="default", DATABASE_LOCKS_URL="memory:"
+        )
+
+    def test_no_secret_is_shown(self):
+        with override_settings(DATABASE_LOCKS_URL="redis://:hunter2@h"):
+            self.assertNotIn("hunter2", repr(checks.check_place()))
+
+    def test_of_other_databases(self):
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        with other_aliases(
+            other={**sqlite, "ENGINE": "django.db.backends.dummy"},
+            empty={**sqlite, "NAME": ""},
+            replica={**sqlite, "TEST": {"MIRROR": "default"}},
+        ):
+            self.one(checks.check_place, "E002", "PostgreSQL", DATABASE_LOCKS_ALIAS="other")
+            self.one(checks.check_place, "E003", "Name the file", DATABASE_LOCKS_ALIAS="empty")
+            self.one(checks.check_place, "W004", "primary", DATABASE_LOCKS_ALIAS="replica")
+
+    def test_they_are_registered(self):
+        with override_settings(DATABASE_LOCKS_URL="x", DATABASE_LOCKS_ENABLED=False):
+            with self.assertRaisesRegex(SystemCheckError, "database_locks.E004"):
+                call_command("check")
+        with override_settings(
+            DATABASE_LOCKS_URL="x", SILENCED_SYSTEM_CHECKS=["database_locks.E004"]
+        ):
+            call_command("check", verbosity=0)
+
+
+class NoMigrations:
+    def allow_migrate(self, db, app_label, **hints):
+        return app_label != "database_locks"
+
+
+class TableTests(TestCase):
+    def test_nothing_is_wrong_with_ours(self):
+        self.assertEqual(checks.check_table(databases=["default"]), [])
+
+    @unittest.skipIf(connection.vendor == "sqlite", "SQLite's table is not migrate's")
+    def test_a_router_that_keeps_the_table_out_is_told(self):
+        with override_settings(DATABASE_ROUTERS=[NoMigrations()]):
+            self.assertEqual([which for which, _ in found(checks.check_place)], ["W005"])
+
+    @unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
+    def test_a_table_without_row_locks_and_local_times_are_told(self):
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE database_locks_lock ENGINE = MyISAM")
+            cursor.execute(
+                "INSERT INTO database_locks_lock (name, expires_at) VALUES ('old', NOW())"
+            )
+        try:
+            with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
+                messages = checks.check_table(databases=["default"])
+            numbers = [message.id for message in messages]
+            self.assertEqual(numbers, ["database_locks.W003", "database_locks.W006"])
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute("DELETE FROM database_locks_lock")
+                cursor.execute("ALTER TABLE database_locks_lock ENGINE = InnoDB")

@@ -1,0 +1,115 @@
+"""``manage.py locks``: the words, exit codes and JSON of ``dblock``."""
+
+import io
+import json
+
+from django.core.management import CommandError, call_command
+from django.test import TransactionTestCase
+
+from database_locks import LockLost, conf, connect, lock
+
+
+class CommandTests(TransactionTestCase):
+    def setUp(self):
+        # On SQLite the file of the locks outlives each test.
+        for row in conf.locks().list():
+            conf.locks().force_release(row["name"])
+        conf.locks().prune(0, unknown=True)
+
+    def said(self, *words):
+        out = io.StringIO()
+        call_command("locks", *words, stdout=out, no_color=True)
+        return out.getvalue()
+
+    def failed(self, code, *words):
+        with self.assertRaises(CommandError) as caught:
+            self.said(*words)
+        self.assertEqual(caught.exception.returncode, code, caught.exception)
+        self.assertNotIn("\n", str(caught.exception))
+        return str(caught.exception)
+
+    def test_what_is_held_is_listed_and_with_all_what_is_free(self):
+        self.assertEqual(self.said("list"), "")
+        self.assertEqual(json.loads(self.said("list", "--json")), [])
+        with lock("a job", locked_by="me"):
+            with lock("free"):
+                pass
+            head, line = self.said("list").splitlines()
+            self.assertEqual(head.split()[:4], ["NAME", "STATE", "HOLDER", "TOKEN"])
+            self.assertRegex(line, r"^a job +held +me +\d+ ")
+            (row,) = json.loads(self.said("list", "--json"))
+            self.assertEqual(
+                list(row),
+                [
+                    "name",
+                    "state",
+                    "holder",
+                    "token",
+                    "grant",
+                    "held_for",
+                    "free_in",
+                    "acquired_at",
+                    "renewed_at",
+                    "expires_at",
+                    "metadata",
+                ],
+            )
+            self.assertEqual([r["name"] for r in json.loads(self.said("list", "--all", "--json"))],
+                             ["a job", "free"])  # fmt: skip
+
+    def test_what_drives_a_terminal_is_escaped(self):
+        with lock("x\x1b[2J\ny", locked_by="\u202ewho"):
+            said = self.said("list")
+        self.assertIn("x\\u{1b}[2J\\ny", said)
+        self.assertIn("\\u{202e}who", said)
+
+    def test_all_about_one_lock(self):
+        with lock("job", locked_by="me"):
+            self.assertIn("holder", self.said("show", "job"))
+            self.assertEqual(json.loads(self.said("show", "job", "--json"))["holder"], "me")
+        self.assertIn("last holder", self.said("show", "job"))
+        self.assertIn("nobody ever locked `none`", self.failed(1, "show", "none"))
+
+    def test_a_lock_is_released_by_force_alone(self):
+        self.assertIn("--force", self.failed(2, "release", "job"))
+        try:
+            with lock("job", locked_by="me"):
+                self.assertIn("me had held it for", self.said("release", "job", "--force"))
+                self.assertEqual(conf.locks().show("job")["state"], "free")
+                lock("never there")
+        except LockLost:
+            pass
+        self.assertEqual(self.said("release", "job", "--force"), "lock `job` was free already\n")
+
+    def test_rows_long_free_are_deleted(self):
+        with lock("job"):
+            pass
+        self.assertEqual(
+            self.said("prune", "--older-than", "30d"),
+            "0 rows deleted of locks that nobody has had for 30d\n",
+        )
+        self.assertIn("1 row deleted", self.said("prune", "--older-than", "0"))
+        with self.assertRaisesRegex(CommandError, "'soon' must be a number with ms"):
+            self.said("prune", "--older-than", "soon")
+
+    def test_the_doctor_says_what_it_looked_at(self):
+        try:
+            said = self.said("doctor", "--json")
+        except CommandError as findings:
+            # A server of the lab is not set up as one in production.
+            self.assertEqual(findings.returncode, 1)
+            self.assertRegex(str(findings), r"^\d+ findings?$")
+        else:
+            self.assertEqual(json.loads(said)["findings"], [])
+
+    def test_a_table_is_made_where_there_is_none(self):
+        self.assertEqual(self.said("init"), "table `database_locks_lock` is ready\n")
+
+    def test_a_bad_name_is_usage(self):
+        self.assertIn("255", self.failed(2, "show", "x" * 256))
+
+    def test_a_database_that_is_away_is_one_line(self):
+        with conf.instead(connect("postgres://nobody:hunter2@127.0.0.1:1/none")):
+            said = self.failed(69, "list")
+        self.assertIn("127.0.0.1:1", said)
+        self.assertNotIn("hunter2", said)

@@ -1,0 +1,154 @@
+"""Where the locks are, in a project with a test database."""
+
+import contextlib
+import os
+
+from django.db import connection, connections, transaction
+from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
+
+from database_locks import LockConfigError, LockTimeout, conf, connect, lock
+from database_locks.testing import memory_locks
+
+
+@contextlib.contextmanager
+def other_aliases(**databases):
+    """More DATABASES than the settings have."""
+    before = dict(connections.settings)
+    for alias, entry in databases.items():
+        connections.settings[alias] = connections.configure_settings({"default": entry})["default"]
+    try:
+        yield
+    finally:
+        for alias in databases:
+            with contextlib.suppress(AttributeError):
+                del connections[alias]
+        connections.settings.clear()
+        connections.settings.update(before)
+
+
+class PlaceTests(TestCase):
+    def test_the_test_database_has_the_locks(self):
+        with lock("here"):
+            names = {row["name"] for row in conf.locks().list()}
+            self.assertIn("here", names)
+            if connection.vendor != "sqlite":
+                # A row of this very database, whose name the runner has changed.
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT COUNT(*) FROM database_locks_lock WHERE name = 'here'")
+                    self.assertEqual(cursor.fetchone()[0], 1)
+
+    def test_one_object_a_database_is_made_once(self):
+        self.assertIs(conf.locks(), conf.locks())
+
+    def test_a_lock_is_seen_at_once_and_outlives_the_transaction_that_it_was_taken_in(self):
+        with self.assertRaises(ZeroDivisionError), lock("inside", timeout=5):
+            with transaction.atomic():
+                with self.assertRaises(LockTimeout):
+                    other = connect(_url())
+                    with other.lock("inside", timeout=0.2, retry=0.05):
+                        pass
+                raise ZeroDivisionError
+        self.assertEqual(_state("inside"), "free")
+
+    def test_contending_leaves_the_callers_transaction_usable(self):
+        held = connect(_url()).lock("busy")
+        with held, transaction.atomic():
+            with self.assertRaises(LockTimeout):
+                with lock("busy", retry=None):
+                    pass
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                self.assertEqual(cursor.fetchone()[0], 1)
+
+    @override_settings(DATABASE_LOCKS_URL="memory:elsewhere")
+    def test_a_url_is_used_instead(self):
+        self.assertIsNone(conf.alias())
+        self.assertEqual(conf.locks().engine, "memory")
+
+    @override_settings(DATABASE_LOCKS_URL="memory:x", DATABASE_LOCKS_ALIAS="default")
+    def test_two_places_are_refused(self):
+        with self.assertRaisesRegex(LockConfigError, "give one of them"):
+            conf.locks()
+
+    @override_settings(DATABASE_LOCKS_ALIAS="nowhere")
+    def test_an_alias_that_is_not_there_is_refused_with_those_that_are(self):
+        with self.assertRaisesRegex(LockConfigError, "'nowhere'.*default"):
+            conf.locks()
+
+    def test_an_alias_is_used(self):
+        entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        with other_aliases(locks=entry), override_settings(DATABASE_LOCKS_ALIAS="locks"):
+            self.assertEqual(conf.locks().engine, "memory")
+
+    def test_what_cannot_be_carried_over_is_told_at_use(self):
+        entry = {"ENGINE": "django.db.backends.oracle", "NAME": "x"}
+        mysql = {**entry, "ENGINE": "django.db.backends.sqlite3", "NAME": ""}
+        with other_aliases(bad=mysql), override_settings(DATABASE_LOCKS_ALIAS="bad"):
+            with self.assertRaisesRegex(LockConfigError, r"DATABASES\['bad'\]\['NAME'\] is empty|"):
+                conf.locks()
+
+
+class _ToLocks:
+    def db_for_write(self, model, **hints):
+        return "locks" if model._meta.label_lower == "database_locks.lock" else None
+
+
+class RouterTests(SimpleTestCase):
+    databases = {"default"}
+
+    def test_the_router_is_asked_where_a_lock_is_written(self):
+        with override_settings(DATABASE_ROUTERS=[_ToLocks()]):
+            self.assertEqual(conf.alias(), "locks")
+        self.assertEqual(conf.alias(), "default")
+
+
+class SettingsTests(SimpleTestCase):
+    def test_settings_are_read_when_used_and_none_is_written(self):
+        self.assertTrue(conf.enabled())
+        self.assertEqual((conf.default_ttl(), conf.default_ttl_renew()), (10, None))
+        self.assertIsNone(conf.status_file())
+        with override_settings(
+            DATABASE_LOCKS_ENABLED=False,
+            DATABASE_LOCKS_DEFAULT_TTL=None,
+            DATABASE_LOCKS_DEFAULT_TTL_RENEW=2,
+            DATABASE_LOCKS_STATUS_FILE="/x",
+        ):
+            self.assertFalse(conf.enabled())
+            self.assertEqual((conf.default_ttl(), conf.default_ttl_renew()), (None, 2))
+            self.assertEqual(conf.status_file(), "/x")
+
+        from django.conf import settings
+
+        self.assertFalse([name for name in dir(settings) if name.startswith("DATABASE_LOCKS")])
+
+
+class KitTests(SimpleTestCase):
+    def test_all_locks_of_the_block_are_in_memory(self):
+        with memory_locks() as locks:
+            self.assertIs(conf.locks(), locks)
+            with lock("here"):
+                locks.assert_locked("here")
+            locks.assert_not_locked("here")
+        self.assertIsNot(conf._managers.instead, locks)
+
+
+@override_settings(DATABASE_LOCKS_ALIAS=None)
+class FlushTests(TransactionTestCase):
+    def test_the_table_may_be_emptied_while_a_lock_is_held(self):
+        with lock("before"):
+            self.assertEqual(_state("before"), "held")
+
+
+def _state(name):
+    row = conf.locks().show(name)
+    return row and row["state"]
+
+
+def _url():
+    """Of the locks that `conf` finds, as somebody else would use them."""
+    name = conf.alias()
+    if connections[name].vendor == "sqlite" and connections[name].is_in_memory_db():
+        # In memory each `Locks` of one name is the same table.
+        return conf.find(name).url_of(name)
+    assert os.getpid()
+    return conf.find(name).url_of(name)

@@ -1,0 +1,179 @@
+"""The table is the same by whatever way it was made, and by whatever way one goes back."""
+
+import io
+import re
+import threading
+import time
+
+from django.apps import apps
+from django.core.management import call_command
+from django.db import connection, models, transaction
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.migrations.state import ModelState, ProjectState
+from django.test import TransactionTestCase, override_settings
+
+from database_locks import _install, conf, lock
+
+TABLE = "database_locks_lock"
+QUIET = {"verbosity": 0, "interactive": False}
+
+
+def migrate(*words):
+    call_command("migrate", "database_locks", *words, **QUIET)
+
+
+class MigrationTests(TransactionTestCase):
+    def setUp(self):
+        migrate("zero")
+        self.addCleanup(migrate)
+
+    def fresh(self):
+        migrate()
+        return described()
+
+    def made_by_0_5(self):
+        """As Django makes it for the first migration of 0.5, with rows."""
+        state = ProjectState()
+        state.add_model(
+            ModelState(
+                "database_locks",
+                "Lock",
+                [
+                    ("id", models.AutoField(primary_key=True, serialize=False)),
+                    ("name", models.CharField(max_length=255, unique=True)),
+                    ("locked_by", models.TextField(blank=True, null=True)),
+                    ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ],
+            )
+        )
+        with connection.schema_editor() as editor:
+            editor.create_model(state.apps.get_model("database_locks", "Lock"))
+        MigrationRecorder(connection).record_applied("database_locks", "0001_initial")
+        with connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {TABLE} (name, locked_by) VALUES ('old', 'host.1')")
+
+    def test_over_the_table_of_0_5_with_rows_in_it(self):
+        wanted = self.fresh()
+        migrate("zero")
+        self.made_by_0_5()
+        migrate()
+        self.assertEqual(described(), wanted)
+        rows = list(apps.get_model("database_locks", "Lock").objects.values("name", "token"))
+        self.assertEqual(rows, [{"name": "old", "token": 0}])
+        # An old process goes on writing to it.
+        with connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {TABLE} (name, locked_by) VALUES ('new', 'host.1')")
+
+    def test_over_the_table_of_dblock_init(self):
+        wanted = self.fresh()
+        migrate("zero")
+        self.core_makes_it()
+        self.assertEqual(described(), wanted)
+        migrate()
+        self.assertEqual(described(), wanted)
+        self.core_makes_it()
+        self.assertEqual(described(), wanted)
+
+    def test_after_dblock_init_over_the_table_of_0_5(self):
+        wanted = self.fresh()
+        migrate("zero")
+        self.made_by_0_5()
+        self.core_makes_it()
+        migrate()
+        self.assertEqual(described(), wanted)
+
+    def core_makes_it(self):
+        if connection.vendor == "sqlite":
+            # The locks live in another file: by hand, as somebody might.
+            with connection.cursor() as cursor:
+                cursor.execute(_install.schema("sqlite"))
+        else:
+            conf.locks().migrate()
+
+    def test_back_and_forth(self):
+        wanted = self.fresh()
+        for _ in range(2):
+            migrate("0001")
+            self.assertEqual(set(described()[0]), {"id", "name", "locked_by", "expires_at"})
+            migrate("0001")
+            migrate()
+            self.assertEqual(described(), wanted)
+        migrate("zero")
+        self.assertNotIn(TABLE, connection.introspection.table_names())
+
+    def test_locks_work_on_it(self):
+        migrate()
+        with lock("here") as held:
+            held.check()
+        migrate("0001")
+        migrate()
+        with lock("here") as held:
+            held.check()
+
+    def test_what_is_being_used_is_waited_for(self):
+        if connection.vendor == "sqlite":
+            self.skipTest("the table of the application's file is nobody's")
+        self.made_by_0_5()
+        began, done = threading.Event(), threading.Event()
+
+        def user():
+            try:
+                with transaction.atomic(), connection.cursor() as cursor:
+                    cursor.execute(f"SELECT * FROM {TABLE} FOR UPDATE")
+                    began.set()
+                    time.sleep(1.5)
+                    done.set()
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=user)
+        thread.start()
+        began.wait(10)
+        migrate()
+        self.assertTrue(done.is_set())
+        thread.join()
+
+    def test_sqlmigrate_shows_the_statements(self):
+        for number in ("0001", "0002"):
+            for backwards in (False, True):
+                said = io.StringIO()
+                call_command(
+                    "sqlmigrate", "database_locks", number, backwards=backwards, stdout=said
+                )
+                self.assertIn(TABLE, said.getvalue())
+
+    def test_there_is_nothing_left_to_migrate(self):
+        for field in ("AutoField", "BigAutoField"):
+            with override_settings(DEFAULT_AUTO_FIELD=f"django.db.models.{field}"):
+                call_command("makemigrations", "database_locks", check=True, **QUIET)
+
+    def test_a_router_keeps_it_out(self):
+        class No:
+            def allow_migrate(self, db, app_label, **hints):
+                return app_label != "database_locks"
+
+        with override_settings(DATABASE_ROUTERS=[No()]):
+            migrate()
+            self.assertNotIn(TABLE, connection.introspection.table_names())
+            migrate("zero")
+
+
+def described():
+    """Columns, and what keeps names apart."""
+    with connection.cursor() as cursor:
+        columns = connection.introspection.get_table_description(cursor, TABLE)
+        constraints = connection.introspection.get_constraints(cursor, TABLE)
+        extra = []
+        if connection.vendor == "mysql":
+            cursor.execute(f"SHOW CREATE TABLE {TABLE}")
+            extra = re.sub(r" AUTO_INCREMENT=\d+", "", cursor.fetchone()[1]).splitlines()
+    keys = sorted(
+        (tuple(found["columns"]), found["unique"], found["primary_key"], bool(found["check"]))
+        for found in constraints.values()
+    )
+    fields = {
+        # Without the width of the widest value, which MySQL's driver says as well.
+        column.name: (column[1], *column[3:])
+        for column in columns
+    }
+    return fields, keys, extra

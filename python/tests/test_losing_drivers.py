@@ -1,0 +1,59 @@
+"""A loss reaches the main thread wherever it waits: in the system, or in a driver's query."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import Program, dblock
+
+LOSING = str(Path(__file__).parent / "programs" / "losing.py")
+Start = Callable[[list[str]], Program]
+
+SECONDS = 5.0
+"""A renewal, each 0.7 s, finds that the lock is gone; the rest is for a busy machine."""
+
+
+def lose(start: Start, url: str, where: str) -> float:
+    """How long after the lock was taken from it the program says that it has lost it."""
+    program = start([sys.executable, LOSING, url, where])
+    program.expect("held")
+    # Until it is really there: what comes before is a few bytecodes.
+    program.silent(0.5)
+    dblock("release", "job", "--force", url=url)
+    began = time.monotonic()
+    assert program.expect("lost") == "forced"
+    took = time.monotonic() - began
+    # The handlers that the program has set are still its own.
+    assert program.expect("usr1") == ""
+    program.expect("end")
+    assert program.wait() == 0, program.stderr
+    return took
+
+
+WAITS = ["sleep", "event", "lock", "recv", "select", "pipe", "subprocess", "bytecode"]
+
+
+@pytest.mark.parametrize("where", WAITS)
+def test_a_main_thread_is_told_in_a_system_call(sqlite_url: str, where: str, start: Start) -> None:
+    assert lose(start, sqlite_url, where) < SECONDS
+
+
+def test_a_query_of_psycopg_3_is_interrupted(postgres_url: str, start: Start) -> None:
+    assert lose(start, postgres_url, "psycopg3") < SECONDS
+
+
+def test_a_query_of_pymysql_is_interrupted(mariadb_url: str, start: Start) -> None:
+    assert lose(start, mariadb_url, "pymysql") < SECONDS
+
+
+def test_psycopg2_gives_in_when_its_query_ends(postgres_url: str, start: Start) -> None:
+    assert lose(start, postgres_url, "psycopg2") < 8 + SECONDS
+
+
+def test_mysqlclient_gives_in_when_its_query_ends(mariadb_url: str, start: Start) -> None:
+    assert lose(start, mariadb_url, "mysqlclient") < 8 + SECONDS
