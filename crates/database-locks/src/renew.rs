@@ -89,7 +89,6 @@ impl Held {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
         }
-        let suspended = self.outlives_trust();
         let mut until = self.trusted_until.load(Ordering::Acquire);
         loop {
             let left = match until {
@@ -97,8 +96,7 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
             };
-            // Not held just now; but what a fence holds back may yet be renewed.
-            if !left.is_zero() || suspended {
+            if !left.is_zero() {
                 return left;
             }
             match self.trusted_until.compare_exchange(
