@@ -50,7 +50,7 @@ pub(crate) struct Held {
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
-    /// cleared after trust was renewed.
+    /// cleared after trust was renewed: so read it before asking for trust.
     outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
@@ -98,10 +98,6 @@ impl Held {
             };
             if !left.is_zero() {
                 return left;
-            }
-            if self.outlives_trust() {
-                // Not held now, but perhaps again.
-                return Duration::ZERO;
             }
             match self.trusted_until.compare_exchange(
                 until,
