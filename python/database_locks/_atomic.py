@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _core
@@ -119,8 +120,8 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
             with connection.cursor() as cursor:
                 pass_fence(fence, cursor)
             yield held
-    except _NotPassed:
-        held._told(lambda: why(held, not_passed))
+    except _NotPassed as not_passed:
+        held._told(partial(why, held, not_passed))
         raise
     finally:
         # An outer transaction goes on with what was written in this one.
@@ -138,8 +139,8 @@ def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
     try:
         pass_fence(fence, cursor)
         yield held
-    except _NotPassed:
-        held._told(lambda: why(held, not_passed))
+    except _NotPassed as not_passed:
+        held._told(partial(why, held, not_passed))
         raise
     finally:
         fence.close()

@@ -22,6 +22,9 @@ def schema(engine: str) -> str | None:
 def set_program(path: str) -> None:
     """Say which program this is; the first call counts."""
 
+def close() -> None:
+    """Tell Python nothing more; the interpreter is about to end."""
+
 def set_log_level(level: int) -> None:
     """Pass on log records from this level on."""
 

@@ -101,9 +101,9 @@ def _cancel(held: Held) -> None:
     if held._callback is not None:
         held._callback(_signum or 0, None)
         return
-    held._cancelled = True
-    assert held._task is not None
-    held._task.cancel()
+    if held._task is not None:
+        held._cancelled = True
+        held._task.cancel()
 
 
 def _signal_main(held: Held) -> None:

@@ -118,3 +118,4 @@ def _drain_all() -> None:
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):
             pending.cancel()
+    _core.close()

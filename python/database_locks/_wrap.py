@@ -109,7 +109,7 @@ def _paused_between(body: Generator[Any, Any, Any], held: Held) -> Generator[Any
                 value, step = (yield item), body.send
             except GeneratorExit:
                 raise
-            except BaseException as thrown:
+            except BaseException as thrown:  # noqa: BLE001 - the body gets it
                 value, step = thrown, body.throw
             finally:
                 held._alarm.resume()
@@ -141,7 +141,7 @@ def _async_generator(
                             value, step = (yield item), body.asend
                         except GeneratorExit:
                             raise
-                        except BaseException as thrown:
+                        except BaseException as thrown:  # noqa: BLE001 - the body gets it
                             value, step = thrown, body.athrow
                         finally:
                             held._alarm.resume()

@@ -159,9 +159,8 @@ class lock(_core.Scope):
         return decorate(func, self)
 
     def _resolve(self) -> Wanted:
-        name = self._name
-        if name is None:
-            assert self._caller is not None
+        name = self._name or ""
+        if self._name is None and self._caller is not None:
             self._name = name = _names.name_of_caller(self._caller)
         locks, ttl, renew = self._locks, self._lock_ttl, self._renew
         enabled = True
@@ -208,7 +207,8 @@ class lock(_core.Scope):
         return None if held is None else held._enter_again()
 
     def _ask(self, wanted: Wanted) -> _core.Pending[_core.Guard | None]:
-        assert wanted.locks is not None
+        if wanted.locks is None:
+            raise LockConfigError("locks are switched off")
         _log.follow()
         logger.info("acquiring lock %s", wanted.name)
         _settings.status("1")

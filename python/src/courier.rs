@@ -5,7 +5,10 @@
 //! (a loss, a log record, the end of an operation), and goes on. The same holds for a thread that has
 //! the GIL already and would wait for the background thread to answer.
 
+use std::convert::Infallible;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use database_locks::__face::PerProcess;
 use pyo3::prelude::*;
@@ -44,12 +47,55 @@ pub(crate) fn tell(tell: impl FnOnce(Python<'_>) -> PyResult<()> + Send + 'stati
     });
 }
 
+/// Whether Python can be told things in this process.
+#[derive(Default)]
+struct Gate {
+    closed: AtomicBool,
+    /// Somebody is being told something.
+    busy: AtomicBool,
+}
+
+fn gate() -> &'static Gate {
+    static GATE: PerProcess<Gate> = PerProcess::new();
+    let made = GATE.get_or_try_init(|| Ok::<_, Infallible>(Gate::default()));
+    match made {
+        Ok(gate) => gate,
+        Err(never) => match never {},
+    }
+}
+
 /// Tell Python something on this thread, waiting for the GIL. Not at all where the interpreter is
-/// coming to its end: whoever asks for the GIL then never returns.
+/// coming to its end.
 pub(crate) fn now(tell: impl FnOnce(Python<'_>) -> PyResult<()>) {
-    Python::try_attach(|py| {
-        if let Err(error) = tell(py) {
-            error.write_unraisable(py, None);
+    let gate = gate();
+    gate.busy.store(true, Ordering::SeqCst);
+    if !gate.closed.load(Ordering::SeqCst) {
+        Python::try_attach(|py| {
+            if let Err(error) = tell(py) {
+                error.write_unraisable(py, None);
+            }
+        });
+    }
+    gate.busy.store(false, Ordering::SeqCst);
+}
+
+/// How long what Python is being told at its end may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(1);
+
+/// From now on Python is told nothing more; called before the interpreter ends.
+///
+/// The interpreter ends every other thread that asks for the GIL from then on, wherever it is: in the
+/// middle of something that Rust must not be torn out of, which aborts the process.
+#[pyfunction]
+pub(crate) fn close(py: Python<'_>) {
+    let gate = gate();
+    gate.closed.store(true, Ordering::SeqCst);
+    py.detach(|| {
+        let mut left = PATIENCE;
+        while gate.busy.load(Ordering::SeqCst) && !left.is_zero() {
+            std::thread::park_timeout(LOOK);
+            left = left.saturating_sub(LOOK);
         }
     });
 }

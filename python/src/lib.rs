@@ -21,6 +21,8 @@ mod _core {
     #[pymodule_export]
     use super::alarm::{Alarm, Scope};
     #[pymodule_export]
+    use super::courier::close;
+    #[pymodule_export]
     use super::fence::{Fence, is_fence_conflict};
     #[pymodule_export]
     use super::guard::Guard;

@@ -89,7 +89,8 @@ impl LockGuard {
 
     /// Whether it is still held, as far as can be known without asking. Never waits.
     ///
-    /// Once it is `false` it stays so; it turns `false` before the database would give the lock to
+    /// Once it is `false` it stays so, but for the time that a [fence](LockGuard::fence) is open on MySQL
+    /// for longer than the lease can be trusted: then what comes after it decides. It turns `false` before the database would give the lock to
     /// anybody else, on a clock that goes on while the machine is suspended.
     pub fn is_held(&self) -> bool {
         !self.trusted_for().is_zero()

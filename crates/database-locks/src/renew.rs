@@ -50,7 +50,7 @@ pub(crate) struct Held {
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
-    /// cleared after trust was renewed: so read it before asking for trust.
+    /// cleared after trust was renewed.
     outlives_trust: AtomicBool,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
@@ -89,7 +89,6 @@ impl Held {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
         }
-        let suspended = self.outlives_trust();
         let mut until = self.trusted_until.load(Ordering::Acquire);
         loop {
             let left = match until {
@@ -97,9 +96,12 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
             };
-            // Not held just now; but what a fence holds back may yet be renewed.
-            if !left.is_zero() || suspended {
+            if !left.is_zero() {
                 return left;
+            }
+            if self.outlives_trust() {
+                // Not held now, but perhaps again.
+                return Duration::ZERO;
             }
             match self.trusted_until.compare_exchange(
                 until,

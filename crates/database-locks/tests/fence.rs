@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use database_locks::seam::{Outcome, TakeOver};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
+use testkit::contract::{ask, take_over};
 use testkit::time::now;
 use testkit::{Lab, Postgres, lab_tests, promise};
 use tokio_postgres::{Client, NoTls};
@@ -110,11 +112,18 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
         }
         all
     };
-    let (token, ticket) = (guard.token(), guard.ticket());
+    let (token, ticket, store) = (guard.token(), guard.ticket(), lab.bench().ready().await);
     let waiting = other.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user
         .under(&guard, None, async |_| {
+            let again = TakeOver {
+                to: ask("job", guard.holder(), SOON),
+                token,
+                grant: Some(guard.grant_id().to_owned()),
+            };
+            let over = take_over(&*store, &again).await;
+            assert!(!matches!(over, Outcome::Granted { .. }), "by the same");
             let taken_up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
             assert!(!matches!(taken_up, Ok(Ok(_))), "taken up");
             // Longer than every lease: those of the others are renewed meanwhile.
@@ -439,6 +448,30 @@ async fn one_that_read_before_the_grant_is_refused(lab: &Lab) {
     promise("P9", lab.engine);
 }
 
+/// It takes no other right than those that the locks themselves take.
+async fn it_takes_the_rights_to_read_and_update_alone(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, SOON).await;
+    let database = lab.url.rsplit('/').next().unwrap();
+    let grant = format!("GRANT SELECT, UPDATE ON database_locks_lock TO fencer_{database}");
+    let (at, rest) = (lab.url.find("//").unwrap() + 2, lab.url.find('@').unwrap());
+    let url = format!("{}fencer_{database}{}", &lab.url[..at], &lab.url[rest..]);
+    let mut user = match lab.engine {
+        "postgres" => {
+            lab.sql(&format!("CREATE ROLE fencer_{database} LOGIN"));
+            lab.sql(&grant);
+            User::Postgres(client(&url).await)
+        }
+        _ => {
+            lab.sql(&format!("CREATE USER fencer_{database}"));
+            lab.sql(&grant);
+            User::Mysql(connection(&url).await)
+        }
+    };
+    user.under(&guard, None, async |_| ()).await.unwrap();
+    guard.release().await.unwrap();
+}
+
 /// Statement by statement there is nothing that the fence could hold.
 async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
     let locks = lab.locks().await;
@@ -480,11 +513,11 @@ lab_tests!(postgres: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_go
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    outside_of_a_transaction_nothing_is_fenced);
+    outside_of_a_transaction_nothing_is_fenced, it_takes_the_rights_to_read_and_update_alone);
 lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     where_trust_runs_out_under_a_fence_the_guard_is_suspended,
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
-    one_that_read_before_the_grant_is_refused);
+    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);

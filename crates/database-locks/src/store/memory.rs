@@ -208,13 +208,10 @@ fn take_over(rows: &mut Rows, what: &TakeOver) -> Outcome {
     let Some(row) = rows.get_mut(&to.name) else {
         return Outcome::Busy;
     };
-    if row.fences > 0 {
-        return Outcome::Busy;
-    };
     let as_seen = row.token == what.token.get()
         && row.grant == what.grant
         && row.holder.as_deref() == Some(&*to.holder);
-    if as_seen && !row.is_free(now) {
+    if as_seen && !row.is_free(now) && row.fences == 0 {
         row.grant(to, now)
     } else {
         row.seen(&to.name, now).not_taken_over(what)

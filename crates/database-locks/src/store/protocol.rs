@@ -85,3 +85,17 @@ fn the_published_statements_are_those_that_are_sent() {
     }
     assert_eq!(statements().lines().count(), published.lines().count());
 }
+
+/// The script for MariaDB has the whole statement in it, with variables in place of the parameters.
+#[test]
+fn the_script_that_fences_has_the_statement_that_is_sent() {
+    let (_, sql) = mysql::PUBLISHED
+        .iter()
+        .find(|(what, _)| *what == "fence")
+        .expect("it is published");
+    let mut sql = pasteable(sql);
+    for variable in ["@name", "@token", "@grant_id"] {
+        sql = sql.replacen('?', variable, 1);
+    }
+    assert!(DOCUMENT.contains(&format!("BEGIN;\n{sql};\n")), "{sql}");
+}

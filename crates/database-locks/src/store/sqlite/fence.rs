@@ -8,9 +8,9 @@
 //! fence, or sees it. A file is there only while its fence is open; what a process that was killed left
 //! behind is removed by prune.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 /// The folder of these files, beside the database.
 #[derive(Clone, Debug)]
 pub(super) struct Fences {
+    database: PathBuf,
     folder: PathBuf,
     table: String,
 }
@@ -63,6 +64,7 @@ impl Fences {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-fences");
         Self {
+            database: path.to_owned(),
             folder: folder.into(),
             table: table.to_owned(),
         }
@@ -99,24 +101,9 @@ impl Fences {
     /// with a look at the row before that is given up.
     pub(super) fn open(&self, name: &str) -> io::Result<Option<Open>> {
         let path = self.path(name);
-        let open = || {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-        };
+        let open = || OpenOptions::new().read(true).write(true).open(&path);
         let file = match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let made = DirBuilder::new().mode(0o700).create(&self.folder);
-                made.or_else(|error| match error.kind() {
-                    ErrorKind::AlreadyExists => Ok(()),
-                    _ => Err(self.about(&error)),
-                })?;
-                open()
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => self.make(&path),
             opened => opened,
         };
         let file = file.map_err(|error| self.about(&error))?;
@@ -125,6 +112,24 @@ impl Fences {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Make such a file, and the folder if need be: for whoever may use the database, and nobody else.
+    fn make(&self, path: &Path) -> io::Result<File> {
+        let readable = fs::metadata(&self.database)?.mode() & 0o666;
+        if !self.folder.exists() {
+            fs::create_dir(&self.folder)?;
+            let searchable = readable | (readable & 0o444) >> 2;
+            fs::set_permissions(&self.folder, Permissions::from_mode(searchable))?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.set_permissions(Permissions::from_mode(readable))?;
+        Ok(file)
     }
 
     /// Remove what nobody has locked. With the write lock.
@@ -155,10 +160,30 @@ impl Fences {
 mod tests {
     use super::*;
 
+    /// Beside a database of that mode.
+    fn fences(mode: u32) -> (tempfile::TempDir, Fences) {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("locks.sqlite3");
+        fs::write(&database, "").unwrap();
+        fs::set_permissions(&database, Permissions::from_mode(mode)).unwrap();
+        let fences = Fences::beside(&database, "t");
+        (folder, fences)
+    }
+
+    #[test]
+    fn who_may_use_the_database_may_use_its_fences() {
+        for (mode, of_folder) in [(0o600, 0o700), (0o660, 0o770), (0o664, 0o775)] {
+            let (_folder, fences) = fences(mode);
+            let open = fences.open("job").unwrap().unwrap();
+            let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+            assert_eq!(mode_of(&fences.folder), of_folder);
+            assert_eq!(mode_of(&open.path), mode);
+        }
+    }
+
     #[test]
     fn a_file_is_there_only_while_its_fence_is_open() {
-        let folder = tempfile::tempdir().unwrap();
-        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        let (_folder, fences) = fences(0o600);
         assert!(!fences.is_open("job").unwrap());
         let (first, second) = (fences.open("job").unwrap(), fences.open("job").unwrap());
         assert!(first.is_some() && second.is_some());
@@ -173,8 +198,7 @@ mod tests {
 
     #[test]
     fn what_was_left_behind_is_swept_up_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        let (_folder, fences) = fences(0o600);
         drop(fences.open("job").unwrap());
         fs::write(fences.path("dead"), "").unwrap();
         fs::write(fences.folder.join("notes.txt"), "").unwrap();
@@ -187,8 +211,7 @@ mod tests {
 
     #[test]
     fn the_lock_of_a_file_that_was_replaced_is_not_given() {
-        let folder = tempfile::tempdir().unwrap();
-        let fences = Fences::beside(&folder.path().join("locks.sqlite3"), "t");
+        let (_folder, fences) = fences(0o600);
         let first = fences.open("job").unwrap().unwrap();
         fs::remove_file(&first.path).unwrap();
         let second = fences.open("job").unwrap().unwrap();
