@@ -50,7 +50,8 @@ class Worker(Program):
             "import json, sys, tasks\n"
             "sent = [getattr(tasks, name).delay(*args) for name, args in json.load(sys.stdin)]\n"
             "print('sent', flush=True)\n"
-            "print(json.dumps([one.get(timeout=60, interval=0.05) for one in sent]))\n"
+            "got = [one.get(timeout=60, interval=0.05, propagate=False) for one in sent]\n"
+            "print(json.dumps(got, default=lambda error: type(error).__name__))\n"
         )
         sender = subprocess.Popen(
             [sys.executable, "-c", ask],
@@ -116,10 +117,13 @@ def test_children_exclude_each_other_and_the_parents_lock_survives(
     assert len(children) >= 2
     assert prefork.pid not in children
     assert prefork.delay(("inherited", []))() == [[True, "forked"]]
-    # A child that is killed takes nothing with it.
-    os.kill(children.pop(), signal.SIGKILL)
-    # Longer than its ttl.
-    prefork.silent(4)
+    # A child that is killed in the middle takes nothing with it that is not its own.
+    killed = prefork.delay(("work", ["job", str(tmp_path / "never")]))
+    os.kill(pid_in(tmp_path / "never.begun"), signal.SIGKILL)
+    assert killed() == ["WorkerLostError"]
+    # Longer than the ttl of both.
+    prefork.goes_on(4)
+    assert prefork.shown("job")["state"] != "held"
     now = prefork.shown("parent's")
     assert (now["token"], now["holder"]) == (before["token"], before["holder"])
     assert count_under_a_lock(prefork, tmp_path)
@@ -132,9 +136,9 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
     child = pid_in(tmp_path / "until.begun")
 
     prefork.signal(signal.SIGUSR1)
-    eventually(lambda: "worker_main" in prefork.log.read_text() + prefork.stderr, "it logs stacks")
+    eventually(lambda: "MainThread" in prefork.stderr, "it logs stacks")
     # Longer than the ttl: it goes on being renewed.
-    prefork.silent(3)
+    prefork.goes_on(3)
     assert prefork.shown("job")["state"] == "held"
 
     os.kill(child, signal.SIGUSR1)
@@ -166,7 +170,7 @@ def test_threads_exclude_each_other_and_each_is_told_of_its_own_loss(
     assert lost() == [["lost", "forced"]]
 
     threads.signal(signal.SIGUSR1)
-    eventually(lambda: "worker_main" in threads.log.read_text() + threads.stderr, "it logs stacks")
+    eventually(lambda: "MainThread" in threads.stderr, "it logs stacks")
     until.touch()
     assert kept() == [["held", token]]
 
@@ -179,7 +183,7 @@ def test_a_worker_that_is_told_to_stop_frees_what_its_tasks_held(
     pid_in(tmp_path / "until.begun")
     # A warm shutdown: what runs is finished first.
     prefork.signal(signal.SIGTERM)
-    prefork.silent(0.5)
+    prefork.goes_on(0.5)
     until.touch()
     assert results()[0][0] == "held"
     prefork.wait(60)
