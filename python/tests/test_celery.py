@@ -77,6 +77,14 @@ class Worker(Program):
 
         return results
 
+    def pid_in(self, file: Path) -> int:
+        """Which process has written its pid there, when it had its lock."""
+        try:
+            text = eventually(lambda: file.exists() and file.read_text(), f"{file} is written")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()}\n{self.stderr}") from None
+        return int(text or 0)
+
     def shown(self, name: str) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(dblock("show", name, "--json", url=self.url))
         return shown
@@ -93,12 +101,6 @@ def worker_of(pool: str) -> Callable[..., Iterator[Worker]]:
 
 prefork = pytest.fixture(worker_of("prefork"), name="prefork")
 threads = pytest.fixture(worker_of("threads"), name="threads")
-
-
-def pid_in(file: Path) -> int:
-    """Which process has written its pid there."""
-    text = eventually(lambda: file.exists() and file.read_text(), "the task holds its lock", 60)
-    return int(text or 0)
 
 
 def count_under_a_lock(worker: Worker, tmp_path: Path) -> set[int]:
@@ -119,7 +121,7 @@ def test_children_exclude_each_other_and_the_parents_lock_survives(
     assert prefork.delay(("inherited", []))() == [[True, "forked"]]
     # A child that is killed in the middle takes nothing with it that is not its own.
     killed = prefork.delay(("work", ["job", str(tmp_path / "never")]))
-    os.kill(pid_in(tmp_path / "never.begun"), signal.SIGKILL)
+    os.kill(prefork.pid_in(tmp_path / "never.begun"), signal.SIGKILL)
     assert killed() == ["WorkerLostError"]
     # Longer than the ttl of both.
     prefork.goes_on(4)
@@ -133,7 +135,7 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
     """For the main process: log all stacks. For a child: the soft time limit."""
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
-    child = pid_in(tmp_path / "until.begun")
+    child = prefork.pid_in(tmp_path / "until.begun")
 
     prefork.signal(signal.SIGUSR1)
     eventually(lambda: "MainThread" in prefork.stderr, "it logs stacks")
@@ -149,7 +151,7 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
 
 def test_a_task_that_loses_its_lock_is_told(prefork: Worker, tmp_path: Path) -> None:
     results = prefork.delay(("work", ["job", str(tmp_path / "never")]))
-    pid_in(tmp_path / "never.begun")
+    prefork.pid_in(tmp_path / "never.begun")
     dblock("release", "job", "--force", url=prefork.url)
     assert results() == [["lost", "forced"]]
 
@@ -164,7 +166,11 @@ def test_threads_exclude_each_other_and_each_is_told_of_its_own_loss(
     until = tmp_path / "until"
     lost = threads.delay(("work", ["one", str(tmp_path / "never")]))
     kept = threads.delay(("work", ["another", str(until)]))
-    assert pid_in(tmp_path / "never.begun") == pid_in(tmp_path / "until.begun") == threads.pid
+    assert (
+        threads.pid_in(tmp_path / "never.begun")
+        == threads.pid_in(tmp_path / "until.begun")
+        == threads.pid
+    )
     token = threads.shown("another")["token"]
     dblock("release", "one", "--force", url=threads.url)
     assert lost() == [["lost", "forced"]]
@@ -180,7 +186,7 @@ def test_a_worker_that_is_told_to_stop_frees_what_its_tasks_held(
 ) -> None:
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
-    pid_in(tmp_path / "until.begun")
+    prefork.pid_in(tmp_path / "until.begun")
     # A warm shutdown: what runs is finished first.
     prefork.signal(signal.SIGTERM)
     prefork.goes_on(0.5)
