@@ -31,9 +31,9 @@ print(database_locks.__version__)
 
 
 def run(*argv: str | Path, **env: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in argv], capture_output=True, text=True, env=environment(**env)
-    )
+    # Elsewhere, since Python looks for modules in the working directory first.
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(**env), cwd="/")
     assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
