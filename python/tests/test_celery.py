@@ -22,7 +22,7 @@ class Worker(Program):
     """Its broker and results are folders; ``log`` is what it logs."""
 
     def __init__(self, url: str, pool: str, folder: Path) -> None:
-        for name in ("messages", "control", "results"):
+        for name in ("messages", "outgoing", "control", "results"):
             (folder / name).mkdir()
         self.url = url
         self.log = folder / "log"
@@ -48,7 +48,10 @@ class Worker(Program):
         """Send tasks from another process, as an application does; what they return."""
         ask = (
             "import json, sys, tasks\n"
+            "from pathlib import Path\n"
             "sent = [getattr(tasks, name).delay(*args) for name, args in json.load(sys.stdin)]\n"
+            "for file in Path(tasks.FOLDER, 'outgoing').iterdir():\n"
+            "    file.rename(Path(tasks.FOLDER, 'messages', file.name))\n"
             "print('sent', flush=True)\n"
             "got = [one.get(timeout=60, interval=0.05, propagate=False) for one in sent]\n"
             "print(json.dumps(got, default=lambda error: type(error).__name__))\n"
