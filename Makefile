@@ -66,6 +66,7 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 
 package: ## make the packages, and build and test what is in them
 	scripts/check-package
+	scripts/check-python-package
 
 install: ## install the command dblock into cargo's directory of programs
 	cargo install --locked --path crates/dblock

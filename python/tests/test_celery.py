@@ -22,7 +22,7 @@ class Worker(Program):
     """Its broker and results are folders; ``log`` is what it logs."""
 
     def __init__(self, url: str, pool: str, folder: Path) -> None:
-        for name in ("messages", "control", "results"):
+        for name in ("messages", "outgoing", "control", "results"):
             (folder / name).mkdir()
         self.url = url
         self.log = folder / "log"
@@ -48,9 +48,13 @@ class Worker(Program):
         """Send tasks from another process, as an application does; what they return."""
         ask = (
             "import json, sys, tasks\n"
+            "from pathlib import Path\n"
             "sent = [getattr(tasks, name).delay(*args) for name, args in json.load(sys.stdin)]\n"
+            "for file in Path(tasks.FOLDER, 'outgoing').iterdir():\n"
+            "    file.rename(Path(tasks.FOLDER, 'messages', file.name))\n"
             "print('sent', flush=True)\n"
-            "print(json.dumps([one.get(timeout=60, interval=0.05) for one in sent]))\n"
+            "got = [one.get(timeout=60, interval=0.05, propagate=False) for one in sent]\n"
+            "print(json.dumps(got, default=lambda error: type(error).__name__))\n"
         )
         sender = subprocess.Popen(
             [sys.executable, "-c", ask],
@@ -76,6 +80,14 @@ class Worker(Program):
 
         return results
 
+    def pid_in(self, file: Path) -> int:
+        """Which process has written its pid there, when it had its lock."""
+        try:
+            text = eventually(lambda: file.exists() and file.read_text(), f"{file} is written")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()}\n{self.stderr}") from None
+        return int(text or 0)
+
     def shown(self, name: str) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(dblock("show", name, "--json", url=self.url))
         return shown
@@ -94,12 +106,6 @@ prefork = pytest.fixture(worker_of("prefork"), name="prefork")
 threads = pytest.fixture(worker_of("threads"), name="threads")
 
 
-def pid_in(file: Path) -> int:
-    """Which process has written its pid there."""
-    text = eventually(lambda: file.exists() and file.read_text(), "the task holds its lock", 60)
-    return int(text or 0)
-
-
 def count_under_a_lock(worker: Worker, tmp_path: Path) -> set[int]:
     number = tmp_path / "number"
     number.write_text("0")
@@ -116,10 +122,13 @@ def test_children_exclude_each_other_and_the_parents_lock_survives(
     assert len(children) >= 2
     assert prefork.pid not in children
     assert prefork.delay(("inherited", []))() == [[True, "forked"]]
-    # A child that is killed takes nothing with it.
-    os.kill(children.pop(), signal.SIGKILL)
-    # Longer than its ttl.
-    prefork.silent(4)
+    # A child that is killed in the middle takes nothing with it that is not its own.
+    killed = prefork.delay(("work", ["job", str(tmp_path / "never")]))
+    os.kill(prefork.pid_in(tmp_path / "never.begun"), signal.SIGKILL)
+    assert killed() == ["WorkerLostError"]
+    # Longer than the ttl of both.
+    prefork.goes_on(4)
+    assert prefork.shown("job")["state"] != "held"
     now = prefork.shown("parent's")
     assert (now["token"], now["holder"]) == (before["token"], before["holder"])
     assert count_under_a_lock(prefork, tmp_path)
@@ -129,12 +138,12 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
     """For the main process: log all stacks. For a child: the soft time limit."""
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
-    child = pid_in(tmp_path / "until.begun")
+    child = prefork.pid_in(tmp_path / "until.begun")
 
     prefork.signal(signal.SIGUSR1)
-    eventually(lambda: "worker_main" in prefork.log.read_text() + prefork.stderr, "it logs stacks")
+    eventually(lambda: "MainThread" in prefork.stderr, "it logs stacks")
     # Longer than the ttl: it goes on being renewed.
-    prefork.silent(3)
+    prefork.goes_on(3)
     assert prefork.shown("job")["state"] == "held"
 
     os.kill(child, signal.SIGUSR1)
@@ -145,7 +154,7 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
 
 def test_a_task_that_loses_its_lock_is_told(prefork: Worker, tmp_path: Path) -> None:
     results = prefork.delay(("work", ["job", str(tmp_path / "never")]))
-    pid_in(tmp_path / "never.begun")
+    prefork.pid_in(tmp_path / "never.begun")
     dblock("release", "job", "--force", url=prefork.url)
     assert results() == [["lost", "forced"]]
 
@@ -160,13 +169,17 @@ def test_threads_exclude_each_other_and_each_is_told_of_its_own_loss(
     until = tmp_path / "until"
     lost = threads.delay(("work", ["one", str(tmp_path / "never")]))
     kept = threads.delay(("work", ["another", str(until)]))
-    assert pid_in(tmp_path / "never.begun") == pid_in(tmp_path / "until.begun") == threads.pid
+    assert (
+        threads.pid_in(tmp_path / "never.begun")
+        == threads.pid_in(tmp_path / "until.begun")
+        == threads.pid
+    )
     token = threads.shown("another")["token"]
     dblock("release", "one", "--force", url=threads.url)
     assert lost() == [["lost", "forced"]]
 
     threads.signal(signal.SIGUSR1)
-    eventually(lambda: "worker_main" in threads.log.read_text() + threads.stderr, "it logs stacks")
+    eventually(lambda: "MainThread" in threads.stderr, "it logs stacks")
     until.touch()
     assert kept() == [["held", token]]
 
@@ -176,10 +189,10 @@ def test_a_worker_that_is_told_to_stop_frees_what_its_tasks_held(
 ) -> None:
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
-    pid_in(tmp_path / "until.begun")
+    prefork.pid_in(tmp_path / "until.begun")
     # A warm shutdown: what runs is finished first.
     prefork.signal(signal.SIGTERM)
-    prefork.silent(0.5)
+    prefork.goes_on(0.5)
     until.touch()
     assert results()[0][0] == "held"
     prefork.wait(60)

@@ -106,7 +106,7 @@ def test_workers_exclude_each_other_and_the_masters_lock_survives(
 
     eventually(all_new, "new workers")
     # Longer than its ttl.
-    server.silent(4)
+    server.goes_on(4)
     now = shown(url, "master's")
     assert (now["token"], now["holder"]) == (before["token"], before["holder"])
     server.get("/count", file=number)
@@ -125,7 +125,7 @@ def test_usr1_reopens_the_logs_while_a_lock_is_held_and_nobody_is_hurt(
     server.signal(signal.SIGUSR1)
     eventually(server.log.exists, "gunicorn opens its log anew")
     # The workers get the signal too: longer than the ttl, so that it was renewed after it.
-    server.silent(3)
+    server.goes_on(3)
     until.touch()
     assert answer.result(60)["token"] == token
     assert server.get("/inherited")["lost"] is True

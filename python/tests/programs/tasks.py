@@ -22,7 +22,8 @@ locks = connect(os.environ["LOCKS_URL"])
 app = Celery("tasks", broker="filesystem://", backend=f"file://{FOLDER}/results")
 app.conf.broker_transport_options = {
     "data_folder_in": f"{FOLDER}/messages",
-    "data_folder_out": f"{FOLDER}/messages",
+    # Whoever sends moves them on: this broker reads what is being written.
+    "data_folder_out": f"{FOLDER}/outgoing",
     "control_folder": f"{FOLDER}/control",
     "polling_interval": 0.05,
 }

@@ -2,6 +2,7 @@
 
 from .lab import Lab, Proxy, Server
 from .process import (
+    ROOT,
     Child,
     Holder,
     OldHolder,
@@ -17,6 +18,7 @@ from .sql import connect_and_migrate, django_database, sql
 from .waiting import SOON, eventually, in_thread
 
 __all__ = [
+    "ROOT",
     "SOON",
     "Child",
     "Holder",

@@ -135,6 +135,12 @@ class Program:
         line = self.line(seconds)
         assert line is None and self.alive(), self._story(f"wanted nothing, and got `{line}`")
 
+    def goes_on(self, seconds: float) -> None:
+        """It does not end for so long, whatever it says."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(seconds)
+            raise AssertionError(self._story(f"ended: {code}"))
+
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")

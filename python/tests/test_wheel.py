@@ -1,0 +1,80 @@
+"""The package as users get it: built from its source, in an environment that has nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, environment
+
+PYTHON = ROOT / "python"
+# Not optimised, into a folder that is there already: what is built is the same.
+QUICK = {
+    "MATURIN_PEP517_ARGS": "--profile dev",
+    "CARGO_TARGET_DIR": os.environ.get("DBLOCK_WHEEL_TARGET", str(ROOT / "target/python/build")),
+    "CARGO_PROFILE_DEV_DEBUG": "line-tables-only",
+}
+USE = """
+import sys
+import database_locks
+assert not [name for name in sys.modules if name.partition(".")[0] == "django"]
+locks = database_locks.connect("memory:")
+with locks.lock("job") as held:
+    assert held.token and not held.lost
+print(database_locks.__version__)
+"""
+
+
+def run(*argv: str | Path, **env: str) -> str:
+    # Elsewhere, since Python looks for modules in the working directory first.
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(**env), cwd="/")
+    assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def cargos_version() -> str:
+    text = run(
+        "cargo",
+        "metadata",
+        "--no-deps",
+        "--format-version=1",
+        "--manifest-path",
+        PYTHON / "Cargo.toml",
+    )
+    [version] = {package["version"] for package in json.loads(text)["packages"]}
+    return str(version)
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    """The Python of an environment with nothing in it but pip."""
+    run(sys.executable, "-m", "venv", tmp_path / "clean")
+    return tmp_path / "clean" / "bin" / "python"
+
+
+def pip_installs(clean: Path, what: Path) -> None:
+    run(clean, "-m", "pip", "install", "-q", "--disable-pip-version-check", what, **QUICK)
+    assert run(clean, "-c", USE).strip() == cargos_version()
+    assert "Django" not in run(clean, "-m", "pip", "list", "--disable-pip-version-check").split()
+
+
+@pytest.mark.timeout(900)
+def test_the_folder_installs_into_a_clean_environment(clean: Path) -> None:
+    pip_installs(clean, PYTHON)
+
+
+@pytest.mark.timeout(900)
+def test_the_source_distribution_installs_into_a_clean_environment(
+    clean: Path, tmp_path: Path
+) -> None:
+    maturin = Path(sys.executable).with_name("maturin")
+    run(maturin, "sdist", "--manifest-path", PYTHON / "Cargo.toml", "--out", tmp_path / "dist")
+    [sdist] = (tmp_path / "dist").iterdir()
+    assert sdist.name == f"django_database_locks-{cargos_version()}.tar.gz"
+    pip_installs(clean, sdist)
