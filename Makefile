@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python check check-rust check-python package install clean
+.PHONY: help test test-rust test-python check check-rust check-python example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -63,6 +63,10 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	ruff check; ruff format --check; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
+
+example: ## start a Django project with locks, on SQLite and on this machine only
+	scripts/python-env
+	cd python/example; $(PYTHON_ENVS)/django52/bin/python manage.py demo
 
 package: ## make the packages, and build and test what is in them
 	scripts/check-package

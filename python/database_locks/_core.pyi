@@ -4,9 +4,26 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 _T = TypeVar("_T")
+
+__all__ = [
+    "Alarm",
+    "Fence",
+    "Guard",
+    "Locks",
+    "Pending",
+    "Scope",
+    "__version__",
+    "check_url",
+    "close",
+    "generation",
+    "is_fence_conflict",
+    "schema",
+    "set_log_level",
+    "set_program",
+]
 
 __version__: str
 
@@ -117,6 +134,7 @@ class Alarm:
     def resume(self) -> None: ...
     def off(self) -> None: ...
 
+@disjoint_base
 class Scope:
     """The way out of a ``with`` block: switches the alarm off, then calls ``_leave``."""
 

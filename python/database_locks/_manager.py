@@ -88,7 +88,8 @@ class Locks:
 
     async def alist(self) -> builtins.list[dict[str, Any]]:
         """`list` for a task."""
-        locks: builtins.list[dict[str, Any]] = json.loads(str(await wait_async(self._core.list())))
+        text = await wait_async(self._core.list())
+        locks: builtins.list[dict[str, Any]] = json.loads(text)
         return locks
 
     async def ashow(self, name: str) -> dict[str, Any] | None:

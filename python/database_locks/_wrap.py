@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loss, _names
 from ._wait import current_task
+from .exceptions import LockTimeout
 
 if TYPE_CHECKING:
     from ._held import Held
@@ -31,13 +32,31 @@ def decorate(func: Any, template: lock) -> Any:
     return _wrapped(func, lambda: template._for_call(name))
 
 
-def _decorate_command(command: type, template: lock) -> type:
+def _decorate_command(command: Any, template: lock) -> Any:
     base = sys.modules.get("django.core.management.base")
     if base is None or not issubclass(command, base.BaseCommand):
         raise NotImplementedError("only django BaseCommand subclasses are supported for now")
     name = template._name or _names.name_of(command)
-    command.handle = _wrapped(command.handle, lambda: template._for_call(name))  # type: ignore[attr-defined]
+    handle = _wrapped(command.handle, lambda: template._for_call(name))
+
+    @functools.wraps(handle)
+    def new_handle(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return handle(self, *args, **kwargs)
+        except LockTimeout as busy:
+            raise _for_a_person(busy, base.CommandError) from None
+
+    command.handle = new_handle
     return command
+
+
+def _for_a_person(busy: LockTimeout, command_error: type[Exception]) -> LockTimeout:
+    """The same as an error of which ``manage.py`` shows one line, and no traceback."""
+    both = type(LockTimeout.__name__, (LockTimeout, command_error), {})
+    error: LockTimeout = both(
+        busy.args[0], busy.timeout, name=busy.name, holder=busy.holder, held_for=busy.held_for
+    )
+    return error
 
 
 class Skip(Exception):

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from django.core.management import call_command
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
 from database_locks import LockException, LockTimeout, connect, lock, locked
@@ -19,6 +19,11 @@ from .tests_conf import _state, _url
 class Command(BaseCommand):
     def handle(self, *args, **options):
         self.stdout.write(f"Got the lock: {_state(f'{__name__}.Command')}")
+
+
+class Inner(BaseCommand):
+    def handle(self, *args, **options):
+        raise AssertionError("ran")
 
 
 class SomeClass:
@@ -38,6 +43,16 @@ class GuideTests(TransactionTestCase):
             out.seek(0)
             self.assertEqual(out.read(), "Got the lock: held\n")
         self.assertEqual(_state(f"{__name__}.Command"), "free")
+
+    def test_a_command_that_is_kept_out_says_so_in_one_line(self):
+        with connect(_url()).lock(f"{__name__}.Command", locked_by="the first"):
+            kept_out = locked(timeout=0.2)(type("Command", (Inner,), {"__module__": __name__}))
+            with self.assertRaises(CommandError) as caught:
+                call_command(kept_out())
+        self.assertIsInstance(caught.exception, LockTimeout)
+        self.assertEqual(caught.exception.returncode, 1)
+        self.assertIn("is held by the first", str(caught.exception))
+        self.assertNotIn("\n", str(caught.exception))
 
     def test_a_method_and_a_block_without_a_name(self):
         self.assertEqual(SomeClass().locked(), "held")
