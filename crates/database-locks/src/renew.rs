@@ -96,7 +96,8 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => Duration::from_nanos(until).saturating_sub(clock::now()),
             };
-            if !left.is_zero() {
+            // Not held just now, but perhaps again: what a fence holds back is yet to be decided.
+            if !left.is_zero() || self.outlives_trust() {
                 return left;
             }
             match self.trusted_until.compare_exchange(
