@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,22 +302,20 @@ def test_errors_can_be_sent_to_another_process(error: LockException) -> None:
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-def test_the_package_does_not_import_django() -> None:
-    import subprocess
-    import sys
-
+def test_the_package_does_not_import_django(tmp_path: Path) -> None:
     program = "import database_locks, sys; sys.exit('django' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+    )
     assert database_locks.__version__.count(".") == 2
 
 
-def test_what_is_left_to_its_end_is_given_back_when_the_process_ends(sqlite_url: str) -> None:
-    import subprocess
-    import sys
-
+def test_what_is_left_to_its_end_is_given_back_when_the_process_ends(
+    sqlite_url: str, tmp_path: Path
+) -> None:
     program = (
         f"from database_locks import connect\nL = connect({sqlite_url!r})\n"
         "held = L.lock('job', lock_ttl=60).__enter__()\nassert not held.lost\ndel held\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     assert connect(sqlite_url).show("job")["state"] == "free"  # type: ignore[index]
