@@ -21,7 +21,7 @@ def django() -> Any:
         ) from error
     if not conf.is_configured():
         raise LockConfigError(
-            "Django's settings are not configured: set DJANGO_SETTINGS_MODULE, or use "
+            "Django has no settings here: set DJANGO_SETTINGS_MODULE and call django.setup(), or use "
             "database_locks.connect(url).lock(…)"
         )
     return conf
@@ -31,9 +31,12 @@ def status(text: str) -> None:
     """Write the status file of the settings, if there is one: '0', '1' trying, '2' held."""
     if "django" not in sys.modules:
         return
+    from django.conf import settings
+
     from . import conf
 
-    path = conf.status_file() if conf.is_configured() else None
+    # Settings that nobody has read yet are not read for this.
+    path = conf.status_file() if settings.configured else None
     if path is None:
         return
     try:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
-from django.conf import settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.db import connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -44,8 +44,8 @@ def _setting(name: str) -> Any:
 
 
 def is_configured() -> bool:
-    """Whether Django has settings."""
-    return bool(settings.configured)
+    """Whether Django has settings, or would find some: it reads them when they are first used."""
+    return bool(settings.configured or os.environ.get(ENVIRONMENT_VARIABLE))
 
 
 def enabled() -> bool:

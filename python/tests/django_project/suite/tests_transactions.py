@@ -3,8 +3,10 @@
 import threading
 
 from django.contrib.auth.models import Group
-from django.db import connection, transaction
-from django.test import TestCase, TransactionTestCase
+from django.db import connection, connections, transaction
+from django.http import HttpResponse
+from django.test import TestCase, TransactionTestCase, override_settings
+from django.urls import path
 
 from database_locks import LockConfigError, LockLost, LockTimeout, LockUnavailable, connect, lock
 
@@ -71,6 +73,40 @@ class UntilCommitInTestCaseTests(TestCase):
                 pass
             self.assertEqual(_state("captured"), "held")
         self.assertEqual(_state("captured"), "free")
+
+
+def work(request):
+    """A view that is one transaction, and the lock with it."""
+    assert connection.in_atomic_block
+    with lock("request", until="commit"):
+        Group.objects.create(name="by a request")
+    with lock("another", timeout=5), connect(_url()).lock("third", timeout=5):
+        pass
+    if "fail" in request.GET:
+        raise ZeroDivisionError
+    return HttpResponse(_state("request"))
+
+
+urlpatterns = [path("work/", work)]
+
+
+@override_settings(ROOT_URLCONF=__name__)
+class AtomicRequestsTests(TransactionTestCase):
+    def setUp(self):
+        for entry in (connection.settings_dict, connections.settings["default"]):
+            self.addCleanup(entry.update, ATOMIC_REQUESTS=entry["ATOMIC_REQUESTS"])
+            entry["ATOMIC_REQUESTS"] = True
+
+    def test_a_request_that_commits_frees_the_lock_with_it(self):
+        self.assertEqual(self.client.get("/work/").content, b"held")
+        self.assertEqual(_state("request"), "free")
+        self.assertEqual(written(), {"by a request"})
+
+    def test_a_request_that_fails_frees_it_too_and_has_written_nothing(self):
+        self.client.raise_request_exception = False
+        self.assertEqual(self.client.get("/work/?fail").status_code, 500)
+        self.assertEqual(_state("request"), "free")
+        self.assertEqual(written(), set())
 
 
 class FencedTests(TransactionTestCase):
