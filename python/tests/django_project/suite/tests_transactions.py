@@ -87,7 +87,7 @@ def work(request):
     return HttpResponse(_state("request"))
 
 
-urlpatterns = [path("work/", work)]
+urlpatterns = [path("job/", work)]
 
 
 @override_settings(ROOT_URLCONF=__name__)
@@ -98,13 +98,13 @@ class AtomicRequestsTests(TransactionTestCase):
             entry["ATOMIC_REQUESTS"] = True
 
     def test_a_request_that_commits_frees_the_lock_with_it(self):
-        self.assertEqual(self.client.get("/work/").content, b"held")
+        self.assertEqual(self.client.get("/job/").content, b"held")
         self.assertEqual(_state("request"), "free")
         self.assertEqual(written(), {"by a request"})
 
     def test_a_request_that_fails_frees_it_too_and_has_written_nothing(self):
         self.client.raise_request_exception = False
-        self.assertEqual(self.client.get("/work/?fail").status_code, 500)
+        self.assertEqual(self.client.get("/job/?fail").status_code, 500)
         self.assertEqual(_state("request"), "free")
         self.assertEqual(written(), set())
 
