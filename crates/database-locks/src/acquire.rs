@@ -357,7 +357,7 @@ async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -
 struct Attempt<'a> {
     inner: &'a Arc<Inner>,
     want: &'a Want,
-    asks: [Ask; 1],
+    ask: Ask,
     /// From before the request is sent: then it may stand in the row.
     _ours: Ours,
     /// When the latest request was sent.
@@ -378,7 +378,7 @@ impl<'a> Attempt<'a> {
             inner,
             want,
             _ours: Ours::new(ask.grant),
-            asks: [ask],
+            ask,
             sent: Time::ZERO,
             unsettled: false,
         })
@@ -401,7 +401,7 @@ impl<'a> Attempt<'a> {
 
     async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
         let mut what = TakeOver {
-            to: self.asks[0].clone(),
+            to: self.ask.clone(),
             token: from.token.unwrap_or(Token::from_db(0)),
             grant: from.grant.clone(),
         };
@@ -433,8 +433,7 @@ impl<'a> Attempt<'a> {
     async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
-        let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
-        let outcome = outcomes.pop().unwrap_or(Outcome::Busy);
+        let outcome = self.inner.asks.ask(self.ask.clone()).await?;
         self.unsettled = match outcome {
             Outcome::Held(_) => false,
             // It may be a request of our own, whose reply was lost, that has the row locked.
@@ -450,7 +449,7 @@ impl<'a> Attempt<'a> {
         let grant = Grant {
             name: self.want.name.clone(),
             token,
-            id: self.asks[0].grant,
+            id: self.ask.grant,
             holder: Arc::clone(&self.want.holder),
         };
         let lease = Lease::granted(self.want.timing, self.sent, length);
@@ -483,7 +482,7 @@ impl Drop for Attempt<'_> {
         if !self.unsettled {
             return;
         }
-        let [ask] = &self.asks;
+        let ask = &self.ask;
         let what = Return {
             name: ask.name.clone(),
             token: None,

@@ -6,19 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
+use crate::acquire::PATIENCE;
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::metrics;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Observed, Table};
+use crate::store::{self, Ask, Observed, Return, Table};
 use crate::turns::Turns;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
+    pub(crate) asks: Batch<Ask>,
+    pub(crate) returns: Batch<Return>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
     /// Cloned by whoever releases in the background.
@@ -34,6 +38,8 @@ impl Inner {
         let (all_done, pending) = watch::channel(());
         let inner = Arc::new(Self {
             scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            asks: Batch::new(store.clone(), PATIENCE),
+            returns: Batch::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
             pending,
