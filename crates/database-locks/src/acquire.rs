@@ -17,6 +17,7 @@ use crate::store::{Occupant, Outcome, StoreError};
 use crate::timing::Timing;
 use crate::token::Token;
 use crate::turns::Turn;
+use crate::watch::Stretch;
 
 mod attempt;
 
@@ -38,6 +39,8 @@ const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait begins this long before its end, so that its answer is in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
+/// How often a wait that goes on beyond its end looks whether it still has a reason to.
+const STRETCH: Duration = Duration::from_millis(20);
 
 /// What is wanted, all rules checked.
 #[derive(Debug)]
@@ -221,12 +224,12 @@ impl Progress {
     }
 }
 
-/// Whether a try-once is over after this.
-fn gives_up(outcome: &Result<Outcome, StoreError>, waited: Duration) -> bool {
+/// Whether a try-once is over after this; for so long nobody has been said to have it.
+fn gives_up(outcome: &Result<Outcome, StoreError>, unclear: Duration) -> bool {
     match outcome {
         Ok(Outcome::Held(_)) => true,
-        Ok(Outcome::Busy) => waited >= ONCE_BUSY,
-        Err(StoreError::Contention(_)) => waited >= ONCE_CONTENTION,
+        Ok(Outcome::Busy) => unclear >= ONCE_BUSY,
+        Err(StoreError::Contention(_)) => unclear >= ONCE_CONTENTION,
         _ => false,
     }
 }
@@ -237,10 +240,23 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
     let Some(limit) = want.wait.filter(|wait| !wait.is_zero()) else {
         return work(inner, want, &progress, None).await;
     };
-    tokio::select! {
-        biased;
-        done = work(inner, want, &progress, Some(began.saturating_add(limit))) => return done,
-        () = clock::sleep_until(began.saturating_add(limit)) => {}
+    let mut end = began.saturating_add(limit);
+    {
+        let mut work = std::pin::pin!(work(inner, want, &progress, Some(end)));
+        let mut stretch = Stretch::default();
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = clock::sleep_until(end) => {}
+            }
+            let now = clock::now();
+            match stretch.until(&inner.watches, &want.name, now) {
+                // Somebody may see at any time that it need not go on.
+                Some(until) => end = until.min(now + STRETCH),
+                None => break,
+            }
+        }
     }
     let Progress {
         occupant, failure, ..
@@ -273,7 +289,9 @@ async fn work(
     deadline: Option<Time>,
 ) -> Result<Option<LockGuard>, Error> {
     let once = want.once();
-    let began = clock::now();
+    // Since when nobody is said to have it.
+    let mut unclear = clock::now();
+    let mut stretch = Stretch::default();
     let mut line = None;
     // Whoever may take it over need not wait behind those who may not.
     if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
@@ -295,9 +313,20 @@ async fn work(
             }
             continue;
         }
-        let waited = clock::now() - began;
-        if once && gives_up(&outcome, waited) {
+        let now = clock::now();
+        let overdue = || {
+            Stretch::default()
+                .until(&inner.watches, &want.name, now)
+                .is_some()
+        };
+        if once
+            && gives_up(&outcome, now - unclear)
+            && stretch.until(&inner.watches, &want.name, now).is_none()
+        {
             return Ok(None);
+        }
+        if matches!(outcome, Ok(Outcome::Held(_))) {
+            unclear = now;
         }
         let pause = pace.after(&outcome);
         match outcome {
@@ -327,7 +356,8 @@ async fn work(
         };
         let pause = match deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY)) {
             // The wait's end is what ends this.
-            Some(Duration::ZERO) => Duration::MAX,
+            Some(Duration::ZERO) if !overdue() => Duration::MAX,
+            Some(Duration::ZERO) => pause,
             Some(left) => pause.min(left),
             None => pause,
         };

@@ -10,10 +10,12 @@ use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::metrics;
+use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Observed, Table};
+use crate::store::{self, Observed, Table, Version};
 use crate::turns::Turns;
+use crate::watch::Watches;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
@@ -21,6 +23,7 @@ pub(crate) struct Inner {
     pub(crate) store: Observed,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
+    pub(crate) watches: Watches<LockName, Version>,
     /// Cloned by whoever releases in the background.
     pub(crate) pending: watch::Receiver<()>,
     all_done: watch::Sender<()>,
@@ -36,6 +39,7 @@ impl Inner {
             scheduler: Scheduler::start(store.clone(), runtime::handle()?),
             store,
             turns: Turns::default(),
+            watches: Watches::default(),
             pending,
             all_done,
             holder: default_holder().into(),

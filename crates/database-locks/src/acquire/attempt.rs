@@ -13,7 +13,7 @@ use crate::lease::Lease;
 use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
 use crate::renew::{Held, Status};
-use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError, TakeOver};
+use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Return, StoreError, TakeOver};
 use crate::timing::{MAX_FIRST_GRANT, Ttl};
 use crate::token::{GrantId, Token};
 
@@ -39,6 +39,7 @@ impl<'a> Attempt<'a> {
             holder: Arc::clone(&want.holder),
             length: want.timing.first_grant(),
             metadata: Arc::clone(&want.metadata),
+            lapsed: None,
         };
         Ok(Self {
             inner,
@@ -99,8 +100,10 @@ impl<'a> Attempt<'a> {
     async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
+        self.asks[0].lapsed = self.inner.watches.ended(&self.want.name, self.sent);
         let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
-        let outcome = outcomes.pop().unwrap_or(Outcome::Busy);
+        let mut outcome = outcomes.pop().unwrap_or(Outcome::Busy);
+        self.watch(&mut outcome);
         self.unsettled = match outcome {
             Outcome::Held(_) => false,
             // It may be a request of our own, whose reply was lost, that has the row locked.
@@ -108,6 +111,27 @@ impl<'a> Attempt<'a> {
             Outcome::Granted { .. } => true,
         };
         Ok(outcome)
+    }
+
+    /// Where a lease ends by being watched, this was one look more.
+    fn watch(&self, outcome: &mut Outcome) {
+        let (watches, name) = (&self.inner.watches, &self.want.name);
+        match outcome {
+            Outcome::Held(occupant) => match &occupant.lapse {
+                Some(lapse) => {
+                    let Lapse {
+                        version,
+                        length,
+                        overdue,
+                    } = lapse;
+                    let left = watches.saw(name, version, *length, *overdue, clock::now());
+                    occupant.free_in = Some(left);
+                }
+                None => watches.forget(name),
+            },
+            Outcome::Granted { .. } => watches.forget(name),
+            Outcome::Busy => {}
+        }
     }
 
     /// It is ours: from here on it is the guard that gives it back.
