@@ -227,15 +227,6 @@ fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Nothing, where somebody else was in the way.
-fn unless_contended<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(StoreError::Contention(_)) => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 impl Session {
     /// Take a lock that is free or whose lease has run out.
     ///
@@ -282,7 +273,7 @@ impl Session {
             Self::ACQUIRE
         };
         let granted = self.execute(statement, params_of(ask)).await;
-        let Some(Done { rows, id }) = unless_contended(granted)? else {
+        let Some(Done { rows, id }) = self.unless_contended(granted)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
@@ -316,9 +307,12 @@ impl Session {
 
     async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
         let name = params! { "name" => ask.name.as_str() };
-        if unless_contended(self.query(Self::PROBE, name).await)?.is_none()
-            || unless_contended(self.execute(Self::CREATE, params_of(ask)).await)?.is_none()
-        {
+        let probed = self.query(Self::PROBE, name).await;
+        if self.unless_contended(probed)?.is_none() {
+            return Ok(Outcome::Busy);
+        }
+        let made = self.execute(Self::CREATE, params_of(ask)).await;
+        if self.unless_contended(made)?.is_none() {
             return Ok(Outcome::Busy);
         }
         // The insert id is that of the column `id` here, so the token is read back.
@@ -442,7 +436,8 @@ impl Session {
             "length" => micros(to.length), "metadata" => &*to.metadata,
             "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
         };
-        match unless_contended(self.execute(Self::TAKE_OVER, params).await)? {
+        let done = self.execute(Self::TAKE_OVER, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Outcome::Busy),
             Some(Done { rows, id }) if rows > 0 => {
                 return Ok(Outcome::Granted {
@@ -484,7 +479,8 @@ impl Session {
             "from" => what.from.as_str(), "grant" => to.grant.as_str(),
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
         };
-        match unless_contended(self.execute(Self::TAKE_UP, params).await)? {
+        let done = self.execute(Self::TAKE_UP, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Renewal::Busy),
             Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),
             Some(_) => {}
@@ -535,7 +531,8 @@ impl Session {
             "name" => what.name.as_str(), "grant" => what.grant.as_str(),
             "token" => what.token.map(Token::get), "holder" => &*what.holder,
         };
-        match unless_contended(self.execute(Self::RELEASE, params).await)? {
+        let done = self.execute(Self::RELEASE, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Released::Busy),
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
@@ -580,12 +577,11 @@ impl Session {
         let params = params! {
             "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        Ok(
-            match unless_contended(self.execute(Self::FORCE, params).await)? {
-                Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
-                _ => Force::Busy,
-            },
-        )
+        let done = self.execute(Self::FORCE, params).await;
+        Ok(match self.unless_contended(done)? {
+            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+            _ => Force::Busy,
+        })
     }
 }
 

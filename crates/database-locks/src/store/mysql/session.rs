@@ -322,7 +322,29 @@ impl Session {
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
         let (meaning, broken) = meaning(&self.at, error);
         self.broken |= broken;
-        meaning
+        match (meaning, error) {
+            // The commit was under way when the node lost the others: another may know.
+            (StoreError::Unavailable(said), Error::Server(refused))
+                if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
+            {
+                StoreError::Contention(said)
+            }
+            (meaning, _) => meaning,
+        }
+    }
+
+    /// Nothing, where somebody else was in the way and so nothing was done.
+    ///
+    /// Contention after which the connection is of no use leaves it unknown.
+    pub(super) fn unless_contended<T>(
+        &self,
+        done: Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(StoreError::Contention(_)) if !self.broken => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -475,7 +497,8 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1615 | 1317 => {
             (StoreError::Contention(said.into()), false)
         }
-        // Too many connections, shutting down, gone, killed, cluster node not ready, no answer;
+        // Too many connections, shutting down, gone, killed, cluster node not ready, cut off from the
+        // others while it commits, not in step with them, no answer;
         // read-only: a failover, and the next connection may find the new primary.
         1040
         | 1203
@@ -493,7 +516,10 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         | 2006
         | 2013
         | 3024
+        | 3100
         | 3168
+        | 3796
+        | 3797
         | 4031 => unavailable(said),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
