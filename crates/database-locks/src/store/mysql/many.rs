@@ -1,6 +1,7 @@
 //! Acquiring and releasing many locks at once: one statement and one commit for all of them.
 //!
-//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id.
+//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id. Not on a
+//! cluster, where a lease ends by being watched and each is asked for with what was seen of it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,9 +10,9 @@ use serde_json::json;
 
 use super::super::rows::Seen;
 use super::super::{Ask, Outcome, Released, Return, StoreError};
+use super::micros;
 use super::rows::packed;
 use super::session::{Done, Session};
-use super::{micros, unless_contended};
 use crate::name::LockName;
 use crate::token::Token;
 
@@ -140,13 +141,15 @@ impl Session {
         for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
             let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let made = match unless_contended(self.query(Self::PROBE_MANY, names).await)? {
+            let probed = self.query(Self::PROBE_MANY, names).await;
+            let made = match self.unless_contended(probed)? {
                 // One of them has been made since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Self::CREATE_MANY, params! { "asks" => text });
-                    unless_contended(made.await)?
+                    let params = params! { "asks" => text };
+                    let made = self.execute(Self::CREATE_MANY, params).await;
+                    self.unless_contended(made)?
                 }
             };
             if made.is_some() {
@@ -163,6 +166,17 @@ impl Session {
         Ok(outcomes)
     }
 
+    pub(super) async fn release_each(
+        &mut self,
+        returns: &[Return],
+    ) -> Result<Vec<Released>, StoreError> {
+        let mut answers = Vec::with_capacity(returns.len());
+        for what in returns {
+            answers.push(self.release(what).await?);
+        }
+        Ok(answers)
+    }
+
     pub(super) async fn release_many(
         &mut self,
         returns: &[Return],
@@ -170,11 +184,7 @@ impl Session {
         let names: HashSet<&LockName> = returns.iter().map(|what| &what.name).collect();
         // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
         if names.len() < returns.len() {
-            let mut answers = Vec::with_capacity(returns.len());
-            for what in returns {
-                answers.push(self.release(what).await?);
-            }
-            return Ok(answers);
+            return self.release_each(returns).await;
         }
         let describe = |what: &Return| {
             json!({
