@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
+use crate::acquire::PATIENCE;
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
@@ -13,7 +15,7 @@ use crate::metrics;
 use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Observed, Table, Version};
+use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
 
@@ -21,6 +23,8 @@ use crate::watch::Watches;
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
+    pub(crate) asks: Batch<Ask>,
+    pub(crate) returns: Batch<Return>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
     pub(crate) watches: Watches<LockName, Version>,
@@ -37,6 +41,8 @@ impl Inner {
         let (all_done, pending) = watch::channel(());
         let inner = Arc::new(Self {
             scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            asks: Batch::new(store.clone(), PATIENCE),
+            returns: Batch::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
             watches: Watches::default(),

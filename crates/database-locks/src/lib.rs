@@ -51,6 +51,7 @@
 #![doc = include_str!("../docs/algorithm.md")]
 
 mod acquire;
+mod batch;
 pub mod blocking;
 mod clock;
 mod default;

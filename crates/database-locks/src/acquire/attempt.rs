@@ -23,7 +23,7 @@ use crate::token::{GrantId, Token};
 pub(super) struct Attempt<'a> {
     inner: &'a Arc<Inner>,
     want: &'a Want,
-    asks: [Ask; 1],
+    ask: Ask,
     /// From before the request is sent: then it may stand in the row.
     _ours: Ours,
     /// When the latest request was sent.
@@ -45,7 +45,7 @@ impl<'a> Attempt<'a> {
             inner,
             want,
             _ours: Ours::new(ask.grant),
-            asks: [ask],
+            ask,
             sent: Time::ZERO,
             unsettled: false,
         })
@@ -68,7 +68,7 @@ impl<'a> Attempt<'a> {
 
     async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
         let mut what = TakeOver {
-            to: self.asks[0].clone(),
+            to: self.ask.clone(),
             token: from.token.unwrap_or(Token::from_db(0)),
             grant: from.grant.clone(),
         };
@@ -100,9 +100,8 @@ impl<'a> Attempt<'a> {
     async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
-        self.asks[0].lapsed = self.inner.watches.ended(&self.want.name, self.sent);
-        let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
-        let mut outcome = outcomes.pop().unwrap_or(Outcome::Busy);
+        self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
+        let mut outcome = self.inner.asks.ask(self.ask.clone()).await?;
         self.watch(&mut outcome);
         self.unsettled = match outcome {
             Outcome::Held(_) => false,
@@ -144,7 +143,7 @@ impl<'a> Attempt<'a> {
         let grant = Grant {
             name: self.want.name.clone(),
             token,
-            id: self.asks[0].grant,
+            id: self.ask.grant,
             holder: Arc::clone(&self.want.holder),
         };
         let lease = Lease::granted(self.want.timing, self.sent, length);
@@ -157,7 +156,7 @@ impl Drop for Attempt<'_> {
         if !self.unsettled {
             return;
         }
-        let [ask] = &self.asks;
+        let ask = &self.ask;
         let what = Return {
             name: ask.name.clone(),
             token: None,

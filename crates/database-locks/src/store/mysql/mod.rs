@@ -40,11 +40,13 @@ mod connection;
 mod doctor;
 mod fence;
 mod install;
+mod many;
 mod rows;
 mod session;
 
 use cluster::version;
 use connection::{Line, Server, place};
+use many::is_of;
 use rows::packed;
 use session::{Done, Session};
 
@@ -58,11 +60,14 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("look whether somebody is making the row", Session::PROBE),
+    ("acquire many", Session::ACQUIRE_MANY),
     ("make a row, granted", Session::CREATE),
+    ("make many rows, granted", Session::CREATE_MANY),
     ("renew", Session::RENEW),
     ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
     ("release", Session::RELEASE),
+    ("release many", Session::RELEASE_MANY),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
     ("prune", Session::PRUNE),
@@ -123,11 +128,10 @@ impl Store for Mysql {
         let asks = asks.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let mut outcomes = Vec::with_capacity(asks.len());
-                for ask in &asks {
-                    outcomes.push(session.acquire(ask).await?);
+                match &*asks {
+                    [ask] => Ok(vec![session.acquire(ask).await?]),
+                    asks => session.acquire_many(asks).await,
                 }
-                Ok(outcomes)
             })
         }))
     }
@@ -147,11 +151,10 @@ impl Store for Mysql {
         let returns = returns.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let mut done = Vec::with_capacity(returns.len());
-                for what in &returns {
-                    done.push(session.release(what).await?);
+                match &*returns {
+                    [what] => Ok(vec![session.release(what).await?]),
+                    returns => session.release_many(returns).await,
                 }
-                Ok(done)
             })
         }))
     }
@@ -540,12 +543,7 @@ impl Session {
         let rows = self
             .read_latest(Some(std::slice::from_ref(&what.name)))
             .await?;
-        let ours = rows.first().is_some_and(|row| {
-            row.intact
-                && row.grant.as_deref() == Some(what.grant.as_str())
-                && row.holder.as_deref() == Some(&*what.holder)
-                && what.token.is_none_or(|token| token.get() == row.token)
-        });
+        let ours = rows.first().is_some_and(|row| is_of(row, what));
         Ok(if ours {
             Released::Busy
         } else {
