@@ -24,7 +24,11 @@ mod rows;
 mod acquire;
 mod cancel;
 mod connection;
+mod dial;
 mod doctor;
+mod ends;
+mod hello;
+mod link;
 mod refusal;
 mod tls;
 
@@ -34,7 +38,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
-use self::connection::{Connection, Link};
+use self::connection::Connection;
+use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::rows::{micros, place, seen};
 use super::rows::{Seen, judge, judge_ticket};
