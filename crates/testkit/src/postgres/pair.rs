@@ -128,6 +128,11 @@ impl Pair {
         &self.standby
     }
 
+    /// The same, to be restarted.
+    pub fn standby_mut(&mut self) -> &mut Postgres {
+        &mut self.standby
+    }
+
     /// What the standby hears of the primary passes through here.
     pub fn wire(&self) -> &Proxy {
         &self.wire
