@@ -132,6 +132,7 @@ impl Postgres {
             fence: FenceText {
                 before: None,
                 fence: table.fill(FENCE),
+                may_lag: false,
             },
         })
     }
