@@ -92,7 +92,7 @@ async fn killed(version: Option<u32>) {
     let locks = client(&url).await;
     let keeper = Arc::new(held(&locks, "kept").await);
     let kept = keeper.token();
-    let brief = locks.lock("brief").ttl(ms(2000)).acquire().await.unwrap();
+    let brief = locks.lock("brief").ttl(ms(5000)).acquire().await.unwrap();
     // Somebody in another process waits for each of the two.
     let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
     let (for_kept, for_brief) = (wait("kept"), wait("brief"));
@@ -108,9 +108,12 @@ async fn killed(version: Option<u32>) {
         })
     };
 
+    assert!(brief.is_held());
     meanwhile(|| pair.primary_mut().kill());
     // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
-    assert_eq!(soon(brief.lost()).await, LostReason::Unreachable);
+    let reason = soon(brief.lost()).await;
+    let told = [LostReason::Unreachable, LostReason::Expired];
+    assert!(told.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());
     meanwhile(|| pair.promote());
     let before = grants.load(Ordering::Relaxed);
@@ -177,12 +180,11 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
 
     meanwhile(|| pair.primary_mut().freeze());
     meanwhile(|| pair.promote());
-    let renewed = format!(
-        "SELECT renewed_at > clock_timestamp() - interval '5 s' AND expires_at > clock_timestamp() \
-           FROM database_locks_lock WHERE name = 'kept'"
-    );
+    let renewed = "SELECT renewed_at > clock_timestamp() - interval '5 s' \
+                      AND expires_at > clock_timestamp() \
+                     FROM database_locks_lock WHERE name = 'kept'";
     let began = now();
-    while meanwhile(|| pair.standby().query(&url, &renewed)).as_deref() != Ok("t")
+    while meanwhile(|| pair.standby().query(&url, renewed)).as_deref() != Ok("t")
         || began.elapsed() < ms(5500)
     {
         assert!(began.elapsed() < SOON && keeper.is_held());
