@@ -220,7 +220,8 @@ kinds! {
         "a failover to one that lags behind forgets the latest grants: a lock may be granted again \
          while its old holder goes on until its next renewal",
         "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
-         semi-synchronous replication), or pass the token along and refuse smaller ones";
+         semi-synchronous replication), or fence what is written in the same database: the same token \
+         may come twice";
     IDLE_TIMEOUT = "idle-timeout", "timeouts", Advice,
         "the server closes our connection while nothing is to be done, and the next call pays for a \
          new one",

@@ -23,7 +23,7 @@ pub mod tls;
 
 pub use lab::Lab;
 pub use mysql::MariaDb;
-pub use postgres::Postgres;
+pub use postgres::{Commits, Pair, Postgres};
 pub use process::Killable;
 pub use promise::promise;
 pub use proxy::Proxy;
