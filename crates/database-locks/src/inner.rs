@@ -12,10 +12,12 @@ use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::metrics;
+use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Ask, Observed, Return, Table};
+use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
+use crate::watch::Watches;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ pub(crate) struct Inner {
     pub(crate) returns: Batch<Return>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
+    pub(crate) watches: Watches<LockName, Version>,
     /// Cloned by whoever releases in the background.
     pub(crate) pending: watch::Receiver<()>,
     all_done: watch::Sender<()>,
@@ -42,6 +45,7 @@ impl Inner {
             returns: Batch::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
+            watches: Watches::default(),
             pending,
             all_done,
             holder: default_holder().into(),

@@ -90,6 +90,7 @@ mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod token;
 mod turns;
+mod watch;
 
 pub use error::{BoxError, Error, LostReason};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
