@@ -10,7 +10,7 @@ use testkit::time;
 use crate::contender::{Contender, Times, repeat, since};
 use crate::report::{Section, ms};
 use crate::servers::{Engine, Servers};
-use crate::stats::{median, spread};
+use crate::stats::median;
 use crate::{Settings, floors, machine, ours, say};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
     let mut section = Section::default();
     section.paragraph(
         "The same work with one layer more in each row, in milliseconds; what a layer costs is what it adds to \
-         the row above. `store` is the statement of this library through its own driver and connection, on the \
+         the row above, the median over the rounds. `store` is the statement of this library through its own driver and connection, on the \
          thread that waits for it; `lock` is the whole library, from code that blocks and so with two hops to the \
          background thread and back for each call. `memory` is the whole library without a database: what \
          hops, guard and schedule cost. Naps: how often a thread of the process went to sleep in a cycle.",
@@ -81,7 +81,8 @@ fn measured(settings: &Settings, layers: &mut [Contender]) -> Vec<Vec<String>> {
         "spans: {rounds} rounds of {} ms",
         slice.as_millis()
     ));
-    let mut found = vec![(Times::default(), 0u64); layers.len()];
+    let mut found: Vec<Found> = Vec::new();
+    found.resize_with(layers.len(), Found::default);
     let mut order: Vec<usize> = (0..layers.len()).collect();
     for layer in layers.iter_mut() {
         (layer.run)(Duration::from_millis(30));
@@ -91,36 +92,50 @@ fn measured(settings: &Settings, layers: &mut [Contender]) -> Vec<Vec<String>> {
         for &at in &order {
             let before = machine::naps();
             let times = (layers[at].run)(slice);
-            found[at].1 += machine::naps().saturating_sub(before);
-            found[at].0.extend(times);
+            let found = &mut found[at];
+            found.naps += machine::naps().saturating_sub(before);
+            found
+                .acquire
+                .push(median(&times.acquire).unwrap_or(f64::NAN));
+            // A round trip is one whichever way it is used.
+            let release = match times.release.is_empty() {
+                true => &times.acquire,
+                false => &times.release,
+            };
+            found.release.push(median(release).unwrap_or(f64::NAN));
+            found.all.extend(times);
         }
     }
-    let mut above: (Option<f64>, Option<f64>) = (None, None);
-    let rows = layers.iter().zip(&found).map(|(layer, (times, naps))| {
-        // A round trip is one whichever way it is used.
-        let release = match times.release.is_empty() {
-            true => &times.acquire,
-            false => &times.release,
+    let mut rows = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        let Found { all, naps, .. } = &found[at];
+        let above = at.checked_sub(1).map(|above| &found[above]);
+        let stacked = !matches!(layer.key, "memory" | "lock async");
+        let more = |of: fn(&Found) -> &Vec<f64>| {
+            let above = above.filter(|_| stacked)?;
+            let differences = of(&found[at]).iter().zip(of(above));
+            let differences: Vec<f64> = differences.map(|(now, then)| now - then).collect();
+            median(&differences).map(|more| format!("{more:+.3}"))
         };
-        let middle = (median(&times.acquire), median(release));
-        let more = |now: Option<f64>, then: Option<f64>| match (layer.key, now, then) {
-            ("memory" | "lock async", ..) => String::new(),
-            (_, Some(now), Some(then)) => format!("{:+.3}", now - then),
-            _ => String::new(),
-        };
-        let shown = |values: &[f64]| spread(values).map_or(String::new(), |of| ms(of.p50));
-        let row = vec![
+        rows.push(vec![
             layer.name.clone(),
-            shown(&times.acquire),
-            more(middle.0, above.0),
-            shown(release),
-            more(middle.1, above.1),
-            format!("{:.1}", *naps as f64 / times.acquire.len().max(1) as f64),
-        ];
-        above = middle;
-        row
-    });
-    rows.collect()
+            median(&found[at].acquire).map_or(String::new(), ms),
+            more(|found| &found.acquire).unwrap_or_default(),
+            median(&found[at].release).map_or(String::new(), ms),
+            more(|found| &found.release).unwrap_or_default(),
+            format!("{:.1}", *naps as f64 / all.acquire.len().max(1) as f64),
+        ]);
+    }
+    rows
+}
+
+/// Of one layer: all times, the medians of its rounds, and how often a thread went to sleep.
+#[derive(Debug, Default)]
+struct Found {
+    all: Times,
+    acquire: Vec<f64>,
+    release: Vec<f64>,
+    naps: u64,
 }
 
 /// The statements of the library without what is around them.
@@ -143,6 +158,7 @@ fn store(engine: &Engine) -> Contender {
                     holder: "bench".into(),
                     length: Duration::from_secs(30),
                     metadata: "{}".into(),
+                    lapsed: None,
                 }];
                 let t0 = time::now();
                 let mut outcome = runtime

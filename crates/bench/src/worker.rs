@@ -113,7 +113,7 @@ fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
         for part in numbers.chunks(2000) {
             let mut set = JoinSet::new();
             for number in part {
-                let lock = ours.lock(format!("held {number}")).ttl(ttl);
+                let lock = ours.lock(format!("{number} of {locks}")).ttl(ttl);
                 set.spawn(async move { lock.acquire().await.expect("acquires") });
             }
             while let Some(guard) = set.join_next().await {
