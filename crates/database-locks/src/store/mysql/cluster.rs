@@ -133,6 +133,25 @@ impl Session {
         }
     }
 
+    const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
+    const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
+
+    /// Refuse a node of Galera that was told not to pass on what is written to it.
+    pub(super) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
+        for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
+            let found = self.pairs(statement).await?;
+            if found.iter().all(|(_, value)| value == fine) {
+                return Ok(());
+            }
+        }
+        let said = format!(
+            "{}: the other nodes of the cluster learn nothing of what is written here: wsrep_on is OFF",
+            self.at()
+        );
+        let hint = "set wsrep_on = ON, and see to it that init_command leaves it alone";
+        Err(StoreError::rejected(said, Some(hint)).into())
+    }
+
     /// Read what is known anywhere in the cluster, to conclude from it that a grant is gone.
     pub(super) async fn read_latest(
         &mut self,
