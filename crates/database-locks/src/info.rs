@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::name::LockName;
+use crate::store::Lapse;
 use crate::token::Token;
 
 /// One lock as its row stood when it was read.
@@ -36,6 +37,8 @@ pub struct LockInfo {
     pub expires_at: Option<SystemTime>,
     /// What the holder says of itself, as JSON.
     pub metadata: Option<String>,
+    /// How its lease ends, where that is by being watched.
+    pub(crate) lapse: Option<Lapse>,
 }
 
 /// Whether a lock can be had.
@@ -221,6 +224,7 @@ mod tests {
             renewed_at: None,
             expires_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
             metadata: metadata.map(str::to_owned),
+            lapse: None,
         }
     }
 

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Grant, Occupant, Outcome, Renewal, TakeOver, TakeUp};
+use super::{Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::name::LockName;
 use crate::token::Token;
+
+/// What is watched of a row that does not say how long its lease lasts, since 0.5 wrote it, or no
+/// program that knows the protocol: most leases of 0.5 are of 10 s, and renewed in time.
+const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 
 /// One row as a plain read gave it; times in microseconds, as the engine's own clock has them.
 #[derive(Debug, Default)]
@@ -29,6 +33,8 @@ pub(super) struct Seen {
     pub renewed_at: Option<i64>,
     pub expires_at: Option<i64>,
     pub metadata: Option<String>,
+    /// The database has several clocks, and its now is that of one of them: it decides nothing.
+    pub clocks: bool,
 }
 
 fn micros(n: i64) -> Duration {
@@ -37,15 +43,60 @@ fn micros(n: i64) -> Duration {
 
 impl Seen {
     pub(super) fn is_held(&self) -> bool {
-        self.endless || self.expires_in.is_some_and(|left| left > 0)
+        self.endless || self.expires_in.is_some_and(|left| left > 0 || self.clocks)
+    }
+
+    /// Whether that grant has the lock.
+    pub(super) fn is_granted(&self, grant: &str) -> bool {
+        self.intact && self.grant.as_deref() == Some(grant) && self.is_held()
+    }
+
+    /// How the lease ends, where that is by being watched.
+    ///
+    /// A row of 0.5 that does not look expired is left alone: 0.5 goes by its own clock, and who knows
+    /// for how long it wanted the lock.
+    fn lapse(&self) -> Option<Lapse> {
+        let (expires_at, left) = (self.expires_at?, self.expires_in?);
+        if !self.clocks || self.endless {
+            return None;
+        }
+        let renewed_at = self.renewed_at.filter(|_| self.intact);
+        let length = renewed_at.and_then(|at| expires_at.checked_sub(at));
+        let length = match length.filter(|length| *length >= 0) {
+            Some(length) => micros(length),
+            None if left > 0 => return None,
+            None => UNKNOWN_LENGTH,
+        };
+        let now = expires_at.saturating_sub(left);
+        Some(Lapse {
+            version: Version {
+                token: self.token,
+                expires_at,
+                renewed_at: self.renewed_at,
+            },
+            length,
+            overdue: left <= 0 || renewed_at.is_some_and(|at| at > now),
+        })
+    }
+
+    /// How long the lease goes on; none: without end, or free.
+    fn free_in(&self, lapse: Option<&Lapse>) -> Option<Duration> {
+        let left = self.expires_in.filter(|_| !self.endless).map(micros)?;
+        Some(match lapse {
+            Some(lapse) => lapse.length,
+            None if self.clocks => left.saturating_add(UNKNOWN_LENGTH),
+            None => left,
+        })
     }
 
     pub(super) fn occupant(&self) -> Occupant {
+        let lapse = self.lapse();
         Occupant {
             holder: self.holder.clone(),
             token: Some(Token::from_db(self.token)),
             held_for: self.held_for.filter(|_| self.intact).map(micros),
-            free_in: self.expires_in.filter(|_| !self.endless).map(micros),
+            free_in: self.free_in(lapse.as_ref()),
+            lapse,
             grant: self.grant.clone(),
             intact: self.intact,
         }
@@ -53,10 +104,9 @@ impl Seen {
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
     pub(super) fn refusal(&self, grant: &str) -> Outcome {
-        // The reply to an earlier request of the same grant was lost.
-        let ours = self.intact && self.grant.as_deref() == Some(grant);
         match self.expires_in {
-            Some(left) if ours && self.is_held() => Outcome::Granted {
+            // The reply to an earlier request of the same grant was lost.
+            Some(left) if self.is_granted(grant) => Outcome::Granted {
                 token: Token::from_db(self.token),
                 length: micros(left),
             },
@@ -78,8 +128,12 @@ impl Seen {
     }
 
     pub(super) fn into_info(self) -> LockInfo {
+        let lapse = self.lapse();
         let state = match self.expires_in {
             Some(_) if self.endless => LockState::Held { free_in: None },
+            Some(_) if self.clocks => LockState::Held {
+                free_in: self.free_in(lapse.as_ref()),
+            },
             Some(left) if left > 0 => LockState::Held {
                 free_in: Some(micros(left)),
             },
@@ -105,6 +159,7 @@ impl Seen {
             renewed_at: at(self.renewed_at.filter(|_| ours)),
             expires_at: at(self.expires_at.filter(|_| !self.endless)),
             metadata: self.metadata.filter(|_| held),
+            lapse,
         }
     }
 }

@@ -36,4 +36,4 @@ pub(super) const FENCE: &str = "
                        + INTERVAL TIMESTAMPDIFF(MICROSECOND, renewed_at, granted_until) MICROSECOND),
                renewed_at = GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
          WHERE name = ? AND token = ? AND grant_id = ? AND granted_until = expires_at
-           AND expires_at > UTC_TIMESTAMP(6) AND renewed_at <= expires_at";
+           AND renewed_at <= expires_at";

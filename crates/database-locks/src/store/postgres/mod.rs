@@ -125,6 +125,7 @@ impl Postgres {
             fence: FenceText {
                 before: None,
                 fence: table.fill(FENCE),
+                may_lag: false,
             },
         })
     }
