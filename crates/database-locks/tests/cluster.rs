@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use database_locks::doctor::Report;
-use database_locks::{Error, LockState, Locks};
+use database_locks::{Error, LockState, Locks, Ticket};
 use testkit::{Galera, time};
 
 const SOON: Duration = Duration::from_secs(40);
@@ -137,4 +137,44 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
     assert_eq!((pruned, left), (1, vec!["held", "young"]));
     assert!(held.is_held());
     held.release().await.unwrap();
+}
+
+/// The length of a lease is what all the others watch: a holder trusts all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_makes_a_lease_no_shorter_whatever_the_clock_of_its_node() {
+    let Some(cluster) = Galera::shared() else {
+        return;
+    };
+    let url = cluster.fresh_database();
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    let read = "SET SESSION wsrep_sync_wait = 1; \
+                SELECT ROUND(TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at) / 1e6), \
+                       granted_until = expires_at FROM database_locks_lock WHERE name = 'job'";
+    let length = || {
+        cluster
+            .query(0, &url, read)
+            .expect("a row")
+            .replace('\t', " ")
+    };
+    // Through the one that is behind, then the one that is ahead, and back.
+    for [first, second] in [[1, 2], [2, 1]] {
+        let locks = connected(&cluster.url_at(first, &url)).await;
+        let guard = locks.lock("job").ttl(minutes(4)).acquire().await.unwrap();
+        let ticket = guard.hand_over().unwrap();
+        assert_eq!(length(), "240 1");
+        let other = connected(&cluster.url_at(second, &url)).await;
+        renew(&other, &ticket, minutes(1)).await;
+        assert_eq!(length(), "240 1", "shorter by node {second}");
+        renew(&other, &ticket, minutes(5)).await;
+        assert_eq!(length(), "300 1", "longer by node {second}");
+        let ticket = other.take_up(&ticket).await.unwrap().hand_over().unwrap();
+        assert_eq!(length(), "300 1", "taken up by node {second}");
+        other.release(&ticket).await.unwrap();
+    }
+}
+
+/// That node may not have heard of the grant yet.
+async fn renew(locks: &Locks, ticket: &Ticket, ttl: Duration) {
+    let renewed = locks.renew(ticket, ttl).await;
+    renewed.unwrap_or_else(|error| panic!("{error:?}"));
 }
