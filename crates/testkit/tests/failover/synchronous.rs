@@ -95,7 +95,20 @@ async fn killed(version: Option<u32>) {
     let brief = locks.lock("brief").ttl(ms(5000)).acquire().await.unwrap();
     // Somebody in another process waits for each of the two.
     let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
-    let (for_kept, for_brief) = (wait("kept"), wait("brief"));
+    let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
+    let mut crowd = Vec::new();
+    for _ in 0..4 {
+        let locks = client(&url).await;
+        crowd.extend((0..10).map(|_| {
+            let lock = locks.lock("kept");
+            tokio::spawn(async move {
+                let guard = lock.acquire().await.unwrap();
+                let token = guard.token().get();
+                guard.release().await.unwrap();
+                token
+            })
+        }));
+    }
     assert!(for_brief.line(ms(700)).is_none(), "nobody waits");
     until("work begins", || grants.load(Ordering::Relaxed) > 20).await;
     let watch = {
@@ -138,11 +151,19 @@ async fn killed(version: Option<u32>) {
         assert_eq!(row(pair.standby(), &url, name), format!("f\t{latest}"));
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
-    soon(Arc::into_inner(keeper).unwrap().release())
-        .await
-        .unwrap();
+    assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
+    let keeper = Arc::into_inner(keeper).unwrap();
+    soon(keeper.release()).await.unwrap();
+    // Everybody who waited through it has a turn, and nobody the same.
     let got = meanwhile(|| for_kept.expect_line(SOON));
-    assert_eq!(got, format!("held {}", kept.get() + 1));
+    let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
+    for_kept.send_line("release").unwrap();
+    for waiter in crowd {
+        tokens.push(soon(waiter).await.unwrap());
+    }
+    tokens.sort_unstable();
+    let all: Vec<_> = (1..=41).map(|n| kept.get() + n).collect();
+    assert_eq!(tokens, all);
     for id in ["P1", "P2", "P4", "P6", "P12"] {
         promise(id, "postgres");
     }
