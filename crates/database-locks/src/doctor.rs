@@ -230,6 +230,10 @@ kinds! {
         "a slow disk or a busy server makes renewals fail that would have come through; they are tried \
          again, but a lease has an end",
         "raise it to 5 s or more for this user, or switch it off: our calls have deadlines of their own";
+    LISTEN_URL = "listen-url", "server", Advice,
+        "waiters cannot be woken that way, and look for themselves: a lock that another process releases \
+         is noticed up to 250 ms later",
+        "give a listen_url that leads to the same database and not through a pooler";
     ISOLATION = "isolation", "settings", Advice,
         "each statement is a transaction by itself and needs no more than read committed; a stricter \
          level makes some fail and be tried again",

@@ -11,6 +11,7 @@
 pub mod contract;
 pub mod lab;
 pub mod mysql;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod promise;
@@ -23,6 +24,7 @@ pub mod tls;
 
 pub use lab::Lab;
 pub use mysql::MariaDb;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Commits, Pair, Postgres};
 pub use process::Killable;
 pub use promise::promise;

@@ -46,6 +46,11 @@ impl Seen {
         self.endless || self.expires_in.is_some_and(|left| left > 0 || self.clocks)
     }
 
+    /// Whether that grant has the lock.
+    pub(super) fn is_granted(&self, grant: &str) -> bool {
+        self.intact && self.grant.as_deref() == Some(grant) && self.is_held()
+    }
+
     /// How the lease ends, where that is by being watched.
     ///
     /// A row of 0.5 that does not look expired is left alone: 0.5 goes by its own clock, and who knows
@@ -99,10 +104,9 @@ impl Seen {
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
     pub(super) fn refusal(&self, grant: &str) -> Outcome {
-        // The reply to an earlier request of the same grant was lost.
-        let ours = self.intact && self.grant.as_deref() == Some(grant);
         match self.expires_in {
-            Some(left) if ours && self.is_held() => Outcome::Granted {
+            // The reply to an earlier request of the same grant was lost.
+            Some(left) if self.is_granted(grant) => Outcome::Granted {
                 token: Token::from_db(self.token),
                 length: micros(left),
             },

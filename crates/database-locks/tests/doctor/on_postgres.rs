@@ -327,3 +327,39 @@ async fn standbys_that_lag_behind_are_found() {
     assert_eq!(ids(&report), ["torn-pages", "commits-local"], "{report:#?}");
     assert_eq!(the(&report, "not-flushed").severity, Severity::Problem);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_waiters_are_woken_through_a_pooler_is_said() {
+    let (Some(lab), Some(other)) = (Lab::pgbouncer(), Lab::postgres()) else {
+        return;
+    };
+    lab.locks().await;
+    other.locks().await;
+    let with = |listen: &str| {
+        let listen = testkit::sql::percent_encode(listen);
+        format!("{}?listen_url={listen}", lab.url)
+    };
+    let said = |report: &Report| check(report, "server").said.clone();
+    let report = examine(&lab.url).await;
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert!(
+        said(&report).contains("waiters poll: a direct listen_url"),
+        "{report:#?}"
+    );
+    let report = examine(&with(&lab.direct_url())).await;
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert!(
+        said(&report).contains("waiters are woken by way of listen_url"),
+        "{report:#?}"
+    );
+    for (listen, why) in [
+        (&lab.url, "leads through a pooler or proxy as well"),
+        (&other.url, "leads to another"),
+    ] {
+        only(&examine(&with(listen)).await, "listen-url", why);
+    }
+    let secret = other.url.replacen("postgres@", "nobody:hunter2@", 1);
+    let report = examine(&with(&secret)).await;
+    only(&report, "listen-url", "listen_url: ");
+    assert!(!format!("{report:?}").contains("hunter2"), "{report:#?}");
+}

@@ -1,11 +1,12 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb` starts the servers named, says in one line of JSON where they
+//! `lab postgres postgres18 mariadb pgbouncer` starts the servers named, says in one line of JSON where they
 //! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
 //! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
 //! answers each with one line of JSON, `{"error": …}` where it does not understand:
 //!
-//! - `database SERVER`: makes an empty database, `{"url": …}`
+//! - `database SERVER`: makes an empty database, `{"url": …}`; of `pgbouncer`, which has a PostgreSQL
+//!   server of its own behind it, the `direct_url` too. The other commands are about PgBouncer itself
 //! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port stay
 //! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nobody answers
 //! - `proxy URL`: starts a proxy to the server of that URL, `{"proxy": "p0", "url": …}`
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde_json::{Value, json};
-use testkit::{MariaDb, Postgres, Proxy};
+use testkit::{MariaDb, PgBouncer, Postgres, Proxy};
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -36,7 +37,7 @@ fn main() {
     }
 }
 
-const ENGINES: [&str; 3] = ["postgres", "postgres18", "mariadb"];
+const ENGINES: [&str; 4] = ["postgres", "postgres18", "mariadb", "pgbouncer"];
 
 fn say(answer: &Value) {
     // Who no longer listens has also closed our input, which is about to end us.
@@ -52,6 +53,7 @@ struct Lab {
 enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
+    PgBouncer(PgBouncer, Postgres),
 }
 
 impl Lab {
@@ -132,6 +134,10 @@ impl Server {
         match name {
             "postgres" => Postgres::start().map(Self::Postgres),
             "postgres18" => Postgres::start_version(18).map(Self::Postgres),
+            "pgbouncer" => {
+                let server = Postgres::start()?;
+                PgBouncer::start(&server, &[]).map(|pooler| Self::PgBouncer(pooler, server))
+            }
             _ => MariaDb::start().map(Self::MariaDb),
         }
     }
@@ -157,28 +163,44 @@ impl Server {
                 "data": server.server().dir().join("data"),
                 "pid": server.server().pid(),
             }),
+            Self::PgBouncer(pooler, server) => json!({
+                "url": pooler.url("postgres"),
+                "direct_url": server.url(),
+                "port": pooler.port(),
+                "pid": pooler.server().pid(),
+            }),
         }
     }
 
     fn obey(&mut self, verb: &str) -> Result<Value, String> {
-        macro_rules! both {
+        macro_rules! each {
             ($server:ident => $call:expr) => {
                 match self {
                     Self::Postgres($server) => $call,
                     Self::MariaDb($server) => $call,
+                    Self::PgBouncer($server, _) => $call,
                 }
             };
         }
         match verb {
-            "database" => return Ok(json!({ "url": both!(server => server.fresh_database()) })),
-            "stop" => both!(server => server.stop()),
-            "kill" => both!(server => server.kill()),
-            "start" if both!(server => server.server().pid()).is_some() => {
+            "database" => {
+                return Ok(match self {
+                    Self::Postgres(server) => json!({ "url": server.fresh_database() }),
+                    Self::MariaDb(server) => json!({ "url": server.fresh_database() }),
+                    Self::PgBouncer(pooler, server) => {
+                        let direct = server.fresh_database();
+                        json!({ "url": pooler.url(&direct), "direct_url": direct })
+                    }
+                });
+            }
+            "stop" => each!(server => server.stop()),
+            "kill" => each!(server => server.kill()),
+            "start" if each!(server => server.server().pid()).is_some() => {
                 return Err("it is running".into());
             }
-            "start" | "restart" => both!(server => server.restart()),
-            "freeze" => both!(server => server.freeze()),
-            "thaw" => both!(server => server.thaw()),
+            "start" | "restart" => each!(server => server.restart()),
+            "freeze" => each!(server => server.freeze()),
+            "thaw" => each!(server => server.thaw()),
             _ => return Err(format!("a server cannot `{verb}`")),
         }
         Ok(json!({ "ok": verb }))

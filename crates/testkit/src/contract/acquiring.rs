@@ -11,6 +11,7 @@ use super::bench::{
     renew, try_once,
 };
 use crate::promise::promise;
+use crate::time::now;
 
 /// A lock that nobody has is granted; one that somebody has names who, since when and for how long.
 pub async fn a_held_lock_names_its_holder(bench: &Bench) {
@@ -109,6 +110,25 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
         length <= LONG && length > LONG / 2,
         "what is left, not the whole: {length:?}"
     );
+    // Among others too: no holder may trust more than the database has.
+    tokio::time::sleep(SHORT).await;
+    let (sent, other) = (now(), self::ask("other", "me", LONG));
+    let outcomes = store
+        .acquire(&[ask, other], WITHIN)
+        .await
+        .expect("an answer");
+    let Outcome::Granted { token, length } = outcomes[0] else {
+        panic!("not recognised: {outcomes:?}")
+    };
+    let row = info(&*store, "job").await.expect("a row");
+    let LockState::Held {
+        free_in: Some(left),
+    } = row.state
+    else {
+        panic!("not held: {row:?}")
+    };
+    assert_eq!(token, first);
+    assert!(left + sent.elapsed() >= length, "{left:?} of {length:?}");
     promise("P7", bench.engine);
 }
 

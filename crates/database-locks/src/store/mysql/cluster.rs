@@ -33,20 +33,25 @@ pub(super) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 
 /// The same on a cluster: it is the one that was watched for as long as it lasts. Null for each: none
 /// was.
-pub(super) const ENDED_ON_CLUSTER: &str = "token = :seen_token
-                    AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
-                        + INTERVAL :seen_expires_at MICROSECOND
-                    AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
-                        + INTERVAL :seen_renewed_at MICROSECOND";
+pub(super) const ENDED_ON_CLUSTER: &str = "
+               token = :seen_token
+               AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL :seen_expires_at MICROSECOND
+               AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
+                   + INTERVAL :seen_renewed_at MICROSECOND";
 /// A row that stands is one that nobody has taken over.
 pub(super) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
-/// What a statement says of the lease instead of `{ended}` and `{live}`.
-pub(super) fn ends(cluster: Option<Cluster>) -> [(&'static str, &'static str); 2] {
-    match cluster {
-        None => [("{ended}", ENDED), ("{live}", LIVE)],
-        Some(_) => [("{ended}", ENDED_ON_CLUSTER), ("{live}", LIVE_ON_CLUSTER)],
-    }
+/// Put into a statement what it says of the lease. In one about many locks, what was watched stands
+/// beside each.
+pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
+    let (ended, live) = match cluster {
+        None => (ENDED, LIVE),
+        Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER),
+    };
+    let each = ended.replace(":seen_", "g.seen_");
+    let text = statement.replace("{ended}", ended);
+    text.replace("{ended_each}", &each).replace("{live}", live)
 }
 
 /// The parameters of [`ENDED_ON_CLUSTER`].
@@ -157,8 +162,7 @@ impl Session {
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
     pub(super) async fn refused(&mut self, ask: &Ask, row: &Seen) -> Result<Outcome, StoreError> {
-        let ours = row.intact && row.grant.as_deref() == Some(ask.grant.as_str());
-        if self.cluster.is_none() || !ours || !row.is_held() {
+        if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
             let outcome = row.refusal(ask.grant.as_str());
             let seen = match &outcome {
                 Outcome::Held(of) => of.lapse.as_ref().map(|lapse| &lapse.version),

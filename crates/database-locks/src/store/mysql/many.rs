@@ -1,7 +1,6 @@
 //! Acquiring and releasing many locks at once: one statement and one commit for all of them.
 //!
-//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id. Not on a
-//! cluster, where a lease ends by being watched and each is asked for with what was seen of it.
+//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,13 +23,18 @@ macro_rules! asked {
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
                            length bigint PATH '$.length',
+                           seen_token bigint PATH '$.seen.token',
+                           seen_expires_at bigint PATH '$.seen.expires_at',
+                           seen_renewed_at bigint PATH '$.seen.renewed_at',
                            metadata longtext CHARACTER SET utf8mb4 PATH '$.metadata')) g"
     };
 }
 
 impl Session {
     /// Take those of many locks that are free or whose leases have run out. Which were taken, and
-    /// their tokens, a read tells by their grant ids.
+    /// their tokens, a read tells by their grant ids. The insert id is what became `renewed_at`, in
+    /// microseconds since 1970: it tells the grants that this statement has made from one that an
+    /// earlier request has made, whose reply was lost, and of whose lease less is left.
     pub(super) const ACQUIRE_MANY: &str = concat!(
         "
         UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
@@ -39,7 +43,7 @@ impl Session {
         "
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
-                 WHERE l.expires_at IS NULL OR l.expires_at <= UTC_TIMESTAMP(6)
+                 WHERE expires_at IS NULL OR {ended_each}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.token = IF(l.token = 0,
@@ -49,8 +53,10 @@ impl Session {
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
-               l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
-               l.metadata = q.metadata"
+               l.acquired_at = UTC_TIMESTAMP(6), l.metadata = q.metadata,
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND"
     );
 
     /// Whether somebody is just creating one of these rows, or has one locked: then it fails at once.
@@ -100,11 +106,19 @@ impl Session {
                ) MICROSECOND";
 
     pub(super) async fn acquire_many(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+        let mut made = HashSet::new();
         for (_, text) in packed(asks, self.longest, described) {
-            self.execute(Self::ACQUIRE_MANY, params! { "asks" => text })
+            let done = self
+                .execute(Self::ACQUIRE_MANY, params! { "asks" => text })
                 .await?;
+            made.extend(
+                (done.rows > 0)
+                    .then(|| i64::try_from(done.id).ok())
+                    .flatten(),
+            );
         }
-        let mut outcomes = self.found(asks).await?;
+        let made_now = |row: &Seen| row.renewed_at.is_some_and(|at| made.contains(&at));
+        let mut outcomes = self.found(asks, made_now).await?;
         let missing: Vec<&Ask> = asks
             .iter()
             .zip(&outcomes)
@@ -121,19 +135,30 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    /// What a read says of each; none: there is no row.
-    async fn found(&mut self, asks: &[Ask]) -> Result<Vec<Option<Outcome>>, StoreError> {
+    /// What a read says of each; none: there is no row. `made_now` tells the rows that have just been
+    /// written.
+    async fn found(
+        &mut self,
+        asks: &[Ask],
+        made_now: impl Fn(&Seen) -> bool,
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
         let rows = self.read(&names).await?;
         let rows = by_name(&rows);
-        let said = |ask: &Ask| match rows.get(ask.name.as_str())?.refusal(ask.grant.as_str()) {
-            Outcome::Granted { token, .. } => Some(Outcome::Granted {
-                token,
-                length: ask.length,
-            }),
-            refusal => Some(refusal),
-        };
-        Ok(asks.iter().map(said).collect())
+        let mut outcomes = Vec::with_capacity(asks.len());
+        for ask in asks {
+            outcomes.push(match rows.get(ask.name.as_str()) {
+                None => None,
+                Some(row) if row.is_granted(ask.grant.as_str()) && made_now(row) => {
+                    Some(Outcome::Granted {
+                        token: Token::from_db(row.token),
+                        length: ask.length,
+                    })
+                }
+                Some(row) => Some(self.refused(ask, row).await?),
+            });
+        }
+        Ok(outcomes)
     }
 
     async fn create_many(&mut self, asks: &[&Ask]) -> Result<Vec<Outcome>, StoreError> {
@@ -147,14 +172,14 @@ impl Session {
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let params = params! { "asks" => text };
-                    let made = self.execute(Self::CREATE_MANY, params).await;
+                    let made = self.execute(Self::CREATE_MANY, params! { "asks" => text });
+                    let made = made.await;
                     self.unless_contended(made)?
                 }
             };
             if made.is_some() {
                 let chunk: Vec<Ask> = chunk.iter().copied().cloned().collect();
-                let made = self.found(&chunk).await?;
+                let made = self.found(&chunk, |_| true).await?;
                 outcomes.extend(made.into_iter().map(|made| made.unwrap_or(Outcome::Busy)));
                 continue;
             }
@@ -166,17 +191,6 @@ impl Session {
         Ok(outcomes)
     }
 
-    pub(super) async fn release_each(
-        &mut self,
-        returns: &[Return],
-    ) -> Result<Vec<Released>, StoreError> {
-        let mut answers = Vec::with_capacity(returns.len());
-        for what in returns {
-            answers.push(self.release(what).await?);
-        }
-        Ok(answers)
-    }
-
     pub(super) async fn release_many(
         &mut self,
         returns: &[Return],
@@ -184,7 +198,11 @@ impl Session {
         let names: HashSet<&LockName> = returns.iter().map(|what| &what.name).collect();
         // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
         if names.len() < returns.len() {
-            return self.release_each(returns).await;
+            let mut answers = Vec::with_capacity(returns.len());
+            for what in returns {
+                answers.push(self.release(what).await?);
+            }
+            return Ok(answers);
         }
         let describe = |what: &Return| {
             json!({
@@ -209,7 +227,7 @@ impl Session {
     /// Not all of them were freed: which were not.
     async fn freed(&mut self, returns: &[Return], done: Done) -> Result<Vec<Released>, StoreError> {
         let names: Vec<LockName> = returns.iter().map(|what| what.name.clone()).collect();
-        let rows = self.read(&names).await?;
+        let rows = self.read_latest(Some(&names)).await?;
         let rows = by_name(&rows);
         let answers: Vec<_> = (returns.iter())
             .map(|what| {
@@ -243,6 +261,9 @@ fn described(ask: &Ask) -> serde_json::Value {
     json!({
         "name": ask.name.as_str(), "grant": ask.grant.as_str(), "holder": &*ask.holder,
         "length": micros(ask.length), "metadata": &*ask.metadata,
+        "seen": ask.lapsed.as_ref().map(|seen| json!({
+            "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
+        })),
     })
 }
 

@@ -128,14 +128,10 @@ impl Store for Mysql {
         let asks = asks.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                if asks.len() > 1 && session.cluster.is_none() {
-                    return session.acquire_many(&asks).await;
+                match &*asks {
+                    [ask] => Ok(vec![session.acquire(ask).await?]),
+                    asks => session.acquire_many(asks).await,
                 }
-                let mut outcomes = Vec::with_capacity(asks.len());
-                for ask in &asks {
-                    outcomes.push(session.acquire(ask).await?);
-                }
-                Ok(outcomes)
             })
         }))
     }
@@ -155,10 +151,10 @@ impl Store for Mysql {
         let returns = returns.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                if returns.len() > 1 && session.cluster.is_none() {
-                    return session.release_many(&returns).await;
+                match &*returns {
+                    [what] => Ok(vec![session.release(what).await?]),
+                    returns => session.release_many(returns).await,
                 }
-                session.release_each(&returns).await
             })
         }))
     }

@@ -12,7 +12,7 @@ use super::super::StoreError;
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
-use super::cluster::{Cluster, ends};
+use super::cluster::{self, Cluster};
 use super::connection::{Host, Server};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
@@ -252,8 +252,7 @@ impl Session {
     pub(super) fn fill(&self, statement: &str) -> String {
         let text = self.server.table.fill(statement);
         let text = text.replace("{collation}", self.collation);
-        let ends = ends(self.cluster).into_iter();
-        ends.fold(text, |text, (name, ends)| text.replace(name, ends))
+        cluster::fill(&text, self.cluster)
     }
 
     /// Which of the hosts it is connected to, for messages.

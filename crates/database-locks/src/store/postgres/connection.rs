@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Row, Statement};
 
 use super::refusal::Refusal;
 use crate::ours::Primary;
@@ -89,6 +89,16 @@ impl Connection {
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, Refusal> {
         Ok(self.client.query_typed(statement, params).await?)
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// What a request to cancel is made with.
+    pub(super) fn cancel_token(&self) -> CancelToken {
+        self.client.cancel_token()
     }
 
     /// Whether nobody stands between us and the server.

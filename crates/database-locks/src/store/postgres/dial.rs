@@ -1,9 +1,10 @@
 //! Making a connection: reach the server, log in, and see whether it is fit to serve.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -11,8 +12,9 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
+use super::bells::Shared as Bells;
 use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, Prepared};
 use super::ends::Ends;
@@ -41,6 +43,7 @@ impl Connection {
             Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
         let late = Arc::new(AtomicBool::new(false));
+        let to = (address, &link.bells);
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
                 let stream = reach(host, *port, within).await.map_err(unreachable)?;
@@ -53,9 +56,9 @@ impl Connection {
                     Some(tls) => {
                         let Ok(tls) =
                             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
-                        greet(stream, tls, &link.config, address, way, &late).await?
+                        greet(stream, tls, &link.config, to, way, &late).await?
                     }
-                    None => greet(stream, NoTls, &link.config, address, way, &late).await?,
+                    None => greet(stream, NoTls, &link.config, to, way, &late).await?,
                 };
                 (greeted, ends)
             }
@@ -63,7 +66,7 @@ impl Connection {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
                 let way = Some(Way::Unix(path.into()));
-                let greeted = greet(stream, NoTls, &link.local, address, way, &late).await?;
+                let greeted = greet(stream, NoTls, &link.local, to, way, &late).await?;
                 (greeted, ends)
             }
         };
@@ -131,7 +134,7 @@ async fn greet<S, T>(
     stream: S,
     tls: T,
     config: &Config,
-    address: &Address,
+    (address, bells): (&Address, &Weak<Bells>),
     way: Option<Way>,
     late: &Arc<AtomicBool>,
 ) -> Result<(Client, oneshot::Sender<()>), Refusal>
@@ -148,19 +151,52 @@ where
     let cancel = way.map(|way| Cancel::new(client.cancel_token(), way));
     let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
+    let bells = Weak::clone(bells);
     tokio::spawn(async move {
-        let mut connection = std::pin::pin!(connection);
+        let mut driven = std::pin::pin!(drive(connection, Weak::clone(&bells)));
         let ended = tokio::select! {
             biased;
-            ended = &mut connection => ended,
+            ended = &mut driven => ended,
             _ = unused => {
-                wind_up(connection, cancel, late.load(Ordering::Relaxed)).await;
+                wind_up(driven, cancel, late.load(Ordering::Relaxed)).await;
                 Ok(())
             }
         };
         if let Err(error) = ended {
             tracing::debug!("connection lost: {}", Refusal::from(error).said);
         }
+        if let Some(bells) = bells.upgrade() {
+            bells.ended();
+        }
     });
     Ok((client, in_use))
+}
+
+/// Carry what is sent and answered, and say what is heard, until the connection ends.
+async fn drive<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    bells: Weak<Bells>,
+) -> Result<(), tokio_postgres::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        match message? {
+            AsyncMessage::Notification(ring) => {
+                if let Some(bells) = bells.upgrade() {
+                    bells.rung(&ring);
+                }
+            }
+            AsyncMessage::Notice(notice) => {
+                tracing::debug!(
+                    "the server says: {}: {}",
+                    notice.severity(),
+                    notice.message()
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -3,10 +3,12 @@
 mod table;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
 
+use super::bells::{Bells, Deaf, Way};
 use super::connection::{Connection, Param};
 use super::refusal::{Kind, Refusal};
 use crate::doctor::{self, Beat, Notes, Report};
@@ -39,10 +41,15 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
 /// Look at everything.
-pub(super) async fn examine(on: &Connection, table: &Table) -> Result<Report, Refusal> {
+pub(super) async fn examine(
+    on: &Arc<Connection>,
+    table: &Table,
+    bells: &Bells,
+) -> Result<Report, Refusal> {
     let mut patient = Patient {
         on,
         table,
+        bells,
         notes: Notes::new(table.as_str()),
     };
     let mut beats = Vec::with_capacity(BEATS);
@@ -90,8 +97,9 @@ impl Settings {
 }
 
 struct Patient<'a> {
-    on: &'a Connection,
+    on: &'a Arc<Connection>,
     table: &'a Table,
+    bells: &'a Bells,
     notes: Notes,
 }
 
@@ -128,11 +136,21 @@ impl Patient<'_> {
             Some(row) => row.try_get(0)?,
             None => "no TLS".into(),
         };
-        let way = match self.on.is_direct() {
-            true => format!("direct connection, {tls}"),
-            false => "not directly but through a pooler, a proxy or a translated address, so no \
-                      statement is prepared and waiters poll"
-                .into(),
+        let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
+                          statement is prepared";
+        let way = match (self.on.is_direct(), self.bells.examine(self.on).await) {
+            (true, _) => format!("direct connection, {tls}"),
+            (false, Ok(Way::Same)) => format!("{unprepared}; waiters are woken all the same"),
+            (false, Ok(Way::Second)) => {
+                format!("{unprepared}; waiters are woken by way of listen_url")
+            }
+            (false, Err(Deaf { said, .. })) if self.bells.has_second() => {
+                self.notes.found(&doctor::LISTEN_URL, said);
+                format!("{unprepared}, and waiters poll")
+            }
+            (false, Err(_)) => format!(
+                "{unprepared}, and waiters poll: a direct listen_url in the URL lets them be woken"
+            ),
         };
         let said = format!(
             "PostgreSQL {version}, primary, {way}, {}",

@@ -12,6 +12,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::bells::Shared as Bells;
 use super::connection::Connection;
 use super::hello::HELLO;
 use super::identity;
@@ -64,6 +65,8 @@ pub(super) struct Shared {
     pub(super) hello: String,
     /// The statements, with the name of the table put in.
     pub(super) texts: Arc<[String]>,
+    /// Who is told what a connection hears.
+    pub(super) bells: Weak<Bells>,
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
     state: Mutex<State>,
@@ -121,7 +124,12 @@ impl Shared {
 }
 
 impl Link {
-    pub(super) fn new(server: &Server, table: &Table, texts: Vec<String>) -> Result<Self, Error> {
+    pub(super) fn new(
+        server: &Server,
+        table: &Table,
+        texts: Vec<String>,
+        bells: Weak<Bells>,
+    ) -> Result<Self, Error> {
         let mut config = Config::new();
         if let Some(user) = &server.user {
             config.user(user);
@@ -166,6 +174,7 @@ impl Link {
             tls,
             hello: table.fill(HELLO),
             texts: texts.into(),
+            bells,
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
@@ -260,7 +269,7 @@ impl Link {
     }
 
     /// Use this connection for no further call. Those that wait for its answers may still get them.
-    fn retire(&self, on: &Arc<Connection>) {
+    pub(super) fn retire(&self, on: &Arc<Connection>) {
         let mut state = self.0.state();
         if let Slot::Up(current) = &state.slot
             && Arc::ptr_eq(current, on)
@@ -289,6 +298,14 @@ impl Link {
         drop(state);
         if let Some(forsaken) = forsaken {
             forsaken.forsaken.send_replace(true);
+        }
+    }
+
+    /// The connection, if there is one just now.
+    pub(super) fn current(&self) -> Option<Arc<Connection>> {
+        match &self.0.state().slot {
+            Slot::Up(on) if !on.is_closed() => Some(Arc::clone(on)),
+            _ => None,
         }
     }
 
