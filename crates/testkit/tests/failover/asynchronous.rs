@@ -141,11 +141,10 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
         tokio::spawn(async move { locks.lock("late").try_acquire().await })
     };
     meanwhile(|| pair.promote());
-    let renewed = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'database-locks'";
-    until("it has gone over", || {
-        meanwhile(|| pair.standby().query("postgres", renewed)).as_deref() == Ok("1")
-    })
-    .await;
+    let renewed = "SELECT renewed_at FROM database_locks_lock WHERE name = 'kept'";
+    let latest = || meanwhile(|| pair.standby().query(&url, renewed)).unwrap();
+    let at_first = latest();
+    until("it is renewed by the new one", || latest() != at_first).await;
     meanwhile(|| pair.primary_mut().thaw());
     match soon(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => {}

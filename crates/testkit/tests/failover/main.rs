@@ -7,6 +7,7 @@ use database_locks::{LockGuard, Locks};
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
+mod pooled;
 mod synchronous;
 
 /// Longer than anything that a test waits for should take.
