@@ -10,6 +10,9 @@ mod asynchronous;
 mod pooled;
 mod synchronous;
 
+/// As it is called in promises.
+const ENGINE: &str = "postgres-failover";
+
 /// Longer than anything that a test waits for should take.
 const SOON: Duration = Duration::from_secs(60);
 

@@ -3,7 +3,7 @@
 use database_locks::{Error, LostReason};
 use testkit::{Commits, PgBouncer, promise};
 
-use super::{SOON, client, held, meanwhile, pair, soon};
+use super::{ENGINE, SOON, client, held, meanwhile, pair, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_pooler_hides_no_failover() {
@@ -34,5 +34,5 @@ async fn a_pooler_hides_no_failover() {
         }
     };
     assert_eq!(reason, LostReason::Failover);
-    promise("P6", "postgres");
+    promise("P6", ENGINE);
 }
