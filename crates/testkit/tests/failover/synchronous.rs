@@ -52,7 +52,7 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
         for name in ["one", "two", "three"] {
             // Longer than the outage. But a release may be lost with the primary, and then the lock stays
             // held for that long.
-            let lock = locks.lock(name).ttl(Duration::from_secs(15));
+            let lock = locks.lock(name).ttl(Duration::from_secs(20));
             let guard = soon(lock.acquire()).await.unwrap();
             record.enter(&guard);
             tokio::time::sleep(ms(5)).await;
@@ -92,7 +92,7 @@ async fn killed(version: Option<u32>) {
     let locks = client(&url).await;
     let keeper = Arc::new(held(&locks, "kept").await);
     let kept = keeper.token();
-    let brief = locks.lock("brief").ttl(ms(5000)).acquire().await.unwrap();
+    let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
     // Somebody in another process waits for each of the two.
     let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
     let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
