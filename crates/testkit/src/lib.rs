@@ -10,6 +10,7 @@
 
 pub mod contract;
 pub mod lab;
+mod least;
 pub mod mysql;
 pub mod postgres;
 pub mod process;

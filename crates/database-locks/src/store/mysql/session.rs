@@ -489,8 +489,8 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
             "check the database's name at the end of the URL, or grant this user rights in it",
         )),
         1142 | 1143 | 1227 => refused(Some(
-            "grant this user SELECT, INSERT, UPDATE and DELETE on the table, and for `dblock init` \
-             CREATE, ALTER and INDEX",
+            "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
+             CREATE, ALTER and INDEX for `dblock init`",
         )),
         1045 | 1698 => refused(Some("check user name and password")),
         3159 => refused(Some("the server wants TLS: sslmode=require")),

@@ -75,8 +75,9 @@ fn kind_of(code: &SqlState) -> Kind {
         )),
         "3D000" => Kind::Rejected(Some("check the name of the database, or create it first")),
         "42501" => Kind::Rejected(Some(
-            "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table; to make \
-             the table, CREATE on the schema, and to alter one, to own it",
+            "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and USAGE \
+             on the sequence of its id, if it has one); DELETE on the table to prune; to make the \
+             table, CREATE on the schema, and to alter one, to own it",
         )),
         code => match code.get(..2).unwrap_or_default() {
             "08" => Kind::Gone,
