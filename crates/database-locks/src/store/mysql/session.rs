@@ -8,10 +8,10 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, IoError, Params, Row};
 use rustls::crypto::{CryptoProvider, ring};
 
-use super::super::StoreError;
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
+use super::super::{NO_TOKEN, StoreError};
 use super::connection::{Host, Server};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
@@ -485,6 +485,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
+        1264 | 1690 => refused(Some(NO_TOKEN)),
         1044 => refused(Some(
             "check the database's name at the end of the URL, or grant this user rights in it",
         )),

@@ -2,9 +2,9 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::store::StoreError;
 use crate::store::hosts::{Failure, Verdict};
 use crate::store::tls::{Complaint, complaint};
+use crate::store::{NO_TOKEN, StoreError};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.
@@ -68,6 +68,7 @@ fn kind_of(code: &SqlState) -> Kind {
         "42703" | "42P10" => Kind::Rejected(Some(
             "the table lacks what this version needs: `dblock init` or `locks.migrate()` adds it",
         )),
+        "22003" => Kind::Rejected(Some(NO_TOKEN)),
         "28P01" => Kind::Rejected(Some("check user name and password")),
         "28000" => Kind::Rejected(Some(
             "the server does not let this user in: check the user name, the client certificate if \
