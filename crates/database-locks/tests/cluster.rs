@@ -1,6 +1,10 @@
 //! A node of a cluster is looked at for what it is, and no clock of one ends or deletes a lease.
 
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "the cluster is held by whole tests, each of which has a thread of its own"
+)]
 
 use std::time::Duration;
 
