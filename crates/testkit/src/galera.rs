@@ -167,9 +167,7 @@ impl Drop for Alone {
 
 fn shared() -> Option<&'static RwLock<Galera>> {
     static SHARED: OnceLock<Option<RwLock<Galera>>> = OnceLock::new();
-    let options = (0..NODES).fold(Galera::options(), |options, node| {
-        options.clock(node, 0)
-    });
+    let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
     let shared = SHARED.get_or_init(|| {
         found(&options).map(|programs| RwLock::new(Galera::new(&programs, &options)))
     });
@@ -502,11 +500,15 @@ impl Galera {
     /// When the node was started without a [clock](Options::clock) of its own, or does not answer.
     pub fn set_clock(&mut self, node: usize, ahead: i64) {
         let server = self.nodes[node].server();
-        assert!(!server.env.is_empty(), "node {node} has no clock of its own");
+        assert!(
+            !server.env.is_empty(),
+            "node {node} has no clock of its own"
+        );
         write_clock(&clock_file(server.dir()), ahead);
         self.clocks[node] = ahead;
         self.wait_for(node, "going by the new clock", || {
-            self.clock(node).is_some_and(|clock| (clock - ahead).abs() <= 5)
+            self.clock(node)
+                .is_some_and(|clock| (clock - ahead).abs() <= 5)
         });
     }
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal};
+use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Version};
 use database_locks::{LockState, Token};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, name, outlived, release,
-    renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, lapsed, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;

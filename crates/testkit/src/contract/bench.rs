@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Grant, GrantId, Lapse, Occupant, Outcome, Released, Renewal, Return, Store, StoreError, Table, Version, open,
+    Ask, Grant, GrantId, Lapse, Occupant, Outcome, Released, Renewal, Return, Store, StoreError,
+    Table, Version, open,
 };
 use database_locks::{LockInfo, LockName, LockState, Token, Ttl};
 
@@ -113,7 +114,9 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
         match try_once(store, &ask).await {
             Outcome::Granted { token, .. } => return grant_of(&ask, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
-            Outcome::Held(Occupant { lapse: Some(lapse), .. }) if lapse.length <= 2 * SHORT => {
+            Outcome::Held(Occupant {
+                lapse: Some(lapse), ..
+            }) if lapse.length <= 2 * SHORT => {
                 ask.lapsed = watched(&lapse).await;
             }
             other => panic!("{lock} not granted: {other:?}"),

@@ -8,7 +8,8 @@ use database_locks::Ttl;
 use database_locks::seam::{Ask, Outcome, Renewal};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, outlived, release, renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, outlived, release, renew,
+    try_once,
 };
 use crate::promise::promise;
 
