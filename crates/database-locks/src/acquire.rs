@@ -13,7 +13,7 @@ use crate::inner::Inner;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
 use crate::renew::ms;
-use crate::store::{Occupant, Outcome, StoreError};
+use crate::store::{Occupant, Outcome, Pauses, StoreError};
 use crate::timing::Timing;
 use crate::token::Token;
 use crate::turns::Turn;
@@ -34,6 +34,8 @@ const ONCE_BUSY: Duration = Duration::from_millis(30);
 /// The pause between two looks at a lock that changes hands often, and the longest one by default.
 const SHORTEST_POLL: Duration = Duration::from_millis(20);
 pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
+/// The longest one where releases are announced, for a lost announcement must cost no more than that.
+const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
 /// The same while the database cannot be reached.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
@@ -328,7 +330,7 @@ async fn work(
         if matches!(outcome, Ok(Outcome::Held(_))) {
             unclear = now;
         }
-        let pause = pace.after(&outcome);
+        let pauses = pace.after(&outcome);
         match outcome {
             Err(refused @ StoreError::Rejected { .. }) => {
                 return Err(refused.into_error(op(&want.name)));
@@ -347,22 +349,28 @@ async fn work(
             }
         }
         if once {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(pauses.unannounced).await;
             continue;
         }
         let turn = match line.take() {
             Some(turn) => turn,
             None => wait_for_turn(inner, want, progress).await,
         };
-        let pause = match deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY)) {
-            // The wait's end is what ends this.
-            Some(Duration::ZERO) if !overdue() => Duration::MAX,
-            Some(Duration::ZERO) => pause,
-            Some(left) => pause.min(left),
+        let within = |pause: Duration| match deadline {
+            Some(at) => match at.saturating_sub(clock::now() + LAST_TRY) {
+                // The wait's end is what ends this.
+                Duration::ZERO if !overdue() => Duration::MAX,
+                Duration::ZERO => pause,
+                left => pause.min(left),
+            },
             None => pause,
         };
+        let pauses = Pauses {
+            announced: within(pauses.announced),
+            unannounced: within(pauses.unannounced),
+        };
         tokio::select! {
-            () = inner.store.freed(&want.name, pause) => {}
+            () = inner.store.freed(&want.name, pauses) => {}
             () = turn.rings() => {}
         }
         line = Some(turn);
@@ -401,17 +409,24 @@ impl Pace {
         }
     }
 
-    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Duration {
+    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
+        let both = |pause| Pauses {
+            announced: pause,
+            unannounced: pause,
+        };
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant),
-            Err(StoreError::Unavailable(_)) => self.unavailable(),
-            _ => self.busy(),
+            Err(StoreError::Unavailable(_)) => both(self.unavailable()),
+            _ => both(self.busy()),
         }
     }
 
     /// A lock that changed hands since the last look is looked at often, one that did not ever less;
     /// never later than its lease ends.
-    fn held(&mut self, occupant: &Occupant) -> Duration {
+    ///
+    /// Where its end is announced that is only in case it was not heard. A holder of 0.5 rings no bell,
+    /// and neither does the end of a lease.
+    fn held(&mut self, occupant: &Occupant) -> Pauses {
         self.outage = Duration::ZERO;
         let shortest = SHORTEST_POLL.min(self.longest);
         self.poll = if self.seen == occupant.token {
@@ -420,11 +435,21 @@ impl Pace {
             shortest
         };
         self.seen = occupant.token;
-        let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
         let end = occupant
             .free_in
             .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
-        end.map_or(jittered, |end| end.min(jittered))
+        let until_end = |pause: Duration| {
+            let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+            end.map_or(jittered, |end| end.min(jittered))
+        };
+        let unannounced = until_end(self.poll);
+        Pauses {
+            announced: match occupant.intact {
+                true => until_end(self.longest.max(ANNOUNCED_POLL)),
+                false => unannounced,
+            },
+            unannounced,
+        }
     }
 
     fn busy(&mut self) -> Duration {
@@ -454,14 +479,15 @@ mod tests {
         };
         for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
             let mut pace = Pace::new(longest);
-            let first = pace.after(&held(1, None));
+            let mut after = |outcome| pace.after(&outcome).unannounced;
+            let first = after(held(1, None));
             assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
             for _ in 0..40 {
-                assert!(pace.after(&held(1, None)) <= longest);
+                assert!(after(held(1, None)) <= longest);
             }
-            assert!(pace.after(&held(1, None)) >= longest / 2, "{longest:?}");
-            assert!(pace.after(&held(1, Some(ms(2)))) <= ms(10));
-            let changed = pace.after(&held(2, None));
+            assert!(after(held(1, None)) >= longest / 2, "{longest:?}");
+            assert!(after(held(1, Some(ms(2)))) <= ms(10));
+            let changed = after(held(2, None));
             assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
         }
     }

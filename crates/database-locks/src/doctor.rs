@@ -220,7 +220,8 @@ kinds! {
         "a failover to one that lags behind forgets the latest grants: a lock may be granted again \
          while its old holder goes on until its next renewal",
         "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
-         semi-synchronous replication), or pass the token along and refuse smaller ones";
+         semi-synchronous replication), or fence what is written in the same database: the same token \
+         may come twice";
     CLUSTER_NOT_FLUSHED = "cluster-not-flushed", "durability", Advice,
         "one node that crashes learns from the others what it has lost, but a power cut of all of them at \
          once may forget grants",
@@ -250,6 +251,10 @@ kinds! {
         "a slow disk or a busy server makes renewals fail that would have come through; they are tried \
          again, but a lease has an end",
         "raise it to 5 s or more for this user, or switch it off: our calls have deadlines of their own";
+    LISTEN_URL = "listen-url", "server", Advice,
+        "waiters cannot be woken that way, and look for themselves: a lock that another process releases \
+         is noticed up to 250 ms later",
+        "give a listen_url that leads to the same database and not through a pooler";
     ISOLATION = "isolation", "settings", Advice,
         "each statement is a transaction by itself and needs no more than read committed; a stricter \
          level makes some fail and be tried again",

@@ -120,18 +120,27 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
 
-    /// Wait until a release of `name` is announced, or for `at_most`.
+    /// Wait until a release of `name` is announced, or for as long as `pauses` says.
     ///
-    /// An engine without announcements waits all that time. One that has them may lose some: callers
-    /// try again after `at_most` whatever happens.
+    /// An engine without announcements waits for all of the pause that is for such. One that has them
+    /// may lose some: callers look again whatever happens.
     fn freed<'a>(
         &'a self,
         name: &'a LockName,
-        at_most: Duration,
+        pauses: Pauses,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         let _ = name;
-        Box::pin(tokio::time::sleep(at_most))
+        Box::pin(tokio::time::sleep(pauses.unannounced))
     }
+}
+
+/// How long to wait before the next look at a lock that somebody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pauses {
+    /// Where its release is announced to us.
+    pub announced: Duration,
+    /// Where it is not.
+    pub unannounced: Duration,
 }
 
 /// What is asked for in an acquire.

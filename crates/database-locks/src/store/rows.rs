@@ -190,7 +190,13 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else if !row.intact {
         LostReason::TakenOver
     } else if row.grant.is_none() {
-        LostReason::Released
+        // Who released it with its ticket left the holder as it was, or had taken it up. Another
+        // grant of the same token is that of a server which never knew of ours.
+        if same_holder || named {
+            LostReason::Released
+        } else {
+            LostReason::Failover
+        }
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
         if named {
             LostReason::TakenUp
@@ -205,6 +211,26 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         LostReason::Expired
     };
     Renewal::Lost(reason)
+}
+
+/// The same on another server than the one that confirmed the grant last.
+///
+/// While its holder trusts a lease, nobody can have taken it over, and it has not run out, on a server
+/// that knows of it. So if this one says so it forgot the grant or its renewals, unless the row shows
+/// that somebody knew of that very grant.
+#[cfg(feature = "postgres")]
+pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
+    let id = ours.id.as_str();
+    let known = row.is_some_and(|row| {
+        row.grant.as_deref() == Some(id) || row.metadata.as_deref().is_some_and(|m| m.contains(id))
+    });
+    match judge(ours, row) {
+        Renewal::Lost(LostReason::RowGone | LostReason::Expired) => {
+            Renewal::Lost(LostReason::Failover)
+        }
+        Renewal::Lost(LostReason::TakenOver) if !known => Renewal::Lost(LostReason::Failover),
+        verdict => verdict,
+    }
 }
 
 /// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
@@ -273,6 +299,10 @@ mod tests {
         over.metadata = Some(format!("{{\"over\":\"{}\"}}", ours.id));
         assert_eq!(judge(&ours, Some(&over)), Renewal::Lost(TakenOver));
         assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
+        assert_eq!(
+            verdict(|r| (r.grant, r.holder) = (None, Some("somebody".into()))),
+            Renewal::Lost(Failover)
+        );
         assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
         assert_eq!(
             verdict(|r| r.grant = Some("other".into())),
@@ -395,6 +425,51 @@ mod tests {
                 (whole, true, Some(whole))
             );
         }
+    }
+
+    /// Of a server that has taken the place of another: what it does not know of ours it forgot.
+    #[test]
+    #[cfg(feature = "postgres")]
+    fn what_another_server_does_not_know_was_forgotten() {
+        use LostReason::*;
+        let ours = grant();
+        let verdict = |change: &dyn Fn(&mut Seen)| {
+            let mut row = row(&ours);
+            change(&mut row);
+            judge_elsewhere(&ours, Some(&row))
+        };
+        let other = || Some("other".to_owned());
+        let named = format!("{{\"over\":\"{}\"}}", ours.id);
+        for (change, expected) in [
+            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), Renewal::Busy),
+            // An earlier renewal is all that it has, and that has run out.
+            (&|r| r.expires_in = Some(0), Renewal::Lost(Failover)),
+            (&|r| (r.token, r.grant) = (6, None), Renewal::Lost(Failover)),
+            (&|r| r.grant = other(), Renewal::Lost(Failover)),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, other(), other()),
+                Renewal::Lost(Failover),
+            ),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, None, other()),
+                Renewal::Lost(Failover),
+            ),
+            // What somebody did who knew of it.
+            (&|r| (r.token, r.grant) = (8, None), Renewal::Lost(Forced)),
+            (&|r| r.grant = None, Renewal::Lost(Released)),
+            (
+                &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
+                Renewal::Lost(TakenOver),
+            ),
+            (&|r| r.intact = false, Renewal::Lost(TakenOver)),
+            (
+                &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
+                Renewal::Lost(TakenUp),
+            ),
+        ] {
+            assert_eq!(verdict(change), expected);
+        }
+        assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb galera` starts the servers named, says in one line of JSON where they
+//! `lab postgres postgres18 mariadb galera pgbouncer` starts the servers named, says in one line of JSON where they
 //! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
 //! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
 //! answers each with one line of JSON, `{"error": …}` where it does not understand:
 //!
-//! - `database SERVER`: makes an empty database, `{"url": …}`
+//! - `database SERVER`: makes an empty database, `{"url": …}`; of `pgbouncer`, which has a PostgreSQL
+//!   server of its own behind it, the `direct_url` too. The other commands are about PgBouncer itself
 //! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port stay
 //! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nobody answers
 //! - a node of a cluster is a server too, `galera/0` to `galera/2`: `kill galera/1`; besides it knows
@@ -20,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde_json::{Value, json};
-use testkit::{Galera, MariaDb, Postgres, Proxy, galera};
+use testkit::{Galera, MariaDb, PgBouncer, Postgres, Proxy, galera};
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +40,7 @@ fn main() {
     }
 }
 
-const ENGINES: [&str; 4] = ["postgres", "postgres18", "mariadb", "galera"];
+const ENGINES: [&str; 5] = ["postgres", "postgres18", "mariadb", "galera", "pgbouncer"];
 
 fn say(answer: &Value) {
     // Who no longer listens has also closed our input, which is about to end us.
@@ -56,6 +57,7 @@ enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
     Galera(Galera),
+    PgBouncer(PgBouncer, Postgres),
 }
 
 impl Lab {
@@ -143,6 +145,10 @@ impl Server {
             "postgres" => Postgres::start().map(Self::Postgres),
             "postgres18" => Postgres::start_version(18).map(Self::Postgres),
             "galera" => Galera::start().map(Self::Galera),
+            "pgbouncer" => {
+                let server = Postgres::start()?;
+                PgBouncer::start(&server, &[]).map(|pooler| Self::PgBouncer(pooler, server))
+            }
             _ => MariaDb::start().map(Self::MariaDb),
         }
     }
@@ -168,29 +174,45 @@ impl Server {
                     "nodes": nodes.collect::<Vec<_>>(),
                 })
             }
+            Self::PgBouncer(pooler, server) => json!({
+                "url": pooler.url("postgres"),
+                "direct_url": server.url(),
+                "port": pooler.port(),
+                "pid": pooler.server().pid(),
+            }),
         }
     }
 
     fn obey(&mut self, verb: &str) -> Result<Value, String> {
-        macro_rules! both {
+        macro_rules! each {
             ($server:ident => $call:expr) => {
                 match self {
                     Self::Postgres($server) => $call,
                     Self::MariaDb($server) => $call,
                     Self::Galera(_) => unreachable!("a cluster has commands of its own"),
+                    Self::PgBouncer($server, _) => $call,
                 }
             };
         }
         match verb {
-            "database" => return Ok(json!({ "url": both!(server => server.fresh_database()) })),
-            "stop" => both!(server => server.stop()),
-            "kill" => both!(server => server.kill()),
-            "start" if both!(server => server.server().pid()).is_some() => {
+            "database" => {
+                return Ok(match self {
+                    Self::Postgres(server) => json!({ "url": server.fresh_database() }),
+                    Self::MariaDb(server) => json!({ "url": server.fresh_database() }),
+                    Self::PgBouncer(pooler, server) => {
+                        let direct = server.fresh_database();
+                        json!({ "url": pooler.url(&direct), "direct_url": direct })
+                    }
+                });
+            }
+            "stop" => each!(server => server.stop()),
+            "kill" => each!(server => server.kill()),
+            "start" if each!(server => server.server().pid()).is_some() => {
                 return Err("it is running".into());
             }
-            "start" | "restart" => both!(server => server.restart()),
-            "freeze" => both!(server => server.freeze()),
-            "thaw" => both!(server => server.thaw()),
+            "start" | "restart" => each!(server => server.restart()),
+            "freeze" => each!(server => server.freeze()),
+            "thaw" => each!(server => server.thaw()),
             _ => return Err(format!("a server cannot `{verb}`")),
         }
         Ok(json!({ "ok": verb }))
