@@ -5,6 +5,10 @@
     reason = "a test has the cluster for itself, and a runtime of its own"
 )]
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "the cluster is held by whole tests, each of which has a thread of its own"
+)]
 
 use std::time::Duration;
 
