@@ -1,5 +1,9 @@
 //! A node of a cluster is looked at for what it is, and no clock of one ends or deletes a lease.
 
+#![allow(
+    clippy::await_holding_lock,
+    reason = "a test has the cluster for itself, and a runtime of its own"
+)]
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 #![allow(
     clippy::await_holding_lock,

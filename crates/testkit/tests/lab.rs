@@ -55,6 +55,24 @@ fn the_lab_starts_servers_obeys_and_ends_with_its_input() {
 }
 
 #[test]
+fn the_lab_has_a_pooler_with_a_server_behind_it() {
+    let mut lab = Killable::spawn(env!("CARGO_BIN_EXE_lab"), ["pgbouncer"]);
+    let servers = answer(&lab);
+    let there = Some(&servers["pgbouncer"]).filter(|server| !server.is_null());
+    if require("pgbouncer", "pgbouncer", there).is_none() {
+        return;
+    }
+    let made = ask(&mut lab, "database pgbouncer");
+    assert_ne!(made["url"], made["direct_url"]);
+    for command in ["kill", "start", "freeze", "thaw"] {
+        let done = ask(&mut lab, &format!("{command} pgbouncer"));
+        assert_eq!(done, json!({ "ok": command }));
+    }
+    lab.close_input();
+    assert!(lab.wait(SOON).expect("it ends").success());
+}
+
+#[test]
 fn a_node_of_a_cluster_obeys_by_its_number() {
     let mut lab = Killable::spawn(env!("CARGO_BIN_EXE_lab"), ["galera"]);
     let servers = answer(&lab);
@@ -77,22 +95,4 @@ fn a_node_of_a_cluster_obeys_by_its_number() {
     for nonsense in ["kill galera", "kill galera/3", "dance galera/1"] {
         assert!(ask(&mut lab, nonsense)["error"].is_string(), "{nonsense}");
     }
-}
-
-#[test]
-fn the_lab_has_a_pooler_with_a_server_behind_it() {
-    let mut lab = Killable::spawn(env!("CARGO_BIN_EXE_lab"), ["pgbouncer"]);
-    let servers = answer(&lab);
-    let there = Some(&servers["pgbouncer"]).filter(|server| !server.is_null());
-    if require("pgbouncer", "pgbouncer", there).is_none() {
-        return;
-    }
-    let made = ask(&mut lab, "database pgbouncer");
-    assert_ne!(made["url"], made["direct_url"]);
-    for command in ["kill", "start", "freeze", "thaw"] {
-        let done = ask(&mut lab, &format!("{command} pgbouncer"));
-        assert_eq!(done, json!({ "ok": command }));
-    }
-    lab.close_input();
-    assert!(lab.wait(SOON).expect("it ends").success());
 }

@@ -315,6 +315,51 @@ mod tests {
         assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
     }
 
+    /// Of a server that has taken the place of another: what it does not know of ours it forgot.
+    #[test]
+    #[cfg(feature = "postgres")]
+    fn what_another_server_does_not_know_was_forgotten() {
+        use LostReason::*;
+        let ours = grant();
+        let verdict = |change: &dyn Fn(&mut Seen)| {
+            let mut row = row(&ours);
+            change(&mut row);
+            judge_elsewhere(&ours, Some(&row))
+        };
+        let other = || Some("other".to_owned());
+        let named = format!("{{\"over\":\"{}\"}}", ours.id);
+        for (change, expected) in [
+            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), Renewal::Busy),
+            // An earlier renewal is all that it has, and that has run out.
+            (&|r| r.expires_in = Some(0), Renewal::Lost(Failover)),
+            (&|r| (r.token, r.grant) = (6, None), Renewal::Lost(Failover)),
+            (&|r| r.grant = other(), Renewal::Lost(Failover)),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, other(), other()),
+                Renewal::Lost(Failover),
+            ),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, None, other()),
+                Renewal::Lost(Failover),
+            ),
+            // What somebody did who knew of it.
+            (&|r| (r.token, r.grant) = (8, None), Renewal::Lost(Forced)),
+            (&|r| r.grant = None, Renewal::Lost(Released)),
+            (
+                &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
+                Renewal::Lost(TakenOver),
+            ),
+            (&|r| r.intact = false, Renewal::Lost(TakenOver)),
+            (
+                &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
+                Renewal::Lost(TakenUp),
+            ),
+        ] {
+            assert_eq!(verdict(change), expected);
+        }
+        assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
+    }
+
     /// A lease of 30 s, renewed so long ago by the clock of the node that was asked.
     fn on_cluster(of: &Grant, ago: i64) -> Seen {
         Seen {
@@ -425,51 +470,6 @@ mod tests {
                 (whole, true, Some(whole))
             );
         }
-    }
-
-    /// Of a server that has taken the place of another: what it does not know of ours it forgot.
-    #[test]
-    #[cfg(feature = "postgres")]
-    fn what_another_server_does_not_know_was_forgotten() {
-        use LostReason::*;
-        let ours = grant();
-        let verdict = |change: &dyn Fn(&mut Seen)| {
-            let mut row = row(&ours);
-            change(&mut row);
-            judge_elsewhere(&ours, Some(&row))
-        };
-        let other = || Some("other".to_owned());
-        let named = format!("{{\"over\":\"{}\"}}", ours.id);
-        for (change, expected) in [
-            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), Renewal::Busy),
-            // An earlier renewal is all that it has, and that has run out.
-            (&|r| r.expires_in = Some(0), Renewal::Lost(Failover)),
-            (&|r| (r.token, r.grant) = (6, None), Renewal::Lost(Failover)),
-            (&|r| r.grant = other(), Renewal::Lost(Failover)),
-            (
-                &|r| (r.token, r.grant, r.holder) = (8, other(), other()),
-                Renewal::Lost(Failover),
-            ),
-            (
-                &|r| (r.token, r.grant, r.holder) = (8, None, other()),
-                Renewal::Lost(Failover),
-            ),
-            // What somebody did who knew of it.
-            (&|r| (r.token, r.grant) = (8, None), Renewal::Lost(Forced)),
-            (&|r| r.grant = None, Renewal::Lost(Released)),
-            (
-                &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
-                Renewal::Lost(TakenOver),
-            ),
-            (&|r| r.intact = false, Renewal::Lost(TakenOver)),
-            (
-                &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
-                Renewal::Lost(TakenUp),
-            ),
-        ] {
-            assert_eq!(verdict(change), expected);
-        }
-        assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb galera pgbouncer` starts the servers named, says in one line of JSON where they
+//! `lab postgres postgres18 mariadb pgbouncer galera` starts the servers named, says in one line of JSON where they
 //! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
 //! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
 //! answers each with one line of JSON, `{"error": …}` where it does not understand:
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-const ENGINES: [&str; 5] = ["postgres", "postgres18", "mariadb", "galera", "pgbouncer"];
+const ENGINES: [&str; 5] = ["postgres", "postgres18", "mariadb", "pgbouncer", "galera"];
 
 fn say(answer: &Value) {
     // Who no longer listens has also closed our input, which is about to end us.
@@ -56,8 +56,8 @@ struct Lab {
 enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
-    Galera(Galera),
     PgBouncer(PgBouncer, Postgres),
+    Galera(Galera),
 }
 
 impl Lab {
@@ -144,11 +144,11 @@ impl Server {
         match name {
             "postgres" => Postgres::start().map(Self::Postgres),
             "postgres18" => Postgres::start_version(18).map(Self::Postgres),
-            "galera" => Galera::start().map(Self::Galera),
             "pgbouncer" => {
                 let server = Postgres::start()?;
                 PgBouncer::start(&server, &[]).map(|pooler| Self::PgBouncer(pooler, server))
             }
+            "galera" => Galera::start().map(Self::Galera),
             _ => MariaDb::start().map(Self::MariaDb),
         }
     }
@@ -166,6 +166,12 @@ impl Server {
                 "bin": server.bin(),
             }),
             Self::MariaDb(server) => describe_mariadb(server),
+            Self::PgBouncer(pooler, server) => json!({
+                "url": pooler.url("postgres"),
+                "direct_url": server.url(),
+                "port": pooler.port(),
+                "pid": pooler.server().pid(),
+            }),
             Self::Galera(cluster) => {
                 let nodes = (0..galera::NODES).map(|node| describe_mariadb(cluster.node(node)));
                 json!({
@@ -174,12 +180,6 @@ impl Server {
                     "nodes": nodes.collect::<Vec<_>>(),
                 })
             }
-            Self::PgBouncer(pooler, server) => json!({
-                "url": pooler.url("postgres"),
-                "direct_url": server.url(),
-                "port": pooler.port(),
-                "pid": pooler.server().pid(),
-            }),
         }
     }
 
@@ -189,8 +189,8 @@ impl Server {
                 match self {
                     Self::Postgres($server) => $call,
                     Self::MariaDb($server) => $call,
-                    Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                     Self::PgBouncer($server, _) => $call,
+                    Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                 }
             };
         }
@@ -203,6 +203,7 @@ impl Server {
                         let direct = server.fresh_database();
                         json!({ "url": pooler.url(&direct), "direct_url": direct })
                     }
+                    Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                 });
             }
             "stop" => each!(server => server.stop()),

@@ -6,7 +6,7 @@ use database_locks::{Error, LockState, LostReason};
 use testkit::{Commits, promise};
 use tokio_postgres::NoTls;
 
-use super::{client, held, meanwhile, ms, pair, row, soon, until};
+use super::{ENGINE, client, held, meanwhile, ms, pair, row, soon, until};
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -117,8 +117,8 @@ async fn who_was_forgotten_is_told_so() {
     );
     second.check().await.unwrap();
     older.release().await.unwrap();
-    promise("P6", "postgres");
-    promise("P9", "postgres");
+    promise("P6", ENGINE);
+    promise("P9", ENGINE);
 }
 
 /// It was frozen with a request in its hand, and answers when another one serves us: too late.
@@ -141,11 +141,10 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
         tokio::spawn(async move { locks.lock("late").try_acquire().await })
     };
     meanwhile(|| pair.promote());
-    let renewed = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'database-locks'";
-    until("it has gone over", || {
-        meanwhile(|| pair.standby().query("postgres", renewed)).as_deref() == Ok("1")
-    })
-    .await;
+    let renewed = "SELECT renewed_at FROM database_locks_lock WHERE name = 'kept'";
+    let latest = || meanwhile(|| pair.standby().query(&url, renewed)).unwrap();
+    let at_first = latest();
+    until("it is renewed by the new one", || latest() != at_first).await;
     meanwhile(|| pair.primary_mut().thaw());
     match soon(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => {}
@@ -154,5 +153,5 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
     }
     soon(keeper.check()).await.unwrap();
     assert_eq!(row(pair.standby(), &url, "late"), before);
-    promise("P1", "postgres");
+    promise("P1", ENGINE);
 }
