@@ -599,6 +599,9 @@ fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: 
         "--wsrep-on=ON".into(),
         format!("--wsrep-provider={}", programs.provider.display()),
         "--wsrep-cluster-name=tests".into(),
+        // A transaction has the same number at every node: it tells in which order they committed.
+        "--wsrep-gtid-mode=ON".into(),
+        "--wsrep-gtid-domain-id=1".into(),
         format!("--wsrep-cluster-address=gcomm://{}", all.join(",")),
         format!("--wsrep-node-name=n{node}"),
         format!("--wsrep-node-address=127.0.0.1:{group}"),

@@ -48,8 +48,27 @@ async fn place(conn: &mut Conn) -> i64 {
         .await
         .unwrap();
     let place = place.unwrap();
-    let (_, seqno) = place.trim_end_matches('\0').rsplit_once(':').unwrap();
-    seqno.parse().unwrap()
+    let (_, number) = place.trim_end_matches('\0').rsplit_once('-').unwrap();
+    number.parse().unwrap()
+}
+
+/// That it is one order: of writes that came one after another, each at a node that had seen the one
+/// before.
+async fn is_one_order(a: &mut Conn, b: &mut Conn) {
+    let mut last = 0;
+    for n in 0..6 {
+        let conn = if n % 2 == 0 { &mut *a } else { &mut *b };
+        let seen = "SET SESSION wsrep_sync_wait = 1; SELECT COUNT(*) FROM filler; \
+                    SET SESSION wsrep_sync_wait = 0";
+        for statement in seen.split("; ") {
+            conn.query_drop(statement).await.unwrap();
+        }
+        let write = format!("INSERT INTO filler VALUES (-1, {n})");
+        conn.query_drop(write).await.unwrap();
+        let place = place(conn).await;
+        assert!(place > last, "{place} after {last}");
+        last = place;
+    }
 }
 
 async fn race(cluster: &Galera, begins: Begins) -> Tally {
@@ -67,6 +86,7 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
     let (mut user_a, mut user_b) = (open(0).await, open(1).await);
     let locks = client(cluster, &[0], &url);
     let store = database_locks::seam::open(&cluster.url_at(1, &url), &Default::default()).unwrap();
+    is_one_order(&mut user_a, &mut user_b).await;
     let (mut tally, began) = (Tally::default(), now());
     while tally.rounds < ROUNDS && began.elapsed() < AT_MOST {
         let round = tally.rounds;
