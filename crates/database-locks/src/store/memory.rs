@@ -131,6 +131,7 @@ impl Row {
                 _ => None,
             },
             metadata: self.metadata.clone(),
+            ..Seen::default()
         }
     }
 }

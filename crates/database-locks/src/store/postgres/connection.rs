@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client, Row, Statement};
 
 use super::refusal::Refusal;
+use crate::ours::Primary;
 
 /// A parameter of a statement. Its type is stated, since asking the server for it would be a round
 /// trip more.
@@ -25,6 +26,8 @@ pub(super) struct Connection {
     pub(super) prepared: Option<Vec<Prepared>>,
     /// Why the table cannot be used.
     pub(super) unfit: Option<Refusal>,
+    /// Which server it is, where that is to be known. Behind a pooler, which one it was at first.
+    pub(super) server: Option<Primary>,
     /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.
     pub(super) late: Arc<AtomicBool>,
     /// Nobody shall wait for it any longer.

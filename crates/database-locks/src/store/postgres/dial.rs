@@ -19,6 +19,7 @@ use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, Prepared};
 use super::ends::Ends;
 use super::hello::Hello;
+use super::identity;
 use super::link::Shared;
 use super::refusal::Refusal;
 use crate::store::hosts::Failure;
@@ -69,9 +70,13 @@ impl Connection {
                 (greeted, ends)
             }
         };
-        let hello = Hello::say(&client, &link.hello).await?;
+        // Both at once, in one round trip.
+        let (hello, server) =
+            tokio::join!(Hello::say(&client, &link.hello), identity::ask(&client));
+        let hello = hello?;
         hello.check(address, link.has_served())?;
         hello.obeys(address, link.search_path.as_deref())?;
+        identity::no_step_back(address, server, link.latest_server())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
@@ -80,6 +85,7 @@ impl Connection {
             texts,
             prepared,
             unfit: hello.unfit(),
+            server,
             late,
             forsaken: watch::Sender::new(false),
             _in_use: in_use,

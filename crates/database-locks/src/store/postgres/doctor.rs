@@ -25,7 +25,7 @@ SELECT name, setting, source
   FROM pg_settings
  WHERE name IN ('server_version', 'fsync', 'full_page_writes', 'synchronous_commit',
                 'default_transaction_isolation', 'statement_timeout', 'idle_session_timeout',
-                'idle_in_transaction_session_timeout')";
+                'idle_in_transaction_session_timeout', 'synchronous_standby_names')";
 
 /// Of this connection; behind a pooler it is that of the pooler to the server.
 const TLS: &str =
@@ -174,12 +174,14 @@ impl Patient<'_> {
         };
         let count = |at| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(at));
         let (safe, lagging, hidden) = (count(0)?, count(1)?, count(2)?);
+        // This much is to be seen by a role that may not look at the standbys, too.
+        let waits = !settings.get("synchronous_standby_names").is_empty();
         let commit = "synchronous_commit";
         match settings.get(commit) {
             "off" => self
                 .notes
                 .found(&doctor::COMMITS_ASYNC, settings.shown(commit, "off")),
-            "local" if safe > 0 => {
+            "local" if safe > 0 || hidden > 0 && waits => {
                 self.notes
                     .found(&doctor::COMMITS_LOCAL, settings.shown(commit, "local"));
             }
@@ -187,7 +189,13 @@ impl Patient<'_> {
         }
         let said = "a commit is on disk before it is answered, and pages are written whole";
         self.notes.otherwise_fine("durability", said);
-        if hidden > 0 {
+        if hidden > 0 && !waits {
+            let what = format!(
+                "{hidden} standbys, or backups that are under way, and synchronous_standby_names is \
+                 empty: all of them are asynchronous"
+            );
+            self.notes.found(&doctor::STANDBY_ASYNC, what);
+        } else if hidden > 0 {
             let right = "GRANT pg_monitor to see whether they are synchronous";
             let why = format!("there are {hidden} standbys, but this role sees no more: {right}");
             self.notes.unseen("replicas", why);

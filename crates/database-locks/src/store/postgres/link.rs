@@ -15,9 +15,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::bells::Shared as Bells;
 use super::connection::Connection;
 use super::hello::HELLO;
+use super::identity;
 use super::refusal::{Kind, Refusal};
 use super::tls::connector;
 use crate::error::{Error, Human};
+use crate::ours::Primary;
 use crate::store::backoff::Backoff;
 use crate::store::hosts::{first_of, list};
 use crate::store::tls::{Encrypt, Tls};
@@ -78,10 +80,21 @@ struct State {
     latest: usize,
     /// It has served us once: what is wrong with it now may be a failover that is going on.
     served: bool,
+    /// Which server that was.
+    server: Option<Primary>,
     /// Those that were given up, the oldest first.
     given_up: VecDeque<Weak<Connection>>,
     /// Why the latest attempt to connect failed.
     failure: Option<String>,
+}
+
+impl State {
+    /// Remember which server it is that serves from now on; which it was, where it is another one.
+    fn replace(&mut self, by: Option<Primary>) -> Option<(Primary, Primary)> {
+        let before = self.server;
+        self.server = by.or(before);
+        before.zip(by).filter(|(before, now)| before != now)
+    }
 }
 
 #[derive(Default)]
@@ -98,6 +111,11 @@ impl Shared {
     /// Whether a server that was found fit has been reached before.
     pub(super) fn has_served(&self) -> bool {
         self.state().served
+    }
+
+    /// Which server has served latest, where that is known.
+    pub(super) fn latest_server(&self) -> Option<Primary> {
+        self.state().server
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -211,6 +229,14 @@ impl Link {
                 Ok(_) = forsaken.wait_for(|forsaken| *forsaken), if !patient => {
                     Err(Refusal::unavailable("the connection was given up, and others after it"))
                 }
+            };
+            // An old primary that answers once another has taken its place confirms nothing: the new
+            // one may have given the lock to somebody else.
+            let done = match (on.server, self.0.latest_server()) {
+                (Some(then), Some(now)) if then != now => Err(Refusal::unavailable(
+                    "it was answered by a server that another one has replaced since",
+                )),
+                _ => done,
             };
             done.map_err(|refusal| {
                 // The next connection looks at the table anew: somebody may have seen to it.
@@ -328,12 +354,14 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
         }
         Err(failure) => Err(Refusal::from(failure)),
     };
+    let mut replaced = None;
     let mut state = link.state();
     match &dialled {
         Ok(on) => {
             state.backoff.succeeded();
             state.failure = None;
             state.served = true;
+            replaced = state.replace(on.server);
             state.slot = Slot::Up(Arc::clone(on));
         }
         Err(refusal) => {
@@ -344,4 +372,7 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
     }
     drop(state);
     done.send_replace(Some(dialled));
+    if let Some((before, now)) = replaced {
+        identity::tell(before, now);
+    }
 }

@@ -29,10 +29,12 @@ mod dial;
 mod doctor;
 mod ends;
 mod hello;
+mod identity;
 mod link;
 mod refusal;
 mod tls;
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -45,7 +47,7 @@ use self::connection::Connection;
 use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::rows::{micros, place, seen};
-use super::rows::{Seen, judge, judge_ticket};
+use super::rows::{Seen, judge_ticket};
 use super::url::Server;
 use super::{
     Ask, FenceText, Force, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store, Table,
@@ -142,6 +144,7 @@ impl Postgres {
             fence: FenceText {
                 before: None,
                 fence: table.fill(FENCE),
+                may_lag: false,
             },
         })
     }
@@ -219,25 +222,36 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
     let rows = on
         .rows(Sql::Renew as usize, grants.len() < LARGE, &params)
         .await?;
-    let mut renewals = vec![None; grants.len()];
+    let (mut renewals, mut found) = (vec![None; grants.len()], HashMap::new());
     for row in &rows {
         let at = place(row, grants.len())?;
-        renewals[at] = Some(match row.try_get(1)? {
-            true => Renewal::Renewed,
-            false => judge(
-                &grants[at].0,
-                Some(&Seen {
-                    metadata: row.try_get(9)?,
-                    ..seen(row, 2)?
-                }),
-            ),
-        });
+        if row.try_get(1)? {
+            renewals[at] = Some(Renewal::Renewed);
+        } else {
+            let metadata = row.try_get(9)?;
+            let as_read = seen(row, 2)?;
+            found.insert(
+                at,
+                Seen {
+                    metadata,
+                    ..as_read
+                },
+            );
+        }
     }
-    let gone = |at: usize| judge(&grants[at].0, None);
+    let of = |renewed: bool| {
+        let all = grants.iter().zip(&renewals).enumerate();
+        all.filter(move |(_, (_, done))| done.is_some() == renewed)
+            .map(|(at, ((grant, _), _))| (at, grant))
+    };
+    identity::confirmed(on, of(true).map(|(_, grant)| &grant.id));
+    let unrenewed = of(false).map(|(at, grant)| (grant, found.remove(&at)));
+    let mut verdicts = identity::judge_all(on, unrenewed.collect())
+        .await?
+        .into_iter();
     Ok(renewals
         .into_iter()
-        .zip(0..)
-        .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
+        .map(|done| done.or_else(|| verdicts.next()).unwrap_or(Renewal::Busy))
         .collect())
 }
 
@@ -291,14 +305,16 @@ async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal>
         (&what.grant.as_deref(), Type::TEXT),
     ];
     let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
-    Ok(match rows.first() {
+    let outcome = match rows.first() {
         Some(row) if row.try_get(1)? => Outcome::Granted {
             token: Token::from_db(row.try_get(3)?),
             length: to.length,
         },
         Some(row) => seen(row, 2)?.not_taken_over(what),
         None => Outcome::Busy,
-    })
+    };
+    identity::granted(on, [(to, &outcome)].into_iter());
+    Ok(outcome)
 }
 
 /// Put another grant in the place of one that is still held.
@@ -350,7 +366,10 @@ async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
     ];
     let rows = on.rows(Sql::TakeUp as usize, true, &params).await?;
     Ok(match rows.first() {
-        Some(row) if row.try_get(0)? => Renewal::Renewed,
+        Some(row) if row.try_get(0)? => {
+            identity::confirmed(on, [&to.grant].into_iter());
+            Renewal::Renewed
+        }
         Some(row) => {
             let row = Seen {
                 metadata: row.try_get(8)?,
