@@ -138,9 +138,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
-/// How long to wait before the next look at a lock that somebody has.
+/// How long to wait before the next look at a lock that was not to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pauses {
+    /// Whether somebody has it, who will release it. Else its row is locked by somebody, or nobody knows.
+    pub held: bool,
     /// Where its release is announced to us.
     pub announced: Duration,
     /// Where it is not.
