@@ -21,7 +21,7 @@ async fn who_was_forgotten_is_told_so() {
         held(&locks, name).await.release().await.unwrap();
     }
     let older = held(&locks, "older").await;
-    let short = locks.lock("run out").ttl(ms(2500)).renew_every(ms(500));
+    let short = locks.lock("run out").ttl(ms(4000)).renew_every(ms(500));
     let short = soon(short.acquire()).await.unwrap();
     meanwhile(|| pair.catch_up());
 

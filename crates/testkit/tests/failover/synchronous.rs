@@ -147,8 +147,11 @@ async fn killed(version: Option<u32>) {
         soon(worker).await.unwrap();
     }
     for name in ["one", "two", "three"] {
-        let latest = record.latest(name).unwrap();
-        assert_eq!(row(pair.standby(), &url, name), format!("f\t{latest}"));
+        let free = format!("f\t{}", record.latest(name).unwrap());
+        until("its latest grant is over", || {
+            row(pair.standby(), &url, name) == free
+        })
+        .await;
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
     assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
