@@ -13,6 +13,10 @@ use crate::token::Token;
 ///
 /// All durations are measured by the database's clock. The three points in time are for display
 /// only: never compare them with a clock of your own.
+///
+/// A cluster with several primaries has several clocks, and a lease ends there by being watched for as
+/// long as it lasts: so it is `Held`, and `free_in` is how long it is still to be watched, all of it where
+/// this process sees it for the first time. It is `Expired` once this process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {

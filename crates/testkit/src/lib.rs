@@ -9,6 +9,8 @@
 //! ends, however that happens: see [`tether`].
 
 pub mod contract;
+pub mod galera;
+pub mod haproxy;
 pub mod lab;
 pub mod mysql;
 pub mod pgbouncer;
@@ -22,6 +24,8 @@ pub mod tether;
 pub mod time;
 pub mod tls;
 
+pub use galera::Galera;
+pub use haproxy::HaProxy;
 pub use lab::Lab;
 pub use mysql::MariaDb;
 pub use pgbouncer::PgBouncer;

@@ -93,6 +93,7 @@ impl Session {
     const VARIABLES: &str = "
         SHOW VARIABLES WHERE Variable_name IN
             ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
+             'wsrep_provider',
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
@@ -138,8 +139,12 @@ impl Session {
             true => Some(Cluster::Galera),
             false => grouped.then_some(Cluster::Group),
         };
-        if let Some(cluster) = self.cluster {
-            self.is_ready(cluster).await?;
+        match self.cluster {
+            Some(cluster) => self.is_ready(cluster).await?,
+            None if !matches!(variable("wsrep_provider"), "" | "none") => {
+                self.is_replicated().await?
+            }
+            None => {}
         }
         // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
         if ["read_only", "super_read_only", "innodb_read_only"]
@@ -166,6 +171,9 @@ impl Session {
         self.never_waits = mariadb;
         if let Some(command) = self.server.init_command.clone() {
             self.begin_as_told(&command).await?;
+            if self.cluster == Some(Cluster::Galera) {
+                self.is_replicated().await?;
+            }
         }
         let mut settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
         if self.cluster == Some(Cluster::Galera) {
