@@ -7,12 +7,17 @@ use serde_json::{Value, json};
 
 use crate::error::Holding;
 use crate::name::LockName;
+use crate::store::Lapse;
 use crate::token::Token;
 
 /// One lock as its row stood when it was read.
 ///
 /// All durations are measured by the database's clock. The three points in time are for display
 /// only: never compare them with a clock of your own.
+///
+/// A cluster with several primaries has several clocks, and a lease ends there by being watched for as
+/// long as it lasts: so it is `Held`, and `free_in` is how long it is still to be watched, all of it where
+/// this process sees it for the first time. It is `Expired` once this process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
@@ -37,6 +42,8 @@ pub struct LockInfo {
     pub expires_at: Option<SystemTime>,
     /// What the holder says of itself, as JSON.
     pub metadata: Option<String>,
+    /// How its lease ends, where that is by being watched.
+    pub(crate) lapse: Option<Lapse>,
 }
 
 /// Whether a lock can be had.
@@ -249,6 +256,7 @@ mod tests {
             renewed_at: None,
             expires_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1500)),
             metadata: metadata.map(str::to_owned),
+            lapse: None,
         }
     }
 

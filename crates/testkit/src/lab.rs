@@ -7,6 +7,7 @@ use database_locks::Locks;
 
 use crate::contract::Bench;
 use crate::mysql::MariaDb;
+use crate::pgbouncer::PgBouncer;
 use crate::postgres::Postgres;
 use crate::sql::Stranger;
 use crate::tether::ScratchDir;
@@ -143,6 +144,28 @@ impl Lab {
             url: server.fresh_database(),
             home: Home::MariaDb(server),
         })
+    }
+
+    /// A database on the shared PostgreSQL, by way of the shared PgBouncer in transaction mode.
+    pub fn pgbouncer() -> Option<Self> {
+        let (pooler, server) = (PgBouncer::shared()?, Postgres::shared()?);
+        Some(Self {
+            engine: "pgbouncer",
+            url: pooler.url(&server.fresh_database()),
+            home: Home::Postgres(server),
+        })
+    }
+
+    /// The URL of the server itself, where something stands in between.
+    ///
+    /// # Panics
+    ///
+    /// On other engines than PostgreSQL.
+    pub fn direct_url(&self) -> String {
+        match &self.home {
+            Home::Postgres(server) => server.url_of(&self.url),
+            _ => panic!("{}: has nothing in between", self.engine),
+        }
     }
 
     /// The name of the database in its URL.

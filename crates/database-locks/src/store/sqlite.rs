@@ -223,6 +223,7 @@ fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
         renewed_at: micros(9)?,
         expires_at: micros(10)?,
         metadata: row.get(11)?,
+        ..Seen::default()
     })
 }
 

@@ -63,6 +63,7 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> Ask {
         holder: holder.into(),
         length,
         metadata: "{}".into(),
+        lapsed: None,
     }
 }
 
