@@ -171,7 +171,7 @@ impl Lab {
     }
 
     /// The name of the database in its URL.
-    fn database(&self) -> &str {
+    pub(crate) fn database(&self) -> &str {
         self.url.rsplit('/').next().unwrap_or_default()
     }
 

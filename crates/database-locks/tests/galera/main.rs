@@ -11,6 +11,7 @@ mod broken;
 mod clocks;
 mod crowd;
 mod fence;
+mod node;
 
 /// Long enough for anything that takes its usual time, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(30);
