@@ -86,16 +86,7 @@ fn the_nodes_hold_the_same_data_and_can_be_broken_and_mended() {
     cluster.wait_until_healthy();
     assert_eq!(count(&cluster, 0, &url).as_deref(), Some("3"));
 
-    // What is left of it cannot go on by itself, and is mended nevertheless.
-    cluster.kill(0);
-    cluster.kill(1);
-    cluster.wait_until_cut_off(2);
-    cluster.mend();
-    for node in 0..3 {
-        assert_eq!(count(&cluster, node, &url).as_deref(), Some("3"), "{node}");
-    }
-
-    // So is one of which nothing is left.
+    // One of which nothing is left is mended.
     for node in 0..3 {
         cluster.kill(node);
     }

@@ -15,7 +15,7 @@ use super::{SOON, client, database, ms, secs};
 
 const ROUNDS: u32 = 1000;
 /// What ends the rounds on a machine that is too busy for all of them.
-const AT_MOST: std::time::Duration = std::time::Duration::from_secs(45);
+const AT_MOST: std::time::Duration = std::time::Duration::from_secs(40);
 /// How many of them say something.
 const AT_LEAST: u32 = 100;
 
@@ -37,7 +37,7 @@ struct Tally {
 #[derive(Clone, Copy)]
 enum Begins {
     WithTheFence,
-    /// As a control: with a look that locks the row of the grant, and changes nothing.
+    /// As a control: with a look that finds the grant.
     WithALook,
 }
 
@@ -131,7 +131,7 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
                 }
                 Begins::WithALook => {
                     let look = "SELECT id FROM database_locks_lock
-                                 WHERE name = ? AND token = ? AND grant_id = ? FOR UPDATE";
+                                 WHERE name = ? AND token = ? AND grant_id = ?";
                     let found = tx.exec_first::<u64, _, _>(look, (&name, token, old.grant_id()));
                     if !matches!(found.await, Ok(Some(_))) {
                         tally.at_the_fence += 1;
@@ -179,7 +179,7 @@ async fn no_fenced_write_is_committed_after_that_of_a_later_grant() {
     promise("P9", "galera");
 }
 
-/// That the rounds would show it: without a change to the row of the grant some writes come late.
+/// That the rounds would show it: writes that begin with a look alone come late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a control of the test before, which takes as long again"]
 async fn a_look_alone_is_no_fence() {
