@@ -142,8 +142,9 @@ kinds! {
         "let both machines keep their time by NTP";
     RIGHTS_MISSING = "rights-missing", "rights", Problem,
         "locks cannot be taken, renewed or released",
-        "as the owner of the table: GRANT SELECT, INSERT, UPDATE, DELETE ON {table} to this user; on \
-         PostgreSQL also USAGE on its schema, and on the sequence of its column id if it has one";
+        "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user (and DELETE if \
+         it is to prune); on PostgreSQL also USAGE on its schema, and on the sequence of its column id \
+         if it has one";
     NO_DELETE = "no-delete", "rights", Advice,
         "locks work, but `prune` cannot delete the rows of locks that nobody uses any more",
         "as the owner of the table: GRANT DELETE ON {table} to this user, or prune as another one";

@@ -39,6 +39,8 @@ const CLOCK_EVERY: &str = "1";
 pub struct Galera {
     nodes: Vec<MariaDb>,
     isolated: [bool; NODES],
+    /// How many seconds each clock was last set ahead.
+    clocks: [i64; NODES],
     made: AtomicU32,
 }
 
@@ -155,18 +157,17 @@ impl std::ops::DerefMut for Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         self.0.mend();
+        for node in 0..NODES {
+            if self.0.clocks[node] != 0 {
+                self.0.set_clock(node, 0);
+            }
+        }
     }
 }
 
-/// How wrong the clocks of the shared cluster are: one node goes as it should, one is behind and
-/// one ahead, by more than any lease of a test lasts.
-pub const SHARED_CLOCKS: [i64; NODES] = [0, -300, 300];
-
 fn shared() -> Option<&'static RwLock<Galera>> {
     static SHARED: OnceLock<Option<RwLock<Galera>>> = OnceLock::new();
-    let options = (0..NODES).fold(Galera::options(), |options, node| {
-        options.clock(node, SHARED_CLOCKS[node])
-    });
+    let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
     let shared = SHARED.get_or_init(|| {
         found(&options).map(|programs| RwLock::new(Galera::new(&programs, &options)))
     });
@@ -192,9 +193,8 @@ impl Galera {
         Self::options().start()
     }
 
-    /// The cluster that all tests of this binary share, with [clocks that differ](SHARED_CLOCKS),
-    /// for a test that leaves its nodes alone: others run at the same time. `None` when this machine
-    /// lacks something for it.
+    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone: others
+    /// run at the same time. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -203,7 +203,8 @@ impl Galera {
         Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for a test that stops, kills, freezes or cuts off nodes: no other runs meanwhile.
+    /// The same for a test that stops, kills, freezes or cuts off nodes, or sets their clocks: no
+    /// other runs meanwhile.
     ///
     /// # Panics
     ///
@@ -263,6 +264,7 @@ impl Galera {
         let cluster = Self {
             nodes,
             isolated: [false; NODES],
+            clocks: options.clocks.map(Option::unwrap_or_default),
             made: AtomicU32::new(0),
         };
         cluster.wait_until_healthy();
@@ -490,22 +492,35 @@ impl Galera {
         self.query(node, "mysql", &set).expect("root may set it");
     }
 
-    /// Let a node's clock go so many seconds ahead of the machine's, or behind. It takes effect
-    /// within some two seconds.
+    /// Let a node's clock go so many seconds ahead of the machine's, or behind, and wait until it
+    /// does.
     ///
     /// # Panics
     ///
-    /// When the node was started without a [clock](Options::clock) of its own.
-    pub fn set_clock(&self, node: usize, ahead: i64) {
+    /// When the node was started without a [clock](Options::clock) of its own, or does not answer.
+    pub fn set_clock(&mut self, node: usize, ahead: i64) {
         let server = self.nodes[node].server();
         assert!(
             !server.env.is_empty(),
             "node {node} has no clock of its own"
         );
         write_clock(&clock_file(server.dir()), ahead);
+        self.clocks[node] = ahead;
+        self.wait_for(node, "going by the new clock", || {
+            self.clock(node)
+                .is_some_and(|clock| (clock - ahead).abs() <= 5)
+        });
     }
 
-    /// Have all nodes run and serve again, whatever was done to them.
+    /// How many seconds a node's clock is ahead of the machine's; none where it does not answer.
+    pub fn clock(&self, node: usize) -> Option<i64> {
+        let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
+        let clock: i64 = said.parse().ok()?;
+        let machine = std::time::SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
+        Some(clock - i64::try_from(machine).ok()?)
+    }
+
+    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
     ///
     /// # Panics
     ///
@@ -584,6 +599,9 @@ fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: 
         "--wsrep-on=ON".into(),
         format!("--wsrep-provider={}", programs.provider.display()),
         "--wsrep-cluster-name=tests".into(),
+        // A transaction has the same number at every node: it tells in which order they committed.
+        "--wsrep-gtid-mode=ON".into(),
+        "--wsrep-gtid-domain-id=1".into(),
         format!("--wsrep-cluster-address=gcomm://{}", all.join(",")),
         format!("--wsrep-node-name=n{node}"),
         format!("--wsrep-node-address=127.0.0.1:{group}"),

@@ -12,6 +12,7 @@ pub mod contract;
 pub mod galera;
 pub mod haproxy;
 pub mod lab;
+mod least;
 pub mod mysql;
 pub mod pgbouncer;
 pub mod postgres;

@@ -35,6 +35,10 @@ mod table;
 mod tls;
 mod url;
 
+/// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
+
 pub(crate) use observed::Observed;
 pub use table::Table;
 

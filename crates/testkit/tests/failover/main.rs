@@ -71,6 +71,25 @@ async fn held(locks: &Locks, name: &str) -> LockGuard {
     soon(lock.renew_every(ms(500)).acquire()).await.unwrap()
 }
 
+/// Release it; on a busy machine that may go on in the background.
+async fn given_back(guard: LockGuard) {
+    match soon(guard.release()).await {
+        Ok(()) | Err(Error::Unavailable { .. }) => {}
+        Err(error) => panic!("{}", error.chain()),
+    }
+}
+
+/// What the database says of it, as soon as it says anything.
+async fn checked(guard: &LockGuard) -> Result<(), Error> {
+    let began = testkit::time::now();
+    loop {
+        match guard.check().await {
+            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            said => return said,
+        }
+    }
+}
+
 /// What stands in the row, on a server that may be a standby: whether it is held, and its token.
 fn row(of: &Postgres, url: &str, name: &str) -> String {
     let sql = format!(

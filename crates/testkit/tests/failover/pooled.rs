@@ -3,7 +3,7 @@
 use database_locks::{Error, LostReason};
 use testkit::{Commits, PgBouncer, promise};
 
-use super::{ENGINE, SOON, client, held, meanwhile, pair, soon};
+use super::{ENGINE, SOON, checked, client, given_back, held, meanwhile, pair, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_pooler_hides_no_failover() {
@@ -14,7 +14,7 @@ async fn a_pooler_hides_no_failover() {
         return;
     };
     let locks = client(&bouncer.url(&url)).await;
-    held(&locks, "job").await.release().await.unwrap();
+    given_back(held(&locks, "job").await).await;
     meanwhile(|| pair.catch_up());
     meanwhile(|| pair.part());
     // No renewal of it meets an outage, which would cost it the connection.
@@ -26,12 +26,9 @@ async fn a_pooler_hides_no_failover() {
     let sql = "UPDATE database_locks_lock SET token = token + 2, locked_by = 'somebody'";
     meanwhile(|| pair.standby().query(&url, sql)).unwrap();
     meanwhile(|| bouncer.lead_to(pair.standby()));
-    let reason = loop {
-        match soon(guard.check()).await {
-            Err(Error::Lost { reason, .. }) => break reason,
-            Err(Error::Unavailable { .. }) => {}
-            other => panic!("{other:?}"),
-        }
+    let reason = match checked(&guard).await {
+        Err(Error::Lost { reason, .. }) => reason,
+        other => panic!("{other:?}"),
     };
     assert_eq!(reason, LostReason::Failover);
     promise("P6", ENGINE);

@@ -9,7 +9,9 @@ use database_locks::{Error, LockGuard, LostReason, Token};
 use testkit::time::{now, sleep};
 use testkit::{Commits, Killable, promise};
 
-use super::{ENGINE, SOON, client, held, meanwhile, ms, pair, row, soon, until};
+use super::{
+    ENGINE, SOON, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until,
+};
 
 const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
 
@@ -104,7 +106,7 @@ async fn killed(version: Option<u32>) {
             tokio::spawn(async move {
                 let guard = lock.acquire().await.unwrap();
                 let token = guard.token().get();
-                guard.release().await.unwrap();
+                given_back(guard).await;
                 token
             })
         }));
@@ -139,7 +141,7 @@ async fn killed(version: Option<u32>) {
     .await;
     let confirmed = row(pair.standby(), &url, "kept");
     assert_eq!(confirmed, format!("t\t{kept}"), "the same grant");
-    soon(keeper.check()).await.unwrap();
+    checked(&keeper).await.unwrap();
 
     stop.store(true, Ordering::Relaxed);
     soon(watch).await.unwrap();
@@ -147,13 +149,16 @@ async fn killed(version: Option<u32>) {
         soon(worker).await.unwrap();
     }
     for name in ["one", "two", "three"] {
-        let latest = record.latest(name).unwrap();
-        assert_eq!(row(pair.standby(), &url, name), format!("f\t{latest}"));
+        let free = format!("f\t{}", record.latest(name).unwrap());
+        until("its latest grant is over", || {
+            row(pair.standby(), &url, name) == free
+        })
+        .await;
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
     assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
     let keeper = Arc::into_inner(keeper).unwrap();
-    soon(keeper.release()).await.unwrap();
+    given_back(keeper).await;
     // Everybody who waited through it has a turn, and nobody the same.
     let got = meanwhile(|| for_kept.expect_line(SOON));
     let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
@@ -195,7 +200,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     // Connected to the old one, all of them, and nothing to do for some.
     for locks in [&idle, &only_old] {
         for name in ["free", "also free"] {
-            held(locks, name).await.release().await.unwrap();
+            given_back(held(locks, name).await).await;
         }
     }
 
@@ -211,7 +216,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         assert!(began.elapsed() < SOON && keeper.is_held());
         tokio::time::sleep(ms(50)).await;
     }
-    soon(keeper.check()).await.unwrap();
+    checked(&keeper).await.unwrap();
     let token = held(&locks, "free").await.token();
 
     meanwhile(|| pair.primary_mut().thaw());
@@ -246,7 +251,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         pair.standby_mut().restart();
     });
     assert!(waited_for.is_held() && keeper.is_held());
-    soon(waited_for.release()).await.unwrap();
+    given_back(waited_for).await;
     let got = soon(waiter).await.unwrap().unwrap();
     assert_eq!(
         row(pair.standby(), &url, "waited for"),
@@ -269,7 +274,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         row(pair.standby(), &url, "free").split('\t').nth(1),
         Some(&*token.to_string())
     );
-    soon(keeper.release()).await.unwrap();
+    given_back(keeper).await;
     for id in ["P1", "P6", "P12"] {
         promise(id, ENGINE);
     }
