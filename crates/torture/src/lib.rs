@@ -11,12 +11,12 @@
 pub mod check;
 pub mod clock;
 pub mod engine;
-//pub mod evidence;
-//pub mod faults;
+pub mod evidence;
+pub mod faults;
 pub mod history;
 pub mod naive;
-//pub mod picture;
+pub mod picture;
 pub mod plan;
 pub mod process;
-//pub mod run;
+pub mod run;
 pub mod store;

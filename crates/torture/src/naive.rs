@@ -157,7 +157,8 @@ impl Naive {
     }
 
     async fn renew(&self, name: &str, token: i64, state: &Mutex<State>) {
-        let mut connection: Option<Sql> = None;
+        // At once: what is stalled later is a renewal, and not the connection that it needs first.
+        let mut connection: Option<Sql> = Sql::connect(&self.url).await.ok();
         let who = &self.who;
         loop {
             tokio::time::sleep(self.ttl / 3).await;

@@ -1,6 +1,9 @@
 //! Which fault comes when: a pure function of engine, seed, seconds and processes.
 
+use std::time::Duration;
+
 use crate::engine::Engine;
+use crate::process::Client;
 
 /// What is done to whom. The order is that of the columns of the table in `docs/evidence.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +119,8 @@ impl Kind {
                 | Self::FreezeServer
         );
         match engine {
-            Engine::Sqlite => !needs_server,
+            // Nor a clock of a client's own: there it is the database's, for which nothing is promised.
+            Engine::Sqlite => !needs_server && self != Self::Clock,
             _ => self != Self::BusyFile,
         }
     }
@@ -144,13 +148,25 @@ pub const KINDS: [Kind; 18] = [
     Kind::BusyFile,
 ];
 
-/// The faults that the controls go through: each of them is wrong under one of these.
-pub const OF_CONTROLS: [Kind; 4] = [
-    Kind::FreezeHolding,
-    Kind::FreezeInFence,
-    Kind::StallReplies,
-    Kind::Clock,
-];
+/// The faults that a client goes through: ours all of them, a control those that show what is wrong
+/// with it.
+pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
+    let some: &[Kind] = match client {
+        Client::Rust | Client::Python => &KINDS,
+        Client::Naive => &[
+            Kind::FreezeHolding,
+            Kind::FreezeInFence,
+            Kind::StallReplies,
+            Kind::Clock,
+        ],
+        Client::RenewalAcquires => &[Kind::FreezeHolding],
+        Client::TrustFromReply => &[Kind::StallReplies],
+        Client::ClientClock => &[Kind::Clock],
+        Client::Unfenced => &[Kind::FreezeInFence],
+        Client::Replaced => &[Kind::FreezeHolding, Kind::FreezeInFence],
+    };
+    some.iter().copied().filter(|kind| kind.is_for(engine)).collect()
+}
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,25 +186,22 @@ const QUIET: u64 = 700;
 
 /// The faults of a run.
 ///
-/// Every kind that fits the engine comes at least once, however short the run is. `clocks` are the
-/// processes whose clocks can be set.
+/// Every one of `kinds` comes at least once, however short the run is. `clocks` are the processes whose
+/// clocks can be set.
 pub fn plan(
-    engine: Engine,
+    mut kinds: Vec<Kind>,
     seed: u64,
-    run: std::time::Duration,
-    ttl: std::time::Duration,
+    run: Duration,
+    ttl: Duration,
     processes: usize,
     clocks: &[usize],
-    controls: bool,
 ) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut kinds: Vec<Kind> = KINDS
-        .into_iter()
-        .filter(|kind| kind.is_for(engine) && (!controls || OF_CONTROLS.contains(kind)))
-        .collect();
     let end = (run.as_millis() as u64).saturating_sub(QUIET);
-    // One a second, or closer where the run is too short for one of each.
-    let many = (end.saturating_sub(QUIET) / 1000).max(kinds.len() as u64);
+    // So many that there are at most a quarter of the processes without trouble at any time; closer
+    // where the run is too short for one of each.
+    let apart = 8000 / processes as u64;
+    let many = (end.saturating_sub(QUIET) / apart).max(kinds.len() as u64);
     let step = end.saturating_sub(QUIET) / many;
     let ttl = ttl.as_millis() as u64;
     let mut planned: Vec<Planned> = Vec::new();
@@ -228,12 +241,12 @@ pub fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const TTL: Duration = Duration::from_millis(1500);
 
     fn of(engine: Engine, seed: u64, seconds: u64) -> Vec<Planned> {
-        plan(engine, seed, Duration::from_secs(seconds), TTL, 8, &[0, 1], false)
+        let kinds = kinds(Client::Rust, engine);
+        plan(kinds, seed, Duration::from_secs(seconds), TTL, 8, &[0, 1])
     }
 
     #[test]
@@ -258,7 +271,7 @@ mod tests {
 
     #[test]
     fn only_processes_with_a_clock_of_their_own_have_it_set() {
-        for fault in of(Engine::Sqlite, 3, 120) {
+        for fault in of(Engine::Postgres, 3, 120) {
             assert!(fault.kind != Kind::Clock || fault.victim < 2);
         }
     }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::engine::Engine;
+
 /// The longest that a worker stays in a trap where nobody says `go`.
 pub const TRAPPED_AT_MOST: Duration = Duration::from_secs(20);
 
@@ -80,6 +82,12 @@ impl Client {
             Self::Unfenced => "unfenced",
             Self::Replaced => "replaced",
         }
+    }
+
+    /// Whether what is wrong with it matters there. On SQLite the client's clock is the database's, and
+    /// with nothing between client and file a reply is never late.
+    pub fn can_be_wrong_on(self, engine: Engine) -> bool {
+        engine != Engine::Sqlite || !matches!(self, Self::ClientClock | Self::TrustFromReply)
     }
 
     /// By its word.

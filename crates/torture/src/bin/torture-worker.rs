@@ -81,6 +81,17 @@ impl Guard {
     }
 }
 
+/// What a look at a held lock found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It is trusted.
+    Trusted,
+    /// It is not trusted now; whether it is lost is not decided, or not told yet.
+    Unsure,
+    /// It is lost.
+    Lost,
+}
+
 /// How a write ended that was not committed.
 enum Failure {
     Refused(String),
@@ -105,12 +116,16 @@ impl Worker {
         self.recorder.borrow_mut().write(&what);
     }
 
-    fn between(&self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(self.random.borrow_mut().u64(from..to))
+    fn number(&self, from: u64, to: u64) -> u64 {
+        self.random.borrow_mut().u64(from..to)
     }
 
-    fn chance(&self, percent: u32) -> bool {
-        self.random.borrow_mut().u32(0..100) < percent
+    fn between(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.number(from, to))
+    }
+
+    fn chance(&self, percent: u64) -> bool {
+        self.number(0, 100) < percent
     }
 
     /// Write down where the clock that this process is shown has jumped.
@@ -126,9 +141,9 @@ impl Worker {
         let ask = self.asks.get() + 1;
         self.asks.set(ask);
         self.look_at_the_clock();
-        let at = self.random.borrow_mut().usize(0..self.settings.locks.len());
-        let lock = self.settings.locks[at].clone();
-        let wait = match self.random.borrow_mut().u32(0..100) {
+        let at = self.number(0, self.settings.locks.len() as u64);
+        let lock = self.settings.locks[at as usize].clone();
+        let wait = match self.number(0, 100) {
             0..15 => Some(Duration::ZERO),
             15..60 => Some(self.between(300, 6000)),
             _ => None,
@@ -191,7 +206,8 @@ impl Worker {
     }
 
     /// Look whether it is held, and write down what came of it.
-    fn look(&self, ask: u64, guard: &Guard) -> bool {
+    fn look(&self, ask: u64, guard: &Guard) -> Look {
+        self.look_at_the_clock();
         let before = clock::now();
         let (trusted_for, reason) = match guard {
             Guard::Ours(guard) => (
@@ -200,59 +216,61 @@ impl Worker {
                 pollable(guard.lost()).map(|reason| reason.word()),
             ),
             Guard::Naive(held) => match held.trusted_for() {
-                Some(left) => ((!left.is_zero()).then_some(left), None),
+                Some(left) => (Some(left), None),
                 None => (None, Some("expired")),
             },
         };
-        match trusted_for.filter(|left| !left.is_zero()) {
-            Some(left) => self.record(What::Trusted {
+        if let Some(left) = trusted_for.filter(|left| !left.is_zero()) {
+            let lasting = left.as_micros() as u64;
+            self.record(What::Trusted {
                 ask,
                 before,
-                lasting: left.as_micros() as u64,
-            }),
-            None => {
-                if let Some(reason) = reason {
-                    let reason = reason.to_owned();
-                    self.record(What::Lost { ask, reason });
-                    return false;
-                }
-            }
+                lasting,
+            });
+            return Look::Trusted;
         }
-        true
+        let Some(reason) = reason.map(str::to_owned) else {
+            return Look::Unsure;
+        };
+        self.record(What::Lost { ask, reason });
+        Look::Lost
     }
 
     async fn hold(&self, ask: u64, lock: &str, guard: &Guard) {
-        if !self.look(ask, guard) {
-            return;
-        }
+        let mut last = self.look(ask, guard);
         let what = format!("{lock} {}", guard.token());
-        let mut lost = false;
-        let looks = || {
-            lost = lost || !self.look(ask, guard);
-            !lost
-        };
-        self.orders.caught(Trap::Holding, &what, looks).await;
-        if lost {
-            return;
+        if last == Look::Trusted {
+            let looks = || {
+                last = self.look(ask, guard);
+                last != Look::Lost
+            };
+            if self.orders.caught(Trap::Holding, &what, looks).await && last != Look::Lost {
+                last = self.look(ask, guard);
+            }
         }
-        if self.orders.caught(Trap::Blind, &what, || true).await {
+        let mut blind = false;
+        if last == Look::Trusted {
+            blind = self.orders.caught(Trap::Blind, &what, || true).await;
+        }
+        if blind {
             self.write(ask, lock, guard).await;
         }
-        let steps = match self.chance(8) {
+        let steps = match blind || self.chance(8) {
             // Beyond its first lease, so that it lives by its renewals.
             true => self.settings.ttl.as_millis() as u64 * 2 / 100,
-            false => self.random.borrow_mut().u64(1..5),
+            false => self.number(1, 5),
         };
         for _ in 0..steps {
-            if !self.look(ask, guard) {
+            // Told once: a loss is no more than that.
+            if last == Look::Lost {
                 return;
             }
             if self.chance(60) {
                 self.write(ask, lock, guard).await;
             }
             tokio::time::sleep(self.between(20, 150)).await;
+            last = self.look(ask, guard);
         }
-        self.look(ask, guard);
     }
 
     async fn write(&self, ask: u64, lock: &str, guard: &Guard) {
@@ -262,7 +280,8 @@ impl Worker {
             ask,
             id: id.clone(),
         });
-        let mut data = match self.data.borrow_mut().take() {
+        let data = self.data.borrow_mut().take();
+        let mut data = match data {
             Some(data) => Ok(data),
             None => Sql::connect(&self.settings.data).await,
         };
