@@ -64,7 +64,12 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, lock, at, text } = self;
+        let Self {
+            kind,
+            lock,
+            at,
+            text,
+        } = self;
         write!(f, "{}: lock {lock}, at {at}: {text}", kind.word())
     }
 }
@@ -301,7 +306,9 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
         refused: writes.values().filter(|w| ended(w, End::Refused)).count(),
         unknown: writes
             .values()
-            .filter(|w| w.committing.is_some() && !ended(w, End::Committed) && !ended(w, End::Refused))
+            .filter(|w| {
+                w.committing.is_some() && !ended(w, End::Committed) && !ended(w, End::Refused)
+            })
             .count(),
     }
 }
@@ -408,7 +415,9 @@ fn stale_writes(
         let mut why = None;
         let before = greatest.entry(&row.lock).or_default();
         if row.token < *before {
-            why = Some(format!("a write with token {before} was committed before it"));
+            why = Some(format!(
+                "a write with token {before} was committed before it"
+            ));
         }
         *before = (*before).max(row.token);
         let newer = |grant: &&Grant| {

@@ -133,8 +133,10 @@ impl Database {
             sql.run(statement).await?;
         }
         for lock in locks {
-            sql.run(&format!("INSERT INTO torture_counter VALUES ('{lock}', 0, 0)"))
-                .await?;
+            sql.run(&format!(
+                "INSERT INTO torture_counter VALUES ('{lock}', 0, 0)"
+            ))
+            .await?;
         }
         Ok(())
     }

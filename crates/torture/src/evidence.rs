@@ -18,7 +18,13 @@ const FAULTS: (&str, &str) = (
 
 /// Who took part, in words.
 pub fn clients(options: &Options) -> String {
-    let many = |wanted| options.clients.iter().filter(|client| **client == wanted).count();
+    let many = |wanted| {
+        options
+            .clients
+            .iter()
+            .filter(|client| **client == wanted)
+            .count()
+    };
     match options.clients[0] {
         Client::Naive => "a naive client that does all right".into(),
         Client::RenewalAcquires => "control: renewal that acquires".into(),
@@ -28,7 +34,10 @@ pub fn clients(options: &Options) -> String {
         Client::Replaced => "control: django-database-locks 0.5".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
             0 => format!("ours, {} in Rust", many(Client::Rust)),
-            python => format!("ours, {} in Rust and {python} in Python", many(Client::Rust)),
+            python => format!(
+                "ours, {} in Rust and {python} in Python",
+                many(Client::Rust)
+            ),
         },
     }
 }
@@ -47,7 +56,11 @@ fn header() -> String {
 
 fn row(outcome: &Outcome) -> String {
     let (options, numbers) = (&outcome.options, &outcome.numbers);
-    let landed = outcome.faults.iter().filter(|fault| fault.missed.is_none()).count();
+    let landed = outcome
+        .faults
+        .iter()
+        .filter(|fault| fault.missed.is_none())
+        .count();
     let mut row = format!(
         "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {landed} of {} |",
         options.engine.word(),
@@ -63,7 +76,11 @@ fn row(outcome: &Outcome) -> String {
         outcome.faults.len(),
     );
     for kind in KINDS {
-        let many = outcome.violations.iter().filter(|one| one.kind == kind).count();
+        let many = outcome
+            .violations
+            .iter()
+            .filter(|one| one.kind == kind)
+            .count();
         row.push_str(&format!(" {many} |"));
     }
     row
@@ -96,7 +113,10 @@ pub fn tables(outcomes: &[Outcome]) -> String {
 /// When it cannot be read or written, or has lost its marks.
 pub fn put(path: &Path, outcomes: &[Outcome]) -> std::io::Result<()> {
     let text = std::fs::read_to_string(path)?;
-    let engines: Vec<&str> = outcomes.iter().map(|one| one.options.engine.word()).collect();
+    let engines: Vec<&str> = outcomes
+        .iter()
+        .map(|one| one.options.engine.word())
+        .collect();
     let rows: Vec<String> = outcomes.iter().map(row).collect();
     let lines: Vec<String> = outcomes.iter().map(faults).collect();
     let replaced = replace(&text, TABLE, &header(), "| ", &engines, rows)
@@ -127,10 +147,19 @@ fn replace(
     lines.sort_by_key(|line| {
         let engine = line.trim_start_matches(sign).split([' ', ',']).next();
         let word = engine.unwrap_or_default().to_owned();
-        crate::engine::ENGINES.iter().position(|engine| engine.word() == word)
+        crate::engine::ENGINES
+            .iter()
+            .position(|engine| engine.word() == word)
     });
-    let head = if head.is_empty() { String::new() } else { format!("{head}\n") };
-    Some(format!("{before}{begin}\n{head}{}\n{end}{after}", lines.join("\n")))
+    let head = if head.is_empty() {
+        String::new()
+    } else {
+        format!("{head}\n")
+    };
+    Some(format!(
+        "{before}{begin}\n{head}{}\n{end}{after}",
+        lines.join("\n")
+    ))
 }
 
 #[cfg(test)]

@@ -145,7 +145,10 @@ impl Actor {
             .send_line(&format!("trap {}", trap.word()))
             .map_err(gone)?;
         let begun = now();
-        while let Some(line) = self.process.line(CAUGHT_WITHIN.saturating_sub(begun.elapsed())) {
+        while let Some(line) = self
+            .process
+            .line(CAUGHT_WITHIN.saturating_sub(begun.elapsed()))
+        {
             let mut words = line.split(' ');
             if words.next() == Some("trapped") {
                 let lock = words.next().unwrap_or_default().to_owned();
@@ -175,10 +178,14 @@ fn spawn(
     clock: Option<&PathBuf>,
 ) -> Killable {
     settings.who = format!("{name}.{times}");
-    settings.history.set_file_name(format!("{}.jsonl", settings.who));
+    settings
+        .history
+        .set_file_name(format!("{}.jsonl", settings.who));
     settings.seed = settings.seed.wrapping_add(u64::from(times) << 32);
     let mut command = std::process::Command::new(&program[0]);
-    command.args(&program[1..]).arg(settings.to_json().to_string());
+    command
+        .args(&program[1..])
+        .arg(settings.to_json().to_string());
     command.env("PYTHONUNBUFFERED", "1");
     if let Some(clock) = clock {
         command
@@ -209,7 +216,12 @@ fn is_stopped(pid: u32) -> bool {
 }
 
 /// Make a fault, and say what became of it. Blocks until it is over.
-pub fn make(planned: Planned, ttl: Duration, actors: &[Mutex<Actor>], database: &Mutex<Database>) -> Fault {
+pub fn make(
+    planned: Planned,
+    ttl: Duration,
+    actors: &[Mutex<Actor>],
+    database: &Mutex<Database>,
+) -> Fault {
     if planned.kind.of_the_server() {
         return of_the_server(planned, &mut lock(database));
     }
@@ -380,8 +392,9 @@ pub fn confirm(fault: &mut Fault, events: &[Event]) {
             jumped && event.at >= fault.from && event.at <= fault.until
         }),
         // What it says there it says within its transaction.
-        Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => mine()
-            .any(|event| matches!(event.what, What::Write { .. }) && event.at <= fault.from),
+        Kind::KillInFence | Kind::FreezeInFence | Kind::LongFence => {
+            mine().any(|event| matches!(event.what, What::Write { .. }) && event.at <= fault.from)
+        }
         // It trusted its lock when it was caught: looked at since it was told to stop, at most a ttl ago.
         _ => mine().any(|event| {
             matches!(event.what, What::Trusted { before, lasting, .. }

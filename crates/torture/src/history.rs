@@ -334,7 +334,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let events = all();
-        let text: String = events.iter().map(|e| format!("{}\n", e.to_json())).collect();
+        let text: String = events
+            .iter()
+            .map(|e| format!("{}\n", e.to_json()))
+            .collect();
         assert_eq!(parse_lines(&text), Ok(events));
     }
 

@@ -50,8 +50,14 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
         folder: PathBuf::from("target/torture"),
     };
     while let Some(option) = args.next() {
-        let value = args.next().ok_or_else(|| format!("{option} wants a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("{option} {value}: no number"));
+        let value = args
+            .next()
+            .ok_or_else(|| format!("{option} wants a value"))?;
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|_| format!("{option} {value}: no number"))
+        };
         match option.as_str() {
             "--engine" if value == "all" => {}
             "--engine" => {
@@ -106,7 +112,10 @@ fn main() -> ExitCode {
         if wants("ours") {
             let mut clients = vec![Client::Rust; 6];
             clients.extend(vec![Client::Python; if python.is_some() { 2 } else { 0 }]);
-            runs.push(Options { clients, ..options.clone() });
+            runs.push(Options {
+                clients,
+                ..options.clone()
+            });
         }
         let control = |client| Options {
             clients: vec![client; 4],
@@ -122,7 +131,9 @@ fn main() -> ExitCode {
             runs.push(control(Client::Replaced));
         }
         for options in runs {
-            let Some(outcome) = run(&options) else { continue };
+            let Some(outcome) = run(&options) else {
+                continue;
+            };
             good &= told(&outcome);
             let name = format!("torture-{}-{}", engine.word(), options.clients[0].word());
             let svg = picture::draw(&outcome);
@@ -140,15 +151,24 @@ fn main() -> ExitCode {
     }
     println!("\n{}", evidence::tables(&outcomes));
     if let Some(docs) = &args.docs {
-        evidence::put(&docs.join("evidence.md"), &outcomes).expect("the documents can be written to");
+        evidence::put(&docs.join("evidence.md"), &outcomes)
+            .expect("the documents can be written to");
     }
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Say what came of a run.
 fn told(outcome: &Outcome) -> bool {
     let options = &outcome.options;
-    let landed = outcome.faults.iter().filter(|fault| fault.missed.is_none()).count();
+    let landed = outcome
+        .faults
+        .iter()
+        .filter(|fault| fault.missed.is_none())
+        .count();
     println!(
         "{} {}: {} grants, {} faults landed, {} violations",
         options.engine.word(),

@@ -64,7 +64,10 @@ impl Naive {
     fn times(&self) -> Times {
         let ms = self.ttl.as_millis();
         let (now, end) = match self.url.split(':').next() {
-            Some("postgres") => ("clock_timestamp()".to_owned(), format!("interval '{ms} ms'")),
+            Some("postgres") => (
+                "clock_timestamp()".to_owned(),
+                format!("interval '{ms} ms'"),
+            ),
             Some("mysql") => (
                 "UTC_TIMESTAMP(6)".to_owned(),
                 format!("INTERVAL {} MICROSECOND", ms * 1000),
@@ -128,7 +131,7 @@ impl Naive {
             };
             if let Some(mut open) = sql.take() {
                 match self.try_once(&mut open, name).await {
-                    Ok(Some((token, until))) => return Some(self.held(name, token, until)),
+                    Ok(Some((token, until))) => return Some(self.held(open, name, token, until)),
                     Ok(None) => connection = Some(open),
                     Err(_) => {}
                 }
@@ -140,7 +143,7 @@ impl Naive {
         }
     }
 
-    fn held(&self, name: &str, token: i64, trusted_until: u64) -> Held {
+    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> Held {
         let lost = false;
         let state = Arc::new(Mutex::new(State {
             trusted_until,
@@ -152,13 +155,12 @@ impl Naive {
             name: name.to_owned(),
             token,
             state,
-            renewing: tokio::spawn(async move { naive.renew(&of, token, &shared).await }),
+            renewing: tokio::spawn(async move { naive.renew(sql, &of, token, &shared).await }),
         }
     }
 
-    async fn renew(&self, name: &str, token: i64, state: &Mutex<State>) {
-        // At once: what is stalled later is a renewal, and not the connection that it needs first.
-        let mut connection: Option<Sql> = Sql::connect(&self.url).await.ok();
+    async fn renew(&self, sql: Sql, name: &str, token: i64, state: &Mutex<State>) {
+        let mut connection = Some(sql);
         let who = &self.who;
         loop {
             tokio::time::sleep(self.ttl / 3).await;

@@ -40,13 +40,20 @@ fn actor(who: &str) -> &str {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 /// Draw a run.
 pub fn draw(outcome: &Outcome) -> String {
     let grants = check::grants(&outcome.evidence.events);
-    let mut names: Vec<&str> = outcome.evidence.events.iter().map(|e| actor(&e.who)).collect();
+    let mut names: Vec<&str> = outcome
+        .evidence
+        .events
+        .iter()
+        .map(|e| actor(&e.who))
+        .collect();
     names.sort_unstable();
     names.dedup();
     let colours = names
@@ -85,7 +92,9 @@ impl Picture<'_> {
 
     fn text(&mut self, x: f64, y: f64, class: &str, text: &str) {
         let text = escape(text);
-        self.put(&format!("<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\">{text}</text>"));
+        self.put(&format!(
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\">{text}</text>"
+        ));
     }
 
     /// The title and the legend; where the strips begin.
@@ -105,16 +114,33 @@ impl Picture<'_> {
         let mut x = 12.0;
         self.text(x, 50.0, "", "A bar is a grant, from its reply until it is given up, lost or no longer trusted; its number is the end of its token; its colour the process:");
         for (name, colour) in self.colours.clone() {
-            self.put(&format!("<rect x=\"{x}\" y=\"58\" width=\"22\" height=\"13\" fill=\"{colour}\"/>"));
+            self.put(&format!(
+                "<rect x=\"{x}\" y=\"58\" width=\"22\" height=\"13\" fill=\"{colour}\"/>"
+            ));
             self.text(x + 27.0, 69.0, "", &name);
             x += 48.0 + 7.0 * name.len() as f64;
         }
         let marks = [
-            ("<rect width=\"30\" height=\"13\" fill=\"#bbb\"/><rect width=\"30\" height=\"13\" fill=\"url(#frozen)\"/>", "its process was frozen"),
-            ("<rect width=\"30\" height=\"13\" fill=\"#bbb\" opacity=\"0.4\"/>", "it was killed, and its lease ran on"),
-            ("<path d=\"M5 13 L10 4 L15 13 Z\" fill=\"#c00\"/>", "a holder was told that it has lost"),
-            ("<circle cx=\"10\" cy=\"7\" r=\"5\" fill=\"none\" stroke=\"#c00\" stroke-width=\"2\"/><path d=\"M6.5 10.5 L13.5 3.5\" stroke=\"#c00\" stroke-width=\"2\"/>", "the fence refused a write"),
-            ("<rect x=\"2\" y=\"1\" width=\"26\" height=\"11\" fill=\"none\" stroke=\"#e00\" stroke-width=\"3\"/>", "VIOLATION"),
+            (
+                "<rect width=\"30\" height=\"13\" fill=\"#bbb\"/><rect width=\"30\" height=\"13\" fill=\"url(#frozen)\"/>",
+                "its process was frozen",
+            ),
+            (
+                "<rect width=\"30\" height=\"13\" fill=\"#bbb\" opacity=\"0.4\"/>",
+                "it was killed, and its lease ran on",
+            ),
+            (
+                "<path d=\"M5 13 L10 4 L15 13 Z\" fill=\"#c00\"/>",
+                "a holder was told that it has lost",
+            ),
+            (
+                "<circle cx=\"10\" cy=\"7\" r=\"5\" fill=\"none\" stroke=\"#c00\" stroke-width=\"2\"/><path d=\"M6.5 10.5 L13.5 3.5\" stroke=\"#c00\" stroke-width=\"2\"/>",
+                "the fence refused a write",
+            ),
+            (
+                "<rect x=\"2\" y=\"1\" width=\"26\" height=\"11\" fill=\"none\" stroke=\"#e00\" stroke-width=\"3\"/>",
+                "VIOLATION",
+            ),
         ];
         x = 12.0;
         for (mark, words) in marks {
@@ -124,14 +150,24 @@ impl Picture<'_> {
         }
         let mut y = 112.0;
         x = 12.0;
-        self.text(x, y, "", "Faults, above the lanes, in the colour of whom they befell:");
-        x = 330.0;
-        let came = |kind: &Kind| self.outcome.faults.iter().any(|fault| fault.planned.kind == *kind);
+        self.text(
+            x,
+            y,
+            "",
+            "Faults, above the lanes, in the colour of whom they befell:",
+        );
+        x = 350.0;
+        let came = |kind: &Kind| {
+            self.outcome
+                .faults
+                .iter()
+                .any(|fault| fault.planned.kind == *kind)
+        };
         let kinds: Vec<Kind> = KINDS.into_iter().filter(came).collect();
         for kind in kinds {
             let wide = 34.0 + 5.6 * kind.word().len() as f64;
             if x + wide > LEFT + WIDTH {
-                (x, y) = (330.0, y + 16.0);
+                (x, y) = (350.0, y + 16.0);
             }
             self.text(x, y, "k", kind.sign());
             self.text(x + 20.0, y, "s", kind.word());
@@ -181,7 +217,10 @@ impl Picture<'_> {
             if fault.until < from || fault.from >= until {
                 continue;
             }
-            let (begin, end) = (self.x(from, fault.from.max(from)), self.x(from, fault.until));
+            let (begin, end) = (
+                self.x(from, fault.from.max(from)),
+                self.x(from, fault.until),
+            );
             let everybody = fault.who.is_empty();
             let colour = match self.colours.get(actor(&fault.who)) {
                 Some(colour) if !everybody => colour,
@@ -216,7 +255,12 @@ impl Picture<'_> {
 
     fn lane(&mut self, lock: &str, from: u64, until: u64, y: f64) {
         let high = LANE - 6.0;
-        let grants: Vec<Grant> = self.grants.iter().filter(|grant| grant.lock == lock).cloned().collect();
+        let grants: Vec<Grant> = self
+            .grants
+            .iter()
+            .filter(|grant| grant.lock == lock)
+            .cloned()
+            .collect();
         let mut signs = String::new();
         for grant in &grants {
             let killed = self.killed(grant);
@@ -238,7 +282,9 @@ impl Picture<'_> {
             if wide > 30.0 && grant.token != 0 {
                 self.text(begin + 3.0, y + 14.0, "in", &label);
             }
-            if let Some(killed) = killed.filter(|killed| *killed < trusted && grant.releasing.is_none()) {
+            if let Some(killed) =
+                killed.filter(|killed| *killed < trusted && grant.releasing.is_none())
+            {
                 let (a, b) = (self.x(from, killed.max(from)), self.x(from, trusted));
                 self.put(&format!(
                     "<rect x=\"{a:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{high}\" fill=\"{colour}\" \
@@ -257,9 +303,19 @@ impl Picture<'_> {
             }
         }
         for fault in &self.outcome.faults {
-            let freeze = matches!(fault.planned.kind, Kind::FreezeHolding | Kind::FreezeInFence);
-            if freeze && fault.lock.as_deref() == Some(lock) && fault.until >= from && fault.from < until {
-                let (a, b) = (self.x(from, fault.from.max(from)), self.x(from, fault.until));
+            let freeze = matches!(
+                fault.planned.kind,
+                Kind::FreezeHolding | Kind::FreezeInFence
+            );
+            if freeze
+                && fault.lock.as_deref() == Some(lock)
+                && fault.until >= from
+                && fault.from < until
+            {
+                let (a, b) = (
+                    self.x(from, fault.from.max(from)),
+                    self.x(from, fault.until),
+                );
                 let _ = write!(
                     signs,
                     "<rect x=\"{a:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"7\" fill=\"url(#frozen)\"/>",
@@ -305,6 +361,11 @@ impl Picture<'_> {
         let mine = |outage: &&check::Outage| {
             outage.killed && outage.who.as_ref() == Some(&grant.who) && outage.from >= grant.granted
         };
-        self.outcome.evidence.outages.iter().find(mine).map(|outage| outage.from)
+        self.outcome
+            .evidence
+            .outages
+            .iter()
+            .find(mine)
+            .map(|outage| outage.from)
     }
 }

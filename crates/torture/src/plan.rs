@@ -165,7 +165,10 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
         Client::Unfenced => &[Kind::FreezeInFence],
         Client::Replaced => &[Kind::FreezeHolding, Kind::FreezeInFence],
     };
-    some.iter().copied().filter(|kind| kind.is_for(engine)).collect()
+    some.iter()
+        .copied()
+        .filter(|kind| kind.is_for(engine))
+        .collect()
 }
 
 /// One fault.

@@ -152,7 +152,9 @@ impl Settings {
             who: text("who")?,
             url: text("url")?,
             data: text("data")?,
-            locks: locks.filter_map(|lock| Some(lock.as_str()?.to_owned())).collect(),
+            locks: locks
+                .filter_map(|lock| Some(lock.as_str()?.to_owned()))
+                .collect(),
             ttl: Duration::from_millis(value["ttl_ms"].as_u64()?),
             seed: value["seed"].as_u64()?,
             history: text("history")?.into(),

@@ -171,7 +171,8 @@ pub fn run(options: &Options) -> Option<Outcome> {
             })
             .collect();
         let made = making.into_iter().map(|fault| fault.join());
-        made.map(|fault| fault.expect("a fault can be made")).collect()
+        made.map(|fault| fault.expect("a fault can be made"))
+            .collect()
     });
     sleep(options.length.saturating_sub(start.elapsed()));
 
@@ -294,19 +295,25 @@ impl Outcome {
 async fn prepare(database: &Database, locks: &[String], controls: bool) {
     let all = Locks::connect(&database.url).await.expect("it was started");
     all.migrate().await.expect("the table can be made");
-    database.prepare(locks).await.expect("the tables can be made");
+    database
+        .prepare(locks)
+        .await
+        .expect("the tables can be made");
     if controls {
         let mut sql = Sql::connect(&database.url).await.expect("it was started");
         for lock in locks {
-            sql.run(&format!("INSERT INTO database_locks_lock (name) VALUES ('{lock}')"))
-                .await
-                .expect("the table was made");
+            sql.run(&format!(
+                "INSERT INTO database_locks_lock (name) VALUES ('{lock}')"
+            ))
+            .await
+            .expect("the table was made");
         }
     }
     if let Some(data) = database.data.strip_prefix("sqlite://") {
         // Writers of one lock do not hold up those of another for long.
         let file = rusqlite::Connection::open(data).expect("it was made");
-        file.pragma_update(None, "journal_mode", "wal").expect("WAL");
+        file.pragma_update(None, "journal_mode", "wal")
+            .expect("WAL");
     }
 }
 

@@ -54,10 +54,11 @@ impl Sql {
             tokio::spawn(connection);
             return Ok(Self::Postgres(client));
         }
-        let options = mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url).map_err(text)?)
-            // Over the proxy, and not past it.
-            .prefer_socket(false)
-            .client_found_rows(true);
+        let options =
+            mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url).map_err(text)?)
+                // Over the proxy, and not past it.
+                .prefer_socket(false)
+                .client_found_rows(true);
         let connection = mysql_async::Conn::new(options).await.map_err(text)?;
         Ok(Self::MySql(Box::new(connection)))
     }
@@ -87,7 +88,8 @@ impl Sql {
                 }
             }
             Self::MySql(connection) => {
-                let rows: Vec<mysql_async::Row> = connection.query(statement).await.map_err(text)?;
+                let rows: Vec<mysql_async::Row> =
+                    connection.query(statement).await.map_err(text)?;
                 answer.affected = connection.affected_rows();
                 for row in rows {
                     let value = |value: mysql_async::Value| match value {
@@ -97,7 +99,9 @@ impl Sql {
                         mysql_async::Value::NULL => String::new(),
                         other => other.as_sql(true),
                     };
-                    answer.rows.push(row.unwrap().into_iter().map(value).collect());
+                    answer
+                        .rows
+                        .push(row.unwrap().into_iter().map(value).collect());
                 }
             }
             Self::Sqlite(file) => {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use database_locks::{Error, LockGuard, Locks};
 use mysql_async::TxOpts;
 use mysql_async::prelude::Queryable;
+use torture::clock;
 use torture::history::{Recorder, What};
 use torture::naive::{Held, Naive};
 use torture::process::{Client, Orders, Settings, Trap, say};
 use torture::store::{Answer, Sql, in_time, text};
-use torture::clock;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -330,7 +330,10 @@ struct Write<'a> {
 
 impl Write<'_> {
     fn read(&self) -> String {
-        format!("SELECT value FROM torture_counter WHERE name = '{}'", self.lock)
+        format!(
+            "SELECT value FROM torture_counter WHERE name = '{}'",
+            self.lock
+        )
     }
 
     /// The counter's row keeps the order of commits: it is locked from the first of them to the end.
@@ -352,7 +355,11 @@ impl Write<'_> {
     /// It has read; what it writes is as old as this from now on.
     async fn think(&self) {
         let what = format!("{} {}", self.lock, self.token);
-        let caught = self.worker.orders.caught(Trap::Fenced, &what, || true).await;
+        let caught = self
+            .worker
+            .orders
+            .caught(Trap::Fenced, &what, || true)
+            .await;
         if !caught {
             tokio::time::sleep(self.worker.between(0, 15)).await;
         }
@@ -392,7 +399,10 @@ impl Write<'_> {
                 let read = in_time(async { tx.query(self.read()).await.map_err(text) });
                 let rows: Vec<(i64,)> = read.await?;
                 let value = Answer {
-                    rows: rows.iter().map(|(value,)| vec![value.to_string()]).collect(),
+                    rows: rows
+                        .iter()
+                        .map(|(value,)| vec![value.to_string()])
+                        .collect(),
                     affected: 0,
                 };
                 self.think().await;
@@ -410,7 +420,9 @@ impl Write<'_> {
                     Some(lasting) => bounded(guard.fence_for(&mut tx, lasting)).await?,
                     None => bounded(guard.fence(&mut tx)).await?,
                 };
-                let value: i64 = tx.query_row(&self.read(), [], |row| row.get(0)).map_err(text)?;
+                let value: i64 = tx
+                    .query_row(&self.read(), [], |row| row.get(0))
+                    .map_err(text)?;
                 // Of one file: others write there under other locks.
                 let value = Answer {
                     rows: vec![vec![value.to_string()]],

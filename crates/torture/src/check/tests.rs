@@ -48,8 +48,11 @@ impl Story {
     }
 
     fn released(self, at: u64, who: &str) -> Self {
-        self.event(at, who, What::Releasing { ask: 1 })
-            .event(at + 1, who, What::Released { ask: 1, ok: true })
+        self.event(at, who, What::Releasing { ask: 1 }).event(
+            at + 1,
+            who,
+            What::Released { ask: 1, ok: true },
+        )
     }
 
     fn wrote(mut self, at: u64, who: &str, token: i64) -> Self {
@@ -62,9 +65,16 @@ impl Story {
             id: id.clone(),
         });
         *self.0.counters.entry("a".into()).or_default() += 1;
-        self.event(at, who, What::Write { ask: 1, id: id.clone() })
-            .event(at + 1, who, What::Committing { id: id.clone() })
-            .event(at + 2, who, What::Committed { id })
+        self.event(
+            at,
+            who,
+            What::Write {
+                ask: 1,
+                id: id.clone(),
+            },
+        )
+        .event(at + 1, who, What::Committing { id: id.clone() })
+        .event(at + 2, who, What::Committed { id })
     }
 
     fn outage(mut self, who: Option<&str>, from: u64, until: u64) -> Self {
@@ -79,7 +89,10 @@ impl Story {
 
     fn found(mut self) -> Vec<Kind> {
         self.0.events.sort_by_key(|event| event.at);
-        check(&self.0).into_iter().map(|violation| violation.kind).collect()
+        check(&self.0)
+            .into_iter()
+            .map(|violation| violation.kind)
+            .collect()
     }
 }
 
@@ -109,7 +122,14 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
         .asked(10, "y")
         .granted(1505, "y", 8)
         .trusted(1506, "y", 1300)
-        .event(1600, "x", What::Lost { ask: 1, reason: "expired".into() });
+        .event(
+            1600,
+            "x",
+            What::Lost {
+                ask: 1,
+                reason: "expired".into(),
+            },
+        );
     assert_eq!(story.found(), []);
 }
 
@@ -142,7 +162,11 @@ fn trust_goes_on_between_two_looks() {
 
 #[test]
 fn a_look_that_was_frozen_between_question_and_answer_is_no_trust_at_its_end() {
-    let late = What::Trusted { ask: 1, before: 10 * MS, lasting: 1300 * MS };
+    let late = What::Trusted {
+        ask: 1,
+        before: 10 * MS,
+        lasting: 1300 * MS,
+    };
     let story = Story::new()
         .asked(0, "x")
         .granted(5, "x", 7)
@@ -244,7 +268,10 @@ fn a_lost_increment_is_found() {
 
 #[test]
 fn a_confirmed_write_that_is_not_there_is_found() {
-    let mut story = Story::new().asked(0, "x").granted(5, "x", 7).wrote(10, "x", 7);
+    let mut story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .wrote(10, "x", 7);
     story.0.rows.clear();
     story.0.counters.insert("a".into(), 0);
     assert_eq!(story.found(), [Kind::LostIncrement]);
@@ -253,7 +280,10 @@ fn a_confirmed_write_that_is_not_there_is_found() {
 #[test]
 fn a_commit_that_was_not_answered_may_be_there_or_not() {
     for there in [true, false] {
-        let mut story = Story::new().asked(0, "x").granted(5, "x", 7).wrote(10, "x", 7);
+        let mut story = Story::new()
+            .asked(0, "x")
+            .granted(5, "x", 7)
+            .wrote(10, "x", 7);
         story.0.events.pop();
         if !there {
             story.0.rows.clear();
