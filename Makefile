@@ -16,7 +16,8 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = pg18=$$(scripts/install-servers); \
-	export DBLOCK_PG18_BIN=$$pg18 DBLOCK_REQUIRE=postgres,postgres18,mariadb,chromium
+	export DBLOCK_PG18_BIN=$$pg18; \
+	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

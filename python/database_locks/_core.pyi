@@ -23,6 +23,7 @@ __all__ = [
     "schema",
     "set_log_level",
     "set_program",
+    "ticket_name",
 ]
 
 __version__: str
@@ -32,6 +33,9 @@ def generation() -> int:
 
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
+
+def ticket_name(ticket: str) -> str:
+    """For which lock a ticket is. `LockConfigError` where it is none; it is not repeated."""
 
 def schema(engine: str) -> str | None:
     """The statement that makes the table; ``{table}`` stands for its name."""
@@ -89,7 +93,14 @@ class Locks:
         `LockTimeout` where another wait ran out.
         """
 
-    def take_up(self, ticket: str, *, ttl: float | None, auto_renew: bool = True) -> Pending[Guard]:
+    def take_up(
+        self,
+        ticket: str,
+        *,
+        ttl: float | None,
+        auto_renew: bool = True,
+        renew_every: float | None = None,
+    ) -> Pending[Guard | None]:
         """Begin to go on with a lock that was handed over; the result is a `Guard`."""
 
     def migrate(self) -> Pending[None]: ...

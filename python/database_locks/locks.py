@@ -52,7 +52,9 @@ class lock(_core.Scope):
 
     :param lock_name: unique name in the database, 1 to 255 characters; by default that of what is
         decorated, or of the calling function
-    :param timeout: how many seconds to wait; 0 (the default): without limit
+    :param timeout: how many seconds to wait; 0 (the default): without limit. On a cluster with
+        several primaries any wait, one try too, goes on where the holder looks dead, until its lease
+        has been watched for its length
     :param lock_ttl: seconds after which the lock is free again if its holder dies; ``None``: never
     :param locked_by: owner id. Whoever comes with the same one from another process takes the lock
         over at once; within a process it excludes like any other
@@ -69,6 +71,9 @@ class lock(_core.Scope):
         until the outermost transaction has committed or rolled back
     :param meta: what ``dblock show`` and the admin page are to show besides: a mapping that JSON can
         hold
+    :param ticket: go on with a lock that somebody handed over (`Held.hand_over`, ``dblock acquire``)
+        instead of acquiring one; its name is in the ticket. `LockLost` where it was taken up
+        already, or its lease has ended. Never waits
 
     Numbers of seconds may be `datetime.timedelta`. In one thread, or one task, the same lock nests:
     only the outermost block frees it. ``as held`` gives a `Held`.
@@ -91,7 +96,15 @@ class lock(_core.Scope):
         on_busy: str = "wait",
         until: str = "exit",
         meta: Mapping[str, Any] | None = None,
+        ticket: str | None = None,
     ) -> None:
+        if ticket is not None:
+            named = _core.ticket_name(ticket)
+            if lock_name not in (None, named):
+                raise LockConfigError(
+                    f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}"
+                )
+            lock_name = named
         if lock_name is not None and not isinstance(lock_name, str):
             raise LockConfigError(
                 f"`lock_name` is {lock_name!r}, must be a text; to decorate a function without "
@@ -136,6 +149,7 @@ class lock(_core.Scope):
             self._meta = None if meta is None else json.dumps(dict(meta))
         except (TypeError, ValueError) as error:
             raise LockConfigError(f"`meta` cannot be written as JSON: {error}") from None
+        self._ticket = ticket
         self._locks: Locks | None = None
         self._decorates = False
         self._open: list[tuple[Any, Held]] = []
@@ -203,6 +217,8 @@ class lock(_core.Scope):
                 "not intended"
             )
             return Held(wanted.name, None, wanted)
+        if self._ticket is not None:
+            return None
         held = holds().get(wanted.key)
         return None if held is None else held._enter_again()
 
@@ -212,6 +228,13 @@ class lock(_core.Scope):
         _log.follow()
         logger.info("acquiring lock %s", wanted.name)
         _settings.status("1")
+        if self._ticket is not None:
+            return wanted.locks._core.take_up(
+                self._ticket,
+                ttl=wanted.ttl,
+                auto_renew=wanted.auto_renew,
+                renew_every=wanted.renew_every,
+            )
         return wanted.locks._core.acquire(
             wanted.name,
             ttl=wanted.ttl,

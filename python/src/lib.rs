@@ -55,6 +55,14 @@ mod _core {
     }
 
     #[pyfunction]
+    fn ticket_name(py: Python<'_>, ticket: &str) -> PyResult<String> {
+        match ticket.parse::<database_locks::Ticket>() {
+            Ok(ticket) => Ok(ticket.name().as_str().to_owned()),
+            Err(error) => Err(errors::raise(py, error)),
+        }
+    }
+
+    #[pyfunction]
     fn schema(engine: &str) -> Option<&'static str> {
         database_locks::__face::schema(engine)
     }

@@ -105,17 +105,21 @@ impl Locks {
         }))
     }
 
-    #[pyo3(signature = (ticket, *, ttl, auto_renew=true))]
+    #[pyo3(signature = (ticket, *, ttl, auto_renew=true, renew_every=None))]
     fn take_up(
         &self,
         py: Python<'_>,
         ticket: &str,
         ttl: Option<f64>,
         auto_renew: bool,
+        renew_every: Option<f64>,
     ) -> PyResult<Pending> {
         let ticket: Ticket = ticket.parse().map_err(|error| raise(py, error))?;
         let lock = self.locks.lock(ticket.name().as_str());
-        let lock = lock.ttl(self::ttl(py, ttl)?).auto_renew(auto_renew);
+        let mut lock = lock.ttl(self::ttl(py, ttl)?).auto_renew(auto_renew);
+        if let Some(every) = renew_every {
+            lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
+        }
         Ok(Pending::new(async move {
             Ok(Value::Guard(Some(lock.take_up(&ticket).await?)))
         }))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import subprocess
 import sys
@@ -225,6 +226,47 @@ def test_a_lock_handed_over_outlives_its_block(here: Locks) -> None:
         ticket = held.hand_over()
         assert ticket is not None
     assert here.show("job")["state"] == "held"  # type: ignore[index]
+
+
+def test_whoever_has_the_ticket_goes_on_with_the_lock(locks: Locks) -> None:
+    with locks.lock("the job", lock_ttl=20) as held:
+        token, ticket = held.token, held.hand_over()
+    elsewhere = []
+
+    def go_on() -> None:
+        with locks.lock(ticket=ticket, lock_ttl=1) as taken_up:
+            elsewhere.append((taken_up.name, taken_up.token))
+            time.sleep(1.5)
+            taken_up.check()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    thread.join()
+    assert elsewhere == [("the job", token)]
+    with pytest.raises(LockLost, match="the job"), locks.lock(ticket=ticket):
+        pytest.fail("taken up twice")
+    with locks.lock("the job", retry=None):
+        pass
+
+
+def test_a_task_takes_up_what_a_thread_handed_over(here: Locks) -> None:
+    with here.lock("job") as held:
+        ticket = held.hand_over()
+
+    async def go_on() -> None:
+        async with here.lock("job", ticket=ticket) as held:
+            assert held.remaining() > 5
+
+    asyncio.run(go_on())
+    assert here.show("job")["state"] == "free"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("ticket", ["", "job", "1.2.job", "0.0f3a9c5e7b2d46818f0a1c3e5d7b9f24.job"])
+def test_what_is_no_ticket_is_refused_before_anything_is_sent(here: Locks, ticket: str) -> None:
+    with pytest.raises(LockConfigError, match=r"TOKEN\.GRANT\.NAME"):
+        here.lock(ticket=ticket)
+    with pytest.raises(LockConfigError, match="'other', and the ticket is for 'job'"):
+        here.lock("other", ticket="1.0f3a9c5e7b2d46818f0a1c3e5d7b9f24.job")
 
 
 @pytest.mark.parametrize(

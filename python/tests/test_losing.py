@@ -6,6 +6,8 @@ import asyncio
 import logging
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -36,6 +38,26 @@ def test_a_main_thread_asleep_is_woken_by_the_loss(here: Locks) -> None:
     assert (caught.value.name, caught.value.reason) == ("job", "forced")
     assert caught.value.token == held.token
     assert held.lost
+
+
+FORGET = """
+import sqlite3, sys
+file = sqlite3.connect(sys.argv[1])
+with file:
+    file.execute("UPDATE database_locks_lock SET token = token - 1")
+"""
+
+
+def test_a_grant_that_the_database_forgot_is_lost_to_a_failover(sqlite_url: str) -> None:
+    """Its row is as a server has it that took another's place and lacks its last commits."""
+    path = sqlite_url.removeprefix("sqlite://")
+    with pytest.raises(LockLost) as caught, connect(sqlite_url).lock("job", lock_ttl=6):
+        # In a process of its own: two copies of SQLite in one cancel each other's file locks.
+        subprocess.run([sys.executable, "-c", FORGET, path], check=True)
+        time.sleep(60)
+    assert caught.value.reason == "failover"
+    assert caught.value.detail == "the database forgot the grant (failover)"
+    assert caught.value.detail in str(caught.value)
 
 
 def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:

@@ -7,20 +7,22 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::holder::over;
 use crate::inner::Inner;
-use crate::lease::Lease;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
-use crate::ours::{Ours, is_ours};
-use crate::release::give_back;
-use crate::renew::{Held, Status, ms};
-use crate::store::{Ask, Grant, Occupant, Outcome, Return, StoreError, TakeOver};
-use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
-use crate::token::{GrantId, Token};
+use crate::renew::ms;
+use crate::store::{Occupant, Outcome, Pauses, StoreError};
+use crate::timing::Timing;
+use crate::token::Token;
 use crate::turns::Turn;
+use crate::watch::Stretch;
+
+mod attempt;
+
+use attempt::Attempt;
+pub(crate) use attempt::begin;
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,11 +34,15 @@ const ONCE_BUSY: Duration = Duration::from_millis(30);
 /// The pause between two looks at a lock that changes hands often, and the longest one by default.
 const SHORTEST_POLL: Duration = Duration::from_millis(20);
 pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
+/// The longest one where releases are announced, for a lost announcement must cost no more than that.
+const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
 /// The same while the database cannot be reached.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait begins this long before its end, so that its answer is in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
+/// How often a wait that goes on beyond its end looks whether it still has a reason to.
+const STRETCH: Duration = Duration::from_millis(20);
 
 /// What is wanted, all rules checked.
 #[derive(Debug)]
@@ -220,12 +226,12 @@ impl Progress {
     }
 }
 
-/// Whether a try-once is over after this.
-fn gives_up(outcome: &Result<Outcome, StoreError>, waited: Duration) -> bool {
+/// Whether a try-once is over after this; for so long nobody has been said to have it.
+fn gives_up(outcome: &Result<Outcome, StoreError>, unclear: Duration) -> bool {
     match outcome {
         Ok(Outcome::Held(_)) => true,
-        Ok(Outcome::Busy) => waited >= ONCE_BUSY,
-        Err(StoreError::Contention(_)) => waited >= ONCE_CONTENTION,
+        Ok(Outcome::Busy) => unclear >= ONCE_BUSY,
+        Err(StoreError::Contention(_)) => unclear >= ONCE_CONTENTION,
         _ => false,
     }
 }
@@ -236,10 +242,23 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
     let Some(limit) = want.wait.filter(|wait| !wait.is_zero()) else {
         return work(inner, want, &progress, None).await;
     };
-    tokio::select! {
-        biased;
-        done = work(inner, want, &progress, Some(began.saturating_add(limit))) => return done,
-        () = clock::sleep_until(began.saturating_add(limit)) => {}
+    let mut end = began.saturating_add(limit);
+    {
+        let mut work = std::pin::pin!(work(inner, want, &progress, Some(end)));
+        let mut stretch = Stretch::default();
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = clock::sleep_until(end) => {}
+            }
+            let now = clock::now();
+            match stretch.until(&inner.watches, &want.name, now) {
+                // Somebody may see at any time that it need not go on.
+                Some(until) => end = until.min(now + STRETCH),
+                None => break,
+            }
+        }
     }
     let Progress {
         occupant, failure, ..
@@ -272,7 +291,9 @@ async fn work(
     deadline: Option<Time>,
 ) -> Result<Option<LockGuard>, Error> {
     let once = want.once();
-    let began = clock::now();
+    // Since when nobody is said to have it.
+    let mut unclear = clock::now();
+    let mut stretch = Stretch::default();
     let mut line = None;
     // Whoever may take it over need not wait behind those who may not.
     if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
@@ -294,11 +315,22 @@ async fn work(
             }
             continue;
         }
-        let waited = clock::now() - began;
-        if once && gives_up(&outcome, waited) {
+        let now = clock::now();
+        let overdue = || {
+            Stretch::default()
+                .until(&inner.watches, &want.name, now)
+                .is_some()
+        };
+        if once
+            && gives_up(&outcome, now - unclear)
+            && stretch.until(&inner.watches, &want.name, now).is_none()
+        {
             return Ok(None);
         }
-        let pause = pace.after(&outcome);
+        if matches!(outcome, Ok(Outcome::Held(_))) {
+            unclear = now;
+        }
+        let pauses = pace.after(&outcome);
         match outcome {
             Err(refused @ StoreError::Rejected { .. }) => {
                 return Err(refused.into_error(op(&want.name)));
@@ -317,21 +349,29 @@ async fn work(
             }
         }
         if once {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(pauses.unannounced).await;
             continue;
         }
         let turn = match line.take() {
             Some(turn) => turn,
             None => wait_for_turn(inner, want, progress).await,
         };
-        let pause = match deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY)) {
-            // The wait's end is what ends this.
-            Some(Duration::ZERO) => Duration::MAX,
-            Some(left) => pause.min(left),
+        let within = |pause: Duration| match deadline {
+            Some(at) => match at.saturating_sub(clock::now() + LAST_TRY) {
+                // The wait's end is what ends this.
+                Duration::ZERO if !overdue() => Duration::MAX,
+                Duration::ZERO => pause,
+                left => pause.min(left),
+            },
             None => pause,
         };
+        let pauses = Pauses {
+            held: pauses.held,
+            announced: within(pauses.announced),
+            unannounced: within(pauses.unannounced),
+        };
         tokio::select! {
-            () = inner.store.freed(&want.name, pause) => {}
+            () = inner.store.freed(&want.name, pauses) => {}
             () = turn.rings() => {}
         }
         line = Some(turn);
@@ -349,156 +389,6 @@ async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -
     let turn = inner.turns.join(&want.name);
     turn.comes().await;
     turn
-}
-
-/// One grant that is being asked for.
-///
-/// Dropped while it is unknown whether it was made, it is given back in the background.
-struct Attempt<'a> {
-    inner: &'a Arc<Inner>,
-    want: &'a Want,
-    asks: [Ask; 1],
-    /// From before the request is sent: then it may stand in the row.
-    _ours: Ours,
-    /// When the latest request was sent.
-    sent: Time,
-    unsettled: bool,
-}
-
-impl<'a> Attempt<'a> {
-    fn new(inner: &'a Arc<Inner>, want: &'a Want) -> Result<Self, Error> {
-        let ask = Ask {
-            name: want.name.clone(),
-            grant: GrantId::random()?,
-            holder: Arc::clone(&want.holder),
-            length: want.timing.first_grant(),
-            metadata: Arc::clone(&want.metadata),
-        };
-        Ok(Self {
-            inner,
-            want,
-            _ours: Ours::new(ask.grant),
-            asks: [ask],
-            sent: Time::ZERO,
-            unsettled: false,
-        })
-    }
-
-    async fn once(&mut self) -> Result<Outcome, StoreError> {
-        match self.ask().await? {
-            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
-                self.take_over(occupant).await
-            }
-            outcome => Ok(outcome),
-        }
-    }
-
-    /// Whether its own holder has it, in another process.
-    fn may_take_over(&self, occupant: &Occupant) -> bool {
-        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
-        self.want.take_over && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
-    }
-
-    async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
-        let mut what = TakeOver {
-            to: self.asks[0].clone(),
-            token: from.token.unwrap_or(Token::from_db(0)),
-            grant: from.grant.clone(),
-        };
-        if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
-            what.to.metadata = over(&self.want.metadata, ended).into();
-        }
-        self.unsettled = true;
-        self.sent = clock::now();
-        let outcome = self.inner.store.take_over(&what, PATIENCE).await?;
-        self.unsettled = matches!(outcome, Outcome::Granted { .. });
-        Ok(match outcome {
-            // A renewal is over in a moment. A fence may be open for long, and is waited for as the
-            // holder would be.
-            Outcome::Busy if !self.want.once() => Outcome::Held(from),
-            Outcome::Granted { token, .. } => {
-                tracing::debug!(
-                    lock.name = self.want.name.as_str(),
-                    lock.token = token.get(),
-                    lock.holder = &*self.want.holder,
-                    from = what.token.get(),
-                    "lock taken over from the same holder"
-                );
-                outcome
-            }
-            outcome => outcome,
-        })
-    }
-
-    async fn ask(&mut self) -> Result<Outcome, StoreError> {
-        let before = std::mem::replace(&mut self.unsettled, true);
-        self.sent = clock::now();
-        let mut outcomes = self.inner.store.acquire(&self.asks, PATIENCE).await?;
-        let outcome = outcomes.pop().unwrap_or(Outcome::Busy);
-        self.unsettled = match outcome {
-            Outcome::Held(_) => false,
-            // It may be a request of our own, whose reply was lost, that has the row locked.
-            Outcome::Busy => before,
-            Outcome::Granted { .. } => true,
-        };
-        Ok(outcome)
-    }
-
-    /// It is ours: from here on it is the guard that gives it back.
-    async fn granted(&mut self, token: Token, length: Duration) -> Result<LockGuard, LostReason> {
-        self.unsettled = false;
-        let grant = Grant {
-            name: self.want.name.clone(),
-            token,
-            id: self.asks[0].grant,
-            holder: Arc::clone(&self.want.holder),
-        };
-        let lease = Lease::granted(self.want.timing, self.sent, length);
-        begin(self.inner, grant, lease).await
-    }
-}
-
-/// Keep a grant alive from now on. Of a long lease, wait until the database has confirmed all of it.
-pub(crate) async fn begin(
-    inner: &Arc<Inner>,
-    grant: Grant,
-    lease: Lease,
-) -> Result<LockGuard, LostReason> {
-    let held = Held::new(inner.store.engine(), grant, &lease);
-    let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
-    inner.scheduler.add(lease, Arc::clone(&held));
-    let settled = held
-        .watch()
-        .wait_for(|status| !matches!(status, Status::Held(None)))
-        .await
-        .map_or(Status::Released, |status| *status);
-    match settled {
-        Status::Lost(reason) => Err(reason),
-        Status::Held(_) | Status::Released => Ok(guard),
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if !self.unsettled {
-            return;
-        }
-        let [ask] = &self.asks;
-        let what = Return {
-            name: ask.name.clone(),
-            token: None,
-            grant: ask.grant,
-            holder: Arc::clone(&ask.holder),
-            durable: false,
-        };
-        // After that time the grant has run out by itself: an acquire makes none that is longer.
-        tokio::spawn(give_back(
-            Arc::clone(self.inner),
-            what,
-            Ttl::Lasting(MAX_FIRST_GRANT),
-            None,
-        ));
-    }
 }
 
 /// How long to wait before the next look.
@@ -520,17 +410,36 @@ impl Pace {
         }
     }
 
-    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Duration {
+    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
+        let pauses = |announced, unannounced| Pauses {
+            held: false,
+            announced,
+            unannounced,
+        };
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant),
-            Err(StoreError::Unavailable(_)) => self.unavailable(),
-            _ => self.busy(),
+            Err(StoreError::Unavailable(_)) => {
+                let pause = self.unavailable();
+                pauses(pause, pause)
+            }
+            // Mostly it is somebody who is just taking it, and who will ring.
+            Ok(Outcome::Busy) => {
+                let announced = Duration::from_millis(fastrand::u64(20..=200));
+                pauses(announced, self.busy())
+            }
+            _ => {
+                let pause = self.busy();
+                pauses(pause, pause)
+            }
         }
     }
 
     /// A lock that changed hands since the last look is looked at often, one that did not ever less;
     /// never later than its lease ends.
-    fn held(&mut self, occupant: &Occupant) -> Duration {
+    ///
+    /// Where its end is announced that is only in case it was not heard. A holder of 0.5 rings no bell,
+    /// and neither does the end of a lease.
+    fn held(&mut self, occupant: &Occupant) -> Pauses {
         self.outage = Duration::ZERO;
         let shortest = SHORTEST_POLL.min(self.longest);
         self.poll = if self.seen == occupant.token {
@@ -539,11 +448,22 @@ impl Pace {
             shortest
         };
         self.seen = occupant.token;
-        let jittered = self.poll.mul_f64(0.5 + fastrand::f64() / 2.0);
         let end = occupant
             .free_in
             .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
-        end.map_or(jittered, |end| end.min(jittered))
+        let until_end = |pause: Duration| {
+            let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+            end.map_or(jittered, |end| end.min(jittered))
+        };
+        let unannounced = until_end(self.poll);
+        Pauses {
+            held: true,
+            announced: match occupant.intact {
+                true => until_end(self.longest.max(ANNOUNCED_POLL)),
+                false => unannounced,
+            },
+            unannounced,
+        }
     }
 
     fn busy(&mut self) -> Duration {
@@ -573,14 +493,15 @@ mod tests {
         };
         for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
             let mut pace = Pace::new(longest);
-            let first = pace.after(&held(1, None));
+            let mut after = |outcome| pace.after(&outcome).unannounced;
+            let first = after(held(1, None));
             assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
             for _ in 0..40 {
-                assert!(pace.after(&held(1, None)) <= longest);
+                assert!(after(held(1, None)) <= longest);
             }
-            assert!(pace.after(&held(1, None)) >= longest / 2, "{longest:?}");
-            assert!(pace.after(&held(1, Some(ms(2)))) <= ms(10));
-            let changed = pace.after(&held(2, None));
+            assert!(after(held(1, None)) >= longest / 2, "{longest:?}");
+            assert!(after(held(1, Some(ms(2)))) <= ms(10));
+            let changed = after(held(2, None));
             assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
         }
     }

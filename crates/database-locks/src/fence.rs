@@ -163,8 +163,9 @@ impl FenceFailure {
     /// The same of an error number of MySQL or MariaDB.
     pub fn of_mysql(code: u16) -> Option<Self> {
         match code {
-            // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group.
-            1020 | 1205 | 1213 | 3572 | 3101 => Some(Self::Conflict),
+            // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group, not
+            // passed by the cluster at the commit.
+            1020 | 1205 | 1213 | 3572 | 3101 | 1180 => Some(Self::Conflict),
             // No such table, no such database.
             1146 | 1049 => Some(Self::NoRow),
             _ => None,
@@ -334,11 +335,20 @@ impl LockGuard {
             return error;
         }
         let name = self.name();
+        let held_off = |source: &str| Error::HeldOff {
+            op: format!("fence lock `{name}`"),
+            source: source.into(),
+        };
+        let may_lag = self.inner.store.fence().is_some_and(|text| text.may_lag);
         match failure {
-            FenceFailure::Conflict => Error::HeldOff {
-                op: format!("fence lock `{name}`"),
-                source: "it is still held: roll back, and try the transaction again".into(),
-            },
+            FenceFailure::Conflict => {
+                held_off("it is still held: roll back, and try the transaction again")
+            }
+            FenceFailure::NoRow if may_lag => held_off(
+                "it is still held, which the transaction does not see: roll back and try it again, \
+                 begun after the lock was acquired, in the database of the lock, when its node of \
+                 the cluster has caught up",
+            ),
             FenceFailure::NoRow => Error::config(
                 "fence",
                 format!("in a transaction that does not see the grant of lock `{name}`"),

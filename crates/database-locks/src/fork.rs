@@ -4,14 +4,127 @@
 //! connection and whoever holds a mutex at that moment do not exist in it. So nothing that the parent
 //! made is used there, not even dropped.
 
+use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Once, OnceLock};
+use std::time::Duration;
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+static FORKS: Gate = Gate::new();
+
+thread_local! {
+    /// Whether this is the background thread, and at work.
+    static WORKS: Cell<bool> = const { Cell::new(false) };
+}
+
+extern "C" fn before() {
+    // Who forks from within that thread, as a callback may, does not wait for himself.
+    FORKS.close(u32::from(WORKS.get()));
+}
+
+extern "C" fn in_parent() {
+    FORKS.open();
+}
 
 extern "C" fn in_child() {
+    FORKS.reset();
     GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The background thread is about to do something: not while the process is being forked.
+pub(crate) fn begin() {
+    FORKS.enter();
+    WORKS.set(true);
+}
+
+/// It rests until something happens.
+pub(crate) fn rest() {
+    WORKS.set(false);
+    FORKS.leave();
+}
+
+/// What a child that is forked now would see.
+#[cfg(test)]
+pub(crate) fn as_forked<T>(look: impl FnOnce() -> T) -> T {
+    before();
+    let seen = look();
+    in_parent();
+    seen
+}
+
+/// Keeps forks and the work of the background thread apart.
+///
+/// What that thread is in the middle of when somebody forks would stay half done in the child for ever:
+/// a regular expression of a driver's that it was compiling for the first time, behind a `LazyLock`
+/// whose other users wait for it to be finished. The first connection of such a child would hang.
+///
+/// Neither side waits for long: a thread that is stuck keeps nobody from forking, and takes the risk.
+struct Gate {
+    working: AtomicU32,
+    forking: AtomicU32,
+}
+
+impl Gate {
+    const LOOK: Duration = Duration::from_micros(100);
+    /// How many looks either side takes before it goes on regardless: a second, at least.
+    const LOOKS: u32 = 10_000;
+
+    const fn new() -> Self {
+        Self {
+            working: AtomicU32::new(0),
+            forking: AtomicU32::new(0),
+        }
+    }
+
+    /// Answers whether there were no more than so many in time.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a fork takes less than a millisecond, and there is nothing to be woken by"
+    )]
+    fn wait_for(who: &AtomicU32, at_most: u32) -> bool {
+        for _ in 0..Self::LOOKS {
+            if who.load(Ordering::SeqCst) <= at_most {
+                return true;
+            }
+            std::thread::sleep(Self::LOOK);
+        }
+        false
+    }
+
+    fn enter(&self) {
+        loop {
+            self.working.fetch_add(1, Ordering::SeqCst);
+            if self.forking.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            self.leave();
+            if !Self::wait_for(&self.forking, 0) {
+                self.working.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+        }
+    }
+
+    fn leave(&self) {
+        self.working.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// `own`: how many of those that work are the caller himself.
+    fn close(&self, own: u32) -> bool {
+        self.forking.fetch_add(1, Ordering::SeqCst);
+        Self::wait_for(&self.working, own)
+    }
+
+    fn open(&self) {
+        self.forking.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Nobody works and nobody forks in a new process.
+    fn reset(&self) {
+        self.working.store(0, Ordering::SeqCst);
+        self.forking.store(0, Ordering::SeqCst);
+    }
 }
 
 /// How many forks lie between this process and the one that first asked.
@@ -22,10 +135,12 @@ pub fn generation() -> u64 {
     static REGISTERED: Once = Once::new();
     let mut failed = false;
     REGISTERED.call_once(|| {
-        // SAFETY: the handler is async-signal-safe, as it must be in a child of a process with
-        // several threads: it does nothing but count up an atomic.
+        // SAFETY: the handler of the child is async-signal-safe, as it must be where the parent had
+        // several threads: it does nothing but set atomics. The others run in the parent, and unwind
+        // nowhere.
         #[allow(unsafe_code, reason = "there is no other way to be told of a fork")]
-        let registered = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        let registered =
+            unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         failed = registered != 0;
     });
     // Not in there: a subscriber that calls us would wait for itself.
@@ -123,6 +238,29 @@ impl<T> PerProcess<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fork_waits_for_the_background_thread_to_rest_and_keeps_it_resting() {
+        let gate = Gate::new();
+        gate.enter();
+        std::thread::scope(|scope| {
+            let fork = scope.spawn(|| gate.close(0));
+            while gate.forking.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            assert!(!fork.is_finished());
+            gate.leave();
+            assert!(fork.join().unwrap());
+            let work = scope.spawn(|| gate.enter());
+            assert!(!work.is_finished());
+            gate.open();
+            work.join().unwrap();
+        });
+        // The fork of a thread that works itself.
+        assert!(gate.close(1));
+        gate.reset();
+        assert!(gate.close(0));
+    }
 
     #[test]
     fn a_value_is_made_once_in_a_process() {

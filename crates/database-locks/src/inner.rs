@@ -6,21 +6,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
+use crate::acquire::PATIENCE;
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::metrics;
+use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::runtime;
-use crate::store::{self, Observed, Table};
+use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
+use crate::watch::Watches;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
+    pub(crate) asks: Batch<Ask>,
+    pub(crate) returns: Batch<Return>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
+    pub(crate) watches: Watches<LockName, Version>,
     /// Cloned by whoever releases in the background.
     pub(crate) pending: watch::Receiver<()>,
     all_done: watch::Sender<()>,
@@ -34,8 +41,11 @@ impl Inner {
         let (all_done, pending) = watch::channel(());
         let inner = Arc::new(Self {
             scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            asks: Batch::new(store.clone(), PATIENCE),
+            returns: Batch::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
+            watches: Watches::default(),
             pending,
             all_done,
             holder: default_holder().into(),

@@ -76,6 +76,9 @@ fn trust(timing: &Timing, sent: Time, length: Duration) -> Time {
 impl Lease {
     /// A grant of `length`, asked for at `sent`.
     pub(crate) fn granted(timing: Timing, sent: Time, length: Duration) -> Self {
+        // What is left of a grant that was made before is not the whole either. That it is there was
+        // read, and a primary which another one has replaced may say so of what it could not commit:
+        // so that is confirmed by a renewal first.
         let whole = timing.ttl() == Ttl::Lasting(length);
         Self {
             trusted_until: trust(&timing, sent, length),

@@ -51,6 +51,7 @@
 #![doc = include_str!("../docs/algorithm.md")]
 
 mod acquire;
+mod batch;
 pub mod blocking;
 mod clock;
 mod default;
@@ -89,6 +90,7 @@ mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod token;
 mod turns;
+mod watch;
 
 pub use error::{BoxError, Error, LostReason};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};

@@ -90,6 +90,13 @@ impl Lock {
     }
 
     /// How long [`Lock::acquire`] waits; zero: it tries once.
+    ///
+    /// On a cluster with several primaries (Galera, Group Replication) no clock says that a lease has
+    /// ended: it has, when its row was seen unchanged for as long as it lasts. So where the holder looks
+    /// dead at the end of the wait, because by the clock of the node that was asked its lease has ended or
+    /// was renewed in the future, the wait goes on until that is over, for one ttl of the holder at most;
+    /// [`Lock::try_acquire`] does the same. Otherwise no run of a job that tries once every few minutes
+    /// would ever get the lock of one that has crashed.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
         self
@@ -205,7 +212,8 @@ impl Lock {
         })
     }
 
-    /// Take the lock now, or answer `None` if somebody else has it.
+    /// Take the lock now, or answer `None` if somebody else has it. On a cluster it may wait: see
+    /// [`Lock::wait`].
     ///
     /// # Errors
     ///

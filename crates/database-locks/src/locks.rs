@@ -8,12 +8,12 @@ use crate::acquire::PATIENCE;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::LockInfo;
+use crate::info::{LockInfo, LockState};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
 use crate::runtime;
-use crate::store::{Force, Occupant, StoreError};
+use crate::store::{Force, Lapse, Occupant, StoreError};
 use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
@@ -173,9 +173,28 @@ impl Locks {
     async fn read(&self, names: Option<Vec<LockName>>) -> Result<Vec<LockInfo>, Error> {
         let inner = self.inner()?;
         runtime::run(async move {
-            again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE))
-                .await
-                .map_err(|e| e.into_error("read the locks"))
+            let read = again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE)).await;
+            let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
+            // Where a lease ends by being watched, this was one look more.
+            let now = crate::clock::now();
+            for row in &mut rows {
+                let Some(Lapse {
+                    version,
+                    length,
+                    overdue,
+                }) = &row.lapse
+                else {
+                    continue;
+                };
+                let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
+                row.state = match inner.watches.over_for(&row.name, now) {
+                    Some(since) => LockState::Expired { since },
+                    None => LockState::Held {
+                        free_in: Some(left),
+                    },
+                };
+            }
+            Ok(rows)
         })
         .await
     }

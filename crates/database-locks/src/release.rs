@@ -11,8 +11,6 @@ use crate::store::{Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
 
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
@@ -50,25 +48,17 @@ async fn until_answered(
         Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
         Ttl::Endless => Duration::MAX,
     };
-    let returns = [what];
-    let [
-        Return {
-            name,
-            token,
-            holder,
-            ..
-        },
-    ] = &returns;
+    let Return {
+        name,
+        token,
+        holder,
+        ..
+    } = &what;
     let token = token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
-        let failure = match inner
-            .store
-            .release(&returns, PATIENCE)
-            .await
-            .map(|mut done| done.pop())
-        {
-            Ok(Some(done @ (Released::Freed | Released::NotOurs))) => {
+        let failure = match inner.returns.ask(what.clone()).await {
+            Ok(done @ (Released::Freed | Released::NotOurs)) => {
                 inner.turns.ring(name);
                 // An earlier try whose reply was lost may have been the one that freed it.
                 let done = if unsure { Released::Freed } else { done };
@@ -86,7 +76,7 @@ async fn until_answered(
                 );
                 return Ok(done);
             }
-            Ok(_) => StoreError::Contention("its row is locked by somebody".into()),
+            Ok(Released::Busy) => StoreError::Contention("its row is locked by somebody".into()),
             Err(failure) => {
                 unsure |= matches!(failure, StoreError::Unavailable(_));
                 failure

@@ -8,7 +8,7 @@ use std::future::Future;
 use tokio::runtime::Handle;
 
 use crate::error::Error;
-use crate::fork::PerProcess;
+use crate::fork::{self, PerProcess};
 
 /// The handle of the background runtime, which is started by the first call in each process.
 pub(crate) fn handle() -> Result<&'static Handle, Error> {
@@ -21,14 +21,21 @@ fn start() -> Result<Handle, Error> {
         op: "start the thread that renews leases".into(),
         source: Box::new(source),
     };
+    // Before there is a thread for a fork to wait for.
+    fork::generation();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(fork::rest)
+        .on_thread_unpark(fork::begin)
         .build()
         .map_err(failed)?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name("database-locks".into())
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))
+        .spawn(move || {
+            fork::begin();
+            runtime.block_on(std::future::pending::<()>())
+        })
         .map_err(failed)?;
     Ok(handle)
 }
@@ -43,4 +50,32 @@ pub(crate) async fn run<T: Send + 'static>(
             source: Box::new(stopped),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "it stands for work that takes a while"
+    )]
+    fn a_child_never_sees_the_background_thread_in_the_middle_of_something() {
+        static HALVES: AtomicU8 = AtomicU8::new(0);
+        let (begun, has_begun) = mpsc::channel();
+        let work = handle().unwrap().spawn(async move {
+            HALVES.fetch_add(1, Ordering::SeqCst);
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            HALVES.fetch_add(1, Ordering::SeqCst);
+        });
+        has_begun.recv().unwrap();
+        assert_eq!(fork::as_forked(|| HALVES.load(Ordering::SeqCst)), 2);
+        pollster::block_on(work).unwrap();
+    }
 }

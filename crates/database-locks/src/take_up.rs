@@ -33,6 +33,7 @@ pub(crate) async fn take_up(
             holder: want.holder,
             length: want.timing.first_grant(),
             metadata: want.metadata,
+            lapsed: None,
         };
         let what = TakeUp {
             token: ticket.token,

@@ -3,6 +3,7 @@
 mod support;
 
 use support::{DBLOCK, Lab, Running};
+use testkit::{Commits, Pair, Postgres};
 
 const HOLD: &str = "touch begun; trap 'exit 0' TERM; while :; do sleep 0.02; done";
 
@@ -68,4 +69,29 @@ fn postgres_serves() {
 #[test]
 fn mariadb_serves() {
     one_after_another(testkit::Lab::mariadb());
+}
+
+/// The last grant did not reach the standby that is promoted: CMD is stopped, and it is said why.
+#[test]
+fn a_failover_that_forgot_the_lock_stops_the_command() {
+    let Some(mut pair) = Pair::start(Postgres::options(), Commits::Asynchronous) else {
+        return;
+    };
+    let url = pair.locker_url(&pair.primary().fresh_database());
+    let lab = Lab::new();
+    let dblock = |args: &[&str]| -> Running {
+        let mut command = lab.command(DBLOCK);
+        lab.start(command.args(args).env("DATABASE_LOCKS_URL", &url))
+    };
+    assert_eq!(dblock(&["init"]).end().code(), 0);
+    pair.catch_up();
+    pair.part();
+    let running = dblock(&["run", "job", "--ttl", "30s", "--", "sh", "-c", HOLD]);
+    lab.wait_for("begun");
+    pair.primary_mut().kill();
+    pair.promote();
+    let done = running.end();
+    let said = "lock `job` lost: the database forgot the grant (failover); CMD was stopped (TERM)";
+    assert!(done.ended(76).contains(said), "{done:?}");
+    testkit::promise("P4", "postgres");
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use database_locks::Locks;
 
 use crate::contract::Bench;
+use crate::galera::{self, Galera};
 use crate::mysql::MariaDb;
+use crate::pgbouncer::PgBouncer;
 use crate::postgres::Postgres;
 use crate::sql::Stranger;
 use crate::tether::ScratchDir;
@@ -14,7 +16,7 @@ use crate::tether::ScratchDir;
 /// An empty database.
 #[derive(Debug)]
 pub struct Lab {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`.
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `galera`.
     pub engine: &'static str,
     /// Where it is.
     pub url: String,
@@ -27,6 +29,7 @@ enum Home {
     Folder(ScratchDir),
     Postgres(&'static Postgres),
     MariaDb(&'static MariaDb),
+    Galera(galera::Shared),
 }
 
 /// Somebody else's transaction that has rows locked, or on SQLite the whole file; it ends on drop.
@@ -145,8 +148,30 @@ impl Lab {
         })
     }
 
+    /// A database on the shared PostgreSQL, by way of the shared PgBouncer in transaction mode.
+    pub fn pgbouncer() -> Option<Self> {
+        let (pooler, server) = (PgBouncer::shared()?, Postgres::shared()?);
+        Some(Self {
+            engine: "pgbouncer",
+            url: pooler.url(&server.fresh_database()),
+            home: Home::Postgres(server),
+        })
+    }
+
+    /// The URL of the server itself, where something stands in between.
+    ///
+    /// # Panics
+    ///
+    /// On other engines than PostgreSQL.
+    pub fn direct_url(&self) -> String {
+        match &self.home {
+            Home::Postgres(server) => server.url_of(&self.url),
+            _ => panic!("{}: has nothing in between", self.engine),
+        }
+    }
+
     /// The name of the database in its URL.
-    fn database(&self) -> &str {
+    pub(crate) fn database(&self) -> &str {
         self.url.rsplit('/').next().unwrap_or_default()
     }
 
@@ -160,14 +185,36 @@ impl Lab {
         })
     }
 
+    /// A database on the shared cluster, whose URL is that at the first node.
+    pub fn galera() -> Option<Self> {
+        let cluster = Galera::shared()?;
+        Some(Self {
+            engine: "galera",
+            url: cluster.fresh_database(),
+            home: Home::Galera(cluster),
+        })
+    }
+
+    /// The URL at one of the nodes, those of a cluster in turn.
+    pub fn url_at(&self, client: usize) -> String {
+        match &self.home {
+            Home::Galera(cluster) => cluster.url_at(client % galera::NODES, &self.url),
+            _ => self.url.clone(),
+        }
+    }
+
     /// Whether there is a server to be cut off from.
     pub fn has_server(&self) -> bool {
-        matches!(self.home, Home::Postgres(_) | Home::MariaDb(_))
+        !matches!(self.home, Home::Process | Home::Folder(_))
     }
 
     /// For the store contract.
     pub fn bench(&self) -> Bench {
-        Bench::new(self.engine, &self.url)
+        let urls = match &self.home {
+            Home::Galera(_) => (0..galera::NODES).map(|node| self.url_at(node)).collect(),
+            _ => vec![self.url.clone()],
+        };
+        Bench::spread(self.engine, urls)
     }
 
     /// A client with a connection of its own, and the table made.
@@ -197,6 +244,7 @@ impl Lab {
             }
             Home::Postgres(server) => server.query(&self.url, statement).expect("runs"),
             Home::MariaDb(server) => server.query(&self.url, statement).expect("runs"),
+            Home::Galera(cluster) => cluster.query(0, &self.url, statement).expect("runs"),
         }
     }
 
@@ -210,6 +258,7 @@ impl Lab {
             Home::Process | Home::Folder(_) => panic!("{}: has no server", self.engine),
             Home::Postgres(server) => server.stranger(&self.url),
             Home::MariaDb(server) => server.stranger(&self.url),
+            Home::Galera(cluster) => cluster.stranger(0, &self.url),
         }
     }
 
@@ -229,6 +278,7 @@ impl Lab {
             }
             Home::Postgres(server) => server.stranger(&self.url),
             Home::MariaDb(server) => server.stranger(&self.url),
+            Home::Galera(cluster) => cluster.stranger(0, &self.url),
         };
         stranger.run("BEGIN").expect("begins");
         stranger.run(statement).expect("runs");

@@ -9,8 +9,12 @@
 //! ends, however that happens: see [`tether`].
 
 pub mod contract;
+pub mod galera;
+pub mod haproxy;
 pub mod lab;
+mod least;
 pub mod mysql;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod promise;
@@ -21,9 +25,12 @@ pub mod tether;
 pub mod time;
 pub mod tls;
 
+pub use galera::Galera;
+pub use haproxy::HaProxy;
 pub use lab::Lab;
 pub use mysql::MariaDb;
-pub use postgres::Postgres;
+pub use pgbouncer::PgBouncer;
+pub use postgres::{Commits, Pair, Postgres};
 pub use process::Killable;
 pub use promise::promise;
 pub use proxy::Proxy;

@@ -11,6 +11,10 @@ use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::tls::Certificate;
 
+mod pair;
+
+pub use pair::{Commits, Pair};
+
 /// What the kernel sends the server when the test process ends: an immediate shutdown.
 /// After SIGKILL its shared memory would stay behind until the machine is restarted.
 const DEATHSIG: &str = "QUIT";
@@ -164,6 +168,7 @@ impl Postgres {
             data.join("pg_hba.conf"),
             "local all all trust\n\
              local replication all trust\n\
+             host replication all 127.0.0.1/32 trust\n\
              host all locker 127.0.0.1/32 scram-sha-256\n\
              host all all 127.0.0.1/32 trust\n",
         )
@@ -215,37 +220,6 @@ impl Postgres {
             )
             .expect("a new server has no role of that name");
         postgres
-    }
-
-    /// Start a standby that follows this server, and cannot be written to.
-    ///
-    /// # Panics
-    ///
-    /// When it does not start, with the end of its log.
-    pub fn standby(&self) -> Self {
-        let mut server = Server::new("standby", User::for_server("postgres"), Signal::INT);
-        let data = server.dir().join("data").display().to_string();
-        let copy = [
-            format!("--pgdata={data}"),
-            format!("--host={}", dir_of(&self.server)),
-            format!("--port={}", self.port),
-            "--username=postgres".into(),
-            "--write-recovery-conf".into(),
-            "--checkpoint=fast".into(),
-            "--no-sync".into(),
-        ];
-        server.prepare(&self.bin.join("pg_basebackup"), &copy);
-        let mut args = self.args.clone();
-        // The arguments begin with `-D DATA -k SOCKETS`.
-        (args[1], args[3]) = (data, dir_of(&server));
-        let port = on_a_free_port(|port| launch(&mut server, &self.bin, &args, port));
-        let bin = self.bin.clone();
-        Self {
-            server,
-            bin,
-            args,
-            port,
-        }
     }
 
     /// The port it listens on, of 127.0.0.1.

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table, TakeOver,
-    TakeUp,
+    Ask, Barrier, Force, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store, Table,
+    TakeOver, TakeUp,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -131,6 +131,7 @@ impl Row {
                 _ => None,
             },
             metadata: self.metadata.clone(),
+            ..Seen::default()
         }
     }
 }
@@ -415,11 +416,12 @@ impl Store for Memory {
     fn freed<'a>(
         &'a self,
         _: &'a LockName,
-        at_most: Duration,
+        pauses: Pauses,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         let bell = self.0.freed.notified();
         Box::pin(async move {
-            let _ = tokio::time::timeout(at_most, bell).await;
+            // What is freed between a look and this rings for nobody.
+            let _ = tokio::time::timeout(pauses.unannounced, bell).await;
         })
     }
 }

@@ -35,6 +35,10 @@ mod table;
 mod tls;
 mod url;
 
+/// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
+
 pub(crate) use observed::Observed;
 pub use table::Table;
 
@@ -120,18 +124,29 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
 
-    /// Wait until a release of `name` is announced, or for `at_most`.
+    /// Wait until a release of `name` is announced, or for as long as `pauses` says.
     ///
-    /// An engine without announcements waits all that time. One that has them may lose some: callers
-    /// try again after `at_most` whatever happens.
+    /// An engine without announcements waits for all of the pause that is for such. One that has them
+    /// may lose some: callers look again whatever happens.
     fn freed<'a>(
         &'a self,
         name: &'a LockName,
-        at_most: Duration,
+        pauses: Pauses,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         let _ = name;
-        Box::pin(tokio::time::sleep(at_most))
+        Box::pin(tokio::time::sleep(pauses.unannounced))
     }
+}
+
+/// How long to wait before the next look at a lock that was not to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pauses {
+    /// Whether somebody has it, who will release it. Else its row is locked by somebody, or nobody knows.
+    pub held: bool,
+    /// Where its release is announced to us.
+    pub announced: Duration,
+    /// Where it is not.
+    pub unannounced: Duration,
 }
 
 /// What is asked for in an acquire.
@@ -147,6 +162,31 @@ pub struct Ask {
     pub length: Duration,
     /// JSON.
     pub metadata: Arc<str>,
+    /// The version of its row that was watched for as long as its lease lasts: it has lapsed, and is to
+    /// be granted as if it were free. See [`Lapse`].
+    pub lapsed: Option<Version>,
+}
+
+/// How a lease ends where the database has several clocks: when the same version of its row has been
+/// seen for as long as it lasts, by whoever wants it, on a clock of his own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lapse {
+    /// What was seen.
+    pub version: Version,
+    /// For how long it is to be seen.
+    pub length: Duration,
+    /// Going by the clock that happened to be asked, the lease has ended, or was renewed in the future:
+    /// its holder may be dead.
+    pub overdue: bool,
+}
+
+/// How a row stood when it was seen. Each write makes another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    token: i64,
+    /// In microseconds since 1970.
+    expires_at: i64,
+    renewed_at: Option<i64>,
 }
 
 /// What became of an [`Ask`].
@@ -175,8 +215,11 @@ pub struct Occupant {
     pub token: Option<Token>,
     /// For how long it has been held.
     pub held_for: Option<Duration>,
-    /// How long its lease goes on; none: without end.
+    /// How long its lease goes on; none: without end. Where it ends by being watched: if the watch
+    /// began now.
     pub free_in: Option<Duration>,
+    /// How it ends, where that is by being watched.
+    pub lapse: Option<Lapse>,
     /// The grant id that stands in its row.
     pub grant: Option<String>,
     /// Whether that is the grant which holds it. If not, 0.5 has it, which leaves what it does not
@@ -291,6 +334,8 @@ pub struct FenceText {
     pub before: Option<String>,
     /// Finds one row, or changes one, where the grant is there.
     pub fence: String,
+    /// The transaction may be on a server that has not heard of the grant yet.
+    pub may_lag: bool,
 }
 
 /// Keeps everybody else from getting a lock, until it is dropped.

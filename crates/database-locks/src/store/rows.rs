@@ -2,11 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Grant, Occupant, Outcome, Renewal, TakeOver, TakeUp};
+use super::{Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::name::LockName;
 use crate::token::Token;
+
+/// What is watched of a row that does not say how long its lease lasts, since 0.5 wrote it, or no
+/// program that knows the protocol: most leases of 0.5 are of 10 s, and renewed in time.
+const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 
 /// One row as a plain read gave it; times in microseconds, as the engine's own clock has them.
 #[derive(Debug, Default)]
@@ -29,6 +33,8 @@ pub(super) struct Seen {
     pub renewed_at: Option<i64>,
     pub expires_at: Option<i64>,
     pub metadata: Option<String>,
+    /// The database has several clocks, and its now is that of one of them: it decides nothing.
+    pub clocks: bool,
 }
 
 fn micros(n: i64) -> Duration {
@@ -37,15 +43,60 @@ fn micros(n: i64) -> Duration {
 
 impl Seen {
     pub(super) fn is_held(&self) -> bool {
-        self.endless || self.expires_in.is_some_and(|left| left > 0)
+        self.endless || self.expires_in.is_some_and(|left| left > 0 || self.clocks)
+    }
+
+    /// Whether that grant has the lock.
+    pub(super) fn is_granted(&self, grant: &str) -> bool {
+        self.intact && self.grant.as_deref() == Some(grant) && self.is_held()
+    }
+
+    /// How the lease ends, where that is by being watched.
+    ///
+    /// A row of 0.5 that does not look expired is left alone: 0.5 goes by its own clock, and who knows
+    /// for how long it wanted the lock.
+    fn lapse(&self) -> Option<Lapse> {
+        let (expires_at, left) = (self.expires_at?, self.expires_in?);
+        if !self.clocks || self.endless {
+            return None;
+        }
+        let renewed_at = self.renewed_at.filter(|_| self.intact);
+        let length = renewed_at.and_then(|at| expires_at.checked_sub(at));
+        let length = match length.filter(|length| *length >= 0) {
+            Some(length) => micros(length),
+            None if left > 0 => return None,
+            None => UNKNOWN_LENGTH,
+        };
+        let now = expires_at.saturating_sub(left);
+        Some(Lapse {
+            version: Version {
+                token: self.token,
+                expires_at,
+                renewed_at: self.renewed_at,
+            },
+            length,
+            overdue: left <= 0 || renewed_at.is_some_and(|at| at > now),
+        })
+    }
+
+    /// How long the lease goes on; none: without end, or free.
+    fn free_in(&self, lapse: Option<&Lapse>) -> Option<Duration> {
+        let left = self.expires_in.filter(|_| !self.endless).map(micros)?;
+        Some(match lapse {
+            Some(lapse) => lapse.length,
+            None if self.clocks => left.saturating_add(UNKNOWN_LENGTH),
+            None => left,
+        })
     }
 
     pub(super) fn occupant(&self) -> Occupant {
+        let lapse = self.lapse();
         Occupant {
             holder: self.holder.clone(),
             token: Some(Token::from_db(self.token)),
             held_for: self.held_for.filter(|_| self.intact).map(micros),
-            free_in: self.expires_in.filter(|_| !self.endless).map(micros),
+            free_in: self.free_in(lapse.as_ref()),
+            lapse,
             grant: self.grant.clone(),
             intact: self.intact,
         }
@@ -53,10 +104,9 @@ impl Seen {
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
     pub(super) fn refusal(&self, grant: &str) -> Outcome {
-        // The reply to an earlier request of the same grant was lost.
-        let ours = self.intact && self.grant.as_deref() == Some(grant);
         match self.expires_in {
-            Some(left) if ours && self.is_held() => Outcome::Granted {
+            // The reply to an earlier request of the same grant was lost.
+            Some(left) if self.is_granted(grant) => Outcome::Granted {
                 token: Token::from_db(self.token),
                 length: micros(left),
             },
@@ -78,8 +128,12 @@ impl Seen {
     }
 
     pub(super) fn into_info(self) -> LockInfo {
+        let lapse = self.lapse();
         let state = match self.expires_in {
             Some(_) if self.endless => LockState::Held { free_in: None },
+            Some(_) if self.clocks => LockState::Held {
+                free_in: self.free_in(lapse.as_ref()),
+            },
             Some(left) if left > 0 => LockState::Held {
                 free_in: Some(micros(left)),
             },
@@ -105,6 +159,7 @@ impl Seen {
             renewed_at: at(self.renewed_at.filter(|_| ours)),
             expires_at: at(self.expires_at.filter(|_| !self.endless)),
             metadata: self.metadata.filter(|_| held),
+            lapse,
         }
     }
 }
@@ -135,7 +190,13 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else if !row.intact {
         LostReason::TakenOver
     } else if row.grant.is_none() {
-        LostReason::Released
+        // Who released it with its ticket left the holder as it was, or had taken it up. Another
+        // grant of the same token is that of a server which never knew of ours.
+        if same_holder || named {
+            LostReason::Released
+        } else {
+            LostReason::Failover
+        }
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
         if named {
             LostReason::TakenUp
@@ -150,6 +211,26 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         LostReason::Expired
     };
     Renewal::Lost(reason)
+}
+
+/// The same on another server than the one that confirmed the grant last.
+///
+/// While its holder trusts a lease, nobody can have taken it over, and it has not run out, on a server
+/// that knows of it. So if this one says so it forgot the grant or its renewals, unless the row shows
+/// that somebody knew of that very grant.
+#[cfg(feature = "postgres")]
+pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
+    let id = ours.id.as_str();
+    let known = row.is_some_and(|row| {
+        row.grant.as_deref() == Some(id) || row.metadata.as_deref().is_some_and(|m| m.contains(id))
+    });
+    match judge(ours, row) {
+        Renewal::Lost(LostReason::RowGone | LostReason::Expired) => {
+            Renewal::Lost(LostReason::Failover)
+        }
+        Renewal::Lost(LostReason::TakenOver) if !known => Renewal::Lost(LostReason::Failover),
+        verdict => verdict,
+    }
 }
 
 /// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
@@ -218,6 +299,10 @@ mod tests {
         over.metadata = Some(format!("{{\"over\":\"{}\"}}", ours.id));
         assert_eq!(judge(&ours, Some(&over)), Renewal::Lost(TakenOver));
         assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
+        assert_eq!(
+            verdict(|r| (r.grant, r.holder) = (None, Some("somebody".into()))),
+            Renewal::Lost(Failover)
+        );
         assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
         assert_eq!(
             verdict(|r| r.grant = Some("other".into())),
@@ -228,6 +313,163 @@ mod tests {
         up.metadata = Some(format!("{{\"from\":\"{}\"}}", ours.id));
         assert_eq!(judge(&ours, Some(&up)), Renewal::Lost(TakenUp));
         assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
+    }
+
+    /// Of a server that has taken the place of another: what it does not know of ours it forgot.
+    #[test]
+    #[cfg(feature = "postgres")]
+    fn what_another_server_does_not_know_was_forgotten() {
+        use LostReason::*;
+        let ours = grant();
+        let verdict = |change: &dyn Fn(&mut Seen)| {
+            let mut row = row(&ours);
+            change(&mut row);
+            judge_elsewhere(&ours, Some(&row))
+        };
+        let other = || Some("other".to_owned());
+        let named = format!("{{\"over\":\"{}\"}}", ours.id);
+        for (change, expected) in [
+            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), Renewal::Busy),
+            // An earlier renewal is all that it has, and that has run out.
+            (&|r| r.expires_in = Some(0), Renewal::Lost(Failover)),
+            (&|r| (r.token, r.grant) = (6, None), Renewal::Lost(Failover)),
+            (&|r| r.grant = other(), Renewal::Lost(Failover)),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, other(), other()),
+                Renewal::Lost(Failover),
+            ),
+            (
+                &|r| (r.token, r.grant, r.holder) = (8, None, other()),
+                Renewal::Lost(Failover),
+            ),
+            // What somebody did who knew of it.
+            (&|r| (r.token, r.grant) = (8, None), Renewal::Lost(Forced)),
+            (&|r| r.grant = None, Renewal::Lost(Released)),
+            (
+                &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
+                Renewal::Lost(TakenOver),
+            ),
+            (&|r| r.intact = false, Renewal::Lost(TakenOver)),
+            (
+                &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
+                Renewal::Lost(TakenUp),
+            ),
+        ] {
+            assert_eq!(verdict(change), expected);
+        }
+        assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
+    }
+
+    /// A lease of 30 s, renewed so long ago by the clock of the node that was asked.
+    fn on_cluster(of: &Grant, ago: i64) -> Seen {
+        Seen {
+            expires_in: Some(30_000_000 - ago),
+            expires_at: Some(1_000_030_000_000),
+            renewed_at: Some(1_000_000_000_000),
+            clocks: true,
+            ..row(of)
+        }
+    }
+
+    #[test]
+    fn no_clock_of_a_cluster_ends_a_lease() {
+        let ours = grant();
+        for (ago, overdue) in [
+            (1, false),
+            (29_999_999, false),
+            // As good as dead, or the clock is ahead.
+            (30_000_000, true),
+            (330_000_000, true),
+            // The clock is behind that of the node which renewed it.
+            (-1, true),
+            (-300_000_000, true),
+        ] {
+            let seen = on_cluster(&ours, ago);
+            let lapse = seen.lapse().expect("it ends by being watched");
+            assert_eq!(
+                (lapse.length, lapse.overdue),
+                (Duration::from_secs(30), overdue)
+            );
+            assert_eq!(
+                judge(&ours, Some(&seen)),
+                Renewal::Busy,
+                "{ago}: still ours"
+            );
+            let Outcome::Held(occupant) = seen.refusal("another") else {
+                panic!("{ago}: not held")
+            };
+            assert_eq!(occupant.free_in, Some(lapse.length), "{ago}");
+            let LockState::Held { free_in } = on_cluster(&ours, ago).into_info().state else {
+                panic!("{ago}: not held")
+            };
+            assert_eq!(free_in, Some(lapse.length));
+        }
+        let free = Seen {
+            expires_in: None,
+            expires_at: None,
+            ..on_cluster(&ours, 0)
+        };
+        assert_eq!(free.lapse(), None);
+        assert_eq!(free.refusal("another"), Outcome::Busy);
+    }
+
+    #[test]
+    fn each_write_is_another_version_and_an_endless_lease_has_none() {
+        let ours = grant();
+        let version = |change: fn(&mut Seen)| {
+            let mut seen = on_cluster(&ours, 1);
+            change(&mut seen);
+            seen.lapse().map(|lapse| lapse.version)
+        };
+        let seen = version(|_| ());
+        assert!(seen.is_some());
+        assert_eq!(
+            seen,
+            version(|row| row.expires_in = Some(7)),
+            "another clock"
+        );
+        assert_ne!(seen, version(|row| row.token += 1));
+        assert_ne!(
+            seen,
+            version(|row| row.renewed_at = Some(1_000_000_000_001))
+        );
+        assert_ne!(
+            seen,
+            version(|row| row.expires_at = Some(1_000_030_000_001))
+        );
+        assert_eq!(version(|row| row.endless = true), None);
+    }
+
+    #[test]
+    fn what_does_not_say_its_length_is_watched_for_a_minute_once_it_looks_expired() {
+        let ours = grant();
+        let unknown: [fn(&mut Seen); 3] = [
+            |row| row.intact = false,
+            |row| row.renewed_at = None,
+            |row| row.renewed_at = row.expires_at.map(|at| at + 1),
+        ];
+        for change in unknown {
+            let lapse = |ago| {
+                let mut seen = on_cluster(&ours, ago);
+                change(&mut seen);
+                let Outcome::Held(occupant) = seen.refusal("another") else {
+                    panic!("not held")
+                };
+                (seen.lapse(), occupant.free_in)
+            };
+            let whole = Duration::from_secs(60);
+            let (live, free_in) = lapse(10_000_000);
+            assert_eq!(
+                (live, free_in),
+                (None, Some(whole + Duration::from_secs(20)))
+            );
+            let (dead, free_in) = lapse(30_000_000);
+            let dead = dead.expect("it is watched");
+            assert_eq!(
+                (dead.length, dead.overdue, free_in),
+                (whole, true, Some(whole))
+            );
+        }
     }
 
     #[test]

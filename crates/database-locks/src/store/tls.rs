@@ -64,7 +64,7 @@ impl Roots {
 }
 
 /// What a URL says of TLS.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) mode: Option<Mode>,
     pub(super) roots: Option<Roots>,

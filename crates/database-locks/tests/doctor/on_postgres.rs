@@ -287,16 +287,16 @@ async fn standbys_that_lag_behind_are_found() {
     assert!(standbys("async"));
     let report = examine(&url).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
-    // Who may not see it is told so.
+    // Who may not look at it can see this much.
     server
         .query(&url, "GRANT ALL ON database_locks_lock TO locker")
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
-    assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
-    let replicas = check(&report, "replicas");
+    assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
+    let said = &the(&report, "standby-async").said;
     assert!(
-        !replicas.seen && replicas.said.contains("pg_monitor"),
-        "{report:#?}"
+        said.contains("synchronous_standby_names is empty"),
+        "{said}"
     );
 
     server
@@ -305,6 +305,13 @@ async fn standbys_that_lag_behind_are_found() {
     server.query(&url, "SELECT pg_reload_conf()").unwrap();
     assert!(standbys("sync"));
     assert_eq!(ids(&examine(&url).await), ["torn-pages"]);
+    let report = examine(&server.locker_url(&url)).await;
+    assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
+    let replicas = check(&report, "replicas");
+    assert!(
+        !replicas.seen && replicas.said.contains("pg_monitor"),
+        "{report:#?}"
+    );
     server
         .query(
             "postgres",
@@ -312,14 +319,47 @@ async fn standbys_that_lag_behind_are_found() {
         )
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
-    assert!(
-        !ids(&report).contains(&"commits-local"),
-        "not seen: {report:#?}"
-    );
+    assert_eq!(ids(&report), ["torn-pages", "commits-local"], "{report:#?}");
     server
         .query("postgres", "GRANT pg_monitor TO locker")
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages", "commits-local"], "{report:#?}");
     assert_eq!(the(&report, "not-flushed").severity, Severity::Problem);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_waiters_are_woken_through_a_pooler_is_said() {
+    let (Some(lab), Some(other)) = (Lab::pgbouncer(), Lab::postgres()) else {
+        return;
+    };
+    lab.locks().await;
+    other.locks().await;
+    let with = |listen: &str| {
+        let listen = testkit::sql::percent_encode(listen);
+        format!("{}?listen_url={listen}", lab.url)
+    };
+    let said = |report: &Report| check(report, "server").said.clone();
+    let report = examine(&lab.url).await;
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert!(
+        said(&report).contains("waiters poll: a direct listen_url"),
+        "{report:#?}"
+    );
+    let report = examine(&with(&lab.direct_url())).await;
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert!(
+        said(&report).contains("waiters are woken by way of listen_url"),
+        "{report:#?}"
+    );
+    for (listen, why) in [
+        (&lab.url, "leads through a pooler or proxy as well"),
+        (&other.url, "leads to another"),
+    ] {
+        only(&examine(&with(listen)).await, "listen-url", why);
+    }
+    let secret = other.url.replacen("postgres@", "nobody:hunter2@", 1);
+    let report = examine(&with(&secret)).await;
+    only(&report, "listen-url", "listen_url: ");
+    assert!(!format!("{report:?}").contains("hunter2"), "{report:#?}");
 }

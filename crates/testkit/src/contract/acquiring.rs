@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Ask, Outcome, Released, Renewal};
+use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Version};
 use database_locks::{LockState, Token};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, outlived, release, renew,
-    try_once,
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, lapsed, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
+use crate::time::now;
 
 /// A lock that nobody has is granted; one that somebody has names who, since when and for how long.
 pub async fn a_held_lock_names_its_holder(bench: &Bench) {
@@ -109,6 +110,25 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
         length <= LONG && length > LONG / 2,
         "what is left, not the whole: {length:?}"
     );
+    // Among others too: no holder may trust more than the database has.
+    tokio::time::sleep(SHORT).await;
+    let (sent, other) = (now(), self::ask("other", "me", LONG));
+    let outcomes = store
+        .acquire(&[ask, other], WITHIN)
+        .await
+        .expect("an answer");
+    let Outcome::Granted { token, length } = outcomes[0] else {
+        panic!("not recognised: {outcomes:?}")
+    };
+    let row = info(&*store, "job").await.expect("a row");
+    let LockState::Held {
+        free_in: Some(left),
+    } = row.state
+    else {
+        panic!("not held: {row:?}")
+    };
+    assert_eq!(token, first);
+    assert!(left + sent.elapsed() >= length, "{left:?} of {length:?}");
     promise("P7", bench.engine);
 }
 
@@ -136,10 +156,55 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
     }
 }
 
+/// Asked for twice at once, by two tasks of a process, a lock is granted once: be its row there or not.
+pub async fn a_batch_that_asks_for_a_lock_twice_gets_it_once(bench: &Bench) {
+    let store = bench.ready().await;
+    let free = granted(&*store, "free", "other", LONG).await;
+    release(&*store, &free).await;
+    let asks = ["free", "new", "free", "new"].map(|lock| ask(lock, "me", LONG));
+    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    for lock in ["free", "new"] {
+        let mine = asks.iter().zip(&outcomes).filter(|(ask, outcome)| {
+            ask.name == name(lock) && matches!(outcome, Outcome::Granted { .. })
+        });
+        let mine: Vec<_> = mine.map(|(ask, _)| ask.grant).collect();
+        assert_eq!(mine.len(), 1, "{lock}: {outcomes:?}");
+        let again = asks.iter().find(|ask| ask.grant == mine[0]);
+        let again = try_once(&*store, again.expect("one of them")).await;
+        assert!(matches!(again, Outcome::Granted { .. }), "{again:?}");
+    }
+    promise("P1", bench.engine);
+}
+
+/// What is written of each is its own, whatever it consists of.
+pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
+    let store = bench.ready().await;
+    let said = r#"{"meta":{"why":"\"quoted\", a \\ and an é 🔒"}}"#;
+    let mut asks = ["one", "two"].map(|lock| ask(lock, "me \"\\ é 🔒", LONG));
+    asks[1].metadata = said.into();
+    // As new rows, and as rows that are there.
+    for _ in 0..2 {
+        let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+        for (ask, outcome) in asks.iter().zip(&outcomes) {
+            let Outcome::Granted { token, .. } = outcome else {
+                panic!("{outcomes:?}")
+            };
+            let row = info(&*store, ask.name.as_str()).await.expect("a row");
+            assert_eq!(row.token, *token);
+            assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
+            assert_eq!(row.metadata.as_deref(), Some(&*ask.metadata));
+            release(&*store, &grant_of(ask, *token)).await;
+        }
+        for ask in &mut asks {
+            ask.grant = GrantId::random().expect("randomness");
+        }
+    }
+}
+
 /// Twenty clients that use a name for the first time at once: one of them gets it.
 pub async fn first_use_by_twenty_at_once_has_one_winner(bench: &Bench) {
     bench.ready().await;
-    let winners = race(bench, "never seen", 20).await;
+    let winners = race(bench, "never seen", None, 20).await;
     assert_eq!(winners.len(), 1);
     promise("P1", bench.engine);
     promise("P15", bench.engine);
@@ -150,17 +215,21 @@ pub async fn an_expired_lease_has_one_successor(bench: &Bench) {
     let store = bench.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     outlived(SHORT).await;
-    let winners = race(bench, "job", 20).await;
+    let seen = lapsed(bench, "job").await;
+    let winners = race(bench, "job", seen.as_ref(), 20).await;
     assert_eq!(winners.len(), 1);
     assert!(winners[0] > old.token);
 }
 
-async fn race(bench: &Bench, lock: &str, clients: usize) -> Vec<Token> {
+async fn race(bench: &Bench, lock: &str, seen: Option<&Version>, clients: usize) -> Vec<Token> {
     let start = Arc::new(tokio::sync::Barrier::new(clients));
     let tasks: Vec<_> = (0..clients)
         .map(|i| {
             let (start, store) = (Arc::clone(&start), bench.store());
-            let ask = ask(lock, &format!("client {i}"), LONG);
+            let ask = Ask {
+                lapsed: seen.cloned(),
+                ..ask(lock, &format!("client {i}"), LONG)
+            };
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
                 start.wait().await;

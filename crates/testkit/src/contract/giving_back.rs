@@ -3,7 +3,7 @@
 use database_locks::seam::{Force, GrantId, Released, Renewal, Return};
 use database_locks::{LostReason, Ttl};
 
-use super::bench::{Bench, LONG, WITHIN, granted, name, release, renew};
+use super::bench::{Bench, LONG, WITHIN, granted, holder_of, name, release, renew};
 use crate::promise::promise;
 
 /// A release by force frees, tells the holder so, and lets the tokens grow.
@@ -53,4 +53,31 @@ pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
         .expect("an answer");
     assert_eq!(done, [Released::NotOurs, Released::Freed]);
     granted(&*store, "job", "other", LONG).await;
+}
+
+/// Of several that are given back at once each has its own answer.
+pub async fn a_batch_of_releases_is_answered_one_by_one(bench: &Bench) {
+    let store = bench.ready().await;
+    let mut returns = Vec::new();
+    for lock in ["a", "forced", "b", "lost", "c"] {
+        let grant = granted(&*store, lock, "me", LONG).await;
+        returns.push(Return::of(&grant, Ttl::from(LONG)));
+    }
+    for lock in ["forced", "lost"] {
+        let forced = store.force(&name(lock), WITHIN).await.expect("an answer");
+        assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
+    }
+    granted(&*store, "lost", "other", LONG).await;
+    let of_no_row = Return {
+        name: name("no row"),
+        ..returns[0].clone()
+    };
+    returns.push(of_no_row);
+    let done = store.release(&returns, WITHIN).await.expect("an answer");
+    let (freed, not_ours) = (Released::Freed, Released::NotOurs);
+    assert_eq!(done, [freed, not_ours, freed, not_ours, freed, not_ours]);
+    let again = store.release(&returns, WITHIN).await.expect("an answer");
+    assert_eq!(again, [not_ours; 6]);
+    assert_eq!(holder_of(&*store, "a").await, None);
+    assert_eq!(holder_of(&*store, "lost").await.as_deref(), Some("other"));
 }

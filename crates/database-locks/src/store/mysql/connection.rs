@@ -47,6 +47,8 @@ pub(super) struct Server {
     pub(super) latest: AtomicUsize,
     /// Whether a server was once found fit: a read-only one is then a failover under way.
     pub(super) greeted: AtomicBool,
+    /// Whether it was one of a cluster.
+    pub(super) clustered: AtomicBool,
 }
 
 /// One way to connect.
@@ -111,6 +113,7 @@ impl Server {
             table: table.clone(),
             latest: AtomicUsize::new(0),
             greeted: AtomicBool::new(false),
+            clustered: AtomicBool::new(false),
         })
     }
 

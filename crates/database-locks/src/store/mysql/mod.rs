@@ -17,9 +17,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mysql_async::{Params, params};
+use mysql_async::{Params, Value, params};
 use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
@@ -34,14 +35,18 @@ use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
 
+mod cluster;
 mod connection;
 mod doctor;
 mod fence;
 mod install;
+mod many;
 mod rows;
 mod session;
 
+use cluster::version;
 use connection::{Line, Server, place};
+use many::is_of;
 use rows::packed;
 use session::{Done, Session};
 
@@ -50,15 +55,25 @@ use session::{Done, Session};
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire (MySQL)", Session::ACQUIRE),
     ("acquire (MariaDB)", Session::ACQUIRE_AT_ONCE),
+    ("`{ended}`", cluster::ENDED),
+    ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
+    ("`{live}`", cluster::LIVE),
+    ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("look whether somebody is making the row", Session::PROBE),
+    ("acquire many", Session::ACQUIRE_MANY),
     ("make a row, granted", Session::CREATE),
+    ("make many rows, granted", Session::CREATE_MANY),
     ("renew", Session::RENEW),
+    ("renew on a cluster", Session::RENEW_ON_CLUSTER),
     ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
+    ("take up on a cluster", Session::TAKE_UP_ON_CLUSTER),
     ("release", Session::RELEASE),
+    ("release many", Session::RELEASE_MANY),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
     ("prune", Session::PRUNE),
+    ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
         "look whether a transaction has an older snapshot",
         fence::BEFORE,
@@ -72,7 +87,8 @@ pub(super) struct Mysql {
     /// Of their own, so that no crowd of acquires keeps a lease from being renewed.
     renewals: Line,
     rest: Line,
-    fence: FenceText,
+    /// Where there is one server, and on a cluster.
+    fence: [FenceText; 2],
 }
 
 /// Without the options of the driver, which hold the password.
@@ -90,14 +106,16 @@ impl Mysql {
         let server = Arc::new(Server::new(server, table)?);
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
+        let fence = |may_lag| FenceText {
+            before: Some(table.fill(fence::BEFORE)),
+            fence: table.fill(fence::FENCE),
+            may_lag,
+        };
         Ok(Self {
             server,
             renewals,
             rest,
-            fence: FenceText {
-                before: Some(table.fill(fence::BEFORE)),
-                fence: table.fill(fence::FENCE),
-            },
+            fence: [fence(false), fence(true)],
         })
     }
 }
@@ -112,11 +130,10 @@ impl Store for Mysql {
         let asks = asks.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let mut outcomes = Vec::with_capacity(asks.len());
-                for ask in &asks {
-                    outcomes.push(session.acquire(ask).await?);
+                match &*asks {
+                    [ask] => Ok(vec![session.acquire(ask).await?]),
+                    asks => session.acquire_many(asks).await,
                 }
-                Ok(outcomes)
             })
         }))
     }
@@ -136,11 +153,10 @@ impl Store for Mysql {
         let returns = returns.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let mut done = Vec::with_capacity(returns.len());
-                for what in &returns {
-                    done.push(session.release(what).await?);
+                match &*returns {
+                    [what] => Ok(vec![session.release(what).await?]),
+                    returns => session.release_many(returns).await,
                 }
-                Ok(done)
             })
         }))
     }
@@ -153,10 +169,7 @@ impl Store for Mysql {
         let names = names.map(<[LockName]>::to_vec);
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let rows = match &names {
-                    Some(names) => session.read(names).await?,
-                    None => session.read_all().await?,
-                };
+                let rows = session.read_latest(names.as_deref()).await?;
                 Ok(rows.into_iter().map(Seen::into_info).collect())
             })
         }))
@@ -190,7 +203,8 @@ impl Store for Mysql {
     }
 
     fn fence(&self) -> Option<&FenceText> {
-        Some(&self.fence)
+        let cluster = self.server.clustered.load(Ordering::Relaxed);
+        Some(&self.fence[usize::from(cluster)])
     }
 
     /// It changes the row that the renewal would have to change.
@@ -218,15 +232,6 @@ fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Nothing, where somebody else was in the way.
-fn unless_contended<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(StoreError::Contention(_)) => Ok(None),
-        Err(failure) => Err(failure),
-    }
-}
-
 impl Session {
     /// Take a lock that is free or whose lease has run out.
     ///
@@ -234,7 +239,7 @@ impl Session {
     /// its row locked, or there is no row. A row that was never granted begins at the time in ms.
     const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND (expires_at IS NULL OR expires_at <= UTC_TIMESTAMP(6))
+                 WHERE name = :name AND (expires_at IS NULL OR {ended})
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.token = LAST_INSERT_ID(IF(l.token = 0,
@@ -264,7 +269,7 @@ impl Session {
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6),
                metadata = :metadata
-         WHERE name = :name AND (expires_at IS NULL OR expires_at <= UTC_TIMESTAMP(6))";
+         WHERE name = :name AND (expires_at IS NULL OR {ended})";
 
     async fn acquire(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
         let statement = if self.never_waits {
@@ -273,7 +278,7 @@ impl Session {
             Self::ACQUIRE
         };
         let granted = self.execute(statement, params_of(ask)).await;
-        let Some(Done { rows, id }) = unless_contended(granted)? else {
+        let Some(Done { rows, id }) = self.unless_contended(granted)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
@@ -283,7 +288,7 @@ impl Session {
             });
         }
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
-            Some(row) => Ok(row.refusal(ask.grant.as_str())),
+            Some(row) => self.refused(ask, row).await,
             None => self.create(ask).await,
         }
     }
@@ -307,9 +312,12 @@ impl Session {
 
     async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
         let name = params! { "name" => ask.name.as_str() };
-        if unless_contended(self.query(Self::PROBE, name).await)?.is_none()
-            || unless_contended(self.execute(Self::CREATE, params_of(ask)).await)?.is_none()
-        {
+        let probed = self.query(Self::PROBE, name).await;
+        if self.unless_contended(probed)?.is_none() {
+            return Ok(Outcome::Busy);
+        }
+        let made = self.execute(Self::CREATE, params_of(ask)).await;
+        if self.unless_contended(made)?.is_none() {
             return Ok(Outcome::Busy);
         }
         // The insert id is that of the column `id` here, so the token is read back.
@@ -343,7 +351,7 @@ impl Session {
                        ON l.name = g.name COLLATE {collation}
                  WHERE l.token = g.token AND l.grant_id = g.grant_id
                    AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND l.expires_at > UTC_TIMESTAMP(6) AND l.granted_until = l.expires_at
+                   AND {live} AND l.granted_until = l.expires_at
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = GREATEST(l.expires_at, IFNULL(
@@ -356,7 +364,10 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    async fn renew(&mut self, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>, StoreError> {
+    pub(super) async fn renew(
+        &mut self,
+        grants: &[(Grant, Ttl)],
+    ) -> Result<Vec<Renewal>, StoreError> {
         let mut answers = Vec::with_capacity(grants.len());
         let describe = |(grant, ttl): &(Grant, Ttl)| {
             let mut grant = json!({
@@ -368,9 +379,13 @@ impl Session {
             }
             grant
         };
+        let statement = match self.cluster {
+            None => Self::RENEW,
+            Some(_) => Self::RENEW_ON_CLUSTER,
+        };
         for (chunk, text) in packed(grants, self.longest, describe) {
             let done = self
-                .execute(Self::RENEW, params! { "grants" => text })
+                .execute(statement, params! { "grants" => text })
                 .await?;
             if done.rows == chunk.len() as u64 {
                 answers.extend(chunk.iter().map(|_| Renewal::Renewed));
@@ -389,7 +404,7 @@ impl Session {
         answers: &mut Vec<Renewal>,
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
-        let rows = self.read(&names).await?;
+        let rows = self.read_latest(Some(&names)).await?;
         let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
@@ -410,7 +425,7 @@ impl Session {
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}
                    AND token = :seen_token AND grant_id <=> :seen_grant
-                   AND expires_at > UTC_TIMESTAMP(6)
+                   AND {live}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.token = LAST_INSERT_ID(IF(l.token = 0,
@@ -430,7 +445,8 @@ impl Session {
             "length" => micros(to.length), "metadata" => &*to.metadata,
             "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
         };
-        match unless_contended(self.execute(Self::TAKE_OVER, params).await)? {
+        let done = self.execute(Self::TAKE_OVER, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Outcome::Busy),
             Some(Done { rows, id }) if rows > 0 => {
                 return Ok(Outcome::Granted {
@@ -441,9 +457,13 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read(std::slice::from_ref(&to.name)).await?;
-        Ok(rows
-            .first()
-            .map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+        let Some(row) = rows.first() else {
+            return Ok(Outcome::Busy);
+        };
+        Ok(match self.refused(to, row).await? {
+            Outcome::Held(_) => row.not_taken_over(what),
+            outcome => outcome,
+        })
     }
 
     /// Put another grant in the place of one that is still held. That the second may stand there
@@ -451,7 +471,7 @@ impl Session {
     const TAKE_UP: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
-                   AND expires_at > UTC_TIMESTAMP(6) AND granted_until = expires_at
+                   AND {live} AND granted_until = expires_at
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
@@ -468,12 +488,19 @@ impl Session {
             "from" => what.from.as_str(), "grant" => to.grant.as_str(),
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
         };
-        match unless_contended(self.execute(Self::TAKE_UP, params).await)? {
+        let statement = match self.cluster {
+            None => Self::TAKE_UP,
+            Some(_) => Self::TAKE_UP_ON_CLUSTER,
+        };
+        let done = self.execute(statement, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Renewal::Busy),
             Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),
             Some(_) => {}
         }
-        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        let rows = self
+            .read_latest(Some(std::slice::from_ref(&to.name)))
+            .await?;
         Ok(judge_ticket(what, rows.first()))
     }
 
@@ -495,7 +522,11 @@ impl Session {
 
     async fn prune(&mut self, idle: Duration, unknown: bool) -> Result<u64, StoreError> {
         let params = params! { "idle" => micros(bounded(idle)), "unknown" => unknown };
-        Ok(self.execute(Self::PRUNE, params).await?.rows)
+        let statement = match self.cluster {
+            None => Self::PRUNE,
+            Some(_) => Self::PRUNE_ON_CLUSTER,
+        };
+        Ok(self.execute(statement, params).await?.rows)
     }
 
     /// Free what is still held by exactly this grant, with any token where it is not known.
@@ -513,18 +544,16 @@ impl Session {
             "name" => what.name.as_str(), "grant" => what.grant.as_str(),
             "token" => what.token.map(Token::get), "holder" => &*what.holder,
         };
-        match unless_contended(self.execute(Self::RELEASE, params).await)? {
+        let done = self.execute(Self::RELEASE, params).await;
+        match self.unless_contended(done)? {
             None => return Ok(Released::Busy),
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
         }
-        let rows = self.read(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| {
-            row.intact
-                && row.grant.as_deref() == Some(what.grant.as_str())
-                && row.holder.as_deref() == Some(&*what.holder)
-                && what.token.is_none_or(|token| token.get() == row.token)
-        });
+        let rows = self
+            .read_latest(Some(std::slice::from_ref(&what.name)))
+            .await?;
+        let ours = rows.first().is_some_and(|row| is_of(row, what));
         Ok(if ours {
             Released::Busy
         } else {
@@ -537,7 +566,7 @@ impl Session {
     /// The token rises, which tells the holder at its next renewal, as `locked_by` stays.
     const FORCE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND expires_at > UTC_TIMESTAMP(6)
+                 WHERE name = :name AND {live}
                    AND token = :token AND locked_by <=> :holder COLLATE {collation}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
@@ -549,27 +578,35 @@ impl Session {
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     async fn force(&mut self, name: &LockName) -> Result<Force, StoreError> {
-        let rows = self.read(std::slice::from_ref(name)).await?;
+        let rows = self.read_latest(Some(std::slice::from_ref(name))).await?;
         let Some(row) = rows.first().filter(|row| row.is_held()) else {
             return Ok(Force::WasFree);
         };
         let params = params! {
             "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
         };
-        Ok(
-            match unless_contended(self.execute(Self::FORCE, params).await)? {
-                Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
-                _ => Force::Busy,
-            },
-        )
+        let done = self.execute(Self::FORCE, params).await;
+        Ok(match self.unless_contended(done)? {
+            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+            _ => Force::Busy,
+        })
     }
 }
 
+/// Those that a statement does not name are left out by the driver.
 fn params_of(ask: &Ask) -> Params {
-    params! {
-        "name" => ask.name.as_str(), "holder" => &*ask.holder, "grant" => ask.grant.as_str(),
-        "length" => micros(ask.length), "metadata" => &*ask.metadata,
-    }
+    let named = [
+        ("name".into(), ask.name.as_str().into()),
+        ("holder".into(), (&*ask.holder).into()),
+        ("grant".into(), ask.grant.as_str().into()),
+        ("length".into(), micros(ask.length).into()),
+        ("metadata".into(), (&*ask.metadata).into()),
+    ];
+    let named: Vec<(String, Value)> = named
+        .into_iter()
+        .chain(version(ask.lapsed.as_ref()))
+        .collect();
+    named.into()
 }
 
 fn token(id: u64) -> Token {

@@ -44,22 +44,20 @@ impl Session {
     );
 
     pub(super) async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        Ok(self
-            .query(Self::READ_ALL, Params::Empty)
-            .await?
-            .into_iter()
-            .map(seen)
-            .collect())
+        let clocks = self.cluster.is_some();
+        let rows = self.query(Self::READ_ALL, Params::Empty).await?;
+        Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
     }
 
     pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
+        let clocks = self.cluster.is_some();
         if let [name] = names {
             let name = params! { "name" => name.as_str() };
             return Ok(self
                 .query(Self::READ_ONE, name)
                 .await?
                 .into_iter()
-                .map(seen)
+                .map(|row| seen(row, clocks))
                 .collect());
         }
         let names: BTreeSet<&LockName> = names.iter().collect();
@@ -69,14 +67,14 @@ impl Session {
             let found = self
                 .query(Self::READ_THESE, params! { "names" => text })
                 .await?;
-            rows.extend(found.into_iter().map(seen));
+            rows.extend(found.into_iter().map(|row| seen(row, clocks)));
         }
         Ok(rows)
     }
 }
 
 /// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
-fn seen(mut row: Row) -> Seen {
+fn seen(mut row: Row, clocks: bool) -> Seen {
     fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -100,6 +98,7 @@ fn seen(mut row: Row) -> Seen {
         renewed_at: value(row, 9),
         expires_at: value(row, 10),
         metadata: text(row, 11),
+        clocks,
     }
 }
 

@@ -8,10 +8,11 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, IoError, Params, Row};
 use rustls::crypto::{CryptoProvider, ring};
 
-use super::super::StoreError;
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
+use super::super::{NO_TOKEN, StoreError};
+use super::cluster::{self, Cluster};
 use super::connection::{Host, Server};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
@@ -34,6 +35,8 @@ pub(super) struct Session {
     /// Which of the hosts it is connected to, for messages.
     at: String,
     collation: &'static str,
+    /// Whether it is one of several that can be written to.
+    pub(super) cluster: Option<Cluster>,
     /// The longest parameter that fits into a statement.
     pub(super) longest: usize,
     /// Whether a statement that finds a row locked fails at once.
@@ -57,22 +60,26 @@ impl Session {
         let addresses: Vec<Address> = server.hosts.iter().map(|h| h.address.clone()).collect();
         let first = server.latest.load(Ordering::Relaxed);
         let found = first_of(&addresses, first, server.connecting, |at, _| {
-            Self::at(server, &server.hosts[at])
+            Self::open_at(server, &server.hosts[at])
         });
         let (at, session) = found.await?;
         server.latest.store(at, Ordering::Relaxed);
         server.greeted.store(true, Ordering::Relaxed);
+        server
+            .clustered
+            .store(session.cluster.is_some(), Ordering::Relaxed);
         Ok(session)
     }
 
     /// Connect, look at the server, and set the session up.
-    async fn at(server: &Arc<Server>, host: &Host) -> Result<Self, Failure<String>> {
+    async fn open_at(server: &Arc<Server>, host: &Host) -> Result<Self, Failure<String>> {
         let at = host.address.to_string();
         let mut session = Self {
             conn: log_in(host, &at).await?,
             server: Arc::clone(server),
             at,
             collation: "",
+            cluster: None,
             longest: 0,
             never_waits: false,
             fit: false,
@@ -86,6 +93,7 @@ impl Session {
     const VARIABLES: &str = "
         SHOW VARIABLES WHERE Variable_name IN
             ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
+             'wsrep_provider',
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
@@ -99,6 +107,8 @@ impl Session {
         SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1, innodb_lock_wait_timeout = {wait},
             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
             sql_safe_updates = 0, sql_select_limit = DEFAULT, unique_checks = 1";
+    /// A node that is cut off from the others must say so, and not what it knew before.
+    const CURRENT: &str = ", wsrep_dirty_reads = 0";
     const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
     async fn hello(&mut self) -> Result<(), Failure<String>> {
@@ -123,17 +133,18 @@ impl Session {
             let said = format!("the server at {} is {version}", self.at);
             return Err(StoreError::rejected(said, Some(hint)).into());
         }
-        let cluster = on("wsrep_on")
-            || (!variable("group_replication_group_name").is_empty()
-                && !on("group_replication_single_primary_mode"));
-        if cluster {
-            let said = format!(
-                "{}: multi-primary clusters are not supported by this version",
-                self.at
-            );
-            let hint = "a node whose clock is ahead would give a lock away too early: \
-                        use a database with a single primary";
-            return Err(StoreError::rejected(said, Some(hint)).into());
+        let grouped = !variable("group_replication_group_name").is_empty()
+            && !on("group_replication_single_primary_mode");
+        self.cluster = match on("wsrep_on") {
+            true => Some(Cluster::Galera),
+            false => grouped.then_some(Cluster::Group),
+        };
+        match self.cluster {
+            Some(cluster) => self.is_ready(cluster).await?,
+            None if !matches!(variable("wsrep_provider"), "" | "none") => {
+                self.is_replicated().await?
+            }
+            None => {}
         }
         // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
         if ["read_only", "super_read_only", "innodb_read_only"]
@@ -160,8 +171,14 @@ impl Session {
         self.never_waits = mariadb;
         if let Some(command) = self.server.init_command.clone() {
             self.begin_as_told(&command).await?;
+            if self.cluster == Some(Cluster::Galera) {
+                self.is_replicated().await?;
+            }
         }
-        let settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
+        let mut settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
+        if self.cluster == Some(Cluster::Galera) {
+            settings.push_str(Self::CURRENT);
+        }
         self.conn
             .query_drop(settings)
             .await
@@ -239,12 +256,16 @@ impl Session {
         self.broken || self.conn.is_disconnected()
     }
 
-    /// Put the table and the collation into a statement.
+    /// Put the table, the collation and what ends a lease into a statement.
     pub(super) fn fill(&self, statement: &str) -> String {
-        self.server
-            .table
-            .fill(statement)
-            .replace("{collation}", self.collation)
+        let text = self.server.table.fill(statement);
+        let text = text.replace("{collation}", self.collation);
+        cluster::fill(&text, self.cluster)
+    }
+
+    /// Which of the hosts it is connected to, for messages.
+    pub(super) fn at(&self) -> &str {
+        &self.at
     }
 
     pub(super) fn collation(&self) -> &'static str {
@@ -308,7 +329,29 @@ impl Session {
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
         let (meaning, broken) = meaning(&self.at, error);
         self.broken |= broken;
-        meaning
+        match (meaning, error) {
+            // The commit was under way when the node lost the others: another may know.
+            (StoreError::Unavailable(said), Error::Server(refused))
+                if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
+            {
+                StoreError::Contention(said)
+            }
+            (meaning, _) => meaning,
+        }
+    }
+
+    /// Nothing, where somebody else was in the way and so nothing was done.
+    ///
+    /// Contention after which the connection is of no use leaves it unknown.
+    pub(super) fn unless_contended<T>(
+        &self,
+        done: Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(StoreError::Contention(_)) if !self.broken => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -461,7 +504,8 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1615 | 1317 => {
             (StoreError::Contention(said.into()), false)
         }
-        // Too many connections, shutting down, gone, killed, cluster node not ready, no answer;
+        // Too many connections, shutting down, gone, killed, cluster node not ready, cut off from the
+        // others while it commits, not in step with them, no answer;
         // read-only: a failover, and the next connection may find the new primary.
         1040
         | 1203
@@ -479,18 +523,22 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         | 2006
         | 2013
         | 3024
+        | 3100
         | 3168
+        | 3796
+        | 3797
         | 4031 => unavailable(said),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
+        1264 | 1690 => refused(Some(NO_TOKEN)),
         1044 => refused(Some(
             "check the database's name at the end of the URL, or grant this user rights in it",
         )),
         1142 | 1143 | 1227 => refused(Some(
-            "grant this user SELECT, INSERT, UPDATE and DELETE on the table, and for `dblock init` \
-             CREATE, ALTER and INDEX",
+            "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
+             CREATE, ALTER and INDEX for `dblock init`",
         )),
         1045 | 1698 => refused(Some("check user name and password")),
         3159 => refused(Some("the server wants TLS: sslmode=require")),

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::super::{Ask, Outcome};
 use super::connection::{Connection, Param};
+use super::identity;
 use super::refusal::{Kind, Refusal};
 use super::rows::{micros, place, seen};
 use super::{LARGE, Sql};
@@ -156,10 +157,12 @@ pub(super) async fn acquire(on: &Connection, asks: &[Ask]) -> Result<Vec<Outcome
     for (at, outcome) in at.into_iter().zip(make(on, &missing).await?) {
         outcomes[at] = Some(outcome);
     }
-    Ok(outcomes
+    let outcomes: Vec<_> = outcomes
         .into_iter()
         .map(|outcome| outcome.unwrap_or(Outcome::Busy))
-        .collect())
+        .collect();
+    identity::granted(on, asks.iter().zip(&outcomes));
+    Ok(outcomes)
 }
 
 /// Run a statement that takes many asks.

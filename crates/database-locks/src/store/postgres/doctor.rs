@@ -3,10 +3,12 @@
 mod table;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
 
+use super::bells::{Bells, Deaf, Way};
 use super::connection::{Connection, Param};
 use super::refusal::{Kind, Refusal};
 use crate::doctor::{self, Beat, Notes, Report};
@@ -23,7 +25,7 @@ SELECT name, setting, source
   FROM pg_settings
  WHERE name IN ('server_version', 'fsync', 'full_page_writes', 'synchronous_commit',
                 'default_transaction_isolation', 'statement_timeout', 'idle_session_timeout',
-                'idle_in_transaction_session_timeout')";
+                'idle_in_transaction_session_timeout', 'synchronous_standby_names')";
 
 /// Of this connection; behind a pooler it is that of the pooler to the server.
 const TLS: &str =
@@ -39,10 +41,15 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
 /// Look at everything.
-pub(super) async fn examine(on: &Connection, table: &Table) -> Result<Report, Refusal> {
+pub(super) async fn examine(
+    on: &Arc<Connection>,
+    table: &Table,
+    bells: &Bells,
+) -> Result<Report, Refusal> {
     let mut patient = Patient {
         on,
         table,
+        bells,
         notes: Notes::new(table.as_str()),
     };
     let mut beats = Vec::with_capacity(BEATS);
@@ -90,8 +97,9 @@ impl Settings {
 }
 
 struct Patient<'a> {
-    on: &'a Connection,
+    on: &'a Arc<Connection>,
     table: &'a Table,
+    bells: &'a Bells,
     notes: Notes,
 }
 
@@ -128,11 +136,21 @@ impl Patient<'_> {
             Some(row) => row.try_get(0)?,
             None => "no TLS".into(),
         };
-        let way = match self.on.is_direct() {
-            true => format!("direct connection, {tls}"),
-            false => "not directly but through a pooler, a proxy or a translated address, so no \
-                      statement is prepared and waiters poll"
-                .into(),
+        let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
+                          statement is prepared";
+        let way = match (self.on.is_direct(), self.bells.examine(self.on).await) {
+            (true, _) => format!("direct connection, {tls}"),
+            (false, Ok(Way::Same)) => format!("{unprepared}; waiters are woken all the same"),
+            (false, Ok(Way::Second)) => {
+                format!("{unprepared}; waiters are woken by way of listen_url")
+            }
+            (false, Err(Deaf { said, .. })) if self.bells.has_second() => {
+                self.notes.found(&doctor::LISTEN_URL, said);
+                format!("{unprepared}, and waiters poll")
+            }
+            (false, Err(_)) => format!(
+                "{unprepared}, and waiters poll: a direct listen_url in the URL lets them be woken"
+            ),
         };
         let said = format!(
             "PostgreSQL {version}, primary, {way}, {}",
@@ -156,12 +174,14 @@ impl Patient<'_> {
         };
         let count = |at| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(at));
         let (safe, lagging, hidden) = (count(0)?, count(1)?, count(2)?);
+        // This much is to be seen by a role that may not look at the standbys, too.
+        let waits = !settings.get("synchronous_standby_names").is_empty();
         let commit = "synchronous_commit";
         match settings.get(commit) {
             "off" => self
                 .notes
                 .found(&doctor::COMMITS_ASYNC, settings.shown(commit, "off")),
-            "local" if safe > 0 => {
+            "local" if safe > 0 || hidden > 0 && waits => {
                 self.notes
                     .found(&doctor::COMMITS_LOCAL, settings.shown(commit, "local"));
             }
@@ -169,7 +189,13 @@ impl Patient<'_> {
         }
         let said = "a commit is on disk before it is answered, and pages are written whole";
         self.notes.otherwise_fine("durability", said);
-        if hidden > 0 {
+        if hidden > 0 && !waits {
+            let what = format!(
+                "{hidden} standbys, or backups that are under way, and synchronous_standby_names is \
+                 empty: all of them are asynchronous"
+            );
+            self.notes.found(&doctor::STANDBY_ASYNC, what);
+        } else if hidden > 0 {
             let right = "GRANT pg_monitor to see whether they are synchronous";
             let why = format!("there are {hidden} standbys, but this role sees no more: {right}");
             self.notes.unseen("replicas", why);

@@ -22,25 +22,35 @@
 mod rows;
 
 mod acquire;
+mod bells;
 mod cancel;
 mod connection;
+mod dial;
 mod doctor;
+mod ends;
+mod hello;
+mod identity;
+mod link;
 mod refusal;
 mod tls;
 
+use std::collections::HashMap;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
-use self::connection::{Connection, Link};
+use self::bells::{ABOUT, Bells, WAIT};
+use self::connection::Connection;
+use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::rows::{micros, place, seen};
-use super::rows::{Seen, judge, judge_ticket};
+use super::rows::{Seen, judge_ticket};
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, Table,
+    Ask, FenceText, Force, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store, Table,
     TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
@@ -72,9 +82,10 @@ enum Sql {
     Read,
     ReadAll,
     Prune,
+    Wait,
 }
 
-const STATEMENTS: [&str; 12] = [
+const STATEMENTS: [&str; 13] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
@@ -87,6 +98,7 @@ const STATEMENTS: [&str; 12] = [
     READ,
     READ_ALL,
     PRUNE,
+    WAIT,
 ];
 
 /// What `docs/protocol.md` publishes.
@@ -101,6 +113,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release one", RELEASE_ONE),
     ("release many", RELEASE),
     ("release by force", FORCE),
+    ("wait", WAIT),
     ("read", READ),
     ("prune", PRUNE),
     ("fence", FENCE),
@@ -110,6 +123,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    bells: Bells,
     table: Table,
     install: String,
     fence: FenceText,
@@ -117,14 +131,20 @@ pub(super) struct Postgres {
 
 impl Postgres {
     pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
-        let texts = STATEMENTS.iter().map(|text| table.fill(text)).collect();
+        let texts: Vec<_> = STATEMENTS.iter().map(|text| table.fill(text)).collect();
+        let bells = Bells::new(table.fill(ABOUT), |bells| {
+            let link = |listen: &Server| Link::new(listen, table, texts.clone(), bells);
+            server.listen.as_deref().map(link).transpose()
+        })?;
         Ok(Self {
-            link: Link::new(server, table, texts)?,
+            link: Link::new(server, table, texts, bells.listener())?,
+            bells,
             table: table.clone(),
             install: table.fill(INSTALL),
             fence: FenceText {
                 before: None,
                 fence: table.fill(FENCE),
+                may_lag: false,
             },
         })
     }
@@ -202,25 +222,36 @@ async fn renew(on: &Connection, grants: &[(Grant, Ttl)]) -> Result<Vec<Renewal>,
     let rows = on
         .rows(Sql::Renew as usize, grants.len() < LARGE, &params)
         .await?;
-    let mut renewals = vec![None; grants.len()];
+    let (mut renewals, mut found) = (vec![None; grants.len()], HashMap::new());
     for row in &rows {
         let at = place(row, grants.len())?;
-        renewals[at] = Some(match row.try_get(1)? {
-            true => Renewal::Renewed,
-            false => judge(
-                &grants[at].0,
-                Some(&Seen {
-                    metadata: row.try_get(9)?,
-                    ..seen(row, 2)?
-                }),
-            ),
-        });
+        if row.try_get(1)? {
+            renewals[at] = Some(Renewal::Renewed);
+        } else {
+            let metadata = row.try_get(9)?;
+            let as_read = seen(row, 2)?;
+            found.insert(
+                at,
+                Seen {
+                    metadata,
+                    ..as_read
+                },
+            );
+        }
     }
-    let gone = |at: usize| judge(&grants[at].0, None);
+    let of = |renewed: bool| {
+        let all = grants.iter().zip(&renewals).enumerate();
+        all.filter(move |(_, (_, done))| done.is_some() == renewed)
+            .map(|(at, ((grant, _), _))| (at, grant))
+    };
+    identity::confirmed(on, of(true).map(|(_, grant)| &grant.id));
+    let unrenewed = of(false).map(|(at, grant)| (grant, found.remove(&at)));
+    let mut verdicts = identity::judge_all(on, unrenewed.collect())
+        .await?
+        .into_iter();
     Ok(renewals
         .into_iter()
-        .zip(0..)
-        .map(|(found, at)| found.unwrap_or_else(|| gone(at)))
+        .map(|done| done.or_else(|| verdicts.next()).unwrap_or(Renewal::Busy))
         .collect())
 }
 
@@ -274,14 +305,16 @@ async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal>
         (&what.grant.as_deref(), Type::TEXT),
     ];
     let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
-    Ok(match rows.first() {
+    let outcome = match rows.first() {
         Some(row) if row.try_get(1)? => Outcome::Granted {
             token: Token::from_db(row.try_get(3)?),
             length: to.length,
         },
         Some(row) => seen(row, 2)?.not_taken_over(what),
         None => Outcome::Busy,
-    })
+    };
+    identity::granted(on, [(to, &outcome)].into_iter());
+    Ok(outcome)
 }
 
 /// Put another grant in the place of one that is still held.
@@ -333,7 +366,10 @@ async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
     ];
     let rows = on.rows(Sql::TakeUp as usize, true, &params).await?;
     Ok(match rows.first() {
-        Some(row) if row.try_get(0)? => Renewal::Renewed,
+        Some(row) if row.try_get(0)? => {
+            identity::confirmed(on, [&to.grant].into_iter());
+            Renewal::Renewed
+        }
         Some(row) => {
             let row = Seen {
                 metadata: row.try_get(8)?,
@@ -353,7 +389,8 @@ async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
 /// The holder, the token and the times stay, for people to read; the token because the next grant's
 /// has to be greater. A crash that forgets a release costs the others a wait of one ttl, and not
 /// waiting for the disk halves its price.
-const RELEASE_ONE: &str = "
+const RELEASE_ONE: &str = concat!(
+    "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
            CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
@@ -368,19 +405,23 @@ WITH picked AS MATERIALIZED (
            expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.id
+ RETURNING l.name, l.waiting_until > p.now AS awaited
 )
-SELECT 1::bigint, true FROM freed
+SELECT 1::bigint, true, ",
+    ring!(),
+    " FROM freed f
  UNION ALL
-SELECT 1::bigint, false
+SELECT 1::bigint, false, NULL
   FROM {table}
  WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
        AND granted_until = expires_at
-   AND NOT EXISTS (SELECT FROM freed)";
+   AND NOT EXISTS (SELECT FROM freed)"
+);
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
 /// survive a crash.
-const RELEASE: &str = "
+const RELEASE: &str = concat!(
+    "
 WITH durable AS MATERIALIZED (
     SELECT CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
                 WHEN current_setting('synchronous_commit') = 'off'
@@ -401,15 +442,18 @@ WITH durable AS MATERIALIZED (
            expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
       FROM picked p
      WHERE l.id = p.id
- RETURNING p.place
+ RETURNING p.place, l.name, l.waiting_until > p.now AS awaited
 )
-SELECT place, true FROM freed
+SELECT place, true, ",
+    ring!(),
+    " FROM freed f
  UNION ALL
-SELECT a.place, false
+SELECT a.place, false, NULL
   FROM asked a JOIN {table} l ON l.name = a.name
  WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
    AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
-   AND a.place NOT IN (SELECT place FROM freed)";
+   AND a.place NOT IN (SELECT place FROM freed)"
+);
 
 async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
     let durable = returns.iter().any(|what| what.durable);
@@ -475,10 +519,13 @@ WITH picked AS MATERIALIZED (
                    ELSE l.token + 1 END
       FROM picked p
      WHERE l.id = p.id
+ RETURNING l.name, l.waiting_until > p.now AS awaited
 )
 SELECT freed, ",
     seen!(),
-    "
+    ", (SELECT ",
+    ring!(),
+    " FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
@@ -615,10 +662,23 @@ impl Store for Postgres {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { acquire(&on, asks).await }),
-        )
+        Box::pin(async move {
+            let looks = self.bells.looking(asks);
+            let outcomes = self
+                .link
+                .on(within, move |on| async move { acquire(&on, asks).await })
+                .await?;
+            self.bells.looked(asks, looks, &outcomes);
+            Ok(outcomes)
+        })
+    }
+
+    fn freed<'a>(
+        &'a self,
+        name: &'a LockName,
+        pauses: Pauses,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
     fn renew<'a>(
@@ -689,7 +749,7 @@ impl Store for Postgres {
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
         Box::pin(self.link.on_patiently(within, move |on| async move {
-            doctor::examine(&on, &self.table).await
+            doctor::examine(&on, &self.table, &self.bells).await
         }))
     }
 }

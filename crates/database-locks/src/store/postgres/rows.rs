@@ -42,6 +42,15 @@ macro_rules! seen {
     };
 }
 
+/// Ring for a row of `f` that was freed, where somebody waits. The channel bears the table's number, so
+/// that all who call it by different names ring the same bell.
+macro_rules! ring {
+    () => {
+        "CASE WHEN f.awaited THEN
+       pg_notify('database_locks_' || '{table}'::regclass::oid, f.name::text)::text END"
+    };
+}
+
 /// Read them, from column `at` on.
 pub(super) fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
     let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::settings::Settings;
-use super::{FORMS, decode, refuse};
+use super::{FORMS, Target, decode, refuse};
 use crate::error::Error;
 use crate::store::tls;
 
@@ -26,6 +26,8 @@ pub(in crate::store) struct Server {
     pub settings: Settings,
     /// What is run on each new connection; MySQL.
     pub init_command: Option<String>,
+    /// Where to listen, if that is not the same; PostgreSQL.
+    pub listen: Option<Box<Server>>,
     /// For how long a host is tried; none: as long as the engine thinks fit.
     pub connect_timeout: Option<Duration>,
 }
@@ -97,6 +99,7 @@ enum Key {
     SearchPath,
     InitCommand,
     ConnectTimeout,
+    Listen,
 }
 
 /// What the servers' URLs differ in.
@@ -126,6 +129,7 @@ pub(super) const POSTGRES: Dialect = Dialect {
         ("search_path", Key::SearchPath),
         ("connect_timeout", Key::ConnectTimeout),
         ("target_session_attrs", Key::Session),
+        ("listen_url", Key::Listen),
     ],
 };
 
@@ -181,9 +185,10 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
         binding: Binding::default(),
         settings: Settings::default(),
         init_command: None,
+        listen: None,
         connect_timeout: None,
     };
-    let mut places = Places::listed(places)?;
+    let (mut places, mut listen) = (Places::listed(places)?, None);
     for option in options.split('&').filter(|o| !o.is_empty()) {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         let value = decode(value, "option")?;
@@ -209,12 +214,50 @@ pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
             }
             Some(Key::InitCommand) => server.init_command = Some(value),
             Some(Key::ConnectTimeout) => server.connect_timeout = Some(seconds(&value)?),
+            Some(Key::Listen) => listen = Some(value),
             None => return unknown(key, dialect),
         }
     }
     server.tls.check()?;
     server.addresses = places.addresses(dialect)?;
+    if let Some(url) = listen {
+        server.listen = Some(Box::new(listening(&url, &server)?));
+    }
     Ok(server)
+}
+
+/// What `listen_url` names: what it does not say is as in the URL that it is an option of.
+fn listening(url: &str, main: &Server) -> Result<Server, Error> {
+    let form = "a percent-encoded postgres:// URL without a listen_url of its own: \
+                listen_url=postgres%3A%2F%2FHOST%3A5432";
+    // Its own complaints begin with "`url` is".
+    let mut listen = match super::parse(url) {
+        Ok(Target::Postgres(listen)) if listen.listen.is_none() => listen,
+        Err(Error::Config { got, allowed, .. }) => {
+            return refuse(format!("with a listen_url that is {got}"), &allowed);
+        }
+        _ => return refuse("with a listen_url of another form", form),
+    };
+    if listen.user.is_none() {
+        listen.user.clone_from(&main.user);
+        if listen.password.is_none() {
+            listen.password.clone_from(&main.password);
+        }
+    }
+    if listen.database.is_none() {
+        listen.database.clone_from(&main.database);
+    }
+    if listen.tls == tls::Wanted::default() {
+        listen.tls = main.tls.clone();
+        listen.binding = main.binding;
+    }
+    // Where the table is found.
+    if listen.settings == Settings::default() {
+        listen.settings = main.settings.clone();
+    }
+    listen.application = listen.application.or_else(|| main.application.clone());
+    listen.connect_timeout = listen.connect_timeout.or(main.connect_timeout);
+    Ok(listen)
 }
 
 fn some(text: String) -> Option<String> {
@@ -475,7 +518,47 @@ mod tests {
 
     #[test]
     fn a_server_is_shown_without_its_password() {
-        let shown = format!("{:?}", server("postgres://u:hunter2@h/d?password=hunter2"));
-        assert!(!shown.contains("hunter2"), "{shown}");
+        for url in [
+            "postgres://u:hunter2@h/d?password=hunter2",
+            "postgres://u@h/d?listen_url=postgres%3A%2F%2Fu%3Ahunter2%40h",
+        ] {
+            let shown = format!("{:?}", server(url));
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn where_to_listen_is_as_in_the_url_but_for_what_it_says() {
+        let main = "postgres://u:p@pooler:6432/d?sslmode=require&search_path=app";
+        let listen = |url: &str| {
+            let all = server(&format!("{main}&listen_url={url}"));
+            *all.listen.expect("it is given")
+        };
+        let s = listen("postgres%3A%2F%2Fdb%3A5433");
+        assert_eq!(s.addresses, [Address::Tcp("db".into(), 5433)]);
+        assert_eq!(
+            (s.user.as_deref(), s.password.as_deref()),
+            (Some("u"), Some("p"))
+        );
+        assert_eq!(s.database.as_deref(), Some("d"));
+        assert_eq!(s.tls.mode, Some(tls::Mode::Require));
+        assert_eq!(s.settings.get("search_path"), Some("app"));
+        // Another user has another password, or none.
+        let s = listen("postgres%3A%2F%2Fw%40db%2Fe%3Fsslmode%3Ddisable%26search_path%3Db");
+        assert_eq!(
+            (s.user.as_deref(), s.password.as_deref()),
+            (Some("w"), None)
+        );
+        assert_eq!(s.database.as_deref(), Some("e"));
+        assert_eq!(s.tls.mode, Some(tls::Mode::Disable));
+        assert_eq!(s.settings.get("search_path"), Some("b"));
+        let said = parse(&format!(
+            "{main}&listen_url=postgres%3A%2F%2Fdb%3Fsslmode%3Dx"
+        ));
+        let said = said.unwrap_err().to_string();
+        assert!(
+            said.contains("with a listen_url that is with an unknown `sslmode`"),
+            "{said}"
+        );
     }
 }

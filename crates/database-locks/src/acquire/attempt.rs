@@ -1,0 +1,195 @@
+//! One grant that is being asked for, until it is known whether it was made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{PATIENCE, Want};
+use crate::clock::{self, Time};
+use crate::error::{Error, LostReason};
+use crate::guard::LockGuard;
+use crate::holder::over;
+use crate::inner::Inner;
+use crate::lease::Lease;
+use crate::ours::{Ours, is_ours};
+use crate::release::give_back;
+use crate::renew::{Held, Status};
+use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Return, StoreError, TakeOver};
+use crate::timing::{MAX_FIRST_GRANT, Ttl};
+use crate::token::{GrantId, Token};
+
+/// One grant that is being asked for.
+///
+/// Dropped while it is unknown whether it was made, it is given back in the background.
+pub(super) struct Attempt<'a> {
+    inner: &'a Arc<Inner>,
+    want: &'a Want,
+    ask: Ask,
+    /// From before the request is sent: then it may stand in the row.
+    _ours: Ours,
+    /// When the latest request was sent.
+    sent: Time,
+    unsettled: bool,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(inner: &'a Arc<Inner>, want: &'a Want) -> Result<Self, Error> {
+        let ask = Ask {
+            name: want.name.clone(),
+            grant: GrantId::random()?,
+            holder: Arc::clone(&want.holder),
+            length: want.timing.first_grant(),
+            metadata: Arc::clone(&want.metadata),
+            lapsed: None,
+        };
+        Ok(Self {
+            inner,
+            want,
+            _ours: Ours::new(ask.grant),
+            ask,
+            sent: Time::ZERO,
+            unsettled: false,
+        })
+    }
+
+    pub(super) async fn once(&mut self) -> Result<Outcome, StoreError> {
+        match self.ask().await? {
+            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
+                self.take_over(occupant).await
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Whether its own holder has it, in another process.
+    fn may_take_over(&self, occupant: &Occupant) -> bool {
+        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
+        self.want.take_over && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+    }
+
+    async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
+        let mut what = TakeOver {
+            to: self.ask.clone(),
+            token: from.token.unwrap_or(Token::from_db(0)),
+            grant: from.grant.clone(),
+        };
+        if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
+            what.to.metadata = over(&self.want.metadata, ended).into();
+        }
+        self.unsettled = true;
+        self.sent = clock::now();
+        let outcome = self.inner.store.take_over(&what, PATIENCE).await?;
+        self.unsettled = matches!(outcome, Outcome::Granted { .. });
+        Ok(match outcome {
+            // A renewal is over in a moment. A fence may be open for long, and is waited for as the
+            // holder would be.
+            Outcome::Busy if !self.want.once() => Outcome::Held(from),
+            Outcome::Granted { token, .. } => {
+                tracing::debug!(
+                    lock.name = self.want.name.as_str(),
+                    lock.token = token.get(),
+                    lock.holder = &*self.want.holder,
+                    from = what.token.get(),
+                    "lock taken over from the same holder"
+                );
+                outcome
+            }
+            outcome => outcome,
+        })
+    }
+
+    async fn ask(&mut self) -> Result<Outcome, StoreError> {
+        let before = std::mem::replace(&mut self.unsettled, true);
+        self.sent = clock::now();
+        self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
+        let mut outcome = self.inner.asks.ask(self.ask.clone()).await?;
+        self.watch(&mut outcome);
+        self.unsettled = match outcome {
+            Outcome::Held(_) => false,
+            // It may be a request of our own, whose reply was lost, that has the row locked.
+            Outcome::Busy => before,
+            Outcome::Granted { .. } => true,
+        };
+        Ok(outcome)
+    }
+
+    /// Where a lease ends by being watched, this was one look more.
+    fn watch(&self, outcome: &mut Outcome) {
+        let (watches, name) = (&self.inner.watches, &self.want.name);
+        match outcome {
+            Outcome::Held(occupant) => match &occupant.lapse {
+                Some(lapse) => {
+                    let Lapse {
+                        version,
+                        length,
+                        overdue,
+                    } = lapse;
+                    let left = watches.saw(name, version, *length, *overdue, clock::now());
+                    occupant.free_in = Some(left);
+                }
+                None => watches.forget(name),
+            },
+            Outcome::Granted { .. } => watches.forget(name),
+            Outcome::Busy => {}
+        }
+    }
+
+    /// It is ours: from here on it is the guard that gives it back.
+    pub(super) async fn granted(
+        &mut self,
+        token: Token,
+        length: Duration,
+    ) -> Result<LockGuard, LostReason> {
+        self.unsettled = false;
+        let grant = Grant {
+            name: self.want.name.clone(),
+            token,
+            id: self.ask.grant,
+            holder: Arc::clone(&self.want.holder),
+        };
+        let lease = Lease::granted(self.want.timing, self.sent, length);
+        begin(self.inner, grant, lease).await
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.unsettled {
+            return;
+        }
+        let ask = &self.ask;
+        let what = Return {
+            name: ask.name.clone(),
+            token: None,
+            grant: ask.grant,
+            holder: Arc::clone(&ask.holder),
+            durable: false,
+        };
+        // After that time the grant has run out by itself: an acquire makes none that is longer.
+        tokio::spawn(give_back(
+            Arc::clone(self.inner),
+            what,
+            Ttl::Lasting(MAX_FIRST_GRANT),
+            None,
+        ));
+    }
+}
+
+/// Keep a grant alive from now on. Of a long lease, wait until the database has confirmed all of it.
+pub(crate) async fn begin(
+    inner: &Arc<Inner>,
+    grant: Grant,
+    lease: Lease,
+) -> Result<LockGuard, LostReason> {
+    let held = Held::new(inner.store.engine(), grant, &lease);
+    let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
+    inner.scheduler.add(lease, Arc::clone(&held));
+    let settled = held
+        .watch()
+        .wait_for(|status| !matches!(status, Status::Held(None)))
+        .await
+        .map_or(Status::Released, |status| *status);
+    match settled {
+        Status::Lost(reason) => Err(reason),
+        Status::Held(_) | Status::Released => Ok(guard),
+    }
+}

@@ -1,0 +1,202 @@
+//! Making a connection: reach the server, log in, and see whether it is fit to serve.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+
+use super::bells::Shared as Bells;
+use super::cancel::{Cancel, Way, wind_up};
+use super::connection::{Connection, Prepared};
+use super::ends::Ends;
+use super::hello::Hello;
+use super::identity;
+use super::link::Shared;
+use super::refusal::Refusal;
+use crate::store::hosts::Failure;
+use crate::store::url::Address;
+
+/// An idle connection through a firewall or NAT has to show some life, and one whose server has
+/// lost its power shall be noticed before it is needed: after 30 s + 3 × 10 s.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_COUNT: u32 = 3;
+
+impl Connection {
+    /// Connect to one of the addresses.
+    pub(super) async fn dial(
+        link: &Shared,
+        at: usize,
+        within: Duration,
+    ) -> Result<Arc<Self>, Failure<&'static str>> {
+        let address = &link.addresses[at];
+        let unreachable = |error: io::Error| {
+            Refusal::unavailable(format!("cannot connect to {address}: {error}"))
+        };
+        let late = Arc::new(AtomicBool::new(false));
+        let to = (address, &link.bells);
+        let ((client, in_use), ends) = match address {
+            Address::Tcp(host, port) => {
+                let stream = reach(host, *port, within).await.map_err(unreachable)?;
+                let ends = Ends::of_tcp(&stream);
+                let way = stream.peer_addr().ok().map(|there| Way::Tcp {
+                    there,
+                    tls: link.tls.clone().map(|tls| (tls, host.clone())),
+                });
+                let greeted = match &link.tls {
+                    Some(tls) => {
+                        let Ok(tls) =
+                            MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
+                        greet(stream, tls, &link.config, to, way, &late).await?
+                    }
+                    None => greet(stream, NoTls, &link.config, to, way, &late).await?,
+                };
+                (greeted, ends)
+            }
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+                let ends = Ends::of_unix(&stream);
+                let way = Some(Way::Unix(path.into()));
+                let greeted = greet(stream, NoTls, &link.local, to, way, &late).await?;
+                (greeted, ends)
+            }
+        };
+        // Both at once, in one round trip.
+        let (hello, server) =
+            tokio::join!(Hello::say(&client, &link.hello), identity::ask(&client));
+        let hello = hello?;
+        hello.check(address, link.has_served())?;
+        hello.obeys(address, link.search_path.as_deref())?;
+        identity::no_step_back(address, server, link.latest_server())?;
+        let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
+        let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
+        let texts = Arc::clone(&link.texts);
+        Ok(Arc::new(Self {
+            client,
+            texts,
+            prepared,
+            unfit: hello.unfit(),
+            server,
+            late,
+            forsaken: watch::Sender::new(false),
+            _in_use: in_use,
+        }))
+    }
+}
+
+/// Connect to the first address of a host that answers.
+///
+/// Each has its share of the time: a first address that swallows what it is sent must not keep us
+/// from the second.
+async fn reach(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
+    let share = within / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for (i, address) in addresses.iter().enumerate() {
+        let patience = if i + 1 == addresses.len() {
+            within
+        } else {
+            share
+        };
+        match timeout(patience, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failure)
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_COUNT)?;
+    Ok(())
+}
+
+/// Log in, and start the task that drives the connection.
+async fn greet<S, T>(
+    stream: S,
+    tls: T,
+    config: &Config,
+    (address, bells): (&Address, &Weak<Bells>),
+    way: Option<Way>,
+    late: &Arc<AtomicBool>,
+) -> Result<(Client, oneshot::Sender<()>), Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: TlsConnect<S>,
+    T::Stream: Send + 'static,
+{
+    let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| {
+        let refusal = Refusal::from(error);
+        let said = format!("cannot log in to {address}: {}", refusal.said);
+        Refusal { said, ..refusal }
+    })?;
+    let cancel = way.map(|way| Cancel::new(client.cancel_token(), way));
+    let late = Arc::clone(late);
+    let (in_use, unused) = oneshot::channel();
+    let bells = Weak::clone(bells);
+    tokio::spawn(async move {
+        let mut driven = std::pin::pin!(drive(connection, Weak::clone(&bells)));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut driven => ended,
+            _ = unused => {
+                wind_up(driven, cancel, late.load(Ordering::Relaxed)).await;
+                Ok(())
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!("connection lost: {}", Refusal::from(error).said);
+        }
+        if let Some(bells) = bells.upgrade() {
+            bells.ended();
+        }
+    });
+    Ok((client, in_use))
+}
+
+/// Carry what is sent and answered, and say what is heard, until the connection ends.
+async fn drive<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    bells: Weak<Bells>,
+) -> Result<(), tokio_postgres::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        match message? {
+            AsyncMessage::Notification(ring) => {
+                if let Some(bells) = bells.upgrade() {
+                    bells.rung(&ring);
+                }
+            }
+            AsyncMessage::Notice(notice) => {
+                tracing::debug!(
+                    "the server says: {}: {}",
+                    notice.severity(),
+                    notice.message()
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,378 @@
+//! The one connection of a store: made when it is needed, shared by all calls, made anew when it
+//! breaks.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::Config;
+use tokio_postgres::config::{ChannelBinding, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::bells::Shared as Bells;
+use super::connection::Connection;
+use super::hello::HELLO;
+use super::identity;
+use super::refusal::{Kind, Refusal};
+use super::tls::connector;
+use crate::error::{Error, Human};
+use crate::ours::Primary;
+use crate::store::backoff::Backoff;
+use crate::store::hosts::{first_of, list};
+use crate::store::tls::{Encrypt, Tls};
+use crate::store::url::{Address, Binding, Server};
+use crate::store::{StoreError, Table, keep_to};
+
+/// How long one attempt to connect may take, name resolution and password check included, and all
+/// hosts of the list. Less than the patience of an acquire, whose error then says what it was that
+/// did not answer.
+const DIAL: Duration = Duration::from_secs(4);
+
+/// How many connections that were given up may still owe answers to others. A table that is locked as
+/// a whole makes one each 100 ms, and who waits in it is patient.
+const OWING: usize = 4;
+
+/// What a caller that waits for the connection gets on top of the time that it may take.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// The way to one server, or to that of several which can be written to: at most one connection at a
+/// time, and at most one attempt to make it.
+pub(super) struct Link(Arc<Shared>);
+
+/// Without the configuration, which holds the password.
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link")
+            .field(&list(&self.0.addresses))
+            .finish()
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) addresses: Vec<Address>,
+    /// For how long all of them together are tried.
+    dialling: Duration,
+    /// What the server has to say that it is, where the URL sets it.
+    pub(super) search_path: Option<String>,
+    pub(super) config: Config,
+    /// For what comes in the place of the first one where there is no TLS: a Unix socket.
+    pub(super) local: Config,
+    /// None where there shall be no TLS.
+    pub(super) tls: Option<MakeRustlsConnect>,
+    pub(super) hello: String,
+    /// The statements, with the name of the table put in.
+    pub(super) texts: Arc<[String]>,
+    /// Who is told what a connection hears.
+    pub(super) bells: Weak<Bells>,
+    /// A pooler was caught handing our prepared statements to others.
+    pub(super) pooled: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    slot: Slot,
+    backoff: Backoff,
+    /// Which of the addresses served last.
+    latest: usize,
+    /// It has served us once: what is wrong with it now may be a failover that is going on.
+    served: bool,
+    /// Which server that was.
+    server: Option<Primary>,
+    /// Those that were given up, the oldest first.
+    given_up: VecDeque<Weak<Connection>>,
+    /// Why the latest attempt to connect failed.
+    failure: Option<String>,
+}
+
+impl State {
+    /// Remember which server it is that serves from now on; which it was, where it is another one.
+    fn replace(&mut self, by: Option<Primary>) -> Option<(Primary, Primary)> {
+        let before = self.server;
+        self.server = by.or(before);
+        before.zip(by).filter(|(before, now)| before != now)
+    }
+}
+
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Dialling(watch::Receiver<Option<Dialled>>),
+    Up(Arc<Connection>),
+}
+
+type Dialled = Result<Arc<Connection>, Refusal>;
+
+impl Shared {
+    /// Whether a server that was found fit has been reached before.
+    pub(super) fn has_served(&self) -> bool {
+        self.state().served
+    }
+
+    /// Which server has served latest, where that is known.
+    pub(super) fn latest_server(&self) -> Option<Primary> {
+        self.state().server
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        server: &Server,
+        table: &Table,
+        texts: Vec<String>,
+        bells: Weak<Bells>,
+    ) -> Result<Self, Error> {
+        let mut config = Config::new();
+        if let Some(user) = &server.user {
+            config.user(user);
+        }
+        if let Some(password) = &server.password {
+            config.password(password);
+        }
+        if let Some(database) = &server.database {
+            config.dbname(database);
+        }
+        // Poolers pass it on. Start-up `options` they refuse, and a SET would reach some connection
+        // of the pooler's and stay there: so nothing is set but what the URL says, here or later.
+        if let Some(options) = server.settings.start_up() {
+            config.options(options);
+        }
+        config.application_name(server.application.as_deref().unwrap_or("database-locks"));
+        config.channel_binding(match server.binding {
+            Binding::Disable => ChannelBinding::Disable,
+            Binding::Prefer => ChannelBinding::Prefer,
+            Binding::Require => ChannelBinding::Require,
+        });
+        let tls = Tls::new(&server.tls)?;
+        let mut local = config.clone();
+        local.ssl_mode(SslMode::Disable);
+        // With "prefer" the driver goes without only where the server answers that it has no TLS;
+        // what is wrong with a certificate ends the attempt.
+        config.ssl_mode(match tls.encrypt {
+            Encrypt::Never => SslMode::Disable,
+            Encrypt::IfOffered => SslMode::Prefer,
+            Encrypt::Always => SslMode::Require,
+        });
+        let tls = match tls.encrypt {
+            Encrypt::Never => None,
+            Encrypt::IfOffered | Encrypt::Always => Some(connector(&tls)?),
+        };
+        Ok(Self(Arc::new(Shared {
+            addresses: server.addresses.clone(),
+            dialling: server.connecting(DIAL),
+            search_path: server.settings.get("search_path").map(str::to_owned),
+            config,
+            local,
+            tls,
+            hello: table.fill(HELLO),
+            texts: texts.into(),
+            bells,
+            pooled: AtomicBool::new(false),
+            state: Mutex::default(),
+        })))
+    }
+
+    /// How long a caller waits who wants to know whether there is a connection.
+    pub(super) fn patience(&self, within: Duration) -> Duration {
+        within.max(self.0.dialling + AFTERWARDS)
+    }
+
+    /// Do some work on the connection, within a time that includes making it.
+    pub(super) async fn on<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        self.carry_out(within, false, work).await
+    }
+
+    /// The same with work that may rightly take long, whatever becomes of that of others.
+    pub(super) async fn on_patiently<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        self.carry_out(within, true, work).await
+    }
+
+    async fn carry_out<T, F>(
+        &self,
+        within: Duration,
+        patient: bool,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        let (used, mut unconnected) = (OnceLock::new(), false);
+        let reply = async {
+            let on = self.connected().await?;
+            let _ = used.set(Arc::clone(&on));
+            let mut forsaken = on.forsaken.subscribe();
+            let done = tokio::select! {
+                biased;
+                done = work(Arc::clone(&on)) => done,
+                Ok(_) = forsaken.wait_for(|forsaken| *forsaken), if !patient => {
+                    Err(Refusal::unavailable("the connection was given up, and others after it"))
+                }
+            };
+            // An old primary that answers once another has taken its place confirms nothing: the new
+            // one may have given the lock to somebody else.
+            let done = match (on.server, self.0.latest_server()) {
+                (Some(then), Some(now)) if then != now => Err(Refusal::unavailable(
+                    "it was answered by a server that another one has replaced since",
+                )),
+                _ => done,
+            };
+            done.map_err(|refusal| {
+                // The next connection looks at the table anew: somebody may have seen to it.
+                if matches!(refusal.kind, Kind::Gone | Kind::Pooled) || on.unfit.is_some() {
+                    self.retire(&on);
+                }
+                if refusal.kind == Kind::Pooled {
+                    self.0.pooled.store(true, Ordering::Relaxed);
+                }
+                refusal.into()
+            })
+        };
+        let answer = keep_to(within, reply, || match used.get() {
+            Some(on) => self.give_up(on),
+            None => unconnected = true,
+        })
+        .await;
+        if unconnected {
+            let failure = self.0.state().failure.take();
+            let why =
+                failure.map_or_else(String::new, |failure| format!("; before that, {failure}"));
+            let said = format!(
+                "no connection to {} within {}{why}",
+                list(&self.0.addresses),
+                Human(within)
+            );
+            return Err(StoreError::Unavailable(said.into()));
+        }
+        answer
+    }
+
+    /// Use this connection for no further call. Those that wait for its answers may still get them.
+    pub(super) fn retire(&self, on: &Arc<Connection>) {
+        let mut state = self.0.state();
+        if let Slot::Up(current) = &state.slot
+            && Arc::ptr_eq(current, on)
+        {
+            state.slot = Slot::Empty;
+        }
+    }
+
+    /// An answer did not come in time.
+    ///
+    /// What hangs is cancelled when nobody waits for an answer any more: others may, who sent theirs
+    /// before it. So not too many of them may be waited for.
+    fn give_up(&self, on: &Arc<Connection>) {
+        on.late.store(true, Ordering::Relaxed);
+        self.retire(on);
+        let mut state = self.0.state();
+        let known = |known: &Weak<_>| known.as_ptr() == Arc::as_ptr(on);
+        if !state.given_up.iter().any(known) {
+            state.given_up.push_back(Arc::downgrade(on));
+        }
+        state.given_up.retain(|on| on.strong_count() > 0);
+        let forsaken = match state.given_up.len() > OWING {
+            true => state.given_up.pop_front().and_then(|on| on.upgrade()),
+            false => None,
+        };
+        drop(state);
+        if let Some(forsaken) = forsaken {
+            forsaken.forsaken.send_replace(true);
+        }
+    }
+
+    /// The connection, if there is one just now.
+    pub(super) fn current(&self) -> Option<Arc<Connection>> {
+        match &self.0.state().slot {
+            Slot::Up(on) if !on.is_closed() => Some(Arc::clone(on)),
+            _ => None,
+        }
+    }
+
+    async fn connected(&self) -> Dialled {
+        let mut attempt = {
+            let mut state = self.0.state();
+            match &state.slot {
+                Slot::Up(on) if !on.client.is_closed() => return Ok(Arc::clone(on)),
+                // An attempt that was stopped, with its runtime, has dropped its sender.
+                Slot::Dialling(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
+                _ => {
+                    let (done, attempt) = watch::channel(None);
+                    // In a task of its own: a caller in a hurry, which gives up after 100 ms, would
+                    // otherwise never get through to a server that takes 200 ms to answer.
+                    let pause = state.backoff.pause();
+                    tokio::spawn(dial_after(pause, Arc::downgrade(&self.0), done));
+                    state.slot = Slot::Dialling(attempt.clone());
+                    attempt
+                }
+            }
+        };
+        match attempt.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(dialled)) => dialled.clone(),
+            _ => Err(Refusal::unavailable("connecting was stopped")),
+        }
+    }
+}
+
+async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Option<Dialled>>) {
+    tokio::time::sleep(pause).await;
+    // Nobody is there any more to use it.
+    let Some(link) = link.upgrade() else { return };
+    let first = link.state().latest;
+    let dialled = first_of(&link.addresses, first, link.dialling, |at, within| {
+        Connection::dial(&link, at, within)
+    });
+    let dialled = match dialled.await {
+        Ok((at, on)) => {
+            link.state().latest = at;
+            tracing::debug!(
+                direct = on.prepared.is_some(),
+                "connected to {}",
+                link.addresses[at]
+            );
+            Ok(on)
+        }
+        Err(failure) => Err(Refusal::from(failure)),
+    };
+    let mut replaced = None;
+    let mut state = link.state();
+    match &dialled {
+        Ok(on) => {
+            state.backoff.succeeded();
+            state.failure = None;
+            state.served = true;
+            replaced = state.replace(on.server);
+            state.slot = Slot::Up(Arc::clone(on));
+        }
+        Err(refusal) => {
+            state.backoff.failed();
+            state.failure = Some(refusal.said.clone());
+            state.slot = Slot::Empty;
+        }
+    }
+    drop(state);
+    done.send_replace(Some(dialled));
+    if let Some((before, now)) = replaced {
+        identity::tell(before, now);
+    }
+}
