@@ -69,10 +69,6 @@ impl Actor {
         proxy: Option<Proxy>,
         clock: Option<PathBuf>,
     ) -> Self {
-        if let Some(proxy) = &proxy {
-            settings.url = proxy.url(&settings.url);
-            settings.data = proxy.url(&settings.data);
-        }
         if let Some(clock) = &clock {
             std::fs::write(clock, "+0\n").expect("the folder is ours");
         }
@@ -335,21 +331,28 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
             sleep(Duration::from_millis(300));
             actor.go();
         }
-        Kind::Restart | Kind::KillServer | Kind::FreezeServer | Kind::BusyFile => {
-            unreachable!("{kind:?} befalls everybody")
-        }
+        _ => unreachable!("{kind:?} befalls everybody"),
     }
     Ok(())
 }
 
 fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
     let lasting = Duration::from_millis(planned.lasting);
+    let node = planned.victim % testkit::galera::NODES;
     let (from, before) = (clock::now(), database.pid());
     let mut missed = None;
     match planned.kind {
         Kind::Restart => database.restart(),
         Kind::KillServer => database.kill_and_restart(Duration::from_millis(300)),
         Kind::FreezeServer => database.freeze(lasting),
+        Kind::KillNode => missed = database.kill_node(node, Duration::from_millis(500)).err(),
+        Kind::FreezeNode => missed = database.freeze_node(node, lasting).err(),
+        Kind::CutNode => {
+            missed = database
+                .isolate_node(node, Duration::from_millis(500))
+                .err()
+        }
+        Kind::ClockOfNode => missed = database.jump_node().err(),
         _ => missed = busy_file(database, lasting).err(),
     }
     let other = matches!(planned.kind, Kind::Restart | Kind::KillServer);

@@ -44,6 +44,14 @@ pub enum Kind {
     FreezeServer,
     /// SQLite: somebody else has the file's write lock for a second.
     BusyFile,
+    /// Galera: a node is killed and started again.
+    KillNode,
+    /// Galera: a node is frozen for longer than the leases.
+    FreezeNode,
+    /// Galera: a node is cut off from the others.
+    CutNode,
+    /// Galera: the wrong clock of a node jumps by ten minutes.
+    ClockOfNode,
 }
 
 impl Kind {
@@ -68,6 +76,10 @@ impl Kind {
             Self::KillServer => "server killed",
             Self::FreezeServer => "server frozen past the ttl",
             Self::BusyFile => "file locked by another writer",
+            Self::KillNode => "node killed",
+            Self::FreezeNode => "node frozen",
+            Self::CutNode => "node cut off",
+            Self::ClockOfNode => "clock jump of a node",
         }
     }
 
@@ -92,6 +104,10 @@ impl Kind {
             Self::KillServer => "X",
             Self::FreezeServer => "ZS",
             Self::BusyFile => "B",
+            Self::KillNode => "XN",
+            Self::FreezeNode => "ZN",
+            Self::CutNode => "CN",
+            Self::ClockOfNode => "TN",
         }
     }
 
@@ -99,8 +115,21 @@ impl Kind {
     pub fn of_the_server(self) -> bool {
         matches!(
             self,
-            Self::Restart | Self::KillServer | Self::FreezeServer | Self::BusyFile
+            Self::Restart
+                | Self::KillServer
+                | Self::FreezeServer
+                | Self::BusyFile
+                | Self::KillNode
+                | Self::FreezeNode
+                | Self::CutNode
+                | Self::ClockOfNode
         )
+    }
+
+    /// Whether it befalls a node of a cluster.
+    fn of_a_node(self) -> bool {
+        use Kind::{ClockOfNode, CutNode, FreezeNode, KillNode};
+        matches!(self, KillNode | FreezeNode | CutNode | ClockOfNode)
     }
 
     /// Whether a database can be broken so.
@@ -118,16 +147,18 @@ impl Kind {
                 | Self::KillServer
                 | Self::FreezeServer
         );
+        let whole = matches!(self, Self::Restart | Self::KillServer | Self::FreezeServer);
         match engine {
             // Nor a clock of a client's own: there it is the database's, for which nothing is promised.
-            Engine::Sqlite => !needs_server && self != Self::Clock,
-            _ => self != Self::BusyFile,
+            Engine::Sqlite => !needs_server && self != Self::Clock && !self.of_a_node(),
+            Engine::Galera => !whole && self != Self::BusyFile,
+            _ => self != Self::BusyFile && !self.of_a_node(),
         }
     }
 }
 
 /// All kinds, in their order.
-pub const KINDS: [Kind; 18] = [
+pub const KINDS: [Kind; 22] = [
     Kind::KillHolding,
     Kind::KillInFence,
     Kind::KillWaiting,
@@ -146,6 +177,10 @@ pub const KINDS: [Kind; 18] = [
     Kind::KillServer,
     Kind::FreezeServer,
     Kind::BusyFile,
+    Kind::KillNode,
+    Kind::FreezeNode,
+    Kind::CutNode,
+    Kind::ClockOfNode,
 ];
 
 /// The faults that a client goes through: ours all of them, a control those that show what is wrong

@@ -121,11 +121,15 @@ pub fn run(options: &Options) -> Option<Outcome> {
         if clock {
             clocks.push(at);
         }
+        let proxy = database.proxy(at);
+        let by = |proxy| (database.url_by(at, proxy), proxy.url(&database.data));
+        let past = || (database.url.clone(), database.data.clone());
+        let (url, data) = proxy.as_ref().map_or_else(past, by);
         let settings = Settings {
             client: *client,
             who: name.clone(),
-            url: database.url.clone(),
-            data: database.data.clone(),
+            url,
+            data,
             locks: locks.clone(),
             ttl: TTL,
             seed: options.seed ^ (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
@@ -134,11 +138,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
         let clock = clock.then(|| folder.join(format!("{name}.clock")));
         let program = options.program(*client);
         actors.push(Mutex::new(Actor::start(
-            &name,
-            settings,
-            program,
-            database.proxy(),
-            clock,
+            &name, settings, program, proxy, clock,
         )));
     }
 
@@ -197,6 +197,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
         }
     }
     let ended = clock::now();
+    database.lock().expect("nobody has it any more").settle();
     let database = database.into_inner().expect("nobody has it any more");
     let (rows, counters) = runtime
         .block_on(left_behind(&database.data))
