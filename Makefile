@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python check check-rust check-python example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -43,6 +43,21 @@ test-python: ## the part of them that is in Python, those of Django with each ve
 	cd python; \
 	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
 	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
+
+# What `make torture` runs on, for how long each, and from which seed; DOCS=docs writes the evidence there.
+ENGINE = all
+SECONDS = 120
+SEED =
+DOCS =
+
+torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=, SEED=, DOCS=docs
+	$(SERVERS); \
+	cargo build -p torture --bins; \
+	scripts/python-env; \
+	export DBLOCK_TORTURE_PYTHON=$(PYTHON_ENVS)/django52/bin/python; \
+	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
+	target/debug/torture --engine $(ENGINE) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+		$(if $(DOCS),--docs $(DOCS))
 
 check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
 
