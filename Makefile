@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python torture check check-rust check-python example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -79,6 +79,15 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	ruff check; ruff format --check; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
+
+# A crate of others that does not build on some machine is left out, and the program says so.
+bench: ## measure, and write docs/benchmarks.md; SECONDS=330 ROUNDS=10 ONLY=cycle,held… or LONG=1 for a long run
+	scripts/install-servers >/dev/null
+	scripts/bench-env
+	cargo build --release -p bench -p dblock
+	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --manifest-path crates/bench/peers/rust/Cargo.toml || \
+		echo "bench: the locks of others from Rust do not build here, and are not measured" >&2
+	BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env
