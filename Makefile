@@ -44,19 +44,19 @@ test-python: ## the part of them that is in Python, those of Django with each ve
 	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
 	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
 
-# What `make torture` runs on, for how long each, and from which seed; DOCS=docs writes the evidence there.
+# DOCS=docs writes the evidence there. From the command line alone: the shell has a SECONDS of its own.
 ENGINE = all
-SECONDS = 120
+SECONDS =
 SEED =
 DOCS =
 
-torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=, SEED=, DOCS=docs
+torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=120, SEED=, DOCS=docs
 	$(SERVERS); \
 	cargo build -p torture --bins; \
 	scripts/python-env; \
 	export DBLOCK_TORTURE_PYTHON=$(PYTHON_ENVS)/django52/bin/python; \
 	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
-	target/debug/torture --engine $(ENGINE) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
 		$(if $(DOCS),--docs $(DOCS))
 
 check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
