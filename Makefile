@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python check check-rust check-python example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -44,6 +44,21 @@ test-python: ## the part of them that is in Python, those of Django with each ve
 	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
 	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
 
+# What `make torture` runs on, for how long each, and from which seed; DOCS=docs writes the evidence there.
+ENGINE = all
+SECONDS = 120
+SEED =
+DOCS =
+
+torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=, SEED=, DOCS=docs
+	$(SERVERS); \
+	cargo build -p torture --bins; \
+	scripts/python-env; \
+	export DBLOCK_TORTURE_PYTHON=$(PYTHON_ENVS)/django52/bin/python; \
+	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
+	target/debug/torture --engine $(ENGINE) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+		$(if $(DOCS),--docs $(DOCS))
+
 check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
 
 check-rust: ## the part of it that is for Rust
@@ -64,6 +79,15 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	ruff check; ruff format --check; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
+
+# A crate of others that does not build on some machine is left out, and the program says so.
+bench: ## measure, and write docs/benchmarks.md; SECONDS=330 ROUNDS=10 ONLY=cycle,held… or LONG=1 for a long run
+	scripts/install-servers >/dev/null
+	scripts/bench-env
+	cargo build --release -p bench -p dblock
+	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --manifest-path crates/bench/peers/rust/Cargo.toml || \
+		echo "bench: the locks of others from Rust do not build here, and are not measured" >&2
+	BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

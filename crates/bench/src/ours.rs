@@ -1,0 +1,106 @@
+//! The locks of this library, as contenders.
+
+use std::time::Duration;
+
+use database_locks::{Locks, blocking};
+use testkit::time;
+use tokio::runtime::Runtime;
+
+use crate::contender::{Contender, repeat, since};
+use crate::floors::runtime;
+use crate::servers::Engine;
+
+/// Connected, with the table made.
+pub(crate) fn connected(runtime: &Runtime, url: &str) -> Locks {
+    runtime.block_on(async {
+        let locks = Locks::connect(url).await.expect("connects");
+        locks.migrate().await.expect("makes the table");
+        locks
+    })
+}
+
+/// From async code.
+pub(crate) fn cycles(key: &'static str, name: &str, url: &str, auto_renew: bool) -> Contender {
+    let runtime = runtime();
+    let lock = connected(&runtime, url).lock(key).auto_renew(auto_renew);
+    Contender::new(key, name, move |slice| {
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let guard = runtime.block_on(lock.acquire()).expect("acquires");
+            let t1 = time::now();
+            times.acquire.push(since(t0));
+            runtime.block_on(guard.release()).expect("releases");
+            times.release.push(since(t1));
+        })
+    })
+}
+
+/// From code that blocks.
+pub(crate) fn blocking(key: &'static str, name: &str, url: &str) -> Contender {
+    let locks = blocking::Locks::connect(url).expect("connects");
+    locks.migrate().expect("makes the table");
+    let lock = locks.lock(key);
+    Contender::new(key, name, move |slice| {
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let guard = lock.acquire().expect("acquires");
+            let t1 = time::now();
+            times.acquire.push(since(t0));
+            guard.release().expect("releases");
+            times.release.push(since(t1));
+        })
+    })
+}
+
+/// A name that nobody has used before, each time.
+pub(crate) fn first_use(key: &'static str, name: &str, url: &str) -> Contender {
+    let runtime = runtime();
+    let locks = connected(&runtime, url);
+    let mut number = 0;
+    Contender::new(key, name, move |slice| {
+        repeat(slice, |times| {
+            number += 1;
+            let lock = locks.lock(format!("{key} {number}"));
+            let t0 = time::now();
+            let guard = runtime.block_on(lock.acquire()).expect("acquires");
+            let t1 = time::now();
+            times.acquire.push(since(t0));
+            runtime.block_on(guard.release()).expect("releases");
+            times.release.push(since(t1));
+        })
+    })
+}
+
+/// A try that finds the lock held.
+pub(crate) fn losing(key: &'static str, name: &str, url: &str) -> Contender {
+    let runtime = runtime();
+    let guard = runtime
+        .block_on(connected(&runtime, url).lock(key).acquire())
+        .expect("acquires");
+    let lock = connected(&runtime, url).lock(key);
+    Contender::new(key, name, move |slice| {
+        assert!(guard.is_held());
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let got = runtime.block_on(lock.try_acquire()).expect("answers");
+            times.acquire.push(since(t0));
+            assert!(got.is_none());
+        })
+    })
+}
+
+/// Keys of what is measured of one engine, in this order: cycles, without renewals, blocking, first use,
+/// a losing try.
+pub(crate) fn of(engine: &Engine, keys: [&'static str; 5]) -> Vec<Contender> {
+    let url = &engine.url;
+    vec![
+        cycles(keys[0], "**Rust, async**", url, true),
+        cycles(keys[1], "Rust, async, auto-renew off", url, false),
+        blocking(keys[2], "Rust, blocking", url),
+        first_use(keys[3], "Rust, async: first use of a name", url),
+        losing(keys[4], "Rust, async: a losing try", url),
+    ]
+}
+
+/// How long a lock is held by whoever only wants to see how it changes hands.
+pub(crate) const SHORT: Duration = Duration::from_millis(1);
