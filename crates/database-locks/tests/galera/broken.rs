@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, LockGuard, Locks};
+use database_locks::{Error, LockGuard, Locks, LostReason};
 use testkit::haproxy::Balance;
 use testkit::time::now;
 use testkit::{Galera, HaProxy, promise};
@@ -77,7 +77,7 @@ async fn a_node_that_is_cut_off_grants_nothing() {
         return;
     };
     let url = database(&cluster).await;
-    let there = client(&cluster, &[2], &url);
+    let there = Locks::open(cluster.locker_url(&[2], &url), None).unwrap();
     let guard = held(&client(&cluster, &[2, 0], &url), "kept", TTL).await;
     held(&there, "used", TTL).await.release().await.unwrap();
 
@@ -90,6 +90,8 @@ async fn a_node_that_is_cut_off_grants_nothing() {
             let waited = locks.lock(name).wait(ms(300)).acquire().await;
             let waited = waited.expect_err("granted");
             assert!(matches!(waited, Error::Unavailable { .. }), "{waited:?}");
+            let said = format!("{waited} {waited:?} {locks:?}");
+            assert!(!said.contains("p@ss") && !said.contains("p%40ss"), "{said}");
         }
     }
     let elsewhere = client(&cluster, &[2, 1], &url);
@@ -110,6 +112,7 @@ async fn a_node_that_is_cut_off_grants_nothing() {
     used.release().await.unwrap();
     drop(held(&there, "used", TTL).await);
     goes_on(&guard).await;
+    promise("P14", "galera");
     promise("P1", "galera");
 }
 
@@ -151,4 +154,43 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
         .unwrap();
     assert!(next.token() > token);
     promise("P12", "galera");
+}
+
+/// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended, and
+/// is never kept waiting by the question. When they go on so does everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trust_ends_before_the_lease_while_no_node_answers() {
+    let Some(mut cluster) = Galera::shared_alone() else {
+        return;
+    };
+    let url = database(&cluster).await;
+    let locks = client(&cluster, &[0, 1, 2], &url);
+    let ttl = secs(6);
+    let guard = held(&locks, "job", ttl).await;
+    for node in 0..3 {
+        cluster.freeze(node);
+    }
+    let frozen = now();
+    let lost = guard.lost();
+    tokio::pin!(lost);
+    let reason = loop {
+        let asked = now();
+        let held = guard.is_held();
+        assert!(asked.elapsed() < ms(500), "the question waits");
+        tokio::select! {
+            reason = &mut lost => break reason,
+            () = tokio::time::sleep(ms(20)) => assert!(frozen.elapsed() < ttl, "held: {held}"),
+        }
+    };
+    // Its lease was renewed before they were frozen, and so ends before this.
+    assert!(frozen.elapsed() < ttl, "{:?}", frozen.elapsed());
+    assert_eq!(reason, LostReason::Unreachable);
+    for node in 0..3 {
+        cluster.thaw(node);
+    }
+    cluster.wait_until_healthy();
+    held(&locks, "job", ttl).await.release().await.unwrap();
+    for id in ["P4", "P8"] {
+        promise(id, "galera");
+    }
 }
