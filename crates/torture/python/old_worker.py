@@ -73,8 +73,12 @@ class Worker:
 
         try:
             with database_locks.lock(
-                lock_name=name, lock_ttl=ttl, lock_ttl_renew=ttl * 2 / 3, retry=0.05,
-                auto_renew=True, lost_lock_cb=lose,
+                lock_name=name,
+                lock_ttl=ttl,
+                lock_ttl_renew=ttl * 2 / 3,
+                retry=0.05,
+                auto_renew=True,
+                lost_lock_cb=lose,
             ):
                 self.record("granted", ask=ask, token=0)
                 self.hold(ask, name)

@@ -7,6 +7,7 @@ use testkit::galera::{Galera, NODES};
 use testkit::tether::ScratchDir;
 use testkit::{MariaDb, Postgres, Proxy};
 
+use crate::network::Network;
 use crate::store::Sql;
 
 /// Which database.
@@ -129,29 +130,18 @@ impl Database {
         }
     }
 
-    /// A proxy of one process's own, where there is a server; in a cluster they are spread over its
-    /// nodes.
-    pub fn proxy(&self, process: usize) -> Option<Proxy> {
+    /// A network of one process's own, where there is a server; in a cluster it leads to two of the
+    /// nodes, and the processes are spread over them.
+    pub fn network(&self, process: usize) -> Option<Network> {
         match &self.home {
             Home::Folder(_) => None,
             Home::Galera(cluster) => {
-                let url = cluster.url_at(process % NODES, &self.url);
-                Some(Proxy::to_url(&url))
+                let nodes = [process % NODES, (process + 1) % NODES];
+                let proxy = |node| Proxy::to_url(&cluster.url_at(node, &self.url));
+                Some(Network::new(nodes.map(proxy).into()))
             }
-            _ => Some(Proxy::to_url(&self.url)),
+            _ => Some(Network::new(vec![Proxy::to_url(&self.url)])),
         }
-    }
-
-    /// Where a process has its locks, by way of its proxy. In a cluster another node is named too, to
-    /// which it can go past the proxy.
-    pub fn url_by(&self, process: usize, proxy: &Proxy) -> String {
-        let url = proxy.url(&self.url);
-        let Home::Galera(cluster) = &self.home else {
-            return url;
-        };
-        let other = cluster.node((process + 1) % NODES).port();
-        let place = format!("127.0.0.1:{}", proxy.port());
-        url.replace(&place, &format!("{place},127.0.0.1:{other}"))
     }
 
     /// Wait until all that was written can be read.

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use testkit::Killable;
 use testkit::time::{now, sleep, wait_until};
-use testkit::{Killable, Proxy};
 
 use crate::clock;
 use crate::engine::Database;
 use crate::history::{Event, What};
+use crate::network::Network;
 use crate::plan::{Kind, Planned};
 use crate::process::{Client, Settings, Trap};
 
@@ -50,7 +51,7 @@ pub struct Actor {
     name: String,
     program: Vec<String>,
     process: Killable,
-    proxy: Option<Proxy>,
+    network: Option<Network>,
     clock: Option<PathBuf>,
     skew: i64,
 }
@@ -66,7 +67,7 @@ impl Actor {
         name: &str,
         mut settings: Settings,
         program: Vec<String>,
-        proxy: Option<Proxy>,
+        network: Option<Network>,
         clock: Option<PathBuf>,
     ) -> Self {
         if let Some(clock) = &clock {
@@ -79,7 +80,7 @@ impl Actor {
             name: name.to_owned(),
             program,
             process,
-            proxy,
+            network,
             clock,
             skew: 0,
         }
@@ -116,9 +117,9 @@ impl Actor {
 
     /// Let everything through to it, and tell it to finish.
     pub fn finish(&mut self) {
-        if let Some(proxy) = &self.proxy {
-            proxy.resume();
-            proxy.refuse(false);
+        if let Some(network) = &self.network {
+            network.resume();
+            network.refuse(false);
         }
         self.process.thaw();
         self.process.close_input();
@@ -161,8 +162,8 @@ impl Actor {
         let _ = self.process.send_line("go");
     }
 
-    fn proxy(&self) -> Result<&Proxy, String> {
-        self.proxy.as_ref().ok_or_else(|| "no proxy".to_owned())
+    fn network(&self) -> Result<&Network, String> {
+        self.network.as_ref().ok_or_else(|| "no network".to_owned())
     }
 }
 
@@ -279,28 +280,28 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
             actor.go();
         }
         Kind::StallShort | Kind::StallLong | Kind::StallReplies => {
-            let hits = actor.proxy()?.faults_hit();
+            let hits = actor.network()?.faults_hit();
             match kind {
-                Kind::StallReplies => actor.proxy()?.stall_replies(),
-                _ => actor.proxy()?.stall(),
+                Kind::StallReplies => actor.network()?.stall_replies(),
+                _ => actor.network()?.stall(),
             }
-            let proxy = actor.proxy()?;
-            let hit = wait_until(HEARD_WITHIN, || proxy.faults_hit() > hits);
+            let network = actor.network()?;
+            let hit = wait_until(HEARD_WITHIN, || network.faults_hit() > hits);
             sleep(lasting);
-            proxy.resume();
+            network.resume();
             actor.go();
             if !hit {
                 return Err("nothing was held back".into());
             }
         }
         Kind::Cut | Kind::Refuse => {
-            let proxy = actor.proxy()?;
-            let open = proxy.open_connections();
-            proxy.refuse(kind == Kind::Refuse);
-            proxy.cut();
+            let network = actor.network()?;
+            let open = network.open_connections();
+            network.refuse(kind == Kind::Refuse);
+            network.cut();
             if kind == Kind::Refuse {
                 sleep(lasting);
-                proxy.refuse(false);
+                network.refuse(false);
             }
             actor.go();
             if open == 0 {
@@ -308,13 +309,14 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
             }
         }
         Kind::LoseReply | Kind::LoseRequest => {
-            let proxy = actor.proxy()?;
-            let hits = proxy.faults_hit();
+            let network = actor.network()?;
+            let hits = network.faults_hit();
             match kind {
-                Kind::LoseReply => proxy.lose_next_reply(""),
-                _ => proxy.lose_next_request(""),
+                Kind::LoseReply => network.lose_next_reply(),
+                _ => network.lose_next_request(),
             }
-            let hit = wait_until(HEARD_WITHIN, || proxy.faults_hit() > hits);
+            let hit = wait_until(HEARD_WITHIN, || network.faults_hit() > hits);
+            network.lose_nothing();
             actor.go();
             if !hit {
                 return Err("nothing was lost".into());

@@ -15,6 +15,7 @@ pub mod evidence;
 pub mod faults;
 pub mod history;
 pub mod naive;
+pub mod network;
 pub mod picture;
 pub mod plan;
 pub mod process;

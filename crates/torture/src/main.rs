@@ -103,6 +103,7 @@ fn main() -> ExitCode {
             length: args.length,
             clients: Vec::new(),
             locks: 4,
+            kinds: None,
             worker: worker.clone(),
             python: python.clone(),
             old_python: old_python.clone(),

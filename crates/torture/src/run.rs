@@ -12,6 +12,7 @@ use crate::clock;
 use crate::engine::{Database, Engine};
 use crate::faults::{self, Actor, Fault};
 use crate::history;
+use crate::network::Network;
 use crate::plan::{self, plan};
 use crate::process::{Client, Settings};
 use crate::store::Sql;
@@ -41,6 +42,8 @@ pub struct Options {
     pub python: Option<PathBuf>,
     /// A Python that has the package that it replaces, for [`Client::Replaced`].
     pub old_python: Option<PathBuf>,
+    /// Which faults; `None`: all that the client is to go through.
+    pub kinds: Option<Vec<plan::Kind>>,
     /// Where histories are kept; they are removed after a run that went well.
     pub folder: PathBuf,
 }
@@ -121,10 +124,15 @@ pub fn run(options: &Options) -> Option<Outcome> {
         if clock {
             clocks.push(at);
         }
-        let proxy = database.proxy(at);
-        let by = |proxy| (database.url_by(at, proxy), proxy.url(&database.data));
+        let network = database.network(at);
+        let by = |network: &Network| {
+            (
+                network.url(&database.url),
+                network.first_url(&database.data),
+            )
+        };
         let past = || (database.url.clone(), database.data.clone());
-        let (url, data) = proxy.as_ref().map_or_else(past, by);
+        let (url, data) = network.as_ref().map_or_else(past, by);
         let settings = Settings {
             client: *client,
             who: name.clone(),
@@ -138,7 +146,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
         let clock = clock.then(|| folder.join(format!("{name}.clock")));
         let program = options.program(*client);
         actors.push(Mutex::new(Actor::start(
-            &name, settings, program, proxy, clock,
+            &name, settings, program, network, clock,
         )));
     }
 
@@ -150,7 +158,10 @@ pub fn run(options: &Options) -> Option<Outcome> {
         }
     }
     let planned = plan(
-        plan::kinds(options.clients[0], options.engine),
+        options
+            .kinds
+            .clone()
+            .unwrap_or_else(|| plan::kinds(options.clients[0], options.engine)),
         options.seed,
         options.length,
         TTL,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torture::engine::Engine;
+use torture::plan::Kind;
 use torture::process::Client;
 use torture::run::{Options, Outcome, run};
 
@@ -15,6 +16,7 @@ fn options(engine: Engine, seed: u64) -> Options {
         length: Duration::from_secs(13),
         clients: vec![Client::Rust; 6],
         locks: 4,
+        kinds: None,
         worker: PathBuf::from(env!("CARGO_BIN_EXE_torture-worker")),
         python: None,
         old_python: None,
@@ -35,7 +37,11 @@ fn assert_good(outcome: &Outcome) {
 }
 
 fn ours(engine: Engine, seed: u64) {
-    let Some(outcome) = run(&options(engine, seed)) else {
+    checked(&options(engine, seed));
+}
+
+fn checked(options: &Options) {
+    let Some(outcome) = run(options) else {
         return;
     };
     assert_good(&outcome);
@@ -57,6 +63,25 @@ fn ours_keep_their_promises_on_mariadb() {
 #[test]
 fn ours_keep_their_promises_on_sqlite() {
     ours(Engine::Sqlite, 13);
+}
+
+/// Some of the faults: what befalls a node takes its time.
+#[test]
+fn ours_keep_their_promises_on_galera() {
+    let kinds = vec![
+        Kind::KillHolding,
+        Kind::FreezeHolding,
+        Kind::FreezeInFence,
+        Kind::StallLong,
+        Kind::LoseReply,
+        Kind::FreezeNode,
+        Kind::ClockOfNode,
+    ];
+    checked(&Options {
+        length: Duration::from_secs(10),
+        kinds: Some(kinds),
+        ..options(Engine::Galera, 15)
+    });
 }
 
 /// One lock, so that somebody else has it as soon as its lease has ended.
