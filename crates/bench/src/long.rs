@@ -171,7 +171,7 @@ fn fields(answer: &str) -> Vec<f64> {
 fn look_at_postgres(server: &Postgres, database: &str, cycles: u64) -> Look {
     let sql = "SELECT pg_table_size(relid) / 1024, pg_indexes_size(relid) / 1024, n_tup_upd, n_tup_hot_upd, \
         autovacuum_count, n_dead_tup FROM pg_stat_user_tables WHERE relname = 'database_locks_lock'";
-    let found = fields(&server.query(database, sql).unwrap_or_default());
+    let found = fields(&server.query(database, sql).expect("the table is there"));
     let at = |place: usize| found.get(place).copied().unwrap_or(f64::NAN);
     Look {
         cycles,
@@ -195,7 +195,7 @@ fn look_at_mariadb(server: &MariaDb, database: &str, cycles: u64) -> Look {
          ON t.name = CONCAT(i.table_schema, '/', i.table_name) \
          WHERE i.table_schema = '{database}' AND i.table_name = 'database_locks_lock'"
     );
-    let found = fields(&server.query("mysql", &sql).unwrap_or_default());
+    let found = fields(&server.query("mysql", &sql).expect("answers"));
     let at = |place: usize| found.get(place).copied().unwrap_or(f64::NAN);
     Look {
         cycles,

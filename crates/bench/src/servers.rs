@@ -129,8 +129,9 @@ impl Servers {
 
 /// The name of the database in a URL.
 pub(crate) fn database(url: &str) -> &str {
-    let path = url.rsplit('/').next().unwrap_or_default();
-    path.split('?').next().unwrap_or_default()
+    // A path in the options has slashes too.
+    let place = url.split('?').next().unwrap_or_default();
+    place.rsplit('/').next().unwrap_or_default()
 }
 
 /// The driver's own options for a database on that server, by its socket.
@@ -142,4 +143,17 @@ pub(crate) fn postgres_config(server: &Postgres, database: &str) -> tokio_postgr
         .user("postgres")
         .dbname(database);
     config
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_database_of_a_url_is_found_behind_a_socket_too() {
+        let found = [
+            "postgres:///t_1?host=/tmp/x&port=5",
+            "mysql://root@localhost/t_1?socket=/tmp/x/sock",
+            "postgres://me@127.0.0.1:5/t_1",
+        ];
+        assert_eq!(found.map(super::database), ["t_1"; 3]);
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-const SIZE: (f64, f64) = (820.0, 420.0);
+const SIZE: (f64, f64) = (840.0, 420.0);
 /// Left, top, right, bottom: what the labels need.
-const FRAME: (f64, f64, f64, f64) = (78.0, 48.0, 240.0, 56.0);
+const FRAME: (f64, f64, f64, f64) = (78.0, 48.0, 262.0, 56.0);
 /// Told apart by those who see no difference between red and green too.
 const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f",
