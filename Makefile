@@ -76,7 +76,7 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	scripts/install-servers >/dev/null
 	scripts/python-env
 	cd python; PATH="$(PYTHON_ENVS)/django52/bin:$$PATH"; \
-	ruff check; ruff format --check; \
+	ruff check; ruff format --check . ../crates --config ruff.toml; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
 

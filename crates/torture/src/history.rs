@@ -1,5 +1,5 @@
 //! What each process writes down: one JSON object a line, appended, with the time by
-//! [`clock::now`](crate::clock::now).
+//! [`crate::clock::now`].
 //!
 //! Every line has `t`, `who` and `e`; the others belong to the event.
 
