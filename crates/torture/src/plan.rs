@@ -236,8 +236,8 @@ pub fn plan(
 ) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
     let end = (run.as_millis() as u64).saturating_sub(QUIET);
-    // So many that there are at most a quarter of the processes without trouble at any time; closer
-    // where the run is too short for one of each.
+    // A fault takes some three seconds, so about a third of the processes are in trouble at any time;
+    // closer where the run is too short for one of each.
     let apart = 8000 / processes as u64;
     let many = (end.saturating_sub(QUIET) / apart).max(kinds.len() as u64);
     let step = end.saturating_sub(QUIET) / many;
