@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python check check-rust check-python bench example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -16,7 +16,8 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = pg18=$$(scripts/install-servers); \
-	export DBLOCK_PG18_BIN=$$pg18 DBLOCK_REQUIRE=postgres,postgres18,mariadb,pgbouncer,chromium
+	export DBLOCK_PG18_BIN=$$pg18; \
+	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,21 @@ test-python: ## the part of them that is in Python, those of Django with each ve
 	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
 	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
 
+# DOCS=docs writes the evidence there. From the command line alone: the shell has a SECONDS of its own.
+ENGINE = all
+SECONDS =
+SEED =
+DOCS =
+
+torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=120, SEED=, DOCS=docs
+	$(SERVERS); \
+	cargo build -p torture --bins; \
+	scripts/python-env; \
+	export DBLOCK_TORTURE_PYTHON=$(PYTHON_ENVS)/django52/bin/python; \
+	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
+	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
+		$(if $(DOCS),--docs $(DOCS))
+
 check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
 
 check-rust: ## the part of it that is for Rust
@@ -60,7 +76,7 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	scripts/install-servers >/dev/null
 	scripts/python-env
 	cd python; PATH="$(PYTHON_ENVS)/django52/bin:$$PATH"; \
-	ruff check; ruff format --check; \
+	ruff check; ruff format --check . ../crates --config ruff.toml; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
 

@@ -52,7 +52,9 @@ class lock(_core.Scope):
 
     :param lock_name: unique name in the database, 1 to 255 characters; by default that of what is
         decorated, or of the calling function
-    :param timeout: how many seconds to wait; 0 (the default): without limit
+    :param timeout: how many seconds to wait; 0 (the default): without limit. On a cluster with
+        several primaries any wait, one try too, goes on where the holder looks dead, until its lease
+        has been watched for its length
     :param lock_ttl: seconds after which the lock is free again if its holder dies; ``None``: never
     :param locked_by: owner id. Whoever comes with the same one from another process takes the lock
         over at once; within a process it excludes like any other

@@ -366,6 +366,7 @@ async fn work(
             None => pause,
         };
         let pauses = Pauses {
+            held: pauses.held,
             announced: within(pauses.announced),
             unannounced: within(pauses.unannounced),
         };
@@ -410,14 +411,26 @@ impl Pace {
     }
 
     fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
-        let both = |pause| Pauses {
-            announced: pause,
-            unannounced: pause,
+        let pauses = |announced, unannounced| Pauses {
+            held: false,
+            announced,
+            unannounced,
         };
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant),
-            Err(StoreError::Unavailable(_)) => both(self.unavailable()),
-            _ => both(self.busy()),
+            Err(StoreError::Unavailable(_)) => {
+                let pause = self.unavailable();
+                pauses(pause, pause)
+            }
+            // Mostly it is somebody who is just taking it, and who will ring.
+            Ok(Outcome::Busy) => {
+                let announced = Duration::from_millis(fastrand::u64(20..=200));
+                pauses(announced, self.busy())
+            }
+            _ => {
+                let pause = self.busy();
+                pauses(pause, pause)
+            }
         }
     }
 
@@ -444,6 +457,7 @@ impl Pace {
         };
         let unannounced = until_end(self.poll);
         Pauses {
+            held: true,
             announced: match occupant.intact {
                 true => until_end(self.longest.max(ANNOUNCED_POLL)),
                 false => unannounced,

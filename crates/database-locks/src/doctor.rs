@@ -142,8 +142,9 @@ kinds! {
         "let both machines keep their time by NTP";
     RIGHTS_MISSING = "rights-missing", "rights", Problem,
         "locks cannot be taken, renewed or released",
-        "as the owner of the table: GRANT SELECT, INSERT, UPDATE, DELETE ON {table} to this user; on \
-         PostgreSQL also USAGE on its schema, and on the sequence of its column id if it has one";
+        "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user (and DELETE if \
+         it is to prune); on PostgreSQL also USAGE on its schema, and on the sequence of its column id \
+         if it has one";
     NO_DELETE = "no-delete", "rights", Advice,
         "locks work, but `prune` cannot delete the rows of locks that nobody uses any more",
         "as the owner of the table: GRANT DELETE ON {table} to this user, or prune as another one";
@@ -222,6 +223,27 @@ kinds! {
         "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
          semi-synchronous replication), or fence what is written in the same database: the same token \
          may come twice";
+    CLUSTER_NOT_FLUSHED = "cluster-not-flushed", "durability", Advice,
+        "one node that crashes learns from the others what it has lost, but a power cut of all of them at \
+         once may forget grants",
+        "set innodb_flush_log_at_trx_commit = 1, unless the nodes share neither power nor machine";
+    CLUSTER_SMALL = "cluster-small", "cluster", Advice,
+        "where one of two fails or is cut off, the other is no majority, and no lock can be taken, renewed \
+         or released",
+        "run three at least; with Galera the third may be an arbitrator (garbd)";
+    CLUSTER_BEHIND = "cluster-behind", "cluster", Advice,
+        "what it knows is older than what the others know: locks are safe, but tries are in vain, and \
+         renewals come late",
+        "connect to one that is in step with the others (Galera: wsrep_local_state = 4), and let a load \
+         balancer ask for that";
+    CLUSTER_PAUSED = "cluster-paused", "cluster", Advice,
+        "where one node cannot keep up, the commits on all of them wait for it (flow control), renewals \
+         too, and a lease has an end",
+        "find the slow node by wsrep_local_recv_queue_avg and wsrep_flow_control_sent; give it a faster \
+         disk or more wsrep_slave_threads, and leases more time than the pauses take";
+    CLUSTER_DDL = "cluster-ddl", "cluster", Advice,
+        "`dblock init` would make or alter the table on this node alone",
+        "SET GLOBAL wsrep_OSU_method = TOI before the table is made or altered";
     IDLE_TIMEOUT = "idle-timeout", "timeouts", Advice,
         "the server closes our connection while nothing is to be done, and the next call pays for a \
          new one",

@@ -194,13 +194,21 @@ impl fmt::Display for Human {
 
 struct Occupied<'a>(Option<&'a str>, Option<Duration>);
 
+/// Who has a lock and for how long, in the words of every face.
+pub(crate) struct Holding<'a>(pub(crate) &'a str, pub(crate) Option<Duration>);
+
+impl fmt::Display for Holding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "held by {}", self.0)?;
+        self.1
+            .map_or(Ok(()), |age| write!(f, " for {}", Human(age)))
+    }
+}
+
 impl fmt::Display for Occupied<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0, self.1) {
-            (Some(who), Some(age)) => write!(f, ": held by {who} for {}", Human(age)),
-            (Some(who), None) => write!(f, ": held by {who}"),
-            (None, _) => Ok(()),
-        }
+        let who = self.0.map(|who| Holding(who, self.1));
+        who.map_or(Ok(()), |who| write!(f, ": {who}"))
     }
 }
 

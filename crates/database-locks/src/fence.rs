@@ -163,8 +163,9 @@ impl FenceFailure {
     /// The same of an error number of MySQL or MariaDB.
     pub fn of_mysql(code: u16) -> Option<Self> {
         match code {
-            // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group.
-            1020 | 1205 | 1213 | 3572 | 3101 => Some(Self::Conflict),
+            // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group, not
+            // passed by the cluster at the commit.
+            1020 | 1205 | 1213 | 3572 | 3101 | 1180 => Some(Self::Conflict),
             // No such table, no such database.
             1146 | 1049 => Some(Self::NoRow),
             _ => None,

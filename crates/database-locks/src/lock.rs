@@ -31,7 +31,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// | ---           | ---                                                            | --- |
 /// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
 /// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
-/// | `poll`        | the longest pause between two looks at a lock that somebody else has; 1 ms at least | 250 ms |
+/// | `poll`        | the longest pause between two looks at a lock that somebody else has, where nobody wakes us; 1 ms at least | 250 ms |
 /// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
@@ -90,6 +90,13 @@ impl Lock {
     }
 
     /// How long [`Lock::acquire`] waits; zero: it tries once.
+    ///
+    /// On a cluster with several primaries (Galera, Group Replication) no clock says that a lease has
+    /// ended: it has, when its row was seen unchanged for as long as it lasts. So where the holder looks
+    /// dead at the end of the wait, because by the clock of the node that was asked its lease has ended or
+    /// was renewed in the future, the wait goes on until that is over, for one ttl of the holder at most;
+    /// [`Lock::try_acquire`] does the same. Otherwise no run of a job that tries once every few minutes
+    /// would ever get the lock of one that has crashed.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
         self
@@ -97,6 +104,9 @@ impl Lock {
 
     /// The longest pause between two looks at a lock that somebody else has; 250 ms by default, 1 ms at
     /// least.
+    ///
+    /// On PostgreSQL a release in another process wakes us, and the pause is 5 s, or this where it is
+    /// longer; not so through a pooler. On the other engines looking is all there is.
     ///
     /// The looks begin at 20 ms, or at this where it is shorter, grow rarer while nothing changes, and
     /// do not come later than the lease ends. A release within this process wakes its next waiter
@@ -205,7 +215,8 @@ impl Lock {
         })
     }
 
-    /// Take the lock now, or answer `None` if somebody else has it.
+    /// Take the lock now, or answer `None` if somebody else has it. On a cluster it may wait: see
+    /// [`Lock::wait`].
     ///
     /// # Errors
     ///

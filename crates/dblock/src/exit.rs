@@ -51,7 +51,9 @@ impl Failure {
     }
 
     /// What was to be done with a ticket was not.
-    pub(crate) fn of_ticket(error: Error) -> Self {
+    ///
+    /// `now` is who has the lock, where that could be asked.
+    pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
         let Error::Lost { name, reason } = error else {
             return error.into();
         };
@@ -66,7 +68,9 @@ impl Failure {
             LostReason::RowGone => "the table does not know the lock any more".to_owned(),
             other => other.to_string(),
         };
-        let next = "nothing was changed; `dblock acquire` gives a new one";
+        let now = now.map(|whose| format!("it is {whose} now; "));
+        let now = now.unwrap_or_default();
+        let next = format!("{now}nothing was changed; `dblock acquire` gives a new one");
         Self::new(
             LOST,
             format!("the ticket for lock `{name}` is dead: {why}; {next}"),

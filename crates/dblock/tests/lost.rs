@@ -26,7 +26,7 @@ fn a_release_by_force_stops_the_command() {
     assert_eq!(done.out, "termed\n");
     let said = done.ended(76);
     assert!(
-        said.contains("lock `job` lost: released by force; CMD was stopped (TERM)"),
+        said.contains("lock `job` lost: released by force; CMD was stopped (TERM): it is free now"),
         "{said}"
     );
 }
@@ -163,7 +163,9 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     running.signal(Signal::CONT);
     let done = running.end();
     assert_eq!(done.out, "termed\n");
-    assert!(done.ended(76).contains("lock `job` lost: "), "{done:?}");
+    let said = done.ended(76);
+    assert!(said.contains("lock `job` lost: "), "{said}");
+    assert!(said.contains("it is held by the successor for "), "{said}");
 
     let shown = lab.run(["show", "job", "--json"]).out;
     assert!(

@@ -204,6 +204,7 @@ fn a_dead_ticket_is_76_and_says_what_became_of_it() {
 
     let successor = acquired(&lab, &[], "job");
     all(&released, "somebody else has had the lock since");
+    all(&released, "; it is held by ");
     assert!(lab.is_held("job"), "the successor is untouched");
     lab.run(["release", "job", "--force"]);
     all(&successor, "or it was released by force");

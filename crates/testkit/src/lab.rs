@@ -6,6 +6,7 @@ use std::time::Duration;
 use database_locks::Locks;
 
 use crate::contract::Bench;
+use crate::galera::{self, Galera};
 use crate::mysql::MariaDb;
 use crate::pgbouncer::PgBouncer;
 use crate::postgres::Postgres;
@@ -15,7 +16,7 @@ use crate::tether::ScratchDir;
 /// An empty database.
 #[derive(Debug)]
 pub struct Lab {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`.
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `galera`.
     pub engine: &'static str,
     /// Where it is.
     pub url: String,
@@ -28,6 +29,7 @@ enum Home {
     Folder(ScratchDir),
     Postgres(&'static Postgres),
     MariaDb(&'static MariaDb),
+    Galera(galera::Shared),
 }
 
 /// Somebody else's transaction that has rows locked, or on SQLite the whole file; it ends on drop.
@@ -169,7 +171,7 @@ impl Lab {
     }
 
     /// The name of the database in its URL.
-    fn database(&self) -> &str {
+    pub(crate) fn database(&self) -> &str {
         self.url.rsplit('/').next().unwrap_or_default()
     }
 
@@ -183,14 +185,36 @@ impl Lab {
         })
     }
 
+    /// A database on the shared cluster, whose URL is that at the first node.
+    pub fn galera() -> Option<Self> {
+        let cluster = Galera::shared()?;
+        Some(Self {
+            engine: "galera",
+            url: cluster.fresh_database(),
+            home: Home::Galera(cluster),
+        })
+    }
+
+    /// The URL at one of the nodes, those of a cluster in turn.
+    pub fn url_at(&self, client: usize) -> String {
+        match &self.home {
+            Home::Galera(cluster) => cluster.url_at(client % galera::NODES, &self.url),
+            _ => self.url.clone(),
+        }
+    }
+
     /// Whether there is a server to be cut off from.
     pub fn has_server(&self) -> bool {
-        matches!(self.home, Home::Postgres(_) | Home::MariaDb(_))
+        !matches!(self.home, Home::Process | Home::Folder(_))
     }
 
     /// For the store contract.
     pub fn bench(&self) -> Bench {
-        Bench::new(self.engine, &self.url)
+        let urls = match &self.home {
+            Home::Galera(_) => (0..galera::NODES).map(|node| self.url_at(node)).collect(),
+            _ => vec![self.url.clone()],
+        };
+        Bench::spread(self.engine, urls)
     }
 
     /// A client with a connection of its own, and the table made.
@@ -220,6 +244,7 @@ impl Lab {
             }
             Home::Postgres(server) => server.query(&self.url, statement).expect("runs"),
             Home::MariaDb(server) => server.query(&self.url, statement).expect("runs"),
+            Home::Galera(cluster) => cluster.query(0, &self.url, statement).expect("runs"),
         }
     }
 
@@ -233,6 +258,7 @@ impl Lab {
             Home::Process | Home::Folder(_) => panic!("{}: has no server", self.engine),
             Home::Postgres(server) => server.stranger(&self.url),
             Home::MariaDb(server) => server.stranger(&self.url),
+            Home::Galera(cluster) => cluster.stranger(0, &self.url),
         }
     }
 
@@ -252,6 +278,7 @@ impl Lab {
             }
             Home::Postgres(server) => server.stranger(&self.url),
             Home::MariaDb(server) => server.stranger(&self.url),
+            Home::Galera(cluster) => cluster.stranger(0, &self.url),
         };
         stranger.run("BEGIN").expect("begins");
         stranger.run(statement).expect("runs");

@@ -9,7 +9,10 @@
 //! ends, however that happens: see [`tether`].
 
 pub mod contract;
+pub mod galera;
+pub mod haproxy;
 pub mod lab;
+mod least;
 pub mod mysql;
 pub mod pgbouncer;
 pub mod postgres;
@@ -22,6 +25,8 @@ pub mod tether;
 pub mod time;
 pub mod tls;
 
+pub use galera::Galera;
+pub use haproxy::HaProxy;
 pub use lab::Lab;
 pub use mysql::MariaDb;
 pub use pgbouncer::PgBouncer;

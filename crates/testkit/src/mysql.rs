@@ -1,6 +1,6 @@
 //! MariaDB servers, which stand in for MySQL.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,10 +22,10 @@ const DEATHSIG: &str = "KILL";
 /// [`fresh_database`](Self::fresh_database).
 #[derive(Debug)]
 pub struct MariaDb {
-    server: Server,
-    program: PathBuf,
-    args: Vec<String>,
-    port: u16,
+    pub(crate) server: Server,
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) port: u16,
 }
 
 /// How to start a server: see [`MariaDb::options`].
@@ -114,35 +114,30 @@ impl MariaDb {
     }
 
     fn new(program: PathBuf, options: &Options) -> Self {
-        let mut server = Server::new("mariadb", User::for_server("mysql"), Signal::TERM);
-        let data = server.dir().join("data");
-        // For the one that fills the data directory and for the one that serves it.
-        let both = [
-            "--no-defaults".into(),
-            format!("--datadir={}", data.display()),
-            // A server that starts removes the temporary tables of all others from there.
-            format!("--tmpdir={}", server.dir().display()),
-            "--skip-log-bin".into(),
-            "--innodb-log-file-size=8M".into(),
-            "--innodb-buffer-pool-size=32M".into(),
-        ];
-        let install = find_binary("mariadb-install-db", &[])
-            .expect("mariadb-install-db comes with the server");
+        let mut mariadb = Self::unlaunched(program, options);
+        let data = mariadb.data();
         std::fs::create_dir(&data).expect("the directory is ours");
-        server.give(&data);
-        let mut fill = both.to_vec();
-        fill.extend(
-            [
-                "--auth-root-authentication-method=normal",
-                "--skip-test-db",
-                "--innodb-flush-log-at-trx-commit=0",
-            ]
-            .map(String::from),
-        );
-        server.prepare(&install, &fill);
+        mariadb.server.give(&data);
+        mariadb.fill();
+        mariadb.port = on_a_free_port(|port| {
+            mariadb.port = port;
+            mariadb.launch(&[])
+        });
+        mariadb.make_users();
+        mariadb
+    }
 
+    /// One that does not run yet, and has neither data nor a port.
+    pub(crate) fn unlaunched(program: PathBuf, options: &Options) -> Self {
+        let server = Server::new("mariadb", User::for_server("mysql"), Signal::TERM);
+        let mut mariadb = Self {
+            server,
+            program,
+            args: Vec::new(),
+            port: 0,
+        };
         let at_commit = if options.fsync { 1 } else { 2 };
-        let mut args = both.to_vec();
+        let mut args = mariadb.places();
         args.extend([
             "--bind-address=127.0.0.1".into(),
             // Else `locker` at 127.0.0.1 would be `locker` at localhost, or whatever the
@@ -150,11 +145,12 @@ impl MariaDb {
             "--skip-name-resolve".into(),
             "--max-connections=200".into(),
             format!("--innodb-flush-log-at-trx-commit={at_commit}"),
-            format!("--socket={}", socket(&server).display()),
-            format!("--pid-file={}", server.dir().join("pid").display()),
+            format!("--socket={}", mariadb.socket().display()),
+            format!("--pid-file={}", mariadb.server.dir().join("pid").display()),
         ]);
         args.extend(options.settings.iter().cloned());
         if let Some(certificate) = &options.tls {
+            let server = &mariadb.server;
             certificate.write(server.dir(), |path| server.give(path));
             for (option, file) in [
                 ("ssl-cert", "cert.pem"),
@@ -164,16 +160,58 @@ impl MariaDb {
                 args.push(format!("--{option}={}", server.dir().join(file).display()));
             }
         }
+        mariadb.args = args;
+        mariadb
+    }
 
-        let port = on_a_free_port(|port| launch(&mut server, &program, &args, port));
-        let mariadb = Self {
-            server,
-            program,
-            args,
-            port,
-        };
+    /// For what fills the data directory and for what serves it.
+    fn places(&self) -> Vec<String> {
+        vec![
+            "--no-defaults".into(),
+            format!("--datadir={}", self.data().display()),
+            // A server that starts removes the temporary tables of all others from there.
+            format!("--tmpdir={}", self.server.dir().display()),
+            "--skip-log-bin".into(),
+            "--innodb-log-file-size=8M".into(),
+            "--innodb-buffer-pool-size=32M".into(),
+        ]
+    }
+
+    /// Make the data of a new server.
+    pub(crate) fn fill(&self) {
+        let install = find_binary("mariadb-install-db", &[])
+            .expect("mariadb-install-db comes with the server");
+        let mut fill = self.places();
+        fill.extend(
+            [
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                "--innodb-flush-log-at-trx-commit=0",
+            ]
+            .map(String::from),
+        );
+        self.server.prepare(&install, &fill);
+    }
+
+    /// Start it on its port with some more arguments, and wait until it answers.
+    ///
+    /// # Errors
+    ///
+    /// The end of its log, when it does not.
+    pub(crate) fn launch(&mut self, more: &[String]) -> Result<(), String> {
+        let mut args = self.args.clone();
+        args.push(format!("--port={}", self.port));
+        args.extend(more.iter().cloned());
+        let mut ready = self.client();
+        ready.args(["--connect-timeout=10", "--execute=SELECT 1"]);
+        self.server
+            .launch(&self.program, &args, DEATHSIG, || succeeds(&mut ready))
+    }
+
+    /// Make `locker`, on a new server.
+    pub(crate) fn make_users(&self) {
         // Nobody without a name: such a user of one host goes before `locker` of any.
-        let mut admin = mariadb.stranger("mysql");
+        let mut admin = self.stranger("mysql");
         let anonymous = admin
             .run("SELECT Host FROM user WHERE User = ''")
             .expect("the table is there");
@@ -192,7 +230,23 @@ impl MariaDb {
                 .expect("a new server has no user of that name");
         }
         admin.leave();
-        mariadb
+    }
+
+    /// Where its data lies.
+    pub fn data(&self) -> PathBuf {
+        self.server.dir().join("data")
+    }
+
+    fn client(&self) -> Command {
+        let program = find_binary("mariadb", &[]).unwrap_or_else(|| "mariadb".into());
+        let mut command = Command::new(program);
+        command.args([
+            "--no-defaults",
+            "--user=root",
+            "--default-character-set=utf8mb4",
+        ]);
+        command.arg(format!("--socket={}", self.socket().display()));
+        command
     }
 
     /// The port it listens on, of 127.0.0.1.
@@ -202,7 +256,7 @@ impl MariaDb {
 
     /// Its Unix socket.
     pub fn socket(&self) -> PathBuf {
-        socket(&self.server)
+        self.server.dir().join("sock")
     }
 
     /// The server itself: its process id and its log.
@@ -273,7 +327,7 @@ impl MariaDb {
 
     /// Open a session on a database, given by name or URL, as the superuser.
     pub fn stranger(&self, database: &str) -> Stranger {
-        Stranger::mariadb(client(&self.server).arg(database_of(database)))
+        Stranger::mariadb(self.client().arg(database_of(database)))
     }
 
     /// Stop the server: its clients are told that it ends.
@@ -293,8 +347,7 @@ impl MariaDb {
     /// When it does not start, with the end of its log.
     pub fn restart(&mut self) {
         self.server.stop();
-        launch(&mut self.server, &self.program, &self.args, self.port)
-            .unwrap_or_else(|log| panic!("{log}"));
+        self.launch(&[]).unwrap_or_else(|log| panic!("{log}"));
     }
 
     /// Freeze the server: connections are accepted, by the kernel, and nobody answers.
@@ -306,28 +359,4 @@ impl MariaDb {
     pub fn thaw(&mut self) {
         self.server.thaw();
     }
-}
-
-fn launch(server: &mut Server, program: &Path, args: &[String], port: u16) -> Result<(), String> {
-    let mut args = args.to_vec();
-    args.push(format!("--port={port}"));
-    let mut ready = client(server);
-    ready.args(["--connect-timeout=10", "--execute=SELECT 1"]);
-    server.launch(program, &args, DEATHSIG, || succeeds(&mut ready))
-}
-
-fn client(server: &Server) -> Command {
-    let program = find_binary("mariadb", &[]).unwrap_or_else(|| "mariadb".into());
-    let mut command = Command::new(program);
-    command.args([
-        "--no-defaults",
-        "--user=root",
-        "--default-character-set=utf8mb4",
-    ]);
-    command.arg(format!("--socket={}", socket(server).display()));
-    command
-}
-
-fn socket(server: &Server) -> PathBuf {
-    server.dir().join("sock")
 }

@@ -92,6 +92,25 @@ impl PgBouncer {
         format!("postgres://postgres@127.0.0.1:{port}/{name}")
     }
 
+    /// From now on stand in front of another server. Clients stay connected.
+    ///
+    /// # Panics
+    ///
+    /// When it does not take the new address.
+    pub fn lead_to(&self, postgres: &Postgres) {
+        let file = self.server.dir().join("common.ini");
+        let text = std::fs::read_to_string(&file).expect("it was written");
+        let (_, rest) = text.split_once("[pgbouncer]").expect("it has settings");
+        let (dir, port) = (postgres.socket_dir().display(), postgres.port());
+        let text = format!("[databases]\n* = host={dir} port={port}\n[pgbouncer]{rest}");
+        std::fs::write(&file, text).expect("the directory can be written to");
+        let reload = ["--dbname=pgbouncer", "--command=RELOAD"];
+        assert!(
+            succeeds(&mut psql(self.port, &reload)),
+            "it does not reload"
+        );
+    }
+
     /// The process itself: its id and its log.
     pub fn server(&self) -> &Server {
         &self.server
@@ -137,14 +156,20 @@ fn launch(server: &mut Server, program: &std::path::Path, port: u16) -> Result<(
     );
     std::fs::write(&file, text).map_err(|error| error.to_string())?;
     server.give(&file);
-    let psql = find_binary("psql", &[]).unwrap_or_else(|| "psql".into());
     server.launch(program, &[file.display().to_string()], DEATHSIG, || {
-        succeeds(
-            Command::new(&psql)
-                .args(["--no-psqlrc", "--host=127.0.0.1", "--username=postgres"])
-                .args(["--dbname=postgres", "--command=SELECT 1"])
-                .args(["--port", &port.to_string()])
-                .env("PGCONNECT_TIMEOUT", "10"),
-        )
+        succeeds(&mut psql(
+            port,
+            &["--dbname=postgres", "--command=SELECT 1"],
+        ))
     })
+}
+
+fn psql(port: u16, args: &[&str]) -> Command {
+    let mut command = Command::new(find_binary("psql", &[]).unwrap_or_else(|| "psql".into()));
+    command
+        .args(["--no-psqlrc", "--host=127.0.0.1", "--username=postgres"])
+        .args(["--port", &port.to_string()])
+        .args(args)
+        .env("PGCONNECT_TIMEOUT", "10");
+    command
 }

@@ -127,6 +127,8 @@ pub struct Server {
     dir: ScratchDir,
     user: Option<User>,
     polite: Signal,
+    /// Put into its environment.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 /// The process and those it has started, which go with it.
@@ -146,6 +148,7 @@ impl Server {
             dir,
             user,
             polite,
+            env: Vec::new(),
         };
         server.give(server.dir());
         server
@@ -169,17 +172,20 @@ impl Server {
         self.process.child.as_ref().map(Child::id)
     }
 
-    /// Run a program that ends by itself, as the server's user, in its directory.
+    /// Run a program that ends by itself, as the server's user, in its directory: what it said.
     ///
     /// # Panics
     ///
     /// When it fails, with what it said.
-    pub(crate) fn prepare(&self, program: &Path, args: &[String]) {
+    pub(crate) fn prepare(&self, program: &Path, args: &[String]) -> String {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
         let output = self.in_place(&mut command).output();
         match output {
-            Ok(output) if output.status.success() => {}
+            Ok(output) if output.status.success() => {
+                let said = [output.stdout, output.stderr].concat();
+                String::from_utf8_lossy(&said).into_owned()
+            }
             Ok(output) => panic!(
                 "{} failed: {}\n{}{}",
                 program.display(),
@@ -215,6 +221,7 @@ impl Server {
         // A group of its own: Ctrl-C is for the tests, which then take it down.
         command
             .args(args)
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.0)
             .stderr(log.1)

@@ -71,3 +71,28 @@ fn the_lab_has_a_pooler_with_a_server_behind_it() {
     lab.close_input();
     assert!(lab.wait(SOON).expect("it ends").success());
 }
+
+#[test]
+fn a_node_of_a_cluster_obeys_by_its_number() {
+    let mut lab = Killable::spawn(env!("CARGO_BIN_EXE_lab"), ["galera"]);
+    let servers = answer(&lab);
+    let there = Some(&servers["galera"]).filter(|server| !server.is_null());
+    let Some(cluster) = require("galera", "galera", there) else {
+        return;
+    };
+    let urls: Vec<&str> = (0..3)
+        .filter_map(|node| cluster["nodes"][node]["url"].as_str())
+        .collect();
+    assert_eq!(urls.len(), 3, "{cluster}");
+
+    let made = ask(&mut lab, "database galera");
+    assert_eq!(made["urls"].as_array().map(Vec::len), Some(3), "{made}");
+    assert_eq!(ask(&mut lab, "status galera/2")["serves"], true);
+    assert_eq!(ask(&mut lab, "kill galera/2"), json!({ "ok": "kill" }));
+    assert_eq!(ask(&mut lab, "status galera/2")["serves"], false);
+    assert_eq!(ask(&mut lab, "start galera/2"), json!({ "ok": "start" }));
+    assert_eq!(ask(&mut lab, "status galera/2")["serves"], true);
+    for nonsense in ["kill galera", "kill galera/3", "dance galera/1"] {
+        assert!(ask(&mut lab, nonsense)["error"].is_string(), "{nonsense}");
+    }
+}

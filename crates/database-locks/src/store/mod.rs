@@ -35,6 +35,10 @@ mod table;
 mod tls;
 mod url;
 
+/// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
+
 pub(crate) use observed::Observed;
 pub use table::Table;
 
@@ -134,9 +138,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
-/// How long to wait before the next look at a lock that somebody has.
+/// How long to wait before the next look at a lock that was not to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pauses {
+    /// Whether somebody has it, who will release it. Else its row is locked by somebody, or nobody knows.
+    pub held: bool,
     /// Where its release is announced to us.
     pub announced: Duration,
     /// Where it is not.

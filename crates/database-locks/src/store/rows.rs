@@ -360,6 +360,118 @@ mod tests {
         assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
     }
 
+    /// A lease of 30 s, renewed so long ago by the clock of the node that was asked.
+    fn on_cluster(of: &Grant, ago: i64) -> Seen {
+        Seen {
+            expires_in: Some(30_000_000 - ago),
+            expires_at: Some(1_000_030_000_000),
+            renewed_at: Some(1_000_000_000_000),
+            clocks: true,
+            ..row(of)
+        }
+    }
+
+    #[test]
+    fn no_clock_of_a_cluster_ends_a_lease() {
+        let ours = grant();
+        for (ago, overdue) in [
+            (1, false),
+            (29_999_999, false),
+            // As good as dead, or the clock is ahead.
+            (30_000_000, true),
+            (330_000_000, true),
+            // The clock is behind that of the node which renewed it.
+            (-1, true),
+            (-300_000_000, true),
+        ] {
+            let seen = on_cluster(&ours, ago);
+            let lapse = seen.lapse().expect("it ends by being watched");
+            assert_eq!(
+                (lapse.length, lapse.overdue),
+                (Duration::from_secs(30), overdue)
+            );
+            assert_eq!(
+                judge(&ours, Some(&seen)),
+                Renewal::Busy,
+                "{ago}: still ours"
+            );
+            let Outcome::Held(occupant) = seen.refusal("another") else {
+                panic!("{ago}: not held")
+            };
+            assert_eq!(occupant.free_in, Some(lapse.length), "{ago}");
+            let LockState::Held { free_in } = on_cluster(&ours, ago).into_info().state else {
+                panic!("{ago}: not held")
+            };
+            assert_eq!(free_in, Some(lapse.length));
+        }
+        let free = Seen {
+            expires_in: None,
+            expires_at: None,
+            ..on_cluster(&ours, 0)
+        };
+        assert_eq!(free.lapse(), None);
+        assert_eq!(free.refusal("another"), Outcome::Busy);
+    }
+
+    #[test]
+    fn each_write_is_another_version_and_an_endless_lease_has_none() {
+        let ours = grant();
+        let version = |change: fn(&mut Seen)| {
+            let mut seen = on_cluster(&ours, 1);
+            change(&mut seen);
+            seen.lapse().map(|lapse| lapse.version)
+        };
+        let seen = version(|_| ());
+        assert!(seen.is_some());
+        assert_eq!(
+            seen,
+            version(|row| row.expires_in = Some(7)),
+            "another clock"
+        );
+        assert_ne!(seen, version(|row| row.token += 1));
+        assert_ne!(
+            seen,
+            version(|row| row.renewed_at = Some(1_000_000_000_001))
+        );
+        assert_ne!(
+            seen,
+            version(|row| row.expires_at = Some(1_000_030_000_001))
+        );
+        assert_eq!(version(|row| row.endless = true), None);
+    }
+
+    #[test]
+    fn what_does_not_say_its_length_is_watched_for_a_minute_once_it_looks_expired() {
+        let ours = grant();
+        let unknown: [fn(&mut Seen); 3] = [
+            |row| row.intact = false,
+            |row| row.renewed_at = None,
+            |row| row.renewed_at = row.expires_at.map(|at| at + 1),
+        ];
+        for change in unknown {
+            let lapse = |ago| {
+                let mut seen = on_cluster(&ours, ago);
+                change(&mut seen);
+                let Outcome::Held(occupant) = seen.refusal("another") else {
+                    panic!("not held")
+                };
+                (seen.lapse(), occupant.free_in)
+            };
+            let whole = Duration::from_secs(60);
+            let (live, free_in) = lapse(10_000_000);
+            assert_eq!(
+                (live, free_in),
+                (None, Some(whole + Duration::from_secs(20)))
+            );
+            let (dead, free_in) = lapse(30_000_000);
+            let dead = dead.expect("it is watched");
+            assert_eq!(
+                (dead.length, dead.overdue, free_in),
+                (whole, true, Some(whole))
+            );
+        }
+    }
+
     #[test]
     fn an_acquire_recognises_its_own_grant() {
         let ours = grant();

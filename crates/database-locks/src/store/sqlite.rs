@@ -19,8 +19,8 @@ use rusqlite::{
 use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    Table, TakeOver, TakeUp, bounded,
+    Ask, Barrier, Force, Grant, NO_TOKEN, Outcome, Released, Renewal, Reply, Return, Store,
+    StoreError, Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::error::LostReason;
@@ -159,7 +159,8 @@ const FORCE: &str = "
     UPDATE {table} SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL, token = token + 1,
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
-     WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+     WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
@@ -333,7 +334,8 @@ impl Worker {
         };
         let said = format!("{}: {message}", self.path.display());
         let Some(code) = code else {
-            return StoreError::rejected(said, None);
+            let token = said.contains("name: token");
+            return StoreError::rejected(said, token.then_some(NO_TOKEN));
         };
         let hint = match code {
             ErrorCode::DatabaseBusy
@@ -558,9 +560,13 @@ fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
         {
             return Ok(Force::Busy);
         }
-        let freed = tx.prepare_cached(&sql.force)?.execute([name.as_str()])?;
+        // Past the greatest integer it would be a float, which nobody could read any more.
+        let mut force = tx.prepare_cached(&sql.force)?;
+        let freed: Option<i64> = force
+            .query_row([name.as_str()], |row| row.get("token"))
+            .optional()?;
         Ok(match row {
-            Some(row) if freed == 1 => Force::Freed(row.occupant()),
+            Some(row) if freed.is_some() => Force::Freed(row.occupant()),
             _ => Force::WasFree,
         })
     })

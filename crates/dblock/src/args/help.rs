@@ -53,6 +53,11 @@ If dblock itself is killed with -9, CMD is ended too (Linux); processes that CMD
 has started may survive, and so may a CMD that changes its user (sudo). The lock
 is free when the ttl ends.
 
+On a cluster with several primaries (Galera, Group Replication) no clock says
+that a lease has ended: it is watched for as long as it lasts. Where its holder
+looks dead, -n and -w go on until that is over, one ttl at most, so that the
+next run of a job that has crashed gets the lock.
+
 CMD may give the lock back before it ends, with `dblock release` and its ticket:
 it goes on without being stopped, and others can have the lock.
 
@@ -226,7 +231,7 @@ Exit codes:
   0   nothing was found
   1   something was found
   69  the database cannot be reached, or is refused: a read-only one, one that
-      is too old, a cluster with several primaries
+      is too old, a node that is cut off from its cluster
   2   usage, a bad URL, a bad setting
 
 Examples:

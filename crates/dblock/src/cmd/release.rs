@@ -8,6 +8,8 @@ use crate::place::Place;
 use crate::ticket::TicketFrom;
 use crate::told::Announced;
 
+use super::take::of_ticket;
+
 pub(crate) async fn release(
     place: &Place,
     name: &LockName,
@@ -16,7 +18,10 @@ pub(crate) async fn release(
     let ticket = from.read(name)?;
     let locks = place.connect().await?;
     let announced = Announced::begin(&ticket);
-    locks.release(&ticket).await.map_err(Failure::of_ticket)?;
+    if let Err(error) = locks.release(&ticket).await {
+        drop(announced);
+        return Err(of_ticket(&locks, error).await);
+    }
     announced.done();
     output::say(&format!("lock `{name}` is released"));
     Ok(0)

@@ -8,6 +8,8 @@ use crate::output;
 use crate::place::Place;
 use crate::ticket::TicketFrom;
 
+use super::take::of_ticket;
+
 pub(crate) async fn renew(
     place: &Place,
     name: &LockName,
@@ -20,8 +22,9 @@ pub(crate) async fn renew(
         Some(ttl) => ttl,
         None => usual(locks.show(name.as_str()).await?.as_ref()),
     };
-    let renewed = locks.renew(&ticket, ttl).await;
-    renewed.map_err(Failure::of_ticket)?;
+    if let Err(error) = locks.renew(&ticket, ttl).await {
+        return Err(of_ticket(&locks, error).await);
+    }
     let lasts = output::lasts(held(&locks, &ticket).await.as_ref());
     output::say(&format!("lock `{name}` is renewed, and held {lasts}"));
     Ok(0)

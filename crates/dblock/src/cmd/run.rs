@@ -19,7 +19,7 @@ use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
 use crate::told::{Announced, Ear};
 
-use super::take::{cannot_listen, drain, take};
+use super::take::{cannot_listen, drain, take, whose};
 
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
@@ -301,9 +301,12 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 Signal::SIGKILL => "KILL".to_owned(),
                 _ => "TERM".to_owned(),
             };
+            let now = match whose(locks, name).await {
+                Some(whose) => format!("it is {whose} now"),
+                None => "see who has it now with `dblock list`".to_owned(),
+            };
             complain(&format!(
-                "lock `{name}` lost: {reason}; CMD was stopped ({how}): see who has it now with \
-                 `dblock list`"
+                "lock `{name}` lost: {reason}; CMD was stopped ({how}): {now}"
             ));
             drop(guard);
             drain(locks).await;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, Locks, Ticket, Ttl};
+use database_locks::{Error, Lock, LockGuard, LockName, Locks, Ticket, Ttl};
 use tokio::time::timeout;
 
 use crate::args::Wish;
@@ -30,7 +30,10 @@ pub(super) async fn take(
     let lock = wanted(lock, wish, wait);
     let work = async {
         match ticket {
-            Some(ticket) => lock.take_up(ticket).await.map_err(Failure::of_ticket),
+            Some(ticket) => match lock.take_up(ticket).await {
+                Ok(guard) => Ok(guard),
+                Err(error) => Err(of_ticket(&locks, error).await),
+            },
             None => lock.acquire().await.map_err(|error| refused(error, wish)),
         }
     };
@@ -110,6 +113,21 @@ fn refused(mut error: Error, wish: &Wish) -> Failure {
         }
     }
     failure
+}
+
+/// What a call with a ticket came to, and who has the lock now if that is dead.
+pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
+    let now = match &error {
+        Error::Lost { name, .. } => whose(locks, name).await,
+        _ => None,
+    };
+    Failure::of_ticket(error, now.as_deref())
+}
+
+/// Who has the lock, to be told with a loss; none where that cannot be had soon.
+pub(super) async fn whose(locks: &Locks, name: &LockName) -> Option<String> {
+    let row = timeout(DRAIN, locks.show(name.as_str())).await.ok()?;
+    Some(row.ok()??.whose())
 }
 
 pub(super) async fn drain(locks: &Locks) {

@@ -1,6 +1,6 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb pgbouncer` starts the servers named, says in one line of JSON where they
+//! `lab postgres postgres18 mariadb pgbouncer galera` starts the servers named, says in one line of JSON where they
 //! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
 //! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
 //! answers each with one line of JSON, `{"error": …}` where it does not understand:
@@ -9,6 +9,9 @@
 //!   server of its own behind it, the `direct_url` too. The other commands are about PgBouncer itself
 //! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port stay
 //! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nobody answers
+//! - a node of a cluster is a server too, `galera/0` to `galera/2`: `kill galera/1`; besides it knows
+//!   `isolate NODE` and `rejoin NODE` (cut off from the others, and back), `start NODE` waits until it
+//!   has caught up, `mend galera` until all have, and `status NODE` says `{"serves": …, "size": …}`
 //! - `proxy URL`: starts a proxy to the server of that URL, `{"proxy": "p0", "url": …}`
 //! - `stall PROXY`, `stall-replies PROXY`, `resume PROXY`, `cut PROXY`, `refuse PROXY`,
 //!   `accept PROXY`, `close PROXY`, and `counts PROXY`: connections and bytes that have passed
@@ -18,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde_json::{Value, json};
-use testkit::{MariaDb, PgBouncer, Postgres, Proxy};
+use testkit::{Galera, MariaDb, PgBouncer, Postgres, Proxy, galera};
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -37,7 +40,7 @@ fn main() {
     }
 }
 
-const ENGINES: [&str; 4] = ["postgres", "postgres18", "mariadb", "pgbouncer"];
+const ENGINES: [&str; 5] = ["postgres", "postgres18", "mariadb", "pgbouncer", "galera"];
 
 fn say(answer: &Value) {
     // Who no longer listens has also closed our input, which is about to end us.
@@ -54,6 +57,7 @@ enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
     PgBouncer(PgBouncer, Postgres),
+    Galera(Galera),
 }
 
 impl Lab {
@@ -102,7 +106,13 @@ impl Lab {
             }
             return Ok(json!({ "ok": verb }));
         }
+        let (what, node) = match what.split_once('/') {
+            Some((what, node)) => (what, Some(node)),
+            None => (what, None),
+        };
         match self.servers.get_mut(what) {
+            Some(Some(Server::Galera(cluster))) => obey_cluster(cluster, node, verb),
+            Some(Some(_)) if node.is_some() => Err(format!("{what} has no nodes")),
             Some(Some(server)) => server.obey(verb),
             Some(None) => Err(format!("there is no {what} on this machine")),
             None => Err(format!("`{what}` is neither a server nor a proxy here")),
@@ -138,6 +148,7 @@ impl Server {
                 let server = Postgres::start()?;
                 PgBouncer::start(&server, &[]).map(|pooler| Self::PgBouncer(pooler, server))
             }
+            "galera" => Galera::start().map(Self::Galera),
             _ => MariaDb::start().map(Self::MariaDb),
         }
     }
@@ -154,21 +165,21 @@ impl Server {
                 "pid": server.server().pid(),
                 "bin": server.bin(),
             }),
-            Self::MariaDb(server) => json!({
-                "url": server.url(),
-                "socket_url": server.socket_url("mysql"),
-                "locker_url": server.locker_url("mysql"),
-                "port": server.port(),
-                "socket": server.socket(),
-                "data": server.server().dir().join("data"),
-                "pid": server.server().pid(),
-            }),
+            Self::MariaDb(server) => describe_mariadb(server),
             Self::PgBouncer(pooler, server) => json!({
                 "url": pooler.url("postgres"),
                 "direct_url": server.url(),
                 "port": pooler.port(),
                 "pid": pooler.server().pid(),
             }),
+            Self::Galera(cluster) => {
+                let nodes = (0..galera::NODES).map(|node| describe_mariadb(cluster.node(node)));
+                json!({
+                    "url": cluster.url_of(&[0, 1, 2], "mysql"),
+                    "locker_url": cluster.locker_url(&[0, 1, 2], "mysql"),
+                    "nodes": nodes.collect::<Vec<_>>(),
+                })
+            }
         }
     }
 
@@ -179,6 +190,7 @@ impl Server {
                     Self::Postgres($server) => $call,
                     Self::MariaDb($server) => $call,
                     Self::PgBouncer($server, _) => $call,
+                    Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                 }
             };
         }
@@ -191,6 +203,7 @@ impl Server {
                         let direct = server.fresh_database();
                         json!({ "url": pooler.url(&direct), "direct_url": direct })
                     }
+                    Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                 });
             }
             "stop" => each!(server => server.stop()),
@@ -205,4 +218,64 @@ impl Server {
         }
         Ok(json!({ "ok": verb }))
     }
+}
+
+fn describe_mariadb(server: &MariaDb) -> Value {
+    json!({
+        "url": server.url(),
+        "socket_url": server.socket_url("mysql"),
+        "locker_url": server.locker_url("mysql"),
+        "port": server.port(),
+        "socket": server.socket(),
+        "data": server.server().dir().join("data"),
+        "pid": server.server().pid(),
+    })
+}
+
+/// A command for the whole cluster, or for one of its nodes.
+fn obey_cluster(cluster: &mut Galera, node: Option<&str>, verb: &str) -> Result<Value, String> {
+    let Some(node) = node else {
+        match verb {
+            "database" => {
+                let url = cluster.fresh_database();
+                let urls: Vec<String> = (0..galera::NODES)
+                    .map(|node| cluster.url_at(node, &url))
+                    .collect();
+                let all: Vec<usize> = (0..galera::NODES).collect();
+                return Ok(json!({ "url": cluster.url_of(&all, &url), "urls": urls }));
+            }
+            "mend" => cluster.mend(),
+            _ => {
+                return Err(format!(
+                    "a cluster cannot `{verb}`; a node is galera/0, say"
+                ));
+            }
+        }
+        return Ok(json!({ "ok": verb }));
+    };
+    let node = match node.parse() {
+        Ok(node) if node < galera::NODES => node,
+        _ => return Err(format!("no node `{node}`: there are 0 to 2")),
+    };
+    let runs = cluster.node(node).server().pid().is_some();
+    match verb {
+        "stop" => cluster.stop(node),
+        "kill" => cluster.kill(node),
+        "start" if runs => return Err("it is running".into()),
+        "start" => cluster.start_node(node),
+        "restart" => {
+            cluster.stop(node);
+            cluster.start_node(node);
+        }
+        "freeze" => cluster.freeze(node),
+        "thaw" => cluster.thaw(node),
+        "isolate" => cluster.isolate(node),
+        "rejoin" => cluster.rejoin(node),
+        "status" => {
+            let size = cluster.status(node, "wsrep_cluster_size");
+            return Ok(json!({ "serves": cluster.serves(node), "size": size }));
+        }
+        _ => return Err(format!("a node cannot `{verb}`")),
+    }
+    Ok(json!({ "ok": verb }))
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal};
+use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Version};
 use database_locks::{LockState, Token};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, name, outlived, release,
-    renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, lapsed, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 use crate::time::now;
@@ -204,7 +204,7 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
 /// Twenty clients that use a name for the first time at once: one of them gets it.
 pub async fn first_use_by_twenty_at_once_has_one_winner(bench: &Bench) {
     bench.ready().await;
-    let winners = race(bench, "never seen", 20).await;
+    let winners = race(bench, "never seen", None, 20).await;
     assert_eq!(winners.len(), 1);
     promise("P1", bench.engine);
     promise("P15", bench.engine);
@@ -215,17 +215,21 @@ pub async fn an_expired_lease_has_one_successor(bench: &Bench) {
     let store = bench.ready().await;
     let old = granted(&*store, "job", "first", SHORT).await;
     outlived(SHORT).await;
-    let winners = race(bench, "job", 20).await;
+    let seen = lapsed(bench, "job").await;
+    let winners = race(bench, "job", seen.as_ref(), 20).await;
     assert_eq!(winners.len(), 1);
     assert!(winners[0] > old.token);
 }
 
-async fn race(bench: &Bench, lock: &str, clients: usize) -> Vec<Token> {
+async fn race(bench: &Bench, lock: &str, seen: Option<&Version>, clients: usize) -> Vec<Token> {
     let start = Arc::new(tokio::sync::Barrier::new(clients));
     let tasks: Vec<_> = (0..clients)
         .map(|i| {
             let (start, store) = (Arc::clone(&start), bench.store());
-            let ask = ask(lock, &format!("client {i}"), LONG);
+            let ask = Ask {
+                lapsed: seen.cloned(),
+                ..ask(lock, &format!("client {i}"), LONG)
+            };
             tokio::spawn(async move {
                 while store.connect(WITHIN).await.is_err() {}
                 start.wait().await;

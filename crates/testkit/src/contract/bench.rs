@@ -1,10 +1,12 @@
 //! A table to try a clause on, and the calls that the clauses are made of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Grant, GrantId, Outcome, Released, Renewal, Return, Store, StoreError, Table, open,
+    Ask, Grant, GrantId, Lapse, Occupant, Outcome, Released, Renewal, Return, Store, StoreError,
+    Table, Version, open,
 };
 use database_locks::{LockInfo, LockName, LockState, Token, Ttl};
 
@@ -18,10 +20,11 @@ pub(super) const WITHIN: Duration = Duration::from_secs(20);
 /// A table of its own in some database, and how to connect to it.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`.
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `galera`.
     pub engine: &'static str,
-    /// Where the database is.
-    pub url: String,
+    /// Where the database is; of several nodes each client has the next.
+    urls: Vec<String>,
+    clients: Arc<AtomicUsize>,
     /// The table, if it is not the usual one.
     pub table: Table,
 }
@@ -29,16 +32,28 @@ pub struct Bench {
 impl Bench {
     /// The usual table at `url`.
     pub fn new(engine: &'static str, url: impl Into<String>) -> Self {
+        Self::spread(engine, vec![url.into()])
+    }
+
+    /// The usual table, in a database that is at each of these URLs.
+    pub fn spread(engine: &'static str, urls: Vec<String>) -> Self {
         Self {
             engine,
-            url: url.into(),
+            urls,
+            clients: Arc::default(),
             table: Table::default(),
         }
     }
 
+    /// Whether leases end by being watched, and not by a clock of the database.
+    pub fn is_cluster(&self) -> bool {
+        self.engine == "galera"
+    }
+
     /// Another client: a connection of its own.
     pub fn store(&self) -> Arc<dyn Store> {
-        open(&self.url, &self.table).expect("a good URL")
+        let client = self.clients.fetch_add(1, Ordering::Relaxed);
+        open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL")
     }
 
     /// A client of a table that is there.
@@ -91,16 +106,43 @@ pub(super) fn grant_of(ask: &Ask, token: Token) -> Grant {
 }
 
 /// A grant, made now.
+///
+/// On a cluster a lease that has ended is first watched for as long as it lasted.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
-    let ask = ask(lock, holder, length);
+    let mut ask = ask(lock, holder, length);
     for _ in 0..100 {
         match try_once(store, &ask).await {
             Outcome::Granted { token, .. } => return grant_of(&ask, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            Outcome::Held(Occupant {
+                lapse: Some(lapse), ..
+            }) if lapse.length <= 2 * SHORT => {
+                ask.lapsed = watched(&lapse).await;
+            }
             other => panic!("{lock} not granted: {other:?}"),
         }
     }
     panic!("{lock} stayed busy")
+}
+
+async fn watched(lapse: &Lapse) -> Option<Version> {
+    tokio::time::sleep(lapse.length + Duration::from_millis(10)).await;
+    Some(lapse.version.clone())
+}
+
+/// What a contender of a lease that has ended has watched, where that is how leases end.
+pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
+    if !bench.is_cluster() {
+        return None;
+    }
+    let store = bench.store();
+    let Outcome::Held(Occupant {
+        lapse: Some(lapse), ..
+    }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
+    else {
+        panic!("{lock} is not held")
+    };
+    watched(&lapse).await
 }
 
 /// Renew one grant.
@@ -115,6 +157,18 @@ pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Ren
 pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
     let what = Return::of(grant, Ttl::from(LONG));
     store.release(&[what], WITHIN).await.expect("an answer")[0]
+}
+
+/// What the table says, once somebody else has made the row: a node may hear of it a moment later.
+pub(super) async fn info_soon(store: &dyn Store, lock: &str) -> Option<LockInfo> {
+    for _ in 0..200 {
+        let found = info(store, lock).await;
+        if found.is_some() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
 }
 
 /// What the table says.

@@ -120,12 +120,15 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
         renew(&*store, &released, LONG).await,
         Renewal::Lost(LostReason::Released)
     );
-    assert_eq!(
-        renew(&*store, &expired, LONG).await,
-        Renewal::Lost(LostReason::Expired)
-    );
     assert_eq!(holder_of(&*store, "released").await, None);
-    assert_eq!(holder_of(&*store, "expired").await, None);
+    // On a cluster no clock says that it has ended: it is its holder's until somebody takes it over.
+    if !bench.is_cluster() {
+        assert_eq!(
+            renew(&*store, &expired, LONG).await,
+            Renewal::Lost(LostReason::Expired)
+        );
+        assert_eq!(holder_of(&*store, "expired").await, None);
+    }
     let never = Grant {
         name: name("never made"),
         ..expired

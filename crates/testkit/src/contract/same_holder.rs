@@ -129,7 +129,12 @@ pub async fn what_nobody_has_is_not_taken_over(bench: &Bench) {
     release(&*store, &released).await;
     let expired = granted(&*store, "expired", "me", SHORT).await;
     outlived(SHORT).await;
-    for old in [released, expired] {
+    // On a cluster no clock says that it has ended: it is its holder's until somebody takes it over.
+    let ended = match bench.is_cluster() {
+        true => vec![released],
+        false => vec![released, expired],
+    };
+    for old in ended {
         let outcome = take_over(&*store, &over(&old, "me")).await;
         assert_eq!(outcome, Outcome::Busy, "{old:?}");
         let row = info(&*store, old.name.as_str()).await.expect("a row");

@@ -8,7 +8,8 @@ use database_locks::Ttl;
 use database_locks::seam::{Ask, Outcome, Renewal};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, outlived, release, renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, outlived, release, renew,
+    try_once,
 };
 use crate::promise::promise;
 
@@ -92,10 +93,17 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     outlived(SHORT).await;
     assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    assert_eq!(prune(Duration::from_secs(1)).await, 2);
-    let rows = store.read(None, WITHIN).await.expect("an answer");
-    let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(names, ["endless", "held"]);
+    let pruned = prune(Duration::from_secs(1)).await;
+    if bench.is_cluster() {
+        // What is made anew begins at the clock of the node that makes it: so nothing goes whose token
+        // that clock, were it behind, might not have reached yet.
+        assert_eq!(pruned, 0);
+    } else {
+        assert_eq!(pruned, 2);
+        let rows = store.read(None, WITHIN).await.expect("an answer");
+        let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["endless", "held"]);
+    }
     assert!(granted(&*store, "released", "me", LONG).await.token > released.token);
     promise("P2", bench.engine);
 }
@@ -112,7 +120,7 @@ pub async fn a_reader_sees_what_the_holder_wrote(bench: &Bench) {
     let Outcome::Granted { token, .. } = try_once(&*store, &ask).await else {
         panic!("not granted")
     };
-    let row = info(&*bench.store(), "job").await.expect("a row");
+    let row = info_soon(&*bench.store(), "job").await.expect("a row");
     assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
     assert_eq!(
         (row.token, row.grant.as_deref()),

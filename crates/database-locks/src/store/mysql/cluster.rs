@@ -133,6 +133,25 @@ impl Session {
         }
     }
 
+    const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
+    const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
+
+    /// Refuse a node of Galera that was told not to pass on what is written to it.
+    pub(super) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
+        for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
+            let found = self.pairs(statement).await?;
+            if found.iter().all(|(_, value)| value == fine) {
+                return Ok(());
+            }
+        }
+        let said = format!(
+            "{}: the other nodes of the cluster learn nothing of what is written here: wsrep_on is OFF",
+            self.at()
+        );
+        let hint = "set wsrep_on = ON, and see to it that init_command leaves it alone";
+        Err(StoreError::rejected(said, Some(hint)).into())
+    }
+
     /// Read what is known anywhere in the cluster, to conclude from it that a grant is gone.
     pub(super) async fn read_latest(
         &mut self,
@@ -193,6 +212,56 @@ impl Session {
             _ => Outcome::Busy,
         })
     }
+
+    /// The same as `RENEW`, on a cluster: it makes the lease no shorter than it was before, in length,
+    /// and what is watched of it begins anew.
+    ///
+    /// How much is left of it no clock tells: the one of this node may be five minutes ahead of that of
+    /// another, which has made it last for ten minutes, and so trusted for as long. Nor may the later of
+    /// two ends stay: of a clock that was ahead it would stay for far longer than the ttl.
+    pub(super) const RENEW_ON_CLUSTER: &str = "
+        UPDATE (SELECT l.id,
+                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(g.length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
+                  FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           token bigint PATH '$.token',
+                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           length bigint PATH '$.length')) g
+                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
+                       ON l.name = g.name COLLATE {collation}
+                 WHERE l.token = g.token AND l.grant_id = g.grant_id
+                   AND l.locked_by = g.locked_by COLLATE {collation}
+                   AND {live} AND l.granted_until = l.expires_at
+                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND";
+
+    /// The same as `TAKE_UP`, on a cluster.
+    pub(super) const TAKE_UP_ON_CLUSTER: &str = "
+        UPDATE (SELECT id,
+                       IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(:length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at), 0))) AS length
+                  FROM {table}
+                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                   AND {live} AND granted_until = expires_at
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
+               l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.renewed_at = UTC_TIMESTAMP(6)";
 
     /// Delete what nobody has had for so long, on a cluster.
     ///

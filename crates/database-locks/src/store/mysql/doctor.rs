@@ -1,5 +1,6 @@
 //! What may be wrong with a server, a user or the table. Plain reads, which need no special rights.
 
+mod cluster;
 mod table;
 
 use std::collections::HashMap;
@@ -99,14 +100,19 @@ impl Session {
             .next()
             .unwrap_or_default();
         let tls = Some(settings.get("Ssl_version")).filter(|tls| !tls.is_empty());
+        let role = match self.cluster {
+            None => "primary",
+            Some(_) => "one primary of several",
+        };
         let (tls, trip) = (tls.unwrap_or("no TLS"), doctor::round_trip(&beats));
         notes.fine(
             "server",
-            format!("{product} {number}, primary, {tls}, {trip}"),
+            format!("{product} {number}, {role}, {tls}, {trip}"),
         );
+        self.cluster(&mut notes).await?;
         notes.clock(&beats);
         let usable = self.rights(&table, &mut notes).await? && self.table(&mut notes).await?;
-        durability(&settings, &mut notes);
+        durability(&settings, self.cluster.is_some(), &mut notes);
         self.replicas(&settings, &mut notes).await?;
         timeouts(&settings, &mut notes);
         if usable {
@@ -162,10 +168,14 @@ impl Session {
     }
 }
 
-fn durability(settings: &Settings, notes: &mut Notes) {
+fn durability(settings: &Settings, cluster: bool, notes: &mut Notes) {
     let flush = "innodb_flush_log_at_trx_commit";
     if settings.is_not(flush, "1") {
-        notes.found(&doctor::NOT_FLUSHED, settings.shown(flush));
+        let kind = match cluster {
+            false => &doctor::NOT_FLUSHED,
+            true => &doctor::CLUSTER_NOT_FLUSHED,
+        };
+        notes.found(kind, settings.shown(flush));
     }
     if matches!(
         settings.get("innodb_doublewrite"),

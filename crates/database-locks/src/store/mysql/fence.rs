@@ -24,6 +24,9 @@ pub(super) const BEFORE: &str = "
 /// and a cluster takes it into the set by which it certifies the transaction. It sets what a renewal
 /// sets, to the same length as the latest one: the length is what a cluster's contenders watch.
 ///
+/// No clock is asked. Where the lease has ended and nobody has taken the lock, nobody will before the
+/// commit; and on a cluster the clock of this node decides nothing.
+///
 /// `renewed_at` is what the others are reckoned from, so it is set last, and each of them from its own
 /// old value: in whatever order the server assigns, they come out the same.
 pub(super) const FENCE: &str = "

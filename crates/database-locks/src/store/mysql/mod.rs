@@ -64,8 +64,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_MANY),
     ("renew", Session::RENEW),
+    ("renew on a cluster", Session::RENEW_ON_CLUSTER),
     ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
+    ("take up on a cluster", Session::TAKE_UP_ON_CLUSTER),
     ("release", Session::RELEASE),
     ("release many", Session::RELEASE_MANY),
     ("release by force", Session::FORCE),
@@ -377,9 +379,13 @@ impl Session {
             }
             grant
         };
+        let statement = match self.cluster {
+            None => Self::RENEW,
+            Some(_) => Self::RENEW_ON_CLUSTER,
+        };
         for (chunk, text) in packed(grants, self.longest, describe) {
             let done = self
-                .execute(Self::RENEW, params! { "grants" => text })
+                .execute(statement, params! { "grants" => text })
                 .await?;
             if done.rows == chunk.len() as u64 {
                 answers.extend(chunk.iter().map(|_| Renewal::Renewed));
@@ -482,7 +488,11 @@ impl Session {
             "from" => what.from.as_str(), "grant" => to.grant.as_str(),
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
         };
-        let done = self.execute(Self::TAKE_UP, params).await;
+        let statement = match self.cluster {
+            None => Self::TAKE_UP,
+            Some(_) => Self::TAKE_UP_ON_CLUSTER,
+        };
+        let done = self.execute(statement, params).await;
         match self.unless_contended(done)? {
             None => return Ok(Renewal::Busy),
             Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),

@@ -8,10 +8,10 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, IoError, Params, Row};
 use rustls::crypto::{CryptoProvider, ring};
 
-use super::super::StoreError;
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
+use super::super::{NO_TOKEN, StoreError};
 use super::cluster::{self, Cluster};
 use super::connection::{Host, Server};
 
@@ -93,6 +93,7 @@ impl Session {
     const VARIABLES: &str = "
         SHOW VARIABLES WHERE Variable_name IN
             ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
+             'wsrep_provider',
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
@@ -138,8 +139,12 @@ impl Session {
             true => Some(Cluster::Galera),
             false => grouped.then_some(Cluster::Group),
         };
-        if let Some(cluster) = self.cluster {
-            self.is_ready(cluster).await?;
+        match self.cluster {
+            Some(cluster) => self.is_ready(cluster).await?,
+            None if !matches!(variable("wsrep_provider"), "" | "none") => {
+                self.is_replicated().await?
+            }
+            None => {}
         }
         // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
         if ["read_only", "super_read_only", "innodb_read_only"]
@@ -166,6 +171,9 @@ impl Session {
         self.never_waits = mariadb;
         if let Some(command) = self.server.init_command.clone() {
             self.begin_as_told(&command).await?;
+            if self.cluster == Some(Cluster::Galera) {
+                self.is_replicated().await?;
+            }
         }
         let mut settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
         if self.cluster == Some(Cluster::Galera) {
@@ -524,12 +532,13 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         _ if error.state.starts_with("08") => unavailable(said),
         1146 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
+        1264 | 1690 => refused(Some(NO_TOKEN)),
         1044 => refused(Some(
             "check the database's name at the end of the URL, or grant this user rights in it",
         )),
         1142 | 1143 | 1227 => refused(Some(
-            "grant this user SELECT, INSERT, UPDATE and DELETE on the table, and for `dblock init` \
-             CREATE, ALTER and INDEX",
+            "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
+             CREATE, ALTER and INDEX for `dblock init`",
         )),
         1045 | 1698 => refused(Some("check user name and password")),
         3159 => refused(Some("the server wants TLS: sslmode=require")),

@@ -321,6 +321,11 @@ impl Bells {
         let began = clock::now();
         let mut hearing = self.0.hearing.subscribe();
         let mut waiter = Waiter::join(&self.0, name);
+        if !pauses.held {
+            // What rang for the look that told so would ring for each one to come: until it is over that
+            // somebody has the row locked there would be one after the other.
+            waiter.looked = *waiter.rings.borrow();
+        }
         let mut listened = false;
         loop {
             hearing.borrow_and_update();
@@ -330,7 +335,11 @@ impl Bells {
                 None => (pauses.unannounced, Duration::MAX),
                 Some(round) => {
                     listened = true;
-                    match self.say(link, name, round).await {
+                    let said = match pauses.held {
+                        true => self.say(link, name, round).await,
+                        false => self.said(name, round).map_or(Said::Not, Said::Stands),
+                    };
+                    match said {
                         Said::Free => return,
                         Said::Not => (pauses.unannounced, Duration::MAX),
                         Said::Stands(until) => {
@@ -390,19 +399,20 @@ impl Bells {
         round
     }
 
+    /// Until when the row says that we wait, where it says so for long enough.
+    fn said(&self, name: &LockName, round: u64) -> Option<Time> {
+        let known = self.0.posts().of.get(name)?.announced?;
+        let enough = known.round == round && known.until > clock::now() + AHEAD / 2;
+        enough.then_some(known.until)
+    }
+
     /// Write into the row that we wait, where it does not say so for long enough.
     async fn say(&self, link: &Link, name: &LockName, round: u64) -> Said {
         let asked = clock::now();
-        let (known, heard) = match self.0.posts().of.get(name) {
-            Some(post) => (post.announced, post.heard),
-            None => (None, 0),
-        };
-        if let Some(known) = known
-            && known.round == round
-            && known.until > asked + AHEAD / 2
-        {
-            return Said::Stands(known.until);
+        if let Some(until) = self.said(name, round) {
+            return Said::Stands(until);
         }
+        let heard = self.0.posts().of.get(name).map_or(0, |post| post.heard);
         let said = link.on(PATIENCE, |on| async move {
             let params: [Param<'_>; 2] =
                 [(&name.as_str(), Type::TEXT), (&micros(AHEAD), Type::INT8)];

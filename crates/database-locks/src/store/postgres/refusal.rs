@@ -2,9 +2,9 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::store::StoreError;
 use crate::store::hosts::{Failure, Verdict};
 use crate::store::tls::{Complaint, complaint};
+use crate::store::{NO_TOKEN, StoreError};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.
@@ -68,6 +68,7 @@ fn kind_of(code: &SqlState) -> Kind {
         "42703" | "42P10" => Kind::Rejected(Some(
             "the table lacks what this version needs: `dblock init` or `locks.migrate()` adds it",
         )),
+        "22003" => Kind::Rejected(Some(NO_TOKEN)),
         "28P01" => Kind::Rejected(Some("check user name and password")),
         "28000" => Kind::Rejected(Some(
             "the server does not let this user in: check the user name, the client certificate if \
@@ -75,8 +76,9 @@ fn kind_of(code: &SqlState) -> Kind {
         )),
         "3D000" => Kind::Rejected(Some("check the name of the database, or create it first")),
         "42501" => Kind::Rejected(Some(
-            "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table; to make \
-             the table, CREATE on the schema, and to alter one, to own it",
+            "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and USAGE \
+             on the sequence of its id, if it has one); DELETE on the table to prune; to make the \
+             table, CREATE on the schema, and to alter one, to own it",
         )),
         code => match code.get(..2).unwrap_or_default() {
             "08" => Kind::Gone,

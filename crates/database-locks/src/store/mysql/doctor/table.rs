@@ -40,10 +40,11 @@ const INDEXES: &str = "
      WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
      GROUP BY index_name ORDER BY index_name <> 'name', index_name";
 
+/// `{grace}`: on a cluster the clock of this node may be ahead by more than a minute.
 const COUNTS: &str = "
-    SELECT COUNT(*), COUNT(CASE WHEN expires_at > UTC_TIMESTAMP(6) THEN 1 END),
-           COUNT(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE THEN 1 END),
-           MIN(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE THEN name END),
+    SELECT COUNT(*), COUNT(CASE WHEN {live} THEN 1 END),
+           COUNT(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace} THEN 1 END),
+           MIN(CASE WHEN expires_at <= UTC_TIMESTAMP(6) - INTERVAL {grace} THEN name END),
            COUNT(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
                        AND acquired_at <= UTC_TIMESTAMP(6) - INTERVAL 1 DAY THEN 1 END),
            MIN(CASE WHEN expires_at = TIMESTAMP'9999-12-31 00:00:00'
@@ -159,7 +160,12 @@ impl Session {
     }
 
     pub(super) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
-        for found in self.ask("locks", COUNTS, notes).await? {
+        let grace = match self.cluster {
+            None => "1 MINUTE",
+            Some(_) => "1 DAY",
+        };
+        let counts = COUNTS.replace("{grace}", grace);
+        for found in self.ask("locks", &counts, notes).await? {
             let (rows, held, expired, such, endless, long, old, former) = found;
             let (expired, endless, old) = ((expired, such), (endless, long), (old, former));
             notes.locks(&Counts {

@@ -1,0 +1,153 @@
+//! The cluster, where the server is a node of one.
+
+use super::super::super::StoreError;
+use super::super::cluster::Cluster;
+use super::super::session::Session;
+use super::Settings;
+use crate::doctor::{self, Notes};
+
+/// Half of the members that are left when one of so few fails are no majority.
+const FEW: f64 = 3.0;
+/// From here on it is worth to look for the slow node: a renewal that has to wait for so much of the
+/// time may come late.
+const PAUSED: f64 = 0.1;
+
+const GALERA: &str = "
+    SHOW GLOBAL STATUS WHERE Variable_name IN
+        ('wsrep_cluster_size', 'wsrep_local_state', 'wsrep_local_state_comment',
+         'wsrep_flow_control_paused')";
+
+const VARIABLES: &str = "
+    SHOW VARIABLES WHERE Variable_name IN ('wsrep_node_name', 'wsrep_OSU_method')";
+
+/// It takes the right to read that table.
+const MEMBERS: &str = "
+    SELECT COUNT(*), COUNT(IF(member_state = 'ONLINE', 1, NULL)),
+           IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE')
+      FROM performance_schema.replication_group_members";
+
+impl Session {
+    pub(super) async fn cluster(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
+        match self.cluster {
+            None => Ok(()),
+            Some(Cluster::Galera) => {
+                let mut settings = self.pairs(GALERA).await?;
+                settings.extend(self.pairs(VARIABLES).await?);
+                // MariaDB writes all of a name small.
+                let settings = settings.into_iter();
+                let settings = settings.map(|(name, value)| (name.to_lowercase(), value));
+                galera(&Settings(settings.collect()), notes);
+                Ok(())
+            }
+            Some(Cluster::Group) => {
+                for (members, online, state) in self.ask("cluster", MEMBERS, notes).await? {
+                    group(members, online, state, notes);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn galera(settings: &Settings, notes: &mut Notes) {
+    let (size, state) = (
+        settings.number("wsrep_cluster_size").unwrap_or_default(),
+        settings.get("wsrep_local_state_comment"),
+    );
+    let node = settings.get("wsrep_node_name");
+    notes.fine(
+        "cluster",
+        format!(
+            "Galera: node {node}, one of {size}, {}",
+            state.to_lowercase()
+        ),
+    );
+    if size < FEW {
+        notes.found(&doctor::CLUSTER_SMALL, format!("there are {size} nodes"));
+    }
+    // 4 is Synced.
+    if settings.is_not("wsrep_local_state", "4") {
+        let what = format!("node {node} is {}", state.to_lowercase());
+        notes.found(&doctor::CLUSTER_BEHIND, what);
+    }
+    let paused = settings.number("wsrep_flow_control_paused");
+    if let Some(paused) = paused.filter(|paused| *paused > PAUSED) {
+        let what = format!(
+            "commits have had to wait for {:.0} % of the time",
+            paused * 100.0
+        );
+        notes.found(&doctor::CLUSTER_PAUSED, what);
+    }
+    if settings.is_not("wsrep_osu_method", "TOI") {
+        notes.found(&doctor::CLUSTER_DDL, settings.shown("wsrep_osu_method"));
+    }
+}
+
+fn group(members: i64, online: i64, state: String, notes: &mut Notes) {
+    let state = state.to_lowercase();
+    notes.fine(
+        "cluster",
+        format!("Group Replication without a single primary: {online} of {members} are online"),
+    );
+    if state != "online" {
+        let what = format!("this member is {state}");
+        notes.found(&doctor::CLUSTER_BEHIND, what);
+    }
+    if (members as f64) < FEW {
+        notes.found(
+            &doctor::CLUSTER_SMALL,
+            format!("there are {members} members"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(notes: Notes) -> Vec<&'static str> {
+        let found = notes.into_report().findings.into_iter();
+        found.map(|found| found.id).collect()
+    }
+
+    fn found(changes: &[(&str, &str)]) -> Vec<&'static str> {
+        let fine = [
+            ("wsrep_node_name", "n1"),
+            ("wsrep_cluster_size", "3"),
+            ("wsrep_local_state", "4"),
+            ("wsrep_local_state_comment", "Synced"),
+            ("wsrep_flow_control_paused", "0.004"),
+            ("wsrep_osu_method", "TOI"),
+        ];
+        let all = fine.iter().chain(changes);
+        let all = all.map(|(name, value)| ((*name).into(), (*value).into()));
+        let mut notes = Notes::new("locks");
+        galera(&Settings(all.collect()), &mut notes);
+        ids(notes)
+    }
+
+    #[test]
+    fn a_node_is_judged_by_what_it_says_of_itself() {
+        assert!(found(&[]).is_empty());
+        for (name, value, id) in [
+            ("wsrep_cluster_size", "2", "cluster-small"),
+            ("wsrep_local_state", "2", "cluster-behind"),
+            ("wsrep_flow_control_paused", "0.25", "cluster-paused"),
+            ("wsrep_osu_method", "RSU", "cluster-ddl"),
+        ] {
+            assert_eq!(found(&[(name, value)]), [id]);
+        }
+    }
+
+    #[test]
+    fn a_member_of_a_group_too() {
+        let found = |members, online, state: &str| {
+            let mut notes = Notes::new("locks");
+            group(members, online, state.into(), &mut notes);
+            ids(notes)
+        };
+        assert!(found(3, 3, "ONLINE").is_empty());
+        assert_eq!(found(2, 2, "ONLINE"), ["cluster-small"]);
+        assert_eq!(found(3, 2, "RECOVERING"), ["cluster-behind"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! What is promised on a cluster of which every node can be written to: three nodes, and clients
+//! spread over them. In one program, since a cluster takes long to start.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::{LockGuard, Locks};
+use testkit::{Galera, Lab, contract_tests};
+
+mod broken;
+mod clocks;
+mod crowd;
+mod fence;
+mod node;
+
+/// Long enough for anything that takes its usual time, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A client of some of the nodes, the first of which is tried first.
+fn client(cluster: &Galera, nodes: &[usize], database: &str) -> Locks {
+    Locks::open(cluster.url_of(nodes, database), None).unwrap()
+}
+
+/// An empty database with the table, which every node knows.
+async fn database(cluster: &Galera) -> String {
+    let url = cluster.fresh_database();
+    client(cluster, &[0], &url).migrate().await.unwrap();
+    for node in 0..3 {
+        let there = "SET SESSION wsrep_sync_wait = 1; SELECT COUNT(*) FROM database_locks_lock";
+        cluster.query(node, &url, there).unwrap();
+    }
+    url
+}
+
+async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
+    let lock = locks.lock(name).ttl(ttl).wait(SOON);
+    lock.acquire().await.unwrap()
+}
+
+contract_tests!(galera, Lab::galera());

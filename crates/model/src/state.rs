@@ -1,0 +1,296 @@
+//! What there is at one moment: how much is left of each span of time, and never a point in time, so that
+//! the same situation comes again as the same state.
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct State {
+    /// The lock's row.
+    pub row: Row,
+    /// The greatest token that was ever granted.
+    pub top: u8,
+    /// The clients.
+    pub clients: Vec<Client>,
+    /// What is under way, in some order: nothing hangs on it.
+    pub net: Vec<Msg>,
+    /// What must never have happened, and has.
+    pub broken: Option<&'static str>,
+}
+
+/// The row of the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Row {
+    /// What `expires_at` is from now, by a clock that is right; clamped where nobody can tell.
+    pub left: i8,
+    /// `expires_at − renewed_at`: what a contender on a cluster watches for.
+    pub length: u8,
+    /// The token of the latest grant.
+    pub token: u8,
+    /// The grant id, 0 being null.
+    pub grant: u8,
+}
+
+/// One client: a process, or a task of one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Client {
+    /// Whether it has the lock, as it believes.
+    pub hold: Hold,
+    /// What it does under the lock. It goes on when the lock is lost: it may be asleep.
+    pub work: Work,
+    /// What it has seen of a lease that it waits for, on a cluster.
+    pub watch: Option<Watch>,
+}
+
+/// Whether a client has the lock, as it believes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hold {
+    /// It has not.
+    Idle,
+    /// It asked for it `age` of its ticks ago, under this grant id.
+    Asking {
+        /// The grant id that it drew.
+        grant: u8,
+        /// How long ago.
+        age: u8,
+        /// By how many ticks its clock has lagged behind since.
+        slips: u8,
+    },
+    /// It was granted the lock.
+    Held {
+        /// The token.
+        token: u8,
+        /// The grant id.
+        grant: u8,
+        /// How long it trusts the lease yet, by its own clock.
+        trust: u8,
+        /// By how many ticks its clock has lagged since what the trust counts from.
+        slips: u8,
+        /// How long the renewal after a fence may still decide.
+        undecided: u8,
+        /// A renewal that is under way: its age and by how many ticks the clock has lagged since.
+        renewal: Option<(u8, u8)>,
+    },
+}
+
+/// What a client does under the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Work {
+    /// Nothing.
+    None,
+    /// It has seen that the lock is held, and is about to write.
+    Looked {
+        /// The token under which it is held.
+        token: u8,
+        /// The grant id.
+        grant: u8,
+    },
+    /// It has a transaction open that passed the fence.
+    In(Tx),
+}
+
+/// An open transaction that passed the fence.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tx {
+    /// The token that it was fenced with.
+    pub token: u8,
+    /// What the fence's own UPDATE has made of `expires_at`, from now (MySQL).
+    pub left: i8,
+    /// Whether the row was written meanwhile, so that a cluster will not certify it.
+    pub changed: bool,
+    /// Whether whoever began it is dead. What it sent before may still be carried out.
+    pub orphan: bool,
+}
+
+/// A lease that is watched, and unchanged: otherwise there is nothing to go by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Watch {
+    /// How long it must be seen unchanged yet, by the contender's clock.
+    pub left: u8,
+    /// How long it has been unchanged while it was watched, really; capped.
+    pub waited: u8,
+    /// By how many ticks the contender's clock has run ahead.
+    pub slips: u8,
+}
+
+/// Something under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Msg {
+    /// Whose statement or reply it is.
+    pub client: u8,
+    /// What it says.
+    pub said: Said,
+    /// Whether the row was written since what this goes by was seen.
+    pub changed: bool,
+    /// Whether a reply would still be listened to.
+    pub heard: bool,
+}
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Said {
+    /// Statement: take it if it is free.
+    Acquire {
+        /// The grant id.
+        grant: u8,
+    },
+    /// Statement, on a cluster: take it, free or not, if it is what was watched.
+    TakeOver {
+        /// The grant id.
+        grant: u8,
+    },
+    /// Statement: renew.
+    Renew {
+        /// The token.
+        token: u8,
+        /// The grant id.
+        grant: u8,
+    },
+    /// Statement: release. No token where the reply to the acquire was lost.
+    Release {
+        /// The token.
+        token: Option<u8>,
+        /// The grant id.
+        grant: u8,
+    },
+    /// Reply: granted.
+    Granted {
+        /// The token.
+        token: u8,
+        /// The grant id.
+        grant: u8,
+    },
+    /// Reply: somebody has it, with a lease of this length.
+    Busy {
+        /// The grant id that was asked with.
+        grant: u8,
+        /// The length.
+        length: u8,
+    },
+    /// Reply: renewed.
+    Renewed {
+        /// The grant id.
+        grant: u8,
+    },
+    /// Reply: it is not yours.
+    Lost {
+        /// The grant id.
+        grant: u8,
+    },
+}
+
+impl State {
+    /// How many clients trust their lease now.
+    pub fn trusting(&self) -> usize {
+        self.clients.iter().filter(|c| c.trusts()).count()
+    }
+
+    /// The transactions that passed the fence and are open.
+    pub fn fences(&self) -> impl Iterator<Item = &Tx> {
+        self.clients.iter().filter_map(|c| match &c.work {
+            Work::In(tx) => Some(tx),
+            _ => None,
+        })
+    }
+}
+
+impl Client {
+    /// What `is_held()` says.
+    pub fn trusts(&self) -> bool {
+        matches!(self.hold, Hold::Held { trust: 1.., .. })
+    }
+}
+
+/// What makes two states one: all that this leaves out or renames makes no difference to anything.
+impl State {
+    /// A grant id that is nowhere: they are only ever compared with each other.
+    pub(crate) fn unused_grant(&mut self) -> u8 {
+        let mut most = 0;
+        self.each_grant(|grant| most = most.max(*grant));
+        most + 1
+    }
+
+    /// Number the grant ids in the order in which they are met.
+    pub(crate) fn rename(&mut self) {
+        // By all but the ids first, so that those do not decide which is met first.
+        self.net.sort_by_key(|msg| {
+            let mut plain = msg.clone();
+            *plain.said.grant_mut() = 0;
+            (plain, msg.said.grant())
+        });
+        let mut met: Vec<u8> = vec![0];
+        self.each_grant(|grant| {
+            let at = met.iter().position(|id| id == grant);
+            let at = at.unwrap_or_else(|| {
+                met.push(*grant);
+                met.len() - 1
+            });
+            *grant = at as u8;
+        });
+    }
+
+    fn each_grant(&mut self, mut f: impl FnMut(&mut u8)) {
+        f(&mut self.row.grant);
+        for client in &mut self.clients {
+            if let Hold::Asking { grant, .. } | Hold::Held { grant, .. } = &mut client.hold {
+                f(grant);
+            }
+            if let Work::Looked { grant, .. } = &mut client.work {
+                f(grant);
+            }
+        }
+        for msg in &mut self.net {
+            f(msg.said.grant_mut());
+        }
+    }
+
+    /// The same with the first two clients in each other's place.
+    pub(crate) fn mirrored(&self) -> Self {
+        let mut other = self.clone();
+        other.clients.swap(0, 1);
+        for msg in &mut other.net {
+            msg.client = match msg.client {
+                0 => 1,
+                1 => 0,
+                c => c,
+            };
+        }
+        other.rename();
+        other
+    }
+
+    /// Drop statements under a grant id that the row has not got and nobody can bring there any more,
+    /// where nobody listens for the reply.
+    pub(crate) fn forget_what_cannot_matter(&mut self) {
+        let asked: Vec<u8> = self
+            .net
+            .iter()
+            .filter(|m| matches!(m.said, Said::Acquire { .. } | Said::TakeOver { .. }))
+            .map(|m| m.said.grant())
+            .collect();
+        let row = self.row.grant;
+        self.net.retain(|m| {
+            let grant = m.said.grant();
+            let idle = matches!(m.said, Said::Renew { .. } | Said::Release { .. });
+            m.heard || !idle || grant == row || asked.contains(&grant)
+        });
+    }
+}
+
+impl Said {
+    pub(crate) fn grant(&self) -> u8 {
+        let mut said = self.clone();
+        *said.grant_mut()
+    }
+
+    fn grant_mut(&mut self) -> &mut u8 {
+        match self {
+            Self::Acquire { grant }
+            | Self::TakeOver { grant }
+            | Self::Renew { grant, .. }
+            | Self::Release { grant, .. }
+            | Self::Granted { grant, .. }
+            | Self::Busy { grant, .. }
+            | Self::Renewed { grant }
+            | Self::Lost { grant } => grant,
+        }
+    }
+}

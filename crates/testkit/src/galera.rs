@@ -1,0 +1,693 @@
+//! A Galera cluster of three MariaDB servers, each of which can be written to.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use crate::mysql::{self, MariaDb};
+use crate::server::{find_binary, free_port, require};
+use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::time;
+
+/// How many nodes there are: with one less there is still a majority.
+pub const NODES: usize = 3;
+
+/// How long a node may take until it has what the others have: ten times what it takes where the
+/// machine is idle.
+const SYNCED_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long a node may take until it knows that it has lost the others.
+const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
+
+/// Where packages put Galera's library.
+const PROVIDERS: [&str; 4] = [
+    "/usr/lib/galera/libgalera_smm.so",
+    "/usr/lib/galera-4/libgalera_smm.so",
+    "/usr/lib64/galera-4/libgalera_smm.so",
+    "/usr/lib/libgalera_smm.so",
+];
+
+/// How often a node with a clock of its own looks how wrong that is to be, in seconds.
+const CLOCK_EVERY: &str = "1";
+
+/// Three servers, numbered from 0, that hold the same data: to be stopped, killed, frozen and cut
+/// off from the others.
+///
+/// The users are those of [`MariaDb`]. A database is made on all of them.
+#[derive(Debug)]
+pub struct Galera {
+    nodes: Vec<MariaDb>,
+    isolated: [bool; NODES],
+    /// How many seconds each clock was last set ahead.
+    clocks: [i64; NODES],
+    made: AtomicU32,
+}
+
+/// How to start a cluster: see [`Galera::options`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    clocks: [Option<i64>; NODES],
+    node: mysql::Options,
+}
+
+impl Options {
+    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
+    /// where that is negative; [`Galera::set_clock`] changes it. Only the wall clock is wrong: how
+    /// long the node waits is not.
+    #[must_use]
+    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
+        self.clocks[node] = Some(ahead);
+        self
+    }
+
+    /// Any setting of each node, as in `wsrep-sync-wait=1`.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.node = self.node.set(setting);
+        self
+    }
+
+    /// Start the nodes and wait until each has what the others have. `None`, and a line that says
+    /// so, when this machine lacks something for it.
+    ///
+    /// # Panics
+    ///
+    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// there and `galera` is [required](require).
+    pub fn start(self) -> Option<Galera> {
+        require("galera", missing(&self), found(&self))
+            .map(|programs| Galera::new(&programs, &self))
+    }
+}
+
+/// What a cluster is started with.
+struct Programs {
+    mariadbd: PathBuf,
+    provider: PathBuf,
+    /// None where no node has a clock of its own.
+    faketime: Option<PathBuf>,
+}
+
+fn provider() -> Option<PathBuf> {
+    let mut paths = PROVIDERS.iter().map(PathBuf::from);
+    paths.find(|path| path.is_file())
+}
+
+/// The library that shows a program another time.
+fn faketime() -> Option<PathBuf> {
+    let triples = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let dirs = triples.map(|entry| entry.path()).chain(["/usr/lib".into()]);
+    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.is_file())
+}
+
+fn found(options: &Options) -> Option<Programs> {
+    let faketime = match options.clocks.iter().any(Option::is_some) {
+        true => Some(faketime()?),
+        false => None,
+    };
+    // By it a node that was away gets the data.
+    find_binary("rsync", &[])?;
+    Some(Programs {
+        mariadbd: find_binary("mariadbd", &[])?,
+        provider: provider()?,
+        faketime,
+    })
+}
+
+fn missing(options: &Options) -> &'static str {
+    if find_binary("mariadbd", &[]).is_none() {
+        "mariadbd"
+    } else if provider().is_none() {
+        "libgalera_smm.so"
+    } else if find_binary("rsync", &[]).is_none() {
+        "rsync"
+    } else if options.clocks.iter().any(Option::is_some) && faketime().is_none() {
+        "libfaketimeMT.so.1"
+    } else {
+        "galera"
+    }
+}
+
+/// The cluster that the tests of a binary share, for a test that leaves it as it is.
+pub type Shared = RwLockReadGuard<'static, Galera>;
+
+/// The shared cluster, for a test that breaks it. On drop it is mended, and only then others go on.
+#[derive(Debug)]
+pub struct Alone(RwLockWriteGuard<'static, Galera>);
+
+impl std::ops::Deref for Alone {
+    type Target = Galera;
+
+    fn deref(&self) -> &Galera {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Alone {
+    fn deref_mut(&mut self) -> &mut Galera {
+        &mut self.0
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.0.mend();
+        for node in 0..NODES {
+            if self.0.clocks[node] != 0 {
+                self.0.set_clock(node, 0);
+            }
+        }
+    }
+}
+
+fn shared() -> Option<&'static RwLock<Galera>> {
+    static SHARED: OnceLock<Option<RwLock<Galera>>> = OnceLock::new();
+    let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
+    let shared = SHARED.get_or_init(|| {
+        found(&options).map(|programs| RwLock::new(Galera::new(&programs, &options)))
+    });
+    // Asked every time: each test that is skipped says so.
+    require("galera", missing(&options), shared.as_ref())
+}
+
+impl Galera {
+    /// Options for a cluster of a test's own, all of whose clocks are right.
+    pub fn options() -> Options {
+        Options {
+            clocks: [None; NODES],
+            node: MariaDb::options(),
+        }
+    }
+
+    /// Start a cluster of a test's own. `None` when this machine lacks something for it.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn start() -> Option<Self> {
+        Self::options().start()
+    }
+
+    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone: others
+    /// run at the same time. `None` when this machine lacks something for it.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared() -> Option<Shared> {
+        Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same for a test that stops, kills, freezes or cuts off nodes, or sets their clocks: no
+    /// other runs meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared_alone() -> Option<Alone> {
+        let cluster = shared()?.write().unwrap_or_else(PoisonError::into_inner);
+        Some(Alone(cluster))
+    }
+
+    fn new(programs: &Programs, options: &Options) -> Self {
+        let mut last = String::new();
+        for _ in 0..5 {
+            match Self::try_new(programs, options) {
+                Ok(cluster) => return cluster,
+                Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
+                Err(log) => panic!("{log}"),
+            }
+        }
+        panic!("no ports stay free\n{last}")
+    }
+
+    /// The data of one node is made, and copied for the others together with its place in the
+    /// history of the cluster: so they need no transfer of state, which takes several times as long.
+    fn try_new(programs: &Programs, options: &Options) -> Result<Self, String> {
+        let ports: Vec<[u16; 4]> = (0..NODES).map(|_| [(); 4].map(|()| free_port())).collect();
+        let mut nodes: Vec<MariaDb> = (0..NODES)
+            .map(|node| unlaunched(programs, options, &ports, node))
+            .collect();
+
+        let first = &mut nodes[0];
+        std::fs::create_dir(first.data()).expect("the directory is ours");
+        first.server.give(&first.data());
+        first.fill();
+        let found = "--wsrep-new-cluster".to_owned();
+        first.launch(std::slice::from_ref(&found))?;
+        first.make_users();
+        first.stop();
+        let position = position_in(&first.data()).ok_or_else(|| first.server.log_tail())?;
+        let (first, rest) = nodes.split_at_mut(1);
+        for node in rest.iter() {
+            copy(&first[0].data(), node);
+        }
+
+        let position = format!("--wsrep-start-position={position}");
+        first[0].launch(&[found, position.clone()])?;
+        // Together: most of the time they wait for each other.
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = rest
+                .iter_mut()
+                .map(|node| scope.spawn(|| node.launch(std::slice::from_ref(&position))))
+                .collect();
+            let outcomes = starts
+                .into_iter()
+                .map(|start| start.join().expect("no panic"));
+            outcomes.collect::<Result<Vec<()>, String>>()
+        })?;
+        let cluster = Self {
+            nodes,
+            isolated: [false; NODES],
+            clocks: options.clocks.map(Option::unwrap_or_default),
+            made: AtomicU32::new(0),
+        };
+        cluster.wait_until_healthy();
+        Ok(cluster)
+    }
+
+    /// One of the servers, to be asked where it is. What it is to suffer is for the cluster's own
+    /// methods.
+    pub fn node(&self, node: usize) -> &MariaDb {
+        &self.nodes[node]
+    }
+
+    /// The URL of a database, given by name or URL, at one node, as the superuser.
+    pub fn url_at(&self, node: usize, database: &str) -> String {
+        self.nodes[node].url_of(database_of(database))
+    }
+
+    /// The URL of a database at several nodes, which are to be tried in that order.
+    pub fn url_of(&self, nodes: &[usize], database: &str) -> String {
+        format!(
+            "mysql://root@{}/{}",
+            self.hosts(nodes),
+            database_of(database)
+        )
+    }
+
+    /// The same as the user `locker`.
+    pub fn locker_url(&self, nodes: &[usize], database: &str) -> String {
+        format!(
+            "mysql://locker:{}@{}/{}",
+            percent_encode(LOCKER_PASSWORD),
+            self.hosts(nodes),
+            database_of(database)
+        )
+    }
+
+    fn hosts(&self, nodes: &[usize]) -> String {
+        let hosts = nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", self.nodes[*node].port()));
+        hosts.collect::<Vec<_>>().join(",")
+    }
+
+    /// Make an empty database, which `locker` may use, and give its URL at the first node as the
+    /// superuser. Every node that serves has it.
+    ///
+    /// # Panics
+    ///
+    /// When no node serves.
+    pub fn fresh_database(&self) -> String {
+        let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
+        let serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
+        let first = *serving.first().expect("a node serves");
+        self.query(first, "mysql", &format!("CREATE DATABASE {name}"))
+            .expect("a running server makes a database");
+        for node in serving {
+            self.wait_for(node, &format!("the database {name}"), || {
+                let there = format!("SHOW DATABASES LIKE '{}'", name.replace('_', "\\_"));
+                self.query(node, "mysql", &there)
+                    .is_ok_and(|found| !found.is_empty())
+            });
+        }
+        self.url_at(0, &name)
+    }
+
+    /// Run SQL on a database, given by name or URL, at one node as the superuser.
+    ///
+    /// # Errors
+    ///
+    /// What the server answered instead.
+    pub fn query(&self, node: usize, database: &str, sql: &str) -> Result<String, SqlError> {
+        self.nodes[node].query(database, sql)
+    }
+
+    /// Open a session on a database, given by name or URL, at one node as the superuser.
+    pub fn stranger(&self, node: usize, database: &str) -> Stranger {
+        self.nodes[node].stranger(database)
+    }
+
+    /// Whether a node runs, belongs to a majority and has what the others have.
+    pub fn serves(&self, node: usize) -> bool {
+        self.nodes[node].server().pid().is_some()
+            && self.status(node, "wsrep_local_state_comment").as_deref() == Some("Synced")
+            && self.status(node, "wsrep_cluster_status").as_deref() == Some("Primary")
+            && self.status(node, "wsrep_ready").as_deref() == Some("ON")
+    }
+
+    /// Something that a node says of its state, as in `wsrep_cluster_size`.
+    pub fn status(&self, node: usize, name: &str) -> Option<String> {
+        let answer = self.query(node, "mysql", &format!("SHOW STATUS LIKE '{name}'"));
+        let value = answer.ok()?.split_once('\t')?.1.trim().to_owned();
+        Some(value)
+    }
+
+    /// Wait until a node [serves](Self::serves).
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_until_serving(&self, node: usize) {
+        self.wait_for(node, "serving", || self.serves(node));
+    }
+
+    /// Wait until a node does not belong to a majority any more, and says so.
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_until_cut_off(&self, node: usize) {
+        self.wait_for(node, "cut off", || {
+            self.status(node, "wsrep_cluster_status")
+                .is_some_and(|status| status != "Primary")
+        });
+    }
+
+    /// Wait until a node knows that there are so many in the cluster.
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_for_size(&self, node: usize, size: usize) {
+        self.wait_for(node, &format!("in a cluster of {size}"), || {
+            self.status(node, "wsrep_cluster_size") == Some(size.to_string())
+        });
+    }
+
+    /// Wait until all nodes belong together and serve.
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_until_healthy(&self) {
+        // One that was frozen says for a moment what was true before: the others know better.
+        for node in 0..NODES {
+            self.wait_for_size(node, NODES);
+        }
+        for node in 0..NODES {
+            self.wait_until_serving(node);
+        }
+    }
+
+    fn wait_for(&self, node: usize, what: &str, done: impl FnMut() -> bool) {
+        assert!(
+            time::wait_until(SYNCED_WITHIN, done),
+            "node {node} is not {what} after {SYNCED_WITHIN:?}\n{}",
+            self.nodes[node].server().log_tail()
+        );
+    }
+
+    /// Stop a node: it takes leave of its clients and of the others.
+    pub fn stop(&mut self, node: usize) {
+        self.nodes[node].stop();
+    }
+
+    /// Kill a node by SIGKILL. The others take some seconds until they go on without it.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+    }
+
+    /// Start a node that was stopped or killed, on the same port, and wait until it has caught up
+    /// with the others; there has to be a majority.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come back, with the end of its log.
+    pub fn start_node(&mut self, node: usize) {
+        self.launch_node(node);
+        self.wait_until_serving(node);
+    }
+
+    fn launch_node(&mut self, node: usize) {
+        let mariadb = &mut self.nodes[node];
+        if mariadb.server().pid().is_some() {
+            return;
+        }
+        self.isolated[node] = false;
+        // As the packages' own unit does it, after a crash above all: without a place in the history
+        // it would have to be sent all data.
+        let position = recovered(mariadb);
+        let more: Vec<String> = position
+            .map(|position| format!("--wsrep-start-position={position}"))
+            .into_iter()
+            .collect();
+        mariadb.launch(&more).unwrap_or_else(|log| panic!("{log}"));
+    }
+
+    /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take
+    /// some seconds until they go on without it; until then nobody commits.
+    pub fn freeze(&mut self, node: usize) {
+        self.nodes[node].freeze();
+    }
+
+    /// Let a frozen node go on. For a moment it believes that it still belongs to the others.
+    pub fn thaw(&mut self, node: usize) {
+        self.nodes[node].thaw();
+    }
+
+    /// Cut the node off from the others, but not from its clients. It takes some seconds until it
+    /// knows: see [`wait_until_cut_off`](Self::wait_until_cut_off).
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    pub fn isolate(&mut self, node: usize) {
+        self.set_isolated(node, true);
+    }
+
+    /// Let a node that was cut off find the others again.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    pub fn rejoin(&mut self, node: usize) {
+        self.set_isolated(node, false);
+    }
+
+    fn set_isolated(&mut self, node: usize, on: bool) {
+        let option = format!("gmcast.isolate={}", u8::from(on));
+        self.set_provider(node, &option);
+        self.isolated[node] = on;
+    }
+
+    fn set_provider(&self, node: usize, option: &str) {
+        let set = format!("SET GLOBAL wsrep_provider_options = '{option}'");
+        self.query(node, "mysql", &set).expect("root may set it");
+    }
+
+    /// Let a node's clock go so many seconds ahead of the machine's, or behind, and wait until it
+    /// does.
+    ///
+    /// # Panics
+    ///
+    /// When the node was started without a [clock](Options::clock) of its own, or does not answer.
+    pub fn set_clock(&mut self, node: usize, ahead: i64) {
+        let server = self.nodes[node].server();
+        assert!(
+            !server.env.is_empty(),
+            "node {node} has no clock of its own"
+        );
+        write_clock(&clock_file(server.dir()), ahead);
+        self.clocks[node] = ahead;
+        self.wait_for(node, "going by the new clock", || {
+            self.clock(node)
+                .is_some_and(|clock| (clock - ahead).abs() <= 5)
+        });
+    }
+
+    /// How many seconds a node's clock is ahead of the machine's; none where it does not answer.
+    pub fn clock(&self, node: usize) -> Option<i64> {
+        let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
+        let clock: i64 = said.parse().ok()?;
+        let machine = std::time::SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
+        Some(clock - i64::try_from(machine).ok()?)
+    }
+
+    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    ///
+    /// # Panics
+    ///
+    /// When they do not.
+    pub fn mend(&mut self) {
+        for node in 0..NODES {
+            self.thaw(node);
+            if self.isolated[node] && self.nodes[node].server().pid().is_some() {
+                self.rejoin(node);
+            }
+        }
+        let running = |node: &usize| self.nodes[*node].server().pid().is_some();
+        let left: Vec<usize> = (0..NODES).filter(running).collect();
+        match left.first() {
+            None => self.found_anew(),
+            // Those that are left may be too few to go on by themselves, and find out so.
+            Some(first) if left.len() <= NODES / 2 => {
+                let primary = || self.status(*first, "wsrep_cluster_status");
+                let cut_off = || primary().is_some_and(|status| status != "Primary");
+                if time::wait_until(CUT_OFF_WITHIN, cut_off) {
+                    self.set_provider(*first, "pc.bootstrap=true");
+                }
+            }
+            Some(_) => {}
+        }
+        for node in 0..NODES {
+            self.launch_node(node);
+        }
+        self.wait_until_healthy();
+    }
+}
+
+impl Galera {
+    /// Start the node that has the most of the history, when none runs.
+    fn found_anew(&mut self) {
+        let seqno = |position: &str| {
+            let (_, seqno) = position.rsplit_once(':')?;
+            seqno.parse::<i64>().ok()
+        };
+        let (position, first) = (0..NODES)
+            .filter_map(|node| Some((recovered(&self.nodes[node])?, node)))
+            .max_by_key(|(position, _)| seqno(position))
+            .expect("a node has data");
+        let node = &mut self.nodes[first];
+        let state = node.data().join("grastate.dat");
+        let text = std::fs::read_to_string(&state).expect("the node wrote it");
+        let text = text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1");
+        std::fs::write(&state, text).expect("the directory is ours");
+        let more = [
+            "--wsrep-new-cluster".to_owned(),
+            format!("--wsrep-start-position={position}"),
+        ];
+        node.launch(&more).unwrap_or_else(|log| panic!("{log}"));
+    }
+}
+
+fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: usize) -> MariaDb {
+    let [port, group, incremental, whole] = ports[node];
+    let all: Vec<String> = ports
+        .iter()
+        .map(|[_, group, ..]| format!("127.0.0.1:{group}"))
+        .collect();
+    let provider_options = [
+        format!("gmcast.listen_addr=tcp://127.0.0.1:{group}"),
+        format!("ist.recv_addr=127.0.0.1:{incremental}"),
+        "gcache.size=16M".into(),
+        "gcache.page_size=16M".into(),
+        // How soon the others go on without one that is silent: 5 s would be usual.
+        "evs.suspect_timeout=PT4S".into(),
+    ];
+    let mut mariadb = MariaDb::unlaunched(programs.mariadbd.clone(), &options.node);
+    mariadb.port = port;
+    mariadb.args.extend([
+        "--binlog-format=ROW".into(),
+        "--innodb-autoinc-lock-mode=2".into(),
+        "--wsrep-on=ON".into(),
+        format!("--wsrep-provider={}", programs.provider.display()),
+        "--wsrep-cluster-name=tests".into(),
+        // A transaction has the same number at every node: it tells in which order they committed.
+        "--wsrep-gtid-mode=ON".into(),
+        "--wsrep-gtid-domain-id=1".into(),
+        format!("--wsrep-cluster-address=gcomm://{}", all.join(",")),
+        format!("--wsrep-node-name=n{node}"),
+        format!("--wsrep-node-address=127.0.0.1:{group}"),
+        format!("--wsrep-provider-options={}", provider_options.join(";")),
+        "--wsrep-sst-method=rsync".into(),
+        format!("--wsrep-sst-receive-address=127.0.0.1:{whole}"),
+    ]);
+    if let (Some(ahead), Some(library)) = (options.clocks[node], &programs.faketime) {
+        let clock = clock_file(mariadb.server.dir());
+        write_clock(&clock, ahead);
+        mariadb.server.env = [
+            ("LD_PRELOAD", library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+            ("FAKETIME_CACHE_DURATION", CLOCK_EVERY.into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
+    }
+    mariadb
+}
+
+fn clock_file(dir: &Path) -> PathBuf {
+    dir.join("clock")
+}
+
+fn write_clock(file: &Path, ahead: i64) {
+    // By another file's name, so that nobody reads half of it.
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{ahead:+}\n"))
+        .and_then(|()| std::fs::rename(&new, file))
+        .expect("the directory is ours");
+}
+
+/// Where a node that has ended in good order was in the history.
+fn position_in(data: &Path) -> Option<String> {
+    let state = std::fs::read_to_string(data.join("grastate.dat")).ok()?;
+    let value = |key: &str| {
+        let line = state.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim().to_owned())
+    };
+    Some(format!("{}:{}", value("uuid:")?, value("seqno:")?))
+}
+
+/// Where a node was that has ended somehow.
+fn recovered(mariadb: &MariaDb) -> Option<String> {
+    let position = position_in(&mariadb.data())?;
+    if !position.ends_with(":-1") {
+        return Some(position);
+    }
+    let mut args = mariadb.args.clone();
+    args.push("--wsrep-recover".into());
+    let said = mariadb.server.prepare(&mariadb.program, &args);
+    let found = said.lines().rev().find_map(|line| {
+        let (_, position) = line.split_once("WSREP: Recovered position: ")?;
+        Some(position.trim().to_owned())
+    });
+    found.filter(|position| !position.ends_with(":-1"))
+}
+
+/// Give a node the data of another that has ended.
+fn copy(data: &Path, node: &MariaDb) {
+    let to = node.data();
+    copy_dir(data, &to, node);
+    // What is one node's own.
+    for own in ["galera.cache", "gvwstate.dat"] {
+        // Not every node has each.
+        let _ = std::fs::remove_file(to.join(own));
+    }
+    let state = to.join("grastate.dat");
+    let text = std::fs::read_to_string(&state).expect("the first node wrote it");
+    let text = text.replace("safe_to_bootstrap: 1", "safe_to_bootstrap: 0");
+    std::fs::write(&state, text).expect("the directory is ours");
+}
+
+fn copy_dir(from: &Path, to: &Path, node: &MariaDb) {
+    std::fs::create_dir(to).expect("the directory is ours");
+    node.server.give(to);
+    for entry in std::fs::read_dir(from).expect("it is there") {
+        let entry = entry.expect("it can be read");
+        let new = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &new, node);
+        } else {
+            std::fs::copy(entry.path(), &new).expect("there is room");
+            node.server.give(&new);
+        }
+    }
+}

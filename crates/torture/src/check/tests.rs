@@ -1,0 +1,333 @@
+//! The checker on histories made by hand, good ones and bad ones.
+
+use super::*;
+
+const MS: u64 = 1000;
+
+/// A history, with a builder for each event; times are in milliseconds.
+#[derive(Default)]
+struct Story(Evidence);
+
+impl Story {
+    fn new() -> Self {
+        let ttl = 1500 * MS;
+        Self(Evidence {
+            ttl,
+            ..Evidence::default()
+        })
+    }
+
+    fn event(mut self, at: u64, who: &str, what: What) -> Self {
+        let (at, who) = (at * MS, who.to_owned());
+        self.0.events.push(Event { at, who, what });
+        self
+    }
+
+    fn asked(self, at: u64, who: &str) -> Self {
+        let lock = "a".into();
+        let asked = What::Asked {
+            ask: 1,
+            lock,
+            wait: None,
+        };
+        self.event(at, who, asked)
+    }
+
+    fn granted(self, at: u64, who: &str, token: i64) -> Self {
+        self.event(at, who, What::Granted { ask: 1, token })
+    }
+
+    fn trusted(self, at: u64, who: &str, lasting: u64) -> Self {
+        let (before, lasting) = ((at - 1) * MS, lasting * MS);
+        let trusted = What::Trusted {
+            ask: 1,
+            before,
+            lasting,
+        };
+        self.event(at, who, trusted)
+    }
+
+    fn released(self, at: u64, who: &str) -> Self {
+        self.event(at, who, What::Releasing { ask: 1 }).event(
+            at + 1,
+            who,
+            What::Released { ask: 1, ok: true },
+        )
+    }
+
+    fn wrote(mut self, at: u64, who: &str, token: i64) -> Self {
+        let id = format!("{who} at {at}");
+        let place = self.0.rows.len() as i64;
+        self.0.rows.push(Row {
+            lock: "a".into(),
+            place,
+            token,
+            id: id.clone(),
+        });
+        *self.0.counters.entry("a".into()).or_default() += 1;
+        self.event(
+            at,
+            who,
+            What::Write {
+                ask: 1,
+                id: id.clone(),
+            },
+        )
+        .event(at + 1, who, What::Committing { id: id.clone() })
+        .event(at + 2, who, What::Committed { id })
+    }
+
+    fn outage(mut self, who: Option<&str>, from: u64, until: u64) -> Self {
+        self.0.outages.push(Outage {
+            who: who.map(str::to_owned),
+            from: from * MS,
+            until: until * MS,
+            killed: false,
+        });
+        self
+    }
+
+    fn found(mut self) -> Vec<Kind> {
+        self.0.events.sort_by_key(|event| event.at);
+        check(&self.0)
+            .into_iter()
+            .map(|violation| violation.kind)
+            .collect()
+    }
+}
+
+#[test]
+fn one_after_the_other_is_as_it_should_be() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1300)
+        .asked(10, "y")
+        .wrote(20, "x", 7)
+        .released(100, "x")
+        .granted(103, "y", 8)
+        .trusted(104, "y", 1300)
+        .wrote(110, "y", 8)
+        .released(200, "y");
+    assert_eq!(numbers(&story.0).grants, 2);
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn a_take_over_when_trust_has_ended_is_no_violation() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1345)
+        .asked(10, "y")
+        .granted(1505, "y", 8)
+        .trusted(1506, "y", 1300)
+        .event(
+            1600,
+            "x",
+            What::Lost {
+                ask: 1,
+                reason: "expired".into(),
+            },
+        );
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn two_who_trust_at_once_are_found() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1300)
+        .asked(10, "y")
+        .granted(900, "y", 8)
+        .trusted(901, "y", 1300);
+    assert_eq!(story.found(), [Kind::TwoHolders]);
+}
+
+/// Trust is what the holder said of the future too: that it was frozen and said no more changes nothing.
+#[test]
+fn trust_goes_on_between_two_looks() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 0)
+        .trusted(6, "x", 0)
+        .asked(10, "y")
+        .granted(900, "y", 0)
+        .trusted(901, "y", 0)
+        .trusted(950, "y", 0)
+        .trusted(2000, "x", 0);
+    assert_eq!(story.found(), [Kind::TwoHolders]);
+}
+
+#[test]
+fn a_look_that_was_frozen_between_question_and_answer_is_no_trust_at_its_end() {
+    let late = What::Trusted {
+        ask: 1,
+        before: 10 * MS,
+        lasting: 1300 * MS,
+    };
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .asked(20, "y")
+        .granted(1600, "y", 8)
+        .trusted(1601, "y", 1300)
+        .event(1700, "x", late);
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn a_token_that_goes_back_or_comes_again_is_found() {
+    let twice = |second| {
+        Story::new()
+            .asked(0, "x")
+            .granted(5, "x", 7)
+            .trusted(6, "x", 1300)
+            .released(50, "x")
+            .asked(60, "y")
+            .granted(65, "y", second)
+            .found()
+    };
+    assert_eq!(twice(8), []);
+    assert_eq!(twice(7), [Kind::Token]);
+    assert_eq!(twice(6), [Kind::Token]);
+}
+
+/// The order of the replies is not that of the grants.
+#[test]
+fn replies_may_overtake_each_other() {
+    let story = Story::new()
+        .asked(0, "x")
+        .asked(0, "y")
+        .granted(5, "y", 8)
+        .granted(2000, "x", 7);
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn a_token_that_is_trusted_after_a_newer_one_was_granted_is_found() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1300)
+        .asked(10, "y")
+        .granted(1600, "y", 8)
+        .trusted(1601, "y", 1300)
+        .released(1650, "y")
+        .trusted(1800, "x", 1300);
+    assert!(story.found().contains(&Kind::Token));
+}
+
+#[test]
+fn a_write_after_that_of_a_newer_holder_is_found() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .asked(10, "y")
+        .granted(1600, "y", 8)
+        .wrote(1650, "y", 8)
+        .wrote(1700, "x", 7);
+    assert_eq!(story.found(), [Kind::StaleWrite]);
+}
+
+#[test]
+fn a_write_after_a_newer_grant_is_found_though_that_one_never_wrote() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .asked(10, "y")
+        .granted(1600, "y", 8)
+        .wrote(1700, "x", 7);
+    assert_eq!(story.found(), [Kind::StaleWrite]);
+}
+
+/// It was fenced when the older lease ended: nobody else had been granted the lock when it committed.
+#[test]
+fn a_long_write_before_the_next_grant_is_none() {
+    let story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1300)
+        .wrote(3000, "x", 7)
+        .asked(10, "y")
+        .granted(3010, "y", 8);
+    assert_eq!(story.found(), []);
+}
+
+#[test]
+fn a_lost_increment_is_found() {
+    let mut story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .wrote(10, "x", 7)
+        .wrote(20, "x", 7);
+    story.0.counters.insert("a".into(), 1);
+    assert_eq!(story.found(), [Kind::LostIncrement]);
+}
+
+#[test]
+fn a_confirmed_write_that_is_not_there_is_found() {
+    let mut story = Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .wrote(10, "x", 7);
+    story.0.rows.clear();
+    story.0.counters.insert("a".into(), 0);
+    assert_eq!(story.found(), [Kind::LostIncrement]);
+}
+
+#[test]
+fn a_commit_that_was_not_answered_may_be_there_or_not() {
+    for there in [true, false] {
+        let mut story = Story::new()
+            .asked(0, "x")
+            .granted(5, "x", 7)
+            .wrote(10, "x", 7);
+        story.0.events.pop();
+        if !there {
+            story.0.rows.clear();
+            story.0.counters.insert("a".into(), 0);
+        }
+        assert_eq!(numbers(&story.0).unknown, 1);
+        assert_eq!(story.found(), []);
+    }
+}
+
+fn waited(until: u64) -> Story {
+    Story::new()
+        .asked(0, "x")
+        .granted(5, "x", 7)
+        .trusted(6, "x", 1300)
+        .asked(10, "y")
+        .released(100, "x")
+        .granted(until, "y", 8)
+}
+
+#[test]
+fn a_waiter_that_nobody_kept_waiting_is_found() {
+    assert_eq!(waited(5000).found(), []);
+    assert_eq!(waited(9000).found(), [Kind::ForgottenWaiter]);
+}
+
+#[test]
+fn a_waiter_that_could_not_get_on_was_not_forgotten() {
+    assert_eq!(waited(9000).outage(None, 1000, 4000).found(), []);
+    assert_eq!(waited(9000).outage(Some("y"), 1000, 4000).found(), []);
+    let other = waited(9000).outage(Some("z"), 1000, 4000);
+    assert_eq!(other.found(), [Kind::ForgottenWaiter]);
+}
+
+#[test]
+fn a_holder_that_died_is_waited_for_until_its_lease_has_ended() {
+    let story = |until| {
+        Story::new()
+            .asked(0, "x")
+            .granted(5, "x", 7)
+            .trusted(2000, "x", 1300)
+            .asked(10, "y")
+            .granted(until, "y", 8)
+    };
+    assert_eq!(story(9000).found(), []);
+    assert_eq!(story(13_000).found(), [Kind::ForgottenWaiter]);
+}

@@ -1,0 +1,371 @@
+//! Who held what when: an SVG, one lane a lock.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::check::{self, End, Grant};
+use crate::evidence;
+use crate::plan::{KINDS, Kind};
+use crate::run::Outcome;
+
+/// What is drawn in one strip, in microseconds; a run is as many of them as it takes.
+const STRIP: u64 = 10_000_000;
+const LEFT: f64 = 64.0;
+const WIDTH: f64 = 1500.0;
+const LANE: f64 = 26.0;
+/// Faults above the lanes, in so many lines that neighbours do not cover each other.
+const FAULT_LINES: usize = 4;
+const FAULT_LINE: f64 = 15.0;
+
+/// Apart for most eyes, and from the red of what is wrong.
+const COLOURS: [&str; 8] = [
+    "#4e79a7", "#f2a93b", "#59a14f", "#9c6bb0", "#76b7b2", "#b07d52", "#e39cb5", "#8a8f98",
+];
+
+const STYLE: &str = "text{font:11px sans-serif;fill:#222} .s{font-size:10px;fill:#555} \
+    .h{font-size:16px;font-weight:bold} .k{font-size:10px;font-weight:bold} \
+    .in{font-size:10px;fill:#fff;font-weight:bold} .g{stroke:#e6e6e6}";
+
+struct Picture<'a> {
+    outcome: &'a Outcome,
+    grants: Vec<Grant>,
+    locks: Vec<String>,
+    colours: BTreeMap<String, &'static str>,
+    svg: String,
+}
+
+/// The name of a process without how often it was started.
+fn actor(who: &str) -> &str {
+    who.split('.').next().unwrap_or(who)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+/// Draw a run.
+pub fn draw(outcome: &Outcome) -> String {
+    let grants = check::grants(&outcome.evidence.events);
+    let mut names: Vec<&str> = outcome
+        .evidence
+        .events
+        .iter()
+        .map(|e| actor(&e.who))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    let colours = names
+        .iter()
+        .zip(COLOURS.iter().cycle())
+        .map(|(name, colour)| ((*name).to_owned(), *colour))
+        .collect();
+    let mut picture = Picture {
+        locks: outcome.evidence.counters.keys().cloned().collect(),
+        grants,
+        outcome,
+        colours,
+        svg: String::new(),
+    };
+    let strips = (outcome.ended - outcome.began).div_ceil(STRIP).max(1);
+    let mut y = picture.heading();
+    for number in 0..strips {
+        y = picture.strip(outcome.began + number * STRIP, y);
+    }
+    let (width, height) = (LEFT + WIDTH + 16.0, y + 8.0);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height:.0}\" \
+         viewBox=\"0 0 {width} {height:.0}\"><style>{STYLE}</style>\n\
+         <defs><pattern id=\"frozen\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" \
+         patternTransform=\"rotate(45)\"><rect width=\"2.2\" height=\"6\" fill=\"#1b4fd0\"/></pattern>\
+         </defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{}</svg>\n",
+        picture.svg
+    )
+}
+
+impl Picture<'_> {
+    fn put(&mut self, element: &str) {
+        self.svg.push_str(element);
+        self.svg.push('\n');
+    }
+
+    fn text(&mut self, x: f64, y: f64, class: &str, text: &str) {
+        let text = escape(text);
+        self.put(&format!(
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\">{text}</text>"
+        ));
+    }
+
+    /// The title and the legend; where the strips begin.
+    fn heading(&mut self) -> f64 {
+        let options = &self.outcome.options;
+        let title = format!(
+            "{}: {}, seed {}, {} s, {} grants, {} writes, {} violations",
+            options.engine.word(),
+            evidence::clients(options),
+            options.seed,
+            options.length.as_secs(),
+            self.outcome.numbers.grants,
+            self.outcome.numbers.writes,
+            self.outcome.violations.len(),
+        );
+        self.text(12.0, 26.0, "h", &title);
+        let mut x = 12.0;
+        self.text(x, 50.0, "", "A bar is a grant, from its reply until it is given up, lost or no longer trusted; its number is the end of its token; its colour the process:");
+        for (name, colour) in self.colours.clone() {
+            self.put(&format!(
+                "<rect x=\"{x}\" y=\"58\" width=\"22\" height=\"13\" fill=\"{colour}\"/>"
+            ));
+            self.text(x + 27.0, 69.0, "", &name);
+            x += 48.0 + 7.0 * name.len() as f64;
+        }
+        let marks = [
+            (
+                "<rect width=\"30\" height=\"13\" fill=\"#bbb\"/><rect width=\"30\" height=\"13\" fill=\"url(#frozen)\"/>",
+                "its process was frozen",
+            ),
+            (
+                "<rect width=\"30\" height=\"13\" fill=\"#bbb\" opacity=\"0.4\"/>",
+                "it was killed, and its lease ran on",
+            ),
+            (
+                "<path d=\"M5 13 L10 4 L15 13 Z\" fill=\"#c00\"/>",
+                "a holder was told that it has lost",
+            ),
+            (
+                "<circle cx=\"10\" cy=\"7\" r=\"5\" fill=\"none\" stroke=\"#c00\" stroke-width=\"2\"/><path d=\"M6.5 10.5 L13.5 3.5\" stroke=\"#c00\" stroke-width=\"2\"/>",
+                "the fence refused a write",
+            ),
+            (
+                "<rect x=\"2\" y=\"1\" width=\"26\" height=\"11\" fill=\"none\" stroke=\"#e00\" stroke-width=\"3\"/>",
+                "VIOLATION",
+            ),
+        ];
+        x = 12.0;
+        for (mark, words) in marks {
+            self.put(&format!("<g transform=\"translate({x} 80)\">{mark}</g>"));
+            self.text(x + 35.0, 91.0, "", words);
+            x += 60.0 + 6.0 * words.len() as f64;
+        }
+        let mut y = 112.0;
+        x = 12.0;
+        self.text(
+            x,
+            y,
+            "",
+            "Faults, above the lanes, in the colour of whom they befell:",
+        );
+        x = 350.0;
+        let came = |kind: &Kind| {
+            self.outcome
+                .faults
+                .iter()
+                .any(|fault| fault.planned.kind == *kind)
+        };
+        let kinds: Vec<Kind> = KINDS.into_iter().filter(came).collect();
+        for kind in kinds {
+            let wide = 34.0 + 5.6 * kind.word().len() as f64;
+            if x + wide > LEFT + WIDTH {
+                (x, y) = (350.0, y + 16.0);
+            }
+            self.text(x, y, "k", kind.sign());
+            self.text(x + 20.0, y, "s", kind.word());
+            x += wide;
+        }
+        y + 14.0
+    }
+
+    fn x(&self, from: u64, at: u64) -> f64 {
+        LEFT + at.saturating_sub(from).min(STRIP) as f64 / STRIP as f64 * WIDTH
+    }
+
+    /// One strip of time from `from` on; where the next begins.
+    fn strip(&mut self, from: u64, top: f64) -> f64 {
+        let until = from + STRIP;
+        let lanes = top + 16.0 + FAULT_LINES as f64 * FAULT_LINE;
+        let bottom = lanes + LANE * self.locks.len() as f64;
+        for second in 0..=STRIP / 1_000_000 {
+            let x = self.x(from, from + second * 1_000_000);
+            let at = (from - self.outcome.began) / 1_000_000 + second;
+            self.put(&format!(
+                "<line x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" class=\"g\"/>",
+                top + 14.0
+            ));
+            self.text(x - 6.0, top + 11.0, "s", &format!("{at} s"));
+        }
+        self.text(12.0, lanes - 8.0, "s", "faults");
+        self.faults(from, until, top + 16.0, bottom);
+        for (lane, lock) in self.locks.clone().iter().enumerate() {
+            let y = lanes + LANE * lane as f64;
+            self.text(12.0, y + 17.0, "", &format!("lock {lock}"));
+            self.put(&format!(
+                "<line x1=\"{LEFT}\" y1=\"{0:.1}\" x2=\"{1}\" y2=\"{0:.1}\" stroke=\"#ccc\"/>",
+                y + LANE,
+                LEFT + WIDTH
+            ));
+            self.lane(lock, from, until, y + 3.0);
+        }
+        bottom + 14.0
+    }
+
+    fn faults(&mut self, from: u64, until: u64, top: f64, bottom: f64) {
+        let mut free = [0.0; FAULT_LINES];
+        let mut faults: Vec<_> = self.outcome.faults.iter().collect();
+        faults.sort_by_key(|fault| fault.from);
+        for fault in faults {
+            if fault.until < from || fault.from >= until {
+                continue;
+            }
+            let (begin, end) = (
+                self.x(from, fault.from.max(from)),
+                self.x(from, fault.until),
+            );
+            let everybody = fault.who.is_empty();
+            let colour = match self.colours.get(actor(&fault.who)) {
+                Some(colour) if !everybody => colour,
+                _ => "#555",
+            };
+            let line = (0..FAULT_LINES).find(|line| free[*line] <= begin);
+            let line = line.unwrap_or(FAULT_LINES - 1);
+            let label = match &fault.lock {
+                Some(lock) => format!("{} {lock}", fault.planned.kind.sign()),
+                None => fault.planned.kind.sign().to_owned(),
+            };
+            free[line] = end.max(begin + 8.0 + 7.0 * label.len() as f64);
+            let y = top + line as f64 * FAULT_LINE;
+            let wide = (end - begin).max(3.0);
+            if everybody {
+                self.put(&format!(
+                    "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{:.1}\" \
+                     fill=\"#000\" opacity=\"0.09\"/>",
+                    bottom - y
+                ));
+            }
+            let title = escape(&format!("{} {}", fault.planned.kind.word(), fault.who));
+            self.put(&format!(
+                "<rect x=\"{begin:.1}\" y=\"{:.1}\" width=\"{wide:.1}\" height=\"3\" fill=\"{colour}\">\
+                 <title>{title}</title></rect>",
+                y + 11.0
+            ));
+            let cross = if fault.missed.is_some() { "!" } else { "" };
+            self.text(begin, y + 9.0, "k", &format!("{label}{cross}"));
+        }
+    }
+
+    fn lane(&mut self, lock: &str, from: u64, until: u64, y: f64) {
+        let high = LANE - 6.0;
+        let grants: Vec<Grant> = self
+            .grants
+            .iter()
+            .filter(|grant| grant.lock == lock)
+            .cloned()
+            .collect();
+        let mut signs = String::new();
+        for grant in &grants {
+            let killed = self.killed(grant);
+            let trusted = grant.trusted_until.max(grant.granted);
+            let ends = [grant.releasing, grant.lost, killed, Some(trusted)];
+            let end = ends.into_iter().flatten().min().unwrap_or(trusted);
+            if end < from || grant.granted >= until {
+                continue;
+            }
+            let colour = self.colours[actor(&grant.who)];
+            let begin = self.x(from, grant.granted.max(from));
+            let wide = (self.x(from, end) - begin).max(1.5);
+            let title = escape(&format!("{} token {}", grant.who, grant.token));
+            self.put(&format!(
+                "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{high}\" rx=\"2\" \
+                 fill=\"{colour}\"><title>{title}</title></rect>"
+            ));
+            let label = format!("…{:03}", grant.token % 1000);
+            if wide > 30.0 && grant.token != 0 {
+                self.text(begin + 3.0, y + 14.0, "in", &label);
+            }
+            if let Some(killed) =
+                killed.filter(|killed| *killed < trusted && grant.releasing.is_none())
+            {
+                let (a, b) = (self.x(from, killed.max(from)), self.x(from, trusted));
+                self.put(&format!(
+                    "<rect x=\"{a:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{high}\" fill=\"{colour}\" \
+                     opacity=\"0.35\"/>",
+                    (b - a).max(0.0)
+                ));
+            }
+            if let Some(lost) = grant.lost.filter(|lost| (from..until).contains(lost)) {
+                let x = self.x(from, lost);
+                let _ = write!(
+                    signs,
+                    "<path d=\"M{:.1} {:.1} l5 -9 l5 9 Z\" fill=\"#c00\" stroke=\"#fff\"><title>lost</title></path>",
+                    x - 5.0,
+                    y + high
+                );
+            }
+        }
+        for fault in &self.outcome.faults {
+            let freeze = matches!(
+                fault.planned.kind,
+                Kind::FreezeHolding | Kind::FreezeInFence
+            );
+            if freeze
+                && fault.lock.as_deref() == Some(lock)
+                && fault.until >= from
+                && fault.from < until
+            {
+                let (a, b) = (
+                    self.x(from, fault.from.max(from)),
+                    self.x(from, fault.until),
+                );
+                let _ = write!(
+                    signs,
+                    "<rect x=\"{a:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"7\" fill=\"url(#frozen)\"/>",
+                    y + high - 7.0,
+                    b - a
+                );
+            }
+        }
+        let writes = check::writes(&self.outcome.evidence.events, &self.grants);
+        for write in writes.values() {
+            let of = &self.grants[write.grant];
+            if let Some((at, End::Refused)) = write.end
+                && of.lock == lock
+                && (from..until).contains(&at)
+            {
+                let x = self.x(from, at);
+                let _ = write!(
+                    signs,
+                    "<g transform=\"translate({x:.1} {:.1})\" stroke=\"#c00\" stroke-width=\"2\" fill=\"#fff\">\
+                     <circle r=\"5\"/><path d=\"M-3.5 3.5 L3.5 -3.5\"/></g>",
+                    y + 6.0
+                );
+            }
+        }
+        for violation in &self.outcome.violations {
+            if violation.lock == lock && (from..until).contains(&violation.at) {
+                let x = self.x(from, violation.at);
+                let title = escape(&violation.to_string());
+                let _ = write!(
+                    signs,
+                    "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"16\" height=\"{}\" fill=\"none\" stroke=\"#e00\" \
+                     stroke-width=\"3\"><title>{title}</title></rect>",
+                    x - 8.0,
+                    y - 2.0,
+                    high + 4.0
+                );
+            }
+        }
+        self.put(&signs);
+    }
+
+    fn killed(&self, grant: &Grant) -> Option<u64> {
+        let mine = |outage: &&check::Outage| {
+            outage.killed && outage.who.as_ref() == Some(&grant.who) && outage.from >= grant.granted
+        };
+        self.outcome
+            .evidence
+            .outages
+            .iter()
+            .find(mine)
+            .map(|outage| outage.from)
+    }
+}

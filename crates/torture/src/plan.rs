@@ -1,0 +1,316 @@
+//! Which fault comes when: a pure function of engine, seed, seconds and processes.
+
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::process::Client;
+
+/// What is done to whom. The order is that of the columns of the table in `docs/evidence.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// SIGKILL while it holds a lock.
+    KillHolding,
+    /// SIGKILL within its fenced transaction.
+    KillInFence,
+    /// SIGKILL while it waits.
+    KillWaiting,
+    /// SIGSTOP while it holds, past the ttl; what it does first when it goes on is to write.
+    FreezeHolding,
+    /// SIGSTOP within its fenced transaction, past the ttl.
+    FreezeInFence,
+    /// A fenced transaction that is open for longer than the ttl.
+    LongFence,
+    /// Nothing passes, for less than the lease.
+    StallShort,
+    /// Nothing passes, for longer than the lease.
+    StallLong,
+    /// What a holder asks is carried out, and it does not hear of it for longer than the lease.
+    StallReplies,
+    /// All its connections are closed.
+    Cut,
+    /// All its connections are closed, and new ones refused for a while.
+    Refuse,
+    /// One request is carried out, its reply lost and the connection closed.
+    LoseReply,
+    /// One request is lost and the connection closed.
+    LoseRequest,
+    /// Its wall clock jumps by five minutes, ahead or back.
+    Clock,
+    /// The server is stopped and started again.
+    Restart,
+    /// The server is killed and started again.
+    KillServer,
+    /// The server is frozen for longer than the leases.
+    FreezeServer,
+    /// SQLite: somebody else has the file's write lock for a second.
+    BusyFile,
+    /// Galera: a node is killed and started again.
+    KillNode,
+    /// Galera: a node is frozen for longer than the leases.
+    FreezeNode,
+    /// Galera: a node is cut off from the others.
+    CutNode,
+    /// Galera: the wrong clock of a node jumps by ten minutes.
+    ClockOfNode,
+}
+
+impl Kind {
+    /// In a word or two, for tables and pictures.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::KillHolding => "kill -9 of a holder",
+            Self::KillInFence => "kill -9 in a fenced transaction",
+            Self::KillWaiting => "kill -9 of a waiter",
+            Self::FreezeHolding => "freeze of a holder past its ttl",
+            Self::FreezeInFence => "freeze in a fenced transaction past its ttl",
+            Self::LongFence => "fenced transaction longer than the ttl",
+            Self::StallShort => "stall shorter than the ttl",
+            Self::StallLong => "stall longer than the ttl",
+            Self::StallReplies => "replies stalled longer than the ttl",
+            Self::Cut => "connections cut",
+            Self::Refuse => "connections cut and refused",
+            Self::LoseReply => "reply lost",
+            Self::LoseRequest => "request lost",
+            Self::Clock => "clock jump of a client",
+            Self::Restart => "server restarted",
+            Self::KillServer => "server killed",
+            Self::FreezeServer => "server frozen past the ttl",
+            Self::BusyFile => "file locked by another writer",
+            Self::KillNode => "node killed",
+            Self::FreezeNode => "node frozen",
+            Self::CutNode => "node cut off",
+            Self::ClockOfNode => "clock jump of a node",
+        }
+    }
+
+    /// A sign for the picture.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::KillHolding => "K",
+            Self::KillInFence => "Kf",
+            Self::KillWaiting => "Kw",
+            Self::FreezeHolding => "Z",
+            Self::FreezeInFence => "Zf",
+            Self::LongFence => "F",
+            Self::StallShort => "s",
+            Self::StallLong => "S",
+            Self::StallReplies => "Sr",
+            Self::Cut => "C",
+            Self::Refuse => "Cr",
+            Self::LoseReply => "L",
+            Self::LoseRequest => "Lq",
+            Self::Clock => "T",
+            Self::Restart => "R",
+            Self::KillServer => "X",
+            Self::FreezeServer => "ZS",
+            Self::BusyFile => "B",
+            Self::KillNode => "XN",
+            Self::FreezeNode => "ZN",
+            Self::CutNode => "CN",
+            Self::ClockOfNode => "TN",
+        }
+    }
+
+    /// Whether it befalls everybody.
+    pub fn of_the_server(self) -> bool {
+        matches!(
+            self,
+            Self::Restart
+                | Self::KillServer
+                | Self::FreezeServer
+                | Self::BusyFile
+                | Self::KillNode
+                | Self::FreezeNode
+                | Self::CutNode
+                | Self::ClockOfNode
+        )
+    }
+
+    /// Whether it befalls a node of a cluster.
+    fn of_a_node(self) -> bool {
+        use Kind::{ClockOfNode, CutNode, FreezeNode, KillNode};
+        matches!(self, KillNode | FreezeNode | CutNode | ClockOfNode)
+    }
+
+    /// Whether a database can be broken so.
+    fn is_for(self, engine: Engine) -> bool {
+        let needs_server = matches!(
+            self,
+            Self::StallShort
+                | Self::StallLong
+                | Self::StallReplies
+                | Self::Cut
+                | Self::Refuse
+                | Self::LoseReply
+                | Self::LoseRequest
+                | Self::Restart
+                | Self::KillServer
+                | Self::FreezeServer
+        );
+        let whole = matches!(self, Self::Restart | Self::KillServer | Self::FreezeServer);
+        match engine {
+            // Nor a clock of a client's own: there it is the database's, for which nothing is promised.
+            Engine::Sqlite => !needs_server && self != Self::Clock && !self.of_a_node(),
+            Engine::Galera => !whole && self != Self::BusyFile,
+            _ => self != Self::BusyFile && !self.of_a_node(),
+        }
+    }
+}
+
+/// All kinds, in their order.
+pub const KINDS: [Kind; 22] = [
+    Kind::KillHolding,
+    Kind::KillInFence,
+    Kind::KillWaiting,
+    Kind::FreezeHolding,
+    Kind::FreezeInFence,
+    Kind::LongFence,
+    Kind::StallShort,
+    Kind::StallLong,
+    Kind::StallReplies,
+    Kind::Cut,
+    Kind::Refuse,
+    Kind::LoseReply,
+    Kind::LoseRequest,
+    Kind::Clock,
+    Kind::Restart,
+    Kind::KillServer,
+    Kind::FreezeServer,
+    Kind::BusyFile,
+    Kind::KillNode,
+    Kind::FreezeNode,
+    Kind::CutNode,
+    Kind::ClockOfNode,
+];
+
+/// The faults that a client goes through: ours all of them, a control those that show what is wrong
+/// with it.
+pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
+    let some: &[Kind] = match client {
+        Client::Rust | Client::Python => &KINDS,
+        Client::Naive => &[
+            Kind::FreezeHolding,
+            Kind::FreezeInFence,
+            Kind::StallReplies,
+            Kind::Clock,
+        ],
+        Client::RenewalAcquires => &[Kind::FreezeHolding],
+        Client::TrustFromReply => &[Kind::StallReplies],
+        Client::ClientClock => &[Kind::Clock],
+        Client::Unfenced => &[Kind::FreezeInFence],
+        Client::Replaced => &[Kind::FreezeHolding, Kind::FreezeInFence],
+    };
+    some.iter()
+        .copied()
+        .filter(|kind| kind.is_for(engine))
+        .collect()
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// When it begins, in milliseconds from the start.
+    pub at: u64,
+    /// What is done.
+    pub kind: Kind,
+    /// To which process; of no meaning for what befalls the server.
+    pub victim: usize,
+    /// For how long, in milliseconds, where it has a length.
+    pub lasting: u64,
+}
+
+/// Before the first fault: everybody has begun.
+const QUIET: u64 = 700;
+
+/// The faults of a run.
+///
+/// Every one of `kinds` comes at least once, however short the run is. `clocks` are the processes whose
+/// clocks can be set.
+pub fn plan(
+    mut kinds: Vec<Kind>,
+    seed: u64,
+    run: Duration,
+    ttl: Duration,
+    processes: usize,
+    clocks: &[usize],
+) -> Vec<Planned> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let end = (run.as_millis() as u64).saturating_sub(QUIET);
+    // A fault takes some three seconds, so about a third of the processes are in trouble at any time;
+    // closer where the run is too short for one of each.
+    let apart = 8000 / processes as u64;
+    let many = (end.saturating_sub(QUIET) / apart).max(kinds.len() as u64);
+    let step = end.saturating_sub(QUIET) / many;
+    let ttl = ttl.as_millis() as u64;
+    let mut planned: Vec<Planned> = Vec::new();
+    random.shuffle(&mut kinds);
+    for number in 0..many {
+        let at = number as usize % kinds.len();
+        if at == 0 && number > 0 {
+            random.shuffle(&mut kinds);
+        }
+        let kind = kinds[at];
+        let recent: Vec<usize> = planned
+            .iter()
+            .rev()
+            .take(processes / 2)
+            .map(|fault| fault.victim)
+            .collect();
+        let free: Vec<usize> = match kind {
+            Kind::Clock => clocks.to_vec(),
+            _ => (0..processes).filter(|one| !recent.contains(one)).collect(),
+        };
+        planned.push(Planned {
+            at: QUIET + number * step + random.u64(0..=step / 2),
+            kind,
+            victim: free[random.usize(0..free.len())],
+            lasting: match kind {
+                Kind::StallShort => random.u64(200..ttl / 2),
+                Kind::BusyFile => random.u64(500..ttl),
+                Kind::Refuse => random.u64(200..ttl),
+                Kind::FreezeServer => ttl + random.u64(100..600),
+                _ => ttl + random.u64(500..1500),
+            },
+        });
+    }
+    planned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_millis(1500);
+
+    fn of(engine: Engine, seed: u64, seconds: u64) -> Vec<Planned> {
+        let kinds = kinds(Client::Rust, engine);
+        plan(kinds, seed, Duration::from_secs(seconds), TTL, 8, &[0, 1])
+    }
+
+    #[test]
+    fn a_seed_plans_the_same_each_time_and_another_something_else() {
+        assert_eq!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 7, 60));
+        assert_ne!(of(Engine::Postgres, 7, 60), of(Engine::Postgres, 8, 60));
+    }
+
+    #[test]
+    fn each_kind_that_fits_comes_however_short_the_run_is() {
+        for engine in [Engine::Postgres, Engine::MariaDb, Engine::Sqlite] {
+            for seconds in [12, 120] {
+                let planned = of(engine, 1, seconds);
+                for kind in KINDS {
+                    let comes = planned.iter().any(|fault| fault.kind == kind);
+                    assert_eq!(comes, kind.is_for(engine), "{engine:?} {kind:?}");
+                }
+                assert!(planned.iter().all(|fault| fault.at < seconds * 1000));
+            }
+        }
+    }
+
+    #[test]
+    fn only_processes_with_a_clock_of_their_own_have_it_set() {
+        for fault in of(Engine::Postgres, 3, 120) {
+            assert!(fault.kind != Kind::Clock || fault.victim < 2);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Plain SQL on any of the engines, by text alone: for what needs no parameter.
+
+use std::time::Duration;
+
+use mysql_async::prelude::Queryable;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+/// Longer than any statement of ours takes, unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A connection.
+pub enum Sql {
+    /// To PostgreSQL.
+    Postgres(tokio_postgres::Client),
+    /// To MariaDB.
+    MySql(Box<mysql_async::Conn>),
+    /// To a file.
+    Sqlite(rusqlite::Connection),
+}
+
+impl std::fmt::Debug for Sql {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sql")
+    }
+}
+
+/// What a statement answered.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Rows that it changed.
+    pub affected: u64,
+    /// Rows that came back, each value as text.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Sql {
+    /// Connect, within a few seconds.
+    ///
+    /// # Errors
+    ///
+    /// What it failed with.
+    pub async fn connect(url: &str) -> Result<Self, String> {
+        in_time(Self::open(url)).await
+    }
+
+    async fn open(url: &str) -> Result<Self, String> {
+        if let Some(path) = url.strip_prefix("sqlite://") {
+            let file = rusqlite::Connection::open(path).map_err(text)?;
+            file.busy_timeout(PATIENCE).map_err(text)?;
+            return Ok(Self::Sqlite(file));
+        }
+        if url.starts_with("postgres:") {
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(text)?;
+            tokio::spawn(connection);
+            return Ok(Self::Postgres(client));
+        }
+        let options =
+            mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url).map_err(text)?)
+                // Over the proxy, and not past it.
+                .prefer_socket(false)
+                .client_found_rows(true);
+        let connection = mysql_async::Conn::new(options).await.map_err(text)?;
+        Ok(Self::MySql(Box::new(connection)))
+    }
+
+    /// Run a statement.
+    ///
+    /// # Errors
+    ///
+    /// What it failed with; or that it took too long, after which the connection is to be dropped.
+    pub async fn run(&mut self, statement: &str) -> Result<Answer, String> {
+        in_time(self.run_now(statement)).await
+    }
+
+    async fn run_now(&mut self, statement: &str) -> Result<Answer, String> {
+        let mut answer = Answer::default();
+        match self {
+            Self::Postgres(client) => {
+                for message in client.simple_query(statement).await.map_err(text)? {
+                    match message {
+                        SimpleQueryMessage::Row(row) => {
+                            let value = |at| row.get(at).unwrap_or_default().to_owned();
+                            answer.rows.push((0..row.len()).map(value).collect());
+                        }
+                        SimpleQueryMessage::CommandComplete(many) => answer.affected = many,
+                        _ => {}
+                    }
+                }
+            }
+            Self::MySql(connection) => {
+                let rows: Vec<mysql_async::Row> =
+                    connection.query(statement).await.map_err(text)?;
+                answer.affected = connection.affected_rows();
+                for row in rows {
+                    let value = |value: mysql_async::Value| match value {
+                        mysql_async::Value::Bytes(bytes) => {
+                            String::from_utf8_lossy(&bytes).into_owned()
+                        }
+                        mysql_async::Value::NULL => String::new(),
+                        other => other.as_sql(true),
+                    };
+                    answer
+                        .rows
+                        .push(row.unwrap().into_iter().map(value).collect());
+                }
+            }
+            Self::Sqlite(file) => {
+                let mut statement = file.prepare(statement).map_err(text)?;
+                if statement.column_count() == 0 {
+                    answer.affected = statement.execute([]).map_err(text)? as u64;
+                } else {
+                    let width = statement.column_count();
+                    let mut rows = statement.query([]).map_err(text)?;
+                    while let Some(row) = rows.next().map_err(text)? {
+                        let value = |at| match row.get_ref(at) {
+                            Ok(rusqlite::types::ValueRef::Integer(number)) => number.to_string(),
+                            Ok(value) => value.as_str().unwrap_or_default().to_owned(),
+                            Err(_) => String::new(),
+                        };
+                        answer.rows.push((0..width).map(value).collect());
+                    }
+                }
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// Bounded, so that a stalled connection stalls nobody for ever.
+///
+/// # Errors
+///
+/// What `work` failed with, or that it took too long.
+pub async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+    }
+}
+
+/// An error with its causes.
+pub fn text(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! The short form of `make torture`: from fixed seeds, each kind of fault once on each engine, and the
+//! controls that need no Python.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use torture::engine::Engine;
+use torture::plan::Kind;
+use torture::process::Client;
+use torture::run::{Options, Outcome, run};
+
+fn options(engine: Engine, seed: u64) -> Options {
+    Options {
+        engine,
+        seed,
+        length: Duration::from_secs(13),
+        clients: vec![Client::Rust; 6],
+        locks: 4,
+        kinds: None,
+        worker: PathBuf::from(env!("CARGO_BIN_EXE_torture-worker")),
+        python: None,
+        old_python: None,
+        folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture"),
+    }
+}
+
+fn assert_good(outcome: &Outcome) {
+    assert!(
+        outcome.is_good(),
+        "{} violations {:#?}\nproblems {:#?}\nhistories in {}; again: {}",
+        outcome.violations.len(),
+        outcome.violations.iter().take(20).collect::<Vec<_>>(),
+        outcome.problems,
+        outcome.options.folder.display(),
+        outcome.command(),
+    );
+}
+
+fn ours(engine: Engine, seed: u64) {
+    checked(&options(engine, seed));
+}
+
+fn checked(options: &Options) {
+    let Some(outcome) = run(options) else {
+        return;
+    };
+    assert_good(&outcome);
+    // Else nobody was ever in anybody's way.
+    assert!(outcome.numbers.grants > 20, "{:?}", outcome.numbers);
+    assert!(outcome.numbers.writes > 20, "{:?}", outcome.numbers);
+}
+
+#[test]
+fn ours_keep_their_promises_on_postgres() {
+    ours(Engine::Postgres, 11);
+}
+
+#[test]
+fn ours_keep_their_promises_on_mariadb() {
+    ours(Engine::MariaDb, 12);
+}
+
+#[test]
+fn ours_keep_their_promises_on_sqlite() {
+    ours(Engine::Sqlite, 13);
+}
+
+/// Some of the faults: what befalls a node takes its time.
+#[test]
+fn ours_keep_their_promises_on_galera() {
+    let kinds = vec![
+        Kind::KillHolding,
+        Kind::FreezeHolding,
+        Kind::FreezeInFence,
+        Kind::StallLong,
+        Kind::LoseReply,
+        Kind::FreezeNode,
+        Kind::ClockOfNode,
+    ];
+    checked(&Options {
+        length: Duration::from_secs(10),
+        kinds: Some(kinds),
+        ..options(Engine::Galera, 15)
+    });
+}
+
+/// One lock, so that somebody else has it as soon as its lease has ended.
+fn control(client: Client, engine: Engine) {
+    let options = Options {
+        length: Duration::from_secs(8),
+        clients: vec![client; 4],
+        locks: 1,
+        ..options(engine, 14)
+    };
+    if let Some(outcome) = run(&options) {
+        assert_good(&outcome);
+    }
+}
+
+#[test]
+fn a_renewal_that_acquires_is_caught() {
+    control(Client::RenewalAcquires, Engine::Sqlite);
+}
+
+#[test]
+fn trust_counted_from_the_reply_is_caught() {
+    control(Client::TrustFromReply, Engine::Postgres);
+}
+
+#[test]
+fn expiry_by_the_clock_of_a_client_is_caught() {
+    control(Client::ClientClock, Engine::MariaDb);
+}
+
+#[test]
+fn unfenced_writes_are_caught() {
+    control(Client::Unfenced, Engine::Postgres);
+}
+
+/// What catches the others is what is wrong with them.
+#[test]
+fn a_naive_client_without_a_mistake_is_not_caught() {
+    control(Client::Naive, Engine::Sqlite);
+}

@@ -1,0 +1,43 @@
+"""The short form of ``make torture`` with workers in Python, and with 0.5, which must be caught."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from support import environment, tool
+from support.process import old_python
+
+
+def torture(folder: Path, *args: str, **env: str) -> str:
+    done = subprocess.run(
+        [tool("torture"), "--folder", str(folder), *args],
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_ours_in_rust_and_python_keep_their_promises(tmp_path: Path) -> None:
+    said = torture(
+        tmp_path,
+        *("--engine", "postgres", "--seconds", "13", "--seed", "21", "--only", "ours"),
+        DBLOCK_TORTURE_PYTHON=sys.executable,
+    )
+    assert "in Rust and 2 in Python" in said
+
+
+def test_the_replaced_package_is_caught(tmp_path: Path) -> None:
+    said = torture(
+        tmp_path,
+        *("--engine", "mariadb", "--control-seconds", "8", "--seed", "22", "--only", "replaced"),
+        DBLOCK_OLD_PYTHON=old_python(),
+    )
+    assert "django-database-locks 0.5" in said
+    assert os.listdir(tmp_path)
