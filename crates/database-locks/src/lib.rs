@@ -72,9 +72,9 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
-mod loss;
 mod metrics;
 mod name;
+mod news;
 mod ours;
 mod outage;
 mod release;
