@@ -28,7 +28,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
                 "failed to acquire lock within timeout".into(),
             )
         }
-        Error::Lost { name, reason } => {
+        Error::Lost { name, reason, .. } => {
             words.set_item("name", name.as_str())?;
             let (word, sentence) = said(*reason);
             words.set_item("reason", word)?;

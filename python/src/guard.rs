@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use database_locks::{FenceFailure, LockGuard, LostReason};
+use database_locks::{FenceFailure, LockGuard, Loss, LostReason};
 use pyo3::prelude::*;
 use tokio::sync::RwLock;
 
@@ -61,8 +61,8 @@ impl Guard {
 
     fn on_lost(&self, callback: Py<PyAny>) {
         // On the core's thread, which must not wait for the GIL.
-        let tell = move |reason: LostReason| {
-            courier::tell(move |py| callback.call1(py, said(reason)).map(drop));
+        let tell = move |loss: Loss| {
+            courier::tell(move |py| callback.call1(py, said(loss.reason())).map(drop));
         };
         self.ask(|guard| guard.on_lost(tell));
     }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::LostReason;
+use crate::loss::Loss;
 use crate::renew::Held;
 
-type Listener = Box<dyn FnOnce(LostReason) + Send>;
+type Listener = Box<dyn FnOnce(Loss) + Send>;
 
 /// The callbacks of one grant. Each is taken out before it is called or dropped: both run code of
 /// somebody else's, which may call us again.
@@ -54,9 +54,9 @@ impl Taken {
         self.0.is_empty()
     }
 
-    pub(crate) fn call(self, reason: LostReason) {
+    pub(crate) fn call(self, loss: &Loss) {
         for listener in self.0 {
-            shielded(|| listener(reason));
+            shielded(|| listener(loss.clone()));
         }
     }
 }
@@ -74,7 +74,7 @@ pub(crate) fn shielded(foreign: impl FnOnce()) {
 #[must_use]
 #[derive(Debug, Default)]
 pub(crate) struct News {
-    pub(crate) lost: Vec<(Arc<Held>, LostReason)>,
+    pub(crate) lost: Vec<(Arc<Held>, Loss)>,
     pub(crate) confirmed: Vec<Arc<Held>>,
     pub(crate) busy: Vec<Arc<Held>>,
 }
@@ -89,11 +89,11 @@ impl News {
         {
             shielded(|| held.wake());
         }
-        for (held, reason) in &self.lost {
-            held.listeners.take().call(*reason);
+        for (held, loss) in &self.lost {
+            held.listeners.take().call(loss);
         }
-        for (held, reason) in &self.lost {
-            shielded(|| held.log_lost(*reason));
+        for (held, loss) in &self.lost {
+            shielded(|| held.log_lost(loss));
         }
         for held in &self.busy {
             shielded(|| held.log_busy());

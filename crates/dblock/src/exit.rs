@@ -54,7 +54,7 @@ impl Failure {
     ///
     /// `now` is who has the lock, where that could be asked.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
-        let Error::Lost { name, reason } = error else {
+        let Error::Lost { name, reason, .. } = error else {
             return error.into();
         };
         let why = match reason {

@@ -90,7 +90,8 @@ fn a_release_that_fails_after_the_command_is_a_warning() {
     let done = running.end();
     let said = done.ended(7);
     assert!(
-        said.contains("lost: released by force, just before CMD ended"),
+        said.contains("lock `job` lost ")
+            && said.contains(": released by force, just before CMD ended"),
         "{said}"
     );
 }
