@@ -68,7 +68,7 @@ impl Failure {
             LostReason::RowGone => "the table does not know the lock any more".to_owned(),
             other => other.to_string(),
         };
-        let now = now.map(|whose| format!("it is {whose} now; "));
+        let now = now.map(|whose| format!("it is now {whose}; "));
         let now = now.unwrap_or_default();
         let next = format!("{now}nothing was changed; `dblock acquire` gives a new one");
         Self::new(
