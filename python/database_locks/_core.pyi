@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
+from ._loss import Loss
+
 _T = TypeVar("_T")
 
 __all__ = [
@@ -173,10 +175,12 @@ class Guard:
     def trusted_for(self) -> float:
         """Seconds without I/O; 0: lost; infinity: without end."""
 
-    def on_lost(self, callback: Callable[[str, str], object]) -> None:
-        """Call this with the reason (a word, a sentence) when it is lost, on a thread of the extension."""
+    def on_lost(self, callback: Callable[[Loss], object]) -> None:
+        """Call this with the loss when it is lost, on a thread of the extension."""
 
-    def lost_reason(self) -> tuple[str, str] | None: ...
+    def loss(self) -> Loss | None:
+        """How it was lost. Without I/O."""
+
     def ticket(self) -> str: ...
     def check(self) -> Pending[None]: ...
     def extend(self, ttl: float | None) -> Pending[None]: ...

@@ -96,7 +96,7 @@ class Held:
         self._depth = 1
         self._ended = False
         self._cancelled = False
-        self._loss: tuple[str, str] | None = None
+        self._loss: _loss.Loss | None = None
 
     def __repr__(self) -> str:
         return f"<Held `{self.name}` token={self.token} lost={self.lost}>"
@@ -121,7 +121,7 @@ class Held:
         """Whether it is known to be lost. Never waits, asks nobody."""
         if self._guard is None:
             return False
-        return self._loss is not None or (not self._ended and self._guard.lost_reason() is not None)
+        return self._loss is not None or (not self._ended and self._guard.loss() is not None)
 
     def remaining(self) -> float:
         """How many seconds it would be held if no renewal got through from now on. Never waits."""
@@ -288,7 +288,7 @@ class Held:
     def _unprotected(self, lost: LockLost) -> None:
         """The body ended before it could be told."""
         if self._loss is None:
-            self._loss = (lost.reason or "expired", lost.detail or "")
+            self._loss = _loss.of(lost)
         if self._alarm.was_told:
             return
         if self._callback is not None:

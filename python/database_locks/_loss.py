@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .exceptions import LockLost
 
@@ -32,9 +32,32 @@ _signum: int | None = None
 _main_thread_holds: weakref.WeakSet[Held] = weakref.WeakSet()
 
 
+class Loss(TypedDict):
+    """What there is to say of a loss, as `LockLost` takes it."""
+
+    reason: str | None
+    detail: str | None
+    held_for: float | None
+    holder: str | None
+    holder_token: int | None
+
+
+def of(lost: LockLost) -> Loss:
+    return {
+        "reason": lost.reason,
+        "detail": lost.detail,
+        "held_for": lost.held_for,
+        "holder": lost.holder,
+        "holder_token": lost.holder_token,
+    }
+
+
 def error_of(held: Held) -> LockLost:
-    reason, detail = held._loss or ("expired", "the lease expired before it was renewed")
-    return LockLost(name=held.name, token=held.token, reason=reason, detail=detail)
+    loss: Loss | None = held._loss or held._guard.loss()
+    if loss is None:
+        # Released meanwhile, as lost as it was.
+        return LockLost(name=held.name, token=held.token, reason="expired")
+    return LockLost(name=held.name, token=held.token, **loss)
 
 
 def _arriving(held: Held) -> type[LockLost]:
@@ -45,10 +68,8 @@ def _arriving(held: Held) -> type[LockLost]:
 
         def __init__(self) -> None:
             type(self).arrived = True
-            lost = error_of(held)
-            super().__init__(
-                name=lost.name, token=lost.token, reason=lost.reason, detail=lost.detail
-            )
+            super().__init__()
+            vars(self).update(vars(error_of(held)))
 
         def __reduce__(self) -> tuple[Any, ...]:
             return (LockLost, self.args, self.__dict__)
@@ -67,10 +88,10 @@ def watch(held: Held) -> None:
     # Weakly: what the extension holds on to would keep the lock held for ever otherwise.
     ref = weakref.ref(held)
 
-    def on_lost(reason: str, detail: str) -> None:
+    def on_lost(loss: Loss) -> None:
         held = ref()
         if held is not None:
-            held._loss = (reason, detail)
+            held._loss = loss
             _tell(held)
 
     held._guard.on_lost(on_lost)

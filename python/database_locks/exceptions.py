@@ -49,7 +49,11 @@ class LockLost(LockException):
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
     ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
-    ``unreachable``, ``failover``, ``forked``; ``detail`` says the same in a sentence.
+    ``unreachable``, ``failover``, ``forked``. ``held_for`` is for how many seconds it was held, until
+    it could no longer be trusted. ``holder`` and ``holder_token`` are those of whoever had the lock in
+    the answer that said it was lost; ``None`` where nobody had, or trust ended without an answer.
+    ``detail`` says all of it, as every face of this library does:
+    ``lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)``.
     """
 
     def __init__(
@@ -60,19 +64,27 @@ class LockLost(LockException):
         token: int | None = None,
         reason: str | None = None,
         detail: str | None = None,
+        held_for: float | None = None,
+        holder: str | None = None,
+        holder_token: int | None = None,
     ) -> None:
         super().__init__(message)
         self.name = name
         self.token = token
         self.reason = reason
         self.detail = detail
+        self.held_for = held_for
+        self.holder = holder
+        self.holder_token = holder_token
 
     def __str__(self) -> str:
         said = super().__str__()
         if self.name is not None:
             said += f": `{self.name}`"
-        if self.detail or self.reason:
-            said += f" ({self.detail or self.reason})"
+        if self.detail is not None:
+            said += f" {self.detail}"
+        elif self.reason is not None:
+            said += f" ({self.reason})"
         return said
 
 

@@ -1,6 +1,6 @@
 //! The one table from the core's errors to Python's exceptions.
 
-use database_locks::{Error, LostReason};
+use database_locks::{Error, Loss, Token};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
@@ -28,11 +28,9 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
                 "failed to acquire lock within timeout".into(),
             )
         }
-        Error::Lost { name, reason } => {
+        Error::Lost { name, loss, .. } => {
             words.set_item("name", name.as_str())?;
-            let (word, sentence) = said(*reason);
-            words.set_item("reason", word)?;
-            words.set_item("detail", sentence)?;
+            words.update(said(py, loss)?.as_mapping())?;
             ("LockLost", "lost lock, terminating".into())
         }
         Error::Config { .. } => ("LockConfigError", error.chain()),
@@ -42,9 +40,16 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
     Ok(PyErr::from_value(made))
 }
 
-/// A reason as a word and as a sentence.
-pub(crate) fn said(reason: LostReason) -> (&'static str, String) {
-    (reason.word(), reason.to_string())
+/// A loss as what `LockLost` takes by name: `_loss.Loss`.
+pub(crate) fn said<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
+    let (words, now) = (PyDict::new(py), loss.now_held_by());
+    words.set_item("reason", loss.reason().word())?;
+    words.set_item("detail", loss.to_string())?;
+    words.set_item("held_for", loss.held_for().map(|age| age.as_secs_f64()))?;
+    words.set_item("holder", now.and_then(|now| now.holder.as_deref()))?;
+    let token = now.and_then(|now| now.token);
+    words.set_item("holder_token", token.map(Token::get))?;
+    Ok(words)
 }
 
 fn class_of<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {

@@ -1,11 +1,11 @@
 //! A held lock.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use database_locks::{FenceFailure, LockGuard, LostReason};
+use database_locks::{FenceFailure, LockGuard, Loss};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use tokio::sync::RwLock;
 
 use crate::courier;
@@ -61,22 +61,15 @@ impl Guard {
 
     fn on_lost(&self, callback: Py<PyAny>) {
         // On the core's thread, which must not wait for the GIL.
-        let tell = move |reason: LostReason| {
-            courier::tell(move |py| callback.call1(py, said(reason)).map(drop));
+        let tell = move |loss: Loss| {
+            courier::tell(move |py| callback.call1(py, (said(py, &loss)?,)).map(drop));
         };
         self.ask(|guard| guard.on_lost(tell));
     }
 
-    fn lost_reason(&self) -> Option<(&'static str, String)> {
-        let told = self.ask(|guard| {
-            let mut lost = std::pin::pin!(guard.lost());
-            match lost.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(reason) => Some(reason),
-                Poll::Pending if guard.is_held() || guard.is_suspended() => None,
-                Poll::Pending => Some(LostReason::Expired),
-            }
-        })?;
-        told.map(said)
+    fn loss<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let loss = self.ask(LockGuard::loss).flatten();
+        loss.map(|loss| said(py, &loss)).transpose()
     }
 
     fn ticket(&self) -> Option<String> {

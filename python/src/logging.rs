@@ -114,6 +114,8 @@ impl Visit for Said {
         match field.name() {
             "lock.name" => self.name = Some(value.into()),
             "lock.holder" => self.holder = Some(value.into()),
+            // The message names it, and keeps it on its line.
+            "lock.now_holder" => {}
             _ => self.also(field, format_args!("{value}")),
         }
     }

@@ -336,7 +336,15 @@ def test_the_errors_are_one_family() -> None:
     "error",
     [
         LockTimeout("failed", 5.0, name="job", holder="me", held_for=1.5),
-        LockLost(name="job", token=5, reason="forced", detail="released by force"),
+        LockLost(
+            name="job",
+            token=5,
+            reason="taken_over",
+            detail="lost after 12s: taken over by another holder",
+            held_for=12.0,
+            holder="me",
+            holder_token=7,
+        ),
     ],
 )
 def test_errors_can_be_sent_to_another_process(error: LockException) -> None:

@@ -36,6 +36,8 @@ def test_a_main_thread_asleep_is_woken_by_the_loss(here: Locks) -> None:
         time.sleep(60)
     assert time.monotonic() - began < 5
     assert (caught.value.name, caught.value.reason) == ("job", "forced")
+    # Nobody has it.
+    assert (caught.value.holder, caught.value.holder_token) == (None, None)
     assert caught.value.token == held.token
     assert held.lost
 
@@ -56,8 +58,37 @@ def test_a_grant_that_the_database_forgot_is_lost_to_a_failover(sqlite_url: str)
         subprocess.run([sys.executable, "-c", FORGET, path], check=True)
         time.sleep(60)
     assert caught.value.reason == "failover"
-    assert caught.value.detail == "the database forgot the grant (failover)"
+    assert caught.value.detail is not None
+    assert ": the database forgot the grant (failover)" in caught.value.detail
     assert caught.value.detail in str(caught.value)
+
+
+def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> None:
+    """By a check, and at a renewal: what the core's answer showed, in the core's words."""
+    here, there = connect(sqlite_url), connect(sqlite_url)
+    for lock_ttl, check in ((300, True), (24, False)):
+        began = time.monotonic()
+        with pytest.raises(LockLost) as caught, here.lock("job", lock_ttl=lock_ttl) as held:
+            assert here.force_release("job")
+            taking = there.lock("job", locked_by="the thief", lock_ttl=60)
+            thief = taking.__enter__()
+            if check:
+                held.check()
+            time.sleep(60)
+        lost = caught.value
+        assert (lost.reason, lost.holder) == ("taken_over", "the thief")
+        assert lost.holder_token == thief.token
+        assert lost.token == held.token
+        assert lost.held_for is not None
+        assert 0 <= lost.held_for <= time.monotonic() - began
+        said = str(lost)
+        assert said.startswith("lost lock, terminating: `job` lost ")
+        assert " after " in said
+        assert ": taken over by another holder (now held by the thief for " in said
+        assert said.endswith(f", token {thief.token})")
+        again = pickle.loads(pickle.dumps(lost))
+        assert (type(again), str(again), vars(again)) == (LockLost, said, vars(lost))
+        taking.__exit__(None, None, None)
 
 
 def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:

@@ -305,12 +305,7 @@ async fn work(
         if let Ok(Outcome::Granted { token, length }) = outcome {
             match attempt.granted(token, length).await {
                 Ok(guard) => return Ok(Some(guard)),
-                Err(reason) if once => {
-                    return Err(Error::Lost {
-                        name: want.name.clone(),
-                        reason,
-                    });
-                }
+                Err(loss) if once => return Err(loss.error(&want.name)),
                 Err(_) => attempt = Attempt::new(inner, want)?,
             }
             continue;

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::loss::Loss;
 use crate::name::LockName;
 
 /// The cause of an [`Error`], of a type that is nobody's business: a driver's own.
@@ -33,12 +34,15 @@ pub enum Error {
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
     /// be running.
-    #[error("lock `{name}` lost: {reason}")]
+    #[error("lock `{name}` {loss}")]
+    #[non_exhaustive]
     Lost {
         /// Which lock.
         name: LockName,
         /// Why.
         reason: LostReason,
+        /// Since when, and who has it now, where that is known.
+        loss: Loss,
     },
     /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
     #[error("could not {op}: somebody else was in the way")]
@@ -143,6 +147,11 @@ pub enum LostReason {
 }
 
 impl LostReason {
+    /// Whether the row may still be as the grant left it, so that there is something to be released.
+    pub(crate) fn leaves_a_lease(self) -> bool {
+        matches!(self, Self::Expired | Self::Unreachable)
+    }
+
     /// One word, as a label and in logs: `expired`, `taken_over`, …
     pub fn word(self) -> &'static str {
         match self {

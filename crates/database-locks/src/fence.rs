@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::acquire::PATIENCE;
 use crate::error::{Error, Human};
 use crate::fork::Here;
-use crate::guard::LockGuard;
+use crate::guard::{LockGuard, not_ours};
 use crate::inner::Inner;
 use crate::locks::again;
 use crate::metrics::Engine;
@@ -293,14 +293,7 @@ impl LockGuard {
                     holds_back: false,
                     barrier: Some(barrier),
                 }))),
-                Err(reason) => {
-                    held.lose(reason);
-                    inner.scheduler.lost(id, reason);
-                    Err(Error::Lost {
-                        name: name.clone(),
-                        reason,
-                    })
-                }
+                Err(gone) => Err(not_ours(&inner, &held, gone)),
             }
         })
         .await

@@ -10,11 +10,12 @@ use crate::error::{Error, LostReason};
 use crate::fork::Here;
 use crate::info::LockState;
 use crate::inner::Inner;
+use crate::loss::Loss;
 use crate::name::LockName;
 use crate::release::give_back;
 use crate::renew::{Held, Status, ms};
 use crate::runtime;
-use crate::store::{Grant, Released, Renewal, Return, StoreError};
+use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -129,8 +130,8 @@ impl LockGuard {
                 return LostReason::Forked;
             };
             loop {
-                if let Status::Lost(reason) = *status.borrow_and_update() {
-                    return reason;
+                if let Status::Lost(loss) = &*status.borrow_and_update() {
+                    return loss.reason();
                 }
                 if status.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -139,7 +140,27 @@ impl LockGuard {
         }
     }
 
-    /// Call `f` when it is lost.
+    /// How it was lost: why, since when, and who has it now, where that is known. Never waits.
+    ///
+    /// None while it is held, while it is [suspended](LockGuard::is_suspended), and where it was
+    /// released before it could be lost. Once [`is_held`](LockGuard::is_held) has answered `false` there
+    /// is one.
+    pub fn loss(&self) -> Option<Loss> {
+        if !self.held.is_here() {
+            return Some(Loss::of_another(LostReason::Forked));
+        }
+        // In this order: each may turn into the next meanwhile.
+        let suspended = self.held.outlives_trust();
+        let ended = !self.is_held() && !suspended;
+        match self.held.status() {
+            Status::Lost(loss) => Some(loss),
+            // Where the scheduler has not come round to it.
+            Status::Held(_) if ended => Some(self.held.loss(LostReason::Expired)),
+            Status::Held(_) | Status::Released => None,
+        }
+    }
+
+    /// Call `f` when it is lost, with what there is to say of that.
     ///
     /// At most once, on the background thread of this library, right after the guard was marked lost
     /// and whoever waits for [`lost`](LockGuard::lost) was woken; at once, on this thread, if it is
@@ -164,18 +185,21 @@ impl LockGuard {
     /// let stop = Arc::new(AtomicBool::new(false));
     /// guard.on_lost({
     ///     let stop = Arc::clone(&stop);
-    ///     move |_reason| stop.store(true, Ordering::Relaxed)
+    ///     move |loss| {
+    ///         eprintln!("lock `report` {loss}: stopping");
+    ///         stop.store(true, Ordering::Relaxed);
+    ///     }
     /// });
     /// # Ok(()) }
     /// ```
-    pub fn on_lost(&self, f: impl FnOnce(LostReason) + Send + 'static) {
+    pub fn on_lost(&self, f: impl FnOnce(Loss) + Send + 'static) {
         if !self.held.is_here() {
-            return f(LostReason::Forked);
+            return f(Loss::of_another(LostReason::Forked));
         }
         let wanted = || matches!(self.held.status(), Status::Held(_));
         let unwanted = self.held.listeners.add(Box::new(f), wanted);
-        if let (Some(f), Status::Lost(reason)) = (unwanted, self.held.status()) {
-            f(reason);
+        if let (Some(f), Status::Lost(loss)) = (unwanted, self.held.status()) {
+            f(loss);
         }
     }
 
@@ -212,14 +236,7 @@ impl LockGuard {
                 .await
                 .map_err(|e| e.into_error(op()))?
             {
-                Some(reason) => {
-                    held.lose(reason);
-                    inner.scheduler.lost(held.grant.id, reason);
-                    Err(Error::Lost {
-                        name: held.grant.name.clone(),
-                        reason,
-                    })
-                }
+                Some(gone) => Err(not_ours(&inner, &held, gone)),
                 None => Ok(()),
             }
         })
@@ -270,11 +287,7 @@ impl LockGuard {
             return Ok(());
         }
         if !self.held.is_here() {
-            let reason = LostReason::Forked;
-            return Err(Error::Lost {
-                name: self.name().clone(),
-                reason,
-            });
+            return Err(Loss::of_another(LostReason::Forked).error(self.name()));
         }
         if suspended && matches!(self.held.status(), Status::Held(_)) {
             return Err(Error::HeldOff {
@@ -285,15 +298,7 @@ impl LockGuard {
             });
         }
         // Where the scheduler has not come round to it: a thawed process asks first.
-        self.held.lose(LostReason::Expired);
-        let reason = match self.held.status() {
-            Status::Lost(reason) => reason,
-            Status::Held(_) | Status::Released => LostReason::Expired,
-        };
-        Err(Error::Lost {
-            name: self.name().clone(),
-            reason,
-        })
+        Err(self.held.lose(LostReason::Expired).error(self.name()))
     }
 
     /// What it takes to release this lock in our place, or to renew it after us. We go on holding it.
@@ -383,11 +388,8 @@ impl LockGuard {
         let ttl = *self.longest();
         let why =
             runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
-        let reason = why.await?.unwrap_or(LostReason::TakenOver);
-        Err(Error::Lost {
-            name: self.name().clone(),
-            reason,
-        })
+        let gone = why.await?.unwrap_or(LostReason::TakenOver.into());
+        Err(self.held.loss(gone).error(self.name()))
     }
 
     /// From now on a loss is nobody's business any more.
@@ -414,8 +416,8 @@ impl LockGuard {
         // A row that is another's, or gone, has nothing of ours to be released.
         let ours = match before {
             Status::Held(_) => true,
-            Status::Lost(LostReason::Expired | LostReason::Unreachable) => true,
-            Status::Lost(_) | Status::Released => false,
+            Status::Lost(loss) => loss.reason().leaves_a_lease(),
+            Status::Released => false,
         };
         let ttl = *self.longest();
         let what = Return::of(&self.held.grant, ttl);
@@ -425,15 +427,22 @@ impl LockGuard {
 }
 
 /// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
-async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<LostReason>, StoreError> {
+async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
     let answers = inner
         .store
         .renew(&[(held.grant.clone(), ttl)], PATIENCE)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
-        Renewal::Lost(reason) => Some(reason),
+        Renewal::Lost(gone) => Some(gone),
         Renewal::Renewed | Renewal::Busy => None,
     }))
+}
+
+/// The database said so, and not at a renewal.
+pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
+    let loss = held.lose(gone);
+    inner.scheduler.remove(held.grant.id);
+    loss.error(&held.grant.name)
 }
 
 impl Drop for LockGuard {

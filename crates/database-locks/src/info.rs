@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::error::Holding;
+use crate::loss::HeldBy;
 use crate::name::LockName;
 use crate::store::Lapse;
 use crate::token::Token;
@@ -142,6 +143,17 @@ impl LockInfo {
                 Holding(who, self.held_for).to_string()
             }
         }
+    }
+
+    /// Who has it; none where nobody has.
+    pub(crate) fn held_by(&self) -> Option<HeldBy> {
+        let held = matches!(self.state, LockState::Held { .. });
+        held.then(|| HeldBy {
+            holder: self.holder.clone(),
+            // That of an earlier grant, where 0.5 has it.
+            token: self.grant.is_some().then_some(self.token),
+            held_for: self.held_for,
+        })
     }
 
     /// As one JSON object, on one line: what `dblock list --json` prints of a lock.

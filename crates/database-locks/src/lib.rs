@@ -75,6 +75,7 @@ mod locks;
 mod loss;
 mod metrics;
 mod name;
+mod news;
 mod ours;
 mod outage;
 mod release;
@@ -100,6 +101,7 @@ pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;
 pub use locks::{Freed, Locks};
+pub use loss::{HeldBy, Loss};
 pub use name::LockName;
 pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};

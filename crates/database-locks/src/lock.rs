@@ -12,6 +12,7 @@ use crate::error::{Error, Human};
 use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
+use crate::loss::Loss;
 use crate::name::LockName;
 use crate::take_up::take_up;
 use crate::ticket::Ticket;
@@ -335,10 +336,11 @@ impl Lock {
                 // nothing about it, and the attempt goes on in the background.
                 Ok(()) | Err(_) => Ok(output),
             },
-            Err(reason) => Err(Error::Lost {
-                name: guard.name().clone(),
-                reason,
-            }),
+            Err(reason) => {
+                let loss = guard.loss();
+                let loss = loss.unwrap_or_else(|| Loss::of_another(reason));
+                Err(loss.error(guard.name()))
+            }
         }
     }
 }

@@ -1,102 +1,227 @@
-//! Who is told of what happened to a lease, and when: with every mutex of ours free.
+//! What a loss has to say of itself, in the words of every face.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::error::LostReason;
-use crate::renew::Held;
+use crate::clock::{self, Time};
+use crate::error::{Error, Holding, Human, LostReason};
+use crate::name::LockName;
+use crate::store::Gone;
+use crate::token::Token;
 
-type Listener = Box<dyn FnOnce(LostReason) + Send>;
+/// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
+const WORTH_A_DATE: Duration = Duration::from_secs(1);
 
-/// The callbacks of one grant. Each is taken out before it is called or dropped: both run code of
-/// somebody else's, which may call us again.
-#[derive(Default)]
-pub(crate) struct Listeners(Mutex<Vec<Listener>>);
+/// Who had a lock when the database was asked.
+///
+/// Shown as `held by web-2.17.ab for 4s, token 1795424892119`, control characters escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeldBy {
+    /// As `locked_by` says.
+    pub holder: Option<String>,
+    /// The fencing number of that grant; none where a version of `django-database-locks` (0.5) has
+    /// it, which knows none.
+    pub token: Option<Token>,
+    /// For how long it had been held by then, by the database's clock; none where 0.5 has it.
+    pub held_for: Option<Duration>,
+}
 
-impl fmt::Debug for Listeners {
+impl fmt::Display for HeldBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Listeners")
-            .field(&self.locked().len())
+        // Somebody else chose that name: it must not look like a line of its own.
+        let escaped = |c: char| match c.is_control() {
+            true => c.escape_default().collect(),
+            false => String::from(c),
+        };
+        let holder = self.holder.as_deref().unwrap_or("somebody");
+        let holder: String = holder.chars().map(escaped).collect();
+        write!(f, "{}", Holding(&holder, self.held_for))?;
+        self.token
+            .map_or(Ok(()), |token| write!(f, ", token {token}"))
+    }
+}
+
+/// How a held lock was lost: why, since when, and who has it now.
+///
+/// It is made of what was known by then, and asking it never waits. Its `Display` is what every face
+/// says of a loss: `lost after 12s: taken over by another holder (now held by web-2.17.ab for 3s,
+/// token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the machine say,
+/// it begins with `lost 58m 3s ago, after 12s`.
+///
+/// # Example
+///
+/// ```
+/// # use database_locks::{Locks, LostReason};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// # let locks = Locks::connect("memory:").await?;
+/// let guard = locks.lock("report").acquire().await?;
+/// assert!(guard.loss().is_none());
+/// locks.force_release("report").await?;
+/// guard.check().await.unwrap_err();
+/// let loss = guard.loss().expect("it was just found out");
+/// assert_eq!(loss.reason(), LostReason::Forced);
+/// assert!(loss.now_held_by().is_none(), "it is free");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Loss(Arc<Told>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    gone: Gone,
+    held_for: Option<Duration>,
+    at: Time,
+}
+
+impl Loss {
+    /// Of what was held from `since` until `at`.
+    pub(crate) fn of_held(gone: Gone, since: Time, at: Time) -> Self {
+        let held_for = Some(at.saturating_sub(since));
+        Self(Arc::new(Told { gone, held_for, at }))
+    }
+
+    /// Of what was never held here: a ticket's grant, or that of the process which forked this one.
+    pub(crate) fn of_another(gone: impl Into<Gone>) -> Self {
+        Self(Arc::new(Told {
+            gone: gone.into(),
+            held_for: None,
+            at: clock::now(),
+        }))
+    }
+
+    pub(crate) fn error(self, name: &LockName) -> Error {
+        Error::Lost {
+            name: name.clone(),
+            reason: self.reason(),
+            loss: self,
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> LostReason {
+        self.0.gone.reason
+    }
+
+    /// For how long it was held, from the grant to the end of trust; by this machine's clock, which
+    /// runs through a suspend.
+    ///
+    /// None where it was not held by a guard of this process: a dead ticket, a forked child.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.0.held_for
+    }
+
+    /// How long ago trust ended, by the same clock: from then on somebody else may have been at work.
+    pub fn ago(&self) -> Duration {
+        clock::now().saturating_sub(self.0.at)
+    }
+
+    /// Who had the lock when the database said that it was lost, as that very answer had it.
+    ///
+    /// None where nobody had it, and where trust ended without an answer; then
+    /// [`Locks::show`](crate::Locks::show) asks.
+    pub fn now_held_by(&self) -> Option<&HeldBy> {
+        self.0.gone.now.as_ref()
+    }
+
+    /// What is done about it here besides stopping the work, which is for the holder to do.
+    pub(crate) fn done(&self) -> &'static str {
+        match self.reason().leaves_a_lease() {
+            true => {
+                "its holder was told, and what may be left of the lease is released when that lets go"
+            }
+            false => "its holder was told, and nothing is left to be released",
+        }
+    }
+}
+
+impl fmt::Debug for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loss")
+            .field("reason", &self.reason())
+            .field("held_for", &self.held_for())
+            .field("ago", &self.ago())
+            .field("now_held_by", &self.now_held_by())
             .finish()
     }
 }
 
-impl Listeners {
-    fn locked(&self) -> MutexGuard<'_, Vec<Listener>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keep it as long as `wanted`, which is asked while nobody can take it; else give it back.
-    pub(crate) fn add(
-        &self,
-        listener: Listener,
-        wanted: impl FnOnce() -> bool,
-    ) -> Option<Listener> {
-        let mut all = self.locked();
-        if !wanted() {
-            return Some(listener);
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lost")?;
+        let ago = Some(self.ago()).filter(|ago| *ago >= WORTH_A_DATE);
+        if let Some(ago) = ago {
+            write!(f, " {} ago", Human(ago))?;
         }
-        all.push(listener);
-        None
-    }
-
-    /// Take them all: they are dropped with the value, or called by it.
-    pub(crate) fn take(&self) -> Taken {
-        Taken(std::mem::take(&mut *self.locked()))
+        if let Some(held_for) = self.held_for() {
+            let comma = if ago.is_some() { "," } else { "" };
+            write!(f, "{comma} after {}", Human(held_for))?;
+        }
+        write!(f, ": {}", self.reason())?;
+        self.now_held_by()
+            .map_or(Ok(()), |now| write!(f, " (now {now})"))
     }
 }
 
-pub(crate) struct Taken(Vec<Listener>);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Taken {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
     }
 
-    pub(crate) fn call(self, reason: LostReason) {
-        for listener in self.0 {
-            shielded(|| listener(reason));
+    fn taken_over_by(holder: &str) -> Gone {
+        Gone {
+            reason: LostReason::TakenOver,
+            now: Some(HeldBy {
+                holder: Some(holder.into()),
+                token: Some(Token::from_db(17)),
+                held_for: Some(secs(3)),
+            }),
         }
     }
-}
 
-/// Run what is not ours. A panic in it, which the panic hook has shown, must not end the task that
-/// renews everybody's leases.
-pub(crate) fn shielded(foreign: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(foreign));
-}
+    #[test]
+    fn a_loss_says_why_since_when_and_who_has_it_now() {
+        // Not yet, so that no time passes until it is shown.
+        let now = clock::now() + secs(3600);
+        let told = |gone: Gone, at: Time| Loss::of_held(gone, at - secs(12), at).to_string();
+        assert_eq!(
+            told(taken_over_by("web-2"), now),
+            "lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)"
+        );
+        assert_eq!(
+            told(LostReason::Forced.into(), now),
+            "lost after 12s: released by force"
+        );
+        // Thawed: the end of trust counts, not when that was noticed.
+        let late = told(LostReason::Expired.into(), clock::now() - secs(5));
+        assert!(
+            late.contains("s ago, after 12s: the lease expired before"),
+            "{late}"
+        );
+        let ticket = Loss::of_another(LostReason::Released).to_string();
+        assert_eq!(ticket, "lost: released with its ticket");
+    }
 
-/// What happened while the book was open, to be told when it is closed again.
-///
-/// To wake, to log and to count is to run code of somebody else's: a waker, a subscriber, a recorder.
-/// If that drops a guard, or calls us in another way, it needs the book.
-#[must_use]
-#[derive(Debug, Default)]
-pub(crate) struct News {
-    pub(crate) lost: Vec<(Arc<Held>, LostReason)>,
-    pub(crate) confirmed: Vec<Arc<Held>>,
-    pub(crate) busy: Vec<Arc<Held>>,
-}
+    #[test]
+    fn the_name_of_another_holder_forges_no_line() {
+        let told = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
+        assert!(
+            told.contains("held by web\\nERROR all is lost for"),
+            "{told}"
+        );
+    }
 
-impl News {
-    pub(crate) fn tell(self) {
-        for held in self
-            .lost
-            .iter()
-            .map(|(held, _)| held)
-            .chain(&self.confirmed)
-        {
-            shielded(|| held.wake());
-        }
-        for (held, reason) in &self.lost {
-            held.listeners.take().call(*reason);
-        }
-        for (held, reason) in &self.lost {
-            shielded(|| held.log_lost(*reason));
-        }
-        for held in &self.busy {
-            shielded(|| held.log_busy());
-        }
+    #[test]
+    fn what_0_5_took_has_a_holder_and_no_more() {
+        let now = HeldBy {
+            holder: Some("old".into()),
+            token: None,
+            held_for: None,
+        };
+        assert_eq!(now.to_string(), "held by old");
     }
 }

@@ -16,12 +16,13 @@ use tokio::task::JoinSet;
 use crate::clock::{self, LONGEST_NAP, Time};
 use crate::error::{Human, LostReason};
 use crate::lease::{Answer, Lease, Next};
-use crate::loss::{Listeners, News};
+use crate::loss::Loss;
 use crate::metrics::{self, Engine};
+use crate::news::{Listeners, News};
 use crate::ours::Ours;
 use crate::outage::Outage;
 use crate::runtime;
-use crate::store::{Grant, Observed, Renewal, StoreError};
+use crate::store::{Gone, Grant, Observed, Renewal, StoreError};
 use crate::timing::{Timing, Ttl};
 use crate::token::GrantId;
 
@@ -30,11 +31,11 @@ use crate::token::GrantId;
 const LARGEST_ROUND: usize = 5_000;
 
 /// How a grant stands, as its guard sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// Held as far as is known; the ttl that the database has confirmed.
     Held(Option<Ttl>),
-    Lost(LostReason),
+    Lost(Loss),
     Released,
 }
 
@@ -49,6 +50,8 @@ pub(crate) struct Held {
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
+    /// When trust ended that somebody was told of, on the same clock.
+    ended: AtomicU64,
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
     /// cleared after trust was renewed: so read it before asking for trust.
     outlives_trust: AtomicBool,
@@ -78,6 +81,7 @@ impl Held {
             engine,
             since: clock::now(),
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
+            ended: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
@@ -100,6 +104,8 @@ impl Held {
             if !left.is_zero() || self.outlives_trust() {
                 return left;
             }
+            // Before anybody can read that it has. A confirmation that gets in between only moves it on.
+            self.ended.fetch_max(until, Ordering::Relaxed);
             match self.trusted_until.compare_exchange(
                 until,
                 ENDED,
@@ -119,26 +125,36 @@ impl Held {
     }
 
     pub(crate) fn status(&self) -> Status {
-        *self.status.borrow()
+        self.status.borrow().clone()
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
 
-    /// Mark it lost; whether it was not before. The first reason counts.
+    /// What there is to say of its loss, if it is lost for that reason.
+    pub(crate) fn loss(&self, gone: impl Into<Gone>) -> Loss {
+        let until = match self.trusted_until.load(Ordering::Acquire) {
+            ENDED => self.ended.load(Ordering::Relaxed),
+            until => until,
+        };
+        let at = clock::now().min(Duration::from_nanos(until));
+        Loss::of_held(gone.into(), self.since, at)
+    }
+
+    /// Mark it lost, if it was not before: the first reason counts.
     ///
     /// Nobody is woken, and nothing is told: that may run code of somebody else's, which may call us
     /// again, and the book may be open just now.
-    fn mark_lost(&self, reason: LostReason) -> bool {
-        let mut newly = false;
+    fn mark_lost(&self, gone: Gone) -> Option<Loss> {
+        let (loss, mut newly) = (self.loss(gone), false);
         self.status.send_if_modified(|status| {
             if let Status::Held(_) = status {
-                (*status, newly) = (Status::Lost(reason), true);
+                (*status, newly) = (Status::Lost(loss.clone()), true);
             }
             false
         });
-        newly
+        newly.then_some(loss)
     }
 
     /// Wake whoever waits for news of it.
@@ -146,24 +162,32 @@ impl Held {
         self.status.send_if_modified(|_| true);
     }
 
-    /// Mark it lost, wake whoever holds it, and tell. The first reason counts.
-    pub(crate) fn lose(&self, reason: LostReason) {
-        if !self.mark_lost(reason) {
-            return;
-        }
+    /// Mark it lost, wake whoever holds it, and tell. The first reason counts, and is the answer.
+    pub(crate) fn lose(&self, gone: impl Into<Gone>) -> Loss {
+        let gone = gone.into();
+        let Some(loss) = self.mark_lost(gone.clone()) else {
+            return match self.status() {
+                Status::Lost(loss) => loss,
+                Status::Held(_) | Status::Released => self.loss(gone),
+            };
+        };
         self.wake();
         let listeners = self.listeners.take();
         match runtime::handle() {
             Ok(_) if listeners.is_empty() => {}
             // Not on the thread of whoever asked, who may be in the midst of something.
-            Ok(runtime) => drop(runtime.spawn(async move { listeners.call(reason) })),
-            Err(_) => listeners.call(reason),
+            Ok(runtime) => {
+                let loss = loss.clone();
+                runtime.spawn(async move { listeners.call(&loss) });
+            }
+            Err(_) => listeners.call(&loss),
         }
-        self.log_lost(reason);
+        self.log_lost(&loss);
+        loss
     }
 
-    pub(crate) fn log_lost(&self, reason: LostReason) {
-        metrics::lost(self.engine, reason);
+    pub(crate) fn log_lost(&self, loss: &Loss) {
+        metrics::lost(self.engine, loss.reason());
         metrics::ended(self.engine, self.held_for());
         let Grant {
             name,
@@ -175,9 +199,11 @@ impl Held {
             lock.name = name.as_str(),
             lock.token = token.get(),
             lock.holder = &**holder,
-            lock.held_ms = ms(self.held_for()),
-            reason = reason.word(),
-            "lock lost: {reason}"
+            lock.held_ms = loss.held_for().map(ms),
+            lock.lost_reason = loss.reason().word(),
+            lock.now_holder = loss.now_held_by().and_then(|now| now.holder.as_deref()),
+            "lock {loss}; {}",
+            loss.done()
         );
     }
 
@@ -316,7 +342,7 @@ impl Book {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    self.lost(id, reason, news);
+                    self.lost(id, reason.into(), news);
                     continue;
                 }
                 Next::Renew => round.push((entry.held.grant.clone(), entry.lease.renewing())),
@@ -365,18 +391,18 @@ impl Book {
             return;
         };
         match entry.held.confirm(&entry.lease) {
-            Confirmed::TooLate => return self.lost(id, LostReason::Expired, news),
+            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), news),
             Confirmed::News => news.confirmed.push(Arc::clone(&entry.held)),
             Confirmed::AsBefore => {}
         }
         self.plan(id, now);
     }
 
-    fn lost(&mut self, id: GrantId, reason: LostReason, news: &mut News) {
+    fn lost(&mut self, id: GrantId, gone: Gone, news: &mut News) {
         if let Some(entry) = self.remove(id)
-            && entry.held.mark_lost(reason)
+            && let Some(loss) = entry.held.mark_lost(gone)
         {
-            news.lost.push((entry.held, reason));
+            news.lost.push((entry.held, loss));
         }
     }
 
@@ -465,9 +491,9 @@ impl Scheduler {
     }
 
     /// The database said that it is not ours any more.
-    pub(crate) fn lost(&self, id: GrantId, reason: LostReason) {
+    pub(crate) fn lost(&self, id: GrantId, gone: Gone) {
         let mut news = News::default();
-        self.book().lost(id, reason, &mut news);
+        self.book().lost(id, gone, &mut news);
         news.tell();
     }
 
@@ -523,9 +549,9 @@ impl Scheduler {
                             tally.busy += 1;
                             book.answered(grant.id, sent, Answer::Busy, &mut news);
                         }
-                        Renewal::Lost(reason) => {
+                        Renewal::Lost(gone) => {
                             tally.lost += 1;
-                            book.lost(grant.id, reason, &mut news);
+                            book.lost(grant.id, gone, &mut news);
                         }
                     }
                 }
@@ -648,6 +674,23 @@ mod tests {
         assert!(!held.trusted_for().is_zero());
     }
 
+    /// A process that was frozen: whoever asks first, it is the end of trust that counts.
+    #[test]
+    fn a_loss_counts_from_the_end_of_trust() {
+        let ago = Duration::from_secs(5);
+        for asked in [false, true] {
+            let (held, _) = nearly_over(clock::now() - ago);
+            if asked {
+                assert!(held.trusted_for().is_zero());
+            }
+            let loss = held.lose(LostReason::Expired);
+            assert!(loss.ago() >= ago, "{loss}");
+            assert!(loss.ago() < ago * 10, "{loss}");
+            // The first reason counts.
+            assert_eq!(held.lose(LostReason::Forced), loss);
+        }
+    }
+
     #[test]
     fn who_is_confirmed_too_late_is_lost() {
         let (mut book, _) = book_of(0);
@@ -658,7 +701,9 @@ mod tests {
         book.entries.get_mut(&id).unwrap().lease.renewing();
         let mut news = News::default();
         book.answered(id, now, Answer::Renewed, &mut news);
-        assert_eq!(held.status(), Status::Lost(LostReason::Expired));
+        assert!(
+            matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
+        );
         assert_eq!(news.lost.len(), 1);
         assert!(book.entries.is_empty());
         news.tell();
@@ -698,7 +743,9 @@ mod tests {
             book.due(start + Duration::from_secs(40), &mut news)
                 .is_empty()
         );
-        assert_eq!(held.status(), Status::Lost(LostReason::Expired));
+        assert!(
+            matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
+        );
         news.tell();
         assert!(book.entries.is_empty() && book.agenda.is_empty());
     }

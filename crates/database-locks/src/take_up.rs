@@ -12,10 +12,11 @@ use crate::info::LockInfo;
 use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::locks::again;
+use crate::loss::Loss;
 use crate::metrics;
 use crate::ours::Ours;
 use crate::release::give_back;
-use crate::store::{Ask, Grant, Released, Renewal, Return, StoreError, TakeUp};
+use crate::store::{Ask, Gone, Grant, Released, Renewal, Return, StoreError, TakeUp};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::GrantId;
@@ -68,10 +69,7 @@ pub(crate) async fn take_up(
         }
         begun
             .map(LockGuard::perhaps_endless)
-            .map_err(|reason| Error::Lost {
-                name: to.name.clone(),
-                reason,
-            })
+            .map_err(|loss| loss.error(&to.name))
     })
     .await
 }
@@ -83,12 +81,7 @@ async fn until_answered(inner: &Inner, what: &TakeUp) -> Result<Time, Error> {
         let sent = clock::now();
         let failure = match inner.store.take_up(what, PATIENCE).await {
             Ok(Renewal::Renewed) => return Ok(sent),
-            Ok(Renewal::Lost(reason)) => {
-                return Err(Error::Lost {
-                    name: what.to.name.clone(),
-                    reason,
-                });
-            }
+            Ok(Renewal::Lost(gone)) => return Err(Loss::of_another(gone).error(&what.to.name)),
             Ok(Renewal::Busy) => StoreError::Contention("its row is locked by somebody".into()),
             Err(failure) => failure,
         };
@@ -148,10 +141,7 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(reason) => Err(Error::Lost {
-                name: ticket.name,
-                reason,
-            }),
+            Renewal::Lost(gone) => Err(Loss::of_another(gone).error(&ticket.name)),
             Renewal::Renewed | Renewal::Busy => Ok(()),
         }
     })
@@ -163,8 +153,13 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
     // A ticket does not know who holds it, which a statement asks for.
     let holder = match inner.store.read(Some(&names), PATIENCE).await?.pop() {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
-        Some(row) => return Ok(Renewal::Lost(why_dead(ticket, &row))),
-        None => return Ok(Renewal::Lost(LostReason::RowGone)),
+        Some(row) => {
+            return Ok(Renewal::Lost(Gone {
+                reason: why_dead(ticket, &row),
+                now: row.held_by(),
+            }));
+        }
+        None => return Ok(Renewal::Lost(LostReason::RowGone.into())),
     };
     let grant = Grant {
         name: ticket.name.clone(),
@@ -175,7 +170,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
     match what {
         ByTicket::Renew(ttl) => {
             let answers = inner.store.renew(&[(grant, ttl)], PATIENCE).await?;
-            Ok(answers.first().copied().unwrap_or(Renewal::Busy))
+            Ok(answers.into_iter().next().unwrap_or(Renewal::Busy))
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
@@ -186,7 +181,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
                     inner.turns.ring(&grant.name);
                     Renewal::Renewed
                 }
-                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released),
+                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }

@@ -44,7 +44,7 @@ pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
 fn tell(grant: Option<&str>, reason: LostReason) {
     if let Some(grant) = grant.and_then(GrantId::parse) {
         for inner in inner::all() {
-            inner.scheduler.lost(grant, reason);
+            inner.scheduler.lost(grant, reason.into());
         }
     }
 }

@@ -45,6 +45,12 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         tokio::time::sleep(ms(10)).await;
     }
     assert_eq!(soon(lost).await.unwrap(), LostReason::Unreachable);
+    let loss = guard.loss().expect("it is lost");
+    assert_eq!(loss.now_held_by(), None, "nobody has answered");
+    assert!(
+        loss.held_for().is_some_and(|held| held < ms(3000)),
+        "{loss}"
+    );
     // Trust ended first: in the database it is still ours.
     let row = other.show("job").await.unwrap().expect("a row");
     assert!(matches!(row.state, LockState::Held { .. }), "{row:?}");

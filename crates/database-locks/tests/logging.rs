@@ -197,8 +197,34 @@ async fn a_loss_is_a_warning_with_its_reason() {
     let all = lines("loss");
     let lost: Vec<_> = all.iter().filter(|line| line.says("lock lost")).collect();
     assert_eq!((lost.len(), lost[0].level), (1, Level::WARN));
-    assert_eq!(lost[0].get("reason"), "forced");
+    assert!(
+        lost[0]
+            .says(": released by force; its holder was told, and nothing is left to be released"),
+        "{lost:#?}"
+    );
+    assert_eq!(lost[0].get("lock.lost_reason"), "forced");
+    assert!(lost[0].get("lock.held_ms").parse::<u64>().is_ok());
+    assert_eq!(lost[0].get("lock.now_holder"), "", "nobody has it");
     assert_eq!(lost[0].get("lock.token"), guard.token().to_string());
+}
+
+#[tokio::test]
+async fn a_loss_to_somebody_else_names_him() {
+    capture();
+    let locks = Locks::connect("memory:robbed").await.unwrap();
+    let lock = locks.lock("robbed").ttl(Duration::from_secs(300));
+    let guard = lock.acquire().await.unwrap();
+    locks.force_release("robbed").await.unwrap();
+    let lock = locks.lock("robbed").holder("web\n2");
+    let next = lock.acquire().await.unwrap();
+    guard.check().await.unwrap_err();
+    let all = lines("robbed");
+    let lost: Vec<_> = all.iter().filter(|line| line.says("lock lost")).collect();
+    assert_eq!(lost.len(), 1, "{all:#?}");
+    assert_eq!(lost[0].get("lock.now_holder"), "web\n2");
+    // It is theirs to choose: no line of its own comes of it.
+    assert!(lost[0].says("(now held by web\\n2 for "), "{lost:#?}");
+    next.release().await.unwrap();
 }
 
 /// A database that is away is told once, and again when it is back; not with each of the tries.

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
-use database_locks::{LockGuard, Locks, LostReason};
+use database_locks::{Error, LockGuard, Locks, LostReason};
+use testkit::time::now;
 use testkit::{Lab, lab_tests, promise};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -50,9 +51,9 @@ async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
     let (tell, said) = mpsc::channel();
     for call in 0..3 {
         let tell = tell.clone();
-        guard.on_lost(move |reason| {
+        guard.on_lost(move |loss| {
             let thread = std::thread::current().name().map(str::to_owned);
-            tell.send((call, reason, thread)).unwrap();
+            tell.send((call, loss.reason(), thread)).unwrap();
         });
     }
     drop(tell);
@@ -75,8 +76,9 @@ async fn on_lost_is_called_at_once_when_it_is_lost_already(lab: &Lab) {
     soon(guard.lost()).await;
     let (tell, said) = mpsc::channel();
     let here = std::thread::current().id();
-    guard.on_lost(move |reason| {
-        tell.send((reason, std::thread::current().id())).unwrap();
+    guard.on_lost(move |loss| {
+        tell.send((loss.reason(), std::thread::current().id()))
+            .unwrap();
     });
     assert_eq!(said.try_recv().unwrap(), (LostReason::Forced, here));
 }
@@ -86,15 +88,99 @@ async fn a_loss_that_check_finds_is_told(lab: &Lab) {
     let locks = lab.locks().await;
     let guard = soon(locks.lock("job").ttl(SOON).acquire()).await.unwrap();
     let (tell, said) = mpsc::channel();
-    guard.on_lost(move |reason| {
+    guard.on_lost(move |loss| {
         let thread = std::thread::current().name().map(str::to_owned);
-        tell.send((reason, thread)).unwrap();
+        tell.send((loss.reason(), thread)).unwrap();
     });
     locks.force_release("job").await.unwrap();
     guard.check().await.unwrap_err();
     let (reason, thread) = heard(said).await;
     assert_eq!(reason, LostReason::Forced);
     assert_eq!(thread.as_deref(), Some("database-locks"));
+}
+
+/// Whoever is told, told the same: why, since when, and who has it now.
+async fn a_loss_names_who_has_it_now(lab: &Lab) {
+    let (locks, others) = (lab.locks().await, lab.locks().await);
+    for by_release in [false, true] {
+        let began = now();
+        // Renewed so late that it is we who find it out.
+        let lock = locks.lock("job").ttl(ms(300_000));
+        let guard = soon(lock.acquire()).await.unwrap();
+        assert_eq!(guard.loss(), None);
+        let (tell, said) = mpsc::channel();
+        if !by_release {
+            guard.on_lost(move |loss| tell.send(loss).unwrap());
+        }
+        soon(others.force_release("job")).await.unwrap();
+        let lock = others.lock("job").holder("the successor");
+        let next = soon(lock.acquire()).await.unwrap();
+
+        let error = if by_release {
+            soon(guard.release()).await.unwrap_err()
+        } else {
+            let error = soon(guard.check()).await.unwrap_err();
+            assert_eq!(guard.loss(), Some(heard(said).await));
+            error
+        };
+        let words = error.to_string();
+        let Error::Lost { reason, loss, .. } = error else {
+            panic!("{words}")
+        };
+        assert_eq!((reason, loss.reason()), (LostReason::TakenOver, reason));
+        let held = loss.held_for().unwrap();
+        assert!(held <= began.elapsed() && loss.ago() <= began.elapsed());
+        let by = loss.now_held_by().unwrap();
+        assert_eq!(by.holder.as_deref(), Some("the successor"));
+        assert_eq!(by.token, Some(next.token()));
+        assert!(by.held_for.is_some_and(|age| age < SOON), "{by}");
+        for part in [
+            "lock `job` lost ",
+            " after ",
+            ": taken over by another holder (now held by the successor for ",
+            &format!(", token {})", next.token()),
+        ] {
+            assert!(words.contains(part), "{part:?} in {words}");
+        }
+        soon(next.release()).await.unwrap();
+    }
+    promise("P6", lab.engine);
+}
+
+async fn a_release_by_force_names_nobody(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, "job").await;
+    locks.force_release("job").await.unwrap();
+    soon(guard.lost()).await;
+    let loss = guard.loss().unwrap();
+    assert_eq!(
+        (loss.reason(), loss.now_held_by()),
+        (LostReason::Forced, None)
+    );
+    assert!(loss.to_string().ends_with(": released by force"), "{loss}");
+}
+
+/// The answer to nothing: when trust ends nobody has said who has it.
+async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
+    let locks = lab.locks().await;
+    let lock = locks.lock("job").ttl(ms(1000)).auto_renew(false);
+    let guard = soon(lock.acquire()).await.unwrap();
+    soon(guard.lost()).await;
+    let next = soon(locks.lock("job").acquire()).await.unwrap();
+    tokio::time::sleep(ms(1100)).await;
+    let loss = guard.loss().unwrap();
+    assert_eq!(
+        (loss.reason(), loss.now_held_by()),
+        (LostReason::Expired, None)
+    );
+    assert!(loss.held_for().unwrap() <= ms(1000), "to the end of trust");
+    assert!(loss.ago() >= ms(1100));
+    let words = loss.to_string();
+    assert!(
+        words.contains("s ago, after ") && !words.contains("now"),
+        "{words}"
+    );
+    next.release().await.unwrap();
 }
 
 async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
@@ -172,7 +258,7 @@ async fn the_blocking_face_listens_too(lab: &Lab) {
         let lock = blocking.lock("job").ttl(SOON).renew_every(ms(50));
         let guard = lock.acquire().unwrap();
         let (tell, said) = mpsc::channel();
-        guard.on_lost(move |reason| tell.send(reason).unwrap());
+        guard.on_lost(move |loss| tell.send(loss.reason()).unwrap());
         blocking.force_release("job").unwrap();
         assert_eq!(said.recv_timeout(SOON).unwrap(), LostReason::Forced);
     };
@@ -186,6 +272,9 @@ macro_rules! on {
             on_lost_is_called_once_and_in_the_background,
             on_lost_is_called_at_once_when_it_is_lost_already,
             a_loss_that_check_finds_is_told,
+            a_loss_names_who_has_it_now,
+            a_release_by_force_names_nobody,
+            a_loss_that_nobody_answered_tells_since_when,
             on_lost_is_dropped_with_a_release,
             whatever_is_called_ends_no_renewal,
             the_blocking_face_listens_too,

@@ -54,7 +54,7 @@ impl Failure {
     ///
     /// `now` is who has the lock, where that could be asked.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
-        let Error::Lost { name, reason } = error else {
+        let Error::Lost { name, reason, .. } = error else {
             return error.into();
         };
         let why = match reason {
@@ -68,7 +68,7 @@ impl Failure {
             LostReason::RowGone => "the table does not know the lock any more".to_owned(),
             other => other.to_string(),
         };
-        let now = now.map(|whose| format!("it is {whose} now; "));
+        let now = now.map(|whose| format!("it is now {whose}; "));
         let now = now.unwrap_or_default();
         let next = format!("{now}nothing was changed; `dblock acquire` gives a new one");
         Self::new(

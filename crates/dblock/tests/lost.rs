@@ -26,7 +26,12 @@ fn a_release_by_force_stops_the_command() {
     assert_eq!(done.out, "termed\n");
     let said = done.ended(76);
     assert!(
-        said.contains("lock `job` lost: released by force; CMD was stopped (TERM): it is free now"),
+        said.contains("lock `job` lost ")
+            && said.contains("after ")
+            && said.contains(
+                ": released by force; CMD was stopped, its process group got TERM, and ended within \
+                 the grace of 500ms; it is now free"
+            ),
         "{said}"
     );
 }
@@ -42,7 +47,8 @@ fn what_the_command_started_is_stopped_too() {
     lab.run(["release", "job", "--force"]);
     let done = running.end();
     assert!(
-        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        done.ended(76)
+            .contains("got TERM, and KILL after the grace of 1s"),
         "{done:?}"
     );
     wait_until_gone(&lab.read("deaf"));
@@ -57,7 +63,8 @@ fn on_lost_kill_leaves_no_time() {
     let done = running.end();
     assert_eq!(done.out, "");
     assert!(
-        done.ended(76).contains("CMD was stopped (KILL)"),
+        done.ended(76)
+            .contains("CMD was stopped, its process group got KILL; it is now "),
         "{done:?}"
     );
 }
@@ -90,7 +97,26 @@ fn a_release_that_fails_after_the_command_is_a_warning() {
     let done = running.end();
     let said = done.ended(7);
     assert!(
-        said.contains("lost: released by force, just before CMD ended"),
+        said.contains("lock `job` lost ")
+            && said.contains(": released by force, just before CMD ended"),
+        "{said}"
+    );
+}
+
+/// The renewal that finds it gone has read who has it: that is told, and nobody is asked again.
+#[test]
+fn a_lock_that_somebody_else_was_given_names_him() {
+    let lab = Lab::new();
+    // The first renewal comes a while later: by then somebody else has it.
+    let running = lab.start_run(&["--ttl", "24s", "--grace", "500ms"], "job", OBEDIENT);
+    lab.run(["release", "job", "--force"]);
+    let taken = lab.run(["acquire", "job", "--owner", "the thief", "--ttl", "1h"]);
+    assert_eq!(taken.code(), 0, "{taken:?}");
+    let done = running.end();
+    let said = done.ended(76);
+    assert!(
+        said.contains(": taken over by another holder (now held by the thief for ")
+            && said.ends_with("got TERM, and ended within the grace of 500ms"),
         "{said}"
     );
 }
@@ -129,7 +155,8 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
 
     let done = running.end();
     assert!(
-        done.ended(76).contains("(KILL, after a grace of 1s)"),
+        done.ended(76)
+            .contains("got TERM, and KILL after the grace of 1s"),
         "{done:?}"
     );
     assert_eq!(next.end().code(), 0);
@@ -164,8 +191,11 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     let done = running.end();
     assert_eq!(done.out, "termed\n");
     let said = done.ended(76);
-    assert!(said.contains("lock `job` lost: "), "{said}");
-    assert!(said.contains("it is held by the successor for "), "{said}");
+    assert!(said.contains("lock `job` lost "), "{said}");
+    assert!(
+        said.contains("; it is now held by the successor for "),
+        "{said}"
+    );
 
     let shown = lab.run(["show", "job", "--json"]).out;
     assert!(

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::{PATIENCE, Want};
 use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::holder::over;
 use crate::inner::Inner;
 use crate::lease::Lease;
+use crate::loss::Loss;
 use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
 use crate::renew::{Held, Status};
@@ -138,7 +139,7 @@ impl<'a> Attempt<'a> {
         &mut self,
         token: Token,
         length: Duration,
-    ) -> Result<LockGuard, LostReason> {
+    ) -> Result<LockGuard, Loss> {
         self.unsettled = false;
         let grant = Grant {
             name: self.want.name.clone(),
@@ -179,7 +180,7 @@ pub(crate) async fn begin(
     inner: &Arc<Inner>,
     grant: Grant,
     lease: Lease,
-) -> Result<LockGuard, LostReason> {
+) -> Result<LockGuard, Loss> {
     let held = Held::new(inner.store.engine(), grant, &lease);
     let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
     inner.scheduler.add(lease, Arc::clone(&held));
@@ -187,9 +188,9 @@ pub(crate) async fn begin(
         .watch()
         .wait_for(|status| !matches!(status, Status::Held(None)))
         .await
-        .map_or(Status::Released, |status| *status);
+        .map_or(Status::Released, |status| status.clone());
     match settled {
-        Status::Lost(reason) => Err(reason),
+        Status::Lost(loss) => Err(loss),
         Status::Held(_) | Status::Released => Ok(guard),
     }
 }

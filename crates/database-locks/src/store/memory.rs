@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store, Table,
-    TakeOver, TakeUp,
+    Ask, Barrier, Force, Gone, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store,
+    Table, TakeOver, TakeUp,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -361,11 +361,7 @@ impl Store for Memory {
         Some(held)
     }
 
-    fn open_fence<'a>(
-        &'a self,
-        grant: &'a Grant,
-        _: Duration,
-    ) -> Reply<'a, Result<Barrier, LostReason>> {
+    fn open_fence<'a>(&'a self, grant: &'a Grant, _: Duration) -> Reply<'a, Result<Barrier, Gone>> {
         let (now, mut rows) = (clock::now(), self.rows());
         let mut row = rows.get_mut(&grant.name);
         let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
@@ -377,8 +373,8 @@ impl Store for Memory {
                     name: grant.name.clone(),
                 }))
             }
-            (Renewal::Lost(reason), _) => Err(reason),
-            (_, None) => Err(LostReason::RowGone),
+            (Renewal::Lost(gone), _) => Err(gone),
+            (_, None) => Err(LostReason::RowGone.into()),
         })
     }
 

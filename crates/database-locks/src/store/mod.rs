@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::doctor::Report;
 use crate::error::{BoxError, Error, LostReason};
 use crate::info::LockInfo;
+use crate::loss::HeldBy;
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
@@ -119,7 +120,7 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         grant: &'a Grant,
         within: Duration,
-    ) -> Reply<'a, Result<Barrier, LostReason>> {
+    ) -> Reply<'a, Result<Barrier, Gone>> {
         let _ = (grant, within);
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
@@ -241,14 +242,39 @@ pub struct Grant {
 }
 
 /// What became of a renewal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease lasts at least the whole ttl from when the request was sent.
     Renewed,
     /// A plain read says that it is still ours, but its row is locked by somebody.
     Busy,
     /// A plain read says that it is no longer ours.
-    Lost(LostReason),
+    Lost(Gone),
+}
+
+impl Renewal {
+    /// Why it was lost, if it was.
+    pub fn lost(&self) -> Option<LostReason> {
+        match self {
+            Self::Lost(gone) => Some(gone.reason),
+            Self::Renewed | Self::Busy => None,
+        }
+    }
+}
+
+/// What the database's answer says of a grant that is not there any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Why.
+    pub reason: LostReason,
+    /// Who has the lock instead; none: nobody, or the answer did not show it.
+    pub now: Option<HeldBy>,
+}
+
+impl From<LostReason> for Gone {
+    fn from(reason: LostReason) -> Self {
+        Self { reason, now: None }
+    }
 }
 
 /// A grant that is to end at once, since its holder comes again and wants another.

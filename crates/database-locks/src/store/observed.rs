@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Barrier, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
+    Ask, Barrier, Force, Gone, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
     TakeOver, TakeUp,
 };
 use crate::clock;
-use crate::error::LostReason;
 use crate::info::LockInfo;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
@@ -159,7 +158,7 @@ impl Observed {
         &self,
         grant: &Grant,
         within: Duration,
-    ) -> Result<Result<Barrier, LostReason>, StoreError> {
+    ) -> Result<Result<Barrier, Gone>, StoreError> {
         self.timed("open_fence", self.store.open_fence(grant, within))
             .await
     }

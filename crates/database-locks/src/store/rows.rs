@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
+use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
+use crate::loss::HeldBy;
 use crate::name::LockName;
 use crate::token::Token;
 
@@ -89,6 +90,15 @@ impl Seen {
         })
     }
 
+    /// Who has the lock.
+    fn held_by(&self) -> Option<HeldBy> {
+        self.is_held().then(|| HeldBy {
+            holder: self.holder.clone(),
+            token: self.intact.then(|| Token::from_db(self.token)),
+            held_for: self.held_for.filter(|_| self.intact).map(micros),
+        })
+    }
+
     pub(super) fn occupant(&self) -> Occupant {
         let lapse = self.lapse();
         Occupant {
@@ -169,7 +179,7 @@ impl Seen {
 /// Still ours means that somebody has the row locked; anything else is a loss, and why.
 pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     let Some(row) = row else {
-        return Renewal::Lost(LostReason::RowGone);
+        return Renewal::Lost(LostReason::RowGone.into());
     };
     let token = ours.token.get();
     let same_holder = row.holder.as_deref() == Some(&*ours.holder);
@@ -210,7 +220,8 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else {
         LostReason::Expired
     };
-    Renewal::Lost(reason)
+    let now = row.held_by();
+    Renewal::Lost(Gone { reason, now })
 }
 
 /// The same on another server than the one that confirmed the grant last.
@@ -224,20 +235,25 @@ pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
     let known = row.is_some_and(|row| {
         row.grant.as_deref() == Some(id) || row.metadata.as_deref().is_some_and(|m| m.contains(id))
     });
-    match judge(ours, row) {
-        Renewal::Lost(LostReason::RowGone | LostReason::Expired) => {
-            Renewal::Lost(LostReason::Failover)
-        }
-        Renewal::Lost(LostReason::TakenOver) if !known => Renewal::Lost(LostReason::Failover),
-        verdict => verdict,
+    let mut verdict = judge(ours, row);
+    if let Renewal::Lost(gone) = &mut verdict {
+        gone.reason = match gone.reason {
+            LostReason::RowGone | LostReason::Expired => LostReason::Failover,
+            LostReason::TakenOver if !known => LostReason::Failover,
+            reason => reason,
+        };
     }
+    verdict
 }
 
 /// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
 /// know who held it.
 pub(super) fn judge_ticket(what: &TakeUp, row: Option<&Seen>) -> Renewal {
-    if row.is_some_and(|row| row.token > what.token.get()) {
-        return Renewal::Lost(LostReason::TakenOver);
+    if let Some(row) = row.filter(|row| row.token > what.token.get()) {
+        return Renewal::Lost(Gone {
+            reason: LostReason::TakenOver,
+            now: row.held_by(),
+        });
     }
     let holder = row
         .and_then(|row| row.holder.as_deref())
@@ -284,35 +300,59 @@ mod tests {
         let verdict = |change: fn(&mut Seen)| {
             let mut row = row(&ours);
             change(&mut row);
-            judge(&ours, Some(&row))
+            judge(&ours, Some(&row)).lost()
         };
-        assert_eq!(verdict(|_| ()), Renewal::Busy);
-        assert_eq!(judge(&ours, None), Renewal::Lost(RowGone));
-        assert_eq!(verdict(|r| r.expires_in = Some(0)), Renewal::Lost(Expired));
-        assert_eq!(verdict(|r| r.token = 8), Renewal::Lost(TakenOver));
-        assert_eq!(
-            verdict(|r| (r.token, r.grant) = (8, None)),
-            Renewal::Lost(Forced)
-        );
+        assert_eq!(verdict(|_| ()), None);
+        assert_eq!(judge(&ours, None).lost(), Some(RowGone));
+        assert_eq!(verdict(|r| r.expires_in = Some(0)), Some(Expired));
+        assert_eq!(verdict(|r| r.token = 8), Some(TakenOver));
+        assert_eq!(verdict(|r| (r.token, r.grant) = (8, None)), Some(Forced));
         let mut over = row(&ours);
         (over.token, over.grant) = (8, None);
         over.metadata = Some(format!("{{\"over\":\"{}\"}}", ours.id));
-        assert_eq!(judge(&ours, Some(&over)), Renewal::Lost(TakenOver));
-        assert_eq!(verdict(|r| r.grant = None), Renewal::Lost(Released));
+        assert_eq!(judge(&ours, Some(&over)).lost(), Some(TakenOver));
+        assert_eq!(verdict(|r| r.grant = None), Some(Released));
         assert_eq!(
             verdict(|r| (r.grant, r.holder) = (None, Some("somebody".into()))),
-            Renewal::Lost(Failover)
+            Some(Failover)
         );
-        assert_eq!(verdict(|r| r.token = 6), Renewal::Lost(Failover));
-        assert_eq!(
-            verdict(|r| r.grant = Some("other".into())),
-            Renewal::Lost(Failover)
-        );
+        assert_eq!(verdict(|r| r.token = 6), Some(Failover));
+        assert_eq!(verdict(|r| r.grant = Some("other".into())), Some(Failover));
         let mut up = row(&ours);
         up.grant = Some("other".into());
         up.metadata = Some(format!("{{\"from\":\"{}\"}}", ours.id));
-        assert_eq!(judge(&ours, Some(&up)), Renewal::Lost(TakenUp));
-        assert_eq!(verdict(|r| r.intact = false), Renewal::Lost(TakenOver));
+        assert_eq!(judge(&ours, Some(&up)).lost(), Some(TakenUp));
+        assert_eq!(verdict(|r| r.intact = false), Some(TakenOver));
+    }
+
+    #[test]
+    fn a_loss_names_who_has_it_now_and_nobody_where_it_is_free() {
+        let ours = grant();
+        let now = |change: fn(&mut Seen)| {
+            let mut row = row(&ours);
+            change(&mut row);
+            match judge(&ours, Some(&row)) {
+                Renewal::Lost(gone) => gone.now,
+                other => panic!("{other:?}"),
+            }
+        };
+        let taken = now(|r| {
+            (r.token, r.holder) = (8, Some("you".into()));
+            r.held_for = Some(3_000_000);
+        });
+        assert_eq!(
+            taken.expect("it is held").to_string(),
+            "held by you for 3s, token 8"
+        );
+        assert_eq!(
+            now(|r| (r.token, r.grant, r.expires_in) = (8, None, None)),
+            None
+        );
+        assert_eq!(now(|r| (r.token, r.expires_in) = (8, Some(0))), None);
+        // What stands beside the columns of 0.5 belongs to an earlier grant.
+        let by_old = now(|r| (r.intact, r.holder) = (false, Some("old".into())));
+        assert_eq!(by_old.expect("it is held").to_string(), "held by old");
+        assert_eq!(now(|r| r.expires_in = Some(0)), None);
     }
 
     /// Of a server that has taken the place of another: what it does not know of ours it forgot.
@@ -324,40 +364,40 @@ mod tests {
         let verdict = |change: &dyn Fn(&mut Seen)| {
             let mut row = row(&ours);
             change(&mut row);
-            judge_elsewhere(&ours, Some(&row))
+            judge_elsewhere(&ours, Some(&row)).lost()
         };
         let other = || Some("other".to_owned());
         let named = format!("{{\"over\":\"{}\"}}", ours.id);
         for (change, expected) in [
-            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), Renewal::Busy),
+            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), None),
             // An earlier renewal is all that it has, and that has run out.
-            (&|r| r.expires_in = Some(0), Renewal::Lost(Failover)),
-            (&|r| (r.token, r.grant) = (6, None), Renewal::Lost(Failover)),
-            (&|r| r.grant = other(), Renewal::Lost(Failover)),
+            (&|r| r.expires_in = Some(0), Some(Failover)),
+            (&|r| (r.token, r.grant) = (6, None), Some(Failover)),
+            (&|r| r.grant = other(), Some(Failover)),
             (
                 &|r| (r.token, r.grant, r.holder) = (8, other(), other()),
-                Renewal::Lost(Failover),
+                Some(Failover),
             ),
             (
                 &|r| (r.token, r.grant, r.holder) = (8, None, other()),
-                Renewal::Lost(Failover),
+                Some(Failover),
             ),
             // What somebody did who knew of it.
-            (&|r| (r.token, r.grant) = (8, None), Renewal::Lost(Forced)),
-            (&|r| r.grant = None, Renewal::Lost(Released)),
+            (&|r| (r.token, r.grant) = (8, None), Some(Forced)),
+            (&|r| r.grant = None, Some(Released)),
             (
                 &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
-                Renewal::Lost(TakenOver),
+                Some(TakenOver),
             ),
-            (&|r| r.intact = false, Renewal::Lost(TakenOver)),
+            (&|r| r.intact = false, Some(TakenOver)),
             (
                 &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
-                Renewal::Lost(TakenUp),
+                Some(TakenUp),
             ),
         ] {
             assert_eq!(verdict(change), expected);
         }
-        assert_eq!(judge_elsewhere(&ours, None), Renewal::Lost(Failover));
+        assert_eq!(judge_elsewhere(&ours, None).lost(), Some(Failover));
     }
 
     /// A lease of 30 s, renewed so long ago by the clock of the node that was asked.

@@ -19,11 +19,10 @@ use rusqlite::{
 use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Grant, NO_TOKEN, Outcome, Released, Renewal, Reply, Return, Store,
+    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Outcome, Released, Renewal, Reply, Return, Store,
     StoreError, Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
-use crate::error::LostReason;
 use crate::fork;
 use crate::info::LockInfo;
 use crate::name::LockName;
@@ -589,17 +588,14 @@ fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreEr
 }
 
 /// Lock the file of the fence, and then see whether the grant is there: see [`fence`].
-fn open_fence(
-    worker: &mut Worker,
-    grant: &Grant,
-) -> Result<Result<Barrier, LostReason>, StoreError> {
+fn open_fence(worker: &mut Worker, grant: &Grant) -> Result<Result<Barrier, Gone>, StoreError> {
     let opened = worker.write_unless_fenced(|tx, sql, fences| {
         let Some(open) = fences.open(grant.name.as_str()).map_err(of_file)? else {
             return Ok(None);
         };
         let row = look(&mut tx.prepare_cached(&sql.look)?, &grant.name)?;
         Ok(Some(match judge(grant, row.as_ref()) {
-            Renewal::Lost(reason) => Err(reason),
+            Renewal::Lost(gone) => Err(gone),
             Renewal::Busy | Renewal::Renewed => Ok(Barrier::new(open)),
         }))
     });
@@ -738,7 +734,7 @@ impl Store for Sqlite {
         &'a self,
         grant: &'a Grant,
         within: Duration,
-    ) -> Reply<'a, Result<Barrier, LostReason>> {
+    ) -> Reply<'a, Result<Barrier, Gone>> {
         let grant = grant.clone();
         Box::pin(self.call(within, move |worker| open_fence(worker, &grant)))
     }

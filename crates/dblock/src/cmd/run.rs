@@ -162,6 +162,12 @@ async fn given_away(reason: LostReason, ear: &mut Ear) -> bool {
     matches!(reason, LostReason::Released | LostReason::TakenUp) || ear.released().await
 }
 
+/// What the library says of the loss.
+fn in_words(guard: &LockGuard, reason: LostReason) -> String {
+    let loss = guard.loss().map(|loss| loss.to_string());
+    loss.unwrap_or_else(|| format!("lost: {reason}"))
+}
+
 /// The loss of the lock, once.
 async fn first_loss(lost: &mut Option<impl Future<Output = LostReason> + Unpin>) -> LostReason {
     let Some(future) = lost else {
@@ -215,8 +221,9 @@ impl Running<'_> {
             }
             OnLost::Ignore => {
                 let name = &self.job.wish.name;
+                let lost = in_words(self.guard, reason);
                 complain(&format!(
-                    "lock `{name}` lost: {reason}; CMD goes on without it (--on-lost ignore)"
+                    "lock `{name}` {lost}; CMD goes on without it (--on-lost ignore)"
                 ));
                 self.without = true;
                 return None;
@@ -294,19 +301,27 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
     let name = &job.wish.name;
     match outcome {
         Outcome::Stopped(reason, signal) => {
+            let grace = Ttl::from(job.grace());
             let how = match signal {
                 Signal::SIGKILL if job.on_lost == OnLost::Term => {
-                    format!("KILL, after a grace of {}", Ttl::from(job.grace()))
+                    format!("TERM, and KILL after the grace of {grace}")
                 }
                 Signal::SIGKILL => "KILL".to_owned(),
-                _ => "TERM".to_owned(),
+                _ => format!("TERM, and ended within the grace of {grace}"),
             };
-            let now = match whose(locks, name).await {
-                Some(whose) => format!("it is {whose} now"),
-                None => "see who has it now with `dblock list`".to_owned(),
+            let lost = in_words(&guard, reason);
+            let named = guard
+                .loss()
+                .is_some_and(|loss| loss.now_held_by().is_some());
+            let now = match named {
+                true => String::new(),
+                false => match whose(locks, name).await {
+                    Some(whose) => format!("; it is now {whose}"),
+                    None => "; see who has it now with `dblock list`".to_owned(),
+                },
             };
             complain(&format!(
-                "lock `{name}` lost: {reason}; CMD was stopped ({how}): {now}"
+                "lock `{name}` {lost}; CMD was stopped, its process group got {how}{now}"
             ));
             drop(guard);
             drain(locks).await;

@@ -118,7 +118,10 @@ fn refused(mut error: Error, wish: &Wish) -> Failure {
 /// What a call with a ticket came to, and who has the lock now if that is dead.
 pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
-        Error::Lost { name, .. } => whose(locks, name).await,
+        Error::Lost { name, loss, .. } => match loss.now_held_by() {
+            Some(now) => Some(now.to_string()),
+            None => whose(locks, name).await,
+        },
         _ => None,
     };
     Failure::of_ticket(error, now.as_deref())

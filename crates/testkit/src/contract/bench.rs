@@ -147,10 +147,8 @@ pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
 
 /// Renew one grant.
 pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Renewal {
-    store
-        .renew(&[(grant.clone(), ttl.into())], WITHIN)
-        .await
-        .expect("an answer")[0]
+    let answers = store.renew(&[(grant.clone(), ttl.into())], WITHIN).await;
+    answers.expect("an answer").remove(0)
 }
 
 /// Release one grant.

@@ -19,8 +19,8 @@ pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
     };
     assert_eq!(from.holder.as_deref(), Some("me"));
     assert_eq!(
-        renew(&*store, &grant, LONG).await,
-        Renewal::Lost(LostReason::Forced)
+        renew(&*store, &grant, LONG).await.lost(),
+        Some(LostReason::Forced)
     );
     assert_eq!(release(&*store, &grant).await, Released::NotOurs);
     assert_eq!(

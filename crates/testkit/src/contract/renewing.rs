@@ -86,10 +86,16 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
     let new = granted(&*store, "job", "second", LONG).await;
     let before = info(&*store, "job").await;
 
+    let Renewal::Lost(gone) = renew(&*store, &old, LONG).await else {
+        panic!("renewed")
+    };
+    assert_eq!(gone.reason, LostReason::TakenOver);
+    let now = gone.now.expect("who has it");
     assert_eq!(
-        renew(&*store, &old, LONG).await,
-        Renewal::Lost(LostReason::TakenOver)
+        (now.holder.as_deref(), now.token),
+        (Some("second"), Some(new.token))
     );
+    assert!(now.held_for.is_some_and(|age| age < LONG), "{now:?}");
     assert_eq!(release(&*store, &old).await, Released::NotOurs);
     let after = info(&*store, "job").await.expect("a row");
     assert_eq!(after.token, new.token);
@@ -117,15 +123,15 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
     outlived(SHORT).await;
 
     assert_eq!(
-        renew(&*store, &released, LONG).await,
-        Renewal::Lost(LostReason::Released)
+        renew(&*store, &released, LONG).await.lost(),
+        Some(LostReason::Released)
     );
     assert_eq!(holder_of(&*store, "released").await, None);
     // On a cluster no clock says that it has ended: it is its holder's until somebody takes it over.
     if !bench.is_cluster() {
         assert_eq!(
-            renew(&*store, &expired, LONG).await,
-            Renewal::Lost(LostReason::Expired)
+            renew(&*store, &expired, LONG).await.lost(),
+            Some(LostReason::Expired)
         );
         assert_eq!(holder_of(&*store, "expired").await, None);
     }
@@ -134,8 +140,8 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
         ..expired
     };
     assert_eq!(
-        renew(&*store, &never, LONG).await,
-        Renewal::Lost(LostReason::RowGone)
+        renew(&*store, &never, LONG).await.lost(),
+        Some(LostReason::RowGone)
     );
     assert_eq!(
         info(&*store, "never made").await,
@@ -205,7 +211,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
         (endless, Ttl::Endless),
     ];
     let answers = store.renew(&round, WITHIN).await.expect("an answer");
-    let lost = Renewal::Lost;
+    let lost = |reason: LostReason| Renewal::Lost(reason.into());
     assert_eq!(
         answers,
         [

@@ -65,14 +65,14 @@ pub async fn the_same_holder_takes_over(bench: &Bench) {
         assert!(left <= LONG && left > LONG / 2, "{left:?}");
         assert!(row.held_for.is_some_and(|age| age < LONG));
 
-        let taken_over = Renewal::Lost(LostReason::TakenOver);
-        assert_eq!(renew(&*store, &old, LONG).await, taken_over);
+        let taken_over = Some(LostReason::TakenOver);
+        assert_eq!(renew(&*store, &old, LONG).await.lost(), taken_over);
         assert_eq!(release(&*store, &old).await, Released::NotOurs);
         let new = grant_of(&what.to, token);
         assert_eq!(renew(&*store, &new, LONG).await, Renewal::Renewed);
         assert_eq!(release(&*store, &new).await, Released::Freed);
         assert_eq!(
-            renew(&*store, &old, LONG).await,
+            renew(&*store, &old, LONG).await.lost(),
             taken_over,
             "not by force, when the other has released it"
         );
