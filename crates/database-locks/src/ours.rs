@@ -13,6 +13,7 @@ use crate::fork::PerProcess;
 use crate::token::GrantId;
 
 /// A database server, as those that can take each other's place tell themselves apart.
+#[cfg(any(feature = "postgres", test))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Primary {
     /// The same for a primary and its standbys.
@@ -25,6 +26,7 @@ pub(crate) struct Primary {
 struct Known {
     /// How often it was said to be ours.
     times: u32,
+    #[cfg(any(feature = "postgres", test))]
     confirmed_by: Option<Primary>,
 }
 
