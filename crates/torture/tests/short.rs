@@ -85,40 +85,53 @@ fn ours_keep_their_promises_on_galera() {
 }
 
 /// One lock, so that somebody else has it as soon as its lease has ended.
-fn control(client: Client, engine: Engine) {
-    let options = Options {
+fn control(client: Client, engine: Engine, seed: u64) -> Option<Outcome> {
+    run(&Options {
         length: Duration::from_secs(8),
         clients: vec![client; 4],
         locks: 1,
-        ..options(engine, 14)
-    };
-    if let Some(outcome) = run(&options) {
-        assert_good(&outcome);
+        ..options(engine, seed)
+    })
+}
+
+/// What is wrong with it shows when somebody else wants the lock just then: nearly always, in so short
+/// a run. So it may have another try, and another.
+fn caught(client: Client, engine: Engine) {
+    for seed in [14, 24, 34, 44] {
+        let Some(outcome) = control(client, engine, seed) else {
+            return;
+        };
+        let lucky = outcome.violations.is_empty() && outcome.problems.is_empty();
+        if !lucky || seed == 44 {
+            return assert_good(&outcome);
+        }
     }
 }
 
 #[test]
 fn a_renewal_that_acquires_is_caught() {
-    control(Client::RenewalAcquires, Engine::Sqlite);
+    caught(Client::RenewalAcquires, Engine::Sqlite);
 }
 
 #[test]
 fn trust_counted_from_the_reply_is_caught() {
-    control(Client::TrustFromReply, Engine::Postgres);
+    caught(Client::TrustFromReply, Engine::Postgres);
 }
 
 #[test]
 fn expiry_by_the_clock_of_a_client_is_caught() {
-    control(Client::ClientClock, Engine::MariaDb);
+    caught(Client::ClientClock, Engine::MariaDb);
 }
 
 #[test]
 fn unfenced_writes_are_caught() {
-    control(Client::Unfenced, Engine::Postgres);
+    caught(Client::Unfenced, Engine::Postgres);
 }
 
 /// What catches the others is what is wrong with them.
 #[test]
 fn a_naive_client_without_a_mistake_is_not_caught() {
-    control(Client::Naive, Engine::Sqlite);
+    if let Some(outcome) = control(Client::Naive, Engine::Sqlite, 14) {
+        assert_good(&outcome);
+    }
 }

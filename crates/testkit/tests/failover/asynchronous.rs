@@ -78,11 +78,13 @@ async fn who_was_forgotten_is_told_so() {
         )
     };
     assert!(failover(&refused), "{}", refused.chain());
+    let said = refused.to_string();
+    let now = format!("(now held by {} for ", second.holder());
     assert!(
-        refused
-            .to_string()
-            .ends_with("the database forgot the grant (failover)")
+        said.contains("the database forgot the grant (failover)"),
+        "{said}"
     );
+    assert!(said.contains(&now), "{said}");
     tx.rollback().await.unwrap();
     let mut tx = session.transaction().await.unwrap();
     let fence = soon(second.fence(&mut tx)).await.unwrap();
