@@ -364,7 +364,7 @@ impl LockGuard {
         let Some(work) = self.begin_release() else {
             return Ok(());
         };
-        let work = runtime::handle()?.spawn(work);
+        let work = runtime::spawn(work)?;
         let late = async move {
             tokio::time::sleep(RELEASE_PATIENCE).await;
             Err(Error::Unavailable {
@@ -447,8 +447,9 @@ pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let (Some(work), Ok(runtime)) = (self.begin_release(), runtime::handle()) {
-            runtime.spawn(work);
+        if let Some(work) = self.begin_release() {
+            // The runtime is there, since the guard is.
+            let _ = runtime::spawn(work);
         }
     }
 }
