@@ -1,7 +1,8 @@
 //! The same without async, for code that blocks.
 //!
-//! Each call waits on the thread that makes it; renewals go on in the background all the same. Do
-//! not call it from async code: it would block the worker.
+//! Each call waits on the thread that makes it, and what it waits for is carried out on that thread too;
+//! renewals go on in the background all the same. Such a thread needs a stack as threads have it by
+//! default, not of a few KiB. Do not call it from async code: it would block the worker.
 //!
 //! ```
 //! use database_locks::blocking::Locks;

@@ -49,7 +49,7 @@ fn start() -> Result<&'static Background, Error> {
     // For as long as the process: so is the thread.
     let background: &Background = Box::leak(Box::new(Background {
         runtime,
-        baton: Baton::default(),
+        baton: Baton::new().map_err(failed)?,
     }));
     std::thread::Builder::new()
         .name("database-locks".into())
@@ -153,18 +153,112 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 /// Wait for it on this thread, for so long.
-pub(crate) fn block_on_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> Option<F::Output> {
+pub(crate) fn block_on_for<F: Future + ?Sized>(
+    future: Pin<&mut F>,
+    at_most: Duration,
+) -> Option<F::Output> {
     let until = clock::now().saturating_add(at_most);
     background().ok()?.wait_until(future, Some(until))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
     use std::sync::mpsc;
+    use std::thread;
     use std::time::Duration;
 
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// On which thread it is carried out.
+    async fn carried_out_by() -> thread::ThreadId {
+        run(async { Ok(thread::current().id()) }).await.unwrap()
+    }
+
+    #[test]
+    fn who_blocks_carries_it_out_himself_and_who_does_not_has_it_done() {
+        let me = thread::current().id();
+        // Whoever drives when it is asked for has carried out the first of them, and another test may
+        // drive just now.
+        let mut tries = std::iter::repeat_with(|| block_on(carried_out_by()));
+        assert!(tries.by_ref().take(1000).any(|by| by == me));
+        let by = pollster::block_on(carried_out_by());
+        assert_ne!(by, me);
+    }
+
+    #[test]
+    fn what_nobody_blocks_for_goes_on_while_others_block_and_after_them() {
+        let (hear, heard) = mpsc::channel();
+        let ticks = async move {
+            for tick in 0..100 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                hear.send(tick).unwrap();
+            }
+        };
+        drop(spawn(ticks).unwrap());
+        for _ in 0..20 {
+            block_on(async { run(async { Ok(()) }).await.unwrap() });
+        }
+        for tick in 0..100 {
+            assert_eq!(heard.recv_timeout(LONG), Ok(tick));
+        }
+    }
+
+    #[test]
+    fn many_threads_that_block_and_tasks_that_do_not_all_have_their_answers() {
+        let rounds = || async {
+            for _ in 0..200 {
+                run(async {
+                    tokio::task::yield_now().await;
+                    Ok(())
+                })
+                .await
+                .unwrap();
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| block_on(run(async { Ok(()) })).unwrap()));
+                scope.spawn(|| pollster::block_on(rounds()));
+                scope.spawn(|| block_on(rounds()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_wait_that_is_over_may_be_gone_on_with_by_any_thread() {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let mut waiting = Box::pin(run(async { Ok(told.await.unwrap()) }));
+        for _ in 0..3 {
+            assert!(block_on_for(waiting.as_mut(), Duration::from_millis(5)).is_none());
+        }
+        let waiting = thread::spawn(move || block_on_for(waiting.as_mut(), LONG));
+        tell.send("news").unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap().unwrap(), "news");
+    }
+
+    #[test]
+    fn who_blocks_within_another_runtime_has_it_done() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let by = runtime
+            .unwrap()
+            .block_on(async { block_on(carried_out_by()) });
+        assert_ne!(by, thread::current().id());
+    }
+
+    #[test]
+    fn a_wait_that_panics_leaves_it_to_others_to_go_on() {
+        let done = AtomicBool::new(false);
+        let panics = std::panic::catch_unwind(|| block_on(async { panic!("of its own") }));
+        assert!(panics.is_err());
+        block_on(async {
+            run(async { Ok(()) }).await.unwrap();
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(done.into_inner());
+    }
 
     #[test]
     #[allow(

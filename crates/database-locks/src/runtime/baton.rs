@@ -10,11 +10,12 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 use crate::clock::{self, Time};
@@ -24,11 +25,14 @@ use crate::clock::{self, Time};
 /// still come and go.
 const IDLE: Duration = Duration::from_millis(5);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Baton {
     state: Mutex<State>,
-    /// The background thread waits for its turn.
-    back: Condvar,
+    /// Where the background thread waits for its turn. Not at a `Condvar`: that waits until a time on the
+    /// clock, for an hour where a test shifts the clocks of a process by one.
+    away: Runtime,
+    /// It is its turn, perhaps.
+    back: Notify,
     /// The background thread shall make way.
     leave: Notify,
     /// How much is waited for by somebody who does not drive.
@@ -55,6 +59,16 @@ enum Driver {
 }
 
 impl Baton {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            state: Mutex::default(),
+            away: Builder::new_current_thread().enable_all().build()?,
+            back: Notify::new(),
+            leave: Notify::new(),
+            begun: AtomicUsize::new(0),
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,33 +92,28 @@ impl Baton {
 
     /// Wait until the background thread is needed.
     pub(super) fn needs_background(&self) -> Turn<'_> {
-        let mut state = self.state();
+        let mut unused_since = None;
         loop {
-            if state.driver != Driver::Nobody {
-                state.asleep = true;
-                state = self
-                    .back
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
+            let mut state = self.state();
+            let (free, turns) = (state.driver == Driver::Nobody, state.turns);
+            let needed = state.line.is_empty() && self.is_waited_for();
+            if free && (needed || unused_since == Some(turns)) {
+                state.driver = Driver::Background;
+                return Turn {
+                    baton: self,
+                    returns: false,
+                };
             }
-            if state.line.is_empty() && self.is_waited_for() {
-                break;
-            }
-            let turns = state.turns;
-            let (after, waited) = self
-                .back
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = after;
-            if waited.timed_out() && state.driver == Driver::Nobody && state.turns == turns {
-                break;
-            }
-        }
-        state.driver = Driver::Background;
-        Turn {
-            baton: self,
-            returns: false,
+            state.asleep = !free;
+            drop(state);
+            unused_since = self.away.block_on(async {
+                if free {
+                    let called = tokio::time::timeout(IDLE, self.back.notified()).await;
+                    return called.is_err().then_some(turns);
+                }
+                self.back.notified().await;
+                None
+            });
         }
     }
 
