@@ -15,7 +15,7 @@ use crate::name::LockName;
 use crate::renew::ms;
 use crate::store::{Occupant, Outcome, Pauses, StoreError};
 use crate::timing::Timing;
-use crate::token::Token;
+use crate::token::{GrantId, Token};
 use crate::turns::Turn;
 use crate::watch::Stretch;
 
@@ -36,6 +36,8 @@ const SHORTEST_POLL: Duration = Duration::from_millis(20);
 pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
 /// The longest one where releases are announced, for a lost announcement must cost no more than that.
 const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
+/// How long whoever is next waits for a release by somebody of this process before he looks.
+const HELD_HERE: Duration = Duration::from_secs(1);
 /// The same while the database cannot be reached.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
@@ -302,8 +304,16 @@ async fn work(
     }
     let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
     loop {
+        // By a release, or should whoever has it here be lost.
+        if let Some(turn) = line.as_ref().filter(|turn| turn.is_held_here()) {
+            tokio::select! {
+                () = turn.rings() => {}
+                () = tokio::time::sleep(HELD_HERE) => {}
+            }
+        }
         let outcome = attempt.once().await;
         if let Ok(Outcome::Granted { token, length }) = outcome {
+            inner.turns.taken(&want.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => return Ok(Some(guard)),
                 Err(loss) if once => return Err(loss.error(&want.name)),
@@ -323,8 +333,13 @@ async fn work(
         {
             return Ok(None);
         }
-        if matches!(outcome, Ok(Outcome::Held(_))) {
+        let mut here = false;
+        if let Ok(Outcome::Held(occupant)) = &outcome {
             unclear = now;
+            here = is_held_by(inner, occupant);
+            if !here {
+                inner.turns.taken_elsewhere(&want.name);
+            }
         }
         let pauses = pace.after(&outcome);
         match outcome {
@@ -363,6 +378,7 @@ async fn work(
         };
         let pauses = Pauses {
             held: pauses.held,
+            here,
             announced: within(pauses.announced),
             unannounced: within(pauses.unannounced),
         };
@@ -372,6 +388,12 @@ async fn work(
         }
         line = Some(turn);
     }
+}
+
+/// Whether it is a guard of these very locks that has it, whose release is heard of here.
+fn is_held_by(inner: &Inner, occupant: &Occupant) -> bool {
+    let grant = occupant.grant.as_deref().and_then(GrantId::parse);
+    occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
 }
 
 /// Stand in line and wait for our turn. Who is behind others need not ask the database who has it:
@@ -409,6 +431,7 @@ impl Pace {
     fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
         let pauses = |announced, unannounced| Pauses {
             held: false,
+            here: false,
             announced,
             unannounced,
         };
@@ -454,6 +477,7 @@ impl Pace {
         let unannounced = until_end(self.poll);
         Pauses {
             held: true,
+            here: false,
             announced: match occupant.intact {
                 true => until_end(self.longest.max(ANNOUNCED_POLL)),
                 false => unannounced,

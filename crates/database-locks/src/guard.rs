@@ -326,6 +326,7 @@ impl LockGuard {
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
         self.held.released();
+        self.inner.turns.left(self.name());
         let Grant {
             name,
             token,
@@ -420,6 +421,9 @@ impl LockGuard {
             Status::Lost(loss) => loss.reason().leaves_a_lease(),
             Status::Released => false,
         };
+        if !ours {
+            self.inner.turns.left(self.name());
+        }
         let ttl = *self.longest();
         let what = Return::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());

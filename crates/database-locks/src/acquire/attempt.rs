@@ -164,6 +164,7 @@ impl Drop for Attempt<'_> {
             grant: ask.grant,
             holder: Arc::clone(&ask.holder),
             durable: false,
+            quietly: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         tokio::spawn(give_back(

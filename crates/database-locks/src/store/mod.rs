@@ -135,7 +135,16 @@ pub trait Store: Send + Sync + fmt::Debug {
         pauses: Pauses,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         let _ = name;
-        Box::pin(tokio::time::sleep(pauses.unannounced))
+        Box::pin(tokio::time::sleep(match pauses.here {
+            true => pauses.announced,
+            false => pauses.unannounced,
+        }))
+    }
+
+    /// Wake those who wait for `name` in other processes, where they can be woken.
+    fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
+        let _ = (name, within);
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 
@@ -144,6 +153,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 pub struct Pauses {
     /// Whether somebody has it, who will release it. Else its row is locked by somebody, or nobody knows.
     pub held: bool,
+    /// Whether that is somebody of this process, who will say so.
+    pub here: bool,
     /// Where its release is announced to us.
     pub announced: Duration,
     /// Where it is not.
@@ -314,6 +325,8 @@ pub struct Return {
     /// Whether a crash of the database must not forget it: so for a lease without end, which would
     /// otherwise stay held for ever.
     pub durable: bool,
+    /// Whether to wake nobody who waits in another process: somebody of this one is about to take it.
+    pub quietly: bool,
 }
 
 impl Return {
@@ -325,6 +338,7 @@ impl Return {
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
             durable: ttl == Ttl::Endless,
+            quietly: false,
         }
     }
 }
@@ -334,6 +348,8 @@ impl Return {
 pub enum Released {
     /// It was ours and is free now.
     Freed,
+    /// The same, and some wait for it; they were woken, unless quietly was asked for.
+    Awaited,
     /// Still ours, but its row is locked by somebody.
     Busy,
     /// It was not ours any more; nothing was changed.

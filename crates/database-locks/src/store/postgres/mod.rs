@@ -83,9 +83,10 @@ enum Sql {
     ReadAll,
     Prune,
     Wait,
+    Ring,
 }
 
-const STATEMENTS: [&str; 13] = [
+const STATEMENTS: [&str; 14] = [
     ACQUIRE_ONE,
     ACQUIRE,
     INSERT,
@@ -99,6 +100,7 @@ const STATEMENTS: [&str; 13] = [
     READ_ALL,
     PRUNE,
     WAIT,
+    RING,
 ];
 
 /// What `docs/protocol.md` publishes.
@@ -114,6 +116,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release many", RELEASE),
     ("release by force", FORCE),
     ("wait", WAIT),
+    ("wake", RING),
     ("read", READ),
     ("prune", PRUNE),
     ("fence", FENCE),
@@ -383,8 +386,13 @@ async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
 
 /// Free one lock that is still held by exactly this grant.
 ///
-/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash.
-/// One row: whether it is free now, or is still ours and locked by somebody. No row: not ours.
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash, `$6`
+/// whether to wake nobody. One row: whether it is free now, or is still ours and locked by somebody, and
+/// whether others wait for it. No row: not ours.
+///
+/// Nobody is woken where somebody of this process takes it next, with the statement behind this one: he
+/// would be woken in vain. The process that releases so owes it to the others not to go on with that for
+/// long, and to wake them (the statement "wake") where nobody takes it after all.
 ///
 /// The holder, the token and the times stay, for people to read; the token because the next grant's
 /// has to be greater. A crash that forgets a release costs the others a wait of one ttl, and not
@@ -407,11 +415,11 @@ WITH picked AS MATERIALIZED (
      WHERE l.id = p.id
  RETURNING l.name, l.waiting_until > p.now AS awaited
 )
-SELECT 1::bigint, true, ",
-    ring!(),
+SELECT 1::bigint, true, f.awaited, ",
+    ring!("f.awaited AND NOT $6"),
     " FROM freed f
  UNION ALL
-SELECT 1::bigint, false, NULL
+SELECT 1::bigint, false, NULL, NULL
   FROM {table}
  WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
        AND granted_until = expires_at
@@ -419,7 +427,7 @@ SELECT 1::bigint, false, NULL
 );
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
-/// survive a crash.
+/// survive a crash, `$6` whether to wake nobody, for each.
 const RELEASE: &str = concat!(
     "
 WITH durable AS MATERIALIZED (
@@ -428,10 +436,10 @@ WITH durable AS MATERIALIZED (
                 THEN set_config('synchronous_commit', 'on', true) END
 ), asked AS MATERIALIZED (
     SELECT a.*
-      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, place)
+      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::boolean[])
+           WITH ORDINALITY AS a(name, token, grant_id, holder, quietly, place)
 ), picked AS MATERIALIZED (
-    SELECT l.id, a.place, clock_timestamp() AS now
+    SELECT l.id, a.place, a.quietly, clock_timestamp() AS now
       FROM asked a JOIN {table} l ON l.name = a.name
      WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
        AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
@@ -442,13 +450,13 @@ WITH durable AS MATERIALIZED (
            expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
       FROM picked p
      WHERE l.id = p.id
- RETURNING p.place, l.name, l.waiting_until > p.now AS awaited
+ RETURNING p.place, p.quietly, l.name, l.waiting_until > p.now AS awaited
 )
-SELECT place, true, ",
-    ring!(),
+SELECT place, true, f.awaited, ",
+    ring!("f.awaited AND NOT f.quietly"),
     " FROM freed f
  UNION ALL
-SELECT a.place, false, NULL
+SELECT a.place, false, NULL, NULL
   FROM asked a JOIN {table} l ON l.name = a.name
  WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
    AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
@@ -461,12 +469,13 @@ async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, R
     let rows = match returns {
         [] => return Ok(Vec::new()),
         [what] => {
-            let params: [connection::Param<'_>; 5] = [
+            let params: [connection::Param<'_>; 6] = [
                 (&what.name.as_str(), Type::TEXT),
                 (&token(what), Type::INT8),
                 (&what.grant.as_str(), Type::TEXT),
                 (&&*what.holder, Type::TEXT),
                 (&durable, Type::BOOL),
+                (&what.quietly, Type::BOOL),
             ];
             on.rows(Sql::ReleaseOne as usize, true, &params).await?
         }
@@ -475,12 +484,14 @@ async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, R
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
-            let params: [connection::Param<'_>; 5] = [
+            let quietly: Vec<_> = many.iter().map(|what| what.quietly).collect();
+            let params: [connection::Param<'_>; 6] = [
                 (&names, Type::TEXT_ARRAY),
                 (&tokens, Type::INT8_ARRAY),
                 (&grants, Type::TEXT_ARRAY),
                 (&holders, Type::TEXT_ARRAY),
                 (&durable, Type::BOOL),
+                (&quietly, Type::BOOL_ARRAY),
             ];
             on.rows(Sql::Release as usize, many.len() < LARGE, &params)
                 .await?
@@ -489,14 +500,18 @@ async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, R
     let mut released = vec![Released::NotOurs; returns.len()];
     for row in &rows {
         let at = place(row, returns.len())?;
-        released[at] = if row.try_get(1)? {
-            Released::Freed
-        } else {
-            Released::Busy
+        let awaited = row.try_get::<_, Option<bool>>(2)? == Some(true);
+        released[at] = match row.try_get(1)? {
+            true if awaited => Released::Awaited,
+            true => Released::Freed,
+            false => Released::Busy,
         };
     }
     Ok(released)
 }
+
+/// Wake those who wait for `$1`.
+const RING: &str = "SELECT pg_notify('database_locks_' || '{table}'::regclass::oid, $1)";
 
 /// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
 ///
@@ -524,7 +539,7 @@ WITH picked AS MATERIALIZED (
 SELECT freed, ",
     seen!(),
     ", (SELECT ",
-    ring!(),
+    ring!("f.awaited"),
     " FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked
@@ -679,6 +694,13 @@ impl Store for Postgres {
         pauses: Pauses,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(self.bells.wait(&self.link, name, pauses))
+    }
+
+    fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
+        Box::pin(self.link.on(within, move |on| async move {
+            let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
+            on.rows(Sql::Ring as usize, true, &params).await.map(drop)
+        }))
     }
 
     fn renew<'a>(
