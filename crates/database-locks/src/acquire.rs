@@ -20,9 +20,12 @@ use crate::turns::Turn;
 use crate::watch::Stretch;
 
 mod attempt;
+mod pace;
 
 use attempt::Attempt;
 pub(crate) use attempt::begin;
+pub(crate) use pace::LONGEST_POLL;
+use pace::Pace;
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,14 +34,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const ONCE_CONTENTION: Duration = Duration::from_secs(1);
 /// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
 const ONCE_BUSY: Duration = Duration::from_millis(30);
-/// The pause between two looks at a lock that changes hands often, and the longest one by default.
-const SHORTEST_POLL: Duration = Duration::from_millis(20);
-pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
-/// The longest one where releases are announced, for a lost announcement must cost no more than that.
-const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
-/// The same while the database cannot be reached.
-const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
-const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait begins this long before its end, so that its answer is in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
@@ -300,8 +295,13 @@ async fn work(
         line = Some(wait_for_turn(inner, want, progress).await);
     }
     let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
+    // What a look has said: then it is not worth a try yet.
+    let mut looked = None;
     loop {
-        let outcome = attempt.once().await;
+        let outcome = match looked.take() {
+            Some(outcome) => outcome,
+            None => attempt.once().await,
+        };
         if let Ok(Outcome::Granted { token, length }) = outcome {
             match attempt.granted(token, length).await {
                 Ok(guard) => return Ok(Some(guard)),
@@ -325,7 +325,7 @@ async fn work(
         if matches!(outcome, Ok(Outcome::Held(_))) {
             unclear = now;
         }
-        let pauses = pace.after(&outcome);
+        let pauses = pace.after(&outcome, now);
         match outcome {
             Err(refused @ StoreError::Rejected { .. }) => {
                 return Err(refused.into_error(op(&want.name)));
@@ -365,9 +365,17 @@ async fn work(
             announced: within(pauses.announced),
             unannounced: within(pauses.unannounced),
         };
-        tokio::select! {
-            () = inner.store.freed(&want.name, pauses) => {}
-            () = turn.rings() => {}
+        // One that is free or locked is tried for at once: a look would say no more than that.
+        if pauses.held && inner.store.polls() {
+            looked = tokio::select! {
+                seen = inner.looks.next(&want.name, pauses.unannounced) => attempt.judge(seen),
+                () = turn.rings() => None,
+            };
+        } else {
+            tokio::select! {
+                () = inner.store.freed(&want.name, pauses) => {}
+                () = turn.rings() => {}
+            }
         }
         line = Some(turn);
     }
@@ -384,120 +392,4 @@ async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -
     let turn = inner.turns.join(&want.name);
     turn.comes().await;
     turn
-}
-
-/// How long to wait before the next look.
-#[derive(Debug)]
-struct Pace {
-    longest: Duration,
-    seen: Option<Token>,
-    poll: Duration,
-    outage: Duration,
-}
-
-impl Pace {
-    fn new(longest: Duration) -> Self {
-        Self {
-            longest,
-            seen: None,
-            poll: Duration::ZERO,
-            outage: Duration::ZERO,
-        }
-    }
-
-    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
-        let pauses = |announced, unannounced| Pauses {
-            held: false,
-            announced,
-            unannounced,
-        };
-        match outcome {
-            Ok(Outcome::Held(occupant)) => self.held(occupant),
-            Err(StoreError::Unavailable(_)) => {
-                let pause = self.unavailable();
-                pauses(pause, pause)
-            }
-            // Mostly it is somebody who is just taking it, and who will ring.
-            Ok(Outcome::Busy) => {
-                let announced = Duration::from_millis(fastrand::u64(20..=200));
-                pauses(announced, self.busy())
-            }
-            _ => {
-                let pause = self.busy();
-                pauses(pause, pause)
-            }
-        }
-    }
-
-    /// A lock that changed hands since the last look is looked at often, one that did not ever less;
-    /// never later than its lease ends.
-    ///
-    /// Where its end is announced that is only in case it was not heard. A holder of 0.5 rings no bell,
-    /// and neither does the end of a lease.
-    fn held(&mut self, occupant: &Occupant) -> Pauses {
-        self.outage = Duration::ZERO;
-        let shortest = SHORTEST_POLL.min(self.longest);
-        self.poll = if self.seen == occupant.token {
-            (self.poll.saturating_mul(3) / 2).clamp(shortest, self.longest)
-        } else {
-            shortest
-        };
-        self.seen = occupant.token;
-        let end = occupant
-            .free_in
-            .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
-        let until_end = |pause: Duration| {
-            let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            end.map_or(jittered, |end| end.min(jittered))
-        };
-        let unannounced = until_end(self.poll);
-        Pauses {
-            held: true,
-            announced: match occupant.intact {
-                true => until_end(self.longest.max(ANNOUNCED_POLL)),
-                false => unannounced,
-            },
-            unannounced,
-        }
-    }
-
-    fn busy(&mut self) -> Duration {
-        self.outage = Duration::ZERO;
-        Duration::from_millis(fastrand::u64(2..=20))
-    }
-
-    fn unavailable(&mut self) -> Duration {
-        self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
-        self.outage.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looks_grow_rarer_up_to_the_longest_pause_and_no_later_than_the_lease_ends() {
-        let ms = Duration::from_millis;
-        let held = |token, free_in| {
-            Ok(Outcome::Held(Occupant {
-                token: Some(Token::from_db(token)),
-                free_in,
-                ..Occupant::default()
-            }))
-        };
-        for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
-            let mut pace = Pace::new(longest);
-            let mut after = |outcome| pace.after(&outcome).unannounced;
-            let first = after(held(1, None));
-            assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
-            for _ in 0..40 {
-                assert!(after(held(1, None)) <= longest);
-            }
-            assert!(after(held(1, None)) >= longest / 2, "{longest:?}");
-            assert!(after(held(1, Some(ms(2)))) <= ms(10));
-            let changed = after(held(2, None));
-            assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
-        }
-    }
 }

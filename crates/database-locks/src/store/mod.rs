@@ -75,6 +75,26 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Vec<LockInfo>>;
 
+    /// Whether who waits has to look for himself, since nothing announces a release. Where it may be
+    /// announced, an acquire is the look.
+    fn polls(&self) -> bool {
+        false
+    }
+
+    /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
+    ///
+    /// Locks nothing and waits for no row. Where there are several servers it shows what the one at hand
+    /// knows: so it decides when to try and nothing else.
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>> {
+        let _ = within;
+        let nobody_knows = names.iter().map(|_| None).collect();
+        Box::pin(std::future::ready(Ok(nobody_knows)))
+    }
+
     /// Put another grant in the place of one that is still held by the same holder, with a new token.
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
 
@@ -405,6 +425,19 @@ impl StoreError {
         Self::Rejected {
             hint: hint.map(str::to_owned),
             source: said.into().into(),
+        }
+    }
+
+    /// The same once more, for another who was to be answered together.
+    pub(crate) fn again(&self) -> Self {
+        let said = |source: &BoxError| source.to_string().into();
+        match self {
+            Self::Contention(source) => Self::Contention(said(source)),
+            Self::Unavailable(source) => Self::Unavailable(said(source)),
+            Self::Rejected { hint, source } => Self::Rejected {
+                hint: hint.clone(),
+                source: said(source),
+            },
         }
     }
 
