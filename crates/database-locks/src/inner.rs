@@ -15,7 +15,6 @@ use crate::looks::Looks;
 use crate::metrics;
 use crate::name::LockName;
 use crate::renew::Scheduler;
-use crate::runtime;
 use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
@@ -42,7 +41,7 @@ impl Inner {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
         let inner = Arc::new(Self {
-            scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            scheduler: Scheduler::start(store.clone())?,
             asks: Batch::new(store.clone(), PATIENCE),
             returns: Batch::new(store.clone(), PATIENCE),
             looks: Looks::new(store.clone(), PATIENCE),
