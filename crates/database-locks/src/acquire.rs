@@ -10,10 +10,11 @@ use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::inner::Inner;
+use crate::looks;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
 use crate::renew::ms;
-use crate::store::{Occupant, Outcome, Pauses, StoreError};
+use crate::store::{Occupant, Outcome, Pauses, StoreError, Woken};
 use crate::timing::Timing;
 use crate::token::Token;
 use crate::turns::Turn;
@@ -361,22 +362,25 @@ async fn work(
             },
             None => pause,
         };
-        let pauses = Pauses {
-            held: pauses.held,
-            announced: within(pauses.announced),
-            unannounced: within(pauses.unannounced),
-        };
+        let unannounced = within(pauses.unannounced);
         // One that is free or locked is tried for at once: a look would say no more than that.
-        if pauses.held && inner.store.polls() {
+        let alone = match pauses.held {
+            true => unannounced / looks::ALONE,
+            false => unannounced,
+        };
+        let woken = tokio::select! {
+            woken = inner.store.freed(&want.name, Pauses {
+                held: pauses.held,
+                announced: within(pauses.announced),
+                unannounced: alone,
+            }) => woken,
+            () = turn.rings() => Woken::Rung,
+        };
+        if pauses.held && woken == Woken::Unheard {
             looked = tokio::select! {
-                seen = inner.looks.next(&want.name, pauses.unannounced) => attempt.judge(seen),
+                seen = inner.looks.next(&want.name, unannounced - alone) => attempt.judge(seen),
                 () = turn.rings() => None,
             };
-        } else {
-            tokio::select! {
-                () = inner.store.freed(&want.name, pauses) => {}
-                () = turn.rings() => {}
-            }
         }
         line = Some(turn);
     }

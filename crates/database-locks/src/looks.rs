@@ -1,9 +1,8 @@
 //! Looking at locks that others have, where no release is announced: one look for all of them.
 //!
-//! Each waiter says when he wants the next look at his lock. Whoever's time comes first looks for all
-//! those whose pause is at least half over: of a hundred locks that a process waits for, all are in one
-//! read-only statement, and soon they are always. A lone waiter looks for himself, at once and in his
-//! own task.
+//! Once some of his pause is over a waiter stands here until the rest is. Whoever's time comes first looks
+//! for all who stand here, with one read-only statement: of a hundred locks that a process waits for all
+//! are soon in each of them. A lone waiter looks for himself, in his own task.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +10,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::clock::{self, Time};
 use crate::name::LockName;
 use crate::store::{Observed, Occupant, StoreError};
 
+/// The part of a pause in which a look of somebody else would come too early to be of use.
+///
+/// The pauses of one age differ by jitter, down to 0.6 of the longest. Of two groups that look by turns
+/// one is at least 0.3 of it behind the other: at a quarter they become one, at a half they might not.
+pub(crate) const ALONE: u32 = 4;
 /// How many are looked at together at most: a statement should not take longer than a waiter minds.
 const MOST: usize = 1_000;
 
@@ -41,14 +44,12 @@ struct Waiting {
 struct Slot {
     id: u64,
     name: LockName,
-    /// From when on a look of somebody else comes as well.
-    from: Time,
     tell: oneshot::Sender<Seen>,
 }
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (self.id, &self.name, self.from).fmt(f)
+        (self.id, &self.name).fmt(f)
     }
 }
 
@@ -62,7 +63,7 @@ impl Looks {
         }))
     }
 
-    /// Look at a lock after `pause`, or with others when half of it is over.
+    /// Look at a lock at the latest after `pause`, or as soon as somebody looks at another.
     ///
     /// # Errors
     ///
@@ -73,13 +74,12 @@ impl Looks {
     /// Dropped, it looks no more; those for whom it looked too get their answers.
     pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> Seen {
         let (tell, mut seen) = oneshot::channel();
-        let from = clock::now().saturating_add(pause / 2);
-        let place = self.0.join(name.clone(), from, tell);
+        let place = self.0.join(name.clone(), tell);
         let seen = tokio::select! {
             biased;
             seen = &mut seen => seen,
             () = tokio::time::sleep(pause) => {
-                let due = self.0.waiting().take(place.id, clock::now());
+                let due = self.0.waiting().take(place.id);
                 match due.len() {
                     // Somebody is just looking for us.
                     0 => {}
@@ -114,16 +114,11 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, from: Time, tell: oneshot::Sender<Seen>) -> Place<'_> {
+    fn join(&self, name: LockName, tell: oneshot::Sender<Seen>) -> Place<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
-        let slot = Slot {
-            id,
-            name,
-            from,
-            tell,
-        };
+        let slot = Slot { id, name, tell };
         waiting.slots.push(slot);
         Place { shared: self, id }
     }
@@ -148,13 +143,94 @@ impl Shared {
 
 impl Waiting {
     /// The one whose time has come, and those whose look it can be. None: somebody else has taken it.
-    fn take(&mut self, id: u64, now: Time) -> Vec<Slot> {
+    fn take(&mut self, id: u64) -> Vec<Slot> {
         let Some(at) = self.slots.iter().position(|slot| slot.id == id) else {
             return Vec::new();
         };
-        let mut due = vec![self.slots.swap_remove(at)];
-        let others = self.slots.extract_if(.., |slot| slot.from <= now);
-        due.extend(others.take(MOST - 1));
+        let mut due = vec![self.slots.remove(at)];
+        due.extend(self.slots.drain(..self.slots.len().min(MOST - 1)));
         due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::{self, Ask, Outcome, Table};
+    use crate::token::GrantId;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn name(text: &str) -> LockName {
+        LockName::new(text).unwrap()
+    }
+
+    /// Looks at a table in which this lock is held.
+    async fn looks(url: &str, held: &str) -> Arc<Looks> {
+        let store = Observed::new(store::open(url, &Table::default()).unwrap(), url);
+        let ask = Ask {
+            name: name(held),
+            grant: GrantId::random().unwrap(),
+            holder: "me".into(),
+            length: LONG,
+            metadata: "{}".into(),
+            lapsed: None,
+        };
+        let granted = store.acquire(&[ask], LONG).await.unwrap();
+        assert!(matches!(granted[..], [Outcome::Granted { .. }]));
+        Arc::new(Looks::new(store, LONG))
+    }
+
+    type Looking = tokio::task::JoinHandle<Option<String>>;
+
+    async fn look(looks: &Arc<Looks>, of: &str, pause: Duration) -> Looking {
+        let (looks, of) = (Arc::clone(looks), name(of));
+        let looking = tokio::spawn(async move {
+            let seen = looks.next(&of, pause).await.unwrap();
+            seen.map(|by| by.holder.unwrap())
+        });
+        tokio::task::yield_now().await;
+        looking
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn the_first_whose_time_comes_looks_for_all_and_each_gets_his_own_answer() {
+        run(async {
+            let looks = looks("memory:looks of all", "held").await;
+            let mut late = Vec::new();
+            for of in ["held", "free", "held"] {
+                late.push(look(&looks, of, LONG).await);
+            }
+            let first = look(&looks, "another", SOON).await;
+            assert_eq!(first.await.unwrap(), None);
+            let mut holders = Vec::new();
+            for looking in late {
+                holders.push(looking.await.unwrap());
+            }
+            let me = || Some("me".to_owned());
+            assert_eq!(holders, [me(), None, me()]);
+            assert!(looks.0.waiting().slots.is_empty());
+        });
+    }
+
+    #[test]
+    fn who_goes_away_is_forgotten_and_the_others_look_without_him() {
+        run(async {
+            let looks = looks("memory:looks of some", "held").await;
+            let gone = look(&looks, "held", SOON).await;
+            let stays = look(&looks, "held", SOON * 2).await;
+            gone.abort();
+            assert!(gone.await.unwrap_err().is_cancelled());
+            assert_eq!(looks.0.waiting().slots.len(), 1);
+            assert_eq!(stays.await.unwrap().as_deref(), Some("me"));
+        });
     }
 }

@@ -75,12 +75,6 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Vec<LockInfo>>;
 
-    /// Whether who waits has to look for himself, since nothing announces a release. Where it may be
-    /// announced, an acquire is the look.
-    fn polls(&self) -> bool {
-        false
-    }
-
     /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
     ///
     /// Locks nothing and waits for no row. Where there are several servers it shows what the one at hand
@@ -89,11 +83,7 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
-        let _ = within;
-        let nobody_knows = names.iter().map(|_| None).collect();
-        Box::pin(std::future::ready(Ok(nobody_knows)))
-    }
+    ) -> Reply<'a, Vec<Option<Occupant>>>;
 
     /// Put another grant in the place of one that is still held by the same holder, with a new token.
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
@@ -153,10 +143,22 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a LockName,
         pauses: Pauses,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
         let _ = name;
-        Box::pin(tokio::time::sleep(pauses.unannounced))
+        Box::pin(async move {
+            tokio::time::sleep(pauses.unannounced).await;
+            Woken::Unheard
+        })
     }
+}
+
+/// Why a wait for a release is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// It was announced, or that may have been missed.
+    Rung,
+    /// None would have been announced, and the pause for that is over.
+    Unheard,
 }
 
 /// How long to wait before the next look at a lock that was not to be had.

@@ -725,10 +725,6 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
     }
 
-    fn polls(&self) -> bool {
-        true
-    }
-
     fn look<'a>(
         &'a self,
         names: &'a [LockName],

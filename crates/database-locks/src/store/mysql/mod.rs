@@ -176,10 +176,6 @@ impl Store for Mysql {
         }))
     }
 
-    fn polls(&self) -> bool {
-        true
-    }
-
     fn look<'a>(
         &'a self,
         names: &'a [LockName],
