@@ -72,6 +72,7 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
+mod looks;
 mod loss;
 mod metrics;
 mod name;

@@ -86,6 +86,7 @@ impl Turns {
             lines: Arc::clone(&self.0),
             name: name.clone(),
             bell,
+            waited: false,
         }
     }
 
@@ -177,14 +178,21 @@ pub(crate) struct Turn {
     lines: Arc<Mutex<Lines>>,
     name: LockName,
     bell: Arc<Notify>,
+    waited: bool,
 }
 
 impl Turn {
     /// Wait until it is our turn.
-    pub(crate) async fn comes(&self) {
+    pub(crate) async fn comes(&mut self) {
         while !self.is_first() {
+            self.waited = true;
             self.bell.notified().await;
         }
+    }
+
+    /// Whether others were before us.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Wait until a release rings.
@@ -233,7 +241,7 @@ mod tests {
     #[tokio::test]
     async fn the_line_moves_up_in_order_and_is_forgotten_when_empty() {
         let (turns, name) = job();
-        let (first, second, third) = (turns.join(&name), turns.join(&name), turns.join(&name));
+        let [mut first, second, mut third] = [(); 3].map(|()| turns.join(&name));
         first.comes().await;
         assert!(!second.is_first());
         drop(second);

@@ -50,8 +50,8 @@ use self::rows::{micros, place, seen};
 use super::rows::{Seen, judge_ticket};
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store, Table,
-    TakeOver, TakeUp, bounded,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Pauses, Released, Renewal, Reply, Return,
+    Store, Table, TakeOver, TakeUp, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -589,7 +589,7 @@ const READ: &str = info!(" WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"");
 /// The same for all.
 const READ_ALL: &str = info!(" ORDER BY name COLLATE \"C\"");
 
-async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, Refusal> {
+async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<Seen>, Refusal> {
     let rows = match names {
         None => on.rows(Sql::ReadAll as usize, true, &[]).await?,
         Some(names) => {
@@ -599,18 +599,17 @@ async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<LockInf
                 .await?
         }
     };
-    let info = |row: &Row| -> Result<LockInfo, Refusal> {
-        let all = Seen {
+    let whole = |row: &Row| -> Result<Seen, Refusal> {
+        Ok(Seen {
             name: row.try_get(0)?,
             acquired_at: row.try_get(8)?,
             renewed_at: row.try_get(9)?,
             expires_at: row.try_get(10)?,
             metadata: row.try_get(11)?,
             ..seen(row, 1)?
-        };
-        Ok(all.into_info())
+        })
     };
-    rows.iter().map(info).collect()
+    rows.iter().map(whole).collect()
 }
 
 /// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
@@ -692,7 +691,7 @@ impl Store for Postgres {
         &'a self,
         name: &'a LockName,
         pauses: Pauses,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
         Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
@@ -726,10 +725,21 @@ impl Store for Postgres {
         names: Option<&'a [LockName]>,
         within: Duration,
     ) -> Reply<'a, Vec<LockInfo>> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { read(&on, names).await }),
-        )
+        Box::pin(self.link.on(within, move |on| async move {
+            let rows = read(&on, names).await?;
+            Ok(rows.into_iter().map(Seen::into_info).collect())
+        }))
+    }
+
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>> {
+        Box::pin(self.link.on(within, move |on| async move {
+            let rows = read(&on, Some(names)).await?;
+            Ok(Seen::occupants(names, &rows))
+        }))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
