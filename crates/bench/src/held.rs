@@ -178,8 +178,9 @@ pub(crate) fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
     let connections = tap.as_ref().map(|tap| tap.counts().connections);
     let mut stat =
         || -> Value { serde_json::from_str(&worker.ask("stat")).expect("it answers in JSON") };
-    // The rounds of what was acquired over a while fall together.
-    time::sleep(ttl / 3 + ttl / 6);
+    // The rounds of what was acquired over a while fall together, at the second one at the latest.
+    let settled = if locks > 10_000 { 5 } else { 3 };
+    time::sleep(ttl / 6 * settled);
     if let Some(tap) = &tap {
         tap.reset();
     }

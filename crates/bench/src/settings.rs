@@ -53,7 +53,7 @@ impl Settings {
             None if long => vec!["long"],
             None => parts.to_vec(),
         };
-        let seconds = if long { 1_300.0 } else { 600.0 };
+        let seconds = if long { 1_300.0 } else { 700.0 };
         Ok(Self {
             seconds: number("SECONDS", text("SECONDS"), seconds, SECONDS)?,
             rounds: number("ROUNDS", text("ROUNDS"), 10, ROUNDS)?,
@@ -118,7 +118,7 @@ mod tests {
     fn nothing_given_is_all_of_it() {
         let settings = read(&[("ONLY", ""), ("SECONDS", "")]).unwrap();
         assert_eq!(settings.parts, PARTS);
-        assert_eq!((settings.seconds, settings.rounds), (600.0, 10));
+        assert_eq!((settings.seconds, settings.rounds), (700.0, 10));
         assert_eq!(settings.docs, std::path::Path::new("/where/docs"));
     }
 
