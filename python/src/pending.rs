@@ -3,10 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 
+use database_locks::blocking::wait_for;
 use database_locks::{Error, Freed, LockGuard, OpenFence};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
@@ -83,33 +82,11 @@ impl Pending {
         let State::Ours(work) = &mut *state else {
             return matches!(*state, State::Done(_));
         };
-        let Some(outcome) = poll_for(work, at_most) else {
+        let Some(outcome) = wait_for(work.as_mut(), at_most) else {
             return false;
         };
         *state = State::Done(outcome);
         true
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn poll_for(work: &mut Work, at_most: Duration) -> Option<Outcome> {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    if let Poll::Ready(outcome) = work.as_mut().poll(&mut cx) {
-        return Some(outcome);
-    }
-    // Woken for it or for nothing: whoever called looks at the time and comes again.
-    std::thread::park_timeout(at_most);
-    match work.as_mut().poll(&mut cx) {
-        Poll::Ready(outcome) => Some(outcome),
-        Poll::Pending => None,
     }
 }
 

@@ -89,7 +89,7 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
         // A guard that nobody takes is dropped, and so releases.
         drop(wanted.send(done));
     };
-    let task = crate::runtime::handle()?.spawn(work.instrument(span));
+    let task = crate::runtime::spawn(work.instrument(span))?;
     let mut abandoned = Abandoned {
         inner: shared,
         task: Some(task),
@@ -114,9 +114,10 @@ struct Abandoned {
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
-        if let (Some(task), Ok(runtime)) = (self.task.take(), crate::runtime::handle()) {
+        if let Some(task) = self.task.take() {
             let pending = self.inner.pending.clone();
-            runtime.spawn(async move {
+            // The runtime is there, since the task is.
+            let _ = crate::runtime::spawn(async move {
                 let _ = task.await;
                 drop(pending);
             });

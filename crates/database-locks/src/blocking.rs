@@ -1,7 +1,8 @@
 //! The same without async, for code that blocks.
 //!
-//! Each call waits on the thread that makes it; renewals go on in the background all the same. Do
-//! not call it from async code: it would block the worker.
+//! Each call waits on the thread that makes it, and what it waits for is carried out on that thread too;
+//! renewals go on in the background all the same. Such a thread needs a stack as threads have it by
+//! default, not of a few KiB. Do not call it from async code: it would block the worker.
 //!
 //! ```
 //! use database_locks::blocking::Locks;
@@ -14,9 +15,9 @@
 //! ```
 
 use std::ops::Deref;
+use std::pin::Pin;
 use std::time::Duration;
 
-use pollster::block_on;
 use serde_json::Value;
 
 use crate::doctor::Report;
@@ -24,8 +25,40 @@ use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::LockInfo;
 use crate::locks::Freed;
+use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
+
+/// Wait on this thread for a future of this library, for `at_most`; `None`: it takes longer, and may be
+/// waited for again.
+///
+/// For callers that have to look after something else now and then, signals for example. It is as fast as
+/// the calls of this module: what is waited for is carried out on this very thread.
+///
+/// # Example
+///
+/// ```
+/// use std::pin::pin;
+/// use std::time::Duration;
+///
+/// use database_locks::blocking::wait_for;
+///
+/// # fn main() -> Result<(), database_locks::Error> {
+/// let locks = database_locks::Locks::open("memory:", None)?;
+/// let lock = locks.lock("report");
+/// let mut acquiring = pin!(lock.acquire());
+/// let guard = loop {
+///     match wait_for(acquiring.as_mut(), Duration::from_millis(50)) {
+///         Some(acquired) => break acquired?,
+///         None => println!("still waiting"),
+///     }
+/// };
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
+pub fn wait_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> Option<F::Output> {
+    block_on_for(future, at_most)
+}
 
 /// [`crate::Locks`] without async.
 #[derive(Clone, Debug)]

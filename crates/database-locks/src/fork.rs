@@ -14,7 +14,7 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 static FORKS: Gate = Gate::new();
 
 thread_local! {
-    /// Whether this is the background thread, and at work.
+    /// Whether this thread drives the background runtime, and is at work.
     static WORKS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -32,16 +32,32 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The background thread is about to do something: not while the process is being forked.
+/// Whoever drives the background runtime is about to do something: not while the process is forked.
 pub(crate) fn begin() {
     FORKS.enter();
     WORKS.set(true);
 }
 
-/// It rests until something happens.
+/// He rests until something happens.
 pub(crate) fn rest() {
     WORKS.set(false);
     FORKS.leave();
+}
+
+/// The same for as long as this lives.
+pub(crate) struct AtWork;
+
+impl AtWork {
+    pub(crate) fn begin() -> Self {
+        begin();
+        Self
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        rest();
+    }
 }
 
 /// What a child that is forked now would see.
@@ -53,9 +69,9 @@ pub(crate) fn as_forked<T>(look: impl FnOnce() -> T) -> T {
     seen
 }
 
-/// Keeps forks and the work of the background thread apart.
+/// Keeps forks and the work of the background runtime apart.
 ///
-/// What that thread is in the middle of when somebody forks would stay half done in the child for ever:
+/// What it is in the middle of when somebody forks would stay half done in the child for ever:
 /// a regular expression of a driver's that it was compiling for the first time, behind a `LazyLock`
 /// whose other users wait for it to be finished. The first connection of such a child would hang.
 ///

@@ -162,7 +162,8 @@ impl LockGuard {
 
     /// Call `f` when it is lost, with what there is to say of that.
     ///
-    /// At most once, on the background thread of this library, right after the guard was marked lost
+    /// At most once, on the background thread of this library or on one that waits for a call of
+    /// [`blocking`](crate::blocking) just then, right after the guard was marked lost
     /// and whoever waits for [`lost`](LockGuard::lost) was woken; at once, on this thread, if it is
     /// lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
     /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
@@ -364,7 +365,7 @@ impl LockGuard {
         let Some(work) = self.begin_release() else {
             return Ok(());
         };
-        let work = runtime::handle()?.spawn(work);
+        let work = runtime::spawn(work)?;
         let late = async move {
             tokio::time::sleep(RELEASE_PATIENCE).await;
             Err(Error::Unavailable {
@@ -447,8 +448,9 @@ pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let (Some(work), Ok(runtime)) = (self.begin_release(), runtime::handle()) {
-            runtime.spawn(work);
+        if let Some(work) = self.begin_release() {
+            // The runtime is there, since the guard is.
+            let _ = runtime::spawn(work);
         }
     }
 }

@@ -14,7 +14,6 @@ use crate::holder::default_holder;
 use crate::metrics;
 use crate::name::LockName;
 use crate::renew::Scheduler;
-use crate::runtime;
 use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
@@ -40,7 +39,7 @@ impl Inner {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
         let inner = Arc::new(Self {
-            scheduler: Scheduler::start(store.clone(), runtime::handle()?),
+            scheduler: Scheduler::start(store.clone())?,
             asks: Batch::new(store.clone(), PATIENCE),
             returns: Batch::new(store.clone(), PATIENCE),
             store,

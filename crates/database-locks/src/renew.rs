@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{self, LONGEST_NAP, Time};
+use crate::error::Error;
 use crate::error::{Human, LostReason};
 use crate::lease::{Answer, Lease, Next};
 use crate::loss::Loss;
@@ -173,14 +173,11 @@ impl Held {
         };
         self.wake();
         let listeners = self.listeners.take();
-        match runtime::handle() {
-            Ok(_) if listeners.is_empty() => {}
-            // Not on the thread of whoever asked, who may be in the midst of something.
-            Ok(runtime) => {
-                let loss = loss.clone();
-                runtime.spawn(async move { listeners.call(&loss) });
-            }
-            Err(_) => listeners.call(&loss),
+        if !listeners.is_empty() {
+            let loss = loss.clone();
+            // Not here: whoever asked may be in the midst of something. The runtime is there, since
+            // something is held.
+            let _ = runtime::spawn(async move { listeners.call(&loss) });
         }
         self.log_lost(&loss);
         loss
@@ -431,16 +428,16 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Start the task on that runtime.
-    pub(crate) fn start(store: Observed, runtime: &Handle) -> Arc<Self> {
+    /// Start the task.
+    pub(crate) fn start(store: Observed) -> Result<Arc<Self>, Error> {
         let scheduler = Arc::new(Self {
             store,
             book: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
-        runtime.spawn(Arc::clone(&scheduler).work());
-        scheduler
+        runtime::spawn_service(Arc::clone(&scheduler).work())?;
+        Ok(scheduler)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
