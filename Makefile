@@ -82,7 +82,7 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	stubtest database_locks._core
 
 # A crate of others that does not build on some machine is left out, and the program says so.
-bench: ## measure for some 12 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
+bench: ## measure for some 13 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
 	cargo build --release -p bench -p dblock
 	BENCH_CHECK=1 $(BENCH)
 	scripts/install-servers >/dev/null || echo "bench: not all servers can be installed, those that are there are measured" >&2

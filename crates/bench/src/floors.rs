@@ -319,7 +319,12 @@ pub(crate) fn mariadb(servers: &Servers) -> Vec<Contender> {
 
 /// On a file as ours: write-ahead log, each commit on the disk.
 pub(crate) fn sqlite(servers: &Servers) -> Vec<Contender> {
-    let file = rusqlite::Connection::open(servers.files.join("floor.sqlite3")).expect("opens");
+    let file = rusqlite::Connection::open(
+        servers
+            .files
+            .join(&format!("floor-{:x}.sqlite3", fastrand::u64(..))),
+    )
+    .expect("opens");
     file.pragma_update(None, "journal_mode", "wal")
         .expect("takes it");
     file.pragma_update(None, "synchronous", "full")

@@ -113,7 +113,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> S
         places[1].handovers.len(),
         thousands(HELD as i64),
     ));
-    let rows: Vec<_> = places.iter().map(|place| row(place)).collect();
+    let rows: Vec<_> = places.iter().map(row).collect();
     let head = std::iter::once("").chain(places.iter().map(|place| place.name));
     let head: Vec<&str> = head.collect();
     let labels = [

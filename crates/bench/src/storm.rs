@@ -183,8 +183,9 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
     let counts = tap.map(|tap| tap.counts());
     let grants = waits.len() as f64;
     say(&format!(
-        "storm: {}, {processes}: {grants} hand-overs, {counts:?}",
-        engine.name
+        "storm: {}, {processes}: {grants} hand-overs, {:?}",
+        engine.name,
+        counts.as_ref().map(|counts| &counts.kinds)
     ));
     let tries = counts.as_ref().map(|counts| match before {
         // Each grant is one and each release another.
