@@ -14,9 +14,10 @@ pub(crate) fn memory_kib(pid: u32) -> u64 {
     field(&status, "VmRSS:")
 }
 
-/// How often the threads of a process have gone to sleep.
-pub(crate) fn naps() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task")
+/// How often the threads of a process have gone to sleep; without one, of this process.
+pub(crate) fn naps(process: Option<u32>) -> u64 {
+    let process = process.unwrap_or_else(std::process::id);
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()
         .flatten()
         .flatten();

@@ -2,7 +2,8 @@
 //!
 //! - `wait URL NAME`: `acquire` and `release` as the lines come, answered with the monotonic clock: when
 //!   it was acquired, and before it was released
-//! - `hold URL LOCKS TTL_MS`: holds so many locks; `stat` is answered with what it costs
+//! - `hold URL LOCKS TTL_MS`: says how many milliseconds it took until it held so many locks; `stat` is
+//!   answered with what they cost
 //! - `idle URL NAME WAITERS`: so many tasks that wait for one lock
 //! - `storm URL NAME TASKS MS`: so many tasks that take turns on one lock, from the next line on
 
@@ -105,7 +106,6 @@ fn wait(runtime: &Runtime, url: &str, name: &str) {
 
 fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
     let ours = connect(runtime, url);
-    let before = memory_kib(std::process::id());
     let began = time::now();
     let guards: Vec<LockGuard> = runtime.block_on(async {
         let mut guards = Vec::new();
@@ -122,10 +122,9 @@ fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
         }
         guards
     });
-    answer(&format!("held {locks} in {:.0} ms", since(began)));
+    answer(&format!("{:.1}", since(began)));
     for _ in lines() {
         let stat = json!({
-            "before_kib": before,
             "memory_kib": memory_kib(std::process::id()),
             "cpu_s": cpu_seconds(std::process::id()),
             "lost": guards.iter().filter(|guard| !guard.is_held()).count(),

@@ -403,11 +403,12 @@ impl Book {
         }
     }
 
-    fn patience(&self, round: &[(Grant, Ttl)]) -> Duration {
+    /// Of a round that goes out behind so many others.
+    fn patience(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
         let of = |grant: &Grant| {
             self.entries
                 .get(&grant.id)
-                .map(|entry| entry.lease.patience())
+                .map(|entry| entry.lease.patience(behind))
         };
         round
             .iter()
@@ -506,12 +507,13 @@ impl Scheduler {
             let mut news = News::default();
             let nap = {
                 let (mut book, now) = (self.book(), clock::now());
-                let mut due = book.due(now, &mut news);
+                let (mut due, mut behind) = (book.due(now, &mut news), 0);
                 while !due.is_empty() {
                     let rest = due.split_off(due.len().min(LARGEST_ROUND));
                     let round = std::mem::replace(&mut due, rest);
-                    let patience = book.patience(&round);
+                    let patience = book.patience(&round, behind);
                     rounds.spawn(Arc::clone(&self).round(round, patience));
+                    behind += 1;
                 }
                 book.agenda
                     .first()
