@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Outcome, Released, Renewal, Return, StoreError};
+use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Return, StoreError};
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{ask, granted, info, name, release, renew, try_once};
 use testkit::time::now;
@@ -83,6 +83,61 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
         assert_eq!(release(&*store, &round[7].0).await, Released::Freed);
     }
     promise("P6", lab.engine);
+    promise("P15", lab.engine);
+}
+
+/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked keeps
+/// that one lock from being had, or given back, and no other.
+async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
+    let store = lab.bench().ready().await;
+    let mut asks: Vec<Ask> = (0..150)
+        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+        .collect();
+    let held = store.acquire(&asks, SOON).await.expect("an answer");
+    let back = |asks: &[Ask], outcomes: &[Outcome]| -> Vec<Return> {
+        let grants = asks.iter().zip(outcomes);
+        let grants = grants.filter_map(|(ask, outcome)| match outcome {
+            Outcome::Granted { token, .. } => Some(Return {
+                name: ask.name.clone(),
+                token: Some(*token),
+                grant: ask.grant,
+                holder: ask.holder.clone(),
+                durable: false,
+            }),
+            _ => None,
+        });
+        grants.collect()
+    };
+    let released = store.release(&back(&asks, &held), SOON).await;
+    assert_eq!(released.expect("an answer"), vec![Released::Freed; 150]);
+
+    let hold = lab.hold_row("lock 7");
+    for ask in &mut asks {
+        ask.grant = GrantId::random().expect("randomness");
+    }
+    let outcomes = at_once(store.acquire(&asks, SOON))
+        .await
+        .expect("an answer");
+    for (i, outcome) in outcomes.iter().enumerate() {
+        let granted = matches!(outcome, Outcome::Granted { .. });
+        assert_eq!(granted, i != 7, "lock {i}: {outcome:?}");
+    }
+    assert_eq!(outcomes[7], Outcome::Busy);
+    hold.leave();
+
+    let back = back(&asks, &outcomes);
+    let hold = lab.hold_row("lock 9");
+    let released = at_once(store.release(&back, SOON))
+        .await
+        .expect("an answer");
+    for (what, released) in back.iter().zip(released) {
+        let expected = match what.name == name("lock 9") {
+            true => Released::Busy,
+            false => Released::Freed,
+        };
+        assert_eq!(released, expected, "{what:?}");
+    }
+    hold.leave();
     promise("P15", lab.engine);
 }
 
@@ -306,6 +361,7 @@ macro_rules! on_servers {
     ($($engine:ident),*) => { $(
         lab_tests!($engine:
             a_locked_row_is_busy_and_holds_up_nobody,
+            of_a_crowd_only_what_is_locked_is_busy,
             a_locked_free_row_is_tried_again,
             a_release_by_force_is_held_off_by_a_locked_row,
             a_row_locked_past_the_ttl_is_lost_in_time,

@@ -6,6 +6,7 @@
 
 mod acquiring;
 mod bench;
+mod crowds;
 mod giving_back;
 mod renewing;
 mod same_holder;
@@ -14,6 +15,7 @@ mod tickets;
 
 pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, name, release, renew, try_once};
+pub use crowds::*;
 pub use giving_back::*;
 pub use renewing::*;
 pub use same_holder::*;
@@ -51,6 +53,8 @@ macro_rules! contract_tests {
             a_batch_writes_for_each_what_it_asked_for,
             a_batch_of_releases_is_answered_one_by_one,
             a_batch_of_renewals_is_answered_one_by_one,
+            a_crowd_of_acquires_is_answered_one_by_one,
+            a_crowd_of_releases_is_answered_one_by_one,
             two_thousand_leases_are_renewed_by_one_call,
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,

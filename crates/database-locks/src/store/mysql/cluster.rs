@@ -45,12 +45,13 @@ pub(super) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 /// Put into a statement what it says of the lease. In one about many locks, what was watched stands
 /// beside each.
 pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
-    let (ended, live) = match cluster {
-        None => (ENDED, LIVE),
-        Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER),
+    let (ended, live, grace) = match cluster {
+        None => (ENDED, LIVE, "1 MINUTE"),
+        Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER, "1 DAY"),
     };
     let each = ended.replace(":seen_", "g.seen_");
     let text = statement.replace("{ended}", ended);
+    let text = text.replace("{grace}", grace);
     text.replace("{ended_each}", &each).replace("{live}", live)
 }
 
@@ -283,14 +284,14 @@ impl Session {
     /// The state of the cluster, for people; by name.
     pub(super) async fn pairs(
         &mut self,
-        statement: &str,
+        statement: &'static str,
     ) -> Result<Vec<(String, String)>, StoreError> {
         let rows = self.rows(statement, Params::Empty).await?;
         let pairs = rows.into_iter().filter_map(|row| from_row_opt(row).ok());
         Ok(pairs.collect())
     }
 
-    async fn words(&mut self, statement: &str) -> Result<Vec<String>, StoreError> {
+    async fn words(&mut self, statement: &'static str) -> Result<Vec<String>, StoreError> {
         let rows = self.rows(statement, Params::Empty).await?;
         Ok(rows
             .into_iter()

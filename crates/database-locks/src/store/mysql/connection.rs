@@ -83,6 +83,9 @@ impl Server {
                 .client_found_rows(true)
                 // Known, so that the driver does not ask for them at each connect.
                 .max_allowed_packet(Some(1 << 26))
+                // The session keeps what it has prepared, and one that the driver closes meanwhile
+                // would be of no use.
+                .stmt_cache_size(0)
                 .wait_timeout(Some(0));
             let (plain, encrypt) = match address {
                 Address::Tcp(host, port) => {

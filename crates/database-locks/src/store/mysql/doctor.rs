@@ -125,7 +125,7 @@ impl Session {
     async fn ask<T: FromRow>(
         &mut self,
         area: &'static str,
-        statement: &str,
+        statement: &'static str,
         notes: &mut Notes,
     ) -> Result<Vec<T>, StoreError> {
         match self.rows(statement, Params::Empty).await {

@@ -106,6 +106,24 @@ impl Session {
                ) MICROSECOND";
 
     pub(super) async fn acquire_many(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+        let mut outcomes = self.acquire_at_once(asks).await?;
+        let left = |outcome: &Option<Outcome>| outcome.is_none();
+        let rest: Vec<Ask> = asks
+            .iter()
+            .zip(&outcomes)
+            .filter_map(|(ask, outcome)| left(outcome).then(|| ask.clone()))
+            .collect();
+        if !rest.is_empty() {
+            let mut rest = self.acquire_rest(&rest).await?.into_iter();
+            for outcome in outcomes.iter_mut().filter(|outcome| left(outcome)) {
+                *outcome = rest.next();
+            }
+        }
+        let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
+        Ok(outcomes.into_iter().map(busy).collect())
+    }
+
+    async fn acquire_rest(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
         let mut made = HashSet::new();
         for (_, text) in packed(asks, self.longest, described) {
             let done = self
@@ -211,21 +229,26 @@ impl Session {
             })
         };
         let mut answers = Vec::with_capacity(returns.len());
-        for (chunk, text) in packed(returns, self.longest, describe) {
-            let done = self
-                .execute(Self::RELEASE_MANY, params! { "grants" => text })
-                .await?;
-            if done.rows == chunk.len() as u64 {
-                answers.extend(chunk.iter().map(|_| Released::Freed));
-            } else {
+        for returns in returns.chunks(self.releases_at_once()) {
+            if let Some(done) = self.release_at_once(returns).await? {
+                answers.extend(self.freed(returns, done).await?);
+                continue;
+            }
+            for (chunk, text) in packed(returns, self.longest, describe) {
+                let done = self
+                    .execute(Self::RELEASE_MANY, params! { "grants" => text })
+                    .await?;
                 answers.extend(self.freed(chunk, done).await?);
             }
         }
         Ok(answers)
     }
 
-    /// Not all of them were freed: which were not.
+    /// Which of them were freed.
     async fn freed(&mut self, returns: &[Return], done: Done) -> Result<Vec<Released>, StoreError> {
+        if done.rows == returns.len() as u64 {
+            return Ok(vec![Released::Freed; returns.len()]);
+        }
         let names: Vec<LockName> = returns.iter().map(|what| what.name.clone()).collect();
         let rows = self.read_latest(Some(&names)).await?;
         let rows = by_name(&rows);

@@ -35,6 +35,7 @@ use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
 
+mod at_once;
 mod cluster;
 mod connection;
 mod doctor;
@@ -61,6 +62,8 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("look whether somebody is making the row", Session::PROBE),
     ("acquire many", Session::ACQUIRE_MANY),
+    ("look which of many are free (MariaDB)", Session::FREE_ONES),
+    ("acquire these (MariaDB)", Session::ACQUIRE_THESE),
     ("make a row, granted", Session::CREATE),
     ("make many rows, granted", Session::CREATE_MANY),
     ("renew", Session::RENEW),
@@ -68,8 +71,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("take over from the same holder", Session::TAKE_OVER),
     ("take up", Session::TAKE_UP),
     ("take up on a cluster", Session::TAKE_UP_ON_CLUSTER),
-    ("release", Session::RELEASE),
+    ("release (MySQL)", Session::RELEASE),
+    ("release (MariaDB)", Session::RELEASE_AT_ONCE),
     ("release many", Session::RELEASE_MANY),
+    ("release these (MariaDB)", Session::RELEASE_THESE),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
     ("look at many", Session::READ_THESE),
@@ -554,12 +559,25 @@ impl Session {
            SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 
+    /// The same for MariaDB, as with `ACQUIRE_AT_ONCE`.
+    const RELEASE_AT_ONCE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
+               renewed_at = UTC_TIMESTAMP(6)
+         WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
+           AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at";
+
     async fn release(&mut self, what: &Return) -> Result<Released, StoreError> {
         let params = params! {
             "name" => what.name.as_str(), "grant" => what.grant.as_str(),
             "token" => what.token.map(Token::get), "holder" => &*what.holder,
         };
-        let done = self.execute(Self::RELEASE, params).await;
+        let statement = if self.never_waits {
+            Self::RELEASE_AT_ONCE
+        } else {
+            Self::RELEASE
+        };
+        let done = self.execute(statement, params).await;
         match self.unless_contended(done)? {
             None => return Ok(Released::Busy),
             Some(done) if done.rows > 0 => return Ok(Released::Freed),

@@ -1,11 +1,12 @@
 //! A connection to a server that was found fit, and what its errors mean.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, Error, IoError, Params, Row};
+use mysql_async::{Conn, DriverError, Error, IoError, Params, Row, Statement};
 use rustls::crypto::{CryptoProvider, ring};
 
 use super::super::hosts::{Failure, Verdict, first_of};
@@ -31,6 +32,8 @@ pub(super) struct Done {
 /// A connection, set up, to a server that was found fit.
 pub(super) struct Session {
     conn: Conn,
+    /// What has been prepared on it, by the text before the table and the like are put into it.
+    prepared: HashMap<&'static str, Statement>,
     pub(super) server: Arc<Server>,
     /// Which of the hosts it is connected to, for messages.
     at: String,
@@ -76,6 +79,7 @@ impl Session {
         let at = host.address.to_string();
         let mut session = Self {
             conn: log_in(host, &at).await?,
+            prepared: HashMap::new(),
             server: Arc::clone(server),
             at,
             collation: "",
@@ -272,16 +276,16 @@ impl Session {
         self.collation
     }
 
-    /// Carry out a statement that reads nothing. The driver prepares it once for each connection.
+    /// Carry out a statement that reads nothing.
     pub(super) async fn execute(
         &mut self,
-        statement: &str,
+        statement: &'static str,
         params: Params,
     ) -> Result<Done, StoreError> {
         if !self.fit {
             self.look().await?;
         }
-        let statement = self.fill(statement);
+        let statement = self.prepare(statement).await?;
         self.conn
             .exec_drop(statement, params)
             .await
@@ -296,7 +300,7 @@ impl Session {
     /// Carry out a statement that reads rows.
     pub(super) async fn query(
         &mut self,
-        statement: &str,
+        statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
         if !self.fit {
@@ -308,14 +312,27 @@ impl Session {
     /// The same of a table that may not be fit, or of none.
     pub(super) async fn rows(
         &mut self,
-        statement: &str,
+        statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
-        let statement = self.fill(statement);
+        let statement = self.prepare(statement).await?;
         self.conn
             .exec(statement, params)
             .await
             .map_err(|e| self.failed(&e))
+    }
+
+    /// Each statement is filled in, read for its parameters and prepared once for each connection: as
+    /// text it would be filled in and read again each time, only to be found among those that the
+    /// driver keeps. Being constants of the program they are few, and stay.
+    async fn prepare(&mut self, statement: &'static str) -> Result<Statement, StoreError> {
+        if let Some(prepared) = self.prepared.get(statement) {
+            return Ok(prepared.clone());
+        }
+        let text = self.fill(statement);
+        let prepared = self.conn.prep(text).await.map_err(|e| self.failed(&e))?;
+        self.prepared.insert(statement, prepared.clone());
+        Ok(prepared)
     }
 
     /// Carry out a statement that cannot be prepared.

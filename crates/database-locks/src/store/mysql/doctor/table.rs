@@ -160,12 +160,7 @@ impl Session {
     }
 
     pub(super) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
-        let grace = match self.cluster {
-            None => "1 MINUTE",
-            Some(_) => "1 DAY",
-        };
-        let counts = COUNTS.replace("{grace}", grace);
-        for found in self.ask("locks", &counts, notes).await? {
+        for found in self.ask("locks", COUNTS, notes).await? {
             let (rows, held, expired, such, endless, long, old, former) = found;
             let (expired, endless, old) = ((expired, such), (endless, long), (old, former));
             notes.locks(&Counts {

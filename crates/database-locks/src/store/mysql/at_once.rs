@@ -1,0 +1,195 @@
+//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait: by statements
+//! that update one table, and go through no temporary table.
+//!
+//! Those of [`many`](super::many) join the table with what is asked for, and MariaDB puts all that a
+//! join sets into a temporary table first, on disk since there is longtext in it: of a thousand locks
+//! that takes longer than all the rest. Here it is the place of a row in a list that says what goes
+//! into it.
+//!
+//! A row that is locked fails the whole of such a statement at once, which then has done nothing; what
+//! it was about is left to the statements that skip such rows.
+
+use std::collections::HashMap;
+use std::iter::repeat_n;
+use std::sync::LazyLock;
+
+use mysql_async::{Params, Value, from_row_opt, params};
+use serde_json::json;
+
+use super::super::{Ask, Outcome, Return, StoreError};
+use super::micros;
+use super::rows::packed;
+use super::session::{Done, Session};
+use crate::token::Token;
+
+/// How many rows a statement is about. The place of each is looked for in the list, so that a list
+/// twice as long takes four times as long; a shorter one is filled up with what stands in it already.
+const ROWS: usize = 128;
+/// With less than this the statements for any number are as fast.
+const WORTH_IT: usize = 16;
+
+/// A statement with its lists written out.
+fn written_out(statement: &str) -> String {
+    let list = |of: &str| repeat_n(of, ROWS).collect::<Vec<_>>().join(", ");
+    let lists = [
+        ("{list}", "?"),
+        ("{pairs}", "(?, ?)"),
+        ("{grants}", "(?, ?, ?, ?)"),
+    ];
+    lists
+        .into_iter()
+        .fold(statement.to_owned(), |text, (name, of)| {
+            text.replace(name, &list(of))
+        })
+}
+
+/// What is free, as it was seen.
+struct Free<'a> {
+    ask: &'a Ask,
+    /// Which of the asks that is.
+    at: usize,
+    id: i64,
+    token: i64,
+}
+
+impl Session {
+    /// Look which of many locks are free, and were granted before.
+    pub(super) const FREE_ONES: &str = "
+        SELECT l.name, l.id, l.token
+          FROM JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
+               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
+         WHERE (l.expires_at IS NULL OR {ended}) AND l.token > 0";
+
+    /// Take those, as long as they are free and have the tokens that were seen. As many rows as were
+    /// asked for: the token of each is the next one.
+    pub(super) const ACQUIRE_THESE: &str = "
+        UPDATE {table} FORCE INDEX (PRIMARY)
+           SET token = token + 1,
+               locked_by = ELT(FIELD(id, {list}), {list}),
+               grant_id = SUBSTR(?, FIELD(id, {list}) * 32 - 31, 32),
+               metadata = ELT(FIELD(id, {list}), {list}),
+               expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
+               granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
+               acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
+         WHERE id IN ({list}) AND (id, token) IN ({pairs})
+           AND (expires_at IS NULL OR {ended})";
+
+    /// Free those that are still held by exactly these grants. The insert id is what became
+    /// `renewed_at`.
+    pub(super) const RELEASE_THESE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
+               renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND
+         WHERE name IN ({list})
+           AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
+           AND granted_until = expires_at";
+
+    /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
+    /// is no clock that tells which leases have ended.
+    pub(super) async fn acquire_at_once(
+        &mut self,
+        asks: &[Ask],
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
+        static STATEMENT: LazyLock<String> = LazyLock::new(|| written_out(Session::ACQUIRE_THESE));
+        let mut outcomes = vec![None; asks.len()];
+        if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
+            return Ok(outcomes);
+        }
+        let free = self.free(asks).await?;
+        for free in free.chunks(ROWS) {
+            let Some(last) = free.last() else { continue };
+            let padded = || free.iter().chain(repeat_n(last, ROWS - free.len()));
+            let ids = || padded().map(|free| Value::from(free.id));
+            let length = || Value::from(micros(last.ask.length));
+            let grants: String = free.iter().map(|free| free.ask.grant.as_str()).collect();
+            let mut params: Vec<Value> = Vec::with_capacity(8 * ROWS + 3);
+            params.extend(ids());
+            params.extend(padded().map(|free| Value::from(&*free.ask.holder)));
+            params.push(grants.into());
+            params.extend(ids());
+            params.extend(ids());
+            params.extend(padded().map(|free| Value::from(&*free.ask.metadata)));
+            params.extend([length(), length()]);
+            params.extend(ids());
+            params.extend(padded().flat_map(|free| [free.id.into(), free.token.into()]));
+            let taken = self.execute(&STATEMENT, Params::Positional(params)).await;
+            let taken = self.unless_contended(taken)?;
+            // Otherwise somebody came first, and it takes a look to know of which.
+            if taken.is_some_and(|done| done.rows == free.len() as u64) {
+                for free in free {
+                    if let Some(outcome) = outcomes.get_mut(free.at) {
+                        *outcome = Some(Outcome::Granted {
+                            token: Token::from_db(free.token.saturating_add(1)),
+                            length: free.ask.length,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Which are free, by id. Those for the same length as the first only: that of a statement is one.
+    async fn free<'a>(&mut self, asks: &'a [Ask]) -> Result<Vec<Free<'a>>, StoreError> {
+        let mut by_name = HashMap::with_capacity(asks.len());
+        for (at, ask) in asks.iter().enumerate() {
+            if asks.first().is_some_and(|first| first.length == ask.length) {
+                by_name.entry(ask.name.as_str()).or_insert((at, ask));
+            }
+        }
+        let mut found = Vec::with_capacity(by_name.len());
+        let names: Vec<&str> = by_name.keys().copied().collect();
+        for (_, names) in packed(&names, self.longest, |name| json!(name)) {
+            let names = params! { "names" => names };
+            for row in self.query(Self::FREE_ONES, names).await? {
+                let Ok((name, id, token)) = from_row_opt::<(String, i64, i64)>(row) else {
+                    continue;
+                };
+                found.extend(
+                    by_name
+                        .remove(&*name)
+                        .map(|(at, ask)| Free { ask, at, id, token }),
+                );
+            }
+        }
+        found.sort_unstable_by_key(|free| free.id);
+        Ok(found)
+    }
+
+    /// How many are to be released by one statement.
+    pub(super) fn releases_at_once(&self) -> usize {
+        if self.never_waits { ROWS } else { usize::MAX }
+    }
+
+    /// Free those; none: nothing was done, and it is to be done in the other way. No name may be there
+    /// twice.
+    pub(super) async fn release_at_once(
+        &mut self,
+        returns: &[Return],
+    ) -> Result<Option<Done>, StoreError> {
+        static STATEMENT: LazyLock<String> = LazyLock::new(|| written_out(Session::RELEASE_THESE));
+        let fits = (WORTH_IT..=ROWS).contains(&returns.len());
+        let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
+            return Ok(None);
+        };
+        if returns.iter().any(|what| what.token.is_none()) {
+            return Ok(None);
+        }
+        let padded = || returns.iter().chain(repeat_n(last, ROWS - returns.len()));
+        let mut params: Vec<Value> = Vec::with_capacity(5 * ROWS);
+        params.extend(padded().map(|what| Value::from(what.name.as_str())));
+        params.extend(padded().flat_map(|what| {
+            [
+                what.name.as_str().into(),
+                what.grant.as_str().into(),
+                what.token.map(Token::get).into(),
+                Value::from(&*what.holder),
+            ]
+        }));
+        let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
+        self.unless_contended(freed)
+    }
+}

@@ -1,0 +1,154 @@
+//! Many locks in one call: what is quick about most of them must be right about each.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use database_locks::seam::{Ask, Force, GrantId, Outcome, Released, Return, Store};
+use database_locks::{LockInfo, LockName, LockState, Ttl};
+
+use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release};
+
+/// More than a statement is about, whatever the engine.
+const CROWD: usize = 300;
+
+fn crowd() -> Vec<Ask> {
+    let one = |i: usize| {
+        let mut ask = ask(&format!("lock {i} é"), &format!("me {i} \"\\ 🔒"), LONG);
+        ask.metadata = format!(r#"{{"meta":{{"number":{i}}}}}"#).into();
+        ask
+    };
+    (0..CROWD).map(one).collect()
+}
+
+async fn all(store: &dyn Store, asks: &[Ask]) -> HashMap<LockName, LockInfo> {
+    let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
+    let rows = store.read(Some(&names), WITHIN).await.expect("an answer");
+    rows.into_iter()
+        .map(|row| (row.name.clone(), row))
+        .collect()
+}
+
+async fn give_back(store: &dyn Store, asks: &[Ask], outcomes: &[Outcome]) -> Vec<Return> {
+    let returns: Vec<Return> = asks
+        .iter()
+        .zip(outcomes)
+        .map(|(ask, outcome)| match outcome {
+            Outcome::Granted { token, .. } => Return::of(&grant_of(ask, *token), Ttl::from(LONG)),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let done = store.release(&returns, WITHIN).await.expect("an answer");
+    assert_eq!(done, vec![Released::Freed; returns.len()]);
+    returns
+}
+
+/// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are held,
+/// one that is asked for twice and one that is asked for with another length.
+pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
+    let store = bench.ready().await;
+    let mut asks = crowd();
+    asks.truncate(CROWD - 10);
+    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    give_back(&*store, &asks, &outcomes).await;
+    let first = all(&*store, &asks).await;
+    // First all of those that are there, then with everything in the way.
+    for held in [Vec::new(), (0..CROWD - 10).step_by(37).collect()] {
+        let others: Vec<Ask> = held
+            .iter()
+            .map(|i| ask(asks[*i].name.as_str(), "other", LONG))
+            .collect();
+        let theirs = store.acquire(&others, WITHIN).await.expect("an answer");
+        let mut asks = crowd();
+        if held.is_empty() {
+            asks.truncate(CROWD - 10);
+        } else {
+            asks[40].length = LONG - Duration::from_secs(1);
+            let again = ask(asks[41].name.as_str(), "me again", LONG);
+            asks.push(again);
+        }
+        let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+        let rows = all(&*store, &asks).await;
+        let (mut mine, mut granted) = (Vec::new(), Vec::new());
+        for (i, (ask, outcome)) in asks.iter().zip(&outcomes).enumerate() {
+            let row = &rows[&ask.name];
+            let Outcome::Granted { token, length } = outcome else {
+                assert!(
+                    held.contains(&i) || i >= CROWD || i == 41,
+                    "{i}: {outcome:?}"
+                );
+                continue;
+            };
+            assert!(!held.contains(&i), "{i}: {outcome:?}");
+            assert_eq!((row.token, *length), (*token, ask.length), "{i}");
+            assert_eq!(row.holder.as_deref(), Some(&*ask.holder));
+            assert_eq!(row.metadata.as_deref(), Some(&*ask.metadata));
+            if let Some(before) = first.get(&ask.name) {
+                assert!(*token > before.token, "{i}: {token:?} after {before:?}");
+            }
+            mine.push(ask.clone());
+            granted.push(outcome.clone());
+        }
+        let expected = match held.is_empty() {
+            true => CROWD - 10,
+            false => CROWD - held.len(),
+        };
+        assert_eq!(mine.len(), expected);
+        // Asked for again they are found to be granted already.
+        let again = store.acquire(&mine, WITHIN).await.expect("an answer");
+        for (outcome, before) in again.iter().zip(&granted) {
+            let tokens = [outcome, before].map(|outcome| match outcome {
+                Outcome::Granted { token, .. } => *token,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(tokens[0], tokens[1]);
+        }
+        give_back(&*store, &mine, &granted).await;
+        give_back(&*store, &others, &theirs).await;
+    }
+}
+
+/// A crowd of locks is released as each of them would be alone: ones that were taken from us, one whose
+/// token was never learnt, one that is another's and one of no row; and nothing twice.
+pub async fn a_crowd_of_releases_is_answered_one_by_one(bench: &Bench) {
+    let store = bench.ready().await;
+    let asks = crowd();
+    let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
+    let mut returns: Vec<Return> = asks
+        .iter()
+        .zip(&outcomes)
+        .map(|(ask, outcome)| match outcome {
+            Outcome::Granted { token, .. } => Return::of(&grant_of(ask, *token), Ttl::from(LONG)),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let mut expected = vec![Released::Freed; CROWD];
+    for i in [3, 140] {
+        let name = returns[i].name.clone();
+        let forced = store.force(&name, WITHIN).await.expect("an answer");
+        assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
+        expected[i] = Released::NotOurs;
+    }
+    let theirs = granted(&*store, returns[3].name.as_str(), "other", LONG).await;
+    returns[290].token = None;
+    returns[5].holder = "another".into();
+    returns[6].grant = GrantId::random().expect("randomness");
+    returns[7].name = name("no row");
+    for i in [5, 6, 7] {
+        expected[i] = Released::NotOurs;
+    }
+    let done = store.release(&returns, WITHIN).await.expect("an answer");
+    assert_eq!(done, expected);
+    let again = store.release(&returns, WITHIN).await.expect("an answer");
+    assert_eq!(again, vec![Released::NotOurs; CROWD]);
+    let rows = all(&*store, &asks).await;
+    for (i, ask) in asks.iter().enumerate() {
+        let free = rows[&ask.name].state == LockState::Free;
+        assert_eq!(
+            !free,
+            [3, 5, 6, 7].contains(&i),
+            "{i}: {:?}",
+            rows[&ask.name]
+        );
+    }
+    assert_eq!(release(&*store, &theirs).await, Released::Freed);
+}
