@@ -64,6 +64,7 @@ mod error;
 mod fence;
 mod fork;
 mod guard;
+mod held;
 mod holder;
 mod info;
 mod inner;
