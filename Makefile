@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python torture check check-rust check-python bench example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python bench flame example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -90,6 +90,12 @@ bench: ## measure for some 13 minutes, and write docs/benchmarks.md; SECONDS=700
 	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked --manifest-path crates/bench/peers/rust/Cargo.toml || \
 		echo "bench: left out: the locks of others from Rust, which do not build here" >&2
 	$(BENCH)
+
+flame: ## profile a client's acquire and release with perf, and write flame graphs to target/flame
+	scripts/install-servers >/dev/null
+	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/flame \
+		cargo build --release -p bench
+	target/flame/release/bench flame target/flame
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

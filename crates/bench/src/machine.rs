@@ -70,7 +70,7 @@ fn first_line(program: &str, args: &[&str]) -> String {
 }
 
 /// The kind of filesystem that holds a path: the longest mount point wins.
-fn filesystem(path: &Path) -> String {
+pub(crate) fn filesystem(path: &Path) -> String {
     let mounts = read_to_string("/proc/mounts").unwrap_or_default();
     let fields = mounts
         .lines()

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 mod contender;
 mod cycle;
+mod flame;
 mod floors;
 mod galera;
 mod handover;
@@ -112,7 +113,15 @@ fn main() -> ExitCode {
         worker::run(rest);
         return ExitCode::SUCCESS;
     }
-    match measure() {
+    let done = match args.as_slice() {
+        [] => measure(),
+        ["flame", folder] => flame::run(std::path::Path::new(folder)),
+        _ => Err(format!(
+            "not understood: {}; see `make bench`",
+            args.join(" ")
+        )),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             say(&why);
@@ -151,6 +160,11 @@ fn measure() -> Result<(), String> {
         list.collect::<Vec<_>>().join(", ")
     ));
     watch_over(expected);
+    if machine::filesystem(&std::env::temp_dir()) == "tmpfs" {
+        say(
+            "the databases lie on tmpfs, where no commit waits for a disk; TMPDIR names another folder",
+        );
+    }
     let load = machine::load();
     let servers = Servers::start();
     let mut reached = Vec::new();

@@ -5,6 +5,7 @@
 //! - `hold URL LOCKS TTL_MS`: says how many milliseconds it took until it held so many locks; `stat` is
 //!   answered with what they cost
 //! - `idle URL NAME WAITERS`: so many tasks that wait for one lock
+//! - `cycles URL MS`: acquires and releases so long, from code that blocks
 //! - `storm URL NAME TASKS MS`: so many tasks that take turns on one lock, from the next line on
 
 use std::io::{BufRead, Write};
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::contender::{Taker, since};
 use crate::machine::{cpu_seconds, memory_kib};
-use crate::ours::SHORT;
+use crate::ours::{self, SHORT};
 
 /// A worker, as soon as it is ready.
 pub(crate) fn start(args: &[&str]) -> Option<Taker> {
@@ -69,6 +70,10 @@ pub(crate) fn run(args: &[&str]) {
                 number(tasks),
                 Duration::from_millis(number(ms)),
             );
+        }
+        ["cycles", url, ms] => {
+            let mut lock = ours::blocking("cycles", "", url);
+            (lock.run)(Duration::from_millis(number(ms)));
         }
         _ => panic!("bad arguments: {args:?}"),
     }
