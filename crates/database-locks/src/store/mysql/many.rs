@@ -111,7 +111,8 @@ impl Session {
         let rest: Vec<Ask> = asks
             .iter()
             .zip(&outcomes)
-            .filter_map(|(ask, outcome)| left(outcome).then(|| ask.clone()))
+            .filter(|(_, outcome)| left(outcome))
+            .map(|(ask, _)| ask.clone())
             .collect();
         if !rest.is_empty() {
             let mut rest = self.acquire_rest(&rest).await?.into_iter();
