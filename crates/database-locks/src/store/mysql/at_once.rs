@@ -17,30 +17,35 @@ use mysql_async::{Params, Value, from_row_opt, params};
 use serde_json::json;
 
 use super::super::{Ask, Outcome, Return, StoreError};
-use super::micros;
 use super::rows::packed;
 use super::session::{Done, Session};
+use super::{micros, token};
 use crate::token::Token;
 
-/// How many rows a statement is about. The place of each is looked for in the list, so that a list
-/// twice as long takes four times as long; a shorter one is filled up with what stands in it already.
-const ROWS: usize = 128;
+/// For how many rows there is a statement; the lists of fewer are filled up with the last one.
+const SIZES: [usize; 2] = [32, 256];
+const MOST: usize = SIZES[1];
 /// With less than this the statements for any number are as fast.
-const WORTH_IT: usize = 16;
+const WORTH_IT: usize = 8;
 
-/// A statement with its lists written out.
-fn written_out(statement: &str) -> String {
-    let list = |of: &str| repeat_n(of, ROWS).collect::<Vec<_>>().join(", ");
-    let lists = [
-        ("{list}", "?"),
-        ("{pairs}", "(?, ?)"),
-        ("{grants}", "(?, ?, ?, ?)"),
-    ];
-    lists
-        .into_iter()
-        .fold(statement.to_owned(), |text, (name, of)| {
-            text.replace(name, &list(of))
-        })
+/// A statement with its lists written out, in each size.
+type Texts = LazyLock<[String; 2]>;
+
+fn written_out(statement: &str) -> [String; 2] {
+    SIZES.map(|rows| {
+        let list = |of: &str| repeat_n(of, rows).collect::<Vec<_>>().join(", ");
+        let text = statement.replace("{list}", &list("?"));
+        text.replace("{grants}", &list("(?, ?, ?, ?)"))
+    })
+}
+
+/// The one for so many rows, and for how many it is.
+fn sized(statements: &'static Texts, rows: usize) -> (&'static str, usize) {
+    let [few, many] = &**statements;
+    match rows <= SIZES[0] {
+        true => (few, SIZES[0]),
+        false => (many, SIZES[1]),
+    }
 }
 
 /// What is free, as it was seen.
@@ -49,31 +54,36 @@ struct Free<'a> {
     /// Which of the asks that is.
     at: usize,
     id: i64,
-    token: i64,
 }
 
 impl Session {
-    /// Look which of many locks are free, and were granted before.
+    /// Look which of many locks are free.
     pub(super) const FREE_ONES: &str = "
-        SELECT l.name, l.id, l.token
+        SELECT l.name, l.id
           FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
-         WHERE (l.expires_at IS NULL OR {ended}) AND l.token > 0";
+         WHERE l.expires_at IS NULL OR {ended}";
 
-    /// Take those, as long as they are free and have the tokens that were seen. As many rows as were
-    /// asked for: the token of each is the next one.
+    /// Take those that are still free. The ids are in their order, so that `INTERVAL` finds the place of
+    /// each by halves.
+    ///
+    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be read
+    /// afterwards. One whose token is not below that is left to the statement that counts on from it.
     pub(super) const ACQUIRE_THESE: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
-           SET token = token + 1,
-               locked_by = ELT(FIELD(id, {list}), {list}),
-               grant_id = SUBSTR(?, FIELD(id, {list}) * 32 - 31, 32),
-               metadata = ELT(FIELD(id, {list}), {list}),
+           SET token = LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000),
+               locked_by = ELT(INTERVAL(id, {list}), {list}),
+               grant_id = ELT(INTERVAL(id, {list}), {list}),
+               metadata = ELT(INTERVAL(id, {list}), {list}),
                expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
-         WHERE id IN ({list}) AND (id, token) IN ({pairs})
-           AND (expires_at IS NULL OR {ended})";
+         WHERE id IN ({list}) AND (expires_at IS NULL OR {ended})
+           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                   DIV 1000";
 
     /// Free those that are still held by exactly these grants. The insert id is what became
     /// `renewed_at`.
@@ -93,39 +103,39 @@ impl Session {
         &mut self,
         asks: &[Ask],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        static STATEMENT: LazyLock<String> = LazyLock::new(|| written_out(Session::ACQUIRE_THESE));
+        static STATEMENTS: Texts = LazyLock::new(|| written_out(Session::ACQUIRE_THESE));
         let mut outcomes = vec![None; asks.len()];
         if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
             return Ok(outcomes);
         }
         let free = self.free(asks).await?;
-        for free in free.chunks(ROWS) {
+        for free in free.chunks(MOST) {
             let Some(last) = free.last() else { continue };
-            let padded = || free.iter().chain(repeat_n(last, ROWS - free.len()));
+            let (statement, rows) = sized(&STATEMENTS, free.len());
+            let padded = || free.iter().chain(repeat_n(last, rows - free.len()));
             let ids = || padded().map(|free| Value::from(free.id));
             let length = || Value::from(micros(last.ask.length));
-            let grants: String = free.iter().map(|free| free.ask.grant.as_str()).collect();
-            let mut params: Vec<Value> = Vec::with_capacity(8 * ROWS + 3);
+            let mut params: Vec<Value> = Vec::with_capacity(7 * rows + 2);
             params.extend(ids());
             params.extend(padded().map(|free| Value::from(&*free.ask.holder)));
-            params.push(grants.into());
             params.extend(ids());
+            params.extend(padded().map(|free| Value::from(free.ask.grant.as_str())));
             params.extend(ids());
             params.extend(padded().map(|free| Value::from(&*free.ask.metadata)));
             params.extend([length(), length()]);
             params.extend(ids());
-            params.extend(padded().flat_map(|free| [free.id.into(), free.token.into()]));
-            let taken = self.execute(&STATEMENT, Params::Positional(params)).await;
-            let taken = self.unless_contended(taken)?;
-            // Otherwise somebody came first, and it takes a look to know of which.
-            if taken.is_some_and(|done| done.rows == free.len() as u64) {
-                for free in free {
-                    if let Some(outcome) = outcomes.get_mut(free.at) {
-                        *outcome = Some(Outcome::Granted {
-                            token: Token::from_db(free.token.saturating_add(1)),
-                            length: free.ask.length,
-                        });
-                    }
+            let taken = self.execute(statement, Params::Positional(params)).await;
+            // Where there are fewer somebody came first, and it takes a look to know of which.
+            let all = |done: &Done| done.rows == free.len() as u64;
+            let Some(done) = self.unless_contended(taken)?.filter(all) else {
+                continue;
+            };
+            for free in free {
+                if let Some(outcome) = outcomes.get_mut(free.at) {
+                    *outcome = Some(Outcome::Granted {
+                        token: token(done.id),
+                        length: free.ask.length,
+                    });
                 }
             }
         }
@@ -145,14 +155,10 @@ impl Session {
         for (_, names) in packed(&names, self.longest, |name| json!(name)) {
             let names = params! { "names" => names };
             for row in self.query(Self::FREE_ONES, names).await? {
-                let Ok((name, id, token)) = from_row_opt::<(String, i64, i64)>(row) else {
+                let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
-                found.extend(
-                    by_name
-                        .remove(&*name)
-                        .map(|(at, ask)| Free { ask, at, id, token }),
-                );
+                found.extend(by_name.remove(&*name).map(|(at, ask)| Free { ask, at, id }));
             }
         }
         found.sort_unstable_by_key(|free| free.id);
@@ -161,7 +167,7 @@ impl Session {
 
     /// How many are to be released by one statement.
     pub(super) fn releases_at_once(&self) -> usize {
-        if self.never_waits { ROWS } else { usize::MAX }
+        if self.never_waits { MOST } else { usize::MAX }
     }
 
     /// Free those; none: nothing was done, and it is to be done in the other way. No name may be there
@@ -170,16 +176,17 @@ impl Session {
         &mut self,
         returns: &[Return],
     ) -> Result<Option<Done>, StoreError> {
-        static STATEMENT: LazyLock<String> = LazyLock::new(|| written_out(Session::RELEASE_THESE));
-        let fits = (WORTH_IT..=ROWS).contains(&returns.len());
+        static STATEMENTS: Texts = LazyLock::new(|| written_out(Session::RELEASE_THESE));
+        let fits = (WORTH_IT..=MOST).contains(&returns.len());
         let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
             return Ok(None);
         };
         if returns.iter().any(|what| what.token.is_none()) {
             return Ok(None);
         }
-        let padded = || returns.iter().chain(repeat_n(last, ROWS - returns.len()));
-        let mut params: Vec<Value> = Vec::with_capacity(5 * ROWS);
+        let (statement, rows) = sized(&STATEMENTS, returns.len());
+        let padded = || returns.iter().chain(repeat_n(last, rows - returns.len()));
+        let mut params: Vec<Value> = Vec::with_capacity(5 * rows);
         params.extend(padded().map(|what| Value::from(what.name.as_str())));
         params.extend(padded().flat_map(|what| {
             [
@@ -189,7 +196,7 @@ impl Session {
                 Value::from(&*what.holder),
             ]
         }));
-        let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
+        let freed = self.execute(statement, Params::Positional(params)).await;
         self.unless_contended(freed)
     }
 }
