@@ -11,10 +11,9 @@ use crate::clock::Time;
 use crate::store::{Occupant, Outcome, Pauses, StoreError};
 use crate::token::Token;
 
-/// The pause between the first looks of a wait. A lock that was taken for a moment is soon free.
+/// The pause between the first looks at a grant. A lock that was taken for a moment is soon free; and who
+/// looks more seldom at one that changes hands all the time would hardly ever come in between.
 const FIRST_POLL: Duration = Duration::from_millis(10);
-/// … and after it has changed hands meanwhile: others wait for it too, and all of them look.
-const CONTENDED_POLL: Duration = Duration::from_millis(20);
 /// The pause between two looks at a lock that somebody has for longer, for the first minute: half of it
 /// is what a hand-over takes. A `poll` that is ten times as long or more makes it longer: who asks for
 /// seconds wants to spare the database.
@@ -39,7 +38,6 @@ pub(super) struct Pace {
     longest: Duration,
     /// Which grant was seen last, and since when.
     seen: Option<(Option<Token>, Time)>,
-    contended: bool,
     /// Since when its row has been locked.
     busy: Option<Time>,
     outage: Duration,
@@ -55,7 +53,6 @@ impl Pace {
         Self {
             longest,
             seen: None,
-            contended: false,
             busy: None,
             outage: Duration::ZERO,
         }
@@ -94,10 +91,7 @@ impl Pace {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
             Some((token, since)) if token == occupant.token => since,
-            before => {
-                self.contended |= before.is_some();
-                now
-            }
+            _ => now,
         };
         self.seen = Some((occupant.token, since));
         let end = occupant
@@ -119,13 +113,7 @@ impl Pace {
     fn pause(&self, unchanged: Duration) -> Duration {
         let steady = STEADY_POLL.max(self.longest / 10);
         let pause = match unchanged.checked_sub(STEADY_FOR) {
-            None => {
-                let shortest = match self.contended {
-                    true => CONTENDED_POLL,
-                    false => FIRST_POLL,
-                };
-                (unchanged / 4).clamp(shortest, steady)
-            }
+            None => (unchanged / 4).clamp(FIRST_POLL, steady),
             Some(_) => steady.mul_f64(unchanged.as_secs_f64() / STEADY_FOR.as_secs_f64()),
         };
         pause.min(self.longest)
@@ -247,7 +235,7 @@ mod tests {
         let later = BEGAN + Duration::from_secs(600);
         assert!(pace.after(&held(1, None), later).unannounced > STEADY_POLL);
         let changed = pace.after(&held(2, None), later).unannounced;
-        assert!(changed <= CONTENDED_POLL, "{changed:?}");
+        assert!(changed <= FIRST_POLL, "{changed:?}");
     }
 
     #[test]
