@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python torture check check-rust check-python bench example package install clean
+.PHONY: help test test-rust test-python torture check check-rust check-python bench flame example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -14,6 +14,7 @@ DBLOCK_FEATURES := "" postgres mysql
 
 # That a filter leaves no test, 5, is no failure: it may be meant for those of another language.
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
+BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = pg18=$$(scripts/install-servers); \
 	export DBLOCK_PG18_BIN=$$pg18; \
@@ -81,13 +82,20 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	stubtest database_locks._core
 
 # A crate of others that does not build on some machine is left out, and the program says so.
-bench: ## measure, and write docs/benchmarks.md; SECONDS=330 ROUNDS=10 ONLY=cycle,held… or LONG=1 for a long run
-	scripts/install-servers >/dev/null
-	scripts/bench-env
+bench: ## measure for some 13 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
 	cargo build --release -p bench -p dblock
-	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --manifest-path crates/bench/peers/rust/Cargo.toml || \
-		echo "bench: the locks of others from Rust do not build here, and are not measured" >&2
-	BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
+	BENCH_CHECK=1 $(BENCH)
+	scripts/install-servers >/dev/null || echo "bench: not all servers can be installed, those that are there are measured" >&2
+	scripts/bench-env
+	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked --manifest-path crates/bench/peers/rust/Cargo.toml || \
+		echo "bench: left out: the locks of others from Rust, which do not build here" >&2
+	$(BENCH)
+
+flame: ## profile a client's acquire and release with perf, and write flame graphs to target/flame
+	scripts/install-servers >/dev/null
+	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/flame \
+		cargo build --release -p bench
+	target/flame/release/bench flame target/flame
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

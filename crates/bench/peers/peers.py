@@ -80,7 +80,8 @@ def old(database: dict[str, Any], auto_renew: bool) -> tuple[Any, Any, str]:
     from database_locks import lock
 
     enter, leave = pair(lambda: lock(NAME, auto_renew=auto_renew))
-    return enter, leave, "django-database-locks 0.5"
+    driver = "psycopg2" if "postgresql" in database["ENGINE"] else "mysqlclient"
+    return enter, leave, f"django-database-locks 0.5, {driver}, Unix socket"
 
 
 def pglock() -> tuple[Any, Any, str]:
@@ -92,15 +93,25 @@ def pglock() -> tuple[Any, Any, str]:
 
     connection.ensure_connection()
     enter, leave = pair(lambda: package.advisory(NAME))
-    return enter, leave, "django-pglock, session lock, prepared statements"
+    return enter, leave, "django-pglock, session lock, prepared statements, Unix socket"
 
 
-def redis() -> tuple[Any, Any, str]:
+def redis(plain: bool) -> tuple[Any, Any, str]:
+    if plain:
+        # As `pip install redis` alone leaves it: no hiredis to be imported.
+        sys.modules["hiredis"] = None  # type: ignore[assignment]
     import redis as package
+    from redis.utils import HIREDIS_AVAILABLE
 
-    client = package.Redis(unix_socket_path=AT["redis_socket"])
+    if plain:
+        client = package.Redis(host="127.0.0.1", port=AT["redis_port"])
+        place = "TCP"
+    else:
+        client = package.Redis(unix_socket_path=AT["redis_socket"])
+        place = "Unix socket"
+    parser = "with hiredis" if HIREDIS_AVAILABLE else "without hiredis"
     one = client.lock(NAME, timeout=30)
-    return one.acquire, one.release, f"redis {package.__version__} with hiredis, Unix socket"
+    return one.acquire, one.release, f"redis {package.__version__} {parser}, {place}"
 
 
 def get_lock() -> tuple[Any, Any, str]:
@@ -117,7 +128,7 @@ def get_lock() -> tuple[Any, Any, str]:
     def enter() -> None:
         run("SELECT GET_LOCK(%s, 60)")
 
-    return enter, lambda: run("SELECT RELEASE_LOCK(%s)"), f"mysqlclient {version('mysqlclient')}"
+    return enter, lambda: run("SELECT RELEASE_LOCK(%s)"), f"mysqlclient {version('mysqlclient')}, Unix socket"
 
 
 def floor(sql: list[str]) -> tuple[Any, Any, str]:
@@ -133,7 +144,7 @@ def floor(sql: list[str]) -> tuple[Any, Any, str]:
     )
     cursor = connection.cursor()
     first, second = (lambda: cursor.execute(sql[0])), (lambda: cursor.execute(sql[1]))
-    return first, second, f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__})"
+    return first, second, f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), Unix socket"
 
 
 def made() -> tuple[Any, Any, str]:
@@ -147,7 +158,9 @@ def made() -> tuple[Any, Any, str]:
         case ["pglock"]:
             return pglock()
         case ["redis"]:
-            return redis()
+            return redis(plain=False)
+        case ["redis", "plain"]:
+            return redis(plain=True)
         case ["getlock"]:
             return get_lock()
         case ["floor"]:

@@ -41,6 +41,8 @@ pub(crate) struct Contender {
     pub(crate) key: &'static str,
     pub(crate) name: String,
     pub(crate) run: Run,
+    /// Where it runs, when that is not here.
+    pub(crate) process: Option<u32>,
 }
 
 impl fmt::Debug for Contender {
@@ -59,7 +61,13 @@ impl Contender {
             key,
             name: name.into(),
             run: Box::new(run),
+            process: None,
         }
+    }
+
+    pub(crate) fn of_process(mut self, process: u32) -> Self {
+        self.process = Some(process);
+        self
     }
 }
 

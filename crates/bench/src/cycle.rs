@@ -9,8 +9,9 @@ use serde_json::json;
 use crate::contender::{Contender, Taker, Times};
 use crate::report::{Section, digits, ms};
 use crate::servers::{Engine, Servers, database};
+use crate::settings::Settings;
 use crate::stats::{median, ratio, spread};
-use crate::{Settings, floors, ours, say};
+use crate::{floors, ours, say};
 
 /// What stands together in one table, the first of each being what the others are compared with.
 type Group = (&'static str, Vec<Contender>);
@@ -23,11 +24,11 @@ struct Measured {
     cycle: Vec<f64>,
 }
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
+pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> Section {
     let mut groups = groups(servers);
     let how_many: usize = groups.iter().map(|(_, group)| group.len()).sum();
     let rounds = settings.rounds.max(2);
-    let slice = settings.share(0.30).div_f64((rounds * how_many) as f64);
+    let slice = length.div_f64((rounds * how_many) as f64);
     say(&format!(
         "cycle: {how_many} contenders, {rounds} rounds of {} ms each",
         slice.as_millis()
@@ -63,7 +64,8 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
         "Milliseconds: the median, and in brackets the 10th and 90th percentile, of all cycles of {rounds} \
          rounds; in each round every contender came once, in random order, for {} ms. A cycle is an acquire \
          and a release. `× floor` is the cycle beside the two bare commits of the same round, the median over \
-         the rounds.",
+         the rounds. Async rows run on tokio's current-thread runtime, which the calls block on; those in a task \
+         of `#[tokio::main]` on its default runtime, with a thread for each core.",
         slice.as_millis()
     ));
     for (title, group) in &groups {
@@ -197,6 +199,7 @@ pub(crate) fn places(servers: &Servers) -> serde_json::Value {
     }
     if let Some(redis) = &servers.redis {
         places["redis_socket"] = redis.socket().display().to_string().into();
+        places["redis_port"] = redis.port.into();
     }
     for engine in servers.engines() {
         let locks = floors::runtime();
@@ -258,7 +261,14 @@ fn groups(servers: &Servers) -> Vec<Group> {
 
     let mut postgres = floors::postgres(servers);
     if let Some(engine) = servers.postgres() {
-        let keys = ["pg", "pg-off", "pg-blocking", "pg-first", "pg-losing"];
+        let keys = [
+            "pg",
+            "pg-task",
+            "pg-off",
+            "pg-blocking",
+            "pg-first",
+            "pg-losing",
+        ];
         postgres.extend(ours::of(&engine, keys));
         let url = engine.url.replace("postgres:///", "postgres://localhost/");
         postgres.extend(
@@ -279,7 +289,12 @@ fn groups(servers: &Servers) -> Vec<Group> {
                 py("old", "old-postgres", "0.5"),
                 py("old-off", "old-postgres-unrenewed", "0.5, auto-renew off"),
                 py("pglock", "pglock", "advisory lock from Python"),
-                rust("rust-peer", "postgres", url, "advisory lock from Rust"),
+                rust(
+                    "rust-peer",
+                    "postgres",
+                    url,
+                    "advisory lock from Rust, Unix socket",
+                ),
             ]
             .into_iter()
             .flatten(),
@@ -287,7 +302,14 @@ fn groups(servers: &Servers) -> Vec<Group> {
     }
     let mut mariadb = floors::mariadb(servers);
     if let Some(engine) = servers.mariadb() {
-        let keys = ["my", "my-off", "my-blocking", "my-first", "my-losing"];
+        let keys = [
+            "my",
+            "my-task",
+            "my-off",
+            "my-blocking",
+            "my-first",
+            "my-losing",
+        ];
         mariadb.extend(ours::of(&engine, keys));
         mariadb.extend(
             [
@@ -302,6 +324,7 @@ fn groups(servers: &Servers) -> Vec<Group> {
     let mut sqlite = floors::sqlite(servers);
     let keys = [
         "lite",
+        "lite-task",
         "lite-off",
         "lite-blocking",
         "lite-first",
@@ -313,9 +336,13 @@ fn groups(servers: &Servers) -> Vec<Group> {
         ours::cycles("mem", "Rust, async", "memory:bench", true),
         ours::blocking("mem-blocking", "Rust, blocking", "memory:bench"),
     ];
-    let mut redis: Vec<_> = py("redis", "redis", "redis-py's `Lock`")
-        .into_iter()
-        .collect();
+    let mut redis: Vec<_> = [
+        py("redis", "redis", "redis-py's `Lock`"),
+        py("redis-plain", "redis-plain", "redis-py's `Lock`"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     if let Some(server) = &servers.redis {
         let url = format!("redis://127.0.0.1:{}", server.port);
         redis.extend(rust(

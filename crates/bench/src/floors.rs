@@ -1,13 +1,15 @@
 //! What the locks stand on, without them: the same drivers, with prepared statements, on the same
 //! sockets, and each on the thread that waits for it.
 
+use std::sync::Arc;
+
 use mysql_async::prelude::Queryable;
 use testkit::time;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls};
 
-use crate::contender::{Contender, repeat, since};
+use crate::contender::{Contender, Times, repeat, since};
 use crate::servers::{Servers, postgres_config};
 
 /// The statements that a lock without any care would make: one commit each.
@@ -27,6 +29,9 @@ const LITE_TAKE: &str = "UPDATE floor SET locked_by = ?2, token = token + 1, gra
 const LITE_FREE: &str = "UPDATE floor SET expires_at = NULL, granted_until = NULL, grant_id = NULL, \
     renewed_at = '2029-01-01 00:00:00.000000' WHERE name = ?1 AND grant_id = ?2";
 
+/// The name of the row of two commits that a task of the default runtime makes.
+const TASKED: &str = "two bare `UPDATE` commits, in a task of `#[tokio::main]`";
+
 const NAME: &str = "bench";
 const HOLDER: &str = "database-host.12345.0123456789ab";
 const GRANT: &str = "0123456789abcdef0123456789abcdef";
@@ -38,6 +43,11 @@ pub(crate) fn runtime() -> Runtime {
         .enable_all()
         .build()
         .expect("a runtime can be made")
+}
+
+/// What `#[tokio::main]` makes.
+pub(crate) fn default_runtime() -> Runtime {
+    tokio::runtime::Runtime::new().expect("a runtime can be made")
 }
 
 /// The table of locks under the name `floor`, with one row.
@@ -126,6 +136,37 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
         )
     };
 
+    let tasked = {
+        let runtime = default_runtime();
+        let client = Arc::new(runtime.block_on(connect(&config)));
+        let types = [Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT];
+        let take = runtime
+            .block_on(client.prepare_typed(PG_TAKE, &types))
+            .expect("prepares");
+        let free = runtime
+            .block_on(client.prepare_typed(PG_FREE, &types[..2]))
+            .expect("prepares");
+        Contender::new("pg-bare-task", TASKED, move |slice| {
+            let (client, take, free) = (Arc::clone(&client), take.clone(), free.clone());
+            let task = runtime.spawn(async move {
+                let all: [&(dyn ToSql + Sync); 4] = [&NAME, &HOLDER, &GRANT, &METADATA];
+                let two: [&(dyn ToSql + Sync); 2] = [&NAME, &GRANT];
+                let (began, mut times) = (time::now(), Times::default());
+                while began.elapsed() < slice || times.acquire.len() < 3 {
+                    let t0 = time::now();
+                    let rows = client.execute(&take, &all).await.expect("commits");
+                    let t1 = time::now();
+                    times.acquire.push(since(t0));
+                    let freed = client.execute(&free, &two).await.expect("commits");
+                    times.release.push(since(t1));
+                    assert_eq!((rows, freed), (1, 1));
+                }
+                times
+            });
+            runtime.block_on(task).expect("the task ends")
+        })
+    };
+
     let (runtime, client) = connected();
     let advisory = {
         let prepare = |sql: &str| runtime.block_on(client.prepare(sql)).expect("prepares");
@@ -150,7 +191,7 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
             },
         )
     };
-    vec![trip, bare, advisory]
+    vec![trip, bare, tasked, advisory]
 }
 
 pub(crate) fn mariadb(servers: &Servers) -> Vec<Contender> {
@@ -218,6 +259,39 @@ pub(crate) fn mariadb(servers: &Servers) -> Vec<Contender> {
         )
     };
 
+    let tasked = {
+        let runtime = default_runtime();
+        let conn = runtime.block_on(async {
+            let mut conn = mysql_async::Conn::new(opts.clone())
+                .await
+                .expect("connects");
+            let take = conn.prep(MY_TAKE).await.expect("prepares");
+            let free = conn.prep(MY_FREE).await.expect("prepares");
+            (conn, take, free)
+        });
+        let mut parts = Some(conn);
+        Contender::new("my-bare-task", TASKED, move |slice| {
+            let (mut conn, take, free) = parts.take().expect("the task before gave it back");
+            let task = runtime.spawn(async move {
+                let (began, mut times) = (time::now(), Times::default());
+                while began.elapsed() < slice || times.acquire.len() < 3 {
+                    let t0 = time::now();
+                    let all = (HOLDER, GRANT, METADATA, NAME);
+                    conn.exec_drop(&take, all).await.expect("commits");
+                    let t1 = time::now();
+                    times.acquire.push(since(t0));
+                    conn.exec_drop(&free, (NAME, GRANT)).await.expect("commits");
+                    times.release.push(since(t1));
+                    assert_eq!(conn.affected_rows(), 1);
+                }
+                ((conn, take, free), times)
+            });
+            let (back, times) = runtime.block_on(task).expect("the task ends");
+            parts = Some(back);
+            times
+        })
+    };
+
     let (runtime, mut conn) = connected();
     let get_lock = {
         let prepare =
@@ -240,12 +314,17 @@ pub(crate) fn mariadb(servers: &Servers) -> Vec<Contender> {
             })
         })
     };
-    vec![trip, bare, get_lock]
+    vec![trip, bare, tasked, get_lock]
 }
 
 /// On a file as ours: write-ahead log, each commit on the disk.
 pub(crate) fn sqlite(servers: &Servers) -> Vec<Contender> {
-    let file = rusqlite::Connection::open(servers.files.join("floor.sqlite3")).expect("opens");
+    let file = rusqlite::Connection::open(
+        servers
+            .files
+            .join(&format!("floor-{:x}.sqlite3", fastrand::u64(..))),
+    )
+    .expect("opens");
     file.pragma_update(None, "journal_mode", "wal")
         .expect("takes it");
     file.pragma_update(None, "synchronous", "full")

@@ -10,10 +10,11 @@ use crate::contender::Taker;
 use crate::cycle::{places, python};
 use crate::report::{Section, ms};
 use crate::servers::Servers;
+use crate::settings::Settings;
 use crate::stats::spread;
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::worker::now_ns;
-use crate::{Settings, ours, say, worker};
+use crate::{ours, say, worker};
 
 /// How long the lock is held by one while the other waits. Never the same: a poll would come to be in
 /// step with it.
@@ -24,7 +25,7 @@ fn meanwhile() -> Duration {
 /// Two who take turns; answers milliseconds.
 type Turn = Box<dyn FnMut() -> f64>;
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
+pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section {
     let mut pairs: Vec<(&'static str, String, Turn)> = Vec::new();
     for engine in servers.engines() {
         let runtime = ours::connected(&crate::floors::runtime(), &engine.url);
@@ -69,7 +70,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
     }
     let mut found: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     let mut order: Vec<usize> = (0..pairs.len()).collect();
-    let (began, budget) = (time::now(), settings.share(0.15));
+    let (began, budget) = (time::now(), length);
     let mut rounds = 0;
     while began.elapsed() < budget || rounds < 5 {
         rounds += 1;
@@ -171,7 +172,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
 }
 
 /// Each time the one that has it gives it to the other.
-fn two(mut holder: Taker, mut waiter: Taker) -> Turn {
+pub(crate) fn two(mut holder: Taker, mut waiter: Taker) -> Turn {
     let mut held = false;
     Box::new(move || {
         if !held {
@@ -188,11 +189,7 @@ fn two(mut holder: Taker, mut waiter: Taker) -> Turn {
 }
 
 fn within(url: &str) -> Turn {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
+    let runtime = crate::tasks_runtime();
     let lock = ours::connected(&runtime, url).lock("within");
     Box::new(move || {
         runtime.block_on(async {

@@ -11,8 +11,9 @@ use tokio::task::JoinSet;
 
 use crate::report::{Section, digits, thousands};
 use crate::servers::{Engine, Servers, database};
+use crate::settings::Settings;
 use crate::svg::{Axis, Line, Plot, draw};
-use crate::{Settings, ours, say};
+use crate::{machine, ours, say};
 
 /// Locks that are always busy.
 const HOT: u64 = 100;
@@ -33,12 +34,9 @@ struct Look {
     more: String,
 }
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
+pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section {
+    let runtime = crate::tasks_runtime();
+    let load = machine::load();
     let mut section = Section::default();
     section.paragraph(format!(
         "{HOT} tasks of one process acquire and release {HOT} locks as fast as they can, in a table of {} rows \
@@ -48,8 +46,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
     let mut lines = Vec::new();
     for (engine, share) in [(servers.postgres(), 0.6), (servers.mariadb(), 0.4)] {
         let Some(engine) = engine else { continue };
-        let length = Duration::from_secs_f64(settings.seconds * share);
-        let looks = hammer(&runtime, servers, &engine, length);
+        let looks = hammer(&runtime, servers, &engine, length.mul_f64(share));
         section.paragraph(format!("### {}", engine.name));
         let rows: Vec<_> = looks
             .iter()
@@ -101,6 +98,10 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
         "size of table and indexes over the cycles",
         draw(&plot),
     );
+    section.paragraph(format!(
+        "Load average when it began: {load}; when it ended: {}.",
+        machine::load()
+    ));
     section
 }
 

@@ -14,9 +14,10 @@ pub(crate) fn memory_kib(pid: u32) -> u64 {
     field(&status, "VmRSS:")
 }
 
-/// How often the threads of a process have gone to sleep.
-pub(crate) fn naps() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task")
+/// How often the threads of a process have gone to sleep; without one, of this process.
+pub(crate) fn naps(process: Option<u32>) -> u64 {
+    let process = process.unwrap_or_else(std::process::id);
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()
         .flatten()
         .flatten();
@@ -69,7 +70,7 @@ fn first_line(program: &str, args: &[&str]) -> String {
 }
 
 /// The kind of filesystem that holds a path: the longest mount point wins.
-fn filesystem(path: &Path) -> String {
+pub(crate) fn filesystem(path: &Path) -> String {
     let mounts = read_to_string("/proc/mounts").unwrap_or_default();
     let fields = mounts
         .lines()

@@ -6,8 +6,8 @@ use database_locks::{Locks, blocking};
 use testkit::time;
 use tokio::runtime::Runtime;
 
-use crate::contender::{Contender, repeat, since};
-use crate::floors::runtime;
+use crate::contender::{Contender, Times, repeat, since};
+use crate::floors::{self, runtime};
 use crate::servers::Engine;
 
 /// Connected, with the table made.
@@ -32,6 +32,28 @@ pub(crate) fn cycles(key: &'static str, name: &str, url: &str, auto_renew: bool)
             runtime.block_on(guard.release()).expect("releases");
             times.release.push(since(t1));
         })
+    })
+}
+
+/// From a task of tokio's default runtime, as most services have it.
+pub(crate) fn spawned(key: &'static str, name: &str, url: &str) -> Contender {
+    let runtime = floors::default_runtime();
+    let lock = connected(&runtime, url).lock(key);
+    Contender::new(key, name, move |slice| {
+        let lock = lock.clone();
+        let task = runtime.spawn(async move {
+            let (began, mut times) = (time::now(), Times::default());
+            while began.elapsed() < slice || times.acquire.len() < 3 {
+                let t0 = time::now();
+                let guard = lock.acquire().await.expect("acquires");
+                let t1 = time::now();
+                times.acquire.push(since(t0));
+                guard.release().await.expect("releases");
+                times.release.push(since(t1));
+            }
+            times
+        });
+        runtime.block_on(task).expect("the task ends")
     })
 }
 
@@ -89,16 +111,17 @@ pub(crate) fn losing(key: &'static str, name: &str, url: &str) -> Contender {
     })
 }
 
-/// Keys of what is measured of one engine, in this order: cycles, without renewals, blocking, first use,
-/// a losing try.
-pub(crate) fn of(engine: &Engine, keys: [&'static str; 5]) -> Vec<Contender> {
+/// Keys of what is measured of one engine, in this order: cycles, the same from a task, without renewals,
+/// blocking, first use, a losing try.
+pub(crate) fn of(engine: &Engine, keys: [&'static str; 6]) -> Vec<Contender> {
     let url = &engine.url;
     vec![
         cycles(keys[0], "**Rust, async**", url, true),
-        cycles(keys[1], "Rust, async, auto-renew off", url, false),
-        blocking(keys[2], "Rust, blocking", url),
-        first_use(keys[3], "Rust, async: first use of a name", url),
-        losing(keys[4], "Rust, async: a losing try", url),
+        spawned(keys[1], "Rust, async, in a task of `#[tokio::main]`", url),
+        cycles(keys[2], "Rust, async, auto-renew off", url, false),
+        blocking(keys[3], "Rust, blocking", url),
+        first_use(keys[4], "Rust, async: first use of a name", url),
+        losing(keys[5], "Rust, async: a losing try", url),
     ]
 }
 

@@ -9,6 +9,10 @@ use testkit::server::{find_binary, free_port};
 use testkit::tether::ScratchDir;
 use testkit::{Killable, MariaDb, Postgres, time};
 
+/// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
+/// and again.
+pub(crate) const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
+
 /// What runs, and where.
 #[derive(Debug)]
 pub(crate) struct Servers {
@@ -71,7 +75,12 @@ impl Servers {
     pub(crate) fn start() -> Self {
         Self {
             postgres: Postgres::options().fsync(true).start(),
-            mariadb: MariaDb::options().fsync(true).start(),
+            mariadb: MARIADB
+                .iter()
+                .fold(MariaDb::options().fsync(true), |options, setting| {
+                    options.set(setting)
+                })
+                .start(),
             redis: Redis::start(),
             files: ScratchDir::new("bench"),
         }

@@ -8,44 +8,63 @@ use database_locks::seam::{Ask, GrantId, Outcome, Return, Store, Table, open};
 use testkit::time;
 
 use crate::contender::{Contender, Times, repeat, since};
+use crate::cycle::{places, python};
 use crate::report::{Section, ms};
 use crate::servers::{Engine, Servers};
+use crate::settings::Settings;
 use crate::stats::median;
-use crate::{Settings, floors, machine, ours, say};
+use crate::{floors, machine, ours, say};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
+pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> Section {
     let mut section = Section::default();
     section.paragraph(
         "The same work with one layer more in each row, in milliseconds; what a layer costs is what it adds to \
-         the row above, the median over the rounds. `store` is the statement of this library through its own driver and connection, on the \
-         thread that waits for it; `lock` is the whole library, from code that blocks and so with two hops to the \
-         background thread and back for each call. `memory` is the whole library without a database: what \
-         hops, guard and schedule cost. Naps: how often a thread of the process went to sleep in a cycle.",
+         the row above, the median over the rounds. `store` is the statement of this library through its own driver \
+         and connection, on the thread that waits for it; `lock` is the whole library, from code that blocks; \
+         Python's `lock` is that with Python around it, in a process of its own. The last two rows stand by \
+         themselves: the whole library from async code, and without a database, which is what ways to the \
+         background thread, guard and schedule cost. Naps: how often a thread of the process went to sleep in a \
+         cycle.",
     );
-    let floors = [
+    let places = places(servers);
+    let engines = [
         (
             servers.postgres(),
             floors::postgres(servers),
-            ["pg-trip", "pg-bare"],
+            "ours-postgres",
         ),
+        (servers.mariadb(), floors::mariadb(servers), "ours-mysql"),
         (
-            servers.mariadb(),
-            floors::mariadb(servers),
-            ["my-trip", "my-bare"],
+            Some(servers.sqlite()),
+            floors::sqlite(servers),
+            "ours-sqlite",
         ),
     ];
-    for (engine, floors, keys) in floors {
+    let count = engines
+        .iter()
+        .filter(|(engine, ..)| engine.is_some())
+        .count();
+    for (engine, floors, kind) in engines {
         let Some(engine) = engine else { continue };
-        let mut layers: Vec<Contender> = floors
-            .into_iter()
-            .filter(|floor| keys.contains(&floor.key))
-            .collect();
-        layers[0].name = "one round trip, `SELECT 1`".to_owned();
-        layers[1].name = "a bare prepared `UPDATE` commit".to_owned();
+        let mut layers: Vec<Contender> = Vec::new();
+        for mut floor in floors {
+            floor.name = match floor.key.split_once('-') {
+                Some((_, "trip")) => "one round trip, `SELECT 1`".to_owned(),
+                Some((_, "bare")) => "a bare prepared `UPDATE` commit".to_owned(),
+                _ => continue,
+            };
+            layers.push(floor);
+        }
         layers.push(store(&engine));
         layers.push(ours::blocking("lock", "`lock`, blocking", &engine.url));
+        layers.extend(python(kind, &places, None).map(|mut taker| {
+            let process = taker.pid();
+            let run = move |slice| taker.cycles(slice);
+            let python = Contender::new("python", "Python's `lock`, blocking", run);
+            python.of_process(process)
+        }));
         layers.push(ours::cycles(
             "lock async",
             "`lock`, async",
@@ -57,7 +76,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
             "`memory`, blocking",
             "memory:spans",
         ));
-        let rows = measured(settings, &mut layers);
+        let rows = measured(settings, length.div_f64(count as f64), &mut layers);
         section.paragraph(format!("### {}", engine.name));
         section.table(
             &[
@@ -74,9 +93,9 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
     section
 }
 
-fn measured(settings: &Settings, layers: &mut [Contender]) -> Vec<Vec<String>> {
+fn measured(settings: &Settings, length: Duration, layers: &mut [Contender]) -> Vec<Vec<String>> {
     let rounds = settings.rounds.max(3);
-    let slice = settings.share(0.03).div_f64((rounds * layers.len()) as f64);
+    let slice = length.div_f64((rounds * layers.len()) as f64);
     say(&format!(
         "spans: {rounds} rounds of {} ms",
         slice.as_millis()
@@ -90,10 +109,11 @@ fn measured(settings: &Settings, layers: &mut [Contender]) -> Vec<Vec<String>> {
     for _ in 0..rounds {
         fastrand::shuffle(&mut order);
         for &at in &order {
-            let before = machine::naps();
+            let process = layers[at].process;
+            let before = machine::naps(process);
             let times = (layers[at].run)(slice);
             let found = &mut found[at];
-            found.naps += machine::naps().saturating_sub(before);
+            found.naps += machine::naps(process).saturating_sub(before);
             found
                 .acquire
                 .push(median(&times.acquire).unwrap_or(f64::NAN));
@@ -184,6 +204,7 @@ fn store(engine: &Engine) -> Contender {
                     grant: ask[0].grant,
                     holder: "bench".into(),
                     durable: false,
+                    quietly: false,
                 }];
                 let t2 = time::now();
                 runtime

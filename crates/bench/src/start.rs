@@ -1,16 +1,18 @@
 //! A whole process: `dblock run`.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use testkit::time;
 
 use crate::contender::since;
 use crate::report::{Section, ms};
+use crate::say;
 use crate::servers::Servers;
+use crate::settings::Settings;
 use crate::stats::spread;
-use crate::{Settings, say};
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
+pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section {
     let mut section = Section::default();
     let dblock = crate::root().join("target/release/dblock");
     let mut commands: Vec<(&str, Command)> = vec![
@@ -44,7 +46,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
     }
     let mut found = vec![Vec::new(); commands.len()];
     let mut order: Vec<usize> = (0..commands.len()).collect();
-    let (began, budget) = (time::now(), settings.share(0.03));
+    let (began, budget) = (time::now(), length);
     while began.elapsed() < budget || found[0].len() < 5 {
         fastrand::shuffle(&mut order);
         for &at in &order {

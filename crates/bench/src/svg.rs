@@ -1,14 +1,45 @@
-//! Plots, as SVG that a person can read in a light page and in a dark one.
+//! Plots, as SVG that follows whether the reader's pages are light or dark: each brings its own ground, so
+//! that it can be read on either.
 
 use std::fmt::Write as _;
 
 const SIZE: (f64, f64) = (840.0, 420.0);
 /// Left, top, right, bottom: what the labels need.
 const FRAME: (f64, f64, f64, f64) = (78.0, 48.0, 262.0, 56.0);
-/// Told apart by those who see no difference between red and green too.
-const COLOURS: [&str; 8] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f",
+/// Told apart by those who see no difference between red and green too; on light ground and on dark.
+const COLOURS: [[&str; 2]; 8] = [
+    ["#0072b2", "#4aa3df"],
+    ["#d55e00", "#f0803c"],
+    ["#009e73", "#2cc295"],
+    ["#cc79a7", "#dd93bd"],
+    ["#b87f00", "#e6b13a"],
+    ["#3a93c7", "#8fd0f5"],
+    ["#000000", "#f0f0f0"],
+    ["#7f7f7f", "#9a9a9a"],
 ];
+
+/// How it looks on light ground, and on dark.
+fn style() -> String {
+    let all = |which: usize| {
+        let [ground, text, grid, frame] = match which {
+            0 => ["#ffffff", "#1f2328", "#dddddd", "#444444"],
+            _ => ["#0d1117", "#e6edf3", "#30363d", "#9198a1"],
+        };
+        let lines = COLOURS.iter().enumerate().map(|(at, colours)| {
+            let colour = colours[which];
+            format!(".l{at}{{stroke:{colour}}}.d{at}{{fill:{colour}}}")
+        });
+        format!(
+            ".ground{{fill:{ground}}}text{{fill:{text}}}.grid{{stroke:{grid}}}.frame{{stroke:{frame}}}{}",
+            lines.collect::<String>()
+        )
+    };
+    format!(
+        "<style>{}@media(prefers-color-scheme:dark){{{}}}</style>",
+        all(0),
+        all(1)
+    )
+}
 
 /// Lines over two axes.
 #[derive(Debug)]
@@ -103,7 +134,7 @@ fn shown(value: f64) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -122,17 +153,18 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
+         {}\n<rect width=\"100%\" height=\"100%\" class=\"ground\"/>\n\
          <text x=\"{left}\" y=\"26\" font-size=\"16\" font-weight=\"bold\">{}</text>\n",
         SIZE.0,
         SIZE.1,
+        style(),
         escaped(plot.title)
     );
     for mark in &x.marks {
         let at = at_x(*mark);
         let _ = writeln!(
             svg,
-            "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"#dddddd\"/>\n\
+            "<path d=\"M{at:.1} {top}V{bottom}\" class=\"grid\"/>\n\
              <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
             bottom + 18.0,
             shown(*mark)
@@ -142,7 +174,7 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
         let at = at_y(*mark);
         let _ = writeln!(
             svg,
-            "<path d=\"M{left} {at:.1}H{right}\" stroke=\"#dddddd\"/>\n\
+            "<path d=\"M{left} {at:.1}H{right}\" class=\"grid\"/>\n\
              <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             left - 6.0,
             at + 4.0,
@@ -151,7 +183,7 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
     }
     let _ = writeln!(
         svg,
-        "<path d=\"M{left} {top}V{bottom}H{right}\" fill=\"none\" stroke=\"#444444\"/>\n\
+        "<path d=\"M{left} {top}V{bottom}H{right}\" fill=\"none\" class=\"frame\"/>\n\
          <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
          <text transform=\"translate(18 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
         (left + right) / 2.0,
@@ -161,7 +193,7 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
         escaped(plot.y.label)
     );
     for (number, line) in plot.lines.iter().enumerate() {
-        let colour = COLOURS[number % COLOURS.len()];
+        let colour = number % COLOURS.len();
         // A second round of the colours is dashed.
         let dash = match number / COLOURS.len() {
             0 => "",
@@ -178,20 +210,20 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
         if !path.is_empty() {
             let _ = writeln!(
                 svg,
-                "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+                "<path d=\"M{}\" fill=\"none\" class=\"l{colour}\" stroke-width=\"2\"{dash}/>",
                 path.join("L")
             );
         }
         for (px, py) in places.iter().filter(|_| line.marked) {
             let _ = writeln!(
                 svg,
-                "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" fill=\"{colour}\"/>"
+                "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" class=\"d{colour}\"/>"
             );
         }
         let key = top + 10.0 + 20.0 * number as f64;
         let _ = writeln!(
             svg,
-            "<path d=\"M{} {key}h22\" stroke=\"{colour}\" stroke-width=\"3\"{dash}/>\n\
+            "<path d=\"M{} {key}h22\" class=\"l{colour}\" stroke-width=\"3\"{dash}/>\n\
              <text x=\"{}\" y=\"{}\">{}</text>",
             right + 12.0,
             right + 40.0,

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
+use testkit::time;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -23,6 +25,34 @@ pub(crate) struct Counts {
     pub(crate) down: u64,
     /// PostgreSQL: by what they are.
     pub(crate) kinds: HashMap<&'static str, u64>,
+    /// How long a client waited for answers, from the first byte that it sent to the last of the answer.
+    pub(crate) waited: Duration,
+    /// Of the exchange under way: when it began, and when the latest byte of its answer came.
+    exchange: Option<(Instant, Option<Instant>)>,
+}
+
+impl Counts {
+    fn asked(&mut self, now: Instant) {
+        if let Some((_, None)) = self.exchange {
+            return;
+        }
+        self.settle();
+        self.exchange = Some((now, None));
+    }
+
+    fn answered(&mut self, now: Instant) {
+        if let Some((_, last)) = &mut self.exchange {
+            *last = Some(now);
+        }
+    }
+
+    /// What has been answered is over.
+    fn settle(&mut self) {
+        if let Some((began, Some(last))) = self.exchange {
+            self.waited += last - began;
+            self.exchange = None;
+        }
+    }
 }
 
 /// Listens on a port of 127.0.0.1 until the process ends.
@@ -68,10 +98,9 @@ impl Tap {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        self.counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.settle();
+        counts.clone()
     }
 
     pub(crate) fn reset(&self) {
@@ -106,6 +135,7 @@ async fn pass(client: TcpStream, server: String, speaks: Speaks, counts: Arc<Mut
         while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
             let messages = reader.read(&buffer[..n]);
             count(&|counts| {
+                counts.asked(time::now());
                 counts.up += n as u64;
                 for kind in &messages {
                     counts.statements += 1;
@@ -120,7 +150,10 @@ async fn pass(client: TcpStream, server: String, speaks: Speaks, counts: Arc<Mut
     let down = async {
         let mut buffer = vec![0; 65536];
         while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
-            count(&|counts| counts.down += n as u64);
+            count(&|counts| {
+                counts.answered(time::now());
+                counts.down += n as u64;
+            });
             if to_client.write_all(&buffer[..n]).await.is_err() {
                 return;
             }
@@ -259,6 +292,21 @@ mod tests {
                 .collect();
             assert_eq!(found, ["acquire", "acquire", "other"]);
         }
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_from_the_first_byte_asked_to_the_last_answered() {
+        let (mut counts, start) = (Counts::default(), time::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        // A question in two pieces, an answer in two, a pause, and the next.
+        counts.asked(at(0));
+        counts.asked(at(2));
+        counts.answered(at(5));
+        counts.answered(at(9));
+        counts.asked(at(1_000));
+        counts.answered(at(1_001));
+        counts.settle();
+        assert_eq!(counts.waited, Duration::from_millis(10));
     }
 
     #[test]

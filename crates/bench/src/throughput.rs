@@ -12,20 +12,17 @@ use tokio::task::JoinSet;
 use crate::contender::since;
 use crate::report::{Section, digits};
 use crate::servers::Servers;
+use crate::settings::Settings;
 use crate::stats::{median, ratio, spread};
 use crate::svg::{Axis, Line, Plot, draw};
-use crate::{Settings, ours, say};
+use crate::{ours, say};
 
 const TASKS: [usize; 4] = [1, 10, 100, 1000];
 /// How many different locks are acquired at once, and one after another.
 const MANY: usize = 1000;
 
-pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
+pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> Section {
+    let runtime = crate::tasks_runtime();
     let engines: Vec<_> = servers
         .engines()
         .into_iter()
@@ -33,7 +30,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
         .collect();
     let rounds = settings.rounds.clamp(2, 4);
     let runs = rounds * engines.len() * TASKS.len() * 2;
-    let slice = settings.share(0.12).div_f64(runs as f64);
+    let slice = length.div_f64(runs as f64);
     say(&format!(
         "throughput: {runs} runs of {} ms",
         slice.as_millis()
@@ -146,7 +143,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers) -> Section {
 }
 
 /// Cycles a second.
-async fn cycles(locks: &Locks, tasks: usize, apart: bool, slice: Duration) -> f64 {
+pub(crate) async fn cycles(locks: &Locks, tasks: usize, apart: bool, slice: Duration) -> f64 {
     let (done, mut set) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
     let began = time::now();
     for task in 0..tasks {

@@ -2,8 +2,10 @@
 //!
 //! - `wait URL NAME`: `acquire` and `release` as the lines come, answered with the monotonic clock: when
 //!   it was acquired, and before it was released
-//! - `hold URL LOCKS TTL_MS`: holds so many locks; `stat` is answered with what it costs
+//! - `hold URL LOCKS TTL_MS`: says how many milliseconds it took until it held so many locks; `stat` is
+//!   answered with what they cost
 //! - `idle URL NAME WAITERS`: so many tasks that wait for one lock
+//! - `cycles URL MS`: acquires and releases so long, from code that blocks
 //! - `storm URL NAME TASKS MS`: so many tasks that take turns on one lock, from the next line on
 
 use std::io::{BufRead, Write};
@@ -20,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::contender::{Taker, since};
 use crate::machine::{cpu_seconds, memory_kib};
-use crate::ours::SHORT;
+use crate::ours::{self, SHORT};
 
 /// A worker, as soon as it is ready.
 pub(crate) fn start(args: &[&str]) -> Option<Taker> {
@@ -69,6 +71,10 @@ pub(crate) fn run(args: &[&str]) {
                 Duration::from_millis(number(ms)),
             );
         }
+        ["cycles", url, ms] => {
+            let mut lock = ours::blocking("cycles", "", url);
+            (lock.run)(Duration::from_millis(number(ms)));
+        }
         _ => panic!("bad arguments: {args:?}"),
     }
 }
@@ -105,7 +111,6 @@ fn wait(runtime: &Runtime, url: &str, name: &str) {
 
 fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
     let ours = connect(runtime, url);
-    let before = memory_kib(std::process::id());
     let began = time::now();
     let guards: Vec<LockGuard> = runtime.block_on(async {
         let mut guards = Vec::new();
@@ -122,10 +127,9 @@ fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
         }
         guards
     });
-    answer(&format!("held {locks} in {:.0} ms", since(began)));
+    answer(&format!("{:.1}", since(began)));
     for _ in lines() {
         let stat = json!({
-            "before_kib": before,
             "memory_kib": memory_kib(std::process::id()),
             "cpu_s": cpu_seconds(std::process::id()),
             "lost": guards.iter().filter(|guard| !guard.is_held()).count(),

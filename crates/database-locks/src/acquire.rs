@@ -9,20 +9,24 @@ use tracing::{Instrument, Span};
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::guard::LockGuard;
+use crate::held::ms;
 use crate::inner::Inner;
+use crate::looks;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
-use crate::renew::ms;
-use crate::store::{Occupant, Outcome, Pauses, StoreError};
+use crate::store::{Occupant, Outcome, Pauses, StoreError, Woken};
 use crate::timing::Timing;
-use crate::token::Token;
+use crate::token::{GrantId, Token};
 use crate::turns::Turn;
 use crate::watch::Stretch;
 
 mod attempt;
+mod pace;
 
 use attempt::Attempt;
 pub(crate) use attempt::begin;
+pub(crate) use pace::LONGEST_POLL;
+use pace::Pace;
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,14 +35,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const ONCE_CONTENTION: Duration = Duration::from_secs(1);
 /// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
 const ONCE_BUSY: Duration = Duration::from_millis(30);
-/// The pause between two looks at a lock that changes hands often, and the longest one by default.
-const SHORTEST_POLL: Duration = Duration::from_millis(20);
-pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
-/// The longest one where releases are announced, for a lost announcement must cost no more than that.
-const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
-/// The same while the database cannot be reached.
-const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
-const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
+/// How long whoever is next waits for a release by somebody of this process before he looks.
+const HELD_HERE: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait begins this long before its end, so that its answer is in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
@@ -301,13 +299,33 @@ async fn work(
         line = Some(wait_for_turn(inner, want, progress).await);
     }
     let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
+    // What a look has said: then it is not worth a try yet.
+    let mut looked = None;
+    // That somebody of this process releases it has been waited for.
+    let mut waited = false;
     loop {
-        let outcome = attempt.once().await;
+        if !std::mem::take(&mut waited)
+            && let Some(turn) = line.as_ref().filter(|turn| turn.is_held_here())
+        {
+            let left = deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY));
+            tokio::select! {
+                () = turn.rings() => {}
+                () = tokio::time::sleep(left.map_or(HELD_HERE, |left| left.min(HELD_HERE))) => {}
+            }
+        }
+        let outcome = match looked.take() {
+            Some(outcome) => outcome,
+            None => attempt.once().await,
+        };
         if let Ok(Outcome::Granted { token, length }) = outcome {
+            inner.turns.taken(&want.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => return Ok(Some(guard)),
                 Err(loss) if once => return Err(loss.error(&want.name)),
-                Err(_) => attempt = Attempt::new(inner, want)?,
+                Err(_) => {
+                    inner.turns.left(&want.name);
+                    attempt = Attempt::new(inner, want)?;
+                }
             }
             continue;
         }
@@ -323,10 +341,15 @@ async fn work(
         {
             return Ok(None);
         }
-        if matches!(outcome, Ok(Outcome::Held(_))) {
+        let mut here = false;
+        if let Ok(Outcome::Held(occupant)) = &outcome {
             unclear = now;
+            here = is_held_by(inner, occupant);
+            if !here {
+                inner.turns.taken_elsewhere(&want.name);
+            }
         }
-        let pauses = pace.after(&outcome);
+        let pauses = pace.after(&outcome, now);
         match outcome {
             Err(refused @ StoreError::Rejected { .. }) => {
                 return Err(refused.into_error(op(&want.name)));
@@ -350,7 +373,15 @@ async fn work(
         }
         let turn = match line.take() {
             Some(turn) => turn,
-            None => wait_for_turn(inner, want, progress).await,
+            None => {
+                let turn = wait_for_turn(inner, want, progress).await;
+                if turn.has_waited() {
+                    // What was seen before is old.
+                    line = Some(turn);
+                    continue;
+                }
+                turn
+            }
         };
         let within = |pause: Duration| match deadline {
             Some(at) => match at.saturating_sub(clock::now() + LAST_TRY) {
@@ -361,17 +392,45 @@ async fn work(
             },
             None => pause,
         };
-        let pauses = Pauses {
-            held: pauses.held,
-            announced: within(pauses.announced),
-            unannounced: within(pauses.unannounced),
+        if here {
+            // His release rings for us without a bell of the database's, which would cost it a commit that
+            // waits for those of others. The look after a while is for what else may become of him.
+            waited = true;
+            tokio::select! {
+                () = turn.rings() => {}
+                () = tokio::time::sleep(within(pauses.announced)) => {}
+            }
+            line = Some(turn);
+            continue;
+        }
+        let unannounced = within(pauses.unannounced);
+        // One that is free or locked is tried for at once: a look would say no more than that.
+        let alone = match pauses.held {
+            true => unannounced / looks::ALONE,
+            false => unannounced,
         };
-        tokio::select! {
-            () = inner.store.freed(&want.name, pauses) => {}
-            () = turn.rings() => {}
+        let woken = tokio::select! {
+            woken = inner.store.freed(&want.name, Pauses {
+                held: pauses.held,
+                announced: within(pauses.announced),
+                unannounced: alone,
+            }) => woken,
+            () = turn.rings() => Woken::Rung,
+        };
+        if pauses.held && woken == Woken::Unheard {
+            looked = tokio::select! {
+                seen = inner.looks.next(&want.name, unannounced - alone) => attempt.judge(seen),
+                () = turn.rings() => None,
+            };
         }
         line = Some(turn);
     }
+}
+
+/// Whether it is a guard of these very locks that has it, whose release is heard of here.
+fn is_held_by(inner: &Inner, occupant: &Occupant) -> bool {
+    let grant = occupant.grant.as_deref().and_then(GrantId::parse);
+    occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
 }
 
 /// Stand in line and wait for our turn. Who is behind others need not ask the database who has it:
@@ -382,123 +441,7 @@ async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -
         .unwrap_or_else(PoisonError::into_inner)
         .occupant
         .get_or_insert_default();
-    let turn = inner.turns.join(&want.name);
+    let mut turn = inner.turns.join(&want.name);
     turn.comes().await;
     turn
-}
-
-/// How long to wait before the next look.
-#[derive(Debug)]
-struct Pace {
-    longest: Duration,
-    seen: Option<Token>,
-    poll: Duration,
-    outage: Duration,
-}
-
-impl Pace {
-    fn new(longest: Duration) -> Self {
-        Self {
-            longest,
-            seen: None,
-            poll: Duration::ZERO,
-            outage: Duration::ZERO,
-        }
-    }
-
-    fn after(&mut self, outcome: &Result<Outcome, StoreError>) -> Pauses {
-        let pauses = |announced, unannounced| Pauses {
-            held: false,
-            announced,
-            unannounced,
-        };
-        match outcome {
-            Ok(Outcome::Held(occupant)) => self.held(occupant),
-            Err(StoreError::Unavailable(_)) => {
-                let pause = self.unavailable();
-                pauses(pause, pause)
-            }
-            // Mostly it is somebody who is just taking it, and who will ring.
-            Ok(Outcome::Busy) => {
-                let announced = Duration::from_millis(fastrand::u64(20..=200));
-                pauses(announced, self.busy())
-            }
-            _ => {
-                let pause = self.busy();
-                pauses(pause, pause)
-            }
-        }
-    }
-
-    /// A lock that changed hands since the last look is looked at often, one that did not ever less;
-    /// never later than its lease ends.
-    ///
-    /// Where its end is announced that is only in case it was not heard. A holder of 0.5 rings no bell,
-    /// and neither does the end of a lease.
-    fn held(&mut self, occupant: &Occupant) -> Pauses {
-        self.outage = Duration::ZERO;
-        let shortest = SHORTEST_POLL.min(self.longest);
-        self.poll = if self.seen == occupant.token {
-            (self.poll.saturating_mul(3) / 2).clamp(shortest, self.longest)
-        } else {
-            shortest
-        };
-        self.seen = occupant.token;
-        let end = occupant
-            .free_in
-            .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
-        let until_end = |pause: Duration| {
-            let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            end.map_or(jittered, |end| end.min(jittered))
-        };
-        let unannounced = until_end(self.poll);
-        Pauses {
-            held: true,
-            announced: match occupant.intact {
-                true => until_end(self.longest.max(ANNOUNCED_POLL)),
-                false => unannounced,
-            },
-            unannounced,
-        }
-    }
-
-    fn busy(&mut self) -> Duration {
-        self.outage = Duration::ZERO;
-        Duration::from_millis(fastrand::u64(2..=20))
-    }
-
-    fn unavailable(&mut self) -> Duration {
-        self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
-        self.outage.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looks_grow_rarer_up_to_the_longest_pause_and_no_later_than_the_lease_ends() {
-        let ms = Duration::from_millis;
-        let held = |token, free_in| {
-            Ok(Outcome::Held(Occupant {
-                token: Some(Token::from_db(token)),
-                free_in,
-                ..Occupant::default()
-            }))
-        };
-        for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
-            let mut pace = Pace::new(longest);
-            let mut after = |outcome| pace.after(&outcome).unannounced;
-            let first = after(held(1, None));
-            assert!(first <= SHORTEST_POLL.min(longest), "{first:?}");
-            for _ in 0..40 {
-                assert!(after(held(1, None)) <= longest);
-            }
-            assert!(after(held(1, None)) >= longest / 2, "{longest:?}");
-            assert!(after(held(1, Some(ms(2)))) <= ms(10));
-            let changed = after(held(2, None));
-            assert!(changed <= SHORTEST_POLL, "it changes hands: {changed:?}");
-        }
-    }
 }

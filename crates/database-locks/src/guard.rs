@@ -8,12 +8,12 @@ use std::time::Duration;
 use crate::acquire::PATIENCE;
 use crate::error::{Error, LostReason};
 use crate::fork::Here;
+use crate::held::{Held, Status, ms};
 use crate::info::LockState;
 use crate::inner::Inner;
 use crate::loss::Loss;
 use crate::name::LockName;
 use crate::release::give_back;
-use crate::renew::{Held, Status, ms};
 use crate::runtime;
 use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
 use crate::ticket::Ticket;
@@ -326,6 +326,7 @@ impl LockGuard {
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
         self.held.released();
+        self.inner.turns.left(self.name());
         let Grant {
             name,
             token,
@@ -420,6 +421,9 @@ impl LockGuard {
             Status::Lost(loss) => loss.reason().leaves_a_lease(),
             Status::Released => false,
         };
+        if !ours {
+            self.inner.turns.left(self.name());
+        }
         let ttl = *self.longest();
         let what = Return::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());

@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
+use crate::looks::Looks;
 use crate::metrics;
 use crate::name::LockName;
 use crate::renew::Scheduler;
@@ -24,6 +25,7 @@ pub(crate) struct Inner {
     pub(crate) store: Observed,
     pub(crate) asks: Batch<Ask>,
     pub(crate) returns: Batch<Return>,
+    pub(crate) looks: Looks,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
     pub(crate) watches: Watches<LockName, Version>,
@@ -42,6 +44,7 @@ impl Inner {
             scheduler: Scheduler::start(store.clone())?,
             asks: Batch::new(store.clone(), PATIENCE),
             returns: Batch::new(store.clone(), PATIENCE),
+            looks: Looks::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
             watches: Watches::default(),

@@ -25,6 +25,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// on a new connection before it ends.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// What a renewal of as many leases as go out in one statement may take of the time of those behind it: ten
+/// times what it takes where the disk keeps up.
+const LARGE_ROUND: Duration = Duration::from_millis(500);
 
 /// What is to be done about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,10 +261,13 @@ impl Lease {
         self.failures > 0
     }
 
-    /// How long to wait for the answer to a renewal.
-    pub(crate) fn patience(&self) -> Duration {
+    /// How long to wait for the answer to a renewal that goes out behind so many large ones: their time
+    /// is no sign that nobody answers. Never so long that a second try has no time left.
+    pub(crate) fn patience(&self, behind: u32) -> Duration {
         let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
-        every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+        let alone = every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
+        let longer = alone.saturating_add(LARGE_ROUND.saturating_mul(behind));
+        longer.min(every.max(alone))
     }
 }
 
@@ -284,6 +290,15 @@ mod tests {
 
     fn lease(ttl: Duration) -> Lease {
         Lease::granted(timing(ttl), START, ttl)
+    }
+
+    #[test]
+    fn a_renewal_behind_large_ones_waits_longer_and_leaves_time_for_a_second_try() {
+        let thirty = lease(secs(30));
+        let of = |behind| thirty.patience(behind);
+        assert_eq!((of(0), of(4), of(1_000)), (secs(5), secs(7), secs(10)));
+        // One that is short gives up its connection no later.
+        assert_eq!(lease(secs(3)).patience(1_000), lease(secs(3)).patience(0));
     }
 
     #[test]
@@ -515,7 +530,7 @@ mod tests {
                         lease.extend(timing, now);
                     },
                 }
-                lease.patience();
+                lease.patience(0);
                 lease.next(now);
             }
         }

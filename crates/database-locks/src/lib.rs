@@ -64,6 +64,7 @@ mod error;
 mod fence;
 mod fork;
 mod guard;
+mod held;
 mod holder;
 mod info;
 mod inner;
@@ -72,6 +73,7 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
+mod looks;
 mod loss;
 mod metrics;
 mod name;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::held::Held;
 use crate::loss::Loss;
-use crate::renew::Held;
 
 type Listener = Box<dyn FnOnce(Loss) + Send>;
 

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::acquire::PATIENCE;
 use crate::clock;
 use crate::error::Error;
+use crate::held::ms;
 use crate::inner::Inner;
-use crate::renew::ms;
 use crate::store::{Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
+use crate::turns::Next;
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -39,8 +41,8 @@ pub(crate) fn give_back(
 }
 
 async fn until_answered(
-    inner: &Inner,
-    what: Return,
+    inner: &Arc<Inner>,
+    mut what: Return,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> Result<Released, Error> {
@@ -48,18 +50,15 @@ async fn until_answered(
         Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
         Ttl::Endless => Duration::MAX,
     };
-    let Return {
-        name,
-        token,
-        holder,
-        ..
-    } = &what;
-    let token = token.map(Token::get);
+    let (name, holder) = (what.name.clone(), Arc::clone(&what.holder));
+    let token = what.token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
+        what.quietly = inner.turns.has_next(&what.name);
         let failure = match inner.returns.ask(what.clone()).await {
-            Ok(done @ (Released::Freed | Released::NotOurs)) => {
-                inner.turns.ring(name);
+            Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+                // What was asked for quietly before may have been done.
+                pass_on(inner, &what, done == Released::Awaited || unsure);
                 // An earlier try whose reply was lost may have been the one that freed it.
                 let done = if unsure { Released::Freed } else { done };
                 let said = match (done, held_for) {
@@ -70,7 +69,7 @@ async fn until_answered(
                 tracing::debug!(
                     lock.name = name.as_str(),
                     lock.token = token,
-                    lock.holder = &**holder,
+                    lock.holder = &*holder,
                     lock.held_ms = held_for.map(ms),
                     "{said}"
                 );
@@ -88,7 +87,7 @@ async fn until_answered(
             tracing::warn!(
                 lock.name = name.as_str(),
                 lock.token = token,
-                lock.holder = &**holder,
+                lock.holder = &*holder,
                 "not released, it stays held until its lease ends: {}",
                 error.chain()
             );
@@ -98,11 +97,36 @@ async fn until_answered(
             tracing::debug!(
                 lock.name = name.as_str(),
                 lock.token = token,
-                lock.holder = &**holder,
+                lock.holder = &*holder,
                 "release failed, trying again: {failure}"
             );
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// It is free, or another's: see to it that somebody takes it who waits for it.
+fn pass_on(inner: &Arc<Inner>, what: &Return, others: bool) {
+    let name = &what.name;
+    match inner.turns.released(name, what.quietly, others) {
+        Next::Nothing => {}
+        Next::Behind(pause) => {
+            let (inner, name) = (Arc::clone(inner), name.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                inner.turns.ring(&name);
+            });
+        }
+        Next::Owed(pause, release) => {
+            let (inner, name) = (Arc::clone(inner), name.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                if inner.turns.pays(&name, release) {
+                    // Should it fail, they look for themselves in a few seconds.
+                    let _ = inner.store.ring(&name, PATIENCE).await;
+                }
+            });
+        }
     }
 }

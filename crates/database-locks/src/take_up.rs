@@ -109,6 +109,7 @@ impl Drop for Unsettled<'_> {
             grant: to.grant,
             holder: Arc::clone(&to.holder),
             durable: true,
+            quietly: false,
         };
         tokio::spawn(give_back(Arc::clone(&self.inner), what, Ttl::Endless, None));
     }
@@ -177,7 +178,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
             let returns = [Return::of(&grant, Ttl::Endless)];
             let answers = inner.store.release(&returns, PATIENCE).await?;
             Ok(match answers.first() {
-                Some(Released::Freed) => {
+                Some(Released::Freed | Released::Awaited) => {
                     inner.turns.ring(&grant.name);
                     Renewal::Renewed
                 }

@@ -1,16 +1,66 @@
 //! Who of this process is next, where several wait for one lock.
 //!
 //! Only the first in line asks the database; the others wait for their turn without a statement of
-//! their own. A release within the process wakes the first at once.
+//! their own. A release within the process wakes the first at once, and where other processes wait too
+//! they are not woken for each of them: they could only try in vain. But no more than so many of this
+//! process come one after another: then the others are woken, and have a head start.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::clock::{self, Time};
 use crate::name::LockName;
 
-type Lines = HashMap<LockName, VecDeque<Arc<Notify>>>;
+/// How often the lock goes from one to another of this process while others wait …
+const IN_A_ROW: u32 = 16;
+/// … and for how long.
+const ROW: Duration = Duration::from_millis(100);
+/// After that the next of this process tries this much later than those who were woken.
+const HEAD_START: std::ops::RangeInclusive<u64> = 2_000..=6_000;
+/// Whoever was to have it within this process should have it by then. Has he gone away instead, the
+/// others are woken.
+const OWED: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+struct Lines {
+    of: HashMap<LockName, Line>,
+    /// Which release woke nobody of the others, until somebody here has the lock.
+    owed: HashMap<LockName, u64>,
+}
+
+/// Those who wait for one lock, the first in front.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Arc<Notify>>,
+    /// How often in a row it has gone from one to another of this process, and since when.
+    row: u32,
+    since: Time,
+    /// Other processes wait for it too, as the latest release was told.
+    others: bool,
+    /// Somebody of this process has it, and will say so when he releases it.
+    held_here: bool,
+}
+
+impl Line {
+    fn ring(&self) {
+        if let Some(first) = self.waiting.front() {
+            first.notify_one();
+        }
+    }
+}
+
+/// What is to be done once the lock was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Nothing,
+    /// Wake the others after so long, unless somebody here has it by then.
+    Owed(Duration, u64),
+    /// Wake the first in line after so long: the others were woken at once.
+    Behind(Duration),
+}
 
 /// The lines of all names.
 #[derive(Debug, Default)]
@@ -23,28 +73,102 @@ fn locked(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
 impl Turns {
     /// Whether somebody waits for this name.
     pub(crate) fn is_waited_for(&self, name: &LockName) -> bool {
-        locked(&self.0).contains_key(name)
+        locked(&self.0).of.contains_key(name)
     }
 
     /// Stand in line, at its end.
     pub(crate) fn join(&self, name: &LockName) -> Turn {
         let bell = Arc::new(Notify::new());
-        locked(&self.0)
-            .entry(name.clone())
-            .or_default()
-            .push_back(Arc::clone(&bell));
+        let mut lines = locked(&self.0);
+        let line = lines.of.entry(name.clone()).or_default();
+        line.waiting.push_back(Arc::clone(&bell));
         Turn {
             lines: Arc::clone(&self.0),
             name: name.clone(),
             bell,
+            waited: false,
         }
     }
 
-    /// It was released here: the first in line had better try now.
+    /// It may be to be had: the first in line had better try now.
     pub(crate) fn ring(&self, name: &LockName) {
-        if let Some(first) = locked(&self.0).get(name).and_then(VecDeque::front) {
-            first.notify_one();
+        if let Some(line) = locked(&self.0).of.get(name) {
+            line.ring();
         }
+    }
+
+    /// Before it is released: whether the next of this process shall have it, and nobody else be woken.
+    pub(crate) fn has_next(&self, name: &LockName) -> bool {
+        let lines = locked(&self.0);
+        let Some(line) = lines.of.get(name) else {
+            return false;
+        };
+        let in_a_row = line.row < IN_A_ROW && clock::now() < line.since + ROW;
+        !line.others || line.row == 0 || in_a_row
+    }
+
+    /// It was released; whether `quietly`, and whether others wait for it.
+    pub(crate) fn released(&self, name: &LockName, quietly: bool, others: bool) -> Next {
+        let mut lines = locked(&self.0);
+        let Lines { of, owed } = &mut *lines;
+        // Who was to have it may have gone away meanwhile.
+        let mut soon = Duration::ZERO;
+        if let Some(line) = of.get_mut(name) {
+            (line.others, line.held_here) = (others, false);
+            if !quietly && others {
+                line.row = 0;
+                return Next::Behind(Duration::from_micros(fastrand::u64(HEAD_START)));
+            }
+            if line.row == 0 {
+                line.since = clock::now();
+            }
+            line.row = line.row.saturating_add(1);
+            line.ring();
+            soon = OWED;
+        }
+        if !quietly || !others {
+            return Next::Nothing;
+        }
+        let release = fastrand::u64(..);
+        owed.insert(name.clone(), release);
+        Next::Owed(soon, release)
+    }
+
+    /// Somebody of this process has it.
+    pub(crate) fn taken(&self, name: &LockName) {
+        let mut lines = locked(&self.0);
+        lines.owed.remove(name);
+        if let Some(line) = lines.of.get_mut(name) {
+            line.held_here = true;
+        }
+    }
+
+    /// Another process has it, and will wake those who wait when it gives it away.
+    pub(crate) fn taken_elsewhere(&self, name: &LockName) {
+        let mut lines = locked(&self.0);
+        lines.owed.remove(name);
+        if let Some(line) = lines.of.get_mut(name) {
+            (line.held_here, line.row) = (false, 0);
+        }
+    }
+
+    /// Whoever of this process had it has it no more, and says nothing to the database.
+    pub(crate) fn left(&self, name: &LockName) {
+        if let Some(line) = locked(&self.0).of.get_mut(name) {
+            line.held_here = false;
+            line.ring();
+        }
+    }
+
+    /// Whether that release woke nobody of the others, and nobody here has had the lock since: they shall
+    /// be woken now.
+    pub(crate) fn pays(&self, name: &LockName, release: u64) -> bool {
+        let owed = &mut locked(&self.0).owed;
+        let still = owed.get(name) == Some(&release);
+        if still {
+            owed.remove(name);
+        }
+        still
     }
 }
 
@@ -54,14 +178,21 @@ pub(crate) struct Turn {
     lines: Arc<Mutex<Lines>>,
     name: LockName,
     bell: Arc<Notify>,
+    waited: bool,
 }
 
 impl Turn {
     /// Wait until it is our turn.
-    pub(crate) async fn comes(&self) {
+    pub(crate) async fn comes(&mut self) {
         while !self.is_first() {
+            self.waited = true;
             self.bell.notified().await;
         }
+    }
+
+    /// Whether others were before us.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Wait until a release rings.
@@ -69,25 +200,32 @@ impl Turn {
         self.bell.notified().await;
     }
 
+    /// Whether it would be in vain to ask for it now: somebody of this process has it.
+    pub(crate) fn is_held_here(&self) -> bool {
+        let lines = locked(&self.lines);
+        lines.of.get(&self.name).is_some_and(|line| line.held_here)
+    }
+
     fn is_first(&self) -> bool {
         let lines = locked(&self.lines);
         lines
+            .of
             .get(&self.name)
-            .and_then(VecDeque::front)
-            .is_some_and(|b| Arc::ptr_eq(b, &self.bell))
+            .and_then(|line| line.waiting.front())
+            .is_some_and(|first| Arc::ptr_eq(first, &self.bell))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut lines = locked(&self.lines);
-        let Some(line) = lines.get_mut(&self.name) else {
+        let Some(line) = lines.of.get_mut(&self.name) else {
             return;
         };
-        line.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
-        match line.front() {
+        line.waiting.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
+        match line.waiting.front() {
             Some(next) => next.notify_one(),
-            None => drop(lines.remove(&self.name)),
+            None => drop(lines.of.remove(&self.name)),
         }
     }
 }
@@ -96,10 +234,14 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
+    fn job() -> (Turns, LockName) {
+        (Turns::default(), LockName::new("job").unwrap())
+    }
+
     #[tokio::test]
     async fn the_line_moves_up_in_order_and_is_forgotten_when_empty() {
-        let (turns, name) = (Turns::default(), LockName::new("job").unwrap());
-        let (first, second, third) = (turns.join(&name), turns.join(&name), turns.join(&name));
+        let (turns, name) = job();
+        let [mut first, second, mut third] = [(); 3].map(|()| turns.join(&name));
         first.comes().await;
         assert!(!second.is_first());
         drop(second);
@@ -107,5 +249,66 @@ mod tests {
         third.comes().await;
         drop(third);
         assert!(!turns.is_waited_for(&name));
+    }
+
+    #[tokio::test]
+    async fn it_goes_from_hand_to_hand_sixteen_times_before_others_are_woken() {
+        let (turns, name) = job();
+        let turn = turns.join(&name);
+        for release in 0..IN_A_ROW {
+            assert!(turns.has_next(&name), "release {release}");
+            let Next::Owed(_, number) = turns.released(&name, true, true) else {
+                panic!("release {release} owes others to be woken");
+            };
+            turn.rings().await;
+            turns.taken(&name);
+            assert!(!turns.pays(&name, number));
+        }
+        assert!(!turns.has_next(&name));
+        let next = turns.released(&name, false, true);
+        assert!(matches!(next, Next::Behind(_)), "{next:?}");
+        assert!(turns.has_next(&name), "it begins anew");
+    }
+
+    #[test]
+    fn a_process_that_is_alone_hands_it_on_without_end() {
+        let (turns, name) = job();
+        let _turn = turns.join(&name);
+        for _ in 0..10 * IN_A_ROW {
+            assert!(turns.has_next(&name));
+            assert_eq!(turns.released(&name, true, false), Next::Nothing);
+        }
+        // One comes, and has waited for long enough.
+        turns.released(&name, true, true);
+        assert!(!turns.has_next(&name));
+        turns.taken_elsewhere(&name);
+        assert!(turns.has_next(&name));
+    }
+
+    #[test]
+    fn where_nobody_waits_here_the_others_are_woken_by_the_release() {
+        let (turns, name) = job();
+        assert!(!turns.has_next(&name));
+        assert_eq!(turns.released(&name, false, true), Next::Nothing);
+        // Somebody did, when it was sent.
+        let Next::Owed(Duration::ZERO, release) = turns.released(&name, true, true) else {
+            panic!("others are owed to be woken");
+        };
+        assert!(turns.pays(&name, release));
+        assert!(!turns.pays(&name, release), "once");
+    }
+
+    #[test]
+    fn who_is_next_need_not_ask_for_what_this_process_has() {
+        let (turns, name) = job();
+        let (first, second) = (turns.join(&name), turns.join(&name));
+        turns.taken(&name);
+        drop(first);
+        assert!(second.is_held_here());
+        turns.left(&name);
+        assert!(!second.is_held_here());
+        turns.taken(&name);
+        turns.released(&name, true, false);
+        assert!(!second.is_held_here());
     }
 }

@@ -294,7 +294,8 @@ async fn a_waiter_looks_as_often_as_it_was_told(lab: &Lab) {
         lock.wait(ms(1500)).acquire().await.unwrap_err();
         looks.push(proxy.counts().chunks_up);
     }
-    assert!(looks[0] > 4 * looks[1] && looks[1] > 4, "{looks:?}");
+    // 5 ms at most, against 30 to 50 by default.
+    assert!(looks[0] > 2 * looks[1] && looks[1] > 4, "{looks:?}");
     held.release().await.unwrap();
     promise("P12", lab.engine);
 }

@@ -7,13 +7,13 @@ use super::{PATIENCE, Want};
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::guard::LockGuard;
+use crate::held::{Held, Status};
 use crate::holder::over;
 use crate::inner::Inner;
 use crate::lease::Lease;
 use crate::loss::Loss;
 use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
-use crate::renew::{Held, Status};
 use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Return, StoreError, TakeOver};
 use crate::timing::{MAX_FIRST_GRANT, Ttl};
 use crate::token::{GrantId, Token};
@@ -113,6 +113,27 @@ impl<'a> Attempt<'a> {
         Ok(outcome)
     }
 
+    /// What a look said, as the outcome of a try that was spared; none: it is worth a try, which also
+    /// says why where the look could not.
+    pub(super) fn judge(
+        &self,
+        seen: Result<Option<Occupant>, StoreError>,
+    ) -> Option<Result<Outcome, StoreError>> {
+        let occupant = match seen {
+            Ok(Some(occupant)) => occupant,
+            Err(failure @ StoreError::Unavailable(_)) => return Some(Err(failure)),
+            Ok(None) | Err(_) => return None,
+        };
+        let ours = occupant.grant.as_deref() == Some(self.ask.grant.as_str());
+        if ours || self.may_take_over(&occupant) {
+            return None;
+        }
+        let mut outcome = Outcome::Held(occupant);
+        self.watch(&mut outcome);
+        let lapsed = self.inner.watches.ended(&self.want.name, clock::now());
+        lapsed.is_none().then_some(Ok(outcome))
+    }
+
     /// Where a lease ends by being watched, this was one look more.
     fn watch(&self, outcome: &mut Outcome) {
         let (watches, name) = (&self.inner.watches, &self.want.name);
@@ -164,6 +185,7 @@ impl Drop for Attempt<'_> {
             grant: ask.grant,
             holder: Arc::clone(&ask.holder),
             durable: false,
+            quietly: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         tokio::spawn(give_back(

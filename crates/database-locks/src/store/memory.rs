@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Outcome, Pauses, Released, Renewal, Reply, Return, Store,
-    Table, TakeOver, TakeUp,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Pauses, Released, Renewal, Reply, Return,
+    Store, Table, TakeOver, TakeUp, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -308,6 +308,15 @@ impl Store for Memory {
         )
     }
 
+    fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Occupant>>> {
+        let (now, rows) = (clock::now(), self.rows());
+        let occupant = |name: &LockName| {
+            let row = rows.get(name).filter(|row| !row.is_free(now));
+            row.map(|row| row.seen(name, now).occupant())
+        };
+        ready(names.iter().map(occupant).collect())
+    }
+
     fn take_over<'a>(&'a self, what: &'a TakeOver, _: Duration) -> Reply<'a, Outcome> {
         ready(take_over(&mut self.rows(), what))
     }
@@ -413,11 +422,14 @@ impl Store for Memory {
         &'a self,
         _: &'a LockName,
         pauses: Pauses,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    ) -> std::pin::Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
         let bell = self.0.freed.notified();
         Box::pin(async move {
             // What is freed between a look and this rings for nobody.
-            let _ = tokio::time::timeout(pauses.unannounced, bell).await;
+            match tokio::time::timeout(pauses.unannounced, bell).await {
+                Ok(()) => Woken::Rung,
+                Err(_) => Woken::Unheard,
+            }
         })
     }
 }

@@ -75,6 +75,16 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Vec<LockInfo>>;
 
+    /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
+    ///
+    /// Locks nothing and waits for no row. Where there are several servers it shows what the one at hand
+    /// knows: so it decides when to try and nothing else.
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>>;
+
     /// Put another grant in the place of one that is still held by the same holder, with a new token.
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
 
@@ -133,10 +143,28 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a LockName,
         pauses: Pauses,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
         let _ = name;
-        Box::pin(tokio::time::sleep(pauses.unannounced))
+        Box::pin(async move {
+            tokio::time::sleep(pauses.unannounced).await;
+            Woken::Unheard
+        })
     }
+
+    /// Wake those who wait for `name` in other processes, where they can be woken.
+    fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
+        let _ = (name, within);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// Why a wait for a release is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// It was announced, or that may have been missed.
+    Rung,
+    /// None would have been announced, and the pause for that is over.
+    Unheard,
 }
 
 /// How long to wait before the next look at a lock that was not to be had.
@@ -314,6 +342,8 @@ pub struct Return {
     /// Whether a crash of the database must not forget it: so for a lease without end, which would
     /// otherwise stay held for ever.
     pub durable: bool,
+    /// Whether to wake nobody who waits in another process: somebody of this one is about to take it.
+    pub quietly: bool,
 }
 
 impl Return {
@@ -325,6 +355,7 @@ impl Return {
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
             durable: ttl == Ttl::Endless,
+            quietly: false,
         }
     }
 }
@@ -334,6 +365,8 @@ impl Return {
 pub enum Released {
     /// It was ours and is free now.
     Freed,
+    /// The same, and some wait for it; they were woken, unless quietly was asked for.
+    Awaited,
     /// Still ours, but its row is locked by somebody.
     Busy,
     /// It was not ours any more; nothing was changed.
@@ -405,6 +438,19 @@ impl StoreError {
         Self::Rejected {
             hint: hint.map(str::to_owned),
             source: said.into().into(),
+        }
+    }
+
+    /// The same once more, for another who was to be answered together.
+    pub(crate) fn again(&self) -> Self {
+        let said = |source: &BoxError| source.to_string().into();
+        match self {
+            Self::Contention(source) => Self::Contention(said(source)),
+            Self::Unavailable(source) => Self::Unavailable(said(source)),
+            Self::Rejected { hint, source } => Self::Rejected {
+                hint: hint.clone(),
+                source: said(source),
+            },
         }
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    TakeOver, TakeUp,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Released, Renewal, Reply, Return, Store,
+    StoreError, TakeOver, TakeUp,
 };
 use crate::clock;
 use crate::info::LockInfo;
@@ -116,6 +116,14 @@ impl Observed {
         within: Duration,
     ) -> Result<Vec<LockInfo>, StoreError> {
         self.timed("read", self.store.read(names, within)).await
+    }
+
+    pub(crate) async fn look(
+        &self,
+        names: &[LockName],
+        within: Duration,
+    ) -> Result<Vec<Option<Occupant>>, StoreError> {
+        self.timed("look", self.store.look(names, within)).await
     }
 
     pub(crate) async fn take_over(

@@ -1,5 +1,7 @@
 //! What a row means, the same on every engine.
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
@@ -110,6 +112,15 @@ impl Seen {
             grant: self.grant.clone(),
             intact: self.intact,
         }
+    }
+
+    /// Who has each of these locks, by the rows that were found of them.
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+    pub(super) fn occupants(names: &[LockName], rows: &[Self]) -> Vec<Option<Occupant>> {
+        let held = rows.iter().filter(|row| row.is_held());
+        let held: HashMap<&str, &Self> = held.map(|row| (row.name.as_str(), row)).collect();
+        let occupant = |name: &LockName| held.get(name.as_str()).map(|row| row.occupant());
+        names.iter().map(occupant).collect()
     }
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.

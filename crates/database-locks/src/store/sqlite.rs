@@ -19,8 +19,8 @@ use rusqlite::{
 use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Outcome, Released, Renewal, Reply, Return, Store,
-    StoreError, Table, TakeOver, TakeUp, bounded,
+    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Occupant, Outcome, Released, Renewal, Reply,
+    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -410,6 +410,16 @@ fn look(statement: &mut CachedStatement<'_>, name: &LockName) -> rusqlite::Resul
     statement.query_row([name.as_str()], seen).optional()
 }
 
+fn look_at(worker: &mut Worker, names: &[LockName]) -> Result<Vec<Option<Occupant>>, StoreError> {
+    worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        let rows = names.iter().map(|name| look(&mut statement, name));
+        let rows: Vec<Option<Seen>> = rows.collect::<Result<_, _>>()?;
+        let rows: Vec<Seen> = rows.into_iter().flatten().collect();
+        Ok(Seen::occupants(names, &rows))
+    })
+}
+
 fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
     let refusal = |row: Option<Seen>, ask: &Ask| {
         row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str()))
@@ -713,6 +723,15 @@ impl Store for Sqlite {
     ) -> Reply<'a, Vec<LockInfo>> {
         let names = names.map(<[LockName]>::to_vec);
         Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
+    }
+
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>> {
+        let names = names.to_vec();
+        Box::pin(self.call(within, move |worker| look_at(worker, &names)))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {

@@ -59,6 +59,7 @@ macro_rules! contract_tests {
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             a_reader_sees_what_the_holder_wrote,
+            a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try,
             installing_twice_changes_nothing,
             the_same_holder_takes_over,
             nothing_but_what_was_seen_is_taken_over,

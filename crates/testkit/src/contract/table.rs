@@ -8,8 +8,8 @@ use database_locks::Ttl;
 use database_locks::seam::{Ask, Outcome, Renewal};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, outlived, release, renew,
-    try_once,
+    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, name, outlived, release,
+    renew, try_once,
 };
 use crate::promise::promise;
 
@@ -106,6 +106,51 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     }
     assert!(granted(&*store, "released", "me", LONG).await.token > released.token);
     promise("P2", bench.engine);
+}
+
+/// One look answers for many locks, in the order of their names as they were given, one of them twice.
+pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench) {
+    let store = bench.ready().await;
+    let held = granted(&*store, "held", "me", LONG).await;
+    let endless = granted(&*store, "endless", "you", LONG).await;
+    assert_eq!(
+        renew(&*store, &endless, Ttl::Endless).await,
+        Renewal::Renewed
+    );
+    let released = granted(&*store, "released", "me", LONG).await;
+    release(&*store, &released).await;
+    granted(&*store, "expired", "me", SHORT).await;
+    outlived(SHORT).await;
+    let asked = [
+        "released",
+        "held",
+        "no such lock",
+        "expired",
+        "endless",
+        "held",
+    ]
+    .map(name);
+    let look = async |names| store.look(names, WITHIN).await.expect("an answer");
+    let seen = look(&asked).await;
+    let holders: Vec<Option<&str>> = (seen.iter())
+        .map(|by| by.as_ref().and_then(|by| by.holder.as_deref()))
+        .collect();
+    // No clock of a cluster ends a lease: that is for whoever watches it to say.
+    let expired = bench.is_cluster().then_some("me");
+    let me = Some("me");
+    assert_eq!(holders, [None, me, None, expired, Some("you"), me]);
+    let by = seen[1].as_ref().expect("it is held");
+    assert_eq!(by.grant.as_deref(), Some(held.id.as_str()));
+    assert_eq!(by.token, Some(held.token));
+    assert!(by.intact && by.free_in.is_some_and(|left| left <= LONG));
+    assert_eq!(by.lapse.is_some(), bench.is_cluster());
+    assert_eq!(seen[4].as_ref().and_then(|by| by.free_in), None);
+    // It changed nothing, and one alone is told the same.
+    let alone = look(&[name("held")]).await;
+    assert_eq!(alone[0].as_ref().map(|by| by.token), Some(by.token));
+    let again = try_once(&*store, &ask("held", "other", LONG)).await;
+    assert!(matches!(again, Outcome::Held(_)), "{again:?}");
+    promise("P12", bench.engine);
 }
 
 /// What a reader is told is what was written.

@@ -25,8 +25,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, FenceText, Force, Grant, Outcome, Released, Renewal, Reply, Return, Store, StoreError,
-    Table, TakeOver, TakeUp, bounded, keep_to, url,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Released, Renewal, Reply, Return, Store,
+    StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -77,6 +77,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release these (MariaDB)", Session::RELEASE_THESE),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
+    ("look at many", Session::READ_THESE),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
@@ -176,6 +177,20 @@ impl Store for Mysql {
             Box::pin(async move {
                 let rows = session.read_latest(names.as_deref()).await?;
                 Ok(rows.into_iter().map(Seen::into_info).collect())
+            })
+        }))
+    }
+
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>> {
+        let names = names.to_vec();
+        Box::pin(self.rest.call(within, |session| {
+            Box::pin(async move {
+                let rows = session.read(&names).await?;
+                Ok(Seen::occupants(&names, &rows))
             })
         }))
     }

@@ -36,7 +36,7 @@ macro_rules! read {
 impl Session {
     const READ_ALL: &str = read!("{table} l ORDER BY l.name");
     pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
-    const READ_THESE: &str = read!(
+    pub(super) const READ_THESE: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}

@@ -29,7 +29,7 @@ use super::rows::{micros, seen};
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::name::LockName;
-use crate::store::{Ask, Occupant, Outcome, Pauses};
+use crate::store::{Ask, Occupant, Outcome, Pauses, Woken};
 use crate::token::Token;
 
 /// For how long a waiter says that it waits. What it leaves behind makes releases ring in vain for as
@@ -317,7 +317,7 @@ impl Bells {
     }
 
     /// Wait until a release of the lock is heard, or may have been missed, or the pause is over.
-    pub(super) async fn wait(&self, link: &Link, name: &LockName, pauses: Pauses) {
+    pub(super) async fn wait(&self, link: &Link, name: &LockName, pauses: Pauses) -> Woken {
         let began = clock::now();
         let mut hearing = self.0.hearing.subscribe();
         let mut waiter = Waiter::join(&self.0, name);
@@ -329,10 +329,10 @@ impl Bells {
         let mut listened = false;
         loop {
             hearing.borrow_and_update();
-            let (rest, refresh) = match self.round(link) {
+            let (rest, refresh, woken) = match self.round(link) {
                 // The connection is gone, and with it what may have rung meanwhile.
-                None if listened => return,
-                None => (pauses.unannounced, Duration::MAX),
+                None if listened => return Woken::Rung,
+                None => (pauses.unannounced, Duration::MAX, Woken::Unheard),
                 Some(round) => {
                     listened = true;
                     let said = match pauses.held {
@@ -340,13 +340,13 @@ impl Bells {
                         false => self.said(name, round).map_or(Said::Not, Said::Stands),
                     };
                     match said {
-                        Said::Free => return,
-                        Said::Not => (pauses.unannounced, Duration::MAX),
+                        Said::Free => return Woken::Rung,
+                        Said::Not => (pauses.unannounced, Duration::MAX, Woken::Unheard),
                         Said::Stands(until) => {
                             let refresh = until.saturating_sub(clock::now() + AHEAD / 2);
                             match self.0.posts().doubted {
-                                Some(_) => (pauses.unannounced, refresh),
-                                None => (pauses.announced, refresh),
+                                Some(_) => (pauses.unannounced, refresh, Woken::Unheard),
+                                None => (pauses.announced, refresh, Woken::Rung),
                             }
                         }
                     }
@@ -355,11 +355,11 @@ impl Bells {
             let left = rest.saturating_sub(clock::now() - began);
             tokio::select! {
                 biased;
-                () = waiter.rings() => return,
+                () = waiter.rings() => return Woken::Rung,
                 Ok(()) = hearing.changed() => {}
                 () = tokio::time::sleep(left.min(refresh)) => {
                     if clock::now() - began >= rest {
-                        return;
+                        return woken;
                     }
                 }
             }

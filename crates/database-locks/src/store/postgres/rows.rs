@@ -45,9 +45,13 @@ macro_rules! seen {
 /// Ring for a row of `f` that was freed, where somebody waits. The channel bears the table's number, so
 /// that all who call it by different names ring the same bell.
 macro_rules! ring {
-    () => {
-        "CASE WHEN f.awaited THEN
+    ($when:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $when,
+            " THEN
        pg_notify('database_locks_' || '{table}'::regclass::oid, f.name::text)::text END"
+        )
     };
 }
 

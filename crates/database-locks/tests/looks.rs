@@ -1,0 +1,92 @@
+//! Waiters whom nobody wakes: one look for all of a process. One test, since the recorder of metrics is
+//! one for the process.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::LockGuard;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use testkit::{Lab, Proxy, promise, time};
+
+/// So many locks, one waiter each.
+const LOCKS: usize = 100;
+
+/// How many requests of these kinds were made since the last time.
+fn requests<const N: usize>(recorder: &Snapshotter, operations: [&str; N]) -> [usize; N] {
+    let seen = recorder.snapshot().into_vec();
+    operations.map(|operation| {
+        let of = |key: &metrics_util::CompositeKey| {
+            key.key().name() == "database_locks_request_seconds"
+                && (key.key().labels()).any(|l| l.key() == "operation" && l.value() == operation)
+        };
+        let count = seen.iter().filter(|(key, ..)| of(key)).map(|(.., value)| {
+            let DebugValue::Histogram(all) = value else {
+                panic!("{value:?}")
+            };
+            all.len()
+        });
+        count.sum()
+    })
+}
+
+/// A hundred who poll for themselves would send two thousand statements a second, each of which locks a
+/// row or tries to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
+    let recorder = DebuggingRecorder::new();
+    let counted = recorder.snapshotter();
+    recorder.install().unwrap();
+    for lab in [Lab::mariadb(), Lab::sqlite(), Lab::pgbouncer()] {
+        let Some(lab) = lab else { continue };
+        let (engine, proxy) = (
+            lab.engine,
+            lab.has_server().then(|| Proxy::to_url(&lab.url)),
+        );
+        let url = proxy
+            .as_ref()
+            .map_or(lab.url.clone(), |proxy| proxy.url(&lab.url));
+        let (holder, locks) = (lab.locks().await, lab.locks_at(&url).await);
+        let (mut held, mut waiting) = (Vec::new(), Vec::new());
+        for i in 0..LOCKS {
+            let lock = holder
+                .lock(format!("lock {i}"))
+                .ttl(Duration::from_secs(300));
+            held.push(lock.acquire().await.unwrap());
+            let lock = locks.lock(format!("lock {i}"));
+            waiting.push(tokio::spawn(async move { lock.acquire().await }));
+        }
+        // By then their looks have come together.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        requests(&counted, ["look"]);
+        if let Some(proxy) = &proxy {
+            proxy.reset_counts();
+        }
+        let began = time::now();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let [looks, tries] = requests(&counted, ["look", "acquire"]);
+        let sent = proxy.as_ref().map(|proxy| proxy.counts().chunks_up);
+        // A pause is 30 ms at the least.
+        let most = 10 + began.elapsed().as_millis() as usize / 30;
+        assert!((2..=most).contains(&looks), "{engine}: {looks} looks");
+        assert_eq!(tries, 0, "{engine}: only what may be had is tried for");
+        if let Some(sent) = sent {
+            assert!(sent as usize <= 2 * most, "{engine}: {sent} packets");
+        }
+        // Each gets his own, in whatever order they are released.
+        let odd = |(i, _): &(usize, _)| i % 2 == 1;
+        let (first, then): (Vec<_>, Vec<_>) =
+            held.into_iter().zip(waiting).enumerate().partition(odd);
+        for half in [first, then] {
+            let mut next = Vec::new();
+            for (_, (guard, waiter)) in half {
+                guard.release().await.unwrap();
+                next.push(tokio::time::timeout(Duration::from_secs(10), waiter));
+            }
+            for waiter in next {
+                let guard: LockGuard = waiter.await.expect("in time").unwrap().unwrap();
+                assert!(guard.is_held());
+            }
+        }
+        promise("P12", engine);
+    }
+}
