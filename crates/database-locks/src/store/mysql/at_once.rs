@@ -23,29 +23,16 @@ use super::{micros, token};
 use crate::token::Token;
 
 /// For how many rows there is a statement; the lists of fewer are filled up with the last one.
-const SIZES: [usize; 2] = [32, 256];
-const MOST: usize = SIZES[1];
+const FEW: usize = 32;
+const MANY: usize = 256;
 /// With less than this the statements for any number are as fast.
 const WORTH_IT: usize = 8;
 
-/// A statement with its lists written out, in each size.
-type Texts = LazyLock<[String; 2]>;
-
-fn written_out(statement: &str) -> [String; 2] {
-    SIZES.map(|rows| {
-        let list = |of: &str| repeat_n(of, rows).collect::<Vec<_>>().join(", ");
-        let text = statement.replace("{list}", &list("?"));
-        text.replace("{grants}", &list("(?, ?, ?, ?)"))
-    })
-}
-
-/// The one for so many rows, and for how many it is.
-fn sized(statements: &'static Texts, rows: usize) -> (&'static str, usize) {
-    let [few, many] = &**statements;
-    match rows <= SIZES[0] {
-        true => (few, SIZES[0]),
-        false => (many, SIZES[1]),
-    }
+/// A statement with its lists written out.
+fn written_out(statement: &str, rows: usize) -> String {
+    let list = |of: &str| repeat_n(of, rows).collect::<Vec<_>>().join(", ");
+    let text = statement.replace("{list}", &list("?"));
+    text.replace("{grants}", &list("(?, ?, ?, ?)"))
 }
 
 /// What is free, as it was seen.
@@ -103,15 +90,21 @@ impl Session {
         &mut self,
         asks: &[Ask],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
-        static STATEMENTS: Texts = LazyLock::new(|| written_out(Session::ACQUIRE_THESE));
+        static OF_FEW: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, FEW));
+        static OF_MANY: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, MANY));
         let mut outcomes = vec![None; asks.len()];
         if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
             return Ok(outcomes);
         }
         let free = self.free(asks).await?;
-        for free in free.chunks(MOST) {
+        for free in free.chunks(MANY) {
             let Some(last) = free.last() else { continue };
-            let (statement, rows) = sized(&STATEMENTS, free.len());
+            let (statement, rows) = match free.len() <= FEW {
+                true => (&*OF_FEW, FEW),
+                false => (&*OF_MANY, MANY),
+            };
             let padded = || free.iter().chain(repeat_n(last, rows - free.len()));
             let ids = || padded().map(|free| Value::from(free.id));
             let length = || Value::from(micros(last.ask.length));
@@ -165,28 +158,23 @@ impl Session {
         Ok(found)
     }
 
-    /// How many are to be released by one statement.
-    pub(super) fn releases_at_once(&self) -> usize {
-        if self.never_waits { MOST } else { usize::MAX }
-    }
-
-    /// Free those; none: nothing was done, and it is to be done in the other way. No name may be there
-    /// twice.
+    /// Free those; none: nothing was done, and it is to be done in the other way, which of many takes no
+    /// longer and one commit. No name may be there twice.
     pub(super) async fn release_at_once(
         &mut self,
         returns: &[Return],
     ) -> Result<Option<Done>, StoreError> {
-        static STATEMENTS: Texts = LazyLock::new(|| written_out(Session::RELEASE_THESE));
-        let fits = (WORTH_IT..=MOST).contains(&returns.len());
+        static STATEMENT: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::RELEASE_THESE, FEW));
+        let fits = (WORTH_IT..=FEW).contains(&returns.len());
         let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
             return Ok(None);
         };
         if returns.iter().any(|what| what.token.is_none()) {
             return Ok(None);
         }
-        let (statement, rows) = sized(&STATEMENTS, returns.len());
-        let padded = || returns.iter().chain(repeat_n(last, rows - returns.len()));
-        let mut params: Vec<Value> = Vec::with_capacity(5 * rows);
+        let padded = || returns.iter().chain(repeat_n(last, FEW - returns.len()));
+        let mut params: Vec<Value> = Vec::with_capacity(5 * FEW);
         params.extend(padded().map(|what| Value::from(what.name.as_str())));
         params.extend(padded().flat_map(|what| {
             [
@@ -196,7 +184,7 @@ impl Session {
                 Value::from(&*what.holder),
             ]
         }));
-        let freed = self.execute(statement, Params::Positional(params)).await;
+        let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
         self.unless_contended(freed)
     }
 }

@@ -223,6 +223,9 @@ impl Session {
             }
             return Ok(answers);
         }
+        if let Some(done) = self.release_at_once(returns).await? {
+            return self.freed(returns, done).await;
+        }
         let describe = |what: &Return| {
             json!({
                 "name": what.name.as_str(), "grant": what.grant.as_str(),
@@ -230,17 +233,11 @@ impl Session {
             })
         };
         let mut answers = Vec::with_capacity(returns.len());
-        for returns in returns.chunks(self.releases_at_once()) {
-            if let Some(done) = self.release_at_once(returns).await? {
-                answers.extend(self.freed(returns, done).await?);
-                continue;
-            }
-            for (chunk, text) in packed(returns, self.longest, describe) {
-                let done = self
-                    .execute(Self::RELEASE_MANY, params! { "grants" => text })
-                    .await?;
-                answers.extend(self.freed(chunk, done).await?);
-            }
+        for (chunk, text) in packed(returns, self.longest, describe) {
+            let done = self
+                .execute(Self::RELEASE_MANY, params! { "grants" => text })
+                .await?;
+            answers.extend(self.freed(chunk, done).await?);
         }
         Ok(answers)
     }
