@@ -487,6 +487,16 @@ mod tests {
         assert_eq!(lease.renewing(), Ttl::Lasting(secs(30)));
     }
 
+    /// The margin of 3 s is for 300 s of a clock that is 1 % too fast, and not for more.
+    #[test]
+    fn what_is_longer_than_the_ttl_has_a_margin_of_its_own() {
+        let mut lease = lease(secs(30));
+        lease.cover(secs(1000), START);
+        lease.renewing();
+        lease.answered(START, Answer::Renewed, START);
+        assert_eq!(lease.trusted_until(), START + secs(990));
+    }
+
     /// Lengths of all sizes, the greatest and the least of them often.
     fn any_length() -> impl Strategy<Value = Duration> {
         prop_oneof![

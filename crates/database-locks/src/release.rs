@@ -11,7 +11,7 @@ use crate::inner::Inner;
 use crate::store::{Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
-use crate::turns::Next;
+use crate::turns::{Next, Others};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -58,7 +58,13 @@ async fn until_answered(
         let failure = match inner.returns.ask(what.clone()).await {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
                 // What was asked for quietly before may have been done.
-                pass_on(inner, &what, done == Released::Awaited || unsure);
+                let others = match done {
+                    _ if unsure => Others::Some,
+                    Released::Awaited => Others::Some,
+                    _ if inner.store.leaves_no_gap() => Others::Perhaps,
+                    _ => Others::Nobody,
+                };
+                pass_on(inner, &what, others);
                 // An earlier try whose reply was lost may have been the one that freed it.
                 let done = if unsure { Released::Freed } else { done };
                 let said = match (done, held_for) {
@@ -107,7 +113,7 @@ async fn until_answered(
 }
 
 /// It is free, or another's: see to it that somebody takes it who waits for it.
-fn pass_on(inner: &Arc<Inner>, what: &Return, others: bool) {
+fn pass_on(inner: &Arc<Inner>, what: &Return, others: Others) {
     let name = &what.name;
     match inner.turns.released(name, what.quietly, others) {
         Next::Nothing => {}

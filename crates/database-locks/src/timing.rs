@@ -219,9 +219,14 @@ impl Timing {
     /// How much earlier than the database a holder stops trusting a lease of this length.
     ///
     /// Never more than half: the first grant of a long lease is short, and would otherwise be
-    /// distrusted from its beginning.
+    /// distrusted from its beginning. One that is longer than the ttl, for a transaction that lasts, has
+    /// the share of it that the longest have by default.
     pub(crate) fn margin_of(&self, length: Duration) -> Duration {
-        self.margin.min(length / 2)
+        let share = match self.ttl {
+            Ttl::Lasting(ttl) if length > ttl => length / 100,
+            _ => Duration::ZERO,
+        };
+        self.margin.max(share).min(length / 2)
     }
 }
 

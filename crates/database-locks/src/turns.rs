@@ -6,6 +6,7 @@
 //! process come one after another: then the others are woken, and have a head start.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use crate::name::LockName;
 const IN_A_ROW: u32 = 16;
 /// … and for how long.
 const ROW: Duration = Duration::from_millis(100);
-/// After that the next of this process tries this much later than those who were woken.
-const HEAD_START: std::ops::RangeInclusive<u64> = 2_000..=6_000;
+/// After that the next of this process tries this much later than those who were woken, in microseconds …
+const HEAD_START: RangeInclusive<u64> = 2_000..=6_000;
+/// … or than those who look by themselves, about each 10 ms at a lock that changes hands.
+const GAP: RangeInclusive<u64> = 8_000..=12_000;
 /// Whoever was to have it within this process should have it by then. Has he gone away instead, the
 /// others are woken.
 const OWED: Duration = Duration::from_millis(100);
@@ -31,6 +34,16 @@ struct Lines {
     owed: HashMap<LockName, u64>,
 }
 
+/// Whether other processes wait for a lock too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Others {
+    #[default]
+    Nobody,
+    /// Nobody knows, and they would hardly ever come in between.
+    Perhaps,
+    Some,
+}
+
 /// Those who wait for one lock, the first in front.
 #[derive(Debug, Default)]
 struct Line {
@@ -38,8 +51,8 @@ struct Line {
     /// How often in a row it has gone from one to another of this process, and since when.
     row: u32,
     since: Time,
-    /// Other processes wait for it too, as the latest release was told.
-    others: bool,
+    /// As the latest release was told.
+    others: Others,
     /// Somebody of this process has it, and will say so when he releases it.
     held_here: bool,
 }
@@ -103,21 +116,31 @@ impl Turns {
         let Some(line) = lines.of.get(name) else {
             return false;
         };
-        let in_a_row = line.row < IN_A_ROW && clock::now() < line.since + ROW;
-        !line.others || line.row == 0 || in_a_row
+        let in_time = || line.row == 0 || clock::now() < line.since + ROW;
+        match line.others {
+            Others::Nobody => true,
+            // They look by themselves, and not more often after sixteen than after a hundred.
+            Others::Perhaps => in_time(),
+            Others::Some => line.row < IN_A_ROW && in_time(),
+        }
     }
 
-    /// It was released; whether `quietly`, and whether others wait for it.
-    pub(crate) fn released(&self, name: &LockName, quietly: bool, others: bool) -> Next {
+    /// It was released; whether `quietly`.
+    pub(crate) fn released(&self, name: &LockName, quietly: bool, others: Others) -> Next {
         let mut lines = locked(&self.0);
         let Lines { of, owed } = &mut *lines;
         // Who was to have it may have gone away meanwhile.
         let mut soon = Duration::ZERO;
         if let Some(line) = of.get_mut(name) {
             (line.others, line.held_here) = (others, false);
-            if !quietly && others {
+            if !quietly && others != Others::Nobody {
                 line.row = 0;
-                return Next::Behind(Duration::from_micros(fastrand::u64(HEAD_START)));
+                let behind = if others == Others::Some {
+                    HEAD_START
+                } else {
+                    GAP
+                };
+                return Next::Behind(Duration::from_micros(fastrand::u64(behind)));
             }
             if line.row == 0 {
                 line.since = clock::now();
@@ -126,7 +149,7 @@ impl Turns {
             line.ring();
             soon = OWED;
         }
-        if !quietly || !others {
+        if !quietly || others != Others::Some {
             return Next::Nothing;
         }
         let release = fastrand::u64(..);
@@ -257,7 +280,7 @@ mod tests {
         let turn = turns.join(&name);
         for release in 0..IN_A_ROW {
             assert!(turns.has_next(&name), "release {release}");
-            let Next::Owed(_, number) = turns.released(&name, true, true) else {
+            let Next::Owed(_, number) = turns.released(&name, true, Others::Some) else {
                 panic!("release {release} owes others to be woken");
             };
             turn.rings().await;
@@ -265,7 +288,7 @@ mod tests {
             assert!(!turns.pays(&name, number));
         }
         assert!(!turns.has_next(&name));
-        let next = turns.released(&name, false, true);
+        let next = turns.released(&name, false, Others::Some);
         assert!(matches!(next, Next::Behind(_)), "{next:?}");
         assert!(turns.has_next(&name), "it begins anew");
     }
@@ -276,22 +299,37 @@ mod tests {
         let _turn = turns.join(&name);
         for _ in 0..10 * IN_A_ROW {
             assert!(turns.has_next(&name));
-            assert_eq!(turns.released(&name, true, false), Next::Nothing);
+            assert_eq!(turns.released(&name, true, Others::Nobody), Next::Nothing);
         }
         // One comes, and has waited for long enough.
-        turns.released(&name, true, true);
+        turns.released(&name, true, Others::Some);
         assert!(!turns.has_next(&name));
         turns.taken_elsewhere(&name);
         assert!(turns.has_next(&name));
     }
 
     #[test]
+    fn where_nobody_knows_of_others_they_have_their_chance_after_a_while() {
+        let (turns, name) = job();
+        let _turn = turns.join(&name);
+        for _ in 0..2 * IN_A_ROW {
+            assert_eq!(turns.released(&name, true, Others::Perhaps), Next::Nothing);
+        }
+        assert!(turns.has_next(&name));
+        locked(&turns.0).of.get_mut(&name).unwrap().since -= ROW;
+        assert!(!turns.has_next(&name));
+        let next = turns.released(&name, false, Others::Perhaps);
+        assert!(matches!(next, Next::Behind(_)), "{next:?}");
+        assert!(turns.has_next(&name), "it begins anew");
+    }
+
+    #[test]
     fn where_nobody_waits_here_the_others_are_woken_by_the_release() {
         let (turns, name) = job();
         assert!(!turns.has_next(&name));
-        assert_eq!(turns.released(&name, false, true), Next::Nothing);
+        assert_eq!(turns.released(&name, false, Others::Some), Next::Nothing);
         // Somebody did, when it was sent.
-        let Next::Owed(Duration::ZERO, release) = turns.released(&name, true, true) else {
+        let Next::Owed(Duration::ZERO, release) = turns.released(&name, true, Others::Some) else {
             panic!("others are owed to be woken");
         };
         assert!(turns.pays(&name, release));
@@ -308,7 +346,7 @@ mod tests {
         turns.left(&name);
         assert!(!second.is_held_here());
         turns.taken(&name);
-        turns.released(&name, true, false);
+        turns.released(&name, true, Others::Nobody);
         assert!(!second.is_held_here());
     }
 }

@@ -1,11 +1,14 @@
-//! Many tasks at once share statements. One test, since the recorder of metrics is one for the process.
+//! Many tasks at once share statements, and do not keep others out. One test counts, since the recorder of
+//! metrics is one for the process.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::Future;
+use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use testkit::lab::Lab;
+use testkit::promise;
 
 const TASKS: usize = 500;
 
@@ -62,5 +65,32 @@ async fn a_crowd_of_tasks_shares_its_statements() {
             assert!(acquires < TASKS / 5, "{engine}: {acquires} requests");
             assert!(releases < TASKS / 5, "{engine}: {releases} requests");
         }
+    }
+}
+
+/// A hundred tasks of one process that ask again and again, and one of another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_one_process_keeps_no_other_out() {
+    for lab in [Lab::postgres(), Lab::mariadb(), Lab::sqlite()] {
+        let Some(lab) = lab else { continue };
+        let (here, there) = (lab.locks().await, lab.locks().await);
+        let crowd: Vec<_> = (0..100)
+            .map(|_| {
+                let lock = here.lock("wanted");
+                tokio::spawn(async move {
+                    loop {
+                        lock.acquire().await.unwrap().release().await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            let wait = Duration::from_secs(20);
+            let stranger = there.lock("wanted").wait(wait).acquire().await;
+            let stranger = stranger.unwrap_or_else(|error| panic!("{}: {error}", lab.engine));
+            stranger.release().await.unwrap();
+        }
+        crowd.iter().for_each(tokio::task::JoinHandle::abort);
+        promise("P12", lab.engine);
     }
 }

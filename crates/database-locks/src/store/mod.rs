@@ -151,6 +151,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         })
     }
 
+    /// Whether a release and the acquire behind it follow each other so closely that those who look from
+    /// another process hardly ever come in between.
+    fn leaves_no_gap(&self) -> bool {
+        false
+    }
+
     /// Wake those who wait for `name` in other processes, where they can be woken.
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
         let _ = (name, within);

@@ -42,6 +42,11 @@ const ARRANGING: Duration = Duration::from_secs(12);
 /// How long bells are not trusted after one that should have rung did not, and how long a second
 /// connection that is of no use is left alone.
 const DOUBT: Duration = Duration::from_secs(60);
+/// Who was woken and came too late tries after a pause of up to that, the next times: so it is not the
+/// same process that is always first, which the server wakes first …
+const SPREAD: Duration = Duration::from_millis(4);
+/// … for so long.
+const CROWDED: Duration = Duration::from_secs(1);
 /// A bell and the answer to a look may overtake each other.
 const GRACE: Duration = Duration::from_millis(500);
 /// A second connection that is there for listening alone is closed when nobody has waited for so long.
@@ -122,6 +127,8 @@ struct Post {
     waiters: u32,
     announced: Option<Announced>,
     seen: Option<Sight>,
+    /// When somebody here who was woken came too late.
+    late: Option<Time>,
 }
 
 /// In the row it says that somebody waits.
@@ -290,6 +297,9 @@ impl Bells {
                 Outcome::Granted { .. } => None,
                 Outcome::Held(by) => Some(Sight::of(by, look.sent, look.heard)),
             };
+            if look.rings > post.looked && now.is_some() {
+                post.late = Some(clock::now());
+            }
             post.looked = post.looked.max(look.rings);
             let announced = post
                 .announced
@@ -355,7 +365,12 @@ impl Bells {
             let left = rest.saturating_sub(clock::now() - began);
             tokio::select! {
                 biased;
-                () = waiter.rings() => return Woken::Rung,
+                () = waiter.rings() => {
+                    if let Some(pause) = self.spread(name) {
+                        tokio::time::sleep(pause).await;
+                    }
+                    return Woken::Rung;
+                }
                 Ok(()) = hearing.changed() => {}
                 () = tokio::time::sleep(left.min(refresh)) => {
                     if clock::now() - began >= rest {
@@ -364,6 +379,12 @@ impl Bells {
                 }
             }
         }
+    }
+
+    /// How long to wait after a bell before a try.
+    fn spread(&self, name: &LockName) -> Option<Duration> {
+        let late = self.0.posts().of.get(name)?.late?;
+        (clock::now() < late + CROWDED).then(|| SPREAD.mul_f64(fastrand::f64()))
     }
 
     /// Since when the same ears have been listening; none while there are none. Then it is seen to.
