@@ -306,8 +306,8 @@ impl LockGuard {
             Error::config("lasting", Human(lasting).to_string(), allowed)
         };
         let timing = self.inner.scheduler.timing(self.held.grant.id);
-        let margin = timing.map_or(Duration::ZERO, |timing| timing.margin_of(Duration::MAX));
-        let length = lasting.saturating_add(margin).saturating_add(ROUND_TRIP);
+        let trusted = lasting.saturating_add(ROUND_TRIP);
+        let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
         Timing::new(Ttl::Lasting(length), Renewing::Never, None).map_err(|_| refuse())?;
         Ok(length)
     }

@@ -495,6 +495,14 @@ mod tests {
         lease.renewing();
         lease.answered(START, Answer::Renewed, START);
         assert_eq!(lease.trusted_until(), START + secs(990));
+        for trusted in [secs(40), secs(300), secs(5000)] {
+            let length = lease.timing().length_for(trusted);
+            let covered = length - lease.timing().margin_of(length);
+            assert!(
+                (trusted..trusted + secs(1)).contains(&covered),
+                "{covered:?}"
+            );
+        }
     }
 
     /// Lengths of all sizes, the greatest and the least of them often.

@@ -228,6 +228,13 @@ impl Timing {
         };
         self.margin.max(share).min(length / 2)
     }
+
+    /// How long a lease has to be for a holder to trust it for so long.
+    pub(crate) fn length_for(&self, trusted: Duration) -> Duration {
+        // A hundredth of what comes out.
+        let share = trusted / 99;
+        trusted.saturating_add(self.margin.max(share))
+    }
 }
 
 #[cfg(test)]
