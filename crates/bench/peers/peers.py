@@ -128,7 +128,11 @@ def get_lock() -> tuple[Any, Any, str]:
     def enter() -> None:
         run("SELECT GET_LOCK(%s, 60)")
 
-    return enter, lambda: run("SELECT RELEASE_LOCK(%s)"), f"mysqlclient {version('mysqlclient')}, Unix socket"
+    return (
+        enter,
+        lambda: run("SELECT RELEASE_LOCK(%s)"),
+        f"mysqlclient {version('mysqlclient')}, Unix socket",
+    )
 
 
 def floor(sql: list[str]) -> tuple[Any, Any, str]:
