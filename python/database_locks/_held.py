@@ -78,6 +78,19 @@ def holds() -> dict[_Key, Held]:
     return _here.holds if task is None else _tasks.setdefault(task, {})
 
 
+def leave_all(patience: float) -> None:
+    """Release what this thread has left open, at its very end; each within so many seconds.
+
+    It is not left to the collector: what is released while the interpreter ends would race with the
+    end of the process. What a parent of this process holds is its own.
+    """
+    for (generation, _, _), held in list(_here.holds.items()):
+        if held._guard is not None and generation == _core.generation():
+            pending = held._guard.release()
+            if not pending.wait(patience):
+                pending.cancel()
+
+
 class Held:
     """A held lock, as ``with lock(…) as held`` gives it.
 

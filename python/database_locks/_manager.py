@@ -115,6 +115,10 @@ _PATIENCE = 2.0
 
 @atexit.register
 def _drain_all() -> None:
+    # It needs this module.
+    from ._held import leave_all
+
+    leave_all(_PATIENCE)
     for locks in list(_all):
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):
