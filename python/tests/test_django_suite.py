@@ -62,7 +62,7 @@ def test_the_example_starts_and_its_command_is_locked(tmp_path: Path) -> None:
 
     def manage(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "manage.py", *words],
+            [sys.executable, "-u", "manage.py", *words],
             cwd=example, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
