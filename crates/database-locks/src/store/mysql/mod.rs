@@ -75,7 +75,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("whether the server can be written to", Session::IS_WRITABLE),
     ("look whether somebody is making the row", Session::PROBE),
     ("acquire many", Session::ACQUIRE_MANY),
-    ("look whether somebody is making one of many rows", Session::PROBE_MANY),
+    (
+        "look whether somebody is making one of many rows",
+        Session::PROBE_MANY,
+    ),
     ("look which of many are free (MariaDB)", Session::FREE_ONES),
     ("acquire these (MariaDB)", Session::ACQUIRE_THESE),
     ("make a row, granted", Session::CREATE),

@@ -125,7 +125,8 @@ impl Session {
             sql_safe_updates = 0, sql_select_limit = 18446744073709551615, unique_checks = 1";
     /// A node of Galera that is cut off from the others must say so, and not what it knew before.
     pub(super) const CURRENT: &str = "SET SESSION wsrep_dirty_reads = 0";
-    pub(super) const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
+    pub(super) const ISOLATION: &str =
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
     async fn set_up(&mut self) -> Result<(), Failure<String>> {
         for settings in [Self::SETTINGS, Self::ISOLATION] {
@@ -374,10 +375,7 @@ impl Session {
     /// None: the server has no prepared statements left, and the statement is sent as text. The limit is
     /// one for all its clients, and a refusal would cost a round trip each time: this connection asks for
     /// no more of them.
-    async fn prepare(
-        &mut self,
-        statement: &'static str,
-    ) -> Result<Option<Statement>, StoreError> {
+    async fn prepare(&mut self, statement: &'static str) -> Result<Option<Statement>, StoreError> {
         if let Some(prepared) = self.prepared.get(statement) {
             return Ok(Some(prepared.clone()));
         }
@@ -602,7 +600,12 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
             error @ (DriverError::UnknownAuthPlugin { .. }
             | DriverError::CleartextPluginDisabled
             | DriverError::MysqlOldPasswordDisabled),
-        ) => return (StoreError::rejected(format!("{at}: {error}"), Some(LOGIN)), true),
+        ) => {
+            return (
+                StoreError::rejected(format!("{at}: {error}"), Some(LOGIN)),
+                true,
+            );
+        }
         error => return unavailable(format!("{at}: {error}")),
     };
     let said = format!("{at}: {} (error {})", error.message, error.code);

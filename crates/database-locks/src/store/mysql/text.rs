@@ -20,7 +20,11 @@ pub(super) fn written_in(statement: &str, params: &Params) -> Result<String, Sto
         let length = match from.as_bytes()[0] {
             b'\'' => from[1..].find('\'').map_or(from.len(), |end| end + 2),
             b'?' => 1,
-            _ => 1 + from[1..].find(|c| !is_of_a_name(c)).unwrap_or(from.len() - 1),
+            _ => {
+                1 + from[1..]
+                    .find(|c| !is_of_a_name(c))
+                    .unwrap_or(from.len() - 1)
+            }
         };
         let (token, after) = from.split_at(length);
         rest = after;
@@ -74,7 +78,8 @@ mod tests {
     #[test]
     fn no_text_of_a_caller_stands_in_a_statement() {
         let statement = "SELECT :name, '$.name', :length FROM t WHERE at = '12:30' AND x = :x";
-        let params = params! { "name" => "'; DROP", "length" => -5, "x" => None::<i64>, "more" => 1 };
+        let params =
+            params! { "name" => "'; DROP", "length" => -5, "x" => None::<i64>, "more" => 1 };
         assert_eq!(
             written_in(statement, &params).unwrap(),
             "SELECT _utf8mb4 X'273b2044524f50', '$.name', -5 FROM t WHERE at = '12:30' AND x = NULL"

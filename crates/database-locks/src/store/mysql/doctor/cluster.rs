@@ -55,7 +55,8 @@ impl Session {
                         Ok(())
                     }
                     Err(StoreError::Rejected { source, .. }) => {
-                        let what = format!("Group Replication {kind} cannot be looked at: {source}");
+                        let what =
+                            format!("Group Replication {kind} cannot be looked at: {source}");
                         notes.found(&doctor::CLUSTER_UNSEEN, what);
                         Ok(())
                     }

@@ -249,7 +249,9 @@ mod tests {
                 precision: 0,
                 charset: String::new(),
             };
-            found.used(&format!("CREATE TABLE `t` (\n) ENGINE=InnoDB AUTO_INCREMENT={next} X=1"))
+            found.used(&format!(
+                "CREATE TABLE `t` (\n) ENGINE=InnoDB AUTO_INCREMENT={next} X=1"
+            ))
         };
         assert_eq!(used("int(11)", 1_000_000_000), None);
         let half = used("int", 1_100_000_000).expect("half of 2^31 - 1");
