@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::locks::Freed;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
@@ -103,6 +103,15 @@ impl Locks {
     /// See [`crate::Locks::list`].
     pub fn list(&self) -> Result<Vec<LockInfo>, Error> {
         block_on(self.0.list())
+    }
+
+    /// See [`crate::Locks::list_filtered`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Locks::list_filtered`].
+    pub fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
+        block_on(self.0.list_filtered(filter))
     }
 
     /// See [`crate::Locks::show`].

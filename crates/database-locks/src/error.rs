@@ -53,8 +53,9 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// The database did not answer, or not in time. Trying again may work.
-    #[error("could not {op}: the database cannot be reached")]
+    /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
+    /// Trying again may work.
+    #[error("could not {op}: the database {}", state(.source))]
     Unavailable {
         /// What was tried.
         op: String,
@@ -118,6 +119,27 @@ impl Error {
             next = source.source();
         }
         all.replace('\n', " ")
+    }
+}
+
+/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
+/// what it was asked just now.
+#[derive(Debug)]
+pub(crate) struct CannotServe(pub(crate) String);
+
+impl fmt::Display for CannotServe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for CannotServe {}
+
+/// How it is with a database that is unavailable.
+fn state(source: &BoxError) -> &'static str {
+    match source.is::<CannotServe>() {
+        true => "cannot do it now",
+        false => "cannot be reached",
     }
 }
 
@@ -232,6 +254,22 @@ impl fmt::Display for Hint<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_database_that_answers_is_not_said_to_be_out_of_reach() {
+        let error = |source: BoxError| {
+            let op = "acquire lock `job`".into();
+            Error::Unavailable { op, source }.chain()
+        };
+        assert_eq!(
+            error("connection refused".into()),
+            "could not acquire lock `job`: the database cannot be reached: connection refused"
+        );
+        assert_eq!(
+            error(CannotServe("its disk is full".into()).into()),
+            "could not acquire lock `job`: the database cannot do it now: its disk is full"
+        );
+    }
 
     #[test]
     fn a_timeout_names_the_holder_and_its_age() {

@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub(super) texts: Arc<[String]>,
     /// Who is told what a connection hears.
     pub(super) bells: Weak<Bells>,
+    /// The table has been used through it.
+    pub(super) used: Arc<AtomicBool>,
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
     state: Mutex<State>,
@@ -175,6 +177,7 @@ impl Link {
             hello: table.fill(HELLO),
             texts: texts.into(),
             bells,
+            used: Arc::default(),
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
@@ -246,7 +249,7 @@ impl Link {
                 if refusal.kind == Kind::Pooled {
                     self.0.pooled.store(true, Ordering::Relaxed);
                 }
-                refusal.into()
+                refusal.settled(self.0.used.load(Ordering::Relaxed)).into()
             })
         };
         let answer = keep_to(within, reply, || match used.get() {

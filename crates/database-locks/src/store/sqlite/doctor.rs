@@ -12,6 +12,9 @@ use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
 /// How often a read of the file is timed.
 const BEATS: usize = 7;
 
+/// Less than that is soon used up by the journal alone.
+const LEAST_SPACE: u64 = 1 << 20;
+
 const COLUMNS: &str = "
     SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 FROM pragma_table_info(?1, ?2)";
 
@@ -99,6 +102,14 @@ fn file(path: &Path, notes: &mut Notes) {
             }
         }
         Err(error) => notes.unseen("file", error),
+    }
+    if let Some(folder) = path.parent()
+        && let Ok(at) = rustix::fs::statvfs(folder)
+        && at.f_bavail.saturating_mul(at.f_frsize) < LEAST_SPACE
+    {
+        let left = at.f_bavail.saturating_mul(at.f_frsize);
+        let what = format!("{} has {left} bytes left", folder.display());
+        notes.found(&doctor::DISK_FULL, what);
     }
     let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
     if others(path) {
