@@ -175,6 +175,15 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Tell of a release by force in another process, with the name of the lock, where the engine
+    /// hears of it. Called once, before anything is held.
+    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+        drop(tell);
+    }
+
+    /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
+    fn reconnect(&self) {}
+
     /// Wake those who wait for `name` in other processes, where they can be woken.
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
         let _ = (name, within);

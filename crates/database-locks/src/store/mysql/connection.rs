@@ -179,6 +179,8 @@ pub(super) struct Line {
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     worker: Mutex<Option<Worker>>,
+    /// The connection is to be made anew before the next job.
+    renew: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -190,7 +192,13 @@ impl Line {
             jobs,
             inbox,
             worker: Mutex::default(),
+            renew: Arc::default(),
         }
+    }
+
+    /// Do the next job on a new connection.
+    pub(super) fn reconnect(&self) {
+        self.renew.store(true, Ordering::Release);
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
@@ -239,7 +247,8 @@ impl Line {
         {
             let busy_since = Arc::new(AtomicU64::new(0));
             let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
-            let task = tokio::spawn(serve(server, inbox, Arc::clone(&busy_since)));
+            let (busy, renew) = (Arc::clone(&busy_since), Arc::clone(&self.renew));
+            let task = tokio::spawn(serve(server, inbox, busy, renew));
             *worker = Some(Worker {
                 task: task.abort_handle(),
                 busy_since,
@@ -272,6 +281,7 @@ async fn serve(
     server: Arc<Server>,
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     busy_since: Arc<AtomicU64>,
+    renew: Arc<AtomicBool>,
 ) {
     let mut inbox = inbox.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
@@ -281,6 +291,9 @@ async fn serve(
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
+        }
+        if renew.swap(false, Ordering::AcqRel) {
+            session = None;
         }
         if let Some(old) = &mut session
             && clock::now().saturating_sub(last_used) >= IDLE

@@ -333,6 +333,12 @@ impl Store for Postgres {
         Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
+    fn reconnect(&self) {
+        if let Some(current) = self.link.current() {
+            self.link.retire(&current);
+        }
+    }
+
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
         Box::pin(self.link.on(within, move |on| async move {
             let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
