@@ -128,7 +128,7 @@ impl Locks {
     ///
     /// Those of [`crate::Locks::list_filtered`].
     pub fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
-        block_on(self.0.list_filtered(filter))
+        block_on(self.0.list_filtered(filter))?
     }
 
     /// See [`crate::Locks::show`].

@@ -228,7 +228,11 @@ impl Lab {
             }
             Home::MariaDb(server) => {
                 let server = *server;
-                bench.with_sql(move |sql| drop(server.query(&url, sql).expect("runs")))
+                // There are servers whose sessions do not commit by themselves.
+                bench.with_sql(move |sql| {
+                    let committed = format!("{sql}; COMMIT");
+                    drop(server.query(&url, &committed).expect("runs"));
+                })
             }
             Home::Galera(cluster) => {
                 let session = Mutex::new(cluster.stranger(0, &url));

@@ -87,12 +87,6 @@ pub trait Store: Send + Sync + fmt::Debug {
         within: Duration,
     ) -> Reply<'a, Page>;
 
-    /// Whom to tell of a lock that was released by force or taken over, as soon as this engine hears of
-    /// it: it may be one of ours. Set once; may be told in vain, and not at all.
-    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
-        drop(tell);
-    }
-
     /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
     ///
     /// Locks nothing and waits for no row. Where there are several servers it shows what the one at hand
@@ -175,8 +169,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Tell of a release by force in another process, with the name of the lock, where the engine
-    /// hears of it. Called once, before anything is held.
+    /// Tell of a release by force in another process, or of a take-over, with the name of the lock, where
+    /// the engine hears of it. It may be told in vain. Called once, before anything is held.
     fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
         drop(tell);
     }

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) used: Arc<AtomicBool>,
     /// Why the table cannot be used.
     pub(super) unfit: Option<Refusal>,
+    /// The backend that carries out all that is sent on it; none where a pooler may be in between.
+    pub(super) backend: Option<i32>,
     /// Which server it is, where that is to be known. Behind a pooler, which one it was at first.
     pub(super) server: Option<Primary>,
     /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.

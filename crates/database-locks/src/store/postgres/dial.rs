@@ -80,6 +80,7 @@ impl Connection {
         hello.obeys(address, link.search_path.as_deref())?;
         identity::no_step_back(address, server, link.latest_server())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
+        let backend = direct.then_some(hello.backend);
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
         Ok(Arc::new(Self {
@@ -87,6 +88,7 @@ impl Connection {
             texts,
             prepared,
             used: Arc::clone(&link.used),
+            backend,
             unfit: hello.unfit(),
             server,
             late,

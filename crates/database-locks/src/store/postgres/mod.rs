@@ -23,6 +23,7 @@ mod rows;
 
 mod acquire;
 mod bells;
+mod blocked;
 mod cancel;
 mod connection;
 mod dial;
