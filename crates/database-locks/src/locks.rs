@@ -323,13 +323,16 @@ impl Locks {
     pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
         let inner = self.inner()?;
         runtime::run(async move {
-            let mut total = 0;
+            let (mut total, mut after) = (0, None);
+            // Each page is a call of its own, so that renewals get in between.
             loop {
-                let batch = again(PATIENCE, || inner.store.prune(idle, unknown, PATIENCE)).await;
-                match batch.map_err(|e| e.into_error("delete what nobody has had for long"))? {
-                    // Between two batches whatever is due goes out: each is a call of its own.
-                    0 => return Ok(total),
-                    n => total += n,
+                let prune = || inner.store.prune(idle, unknown, after, PATIENCE);
+                let page = again(PATIENCE, prune).await;
+                let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
+                total += page.deleted;
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(total),
                 }
             }
         })

@@ -8,7 +8,8 @@ use testkit::time::now;
 use testkit::{Lab, lab_tests};
 
 const ROWS: usize = 200_000;
-const TTL: Duration = Duration::from_secs(2);
+/// Much longer than a page of rows takes, and no longer than all of them may.
+const TTL: Duration = Duration::from_secs(3);
 
 fn fill(lab: &Lab) {
     let rows = match lab.engine {
@@ -39,7 +40,10 @@ async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(lab: &Lab) {
     let held = locks.list_filtered(&held).await.unwrap();
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].name.as_str(), "job");
-    assert_eq!(locks.prune(Duration::ZERO, true).await.unwrap(), ROWS as u64);
+    assert_eq!(
+        locks.prune(Duration::ZERO, true).await.unwrap(),
+        ROWS as u64
+    );
     assert!(guard.is_held(), "prune: {:?}", guard.loss());
     guard.check().await.unwrap();
     guard.release().await.unwrap();

@@ -53,7 +53,10 @@ async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(lab: &Lab) {
             said.contains("the database cannot do it now: blocked for 5s by the session of pid"),
             "{mode}: {said}"
         );
-        assert!(said.contains(&format!("pid {pid} (user postgres")), "{said}");
+        assert!(
+            said.contains(&format!("pid {pid} (user postgres")),
+            "{said}"
+        );
         assert!(!said.contains("held"), "{mode}: {said}");
         let waiting = locks.lock("never had").wait(Duration::from_secs(6));
         let waited = waiting.acquire().await.unwrap_err().chain();

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Released, Renewal, Reply,
-    Return, Store, Table, TakeOver, TakeUp, Woken,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Return, Store, Table, TakeOver, TakeUp, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -339,7 +339,13 @@ impl Store for Memory {
         ready(take_up(&mut self.rows(), what))
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        _: Option<i64>,
+        _: Duration,
+    ) -> Reply<'_, Pruned> {
         let (now, mut rows) = (clock::now(), self.rows());
         let token = least_token(now);
         let before = rows.len();
@@ -352,7 +358,10 @@ impl Store for Memory {
             };
             row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
         });
-        ready((before - rows.len()) as u64)
+        ready(Pruned {
+            deleted: (before - rows.len()) as u64,
+            last: None,
+        })
     }
 
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {

@@ -106,11 +106,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
-    /// Delete rows of locks that nobody has had for so long; not more than a batch of them. Answers
-    /// how many.
+    /// Delete rows of locks that nobody has had for so long, among those behind the id `after`; not more
+    /// than a page of them.
     ///
     /// Rows that do not say when they were free last, since 0.5 wrote them, only where `unknown`.
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64>;
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned>;
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
@@ -194,6 +200,15 @@ pub struct Page {
     /// Those that match, in the order of their ids.
     pub rows: Vec<LockInfo>,
     /// The last id that was looked at; none: there are no more.
+    pub last: Option<i64>,
+}
+
+/// What became of a page of rows that was pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many of them were deleted.
+    pub deleted: u64,
+    /// Where the next page begins; none: there are no more.
     pub last: Option<i64>,
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Released, Renewal, Reply, Return,
-    Store, StoreError, TakeOver, TakeUp,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Return, Store, StoreError, TakeOver, TakeUp,
 };
 use crate::clock;
 use crate::info::{ListFilter, LockInfo};
@@ -166,9 +166,10 @@ impl Observed {
         &self,
         idle: Duration,
         unknown: bool,
+        after: Option<i64>,
         within: Duration,
-    ) -> Result<u64, StoreError> {
-        self.timed("prune", self.store.prune(idle, unknown, within))
+    ) -> Result<Pruned, StoreError> {
+        self.timed("prune", self.store.prune(idle, unknown, after, within))
             .await
     }
 

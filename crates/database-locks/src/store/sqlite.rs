@@ -19,8 +19,8 @@ use rusqlite::{
 use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Occupant, Outcome, Page, Released, Renewal, Reply,
-    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded,
+    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Occupant, Outcome, Page, Pruned, Released, Renewal,
+    Reply, Return, Store, StoreError, Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::fork;
@@ -136,18 +136,18 @@ const TAKE_UP: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// Look for what nobody has had for so long.
+/// Look for what nobody has had for so long, on a page from behind `?3` to `?4`.
 ///
 /// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
 /// anew begins at the clock, and its token has to be greater.
 const IDLE: &str = "
     SELECT id, name FROM {table}
-     WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+     WHERE id > ?3 AND id <= ?4
+       AND (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
-       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
-     LIMIT 500";
+       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)";
 
 /// Delete one of them.
 const PRUNE: &str = "DELETE FROM {table} WHERE id = ?1";
@@ -635,11 +635,24 @@ fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
     })
 }
 
-fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreError> {
+fn prune(
+    worker: &mut Worker,
+    since: &str,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, StoreError> {
+    let first = after.unwrap_or(i64::MIN);
     worker.write_unless_fenced(|tx, sql, fences| {
-        fences.sweep();
+        if after.is_none() {
+            fences.sweep();
+        }
+        let mut end = tx.prepare_cached(&sql.page_end)?;
+        let Some(last) = end.query_row([first], |row| row.get::<_, Option<i64>>(0))? else {
+            return Ok(Pruned::default());
+        };
         let mut idle = tx.prepare_cached(&sql.idle)?;
-        let found = idle.query_map((since, unknown), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let page = (since, unknown, first, last);
+        let found = idle.query_map(page, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
         let (mut delete, mut deleted) = (tx.prepare_cached(&sql.prune)?, 0);
         for (id, name) in found {
@@ -647,7 +660,8 @@ fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreEr
                 deleted += delete.execute([id])? as u64;
             }
         }
-        Ok(deleted)
+        let last = Some(last);
+        Ok(Pruned { deleted, last })
     })
 }
 
@@ -820,9 +834,15 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| take_up(worker, &what)))
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         let since = ago(idle);
-        Box::pin(self.call(within, move |worker| prune(worker, &since, unknown)))
+        Box::pin(self.call(within, move |worker| prune(worker, &since, unknown, after)))
     }
 
     fn open_fence<'a>(

@@ -430,7 +430,11 @@ async fn a_table_that_is_replicated_by_rows_is_found() {
         "made elsewhere, and publishes it as well",
     );
     lab.sql("DROP PUBLICATION locks");
-    only(&examine(&lab.url).await, "written-elsewhere", "made elsewhere");
+    only(
+        &examine(&lab.url).await,
+        "written-elsewhere",
+        "made elsewhere",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,7 +89,10 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     granted(&*store, "expired", "me", SHORT).await;
-    let prune = async |idle| store.prune(idle, false, WITHIN).await.expect("an answer");
+    let prune = async |idle| {
+        let pruned = store.prune(idle, false, None, WITHIN).await;
+        pruned.expect("an answer").deleted
+    };
     outlived(SHORT).await;
     assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
     tokio::time::sleep(Duration::from_millis(1100)).await;

@@ -25,8 +25,8 @@ use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Released, Renewal, Reply, Return, Store,
-    StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -219,9 +219,20 @@ impl Store for Mysql {
         }))
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    /// In batches of what is found from the beginning, until there is no more.
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        _: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         Box::pin(self.rest.call(within, move |session| {
-            Box::pin(async move { session.prune(idle, unknown).await })
+            Box::pin(async move {
+                let deleted = session.prune(idle, unknown).await?;
+                let last = (deleted > 0).then_some(0);
+                Ok(Pruned { deleted, last })
+            })
         }))
     }
 

@@ -58,8 +58,8 @@ use self::take_over::{TAKE_OVER, TAKE_UP, take_over, take_up};
 use super::rows::Seen;
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Released, Renewal, Reply,
-    Return, Store, Table, TakeOver, TakeUp, Woken, bounded,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Return, Store, Table, TakeOver, TakeUp, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -243,30 +243,51 @@ async fn page(on: &Connection, filter: &ListFilter, after: Option<i64>) -> Resul
     Ok(page)
 }
 
-/// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
+/// Delete what nobody has had for so long, on a page of a thousand rows behind the id `$3`: `$1`
+/// microseconds, `$2` whether rows that do not say so too. One row: the last id of the page, null where
+/// there are no more, and how many were deleted.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
 /// does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
 /// stays: the row made anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
-WITH picked AS MATERIALIZED (
+WITH page AS MATERIALIZED (
+    SELECT id FROM {table} WHERE id > $3 ORDER BY id LIMIT 1000
+), picked AS MATERIALIZED (
     SELECT id
       FROM {table}
-     WHERE (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+     WHERE id > $3 AND id <= (SELECT max(id) FROM page)
+       AND (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
        AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
-     LIMIT 500
        FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
 )
-DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
+SELECT (SELECT max(id)::bigint FROM page), (SELECT count(*) FROM deleted)";
 
-async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
-    let params: [connection::Param<'_>; 2] =
-        [(&micros(bounded(idle)), Type::INT8), (&unknown, Type::BOOL)];
-    let rows = on.rows(Sql::Prune as usize, false, &params).await?;
-    Ok(rows.len() as u64)
+async fn prune(
+    on: &Connection,
+    idle: Duration,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, Refusal> {
+    let params: [connection::Param<'_>; 3] = [
+        (&micros(bounded(idle)), Type::INT8),
+        (&unknown, Type::BOOL),
+        (&after.unwrap_or(i64::MIN), Type::INT8),
+    ];
+    let rows = on.rows(Sql::Prune as usize, true, &params).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Pruned::default());
+    };
+    let deleted: i64 = row.try_get(1)?;
+    Ok(Pruned {
+        deleted: deleted.unsigned_abs(),
+        last: row.try_get(0)?,
+    })
 }
 
 /// The fence: let this transaction commit only while the grant is there. In somebody's own transaction,
@@ -438,9 +459,15 @@ impl Store for Postgres {
         })
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         Box::pin(self.link.on_patiently(within, move |on| async move {
-            prune(&on, idle, unknown).await
+            prune(&on, idle, unknown, after).await
         }))
     }
 
