@@ -181,6 +181,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         drop(tell);
     }
 
+    /// What keeps our statements from being carried out just now, where that is known: a session that has
+    /// the table locked.
+    fn blocked_by(&self) -> Option<String> {
+        None
+    }
+
     /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
     fn reconnect(&self) {}
 

@@ -116,8 +116,11 @@ pub(super) struct Shared {
     about: String,
     posts: Mutex<Posts>,
     hearing: watch::Sender<Hearing>,
-    forced: OnceLock<Arc<dyn Fn(&LockName) + Send + Sync>>,
+    forced: OnceLock<Tell>,
 }
+
+/// Whom to tell of a lock that may have been taken from its holder.
+type Tell = Arc<dyn Fn(&LockName) + Send + Sync>;
 
 /// A lease for which the process listens.
 #[derive(Clone, Copy)]
@@ -464,7 +467,7 @@ impl Bells {
     }
 
     /// Whom to tell of what may have been forced; the first call counts.
-    pub(super) fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+    pub(super) fn on_forced(&self, tell: Tell) {
         let _ = self.0.forced.set(tell);
     }
 

@@ -3,6 +3,7 @@
 //! It is asked on a connection of its own, since ours waits. Where a pooler is in between the backend of
 //! a statement is not known, and nothing is asked.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::error::Human;
 
 /// A statement that takes as long may be blocked.
 pub(super) const LONG: Duration = Duration::from_secs(1);
-/// How often it is asked at most.
+/// How often it is asked at most; an answer counts for twice as long.
 const EACH: Duration = Duration::from_secs(1);
 /// How long it may take to ask, with the connection for it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,10 +48,10 @@ impl Blocked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who blocks a call that was made then, where that has been found out.
-    pub(super) fn by(&self, began: Time) -> Option<String> {
+    /// Who blocks us, where that has been found out just now.
+    pub(super) fn by(&self) -> Option<String> {
         let (by, at) = self.found().by.clone()?;
-        (at + EACH >= began).then_some(by)
+        (clock::now() <= at + 2 * EACH).then_some(by)
     }
 
     fn may_ask(&self) -> bool {
@@ -63,9 +64,9 @@ impl Blocked {
     }
 }
 
-/// Find out who blocks a statement on this connection, which was sent by a call made then.
-pub(super) async fn look(link: &Shared, on: &Connection, began: Time) {
-    while link.blocked.by(began).is_none() {
+/// Find out who blocks a statement on this connection, again and again until it is dropped.
+pub(super) async fn look(link: &Shared, on: &Connection) -> Infallible {
+    loop {
         look_once(link, on).await;
         tokio::time::sleep(EACH / 4).await;
     }
@@ -77,8 +78,7 @@ async fn look_once(link: &Shared, on: &Connection) {
     };
     let asked = tokio::time::timeout(PATIENCE, ask(link, backend)).await;
     match asked {
-        Ok(Ok(Some(by))) => link.blocked.found().by = Some((by, clock::now())),
-        Ok(Ok(None)) => {}
+        Ok(Ok(by)) => link.blocked.found().by = by.map(|by| (by, clock::now())),
         Ok(Err(refusal)) => tracing::debug!("cannot see what blocks us: {}", refusal.said),
         Err(_) => tracing::debug!("cannot see what blocks us in time"),
     }

@@ -19,7 +19,6 @@ use super::hello::HELLO;
 use super::identity;
 use super::refusal::{Kind, Refusal};
 use super::tls::connector;
-use crate::clock;
 use crate::error::{Error, Human};
 use crate::ours::Primary;
 use crate::store::backoff::Backoff;
@@ -231,7 +230,6 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        let began = clock::now();
         let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
             let on = self.connected().await?;
@@ -273,7 +271,7 @@ impl Link {
         let watch = async {
             tokio::time::sleep(blocked::LONG.min(within / 2)).await;
             if let Some(on) = used.get() {
-                blocked::look(&self.0, on, began).await;
+                match blocked::look(&self.0, on).await {}
             }
             std::future::pending().await
         };
@@ -282,7 +280,7 @@ impl Link {
             answer = kept => answer,
             never = watch => never,
         };
-        if late && let Some(by) = self.0.blocked.by(began) {
+        if late && let Some(by) = self.0.blocked.by() {
             let said = format!("blocked for {} by {by}", Human(within));
             return Err(StoreError::cannot_serve(said));
         }
@@ -298,6 +296,11 @@ impl Link {
             return Err(StoreError::Unavailable(said.into()));
         }
         answer
+    }
+
+    /// Who has what we want locked, where a call that is under way found that out.
+    pub(super) fn blocked_by(&self) -> Option<String> {
+        self.0.blocked.by()
     }
 
     /// Use this connection for no further call. Those that wait for its answers may still get them.

@@ -355,6 +355,10 @@ impl Store for Postgres {
         Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
+    fn blocked_by(&self) -> Option<String> {
+        self.link.blocked_by()
+    }
+
     fn reconnect(&self) {
         if let Some(current) = self.link.current() {
             self.link.retire(&current);

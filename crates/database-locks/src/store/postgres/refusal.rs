@@ -87,7 +87,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         // What was prepared was planned for columns that have changed since.
         "0A000" if routine == Some("RevalidateCachedQuery") => Kind::Gone,
         // A token past the greatest bigint; any other number is the id of a new row.
-        "22003" if routine == Some("int8pl") => Kind::Rejected(Some(NO_TOKEN)),
+        "22003" if matches!(routine, Some("int8pl" | "int84pl")) => Kind::Rejected(Some(NO_TOKEN)),
         "22003" | "2200H" => Kind::Rejected(Some(NO_ID)),
         "22021" | "22P05" => Kind::Rejected(Some(ENCODING)),
         "23505" => Kind::Contention,
@@ -317,7 +317,7 @@ mod tests {
             assert_eq!(kind_of(&SqlState::from_code(code), None), *kind, "{code}");
         }
         let of = |code, routine| kind_of(&SqlState::from_code(code), Some(routine));
-        assert_eq!(of("22003", "int8pl"), Kind::Rejected(Some(NO_TOKEN)));
+        assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
         assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
         assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
     }
