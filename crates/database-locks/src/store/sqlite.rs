@@ -880,6 +880,9 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
+    /// One test counts the threads of this process.
+    pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     fn ask(name: &str) -> Ask {
         Ask {
             name: LockName::new(name).unwrap(),
@@ -894,6 +897,7 @@ mod tests {
     /// A file that may not grow stands for a disk that is full: SQLite says the same of both.
     #[tokio::test]
     async fn a_full_disk_is_called_so_and_passes() {
+        let _alone = ALONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), &Table::default());
         sqlite.connect(SOON).await.unwrap();
@@ -917,6 +921,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_that_goes_while_it_is_used_may_come_back_and_one_that_never_was_is_refused() {
+        let _alone = ALONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("locks.sqlite3");
         Connection::open(&path)
