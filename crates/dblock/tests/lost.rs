@@ -19,7 +19,7 @@ fn a_release_by_force_stops_the_command() {
     let running = lab.start_run(&SHORT, "job", OBEDIENT);
     let freed = lab.run(["release", "job", "--force"]);
     assert!(
-        freed.out.contains("lock `job` released by force: "),
+        freed.err.contains("lock `job` released by force: "),
         "{freed:?}"
     );
     let done = running.end();

@@ -11,9 +11,10 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::refusal::refused;
-pub(crate) use self::task::{DEFAULT_HAND_TTL, Invocation, Job, OnLost, Task, Wish};
+pub(crate) use self::task::{DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
+use crate::output;
 use crate::pages;
 use crate::place::Place;
 use crate::ticket::TicketFrom;
@@ -31,9 +32,24 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
     let Cli {
         url,
         table,
+        verbose,
+        quiet,
         command,
     } = Cli::try_parse_from(&words).map_err(|error| refused(error, &words))?;
-    let task = match command {
+    let detail = match (verbose, quiet) {
+        (true, _) => Detail::Verbose,
+        (_, true) => Detail::Quiet,
+        _ => Detail::Usual,
+    };
+    Ok(Invocation {
+        place: Place { url, table },
+        detail,
+        task: task(command)?,
+    })
+}
+
+fn task(command: Words) -> Result<Task, Failure> {
+    Ok(match command {
         Words::Run(run) => Task::Run(Job {
             wish: run.wish.of(run.name, run.ttl),
             ticket: run.ticket.map(TicketFrom::words),
@@ -47,7 +63,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
             wish,
             json,
         } => Task::Acquire {
-            wish: wish.of(name, ttl.unwrap_or(DEFAULT_HAND_TTL.into())),
+            wish: with_a_failure(wish.of(name, ttl.unwrap_or(DEFAULT_HAND_TTL.into())))?,
             json,
         },
         Words::Renew { name, ticket, ttl } => Task::Renew {
@@ -68,9 +84,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         },
         Words::Release { name, .. } => {
             return Err(Failure::usage(format!(
-                "lock `{name}` is released by its holder when that ends, or with the ticket that \
-                 `dblock acquire` gave (--ticket); if its holder is dead, take the lock from it \
-                 with `dblock release --force`"
+                "lock `{name}` is not released: give --ticket, or --force if its holder is dead"
             )));
         }
         Words::List { all, json } => Task::List { all, json },
@@ -86,18 +100,33 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         Words::Completions { shell } => Task::Print(pages::completions(Cli::command(), shell)),
         Words::Man { command } => {
             let page = pages::man(Cli::command(), command.as_deref());
-            Task::Print(page.ok_or_else(|| {
-                let name = command.unwrap_or_default();
-                let said = format!("there is no command `{name}`; see `dblock --help` for all");
-                Failure::usage(said)
-            })?)
+            Task::Print(page.ok_or_else(|| no_command(command))?)
+        }
+        Words::Help { command } => {
+            let help = pages::help(Cli::command(), command.as_deref(), output::on_stdout());
+            Task::Print(help.ok_or_else(|| no_command(command))?)
         }
         Words::Doctor { json } => Task::Doctor { json },
-    };
-    Ok(Invocation {
-        place: Place { url, table },
-        task,
     })
+}
+
+fn no_command(name: Option<String>) -> Failure {
+    let name = name.unwrap_or_default();
+    Failure::usage(format!(
+        "there is no command `{name}`; see `dblock --help` for all"
+    ))
+}
+
+/// `acquire` with an exit code of 0 for a busy lock would let the script go on without the lock, and
+/// with an empty ticket.
+fn with_a_failure(wish: Wish) -> Result<Wish, Failure> {
+    match wish.busy_exit {
+        0 => Err(Failure::usage(
+            "-E 0 would let the script run on without the lock: leave it out, and have the script \
+             end where `dblock acquire` ends with 75, as in `TICKET=$(dblock acquire -n NAME) || exit 0`",
+        )),
+        _ => Ok(wish),
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +267,46 @@ mod tests {
             said.contains("': must be one of term, kill, ignore; see"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_usual_grace_shrinks_with_the_ttl() {
+        let grace = |ttl: &str| job(&format!("dblock run --ttl {ttl} j -- c")).grace();
+        for (ttl, ms) in [
+            ("30s", 5000),
+            ("20s", 5000),
+            ("10s", 2500),
+            ("5s", 1250),
+            ("100ms", 25),
+            ("inf", 5000),
+        ] {
+            assert_eq!(grace(ttl), Duration::from_millis(ms), "{ttl}");
+        }
+        let said = job("dblock run --ttl 5s --grace 4s j -- c").grace();
+        assert_eq!(said, Duration::from_secs(4), "what was said counts");
+    }
+
+    #[test]
+    fn acquire_may_not_end_with_0_without_the_lock() {
+        let said = refusal("dblock acquire -n -E 0 j");
+        assert!(
+            said.contains("without the lock") && said.contains("|| exit 0"),
+            "{said}"
+        );
+        assert_eq!(job("dblock run -n -E 0 j -- c").wish.busy_exit, 0);
+    }
+
+    #[test]
+    fn more_and_less_detail_exclude_each_other() {
+        let detail = |words: &str| {
+            parse(words.split(' ').map(Into::into).collect())
+                .map(|read| read.detail)
+                .ok()
+        };
+        assert_eq!(detail("dblock list"), Some(Detail::Usual));
+        assert_eq!(detail("dblock -v run j -- c -q"), Some(Detail::Verbose));
+        assert_eq!(detail("dblock run j -q -- c"), Some(Detail::Quiet));
+        assert!(refusal("dblock -q -v list").contains("cannot be used with"));
     }
 
     #[test]
