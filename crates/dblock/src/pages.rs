@@ -13,20 +13,6 @@ pub(crate) fn completions(mut dblock: Command, shell: Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// What `--help` prints for the whole, or for one command; none where there is no such command.
-pub(crate) fn help(mut dblock: Command, name: Option<&str>, colours: bool) -> Option<String> {
-    dblock.build();
-    let help = match name {
-        Some(name) => dblock.find_subcommand_mut(name)?.render_help(),
-        None => dblock.render_help(),
-    };
-    let help = match colours {
-        true => help.ansi().to_string(),
-        false => help.to_string(),
-    };
-    Some(format!("{}\n", help.trim_end()))
-}
-
 /// The manual page of the whole, or of one command; none where there is no such command.
 pub(crate) fn man(mut dblock: Command, name: Option<&str>) -> Option<String> {
     dblock.build();

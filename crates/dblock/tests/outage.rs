@@ -24,7 +24,7 @@ fn run(lab: &Lab, url: &str, args: &[&str]) -> Done {
 /// A table on the shared PostgreSQL, behind a proxy.
 fn behind_a_proxy(lab: &Lab) -> Option<(Proxy, String)> {
     let server = Postgres::shared()?;
-    let direct = server.url_of(&server.fresh_database());
+    let direct = server.fresh_database();
     assert_eq!(run(lab, &direct, &["init"]).code(), 0);
     let proxy = Proxy::to_url(&direct);
     let url = proxy.url(&direct);
@@ -106,12 +106,13 @@ fn a_wait_covers_a_server_without_a_connection_to_spare() {
     let Some(server) = Postgres::shared() else {
         return;
     };
-    let (lab, database) = (Lab::new(), server.fresh_database());
-    let (admin, url) = (server.url_of(&database), server.locker_url(&database));
-    assert_eq!(run(&lab, &admin, &["init"]).code(), 0);
+    let (lab, admin) = (Lab::new(), server.fresh_database());
+    let url = server.locker_url(&admin);
+    let database = admin.rsplit('/').next().expect("its name");
+    assert_eq!(run(&lab, &url, &["init"]).code(), 0);
     let limit = |n: i32| {
         let sql = format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT {n}");
-        server.query(&database, &sql).expect("altered");
+        server.query("postgres", &sql).expect("altered");
     };
     limit(0);
     let refused = run(&lab, &url, &["run", "-n", "job", "--", "true"]);
@@ -181,7 +182,7 @@ fn a_refusal_ends_a_wait_at_once() {
         return;
     };
     let (lab, began) = (Lab::new(), time::now());
-    let empty = server.url_of(&server.fresh_database());
+    let empty = server.fresh_database();
     let said = |url: &str| {
         let done = run(&lab, url, &["run", "job", "--", "touch", "ran"]);
         done.refused(69).to_owned()

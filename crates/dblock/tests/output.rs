@@ -131,6 +131,7 @@ fn verbose_reports_a_wait_and_who_holds_the_lock() {
         "{done:?}"
     );
     drop(holder);
+    lab.run(["release", "job", "--force"]);
     assert!(!lab.run(["run", "job", "--", "true"]).err.contains("dblock"));
 }
 

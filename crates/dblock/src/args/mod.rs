@@ -14,7 +14,6 @@ use self::refusal::refused;
 pub(crate) use self::task::{DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
-use crate::output;
 use crate::pages;
 use crate::place::Place;
 use crate::ticket::TicketFrom;
@@ -102,12 +101,24 @@ fn task(command: Words) -> Result<Task, Failure> {
             let page = pages::man(Cli::command(), command.as_deref());
             Task::Print(page.ok_or_else(|| no_command(command))?)
         }
-        Words::Help { command } => {
-            let help = pages::help(Cli::command(), command.as_deref(), output::on_stdout());
-            Task::Print(help.ok_or_else(|| no_command(command))?)
-        }
+        Words::Help { command } => return Err(help(command)),
         Words::Doctor { json } => Task::Doctor { json },
     })
+}
+
+/// Prints what `dblock COMMAND --help` prints.
+fn help(command: Option<String>) -> Failure {
+    if let Some(name) = &command
+        && Cli::command().find_subcommand(name).is_none()
+    {
+        return no_command(command);
+    }
+    let words = ["dblock".to_owned()].into_iter().chain(command);
+    let words: Vec<OsString> = words.chain(["--help".to_owned()]).map(Into::into).collect();
+    match Cli::try_parse_from(&words) {
+        Err(help) => refused(help, &words),
+        Ok(_) => Failure::usage("there is no help"),
+    }
 }
 
 fn no_command(name: Option<String>) -> Failure {

@@ -109,9 +109,13 @@ fn wanted(mut lock: Lock, wish: &Wish) -> Lock {
     }
 }
 
-fn refused(error: Error, wish: &Wish) -> Failure {
-    let waited = wish.wait.filter(|wait| !wait.is_zero());
-    match (&error, waited) {
+fn refused(mut error: Error, wish: &Wish) -> Failure {
+    let wait = wish.wait.filter(|wait| !wait.is_zero());
+    // The wait as it was asked for.
+    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, wait) {
+        *waited = wait;
+    }
+    match (&error, wait) {
         (Error::TimedOut { .. }, _) => {
             let mut failure = Failure::from(error);
             failure.code = wish.busy_exit;
@@ -122,9 +126,9 @@ fn refused(error: Error, wish: &Wish) -> Failure {
             failure
         }
         (Error::HeldOff { .. }, _) => Failure::blocked(&wish.name, &error),
-        (Error::Unavailable { .. }, Some(waited)) => {
+        (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
-            let said = format!("gave up after {}: {}", Ttl::from(waited), failure.said);
+            let said = format!("gave up after {}: {}", Ttl::from(wait), failure.said);
             Failure::unavailable(said)
         }
         _ => error.into(),
