@@ -26,40 +26,69 @@ const WORTH_A_NOTICE: Duration = Duration::from_secs(1);
 /// The least time from one such notice to the next, which comes only with another holder.
 const NEXT_NOTICE: Duration = Duration::from_secs(60);
 
-/// Where the library reports from.
+/// What is away: the database for a wait, or for the renewals of what is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Acquire,
-    Renewal,
-    Other,
+enum Outage {
+    Wait,
+    Renewals,
 }
 
-impl Source {
-    fn of(target: &str) -> Option<Self> {
-        let module = target.strip_prefix("database_locks")?;
-        let module = module.strip_prefix("::").unwrap_or(module);
-        Some(match module.split("::").next() {
-            Some("acquire") => Self::Acquire,
-            Some("renew") => Self::Renewal,
-            _ => Self::Other,
-        })
-    }
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topic {
+    Began(Outage),
+    Ended(Outage),
+    /// The lock is lost; the command itself says how.
+    Loss,
+    /// A wait, and who has the lock.
+    Wait,
+    Other,
 }
 
 /// One event of the library.
 #[derive(Debug)]
 struct Report {
     level: Level,
-    source: Source,
+    /// From the part of the library that acquires.
+    of_wait: bool,
     fields: Fields,
+}
+
+impl Report {
+    /// By level and fields, which are stable, unlike the text.
+    fn topic(&self) -> Topic {
+        let fields = &self.fields;
+        match (self.level, fields.event.as_deref()) {
+            _ if fields.loss => Topic::Loss,
+            (_, Some("unavailable")) => Topic::Began(Outage::Wait),
+            (_, Some("available")) => Topic::Ended(Outage::Wait),
+            (Level::WARN, None) if fields.leases => Topic::Began(Outage::Renewals),
+            (Level::INFO, None) if fields.outage.is_some() || fields.grant => {
+                Topic::Ended(Outage::Renewals)
+            }
+            _ if self.of_wait => Topic::Wait,
+            _ => Topic::Other,
+        }
+    }
+}
+
+/// Whether a target is the library's; and whether it is of the part that acquires.
+fn of_wait(target: &str) -> Option<bool> {
+    let mut modules = target.split("::");
+    (modules.next() == Some("database_locks")).then(|| modules.next() == Some("acquire"))
 }
 
 #[derive(Debug, Default)]
 struct Fields {
     message: String,
+    event: Option<String>,
     holder: Option<String>,
     held_for: Option<Duration>,
     outage: Option<Duration>,
+    /// It says how many leases are not renewed.
+    leases: bool,
+    /// It is about one grant.
+    grant: bool,
     loss: bool,
 }
 
@@ -67,6 +96,7 @@ impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.message = value.to_owned(),
+            "event" => self.event = Some(value.to_owned()),
             "lock.holder" => self.holder = Some(value.to_owned()),
             "lock.lost_reason" => self.loss = true,
             _ => {}
@@ -77,7 +107,15 @@ impl Visit for Fields {
         match field.name() {
             "lock.held_ms" => self.held_for = Some(Duration::from_millis(value)),
             "outage_ms" => self.outage = Some(Duration::from_millis(value)),
+            "locks" => self.leases = true,
             _ => {}
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        match field.name() {
+            "lock.token" => self.grant = true,
+            _ => self.record_u64(field, value.unsigned_abs()),
         }
     }
 
@@ -95,10 +133,10 @@ struct Collector {
 
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let least = match Source::of(metadata.target()) {
+        let least = match of_wait(metadata.target()) {
             // Who holds the lock is reported there.
-            Some(Source::Acquire) => Level::DEBUG,
-            Some(_) => Level::INFO,
+            Some(true) => Level::DEBUG,
+            Some(false) => Level::INFO,
             None => return false,
         };
         metadata.is_event() && *metadata.level() <= least
@@ -110,7 +148,7 @@ impl Subscriber for Collector {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let Some(source) = Source::of(metadata.target()) else {
+        let Some(of_wait) = of_wait(metadata.target()) else {
             return;
         };
         let mut fields = Fields::default();
@@ -118,7 +156,7 @@ impl Subscriber for Collector {
         let level = *metadata.level();
         let report = Report {
             level,
-            source,
+            of_wait,
             fields,
         };
         // The task is gone at the end of the process only.
@@ -220,7 +258,7 @@ struct Printer {
     /// Who has the lock, as last reported, since when.
     holder: Option<(String, Option<Instant>)>,
     /// An outage that was told: where it was found, and when.
-    outage: Option<(Source, Instant)>,
+    outage: Option<(Outage, Instant)>,
 }
 
 impl Printer {
@@ -256,7 +294,7 @@ impl Printer {
                 }
                 Some(Message::Held) => {
                     self.due = None;
-                    self.end_outage(Source::Acquire, None);
+                    self.end_outage(Outage::Wait, None);
                 }
                 Some(Message::Flush(done)) => {
                     let _ = done.send(());
@@ -267,27 +305,18 @@ impl Printer {
     }
 
     fn report(&mut self, report: &Report) {
-        let Report {
-            level,
-            source,
-            fields,
-        } = report;
+        let (topic, fields) = (report.topic(), &report.fields);
         let over = self.over.load(Ordering::Relaxed);
-        // The command itself says how a lock was lost.
-        if fields.loss || (over && *source == Source::Renewal) {
-            return;
-        }
-        if *source == Source::Acquire && fields.holder.is_some() {
-            self.held_by(fields);
-        }
-        let told = match source {
-            Source::Renewal if fields.outage.is_some() => {
-                self.end_outage(Source::Renewal, fields.outage)
+        let told = match topic {
+            Topic::Loss => return,
+            Topic::Began(Outage::Renewals) | Topic::Ended(Outage::Renewals) if over => return,
+            Topic::Began(outage) => self.begin_outage(outage, fields),
+            Topic::Ended(outage) => self.end_outage(outage, fields.outage),
+            Topic::Wait if fields.holder.is_some() => {
+                self.held_by(fields);
+                false
             }
-            Source::Acquire | Source::Renewal if *level == Level::WARN => {
-                self.begin_outage(*source, fields)
-            }
-            _ => false,
+            Topic::Wait | Topic::Other => false,
         };
         if self.verbose && !told {
             self.print(&detailed(fields));
@@ -296,7 +325,7 @@ impl Printer {
 
     /// The database has answered who has the lock.
     fn held_by(&mut self, fields: &Fields) {
-        self.end_outage(Source::Acquire, None);
+        self.end_outage(Outage::Wait, None);
         let seen = now();
         let since = fields.held_for.and_then(|age| seen.checked_sub(age));
         let another = self.holder.as_ref().map(|(holder, _)| holder) != fields.holder.as_ref();
@@ -307,23 +336,23 @@ impl Printer {
     }
 
     /// Answers whether it printed a line: only the first report of an outage is one.
-    fn begin_outage(&mut self, source: Source, fields: &Fields) -> bool {
+    fn begin_outage(&mut self, outage: Outage, fields: &Fields) -> bool {
         if self.outage.is_some() {
             return false;
         }
-        self.outage = Some((source, now()));
+        self.outage = Some((outage, now()));
         self.print(&fields.message);
         true
     }
 
-    fn end_outage(&mut self, source: Source, lasted: Option<Duration>) -> bool {
-        let Some((_, began)) = self.outage.take_if(|(found, _)| *found == source) else {
+    fn end_outage(&mut self, outage: Outage, lasted: Option<Duration>) -> bool {
+        let Some((_, began)) = self.outage.take_if(|(found, _)| *found == outage) else {
             return false;
         };
         let lasted = Ttl::from(lasted.unwrap_or_else(|| began.elapsed()));
-        self.print(&match source {
-            Source::Renewal => format!("renewals get through again, after {lasted}"),
-            _ => format!("the database answers again, after {lasted}"),
+        self.print(&match outage {
+            Outage::Renewals => format!("renewals get through again, after {lasted}"),
+            Outage::Wait => format!("the database answers again, after {lasted}"),
         });
         true
     }
@@ -345,9 +374,11 @@ impl Printer {
         output::notice(&format!("waiting for lock `{name}`{held}"));
     }
 
+    /// Print a line that names the lock.
     fn print(&self, said: &str) {
-        match &self.name {
-            Some(name) => output::notice(&format!("lock `{name}`: {said}")),
+        let lock = self.name.as_ref().map(|name| format!("lock `{name}`"));
+        match lock.filter(|lock| !said.contains(lock)) {
+            Some(lock) => output::notice(&format!("{lock}: {said}")),
             None => output::notice(said),
         }
     }
@@ -368,4 +399,71 @@ fn detailed(fields: &Fields) -> String {
         .held_for
         .map(|age| format!(" for {}", Ttl::from(age)));
     format!("{}{holder}{})", fields.message, age.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACQUIRE: &str = "database_locks::acquire";
+    const HELD: &str = "database_locks::held";
+
+    /// What the collector makes of the events.
+    fn reports(emit: impl FnOnce()) -> Vec<Report> {
+        let (queue, mut messages) = mpsc::unbounded_channel();
+        tracing::subscriber::with_default(Collector { queue }, emit);
+        let next = || messages.try_recv().ok();
+        std::iter::from_fn(next)
+            .map(|message| match message {
+                Message::Report(report) => report,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_events_of_the_library_are_told_apart_by_level_and_fields() {
+        let told = reports(|| {
+            tracing::warn!(target: ACQUIRE, { event = "unavailable", outage_ms = 0_u64 }, "x");
+            tracing::info!(target: ACQUIRE, { event = "available", outage_ms = 5_u64 }, "x");
+            tracing::info!(target: ACQUIRE, { event = "waiting", lock.token = 1_i64 }, "x");
+            tracing::debug!(target: ACQUIRE, { lock.holder = "b", lock.held_ms = 5_u64 }, "x");
+            tracing::warn!(target: HELD, { lock.token = 1_i64, locks = 1_usize }, "x");
+            tracing::warn!(target: HELD, { lock.token = 1_i64, locks = 1 }, "x");
+            tracing::info!(target: HELD, { outage_ms = 5_u64 }, "x");
+            tracing::info!(target: HELD, { lock.token = 1_i64 }, "x");
+            tracing::warn!(target: HELD, { lock.token = 1_i64, lock.lost_reason = "forced" }, "x");
+            tracing::warn!(target: "database_locks::store::postgres", "x");
+        });
+        let topics: Vec<Topic> = told.iter().map(Report::topic).collect();
+        assert_eq!(
+            topics,
+            [
+                Topic::Began(Outage::Wait),
+                Topic::Ended(Outage::Wait),
+                Topic::Wait,
+                Topic::Wait,
+                Topic::Began(Outage::Renewals),
+                Topic::Began(Outage::Renewals),
+                Topic::Ended(Outage::Renewals),
+                Topic::Ended(Outage::Renewals),
+                Topic::Loss,
+                Topic::Other,
+            ]
+        );
+        let held = &told[3].fields;
+        assert_eq!(held.holder.as_deref(), Some("b"));
+        assert_eq!(held.held_for, Some(Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn what_is_not_the_librarys_or_too_detailed_is_left_out() {
+        let told = reports(|| {
+            tracing::error!(target: "tokio_postgres", "x");
+            tracing::warn!(target: "database_locks_other", "x");
+            tracing::debug!(target: "database_locks::release", "x");
+            tracing::trace!(target: "database_locks::acquire", "x");
+        });
+        assert!(told.is_empty(), "{told:?}");
+    }
 }
