@@ -209,3 +209,25 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     assert_eq!((done.code(), &*done.err), (4, ""));
     testkit::promise("P3", "sqlite");
 }
+
+/// Renewals fail until trust ends: the row still names the lost grant, which is no new holder.
+#[test]
+fn a_loss_never_names_its_own_holder_as_the_new_one() {
+    let lab = Lab::new();
+    let options = ["--owner", "me", "--ttl", "4s", "--grace", "200ms"];
+    let running = lab.start_run(&options, "job", OBEDIENT);
+    let file = rusqlite::Connection::open(lab.database()).expect("opens");
+    file.busy_timeout(SOON).expect("sets");
+    file.execute_batch("BEGIN IMMEDIATE")
+        .expect("has the write lock");
+    let done = running.end();
+    file.execute_batch("ROLLBACK").expect("gives it back");
+    assert_eq!(done.code(), 76, "{done:?}");
+    let lost = done.err.lines().last().unwrap_or_default();
+    assert!(lost.contains("lock `job` lost "), "{done:?}");
+    assert!(!lost.contains("held by me"), "{done:?}");
+    assert!(
+        lost.ends_with("; no other client has acquired it yet"),
+        "{done:?}"
+    );
+}

@@ -21,7 +21,7 @@ use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
 use crate::told::{Announced, Ear};
 
-use super::take::{cannot_listen, drain, take, whose};
+use super::take::{cannot_listen, drain, row, take};
 
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
@@ -160,6 +160,17 @@ fn start(
             ),
         }
     })
+}
+
+/// Who has the lock after its loss. Its row may still name the lost grant.
+async fn next_holder(locks: &Locks, guard: &LockGuard) -> String {
+    match row(locks, guard.name()).await {
+        Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
+            "; no other client has acquired it yet".to_owned()
+        }
+        Some(row) => format!("; it is now {}", row.whose()),
+        None => "; see who has it now with `dblock list`".to_owned(),
+    }
 }
 
 /// What came first: CMD's end, or that of the lease.
@@ -330,10 +341,7 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 .is_some_and(|loss| loss.now_held_by().is_some());
             let now = match named {
                 true => String::new(),
-                false => match whose(locks, name).await {
-                    Some(whose) => format!("; it is now {whose}"),
-                    None => "; see who has it now with `dblock list`".to_owned(),
-                },
+                false => next_holder(locks, &guard).await,
             };
             complain(&format!(
                 "lock `{name}` {lost}; CMD was stopped, its process group got {how}{now}"
