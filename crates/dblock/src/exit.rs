@@ -79,7 +79,17 @@ impl Failure {
 
     /// A lock without a known holder could not be tried: something blocks its row or its table.
     pub(crate) fn blocked(name: &LockName, error: &Error) -> Self {
-        Self::unavailable(format!("lock `{name}` could not be tried{}", causes(error)))
+        let what = match causes(error) {
+            none if none.is_empty() => {
+                ": no client holds it, but its row or table is locked by a backup or an open \
+                 transaction"
+                    .to_owned()
+            }
+            causes => causes,
+        };
+        Self::unavailable(format!(
+            "lock `{name}` could not be tried{what}; try again later"
+        ))
     }
 
     /// A signal has ended us, before there was a command to pass it on to.

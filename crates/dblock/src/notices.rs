@@ -385,7 +385,7 @@ impl Printer {
 }
 
 #[allow(clippy::disallowed_methods, reason = "no lease is measured by it")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 

@@ -4,19 +4,24 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, Locks, Ticket, Ttl};
-use tokio::time::timeout;
+use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, LockState, Locks, Ticket, Ttl};
+use tokio::time::{sleep, timeout};
 
 use crate::args::Wish;
 use crate::exit::Failure;
 use crate::nested;
-use crate::notices::Notices;
+use crate::notices::{Notices, now};
 use crate::place::Place;
 use crate::signals::Signals;
 
 /// How long what is given back in the background may take before we end all the same. The lease
 /// then frees the lock.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// For how long a lock without a holder is tried before it counts as blocked.
+const UNCLEAR: Duration = Duration::from_secs(1);
+/// The pause between two such tries.
+const UNCLEAR_PAUSE: Duration = Duration::from_millis(50);
 
 /// Wait for the lock as it is wished for, with settings of the command's own; or go on with it, where
 /// its ticket was given.
@@ -69,19 +74,57 @@ pub(super) fn cannot_listen(error: io::Error) -> Failure {
 async fn acquired(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
     let around = nested::grants_around();
     if around.is_empty() {
-        return lock.acquire().await.map_err(|error| refused(error, wish));
+        return held_or_blocked(locks, lock, wish).await;
     }
     tokio::select! {
         biased;
         () = nested::seen_held(locks, &wish.name, &around) => Err(nested::refused(&wish.name)),
-        done = lock.acquire() => match done {
+        done = held_or_blocked(locks, lock, wish) => match done {
             // A try without a wait may have been faster.
-            Err(Error::TimedOut { .. }) if nested::is_held(locks, &wish.name, &around).await => {
+            Err(_) if nested::is_held(locks, &wish.name, &around).await => {
                 Err(nested::refused(&wish.name))
             }
-            done => done.map_err(|error| refused(error, wish)),
+            done => done,
         },
     }
+}
+
+/// Acquire. A lock without a holder that could not be had is not held but blocked.
+///
+/// For a moment that is every lock which another client is just acquiring, so a try without a wait is
+/// repeated.
+async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
+    let once = wish.wait.is_some_and(|wait| wait.is_zero());
+    let began = now();
+    loop {
+        let error = match lock.acquire().await {
+            Ok(guard) => return Ok(guard),
+            Err(error) => error,
+        };
+        let unnamed = matches!(
+            error,
+            Error::TimedOut {
+                holder: None,
+                held_for: None,
+                ..
+            }
+        );
+        if !unnamed || is_busy(locks, &wish.name).await {
+            return Err(refused(error, wish));
+        }
+        if !once || began.elapsed() >= UNCLEAR {
+            return Err(Failure::blocked(&wish.name, &error));
+        }
+        sleep(UNCLEAR_PAUSE).await;
+    }
+}
+
+/// Whether the row names a holder, or one whose lease has run out: a transaction of that holder may
+/// keep the row locked.
+async fn is_busy(locks: &Locks, name: &LockName) -> bool {
+    row(locks, name)
+        .await
+        .is_some_and(|row| row.state != LockState::Free)
 }
 
 /// Before there is a CMD, a signal is for us.
