@@ -226,8 +226,5 @@ fn a_loss_never_names_its_own_holder_as_the_new_one() {
     let lost = done.err.lines().last().unwrap_or_default();
     assert!(lost.contains("lock `job` lost "), "{done:?}");
     assert!(!lost.contains("held by me"), "{done:?}");
-    assert!(
-        lost.ends_with("; no other client has acquired it yet"),
-        "{done:?}"
-    );
+    assert!(lost.ends_with("; no other holder has it yet"), "{done:?}");
 }

@@ -162,17 +162,6 @@ fn start(
     })
 }
 
-/// Who has the lock after its loss. Its row may still name the lost grant.
-async fn next_holder(locks: &Locks, guard: &LockGuard) -> String {
-    match row(locks, guard.name()).await {
-        Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
-            "; no other client has acquired it yet".to_owned()
-        }
-        Some(row) => format!("; it is now {}", row.whose()),
-        None => "; see who has it now with `dblock list`".to_owned(),
-    }
-}
-
 /// What came first: CMD's end, or that of the lease.
 enum Outcome {
     Ended(End),
@@ -341,7 +330,14 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 .is_some_and(|loss| loss.now_held_by().is_some());
             let now = match named {
                 true => String::new(),
-                false => next_holder(locks, &guard).await,
+                false => match row(locks, name).await {
+                    // The row may still be as this very grant left it.
+                    Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
+                        "; no other holder has it yet".to_owned()
+                    }
+                    Some(row) => format!("; it is now {}", row.whose()),
+                    None => "; see who has it now with `dblock list`".to_owned(),
+                },
             };
             complain(&format!(
                 "lock `{name}` {lost}; CMD was stopped, its process group got {how}{now}"

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, LockState, Locks, Ticket, Ttl};
-use tokio::time::{sleep, timeout};
+use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, Locks, Ticket, Ttl};
+use tokio::time::timeout;
 
 use crate::args::Wish;
 use crate::exit::Failure;
@@ -115,7 +115,7 @@ async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<Lock
         if !once || began.elapsed() >= UNCLEAR {
             return Err(Failure::blocked(&wish.name, &error));
         }
-        sleep(UNCLEAR_PAUSE).await;
+        tokio::time::sleep(UNCLEAR_PAUSE).await;
     }
 }
 
@@ -124,7 +124,7 @@ async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<Lock
 async fn is_busy(locks: &Locks, name: &LockName) -> bool {
     row(locks, name)
         .await
-        .is_some_and(|row| row.state != LockState::Free)
+        .is_some_and(|row| row.state != database_locks::LockState::Free)
 }
 
 /// Before there is a CMD, a signal is for us.
@@ -190,7 +190,7 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     Failure::of_ticket(error, now.as_deref())
 }
 
-/// The lock's row, for what is printed of a loss; none where that cannot be had soon.
+/// How the lock stands, to be told with a loss; none where that cannot be had soon.
 pub(super) async fn row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
     let row = timeout(DRAIN, locks.show(name.as_str())).await.ok()?;
     row.ok()?
