@@ -19,7 +19,7 @@ use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
 use crate::told::{Announced, Ear};
 
-use super::take::{cannot_listen, drain, take, whose};
+use super::take::{cannot_listen, drain, row, take};
 
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
@@ -315,8 +315,12 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 .is_some_and(|loss| loss.now_held_by().is_some());
             let now = match named {
                 true => String::new(),
-                false => match whose(locks, name).await {
-                    Some(whose) => format!("; it is now {whose}"),
+                false => match row(locks, name).await {
+                    // The row may still be as this very grant left it.
+                    Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
+                        "; no other holder has it yet".to_owned()
+                    }
+                    Some(row) => format!("; it is now {}", row.whose()),
                     None => "; see who has it now with `dblock list`".to_owned(),
                 },
             };

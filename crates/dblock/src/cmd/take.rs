@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockName, Locks, Ticket, Ttl};
+use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, Locks, Ticket, Ttl};
 use tokio::time::timeout;
 
 use crate::args::Wish;
@@ -120,17 +120,17 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => whose(locks, name).await,
+            None => row(locks, name).await.map(|row| row.whose()),
         },
         _ => None,
     };
     Failure::of_ticket(error, now.as_deref())
 }
 
-/// Who has the lock, to be told with a loss; none where that cannot be had soon.
-pub(super) async fn whose(locks: &Locks, name: &LockName) -> Option<String> {
+/// How the lock stands, to be told with a loss; none where that cannot be had soon.
+pub(super) async fn row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
     let row = timeout(DRAIN, locks.show(name.as_str())).await.ok()?;
-    Some(row.ok()??.whose())
+    row.ok()?
 }
 
 pub(super) async fn drain(locks: &Locks) {
