@@ -359,7 +359,7 @@ mod tests {
     use crate::token::Token;
 
     fn book_of(n: u64) -> (Book, Time) {
-        let (mut book, start) = (Book::default(), Duration::from_secs(1000));
+        let (mut book, start) = (Book::default(), clock::now());
         let ttl = Duration::from_secs(30);
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         for i in 0..n {
@@ -392,10 +392,10 @@ mod tests {
         let id = *book.entries.keys().next().unwrap();
         book.entries.get_mut(&id).unwrap().apart = true;
         let mut news = News::default();
-        let due = book.due(at(10), &mut news);
+        let due = book.due(at(11), &mut news);
         assert_eq!((due.together.len(), due.apart.len()), (99, 1));
         assert_eq!(due.apart[0].0.id, id);
-        book.answered(id, at(10), (Answer::Renewed, None), &mut news);
+        book.answered(id, at(11), (Answer::Renewed, None), &mut news);
         assert!(!book.entries[&id].apart);
         assert_eq!(news.renewed_again.len(), 1);
     }
