@@ -354,7 +354,7 @@ impl Scheduler {
 mod tests {
     use super::*;
     use crate::held::Status;
-    use crate::name::LockName;
+    use crate::store::StoreError;
     use crate::timing::Renewing;
     use crate::token::Token;
 
@@ -484,6 +484,30 @@ mod tests {
         assert_eq!(news.lost.len(), 1);
         assert!(book.entries.is_empty());
         news.tell();
+    }
+
+    #[test]
+    fn a_failure_is_not_told_of_a_lease_that_is_lost() {
+        let fails = |book: &mut Book, held: &Held| {
+            let mut news = News::default();
+            let failed = round::Failed {
+                part: vec![(held.grant.clone(), Ttl::Endless)],
+                sent: clock::now(),
+                error: StoreError::rejected("permission denied", None),
+            };
+            book.failing(&failed, &mut news);
+            news
+        };
+        let (mut book, _) = book_of(1);
+        let held = Arc::clone(&book.entries.values().next().unwrap().held);
+        let told = fails(&mut book, &held).failing.expect("told");
+        assert_eq!(told.held().count(), 1);
+        let mut news = News::default();
+        book.lost(held.grant.id, LostReason::Refused.into(), &mut news);
+        news.tell();
+        // Lost after it failed, and failed after it was lost.
+        assert_eq!(told.held().count(), 0);
+        assert!(fails(&mut book, &held).failing.is_none());
     }
 
     #[test]
