@@ -399,14 +399,16 @@ async fn ids_that_run_out_are_found_and_what_to_do_is_said_when_they_have() {
         "ALTER TABLE database_locks_lock ALTER COLUMN id TYPE bigint;
          ALTER SEQUENCE database_locks_lock_id_seq AS bigint",
     );
-    locks.lock("new").acquire().await.unwrap();
+    let guard = locks.lock("new").acquire().await.unwrap();
+    guard.release().await.unwrap();
     assert!(ids(&examine(&lab.url).await).is_empty());
 
     let Some(lab) = Lab::postgres() else { return };
     let locks = lab.locks().await;
     assert_eq!(lab.sql(type_of), "bigint");
     lab.sql("SELECT setval('database_locks_lock_id_seq', 3000000000)");
-    locks.lock("new").acquire().await.unwrap();
+    let guard = locks.lock("new").acquire().await.unwrap();
+    guard.release().await.unwrap();
     assert!(ids(&examine(&lab.url).await).is_empty());
 }
 
