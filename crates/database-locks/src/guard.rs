@@ -221,7 +221,7 @@ impl LockGuard {
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(Some(&names), PATIENCE).await;
+            let rows = inner.store.read(&names, PATIENCE).await;
             let ours = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()

@@ -1,14 +1,17 @@
 //! `dblock list` and `dblock show NAME`
 
-use database_locks::{LockName, LockState};
+use database_locks::{ListFilter, LockName};
 
 use crate::exit::{self, Failure};
 use crate::output;
 use crate::place::Place;
 
 pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Failure> {
-    let mut rows = place.connect().await?.list().await?;
-    rows.retain(|row| all || row.state != LockState::Free);
+    let filter = match all {
+        true => ListFilter::new(),
+        false => ListFilter::new().not_free(),
+    };
+    let rows = place.connect().await?.list_filtered(&filter).await?;
     match json {
         true => output::rows_as_json(&rows),
         false => output::rows(&rows, all),

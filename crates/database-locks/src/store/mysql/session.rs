@@ -12,15 +12,13 @@ use rustls::crypto::{CryptoProvider, ring};
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
-use super::super::{NO_TOKEN, StoreError};
+use super::super::{NO_ID, NO_TOKEN, StoreError};
 use super::cluster::{self, Cluster};
 use super::connection::{Host, Server, caught};
 use super::text;
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
-const NO_ID: &str = "the ids of the table are used up, so no lock of a new name can be made: ALTER TABLE \
-                     database_locks_lock MODIFY id BIGINT NOT NULL AUTO_INCREMENT (with your table's name)";
 const LOGIN: &str = "give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
@@ -422,7 +420,7 @@ impl Session {
             {
                 self.fit = false;
                 let said = format!("the table was there before ({INIT}): {source}");
-                StoreError::Unavailable(said.into())
+                StoreError::cannot_serve(said)
             }
             (meaning, _) => meaning,
         }
@@ -612,7 +610,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     let refused = |hint| (StoreError::rejected(&*said, hint), false);
     if is_full(error) {
         let said = format!("the disk of the database, or its tablespace, is full: {said}");
-        return (StoreError::Unavailable(said.into()), false);
+        return (StoreError::cannot_serve(said), false);
     }
     match error.code {
         // MariaDB, and MySQL, where no id is left for a new row.
@@ -651,7 +649,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         | 3796..=3799
         | 4031 => unavailable(said),
         // Out of memory, of room for row locks, of undo slots.
-        1037 | 1041 | 1206 | 1637 => (StoreError::Unavailable(said.into()), false),
+        1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(said), false),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
         1146 | 1932 => refused(Some(INIT)),
@@ -715,6 +713,90 @@ mod tests {
         let by_table = ours.replace(" CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", "");
         let by_table = by_table.replace("utf8mb4_general_ci", "utf8mb4_nopad_bin");
         assert_eq!(unfit(&by_table, "utf8mb4_nopad_bin"), None);
+    }
+
+    /// What the server says, and whether the connection is given up.
+    fn told(code: u16, message: &str) -> (StoreError, bool) {
+        let refused = ServerError {
+            code,
+            message: message.into(),
+            state: "HY000".into(),
+        };
+        meaning("h:1", &Error::Server(refused))
+    }
+
+    #[test]
+    fn what_passes_ends_no_wait() {
+        for (code, message, gives_up) in [
+            (1114, "The table 't' is full", false),
+            (
+                1021,
+                "Disk full (/tmp); waiting for someone to free some space",
+                false,
+            ),
+            (
+                1026,
+                "Error writing file 'x' (errno: 28 \"No space left on device\")",
+                false,
+            ),
+            (
+                1030,
+                "Got error 28 \"No space left on device\" from storage engine InnoDB",
+                false,
+            ),
+            (1637, "Too many active concurrent transactions", false),
+            (3032, "The server is currently in offline mode", true),
+            (3798, "Group replication in the process of a change", true),
+            (1290, "running with the --read-only option", true),
+            (1040, "Too many connections", true),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+            assert_eq!(broken, gives_up, "{error}");
+        }
+        for (code, message) in [
+            (
+                1180,
+                "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT",
+            ),
+            (1205, "Lock wait timeout exceeded"),
+            (
+                1412,
+                "Table definition has changed, please retry transaction",
+            ),
+            (1062, "Duplicate entry 'a' for key 't.name'"),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Contention(_)), "{error}");
+            assert!(!broken, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_called_so_and_other_write_errors_are_not() {
+        let said = told(1114, "The table 't' is full").0.to_string();
+        assert!(said.contains("disk of the database"), "{said}");
+        let other = told(1030, "Got error 168 from storage engine")
+            .0
+            .to_string();
+        assert!(!other.contains("disk"), "{other}");
+    }
+
+    #[test]
+    fn ids_that_are_used_up_are_no_contention() {
+        for (code, message) in [
+            (167, "Out of range value for column 'id' at row 1"),
+            (1062, "Duplicate entry '2147483647' for key 't.PRIMARY'"),
+            (
+                1467,
+                "Failed to read auto-increment value from storage engine",
+            ),
+        ] {
+            let (StoreError::Rejected { hint, .. }, false) = told(code, message) else {
+                panic!("{message}");
+            };
+            assert!(hint.unwrap_or_default().contains("bigint"), "{message}");
+        }
     }
 
     #[test]

@@ -13,11 +13,13 @@ use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::bells::Shared as Bells;
+use super::blocked::{self, Blocked};
 use super::connection::Connection;
 use super::hello::HELLO;
 use super::identity;
 use super::refusal::{Kind, Refusal};
 use super::tls::connector;
+use crate::clock;
 use crate::error::{Error, Human};
 use crate::ours::Primary;
 use crate::store::backoff::Backoff;
@@ -67,6 +69,10 @@ pub(super) struct Shared {
     pub(super) texts: Arc<[String]>,
     /// Who is told what a connection hears.
     pub(super) bells: Weak<Bells>,
+    /// Who has what we want locked.
+    pub(super) blocked: Blocked,
+    /// The table has been used through it.
+    pub(super) used: Arc<AtomicBool>,
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
     state: Mutex<State>,
@@ -111,6 +117,11 @@ impl Shared {
     /// Whether a server that was found fit has been reached before.
     pub(super) fn has_served(&self) -> bool {
         self.state().served
+    }
+
+    /// Which of the addresses serves.
+    pub(super) fn serving(&self) -> usize {
+        self.state().latest
     }
 
     /// Which server has served latest, where that is known.
@@ -175,6 +186,8 @@ impl Link {
             hello: table.fill(HELLO),
             texts: texts.into(),
             bells,
+            blocked: Blocked::default(),
+            used: Arc::default(),
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
@@ -218,7 +231,8 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        let (used, mut unconnected) = (OnceLock::new(), false);
+        let began = clock::now();
+        let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
             let on = self.connected().await?;
             let _ = used.set(Arc::clone(&on));
@@ -246,14 +260,32 @@ impl Link {
                 if refusal.kind == Kind::Pooled {
                     self.0.pooled.store(true, Ordering::Relaxed);
                 }
-                refusal.into()
+                refusal.settled(self.0.used.load(Ordering::Relaxed)).into()
             })
         };
-        let answer = keep_to(within, reply, || match used.get() {
-            Some(on) => self.give_up(on),
+        let kept = keep_to(within, reply, || match used.get() {
+            Some(on) => {
+                late = true;
+                self.give_up(on);
+            }
             None => unconnected = true,
-        })
-        .await;
+        });
+        let watch = async {
+            tokio::time::sleep(blocked::LONG.min(within / 2)).await;
+            if let Some(on) = used.get() {
+                blocked::look(&self.0, on, began).await;
+            }
+            std::future::pending().await
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = kept => answer,
+            never = watch => never,
+        };
+        if late && let Some(by) = self.0.blocked.by(began) {
+            let said = format!("blocked for {} by {by}", Human(within));
+            return Err(StoreError::cannot_serve(said));
+        }
         if unconnected {
             let failure = self.0.state().failure.take();
             let why =

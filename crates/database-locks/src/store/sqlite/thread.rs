@@ -64,6 +64,7 @@ impl Thread {
             fences: self.fences.clone(),
             statements: self.statements.clone(),
             file: None,
+            used: false,
         };
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&done), 1 + MOST_BEHIND_A_HANG);
         drop(thaw);
         let until = crate::clock::now() + long;
-        while sqlite.read(None, long).await.is_err() {
+        while sqlite.read(&[], long).await.is_err() {
             assert!(crate::clock::now() < until, "it does not go on");
             tokio::time::sleep(short).await;
         }
