@@ -273,6 +273,9 @@ async fn an_uncontended_acquire_is_one_round_trip(lab: &Lab) {
         }
     };
     soon(quiet).await;
+    // A connection that was idle for so long is asked first whether it is still there.
+    let guard = locks.lock("job").acquire().await.unwrap();
+    guard.release().await.unwrap();
     proxy.reset_counts();
     let guard = locks
         .lock("job")
