@@ -49,7 +49,7 @@ class LockLost(LockException):
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
     ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
-    ``unreachable``, ``failover``, ``forked``. ``held_for`` is for how many seconds it was held, until
+    ``unreachable``, ``refused``, ``failover``, ``forked``. ``held_for`` is for how many seconds it was held, until
     it could no longer be trusted. ``holder`` and ``holder_token`` are those of whoever had the lock in
     the answer that said it was lost; ``None`` where nobody had, or trust ended without an answer.
     ``detail`` says all of it, as every face of this library does:

@@ -83,10 +83,15 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
+    /// Those that are held now.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<Held>> {
+        let held = |held: &&Arc<Held>| matches!(held.status(), Status::Held(_));
+        self.leases.iter().filter(held)
+    }
+
     /// Not of leases that were lost or released meanwhile: it would come after the end of their story.
     fn log(&self) {
-        let held = |held: &&Arc<Held>| matches!(held.status(), Status::Held(_));
-        let mut held = self.leases.iter().filter(held);
+        let mut held = self.held();
         let Some(first) = held.next() else { return };
         tracing::warn!(
             lock.name = first.grant.name.as_str(),

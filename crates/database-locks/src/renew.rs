@@ -354,12 +354,12 @@ impl Scheduler {
 mod tests {
     use super::*;
     use crate::held::Status;
-    use crate::name::LockName;
+    use crate::store::StoreError;
     use crate::timing::Renewing;
     use crate::token::Token;
 
     fn book_of(n: u64) -> (Book, Time) {
-        let (mut book, start) = (Book::default(), Duration::from_secs(1000));
+        let (mut book, start) = (Book::default(), clock::now());
         let ttl = Duration::from_secs(30);
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         for i in 0..n {
@@ -392,10 +392,10 @@ mod tests {
         let id = *book.entries.keys().next().unwrap();
         book.entries.get_mut(&id).unwrap().apart = true;
         let mut news = News::default();
-        let due = book.due(at(10), &mut news);
+        let due = book.due(at(11), &mut news);
         assert_eq!((due.together.len(), due.apart.len()), (99, 1));
         assert_eq!(due.apart[0].0.id, id);
-        book.answered(id, at(10), (Answer::Renewed, None), &mut news);
+        book.answered(id, at(11), (Answer::Renewed, None), &mut news);
         assert!(!book.entries[&id].apart);
         assert_eq!(news.renewed_again.len(), 1);
     }
@@ -484,6 +484,30 @@ mod tests {
         assert_eq!(news.lost.len(), 1);
         assert!(book.entries.is_empty());
         news.tell();
+    }
+
+    #[test]
+    fn a_failure_is_not_told_of_a_lease_that_is_lost() {
+        let fails = |book: &mut Book, held: &Held| {
+            let mut news = News::default();
+            let failed = round::Failed {
+                part: vec![(held.grant.clone(), Ttl::Endless)],
+                sent: clock::now(),
+                error: StoreError::rejected("permission denied", None),
+            };
+            book.failing(&failed, &mut news);
+            news
+        };
+        let (mut book, _) = book_of(1);
+        let held = Arc::clone(&book.entries.values().next().unwrap().held);
+        let told = fails(&mut book, &held).failing.expect("told");
+        assert_eq!(told.held().count(), 1);
+        let mut news = News::default();
+        book.lost(held.grant.id, LostReason::Refused.into(), &mut news);
+        news.tell();
+        // Lost after it failed, and failed after it was lost.
+        assert_eq!(told.held().count(), 0);
+        assert!(fails(&mut book, &held).failing.is_none());
     }
 
     #[test]

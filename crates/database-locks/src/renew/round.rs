@@ -21,10 +21,10 @@ const ROW_LOCKED: &str = "its row is locked by another transaction";
 const SPLITTING: u32 = 3;
 
 /// A part of a round that failed, and why.
-struct Failed {
-    part: Round,
-    sent: Time,
-    error: StoreError,
+pub(super) struct Failed {
+    pub(super) part: Round,
+    pub(super) sent: Time,
+    pub(super) error: StoreError,
 }
 
 impl Failed {
@@ -197,7 +197,7 @@ impl Book {
     }
 
     /// Renewals stopped getting through, perhaps: told once for each outage.
-    fn failing(&mut self, failed: &Failed, news: &mut News) {
+    pub(super) fn failing(&mut self, failed: &Failed, news: &mut News) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
         let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.held)).collect();

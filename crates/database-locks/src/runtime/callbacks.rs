@@ -64,7 +64,7 @@ impl Pool {
         if state.idle > 0 {
             self.more.notify_one();
         } else if state.threads < MOST {
-            let thread = std::thread::Builder::new().name("database-locks-callbacks".into());
+            let thread = std::thread::Builder::new().name("locks-callbacks".into());
             let started = thread.spawn(|| self.work()).is_ok();
             state.threads += usize::from(started);
         }
@@ -137,8 +137,12 @@ mod tests {
                 told.recv_timeout(LONG).unwrap();
             }
         }
+        let rests = || {
+            let state = pool.state();
+            state.threads == 1 && state.idle == 1
+        };
         let began = crate::clock::now();
-        while pool.state().threads > 1 || pool.state().idle != pool.state().threads {
+        while !rests() {
             assert!(crate::clock::now() < began + LONG, "threads are left over");
             std::thread::yield_now();
         }
