@@ -242,6 +242,10 @@ kinds! {
         "where one of two fails or is cut off, the other is no majority, and no lock can be taken, renewed \
          or released",
         "run three at least; with Galera the third may be an arbitrator (garbd)";
+    CLUSTER_UNSEEN = "cluster-unseen", "cluster", Problem,
+        "a member that has left its group, or has lost most of the other members, is not told from one that \
+         serves: two holders may get one lock, one on each side",
+        "GRANT SELECT ON performance_schema.replication_group_members to this user";
     CLUSTER_BEHIND = "cluster-behind", "cluster", Advice,
         "what it knows is older than what the others know: locks are safe, but tries are in vain, and \
          renewals come late",

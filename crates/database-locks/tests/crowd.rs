@@ -26,7 +26,7 @@ async fn all<T: Send + 'static>(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_of_tasks_shares_its_statements() {
     let counted = counted();
-    for lab in [Lab::postgres(), Lab::mariadb(), Lab::sqlite()] {
+    for lab in [Lab::postgres(), Lab::mariadb(), Lab::mysql(), Lab::sqlite()] {
         let Some(lab) = lab else { continue };
         let locks = Locks::connect(&lab.url).await.unwrap();
         locks.migrate().await.unwrap();

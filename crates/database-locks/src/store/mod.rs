@@ -37,7 +37,7 @@ mod tls;
 mod url;
 
 /// What to do where there is no id left for the row of a new name.
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 const NO_ID: &str = "the ids of its rows are used up: as the owner of the table, let its column id be a \
                      bigint (PostgreSQL: ALTER TABLE … ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
                      bigint for one made by serial; MySQL: ALTER TABLE … MODIFY id bigint AUTO_INCREMENT)";

@@ -3,7 +3,7 @@
 use mysql_async::{Params, params};
 
 use super::super::super::StoreError;
-use super::super::session::Session;
+use super::super::session::{Session, option};
 use super::rows;
 use crate::doctor::{self, Column, Counts, Index, Notes};
 
@@ -66,15 +66,19 @@ impl Session {
         for (right, probe) in PROBES {
             match self.rows(probe, Params::Empty).await {
                 Ok(_) => {}
+                // It may be said to be away for a moment, where it was there before.
+                Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))
+                    if source.to_string().ends_with("(error 1146)") =>
+                {
+                    notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+                    return Ok(false);
+                }
                 Err(StoreError::Rejected { source, .. }) => {
                     let said = source.to_string();
-                    if said.ends_with("(error 1146)") {
-                        notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
-                        return Ok(false);
-                    }
                     if DENIED.iter().any(|denied| said.ends_with(denied)) {
                         lacking.push(right);
-                    } else {
+                    } else if !said.ends_with("(error 1665)") {
+                        // That one, of the binary log, has a finding of its own.
                         notes.unseen("rights", said);
                     }
                 }
@@ -110,6 +114,7 @@ impl Session {
                 format!("the engine of {table} is {engine}"),
             );
         }
+        let made = self.made().await?;
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
         for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
@@ -122,6 +127,10 @@ impl Session {
                 precision,
                 charset,
             };
+            if at.name == "id" {
+                let next = option(&made, "AUTO_INCREMENT").and_then(|next| next.parse().ok());
+                notes.ids(next.unwrap_or_default(), at.most());
+            }
             if at.name == "name" && collation != self.collation() {
                 let what = format!("the collation of the column name is {collation}");
                 let what = format!("{what}, must be {}", self.collation());
@@ -186,6 +195,19 @@ struct Found {
 }
 
 impl Found {
+    /// The greatest number of such a column.
+    fn most(&self) -> i64 {
+        let bits = match &*self.of {
+            "tinyint" => 7,
+            "smallint" => 15,
+            "mediumint" => 23,
+            "int" => 31,
+            _ => 63,
+        };
+        let bits = bits + u32::from(bits < 63 && self.shown.contains("unsigned"));
+        i64::MAX >> (63 - bits)
+    }
+
     fn unfit(&self) -> Option<String> {
         let text = |least| {
             let of = &*self.of;
@@ -208,5 +230,32 @@ impl Found {
             charset => format!(" of {charset}"),
         };
         (!fits).then(|| format!("{}{charset}, must be {must}", self.shown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greatest_id_depends_on_the_type() {
+        for (shown, most) in [
+            ("mediumint(9)", 8_388_607),
+            ("int(11)", i64::from(i32::MAX)),
+            ("int", i64::from(i32::MAX)),
+            ("int(10) unsigned", i64::from(u32::MAX)),
+            ("bigint(20)", i64::MAX),
+            ("bigint unsigned", i64::MAX),
+        ] {
+            let found = Found {
+                name: "id".into(),
+                of: shown.split([' ', '(']).next().unwrap_or_default().into(),
+                shown: shown.into(),
+                length: 0,
+                precision: 0,
+                charset: String::new(),
+            };
+            assert_eq!(found.most(), most, "{shown}");
+        }
     }
 }
