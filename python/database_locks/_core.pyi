@@ -20,8 +20,10 @@ __all__ = [
     "__version__",
     "check_url",
     "close",
+    "close_log",
     "generation",
     "is_fence_conflict",
+    "next_record",
     "schema",
     "set_log_level",
     "set_program",
@@ -50,6 +52,16 @@ def close() -> None:
 
 def set_log_level(level: int) -> None:
     """Pass on log records from this level on."""
+
+def next_record() -> tuple[float, int, str, dict[str, int | str]]:
+    """Wait for a record of the core's: when, its level, the message and the fields.
+
+    Does not return after `close_log`.
+    """
+
+def close_log(patience: float) -> bool:
+    """Wait until the handlers have what was logged, for so many seconds at most, and end the passing
+    on. Whether they had it all."""
 
 @final
 class Pending(Generic[_T]):

@@ -8,7 +8,7 @@ import json
 import weakref
 from typing import Any
 
-from . import _core, _names
+from . import _core, _log, _names
 from ._wait import wait, wait_async
 
 
@@ -123,4 +123,6 @@ def _drain_all() -> None:
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):
             pending.cancel()
+    # After what the end itself has to tell.
+    _log.close(_PATIENCE)
     _core.close()

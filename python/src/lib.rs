@@ -29,7 +29,7 @@ mod _core {
     #[pymodule_export]
     use super::locks::Locks;
     #[pymodule_export]
-    use super::logging::set_log_level;
+    use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
     use super::pending::Pending;
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -291,3 +293,35 @@ def test_a_check_tells_the_loss_and_is_the_only_one_to_do_so(here: Locks) -> Non
             held.check()
         assert caught.value.reason == "forced"
         time.sleep(0.3)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_main_thread_with_signals_blocked_is_told_at_its_next_bytecode(here: Locks) -> None:
+    """Threads that are started meanwhile have them blocked as well."""
+    began = time.monotonic()
+    with signals_blocked(), pytest.raises(LockLost) as caught, here.lock("job"):
+        lose_after(here, 0.1)
+        while time.monotonic() - began < 20:
+            time.sleep(0.05)
+    assert time.monotonic() - began < 10
+    assert caught.value.reason == "forced"
+
+
+def test_a_callback_is_called_in_a_main_thread_with_signals_blocked(here: Locks) -> None:
+    told: list[threading.Thread] = []
+    with signals_blocked():
+        callback = lambda *_: told.append(threading.current_thread())  # noqa: E731
+        with here.lock("job", lost_lock_cb=callback):
+            lose_after(here, 0.1)
+            until = time.monotonic() + 10
+            while not told and time.monotonic() < until:
+                time.sleep(0.05)
+    assert told == [threading.main_thread()]
