@@ -1,7 +1,7 @@
 """Databases and child processes for tests: see ``support``.
 
 Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
-``mariadb_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
+``mariadb_url``, ``mysql_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
 breaks them, and they are whole again after the test.
 """
 
@@ -17,8 +17,8 @@ import pytest
 
 from support import Child, Holder, Lab, Program, Server, dblock, holder, sql
 
-ENGINES = ["memory", "sqlite", "postgres", "mariadb"]
-SERVERS = ["postgres", "mariadb"]
+SERVERS = ["postgres", "mariadb", "mysql"]
+ENGINES = ["memory", "sqlite", *SERVERS]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,6 +82,12 @@ def postgres_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
 def mariadb_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
     """A MariaDB database with an empty table."""
     return _empty_table(shared_lab.mariadb, _tables)
+
+
+@pytest.fixture
+def mysql_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+    """A database of Oracle's MySQL with an empty table."""
+    return _empty_table(shared_lab.mysql, _tables)
 
 
 @pytest.fixture

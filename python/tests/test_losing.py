@@ -324,4 +324,5 @@ def test_a_callback_is_called_in_a_main_thread_with_signals_blocked(here: Locks)
             until = time.monotonic() + 10
             while not told and time.monotonic() < until:
                 time.sleep(0.05)
-    assert told == [threading.main_thread()]
+            # And not at the end of the block.
+            assert told == [threading.main_thread()]
