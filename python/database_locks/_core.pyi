@@ -118,8 +118,15 @@ class Locks:
         """Begin to go on with a lock that was handed over; the result is a `Guard`."""
 
     def migrate(self) -> Pending[None]: ...
-    def list(self) -> Pending[str]:
-        """The result is a JSON text: one array, as `dblock list --all --json` prints it."""
+    def list(self, *, free: bool = True) -> Pending[str]:
+        """The result is a JSON text: one array, as `dblock list --all --json` prints it.
+
+        ``free=False``: without those that are free.
+        """
+
+    def page(self, text: str, state: str | None, page: int, rows: int) -> Pending[str]:
+        """The result is a JSON text: ``rows`` of one page, ``total``, and how many are ``held``,
+        ``expired`` and ``free`` (``null`` where those were not read)."""
 
     def show(self, name: str) -> Pending[str | None]:
         """The result is a JSON text of one lock, or ``None`` where there is no such lock."""

@@ -21,7 +21,7 @@ _core_logger = logging.getLogger("database_locks.core")
 
 Fields = dict[str, int | str]
 
-_IN_MESSAGE = {"lock.name", "lock.token", "lock.holder", "lock.now_holder"}
+_IN_MESSAGE = {"lock.name", "lock.token", "lock.holder", "lock.now_holder", "lock.last_answer"}
 """Fields that the message names by itself, or that would lengthen each."""
 
 
@@ -34,13 +34,14 @@ def record(at: float, level: int, message: str, fields: Fields) -> None:
     if not _core_logger.isEnabledFor(level):
         return
     name, holder = fields.get("lock.name"), fields.get("lock.holder")
-    if message == "waiting: somebody else has it":
+    if message == "waiting: another holder has it":
         # In the words of 0.5, which users may grep for; once for each new holder.
         message = f"lock {name} active and owned by {holder}, try later"
-    elif name is not None:
+    elif name is not None and f"`{name}`" not in message:
         message = f"lock {name}: {message}"
     rest = " ".join(f"{key}={said}" for key, said in fields.items() if key not in _IN_MESSAGE)
-    if rest:
+    # What has a name of its own is a sentence.
+    if rest and "event" not in fields:
         message = f"{message} ({rest})"
     extra: dict[str, Any] = {"lock_name": None, "lock_token": None, "lock_holder": None}
     for key, said in fields.items():

@@ -46,6 +46,7 @@ class Loss(TypedDict):
 
     reason: str | None
     detail: str | None
+    last_answer: str | None
     held_for: float | None
     holder: str | None
     holder_token: int | None
@@ -55,6 +56,7 @@ def of(lost: LockLost) -> Loss:
     return {
         "reason": lost.reason,
         "detail": lost.detail,
+        "last_answer": lost.last_answer,
         "held_for": lost.held_for,
         "holder": lost.holder,
         "holder_token": lost.holder_token,

@@ -9,6 +9,7 @@ mod courier;
 mod errors;
 mod fence;
 mod guard;
+mod listed;
 mod locks;
 mod logging;
 mod pending;

@@ -28,7 +28,7 @@ KINDS = {
     "mysql-mysqlclient": "MySQLdb",
     "mysql-pymysql": "pymysql",
 }
-#: With the second driver of MySQL only what depends on driver and server: all of it has run with the
+#: With the second driver of MySQL only what depends on driver and server: all of it runs with the
 #: first one, and with both on MariaDB.
 SOME = {"mysql-pymysql": ["carried", "checks", "migrations", "transactions"]}
 #: The newest Django is tested with all drivers, the oldest with those that it came with.
@@ -52,9 +52,7 @@ def test_the_suite(kind: str, request: pytest.FixtureRequest) -> None:
         lab = request.getfixturevalue("shared_lab")
         server = getattr(lab, kind.partition("-")[0])
         environment[f"DBLOCK_LAB_{server.name.upper()}"] = server.url
-    # The oldest Django comes with one driver of MySQL's.
-    some = SOME.get(kind) if "mysql-mysqlclient" in HERE else None
-    labels = [f"suite.tests_{part}" for part in some] if some else ["suite"]
+    labels = [f"suite.tests_{part}" for part in SOME[kind]] if kind in SOME else ["suite"]
     run = subprocess.run(
         [sys.executable, "-m", "django", "test", "--noinput", "-p", "tests_*.py", *labels],
         cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=220, check=False,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from database_locks import LockLost, Locks, connect
+from database_locks import LockLost, Locks, LockTimeout, connect
 from support import Lab, Program, eventually, in_thread
 
 PROMPT = 5.0
@@ -281,6 +281,64 @@ def test_without_any_settings_a_warning_is_on_stderr(run: Callable[..., Program]
     program = run("warn()")
     assert program.wait(20) == 0
     assert program.stderr == "lock job: lock released by force\n"
+
+
+def test_a_wait_for_a_database_that_is_away_is_told_at_once_and_once(
+    run: Callable[..., Program],
+) -> None:
+    program = run(
+        """
+        print("begins", flush=True)
+        with connect("postgres://somebody:hunter2@127.0.0.1:1/none").lock("report"):
+            pass
+        """
+    )
+    program.expect("begins")
+    program.silent(2)
+    (line,) = program.stderr.splitlines()
+    assert line.startswith("waiting for lock `report`, trying again: ")
+    assert "127.0.0.1:1" in line
+    assert "hunter2" not in line
+
+
+def test_a_long_wait_is_told_with_the_holder(here: Locks) -> None:
+    handler = Blocking()
+    handler.opened.set()
+    with logging_to(handler, logging.INFO), here.lock("job", locked_by="the first") as held:
+        with pytest.raises(LockTimeout):
+            in_thread(lambda: here.lock("job", timeout=11).__enter__())
+        (record,) = eventually(lambda: handler.said, "the record")
+    assert record.levelno == logging.INFO
+    said = record.getMessage()
+    assert said.startswith("still waiting for lock `job` after 10s, held by the first for ")
+    assert said.count("job") == 1
+    fields = vars(record)
+    assert (fields["lock_name"], fields["lock_holder"]) == ("job", "the first")
+    assert fields["lock_token"] == held.token
+    assert fields["lock_waited_ms"] >= 10_000
+
+
+@pytest.mark.parametrize("engine", ["postgres", "mariadb", "mysql"])
+def test_a_refused_first_contact_warns_of_no_lock_that_was_never_held(
+    engine: str, fresh_database: Callable[[str], str], run: Callable[..., Program]
+) -> None:
+    """There is no table."""
+    program = run(
+        f"""
+        from database_locks import LockUnavailable
+
+        for wait in (dict(retry=0), dict(timeout=3)):
+            try:
+                with connect({fresh_database(engine)!r}).lock("job", **wait):
+                    print("got it")
+            except LockUnavailable:
+                print("refused", flush=True)
+        """
+    )
+    program.expect("refused")
+    program.expect("refused")
+    assert program.wait() == 0
+    assert program.stderr == ""
 
 
 def test_a_forked_child_has_its_own_thread_for_records(run: Callable[..., Program]) -> None:

@@ -98,7 +98,7 @@ class Command(BaseCommand):
             self.stdout.write(text)
 
     def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
-        rows = [row for row in conf.locks().list() if all or row["state"] != "free"]
+        rows = conf.locks().list(free=all)
         self.say(_show.rows_as_json(rows) if json else _show.rows(rows, self.style, self._width()))
 
     def _width(self) -> int | None:
