@@ -1,6 +1,8 @@
 //! What there is at one moment: how much is left of each span of time, and never a point in time, so that
 //! the same situation comes again as the same state.
 
+use crate::decide::TRUST;
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct State {
@@ -291,6 +293,111 @@ impl Said {
             | Self::Busy { grant, .. }
             | Self::Renewed { grant }
             | Self::Lost { grant } => grant,
+        }
+    }
+}
+
+impl Said {
+    pub(crate) fn is_reply(&self) -> bool {
+        matches!(
+            self,
+            Self::Granted { .. } | Self::Busy { .. } | Self::Renewed { .. } | Self::Lost { .. }
+        )
+    }
+}
+
+impl Client {
+    /// Whether it is about to write, or writes.
+    pub(crate) fn is_at_work(&self) -> bool {
+        match &self.work {
+            Work::None => false,
+            Work::Looked { .. } => true,
+            Work::In(tx) => !tx.orphan,
+        }
+    }
+
+    /// Whether its clock may lag now: only for as long as that is within the bound for all that it times.
+    pub(crate) fn may_lag(&self, most: Option<u8>) -> bool {
+        let most = most.unwrap_or(u8::MAX);
+        match self.hold {
+            Hold::Idle => false,
+            Hold::Asking { slips, .. } => slips < most,
+            Hold::Held {
+                trust,
+                slips,
+                renewal,
+                ..
+            } => {
+                (trust > 0 || renewal.is_some())
+                    && (trust == 0 || slips < most)
+                    && renewal.is_none_or(|(_, slips)| slips < most)
+            }
+        }
+    }
+
+    /// A tick passes, which its clock shows or not.
+    pub(crate) fn pass(&mut self, lags: bool, counted: bool) {
+        let lagged = u8::from(lags && counted);
+        let shown = u8::from(!lags);
+        match &mut self.hold {
+            Hold::Idle => {}
+            Hold::Asking { age, slips, .. } => {
+                *age = (*age + shown).min(TRUST);
+                *slips += lagged;
+            }
+            Hold::Held {
+                trust,
+                slips,
+                undecided,
+                renewal,
+                ..
+            } => {
+                *slips += lagged;
+                *trust = trust.saturating_sub(shown);
+                *undecided = undecided.saturating_sub(shown);
+                if *trust == 0 {
+                    *slips = 0;
+                }
+                if let Some((age, slips)) = renewal {
+                    *age = (*age + shown).min(TRUST);
+                    *slips += lagged;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn client(&mut self, c: u8) -> &mut Client {
+        &mut self.clients[usize::from(c)]
+    }
+
+    pub(crate) fn send(&mut self, client: u8, said: Said, changed: bool) {
+        let msg = Msg {
+            client,
+            said,
+            changed,
+            heard: true,
+        };
+        if !self.net.contains(&msg) {
+            self.net.push(msg);
+        }
+    }
+
+    /// A connection is given up: what was sent may still be carried out, but nobody hears of it.
+    pub(crate) fn hang_up(&mut self, c: u8) {
+        self.net.retain(|m| m.client != c || !m.said.is_reply());
+        for msg in self.net.iter_mut().filter(|m| m.client == c) {
+            msg.heard = false;
+        }
+        self.net.sort_unstable();
+        self.net.dedup();
+    }
+
+    /// A write under that token is there for good.
+    pub(crate) fn wrote(&mut self, token: u8) {
+        if token < self.top {
+            self.broken = Some("a stale write");
         }
     }
 }

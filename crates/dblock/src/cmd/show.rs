@@ -12,7 +12,7 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
     match json {
         true => output::rows_as_json(&rows),
         false => output::rows(&rows, all),
-    }
+    }?;
     Ok(0)
 }
 
@@ -27,6 +27,6 @@ pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u
     match json {
         true => output::row_as_json(&row),
         false => output::row(&row),
-    }
+    }?;
     Ok(0)
 }
