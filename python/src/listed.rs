@@ -55,7 +55,12 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
     let text = wanted.text.to_lowercase();
     let mut found = read(locks, free).await?;
     found.retain(|info| matches(info, &text));
-    let count = |state| found.iter().filter(|info| info.state.word() == state).count();
+    let count = |state| {
+        found
+            .iter()
+            .filter(|info| info.state.word() == state)
+            .count()
+    };
     let counts = STATES.map(|state| match state {
         "free" if !free => "null".into(),
         _ => count(state).to_string(),
@@ -80,8 +85,8 @@ fn matches(info: &LockInfo, text: &str) -> bool {
 }
 
 fn rows_of(found: &[LockInfo], page: i64, rows: usize) -> &[LockInfo] {
-    let pages = found.chunks(rows.max(1));
+    let mut pages = found.chunks(rows.max(1));
     let last = pages.len().saturating_sub(1);
     let at = usize::try_from(page - 1).unwrap_or(last).min(last);
-    pages.skip(at).next().unwrap_or_default()
+    pages.nth(at).unwrap_or_default()
 }

@@ -237,8 +237,9 @@ impl Record {
 
     fn of_dropped(count: usize) -> Self {
         let mut record = Self::new(WARNING);
-        record.message =
-            format!("{count} log records were dropped: the log handlers were slower than the records");
+        record.message = format!(
+            "{count} log records were dropped: the log handlers were slower than the records"
+        );
         record
     }
 
