@@ -21,8 +21,27 @@ SERVERS = ["postgres", "mariadb", "mysql"]
 ENGINES = ["memory", "sqlite", *SERVERS]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+#: What these try is in processes and threads: MySQL runs what MariaDB runs, by the same drivers.
+OF_PROCESSES = {"test_celery", "test_gil", "test_gunicorn", "test_leaks", "test_multiprocessing"}
+
+
+def _is_spared(item: pytest.Item) -> bool:
+    """Whether another engine's run of the same test is enough, for the time that it takes."""
+    params = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    # The other faces send the same statements.
+    other_face = params.get("kind") in ("dblock", "rust")
+    return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is in a file ``test_django*`` or a folder ``django`` concerns each version of Django."""
+    spared = [item for item in items if _is_spared(item)]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in spared]
     for item in items:
         if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
             item.add_marker(pytest.mark.django)
