@@ -140,6 +140,9 @@ pub enum LostReason {
     RowGone,
     /// The database could not be reached until the lease ran out.
     Unreachable,
+    /// The database answered the renewals with an error until the lease ran out: a right was taken
+    /// away, the table renamed, a trigger raised. [`Loss::last_answer`] is what it said.
+    Refused,
     /// The database forgot this grant: it was replaced by a server that lacks commits.
     Failover,
     /// This is a forked child: it is the parent that holds the lock.
@@ -149,7 +152,7 @@ pub enum LostReason {
 impl LostReason {
     /// Whether the row may still be as the grant left it, so that there is something to be released.
     pub(crate) fn leaves_a_lease(self) -> bool {
-        matches!(self, Self::Expired | Self::Unreachable)
+        matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
     /// One word, as a label and in logs: `expired`, `taken_over`, …
@@ -162,6 +165,7 @@ impl LostReason {
             Self::TakenUp => "taken_up",
             Self::RowGone => "row_gone",
             Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
             Self::Failover => "failover",
             Self::Forked => "forked",
         }
@@ -178,6 +182,7 @@ impl fmt::Display for LostReason {
             Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
+            Self::Refused => "the database refused renewals until the lease expired",
             Self::Forked => "held by the process that forked this one",
             Self::Failover => "the database forgot the grant (failover)",
         })

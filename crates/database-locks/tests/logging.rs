@@ -298,7 +298,7 @@ async fn waits_for_a_database_that_is_away_are_told_once() {
     assert!(warnings[0].says("waiting for lock `away "), "{warnings:#?}");
     proxy.refuse(false);
     for wait in waits {
-        wait.await.unwrap().unwrap();
+        drop(wait.await.unwrap().unwrap());
     }
     let over = told("available");
     assert_eq!((over.len(), over[0].level), (1, Level::INFO), "{over:#?}");

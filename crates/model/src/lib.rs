@@ -50,6 +50,7 @@ mod error {
     pub(crate) enum LostReason {
         Expired,
         Unreachable,
+        Refused,
     }
 
     pub(crate) struct Human(pub(crate) Duration);

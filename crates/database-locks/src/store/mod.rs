@@ -157,6 +157,15 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Tell of a release by force in another process, with the name of the lock, where the engine
+    /// hears of it. Called once, before anything is held.
+    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+        drop(tell);
+    }
+
+    /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
+    fn reconnect(&self) {}
+
     /// Whether waiters of other processes poll, so that a release does not know whether there are any.
     fn waiters_poll(&self) -> bool {
         true

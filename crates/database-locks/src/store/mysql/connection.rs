@@ -217,6 +217,8 @@ pub(super) struct Line {
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     worker: Mutex<Option<Worker>>,
+    /// The connection is to be made anew before the next job.
+    renew: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -230,6 +232,7 @@ impl Line {
             jobs,
             inbox,
             worker: Mutex::default(),
+            renew: Arc::default(),
         }
     }
 
@@ -253,6 +256,11 @@ impl Line {
             let _ = self.jobs.send(Job { deadline, work });
         }
         self.employ();
+    }
+
+    /// Do the next job on a new connection.
+    pub(super) fn reconnect(&self) {
+        self.renew.store(true, Ordering::Release);
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
@@ -322,7 +330,8 @@ impl Line {
             let busy_since = Arc::new(AtomicU64::new(0));
             let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
             let (up, since) = (Arc::clone(&self.up), Arc::clone(&busy_since));
-            let task = tokio::spawn(serve(server, inbox, up, since));
+            let renew = Arc::clone(&self.renew);
+            let task = tokio::spawn(serve(server, inbox, up, since, renew));
             *worker = Some(Worker {
                 task: task.abort_handle(),
                 busy_since,
@@ -356,6 +365,7 @@ async fn serve(
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     up: Arc<AtomicBool>,
     busy_since: Arc<AtomicU64>,
+    renew: Arc<AtomicBool>,
 ) {
     let mut inbox = inbox.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
@@ -365,6 +375,9 @@ async fn serve(
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
+        }
+        if renew.swap(false, Ordering::AcqRel) {
+            session = None;
         }
         if let Some(old) = &mut session
             && clock::now().saturating_sub(last_used) >= IDLE

@@ -281,6 +281,10 @@ impl Store for Mysql {
     }
 
     /// It changes the row that the renewal would have to change.
+    fn reconnect(&self) {
+        self.renewals.reconnect();
+    }
+
     fn renews_under_fence(&self) -> bool {
         false
     }

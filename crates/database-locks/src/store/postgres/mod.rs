@@ -292,6 +292,12 @@ impl Store for Postgres {
         Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
+    fn reconnect(&self) {
+        if let Some(current) = self.link.current() {
+            self.link.retire(&current);
+        }
+    }
+
     fn waiters_poll(&self) -> bool {
         false
     }
