@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use serde_json::Value as Json;
 
 use crate::errors::raise;
+use crate::listed::{self, Wanted};
 use crate::pending::{Pending, Value};
 
 #[pyclass(frozen, module = "database_locks._core")]
@@ -132,21 +133,24 @@ impl Locks {
         })
     }
 
-    fn list(&self) -> Pending {
+    #[pyo3(signature = (*, free=true))]
+    fn list(&self, free: bool) -> Pending {
+        self.pending(move |locks| async move {
+            let found = listed::list(&locks, free).await?;
+            Ok(Value::Text(Some(found)))
+        })
+    }
+
+    fn page(&self, text: String, state: Option<String>, page: i64, rows: usize) -> Pending {
+        let wanted = Wanted {
+            text,
+            state,
+            page,
+            rows,
+        };
         self.pending(|locks| async move {
-            let (rows, mut all) = (locks.list().await?, String::from("["));
-            for (at, info) in rows.iter().enumerate() {
-                if at > 0 {
-                    all.push(',');
-                }
-                all.push_str(&info.to_json());
-                // The thread that does this may be the one that drives renewals.
-                if at % 1_000 == 999 {
-                    tokio::task::yield_now().await;
-                }
-            }
-            all.push(']');
-            Ok(Value::Text(Some(all)))
+            let found = listed::page(&locks, wanted).await?;
+            Ok(Value::Text(Some(found)))
         })
     }
 

@@ -19,7 +19,12 @@ const LOCKS: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
     let counted = counted();
-    for lab in [Lab::mariadb(), Lab::mysql(), Lab::sqlite(), Lab::pgbouncer()] {
+    for lab in [
+        Lab::mariadb(),
+        Lab::mysql(),
+        Lab::sqlite(),
+        Lab::pgbouncer(),
+    ] {
         let Some(lab) = lab else { continue };
         let (engine, proxy) = (
             lab.engine,
