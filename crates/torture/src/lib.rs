@@ -19,5 +19,6 @@ pub mod network;
 pub mod picture;
 pub mod plan;
 pub mod process;
+pub mod rows;
 pub mod run;
 pub mod store;

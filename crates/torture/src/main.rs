@@ -21,11 +21,12 @@ DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
 DBLOCK_OLD_PYTHON: a Python that has django-database-locks 0.5, the control";
 
 /// The controls that are written here; the replaced package is one more, where it is there.
-const CONTROLS: [Client; 5] = [
+const CONTROLS: [Client; 6] = [
     Client::Naive,
     Client::RenewalAcquires,
     Client::TrustFromReply,
     Client::ClientClock,
+    Client::HandsOutEnded,
     Client::Unfenced,
 ];
 
