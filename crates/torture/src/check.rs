@@ -340,6 +340,17 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
     }
 }
 
+/// Grants of each process; a process that was started again counts as one.
+pub fn shares(evidence: &Evidence) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for event in &evidence.events {
+        let (name, _) = event.who.split_once('.').unwrap_or((&event.who, ""));
+        let share = shares.entry(name.to_owned()).or_default();
+        *share += usize::from(matches!(event.what, What::Granted { .. }));
+    }
+    shares
+}
+
 /// Everything that must not be, and is.
 pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let grants = grants(&evidence.events);

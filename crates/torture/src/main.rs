@@ -12,7 +12,7 @@ use std::time::Duration;
 use torture::engine::{ENGINES, Engine};
 use torture::process::Client;
 use torture::run::{Options, Outcome, run};
-use torture::{evidence, picture};
+use torture::{check, evidence, picture};
 
 const USAGE: &str = "torture [--engine postgres|mariadb|sqlite|galera|all] [--seconds N] [--seed N]
         [--only ours|controls|replaced] [--control-seconds N] [--docs FOLDER]
@@ -173,11 +173,14 @@ fn told(outcome: &Outcome) -> bool {
         .iter()
         .filter(|fault| fault.missed.is_none())
         .count();
+    let shares = check::shares(&outcome.evidence);
     println!(
-        "{} {}: {} grants, {} faults landed, {} violations",
+        "{} {}: {} grants ({} to {} a process), {} faults landed, {} violations",
         options.engine.word(),
         evidence::clients(options),
         outcome.numbers.grants,
+        shares.values().min().unwrap_or(&0),
+        shares.values().max().unwrap_or(&0),
         landed,
         outcome.violations.len(),
     );
