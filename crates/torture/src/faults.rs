@@ -360,32 +360,49 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
 /// Hold the replies back from when a process asks for a free lock, and for so long where the row says that
 /// it was granted it.
 fn late_grant(fault: &mut Fault, actor: &mut Actor, url: &str) -> Result<(), String> {
-    let mut rows = Rows::connect(url)?;
-    let begun = now();
+    let (begun, mut why) = (now(), "replies were never held back".to_owned());
     while begun.elapsed() < CAUGHT_WITHIN {
+        // A server that is down just now, or a node of it, is not what this is about.
+        let mut rows = match Rows::connect(url) {
+            Ok(rows) => rows,
+            Err(error) => {
+                why = error;
+                sleep(Duration::from_millis(200));
+                continue;
+            }
+        };
         let (name, _) = actor.trap(Trap::Asking)?;
-        // A server that was restarted meanwhile has forgotten the connection.
-        if rows.wait_for(&name, FREE_WITHIN, |row| row.free).is_err() {
-            rows = Rows::connect(url)?;
-        }
-        let before = rows.read(&name)?.map_or(0, |row| row.token);
-        fault.from = clock::now();
-        actor.network()?.stall_replies();
-        actor.go();
-        let granted = |row: &LockRow| row.token > before && !row.free && actor.is_holder(row);
-        let granted = rows.wait_for(&name, GRANTED_WITHIN, granted);
-        if let Ok(Some(row)) = &granted {
-            (fault.lock, fault.token) = (Some(name), row.token);
-            sleep(Duration::from_millis(fault.planned.lasting));
-        }
+        let granted = unheard_grant(fault, actor, &mut rows, &name);
         actor.network()?.resume();
+        actor.go();
         match granted {
-            Ok(Some(_)) => return Ok(()),
-            Ok(None) => {}
-            Err(_) => rows = Rows::connect(url)?,
+            Ok(true) => return Ok(()),
+            Ok(false) => why = "it was granted nothing while replies were held back".into(),
+            Err(error) => why = error,
         }
     }
-    Err("it was granted nothing while replies were held back".into())
+    Err(why)
+}
+
+/// One try of that: whether it was granted the lock that it was about to ask for.
+fn unheard_grant(
+    fault: &mut Fault,
+    actor: &mut Actor,
+    rows: &mut Rows,
+    name: &str,
+) -> Result<bool, String> {
+    rows.wait_for(name, FREE_WITHIN, |row| row.free)?;
+    let before = rows.read(name)?.map_or(0, |row| row.token);
+    fault.from = clock::now();
+    actor.network()?.stall_replies();
+    actor.go();
+    let granted = |row: &LockRow| row.token > before && !row.free && actor.is_holder(row);
+    let Some(row) = rows.wait_for(name, GRANTED_WITHIN, granted)? else {
+        return Ok(false);
+    };
+    (fault.lock, fault.token) = (Some(name.to_owned()), row.token);
+    sleep(Duration::from_millis(fault.planned.lasting));
+    Ok(true)
 }
 
 fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
