@@ -16,14 +16,16 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
-SERVERS = pg18=$$(scripts/install-servers); \
-	export DBLOCK_PG18_BIN=$$pg18; \
-	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium
+SERVERS = servers=$$(scripts/install-servers); eval "$$servers"; \
+	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
+# The engines that this machine cannot have.
+UNTESTED = $$(cat target/untested 2>/dev/null || true)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: test-rust test-python ## run all tests on real servers, installing those if need be; FILTER=name runs some
+	@for engine in $(UNTESTED); do echo "make test: nothing was tested on $$engine, which this machine cannot have"; done
 
 test-rust: ## the part of them that is in Rust
 	@mkdir -p target && rm -f $(PROMISES)
@@ -32,7 +34,7 @@ test-rust: ## the part of them that is in Rust
 	cargo test --workspace --all-features $(FILTER)
 # A part of the tests keeps a part of the promises.
 ifndef FILTER
-	scripts/check-promises $(PROMISES)
+	scripts/check-promises $(PROMISES) scripts/promises.expected $(UNTESTED)
 endif
 
 test-python: ## the part of them that is in Python, those of Django with each version of it

@@ -230,7 +230,7 @@ class _Mysql(_Room):
             self.patiently(partial(self.execute, change))
 
     ENGINE = """
-        SELECT IFNULL(engine, '') FROM information_schema.tables
+        SELECT IFNULL(engine, ''), IFNULL(row_format, '') FROM information_schema.tables
          WHERE table_schema = DATABASE() AND table_name = %s"""
     FOUND = """
         SELECT column_name, IFNULL(character_set_name, ''), IFNULL(collation_name, '')
@@ -266,6 +266,9 @@ class _Mysql(_Room):
         # Others have no row locks.
         if engine[0][0] != "InnoDB":
             changes.append("ENGINE = InnoDB")
+        # The index on names of utf8mb4 is too long for the older formats.
+        if engine[0][1].lower() in ("compact", "redundant", "fixed"):
+            changes.append("ROW_FORMAT = DYNAMIC")
         return f"ALTER TABLE {TABLE} {', '.join(changes)}" if changes else None
 
     def found(self) -> list[tuple[Any, ...]]:

@@ -2,10 +2,13 @@
 --
 -- {table} is its name, database_locks_lock unless told otherwise. {collation} compares names byte for
 -- byte without padding: utf8mb4_0900_bin on MySQL, utf8mb4_nopad_bin on MariaDB. All times are UTC.
--- The first four columns are those of django-database-locks 0.5. The defaults of the others are what
--- lets its processes go on writing to the same table.
+-- The first four columns are those of legacy (django-database-locks 0.5), where `id` is an int. The
+-- defaults of the others are what lets its processes go on writing to the same table.
+--
+-- Nothing is left to the server's defaults: by a row format such as COMPACT the index on `name` would be too
+-- long, and without row locks and transactions two clients could get one lock.
 CREATE TABLE IF NOT EXISTS {table} (
-    id integer AUTO_INCREMENT NOT NULL PRIMARY KEY,
+    id bigint AUTO_INCREMENT NOT NULL PRIMARY KEY,
     name varchar(255) CHARACTER SET utf8mb4 COLLATE {collation} NOT NULL,
     -- Who has it, or had it last: for people to read.
     locked_by longtext CHARACTER SET utf8mb4 NULL,
@@ -26,4 +29,4 @@ CREATE TABLE IF NOT EXISTS {table} (
     metadata longtext CHARACTER SET utf8mb4 NULL,
     -- The statements name this index. No other one: an index on the expiry causes deadlocks.
     UNIQUE KEY name (name)
-) ENGINE = InnoDB
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}

@@ -175,6 +175,12 @@ kinds! {
     NAME_NOT_UNIQUE = "name-not-unique", "table", Problem,
         "two rows may have the same name, and two holders the same lock, or taking a new one fails",
         "delete rows that share a name, then: CREATE UNIQUE INDEX name ON {table} (name)";
+    IDS_RUNNING_OUT = "ids-running-out", "table", Advice,
+        "each new name of a lock uses up an id, also one that is pruned later, and when there are none left \
+         no lock of a new name can be made",
+        "MySQL and MariaDB: ALTER TABLE {table} MODIFY id BIGINT NOT NULL AUTO_INCREMENT; PostgreSQL: \
+         ALTER TABLE {table} ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS bigint; on a bigint that \
+         is half used up: let fewer names be made up, or make the table anew";
     INDEX_RENAMED = "index-renamed", "table", Problem,
         "the statements name that index, and fail without it",
         "run `dblock init`, which gives it the name `name`";
@@ -231,6 +237,10 @@ kinds! {
         "where one of two fails or is cut off, the other is no majority, and no lock can be taken, renewed \
          or released",
         "run three at least; with Galera the third may be an arbitrator (garbd)";
+    CLUSTER_UNSEEN = "cluster-unseen", "cluster", Problem,
+        "a member that has left its group, or has lost most of the other members, is not told from one that \
+         serves: two holders may get one lock, one on each side",
+        "GRANT SELECT ON performance_schema.replication_group_members to this user";
     CLUSTER_BEHIND = "cluster-behind", "cluster", Advice,
         "what it knows is older than what the others know: locks are safe, but tries are in vain, and \
          renewals come late",

@@ -8,7 +8,7 @@ use database_locks::{LockGuard, Locks, Ttl};
 use testkit::sql::Stranger;
 use testkit::time::{now, wait_until};
 use testkit::tls::Authority;
-use testkit::{MariaDb, Postgres, promise};
+use testkit::{MariaDb, MySql, MySqlServer, Postgres, promise};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Renewals give a connection up each 100 ms, so without an end to them there would be some forty.
@@ -101,9 +101,19 @@ async fn statements_that_hang_are_cancelled_through_tls_too() {
 /// There the wait for such a table has its own limit, which is set at each connect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_that_hang_do_not_pile_up_in_mariadb() {
-    let Some(server) = MariaDb::shared() else {
-        return;
-    };
+    if let Some(server) = MariaDb::shared() {
+        do_not_pile_up(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_do_not_pile_up_in_mysql() {
+    if let Some(server) = MySql::shared() {
+        do_not_pile_up(server).await;
+    }
+}
+
+async fn do_not_pile_up(server: &MySqlServer) {
     let url = server.fresh_database();
     let locks = Locks::connect(&url).await.unwrap();
     locks.migrate().await.unwrap();
@@ -125,5 +135,5 @@ async fn statements_that_hang_do_not_pile_up_in_mariadb() {
         .await
         .expect("goes on");
     guard.release().await.unwrap();
-    promise("P4", "mariadb");
+    promise("P4", server.flavor().engine());
 }

@@ -8,5 +8,7 @@ contract_tests!(postgres, Lab::postgres());
 contract_tests!(postgres18, Lab::postgres18());
 contract_tests!(pgbouncer, Lab::pgbouncer());
 contract_tests!(mariadb, Lab::mariadb());
+contract_tests!(mysql, Lab::mysql());
 contract_tests!(postgres_odd, Lab::postgres_odd());
 contract_tests!(mariadb_odd, Lab::mariadb_odd());
+contract_tests!(mysql_odd, Lab::mysql_odd());

@@ -44,7 +44,7 @@ async fn a_crowd_of_tasks_shares_its_statements() {
     let recorder = DebuggingRecorder::new();
     let counted = recorder.snapshotter();
     recorder.install().unwrap();
-    for lab in [Lab::postgres(), Lab::mariadb(), Lab::sqlite()] {
+    for lab in [Lab::postgres(), Lab::mariadb(), Lab::mysql(), Lab::sqlite()] {
         let Some(lab) = lab else { continue };
         let locks = Locks::connect(&lab.url).await.unwrap();
         locks.migrate().await.unwrap();
@@ -71,7 +71,7 @@ async fn a_crowd_of_tasks_shares_its_statements() {
 /// A hundred tasks of one process that ask again and again, and one of another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_of_one_process_keeps_no_other_out() {
-    for lab in [Lab::postgres(), Lab::mariadb(), Lab::sqlite()] {
+    for lab in [Lab::postgres(), Lab::mariadb(), Lab::mysql(), Lab::sqlite()] {
         let Some(lab) = lab else { continue };
         let (here, there) = (lab.locks().await, lab.locks().await);
         let crowd: Vec<_> = (0..100)

@@ -228,4 +228,8 @@ mod servers {
         a_call_that_hangs_ends_at_its_deadline,
         a_release_wakes_the_next_of_the_process,
     );
+    lab_tests!(mysql:
+        a_call_that_hangs_ends_at_its_deadline,
+        a_release_wakes_the_next_of_the_process,
+    );
 }

@@ -367,18 +367,20 @@ macro_rules! on {
         );
     )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);
 
 /// A server of a test's own.
 trait Restart {
-    const ENGINE: &'static str;
+    fn engine(&self) -> &'static str;
     fn fresh_url(&self) -> String;
     fn stop(&mut self);
     fn restart(&mut self);
 }
 
 impl Restart for testkit::Postgres {
-    const ENGINE: &'static str = "postgres";
+    fn engine(&self) -> &'static str {
+        "postgres"
+    }
     fn fresh_url(&self) -> String {
         self.fresh_database()
     }
@@ -390,8 +392,10 @@ impl Restart for testkit::Postgres {
     }
 }
 
-impl Restart for testkit::MariaDb {
-    const ENGINE: &'static str = "mariadb";
+impl Restart for testkit::MySqlServer {
+    fn engine(&self) -> &'static str {
+        self.flavor().engine()
+    }
     fn fresh_url(&self) -> String {
         self.fresh_database()
     }
@@ -406,7 +410,7 @@ impl Restart for testkit::MariaDb {
 /// The database is restarted while ten locks are held and five waiters wait.
 async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
     let Some(mut server) = server else { return };
-    let url = server.fresh_url();
+    let (engine, url) = (server.engine(), server.fresh_url());
     let locks = database_locks::Locks::connect(&url).await.unwrap();
     locks.migrate().await.unwrap();
     let mut guards = Vec::new();
@@ -462,8 +466,8 @@ async fn restarted<S: Restart + Send + 'static>(server: Option<S>) {
             .unwrap();
     }
     drop(server);
-    promise("P6", S::ENGINE);
-    promise("P12", S::ENGINE);
+    promise("P6", engine);
+    promise("P12", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -476,10 +480,15 @@ async fn mariadb_is_restarted_under_holders_and_waiters() {
     restarted(testkit::MariaDb::start()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_is_restarted_under_holders_and_waiters() {
+    restarted(testkit::MySql::start()).await;
+}
+
 /// Nobody is there when a waiter begins; it gets the lock when the database is.
 async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     let Some(mut server) = server else { return };
-    let url = server.fresh_url();
+    let (engine, url) = (server.engine(), server.fresh_url());
     let before = database_locks::Locks::connect(&url).await.unwrap();
     before.migrate().await.unwrap();
     drop(before);
@@ -504,7 +513,7 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     let _server = server.await.unwrap();
     let guard = soon(waiter).await.unwrap().unwrap();
     soon(guard.release()).await.unwrap();
-    promise("P12", S::ENGINE);
+    promise("P12", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -515,6 +524,11 @@ async fn postgres_may_start_later_than_who_waits_for_a_lock() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mariadb_may_start_later_than_who_waits_for_a_lock() {
     started_late(testkit::MariaDb::start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_may_start_later_than_who_waits_for_a_lock() {
+    started_late(testkit::MySql::start()).await;
 }
 
 #[test]
@@ -562,5 +576,12 @@ async fn postgres_may_live_in_another_time_zone() {
 async fn mariadb_may_live_in_another_time_zone() {
     if let Some(server) = testkit::MariaDb::options().time_zone("+05:45").start() {
         odd_zone("mariadb", server.fresh_database()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_may_live_in_another_time_zone() {
+    if let Some(server) = testkit::MySql::options().time_zone("+05:45").start() {
+        odd_zone("mysql", server.fresh_database()).await;
     }
 }

@@ -36,7 +36,7 @@ impl User {
     async fn of(lab: &Lab) -> Self {
         match lab.engine {
             "postgres" | "pgbouncer" => Self::Postgres(client(&lab.url).await),
-            "mariadb" => Self::Mysql(connection(&lab.url).await),
+            "mariadb" | "mysql" => Self::Mysql(connection(&lab.url).await),
             "sqlite" => Self::Sqlite(rusqlite::Connection::open_in_memory().unwrap()),
             _ => Self::Memory(rusqlite::Connection::open_in_memory().unwrap()),
         }
@@ -357,6 +357,7 @@ async fn a_transaction_in_another_database_is_refused(lab: &Lab) {
     } else {
         let another = match lab.engine {
             "postgres" => Lab::postgres(),
+            "mysql" => Lab::mysql(),
             _ => Lab::mariadb(),
         };
         let another = another.unwrap();
@@ -519,6 +520,13 @@ lab_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_g
     a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused);
 lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
+    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+    a_suspended_guard_can_be_released, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
+    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
+lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     where_trust_runs_out_under_a_fence_the_guard_is_suspended,
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,

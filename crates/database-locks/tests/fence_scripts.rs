@@ -4,7 +4,7 @@
 use std::process::{Command, Output};
 
 use database_locks::LockGuard;
-use testkit::{Lab, MariaDb, Postgres, lab_tests, promise};
+use testkit::{Lab, MariaDb, MySql, Postgres, lab_tests, promise};
 
 const DOCUMENT: &str = include_str!("../docs/protocol.md");
 const MARK: &str = "<!-- A test runs these. -->";
@@ -34,7 +34,11 @@ fn run(lab: &Lab, guard: &LockGuard) -> Output {
             ("psql -v", at)
         }
         _ => {
-            let socket = MariaDb::shared().unwrap().socket();
+            let server = match lab.engine {
+                "mysql" => MySql::shared(),
+                _ => MariaDb::shared(),
+            };
+            let socket = server.unwrap().socket();
             let at = format!(
                 "mariadb() {{ command mariadb --no-defaults -uroot -S '{}' {database} \"$@\"; }}",
                 socket.display()
@@ -74,3 +78,4 @@ async fn a_script_can_fence_its_writes(lab: &Lab) {
 
 lab_tests!(postgres: a_script_can_fence_its_writes);
 lab_tests!(mariadb: a_script_can_fence_its_writes);
+lab_tests!(mysql: a_script_can_fence_its_writes);

@@ -55,7 +55,7 @@ async fn refused(guard: &LockGuard, tx: &mut impl FenceTransaction) -> Error {
 async fn a_transaction_of_sqlx_can_be_fenced(lab: &Lab) {
     match lab.engine {
         "postgres" => fenced!(lab, PgConnection::connect(&lab.url).await.unwrap()),
-        "mariadb" => fenced!(lab, MySqlConnection::connect(&lab.url).await.unwrap()),
+        "mariadb" | "mysql" => fenced!(lab, MySqlConnection::connect(&lab.url).await.unwrap()),
         _ => fenced!(
             lab,
             SqliteConnection::connect("sqlite::memory:").await.unwrap()
@@ -66,3 +66,4 @@ async fn a_transaction_of_sqlx_can_be_fenced(lab: &Lab) {
 lab_tests!(sqlite: a_transaction_of_sqlx_can_be_fenced);
 lab_tests!(postgres: a_transaction_of_sqlx_can_be_fenced);
 lab_tests!(mariadb: a_transaction_of_sqlx_can_be_fenced);
+lab_tests!(mysql: a_transaction_of_sqlx_can_be_fenced);

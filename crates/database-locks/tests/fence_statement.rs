@@ -27,19 +27,19 @@ fn filled(sql: &str, fence: &Fence) -> String {
 /// A transaction of somebody who writes only under the fence.
 struct Writer {
     session: Stranger,
-    mariadb: bool,
+    mysql_like: bool,
 }
 
 impl Writer {
     fn new(lab: &Lab) -> Self {
         Self {
             session: lab.stranger(),
-            mariadb: lab.engine == "mariadb",
+            mysql_like: lab.is_mysql_like(),
         }
     }
 
     fn begin(&mut self, level: &str) {
-        if self.mariadb {
+        if self.mysql_like {
             self.run(&format!("SET TRANSACTION ISOLATION LEVEL {level}"));
             self.run("BEGIN");
         } else {
@@ -90,7 +90,7 @@ impl Writer {
 
 fn levels(lab: &Lab) -> &'static [&'static str] {
     match lab.engine {
-        "mariadb" => &[
+        "mariadb" | "mysql" => &[
             "READ UNCOMMITTED",
             "READ COMMITTED",
             "REPEATABLE READ",
@@ -310,7 +310,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
         let fence = guard.fence_statement().unwrap();
         let keeps = match lab.engine {
             // Its plain reads lock what they read, so nobody can have changed that since.
-            "mariadb" => *level == "REPEATABLE READ",
+            "mariadb" | "mysql" => *level == "REPEATABLE READ",
             _ => *level != "READ COMMITTED",
         };
         match writer.fence(&fence) {
@@ -321,7 +321,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
                     Error::Config { .. } | Error::HeldOff { .. } => {}
                     error => panic!("{}", error.chain()),
                 }
-                if lab.engine == "mariadb" {
+                if lab.is_mysql_like() {
                     assert_eq!(writer.statement(&fence), Ok(()), "what the look is for");
                 }
             }
@@ -401,6 +401,10 @@ lab_tests!(postgres: no_statement_that_changes_a_grant_is_missed,
     our_own_renewal_does_not_stop_it, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);
 lab_tests!(mariadb: no_statement_that_changes_a_grant_is_missed,
+    a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
+    our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
+    nobody_gets_the_lock_under_an_open_fence);
+lab_tests!(mysql: no_statement_that_changes_a_grant_is_missed,
     a_grant_that_is_being_changed_is_waited_for_or_missed_by_nobody,
     our_own_renewal_does_not_stop_it, a_server_that_keeps_snapshots_apart_is_no_loss, a_snapshot_that_is_older_than_the_grant_is_refused,
     nobody_gets_the_lock_under_an_open_fence);

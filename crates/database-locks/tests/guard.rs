@@ -508,7 +508,7 @@ macro_rules! on {
         );
     )* };
 }
-on!(memory, sqlite, postgres, mariadb);
+on!(memory, sqlite, postgres, mariadb, mysql);
 
 mod rows {
     //! What needs a table that somebody else can write to.
@@ -516,4 +516,5 @@ mod rows {
     lab_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
     lab_tests!(postgres: a_deleted_row_is_a_loss_and_is_not_made_again);
     lab_tests!(mariadb: a_deleted_row_is_a_loss_and_is_not_made_again);
+    lab_tests!(mysql: a_deleted_row_is_a_loss_and_is_not_made_again);
 }

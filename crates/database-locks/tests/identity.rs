@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use database_locks::{Error, Locks};
+use testkit::mysql::Options;
 use testkit::tether::ScratchDir;
 use testkit::tls::Authority;
-use testkit::{MariaDb, Postgres, promise};
+use testkit::{MariaDb, MySql, Postgres, promise};
 
 /// A server that lets `locker` in with a certificate of the right CA only.
 struct Lab {
@@ -40,18 +41,27 @@ impl Lab {
 
     fn mariadb() -> Option<&'static Self> {
         static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-        let lab = LAB.get_or_init(|| {
-            let right = Authority::new("the right CA");
-            let certificate = right.certify(&["localhost"]);
-            let server = MariaDb::options().tls(&certificate).start()?;
-            let url = server.locker_url(&server.fresh_database());
-            for host in ["127.0.0.1", "localhost"] {
-                let rule = format!("ALTER USER locker@'{host}' REQUIRE X509");
-                server.query("mysql", &rule).unwrap();
-            }
-            Some(Self::new("mariadb", &url, right, server))
-        });
+        let lab = LAB.get_or_init(|| Self::of(MariaDb::options()));
         lab.as_ref()
+    }
+
+    fn mysql() -> Option<&'static Self> {
+        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| Self::of(MySql::options()));
+        lab.as_ref()
+    }
+
+    fn of(options: Options) -> Option<Self> {
+        let right = Authority::new("the right CA");
+        let certificate = right.certify(&["localhost"]);
+        let server = options.tls(&certificate).start()?;
+        let url = server.locker_url(&server.fresh_database());
+        for host in ["127.0.0.1", "localhost"] {
+            let rule = format!("ALTER USER locker@'{host}' REQUIRE X509");
+            server.query("mysql", &rule).unwrap();
+        }
+        let engine = server.flavor().engine();
+        Some(Self::new(engine, &url, right, server))
     }
 
     fn new(
@@ -114,7 +124,7 @@ async fn with_a_certificate_of_the_right_ca_it_lets_us_in(lab: &Lab) {
         format!("sslmode=require&{}", options(&files)),
         format!("sslmode=verify-full&{roots}&{}", options(&files)),
     ];
-    if lab.engine == "mariadb" {
+    if lab.engine != "postgres" {
         all.push(by_mysql);
     }
     for options in all {
@@ -245,4 +255,4 @@ macro_rules! on {
         );
     )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);

@@ -48,6 +48,7 @@ macro_rules! all_but_pruning {
 
 all_but_pruning!(postgres, Lab::postgres_least().await);
 all_but_pruning!(mariadb, Lab::mariadb_least().await);
+all_but_pruning!(mysql, Lab::mysql_least().await);
 contract_tests!(
     postgres_with_a_sequence,
     Lab::postgres_serial().await,
@@ -93,6 +94,13 @@ async fn what_is_missing_is_said_on_postgres() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_said_on_mariadb() {
     if let Some(lab) = Lab::mariadb_least().await {
+        what_is_missing_is_said(lab).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_said_on_mysql() {
+    if let Some(lab) = Lab::mysql_least().await {
         what_is_missing_is_said(lab).await;
     }
 }

@@ -36,7 +36,12 @@ async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
     let recorder = DebuggingRecorder::new();
     let counted = recorder.snapshotter();
     recorder.install().unwrap();
-    for lab in [Lab::mariadb(), Lab::sqlite(), Lab::pgbouncer()] {
+    for lab in [
+        Lab::mariadb(),
+        Lab::mysql(),
+        Lab::sqlite(),
+        Lab::pgbouncer(),
+    ] {
         let Some(lab) = lab else { continue };
         let (engine, proxy) = (
             lab.engine,

@@ -281,7 +281,7 @@ macro_rules! on {
         );
     )* };
 }
-on!(memory, sqlite, postgres, mariadb);
+on!(memory, sqlite, postgres, mariadb, mysql);
 
 /// A subscriber that drops a guard when it is told what it waits for, and panics after it.
 struct Meddler;

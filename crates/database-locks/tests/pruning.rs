@@ -84,4 +84,4 @@ macro_rules! on {
         lab_tests!($engine: tokens_grow_in_spite_of_pruning, nothing_is_too_long);
     )* };
 }
-on!(memory, sqlite, postgres, postgres18, mariadb);
+on!(memory, sqlite, postgres, postgres18, mariadb, mysql);

@@ -42,7 +42,7 @@ fn rubbish(engine: &str) -> Vec<(String, bool)> {
             ]
             .map(|(set, free)| (set.to_owned(), free)),
         ),
-        "mariadb" => all.extend(
+        "mariadb" | "mysql" => all.extend(
             [
                 ("expires_at = '0000-00-00 00:00:00', granted_until = '0000-00-00 00:00:00', acquired_at = '0000-00-00', renewed_at = '0000-00-00'", true),
                 ("expires_at = '9999-12-31 23:59:59.999999', granted_until = '9999-12-31 23:59:59.999999', acquired_at = '0001-01-01'", false),
@@ -65,7 +65,7 @@ fn rubbish(engine: &str) -> Vec<(String, bool)> {
 fn fill(lab: &Lab, set: &str) {
     // What the strict mode refuses came in before that was switched on.
     let mode = match lab.engine {
-        "mariadb" => "SET sql_mode = ''; ",
+        "mariadb" | "mysql" => "SET sql_mode = ''; ",
         _ => "",
     };
     let all =
@@ -147,7 +147,7 @@ async fn the_last_token_is_never_passed(lab: &Lab) {
     let locks = lab.locks().await;
     lab.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
     let mut tokens = vec![i64::MAX];
-    if lab.engine == "mariadb" {
+    if lab.is_mysql_like() {
         // There a token is handed back as a number without a sign.
         tokens.extend([-5, i64::MIN]);
     }
@@ -199,3 +199,4 @@ lab_tests!(sqlite: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passe
     what_is_of_another_type_is_refused);
 lab_tests!(postgres: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
 lab_tests!(mariadb: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
+lab_tests!(mysql: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use database_locks::{Error, Locks};
 use testkit::contract::{self, Bench};
 use testkit::time::now;
-use testkit::{Lab, MariaDb, Proxy, lab_tests, promise};
+use testkit::{Lab, MariaDb, MySql, MySqlServer, Proxy, lab_tests, promise};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -77,10 +77,21 @@ async fn a_role_may_be_taken(lab: &Lab) {
 /// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
 /// names and batches are told apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_harms_nothing() {
-    let Some(server) = MariaDb::shared() else {
-        return;
-    };
+async fn an_init_command_harms_nothing_on_mariadb() {
+    if let Some(server) = MariaDb::shared() {
+        an_init_command_harms_nothing(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_command_harms_nothing_on_mysql() {
+    if let Some(server) = MySql::shared() {
+        an_init_command_harms_nothing(server).await;
+    }
+}
+
+async fn an_init_command_harms_nothing(server: &MySqlServer) {
+    let engine = server.flavor().engine();
     for command in [
         "SET SESSION sql_mode=''",
         "SET time_zone='%2B05:00'",
@@ -93,7 +104,7 @@ async fn an_init_command_harms_nothing() {
     ] {
         let bench = || {
             Bench::new(
-                "mariadb",
+                engine,
                 format!("{}?init_command={command}", server.fresh_database()),
             )
         };
@@ -113,15 +124,25 @@ async fn an_init_command_harms_nothing() {
         guard.check().await.unwrap();
     }
     for id in ["P1", "P5"] {
-        promise(id, "mariadb");
+        promise(id, engine);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_init_command_is_run_on_each_connection_and_told_when_it_fails() {
-    let Some(server) = MariaDb::shared() else {
-        return;
-    };
+async fn mariadb_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+    if let Some(server) = MariaDb::shared() {
+        an_init_command_is_run_on_each_connection(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+    if let Some(server) = MySql::shared() {
+        an_init_command_is_run_on_each_connection(server).await;
+    }
+}
+
+async fn an_init_command_is_run_on_each_connection(server: &MySqlServer) {
     let url = server.fresh_database();
     let marks = "CREATE TABLE marks (id int AUTO_INCREMENT PRIMARY KEY)";
     server.query(&url, marks).unwrap();
@@ -156,7 +177,7 @@ async fn an_init_command_is_run_on_each_connection_and_told_when_it_fails() {
         assert!(chain.contains("init_command failed"), "{chain}");
         assert!(!chain.contains("hunter2"), "{chain}");
     }
-    promise("P14", "mariadb");
+    promise("P14", server.flavor().engine());
 }
 
 /// Each host has so long, and no longer.
@@ -196,3 +217,4 @@ lab_tests!(postgres:
     a_host_is_tried_for_as_long_as_the_url_says,
 );
 lab_tests!(mariadb: a_host_is_tried_for_as_long_as_the_url_says);
+lab_tests!(mysql: a_host_is_tried_for_as_long_as_the_url_says);

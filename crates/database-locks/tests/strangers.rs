@@ -373,7 +373,7 @@ macro_rules! on_servers {
         );
     )* };
 }
-on_servers!(postgres, mariadb);
+on_servers!(postgres, mariadb, mysql);
 lab_tests!(sqlite:
     a_release_by_force_is_held_off_by_a_locked_row,
     a_row_locked_past_the_ttl_is_lost_in_time,

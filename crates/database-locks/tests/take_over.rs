@@ -178,7 +178,7 @@ macro_rules! on {
         );
     )* };
 }
-on!(sqlite, postgres, mariadb);
+on!(sqlite, postgres, mariadb, mysql);
 lab_tests!(memory:
     it_comes_from_elsewhere_and_gets_the_lock,
     within_a_process_it_excludes_like_any_other,
@@ -189,4 +189,5 @@ mod locked {
     use super::{a_key_share_keeps_it_out, a_locked_row_keeps_it_out};
     testkit::lab_tests!(postgres: a_locked_row_keeps_it_out, a_key_share_keeps_it_out);
     testkit::lab_tests!(mariadb: a_locked_row_keeps_it_out);
+    testkit::lab_tests!(mysql: a_locked_row_keeps_it_out);
 }

@@ -123,3 +123,4 @@ lab_tests!(memory:
 lab_tests!(sqlite: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
 lab_tests!(postgres: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
 lab_tests!(mariadb: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+lab_tests!(mysql: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);

@@ -145,4 +145,4 @@ macro_rules! on {
         );
     )* };
 }
-on!(memory, sqlite, postgres, mariadb);
+on!(memory, sqlite, postgres, mariadb, mysql);

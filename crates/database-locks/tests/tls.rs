@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use database_locks::{Error, Locks};
+use testkit::mysql::Options;
 use testkit::tls::Authority;
-use testkit::{MariaDb, Postgres, Proxy, promise};
+use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy, promise};
 
 /// A server with TLS, whose certificate is for `localhost` and not for 127.0.0.1; and two CAs.
 struct Lab {
@@ -35,14 +36,23 @@ impl Lab {
 
     fn mariadb() -> Option<&'static Self> {
         static LAB: OnceLock<Option<Lab>> = OnceLock::new();
-        let lab = LAB.get_or_init(|| {
-            let (right, wrong) = authorities();
-            let certificate = right.certify(&["localhost"]);
-            let server = MariaDb::options().tls(&certificate).start()?;
-            let url = server.locker_url(&server.fresh_database());
-            Some(Self::new("mariadb", &url, right, wrong, server))
-        });
+        let lab = LAB.get_or_init(|| Self::of(MariaDb::options()));
         lab.as_ref()
+    }
+
+    fn mysql() -> Option<&'static Self> {
+        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| Self::of(MySql::options()));
+        lab.as_ref()
+    }
+
+    fn of(options: Options) -> Option<Self> {
+        let (right, wrong) = authorities();
+        let certificate = right.certify(&["localhost"]);
+        let server = options.tls(&certificate).start()?;
+        let url = server.locker_url(&server.fresh_database());
+        let engine = server.flavor().engine();
+        Some(Self::new(engine, &url, right, wrong, server))
     }
 
     fn new(
@@ -243,7 +253,7 @@ macro_rules! on {
         );
     )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);
 
 /// A password that is bound to the TLS connection is of no use to whoever is in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,18 +294,28 @@ async fn postgres_without_tls_says_so() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_without_tls_says_so() {
-    if let Some(server) = MariaDb::options().set("skip-ssl").start() {
-        without_tls("mariadb", &server.locker_url(&server.fresh_database())).await;
+async fn without_tls_on(options: Options) {
+    if let Some(server) = options.start() {
+        let url = server.locker_url(&server.fresh_database());
+        without_tls(server.flavor().engine(), &url).await;
     }
 }
 
-/// It says what it wants, and the hint how to give it that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb_that_insists_on_tls_says_so() {
+async fn mariadb_without_tls_says_so() {
+    without_tls_on(MariaDb::options().set("skip-ssl")).await;
+}
+
+/// The first login of a user goes by the server's RSA key, the next ones by what it remembers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_without_tls_says_so() {
+    without_tls_on(MySql::options()).await;
+}
+
+/// It says what it wants, and the hint how to give it that.
+async fn tls_is_insisted_on(options: Options) {
     let certificate = Authority::new("a CA").certify(&["localhost"]);
-    let options = MariaDb::options().tls(&certificate);
+    let options = options.tls(&certificate);
     if let Some(server) = options.set("require-secure-transport=ON").start() {
         let url = server.locker_url(&server.fresh_database());
         refused(&format!("{url}?sslmode=disable"), &["sslmode=require"]).await;
@@ -303,19 +323,61 @@ async fn mariadb_that_insists_on_tls_says_so() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_that_insists_on_tls_says_so() {
+    tls_is_insisted_on(MariaDb::options()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_that_insists_on_tls_says_so() {
+    tls_is_insisted_on(MySql::options()).await;
+}
+
+/// MySQL never gets a password in clear text: over TCP it is encrypted with a key that the server
+/// sends, until the server remembers the user; then a digest will do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_takes_a_password_with_and_without_tls_and_over_a_socket() {
+    let Some(server) = MySql::options().set("tls-version=TLSv1.2,TLSv1.3").start() else {
+        return;
+    };
+    let url = server.locker_url(&server.fresh_database());
+    let plugin = "SELECT plugin FROM user WHERE user = 'locker' AND host = '127.0.0.1'";
+    assert_eq!(
+        server.query("mysql", plugin).unwrap(),
+        "caching_sha2_password"
+    );
+    let socket = testkit::sql::percent_encode(&server.socket().display().to_string());
+    let over_socket = url.replace(&format!("127.0.0.1:{}", server.port()), &socket);
+    for way in [
+        format!("{url}?sslmode=disable"),
+        format!("{url}?sslmode=require"),
+        over_socket,
+    ] {
+        // A flush makes the server forget who has logged in.
+        server.query("mysql", "FLUSH PRIVILEGES").unwrap();
+        for known in ["for the first time", "again"] {
+            let locks = Locks::connect(&way).await;
+            let locks = locks.unwrap_or_else(|error| panic!("{known}: {}", error.chain()));
+            locks.migrate().await.expect("makes the table");
+            let guard = locks.lock("job").acquire().await.expect("free");
+            guard.release().await.expect("ours");
+        }
+        let wrong = way.replace(
+            &testkit::sql::percent_encode(testkit::sql::LOCKER_PASSWORD),
+            "hunter2",
+        );
+        refused(&wrong, &["Access denied", "check user name and password"]).await;
+    }
+    promise("P14", "mysql");
+}
+
 /// Nobody listens in on a Unix socket, so there is no TLS on it, whatever the mode; as with libpq.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_unix_socket_goes_without_tls() {
-    if let Some(server) = Postgres::shared() {
-        let url = server.socket_url(&server.fresh_database());
-        drop(
-            Locks::connect(format!("{url}&sslmode=require"))
-                .await
-                .expect("connects"),
-        );
-    }
-    if let Some(server) = MariaDb::shared() {
-        let url = server.socket_url(&server.fresh_database());
+    let postgres = Postgres::shared().map(|server| server.socket_url(&server.fresh_database()));
+    let of = |server: &MySqlServer| server.socket_url(&server.fresh_database());
+    let all = [postgres, MariaDb::shared().map(of), MySql::shared().map(of)];
+    for url in all.into_iter().flatten() {
         drop(
             Locks::connect(format!("{url}&sslmode=require"))
                 .await

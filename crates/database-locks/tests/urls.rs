@@ -10,7 +10,7 @@ use std::time::Duration;
 use database_locks::{Error, Locks};
 use testkit::sql::LOCKER_PASSWORD;
 use testkit::time::now;
-use testkit::{Lab, MariaDb, Postgres, Proxy, lab_tests, promise};
+use testkit::{Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, lab_tests, promise};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -149,7 +149,7 @@ macro_rules! on {
         );
     )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_of_postgres_is_passed_over_for_its_primary() {
@@ -200,9 +200,8 @@ async fn a_read_only_postgres_is_passed_over_or_refused() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_only_mariadb_is_passed_over_or_refused() {
-    let (Some(replica), Some(primary)) = (MariaDb::start(), MariaDb::shared()) else {
+async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlServer>) {
+    let (Some(replica), Some(primary)) = (replica, primary) else {
         return;
     };
     replica
@@ -212,6 +211,16 @@ async fn a_read_only_mariadb_is_passed_over_or_refused() {
     let hosts = [format!("127.0.0.1:{}", replica.port()), host_of(&url)];
     works(&at(&url, &hosts)).await;
     refused(&replica.url(), &["is read-only", "primary"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_mariadb_is_passed_over_or_refused() {
+    read_only(MariaDb::start(), MariaDb::shared()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_mysql_is_passed_over_or_refused() {
+    read_only(MySql::start(), MySql::shared()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,7 +246,7 @@ async fn sockets_are_hosts_like_others() {
         works(&at(&url, &["%2Fnowhere".into(), dead(), socket])).await;
         refused_names_a_socket(&at(&url, &["%2Fnowhere:1".into()]), "/nowhere/.s.PGSQL.1").await;
     }
-    if let Some(server) = MariaDb::shared() {
+    for server in [MariaDb::shared(), MySql::shared()].into_iter().flatten() {
         let url = server.fresh_database();
         works(&server.socket_url(&url)).await;
         let socket = encode(&server.socket().display().to_string());
@@ -272,7 +281,7 @@ async fn names_and_passwords_may_hold_anything() {
         let bad = server.locker_url_with("postgres", "hunter2");
         refused(&bad, &["password", "check user name and password"]).await;
     }
-    if let Some(server) = MariaDb::shared() {
+    for server in [MariaDb::shared(), MySql::shared()].into_iter().flatten() {
         let url = server.fresh_database();
         let user = format!("'{sql_name}'@'127.0.0.1'");
         let made = format!("CREATE USER {user} IDENTIFIED BY '{sql_password}'");
@@ -304,10 +313,18 @@ async fn refused_until_mended(lab: &Lab, spoil: &str, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_mariadb_that_cannot_hold_locks_is_refused() {
-    let lab = || Lab::mariadb();
-    if lab().is_none() {
+    cannot_hold_locks(Lab::mariadb).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_mysql_that_cannot_hold_locks_is_refused() {
+    cannot_hold_locks(Lab::mysql).await;
+}
+
+async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
+    let Some(engine) = lab().map(|lab| lab.engine) else {
         return;
-    }
+    };
     let table = "ALTER TABLE database_locks_lock";
     let blind =
         "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL";
@@ -341,7 +358,7 @@ async fn a_table_of_mariadb_that_cannot_hold_locks_is_refused() {
         let Some(lab) = lab() else { return };
         refused_until_mended(&lab, &format!("{table} {spoil}"), &words).await;
     }
-    promise("P10", "mariadb");
+    promise("P10", engine);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -456,8 +473,9 @@ async fn no_password_stands_in_any_log() {
     log::set_boxed_logger(Box::new(seen.clone())).expect("the only one");
     log::set_max_level(log::LevelFilter::Trace);
     let postgres = Postgres::shared().map(|s| ("postgres", s.locker_url(&s.fresh_database())));
-    let mariadb = MariaDb::shared().map(|s| ("mariadb", s.locker_url(&s.fresh_database())));
-    for (engine, url) in [postgres, mariadb].into_iter().flatten() {
+    let of = |s: &MySqlServer| (s.flavor().engine(), s.locker_url(&s.fresh_database()));
+    let (mariadb, mysql) = (MariaDb::shared().map(of), MySql::shared().map(of));
+    for (engine, url) in [postgres, mariadb, mysql].into_iter().flatten() {
         works(&url).await;
         let (_listener, silent) = silent();
         let several = at(&url, &[dead(), silent, host_of(&url)]);

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use serde_json::Value;
 use support::Lab;
 use testkit::server::{find_binary, require};
-use testkit::{MariaDb, Postgres};
+use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
 #[test]
 fn a_file_with_nothing_wrong_is_told_line_by_line() {
@@ -103,7 +103,8 @@ fn a_table_is_missing_until_it_is_made() {
     let lab = Lab::new();
     let servers = [
         Postgres::shared().map(Postgres::fresh_database),
-        MariaDb::shared().map(MariaDb::fresh_database),
+        MariaDb::shared().map(MySqlServer::fresh_database),
+        MySql::shared().map(MySqlServer::fresh_database),
     ];
     for url in servers.into_iter().flatten() {
         let done = lab.run(["doctor", "--url", &url]);

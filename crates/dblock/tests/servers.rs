@@ -71,6 +71,11 @@ fn mariadb_serves() {
     one_after_another(testkit::Lab::mariadb());
 }
 
+#[test]
+fn mysql_serves() {
+    one_after_another(testkit::Lab::mysql());
+}
+
 /// The last grant did not reach the standby that is promoted: CMD is stopped, and it is said why.
 #[test]
 fn a_failover_that_forgot_the_lock_stops_the_command() {

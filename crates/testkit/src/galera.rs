@@ -1,21 +1,17 @@
 //! A Galera cluster of three MariaDB servers, each of which can be written to.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::mysql::{self, MariaDb};
+use crate::mysql::{self, MariaDb, MySqlServer};
+use crate::nodes::{self, Nodes, faketime, give_clock};
 use crate::server::{find_binary, free_port, require};
-use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::template;
 use crate::time;
 
-/// How many nodes there are: with one less there is still a majority.
-pub const NODES: usize = 3;
-
-/// How long a node may take until it has what the others have: ten times what it takes where the
-/// machine is idle.
-const SYNCED_WITHIN: Duration = Duration::from_secs(90);
+pub use crate::nodes::NODES;
 
 /// How long a node may take until it knows that it has lost the others.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
@@ -28,20 +24,28 @@ const PROVIDERS: [&str; 4] = [
     "/usr/lib/libgalera_smm.so",
 ];
 
-/// How often a node with a clock of its own looks how wrong that is to be, in seconds.
-const CLOCK_EVERY: &str = "1";
-
 /// Three servers, numbered from 0, that hold the same data: to be stopped, killed, frozen and cut
 /// off from the others.
 ///
-/// The users are those of [`MariaDb`]. A database is made on all of them.
+/// The users are those of [`MySqlServer`]. A database is made on all of them.
 #[derive(Debug)]
 pub struct Galera {
-    nodes: Vec<MariaDb>,
+    nodes: Nodes,
     isolated: [bool; NODES],
-    /// How many seconds each clock was last set ahead.
-    clocks: [i64; NODES],
-    made: AtomicU32,
+}
+
+impl Deref for Galera {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.nodes
+    }
+}
+
+impl DerefMut for Galera {
+    fn deref_mut(&mut self) -> &mut Nodes {
+        &mut self.nodes
+    }
 }
 
 /// How to start a cluster: see [`Galera::options`].
@@ -53,7 +57,7 @@ pub struct Options {
 
 impl Options {
     /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
-    /// where that is negative; [`Galera::set_clock`] changes it. Only the wall clock is wrong: how
+    /// where that is negative; [`Nodes::set_clock`] changes it. Only the wall clock is wrong: how
     /// long the node waits is not.
     #[must_use]
     pub fn clock(mut self, node: usize, ahead: i64) -> Self {
@@ -94,17 +98,6 @@ fn provider() -> Option<PathBuf> {
     paths.find(|path| path.is_file())
 }
 
-/// The library that shows a program another time.
-fn faketime() -> Option<PathBuf> {
-    let triples = std::fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let dirs = triples.map(|entry| entry.path()).chain(["/usr/lib".into()]);
-    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.is_file())
-}
-
 fn found(options: &Options) -> Option<Programs> {
     let faketime = match options.clocks.iter().any(Option::is_some) {
         true => Some(faketime()?),
@@ -134,34 +127,14 @@ fn missing(options: &Options) -> &'static str {
 }
 
 /// The cluster that the tests of a binary share, for a test that leaves it as it is.
-pub type Shared = RwLockReadGuard<'static, Galera>;
+pub type Shared = nodes::Shared<Galera>;
 
-/// The shared cluster, for a test that breaks it. On drop it is mended, and only then others go on.
-#[derive(Debug)]
-pub struct Alone(RwLockWriteGuard<'static, Galera>);
+/// The same for a test that breaks it.
+pub type Alone = nodes::Alone<Galera>;
 
-impl std::ops::Deref for Alone {
-    type Target = Galera;
-
-    fn deref(&self) -> &Galera {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for Alone {
-    fn deref_mut(&mut self) -> &mut Galera {
-        &mut self.0
-    }
-}
-
-impl Drop for Alone {
-    fn drop(&mut self) {
-        self.0.mend();
-        for node in 0..NODES {
-            if self.0.clocks[node] != 0 {
-                self.0.set_clock(node, 0);
-            }
-        }
+impl nodes::Cluster for Galera {
+    fn mend(&mut self) {
+        Self::mend(self);
     }
 }
 
@@ -210,8 +183,7 @@ impl Galera {
     ///
     /// As [`Options::start`].
     pub fn shared_alone() -> Option<Alone> {
-        let cluster = shared()?.write().unwrap_or_else(PoisonError::into_inner);
-        Some(Alone(cluster))
+        Some(Alone::of(shared()?))
     }
 
     fn new(programs: &Programs, options: &Options) -> Self {
@@ -230,17 +202,14 @@ impl Galera {
     /// history of the cluster: so they need no transfer of state, which takes several times as long.
     fn try_new(programs: &Programs, options: &Options) -> Result<Self, String> {
         let ports: Vec<[u16; 4]> = (0..NODES).map(|_| [(); 4].map(|()| free_port())).collect();
-        let mut nodes: Vec<MariaDb> = (0..NODES)
+        let mut nodes: Vec<MySqlServer> = (0..NODES)
             .map(|node| unlaunched(programs, options, &ports, node))
             .collect();
 
         let first = &mut nodes[0];
-        std::fs::create_dir(first.data()).expect("the directory is ours");
-        first.server.give(&first.data());
         first.fill();
         let found = "--wsrep-new-cluster".to_owned();
         first.launch(std::slice::from_ref(&found))?;
-        first.make_users();
         first.stop();
         let position = position_in(&first.data()).ok_or_else(|| first.server.log_tail())?;
         let (first, rest) = nodes.split_at_mut(1);
@@ -262,50 +231,11 @@ impl Galera {
             outcomes.collect::<Result<Vec<()>, String>>()
         })?;
         let cluster = Self {
-            nodes,
+            nodes: Nodes::new(nodes, options.clocks),
             isolated: [false; NODES],
-            clocks: options.clocks.map(Option::unwrap_or_default),
-            made: AtomicU32::new(0),
         };
         cluster.wait_until_healthy();
         Ok(cluster)
-    }
-
-    /// One of the servers, to be asked where it is. What it is to suffer is for the cluster's own
-    /// methods.
-    pub fn node(&self, node: usize) -> &MariaDb {
-        &self.nodes[node]
-    }
-
-    /// The URL of a database, given by name or URL, at one node, as the superuser.
-    pub fn url_at(&self, node: usize, database: &str) -> String {
-        self.nodes[node].url_of(database_of(database))
-    }
-
-    /// The URL of a database at several nodes, which are to be tried in that order.
-    pub fn url_of(&self, nodes: &[usize], database: &str) -> String {
-        format!(
-            "mysql://root@{}/{}",
-            self.hosts(nodes),
-            database_of(database)
-        )
-    }
-
-    /// The same as the user `locker`.
-    pub fn locker_url(&self, nodes: &[usize], database: &str) -> String {
-        format!(
-            "mysql://locker:{}@{}/{}",
-            percent_encode(LOCKER_PASSWORD),
-            self.hosts(nodes),
-            database_of(database)
-        )
-    }
-
-    fn hosts(&self, nodes: &[usize]) -> String {
-        let hosts = nodes
-            .iter()
-            .map(|node| format!("127.0.0.1:{}", self.nodes[*node].port()));
-        hosts.collect::<Vec<_>>().join(",")
     }
 
     /// Make an empty database, which `locker` may use, and give its URL at the first node as the
@@ -315,38 +245,13 @@ impl Galera {
     ///
     /// When no node serves.
     pub fn fresh_database(&self) -> String {
-        let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
         let serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
-        let first = *serving.first().expect("a node serves");
-        self.query(first, "mysql", &format!("CREATE DATABASE {name}"))
-            .expect("a running server makes a database");
-        for node in serving {
-            self.wait_for(node, &format!("the database {name}"), || {
-                let there = format!("SHOW DATABASES LIKE '{}'", name.replace('_', "\\_"));
-                self.query(node, "mysql", &there)
-                    .is_ok_and(|found| !found.is_empty())
-            });
-        }
-        self.url_at(0, &name)
-    }
-
-    /// Run SQL on a database, given by name or URL, at one node as the superuser.
-    ///
-    /// # Errors
-    ///
-    /// What the server answered instead.
-    pub fn query(&self, node: usize, database: &str, sql: &str) -> Result<String, SqlError> {
-        self.nodes[node].query(database, sql)
-    }
-
-    /// Open a session on a database, given by name or URL, at one node as the superuser.
-    pub fn stranger(&self, node: usize, database: &str) -> Stranger {
-        self.nodes[node].stranger(database)
+        self.make_database(&serving)
     }
 
     /// Whether a node runs, belongs to a majority and has what the others have.
     pub fn serves(&self, node: usize) -> bool {
-        self.nodes[node].server().pid().is_some()
+        self.runs(node)
             && self.status(node, "wsrep_local_state_comment").as_deref() == Some("Synced")
             && self.status(node, "wsrep_cluster_status").as_deref() == Some("Primary")
             && self.status(node, "wsrep_ready").as_deref() == Some("ON")
@@ -406,22 +311,14 @@ impl Galera {
         }
     }
 
-    fn wait_for(&self, node: usize, what: &str, done: impl FnMut() -> bool) {
-        assert!(
-            time::wait_until(SYNCED_WITHIN, done),
-            "node {node} is not {what} after {SYNCED_WITHIN:?}\n{}",
-            self.nodes[node].server().log_tail()
-        );
-    }
-
     /// Stop a node: it takes leave of its clients and of the others.
     pub fn stop(&mut self, node: usize) {
-        self.nodes[node].stop();
+        self.nodes.servers[node].stop();
     }
 
     /// Kill a node by SIGKILL. The others take some seconds until they go on without it.
     pub fn kill(&mut self, node: usize) {
-        self.nodes[node].kill();
+        self.nodes.servers[node].kill();
     }
 
     /// Start a node that was stopped or killed, on the same port, and wait until it has caught up
@@ -436,7 +333,7 @@ impl Galera {
     }
 
     fn launch_node(&mut self, node: usize) {
-        let mariadb = &mut self.nodes[node];
+        let mariadb = &mut self.nodes.servers[node];
         if mariadb.server().pid().is_some() {
             return;
         }
@@ -454,12 +351,12 @@ impl Galera {
     /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take
     /// some seconds until they go on without it; until then nobody commits.
     pub fn freeze(&mut self, node: usize) {
-        self.nodes[node].freeze();
+        self.nodes.servers[node].freeze();
     }
 
     /// Let a frozen node go on. For a moment it believes that it still belongs to the others.
     pub fn thaw(&mut self, node: usize) {
-        self.nodes[node].thaw();
+        self.nodes.servers[node].thaw();
     }
 
     /// Cut the node off from the others, but not from its clients. It takes some seconds until it
@@ -492,34 +389,6 @@ impl Galera {
         self.query(node, "mysql", &set).expect("root may set it");
     }
 
-    /// Let a node's clock go so many seconds ahead of the machine's, or behind, and wait until it
-    /// does.
-    ///
-    /// # Panics
-    ///
-    /// When the node was started without a [clock](Options::clock) of its own, or does not answer.
-    pub fn set_clock(&mut self, node: usize, ahead: i64) {
-        let server = self.nodes[node].server();
-        assert!(
-            !server.env.is_empty(),
-            "node {node} has no clock of its own"
-        );
-        write_clock(&clock_file(server.dir()), ahead);
-        self.clocks[node] = ahead;
-        self.wait_for(node, "going by the new clock", || {
-            self.clock(node)
-                .is_some_and(|clock| (clock - ahead).abs() <= 5)
-        });
-    }
-
-    /// How many seconds a node's clock is ahead of the machine's; none where it does not answer.
-    pub fn clock(&self, node: usize) -> Option<i64> {
-        let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
-        let clock: i64 = said.parse().ok()?;
-        let machine = std::time::SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
-        Some(clock - i64::try_from(machine).ok()?)
-    }
-
     /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
     ///
     /// # Panics
@@ -528,11 +397,11 @@ impl Galera {
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
-            if self.isolated[node] && self.nodes[node].server().pid().is_some() {
+            if self.isolated[node] && self.nodes.servers[node].server().pid().is_some() {
                 self.rejoin(node);
             }
         }
-        let running = |node: &usize| self.nodes[*node].server().pid().is_some();
+        let running = |node: &usize| self.nodes.servers[*node].server().pid().is_some();
         let left: Vec<usize> = (0..NODES).filter(running).collect();
         match left.first() {
             None => self.found_anew(),
@@ -561,10 +430,10 @@ impl Galera {
             seqno.parse::<i64>().ok()
         };
         let (position, first) = (0..NODES)
-            .filter_map(|node| Some((recovered(&self.nodes[node])?, node)))
+            .filter_map(|node| Some((recovered(&self.nodes.servers[node])?, node)))
             .max_by_key(|(position, _)| seqno(position))
             .expect("a node has data");
-        let node = &mut self.nodes[first];
+        let node = &mut self.nodes.servers[first];
         let state = node.data().join("grastate.dat");
         let text = std::fs::read_to_string(&state).expect("the node wrote it");
         let text = text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1");
@@ -577,7 +446,12 @@ impl Galera {
     }
 }
 
-fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: usize) -> MariaDb {
+fn unlaunched(
+    programs: &Programs,
+    options: &Options,
+    ports: &[[u16; 4]],
+    node: usize,
+) -> MySqlServer {
     let [port, group, incremental, whole] = ports[node];
     let all: Vec<String> = ports
         .iter()
@@ -591,7 +465,7 @@ fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: 
         // How soon the others go on without one that is silent: 5 s would be usual.
         "evs.suspect_timeout=PT4S".into(),
     ];
-    let mut mariadb = MariaDb::unlaunched(programs.mariadbd.clone(), &options.node);
+    let mut mariadb = MySqlServer::unlaunched(programs.mariadbd.clone(), &options.node);
     mariadb.port = port;
     mariadb.args.extend([
         "--binlog-format=ROW".into(),
@@ -610,30 +484,9 @@ fn unlaunched(programs: &Programs, options: &Options, ports: &[[u16; 4]], node: 
         format!("--wsrep-sst-receive-address=127.0.0.1:{whole}"),
     ]);
     if let (Some(ahead), Some(library)) = (options.clocks[node], &programs.faketime) {
-        let clock = clock_file(mariadb.server.dir());
-        write_clock(&clock, ahead);
-        mariadb.server.env = [
-            ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-            ("FAKETIME_CACHE_DURATION", CLOCK_EVERY.into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec();
+        give_clock(&mut mariadb, library, ahead);
     }
     mariadb
-}
-
-fn clock_file(dir: &Path) -> PathBuf {
-    dir.join("clock")
-}
-
-fn write_clock(file: &Path, ahead: i64) {
-    // By another file's name, so that nobody reads half of it.
-    let new = file.with_extension("new");
-    std::fs::write(&new, format!("{ahead:+}\n"))
-        .and_then(|()| std::fs::rename(&new, file))
-        .expect("the directory is ours");
 }
 
 /// Where a node that has ended in good order was in the history.
@@ -647,7 +500,7 @@ fn position_in(data: &Path) -> Option<String> {
 }
 
 /// Where a node was that has ended somehow.
-fn recovered(mariadb: &MariaDb) -> Option<String> {
+fn recovered(mariadb: &MySqlServer) -> Option<String> {
     let position = position_in(&mariadb.data())?;
     if !position.ends_with(":-1") {
         return Some(position);
@@ -663,9 +516,9 @@ fn recovered(mariadb: &MariaDb) -> Option<String> {
 }
 
 /// Give a node the data of another that has ended.
-fn copy(data: &Path, node: &MariaDb) {
+fn copy(data: &Path, node: &MySqlServer) {
     let to = node.data();
-    copy_dir(data, &to, node);
+    template::copy(data, &to, &node.server);
     // What is one node's own.
     for own in ["galera.cache", "gvwstate.dat"] {
         // Not every node has each.
@@ -675,19 +528,4 @@ fn copy(data: &Path, node: &MariaDb) {
     let text = std::fs::read_to_string(&state).expect("the first node wrote it");
     let text = text.replace("safe_to_bootstrap: 1", "safe_to_bootstrap: 0");
     std::fs::write(&state, text).expect("the directory is ours");
-}
-
-fn copy_dir(from: &Path, to: &Path, node: &MariaDb) {
-    std::fs::create_dir(to).expect("the directory is ours");
-    node.server.give(to);
-    for entry in std::fs::read_dir(from).expect("it is there") {
-        let entry = entry.expect("it can be read");
-        let new = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &new, node);
-        } else {
-            std::fs::copy(entry.path(), &new).expect("there is room");
-            node.server.give(&new);
-        }
-    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::galera::{Galera, NODES};
+use crate::nodes::{NODES, Nodes};
 use crate::server::{Server, User, find_binary, on_a_free_port, require};
 use crate::sql::database_of;
 use crate::time;
@@ -41,7 +41,7 @@ impl HaProxy {
     ///
     /// When it is there and does not start, with the end of its log; or when it is not there and
     /// `haproxy` is [required](require).
-    pub fn start(cluster: &Galera, balance: Balance) -> Option<Self> {
+    pub fn start(cluster: &Nodes, balance: Balance) -> Option<Self> {
         let program = require("haproxy", "haproxy", find_binary("haproxy", &[]))?;
         let mut server = Server::new("haproxy", User::for_server("haproxy"), Signal::TERM);
         let file = server.dir().join("conf");
@@ -140,7 +140,7 @@ fn control_of(server: &Server) -> PathBuf {
     server.dir().join("control")
 }
 
-fn configuration(cluster: &Galera, balance: Balance, port: u16, control: &Path) -> String {
+fn configuration(cluster: &Nodes, balance: Balance, port: u16, control: &Path) -> String {
     let mut text = format!(
         "global
     maxconn 500

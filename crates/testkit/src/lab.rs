@@ -7,7 +7,9 @@ use database_locks::Locks;
 
 use crate::contract::Bench;
 use crate::galera::{self, Galera};
-use crate::mysql::MariaDb;
+use crate::group::{self, Group};
+use crate::mysql::{MariaDb, MySql, MySqlServer, Options};
+use crate::nodes::{NODES, Nodes};
 use crate::pgbouncer::PgBouncer;
 use crate::postgres::Postgres;
 use crate::sql::Stranger;
@@ -16,7 +18,8 @@ use crate::tether::ScratchDir;
 /// An empty database.
 #[derive(Debug)]
 pub struct Lab {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `galera`.
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
+    /// `mysql-group`.
     pub engine: &'static str,
     /// Where it is.
     pub url: String,
@@ -28,8 +31,9 @@ enum Home {
     Process,
     Folder(ScratchDir),
     Postgres(&'static Postgres),
-    MariaDb(&'static MariaDb),
+    MySql(&'static MySqlServer),
     Galera(galera::Shared),
+    Group(group::Shared),
 }
 
 /// Somebody else's transaction that has rows locked, or on SQLite the whole file; it ends on drop.
@@ -127,24 +131,29 @@ impl Lab {
 
     /// A MariaDB database on a server whose sessions begin with such settings.
     pub fn mariadb_odd() -> Option<Self> {
-        static SERVER: OnceLock<Option<MariaDb>> = OnceLock::new();
+        static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
+        let start = || odd(MariaDb::options()).start();
+        Self::on(SERVER.get_or_init(start).as_ref())
+    }
+
+    /// The same of MySQL, which wants a primary key of each table and offers TLS, as it does by itself.
+    pub fn mysql_odd() -> Option<Self> {
+        static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
         let start = || {
-            MariaDb::options()
-                .time_zone("+05:45")
-                .set("sql-mode=ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES")
-                .set("transaction-isolation=SERIALIZABLE")
-                .set("character-set-server=latin1")
-                .set("collation-server=latin1_swedish_ci")
-                .set("innodb-lock-wait-timeout=50")
-                .set("completion-type=CHAIN")
-                .set("autocommit=OFF")
+            odd(MySql::options())
+                .set("sql-require-primary-key=ON")
+                .set("tls-version=TLSv1.2,TLSv1.3")
                 .start()
         };
-        let server = SERVER.get_or_init(start).as_ref()?;
+        Self::on(SERVER.get_or_init(start).as_ref())
+    }
+
+    fn on(server: Option<&'static MySqlServer>) -> Option<Self> {
+        let server = server?;
         Some(Self {
-            engine: "mariadb",
+            engine: server.flavor().engine(),
             url: server.fresh_database(),
-            home: Home::MariaDb(server),
+            home: Home::MySql(server),
         })
     }
 
@@ -177,12 +186,12 @@ impl Lab {
 
     /// A database on the shared MariaDB.
     pub fn mariadb() -> Option<Self> {
-        let server = MariaDb::shared()?;
-        Some(Self {
-            engine: "mariadb",
-            url: server.fresh_database(),
-            home: Home::MariaDb(server),
-        })
+        Self::on(MariaDb::shared())
+    }
+
+    /// A database on the shared MySQL.
+    pub fn mysql() -> Option<Self> {
+        Self::on(MySql::shared())
     }
 
     /// A database on the shared cluster, whose URL is that at the first node.
@@ -195,11 +204,34 @@ impl Lab {
         })
     }
 
+    /// A database on the shared group of MySQL, whose URL is that at the first node.
+    pub fn group() -> Option<Self> {
+        let group = Group::shared()?;
+        Some(Self {
+            engine: Group::ENGINE,
+            url: group.fresh_database(),
+            home: Home::Group(group),
+        })
+    }
+
+    fn nodes(&self) -> Option<&Nodes> {
+        match &self.home {
+            Home::Galera(cluster) => Some(cluster),
+            Home::Group(group) => Some(group),
+            _ => None,
+        }
+    }
+
+    /// Whether it is MySQL or MariaDB, of one server or several.
+    pub fn is_mysql_like(&self) -> bool {
+        matches!(self.home, Home::MySql(_) | Home::Galera(_) | Home::Group(_))
+    }
+
     /// The URL at one of the nodes, those of a cluster in turn.
     pub fn url_at(&self, client: usize) -> String {
-        match &self.home {
-            Home::Galera(cluster) => cluster.url_at(client % galera::NODES, &self.url),
-            _ => self.url.clone(),
+        match self.nodes() {
+            Some(nodes) => nodes.url_at(client % NODES, &self.url),
+            None => self.url.clone(),
         }
     }
 
@@ -210,9 +242,9 @@ impl Lab {
 
     /// For the store contract.
     pub fn bench(&self) -> Bench {
-        let urls = match &self.home {
-            Home::Galera(_) => (0..galera::NODES).map(|node| self.url_at(node)).collect(),
-            _ => vec![self.url.clone()],
+        let urls = match self.nodes() {
+            Some(_) => (0..NODES).map(|node| self.url_at(node)).collect(),
+            None => vec![self.url.clone()],
         };
         Bench::spread(self.engine, urls)
     }
@@ -243,8 +275,9 @@ impl Lab {
                 String::new()
             }
             Home::Postgres(server) => server.query(&self.url, statement).expect("runs"),
-            Home::MariaDb(server) => server.query(&self.url, statement).expect("runs"),
+            Home::MySql(server) => server.query(&self.url, statement).expect("runs"),
             Home::Galera(cluster) => cluster.query(0, &self.url, statement).expect("runs"),
+            Home::Group(group) => group.query(0, &self.url, statement).expect("runs"),
         }
     }
 
@@ -257,8 +290,9 @@ impl Lab {
         match &self.home {
             Home::Process | Home::Folder(_) => panic!("{}: has no server", self.engine),
             Home::Postgres(server) => server.stranger(&self.url),
-            Home::MariaDb(server) => server.stranger(&self.url),
+            Home::MySql(server) => server.stranger(&self.url),
             Home::Galera(cluster) => cluster.stranger(0, &self.url),
+            Home::Group(group) => group.stranger(0, &self.url),
         }
     }
 
@@ -277,8 +311,9 @@ impl Lab {
                 return Hold::File(file);
             }
             Home::Postgres(server) => server.stranger(&self.url),
-            Home::MariaDb(server) => server.stranger(&self.url),
+            Home::MySql(server) => server.stranger(&self.url),
             Home::Galera(cluster) => cluster.stranger(0, &self.url),
+            Home::Group(group) => group.stranger(0, &self.url),
         };
         stranger.run("BEGIN").expect("begins");
         stranger.run(statement).expect("runs");
@@ -296,6 +331,23 @@ impl Lab {
             "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR UPDATE"
         ))
     }
+}
+
+/// Sessions begin with settings that nobody expects.
+fn odd(options: Options) -> Options {
+    let settings = [
+        "sql-mode=ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES",
+        "transaction-isolation=SERIALIZABLE",
+        "character-set-server=latin1",
+        "collation-server=latin1_swedish_ci",
+        "innodb-lock-wait-timeout=50",
+        "completion-type=CHAIN",
+        "autocommit=OFF",
+    ];
+    let options = options.time_zone("+05:45");
+    settings
+        .iter()
+        .fold(options, |options, set| options.set(set))
 }
 
 fn open(folder: &ScratchDir) -> rusqlite::Connection {

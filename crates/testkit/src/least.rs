@@ -38,7 +38,12 @@ impl Lab {
 
     /// A MariaDB database with the table, for a user with the least rights.
     pub async fn mariadb_least() -> Option<Self> {
-        Self::mariadb()?.with_the_least("mariadb", &[]).await
+        Self::mariadb()?.with_the_least("mysql", &[]).await
+    }
+
+    /// The same of MySQL.
+    pub async fn mysql_least() -> Option<Self> {
+        Self::mysql()?.with_the_least("mysql", &[]).await
     }
 
     async fn with_the_least(mut self, of: &str, change: &[&str]) -> Option<Self> {
@@ -51,7 +56,7 @@ impl Lab {
             self.sql(statement);
         }
         let (user, mut grants) = match of {
-            "mariadb" => {
+            "mysql" => {
                 let user = format!("{clerk}@'127.0.0.1'");
                 self.sql(&format!("CREATE USER {user}"));
                 let grants = statements("GRANT SELECT, INSERT, UPDATE ON shop.", &user, &database);

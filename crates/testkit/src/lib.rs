@@ -10,10 +10,12 @@
 
 pub mod contract;
 pub mod galera;
+pub mod group;
 pub mod haproxy;
 pub mod lab;
 mod least;
 pub mod mysql;
+pub mod nodes;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
@@ -21,14 +23,17 @@ pub mod promise;
 pub mod proxy;
 pub mod server;
 pub mod sql;
+mod template;
 pub mod tether;
 pub mod time;
 pub mod tls;
 
 pub use galera::Galera;
+pub use group::Group;
 pub use haproxy::HaProxy;
 pub use lab::Lab;
-pub use mysql::MariaDb;
+pub use mysql::{MariaDb, MySql, MySqlServer};
+pub use nodes::Nodes;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Commits, Pair, Postgres};
 pub use process::Killable;

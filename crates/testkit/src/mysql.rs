@@ -1,6 +1,6 @@
-//! MariaDB servers, which stand in for MySQL.
+//! Servers of MySQL and MariaDB.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,34 +9,147 @@ use rustix::process::Signal;
 
 use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::template;
 use crate::tls::Certificate;
 
 /// What the kernel sends the server when the test process ends. It leaves nothing behind
 /// but its directory, and a frozen one is reached too.
 const DEATHSIG: &str = "KILL";
 
-/// A MariaDB server of a test's own, or the one that the tests of a binary share.
+/// What MySQL counts about itself by default takes 200 MB and half of the time of a start.
+const COUNT_LESS: [&str; 9] = [
+    "--performance-schema-digests-size=0",
+    "--performance-schema-events-statements-history-long-size=0",
+    "--performance-schema-events-transactions-history-long-size=0",
+    "--performance-schema-events-waits-history-long-size=0",
+    "--performance-schema-events-stages-history-long-size=0",
+    "--performance-schema-error-size=0",
+    "--performance-schema-max-memory-classes=0",
+    "--performance-schema-max-program-instances=0",
+    "--table-open-cache=200",
+];
+
+/// Whose server it is: they differ in options, error messages and some SQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// MariaDB, as the distribution has it.
+    MariaDb,
+    /// Oracle's MySQL, where `DBLOCK_MYSQLD` says: see `scripts/get-mysql`.
+    MySql,
+}
+
+impl Flavor {
+    /// As it is called in promises and in `DBLOCK_REQUIRE`.
+    pub fn engine(self) -> &'static str {
+        match self {
+            Self::MariaDb => "mariadb",
+            Self::MySql => "mysql",
+        }
+    }
+
+    /// How its server program is called.
+    pub fn binary(self) -> &'static str {
+        match self {
+            Self::MariaDb => "mariadbd",
+            Self::MySql => "mysqld",
+        }
+    }
+
+    /// Its server program. Debian's `mysqld` in PATH is MariaDB's, so it is not looked for there.
+    pub fn program(self) -> Option<PathBuf> {
+        match self {
+            Self::MariaDb => find_binary("mariadbd", &[]),
+            Self::MySql => std::env::var_os("DBLOCK_MYSQLD")
+                .map(PathBuf::from)
+                .filter(|program| program.is_file()),
+        }
+    }
+
+    fn required_program(self) -> Option<PathBuf> {
+        require(self.engine(), self.binary(), self.program())
+    }
+}
+
+/// A server of MySQL or MariaDB: of a test's own, or the one that the tests of a binary share.
 ///
 /// The superuser is `root`, who needs no password. The user `locker` needs
 /// [`LOCKER_PASSWORD`], and may do anything to the databases of
 /// [`fresh_database`](Self::fresh_database).
 #[derive(Debug)]
-pub struct MariaDb {
+pub struct MySqlServer {
+    flavor: Flavor,
     pub(crate) server: Server,
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) port: u16,
 }
 
+/// Starts servers of MariaDB.
+#[derive(Clone, Copy, Debug)]
+pub struct MariaDb;
+
+/// Starts servers of Oracle's MySQL.
+#[derive(Clone, Copy, Debug)]
+pub struct MySql;
+
+macro_rules! starts {
+    ($kind:ident) => {
+        impl $kind {
+            /// Options for a server of a test's own.
+            pub fn options() -> Options {
+                Options::new(Flavor::$kind)
+            }
+
+            /// Start a server of a test's own, to be stopped, killed and frozen. `None` when there
+            /// is none on this machine.
+            ///
+            /// # Panics
+            ///
+            /// As [`Options::start`].
+            pub fn start() -> Option<MySqlServer> {
+                Self::options().start()
+            }
+
+            /// The server that all tests of this binary share. `None` when there is none on this
+            /// machine.
+            ///
+            /// # Panics
+            ///
+            /// As [`Options::start`].
+            pub fn shared() -> Option<&'static MySqlServer> {
+                static SHARED: OnceLock<Option<MySqlServer>> = OnceLock::new();
+                let flavor = Flavor::$kind;
+                let shared = SHARED
+                    .get_or_init(|| Some(MySqlServer::new(flavor.program()?, &Self::options())));
+                // Asked every time: each test that is skipped says so.
+                require(flavor.engine(), flavor.binary(), shared.as_ref())
+            }
+        }
+    };
+}
+
+starts!(MariaDb);
+starts!(MySql);
+
 /// How to start a server: see [`MariaDb::options`].
 #[derive(Clone, Debug)]
 pub struct Options {
+    flavor: Flavor,
     fsync: bool,
     tls: Option<Certificate>,
     settings: Vec<String>,
 }
 
 impl Options {
+    fn new(flavor: Flavor) -> Self {
+        Self {
+            flavor,
+            fsync: false,
+            tls: None,
+            settings: vec!["--default-time-zone=+00:00".into()],
+        }
+    }
+
     /// Wait for the disk at a commit. Off by default: the machine does not lose power
     /// during a test, and a killed server loses nothing that it has given the kernel.
     #[must_use]
@@ -52,7 +165,8 @@ impl Options {
         self.set(&format!("default-time-zone={offset}"))
     }
 
-    /// Offer TLS, with this certificate, and know users by those of its issuer.
+    /// Offer TLS, with this certificate, and know users by those of its issuer. Without it the server
+    /// offers none, although MySQL makes a certificate by itself: a proxy between would see nothing.
     #[must_use]
     pub fn tls(mut self, certificate: &Certificate) -> Self {
         self.tls = Some(certificate.clone());
@@ -73,84 +187,47 @@ impl Options {
     ///
     /// When it is there and does not start, with the end of its log; or when it is not
     /// there and [required](require).
-    pub fn start(self) -> Option<MariaDb> {
-        let program = require("mariadb", "mariadbd", find_binary("mariadbd", &[]))?;
-        Some(MariaDb::new(program, &self))
+    pub fn start(self) -> Option<MySqlServer> {
+        Some(MySqlServer::new(self.flavor.required_program()?, &self))
     }
 }
 
-impl MariaDb {
-    /// Options for a server of a test's own.
-    pub fn options() -> Options {
-        Options {
-            fsync: false,
-            tls: None,
-            settings: vec!["--default-time-zone=+00:00".into()],
-        }
-    }
-
-    /// Start a server of a test's own, to be stopped, killed and frozen. `None` when there
-    /// is none on this machine.
-    ///
-    /// # Panics
-    ///
-    /// As [`Options::start`].
-    pub fn start() -> Option<Self> {
-        Self::options().start()
-    }
-
-    /// The server that all tests of this binary share. `None` when there is none on this
-    /// machine.
-    ///
-    /// # Panics
-    ///
-    /// As [`Options::start`].
-    pub fn shared() -> Option<&'static Self> {
-        static SHARED: OnceLock<Option<MariaDb>> = OnceLock::new();
-        let shared =
-            SHARED.get_or_init(|| Some(Self::new(find_binary("mariadbd", &[])?, &Self::options())));
-        // Asked every time: each test that is skipped says so.
-        require("mariadb", "mariadbd", shared.as_ref())
-    }
-
+impl MySqlServer {
     fn new(program: PathBuf, options: &Options) -> Self {
-        let mut mariadb = Self::unlaunched(program, options);
-        let data = mariadb.data();
-        std::fs::create_dir(&data).expect("the directory is ours");
-        mariadb.server.give(&data);
-        mariadb.fill();
-        mariadb.port = on_a_free_port(|port| {
-            mariadb.port = port;
-            mariadb.launch(&[])
+        let mut server = Self::unlaunched(program, options);
+        server.fill();
+        server.port = on_a_free_port(|port| {
+            server.port = port;
+            server.launch(&[])
         });
-        mariadb.make_users();
-        mariadb
+        server
     }
 
     /// One that does not run yet, and has neither data nor a port.
     pub(crate) fn unlaunched(program: PathBuf, options: &Options) -> Self {
-        let server = Server::new("mariadb", User::for_server("mysql"), Signal::TERM);
-        let mut mariadb = Self {
+        let flavor = options.flavor;
+        let server = Server::new(flavor.engine(), User::for_server("mysql"), Signal::TERM);
+        let mut this = Self {
+            flavor,
             server,
             program,
             args: Vec::new(),
             port: 0,
         };
         let at_commit = if options.fsync { 1 } else { 2 };
-        let mut args = mariadb.places();
+        let mut args = this.places();
+        args.extend(this.common());
         args.extend([
             "--bind-address=127.0.0.1".into(),
-            // Else `locker` at 127.0.0.1 would be `locker` at localhost, or whatever the
-            // machine's resolver says after its timeout.
-            "--skip-name-resolve".into(),
             "--max-connections=200".into(),
             format!("--innodb-flush-log-at-trx-commit={at_commit}"),
-            format!("--socket={}", mariadb.socket().display()),
-            format!("--pid-file={}", mariadb.server.dir().join("pid").display()),
         ]);
+        if flavor == Flavor::MySql && options.tls.is_none() {
+            args.push("--tls-version=".into());
+        }
         args.extend(options.settings.iter().cloned());
         if let Some(certificate) = &options.tls {
-            let server = &mariadb.server;
+            let server = &this.server;
             certificate.write(server.dir(), |path| server.give(path));
             for (option, file) in [
                 ("ssl-cert", "cert.pem"),
@@ -160,29 +237,95 @@ impl MariaDb {
                 args.push(format!("--{option}={}", server.dir().join(file).display()));
             }
         }
-        mariadb.args = args;
-        mariadb
+        this.args = args;
+        this
     }
 
     /// For what fills the data directory and for what serves it.
     fn places(&self) -> Vec<String> {
+        let log_size = match self.flavor {
+            Flavor::MariaDb => "--innodb-log-file-size=8M",
+            Flavor::MySql => "--innodb-redo-log-capacity=8M",
+        };
         vec![
             "--no-defaults".into(),
             format!("--datadir={}", self.data().display()),
             // A server that starts removes the temporary tables of all others from there.
             format!("--tmpdir={}", self.server.dir().display()),
             "--skip-log-bin".into(),
-            "--innodb-log-file-size=8M".into(),
+            log_size.into(),
             "--innodb-buffer-pool-size=32M".into(),
         ]
     }
 
-    /// Make the data of a new server.
+    /// For what serves it, whatever it is started for.
+    fn common(&self) -> Vec<String> {
+        let mut args = vec![
+            // Else `locker` at 127.0.0.1 would be `locker` at localhost, or whatever the
+            // machine's resolver says after its timeout.
+            "--skip-name-resolve".into(),
+            format!("--socket={}", self.socket().display()),
+            format!("--pid-file={}", self.server.dir().join("pid").display()),
+        ];
+        if self.flavor == Flavor::MySql {
+            args.extend(COUNT_LESS.map(String::from));
+            args.extend([
+                "--mysqlx=OFF".into(),
+                // The directory that was compiled in is not there.
+                "--secure-file-priv=NULL".into(),
+            ]);
+            // The server was unpacked, not installed.
+            let home = self.program.ancestors().nth(2).unwrap_or(Path::new("/"));
+            let plugins = home.join("root/usr/lib/mysql/plugin");
+            if plugins.is_dir() {
+                args.push(format!("--plugin-dir={}", plugins.display()));
+            }
+        }
+        args
+    }
+
+    /// Make the data of a new server, with the users that tests have.
     pub(crate) fn fill(&self) {
+        let data = self.data();
+        template::copy(&self.template(), &data, &self.server);
+        // Each server makes an identity of its own.
+        let _ = std::fs::remove_file(data.join("auto.cnf"));
+    }
+
+    /// A data directory of this version, made once on this machine: that takes seconds.
+    fn template(&self) -> PathBuf {
+        let (program, flavor) = (&self.program, self.flavor);
+        static MADE: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
+        let made = &MADE[usize::from(flavor == Flavor::MySql)];
+        made.get_or_init(|| {
+            template::of(flavor.engine(), program, |save| {
+                let mut first = Self::unlaunched(program.clone(), &Options::new(flavor));
+                let data = first.data();
+                std::fs::create_dir(&data).expect("the directory is ours");
+                first.server.give(&data);
+                first.initialize();
+                first.args = first.places();
+                first.args.extend(first.common());
+                first.args.push("--skip-networking".into());
+                first.launch(&[]).unwrap_or_else(|log| panic!("{log}"));
+                first.make_users();
+                first.stop();
+                save(&data);
+            })
+        })
+        .clone()
+    }
+
+    fn initialize(&self) {
+        let mut args = self.places();
+        if self.flavor == Flavor::MySql {
+            args.push("--initialize-insecure".into());
+            self.server.prepare(&self.program, &args);
+            return;
+        }
         let install = find_binary("mariadb-install-db", &[])
             .expect("mariadb-install-db comes with the server");
-        let mut fill = self.places();
-        fill.extend(
+        args.extend(
             [
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
@@ -190,7 +333,7 @@ impl MariaDb {
             ]
             .map(String::from),
         );
-        self.server.prepare(&install, &fill);
+        self.server.prepare(&install, &args);
     }
 
     /// Start it on its port with some more arguments, and wait until it answers.
@@ -208,8 +351,8 @@ impl MariaDb {
             .launch(&self.program, &args, DEATHSIG, || succeeds(&mut ready))
     }
 
-    /// Make `locker`, on a new server.
-    pub(crate) fn make_users(&self) {
+    /// Make `locker`, and have `root` come in over TCP, on a new server.
+    fn make_users(&self) {
         // Nobody without a name: such a user of one host goes before `locker` of any.
         let mut admin = self.stranger("mysql");
         let anonymous = admin
@@ -220,6 +363,11 @@ impl MariaDb {
                 .run(&format!("DROP USER ''@'{host}'"))
                 .expect("root may drop a user");
         }
+        let root = "root@'127.0.0.1'";
+        admin
+            .run(&format!("CREATE USER IF NOT EXISTS {root}"))
+            .and_then(|_| admin.run(&format!("GRANT ALL ON *.* TO {root} WITH GRANT OPTION")))
+            .expect("root may make a user");
         for host in ["127.0.0.1", "localhost"] {
             let password = LOCKER_PASSWORD.replace('\'', "''");
             admin
@@ -230,6 +378,11 @@ impl MariaDb {
                 .expect("a new server has no user of that name");
         }
         admin.leave();
+    }
+
+    /// Whose it is.
+    pub fn flavor(&self) -> Flavor {
+        self.flavor
     }
 
     /// Where its data lies.

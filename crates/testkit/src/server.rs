@@ -126,7 +126,7 @@ pub struct Server {
     process: Process,
     dir: ScratchDir,
     user: Option<User>,
-    polite: Signal,
+    pub(crate) polite: Signal,
     /// Put into its environment.
     pub(crate) env: Vec<(String, String)>,
 }

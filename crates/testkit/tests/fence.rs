@@ -158,3 +158,6 @@ lab_tests!(postgres: a_frozen_holder_cannot_write, without_a_fence_a_frozen_hold
 lab_tests!(mariadb: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
     a_frozen_holder_that_trusts_itself_cannot_write,
     frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);
+lab_tests!(mysql: a_frozen_holder_cannot_write, without_a_fence_a_frozen_holder_writes,
+    a_frozen_holder_that_trusts_itself_cannot_write,
+    frozen_in_its_transaction_it_is_waited_for, killed_in_its_transaction_it_holds_nothing);

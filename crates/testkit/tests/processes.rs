@@ -305,18 +305,20 @@ macro_rules! on {
         );
     )* };
 }
-on!(sqlite, postgres, mariadb);
+on!(sqlite, postgres, mariadb, mysql);
 
 mod forked {
     use super::a_forked_child_takes_over_as_another_process;
     testkit::lab_tests!(postgres: a_forked_child_takes_over_as_another_process);
     testkit::lab_tests!(mariadb: a_forked_child_takes_over_as_another_process);
+    testkit::lab_tests!(mysql: a_forked_child_takes_over_as_another_process);
 }
 
 mod clocks {
     use super::clocks_of_clients_do_not_matter;
     testkit::lab_tests!(postgres: clocks_of_clients_do_not_matter);
     testkit::lab_tests!(mariadb: clocks_of_clients_do_not_matter);
+    testkit::lab_tests!(mysql: clocks_of_clients_do_not_matter);
 }
 
 mod busy {

@@ -2,17 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
-mod on_mariadb;
+mod on_mysql;
 mod on_postgres;
 mod sqlite_files;
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use database_locks::Locks;
 use database_locks::doctor::{Check, Finding, KINDS, Report, Severity};
 use testkit::server::{find_binary, require};
-use testkit::{Killable, Lab, MariaDb, Postgres, Proxy, Stranger, lab_tests, time};
+use testkit::{
+    Killable, Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, Stranger, lab_tests, time,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -52,15 +55,11 @@ fn only(report: &Report, id: &str, said: &str) {
     assert!(the(report, id).said.contains(said), "{report:#?}");
 }
 
-fn ours(lab: &Lab) -> bool {
-    lab.engine == "mariadb"
-}
-
 #[test]
 fn each_finding_has_a_test_that_makes_it_appear() {
     let tests = concat!(
         include_str!("main.rs"),
-        include_str!("on_mariadb.rs"),
+        include_str!("on_mysql.rs"),
         include_str!("on_postgres.rs"),
         include_str!("sqlite_files.rs"),
         include_str!("../galera/node.rs"),
@@ -108,7 +107,7 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
             "CREATE TABLE database_locks_lock (id integer NOT NULL PRIMARY KEY AUTOINCREMENT, name \
              varchar(255) NOT NULL UNIQUE, locked_by text NULL, expires_at datetime NULL)"
         }
-        "mariadb" => {
+        "mariadb" | "mysql" => {
             "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
              varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL)"
         }
@@ -123,11 +122,14 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         said.contains("lacks token, grant_id, granted_until"),
         "{report:#?}"
     );
-    if ours(lab) {
+    if lab.is_mysql_like() {
         assert!(
             the(&report, "name-collation")
                 .said
-                .contains("utf8mb4_nopad_bin")
+                .contains(match lab.engine {
+                    "mysql" => "utf8mb4_0900_bin",
+                    _ => "utf8mb4_nopad_bin",
+                })
         );
         assert!(the(&report, "column-type").said.contains("must be"));
     }
@@ -169,7 +171,7 @@ async fn indexes_are_counted(lab: &Lab) {
         "an index locks_expiry on expires_at",
     );
     lab.sql(match lab.engine {
-        "mariadb" => "DROP INDEX locks_expiry ON database_locks_lock",
+        "mariadb" | "mysql" => "DROP INDEX locks_expiry ON database_locks_lock",
         _ => "DROP INDEX locks_expiry",
     });
     lab.sql(match lab.engine {
@@ -186,7 +188,7 @@ async fn indexes_are_counted(lab: &Lab) {
 async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
     let locks = lab.locks().await;
     match lab.engine {
-        "mariadb" => {
+        "mariadb" | "mysql" => {
             lab.sql("ALTER TABLE database_locks_lock RENAME INDEX name TO other");
             let report = locks.doctor().await.expect("looks");
             only(
@@ -234,7 +236,7 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
             "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 hour')",
             "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-2 days')",
         ),
-        "mariadb" => (
+        "mariadb" | "mysql" => (
             "UTC_TIMESTAMP(6) - INTERVAL 1 HOUR",
             "UTC_TIMESTAMP(6) + INTERVAL 1 HOUR",
             "UTC_TIMESTAMP(6) - INTERVAL 2 DAY",
@@ -288,6 +290,11 @@ async fn many_rows_are_too_many(lab: &Lab) {
              INSERT INTO database_locks_lock (name) SELECT 'n' || i FROM n"
         }
         "mariadb" => "INSERT INTO database_locks_lock (name) SELECT CONCAT('n', seq) FROM seq_1_to_100001",
+        "mysql" => {
+            "SET SESSION cte_max_recursion_depth = 200000; INSERT INTO database_locks_lock (name) \
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100001) \
+             SELECT CONCAT('n', i) FROM n"
+        }
         _ => "INSERT INTO database_locks_lock (name) SELECT 'n' || i FROM generate_series(1, 100001) i",
     });
     let report = locks.doctor().await.expect("looks");
@@ -308,6 +315,11 @@ lab_tests!(postgres:
     many_rows_are_too_many);
 lab_tests!(postgres18: a_new_table_has_nothing_wrong_with_it, a_table_of_0_5_lacks_columns);
 lab_tests!(mariadb:
+    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
+    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
+    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    many_rows_are_too_many);
+lab_tests!(mysql:
     a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
     a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
     names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,

@@ -1,6 +1,6 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb pgbouncer galera` starts the servers named, says in one line of JSON where they
+//! `lab postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one line of JSON where they
 //! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
 //! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
 //! answers each with one line of JSON, `{"error": …}` where it does not understand:
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde_json::{Value, json};
-use testkit::{Galera, MariaDb, PgBouncer, Postgres, Proxy, galera};
+use testkit::{Galera, MariaDb, MySql, MySqlServer, PgBouncer, Postgres, Proxy, galera};
 
 fn main() {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -40,7 +40,14 @@ fn main() {
     }
 }
 
-const ENGINES: [&str; 5] = ["postgres", "postgres18", "mariadb", "pgbouncer", "galera"];
+const ENGINES: [&str; 6] = [
+    "postgres",
+    "postgres18",
+    "mariadb",
+    "mysql",
+    "pgbouncer",
+    "galera",
+];
 
 fn say(answer: &Value) {
     // Who no longer listens has also closed our input, which is about to end us.
@@ -55,7 +62,7 @@ struct Lab {
 
 enum Server {
     Postgres(Postgres),
-    MariaDb(MariaDb),
+    MySql(MySqlServer),
     PgBouncer(PgBouncer, Postgres),
     Galera(Galera),
 }
@@ -149,7 +156,8 @@ impl Server {
                 PgBouncer::start(&server, &[]).map(|pooler| Self::PgBouncer(pooler, server))
             }
             "galera" => Galera::start().map(Self::Galera),
-            _ => MariaDb::start().map(Self::MariaDb),
+            "mysql" => MySql::start().map(Self::MySql),
+            _ => MariaDb::start().map(Self::MySql),
         }
     }
 
@@ -165,7 +173,7 @@ impl Server {
                 "pid": server.server().pid(),
                 "bin": server.bin(),
             }),
-            Self::MariaDb(server) => describe_mariadb(server),
+            Self::MySql(server) => describe_mysql(server),
             Self::PgBouncer(pooler, server) => json!({
                 "url": pooler.url("postgres"),
                 "direct_url": server.url(),
@@ -173,7 +181,7 @@ impl Server {
                 "pid": pooler.server().pid(),
             }),
             Self::Galera(cluster) => {
-                let nodes = (0..galera::NODES).map(|node| describe_mariadb(cluster.node(node)));
+                let nodes = (0..galera::NODES).map(|node| describe_mysql(cluster.node(node)));
                 json!({
                     "url": cluster.url_of(&[0, 1, 2], "mysql"),
                     "locker_url": cluster.locker_url(&[0, 1, 2], "mysql"),
@@ -188,7 +196,7 @@ impl Server {
             ($server:ident => $call:expr) => {
                 match self {
                     Self::Postgres($server) => $call,
-                    Self::MariaDb($server) => $call,
+                    Self::MySql($server) => $call,
                     Self::PgBouncer($server, _) => $call,
                     Self::Galera(_) => unreachable!("a cluster has commands of its own"),
                 }
@@ -198,7 +206,7 @@ impl Server {
             "database" => {
                 return Ok(match self {
                     Self::Postgres(server) => json!({ "url": server.fresh_database() }),
-                    Self::MariaDb(server) => json!({ "url": server.fresh_database() }),
+                    Self::MySql(server) => json!({ "url": server.fresh_database() }),
                     Self::PgBouncer(pooler, server) => {
                         let direct = server.fresh_database();
                         json!({ "url": pooler.url(&direct), "direct_url": direct })
@@ -220,7 +228,7 @@ impl Server {
     }
 }
 
-fn describe_mariadb(server: &MariaDb) -> Value {
+fn describe_mysql(server: &MySqlServer) -> Value {
     json!({
         "url": server.url(),
         "socket_url": server.socket_url("mysql"),

@@ -20,7 +20,8 @@ pub(super) const WITHIN: Duration = Duration::from_secs(20);
 /// A table of its own in some database, and how to connect to it.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `galera`.
+    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
+    /// `mysql-group`.
     pub engine: &'static str,
     /// Where the database is; of several nodes each client has the next.
     urls: Vec<String>,
@@ -47,7 +48,7 @@ impl Bench {
 
     /// Whether leases end by being watched, and not by a clock of the database.
     pub fn is_cluster(&self) -> bool {
-        self.engine == "galera"
+        matches!(self.engine, "galera" | "mysql-group")
     }
 
     /// Another client: a connection of its own.

@@ -70,7 +70,8 @@ impl Session {
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
          WHERE id IN ({list}) AND (expires_at IS NULL OR {ended})
            AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                   DIV 1000";
+                   DIV 1000
+           AND {writable}";
 
     /// Free those that are still held by exactly these grants. The insert id is what became
     /// `renewed_at`.
@@ -82,7 +83,7 @@ impl Session {
                ) MICROSECOND
          WHERE name IN ({list})
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
-           AND granted_until = expires_at";
+           AND granted_until = expires_at AND {writable}";
 
     /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
     /// is no clock that tells which leases have ended.

@@ -42,6 +42,10 @@ pub(super) const ENDED_ON_CLUSTER: &str = "
 /// A row that stands is one that nobody has taken over.
 pub(super) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
+/// Whether the server takes writes of everybody. A privileged user may write in spite of `read_only`, and
+/// what is written to a replica goes nowhere. MariaDB says OFF, MySQL 0; some versions know more values.
+pub(super) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
+
 /// Put into a statement what it says of the lease. In one about many locks, what was watched stands
 /// beside each.
 pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
@@ -52,6 +56,7 @@ pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let each = ended.replace(":seen_", "g.seen_");
     let text = statement.replace("{ended}", ended);
     let text = text.replace("{grace}", grace);
+    let text = text.replace("{writable}", WRITABLE);
     text.replace("{ended_each}", &each).replace("{live}", live)
 }
 
@@ -88,13 +93,16 @@ impl Cluster {
 
 impl Session {
     /// As a node of Galera is asked whether it can serve.
-    const STATE: &str = "
+    pub(super) const STATE: &str = "
         SHOW STATUS WHERE Variable_name IN
             ('wsrep_ready', 'wsrep_cluster_status', 'wsrep_local_state_comment')";
-    /// The same of Group Replication. It may take a right that we do not have.
-    const MEMBER: &str = "
-        SELECT member_state FROM performance_schema.replication_group_members
-         WHERE member_id = @@server_uuid";
+    /// The same of Group Replication. It takes the right to read that table. A member that is cut off
+    /// from most of the others calls itself online, and what is written to it waits for ever.
+    pub(super) const MEMBER: &str = "
+        SELECT IF(COUNT(IF(member_state = 'UNREACHABLE', 1, NULL)) * 2 >= COUNT(*),
+                  'CUT OFF FROM MOST OF THE OTHERS',
+                  IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE'))
+          FROM performance_schema.replication_group_members";
 
     /// Whether the node can serve. One that is cut off from most of the others, or is being made a copy
     /// of one of them, cannot just now; another may.
@@ -116,11 +124,11 @@ impl Session {
                 })
             }
             Cluster::Group => match self.words(Self::MEMBER).await {
-                Ok(found) => found
-                    .into_iter()
-                    .next()
-                    .filter(|state| matches!(state.as_str(), "RECOVERING" | "ERROR"))
+                // One that was started and has not joined takes writes that no other member hears of.
+                Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
+                    .filter(|state| state != "ONLINE")
                     .map(|state| state.to_lowercase()),
+                // `doctor` says that it cannot be seen, and which right it takes.
                 Err(StoreError::Rejected { .. }) => None,
                 Err(failure) => return Err(failure.into()),
             },
@@ -134,8 +142,8 @@ impl Session {
         }
     }
 
-    const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
-    const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
+    pub(super) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
+    pub(super) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
 
     /// Refuse a node of Galera that was told not to pass on what is written to it.
     pub(super) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
@@ -225,17 +233,18 @@ impl Session {
                        IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
                           GREATEST(g.length, IFNULL(
                               TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
-                  FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
-                           length bigint PATH '$.length')) g
+                           length bigint PATH '$.length')) j
+                         LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
                  WHERE l.token = g.token AND l.grant_id = g.grant_id
                    AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND {live} AND l.granted_until = l.expires_at
+                   AND {live} AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
@@ -254,7 +263,7 @@ impl Session {
                               TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at), 0))) AS length
                   FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
-                   AND {live} AND granted_until = expires_at
+                   AND {live} AND granted_until = expires_at AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
@@ -278,6 +287,7 @@ impl Session {
                             OR (:unknown AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                   UTC_TIMESTAMP(6) - INTERVAL 1 DAY) DIV 1000
+                          AND {writable}
                         LIMIT 500 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 

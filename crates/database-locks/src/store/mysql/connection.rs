@@ -4,9 +4,11 @@
 //! <https://github.com/blackbeam/mysql_async/issues/401>), so a task owns it and callers queue.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use mysql_async::{ClientIdentity, Opts, OptsBuilder, SslOpts};
@@ -49,6 +51,8 @@ pub(super) struct Server {
     pub(super) greeted: AtomicBool,
     /// Whether it was one of a cluster.
     pub(super) clustered: AtomicBool,
+    /// Whether the table was once found fit: if it is missing after that, it may come back.
+    pub(super) found: AtomicBool,
 }
 
 /// One way to connect.
@@ -117,6 +121,7 @@ impl Server {
             latest: AtomicUsize::new(0),
             greeted: AtomicBool::new(false),
             clustered: AtomicBool::new(false),
+            found: AtomicBool::new(false),
         })
     }
 
@@ -172,9 +177,42 @@ struct Worker {
     busy_since: Arc<AtomicU64>,
 }
 
+/// Set as long as this lives.
+struct Flag(Arc<AtomicBool>);
+
+impl Flag {
+    fn set(flag: &Arc<AtomicBool>) -> Self {
+        flag.store(true, Ordering::Release);
+        Self(Arc::clone(flag))
+    }
+}
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// A session, and the word that there is one.
+struct Connected {
+    session: Session,
+    _up: Flag,
+}
+
+/// Why a call has no answer.
+pub(super) struct Failed {
+    pub(super) failure: StoreError,
+    /// There was no connection, so nothing was sent.
+    pub(super) unsent: bool,
+}
+
 /// A queue of jobs and the connection that they are done on, one after another.
 pub(super) struct Line {
     server: Arc<Server>,
+    /// Whether there is a connection.
+    up: Arc<AtomicBool>,
+    /// Whether one is being made by [`Line::dial`].
+    dialled: Arc<AtomicBool>,
     jobs: mpsc::UnboundedSender<Job>,
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
@@ -187,10 +225,34 @@ impl Line {
         let inbox = Arc::new(tokio::sync::Mutex::new(inbox));
         Self {
             server,
+            up: Arc::default(),
+            dialled: Arc::default(),
             jobs,
             inbox,
             worker: Mutex::default(),
         }
+    }
+
+    /// Whether there is a connection, as far as is known.
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Connect in the background, unless that is done or under way.
+    pub(super) fn dial(&self) {
+        if self.is_up() {
+            return;
+        }
+        if !self.dialled.swap(true, Ordering::AcqRel) {
+            let under_way = Flag::set(&self.dialled);
+            let deadline = clock::now() + self.server.patience(Duration::ZERO);
+            let work: Work = Box::new(move |_| {
+                drop(under_way);
+                Box::pin(std::future::ready(()))
+            });
+            let _ = self.jobs.send(Job { deadline, work });
+        }
+        self.employ();
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
@@ -201,14 +263,31 @@ impl Line {
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
+        let done = self.attempt(within, work).await;
+        done.map_err(|failed| failed.failure)
+    }
+
+    /// The same, with a word on whether anything was sent.
+    pub(super) async fn attempt<T: Send + 'static>(
+        &self,
+        within: Duration,
+        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        + Send
+        + 'static,
+    ) -> Result<T, Failed> {
         let (tell, answer) = oneshot::channel();
+        let unsent = Arc::new(AtomicBool::new(false));
+        let not_sent = Arc::clone(&unsent);
         let work: Work = Box::new(move |session| {
             Box::pin(async move {
                 let done = match session {
                     Ok(session) => work(session).await,
-                    Err(failure) => Err(failure),
+                    Err(failure) => {
+                        not_sent.store(true, Ordering::Release);
+                        Err(failure)
+                    }
                 };
-                // Whoever asked may have gone away.
+                // The caller may have gone away.
                 let _ = tell.send(done);
             })
         });
@@ -227,7 +306,10 @@ impl Line {
         let _ = self.jobs.send(Job { deadline, work });
         self.employ();
         let done = keep_to(within, reply, || self.give_up(within)).await;
-        done.map_err(|failure| place(&self.server, failure))
+        done.map_err(|failure| Failed {
+            failure: place(&self.server, failure),
+            unsent: unsent.load(Ordering::Acquire),
+        })
     }
 
     /// See to it that somebody works, on the runtime that calls: the one that did may be gone.
@@ -239,7 +321,8 @@ impl Line {
         {
             let busy_since = Arc::new(AtomicU64::new(0));
             let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
-            let task = tokio::spawn(serve(server, inbox, Arc::clone(&busy_since)));
+            let (up, since) = (Arc::clone(&self.up), Arc::clone(&busy_since));
+            let task = tokio::spawn(serve(server, inbox, up, since));
             *worker = Some(Worker {
                 task: task.abort_handle(),
                 busy_since,
@@ -271,11 +354,12 @@ impl Line {
 async fn serve(
     server: Arc<Server>,
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
+    up: Arc<AtomicBool>,
     busy_since: Arc<AtomicU64>,
 ) {
     let mut inbox = inbox.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
-    let mut session: Option<Session> = None;
+    let mut session: Option<Connected> = None;
     let mut last_used = clock::now();
     while let Some(job) = inbox.recv().await {
         // Nobody waits for it any more.
@@ -284,12 +368,12 @@ async fn serve(
         }
         if let Some(old) = &mut session
             && clock::now().saturating_sub(last_used) >= IDLE
-            && !old.answers(job.left() / 3).await
+            && !old.session.answers(job.left() / 3).await
         {
             session = None;
         }
         let ready = match &mut session {
-            Some(session) => session,
+            Some(connected) => &mut connected.session,
             none => {
                 let pause = backoff.pause();
                 let made = match failure.take().filter(|_| pause >= job.left()) {
@@ -301,7 +385,10 @@ async fn serve(
                     }
                 };
                 match made {
-                    Ok(new) => none.insert(new),
+                    Ok(session) => {
+                        let _up = Flag::set(&up);
+                        &mut none.insert(Connected { session, _up }).session
+                    }
                     Err(said) => {
                         (job.work)(Err(same(&said))).await;
                         while let Ok(job) = inbox.try_recv() {
@@ -319,19 +406,39 @@ async fn serve(
         }
         let now = u64::try_from(clock::now().as_nanos()).unwrap_or(u64::MAX);
         busy_since.store(now, Ordering::Release);
-        let in_time = tokio::time::timeout(left, (job.work)(Ok(ready)))
-            .await
-            .is_ok();
+        // A panic of the driver ends this job, and none of those behind it.
+        let done = caught(tokio::time::timeout(left, (job.work)(Ok(ready)))).await;
         busy_since.store(0, Ordering::Release);
-        if !in_time || ready.is_broken() {
+        if !matches!(done, Ok(Ok(()))) || ready.is_broken() {
             session = None;
         }
         last_used = clock::now();
     }
 }
 
+/// Carry out what may panic. The message of a panic, if it did.
+pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(move |context| {
+        // After a panic it is not polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied());
+                Poll::Ready(Err(text.unwrap_or("for no reason that it gave").to_owned()))
+            }
+        }
+    })
+    .await
+}
+
 async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session, StoreError> {
-    let made = Session::open(server).await;
+    let made = caught(Session::open(server)).await.unwrap_or_else(|panic| {
+        let said = format!("the MySQL driver panicked: {panic}");
+        Err(StoreError::Unavailable(said.into()))
+    });
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {

@@ -61,7 +61,7 @@ impl Session {
     }
 
     const ENGINE: &str = "
-        SELECT IFNULL(engine, '') FROM information_schema.tables
+        SELECT IFNULL(engine, ''), IFNULL(row_format, '') FROM information_schema.tables
          WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table";
     const COLUMNS: &str = "
         SELECT column_name, IFNULL(character_set_name, ''), IFNULL(collation_name, '')
@@ -89,7 +89,7 @@ impl Session {
         let Some(engine) = engine.into_iter().next() else {
             return Ok(Some(self.fill(SCHEMA)));
         };
-        let engine: (String,) = from_row_opt(engine).unwrap_or_default();
+        let (engine, format): (String, String) = from_row_opt(engine).unwrap_or_default();
         let columns: Vec<(String, String, String)> = self
             .rows(Self::COLUMNS, which())
             .await?
@@ -122,8 +122,12 @@ impl Session {
             Some(key) => changes.push(format!("RENAME INDEX `{}` TO name", key.replace('`', "``"))),
         }
         // Others have no row locks.
-        if engine.0 != "InnoDB" {
+        if engine != "InnoDB" {
             changes.push("ENGINE = InnoDB".into());
+        }
+        // The index on names of utf8mb4 is too long for the older formats.
+        if matches!(&*format.to_lowercase(), "compact" | "redundant" | "fixed") {
+            changes.push("ROW_FORMAT = DYNAMIC".into());
         }
         let change = format!("ALTER TABLE {{table}} {}", changes.join(", "));
         Ok((!changes.is_empty()).then(|| self.fill(&change)))

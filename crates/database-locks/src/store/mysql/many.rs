@@ -26,7 +26,7 @@ macro_rules! asked {
                            seen_token bigint PATH '$.seen.token',
                            seen_expires_at bigint PATH '$.seen.expires_at',
                            seen_renewed_at bigint PATH '$.seen.renewed_at',
-                           metadata longtext CHARACTER SET utf8mb4 PATH '$.metadata')) g"
+                           metadata longtext CHARACTER SET utf8mb4 PATH '$.metadata'))"
     };
 }
 
@@ -38,18 +38,18 @@ impl Session {
     pub(super) const ACQUIRE_MANY: &str = concat!(
         "
         UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
-                  FROM ",
+                  FROM (SELECT j.* FROM ",
         asked!(),
-        "
+        " j
+                         LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
-                 WHERE expires_at IS NULL OR {ended_each}
+                 WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = IF(l.token = 0,
+           SET l.token = GREATEST(l.token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000,
-                   l.token + 1),
+                       DIV 1000),
                l.locked_by = q.locked_by, l.grant_id = q.grant_id,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
@@ -60,10 +60,11 @@ impl Session {
     );
 
     /// Whether somebody is just creating one of these rows, or has one locked: then it fails at once.
-    const PROBE_MANY: &str = "
+    pub(super) const PROBE_MANY: &str = "
         SELECT l.id
-          FROM JSON_TABLE(:names, '$[*]' COLUMNS (
-                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
+          FROM (SELECT j.* FROM JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) j
+                 LIMIT 1000000) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
            FOR UPDATE NOWAIT";
 
@@ -81,23 +82,25 @@ impl Session {
                UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
           FROM ",
         asked!(),
-        "
+        " g
+         WHERE {writable}
          ORDER BY g.name"
     );
 
     /// Free those that are still held by exactly these grants.
     pub(super) const RELEASE_MANY: &str = "
         UPDATE (SELECT l.id
-                  FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
-                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder')) g
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder')) j
+                         LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
                  WHERE l.grant_id = g.grant_id AND l.token = IFNULL(g.token, l.token)
                    AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND l.granted_until = l.expires_at
+                   AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,

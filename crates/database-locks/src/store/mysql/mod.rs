@@ -28,6 +28,7 @@ use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Released, Renewal, Reply, Return, Store,
     StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
+use crate::clock;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::info::LockInfo;
@@ -44,9 +45,10 @@ mod install;
 mod many;
 mod rows;
 mod session;
+mod text;
 
 use cluster::version;
-use connection::{Line, Server, place};
+use connection::{Failed, Line, Server, place};
 use many::is_of;
 use rows::packed;
 use session::{Done, Session};
@@ -54,14 +56,26 @@ use session::{Done, Session};
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
+    ("settings of a session", Session::SETTINGS),
+    ("isolation of a session", Session::ISOLATION),
+    ("settings of a session on Galera", Session::CURRENT),
+    ("what the server is", Session::VARIABLES),
+    ("whether a node of Galera is ready", Session::STATE),
+    ("whether a node of Galera replicates", Session::REPLICATED),
+    ("whether a node of Galera is connected", Session::CONNECTED),
+    ("whether a member of a group is ready", Session::MEMBER),
+    ("whether the table is fit", Session::SHAPE),
     ("acquire (MySQL)", Session::ACQUIRE),
     ("acquire (MariaDB)", Session::ACQUIRE_AT_ONCE),
     ("`{ended}`", cluster::ENDED),
     ("`{ended}` on a cluster", cluster::ENDED_ON_CLUSTER),
     ("`{live}`", cluster::LIVE),
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
+    ("`{writable}`", cluster::WRITABLE),
+    ("whether the server can be written to", Session::IS_WRITABLE),
     ("look whether somebody is making the row", Session::PROBE),
     ("acquire many", Session::ACQUIRE_MANY),
+    ("look whether somebody is making one of many rows", Session::PROBE_MANY),
     ("look which of many are free (MariaDB)", Session::FREE_ONES),
     ("acquire these (MariaDB)", Session::ACQUIRE_THESE),
     ("make a row, granted", Session::CREATE),
@@ -77,6 +91,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release these (MariaDB)", Session::RELEASE_THESE),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
+    ("read all", Session::READ_ALL),
     ("look at many", Session::READ_THESE),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
@@ -90,7 +105,8 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 /// The engine `mysql://` and `mariadb://`.
 pub(super) struct Mysql {
     server: Arc<Server>,
-    /// Of their own, so that no crowd of acquires keeps a lease from being renewed.
+    /// Of their own, so that no crowd of acquires keeps a lease from being renewed. It is there from the
+    /// first grant on; while it cannot be had, renewals go over the other one.
     renewals: Line,
     rest: Line,
     /// Where there is one server, and on a cluster.
@@ -134,14 +150,21 @@ impl Store for Mysql {
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
-        Box::pin(self.rest.call(within, |session| {
-            Box::pin(async move {
-                match &*asks {
-                    [ask] => Ok(vec![session.acquire(ask).await?]),
-                    asks => session.acquire_many(asks).await,
-                }
-            })
-        }))
+        Box::pin(async move {
+            let work = self.rest.call(within, |session| {
+                Box::pin(async move {
+                    match &*asks {
+                        [ask] => Ok(vec![session.acquire(ask).await?]),
+                        asks => session.acquire_many(asks).await,
+                    }
+                })
+            });
+            let outcomes = work.await?;
+            if outcomes.iter().any(is_granted) {
+                self.renewals.dial();
+            }
+            Ok(outcomes)
+        })
     }
 
     fn renew<'a>(
@@ -149,10 +172,26 @@ impl Store for Mysql {
         grants: &'a [(Grant, Ttl)],
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
-        let grants = grants.to_vec();
-        Box::pin(self.renewals.call(within, |session| {
-            Box::pin(async move { session.renew(&grants).await })
-        }))
+        Box::pin(async move {
+            let until = clock::now() + within;
+            let unsent = if self.renewals.is_up() || !self.rest.is_up() {
+                match renew_on(&self.renewals, grants, within).await {
+                    Err(Failed { failure, unsent }) if unsent && self.rest.is_up() => Some(failure),
+                    done => return done.map_err(|failed| failed.failure),
+                }
+            } else {
+                self.renewals.dial();
+                None
+            };
+            let left = until.saturating_sub(clock::now());
+            match unsent {
+                Some(failure) if left.is_zero() => Err(failure),
+                _ => {
+                    let done = renew_on(&self.rest, grants, left).await;
+                    done.map_err(|failed| failed.failure)
+                }
+            }
+        })
     }
 
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
@@ -197,16 +236,30 @@ impl Store for Mysql {
 
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
-        Box::pin(self.rest.call(within, |session| {
-            Box::pin(async move { session.take_over(&what).await })
-        }))
+        Box::pin(async move {
+            let work = self.rest.call(within, |session| {
+                Box::pin(async move { session.take_over(&what).await })
+            });
+            let outcome = work.await?;
+            if is_granted(&outcome) {
+                self.renewals.dial();
+            }
+            Ok(outcome)
+        })
     }
 
     fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
-        Box::pin(self.rest.call(within, |session| {
-            Box::pin(async move { session.take_up(&what).await })
-        }))
+        Box::pin(async move {
+            let work = self.rest.call(within, |session| {
+                Box::pin(async move { session.take_up(&what).await })
+            });
+            let renewal = work.await?;
+            if renewal == Renewal::Renewed {
+                self.renewals.dial();
+            }
+            Ok(renewal)
+        })
     }
 
     fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
@@ -248,6 +301,22 @@ impl Store for Mysql {
     }
 }
 
+async fn renew_on(
+    line: &Line,
+    grants: &[(Grant, Ttl)],
+    within: Duration,
+) -> Result<Vec<Renewal>, Failed> {
+    let grants = grants.to_vec();
+    let work = line.attempt(within, |session| {
+        Box::pin(async move { session.renew(&grants).await })
+    });
+    work.await
+}
+
+fn is_granted(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Granted { .. })
+}
+
 fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
@@ -259,13 +328,12 @@ impl Session {
     /// its row locked, or there is no row. A row that was never granted begins at the time in ms.
     const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND (expires_at IS NULL OR {ended})
+                 WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(IF(l.token = 0,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000,
-                   l.token + 1)),
+                       DIV 1000)),
                l.locked_by = :holder, l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -280,16 +348,15 @@ impl Session {
     /// Not `WHERE id = (SELECT … SKIP LOCKED)`, which reads the whole table.
     const ACQUIRE_AT_ONCE: &str = "
         UPDATE {table} FORCE INDEX (name)
-           SET token = LAST_INSERT_ID(IF(token = 0,
+           SET token = LAST_INSERT_ID(GREATEST(token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000,
-                   token + 1)),
+                       DIV 1000)),
                locked_by = :holder, grant_id = :grant,
                expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6),
                metadata = :metadata
-         WHERE name = :name AND (expires_at IS NULL OR {ended})";
+         WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}";
 
     async fn acquire(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
         let statement = if self.never_waits {
@@ -361,17 +428,18 @@ impl Session {
     /// has renewed from others, should there be any. No longtext in the list: see above.
     const RENEW: &str = "
         UPDATE (SELECT l.id, g.length
-                  FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
                            token bigint PATH '$.token',
                            grant_id char(32) CHARACTER SET ascii PATH '$.grant',
                            locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
-                           length bigint PATH '$.length')) g
+                           length bigint PATH '$.length')) j
+                         LIMIT 1000000) g
                        STRAIGHT_JOIN {table} l FORCE INDEX (name)
                        ON l.name = g.name COLLATE {collation}
                  WHERE l.token = g.token AND l.grant_id = g.grant_id
                    AND l.locked_by = g.locked_by COLLATE {collation}
-                   AND {live} AND l.granted_until = l.expires_at
+                   AND {live} AND l.granted_until = l.expires_at AND {writable}
                  LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = GREATEST(l.expires_at, IFNULL(
@@ -445,13 +513,12 @@ impl Session {
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}
                    AND token = :seen_token AND grant_id <=> :seen_grant
-                   AND {live}
+                   AND {live} AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = LAST_INSERT_ID(IF(l.token = 0,
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000,
-                   l.token + 1)),
+                       DIV 1000)),
                l.grant_id = :grant,
                l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
                l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
@@ -491,7 +558,7 @@ impl Session {
     const TAKE_UP: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
-                   AND {live} AND granted_until = expires_at
+                   AND {live} AND granted_until = expires_at AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
@@ -537,6 +604,7 @@ impl Session {
                                AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                                     UTC_TIMESTAMP(6)) DIV 1000
+                          AND {writable}
                         LIMIT 500 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
@@ -554,6 +622,7 @@ impl Session {
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
                    AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
+                   AND {writable}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
            SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
@@ -565,7 +634,8 @@ impl Session {
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
                renewed_at = UTC_TIMESTAMP(6)
          WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
-           AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at";
+           AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
+           AND {writable}";
 
     async fn release(&mut self, what: &Return) -> Result<Released, StoreError> {
         let params = params! {
@@ -599,14 +669,13 @@ impl Session {
     /// The token rises, which tells the holder at its next renewal, as `locked_by` stays.
     const FORCE: &str = "
         UPDATE (SELECT id FROM {table}
-                 WHERE name = :name AND {live}
+                 WHERE name = :name AND {live} AND {writable}
                    AND token = :token AND locked_by <=> :holder COLLATE {collation}
                  LIMIT 1 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
-           SET l.token = IF(l.token = 0,
+           SET l.token = GREATEST(l.token + 1,
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
-                       DIV 1000,
-                   l.token + 1),
+                       DIV 1000),
                l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
                l.renewed_at = UTC_TIMESTAMP(6)";
 

@@ -26,15 +26,21 @@ macro_rules! read {
                    AS renewed_at,
                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.expires_at)
                    AS expired_at,
-               l.metadata
+               l.metadata, {writable} AS writable
           FROM ",
             $from
         )
     };
 }
 
+/// The column of [`read`] that tells whether the server can be written to.
+const WRITABLE_AT: usize = 12;
+
 impl Session {
-    const READ_ALL: &str = read!("{table} l ORDER BY l.name");
+    /// The same where there is no row that would tell it.
+    pub(super) const IS_WRITABLE: &str = "SELECT {writable}";
+
+    pub(super) const READ_ALL: &str = read!("{table} l ORDER BY l.name");
     pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
     pub(super) const READ_THESE: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
@@ -44,32 +50,46 @@ impl Session {
     );
 
     pub(super) async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        let clocks = self.cluster.is_some();
         let rows = self.query(Self::READ_ALL, Params::Empty).await?;
-        Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
+        self.seen(rows)
     }
 
     pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
-        let clocks = self.cluster.is_some();
-        if let [name] = names {
-            let name = params! { "name" => name.as_str() };
-            return Ok(self
-                .query(Self::READ_ONE, name)
-                .await?
-                .into_iter()
-                .map(|row| seen(row, clocks))
-                .collect());
-        }
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
-        for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
-            let found = self
-                .query(Self::READ_THESE, params! { "names" => text })
-                .await?;
-            rows.extend(found.into_iter().map(|row| seen(row, clocks)));
+        if let [name] = *names {
+            let name = params! { "name" => name.as_str() };
+            rows = self.query(Self::READ_ONE, name).await?;
+        } else {
+            for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
+                let text = params! { "names" => text };
+                rows.extend(self.query(Self::READ_THESE, text).await?);
+            }
         }
-        Ok(rows)
+        if rows.len() < names.len() {
+            // No row shows it, and the caller may conclude that a grant is gone, or make a row.
+            let told = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
+            self.must_be_writable(told.first(), 0)?;
+        }
+        self.seen(rows)
+    }
+
+    /// Rows of [`read`], unless the server has become read-only since the session was opened.
+    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<Seen>, StoreError> {
+        self.must_be_writable(rows.first(), WRITABLE_AT)?;
+        let clocks = self.cluster.is_some();
+        Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
+    }
+
+    /// Give up a connection to a server that has become read-only, as in a failover: for a privileged
+    /// user statements go on working there, on what is a replica by now.
+    fn must_be_writable(&mut self, row: Option<&Row>, at: usize) -> Result<(), StoreError> {
+        let writable: Option<i64> = row.and_then(|row| row.get_opt(at)?.ok());
+        match writable {
+            Some(0) => Err(self.has_become_read_only()),
+            _ => Ok(()),
+        }
     }
 }
 

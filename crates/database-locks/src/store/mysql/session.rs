@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, Error, IoError, Params, Row, Statement};
+use mysql_async::{Conn, DriverError, Error, IoError, Opts, Params, Row, ServerError, Statement};
 use rustls::crypto::{CryptoProvider, ring};
 
 use super::super::hosts::{Failure, Verdict, first_of};
@@ -14,10 +14,15 @@ use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
 use super::super::{NO_TOKEN, StoreError};
 use super::cluster::{self, Cluster};
-use super::connection::{Host, Server};
+use super::connection::{Host, Server, caught};
+use super::text;
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
+const NO_ID: &str = "the ids of the table are used up, so no lock of a new name can be made: ALTER TABLE \
+                     database_locks_lock MODIFY id BIGINT NOT NULL AUTO_INCREMENT (with your table's name)";
+const LOGIN: &str = "give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
+                     MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
 /// What a statement that reads nothing has done.
@@ -40,12 +45,16 @@ pub(super) struct Session {
     collation: &'static str,
     /// Whether it is one of several that can be written to.
     pub(super) cluster: Option<Cluster>,
-    /// The longest parameter that fits into a statement.
+    /// Whether it is a member of a group with a single primary.
+    pub(super) single_primary: bool,
+    /// The longest parameter that fits into a statement, even if it is written as text.
     pub(super) longest: usize,
     /// Whether a statement that finds a row locked fails at once.
     pub(super) never_waits: bool,
     /// The table was looked at, and can hold locks.
     fit: bool,
+    /// The server lets nothing more be prepared.
+    unprepared: bool,
     broken: bool,
 }
 
@@ -84,9 +93,11 @@ impl Session {
             at,
             collation: "",
             cluster: None,
+            single_primary: false,
             longest: 0,
             never_waits: false,
             fit: false,
+            unprepared: false,
             broken: false,
         };
         session.hello().await?;
@@ -94,28 +105,38 @@ impl Session {
     }
 
     /// Not `@@name`: a variable that one of the servers does not know would be an error.
-    const VARIABLES: &str = "
+    pub(super) const VARIABLES: &str = "
         SHOW VARIABLES WHERE Variable_name IN
             ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
              'wsrep_provider',
              'group_replication_group_name', 'group_replication_single_primary_mode',
              'max_allowed_packet')";
 
-    /// Everything that the statements count on, whatever the server's defaults are.
+    /// Everything that the statements count on, whatever the server's defaults are. It is set before
+    /// anything is asked: `sql_select_limit`, for one, hides rows of every answer.
     ///
-    /// `lock_wait_timeout` bounds the wait for an ALTER TABLE of somebody, a year by default.
-    /// `sql_select_limit` would hide rows, which then count as gone, and without `unique_checks` a name
-    /// might be made twice.
-    /// READ COMMITTED keeps a statement from locking the gaps between rows.
-    const SETTINGS: &str = "
-        SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1, innodb_lock_wait_timeout = {wait},
+    /// `lock_wait_timeout` bounds the wait for an ALTER TABLE, a year by default. MySQL knows no
+    /// `innodb_lock_wait_timeout` of 0, and waits for a second at least. Without `unique_checks` a name
+    /// might be made twice. READ COMMITTED keeps a statement from locking the gaps between rows.
+    pub(super) const SETTINGS: &str = "
+        SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1,
+            innodb_lock_wait_timeout = IF(VERSION() LIKE '%MariaDB%', 0, 1),
             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
-            sql_safe_updates = 0, sql_select_limit = DEFAULT, unique_checks = 1";
-    /// A node that is cut off from the others must say so, and not what it knew before.
-    const CURRENT: &str = ", wsrep_dirty_reads = 0";
-    const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
+            sql_safe_updates = 0, sql_select_limit = 18446744073709551615, unique_checks = 1";
+    /// A node of Galera that is cut off from the others must say so, and not what it knew before.
+    pub(super) const CURRENT: &str = "SET SESSION wsrep_dirty_reads = 0";
+    pub(super) const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
+
+    async fn set_up(&mut self) -> Result<(), Failure<String>> {
+        for settings in [Self::SETTINGS, Self::ISOLATION] {
+            let set = self.conn.query_drop(settings).await;
+            set.map_err(|e| self.failed(&e))?;
+        }
+        Ok(())
+    }
 
     async fn hello(&mut self) -> Result<(), Failure<String>> {
+        self.set_up().await?;
         let found: Vec<(String, String)> = self
             .conn
             .query(Self::VARIABLES)
@@ -137,14 +158,16 @@ impl Session {
             let said = format!("the server at {} is {version}", self.at);
             return Err(StoreError::rejected(said, Some(hint)).into());
         }
-        let grouped = !variable("group_replication_group_name").is_empty()
-            && !on("group_replication_single_primary_mode");
+        let member = !variable("group_replication_group_name").is_empty();
+        self.single_primary = member && on("group_replication_single_primary_mode");
         self.cluster = match on("wsrep_on") {
             true => Some(Cluster::Galera),
-            false => grouped.then_some(Cluster::Group),
+            false => (member && !self.single_primary).then_some(Cluster::Group),
         };
         match self.cluster {
             Some(cluster) => self.is_ready(cluster).await?,
+            // With one primary, too, a member that has left the others takes writes for itself alone.
+            None if self.single_primary => self.is_ready(Cluster::Group).await?,
             None if !matches!(variable("wsrep_provider"), "" | "none") => {
                 self.is_replicated().await?
             }
@@ -155,40 +178,49 @@ impl Session {
             .into_iter()
             .any(on)
         {
-            let said = format!("the server at {} is read-only", self.at);
-            if self.server.greeted.load(Ordering::Relaxed) {
-                return Err(StoreError::Unavailable(said.into()).into());
-            }
-            return Err(Failure {
-                verdict: Verdict::ReadOnly,
-                said,
-                hint: Some("locks have to be written: connect to the primary".into()),
-            });
+            return Err(self.read_only());
         }
         self.collation = if mariadb {
             "utf8mb4_nopad_bin"
         } else {
             "utf8mb4_0900_bin"
         };
-        self.longest = variable("max_allowed_packet").parse().unwrap_or(1 << 20) / 2;
-        // MySQL knows no 0, and waits for a second at least.
+        let packet: usize = variable("max_allowed_packet").parse().unwrap_or(1 << 20);
+        self.longest = packet / (text::LONGER + 1);
         self.never_waits = mariadb;
+        let galera = self.cluster == Some(Cluster::Galera);
         if let Some(command) = self.server.init_command.clone() {
             self.begin_as_told(&command).await?;
-            if self.cluster == Some(Cluster::Galera) {
+            if galera {
                 self.is_replicated().await?;
             }
+            self.set_up().await?;
         }
-        let mut settings = Self::SETTINGS.replace("{wait}", if mariadb { "0" } else { "1" });
-        if self.cluster == Some(Cluster::Galera) {
-            settings.push_str(Self::CURRENT);
+        if galera {
+            let current = self.conn.query_drop(Self::CURRENT).await;
+            current.map_err(|e| self.failed(&e))?;
         }
-        self.conn
-            .query_drop(settings)
-            .await
-            .map_err(|e| self.failed(&e))?;
-        let isolated = self.conn.query_drop(Self::ISOLATION).await;
-        Ok(isolated.map_err(|e| self.failed(&e))?)
+        Ok(())
+    }
+
+    /// What a server that is read-only is turned down with.
+    fn read_only(&self) -> Failure<String> {
+        let said = format!("the server at {} is read-only", self.at);
+        if self.server.greeted.load(Ordering::Relaxed) {
+            return StoreError::Unavailable(said.into()).into();
+        }
+        Failure {
+            verdict: Verdict::ReadOnly,
+            said,
+            hint: Some("locks have to be written: connect to the primary".into()),
+        }
+    }
+
+    /// The server was found fit, and is read-only now.
+    pub(super) fn has_become_read_only(&mut self) -> StoreError {
+        self.broken = true;
+        let said = format!("the server at {} has become read-only", self.at);
+        StoreError::Unavailable(said.into())
     }
 
     /// Run what the URL says is to be run on each connection. What it set that the statements count on
@@ -224,21 +256,16 @@ impl Session {
 
     /// As text, since it is there already: `information_schema` costs 2 ms on MariaDB, and 46 ms where
     /// two of its tables are joined.
-    const SHAPE: &str = "SHOW CREATE TABLE {table}";
+    pub(super) const SHAPE: &str = "SHOW CREATE TABLE {table}";
 
     /// Look at the table before it is used for the first time on this connection. Not when connecting:
     /// whoever connects may be about to make it, or to alter it.
     async fn look(&mut self) -> Result<(), StoreError> {
-        let shape = self.server.table.fill(Self::SHAPE);
-        let found: Option<Row> = self
-            .conn
-            .query_first(shape)
-            .await
-            .map_err(|e| self.failed(&e))?;
-        let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
-        match unfit(&text.unwrap_or_default(), self.collation) {
+        let made = self.made().await?;
+        match unfit(&made, self.collation) {
             None => {
                 self.fit = true;
+                self.server.found.store(true, Ordering::Relaxed);
                 Ok(())
             }
             Some(why) => {
@@ -246,6 +273,18 @@ impl Session {
                 Err(StoreError::rejected(said, Some(MEND)))
             }
         }
+    }
+
+    /// How the table was made, as the server says it.
+    pub(super) async fn made(&mut self) -> Result<String, StoreError> {
+        let shape = self.server.table.fill(Self::SHAPE);
+        let found: Option<Row> = self
+            .conn
+            .query_first(shape)
+            .await
+            .map_err(|e| self.failed(&e))?;
+        let text: Option<String> = found.and_then(|mut row| row.take_opt(1)?.ok());
+        Ok(text.unwrap_or_default())
     }
 
     /// Whether the connection is still there.
@@ -285,11 +324,14 @@ impl Session {
         if !self.fit {
             self.look().await?;
         }
-        let statement = self.prepare(statement).await?;
-        self.conn
-            .exec_drop(statement, params)
-            .await
-            .map_err(|e| self.failed(&e))?;
+        let done = match self.prepare(statement).await? {
+            Some(prepared) => self.conn.exec_drop(prepared, params).await,
+            None => {
+                let text = text::written_in(&self.fill(statement), &params)?;
+                self.conn.query_drop(text).await
+            }
+        };
+        done.map_err(|e| self.failed(&e))?;
         let id = self.conn.last_insert_id().unwrap_or_default();
         Ok(Done {
             rows: self.conn.affected_rows(),
@@ -315,24 +357,46 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
-        let statement = self.prepare(statement).await?;
-        self.conn
-            .exec(statement, params)
-            .await
-            .map_err(|e| self.failed(&e))
+        let found = match self.prepare(statement).await? {
+            Some(prepared) => self.conn.exec(prepared, params).await,
+            None => {
+                let text = text::written_in(&self.fill(statement), &params)?;
+                self.conn.query(text).await
+            }
+        };
+        found.map_err(|e| self.failed(&e))
     }
 
     /// Each statement is filled in, read for its parameters and prepared once for each connection: as
     /// text it would be filled in and read again each time, only to be found among those that the
     /// driver keeps. Being constants of the program they are few, and stay.
-    async fn prepare(&mut self, statement: &'static str) -> Result<Statement, StoreError> {
+    ///
+    /// None: the server has no prepared statements left, and the statement is sent as text. The limit is
+    /// one for all its clients, and a refusal would cost a round trip each time: this connection asks for
+    /// no more of them.
+    async fn prepare(
+        &mut self,
+        statement: &'static str,
+    ) -> Result<Option<Statement>, StoreError> {
         if let Some(prepared) = self.prepared.get(statement) {
-            return Ok(prepared.clone());
+            return Ok(Some(prepared.clone()));
+        }
+        if self.unprepared {
+            return Ok(None);
         }
         let text = self.fill(statement);
-        let prepared = self.conn.prep(text).await.map_err(|e| self.failed(&e))?;
-        self.prepared.insert(statement, prepared.clone());
-        Ok(prepared)
+        match self.conn.prep(text).await {
+            Ok(prepared) => {
+                self.prepared.insert(statement, prepared.clone());
+                Ok(Some(prepared))
+            }
+            Err(Error::Server(refused)) if refused.code == 1461 => {
+                tracing::debug!("{}: {}", self.at, refused.message);
+                self.unprepared = true;
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
     }
 
     /// Carry out a statement that cannot be prepared.
@@ -353,6 +417,15 @@ impl Session {
             {
                 StoreError::Contention(said)
             }
+            // A table that was there may be away for a moment, while it is copied or restored.
+            (StoreError::Rejected { source, .. }, Error::Server(refused))
+                if self.server.found.load(Ordering::Relaxed)
+                    && matches!(refused.code, 1146 | 1932) =>
+            {
+                self.fit = false;
+                let said = format!("the table was there before ({INIT}): {source}");
+                StoreError::Unavailable(said.into())
+            }
             (meaning, _) => meaning,
         }
     }
@@ -372,24 +445,24 @@ impl Session {
     }
 }
 
+/// An option of a table, of which the server says how it was made.
+pub(super) fn option<'a>(made: &'a str, name: &str) -> Option<&'a str> {
+    let options = made.lines().rfind(|line| line.starts_with(')'))?;
+    let mut options = options
+        .split([' ', ')'])
+        .filter_map(|option| option.split_once('='));
+    options
+        .find(|(found, _)| *found == name)
+        .map(|(_, value)| value)
+}
+
 /// Why a table, of which the server says how it was made, cannot hold locks: what would go unnoticed,
 /// namely that two names may be one lock, or that two clients may both get it. What is lacking in it
 /// is told by the statements themselves.
 fn unfit(made: &str, collation: &str) -> Option<String> {
     // Without the quotes, which one can switch off.
     let made = made.replace('`', "");
-    let options = made
-        .lines()
-        .rfind(|line| line.starts_with(')'))
-        .unwrap_or_default();
-    let option = |name: &str| {
-        let mut options = options
-            .split([' ', ')'])
-            .filter_map(|option| option.split_once('='));
-        options
-            .find(|(found, _)| *found == name)
-            .map(|(_, value)| value)
-    };
+    let option = |name: &str| option(&made, name);
     let engine = option("ENGINE").unwrap_or("none (is it a view?)");
     if !engine.eq_ignore_ascii_case("InnoDB") {
         let why = "without transactions two could get the same lock";
@@ -431,12 +504,12 @@ async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
         // Somebody else may be doing the same.
         let _ = ring::default_provider().install_default();
     }
-    let mut made = Conn::new(host.opts.clone()).await;
+    let mut made = dial(&host.opts, at).await?;
     // Nothing but the server's own word makes us go without.
     if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
         (&made, &host.without_tls)
     {
-        made = Conn::new(opts.clone()).await;
+        made = dial(opts, at).await?;
     }
     made.map_err(|error| {
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
@@ -458,6 +531,15 @@ async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
                 _ => meaning(at, &error).0.into(),
             },
         }
+    })
+}
+
+/// Let the driver connect. If it panics, as it may where a server asks for a login that it was not built
+/// with, the caller gets an error.
+async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
+    caught(Conn::new(opts.clone())).await.map_err(|panic| {
+        let said = format!("{at}: the MySQL driver panicked at login: {panic}");
+        StoreError::rejected(said, None)
     })
 }
 
@@ -497,6 +579,16 @@ fn numbers(version: &str) -> [u32; 3] {
     std::array::from_fn(|_| parts.next().unwrap_or_default())
 }
 
+/// Whether there is no room left to write to. Then nothing was done, and it passes when room is made.
+fn is_full(error: &ServerError) -> bool {
+    let no_space = ["No space left", "quota exceeded", "errno: 28", "error 28"];
+    match error.code {
+        1021 | 1114 => true,
+        3 | 1026 | 1030 | 1180 => no_space.iter().any(|words| error.message.contains(words)),
+        _ => false,
+    }
+}
+
 /// What an error means, and whether the connection is of no use after it.
 ///
 /// Put into words of ours: the driver's own errors may hold whole packets.
@@ -510,19 +602,29 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
             error @ (DriverError::UnknownAuthPlugin { .. }
             | DriverError::CleartextPluginDisabled
             | DriverError::MysqlOldPasswordDisabled),
-        ) => return (StoreError::rejected(format!("{at}: {error}"), None), true),
+        ) => return (StoreError::rejected(format!("{at}: {error}"), Some(LOGIN)), true),
         error => return unavailable(format!("{at}: {error}")),
     };
     let said = format!("{at}: {} (error {})", error.message, error.code);
     let refused = |hint| (StoreError::rejected(&*said, hint), false);
+    if is_full(error) {
+        let said = format!("the disk of the database, or its tablespace, is full: {said}");
+        return (StoreError::Unavailable(said.into()), false);
+    }
     match error.code {
+        // MariaDB, and MySQL, where no id is left for a new row.
+        167 => refused(Some(NO_ID)),
+        1062 if error.message.trim_end_matches('\'').ends_with("PRIMARY") => refused(Some(NO_ID)),
+        1467 => refused(Some(NO_ID)),
+        // Rolled back by the group, in the words of the storage engine.
+        1180 if error.message.contains("149") => (StoreError::Contention(said.into()), false),
         // Lock wait, deadlock, duplicate key, NOWAIT, changed since the snapshot, rolled back by
-        // the group, statement to be prepared anew, KILL QUERY.
-        1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1615 | 1317 => {
+        // the group, table altered or statement to be prepared anew, KILL QUERY.
+        1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1412 | 1615 | 1317 => {
             (StoreError::Contention(said.into()), false)
         }
         // Too many connections, shutting down, gone, killed, cluster node not ready, cut off from the
-        // others while it commits, not in step with them, no answer;
+        // others while it commits, not in step with them, offline, no answer;
         // read-only: a failover, and the next connection may find the new primary.
         1040
         | 1203
@@ -540,14 +642,16 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         | 2006
         | 2013
         | 3024
+        | 3032
         | 3100
         | 3168
-        | 3796
-        | 3797
+        | 3796..=3799
         | 4031 => unavailable(said),
+        // Out of memory, of room for row locks, of undo slots.
+        1037 | 1041 | 1206 | 1637 => (StoreError::Unavailable(said.into()), false),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
-        1146 => refused(Some(INIT)),
+        1146 | 1932 => refused(Some(INIT)),
         1054 | 1176 => refused(Some(UPGRADE)),
         1264 | 1690 => refused(Some(NO_TOKEN)),
         1044 => refused(Some(

@@ -1,9 +1,11 @@
 //! The cluster, where the server is a node of one.
 
+use mysql_async::Params;
+
 use super::super::super::StoreError;
 use super::super::cluster::Cluster;
 use super::super::session::Session;
-use super::Settings;
+use super::{Settings, rows};
 use crate::doctor::{self, Notes};
 
 /// Half of the members that are left when one of so few fails are no majority.
@@ -28,7 +30,8 @@ const MEMBERS: &str = "
 
 impl Session {
     pub(super) async fn cluster(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
-        match self.cluster {
+        let member = self.single_primary.then_some(Cluster::Group);
+        match self.cluster.or(member) {
             None => Ok(()),
             Some(Cluster::Galera) => {
                 let mut settings = self.pairs(GALERA).await?;
@@ -40,10 +43,24 @@ impl Session {
                 Ok(())
             }
             Some(Cluster::Group) => {
-                for (members, online, state) in self.ask("cluster", MEMBERS, notes).await? {
-                    group(members, online, state, notes);
+                let kind = match self.single_primary {
+                    true => "with a single primary",
+                    false => "without a single primary",
+                };
+                match self.rows(MEMBERS, Params::Empty).await {
+                    Ok(found) => {
+                        for (members, online, state) in rows(found) {
+                            group(kind, members, online, state, notes);
+                        }
+                        Ok(())
+                    }
+                    Err(StoreError::Rejected { source, .. }) => {
+                        let what = format!("Group Replication {kind} cannot be looked at: {source}");
+                        notes.found(&doctor::CLUSTER_UNSEEN, what);
+                        Ok(())
+                    }
+                    Err(failure) => Err(failure),
                 }
-                Ok(())
             }
         }
     }
@@ -83,11 +100,11 @@ fn galera(settings: &Settings, notes: &mut Notes) {
     }
 }
 
-fn group(members: i64, online: i64, state: String, notes: &mut Notes) {
+fn group(kind: &str, members: i64, online: i64, state: String, notes: &mut Notes) {
     let state = state.to_lowercase();
     notes.fine(
         "cluster",
-        format!("Group Replication without a single primary: {online} of {members} are online"),
+        format!("Group Replication {kind}: {online} of {members} are online"),
     );
     if state != "online" {
         let what = format!("this member is {state}");
@@ -143,7 +160,7 @@ mod tests {
     fn a_member_of_a_group_too() {
         let found = |members, online, state: &str| {
             let mut notes = Notes::new("locks");
-            group(members, online, state.into(), &mut notes);
+            group("of a test", members, online, state.into(), &mut notes);
             ids(notes)
         };
         assert!(found(3, 3, "ONLINE").is_empty());

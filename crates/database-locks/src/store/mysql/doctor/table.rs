@@ -3,7 +3,7 @@
 use mysql_async::{Params, params};
 
 use super::super::super::StoreError;
-use super::super::session::Session;
+use super::super::session::{Session, option};
 use super::rows;
 use crate::doctor::{self, Column, Counts, Index, Notes};
 
@@ -66,12 +66,15 @@ impl Session {
         for (right, probe) in PROBES {
             match self.rows(probe, Params::Empty).await {
                 Ok(_) => {}
+                // It may be said to be away for a moment, where it was there before.
+                Err(StoreError::Rejected { source, .. } | StoreError::Unavailable(source))
+                    if source.to_string().ends_with("(error 1146)") =>
+                {
+                    notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
+                    return Ok(false);
+                }
                 Err(StoreError::Rejected { source, .. }) => {
                     let said = source.to_string();
-                    if said.ends_with("(error 1146)") {
-                        notes.found(&doctor::TABLE_MISSING, format!("there is no table {table}"));
-                        return Ok(false);
-                    }
                     if DENIED.iter().any(|denied| said.ends_with(denied)) {
                         lacking.push(right);
                     } else {
@@ -110,6 +113,7 @@ impl Session {
                 format!("the engine of {table} is {engine}"),
             );
         }
+        let made = self.made().await?;
         let mut columns = Vec::new();
         type Described = (String, String, String, u64, u64, String, String, bool);
         for row in rows::<Described>(self.rows(COLUMNS, which()).await?) {
@@ -122,6 +126,9 @@ impl Session {
                 precision,
                 charset,
             };
+            if let Some(used) = (at.name == "id").then(|| at.used(&made)).flatten() {
+                notes.found(&doctor::IDS_RUNNING_OUT, used);
+            }
             if at.name == "name" && collation != self.collation() {
                 let what = format!("the collation of the column name is {collation}");
                 let what = format!("{what}, must be {}", self.collation());
@@ -186,6 +193,22 @@ struct Found {
 }
 
 impl Found {
+    /// That half of the ids are used up.
+    fn used(&self, made: &str) -> Option<String> {
+        let next: u64 = option(made, "AUTO_INCREMENT")?.parse().ok()?;
+        let bits = match &*self.of {
+            "tinyint" => 8,
+            "smallint" => 16,
+            "mediumint" => 24,
+            "int" => 32,
+            _ => 64,
+        };
+        let bits = bits - u32::from(!self.shown.contains("unsigned"));
+        let most = u64::MAX >> (64 - bits);
+        let percent = u128::from(next) * 100 / u128::from(most);
+        (percent >= 50).then(|| format!("{percent} % of the ids of an {} are used up", self.shown))
+    }
+
     fn unfit(&self) -> Option<String> {
         let text = |least| {
             let of = &*self.of;
@@ -208,5 +231,32 @@ impl Found {
             charset => format!(" of {charset}"),
         };
         (!fits).then(|| format!("{}{charset}, must be {must}", self.shown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_when_half_of_them_are_used() {
+        let used = |shown: &str, next: u64| {
+            let found = Found {
+                name: "id".into(),
+                of: shown.split([' ', '(']).next().unwrap().into(),
+                shown: shown.into(),
+                length: 0,
+                precision: 0,
+                charset: String::new(),
+            };
+            found.used(&format!("CREATE TABLE `t` (\n) ENGINE=InnoDB AUTO_INCREMENT={next} X=1"))
+        };
+        assert_eq!(used("int(11)", 1_000_000_000), None);
+        let half = used("int", 1_100_000_000).expect("half of 2^31 - 1");
+        assert!(half.starts_with("51 % of the ids of an int "), "{half}");
+        assert!(used("int(11)", u64::from(u32::MAX)).is_some());
+        assert_eq!(used("int(10) unsigned", 1_100_000_000), None);
+        assert_eq!(used("bigint(20)", u64::from(u32::MAX)), None);
+        assert!(used("bigint", 1 << 62).is_some());
     }
 }

@@ -1,10 +1,21 @@
 //! What only MySQL and MariaDB have.
 
+use testkit::mysql::{Flavor, Options};
+
 use super::*;
 
 #[tokio::test]
-async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
-    let Some(server) = MariaDb::options().fsync(true).start() else {
+async fn a_mariadb_that_is_set_up_well_has_nothing_wrong_with_it() {
+    nothing_is_wrong(MariaDb::options(), "MariaDB 1").await;
+}
+
+#[tokio::test]
+async fn a_mysql_that_is_set_up_well_has_nothing_wrong_with_it() {
+    nothing_is_wrong(MySql::options(), "MySQL 9").await;
+}
+
+async fn nothing_is_wrong(options: Options, version: &str) {
+    let Some(server) = options.fsync(true).start() else {
         return;
     };
     let url = server.fresh_database();
@@ -13,7 +24,7 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
         let report = examine(url).await;
         assert!(report.findings.is_empty(), "{report:#?}");
         assert!(
-            check(&report, "server").said.starts_with("MariaDB 1"),
+            check(&report, "server").said.starts_with(version),
             "{report:#?}"
         );
         let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
@@ -32,19 +43,34 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn settings_that_do_harm_are_found() {
-    let binlog = require(
-        "mariadb",
-        "mariadb-binlog",
-        find_binary("mariadb-binlog", &[]),
-    );
-    let server = MariaDb::options()
+async fn settings_of_mariadb_that_do_harm_are_found() {
+    let binlog = find_binary("mariadb-binlog", &[]);
+    let binlog = require("mariadb", "mariadb-binlog", binlog);
+    let longest = ["max-statement-time=2", "max_statement_time is 2s"];
+    settings_that_do_harm(MariaDb::options(), binlog, longest).await;
+}
+
+#[tokio::test]
+async fn settings_of_mysql_that_do_harm_are_found() {
+    let binlog = Flavor::MySql.program();
+    let binlog = binlog.map(|program| program.with_file_name("mysqlbinlog"));
+    let longest = ["max-execution-time=2000", "max_execution_time is 2s"];
+    let options = MySql::options().set("sync-binlog=0");
+    settings_that_do_harm(options, binlog, longest).await;
+}
+
+async fn settings_that_do_harm(
+    options: Options,
+    binlog: Option<PathBuf>,
+    [longest, found_longest]: [&str; 2],
+) {
+    let server = options
         .set("log-bin=binlog")
         .set("server-id=1")
         .set("binlog-format=STATEMENT")
         .set("skip-innodb-doublewrite")
         .set("wait-timeout=20")
-        .set("max-statement-time=2")
+        .set(longest)
         .set("init-connect=SET timestamp = UNIX_TIMESTAMP() - 300")
         .start();
     let (Some(binlog), Some(server)) = (binlog, server) else {
@@ -59,7 +85,7 @@ async fn settings_that_do_harm_are_found() {
         ("binlog-statement", "binlog_format is STATEMENT"),
         ("torn-pages", "innodb_doublewrite is OFF"),
         ("idle-timeout", "wait_timeout is 20s"),
-        ("statement-timeout", "max_statement_time is 2s"),
+        ("statement-timeout", found_longest),
     ] {
         assert!(the(&report, id).said.contains(said), "{report:#?}");
     }
@@ -106,9 +132,13 @@ async fn settings_that_do_harm_are_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_are_missing_are_found() {
-    let Some(server) = MariaDb::shared() else {
-        return;
-    };
+    let servers = [MariaDb::shared(), MySql::shared()];
+    for server in servers.into_iter().flatten() {
+        rights_that_are_missing(server).await;
+    }
+}
+
+async fn rights_that_are_missing(server: &MySqlServer) {
     let url = server.fresh_database();
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
     let mut root = server.stranger(&url);
@@ -147,8 +177,14 @@ async fn rights_that_are_missing_are_found() {
 async fn a_table_that_was_altered_is_found(lab: &Lab) {
     let locks = lab.locks().await;
     let alter = |what: &str| lab.sql(&format!("ALTER TABLE database_locks_lock {what}"));
-    alter("ENGINE = Aria");
-    only(&locks.doctor().await.unwrap(), "not-innodb", "is Aria");
+    let another = match lab.engine {
+        // Its MyISAM has no keys as long as names may be.
+        "mysql" => "MEMORY",
+        _ => "Aria",
+    };
+    alter(&format!("ENGINE = {another}"));
+    let said = format!("is {another}");
+    only(&locks.doctor().await.unwrap(), "not-innodb", &said);
     alter("ENGINE = InnoDB");
     alter("MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL");
     only(
@@ -166,3 +202,4 @@ async fn a_table_that_was_altered_is_found(lab: &Lab) {
 }
 
 lab_tests!(mariadb: a_table_that_was_altered_is_found);
+lab_tests!(mysql: a_table_that_was_altered_is_found);

@@ -1,0 +1,495 @@
+//! Three servers of MySQL in a group (Group Replication), each of which can be written to.
+
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::sync::{OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::mysql::{self, Flavor, MySql, MySqlServer};
+use crate::nodes::{self, NODES, Nodes, faketime, give_clock};
+use crate::server::{free_port, require};
+use crate::time;
+
+/// As it is called in promises and in `DBLOCK_REQUIRE`.
+pub const ENGINE: &str = "mysql-group";
+
+/// How long the group may take to be whole again, by itself or with help.
+const MENDED_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long members that hear of each other again may take until one of them serves.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
+
+const GROUP_NAME: &str = "8a94f357-aab4-11df-86ab-c80aa9429562";
+
+/// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of the
+/// group.
+#[derive(Debug)]
+pub struct Group {
+    nodes: Nodes,
+    single_primary: bool,
+}
+
+impl Deref for Group {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.nodes
+    }
+}
+
+impl DerefMut for Group {
+    fn deref_mut(&mut self) -> &mut Nodes {
+        &mut self.nodes
+    }
+}
+
+/// How to start a group: see [`Group::options`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    clocks: [Option<i64>; NODES],
+    node: mysql::Options,
+}
+
+impl Options {
+    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
+    /// where that is negative; [`Nodes::set_clock`] changes it.
+    #[must_use]
+    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
+        self.clocks[node] = Some(ahead);
+        self
+    }
+
+    /// Any setting of each node, as in `binlog-checksum=NONE`.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.node = self.node.set(setting);
+        self
+    }
+
+    /// Start the nodes and wait until they are one group. `None`, and a line that says so, when this
+    /// machine lacks something for it.
+    ///
+    /// # Panics
+    ///
+    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// there and `mysql-group` is [required](require).
+    pub fn start(self) -> Option<Group> {
+        require(ENGINE, self.missing(), self.found())
+            .map(|(mysqld, faketime)| Group::new(&mysqld, faketime.as_ref(), &self))
+    }
+
+    fn has_clocks(&self) -> bool {
+        self.clocks.iter().any(Option::is_some)
+    }
+
+    fn found(&self) -> Option<(PathBuf, Option<PathBuf>)> {
+        let faketime = match self.has_clocks() {
+            true => Some(faketime()?),
+            false => None,
+        };
+        Some((Flavor::MySql.program()?, faketime))
+    }
+
+    fn missing(&self) -> &'static str {
+        match Flavor::MySql.program() {
+            Some(_) => "libfaketimeMT.so.1",
+            None => Flavor::MySql.binary(),
+        }
+    }
+}
+
+/// The group that the tests of a binary share, for a test that leaves it as it is.
+pub type Shared = nodes::Shared<Group>;
+
+/// The same for a test that breaks it.
+pub type Alone = nodes::Alone<Group>;
+
+impl nodes::Cluster for Group {
+    fn mend(&mut self) {
+        Self::mend(self);
+    }
+}
+
+fn shared() -> Option<&'static RwLock<Group>> {
+    static SHARED: OnceLock<Option<RwLock<Group>>> = OnceLock::new();
+    let options = (0..NODES).fold(Group::options(), |options, node| options.clock(node, 0));
+    let shared = SHARED.get_or_init(|| {
+        options
+            .found()
+            .map(|(mysqld, faketime)| Group::new(&mysqld, faketime.as_ref(), &options))
+            .map(RwLock::new)
+    });
+    // Asked every time: each test that is skipped says so.
+    require(ENGINE, options.missing(), shared.as_ref())
+}
+
+impl Group {
+    /// As it is called in promises.
+    pub const ENGINE: &str = ENGINE;
+
+    /// Options for a group of a test's own, all of whose clocks are right.
+    pub fn options() -> Options {
+        Options {
+            clocks: [None; NODES],
+            node: MySql::options(),
+        }
+    }
+
+    /// The group that all tests of this binary share, for a test that leaves its nodes alone: others
+    /// run at the same time. `None` when this machine lacks something for it.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared() -> Option<Shared> {
+        Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// As [`Options::start`].
+    pub fn shared_alone() -> Option<Alone> {
+        Some(Alone::of(shared()?))
+    }
+
+    fn new(mysqld: &std::path::Path, faketime: Option<&PathBuf>, options: &Options) -> Self {
+        let mut last = String::new();
+        for _ in 0..5 {
+            match Self::try_new(mysqld, faketime, options) {
+                Ok(group) => return group,
+                Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
+                Err(log) => panic!("{log}"),
+            }
+        }
+        panic!("no ports stay free\n{last}")
+    }
+
+    fn try_new(
+        mysqld: &std::path::Path,
+        faketime: Option<&PathBuf>,
+        options: &Options,
+    ) -> Result<Self, String> {
+        let ports: Vec<u16> = (0..NODES).map(|_| free_port()).collect();
+        let mut nodes: Vec<MySqlServer> = (0..NODES)
+            .map(|node| {
+                let mut server = unlaunched(mysqld, options, &ports, node);
+                if let (Some(ahead), Some(library)) = (options.clocks[node], faketime) {
+                    give_clock(&mut server, library, ahead);
+                }
+                server.fill();
+                server
+            })
+            .collect();
+        // Together: most of the time they wait for the disk.
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = nodes
+                .iter_mut()
+                .map(|node| scope.spawn(|| node.launch(&[])))
+                .collect();
+            let outcomes = starts
+                .into_iter()
+                .map(|start| start.join().expect("no panic"));
+            outcomes.collect::<Result<Vec<()>, String>>()
+        })?;
+        let group = Self {
+            nodes: Nodes::new(nodes, options.clocks),
+            single_primary: false,
+        };
+        group.found(0);
+        for node in 1..NODES {
+            group.join(node);
+        }
+        group.wait_until_healthy();
+        Ok(group)
+    }
+
+    /// Have one node be the group.
+    fn found(&self, node: usize) {
+        let bootstrap = |on: &str| format!("SET GLOBAL group_replication_bootstrap_group = {on}");
+        self.run(node, &bootstrap("ON"));
+        self.join(node);
+        self.run(node, &bootstrap("OFF"));
+    }
+
+    /// Have a node join the others.
+    fn join(&self, node: usize) {
+        self.try_join(node)
+            .unwrap_or_else(|error| panic!("node {node} does not join: {error}"));
+    }
+
+    fn try_join(&self, node: usize) -> Result<(), crate::SqlError> {
+        let mut session = self.stranger(node, "mysql");
+        for statement in [
+            "STOP GROUP_REPLICATION",
+            // As a member has it that was expelled.
+            "SET GLOBAL offline_mode = OFF",
+            "CHANGE REPLICATION SOURCE TO SOURCE_USER = 'root', SOURCE_PASSWORD = '' \
+             FOR CHANNEL 'group_replication_recovery'",
+            "START GROUP_REPLICATION",
+        ] {
+            session.run(statement)?;
+        }
+        session.leave();
+        Ok(())
+    }
+
+    fn run(&self, node: usize, statement: &str) -> String {
+        self.query(node, "mysql", statement)
+            .unwrap_or_else(|error| panic!("node {node}: {error}"))
+    }
+
+    /// Make an empty database, which `locker` may use at the node that it is made through, and give its
+    /// URL at the first node as the superuser. Every node that serves has it.
+    ///
+    /// # Panics
+    ///
+    /// When no node serves.
+    pub fn fresh_database(&self) -> String {
+        let mut serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
+        serving.sort_by_key(|node| !self.is_primary(*node));
+        self.make_database(&serving)
+    }
+
+    /// What a node knows of the members: the port of each, its state and its role.
+    pub fn members(&self, node: usize) -> Vec<(u16, String, String)> {
+        let query = "SELECT member_port, member_state, member_role \
+                     FROM performance_schema.replication_group_members WHERE member_id <> ''";
+        let answer = match self.runs(node) {
+            true => self.query(node, "mysql", query).unwrap_or_default(),
+            false => String::new(),
+        };
+        let member = |line: &str| {
+            let mut columns = line.split('\t').map(str::to_owned);
+            let port = columns.next()?.parse().ok()?;
+            Some((port, columns.next()?, columns.next()?))
+        };
+        answer.lines().filter_map(member).collect()
+    }
+
+    fn member(&self, node: usize) -> Option<(u16, String, String)> {
+        let port = self.node(node).port();
+        self.members(node).into_iter().find(|(at, ..)| *at == port)
+    }
+
+    /// Whether a node runs and belongs to a majority, with what the others have.
+    pub fn serves(&self, node: usize) -> bool {
+        let members = self.members(node);
+        let online = members.iter().filter(|(_, state, _)| state == "ONLINE");
+        online.count() * 2 > NODES
+            && self
+                .member(node)
+                .is_some_and(|(_, state, _)| state == "ONLINE")
+    }
+
+    /// Whether a node can be written to.
+    pub fn is_primary(&self, node: usize) -> bool {
+        self.member(node)
+            .is_some_and(|(.., role)| role == "PRIMARY")
+    }
+
+    /// Whether a node knows that all of them belong together.
+    fn is_whole(&self, node: usize) -> bool {
+        let members = self.members(node);
+        members.len() == NODES && members.iter().all(|(_, state, _)| state == "ONLINE")
+    }
+
+    /// How many transactions were refused, since another had written the same row.
+    pub fn conflicts(&self) -> u64 {
+        let count = "SELECT count_conflicts_detected \
+                     FROM performance_schema.replication_group_member_stats \
+                     WHERE member_id = @@server_uuid";
+        let found = (0..NODES).map(|node| self.run(node, count).parse::<u64>());
+        found
+            .map(|count| count.expect("a number"))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Let a node apply all that the others have committed.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    pub fn catch_up(&self, node: usize) {
+        let read = "SET SESSION group_replication_consistency = 'BEFORE'; SELECT COUNT(*) FROM db";
+        self.run(node, read);
+    }
+
+    /// Wait until all nodes belong together and serve.
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_until_healthy(&self) {
+        for node in 0..NODES {
+            self.wait_for(node, "in a whole group", || self.is_whole(node));
+        }
+    }
+
+    /// Wait until a node does not belong to a majority any more, and knows it.
+    ///
+    /// # Panics
+    ///
+    /// When it takes far too long.
+    pub fn wait_until_cut_off(&self, node: usize) {
+        self.wait_for(node, "cut off", || !self.serves(node));
+    }
+
+    /// Kill a node by SIGKILL. The others take some seconds until they go on without it.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes.servers[node].kill();
+    }
+
+    /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take some
+    /// seconds until they go on without it.
+    pub fn freeze(&mut self, node: usize) {
+        self.nodes.servers[node].freeze();
+    }
+
+    /// Let a frozen node go on. For a moment it believes that it still belongs to the others.
+    pub fn thaw(&mut self, node: usize) {
+        self.nodes.servers[node].thaw();
+    }
+
+    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no group.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start, with the end of its log.
+    pub fn start_outside(&mut self, node: usize) {
+        if !self.runs(node) {
+            let server = &mut self.nodes.servers[node];
+            server.launch(&[]).unwrap_or_else(|log| panic!("{log}"));
+        }
+    }
+
+    /// Start a node that was killed, and wait until it has caught up with the others.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come back.
+    pub fn start_node(&mut self, node: usize) {
+        self.start_outside(node);
+        self.join(node);
+        self.wait_for(node, "serving", || self.serves(node));
+    }
+
+    /// Have one node alone take writes, from now on.
+    ///
+    /// # Panics
+    ///
+    /// When the group refuses.
+    pub fn have_one_primary(&mut self, node: usize) {
+        let uuid = self.run(node, "SELECT @@server_uuid");
+        let switch = format!("SELECT group_replication_switch_to_single_primary_mode('{uuid}')");
+        self.run(node, &switch);
+        self.single_primary = true;
+        self.wait_for(node, "the primary", || self.is_primary(node));
+    }
+
+    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    ///
+    /// # Panics
+    ///
+    /// When they do not.
+    pub fn mend(&mut self) {
+        for node in 0..NODES {
+            self.thaw(node);
+            self.start_outside(node);
+        }
+        let began = time::now();
+        let mut served = began;
+        while !(0..NODES).all(|node| self.is_whole(node)) {
+            assert!(
+                began.elapsed() < MENDED_WITHIN,
+                "not whole: {:?}",
+                (0..NODES)
+                    .map(|node| self.members(node))
+                    .collect::<Vec<_>>()
+            );
+            if (0..NODES).any(|node| self.serves(node)) {
+                served = time::now();
+                self.bring_back();
+            } else if served.elapsed() > ALONE_WITHIN {
+                self.found_anew();
+            }
+            time::sleep(Duration::from_millis(200));
+        }
+        if self.single_primary {
+            self.run(0, "SELECT group_replication_switch_to_multi_primary_mode()");
+            self.single_primary = false;
+        }
+        self.wait_until_healthy();
+    }
+
+    /// Have those join that have left, or were expelled.
+    fn bring_back(&self) {
+        for node in 0..NODES {
+            let state = self.member(node).map(|(_, state, _)| state);
+            if matches!(state.as_deref(), None | Some("OFFLINE" | "ERROR")) {
+                // It may be expelled just now: the next time.
+                let _ = self.try_join(node);
+            }
+        }
+    }
+
+    /// Begin with the node that has the most of the history.
+    fn found_anew(&mut self) {
+        for node in 0..NODES {
+            self.kill(node);
+            self.start_outside(node);
+        }
+        let executed = |node: usize| self.run(node, "SELECT @@global.gtid_executed");
+        let has_all_of = |node: usize, other: usize| {
+            let subset = format!(
+                "SELECT GTID_SUBSET('{}', @@global.gtid_executed)",
+                executed(other)
+            );
+            self.run(node, &subset.replace('\n', "")) == "1"
+        };
+        let first = (0..NODES).find(|node| (0..NODES).all(|other| has_all_of(*node, other)));
+        self.found(first.expect("one node has all that was committed"));
+    }
+}
+
+fn unlaunched(
+    mysqld: &std::path::Path,
+    options: &Options,
+    ports: &[u16],
+    node: usize,
+) -> MySqlServer {
+    let mut server = MySqlServer::unlaunched(mysqld.to_path_buf(), &options.node);
+    // Several that end at once wait for each other.
+    server.server.polite = Signal::KILL;
+    let port = ports[node];
+    let seeds: Vec<String> = ports.iter().map(|at| format!("127.0.0.1:{at}")).collect();
+    server.port = port;
+    server.args.extend([
+        format!("--server-id={}", node + 1),
+        "--log-bin=bin".into(),
+        "--gtid-mode=ON".into(),
+        "--enforce-gtid-consistency=ON".into(),
+        "--report-host=127.0.0.1".into(),
+        format!("--report-port={port}"),
+        "--plugin-load-add=group_replication.so".into(),
+    ]);
+    let group = [
+        ("group-name", GROUP_NAME.to_owned()),
+        ("start-on-boot", "OFF".into()),
+        // Over the port of clients: the other stack would listen on all interfaces.
+        ("communication-stack", "MYSQL".into()),
+        ("local-address", format!("127.0.0.1:{port}")),
+        ("group-seeds", seeds.join(",")),
+        ("single-primary-mode", "OFF".into()),
+        ("enforce-update-everywhere-checks", "ON".into()),
+        // A member that is silent for 5 s is expelled then, and not after 5 s more.
+        ("member-expel-timeout", "0".into()),
+    ];
+    let settings = group.map(|(name, value)| format!("--loose-group-replication-{name}={value}"));
+    server.args.extend(settings);
+    server
+}

@@ -1,0 +1,232 @@
+//! What clusters have in common: servers that hold the same data, with clocks of their own.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use crate::mysql::MySqlServer;
+use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
+use crate::time;
+
+/// How many nodes there are: with one less there is still a majority.
+pub const NODES: usize = 3;
+
+/// How long a node may take until it has what the others have: ten times what it takes where the
+/// machine is idle.
+const SYNCED_WITHIN: Duration = Duration::from_secs(90);
+
+/// How often a node with a clock of its own looks how wrong that is to be, in seconds.
+const CLOCK_EVERY: &str = "1";
+
+/// Servers, numbered from 0, that hold the same data.
+///
+/// The users are those of [`MySqlServer`]. What the servers are to suffer is for the methods of the
+/// cluster: [`Galera`](crate::Galera), [`Group`](crate::Group).
+#[derive(Debug)]
+pub struct Nodes {
+    pub(crate) servers: Vec<MySqlServer>,
+    /// How many seconds each clock was last set ahead.
+    pub(crate) clocks: [i64; NODES],
+    made: AtomicU32,
+}
+
+impl Nodes {
+    pub(crate) fn new(servers: Vec<MySqlServer>, clocks: [Option<i64>; NODES]) -> Self {
+        Self {
+            servers,
+            clocks: clocks.map(Option::unwrap_or_default),
+            made: AtomicU32::new(0),
+        }
+    }
+
+    /// One of the servers, to be asked where it is.
+    pub fn node(&self, node: usize) -> &MySqlServer {
+        &self.servers[node]
+    }
+
+    /// The URL of a database, given by name or URL, at one node, as the superuser.
+    pub fn url_at(&self, node: usize, database: &str) -> String {
+        self.servers[node].url_of(database_of(database))
+    }
+
+    /// The URL of a database at several nodes, which are to be tried in that order.
+    pub fn url_of(&self, nodes: &[usize], database: &str) -> String {
+        format!(
+            "mysql://root@{}/{}",
+            self.hosts(nodes),
+            database_of(database)
+        )
+    }
+
+    /// The same as the user `locker`.
+    pub fn locker_url(&self, nodes: &[usize], database: &str) -> String {
+        format!(
+            "mysql://locker:{}@{}/{}",
+            percent_encode(LOCKER_PASSWORD),
+            self.hosts(nodes),
+            database_of(database)
+        )
+    }
+
+    fn hosts(&self, nodes: &[usize]) -> String {
+        let hosts = nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", self.servers[*node].port()));
+        hosts.collect::<Vec<_>>().join(",")
+    }
+
+    /// Make an empty database, which `locker` may use, through the first of `nodes`, and wait until
+    /// all of them have it: its URL at the first node of the cluster.
+    pub(crate) fn make_database(&self, nodes: &[usize]) -> String {
+        let name = format!("t_{}", self.made.fetch_add(1, Ordering::Relaxed));
+        let first = *nodes.first().expect("a node serves");
+        self.query(first, "mysql", &format!("CREATE DATABASE {name}"))
+            .expect("a running server makes a database");
+        for node in nodes {
+            self.wait_for(*node, &format!("the owner of the database {name}"), || {
+                let there = format!("SHOW DATABASES LIKE '{}'", name.replace('_', "\\_"));
+                self.query(*node, "mysql", &there)
+                    .is_ok_and(|found| !found.is_empty())
+            });
+        }
+        self.url_at(0, &name)
+    }
+
+    /// Run SQL on a database, given by name or URL, at one node as the superuser.
+    ///
+    /// # Errors
+    ///
+    /// What the server answered instead.
+    pub fn query(&self, node: usize, database: &str, sql: &str) -> Result<String, SqlError> {
+        self.servers[node].query(database, sql)
+    }
+
+    /// Open a session on a database, given by name or URL, at one node as the superuser.
+    pub fn stranger(&self, node: usize, database: &str) -> Stranger {
+        self.servers[node].stranger(database)
+    }
+
+    pub(crate) fn runs(&self, node: usize) -> bool {
+        self.servers[node].server().pid().is_some()
+    }
+
+    /// How many seconds a node's clock is ahead of the machine's; none where it does not answer.
+    pub fn clock(&self, node: usize) -> Option<i64> {
+        let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
+        let clock: i64 = said.parse().ok()?;
+        let machine = std::time::SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
+        Some(clock - i64::try_from(machine).ok()?)
+    }
+
+    /// Let a node's clock go so many seconds ahead of the machine's, or behind, and wait until it
+    /// does.
+    ///
+    /// # Panics
+    ///
+    /// When the node was started without a clock of its own, or does not answer.
+    pub fn set_clock(&mut self, node: usize, ahead: i64) {
+        let server = self.servers[node].server();
+        assert!(
+            !server.env.is_empty(),
+            "node {node} has no clock of its own"
+        );
+        write_clock(&clock_file(server.dir()), ahead);
+        self.clocks[node] = ahead;
+        self.wait_for(node, "going by the new clock", || {
+            self.clock(node)
+                .is_some_and(|clock| (clock - ahead).abs() <= 5)
+        });
+    }
+
+    pub(crate) fn wait_for(&self, node: usize, what: &str, done: impl FnMut() -> bool) {
+        assert!(
+            time::wait_until(SYNCED_WITHIN, done),
+            "node {node} is not {what} after {SYNCED_WITHIN:?}\n{}",
+            self.servers[node].server().log_tail()
+        );
+    }
+}
+
+/// Give a node that does not run yet a clock of its own. Only the wall clock is wrong: how long the node
+/// waits is not.
+pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
+    let clock = clock_file(server.server.dir());
+    write_clock(&clock, ahead);
+    server.server.env = [
+        ("LD_PRELOAD", library.display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+        ("FAKETIME_CACHE_DURATION", CLOCK_EVERY.into()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec();
+}
+
+/// The library that shows a program another time.
+pub(crate) fn faketime() -> Option<PathBuf> {
+    let triples = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let dirs = triples.map(|entry| entry.path()).chain(["/usr/lib".into()]);
+    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.is_file())
+}
+
+fn clock_file(dir: &Path) -> PathBuf {
+    dir.join("clock")
+}
+
+fn write_clock(file: &Path, ahead: i64) {
+    // By another file's name, so that nobody reads half of it.
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{ahead:+}\n"))
+        .and_then(|()| std::fs::rename(&new, file))
+        .expect("the directory is ours");
+}
+
+/// A cluster that tests share.
+pub trait Cluster: DerefMut<Target = Nodes> + Sized + 'static {
+    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    fn mend(&mut self);
+}
+
+/// The shared cluster, for a test that leaves it as it is.
+pub type Shared<C> = RwLockReadGuard<'static, C>;
+
+/// The shared cluster, for a test that breaks it. On drop it is mended, and only then others go on.
+#[derive(Debug)]
+pub struct Alone<C: Cluster>(RwLockWriteGuard<'static, C>);
+
+impl<C: Cluster> Alone<C> {
+    pub(crate) fn of(cluster: &'static RwLock<C>) -> Self {
+        Self(cluster.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<C: Cluster> Deref for Alone<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.0
+    }
+}
+
+impl<C: Cluster> DerefMut for Alone<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        &mut self.0
+    }
+}
+
+impl<C: Cluster> Drop for Alone<C> {
+    fn drop(&mut self) {
+        self.0.mend();
+        for node in 0..NODES {
+            if self.0.clocks[node] != 0 {
+                self.0.set_clock(node, 0);
+            }
+        }
+    }
+}
