@@ -296,21 +296,22 @@ async fn work(
     let mut line = None;
     // Whoever may take it over need not wait behind those who may not.
     if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
-        line = Some(wait_for_turn(inner, want, progress).await);
+        line = Some(wait_for_turn(inner, want, progress).await.0);
     }
     let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
     // What a look has said: then it is not worth a try yet.
     let mut looked = None;
-    // That somebody of this process releases it has been waited for.
-    let mut waited = false;
+    // How long to wait for somebody of this process who has it: his release rings for us without a bell of
+    // the database's, which would cost it a commit that waits for those of others. The look after a while is
+    // for what else may become of him.
+    let mut his = None;
     loop {
-        if !std::mem::take(&mut waited)
-            && let Some(turn) = line.as_ref().filter(|turn| turn.is_held_here())
-        {
-            let left = deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY));
-            tokio::select! {
-                () = turn.rings() => {}
-                () = tokio::time::sleep(left.map_or(HELD_HERE, |left| left.min(HELD_HERE))) => {}
+        if let Some(turn) = &line {
+            let left = || deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY));
+            let unseen = || left().map_or(HELD_HERE, |left| left.min(HELD_HERE));
+            let pause = his.take().or_else(|| turn.is_held_here().then(unseen));
+            if let Some(pause) = pause {
+                turn.rings_within(pause).await;
             }
         }
         let outcome = match looked.take() {
@@ -374,8 +375,8 @@ async fn work(
         let turn = match line.take() {
             Some(turn) => turn,
             None => {
-                let turn = wait_for_turn(inner, want, progress).await;
-                if turn.has_waited() {
+                let (turn, at_once) = wait_for_turn(inner, want, progress).await;
+                if !at_once {
                     // What was seen before is old.
                     line = Some(turn);
                     continue;
@@ -393,13 +394,7 @@ async fn work(
             None => pause,
         };
         if here {
-            // His release rings for us without a bell of the database's, which would cost it a commit that
-            // waits for those of others. The look after a while is for what else may become of him.
-            waited = true;
-            tokio::select! {
-                () = turn.rings() => {}
-                () = tokio::time::sleep(within(pauses.announced)) => {}
-            }
+            his = Some(within(pauses.announced));
             line = Some(turn);
             continue;
         }
@@ -433,15 +428,15 @@ fn is_held_by(inner: &Inner, occupant: &Occupant) -> bool {
     occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
 }
 
-/// Stand in line and wait for our turn. Who is behind others need not ask the database who has it:
+/// Stand in line and wait for our turn; whether it came at once. Who is behind others need not ask the database who has it:
 /// others of this process do.
-async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -> Turn {
+async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -> (Turn, bool) {
     progress
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .occupant
         .get_or_insert_default();
-    let mut turn = inner.turns.join(&want.name);
-    turn.comes().await;
-    turn
+    let turn = inner.turns.join(&want.name);
+    let at_once = turn.comes().await;
+    (turn, at_once)
 }

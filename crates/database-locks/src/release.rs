@@ -59,8 +59,7 @@ async fn until_answered(
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
                 // What was asked for quietly before may have been done.
                 let others = match done {
-                    _ if unsure => Others::Some,
-                    Released::Awaited => Others::Some,
+                    _ if unsure || done == Released::Awaited => Others::Some,
                     _ if inner.store.leaves_no_gap() => Others::Perhaps,
                     _ => Others::Nobody,
                 };

@@ -99,7 +99,6 @@ impl Turns {
             lines: Arc::clone(&self.0),
             name: name.clone(),
             bell,
-            waited: false,
         }
     }
 
@@ -201,26 +200,27 @@ pub(crate) struct Turn {
     lines: Arc<Mutex<Lines>>,
     name: LockName,
     bell: Arc<Notify>,
-    waited: bool,
 }
 
 impl Turn {
-    /// Wait until it is our turn.
-    pub(crate) async fn comes(&mut self) {
+    /// Wait until it is our turn; whether it came at once.
+    pub(crate) async fn comes(&self) -> bool {
+        let mut at_once = true;
         while !self.is_first() {
-            self.waited = true;
+            at_once = false;
             self.bell.notified().await;
         }
-    }
-
-    /// Whether others were before us.
-    pub(crate) fn has_waited(&self) -> bool {
-        self.waited
+        at_once
     }
 
     /// Wait until a release rings.
     pub(crate) async fn rings(&self) {
         self.bell.notified().await;
+    }
+
+    /// The same, for so long.
+    pub(crate) async fn rings_within(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.rings()).await;
     }
 
     /// Whether it would be in vain to ask for it now: somebody of this process has it.
@@ -264,8 +264,8 @@ mod tests {
     #[tokio::test]
     async fn the_line_moves_up_in_order_and_is_forgotten_when_empty() {
         let (turns, name) = job();
-        let [mut first, second, mut third] = [(); 3].map(|()| turns.join(&name));
-        first.comes().await;
+        let [first, second, third] = [(); 3].map(|()| turns.join(&name));
+        assert!(first.comes().await);
         assert!(!second.is_first());
         drop(second);
         drop(first);

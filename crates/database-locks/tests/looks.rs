@@ -5,43 +5,21 @@
 use std::time::Duration;
 
 use database_locks::LockGuard;
-use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use testkit::{Lab, Proxy, promise, time};
+
+mod requests;
+
+use requests::{counted, requests};
 
 /// So many locks, one waiter each.
 const LOCKS: usize = 100;
-
-/// How many requests of these kinds were made since the last time.
-fn requests<const N: usize>(recorder: &Snapshotter, operations: [&str; N]) -> [usize; N] {
-    let seen = recorder.snapshot().into_vec();
-    operations.map(|operation| {
-        let of = |key: &metrics_util::CompositeKey| {
-            key.key().name() == "database_locks_request_seconds"
-                && (key.key().labels()).any(|l| l.key() == "operation" && l.value() == operation)
-        };
-        let count = seen.iter().filter(|(key, ..)| of(key)).map(|(.., value)| {
-            let DebugValue::Histogram(all) = value else {
-                panic!("{value:?}")
-            };
-            all.len()
-        });
-        count.sum()
-    })
-}
 
 /// A hundred who poll for themselves would send two thousand statements a second, each of which locks a
 /// row or tries to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_many_locks_looks_at_all_of_them_at_once() {
-    let recorder = DebuggingRecorder::new();
-    let counted = recorder.snapshotter();
-    recorder.install().unwrap();
-    for lab in [
-        Lab::mariadb(),
-        Lab::mysql(),
-        Lab::sqlite(),
-        Lab::pgbouncer(),
-    ] {
+    let counted = counted();
+    for lab in [Lab::mariadb(), Lab::mysql(), Lab::sqlite(), Lab::pgbouncer()] {
         let Some(lab) = lab else { continue };
         let (engine, proxy) = (
             lab.engine,

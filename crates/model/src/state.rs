@@ -1,6 +1,8 @@
 //! What there is at one moment: how much is left of each span of time, and never a point in time, so that
 //! the same situation comes again as the same state.
 
+use crate::decide::TRUST;
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct State {
@@ -366,6 +368,133 @@ impl Said {
             | Self::Busy { grant, .. }
             | Self::Renewed { grant }
             | Self::Lost { grant } => grant,
+        }
+    }
+}
+
+impl Said {
+    pub(crate) fn is_reply(&self) -> bool {
+        matches!(
+            self,
+            Self::Granted { .. } | Self::Busy { .. } | Self::Renewed { .. } | Self::Lost { .. }
+        )
+    }
+}
+
+impl Client {
+    /// Whether it is about to write, or writes.
+    pub(crate) fn is_at_work(&self) -> bool {
+        match &self.work {
+            Work::None => false,
+            Work::Looked { .. } => true,
+            Work::In(tx) => !tx.orphan,
+        }
+    }
+
+    /// Whether the reply to its asking, with a ticket or without one, came after the end of trust.
+    pub(crate) fn was_told_late(&self, with_ticket: bool) -> bool {
+        matches!(self.hold, Hold::Held { trust: 0, body: Body::Outside { resumed }, .. }
+            if resumed == with_ticket)
+    }
+
+    /// Whether its clock may lag now: only for as long as that is within the bound for all that it times.
+    pub(crate) fn may_lag(&self, most: Option<u8>) -> bool {
+        let most = most.unwrap_or(u8::MAX);
+        match self.hold {
+            Hold::Idle => false,
+            Hold::Asking { slips, .. } => slips < most,
+            Hold::Held {
+                trust,
+                slips,
+                renewal,
+                ..
+            } => {
+                (trust > 0 || renewal.is_some())
+                    && (trust == 0 || slips < most)
+                    && renewal.is_none_or(|(_, slips)| slips < most)
+            }
+        }
+    }
+
+    /// A tick passes, which its clock shows or not.
+    pub(crate) fn pass(&mut self, lags: bool, counted: bool) {
+        let lagged = u8::from(lags && counted);
+        let shown = u8::from(!lags);
+        match &mut self.hold {
+            Hold::Idle => {}
+            Hold::Asking { age, slips, .. } => {
+                *age = (*age + shown).min(TRUST);
+                *slips += lagged;
+            }
+            Hold::Held {
+                trust,
+                slips,
+                undecided,
+                renewal,
+                body,
+                ..
+            } => {
+                if *body == Body::Unaware {
+                    *body = Body::Inside;
+                }
+                *slips += lagged;
+                *trust = trust.saturating_sub(shown);
+                *undecided = undecided.saturating_sub(shown);
+                if *trust == 0 {
+                    *slips = 0;
+                }
+                if let Some((age, slips)) = renewal {
+                    *age = (*age + shown).min(TRUST);
+                    *slips += lagged;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Send a release of what a client was granted, whatever has become of it.
+    pub(crate) fn give_back(&mut self, c: u8) {
+        let Hold::Held { token, grant, .. } = self.client(c).hold else {
+            return;
+        };
+        self.hang_up(c);
+        self.client(c).hold = Hold::Idle;
+        let token = Some(token);
+        self.send(c, Said::Release { token, grant }, false);
+        self.hang_up(c);
+    }
+
+    pub(crate) fn client(&mut self, c: u8) -> &mut Client {
+        &mut self.clients[usize::from(c)]
+    }
+
+    pub(crate) fn send(&mut self, client: u8, said: Said, changed: bool) {
+        let msg = Msg {
+            client,
+            said,
+            changed,
+            heard: true,
+        };
+        if !self.net.contains(&msg) {
+            self.net.push(msg);
+        }
+    }
+
+    /// A connection is given up: what was sent may still be carried out, but nobody hears of it.
+    pub(crate) fn hang_up(&mut self, c: u8) {
+        self.net.retain(|m| m.client != c || !m.said.is_reply());
+        for msg in self.net.iter_mut().filter(|m| m.client == c) {
+            msg.heard = false;
+        }
+        self.net.sort_unstable();
+        self.net.dedup();
+    }
+
+    /// A write under that token is there for good.
+    pub(crate) fn wrote(&mut self, token: u8) {
+        if token < self.top {
+            self.broken = Some("a stale write");
         }
     }
 }
