@@ -14,7 +14,8 @@ use torture::process::Client;
 use torture::run::{Options, Outcome, run};
 use torture::{check, evidence, picture};
 
-const USAGE: &str = "torture [--engine postgres|mariadb|sqlite|galera|all] [--seconds N] [--seed N]
+const USAGE: &str =
+    "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
         [--only ours|controls|replaced] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python

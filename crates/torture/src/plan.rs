@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn each_kind_that_fits_comes_however_short_the_run_is() {
-        for engine in [Engine::Postgres, Engine::MariaDb, Engine::Sqlite] {
+        for engine in [Engine::Postgres, Engine::MySql, Engine::Sqlite] {
             for seconds in [12, 120] {
                 let planned = of(engine, 1, seconds);
                 for kind in KINDS {

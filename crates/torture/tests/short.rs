@@ -61,6 +61,11 @@ fn ours_keep_their_promises_on_mariadb() {
 }
 
 #[test]
+fn ours_keep_their_promises_on_mysql() {
+    ours(Engine::MySql, 16);
+}
+
+#[test]
 fn ours_keep_their_promises_on_sqlite() {
     ours(Engine::Sqlite, 13);
 }
