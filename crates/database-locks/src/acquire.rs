@@ -1,4 +1,4 @@
-//! Try once, or wait until it is ours.
+//! Acquiring: one try, or a wait until the lock is granted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,44 +6,39 @@ use std::time::Duration;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::held::ms;
 use crate::inner::Inner;
-use crate::looks;
 use crate::metrics::{self, Waiting};
 use crate::name::LockName;
-use crate::store::{Occupant, Outcome, Pauses, StoreError, Woken};
+use crate::store::{Occupant, Outcome, StoreError};
 use crate::timing::Timing;
-use crate::token::{GrantId, Token};
-use crate::turns::Turn;
+use crate::token::Token;
 use crate::watch::Stretch;
 
+mod acquisition;
 mod attempt;
+mod head_start;
 mod pace;
+mod reports;
 
-use attempt::Attempt;
+use acquisition::Acquisition;
 pub(crate) use attempt::begin;
+pub(crate) use head_start::{HeadStarts, Waiters};
 pub(crate) use pace::LONGEST_POLL;
-use pace::Pace;
+use pace::poll_pause;
+pub(crate) use reports::Outages;
+use reports::{Rarer, log_held};
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a try-once goes on trying where the database answers with a conflict that is not about
-/// this lock: a deadlock, another writer on the SQLite file.
-const ONCE_CONTENTION: Duration = Duration::from_secs(1);
-/// … and where the lock looks free but its row is locked: usually somebody else is just taking it.
-const ONCE_BUSY: Duration = Duration::from_millis(30);
-/// How long whoever is next waits for a release by somebody of this process before he looks.
-const HELD_HERE: Duration = Duration::from_secs(1);
-/// The last try of a bounded wait begins this long before its end, so that its answer is in time.
-const LAST_TRY: Duration = Duration::from_millis(20);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
 
 /// What is wanted, all rules checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Want {
     pub(crate) name: LockName,
     pub(crate) holder: Arc<str>,
@@ -63,8 +58,32 @@ impl Want {
     }
 }
 
-/// Acquire on the background thread. If nobody wants the result any more, nothing stays held.
+/// Acquire on the background thread. If the caller stops waiting, nothing stays held.
+///
+/// What is handed out is held: trust is checked here, at the last moment on the caller's own thread, which may
+/// have been late to take the answer. A grant whose trust has ended is given back, and the wait goes on.
 pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
+    let (began, limit) = (clock::now(), want.wait);
+    let mut want = Arc::new(want);
+    loop {
+        let done = in_background(Arc::clone(&inner), Arc::clone(&want)).await?;
+        let Some(guard) = done else { return Ok(None) };
+        let Err(lost) = guard.still_trusted() else {
+            return Ok(Some(guard));
+        };
+        drop(guard);
+        let left = limit.map(|limit| limit.saturating_sub(clock::now() - began));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(lost);
+        }
+        want = Arc::new(Want {
+            wait: left,
+            ..Want::clone(&want)
+        });
+    }
+}
+
+async fn in_background(inner: Arc<Inner>, want: Arc<Want>) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
     let shared = Arc::clone(&inner);
     // Made here, where the caller's own span is current.
@@ -84,7 +103,7 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
                 return;
             }
         };
-        // A guard that nobody takes is dropped, and so releases.
+        // A guard that the caller does not take is dropped, and so releases.
         drop(wanted.send(done));
     };
     let task = crate::runtime::spawn(work.instrument(span))?;
@@ -102,8 +121,8 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
     })
 }
 
-/// An acquire that nobody waits for any more counts as pending until it has noticed that, and has
-/// begun to give back what it may have acquired.
+/// An acquire whose caller stopped waiting counts as pending until it has noticed that, and has begun to
+/// give back what it may have acquired.
 struct Abandoned {
     inner: Arc<Inner>,
     /// None: it has answered.
@@ -164,279 +183,133 @@ async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, 
     done
 }
 
-/// What was learnt while waiting, for the error at its end.
+/// What was learnt while waiting, for the error at its end and the log records on the way.
 #[derive(Debug, Default)]
 struct Progress {
     occupant: Option<Occupant>,
     failure: Option<StoreError>,
-    /// Who was last said to have it.
-    told: Option<(Option<Token>, Option<String>)>,
-}
-
-/// What is worth a line in the log while waiting.
-enum Told {
-    Held(Occupant),
-    Unavailable(String),
-}
-
-impl Told {
-    fn log(self, name: &LockName) {
-        match self {
-            Self::Held(occupant) => tracing::debug!(
-                lock.name = name.as_str(),
-                lock.token = occupant.token.map(Token::get),
-                lock.holder = occupant.holder.as_deref(),
-                lock.held_ms = occupant.held_for.map(ms),
-                "waiting: somebody else has it"
-            ),
-            Self::Unavailable(failure) => tracing::debug!(
-                lock.name = name.as_str(),
-                "waiting, since the database does not answer: {failure}"
-            ),
-        }
-    }
+    /// Whose holding was logged last.
+    logged: Option<(Option<Token>, Option<String>)>,
 }
 
 impl Progress {
-    /// Answers what is news.
-    fn note(&mut self, outcome: Result<Outcome, StoreError>) -> Option<Told> {
-        let mut told = None;
+    /// Take note of a try that granted nothing.
+    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
         match outcome {
             Ok(Outcome::Held(occupant)) => {
                 let who = (occupant.token, occupant.holder.clone());
-                if self.told.as_ref() != Some(&who) {
-                    told = Some(Told::Held(occupant.clone()));
-                    self.told = Some(who);
+                if self.logged.as_ref() != Some(&who) {
+                    tracing::debug!(
+                        lock.name = name.as_str(),
+                        lock.token = occupant.token.map(Token::get),
+                        lock.holder = occupant.holder.as_deref(),
+                        lock.held_ms = occupant.held_for.map(ms),
+                        "waiting: another holder has it"
+                    );
+                    self.logged = Some(who);
                 }
                 (self.occupant, self.failure) = (Some(occupant), None);
             }
             Err(failure @ StoreError::Unavailable(_)) => {
-                if self.failure.is_none() {
-                    told = Some(Told::Unavailable(failure.to_string()));
-                }
                 (self.occupant, self.failure) = (None, Some(failure));
             }
+            // The holder that was seen before counts for more than a deadlock in between.
+            Err(failure) if !self.knows_holder() => self.failure = Some(failure),
             _ => {
                 self.occupant.get_or_insert_default();
                 self.failure = None;
             }
         }
-        told
+    }
+
+    fn knows_holder(&self) -> bool {
+        let occupant = self.occupant.as_ref();
+        occupant.is_some_and(|by| by.holder.is_some() || by.token.is_some())
     }
 }
 
-/// Whether a try-once is over after this; for so long nobody has been said to have it.
-fn gives_up(outcome: &Result<Outcome, StoreError>, unclear: Duration) -> bool {
-    match outcome {
-        Ok(Outcome::Held(_)) => true,
-        Ok(Outcome::Busy) => unclear >= ONCE_BUSY,
-        Err(StoreError::Contention(_)) => unclear >= ONCE_CONTENTION,
-        _ => false,
+/// Log now and then that the wait goes on; never ends.
+async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infallible {
+    let began = clock::now();
+    let mut rarer = Rarer::new(began);
+    loop {
+        tokio::time::sleep(rarer.due().saturating_sub(clock::now())).await;
+        let now = clock::now();
+        rarer.told(now);
+        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        // An outage is told once a process, and those behind the first in line ask for nothing.
+        let occupant = progress.occupant.as_ref();
+        if let Some(by) = occupant.filter(|_| progress.knows_holder()) {
+            let mut by = by.clone();
+            drop(progress);
+            by.held_for = by.held_for.map(|age| age.max(now - began));
+            log_held(&want.name, now - began, &by);
+        }
     }
 }
 
-/// `work`, stopped when the wait is over, whatever the database does.
+/// The acquisition, stopped when the wait is over, whatever the database does.
 async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, Error> {
     let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
-    let Some(limit) = want.wait.filter(|wait| !wait.is_zero()) else {
-        return work(inner, want, &progress, None).await;
-    };
-    let mut end = began.saturating_add(limit);
+    let limit = want.wait.filter(|wait| !wait.is_zero());
+    let mut end = limit.map(|limit| began.saturating_add(limit));
+    let work = Acquisition::new(inner, want, &progress, end)?.run();
+    if want.once() {
+        return work.await;
+    }
     {
-        let mut work = std::pin::pin!(work(inner, want, &progress, Some(end)));
+        let mut work = std::pin::pin!(work);
+        let mut report = std::pin::pin!(report(want, &progress));
         let mut stretch = Stretch::default();
         loop {
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                () = clock::sleep_until(end) => {}
+                never = &mut report => match never {},
+                () = until(end) => {}
             }
             let now = clock::now();
             match stretch.until(&inner.watches, &want.name, now) {
-                // Somebody may see at any time that it need not go on.
-                Some(until) => end = until.min(now + STRETCH),
+                // It may turn out at any time that it need not go on.
+                Some(until) => end = Some(until.min(now + STRETCH)),
                 None => break,
             }
         }
     }
-    let Progress {
-        occupant, failure, ..
-    } = progress
+    let progress = progress
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    match (occupant, failure) {
-        (_, Some(failure)) => Err(failure.into_error(op(&want.name))),
-        (None, None) => Err(Error::Unavailable {
+    Err(wait_is_over(
+        want,
+        limit.unwrap_or_default(),
+        clock::now() - began,
+        progress,
+    ))
+}
+
+async fn until(end: Option<clock::Time>) {
+    match end {
+        Some(end) => clock::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn wait_is_over(want: &Want, limit: Duration, waited: Duration, progress: Progress) -> Error {
+    match (progress.occupant, progress.failure) {
+        (_, Some(failure)) => failure.into_error(op(&want.name)),
+        (None, None) => Error::Unavailable {
             op: op(&want.name),
             source: format!("no answer within {}", crate::error::Human(limit)).into(),
-        }),
-        (Some(occupant), None) => Err(Error::TimedOut {
+        },
+        (Some(occupant), None) => Error::TimedOut {
             name: want.name.clone(),
-            waited: clock::now() - began,
+            waited,
             holder: occupant.holder,
             held_for: occupant.held_for,
-        }),
+        },
     }
 }
 
 fn op(name: &LockName) -> String {
     format!("acquire lock `{name}`")
-}
-
-async fn work(
-    inner: &Arc<Inner>,
-    want: &Want,
-    progress: &Mutex<Progress>,
-    deadline: Option<Time>,
-) -> Result<Option<LockGuard>, Error> {
-    let once = want.once();
-    // Since when nobody is said to have it.
-    let mut unclear = clock::now();
-    let mut stretch = Stretch::default();
-    let mut line = None;
-    // Whoever may take it over need not wait behind those who may not.
-    if !once && !want.take_over && inner.turns.is_waited_for(&want.name) {
-        line = Some(wait_for_turn(inner, want, progress).await.0);
-    }
-    let (mut pace, mut attempt) = (Pace::new(want.poll), Attempt::new(inner, want)?);
-    // What a look has said: then it is not worth a try yet.
-    let mut looked = None;
-    // How long to wait for somebody of this process who has it: his release rings for us without a bell of
-    // the database's, which would cost it a commit that waits for those of others. The look after a while is
-    // for what else may become of him.
-    let mut his = None;
-    loop {
-        if let Some(turn) = &line {
-            let left = || deadline.map(|at| at.saturating_sub(clock::now() + LAST_TRY));
-            let unseen = || left().map_or(HELD_HERE, |left| left.min(HELD_HERE));
-            let pause = his.take().or_else(|| turn.is_held_here().then(unseen));
-            if let Some(pause) = pause {
-                turn.rings_within(pause).await;
-            }
-        }
-        let outcome = match looked.take() {
-            Some(outcome) => outcome,
-            None => attempt.once().await,
-        };
-        if let Ok(Outcome::Granted { token, length }) = outcome {
-            inner.turns.taken(&want.name);
-            match attempt.granted(token, length).await {
-                Ok(guard) => return Ok(Some(guard)),
-                Err(loss) if once => return Err(loss.error(&want.name)),
-                Err(_) => {
-                    inner.turns.left(&want.name);
-                    attempt = Attempt::new(inner, want)?;
-                }
-            }
-            continue;
-        }
-        let now = clock::now();
-        let overdue = || {
-            Stretch::default()
-                .until(&inner.watches, &want.name, now)
-                .is_some()
-        };
-        if once
-            && gives_up(&outcome, now - unclear)
-            && stretch.until(&inner.watches, &want.name, now).is_none()
-        {
-            return Ok(None);
-        }
-        let mut here = false;
-        if let Ok(Outcome::Held(occupant)) = &outcome {
-            unclear = now;
-            here = is_held_by(inner, occupant);
-            if !here {
-                inner.turns.taken_elsewhere(&want.name);
-            }
-        }
-        let pauses = pace.after(&outcome, now);
-        match outcome {
-            Err(refused @ StoreError::Rejected { .. }) => {
-                return Err(refused.into_error(op(&want.name)));
-            }
-            Err(failure @ StoreError::Unavailable(_)) if once => {
-                return Err(failure.into_error(op(&want.name)));
-            }
-            outcome => {
-                let told = progress
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .note(outcome);
-                if let Some(told) = told {
-                    told.log(&want.name);
-                }
-            }
-        }
-        if once {
-            tokio::time::sleep(pauses.unannounced).await;
-            continue;
-        }
-        let turn = match line.take() {
-            Some(turn) => turn,
-            None => {
-                let (turn, at_once) = wait_for_turn(inner, want, progress).await;
-                if !at_once {
-                    // What was seen before is old.
-                    line = Some(turn);
-                    continue;
-                }
-                turn
-            }
-        };
-        let within = |pause: Duration| match deadline {
-            Some(at) => match at.saturating_sub(clock::now() + LAST_TRY) {
-                // The wait's end is what ends this.
-                Duration::ZERO if !overdue() => Duration::MAX,
-                Duration::ZERO => pause,
-                left => pause.min(left),
-            },
-            None => pause,
-        };
-        if here {
-            his = Some(within(pauses.announced));
-            line = Some(turn);
-            continue;
-        }
-        let unannounced = within(pauses.unannounced);
-        // One that is free or locked is tried for at once: a look would say no more than that.
-        let alone = match pauses.held {
-            true => unannounced / looks::ALONE,
-            false => unannounced,
-        };
-        let woken = tokio::select! {
-            woken = inner.store.freed(&want.name, Pauses {
-                held: pauses.held,
-                announced: within(pauses.announced),
-                unannounced: alone,
-            }) => woken,
-            () = turn.rings() => Woken::Rung,
-        };
-        if pauses.held && woken == Woken::Unheard {
-            looked = tokio::select! {
-                seen = inner.looks.next(&want.name, unannounced - alone) => attempt.judge(seen),
-                () = turn.rings() => None,
-            };
-        }
-        line = Some(turn);
-    }
-}
-
-/// Whether it is a guard of these very locks that has it, whose release is heard of here.
-fn is_held_by(inner: &Inner, occupant: &Occupant) -> bool {
-    let grant = occupant.grant.as_deref().and_then(GrantId::parse);
-    occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
-}
-
-/// Stand in line and wait for our turn; whether it came at once. Who is behind others need not ask the database who has it:
-/// others of this process do.
-async fn wait_for_turn(inner: &Inner, want: &Want, progress: &Mutex<Progress>) -> (Turn, bool) {
-    progress
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .occupant
-        .get_or_insert_default();
-    let turn = inner.turns.join(&want.name);
-    let at_once = turn.comes().await;
-    (turn, at_once)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::acquire::PATIENCE;
+use crate::acquire::{HeadStarts, Outages, PATIENCE};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::fork::PerProcess;
@@ -28,6 +28,8 @@ pub(crate) struct Inner {
     pub(crate) looks: Looks,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
+    pub(crate) head_starts: HeadStarts,
+    pub(crate) outages: Outages,
     pub(crate) watches: Watches<LockName, Version>,
     /// Cloned by whoever releases in the background.
     pub(crate) pending: watch::Receiver<()>,
@@ -47,6 +49,8 @@ impl Inner {
             looks: Looks::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),
+            head_starts: HeadStarts::default(),
+            outages: Outages::default(),
             watches: Watches::default(),
             pending,
             all_done,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::acquire::PATIENCE;
+use crate::acquire::{PATIENCE, Waiters};
 use crate::clock;
 use crate::error::Error;
 use crate::held::ms;
@@ -57,6 +57,9 @@ async fn until_answered(
         what.quietly = inner.turns.has_next(&what.name);
         let failure = match inner.returns.ask(what.clone()).await {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+                if done != Released::NotOurs && !what.quietly {
+                    note_release(inner, &what, done == Released::Awaited || unsure, held_for);
+                }
                 // What was asked for quietly before may have been done.
                 let others = match done {
                     _ if unsure || done == Released::Awaited => Others::Some,
@@ -109,6 +112,20 @@ async fn until_answered(
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(LONGEST_RETRY);
     }
+}
+
+/// Other processes have a head start now, whichever caller of this one asks next.
+fn note_release(inner: &Inner, what: &Return, awaited: bool, held_for: Option<Duration>) {
+    let waiters = match (awaited, inner.store.waiters_poll()) {
+        (true, _) => Waiters::Notified,
+        (false, true) => Waiters::Poll,
+        (false, false) => return,
+    };
+    let held_for = held_for.unwrap_or_default();
+    let now = clock::now();
+    inner
+        .head_starts
+        .released(&what.name, waiters, held_for, now);
 }
 
 /// It is free, or another's: see to it that somebody takes it who waits for it.

@@ -21,12 +21,17 @@ use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::GrantId;
 
-/// Take a ticket up on the background thread.
+/// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
 pub(crate) async fn take_up(
     inner: Arc<Inner>,
     want: Want,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
+    let guard = in_background(inner, want, ticket).await?;
+    guard.still_trusted().map(|()| guard)
+}
+
+async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<LockGuard, Error> {
     crate::runtime::run(async move {
         let to = Ask {
             name: want.name,
@@ -48,15 +53,18 @@ pub(crate) async fn take_up(
             what: Some(&what),
         };
         let sent = until_answered(&inner, &what).await?;
-        unsettled.what = None;
         let to = &what.to;
+        let lease = Lease::granted(want.timing, sent, to.length);
+        if lease.trusted_until() <= clock::now() {
+            return Err(Loss::of_another(LostReason::Expired).error(&to.name));
+        }
+        unsettled.what = None;
         let grant = Grant {
             name: to.name.clone(),
             token: what.token,
             id: to.grant,
             holder: Arc::clone(&to.holder),
         };
-        let lease = Lease::granted(want.timing, sent, to.length);
         let begun = begin(&inner, grant, lease).await;
         if let Ok(guard) = &begun {
             metrics::taken_up(inner.store.engine());

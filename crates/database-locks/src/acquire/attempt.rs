@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{PATIENCE, Want};
 use crate::clock::{self, Time};
-use crate::error::Error;
+use crate::error::{Error, LostReason};
 use crate::guard::LockGuard;
 use crate::held::{Held, Status};
 use crate::holder::over;
@@ -155,12 +155,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// It is ours: from here on it is the guard that gives it back.
+    /// The database granted it: from here on the guard gives it back. If trust in it ended before the answer
+    /// came, this attempt still does.
     pub(super) async fn granted(
         &mut self,
         token: Token,
         length: Duration,
     ) -> Result<LockGuard, Loss> {
+        let lease = Lease::granted(self.want.timing, self.sent, length);
+        if lease.trusted_until() <= clock::now() {
+            return Err(Loss::of_another(LostReason::Expired));
+        }
         self.unsettled = false;
         let grant = Grant {
             name: self.want.name.clone(),
@@ -168,7 +173,6 @@ impl<'a> Attempt<'a> {
             id: self.ask.grant,
             holder: Arc::clone(&self.want.holder),
         };
-        let lease = Lease::granted(self.want.timing, self.sent, length);
         begin(self.inner, grant, lease).await
     }
 }
@@ -198,6 +202,10 @@ impl Drop for Attempt<'_> {
 }
 
 /// Keep a grant alive from now on. Of a long lease, wait until the database has confirmed all of it.
+///
+/// # Errors
+///
+/// Trust in it ended before that; what is left of the grant is given back.
 pub(crate) async fn begin(
     inner: &Arc<Inner>,
     grant: Grant,
@@ -213,6 +221,8 @@ pub(crate) async fn begin(
         .map_or(Status::Released, |status| status.clone());
     match settled {
         Status::Lost(loss) => Err(loss),
-        Status::Held(_) | Status::Released => Ok(guard),
+        Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
+        // The scheduler has not come round to it.
+        Status::Held(_) | Status::Released => Err(guard.held.lose(LostReason::Expired)),
     }
 }

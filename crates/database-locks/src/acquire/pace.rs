@@ -32,6 +32,11 @@ const BUSY_LATER: Duration = Duration::from_millis(200);
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 
+/// The pause between two polls of a lock that another process has had for so long.
+pub(super) fn poll_pause(held_for: Duration) -> Duration {
+    (held_for / 4).clamp(FIRST_POLL, STEADY_POLL)
+}
+
 /// How long to wait before the next look.
 #[derive(Debug)]
 pub(super) struct Pace {

@@ -157,6 +157,11 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether waiters of other processes poll, so that a release does not know whether there are any.
+    fn waiters_poll(&self) -> bool {
+        true
+    }
+
     /// Wake those who wait for `name` in other processes, where they can be woken.
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
         let _ = (name, within);

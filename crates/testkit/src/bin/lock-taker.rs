@@ -9,6 +9,8 @@
 //!   process of the same holder has it.
 //! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes as
 //!   the same one.
+//! - `lock-taker loop URL NAME HOLD_MS`: takes the lock, says `grant`, holds it for so long, gives it back, and
+//!   begins anew at once, until it is killed.
 //! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
 //!   parent whether it still has it when the child has ended.
 #![allow(clippy::print_stdout, reason = "printing is how it answers")]
@@ -33,6 +35,7 @@ fn main() {
         ["hold", url, name, ttl] => hold(url, name, ttl, None, false),
         ["hold", url, name, ttl, "leak"] => hold(url, name, ttl, None, true),
         ["hold", url, name, ttl, "as", holder] => hold(url, name, ttl, Some(holder), false),
+        ["loop", url, name, hold] => repeat(url, name, hold.parse().expect("a number")),
         ["fork-as", url, name, holder] => fork_as(url, name, holder),
         ["fork", url, name] => fork(url, name),
         _ => panic!("bad arguments: {args:?}"),
@@ -74,6 +77,21 @@ fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result
     }
     say("done");
     Ok(())
+}
+
+fn repeat(url: &str, name: &str, hold: u64) -> Result<(), Error> {
+    let locks = Locks::connect(url)?;
+    say("ready");
+    std::io::stdin()
+        .read_line(&mut String::new())
+        .expect("a start");
+    let hold = Duration::from_millis(hold);
+    loop {
+        let guard = locks.lock(name).acquire()?;
+        say("grant");
+        testkit::time::sleep(hold);
+        guard.release()?;
+    }
 }
 
 fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> Result<(), Error> {

@@ -42,11 +42,12 @@ const ARRANGING: Duration = Duration::from_secs(12);
 /// How long bells are not trusted after one that should have rung did not, and how long a second
 /// connection that is of no use is left alone.
 const DOUBT: Duration = Duration::from_secs(60);
-/// Who was woken and came too late tries after a pause of up to that, the next times: so it is not the
-/// same process that is always first, which the server wakes first …
+/// A process that was woken and came too late tries after a pause of up to that, the next times: so it is not
+/// the same process that is always first, which the server wakes first …
 const SPREAD: Duration = Duration::from_millis(4);
-/// … for so long.
-const CROWDED: Duration = Duration::from_secs(1);
+/// … for so long. Of three loops that hold the lock for 50 ms each comes too late now and then, and all of them
+/// have to remember it: one that forgets is always before the one that does not.
+const CROWDED: Duration = Duration::from_secs(30);
 /// A bell and the answer to a look may overtake each other.
 const GRACE: Duration = Duration::from_millis(500);
 /// A second connection that is there for listening alone is closed when nobody has waited for so long.

@@ -292,6 +292,10 @@ impl Store for Postgres {
         Box::pin(self.bells.wait(&self.link, name, pauses))
     }
 
+    fn waiters_poll(&self) -> bool {
+        false
+    }
+
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
         Box::pin(self.link.on(within, move |on| async move {
             let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
