@@ -25,7 +25,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// case.
 const FREE_WITHIN: Duration = Duration::from_secs(3);
 /// The longest until a process has been granted what it has just asked for, if the lock was free.
-const GRANTED_WITHIN: Duration = Duration::from_millis(300);
+const GRANTED_WITHIN: Duration = Duration::from_millis(500);
+/// The longest until a grant is made unheard: another process is often faster, and a node may be down.
+const UNHEARD_WITHIN: Duration = Duration::from_secs(90);
 /// The longest until a free lock is met.
 const PUT_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// By how much a clock jumps.
@@ -361,7 +363,7 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
 /// it was granted it.
 fn late_grant(fault: &mut Fault, actor: &mut Actor, url: &str) -> Result<(), String> {
     let (begun, mut why) = (now(), "replies were never held back".to_owned());
-    while begun.elapsed() < CAUGHT_WITHIN {
+    while begun.elapsed() < UNHEARD_WITHIN {
         // A server that is down just now, or a node of it, is not what this is about.
         let mut rows = match Rows::connect(url) {
             Ok(rows) => rows,
