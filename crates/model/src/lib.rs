@@ -19,7 +19,7 @@ mod protocol;
 mod state;
 
 pub use protocol::{Act, Flaw, Kind, Protocol};
-pub use state::{Client, Hold, Msg, Row, Said, State, Tx, Watch, Work};
+pub use state::{Body, Client, Hold, Msg, Row, Said, State, Ticket, Tx, Watch, Work};
 
 /// What the core's modules below expect around them.
 mod clock {

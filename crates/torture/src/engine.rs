@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testkit::galera::{Galera, NODES};
 use testkit::tether::ScratchDir;
-use testkit::{MariaDb, Postgres, Proxy};
+use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
 use crate::store::Sql;
@@ -17,6 +17,8 @@ pub enum Engine {
     Postgres,
     /// MariaDB.
     MariaDb,
+    /// Oracle's MySQL.
+    MySql,
     /// SQLite: a file for the locks, and one for what is written.
     Sqlite,
     /// Three nodes of MariaDB with Galera, one of whose clocks is five minutes ahead.
@@ -24,9 +26,10 @@ pub enum Engine {
 }
 
 /// All of them.
-pub const ENGINES: [Engine; 4] = [
+pub const ENGINES: [Engine; 5] = [
     Engine::Postgres,
     Engine::MariaDb,
+    Engine::MySql,
     Engine::Sqlite,
     Engine::Galera,
 ];
@@ -45,6 +48,7 @@ impl Engine {
         match self {
             Self::Postgres => "postgres",
             Self::MariaDb => "mariadb",
+            Self::MySql => "mysql",
             Self::Sqlite => "sqlite",
             Self::Galera => "galera",
         }
@@ -65,7 +69,8 @@ pub struct Database {
 #[derive(Debug)]
 enum Home {
     Postgres(Postgres),
-    MariaDb(MariaDb),
+    /// Of either kind.
+    MySql(MySqlServer),
     Folder(ScratchDir),
     Galera(Galera),
 }
@@ -89,7 +94,12 @@ impl Database {
             Engine::MariaDb => {
                 let server = MariaDb::start()?;
                 let url = server.fresh_database();
-                (Home::MariaDb(server), url)
+                (Home::MySql(server), url)
+            }
+            Engine::MySql => {
+                let server = MySql::start()?;
+                let url = server.fresh_database();
+                (Home::MySql(server), url)
             }
             Engine::Galera => {
                 let (node, ahead) = WRONG_CLOCK;
@@ -253,7 +263,7 @@ impl Database {
     pub fn restart(&mut self) {
         match &mut self.home {
             Home::Postgres(server) => server.restart(),
-            Home::MariaDb(server) => server.restart(),
+            Home::MySql(server) => server.restart(),
             Home::Folder(_) | Home::Galera(_) => {}
         }
     }
@@ -262,7 +272,7 @@ impl Database {
     pub fn kill_and_restart(&mut self, dead_for: Duration) {
         match &mut self.home {
             Home::Postgres(server) => server.kill(),
-            Home::MariaDb(server) => server.kill(),
+            Home::MySql(server) => server.kill(),
             Home::Folder(_) | Home::Galera(_) => {}
         }
         testkit::time::sleep(dead_for);
@@ -273,13 +283,13 @@ impl Database {
     pub fn freeze(&mut self, frozen_for: Duration) {
         match &mut self.home {
             Home::Postgres(server) => server.freeze(),
-            Home::MariaDb(server) => server.freeze(),
+            Home::MySql(server) => server.freeze(),
             Home::Folder(_) | Home::Galera(_) => {}
         }
         testkit::time::sleep(frozen_for);
         match &mut self.home {
             Home::Postgres(server) => server.thaw(),
-            Home::MariaDb(server) => server.thaw(),
+            Home::MySql(server) => server.thaw(),
             Home::Folder(_) | Home::Galera(_) => {}
         }
     }
@@ -288,7 +298,7 @@ impl Database {
     pub fn pid(&self) -> Option<u32> {
         match &self.home {
             Home::Postgres(server) => server.server().pid(),
-            Home::MariaDb(server) => server.server().pid(),
+            Home::MySql(server) => server.server().pid(),
             Home::Folder(_) | Home::Galera(_) => None,
         }
     }
