@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{Galera, MariaDb, time};
+use testkit::{Galera, MySqlServer, time};
 
 use crate::contender::{Contender, Times};
 use crate::handover::two;
@@ -32,7 +32,7 @@ struct Place {
 }
 
 impl Place {
-    fn new(name: &'static str, nodes: [&MariaDb; 2], tcp: String) -> Self {
+    fn new(name: &'static str, nodes: [&MySqlServer; 2], tcp: String) -> Self {
         let urls = nodes.map(|node| node.socket_url(database(&tcp)));
         Self {
             name,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use database_locks::Locks;
-use testkit::{MariaDb, Postgres, time};
+use testkit::{MySqlServer, Postgres, time};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -188,7 +188,7 @@ fn look_at_postgres(server: &Postgres, database: &str, cycles: u64) -> Look {
     }
 }
 
-fn look_at_mariadb(server: &MariaDb, database: &str, cycles: u64) -> Look {
+fn look_at_mariadb(server: &MySqlServer, database: &str, cycles: u64) -> Look {
     let sql = format!(
         "SELECT t.file_size / 1024, i.index_length / 1024, \
          (SELECT count FROM information_schema.innodb_metrics WHERE name = 'trx_rseg_history_len') \

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use testkit::server::{find_binary, free_port};
 use testkit::tether::ScratchDir;
-use testkit::{Killable, MariaDb, Postgres, time};
+use testkit::{Killable, MariaDb, MySqlServer, Postgres, time};
 
 /// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
 /// and again.
@@ -17,7 +17,7 @@ pub(crate) const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-l
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub(crate) postgres: Option<Postgres>,
-    pub(crate) mariadb: Option<MariaDb>,
+    pub(crate) mariadb: Option<MySqlServer>,
     pub(crate) redis: Option<Redis>,
     pub(crate) files: ScratchDir,
 }
