@@ -20,8 +20,10 @@ __all__ = [
     "__version__",
     "check_url",
     "close",
+    "close_log",
     "generation",
     "is_fence_conflict",
+    "next_record",
     "schema",
     "set_log_level",
     "set_program",
@@ -50,6 +52,16 @@ def close() -> None:
 
 def set_log_level(level: int) -> None:
     """Pass on log records from this level on."""
+
+def next_record() -> tuple[float, int, str, dict[str, int | str]]:
+    """Wait for a record of the core's: when, its level, the message and the fields.
+
+    Does not return after `close_log`.
+    """
+
+def close_log(patience: float) -> bool:
+    """Wait until the handlers have what was logged, for so many seconds at most, and end the passing
+    on. Whether they had it all."""
 
 @final
 class Pending(Generic[_T]):
@@ -106,8 +118,15 @@ class Locks:
         """Begin to go on with a lock that was handed over; the result is a `Guard`."""
 
     def migrate(self) -> Pending[None]: ...
-    def list(self) -> Pending[str]:
-        """The result is a JSON text: one array, as `dblock list --all --json` prints it."""
+    def list(self, *, free: bool = True) -> Pending[str]:
+        """The result is a JSON text: one array, as `dblock list --all --json` prints it.
+
+        ``free=False``: without those that are free.
+        """
+
+    def page(self, text: str, state: str | None, page: int, rows: int) -> Pending[str]:
+        """The result is a JSON text: ``rows`` of one page, ``total``, and how many are ``held``,
+        ``expired`` and ``free`` (``null`` where those were not read)."""
 
     def show(self, name: str) -> Pending[str | None]:
         """The result is a JSON text of one lock, or ``None`` where there is no such lock."""

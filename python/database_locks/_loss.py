@@ -3,11 +3,17 @@
 A task is cancelled, and its cancellation turned into `LockLost` where the block ends. In a thread
 `LockLost` is raised at its next bytecode. The main thread may be asleep in a system call, which only
 a signal interrupts: a real-time one that nobody uses, so that no handler of the application is
-touched, and its handler raises. Whoever's block has ended is not told: see `_core.Alarm`.
+touched, and its handler raises. If the main thread has signals blocked, another thread gets the
+signal, and the main thread is told at its next bytecode. A block that has ended is not told: see
+`_core.Alarm`.
+
+What is here runs on the extension's thread that tells every loss of the process, so it starts no
+code of the application and waits for nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
@@ -28,6 +34,9 @@ _AGAIN = 0.2
 """Seconds between two signals: one that arrives just before the main thread goes to sleep does not
 wake it."""
 
+_SIGNALS = 2
+"""After so many without effect the main thread may have signals blocked: another one gets them too."""
+
 _signum: int | None = None
 _main_thread_holds: weakref.WeakSet[Held] = weakref.WeakSet()
 
@@ -37,6 +46,7 @@ class Loss(TypedDict):
 
     reason: str | None
     detail: str | None
+    last_answer: str | None
     held_for: float | None
     holder: str | None
     holder_token: int | None
@@ -46,6 +56,7 @@ def of(lost: LockLost) -> Loss:
     return {
         "reason": lost.reason,
         "detail": lost.detail,
+        "last_answer": lost.last_answer,
         "held_for": lost.held_for,
         "holder": lost.holder,
         "holder_token": lost.holder_token,
@@ -109,7 +120,7 @@ def _tell(held: Held) -> None:
     elif held._callback is None:
         held._alarm.raise_in_thread(_arriving(held))
     elif held._alarm.told():
-        # No other thread can be made to call something; and the courier must not be held up.
+        # No other thread can be made to call something, and the caller must not be held up.
         threading.Thread(
             target=held._callback, args=(_signum or 0, None), name="lost_lock_cb", daemon=True
         ).start()
@@ -129,8 +140,14 @@ def _cancel(held: Held) -> None:
 
 def _signal_main(held: Held) -> None:
     ident = threading.main_thread().ident
-    while held._alarm.armed and ident is not None and _signum is not None:
+    for sent in itertools.count():
+        if not held._alarm.armed or ident is None or _signum is None:
+            return
         signal.pthread_kill(ident, _signum)
+        if sent >= _SIGNALS:
+            # The interpreter runs the handler in the main thread, whichever thread has the signal.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {_signum})
+            signal.pthread_kill(threading.get_ident(), _signum)
         time.sleep(_AGAIN)
 
 

@@ -8,7 +8,7 @@ import json
 import weakref
 from typing import Any
 
-from . import _core, _names
+from . import _core, _log, _names
 from ._wait import wait, wait_async
 
 
@@ -49,10 +49,18 @@ class Locks:
 
         return locked(func_or_name, _locks=self, **lock_kwargs)
 
-    def list(self) -> builtins.list[dict[str, Any]]:
-        """Every lock that the table knows, as ``dblock list --all --json`` prints them."""
-        locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list()))
+    def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
+        """Every lock that the table knows, as ``dblock list --all --json`` prints them.
+
+        ``free=False``: only those that are held, or that a dead holder left behind; the database
+        leaves the others out.
+        """
+        locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list(free=free)))
         return locks
+
+    def _page(self, text: str, state: str | None, page: int, rows: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(wait(self._core.page(text, state, page, rows)))
+        return found
 
     def show(self, name: str) -> dict[str, Any] | None:
         """One lock, or ``None`` where the table has none of that name."""
@@ -86,9 +94,9 @@ class Locks:
         """For tests: take it by force, and tell its holder in this process at once."""
         return wait(self._core.lose(name))
 
-    async def alist(self) -> builtins.list[dict[str, Any]]:
+    async def alist(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
         """`list` for a task."""
-        text = await wait_async(self._core.list())
+        text = await wait_async(self._core.list(free=free))
         locks: builtins.list[dict[str, Any]] = json.loads(text)
         return locks
 
@@ -123,4 +131,6 @@ def _drain_all() -> None:
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):
             pending.cancel()
+    # After what the end itself has to tell.
+    _log.close(_PATIENCE)
     _core.close()

@@ -9,15 +9,19 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from . import _loss, _names
+from . import _loss, _names, _show
 from ._wait import current_task
-from .exceptions import LockTimeout
+from .exceptions import LockException, LockTimeout, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
     from .locks import lock
 
 logger = logging.getLogger("database_locks.locks")
+
+#: What a command ends with that does not get its lock, as ``dblock run`` does.
+UNAVAILABLE = 69
+BUSY = 75
 
 
 def decorate(func: Any, template: lock) -> Any:
@@ -43,20 +47,27 @@ def _decorate_command(command: Any, template: lock) -> Any:
     def new_handle(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return handle(self, *args, **kwargs)
-        except LockTimeout as busy:
-            raise _for_a_person(busy, base.CommandError) from None
+        except (LockTimeout, LockUnavailable) as error:
+            raise _for_a_person(error, base.CommandError) from error
 
     command.handle = new_handle
     return command
 
 
-def _for_a_person(busy: LockTimeout, command_error: type[Exception]) -> LockTimeout:
+def _for_a_person(error: LockException, command_error: type[Exception]) -> LockException:
     """The same as an error of which ``manage.py`` shows one line, and no traceback."""
-    both = type(LockTimeout.__name__, (LockTimeout, command_error), {})
-    error: LockTimeout = both(
-        busy.args[0], busy.timeout, name=busy.name, holder=busy.holder, held_for=busy.held_for
-    )
-    return error
+    kind = type(error)
+    if issubclass(kind, command_error):
+        return error
+
+    def text(self: LockException) -> str:
+        return _show.on_one_line(kind.__str__(self))
+
+    both = type(kind.__name__, (kind, command_error), {"__str__": text})
+    made: LockException = both(*error.args)
+    vars(made).update(vars(error))
+    vars(made)["returncode"] = BUSY if isinstance(error, LockTimeout) else UNAVAILABLE
+    return made
 
 
 class Skip(Exception):

@@ -5,7 +5,6 @@ It asks the locks and not the ORM: on SQLite, and with ``DATABASE_LOCKS_URL``, t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -105,29 +104,28 @@ class LockAdmin(_ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """All locks, filtered and searched."""
         self._require(self.has_view_permission(request))
+        wanted = request.GET.get("q", "").strip()
+        state = request.GET.get("state", "")
+        if state not in STATES:
+            state = ""
         try:
-            rows = conf.locks().list()
+            number = int(request.GET.get("p", "1"))
+        except ValueError:
+            number = 1
+        try:
+            found = conf.locks()._page(wanted, state or None, number, self.list_per_page)
         except LockException as error:
             return self._unreachable(request, error)
-        wanted = request.GET.get("q", "").strip()
-        if wanted:
-            rows = [row for row in rows if _matches(row, wanted.casefold())]
-        counts = Counter(row["state"] for row in rows)
-        state = request.GET.get("state", "")
-        if state in STATES:
-            rows = [row for row in rows if row["state"] == state]
-        else:
-            state = ""
-        rows.sort(key=lambda row: (STATES.index(row["state"]), row["name"]))
-        page = Paginator(rows, self.list_per_page).get_page(request.GET.get("p"))
-        filters = [("", _("All"), sum(counts.values()))]
-        filters += [(name, _WORDS[name], counts[name]) for name in STATES]
+        page = Paginator(range(found["total"]), self.list_per_page).get_page(number)
+        counted = None if found["free"] is None else sum(found[name] for name in STATES)
+        filters = [("", _("All"), counted)]
+        filters += [(name, _WORDS[name], found[name]) for name in STATES]
         return self._page(
             request,
             "list",
             {
                 "title": _("Locks"),
-                "rows": [self._row(row) for row in page],
+                "rows": [self._row(row) for row in found["rows"]],
                 "page": page,
                 "pages": page.paginator.get_elided_page_range(page.number),
                 "wanted": wanted,
@@ -278,10 +276,6 @@ class LockAdmin(_ModelAdmin):
 
 
 _WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
-
-
-def _matches(row: Mapping[str, Any], wanted: str) -> bool:
-    return wanted in row["name"].casefold() or wanted in (row["holder"] or "").casefold()
 
 
 def _query(**parts: str) -> str:

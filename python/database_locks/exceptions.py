@@ -49,8 +49,9 @@ class LockLost(LockException):
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
     ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
-    ``unreachable``, ``failover``, ``forked``. ``held_for`` is for how many seconds it was held, until
-    it could no longer be trusted. ``holder`` and ``holder_token`` are those of whoever had the lock in
+    ``unreachable``, ``refused``, ``failover``, ``forked``. ``last_answer`` is what the last renewal
+    came to where renewals failed until the lease ended: the database's own words if it refused.
+    ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder`` and ``holder_token`` are those of whoever had the lock in
     the answer that said it was lost; ``None`` where nobody had, or trust ended without an answer.
     ``detail`` says all of it, as every face of this library does:
     ``lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)``.
@@ -64,6 +65,7 @@ class LockLost(LockException):
         token: int | None = None,
         reason: str | None = None,
         detail: str | None = None,
+        last_answer: str | None = None,
         held_for: float | None = None,
         holder: str | None = None,
         holder_token: int | None = None,
@@ -73,6 +75,7 @@ class LockLost(LockException):
         self.token = token
         self.reason = reason
         self.detail = detail
+        self.last_answer = last_answer
         self.held_for = held_for
         self.holder = holder
         self.holder_token = holder_token

@@ -2,8 +2,11 @@
 //!
 //! The core's background thread renews every lease of the process. If it asked for the GIL, a busy
 //! interpreter would starve it and the leases would end; so it hands over what Python is to be told
-//! (a loss, a log record, the end of an operation), and goes on. The same holds for a thread that has
-//! the GIL already and would wait for the background thread to answer.
+//! (a loss, the end of an operation), and goes on. The same holds for a thread that has the GIL
+//! already and would wait for the background thread to answer.
+//!
+//! No code of the application runs on the courier's thread: it would delay the next loss. Log records
+//! go to a thread of their own, see [`crate::logging`], and so does each `lost_lock_cb`.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -51,7 +54,7 @@ pub(crate) fn tell(tell: impl FnOnce(Python<'_>) -> PyResult<()> + Send + 'stati
 #[derive(Default)]
 struct Gate {
     closed: AtomicBool,
-    /// Somebody is being told something.
+    /// Python is being told something.
     busy: AtomicBool,
 }
 

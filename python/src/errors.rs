@@ -45,6 +45,7 @@ pub(crate) fn said<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyD
     let (words, now) = (PyDict::new(py), loss.now_held_by());
     words.set_item("reason", loss.reason().word())?;
     words.set_item("detail", loss.to_string())?;
+    words.set_item("last_answer", loss.last_answer())?;
     words.set_item("held_for", loss.held_for().map(|age| age.as_secs_f64()))?;
     words.set_item("holder", now.and_then(|now| now.holder.as_deref()))?;
     let token = now.and_then(|now| now.token);

@@ -9,6 +9,7 @@ mod courier;
 mod errors;
 mod fence;
 mod guard;
+mod listed;
 mod locks;
 mod logging;
 mod pending;
@@ -29,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use super::locks::Locks;
     #[pymodule_export]
-    use super::logging::set_log_level;
+    use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
     use super::pending::Pending;
 

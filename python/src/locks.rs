@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use serde_json::Value as Json;
 
 use crate::errors::raise;
+use crate::listed::{self, Wanted};
 use crate::pending::{Pending, Value};
 
 #[pyclass(frozen, module = "database_locks._core")]
@@ -132,12 +133,24 @@ impl Locks {
         })
     }
 
-    fn list(&self) -> Pending {
+    #[pyo3(signature = (*, free=true))]
+    fn list(&self, free: bool) -> Pending {
+        self.pending(move |locks| async move {
+            let found = listed::list(&locks, free).await?;
+            Ok(Value::Text(Some(found)))
+        })
+    }
+
+    fn page(&self, text: String, state: Option<String>, page: i64, rows: usize) -> Pending {
+        let wanted = Wanted {
+            text,
+            state,
+            page,
+            rows,
+        };
         self.pending(|locks| async move {
-            let all: Vec<String> = (locks.list().await?.iter())
-                .map(|info| info.to_json())
-                .collect();
-            Ok(Value::Text(Some(format!("[{}]", all.join(",")))))
+            let found = listed::page(&locks, wanted).await?;
+            Ok(Value::Text(Some(found)))
         })
     }
 

@@ -1,12 +1,20 @@
-//! What the core logs, passed on to Python's `logging`.
+//! Passes the core's events on to Python's `logging`.
 //!
-//! Through the courier, so that a record never makes the thread that logs it wait for the GIL.
+//! Events are queued. A Python thread of its own takes them from the queue and hands them to the
+//! handlers, so that a handler that blocks delays neither the thread that logs nor the news of a
+//! loss or of a completed operation. The reader is a thread of Python's and not of Rust's: the
+//! interpreter ends its daemon threads wherever they are, and no frame of Rust may be below a handler.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt::{self, Write};
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use database_locks::__face::PerProcess;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use tracing::field::{Field, Visit};
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Subscriber};
@@ -15,11 +23,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::courier;
 
+const WARNING: usize = 30;
+
 /// Python's numbers for the levels.
 fn number(level: &Level) -> usize {
     match *level {
         Level::ERROR => 40,
-        Level::WARN => 30,
+        Level::WARN => WARNING,
         Level::INFO => 20,
         Level::DEBUG => 10,
         Level::TRACE => 5,
@@ -27,11 +37,9 @@ fn number(level: &Level) -> usize {
 }
 
 /// Records below this are not even made.
-static LEAST: AtomicUsize = AtomicUsize::new(30);
-/// Records that Python has not taken yet.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
-/// How many may wait. An interpreter that gives up the GIL to nobody must not fill the memory.
-const MOST_WAITING: usize = 10_000;
+static LEAST: AtomicUsize = AtomicUsize::new(WARNING);
+/// The capacity of the queue: a handler that blocks must not fill the memory.
+const CAPACITY: usize = 10_000;
 
 /// Pass on records from this level on; called when a lock is acquired, since only then is the GIL at
 /// hand to ask what Python wants to hear.
@@ -61,69 +69,204 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ToPython {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if WAITING.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
-            WAITING.fetch_sub(1, Ordering::Relaxed);
-            return;
+        let mut record = Record::new(number(event.metadata().level()));
+        event.record(&mut record);
+        if queue().push(record) {
+            courier::tell(|py| {
+                let log = PyModule::import(py, "database_locks._log")?;
+                log.call_method0("start").map(drop)
+            });
         }
-        let level = number(event.metadata().level());
-        let mut said = Said::default();
-        event.record(&mut said);
-        courier::tell(move |py| {
-            WAITING.fetch_sub(1, Ordering::Relaxed);
-            let log = PyModule::import(py, "database_locks._log")?;
-            let told = (
-                level,
-                said.message,
-                said.name,
-                said.token,
-                said.holder,
-                said.rest,
-            );
-            log.call_method1("record", told).map(drop)
-        });
     }
+}
+
+/// The records of one process that no handler has yet.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    records: VecDeque<Record>,
+    /// Records that found the queue full, since the log last said so.
+    dropped: usize,
+    /// The reading thread runs, or is being started.
+    has_reader: bool,
+    /// A record is with the handlers.
+    in_hand: bool,
+    /// The reading thread is about to ask for the GIL.
+    attaching: bool,
+    closed: bool,
+}
+
+fn queue() -> &'static Queue {
+    static QUEUE: PerProcess<Queue> = PerProcess::new();
+    match QUEUE.get_or_try_init(|| Ok::<_, Infallible>(Queue::default())) {
+        Ok(queue) => queue,
+        Err(never) => match never {},
+    }
+}
+
+impl Waiting {
+    fn push(&mut self, record: Record) {
+        if self.records.len() < CAPACITY {
+            self.records.push_back(record);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    /// The next record. A loss of records is told once it is over, or has gone on for long.
+    fn pop(&mut self) -> Option<Record> {
+        let over = self.records.len() <= CAPACITY / 2;
+        if self.dropped > 0 && (over || self.dropped >= CAPACITY) {
+            return Some(Record::of_dropped(std::mem::take(&mut self.dropped)));
+        }
+        self.records.pop_front()
+    }
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, Waiting>) -> MutexGuard<'a, Waiting> {
+        let woken = self.changed.wait(state);
+        woken.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers whether a reader is to be started.
+    fn push(&self, record: Record) -> bool {
+        let mut state = self.state();
+        state.push(record);
+        self.changed.notify_all();
+        !state.closed && !std::mem::replace(&mut state.has_reader, true)
+    }
+
+    /// Waits for a record. Never returns once the queue is closed: the thread would ask for the GIL
+    /// of an interpreter that is coming to its end.
+    fn take(&self) -> Record {
+        let mut state = self.state();
+        state.in_hand = false;
+        self.changed.notify_all();
+        loop {
+            if !state.closed
+                && let Some(record) = state.pop()
+            {
+                (state.in_hand, state.attaching) = (true, true);
+                return record;
+            }
+            state = self.wait(state);
+        }
+    }
+
+    fn taken(&self) {
+        self.state().attaching = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done`, for so long at most; whether it is.
+    fn wait_until(&self, at_most: Duration, done: impl Fn(&Waiting) -> bool) -> bool {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.state(), at_most, |state| !done(state));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn close(&self, patience: Duration) -> bool {
+        let written = self.wait_until(patience, |state| {
+            !state.has_reader || (state.records.is_empty() && !state.in_hand)
+        });
+        self.state().closed = true;
+        self.wait_until(patience, |state| !state.attaching);
+        written
+    }
+}
+
+/// The next record, as `_log.record` takes it; called by the thread that `_log.start` starts.
+#[pyfunction]
+pub(crate) fn next_record(py: Python<'_>) -> PyResult<(f64, usize, String, Bound<'_, PyDict>)> {
+    let record = py.detach(|| queue().take());
+    queue().taken();
+    let fields = PyDict::new(py);
+    for (name, value) in &record.fields {
+        match value {
+            Value::Int(value) => fields.set_item(name, value)?,
+            Value::Text(value) => fields.set_item(name, value)?,
+        }
+    }
+    Ok((record.at, record.level, record.message, fields))
+}
+
+/// Wait until the handlers have what was logged, for so many seconds at most; then end the passing
+/// on. Whether they had it all: if not, one of them blocks.
+#[pyfunction]
+pub(crate) fn close_log(py: Python<'_>, patience: f64) -> bool {
+    let patience = Duration::try_from_secs_f64(patience).unwrap_or_default();
+    py.detach(|| queue().close(patience))
 }
 
 /// The message and fields of one event.
-#[derive(Default)]
-struct Said {
+struct Record {
+    /// Seconds since 1970, for display.
+    at: f64,
+    level: usize,
     message: String,
-    name: Option<String>,
-    token: Option<i64>,
-    holder: Option<String>,
-    /// `key=value`, in order.
-    rest: String,
+    fields: Vec<(&'static str, Value)>,
 }
 
-impl Said {
-    fn also(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        let space = if self.rest.is_empty() { "" } else { " " };
-        let _ = write!(self.rest, "{space}{}={value}", field.name());
+enum Value {
+    Int(i64),
+    Text(String),
+}
+
+impl Record {
+    #[allow(clippy::disallowed_methods, reason = "for display only")]
+    fn new(level: usize) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            at: since.unwrap_or_default().as_secs_f64(),
+            level,
+            message: String::new(),
+            fields: Vec::new(),
+        }
+    }
+
+    fn of_dropped(count: usize) -> Self {
+        let mut record = Self::new(WARNING);
+        record.message = format!(
+            "{count} log records were dropped: the log handlers were slower than the records"
+        );
+        record
+    }
+
+    fn add(&mut self, field: &Field, value: Value) {
+        self.fields.push((field.name(), value));
     }
 }
 
-impl Visit for Said {
+impl Visit for Record {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
-            "message" => self.message = format!("{value:?}"),
-            _ => self.also(field, format_args!("{value:?}")),
+            "message" => {
+                let _ = write!(self.message, "{value:?}");
+            }
+            _ => self.add(field, Value::Text(format!("{value:?}"))),
         }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "lock.name" => self.name = Some(value.into()),
-            "lock.holder" => self.holder = Some(value.into()),
-            // The message names it, and keeps it on its line.
-            "lock.now_holder" => {}
-            _ => self.also(field, format_args!("{value}")),
-        }
+        self.add(field, Value::Text(value.into()));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        match field.name() {
-            "lock.token" => self.token = Some(value),
-            _ => self.also(field, format_args!("{value}")),
-        }
+        self.add(field, Value::Int(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, Value::Int(i64::try_from(value).unwrap_or(i64::MAX)));
     }
 }

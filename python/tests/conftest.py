@@ -1,7 +1,7 @@
 """Databases and child processes for tests: see ``support``.
 
 Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
-``mariadb_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
+``mariadb_url``, ``mysql_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
 breaks them, and they are whole again after the test.
 """
 
@@ -17,12 +17,31 @@ import pytest
 
 from support import Child, Holder, Lab, Program, Server, dblock, holder, sql
 
-ENGINES = ["memory", "sqlite", "postgres", "mariadb"]
-SERVERS = ["postgres", "mariadb"]
+SERVERS = ["postgres", "mariadb", "mysql"]
+ENGINES = ["memory", "sqlite", *SERVERS]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+#: What these try is in processes and threads: MySQL runs what MariaDB runs, by the same drivers.
+OF_PROCESSES = {"test_celery", "test_gil", "test_gunicorn", "test_leaks", "test_multiprocessing"}
+
+
+def _is_spared(item: pytest.Item) -> bool:
+    """Whether another engine's run of the same test is enough, for the time that it takes."""
+    params = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    # The other faces send the same statements.
+    other_face = params.get("kind") in ("dblock", "rust")
+    return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is in a file ``test_django*`` or a folder ``django`` concerns each version of Django."""
+    spared = [item for item in items if _is_spared(item)]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in spared]
     for item in items:
         if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
             item.add_marker(pytest.mark.django)
@@ -82,6 +101,12 @@ def postgres_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
 def mariadb_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
     """A MariaDB database with an empty table."""
     return _empty_table(shared_lab.mariadb, _tables)
+
+
+@pytest.fixture
+def mysql_url(shared_lab: Lab, _tables: dict[str, str]) -> str:
+    """A database of Oracle's MySQL with an empty table."""
+    return _empty_table(shared_lab.mysql, _tables)
 
 
 @pytest.fixture

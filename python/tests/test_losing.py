@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from database_locks import LockLost, Locks, connect
-from support import in_thread
+from support import in_thread, sql
 
 
 @pytest.fixture
@@ -48,6 +50,15 @@ file = sqlite3.connect(sys.argv[1])
 with file:
     file.execute("UPDATE database_locks_lock SET token = token - 1")
 """
+
+
+REFUSE = [
+    """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+       $$ BEGIN RAISE EXCEPTION 'closed for today'; END $$""",
+    """CREATE TRIGGER refuse BEFORE UPDATE ON database_locks_lock FOR EACH ROW
+       WHEN (NEW.name = 'job') EXECUTE FUNCTION refuse()""",
+]
+ALLOW = ["DROP TRIGGER refuse ON database_locks_lock", "DROP FUNCTION refuse"]
 
 
 def test_a_grant_that_the_database_forgot_is_lost_to_a_failover(sqlite_url: str) -> None:
@@ -89,6 +100,30 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
         again = pickle.loads(pickle.dumps(lost))
         assert (type(again), str(again), vars(again)) == (LockLost, said, vars(lost))
         taking.__exit__(None, None, None)
+
+
+def test_a_database_that_refuses_renewals_is_named_as_the_reason(postgres_url: str) -> None:
+    """One name of two, so that the other lock of this process goes on."""
+    locks = connect(postgres_url)
+    with locks.lock("spared", lock_ttl=3) as spared:
+        with pytest.raises(LockLost) as caught, locks.lock("job", lock_ttl=3):
+            for statement in REFUSE:
+                sql(postgres_url, statement)
+            time.sleep(30)
+        lost = caught.value
+        for statement in ALLOW:
+            sql(postgres_url, statement)
+        assert not spared.lost
+        spared.check()
+    assert lost.reason == "refused"
+    assert lost.last_answer is not None
+    assert "closed for today" in lost.last_answer
+    assert "closed for today" in str(lost)
+    # Its own grant is not said to be the new holder.
+    assert (lost.holder, lost.holder_token) == (None, None)
+    assert "now held by" not in str(lost)
+    again = pickle.loads(pickle.dumps(lost))
+    assert vars(again) == vars(lost)
 
 
 def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:
@@ -291,3 +326,36 @@ def test_a_check_tells_the_loss_and_is_the_only_one_to_do_so(here: Locks) -> Non
             held.check()
         assert caught.value.reason == "forced"
         time.sleep(0.3)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_main_thread_with_signals_blocked_is_told_at_its_next_bytecode(here: Locks) -> None:
+    """Threads that are started meanwhile have them blocked as well."""
+    began = time.monotonic()
+    with signals_blocked(), pytest.raises(LockLost) as caught, here.lock("job"):
+        lose_after(here, 0.1)
+        while time.monotonic() - began < 20:
+            time.sleep(0.05)
+    assert time.monotonic() - began < 10
+    assert caught.value.reason == "forced"
+
+
+def test_a_callback_is_called_in_a_main_thread_with_signals_blocked(here: Locks) -> None:
+    told: list[threading.Thread] = []
+    with signals_blocked():
+        callback = lambda *_: told.append(threading.current_thread())  # noqa: E731
+        with here.lock("job", lost_lock_cb=callback):
+            lose_after(here, 0.1)
+            until = time.monotonic() + 10
+            while not told and time.monotonic() < until:
+                time.sleep(0.05)
+            # And not at the end of the block.
+            assert told == [threading.main_thread()]

@@ -47,8 +47,11 @@ def test_a_query_of_psycopg_3_is_interrupted(postgres_url: str, start: Start) ->
     assert lose(start, postgres_url, "psycopg3") < SECONDS
 
 
-def test_a_query_of_pymysql_is_interrupted(mariadb_url: str, start: Start) -> None:
-    assert lose(start, mariadb_url, "pymysql") < SECONDS
+@pytest.mark.parametrize("engine", ["mariadb", "mysql"])
+def test_a_query_of_pymysql_is_interrupted(
+    engine: str, request: pytest.FixtureRequest, start: Start
+) -> None:
+    assert lose(start, request.getfixturevalue(f"{engine}_url"), "pymysql") < SECONDS
 
 
 def test_psycopg2_gives_in_when_its_query_ends(postgres_url: str, start: Start) -> None:

@@ -14,7 +14,7 @@ OURS = ["ours", "dblock", "rust"]
 Hold = Callable[[str, str], Holder]
 
 
-@pytest.fixture(scope="module", params=["postgres", "mariadb"])
+@pytest.fixture(scope="module", params=["postgres", "mariadb", "mysql"])
 def old_and_url(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[tuple[OldHolder, str]]:
     """0.5 on the table that its own migration made, and that ours has upgraded since."""
     url = getattr(shared_lab, request.param).database()
@@ -154,7 +154,7 @@ def test_a_crowd_of_both_counts_without_a_slip(url: str, hold: Hold, tmp_path: P
     assert number.read_text() == str(rounds * 5)
 
 
-@pytest.mark.parametrize("engine", ["postgres", "mariadb"])
+@pytest.mark.parametrize("engine", ["postgres", "mariadb", "mysql"])
 def test_the_table_of_0_5_is_upgraded_while_0_5_goes_on_writing(
     engine: str, fresh_database: Callable[[str], str], hold: Callable[..., OldHolder]
 ) -> None:

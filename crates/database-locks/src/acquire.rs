@@ -276,9 +276,16 @@ async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard
             }
         }
     }
-    let progress = progress
+    let mut progress = progress
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
+    if let (None, None, Some(by)) = (
+        &progress.occupant,
+        &progress.failure,
+        inner.store.blocked_by(),
+    ) {
+        progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
+    }
     Err(wait_is_over(
         want,
         limit.unwrap_or_default(),

@@ -191,10 +191,8 @@ impl<Q: Operation> Shared<Q> {
             .unzip();
         let answers = match Q::carry_out(&asked, &self.store, self.within).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(StoreError::Unavailable(source)) => {
-                let said = source.to_string();
-                let unavailable = || Err(StoreError::Unavailable(said.clone().into()));
-                asked.iter().map(|_| unavailable()).collect()
+            Err(failure @ StoreError::Unavailable(_)) => {
+                asked.iter().map(|_| Err(failure.again())).collect()
             }
             Err(_) => self.one_by_one(&asked).await,
         };

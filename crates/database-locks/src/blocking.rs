@@ -13,6 +13,14 @@
 //! assert!(guard.is_held());
 //! # Ok(()) }
 //! ```
+//!
+//! # Where no call may block
+//!
+//! A log subscriber, a metrics recorder or a waker may be called on the thread that renews the leases of
+//! the process. A call of this module would wait there for what that very thread has to do. So it
+//! fails at once with [`Error::Config`]; a [`LockGuard`] that is dropped or released there is released
+//! in the background; what can answer no error panics. Callbacks of
+//! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
 use std::pin::Pin;
@@ -23,7 +31,7 @@ use serde_json::Value;
 use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::locks::Freed;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
@@ -34,6 +42,10 @@ use crate::timing::Ttl;
 ///
 /// For callers that have to look after something else now and then, signals for example. It is as fast as
 /// the calls of this module: what is waited for is carried out on this very thread.
+///
+/// # Panics
+///
+/// Where [no call may block](self#where-no-call-may-block).
 ///
 /// # Example
 ///
@@ -57,7 +69,12 @@ use crate::timing::Ttl;
 /// # Ok(()) }
 /// ```
 pub fn wait_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> Option<F::Output> {
-    block_on_for(future, at_most)
+    may_wait(block_on_for(future, at_most))
+}
+
+/// For what has no way to answer an error.
+fn may_wait<T>(waited: Result<T, Error>) -> T {
+    waited.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// [`crate::Locks`] without async.
@@ -67,12 +84,12 @@ pub struct Locks(crate::Locks);
 impl Locks {
     /// See [`crate::Locks::connect`].
     pub fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect(url)).map(Self)
+        block_on(crate::Locks::connect(url))?.map(Self)
     }
 
     /// See [`crate::Locks::connect_to`].
     pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect_to(url, table)).map(Self)
+        block_on(crate::Locks::connect_to(url, table))?.map(Self)
     }
 
     /// See [`crate::Locks::open`].
@@ -87,7 +104,7 @@ impl Locks {
 
     /// See [`crate::Locks::get_default`].
     pub fn get_default() -> Result<Self, Error> {
-        block_on(crate::Locks::get_default()).map(Self)
+        block_on(crate::Locks::get_default())?.map(Self)
     }
 
     /// See [`crate::Locks::lock`].
@@ -97,52 +114,61 @@ impl Locks {
 
     /// See [`crate::Locks::migrate`].
     pub fn migrate(&self) -> Result<(), Error> {
-        block_on(self.0.migrate())
+        block_on(self.0.migrate())?
     }
 
     /// See [`crate::Locks::list`].
     pub fn list(&self) -> Result<Vec<LockInfo>, Error> {
-        block_on(self.0.list())
+        block_on(self.0.list())?
+    }
+
+    /// See [`crate::Locks::list_filtered`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Locks::list_filtered`].
+    pub fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
+        block_on(self.0.list_filtered(filter))?
     }
 
     /// See [`crate::Locks::show`].
     pub fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
-        block_on(self.0.show(name))
+        block_on(self.0.show(name))?
     }
 
     /// See [`crate::Locks::force_release`].
     pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
-        block_on(self.0.force_release(name))
+        block_on(self.0.force_release(name))?
     }
 
     /// See [`crate::Locks::doctor`].
     pub fn doctor(&self) -> Result<Report, Error> {
-        block_on(self.0.doctor())
+        block_on(self.0.doctor())?
     }
 
     /// See [`crate::Locks::take_up`].
     pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
+        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Locks::renew`].
     pub fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        block_on(self.0.renew(ticket, ttl))
+        block_on(self.0.renew(ticket, ttl))?
     }
 
     /// See [`crate::Locks::release`].
     pub fn release(&self, ticket: &Ticket) -> Result<(), Error> {
-        block_on(self.0.release(ticket))
+        block_on(self.0.release(ticket))?
     }
 
     /// See [`crate::Locks::prune`].
     pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
-        block_on(self.0.prune(idle, unknown))
+        block_on(self.0.prune(idle, unknown))?
     }
 
-    /// See [`crate::Locks::drain`].
+    /// See [`crate::Locks::drain`]. Where no call may block it returns at once.
     pub fn drain(&self) {
-        block_on(self.0.drain());
+        let _ = block_on(self.0.drain());
     }
 }
 
@@ -211,17 +237,17 @@ impl Lock {
 
     /// See [`crate::Lock::try_acquire`].
     pub fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
-        Ok(block_on(self.0.try_acquire())?.map(|guard| LockGuard(Some(guard))))
+        Ok(block_on(self.0.try_acquire())??.map(|guard| LockGuard(Some(guard))))
     }
 
     /// See [`crate::Lock::take_up`].
     pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket)).map(|guard| LockGuard(Some(guard)))
+        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Lock::acquire`].
     pub fn acquire(&self) -> Result<LockGuard, Error> {
-        block_on(self.0.acquire()).map(|guard| LockGuard(Some(guard)))
+        block_on(self.0.acquire())?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// Run `work` while holding the lock.
@@ -265,7 +291,8 @@ impl From<crate::Lock> for Lock {
     }
 }
 
-/// A held lock. Dropping it releases the lock and waits for that, for 5 s at most.
+/// A held lock. Dropping it releases the lock and waits for that, for 5 s at most; where
+/// [no call may block](self#where-no-call-may-block) it is released in the background.
 ///
 /// What it can tell without waiting is that of [`crate::LockGuard`], which it derefs to.
 #[derive(Debug)]
@@ -275,27 +302,27 @@ pub struct LockGuard(Option<crate::LockGuard>);
 impl LockGuard {
     /// See [`crate::LockGuard::check`].
     pub fn check(&self) -> Result<(), Error> {
-        block_on(crate::LockGuard::check(self))
+        block_on(crate::LockGuard::check(self))?
     }
 
     /// See [`crate::LockGuard::extend`].
     pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        block_on(crate::LockGuard::extend(self, ttl))
+        block_on(crate::LockGuard::extend(self, ttl))?
     }
 
     /// See [`crate::LockGuard::open_fence`].
     pub fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::open_fence(self, lasting))
+        block_on(crate::LockGuard::open_fence(self, lasting))?
     }
 
     /// See [`crate::LockGuard::fence_failed`].
     pub fn fence_failed(&self, failure: FenceFailure) -> Error {
-        block_on(crate::LockGuard::fence_failed(self, failure))
+        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(|error| error)
     }
 
     /// See [`crate::LockGuard::fence`]: for a transaction that blocks, such as that of rusqlite.
     pub fn fence<T: FenceTransaction>(&self, tx: &mut T) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence(self, tx))
+        block_on(crate::LockGuard::fence(self, tx))?
     }
 
     /// See [`crate::LockGuard::fence_for`].
@@ -304,12 +331,16 @@ impl LockGuard {
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence_for(self, tx, lasting))
+        block_on(crate::LockGuard::fence_for(self, tx, lasting))?
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].
+    ///
+    /// # Panics
+    ///
+    /// Where [no call may block](crate::blocking#where-no-call-may-block).
     pub fn wait_lost(&self) -> LostReason {
-        block_on(self.lost())
+        may_wait(block_on(self.lost()))
     }
 
     /// See [`crate::LockGuard::hand_over`].
@@ -328,7 +359,7 @@ impl LockGuard {
     pub fn release(mut self) -> Result<(), Error> {
         self.0
             .take()
-            .map_or(Ok(()), |guard| block_on(guard.release()))
+            .map_or(Ok(()), |guard| block_on(guard.release())?)
     }
 }
 

@@ -175,12 +175,6 @@ kinds! {
     NAME_NOT_UNIQUE = "name-not-unique", "table", Problem,
         "two rows may have the same name, and two holders the same lock, or taking a new one fails",
         "delete rows that share a name, then: CREATE UNIQUE INDEX name ON {table} (name)";
-    IDS_RUNNING_OUT = "ids-running-out", "table", Advice,
-        "each new name of a lock uses up an id, also one that is pruned later, and when there are none left \
-         no lock of a new name can be made",
-        "MySQL and MariaDB: ALTER TABLE {table} MODIFY id BIGINT NOT NULL AUTO_INCREMENT; PostgreSQL: \
-         ALTER TABLE {table} ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS bigint; on a bigint that \
-         is half used up: let fewer names be made up, or make the table anew";
     INDEX_RENAMED = "index-renamed", "table", Problem,
         "the statements name that index, and fail without it",
         "run `dblock init`, which gives it the name `name`";
@@ -190,6 +184,12 @@ kinds! {
     INDEX_UNUSED = "index-unused", "table", Advice,
         "nothing reads it, and each new lock has to write to it",
         "drop it (DROP INDEX): the unique one on name is all that is needed";
+    IDS_RUN_OUT = "ids-run-out", "table", Advice,
+        "each new name takes one, and once all are used no lock of a new name can be made",
+        "let the column id of {table} be a bigint while few use it, since that writes the table anew (prune \
+         it first): on PostgreSQL ALTER TABLE {table} ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
+         bigint for a column made by serial; on MySQL and MariaDB ALTER TABLE {table} MODIFY id bigint NOT \
+         NULL AUTO_INCREMENT";
     ROW_SECURITY = "row-security", "table", Problem,
         "rows that a policy hides look like locks that nobody has, and cannot be taken",
         "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, or connect as its owner or a role with \
@@ -229,6 +229,11 @@ kinds! {
         "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
          semi-synchronous replication), or fence what is written in the same database: the same token \
          may come twice";
+    WRITTEN_ELSEWHERE = "written-elsewhere", "replicas", Problem,
+        "logical replication copies rows after they were committed: two may hold one lock, one here and \
+         one there, and each side overwrites what the other has granted",
+        "leave {table} out of publications and subscriptions, and let all programs take their locks on one \
+         primary";
     CLUSTER_NOT_FLUSHED = "cluster-not-flushed", "durability", Advice,
         "one node that crashes learns from the others what it has lost, but a power cut of all of them at \
          once may forget grants",
@@ -266,11 +271,17 @@ kinds! {
         "waiters cannot be woken that way, and look for themselves: a lock that another process releases \
          is noticed up to 250 ms later",
         "give a listen_url that leads to the same database and not through a pooler";
+    ENCODING = "encoding", "settings", Advice,
+        "a lock whose name or holder has a character that it lacks is refused; all else works",
+        "keep to names and holders of its characters, or to ASCII; a database of encoding UTF8 takes all";
     ISOLATION = "isolation", "settings", Advice,
         "each statement is a transaction by itself and needs no more than read committed; a stricter \
          level makes some fail and be tried again",
         "PostgreSQL: ALTER ROLE … SET default_transaction_isolation = 'read committed' for the role \
          that locks";
+    DISK_FULL = "disk-full", "file", Problem,
+        "no lock can be taken, renewed or released until there is space again",
+        "make room on the disk that the file is on";
     FILE_SHARED = "file-shared", "file", Problem,
         "file locks are not to be trusted there, and SQLite's shared memory does not reach other \
          machines: two may hold one lock, or the file may be damaged",
@@ -425,6 +436,15 @@ impl Notes {
             seen: true,
             said,
         });
+    }
+
+    /// How many of the ids of its rows are used.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    pub(crate) fn ids(&mut self, latest: i64, most: i64) {
+        if latest > most / 2 {
+            let what = format!("{latest} of {most} ids of {} are used", self.table);
+            self.found(&IDS_RUN_OUT, what);
+        }
     }
 
     /// Something could not be seen.

@@ -53,8 +53,9 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// The database did not answer, or not in time. Trying again may work.
-    #[error("could not {op}: the database cannot be reached")]
+    /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
+    /// Trying again may work.
+    #[error("could not {op}: the database {}", state(.source))]
     Unavailable {
         /// What was tried.
         op: String,
@@ -121,6 +122,27 @@ impl Error {
     }
 }
 
+/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
+/// what it was asked just now.
+#[derive(Debug)]
+pub(crate) struct CannotServe(pub(crate) String);
+
+impl fmt::Display for CannotServe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for CannotServe {}
+
+/// How it is with a database that is unavailable.
+fn state(source: &BoxError) -> &'static str {
+    match source.is::<CannotServe>() {
+        true => "cannot do it now",
+        false => "cannot be reached",
+    }
+}
+
 /// Why a held lock was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -140,6 +162,9 @@ pub enum LostReason {
     RowGone,
     /// The database could not be reached until the lease ran out.
     Unreachable,
+    /// The database answered the renewals with an error until the lease ran out: a right was taken
+    /// away, the table renamed, a trigger raised. [`Loss::last_answer`] is what it said.
+    Refused,
     /// The database forgot this grant: it was replaced by a server that lacks commits.
     Failover,
     /// This is a forked child: it is the parent that holds the lock.
@@ -149,7 +174,7 @@ pub enum LostReason {
 impl LostReason {
     /// Whether the row may still be as the grant left it, so that there is something to be released.
     pub(crate) fn leaves_a_lease(self) -> bool {
-        matches!(self, Self::Expired | Self::Unreachable)
+        matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
     /// One word, as a label and in logs: `expired`, `taken_over`, …
@@ -162,6 +187,7 @@ impl LostReason {
             Self::TakenUp => "taken_up",
             Self::RowGone => "row_gone",
             Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
             Self::Failover => "failover",
             Self::Forked => "forked",
         }
@@ -178,6 +204,7 @@ impl fmt::Display for LostReason {
             Self::TakenUp => "taken up with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
+            Self::Refused => "the database refused renewals until the lease expired",
             Self::Forked => "held by the process that forked this one",
             Self::Failover => "the database forgot the grant (failover)",
         })
@@ -232,6 +259,22 @@ impl fmt::Display for Hint<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_database_that_answers_is_not_said_to_be_out_of_reach() {
+        let error = |source: BoxError| {
+            let op = "acquire lock `job`".into();
+            Error::Unavailable { op, source }.chain()
+        };
+        assert_eq!(
+            error("connection refused".into()),
+            "could not acquire lock `job`: the database cannot be reached: connection refused"
+        );
+        assert_eq!(
+            error(CannotServe("its disk is full".into()).into()),
+            "could not acquire lock `job`: the database cannot do it now: its disk is full"
+        );
+    }
 
     #[test]
     fn a_timeout_names_the_holder_and_its_age() {

@@ -162,16 +162,15 @@ impl LockGuard {
 
     /// Call `f` when it is lost, with what there is to say of that.
     ///
-    /// At most once, on the background thread of this library or on one that waits for a call of
-    /// [`blocking`](crate::blocking) just then, right after the guard was marked lost
-    /// and whoever waits for [`lost`](LockGuard::lost) was woken; at once, on this thread, if it is
-    /// lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
+    /// At most once, on a thread that runs callbacks and nothing else, right after the guard was
+    /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this thread, if
+    /// it is lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
     /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
     /// for its error to tell. A call that had begun before may still be going on.
     ///
-    /// It must not block: all leases of the process are renewed on that thread. It may use this
-    /// library's guards, and drop them. If it panics, nothing else is disturbed. Where it is called
-    /// several times, each `f` is called.
+    /// It may block, use this library's guards, drop them, and acquire. If it panics, or never
+    /// returns, nothing else is disturbed. Where it is called several times, each `f` is called, one
+    /// after another.
     ///
     /// # Example
     ///
@@ -221,7 +220,7 @@ impl LockGuard {
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(Some(&names), PATIENCE).await;
+            let rows = inner.store.read(&names, PATIENCE).await;
             let ours = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()

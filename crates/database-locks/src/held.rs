@@ -1,18 +1,19 @@
 //! One grant, shared by its guard, which asks how it stands, and the scheduler, which knows.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::clock::{self, Time};
+use crate::error::LostReason;
 use crate::lease::Lease;
 use crate::loss::Loss;
 use crate::metrics::{self, Engine};
 use crate::news::Listeners;
 use crate::ours::Ours;
-use crate::runtime;
+use crate::runtime::callbacks;
 use crate::store::{Gone, Grant};
 use crate::timing::Ttl;
 
@@ -23,6 +24,15 @@ pub(crate) enum Status {
     Held(Option<Ttl>),
     Lost(Loss),
     Released,
+}
+
+/// Why the latest renewal did not renew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// What it makes of the end of trust.
+    pub(crate) reason: LostReason,
+    /// What was answered, in words.
+    pub(crate) said: Arc<str>,
 }
 
 /// One grant, shared by its guard, which asks, and the scheduler, which answers.
@@ -41,6 +51,9 @@ pub(crate) struct Held {
     /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
     /// cleared after trust was renewed: so read it before asking for trust.
     outlives_trust: AtomicBool,
+    /// Whether a renewal is under way.
+    unanswered: AtomicBool,
+    trouble: Mutex<Option<Trouble>>,
     status: watch::Sender<Status>,
     pub(crate) listeners: Listeners,
 }
@@ -69,6 +82,8 @@ impl Held {
             trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
             ended: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
+            trouble: Mutex::default(),
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
@@ -125,7 +140,34 @@ impl Held {
             until => until,
         };
         let at = clock::now().min(Duration::from_nanos(until));
-        Loss::of_held(gone.into(), self.since, at)
+        let (mut gone, trouble) = (gone.into(), self.trouble());
+        if gone.reason == LostReason::Expired {
+            gone.reason = match &trouble {
+                Some(trouble) if trouble.reason != LostReason::Expired => trouble.reason,
+                _ if self.unanswered.load(Ordering::Relaxed) => LostReason::Unreachable,
+                _ => LostReason::Expired,
+            };
+        }
+        // Where the database says that the grant is gone, that is its answer.
+        let said = trouble.filter(|_| gone.reason.leaves_a_lease());
+        Loss::of_held(gone, said.map(|trouble| trouble.said), self.since, at)
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A renewal goes out.
+    pub(crate) fn renewing(&self) {
+        self.unanswered.store(true, Ordering::Relaxed);
+    }
+
+    /// The renewal was answered; none: it was renewed.
+    pub(crate) fn answered(&self, trouble: Option<Trouble>) {
+        self.unanswered.store(false, Ordering::Relaxed);
+        let before = self.trouble.lock();
+        *before.unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// As if that were how long it may be trusted.
@@ -167,9 +209,8 @@ impl Held {
         let listeners = self.listeners.take();
         if !listeners.is_empty() {
             let loss = loss.clone();
-            // Not here: whoever asked may be in the midst of something. The runtime is there, since
-            // something is held.
-            let _ = runtime::spawn(async move { listeners.call(&loss) });
+            // Not here: the caller may be in the midst of something.
+            callbacks::call(move || listeners.call(&loss));
         }
         self.log_lost(&loss);
         loss
@@ -190,9 +231,41 @@ impl Held {
             lock.holder = &**holder,
             lock.held_ms = loss.held_for().map(ms),
             lock.lost_reason = loss.reason().word(),
+            lock.last_answer = loss.last_answer(),
             lock.now_holder = loss.now_held_by().and_then(|now| now.holder.as_deref()),
             "lock {loss}; {}",
             loss.done()
+        );
+    }
+
+    pub(crate) fn log_refused(&self, error: &str) {
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.grant;
+        tracing::warn!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            locks = 1,
+            "renewals fail, trying again until the leases end: {error}; other leases are renewed"
+        );
+    }
+
+    pub(crate) fn log_renewed_again(&self) {
+        let Grant {
+            name,
+            token,
+            holder,
+            ..
+        } = &self.grant;
+        tracing::info!(
+            lock.name = name.as_str(),
+            lock.token = token.get(),
+            lock.holder = &**holder,
+            "renewals get through again"
         );
     }
 

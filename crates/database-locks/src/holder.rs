@@ -1,5 +1,6 @@
 //! Who holds a lock, for people to read; never what decides who holds it.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -29,12 +30,9 @@ fn host() -> String {
 /// Host and pid alone are not enough: in two containers both may be the same, and a restarted
 /// process would look like the one that died.
 pub(crate) fn default_holder() -> String {
-    format!(
-        "{}.{}.{:08x}",
-        host(),
-        std::process::id(),
-        fastrand::u32(..)
-    )
+    // Not what an encoding of the database may lack: nobody has chosen this name.
+    let host = host().replace(|c: char| !c.is_ascii_graphic(), "-");
+    format!("{host}.{}.{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 pub(crate) fn check_holder(holder: &str) -> Result<(), Error> {
@@ -67,7 +65,11 @@ pub fn set_program(path: &Path) {
 }
 
 /// What the holder says of itself: program, host, pid and version, the grant that it was handed if
-/// there was one, and the caller's own keys under `meta`. Of the command line only the program's name: arguments may hold passwords.
+/// there was one, and the caller's own keys under `meta`. Of the command line only the program's name:
+/// arguments may hold passwords.
+///
+/// It is ASCII, whatever the encoding of the database can hold. What does not fit beside the caller's
+/// own keys is cut or left out: only those can be too long.
 ///
 /// `may_add`: [`over`] may have something to add.
 pub(crate) fn metadata(
@@ -79,28 +81,38 @@ pub(crate) fn metadata(
         let first = std::env::args_os().next().unwrap_or_default();
         program_name(Path::new(&first))
     });
-    let mut all = json!({
-        "program": program,
-        "host": host(),
-        "pid": std::process::id(),
-        "version": env!("CARGO_PKG_VERSION"),
-    });
+    describe(own, from, may_add, program, &host())
+}
+
+fn describe(
+    own: &Map<String, Value>,
+    from: Option<GrantId>,
+    may_add: bool,
+    program: &str,
+    host: &str,
+) -> Result<String, Error> {
+    let mut all = Map::new();
     if let Some(from) = from {
-        all["from"] = from.as_str().into();
+        all.insert("from".into(), from.as_str().into());
     }
     if !own.is_empty() {
-        all["meta"] = Value::Object(own.clone());
+        all.insert("meta".into(), Value::Object(own.clone()));
     }
-    let text = all.to_string();
-    let length = text.len() + if may_add { OVER } else { 0 };
+    let reserved = if may_add { OVER } else { 0 };
+    let length = ascii(&all).len() + reserved;
     if length > MAX_METADATA_BYTES {
-        let got = format!("{length} bytes of JSON");
-        return Err(Error::config(
-            "metadata",
-            got,
-            "at most 4096 bytes, program and host included",
-        ));
+        let got = format!("{length} bytes of JSON in ASCII");
+        return Err(Error::config("metadata", got, "at most 4096 bytes"));
     }
+    for (key, value) in [
+        ("pid", json!(std::process::id())),
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("program", json!(program)),
+        ("host", json!(host)),
+    ] {
+        add(&mut all, key, value, MAX_METADATA_BYTES - reserved);
+    }
+    let text = ascii(&all);
     // JSON writes a NUL as \u0000, which a text column takes and a later cast to jsonb does not.
     if text.contains("\\u0000") {
         return Err(Error::config(
@@ -110,6 +122,43 @@ pub(crate) fn metadata(
         ));
     }
     Ok(text)
+}
+
+/// Add one of our own fields: what fits of it.
+fn add(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
+    all.insert(key.to_owned(), value);
+    while ascii(all).len() > most {
+        let shorter = match all.get(key) {
+            Some(Value::String(text)) if text.chars().count() > 1 => {
+                let half = text.chars().count() / 2;
+                text.chars().take(half).collect::<String>()
+            }
+            _ => {
+                all.remove(key);
+                return;
+            }
+        };
+        all.insert(key.to_owned(), shorter.into());
+    }
+}
+
+/// As JSON, with `\u` escapes for everything that is not ASCII.
+fn ascii(all: &Map<String, Value>) -> String {
+    let text = Value::Object(all.clone()).to_string();
+    if text.is_ascii() {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() * 2);
+    for character in text.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
 }
 
 /// The same of a holder who takes the lock over from itself: which grant thereby ended. That is how
@@ -143,13 +192,53 @@ mod tests {
     }
 
     #[test]
-    fn metadata_of_more_than_4_kib_is_refused() {
-        let own = Map::from_iter([("why".to_owned(), json!("x".repeat(5000)))]);
-        assert!(
-            metadata(&own, None, false)
-                .unwrap_err()
-                .to_string()
-                .contains("4096")
+    fn what_a_database_of_another_encoding_lacks_is_escaped_and_read_back_as_it_was() {
+        let own = Map::from_iter([("why".to_owned(), json!("日本 ä 🔒 \"\\u0041\""))]);
+        let text = describe(&own, None, false, "仕事", "høst").unwrap();
+        assert!(text.is_ascii(), "{text}");
+        let all: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(all["meta"], Value::Object(own));
+        assert_eq!(
+            (&all["program"], &all["host"]),
+            (&json!("仕事"), &json!("høst"))
         );
+    }
+
+    #[test]
+    fn metadata_of_more_than_4_kib_is_refused() {
+        let refused = |why: String| {
+            let own = Map::from_iter([("why".to_owned(), json!(why))]);
+            metadata(&own, None, false).unwrap_err().to_string()
+        };
+        assert!(refused("x".repeat(5000)).contains("4096"));
+        // Each takes six bytes of ASCII.
+        assert!(refused("日".repeat(700)).contains("4096"));
+        let nul = refused("\0".to_owned());
+        assert!(nul.contains("NUL"), "{nul}");
+    }
+
+    #[test]
+    fn our_own_part_is_cut_before_anything_is_refused() {
+        let from = GrantId::random().unwrap();
+        let bare = r#"{"from":"","meta":{"why":""}}"#.len() + 32 + OVER;
+        for left in [0, 1, 5, 20, 100, 1000] {
+            let why = "x".repeat(MAX_METADATA_BYTES - bare - left);
+            let own = Map::from_iter([("why".to_owned(), json!(why))]);
+            let program = "仕".repeat(100);
+            let text = describe(&own, Some(from), true, &program, "host").unwrap();
+            assert!(
+                text.len() + OVER <= MAX_METADATA_BYTES,
+                "{left}: {}",
+                text.len()
+            );
+            let all: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(all["meta"]["why"], why);
+            assert_eq!(all["from"], from.as_str());
+            assert_eq!(all.get("pid").is_some(), left >= 20);
+            assert_eq!(all["program"] == json!(program), left == 1000);
+        }
+        let longer = "x".repeat(MAX_METADATA_BYTES - bare + 1);
+        let own = Map::from_iter([("why".to_owned(), json!(longer))]);
+        describe(&own, Some(from), true, "", "").unwrap_err();
     }
 }

@@ -47,6 +47,45 @@ pub struct LockInfo {
     pub(crate) lapse: Option<Lapse>,
 }
 
+/// Which locks [`Locks::list_filtered`](crate::Locks::list_filtered) reads: by default all.
+///
+/// ```
+/// use database_locks::ListFilter;
+///
+/// let filter = ListFilter::new().not_free().prefix("report-");
+/// assert_ne!(filter, ListFilter::default());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListFilter {
+    pub(crate) not_free: bool,
+    pub(crate) prefix: String,
+}
+
+impl ListFilter {
+    /// All locks that the table knows.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only those that are held, or were left behind by a holder that did not renew them.
+    #[must_use]
+    pub fn not_free(mut self) -> Self {
+        self.not_free = true;
+        self
+    }
+
+    /// Only those whose name begins so, compared byte for byte.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    pub(crate) fn matches(&self, name: &str, is_free: bool) -> bool {
+        !(self.not_free && is_free) && name.starts_with(&self.prefix)
+    }
+}
+
 /// Whether a lock can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -42,8 +42,15 @@ impl Inner {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
+        let scheduler = Scheduler::start(store.clone())?;
+        let told = Arc::downgrade(&scheduler);
+        store.on_forced(Arc::new(move |name| {
+            if let Some(scheduler) = told.upgrade() {
+                scheduler.check_soon(name);
+            }
+        }));
         let inner = Arc::new(Self {
-            scheduler: Scheduler::start(store.clone())?,
+            scheduler,
             asks: Batch::new(store.clone(), PATIENCE),
             returns: Batch::new(store.clone(), PATIENCE),
             looks: Looks::new(store.clone(), PATIENCE),

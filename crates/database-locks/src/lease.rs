@@ -28,6 +28,8 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// What a renewal of as many leases as go out in one statement may take of the time of those behind it: ten
 /// times what it takes where the disk keeps up.
 const LARGE_ROUND: Duration = Duration::from_millis(500);
+/// What a renewal asks for that is only to say whether the lease is still there.
+const CHECK: Ttl = Ttl::Lasting(Duration::from_millis(1));
 
 /// What is to be done about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +49,21 @@ pub(crate) enum Answer {
     Renewed,
     /// The database says that it is ours, but could not renew it just now.
     Busy,
-    /// No answer, or an error.
+    /// No answer, or none that says anything of the lease.
     Unknown,
+    /// An error from a database that can be reached.
+    Refused,
+}
+
+impl Answer {
+    /// Why the lease is lost if trust ends with this as the latest answer.
+    pub(crate) fn lost_reason(self) -> LostReason {
+        match self {
+            Self::Renewed | Self::Busy => LostReason::Expired,
+            Self::Unknown => LostReason::Unreachable,
+            Self::Refused => LostReason::Refused,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -62,7 +77,10 @@ pub(crate) struct Lease {
     /// The ttl that the database has confirmed.
     confirmed: Option<Ttl>,
     failures: u32,
-    unreachable: bool,
+    /// What the latest renewal makes of the end of trust, if it failed.
+    failed: Option<LostReason>,
+    /// Whether to renew once more when the renewal that is under way has been answered.
+    check: bool,
     /// How many fences are open that no renewal gets past.
     fences: u32,
     /// A fence held renewals back and is closed: what they say counts until then, trusted or not.
@@ -94,7 +112,8 @@ impl Lease {
             under_way: None,
             confirmed: whole.then_some(timing.ttl()),
             failures: 0,
-            unreachable: false,
+            failed: None,
+            check: false,
             fences: 0,
             undecided_until: None,
             cover: None,
@@ -109,11 +128,11 @@ impl Lease {
         let until = self.undecided_until.unwrap_or(Time::ZERO);
         let until = until.max(self.trusted_until);
         if now >= until {
-            // A renewal that nobody has answered by now is as good as one that failed.
-            let reason = if self.unreachable || self.under_way.is_some() {
-                LostReason::Unreachable
-            } else {
-                LostReason::Expired
+            let reason = match self.failed {
+                Some(LostReason::Refused) => LostReason::Refused,
+                // A renewal without an answer by now is as good as one that failed.
+                _ if self.under_way.is_some() => LostReason::Unreachable,
+                failed => failed.unwrap_or(LostReason::Expired),
             };
             return Next::Lost(reason);
         }
@@ -190,9 +209,21 @@ impl Lease {
             && now < self.trusted_until
     }
 
+    /// Renew it at once, whatever is due when, to learn whether it is still there.
+    pub(crate) fn check(&mut self, now: Time) {
+        self.check = true;
+        if self.under_way.is_none() {
+            self.renew_at = Some(now);
+        }
+    }
+
     /// A renewal goes out; this is what to ask for.
     pub(crate) fn renewing(&mut self) -> Ttl {
-        *self.under_way.insert(self.longest())
+        self.check = false;
+        // A lease that is never renewed is not lengthened by a check.
+        let only_checks = self.timing.renew_every().is_none() && self.confirmed.is_some();
+        let ask = if only_checks { CHECK } else { self.longest() };
+        *self.under_way.insert(ask)
     }
 
     /// The renewal that was sent at `sent` came to this at `now`.
@@ -214,8 +245,10 @@ impl Lease {
                 if now < self.trusted_until {
                     self.undecided_until = None;
                 }
-                (self.failures, self.unreachable) = (0, false);
-                if asked == self.longest() {
+                (self.failures, self.failed) = (0, None);
+                if asked == CHECK {
+                    self.renew_at = None;
+                } else if asked == self.longest() {
                     self.cover = None;
                     self.confirmed = Some(self.timing.ttl());
                     let every = self.timing.renew_every();
@@ -224,9 +257,12 @@ impl Lease {
                     // What was asked for meanwhile is still to be confirmed.
                     self.renew_at = Some(now);
                 }
+                if self.check {
+                    self.renew_at = Some(now);
+                }
             }
-            Answer::Busy | Answer::Unknown => {
-                self.unreachable = answer == Answer::Unknown;
+            Answer::Busy | Answer::Unknown | Answer::Refused => {
+                self.failed = Some(answer.lost_reason());
                 let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10));
                 let longest = self.timing.renew_every().unwrap_or(LONGEST_RETRY) / 2;
                 self.failures = self.failures.saturating_add(1);
@@ -395,6 +431,65 @@ mod tests {
         lease.answered(START, Answer::Renewed, START + secs(2));
         assert_ne!(lease.confirmed(), Some(Ttl::Lasting(secs(60))));
         assert_eq!(lease.next(START + secs(2)), Next::Renew);
+    }
+
+    #[test]
+    fn the_latest_failure_says_why_the_lease_is_lost() {
+        for (answer, reason) in [
+            (Answer::Refused, LostReason::Refused),
+            (Answer::Unknown, LostReason::Unreachable),
+            (Answer::Busy, LostReason::Expired),
+        ] {
+            let mut lease = lease(secs(30));
+            for (sent, answer) in [(10, Answer::Refused), (11, answer)] {
+                lease.renewing();
+                lease.answered(START + secs(sent), answer, START + secs(sent));
+            }
+            assert_eq!(lease.next(START + secs(27)), Next::Lost(reason));
+        }
+    }
+
+    #[test]
+    fn a_refused_renewal_is_tried_again_soon_and_not_too_often() {
+        let mut lease = lease(secs(30));
+        let (mut now, mut tries) = (START + secs(10), 0);
+        while now < START + secs(20) {
+            match lease.next(now) {
+                Next::Renew => {
+                    tries += 1;
+                    lease.renewing();
+                    lease.answered(now, Answer::Refused, now);
+                }
+                Next::Wait(until) => now = until,
+                Next::Lost(_) => panic!("trusted"),
+            }
+        }
+        assert!((10..20).contains(&tries), "{tries} in 10s");
+    }
+
+    #[test]
+    fn a_check_renews_at_once_and_again_where_a_renewal_was_under_way() {
+        let mut lease = lease(secs(30));
+        lease.check(START + secs(1));
+        assert_eq!(lease.next(START + secs(1)), Next::Renew);
+        lease.renewing();
+        lease.check(START + secs(2));
+        lease.answered(START + secs(1), Answer::Renewed, START + secs(3));
+        assert_eq!(lease.next(START + secs(3)), Next::Renew);
+        lease.renewing();
+        lease.answered(START + secs(3), Answer::Renewed, START + secs(4));
+        assert_eq!(lease.next(START + secs(4)), Next::Wait(START + secs(13)));
+    }
+
+    #[test]
+    fn a_check_does_not_lengthen_a_lease_that_is_never_renewed() {
+        let timing = Timing::new(secs(30).into(), Renewing::Never, None).unwrap();
+        let mut lease = Lease::granted(timing, START, secs(30));
+        lease.check(START + secs(20));
+        assert_eq!(lease.renewing(), CHECK);
+        lease.answered(START + secs(20), Answer::Renewed, START + secs(20));
+        assert_eq!(lease.trusted_until(), START + secs(27));
+        assert_eq!(lease.next(START + secs(20)), Next::Wait(START + secs(27)));
     }
 
     #[test]

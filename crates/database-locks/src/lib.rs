@@ -98,7 +98,7 @@ mod watch;
 pub use error::{BoxError, Error, LostReason};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
-pub use info::{LockInfo, LockState};
+pub use info::{ListFilter, LockInfo, LockState};
 pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;

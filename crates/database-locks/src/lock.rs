@@ -257,7 +257,9 @@ impl Lock {
         }
         // Only a wait of zero ends so; whoever asks for an error wants to know who has it.
         let info = self.locks.show(&self.name).await.ok().flatten();
-        let (holder, held_for) = info.map_or((None, None), |info| (info.holder, info.held_for));
+        // A free row names the last holder.
+        let by = info.and_then(|info| info.held_by());
+        let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
         Err(Error::TimedOut {
             name,
             waited: Duration::ZERO,

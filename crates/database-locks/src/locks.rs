@@ -1,5 +1,6 @@
 //! The locks of one table: what a program connects to once and clones freely.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use crate::acquire::PATIENCE;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::{LockInfo, LockState};
+use crate::info::{ListFilter, LockInfo, LockState};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
@@ -157,7 +158,47 @@ impl Locks {
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`].
     pub async fn list(&self) -> Result<Vec<LockInfo>, Error> {
-        self.read(None).await
+        self.list_filtered(&ListFilter::new()).await
+    }
+
+    /// Read those locks that a filter lets through, in the order of their names.
+    ///
+    /// The table is read in pages: neither this nor [`Locks::list`] keeps renewals waiting, however
+    /// many rows there are. What changes meanwhile is shown as it was, or as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use database_locks::{ListFilter, Locks};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report-1").acquire().await?;
+    /// let held = locks.list_filtered(&ListFilter::new().not_free().prefix("report-")).await?;
+    /// assert_eq!(held[0].name.as_str(), "report-1");
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
+        let (inner, filter) = (self.inner()?, filter.clone());
+        runtime::run(async move {
+            let (mut after, mut found) = (None, BTreeMap::new());
+            loop {
+                let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
+                let mut page = page.map_err(|e| e.into_error("read the locks"))?;
+                observe(&inner, &mut page.rows);
+                // A row that was deleted and made anew meanwhile is found twice: the later one counts.
+                found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(found.into_values().collect()),
+                }
+            }
+        })
+        .await
     }
 
     /// Read one lock; `None` where the table has none of that name.
@@ -167,40 +208,19 @@ impl Locks {
     /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
     pub async fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
         let name = LockName::new(name)?;
-        Ok(self.read(Some(vec![name])).await?.pop())
-    }
-
-    async fn read(&self, names: Option<Vec<LockName>>) -> Result<Vec<LockInfo>, Error> {
-        let inner = self.inner()?;
+        let (inner, names) = (self.inner()?, [name]);
         runtime::run(async move {
-            let read = again(PATIENCE, || inner.store.read(names.as_deref(), PATIENCE)).await;
+            let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
             let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
-            // Where a lease ends by being watched, this was one look more.
-            let now = crate::clock::now();
-            for row in &mut rows {
-                let Some(Lapse {
-                    version,
-                    length,
-                    overdue,
-                }) = &row.lapse
-                else {
-                    continue;
-                };
-                let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
-                row.state = match inner.watches.over_for(&row.name, now) {
-                    Some(since) => LockState::Expired { since },
-                    None => LockState::Held {
-                        free_in: Some(left),
-                    },
-                };
-            }
-            Ok(rows)
+            observe(&inner, &mut rows);
+            Ok(rows.pop())
         })
         .await
     }
 
-    /// Take a lock from whoever has it. The holder learns it at its next renewal, and its work goes
-    /// on until then: make sure first that it is dead, or stopped.
+    /// Take a lock from whoever has it. The holder learns it at its next renewal (on PostgreSQL at once
+    /// where its renewals are more than 5 s apart), and its work goes on until then: make sure first
+    /// that it is dead, or stopped.
     ///
     /// Answers with who had it; `None` where it was free already.
     ///
@@ -304,12 +324,16 @@ impl Locks {
     pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
         let inner = self.inner()?;
         runtime::run(async move {
-            let mut total = 0;
+            let (mut total, mut after) = (0, None);
+            // Each page is a call of its own, so that renewals get in between.
             loop {
-                let batch = again(PATIENCE, || inner.store.prune(idle, unknown, PATIENCE)).await;
-                match batch.map_err(|e| e.into_error("delete what nobody has had for long"))? {
-                    0 => return Ok(total),
-                    n => total += n,
+                let prune = || inner.store.prune(idle, unknown, after, PATIENCE);
+                let page = again(PATIENCE, prune).await;
+                let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
+                total += page.deleted;
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(total),
                 }
             }
         })
@@ -362,6 +386,28 @@ impl Locks {
 impl AsRef<Self> for Locks {
     fn as_ref(&self) -> &Self {
         self
+    }
+}
+
+/// Where a lease ends by being watched, what was read is one look more.
+fn observe(inner: &Inner, rows: &mut [LockInfo]) {
+    let now = crate::clock::now();
+    for row in rows {
+        let Some(Lapse {
+            version,
+            length,
+            overdue,
+        }) = &row.lapse
+        else {
+            continue;
+        };
+        let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
+        row.state = match inner.watches.over_for(&row.name, now) {
+            Some(since) => LockState::Expired { since },
+            None => LockState::Held {
+                free_in: Some(left),
+            },
+        };
     }
 }
 

@@ -28,15 +28,18 @@ pub struct HeldBy {
     pub held_for: Option<Duration>,
 }
 
+/// Text that another program chose, which must not look like a line of its own.
+fn escaped(text: &str) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().collect(),
+        false => String::from(c),
+    };
+    text.chars().map(escape).collect()
+}
+
 impl fmt::Display for HeldBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Somebody else chose that name: it must not look like a line of its own.
-        let escaped = |c: char| match c.is_control() {
-            true => c.escape_default().collect(),
-            false => String::from(c),
-        };
-        let holder = self.holder.as_deref().unwrap_or("somebody");
-        let holder: String = holder.chars().map(escaped).collect();
+        let holder = escaped(self.holder.as_deref().unwrap_or("somebody"));
         write!(f, "{}", Holding(&holder, self.held_for))?;
         self.token
             .map_or(Ok(()), |token| write!(f, ", token {token}"))
@@ -48,7 +51,9 @@ impl fmt::Display for HeldBy {
 /// It is made of what was known by then, and asking it never waits. Its `Display` is what every face
 /// says of a loss: `lost after 12s: taken over by another holder (now held by web-2.17.ab for 3s,
 /// token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the machine say,
-/// it begins with `lost 58m 3s ago, after 12s`.
+/// it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust ended, it ends with
+/// what was said last: `lost after 27s: the database refused renewals until the lease expired (last
+/// answer: permission denied for table database_locks_lock)`.
 ///
 /// # Example
 ///
@@ -71,21 +76,32 @@ pub struct Loss(Arc<Told>);
 #[derive(Debug, PartialEq, Eq)]
 struct Told {
     gone: Gone,
+    last_answer: Option<Arc<str>>,
     held_for: Option<Duration>,
     at: Time,
 }
 
 impl Loss {
     /// Of what was held from `since` until `at`.
-    pub(crate) fn of_held(gone: Gone, since: Time, at: Time) -> Self {
-        let held_for = Some(at.saturating_sub(since));
-        Self(Arc::new(Told { gone, held_for, at }))
+    pub(crate) fn of_held(
+        gone: Gone,
+        last_answer: Option<Arc<str>>,
+        since: Time,
+        at: Time,
+    ) -> Self {
+        Self(Arc::new(Told {
+            gone,
+            last_answer,
+            held_for: Some(at.saturating_sub(since)),
+            at,
+        }))
     }
 
     /// Of what was never held here: a ticket's grant, or that of the process which forked this one.
     pub(crate) fn of_another(gone: impl Into<Gone>) -> Self {
         Self(Arc::new(Told {
             gone: gone.into(),
+            last_answer: None,
             held_for: None,
             at: clock::now(),
         }))
@@ -125,6 +141,12 @@ impl Loss {
         self.0.gone.now.as_ref()
     }
 
+    /// What the latest renewal came to, in words, where renewals failed until trust ended: the
+    /// database's error, or why there was no answer.
+    pub fn last_answer(&self) -> Option<&str> {
+        self.0.last_answer.as_deref()
+    }
+
     /// What is done about it here besides stopping the work, which is for the holder to do.
     pub(crate) fn done(&self) -> &'static str {
         match self.reason().leaves_a_lease() {
@@ -143,6 +165,7 @@ impl fmt::Debug for Loss {
             .field("held_for", &self.held_for())
             .field("ago", &self.ago())
             .field("now_held_by", &self.now_held_by())
+            .field("last_answer", &self.last_answer())
             .finish()
     }
 }
@@ -159,8 +182,16 @@ impl fmt::Display for Loss {
             write!(f, "{comma} after {}", Human(held_for))?;
         }
         write!(f, ": {}", self.reason())?;
-        self.now_held_by()
-            .map_or(Ok(()), |now| write!(f, " (now {now})"))
+        if let Some(now) = self.now_held_by() {
+            write!(f, " (now {now})")?;
+        }
+        match (self.last_answer(), self.reason()) {
+            (None, _) => Ok(()),
+            (Some(said), LostReason::Unreachable) => {
+                write!(f, " (last error: {})", escaped(said))
+            }
+            (Some(said), _) => write!(f, " (last answer: {})", escaped(said)),
+        }
     }
 }
 
@@ -187,7 +218,7 @@ mod tests {
     fn a_loss_says_why_since_when_and_who_has_it_now() {
         // Not yet, so that no time passes until it is shown.
         let now = clock::now() + secs(3600);
-        let told = |gone: Gone, at: Time| Loss::of_held(gone, at - secs(12), at).to_string();
+        let told = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
             told(taken_over_by("web-2"), now),
             "lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)"
@@ -204,6 +235,27 @@ mod tests {
         );
         let ticket = Loss::of_another(LostReason::Released).to_string();
         assert_eq!(ticket, "lost: released with its ticket");
+    }
+
+    #[test]
+    fn a_loss_after_failed_renewals_says_what_the_database_answered_last() {
+        let now = clock::now() + secs(3600);
+        let told = |reason: LostReason, said: &str| {
+            Loss::of_held(reason.into(), Some(said.into()), now - secs(27), now).to_string()
+        };
+        assert_eq!(
+            told(
+                LostReason::Refused,
+                "permission denied for table t\nERROR forged"
+            ),
+            "lost after 27s: the database refused renewals until the lease expired (last answer: \
+             permission denied for table t\\nERROR forged)"
+        );
+        assert_eq!(
+            told(LostReason::Unreachable, "no answer within 5s"),
+            "lost after 27s: the database could not be reached until the lease expired (last error: \
+             no answer within 5s)"
+        );
     }
 
     #[test]

@@ -31,11 +31,47 @@ impl Outage {
         self.told
     }
 
+    /// Whether one that was sent later than that got through.
+    pub(crate) fn got_through_after(&self, then: Time) -> bool {
+        self.good > then
+    }
+
     /// One got through; if that ends an outage that was told, how long it was.
     pub(crate) fn over(&mut self, sent: Time, now: Time) -> Option<Duration> {
         self.good = self.good.max(sent);
         let since = self.since.take_if(|since| *since <= sent)?;
         std::mem::take(&mut self.told).then(|| now.saturating_sub(since))
+    }
+}
+
+/// How long until the connection is made anew a second time; each further time it is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// When to make the connection anew because renewals are refused on it.
+///
+/// The first time at once: the new one may have other rights, or lead to another server. Then ever more
+/// rarely, since others use the connection too.
+#[derive(Debug, Default)]
+pub(crate) struct Reconnects {
+    not_before: Time,
+    pause: Duration,
+}
+
+impl Reconnects {
+    /// All was refused; whether to connect anew.
+    pub(crate) fn due(&mut self, now: Time) -> bool {
+        let due = now >= self.not_before;
+        if due {
+            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            self.not_before = now.saturating_add(self.pause);
+        }
+        due
+    }
+
+    /// Something got through.
+    pub(crate) fn needless(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -63,5 +99,18 @@ mod tests {
         assert!(!outage.failed(ms(300), ms(350), true));
         assert!(outage.failed(ms(1400), ms(1410), true));
         assert!(outage.over(ms(1500), ms(1510)).is_some());
+    }
+
+    #[test]
+    fn a_refused_renewal_connects_anew_at_once_and_then_ever_more_rarely() {
+        let (mut reconnects, mut at) = (Reconnects::default(), Vec::new());
+        for secs in 100..200 {
+            if reconnects.due(Duration::from_secs(secs)) {
+                at.push(secs - 100);
+            }
+        }
+        assert_eq!(at, [0, 1, 3, 7, 15, 31, 61, 91]);
+        reconnects.needless();
+        assert!(reconnects.due(Duration::from_secs(200)));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It sleeps until something is due and calls the store; what is to be done it asks [`Lease`]. A
 //! renewal runs in a task of its own, so that one that hangs delays neither a loss nor the renewal of
-//! another lease. What is due, or soon will be, goes out as one statement.
+//! another lease. What is due, or soon will be, goes out as one statement; a lease that was refused
+//! alone goes out apart from the others until it is renewed again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,20 +14,26 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::clock::{self, LONGEST_NAP, Time};
-use crate::error::{Error, Human, LostReason};
-use crate::held::{Confirmed, Held, ms};
+use crate::error::{Error, LostReason};
+use crate::held::{Confirmed, Held, Trouble};
 use crate::lease::{Answer, Lease, Next};
-use crate::metrics::{self, Engine};
+use crate::name::LockName;
 use crate::news::News;
-use crate::outage::Outage;
+use crate::outage::{Outage, Reconnects};
 use crate::runtime;
-use crate::store::{Gone, Grant, Observed, Renewal, StoreError};
+use crate::store::{Gone, Grant, Observed};
 use crate::timing::{Timing, Ttl};
 use crate::token::GrantId;
+
+mod round;
+mod split;
 
 /// The most leases that one statement renews. More would make a statement of some hundred
 /// milliseconds, behind which every acquire on the connection waits.
 const LARGEST_ROUND: usize = 5_000;
+
+/// What one statement renews.
+type Round = Vec<(Grant, Ttl)>;
 
 #[derive(Debug)]
 struct Entry {
@@ -34,6 +41,17 @@ struct Entry {
     held: Arc<Held>,
     /// When it stands in the agenda.
     at: Time,
+    /// Refused while others were renewed: it would have the round of others refused.
+    apart: bool,
+    /// When the first of its latest renewals that failed was answered.
+    failing_since: Option<Time>,
+}
+
+impl Entry {
+    fn renewing(&mut self) -> (Grant, Ttl) {
+        self.held.renewing();
+        (self.held.grant.clone(), self.lease.renewing())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +59,14 @@ struct Book {
     entries: HashMap<GrantId, Entry>,
     agenda: BTreeSet<(Time, GrantId)>,
     outage: Outage,
+    reconnects: Reconnects,
+}
+
+/// What is due to be renewed.
+#[derive(Debug, Default)]
+struct Due {
+    together: Round,
+    apart: Round,
 }
 
 impl Book {
@@ -52,6 +78,8 @@ impl Book {
                 lease,
                 held,
                 at: now,
+                apart: false,
+                failing_since: None,
             },
         );
         self.agenda.insert((now, id));
@@ -83,8 +111,8 @@ impl Book {
     }
 
     /// What is due to be renewed.
-    fn due(&mut self, now: Time, news: &mut News) -> Vec<(Grant, Ttl)> {
-        let mut round = Vec::new();
+    fn due(&mut self, now: Time, news: &mut News) -> Due {
+        let mut due = Due::default();
         while let Some(&(at, id)) = self.agenda.first() {
             if at > now {
                 break;
@@ -98,37 +126,53 @@ impl Book {
                     self.lost(id, reason.into(), news);
                     continue;
                 }
-                Next::Renew => round.push((entry.held.grant.clone(), entry.lease.renewing())),
+                Next::Renew => match entry.apart {
+                    true => due.apart.push(entry.renewing()),
+                    false => due.together.push(entry.renewing()),
+                },
                 Next::Wait(_) => {}
             }
             self.plan(id, now);
         }
-        if !round.is_empty() {
+        if !due.together.is_empty() {
             let early: Vec<GrantId> = self
                 .entries
                 .iter()
-                .filter(|(_, entry)| entry.lease.may_come_along(now))
+                .filter(|(_, entry)| !entry.apart && entry.lease.may_come_along(now))
                 .map(|(id, _)| *id)
                 .collect();
             for id in early {
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    round.push((entry.held.grant.clone(), entry.lease.renewing()));
+                    due.together.push(entry.renewing());
                 }
                 self.plan(id, now);
             }
         }
-        round
+        due
     }
 
-    fn answered(&mut self, id: GrantId, sent: Time, answer: Answer, news: &mut News) {
+    /// What came of a renewal that did not lose the lease; why, where it did not renew it.
+    fn answered(
+        &mut self,
+        id: GrantId,
+        sent: Time,
+        (answer, trouble): (Answer, Option<Trouble>),
+        news: &mut News,
+    ) {
         let now = clock::now();
         // Released meanwhile: nothing to be confirmed any more.
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        if answer == Answer::Busy && !entry.lease.is_failing() {
-            news.busy.push(Arc::clone(&entry.held));
+        if answer == Answer::Renewed {
+            entry.failing_since = None;
+            if std::mem::take(&mut entry.apart) {
+                news.renewed_again.push(Arc::clone(&entry.held));
+            }
+        } else {
+            entry.failing_since.get_or_insert(now);
         }
+        entry.held.answered(trouble);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
             // Told in its turn, which is now.
@@ -244,6 +288,24 @@ impl Scheduler {
         done
     }
 
+    /// Renew the leases of that lock at once: they may have been released by force.
+    pub(crate) fn check_soon(&self, name: &LockName) {
+        let (mut book, now) = (self.book(), clock::now());
+        let named = book.entries.iter_mut();
+        let named = named.filter(|(_, entry)| entry.held.grant.name == *name);
+        let ids: Vec<GrantId> = named
+            .map(|(id, entry)| {
+                entry.lease.check(now);
+                *id
+            })
+            .collect();
+        for id in ids {
+            book.plan(id, now);
+        }
+        drop(book);
+        self.changed.notify_one();
+    }
+
     /// The database said that it is not ours any more.
     pub(crate) fn lost(&self, id: GrantId, gone: Gone) {
         let mut news = News::default();
@@ -263,13 +325,16 @@ impl Scheduler {
             let mut news = News::default();
             let nap = {
                 let (mut book, now) = (self.book(), clock::now());
-                let (mut due, mut behind) = (book.due(now, &mut news), 0);
-                while !due.is_empty() {
-                    let rest = due.split_off(due.len().min(LARGEST_ROUND));
-                    let round = std::mem::replace(&mut due, rest);
-                    let patience = book.patience(&round, behind);
-                    rounds.spawn(Arc::clone(&self).round(round, patience));
-                    behind += 1;
+                let Due { together, apart } = book.due(now, &mut news);
+                let mut behind = 0;
+                for mut due in [together, apart] {
+                    while !due.is_empty() {
+                        let rest = due.split_off(due.len().min(LARGEST_ROUND));
+                        let round = std::mem::replace(&mut due, rest);
+                        let patience = book.patience(&round, behind);
+                        rounds.spawn(Arc::clone(&self).round(round, patience));
+                        behind += 1;
+                    }
                 }
                 book.agenda
                     .first()
@@ -283,99 +348,18 @@ impl Scheduler {
             }
         }
     }
-
-    /// Send one round of renewals and pass on what came of it.
-    async fn round(self: Arc<Self>, round: Vec<(Grant, Ttl)>, patience: Duration) {
-        let sent = clock::now();
-        let answers = self.store.renew(&round, patience).await;
-        let mut news = News::default();
-        let (mut over, mut failing, mut tally) = (None, None, Tally::default());
-        let (mut book, now) = (self.book(), clock::now());
-        match answers {
-            Ok(answers) => {
-                over = book.outage.over(sent, now);
-                for ((grant, _), answer) in round.iter().zip(answers) {
-                    match answer {
-                        Renewal::Renewed => {
-                            tally.renewed += 1;
-                            book.answered(grant.id, sent, Answer::Renewed, &mut news);
-                        }
-                        Renewal::Busy => {
-                            tally.busy += 1;
-                            book.answered(grant.id, sent, Answer::Busy, &mut news);
-                        }
-                        Renewal::Lost(gone) => {
-                            tally.lost += 1;
-                            book.lost(grant.id, gone, &mut news);
-                        }
-                    }
-                }
-            }
-            Err(error) => {
-                tally.unknown = round.len();
-                let contention = matches!(error, StoreError::Contention(_));
-                failing = book.outage.failed(sent, now, contention).then_some(error);
-                for (grant, _) in &round {
-                    book.answered(grant.id, sent, Answer::Unknown, &mut news);
-                }
-            }
-        }
-        drop(book);
-        news.tell();
-        tally.count(self.store.engine());
-        if let Some(outage) = over {
-            tracing::info!(
-                outage_ms = ms(outage),
-                "renewals get through again, after {}",
-                Human(outage)
-            );
-        }
-        if let Some(error) = failing {
-            let (first, _) = &round[0];
-            tracing::warn!(
-                lock.name = first.name.as_str(),
-                lock.token = first.token.get(),
-                lock.holder = &*first.holder,
-                locks = round.len(),
-                "renewals fail, trying again until the leases end: {error}"
-            );
-        }
-    }
-}
-
-/// What came of the renewals of a round.
-#[derive(Default)]
-struct Tally {
-    renewed: usize,
-    busy: usize,
-    lost: usize,
-    unknown: usize,
-}
-
-impl Tally {
-    fn count(&self, engine: Engine) {
-        let results = [
-            ("renewed", self.renewed),
-            ("busy", self.busy),
-            ("lost", self.lost),
-            ("unknown", self.unknown),
-        ];
-        for (result, locks) in results.into_iter().filter(|(_, locks)| *locks > 0) {
-            metrics::renewals(engine, result, locks);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::held::Status;
-    use crate::name::LockName;
+    use crate::store::StoreError;
     use crate::timing::Renewing;
     use crate::token::Token;
 
     fn book_of(n: u64) -> (Book, Time) {
-        let (mut book, start) = (Book::default(), Duration::from_secs(1000));
+        let (mut book, start) = (Book::default(), clock::now());
         let ttl = Duration::from_secs(30);
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         for i in 0..n {
@@ -397,8 +381,45 @@ mod tests {
     fn locks_taken_one_after_another_are_renewed_together() {
         let (mut book, start) = book_of(3_000);
         let mut due = |secs| book.due(start + Duration::from_secs(secs), &mut News::default());
-        assert!(due(9).is_empty());
-        assert_eq!(due(10).len(), 3_000);
+        assert!(due(9).together.is_empty());
+        assert_eq!(due(10).together.len(), 3_000);
+    }
+
+    #[test]
+    fn a_lease_that_was_refused_alone_goes_out_apart_until_it_is_renewed() {
+        let (mut book, start) = book_of(100);
+        let at = |secs| start + Duration::from_secs(secs);
+        let id = *book.entries.keys().next().unwrap();
+        book.entries.get_mut(&id).unwrap().apart = true;
+        let mut news = News::default();
+        let due = book.due(at(11), &mut news);
+        assert_eq!((due.together.len(), due.apart.len()), (99, 1));
+        assert_eq!(due.apart[0].0.id, id);
+        book.answered(id, at(11), (Answer::Renewed, None), &mut news);
+        assert!(!book.entries[&id].apart);
+        assert_eq!(news.renewed_again.len(), 1);
+    }
+
+    #[test]
+    fn a_loss_names_the_latest_failure_whoever_finds_it() {
+        for asked in [false, true] {
+            let (mut book, _) = book_of(0);
+            let (held, lease) = nearly_over(clock::now() + Duration::from_millis(1));
+            let id = held.grant.id;
+            book.add(lease, Arc::clone(&held), clock::now());
+            book.entries.get_mut(&id).unwrap().renewing();
+            let trouble = Trouble {
+                reason: LostReason::Refused,
+                said: "permission denied".into(),
+            };
+            held.answered(Some(trouble));
+            let loss = match asked {
+                true => held.lose(LostReason::Expired),
+                false => held.mark_lost(LostReason::Refused.into()).unwrap(),
+            };
+            assert_eq!(loss.reason(), LostReason::Refused);
+            assert_eq!(loss.last_answer(), Some("permission denied"));
+        }
     }
 
     /// Held until `until`, and the lease of a renewal that confirms it for long.
@@ -456,13 +477,37 @@ mod tests {
         assert!(held.trusted_for().is_zero());
         book.entries.get_mut(&id).unwrap().lease.renewing();
         let mut news = News::default();
-        book.answered(id, now, Answer::Renewed, &mut news);
+        book.answered(id, now, (Answer::Renewed, None), &mut news);
         assert!(
             matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
         );
         assert_eq!(news.lost.len(), 1);
         assert!(book.entries.is_empty());
         news.tell();
+    }
+
+    #[test]
+    fn a_failure_is_not_told_of_a_lease_that_is_lost() {
+        let fails = |book: &mut Book, held: &Held| {
+            let mut news = News::default();
+            let failed = round::Failed {
+                part: vec![(held.grant.clone(), Ttl::Endless)],
+                sent: clock::now(),
+                error: StoreError::rejected("permission denied", None),
+            };
+            book.failing(&failed, &mut news);
+            news
+        };
+        let (mut book, _) = book_of(1);
+        let held = Arc::clone(&book.entries.values().next().unwrap().held);
+        let told = fails(&mut book, &held).failing.expect("told");
+        assert_eq!(told.held().count(), 1);
+        let mut news = News::default();
+        book.lost(held.grant.id, LostReason::Refused.into(), &mut news);
+        news.tell();
+        // Lost after it failed, and failed after it was lost.
+        assert_eq!(told.held().count(), 0);
+        assert!(fails(&mut book, &held).failing.is_none());
     }
 
     #[test]
@@ -497,6 +542,7 @@ mod tests {
         let mut news = News::default();
         assert!(
             book.due(start + Duration::from_secs(40), &mut news)
+                .together
                 .is_empty()
         );
         assert!(

@@ -6,6 +6,7 @@
 //! A thread of its own drives it, and makes way for threads that block until something is done: see
 //! `baton`.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::fork::{self, AtWork, PerProcess};
 
 mod baton;
+pub(crate) mod callbacks;
 
 /// The runtime, and who drives it.
 struct Background {
@@ -58,12 +60,41 @@ fn start() -> Result<&'static Background, Error> {
     Ok(background)
 }
 
+thread_local! {
+    /// In which generation of forks this thread drives the runtime of its process, if it does.
+    static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// This thread drives the runtime, for as long as this lives.
+struct Driving(AtWork);
+
+impl Driving {
+    fn begin() -> Self {
+        let at_work = AtWork::begin();
+        DRIVES.set(Some(fork::generation()));
+        Self(at_work)
+    }
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        DRIVES.set(None);
+    }
+}
+
+/// Whether this thread is in the midst of driving the runtime, so that nothing goes on until it returns:
+/// foreign code runs there where it is a waker, a log subscriber or a future that is waited for.
+fn drives() -> bool {
+    // A child that is forked from within is driven by another thread.
+    DRIVES.get() == Some(fork::generation())
+}
+
 impl Background {
     /// What the background thread does for ever.
     fn drive(&self) {
         loop {
             let turn = self.baton.needs_background();
-            let _at_work = AtWork::begin();
+            let _driving = Driving::begin();
             self.runtime.block_on(turn.wanted());
         }
     }
@@ -88,7 +119,7 @@ impl Background {
         let mut place = self.baton.stand_in_line();
         loop {
             if may_drive && let Some(turn) = place.comes() {
-                let _at_work = AtWork::begin();
+                let _driving = Driving::begin();
                 let left = until.map(|until| until.saturating_sub(clock::now()));
                 let done = self.runtime.block_on(async {
                     match left {
@@ -143,22 +174,41 @@ pub(crate) async fn run<T: Send + 'static>(
     })
 }
 
+/// Whether this thread may wait for what the runtime does.
+///
+/// Not where it is this thread that drives it: it would wait for itself, and every lease of the process
+/// with it.
+fn may_block() -> Result<(), Error> {
+    match drives() {
+        false => Ok(()),
+        true => Err(Error::config(
+            "a blocking call",
+            "made on the thread that renews leases, by a log subscriber, a waker or a future that is \
+             waited for there",
+            "made on another thread",
+        )),
+    }
+}
+
 /// Wait for it on this thread.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    match background() {
+pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
+    may_block()?;
+    Ok(match background() {
         Ok(background) => background.wait(future),
         // It will say so itself, if it needs it.
         Err(_) => pollster::block_on(future),
-    }
+    })
 }
 
 /// Wait for it on this thread, for so long.
 pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
-) -> Option<F::Output> {
+) -> Result<Option<F::Output>, Error> {
+    may_block()?;
     let until = clock::now().saturating_add(at_most);
-    background().ok()?.wait_until(future, Some(until))
+    let background = background().ok();
+    Ok(background.and_then(|background| background.wait_until(future, Some(until))))
 }
 
 #[cfg(test)]
@@ -182,7 +232,7 @@ mod tests {
         let me = thread::current().id();
         // Not at once, perhaps: whoever drives when it is asked for carries it out, and another test may.
         let began = clock::now();
-        while block_on(carried_out_by()) != me {
+        while block_on(carried_out_by()).unwrap() != me {
             assert!(clock::now() < began + LONG, "others do it all");
         }
         let by = pollster::block_on(carried_out_by());
@@ -200,7 +250,7 @@ mod tests {
         };
         drop(spawn(ticks).unwrap());
         for _ in 0..20 {
-            block_on(async { run(async { Ok(()) }).await.unwrap() });
+            block_on(async { run(async { Ok(()) }).await.unwrap() }).unwrap();
         }
         for tick in 0..100 {
             assert_eq!(heard.recv_timeout(LONG), Ok(tick));
@@ -221,9 +271,11 @@ mod tests {
         };
         thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| (0..200).for_each(|_| block_on(run(async { Ok(()) })).unwrap()));
+                scope.spawn(|| {
+                    (0..200).for_each(|_| block_on(run(async { Ok(()) })).unwrap().unwrap())
+                });
                 scope.spawn(|| pollster::block_on(rounds()));
-                scope.spawn(|| block_on(rounds()));
+                scope.spawn(|| block_on(rounds()).unwrap());
             }
         });
     }
@@ -233,11 +285,13 @@ mod tests {
         let (tell, told) = tokio::sync::oneshot::channel();
         let mut waiting = Box::pin(run(async { Ok(told.await.unwrap()) }));
         for _ in 0..3 {
-            assert!(block_on_for(waiting.as_mut(), Duration::from_millis(5)).is_none());
+            let waited = block_on_for(waiting.as_mut(), Duration::from_millis(5));
+            assert!(waited.unwrap().is_none());
         }
         let waiting = thread::spawn(move || block_on_for(waiting.as_mut(), LONG));
         tell.send("news").unwrap();
-        assert_eq!(waiting.join().unwrap().unwrap().unwrap(), "news");
+        let waited = waiting.join().unwrap().unwrap();
+        assert_eq!(waited.unwrap().unwrap(), "news");
     }
 
     #[test]
@@ -245,8 +299,30 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let by = runtime
             .unwrap()
-            .block_on(async { block_on(carried_out_by()) });
+            .block_on(async { block_on(carried_out_by()).unwrap() });
         assert_ne!(by, thread::current().id());
+    }
+
+    #[test]
+    fn a_thread_that_drives_is_refused_to_wait_for_itself() {
+        fn refused(why: Result<(), Error>) {
+            let said = why.unwrap_err().to_string();
+            assert!(said.contains("must be made on another thread"), "{said}");
+        }
+        let nested = || async {
+            refused(block_on(async {}));
+            refused(block_on_for(pin!(async {}), LONG).map(drop));
+        };
+        // In the background, whoever drives it just then, and on a thread that blocks.
+        block_on(spawn(nested()).unwrap()).unwrap().unwrap();
+        pollster::block_on(spawn(nested()).unwrap()).unwrap();
+        let me = thread::current().id();
+        let began = clock::now();
+        while block_on(carried_out_by()).unwrap() != me {
+            assert!(clock::now() < began + LONG, "others do it all");
+        }
+        // It may again once it does not drive any more.
+        block_on(async {}).unwrap();
     }
 
     #[test]
@@ -257,7 +333,8 @@ mod tests {
         block_on(async {
             run(async { Ok(()) }).await.unwrap();
             done.store(true, Ordering::Relaxed);
-        });
+        })
+        .unwrap();
         assert!(done.into_inner());
     }
 
@@ -278,6 +355,6 @@ mod tests {
         let work = spawn(work).unwrap();
         has_begun.recv().unwrap();
         assert_eq!(fork::as_forked(|| HALVES.load(Ordering::SeqCst)), 2);
-        block_on(work).unwrap();
+        block_on(work).unwrap().unwrap();
     }
 }

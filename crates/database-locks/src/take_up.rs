@@ -160,7 +160,7 @@ pub(crate) async fn by_ticket(
 async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
     // A ticket does not know who holds it, which a statement asks for.
-    let holder = match inner.store.read(Some(&names), PATIENCE).await?.pop() {
+    let holder = match inner.store.read(&names, PATIENCE).await?.pop() {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{Ask, Grant, Outcome, Renewal, Return, StoreError, Table, open};
-use database_locks::{Locks, Ttl};
+use database_locks::{ListFilter, Locks, Ttl};
 use testkit::contract::{Bench, ask, granted, renew};
 use testkit::time::now;
 use testkit::{Lab, Proxy, lab_tests, promise};
@@ -28,12 +28,12 @@ async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
     let within = ms(300);
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
-        store.read(None, SOON).await.unwrap();
+        store.page(&ListFilter::new(), None, SOON).await.unwrap();
         proxy.stall();
         let began = now();
         let failure = async {
             match call {
-                0 => store.read(None, within).await.err(),
+                0 => store.page(&ListFilter::new(), None, within).await.err(),
                 1 => store.acquire(&asks, within).await.err(),
                 2 => store.renew(&renewals, within).await.err(),
                 _ => store.release(&returns, within).await.err(),
@@ -50,7 +50,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
         proxy.cut();
         proxy.resume();
         tokio::time::timeout(SOON, async {
-            while store.read(None, SOON).await.is_err() {}
+            while store.page(&ListFilter::new(), None, SOON).await.is_err() {}
         })
         .await
         .expect("a new connection");

@@ -264,3 +264,72 @@ async fn an_outage_is_two_lines() {
     assert_eq!((fail.len(), fail[0].level), (1, Level::WARN), "{fail:#?}");
     assert!(fail[0].says("locks.sqlite3"), "it says why: {fail:#?}");
 }
+
+/// Twenty waits for a database that is away are one warning, and the end of the outage is one line.
+#[tokio::test]
+async fn waits_for_a_database_that_is_away_are_told_once() {
+    let Some(lab) = testkit::Lab::postgres() else {
+        return;
+    };
+    capture();
+    let proxy = testkit::Proxy::to_url(&lab.url);
+    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    proxy.refuse(true);
+    proxy.cut();
+    let waits: Vec<_> = (0..20)
+        .map(|i| {
+            let lock = locks.lock(format!("away {i}")).wait(ms(20_000));
+            tokio::spawn(async move { lock.acquire().await })
+        })
+        .collect();
+    let told = |event: &str| {
+        let all = LINES.lock().unwrap();
+        let fits = |line: &&Line| line.get("event") == event;
+        all.iter().filter(fits).cloned().collect::<Vec<_>>()
+    };
+    until(|| !told("unavailable").is_empty()).await;
+    tokio::time::sleep(ms(1_000)).await;
+    let warnings = told("unavailable");
+    assert_eq!(
+        (warnings.len(), warnings[0].level),
+        (1, Level::WARN),
+        "{warnings:#?}"
+    );
+    assert!(warnings[0].says("waiting for lock `away "), "{warnings:#?}");
+    proxy.refuse(false);
+    for wait in waits {
+        drop(wait.await.unwrap().unwrap());
+    }
+    let over = told("available");
+    assert_eq!((over.len(), over[0].level), (1, Level::INFO), "{over:#?}");
+}
+
+/// After ten seconds, once for the waiters of a process, with the holder and for how long it has had it.
+#[tokio::test]
+async fn a_wait_that_lasts_is_told_with_the_holder() {
+    capture();
+    let locks = Locks::connect("memory:lasts").await.unwrap();
+    let others = Locks::connect("memory:lasts").await.unwrap();
+    let guard = locks.lock("lasts").holder("first").acquire().await.unwrap();
+    let waits: Vec<_> = (0..5)
+        .map(|_| {
+            let lock = others.lock("lasts").wait(ms(12_000));
+            tokio::spawn(async move { lock.acquire().await })
+        })
+        .collect();
+    for wait in waits {
+        wait.await.unwrap().unwrap_err();
+    }
+    let all = lines("lasts");
+    let told: Vec<_> = all
+        .iter()
+        .filter(|line| line.get("event") == "waiting")
+        .collect();
+    assert_eq!((told.len(), told[0].level), (1, Level::INFO), "{told:#?}");
+    assert!(
+        told[0].says("still waiting for lock `lasts` after 10s, held by first for 10s"),
+        "{told:#?}"
+    );
+    assert_eq!(told[0].get("lock.holder"), "first");
+    guard.release().await.unwrap();
+}

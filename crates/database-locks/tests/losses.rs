@@ -62,7 +62,7 @@ async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {
     let all = soon(all).await.unwrap();
     for (i, (call, reason, thread)) in all.iter().enumerate() {
         assert_eq!((*call, *reason), (i, LostReason::Forced));
-        assert_eq!(thread.as_deref(), Some("database-locks"));
+        assert_eq!(thread.as_deref(), Some("locks-callbacks"));
     }
     assert_eq!(all.len(), 3);
     assert!(!guard.is_held());
@@ -96,7 +96,7 @@ async fn a_loss_that_check_finds_is_told(lab: &Lab) {
     guard.check().await.unwrap_err();
     let (reason, thread) = heard(said).await;
     assert_eq!(reason, LostReason::Forced);
-    assert_eq!(thread.as_deref(), Some("database-locks"));
+    assert_eq!(thread.as_deref(), Some("locks-callbacks"));
 }
 
 /// Whoever is told, told the same: why, since when, and who has it now.

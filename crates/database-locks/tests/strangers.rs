@@ -352,7 +352,14 @@ async fn a_busy_file_is_contention(lab: &Lab) {
     );
     let locks = lab.locks_at(&lab.url);
     let tried = at_once(async { locks.await.lock("new").try_acquire().await }).await;
-    assert!(tried.expect("no error").is_none());
+    // Blocked is not held: no holder is known.
+    let blocked = tried.expect_err("it could not be tried");
+    assert!(matches!(blocked, Error::HeldOff { .. }), "{blocked:?}");
+    assert!(
+        blocked.chain().contains("database is locked"),
+        "{}",
+        blocked.chain()
+    );
     hold.leave();
     assert!(info(&*store, "job").await.is_some());
     promise("P15", lab.engine);

@@ -1,16 +1,16 @@
 //! What `dblock` ends with, and what it says then.
 
-use database_locks::{Error, LostReason, Ttl};
+use database_locks::{Error, LockName, LostReason, Ttl};
 
 /// `show` of a name that nobody ever locked.
 pub(crate) const UNKNOWN: u8 = 1;
-/// `acquire` has nowhere to print its ticket.
+/// What was to be printed did not arrive: the disk is full, or stdout is closed.
 pub(crate) const UNPRINTED: u8 = 1;
 /// `doctor` has found something.
 pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
-/// The database cannot be reached, or refuses (`EX_UNAVAILABLE`).
+/// The database cannot be reached, refuses, or is blocked (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// Somebody else has the lock (`EX_TEMPFAIL`: try again later).
 pub(crate) const BUSY: u8 = 75;
@@ -77,6 +77,21 @@ impl Failure {
         )
     }
 
+    /// A lock without a known holder could not be tried: something blocks its row or its table.
+    pub(crate) fn blocked(name: &LockName, error: &Error) -> Self {
+        let what = match causes(error) {
+            none if none.is_empty() => {
+                ": no client holds it, but its row or table is locked by a backup or an open \
+                 transaction"
+                    .to_owned()
+            }
+            causes => causes,
+        };
+        Self::unavailable(format!(
+            "lock `{name}` could not be tried{what}; try again later"
+        ))
+    }
+
     /// A signal has ended us, before there was a command to pass it on to.
     pub(crate) fn interrupted(signal: i32) -> Self {
         Self::new(of_signal(signal), "")
@@ -94,7 +109,7 @@ impl From<Error> for Failure {
             } => {
                 let tried = match waited.is_zero() {
                     true => String::new(),
-                    false => format!(" still, after {},", Ttl::from(*waited)),
+                    false => format!("gave up after {}: ", Ttl::from(*waited)),
                 };
                 let by = holder
                     .as_deref()
@@ -106,12 +121,11 @@ impl From<Error> for Failure {
                     true => "wait for it with `-w 5m`",
                     false => "wait longer, or see `dblock list`",
                 };
-                let said = format!("lock `{name}` is{tried} held{by}{age}: {next}");
+                let said = format!("{tried}lock `{name}` is held{by}{age}; {next}");
                 Self::new(BUSY, said)
             }
             Error::Lost { .. } => {
-                let said = format!("{}, at once: try again", error.chain());
-                Self::new(BUSY, said)
+                Self::unavailable(format!("{}, at once; try again", error.chain()))
             }
             Error::Config {
                 setting,
@@ -123,9 +137,21 @@ impl From<Error> for Failure {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))
             }
+            Error::Rejected { op, hint, .. } => {
+                let refused = format!("could not {op}: the database refused{}", causes(&error));
+                let hint = hint.as_ref().map(|hint| format!("; {hint}"));
+                Self::unavailable(refused + &hint.unwrap_or_default())
+            }
             _ => Self::unavailable(error.chain()),
         }
     }
+}
+
+/// The messages of all sources of an error: `: this: and that`.
+fn causes(error: &Error) -> String {
+    let own = error.to_string().replace('\n', " ");
+    let chain = error.chain();
+    chain.strip_prefix(&own).unwrap_or_default().to_owned()
 }
 
 /// What a setting of the library is called here.
@@ -142,8 +168,6 @@ fn flag(setting: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use database_locks::LockName;
 
     use super::*;
 
@@ -165,15 +189,13 @@ mod tests {
         assert_eq!(once.code, BUSY);
         assert_eq!(
             once.said,
-            "lock `job` is held by db1.17.ab for 2m 5s: wait for it with `-w 5m`"
+            "lock `job` is held by db1.17.ab for 2m 5s; wait for it with `-w 5m`"
         );
         let later = timed_out(Duration::from_secs(7));
-        assert!(
-            later
-                .said
-                .starts_with("lock `job` is still, after 7s, held"),
-            "{}",
-            later.said
+        assert_eq!(
+            later.said,
+            "gave up after 7s: lock `job` is held by db1.17.ab for 2m 5s; wait longer, or see \
+             `dblock list`"
         );
     }
 

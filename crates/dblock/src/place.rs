@@ -42,8 +42,18 @@ impl fmt::Debug for Place {
 }
 
 impl Place {
+    /// Connect now; a database that is away is an error.
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
-        let url = match &self.url {
+        Ok(Locks::connect_to(self.url()?, self.table.as_deref()).await?)
+    }
+
+    /// Connect when it is needed: an acquire then tries to for as long as it may wait.
+    pub(crate) fn open(&self) -> Result<Locks, Failure> {
+        Ok(Locks::open(self.url()?, self.table.as_deref())?)
+    }
+
+    fn url(&self) -> Result<String, Failure> {
+        Ok(match &self.url {
             // One process alone has it, and that is this one.
             Some(url) if url.starts_with("memory:") => {
                 return Err(Failure::usage(
@@ -65,8 +75,7 @@ impl Place {
                 })?;
                 url_of(&file)
             }
-        };
-        Ok(Locks::connect_to(url, self.table.as_deref()).await?)
+        })
     }
 
     pub(crate) fn table(&self) -> &str {
@@ -76,7 +85,7 @@ impl Place {
     /// Where it is, for people: without user name and password.
     pub(crate) fn shown(&self) -> String {
         match &self.url {
-            Some(url) => output::without_secrets(url),
+            Some(url) => output::without_secrets(url.trim_end()),
             None => usual_file()
                 .map(|file| file.display().to_string())
                 .unwrap_or_default(),

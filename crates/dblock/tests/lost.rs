@@ -19,7 +19,7 @@ fn a_release_by_force_stops_the_command() {
     let running = lab.start_run(&SHORT, "job", OBEDIENT);
     let freed = lab.run(["release", "job", "--force"]);
     assert!(
-        freed.out.contains("lock `job` released by force: "),
+        freed.err.contains("lock `job` released by force: "),
         "{freed:?}"
     );
     let done = running.end();
@@ -154,9 +154,11 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
     file.execute_batch("ROLLBACK").expect("gives it back");
 
     let done = running.end();
+    assert_eq!(done.code(), 76, "{done:?}");
+    // That renewals fail was reported before.
+    let lost = done.err.lines().last().unwrap_or_default();
     assert!(
-        done.ended(76)
-            .contains("got TERM, and KILL after the grace of 1s"),
+        lost.contains("got TERM, and KILL after the grace of 1s"),
         "{done:?}"
     );
     assert_eq!(next.end().code(), 0);
@@ -206,4 +208,23 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
     let done = next.end();
     assert_eq!((done.code(), &*done.err), (4, ""));
     testkit::promise("P3", "sqlite");
+}
+
+/// Renewals fail until trust ends: the row still names the lost grant, which is no new holder.
+#[test]
+fn a_loss_never_names_its_own_holder_as_the_new_one() {
+    let lab = Lab::new();
+    let options = ["--owner", "me", "--ttl", "4s", "--grace", "200ms"];
+    let running = lab.start_run(&options, "job", OBEDIENT);
+    let file = rusqlite::Connection::open(lab.database()).expect("opens");
+    file.busy_timeout(SOON).expect("sets");
+    file.execute_batch("BEGIN IMMEDIATE")
+        .expect("has the write lock");
+    let done = running.end();
+    file.execute_batch("ROLLBACK").expect("gives it back");
+    assert_eq!(done.code(), 76, "{done:?}");
+    let lost = done.err.lines().last().unwrap_or_default();
+    assert!(lost.contains("lock `job` lost "), "{done:?}");
+    assert!(!lost.contains("held by me"), "{done:?}");
+    assert!(lost.ends_with("; no other holder has it yet"), "{done:?}");
 }

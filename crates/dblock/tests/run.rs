@@ -182,7 +182,11 @@ fn a_wait_is_kept_to() {
     let began = time::now();
     let done = lab.run(["run", "-w", "700ms", "-E", "7", "job", "--", "true"]);
     let waited = began.elapsed();
-    assert!(done.refused(7).contains("still, after 700ms,"), "{done:?}");
+    assert!(
+        done.refused(7)
+            .contains("gave up after 700ms: lock `job` is held by "),
+        "{done:?}"
+    );
     assert!(waited >= Duration::from_millis(650), "{waited:?}");
     assert!(waited < SOON, "{waited:?}");
 }
@@ -232,7 +236,9 @@ fn a_command_that_cannot_be_run_is_126_or_127_and_leaves_nothing_held() {
 fn bad_settings_are_2_and_say_what_is_allowed() {
     let lab = Lab::new();
     let said = |args: &[&str]| lab.run(args).refused(2).to_owned();
-    let grace = said(&["run", "--ttl", "10s", "job", "--", "touch", "ran"]);
+    let grace = said(&[
+        "run", "--ttl", "10s", "--grace", "5s", "job", "--", "touch", "ran",
+    ]);
     assert!(
         grace.contains("--ttl is 10s") && grace.ends_with("say --grace 2s\n"),
         "{grace}"
@@ -284,7 +290,7 @@ fn bad_settings_are_2_and_say_what_is_allowed() {
 #[test]
 fn a_database_that_is_not_there_is_69_and_a_bad_url_is_2() {
     let lab = Lab::new();
-    let run = |url: &str| lab.run(["--url", url, "run", "job", "--", "touch", "ran"]);
+    let run = |url: &str| lab.run(["--url", url, "run", "-n", "job", "--", "touch", "ran"]);
     let missing = format!("sqlite://{}/missing/locks.sqlite3", lab.path("").display());
     assert!(run(&missing).refused(69).contains("make its folder first"));
     // A port that nobody listens to.

@@ -52,7 +52,7 @@ fn one_after_another(server: Option<testkit::Lab>) {
     assert!(dblock(&["list"]).end().out.contains("the holder"));
     let freed = dblock(&["release", "job", "--force"]).end();
     assert!(
-        freed.out.contains("the holder had held it for"),
+        freed.err.contains("the holder had held it for"),
         "{freed:?}"
     );
     let lost = holder.end();

@@ -69,7 +69,7 @@ fn at_terminal(lab: &Lab, steps: &[(&str, &str)], command: &[&str]) -> Option<St
 fn ctrl_c_reaches_the_command_once_and_the_lock_is_freed_after_it() {
     let lab = Lab::new();
     let script = r#"
-        trap 'echo got-int; "$DBLOCK" run -n job -- true; echo other=$?; kill $!; exit 3' INT
+        trap 'echo got-int; env -u DBLOCK_GRANTS "$DBLOCK" run -n job -- true; echo other=$?; kill $!; exit 3' INT
         sleep 1000 & echo ready; while :; do sleep 0.02; done"#;
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
     let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &run) else {
@@ -209,6 +209,31 @@ fn without_a_shell_ctrl_z_stops_nothing() {
         seen.contains("line=hello") && seen.contains("exit=0"),
         "{seen}"
     );
+}
+
+/// F6: a wait says what it is for, but not at once, and not on a pipe.
+#[test]
+fn a_wait_of_more_than_a_second_is_reported_on_a_terminal_alone() {
+    let lab = Lab::new();
+    let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let waited = |wait: &str, more: &str| {
+        let script = format!("\"$0\" run {more} -w {wait} job -- true; echo code=$?");
+        at_terminal(&lab, &[("code=75", "")], &["sh", "-c", &script, DBLOCK])
+    };
+    let waiting = "dblock: waiting for lock `job`, held by the holder for ";
+    let Some(long) = waited("2500ms", "") else {
+        return;
+    };
+    assert_eq!(long.matches(waiting).count(), 1, "{long}");
+    let told = long.lines().find(|line| line.starts_with(waiting));
+    assert!(told.is_some_and(|line| line.ends_with('s')), "{long}");
+    for (wait, more) in [("500ms", ""), ("2500ms", "-q")] {
+        let silent = waited(wait, more).expect("as before");
+        assert!(!silent.contains("waiting"), "{silent}");
+    }
+    let piped = lab.run(["run", "-w", "2500ms", "job", "--", "true"]);
+    assert!(!piped.refused(75).contains("waiting"), "{piped:?}");
+    drop(holder);
 }
 
 /// A person who sees 80 columns is not shown lines that break in the middle of a word or a table.

@@ -58,7 +58,7 @@ fn the_ticket_stands_alone_on_stdout_and_the_rest_is_said_on_stderr() {
     assert_eq!(done.err.lines().count(), 1, "{done:?}");
     for said in [
         "lock `a job` is held until 2",
-        "(20m), and nobody renews it",
+        "(20m), and is not renewed by itself",
         "`dblock renew 'a job' --ticket TICKET`",
         "`dblock release 'a job' --ticket TICKET`",
     ] {
@@ -114,8 +114,7 @@ fn what_was_acquired_is_held_until_it_is_released() {
     lab.run(["acquire", "-n", "-E", "9", "job"]).refused(9);
     lab.run(["acquire", "-w", "200ms", "job"]).refused(75);
     let done = lab.run(["release", "job", "--ticket", &ticket]);
-    assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
-    assert_eq!(done.out, "lock `job` is released\n");
+    assert_eq!(done.refused(0), "dblock: lock `job` is released\n");
     assert_eq!(lab.run(["run", "-n", "job", "--", "true"]).code(), 0);
 }
 
@@ -163,11 +162,10 @@ fn a_renewal_goes_on_for_as_long_as_before_or_as_is_asked_for_and_never_shortens
     };
     time::sleep(Duration::from_millis(1200));
     let renewed = lab.run(["renew", "job", "--ticket", &ticket]);
-    assert_eq!((renewed.code(), &*renewed.err), (0, ""), "{renewed:?}");
     assert!(
         renewed
-            .out
-            .starts_with("lock `job` is renewed, and held until ")
+            .refused(0)
+            .starts_with("dblock: lock `job` is renewed, and held until ")
     );
     time::sleep(Duration::from_millis(1200));
     assert!(lab.is_held("job"), "2.4 s after the start");
@@ -176,9 +174,10 @@ fn a_renewal_goes_on_for_as_long_as_before_or_as_is_asked_for_and_never_shortens
     lab.run(["renew", "job", "--ticket", &ticket, "--ttl", "1s"]);
     assert!(left() > 3500.0, "it is never shortened");
     let endless = lab.run(["renew", "job", "--ticket", &ticket, "--ttl", "inf"]);
-    assert_eq!(endless.out, "lock `job` is renewed, and held without end\n");
+    let without_end = "dblock: lock `job` is renewed, and held without end\n";
+    assert_eq!(endless.refused(0), without_end);
     let again = lab.run(["renew", "job", "--ticket", &ticket]);
-    assert_eq!(again.out, "lock `job` is renewed, and held without end\n");
+    assert_eq!(again.refused(0), without_end);
 }
 
 #[test]
@@ -302,7 +301,7 @@ fn the_environment_has_the_ticket_for_a_renewal_and_never_for_a_release() {
     assert!(lab.is_held("job"));
     with(&["release", "job", "--force", "--ticket", &ticket]).refused(2);
     let forced = with(&["release", "job", "--force"]);
-    assert!(forced.out.contains("released by force"), "{forced:?}");
+    assert!(forced.err.contains("released by force"), "{forced:?}");
     // A lock of its own, and not that of the environment.
     assert_eq!(with(&["run", "-n", "own", "--", "true"]).code(), 0);
 }
@@ -326,7 +325,7 @@ fn a_command_can_be_run_under_a_lock_that_was_acquired() {
     let done = lab.start(&mut command).end();
     assert_eq!(done.code(), 0, "{done:?}");
     let token = ticket.split('.').next().unwrap();
-    assert_eq!(done.out, format!("the rest\n{token}\n0\n75\n"), "{done:?}");
+    assert_eq!(done.out, format!("the rest\n{token}\n0\n2\n"), "{done:?}");
     // It is released when the command ends, and the first ticket died when it was taken up.
     assert!(!lab.is_held("job"));
     lab.run(["release", "job", "--ticket", &ticket]).refused(76);
@@ -353,7 +352,7 @@ fn a_ticket_is_taken_up_once() {
 #[test]
 fn a_command_that_gave_its_lock_back_is_left_alone() {
     let lab = Lab::new();
-    let script = r#""$DBLOCK" release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
+    let script = r#""$DBLOCK" -q release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
         BEGUN; sleep 2; echo went on"#;
     let run = |name: &str| {
         let mut command = lab.dblock(["run", "--ttl", "1s", "--grace", "200ms", name, "--"]);
@@ -370,7 +369,7 @@ fn a_command_that_gave_its_lock_back_is_left_alone() {
 #[test]
 fn it_is_left_alone_even_where_somebody_else_has_the_lock_by_then() {
     let lab = Lab::new();
-    let script = r#""$DBLOCK" release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
+    let script = r#""$DBLOCK" -q release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
         touch released; while [ ! -e go ]; do sleep 0.02; done; sleep 1; echo went on"#;
     let mut first = lab.dblock([
         "run", "--ttl", "1s", "--grace", "200ms", "job", "--", "sh", "-c", script,

@@ -19,7 +19,7 @@ mod protocol;
 mod state;
 
 pub use protocol::{Act, Flaw, Kind, Protocol};
-pub use state::{Client, Hold, Msg, Row, Said, State, Tx, Watch, Work};
+pub use state::{Body, Client, Hold, Msg, Row, Said, State, Ticket, Tx, Watch, Work};
 
 /// What the core's modules below expect around them.
 mod clock {
@@ -50,6 +50,7 @@ mod error {
     pub(crate) enum LostReason {
         Expired,
         Unreachable,
+        Refused,
     }
 
     pub(crate) struct Human(pub(crate) Duration);

@@ -3,7 +3,7 @@
 use stateright::{Model, Property};
 
 use crate::decide::{self, TTL};
-use crate::state::{Client, Hold, Msg, Row, Said, State, Tx, Watch, Work};
+use crate::state::{Body, Client, Hold, Msg, Row, Said, State, Ticket, Tx, Watch, Work};
 
 /// How a kind of database goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,10 @@ pub enum Flaw {
     ReleaseForgets,
     /// A watch begins anew with each look.
     WatchAnew,
+    /// An acquire hands out what was granted, although trust has ended before the reply came.
+    HandsOutEnded,
+    /// Taking a ticket up does; an acquire does not.
+    ResumesEnded,
 }
 
 /// The protocol with its surroundings.
@@ -56,6 +60,8 @@ pub struct Protocol {
     pub slow: Option<u8>,
     /// By how many ticks the clock of a contender runs ahead while it watches a lease.
     pub fast: u8,
+    /// Whether a holder may hand its lock over by a ticket.
+    pub tickets: bool,
     /// What the clock of each node is ahead by. Of each client's instead with [`Flaw::ClientClock`].
     pub ahead: &'static [i8],
 }
@@ -73,6 +79,12 @@ pub enum Act {
     Forget(u8),
     /// It releases the lock, or what may be left of it.
     Release(u8),
+    /// The guard is handed out and the body begins; where trust has ended the grant is given back.
+    Enter(u8),
+    /// Its body ends, and a ticket takes the place of the guard.
+    HandOver(u8),
+    /// It asks for the lock with the ticket.
+    Resume(u8),
     /// It ends, and begins again with nothing.
     Crash(u8),
     /// It sees that it has the lock, and is about to write.
@@ -114,19 +126,26 @@ impl Model for Protocol {
             },
             top: 0,
             clients: vec![client; self.clients.into()],
+            ticket: None,
             net: Vec::new(),
             broken: None,
         }]
     }
 
     fn actions(&self, state: &State, acts: &mut Vec<Act>) {
-        if state.broken.is_some() || state.trusting() > 1 && self.slow.is_some() {
+        let two = state.trusting() > 1 || state.bodies() > 1;
+        if state.broken.is_some() || two && self.slow.is_some() {
             return;
         }
         for (c, client) in (0_u8..).zip(&state.clients) {
             let room = state.net.len() < self.net;
             match &client.hold {
-                Hold::Idle if room && client.work == Work::None => acts.push(Act::Ask(c)),
+                Hold::Idle if room && client.work == Work::None => {
+                    acts.push(Act::Ask(c));
+                    if state.ticket.is_some() {
+                        acts.push(Act::Resume(c));
+                    }
+                }
                 Hold::Idle => {}
                 Hold::Asking { .. } => {
                     acts.push(Act::Crash(c));
@@ -138,9 +157,15 @@ impl Model for Protocol {
                     trust,
                     undecided,
                     renewal,
+                    body,
                     ..
                 } => {
                     acts.push(Act::Crash(c));
+                    let outside = matches!(body, Body::Outside { .. });
+                    // To give it back is to send something.
+                    if outside && (room || trust > 0) {
+                        acts.push(Act::Enter(c));
+                    }
                     let held_back = self.kind != Kind::Postgres && client.is_at_work();
                     let may_renew = decide::may_renew(trust, undecided, held_back)
                         || self.flaw == Flaw::RenewalAcquires;
@@ -153,8 +178,12 @@ impl Model for Protocol {
                     if room && !client.is_at_work() {
                         acts.push(Act::Release(c));
                     }
-                    if client.work == Work::None && decide::may_fence(trust, undecided) {
+                    let may_fence = decide::may_fence(trust, undecided);
+                    if !outside && client.work == Work::None && may_fence {
                         acts.push(Act::Look(c));
+                        if self.tickets {
+                            acts.push(Act::HandOver(c));
+                        }
                     }
                 }
             }
@@ -275,6 +304,19 @@ impl Model for Protocol {
             all.push(Property::always("one trusted holder", |_, s: &State| {
                 s.trusting() <= 1
             }));
+            all.push(Property::always("one body at a time", |_, s: &State| {
+                s.bodies() <= 1
+            }));
+        }
+        all.push(Property::sometimes(
+            "a reply after the end of trust, while another client is in its body",
+            |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.was_told_late(false)),
+        ));
+        if self.tickets {
+            all.push(Property::sometimes(
+                "a ticket taken up after the end of trust, while another client is in its body",
+                |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.was_told_late(true)),
+            ));
         }
         match self.kind {
             Kind::Postgres => all.push(Property::sometimes(
@@ -354,19 +396,25 @@ impl Protocol {
                     *renewal = None;
                 }
             }
-            Act::Release(c) => {
+            Act::Release(c) => state.give_back(c),
+            Act::Enter(c) => self.enter(state, c),
+            Act::HandOver(c) => {
                 if let Hold::Held { token, grant, .. } = state.client(c).hold {
                     state.hang_up(c);
                     state.client(c).hold = Hold::Idle;
-                    state.send(
-                        c,
-                        Said::Release {
-                            token: Some(token),
-                            grant,
-                        },
-                        false,
-                    );
-                    state.hang_up(c);
+                    state.ticket = Some(Ticket { token, grant });
+                }
+            }
+            Act::Resume(c) => {
+                let grant = state.unused_grant();
+                if let Some(ticket) = state.ticket.take() {
+                    state.client(c).hold = asking(grant, true);
+                    let said = Said::TakeUp {
+                        token: ticket.token,
+                        from: ticket.grant,
+                        grant,
+                    };
+                    state.send(c, said, false);
                 }
             }
             Act::Crash(c) => {
@@ -405,11 +453,7 @@ impl Protocol {
     fn ask(&self, state: &mut State, c: u8) {
         let grant = state.unused_grant();
         let client = state.client(c);
-        client.hold = Hold::Asking {
-            grant,
-            age: 0,
-            slips: 0,
-        };
+        client.hold = asking(grant, false);
         let said = match &client.watch {
             Some(watch) if watch.left == 0 => Said::TakeOver { grant },
             watch => {
@@ -421,6 +465,24 @@ impl Protocol {
             }
         };
         state.send(c, said, false);
+    }
+
+    /// The last moment before the caller's body: trust decides, however late the reply was.
+    fn enter(&self, state: &mut State, c: u8) {
+        let client = state.client(c);
+        let trusts = client.trusts();
+        let Hold::Held { body, .. } = &mut client.hold else {
+            return;
+        };
+        let hands_out = match body {
+            Body::Outside { resumed: false } => self.flaw == Flaw::HandsOutEnded,
+            _ => self.flaw == Flaw::ResumesEnded,
+        };
+        match (trusts, hands_out) {
+            (true, _) => *body = Body::Inside,
+            (false, true) => *body = Body::Unaware,
+            (false, false) => state.give_back(c),
+        }
     }
 
     /// A fence is carried out, long after its client has looked perhaps.
@@ -535,6 +597,18 @@ impl Protocol {
                 }
             }
             Said::Renew { .. } | Said::Release { .. } if fenced && self.kind == Kind::MySql => None,
+            // A fence keeps it out as it does an acquire, and it is repeated.
+            Said::TakeUp { .. } if fenced && self.kind != Kind::Cluster => None,
+            Said::TakeUp { token, from, grant } => {
+                let alive = self.kind == Kind::Cluster || row.left > ahead;
+                let there = row.token == token && (row.grant == from || row.grant == grant);
+                if there && row.grant != 0 && alive {
+                    self.lengthen(state, ahead, grant);
+                    Some(Said::Granted { token, grant })
+                } else {
+                    Some(Said::Lost { grant })
+                }
+            }
             Said::Renew { token, grant } => {
                 let alive = self.kind == Kind::Cluster || row.left > ahead;
                 let ours = row.token == token && row.grant == grant;
@@ -543,15 +617,8 @@ impl Protocol {
                     state.broken = Some("a token goes back");
                 }
                 if takes || ours && alive {
-                    let left = row.left.max(ahead + TTL as i8);
-                    let length = (left - ahead).unsigned_abs();
-                    state.row = Row {
-                        left,
-                        length,
-                        token,
-                        grant,
-                    };
-                    self.written(state);
+                    state.row.token = token;
+                    self.lengthen(state, ahead, grant);
                     Some(Said::Renewed { grant })
                 } else {
                     Some(Said::Lost { grant })
@@ -582,6 +649,19 @@ impl Protocol {
             }
             state.send(c, reply, false);
         }
+    }
+
+    /// The lease under this grant id lasts a ttl from now, or as long as it did.
+    fn lengthen(&self, state: &mut State, ahead: i8, grant: u8) {
+        let left = state.row.left.max(ahead + TTL as i8);
+        let length = (left - ahead).unsigned_abs();
+        state.row = Row {
+            left,
+            length,
+            token: state.row.token,
+            grant,
+        };
+        self.written(state);
     }
 
     fn grant(&self, state: &mut State, grant: u8, ahead: i8) {
@@ -633,6 +713,7 @@ impl Protocol {
                     grant: asked,
                     age,
                     slips,
+                    resumes,
                 },
             ) if grant == asked => {
                 let age = if self.flaw == Flaw::TrustFromReply {
@@ -648,7 +729,11 @@ impl Protocol {
                     slips,
                     undecided: 0,
                     renewal: None,
+                    body: Body::Outside { resumed: resumes },
                 };
+            }
+            (Said::Lost { grant: gone }, Hold::Asking { grant, .. }) if gone == *grant => {
+                client.hold = Hold::Idle;
             }
             (Said::Busy { length, .. }, Hold::Asking { .. }) => {
                 client.hold = Hold::Idle;
@@ -713,5 +798,15 @@ impl Protocol {
                 watch.waited = (watch.waited + 1).min(most);
             }
         }
+    }
+}
+
+/// A client that has just asked.
+fn asking(grant: u8, resumes: bool) -> Hold {
+    Hold::Asking {
+        grant,
+        age: 0,
+        slips: 0,
+        resumes,
     }
 }

@@ -12,6 +12,8 @@ pub struct State {
     pub top: u8,
     /// The clients.
     pub clients: Vec<Client>,
+    /// A ticket that no client has taken up yet.
+    pub ticket: Option<Ticket>,
     /// What is under way, in some order: nothing hangs on it.
     pub net: Vec<Msg>,
     /// What must never have happened, and has.
@@ -28,6 +30,15 @@ pub struct Row {
     /// The token of the latest grant.
     pub token: u8,
     /// The grant id, 0 being null.
+    pub grant: u8,
+}
+
+/// What resumes a held lock elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket {
+    /// The token of the grant.
+    pub token: u8,
+    /// Its grant id.
     pub grant: u8,
 }
 
@@ -55,6 +66,8 @@ pub enum Hold {
         age: u8,
         /// By how many ticks its clock has lagged behind since.
         slips: u8,
+        /// Whether it asked with a ticket.
+        resumes: bool,
     },
     /// It was granted the lock.
     Held {
@@ -70,7 +83,23 @@ pub enum Hold {
         undecided: u8,
         /// A renewal that is under way: its age and by how many ticks the clock has lagged since.
         renewal: Option<(u8, u8)>,
+        /// Whether the caller has it.
+        body: Body,
     },
+}
+
+/// Where the caller's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Body {
+    /// Not entered: the reply is there, and the guard is not handed out yet.
+    Outside {
+        /// Whether a ticket was taken up.
+        resumed: bool,
+    },
+    /// Entered. It is told of the end of trust when that comes.
+    Inside,
+    /// Entered after the end of trust, and not told yet. The protocol as it is never leads here.
+    Unaware,
 }
 
 /// What a client does under the lock.
@@ -153,6 +182,15 @@ pub enum Said {
         /// The grant id.
         grant: u8,
     },
+    /// Statement: put a grant id of one's own in the place of the one that the ticket names.
+    TakeUp {
+        /// The token of both.
+        token: u8,
+        /// The grant id of the ticket.
+        from: u8,
+        /// The new grant id.
+        grant: u8,
+    },
     /// Reply: granted.
     Granted {
         /// The token.
@@ -185,6 +223,11 @@ impl State {
         self.clients.iter().filter(|c| c.trusts()).count()
     }
 
+    /// How many bodies run whose callers have no reason to stop.
+    pub fn bodies(&self) -> usize {
+        self.clients.iter().filter(|c| c.is_in_its_body()).count()
+    }
+
     /// The transactions that passed the fence and are open.
     pub fn fences(&self) -> impl Iterator<Item = &Tx> {
         self.clients.iter().filter_map(|c| match &c.work {
@@ -198,6 +241,18 @@ impl Client {
     /// What `is_held()` says.
     pub fn trusts(&self) -> bool {
         matches!(self.hold, Hold::Held { trust: 1.., .. })
+    }
+
+    /// Whether its body runs, and has not been told to stop.
+    pub fn is_in_its_body(&self) -> bool {
+        match self.hold {
+            Hold::Held { body, trust, .. } => match body {
+                Body::Outside { .. } => false,
+                Body::Inside => trust > 0,
+                Body::Unaware => true,
+            },
+            _ => false,
+        }
     }
 }
 
@@ -216,6 +271,9 @@ impl State {
         self.net.sort_by_key(|msg| {
             let mut plain = msg.clone();
             *plain.said.grant_mut() = 0;
+            if let Said::TakeUp { from, .. } = &mut plain.said {
+                *from = 0;
+            }
             (plain, msg.said.grant())
         });
         let mut met: Vec<u8> = vec![0];
@@ -231,6 +289,9 @@ impl State {
 
     fn each_grant(&mut self, mut f: impl FnMut(&mut u8)) {
         f(&mut self.row.grant);
+        if let Some(ticket) = &mut self.ticket {
+            f(&mut ticket.grant);
+        }
         for client in &mut self.clients {
             if let Hold::Asking { grant, .. } | Hold::Held { grant, .. } = &mut client.hold {
                 f(grant);
@@ -240,6 +301,9 @@ impl State {
             }
         }
         for msg in &mut self.net {
+            if let Said::TakeUp { from, .. } = &mut msg.said {
+                f(from);
+            }
             f(msg.said.grant_mut());
         }
     }
@@ -265,10 +329,12 @@ impl State {
         let asked: Vec<u8> = self
             .net
             .iter()
-            .filter(|m| matches!(m.said, Said::Acquire { .. } | Said::TakeOver { .. }))
+            .filter(|m| m.said.asks())
             .map(|m| m.said.grant())
             .collect();
         let row = self.row.grant;
+        let alive = |ticket: &Ticket| ticket.grant == row || asked.contains(&ticket.grant);
+        self.ticket = self.ticket.take().filter(alive);
         self.net.retain(|m| {
             let grant = m.said.grant();
             let idle = matches!(m.said, Said::Renew { .. } | Said::Release { .. });
@@ -278,6 +344,14 @@ impl State {
 }
 
 impl Said {
+    /// Whether it asks for the lock.
+    pub(crate) fn asks(&self) -> bool {
+        matches!(
+            self,
+            Self::Acquire { .. } | Self::TakeOver { .. } | Self::TakeUp { .. }
+        )
+    }
+
     pub(crate) fn grant(&self) -> u8 {
         let mut said = self.clone();
         *said.grant_mut()
@@ -289,6 +363,7 @@ impl Said {
             | Self::TakeOver { grant }
             | Self::Renew { grant, .. }
             | Self::Release { grant, .. }
+            | Self::TakeUp { grant, .. }
             | Self::Granted { grant, .. }
             | Self::Busy { grant, .. }
             | Self::Renewed { grant }
@@ -314,6 +389,12 @@ impl Client {
             Work::Looked { .. } => true,
             Work::In(tx) => !tx.orphan,
         }
+    }
+
+    /// Whether the reply to its asking, with a ticket or without one, came after the end of trust.
+    pub(crate) fn was_told_late(&self, with_ticket: bool) -> bool {
+        matches!(self.hold, Hold::Held { trust: 0, body: Body::Outside { resumed }, .. }
+            if resumed == with_ticket)
     }
 
     /// Whether its clock may lag now: only for as long as that is within the bound for all that it times.
@@ -350,8 +431,12 @@ impl Client {
                 slips,
                 undecided,
                 renewal,
+                body,
                 ..
             } => {
+                if *body == Body::Unaware {
+                    *body = Body::Inside;
+                }
                 *slips += lagged;
                 *trust = trust.saturating_sub(shown);
                 *undecided = undecided.saturating_sub(shown);
@@ -368,6 +453,18 @@ impl Client {
 }
 
 impl State {
+    /// Send a release of what a client was granted, whatever has become of it.
+    pub(crate) fn give_back(&mut self, c: u8) {
+        let Hold::Held { token, grant, .. } = self.client(c).hold else {
+            return;
+        };
+        self.hang_up(c);
+        self.client(c).hold = Hold::Idle;
+        let token = Some(token);
+        self.send(c, Said::Release { token, grant }, false);
+        self.hang_up(c);
+    }
+
     pub(crate) fn client(&mut self, c: u8) -> &mut Client {
         &mut self.clients[usize::from(c)]
     }

@@ -24,10 +24,18 @@ fn protocol(kind: Kind, grants: u8, net: usize) -> Protocol {
         // The margin, in ticks.
         slow: Some(1),
         fast: 0,
+        tickets: false,
         ahead: match kind {
             Kind::Cluster => TWO_CLOCKS,
             _ => ONE_CLOCK,
         },
+    }
+}
+
+fn with_tickets(protocol: Protocol) -> Protocol {
+    Protocol {
+        tickets: true,
+        ..protocol
     }
 }
 
@@ -62,6 +70,7 @@ fn is_caught(protocol: Protocol, flaw: Flaw, found: &str) {
     let path = end
         .discovery("nothing is broken")
         .or_else(|| end.discovery("one trusted holder"))
+        .or_else(|| end.discovery("one body at a time"))
         .unwrap_or_else(|| {
             panic!(
                 "{what}: nothing found in {} states",
@@ -69,7 +78,10 @@ fn is_caught(protocol: Protocol, flaw: Flaw, found: &str) {
             )
         });
     let last = path.last_state().clone();
-    let seen = last.broken.unwrap_or("two trusted holders");
+    let seen = last.broken.unwrap_or(match last.trusting() {
+        0 | 1 => "two bodies at once",
+        _ => "two trusted holders",
+    });
     println!("{what}: {}", Told(seen, path.into_actions()));
     assert_eq!(seen, found, "{what}");
 }
@@ -93,6 +105,11 @@ fn the_protocol_holds_where_renewals_go_on_under_a_fence() {
 #[test]
 fn the_protocol_holds_where_a_fence_holds_renewals_back() {
     holds(protocol(Kind::MySql, 2, 2), 100_000);
+}
+
+#[test]
+fn the_protocol_holds_where_a_lock_is_handed_over_by_a_ticket() {
+    holds(with_tickets(protocol(Kind::Postgres, 2, 2)), 100_000);
 }
 
 #[test]
@@ -149,6 +166,22 @@ fn trust_that_counts_from_the_reply_is_caught() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::Cluster] {
         let model = protocol(kind, 2, 2);
         is_caught(model, Flaw::TrustFromReply, "two trusted holders");
+    }
+}
+
+#[test]
+fn a_guard_that_is_handed_out_after_the_end_of_trust_is_caught() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::Cluster] {
+        let model = protocol(kind, 2, 2);
+        is_caught(model, Flaw::HandsOutEnded, "two bodies at once");
+    }
+}
+
+#[test]
+fn a_ticket_that_is_resumed_after_the_end_of_trust_is_caught() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::Cluster] {
+        let model = with_tickets(protocol(kind, 2, 2));
+        is_caught(model, Flaw::ResumesEnded, "two bodies at once");
     }
 }
 

@@ -1,6 +1,7 @@
 //! One empty database of some engine, for one test: what a test needs that is the same on all.
 
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use database_locks::Locks;
@@ -79,7 +80,7 @@ impl Lab {
     /// A file that is not there yet.
     pub fn sqlite() -> Option<Self> {
         let folder = ScratchDir::new("sqlite");
-        let url = format!("sqlite://{}", folder.join("locks.sqlite3").display());
+        let url = format!("sqlite://{}", folder.join(FILE).display());
         Some(Self {
             engine: "sqlite",
             url,
@@ -246,7 +247,40 @@ impl Lab {
             Some(_) => (0..NODES).map(|node| self.url_at(node)).collect(),
             None => vec![self.url.clone()],
         };
-        Bench::spread(self.engine, urls)
+        let (bench, url) = (Bench::spread(self.engine, urls), self.url.clone());
+        match &self.home {
+            Home::Process => bench,
+            Home::Folder(folder) => {
+                let file = folder.join(FILE);
+                bench.with_sql(move |sql| open(&file).execute_batch(sql).expect("runs"))
+            }
+            Home::Postgres(server) => {
+                let server = *server;
+                bench.with_sql(move |sql| drop(server.query(&url, sql).expect("runs")))
+            }
+            Home::MySql(server) => {
+                let server = *server;
+                // There are servers whose sessions do not commit by themselves.
+                bench.with_sql(move |sql| {
+                    let committed = format!("{sql}; COMMIT");
+                    drop(server.query(&url, &committed).expect("runs"));
+                })
+            }
+            Home::Galera(cluster) => {
+                let session = Mutex::new(cluster.stranger(0, &url));
+                bench.with_sql(move |sql| {
+                    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+                    session.run(sql).expect("runs");
+                })
+            }
+            Home::Group(cluster) => {
+                let session = Mutex::new(cluster.stranger(0, &url));
+                bench.with_sql(move |sql| {
+                    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+                    session.run(sql).expect("runs");
+                })
+            }
+        }
     }
 
     /// A client with a connection of its own, and the table made.
@@ -270,7 +304,7 @@ impl Lab {
         match &self.home {
             Home::Process => panic!("memory: knows no SQL"),
             Home::Folder(folder) => {
-                let file = open(folder);
+                let file = open(&folder.join(FILE));
                 file.execute_batch(statement).expect("runs");
                 String::new()
             }
@@ -305,7 +339,7 @@ impl Lab {
         let mut stranger = match &self.home {
             Home::Process => panic!("memory: knows no SQL"),
             Home::Folder(folder) => {
-                let file = open(folder);
+                let file = open(&folder.join(FILE));
                 file.execute_batch("BEGIN IMMEDIATE")
                     .expect("gets the write lock");
                 return Hold::File(file);
@@ -350,8 +384,10 @@ fn odd(options: Options) -> Options {
         .fold(options, |options, set| options.set(set))
 }
 
-fn open(folder: &ScratchDir) -> rusqlite::Connection {
-    let file = rusqlite::Connection::open(folder.join("locks.sqlite3")).expect("opens");
+const FILE: &str = "locks.sqlite3";
+
+fn open(file: &Path) -> rusqlite::Connection {
+    let file = rusqlite::Connection::open(file).expect("opens");
     file.busy_timeout(Duration::from_secs(20))
         .expect("takes a timeout");
     file

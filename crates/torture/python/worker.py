@@ -114,6 +114,7 @@ class Worker:
         name = self.random.choice(self.settings["locks"])
         chance = self.random.random()
         wait = 0.0 if chance < 0.15 else self.between(300, 6000) if chance < 0.6 else None
+        self.orders.caught("asking", f"{name} 0")
         self.history.write(
             "asked", ask=ask, lock=name, wait=None if wait is None else int(wait * 1e6)
         )

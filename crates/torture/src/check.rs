@@ -14,8 +14,11 @@ mod tests;
 /// What somebody was promised and did not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Two holders trusted the same lock at the same moment.
+    /// Two holders trusted the same lock at the same moment, or were in their bodies without being told
+    /// that trust had ended.
     TwoHolders,
+    /// A lock was handed out although trust had ended.
+    HandedOutLost,
     /// A token that was not greater than an earlier one, or that was trusted after a greater one was
     /// granted.
     Token,
@@ -28,8 +31,9 @@ pub enum Kind {
 }
 
 /// All kinds, as they stand in tables.
-pub const KINDS: [Kind; 5] = [
+pub const KINDS: [Kind; 6] = [
     Kind::TwoHolders,
+    Kind::HandedOutLost,
     Kind::Token,
     Kind::StaleWrite,
     Kind::LostIncrement,
@@ -40,7 +44,8 @@ impl Kind {
     /// In words.
     pub fn word(self) -> &'static str {
         match self {
-            Self::TwoHolders => "two trusted holders",
+            Self::TwoHolders => "two holders",
+            Self::HandedOutLost => "handed out when lost",
             Self::Token => "token goes back",
             Self::StaleWrite => "stale write",
             Self::LostIncrement => "lost increment",
@@ -134,6 +139,8 @@ pub struct Grant {
     pub trusted_until: u64,
     /// Where it was lost.
     pub lost: Option<u64>,
+    /// When trust had ended then, where its holder knew.
+    pub ended: Option<u64>,
     /// When it began to be released.
     pub releasing: Option<u64>,
     /// When it was released.
@@ -149,6 +156,22 @@ impl Grant {
         let until = ends.into_iter().flatten().min()?;
         let from = self.trusted_from?;
         (from < until).then_some((from, until))
+    }
+
+    /// Whether trust had ended before it was handed out.
+    fn is_handed_out_lost(&self) -> bool {
+        self.ended
+            .is_some_and(|ended| ended + LATENESS < self.granted)
+    }
+
+    /// The time in which its body ran and was not told to stop: while it was trusted; or, where it was
+    /// handed out too late for that, until its holder looked.
+    fn body(&self) -> Option<(u64, u64)> {
+        if !self.is_handed_out_lost() {
+            return self.trusted();
+        }
+        let told = [self.lost, self.releasing].into_iter().flatten().min();
+        told.map(|told| (self.granted, told))
     }
 }
 
@@ -216,6 +239,7 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
                     trusted_from: None,
                     trusted_until: 0,
                     lost: None,
+                    ended: None,
                     releasing: None,
                     released: None,
                     last_look: 0,
@@ -237,7 +261,10 @@ pub fn grants(events: &[Event]) -> Vec<Grant> {
                         grant.trusted_until = grant.trusted_until.max(before + lasting);
                         grant.last_look = *before;
                     }
-                    What::Lost { .. } => grant.lost = grant.lost.or(Some(event.at)),
+                    What::Lost { ended, .. } => {
+                        grant.lost = grant.lost.or(Some(event.at));
+                        grant.ended = grant.ended.or(*ended);
+                    }
                     What::Releasing { .. } => grant.releasing = Some(event.at),
                     What::Released { ok: true, .. } => grant.released = Some(event.at),
                     _ => {}
@@ -313,6 +340,17 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
     }
 }
 
+/// Grants of each process; a process that was started again counts as one.
+pub fn shares(evidence: &Evidence) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for event in &evidence.events {
+        let (name, _) = event.who.split_once('.').unwrap_or((&event.who, ""));
+        let share = shares.entry(name.to_owned()).or_default();
+        *share += usize::from(matches!(event.what, What::Granted { .. }));
+    }
+    shares
+}
+
 /// Everything that must not be, and is.
 pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let grants = grants(&evidence.events);
@@ -322,6 +360,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     for lock in locks {
         let of_lock: Vec<&Grant> = grants.iter().filter(|grant| grant.lock == lock).collect();
         two_holders(lock, &of_lock, &mut found);
+        handed_out_lost(lock, &of_lock, &mut found);
         tokens(lock, &of_lock, &mut found);
         waiters(lock, &of_lock, evidence, &mut found);
     }
@@ -332,13 +371,13 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
 }
 
 fn two_holders(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
-    let mut trusted: Vec<(u64, u64, &Grant)> = grants
+    let mut bodies: Vec<(u64, u64, &Grant)> = grants
         .iter()
-        .filter_map(|grant| grant.trusted().map(|(from, until)| (from, until, *grant)))
+        .filter_map(|grant| grant.body().map(|(from, until)| (from, until, *grant)))
         .collect();
-    trusted.sort_by_key(|(from, ..)| *from);
+    bodies.sort_by_key(|(from, ..)| *from);
     let mut last: Option<(u64, &Grant)> = None;
-    for (from, until, grant) in trusted {
+    for (from, until, grant) in bodies {
         if let Some((end, other)) = last.filter(|(end, _)| from < *end) {
             found.push(Violation {
                 kind: Kind::TwoHolders,
@@ -357,6 +396,23 @@ fn two_holders(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
         if last.is_none_or(|(end, _)| until > end) {
             last = Some((until, grant));
         }
+    }
+}
+
+fn handed_out_lost(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
+    for grant in grants.iter().filter(|grant| grant.is_handed_out_lost()) {
+        let late = grant.granted - grant.ended.unwrap_or(grant.granted);
+        found.push(Violation {
+            kind: Kind::HandedOutLost,
+            lock: lock.to_owned(),
+            at: grant.granted,
+            text: format!(
+                "{} (token {}), {} ms after the end of trust",
+                grant.who,
+                grant.token,
+                late / 1000
+            ),
+        });
     }
 }
 
@@ -464,6 +520,9 @@ fn increments(evidence: &Evidence, writes: &BTreeMap<String, Write>, found: &mut
         }
     }
 }
+
+/// How much later than its last look at trust an acquire may return on a busy machine.
+const LATENESS: u64 = 200_000;
 
 /// How long a lock may be free while somebody waits for it who is in no trouble: many times the longest
 /// pause between two looks, since the machine is busy.

@@ -69,6 +69,7 @@ pub struct Database {
 #[derive(Debug)]
 enum Home {
     Postgres(Postgres),
+    /// Of either kind.
     MySql(MySqlServer),
     Folder(ScratchDir),
     Galera(Galera),
@@ -90,11 +91,13 @@ impl Database {
                 let url = server.fresh_database();
                 (Home::Postgres(server), url)
             }
-            Engine::MariaDb | Engine::MySql => {
-                let server = match engine {
-                    Engine::MySql => MySql::start()?,
-                    _ => MariaDb::start()?,
-                };
+            Engine::MariaDb => {
+                let server = MariaDb::start()?;
+                let url = server.fresh_database();
+                (Home::MySql(server), url)
+            }
+            Engine::MySql => {
+                let server = MySql::start()?;
                 let url = server.fresh_database();
                 (Home::MySql(server), url)
             }

@@ -30,6 +30,7 @@ pub fn clients(options: &Options) -> String {
         Client::RenewalAcquires => "control: renewal that acquires".into(),
         Client::TrustFromReply => "control: trust counted from the reply".into(),
         Client::ClientClock => "control: expiry by the client's clock".into(),
+        Client::HandsOutEnded => "control: a lock handed out after the end of trust".into(),
         Client::Unfenced => "control: unfenced writes".into(),
         Client::Replaced => "control: django-database-locks 0.5".into(),
         Client::Rust | Client::Python => match many(Client::Python) {

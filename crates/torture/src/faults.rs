@@ -14,12 +14,22 @@ use crate::history::{Event, What};
 use crate::network::Network;
 use crate::plan::{Kind, Planned};
 use crate::process::{Client, Settings, Trap};
+use crate::rows::{LockRow, Rows};
 
 /// The longest that it takes until a process is in the state in which it is wanted: it may have to wait
 /// for frozen holders, and for its turn.
 const CAUGHT_WITHIN: Duration = Duration::from_secs(40);
 /// The longest until a holder sends something: it renews each third of its ttl.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
+/// The longest until a lock is free that a process is about to ask for; it is asked for after that in any
+/// case.
+const FREE_WITHIN: Duration = Duration::from_secs(3);
+/// The longest until a process has been granted what it has just asked for, if the lock was free.
+const GRANTED_WITHIN: Duration = Duration::from_millis(500);
+/// The longest until a grant is made unheard: another process is often faster, and a node may be down.
+const UNHEARD_WITHIN: Duration = Duration::from_secs(90);
+/// The longest until a free lock is met.
+const PUT_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// By how much a clock jumps.
 const JUMP: i64 = 300;
 
@@ -162,6 +172,12 @@ impl Actor {
         let _ = self.process.send_line("go");
     }
 
+    /// Whether a row names it: `host.pid.random`, and a naive client by its own name.
+    fn is_holder(&self, row: &LockRow) -> bool {
+        let pid = format!(".{}.", self.process.pid());
+        row.holder == self.settings.who || row.holder.contains(&pid)
+    }
+
     fn network(&self) -> Result<&Network, String> {
         self.network.as_ref().ok_or_else(|| "no network".to_owned())
     }
@@ -222,6 +238,7 @@ pub fn make(
     if planned.kind.of_the_server() {
         return of_the_server(planned, &mut lock(database));
     }
+    let url = lock(database).url.clone();
     let mut actor = lock(&actors[planned.victim]);
     let mut fault = Fault {
         planned,
@@ -232,7 +249,11 @@ pub fn make(
         until: 0,
         missed: None,
     };
-    if let Err(why) = of_a_process(&mut fault, ttl, &mut actor) {
+    let made = match planned.kind {
+        Kind::LateGrant => late_grant(&mut fault, &mut actor, &url),
+        _ => of_a_process(&mut fault, ttl, &mut actor),
+    };
+    if let Err(why) = made {
         fault.missed = Some(why);
     }
     if fault.until == 0 {
@@ -338,6 +359,54 @@ fn of_a_process(fault: &mut Fault, ttl: Duration, actor: &mut Actor) -> Result<(
     Ok(())
 }
 
+/// Hold the replies back from when a process asks for a free lock, and for so long where the row says that
+/// it was granted it.
+fn late_grant(fault: &mut Fault, actor: &mut Actor, url: &str) -> Result<(), String> {
+    let (begun, mut why) = (now(), "replies were never held back".to_owned());
+    while begun.elapsed() < UNHEARD_WITHIN {
+        // A server that is down just now, or a node of it, is not what this is about.
+        let mut rows = match Rows::connect(url) {
+            Ok(rows) => rows,
+            Err(error) => {
+                why = error;
+                sleep(Duration::from_millis(200));
+                continue;
+            }
+        };
+        let (name, _) = actor.trap(Trap::Asking)?;
+        let granted = unheard_grant(fault, actor, &mut rows, &name);
+        actor.network()?.resume();
+        actor.go();
+        match granted {
+            Ok(true) => return Ok(()),
+            Ok(false) => why = "it was granted nothing while replies were held back".into(),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+/// One try of that: whether it was granted the lock that it was about to ask for.
+fn unheard_grant(
+    fault: &mut Fault,
+    actor: &mut Actor,
+    rows: &mut Rows,
+    name: &str,
+) -> Result<bool, String> {
+    rows.wait_for(name, FREE_WITHIN, |row| row.free)?;
+    let before = rows.read(name)?.map_or(0, |row| row.token);
+    fault.from = clock::now();
+    actor.network()?.stall_replies();
+    actor.go();
+    let granted = |row: &LockRow| row.token > before && !row.free && actor.is_holder(row);
+    let Some(row) = rows.wait_for(name, GRANTED_WITHIN, granted)? else {
+        return Ok(false);
+    };
+    (fault.lock, fault.token) = (Some(name.to_owned()), row.token);
+    sleep(Duration::from_millis(fault.planned.lasting));
+    Ok(true)
+}
+
 fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
     let lasting = Duration::from_millis(planned.lasting);
     let node = planned.victim % testkit::galera::NODES;
@@ -355,6 +424,7 @@ fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
                 .err()
         }
         Kind::ClockOfNode => missed = database.jump_node().err(),
+        Kind::Restore => missed = restore(&database.url, lasting).err(),
         _ => missed = busy_file(database, lasting).err(),
     }
     let other = matches!(planned.kind, Kind::Restart | Kind::KillServer);
@@ -369,6 +439,31 @@ fn of_the_server(planned: Planned, database: &mut Database) -> Fault {
         from,
         until: clock::now(),
         missed,
+    }
+}
+
+/// Copy the tokens, and put each back as soon as its lock has been granted again and is free: what a
+/// backup does that is restored while nothing is held.
+fn restore(url: &str, lasting: Duration) -> Result<(), String> {
+    let mut rows = Rows::connect(url)?;
+    let mut copy = rows.tokens()?;
+    sleep(lasting);
+    let (begun, mut put_back) = (now(), 0);
+    while !copy.is_empty() && begun.elapsed() < PUT_BACK_WITHIN {
+        let before = copy.len();
+        let mut left = Vec::new();
+        for (lock, token) in copy {
+            if !rows.put_back(&lock, token)? {
+                left.push((lock, token));
+            }
+        }
+        put_back += before - left.len();
+        copy = left;
+        sleep(Duration::from_millis(2));
+    }
+    match put_back {
+        0 => Err("no lock was free".into()),
+        _ => Ok(()),
     }
 }
 
@@ -391,7 +486,8 @@ pub fn confirm(fault: &mut Fault, events: &[Event]) {
     }
     let mine = || events.iter().filter(|event| event.who == fault.who);
     let seen = match fault.planned.kind {
-        Kind::KillWaiting => true,
+        // What a row has shown needs no history.
+        Kind::KillWaiting | Kind::LateGrant => true,
         Kind::Clock => mine().any(|event| {
             let jumped = matches!(event.what, What::Clock { skew } if skew.abs() > JUMP / 2);
             jumped && event.at >= fault.from && event.at <= fault.until

@@ -64,6 +64,8 @@ pub enum What {
         ask: u64,
         /// Why, in a word.
         reason: String,
+        /// When trust had ended, where the holder knows.
+        ended: Option<u64>,
     },
     /// It begins to release, and trusts no longer.
     Releasing {
@@ -166,7 +168,9 @@ impl Event {
                 before,
                 lasting,
             } => json!({"e": "trusted", "ask": ask, "before": before, "lasting": lasting}),
-            What::Lost { ask, reason } => json!({"e": "lost", "ask": ask, "reason": reason}),
+            What::Lost { ask, reason, ended } => {
+                json!({"e": "lost", "ask": ask, "reason": reason, "ended": ended})
+            }
             What::Releasing { ask } => json!({"e": "releasing", "ask": ask}),
             What::Released { ask, ok } => json!({"e": "released", "ask": ask, "ok": ok}),
             What::Write { ask, id } => json!({"e": "write", "ask": ask, "id": id}),
@@ -209,6 +213,7 @@ impl Event {
             "lost" => What::Lost {
                 ask: ask()?,
                 reason: text("reason")?,
+                ended: number("ended"),
             },
             "releasing" => What::Releasing { ask: ask()? },
             "released" => What::Released {
@@ -307,6 +312,7 @@ mod tests {
             What::Lost {
                 ask: 1,
                 reason: "expired".into(),
+                ended: Some(11),
             },
             What::Releasing { ask: 1 },
             What::Released { ask: 1, ok: true },

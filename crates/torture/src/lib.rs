@@ -3,6 +3,7 @@
 //!
 //! - [`plan`]: which fault comes when, from the seed alone.
 //! - [`run`]: the servers, the proxies, the processes; each fault is made and seen to have landed.
+//! - [`rows`]: the rows of the locks, as the faults look at them and change them.
 //! - [`history`]: what the processes write down. [`check`]: what must not be in it.
 //! - [`picture`] and [`evidence`]: the same for people.
 //!
@@ -19,5 +20,6 @@ pub mod network;
 pub mod picture;
 pub mod plan;
 pub mod process;
+pub mod rows;
 pub mod run;
 pub mod store;

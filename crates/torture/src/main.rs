@@ -12,7 +12,7 @@ use std::time::Duration;
 use torture::engine::{ENGINES, Engine};
 use torture::process::Client;
 use torture::run::{Options, Outcome, run};
-use torture::{evidence, picture};
+use torture::{check, evidence, picture};
 
 const USAGE: &str =
     "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
@@ -22,11 +22,12 @@ DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
 DBLOCK_OLD_PYTHON: a Python that has django-database-locks 0.5, the control";
 
 /// The controls that are written here; the replaced package is one more, where it is there.
-const CONTROLS: [Client; 5] = [
+const CONTROLS: [Client; 6] = [
     Client::Naive,
     Client::RenewalAcquires,
     Client::TrustFromReply,
     Client::ClientClock,
+    Client::HandsOutEnded,
     Client::Unfenced,
 ];
 
@@ -173,11 +174,14 @@ fn told(outcome: &Outcome) -> bool {
         .iter()
         .filter(|fault| fault.missed.is_none())
         .count();
+    let shares = check::shares(&outcome.evidence);
     println!(
-        "{} {}: {} grants, {} faults landed, {} violations",
+        "{} {}: {} grants ({} to {} a process), {} faults landed, {} violations",
         options.engine.word(),
         evidence::clients(options),
         outcome.numbers.grants,
+        shares.values().min().unwrap_or(&0),
+        shares.values().max().unwrap_or(&0),
         landed,
         outcome.violations.len(),
     );

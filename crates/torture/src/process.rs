@@ -20,6 +20,8 @@ pub const TRAPPED_AT_MOST: Duration = Duration::from_secs(20);
 /// Where a worker can be caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trap {
+    /// It is about to ask for a lock.
+    Asking,
     /// It waits for a lock.
     Waiting,
     /// It holds a lock, and looks at it again and again.
@@ -34,6 +36,7 @@ impl Trap {
     /// As in a line.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Asking => "asking",
             Self::Waiting => "waiting",
             Self::Holding => "holding",
             Self::Blind => "blind",
@@ -42,9 +45,14 @@ impl Trap {
     }
 
     fn of(word: &str) -> Option<Self> {
-        [Self::Waiting, Self::Holding, Self::Blind, Self::Fenced]
-            .into_iter()
-            .find(|trap| trap.word() == word)
+        let all = [
+            Self::Asking,
+            Self::Waiting,
+            Self::Holding,
+            Self::Blind,
+            Self::Fenced,
+        ];
+        all.into_iter().find(|trap| trap.word() == word)
     }
 }
 
@@ -63,6 +71,8 @@ pub enum Client {
     TrustFromReply,
     /// It judges by its own clock whether a lease has ended.
     ClientClock,
+    /// It hands out what it was granted, however late it hears of it.
+    HandsOutEnded,
     /// It writes without a fence.
     Unfenced,
     /// `django-database-locks` 0.5.
@@ -79,6 +89,7 @@ impl Client {
             Self::RenewalAcquires => "renewal-acquires",
             Self::TrustFromReply => "trust-from-reply",
             Self::ClientClock => "client-clock",
+            Self::HandsOutEnded => "hands-out-ended",
             Self::Unfenced => "unfenced",
             Self::Replaced => "replaced",
         }
@@ -87,7 +98,11 @@ impl Client {
     /// Whether what is wrong with it matters there. On SQLite the client's clock is the database's, and
     /// with nothing between client and file a reply is never late.
     pub fn can_be_wrong_on(self, engine: Engine) -> bool {
-        engine != Engine::Sqlite || !matches!(self, Self::ClientClock | Self::TrustFromReply)
+        let late_or_skewed = matches!(
+            self,
+            Self::ClientClock | Self::TrustFromReply | Self::HandsOutEnded
+        );
+        engine != Engine::Sqlite || !late_or_skewed
     }
 
     /// By its word.
@@ -99,6 +114,7 @@ impl Client {
             Self::RenewalAcquires,
             Self::TrustFromReply,
             Self::ClientClock,
+            Self::HandsOutEnded,
             Self::Unfenced,
             Self::Replaced,
         ];

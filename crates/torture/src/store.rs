@@ -29,6 +29,8 @@ impl std::fmt::Debug for Sql {
 pub struct Answer {
     /// Rows that it changed.
     pub affected: u64,
+    /// What MySQL's `LAST_INSERT_ID(…)` was given; 0: nothing.
+    pub last_id: i64,
     /// Rows that came back, each value as text.
     pub rows: Vec<Vec<String>>,
 }
@@ -91,6 +93,8 @@ impl Sql {
                 let rows: Vec<mysql_async::Row> =
                     connection.query(statement).await.map_err(text)?;
                 answer.affected = connection.affected_rows();
+                let last_id = connection.last_insert_id().unwrap_or_default();
+                answer.last_id = last_id.try_into().map_err(text)?;
                 for row in rows {
                     let value = |value: mysql_async::Value| match value {
                         mysql_async::Value::Bytes(bytes) => {

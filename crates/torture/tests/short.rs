@@ -124,6 +124,12 @@ fn trust_counted_from_the_reply_is_caught() {
 }
 
 #[test]
+fn a_lock_handed_out_after_the_end_of_trust_is_caught() {
+    caught(Client::HandsOutEnded, Engine::Postgres);
+    caught(Client::HandsOutEnded, Engine::MariaDb);
+}
+
+#[test]
 fn expiry_by_the_clock_of_a_client_is_caught() {
     caught(Client::ClientClock, Engine::MariaDb);
 }
@@ -136,7 +142,9 @@ fn unfenced_writes_are_caught() {
 /// What catches the others is what is wrong with them.
 #[test]
 fn a_naive_client_without_a_mistake_is_not_caught() {
-    if let Some(outcome) = control(Client::Naive, Engine::Sqlite, 14) {
-        assert_good(&outcome);
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        if let Some(outcome) = control(Client::Naive, engine, 14) {
+            assert_good(&outcome);
+        }
     }
 }

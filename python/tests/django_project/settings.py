@@ -2,8 +2,8 @@
 
 ``DBLOCK_DJANGO_DB``
     ``sqlite-file`` (the default), ``sqlite-memory``, ``postgres-psycopg``, ``postgres-psycopg2``,
-    ``mariadb-mysqlclient`` or ``mariadb-pymysql``.
-``DBLOCK_LAB_POSTGRES``, ``DBLOCK_LAB_MARIADB``
+    ``mariadb-mysqlclient``, ``mariadb-pymysql``, ``mysql-mysqlclient`` or ``mysql-pymysql``.
+``DBLOCK_LAB_POSTGRES``, ``DBLOCK_LAB_MARIADB``, ``DBLOCK_LAB_MYSQL``
     The URL of the server, with the rights of its superuser.
 ``DBLOCK_DJANGO_NAME``
     The database, or the file; ``DBLOCK_DJANGO_AUTO_FIELD``: ``AutoField`` or ``BigAutoField``.
@@ -62,14 +62,15 @@ elif KIND.startswith("postgres-"):
     if KIND == "postgres-psycopg2":
         sys.meta_path.insert(0, _Without())
     database = _server("DBLOCK_LAB_POSTGRES", "django.db.backends.postgresql")
-elif KIND.startswith("mariadb-"):
-    if KIND == "mariadb-pymysql":
+elif KIND.startswith(("mariadb-", "mysql-")):
+    server, _, driver = KIND.partition("-")
+    if driver == "pymysql":
         import pymysql
 
         # Django asks for a version of mysqlclient.
         pymysql.version_info = (2, 2, 1, "final", 0)
         pymysql.install_as_MySQLdb()
-    database = _server("DBLOCK_LAB_MARIADB", "django.db.backends.mysql")
+    database = _server(f"DBLOCK_LAB_{server.upper()}", "django.db.backends.mysql")
     # As of a server that is set up today.
     database["TEST"] = {"CHARSET": "utf8mb4"}
 else:

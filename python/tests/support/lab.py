@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from .process import tool
 
@@ -35,6 +36,10 @@ class Lab:
     def mariadb(self) -> Server:
         return self._server("mariadb")
 
+    @property
+    def mysql(self) -> Server:
+        return self._server("mysql")
+
     def _server(self, name: str) -> Server:
         server = self.servers[name]
         if server is None:
@@ -45,7 +50,9 @@ class Lab:
 
     def of(self, url: str) -> Server:
         """The server that a URL leads to."""
-        return self.mariadb if url.startswith("mysql:") else self.postgres
+        port = urlsplit(url).port
+        (server,) = (one for one in self.servers.values() if one is not None and one.port == port)
+        return server
 
     def proxy(self, url: str) -> Proxy:
         """A network between us and the server of a URL, to be cut and stalled."""

@@ -11,14 +11,14 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Pauses, Released, Renewal, Reply, Return,
-    Store, Table, TakeOver, TakeUp, Woken,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Return, Store, Table, TakeOver, TakeUp, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
 use crate::error::LostReason;
 use crate::fork::PerProcess;
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -69,9 +69,14 @@ fn stamp(at: Time) -> i64 {
     boot.saturating_add(micros(at))
 }
 
-/// That of a row that is new: greater than all before, of a row that was deleted too.
-fn first_token(now: Time) -> i64 {
+/// This engine's clock in milliseconds since 1970, below which no token is made.
+fn least_token(now: Time) -> i64 {
     stamp(now) / 1000
+}
+
+/// The token of the next grant: greater than all before, those of a deleted row too.
+fn next_token(token: i64, now: Time) -> i64 {
+    token.saturating_add(1).max(least_token(now))
 }
 
 impl Row {
@@ -91,11 +96,7 @@ impl Row {
     }
 
     fn grant(&mut self, ask: &Ask, now: Time) -> Outcome {
-        self.token = if self.token == 0 {
-            first_token(now)
-        } else {
-            self.token + 1
-        };
+        self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
         self.expires = Some(ends(now, Ttl::Lasting(ask.length)));
@@ -297,15 +298,28 @@ impl Store for Memory {
         ready(done)
     }
 
-    fn read<'a>(&'a self, names: Option<&'a [LockName]>, _: Duration) -> Reply<'a, Vec<LockInfo>> {
+    fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {
         let (now, rows) = (clock::now(), self.rows());
-        let asked = |name: &&LockName| names.is_none_or(|names| names.contains(name));
         ready(
             rows.iter()
-                .filter(|(name, _)| asked(name))
+                .filter(|(name, _)| names.contains(name))
                 .map(|(name, row)| row.seen(name, now).into_info())
                 .collect(),
         )
+    }
+
+    /// All on one page: there is nothing to be waited for.
+    fn page<'a>(&'a self, filter: &'a ListFilter, _: Option<i64>, _: Duration) -> Reply<'a, Page> {
+        let (now, rows) = (clock::now(), self.rows());
+        let matching = rows
+            .iter()
+            .filter(|(name, row)| filter.matches(name.as_str(), row.expires.is_none()));
+        ready(Page {
+            rows: matching
+                .map(|(name, row)| row.seen(name, now).into_info())
+                .collect(),
+            last: None,
+        })
     }
 
     fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Occupant>>> {
@@ -325,9 +339,15 @@ impl Store for Memory {
         ready(take_up(&mut self.rows(), what))
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, _: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        _: Option<i64>,
+        _: Duration,
+    ) -> Reply<'_, Pruned> {
         let (now, mut rows) = (clock::now(), self.rows());
-        let token = first_token(now);
+        let token = least_token(now);
         let before = rows.len();
         let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
         rows.retain(|_, row| {
@@ -338,7 +358,10 @@ impl Store for Memory {
             };
             row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
         });
-        ready((before - rows.len()) as u64)
+        ready(Pruned {
+            deleted: (before - rows.len()) as u64,
+            last: None,
+        })
     }
 
     fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
@@ -348,7 +371,7 @@ impl Store for Memory {
             Some(row) if !row.is_free(now) => {
                 let occupant = row.seen(name, now).occupant();
                 row.free(now);
-                row.token += 1;
+                row.token = next_token(row.token, now);
                 Force::Freed(occupant)
             }
             _ => Force::WasFree,

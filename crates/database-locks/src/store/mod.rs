@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::doctor::Report;
-use crate::error::{BoxError, Error, LostReason};
-use crate::info::LockInfo;
+use crate::error::{BoxError, CannotServe, Error, LostReason};
+use crate::info::{ListFilter, LockInfo};
 use crate::loss::HeldBy;
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -35,6 +35,12 @@ mod sqlite;
 mod table;
 mod tls;
 mod url;
+
+/// What to do where there is no id left for the row of a new name.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+const NO_ID: &str = "the ids of its rows are used up: as the owner of the table, let its column id be a \
+                     bigint (PostgreSQL: ALTER TABLE … ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
+                     bigint for one made by serial; MySQL: ALTER TABLE … MODIFY id bigint AUTO_INCREMENT)";
 
 /// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
@@ -68,12 +74,18 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Free what is still held by exactly these grants.
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>>;
 
-    /// Read the rows of these names, or of all, in the order of their names. Locks nothing.
-    fn read<'a>(
+    /// Read the rows of these names, in the order of their names. Locks nothing.
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>>;
+
+    /// Read some of the rows, in the order in which they were made: those behind `after`. Locks nothing.
+    ///
+    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long behind it.
+    fn page<'a>(
         &'a self,
-        names: Option<&'a [LockName]>,
+        filter: &'a ListFilter,
+        after: Option<i64>,
         within: Duration,
-    ) -> Reply<'a, Vec<LockInfo>>;
+    ) -> Reply<'a, Page>;
 
     /// Who has each of these locks; none: nobody does as it seems, so that an acquire is worth a try.
     ///
@@ -94,11 +106,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
 
-    /// Delete rows of locks that nobody has had for so long; not more than a batch of them. Answers
-    /// how many.
+    /// Delete rows of locks that nobody has had for so long, among those behind the id `after`; not more
+    /// than a page of them.
     ///
     /// Rows that do not say when they were free last, since 0.5 wrote them, only where `unknown`.
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64>;
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned>;
 
     /// Make the table, or add what it lacks. A second run changes nothing.
     fn install(&self, within: Duration) -> Reply<'_, ()>;
@@ -157,6 +175,21 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Tell of a release by force in another process, or of a take-over, with the name of the lock, where
+    /// the engine hears of it. It may be told in vain. Called once, before anything is held.
+    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+        drop(tell);
+    }
+
+    /// What keeps our statements from being carried out just now, where that is known: a session that has
+    /// the table locked.
+    fn blocked_by(&self) -> Option<String> {
+        None
+    }
+
+    /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
+    fn reconnect(&self) {}
+
     /// Whether waiters of other processes poll, so that a release does not know whether there are any.
     fn waiters_poll(&self) -> bool {
         true
@@ -167,6 +200,27 @@ pub trait Store: Send + Sync + fmt::Debug {
         let _ = (name, within);
         Box::pin(std::future::ready(Ok(())))
     }
+}
+
+/// How many rows a page looks at.
+pub const PAGE: u32 = 1_000;
+
+/// Some of the rows of the table.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Those that match, in the order of their ids.
+    pub rows: Vec<LockInfo>,
+    /// The last id that was looked at; none: there are no more.
+    pub last: Option<i64>,
+}
+
+/// What became of a page of rows that was pruned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many of them were deleted.
+    pub deleted: u64,
+    /// Where the next page begins; none: there are no more.
+    pub last: Option<i64>,
 }
 
 /// Why a wait for a release is over.
@@ -452,9 +506,27 @@ impl StoreError {
         }
     }
 
+    /// It answered that it cannot do it just now: that passes, or is seen to.
+    pub(crate) fn cannot_serve(said: impl Into<String>) -> Self {
+        Self::Unavailable(CannotServe(said.into()).into())
+    }
+
+    /// The database answered, and that it cannot serve just now is its answer.
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            Self::Unavailable(source) => source.is::<CannotServe>(),
+            Self::Contention(_) | Self::Rejected { .. } => true,
+        }
+    }
+
     /// The same once more, for another who was to be answered together.
     pub(crate) fn again(&self) -> Self {
-        let said = |source: &BoxError| source.to_string().into();
+        let said = |source: &BoxError| -> BoxError {
+            match source.is::<CannotServe>() {
+                true => CannotServe(source.to_string()).into(),
+                false => source.to_string().into(),
+            }
+        };
         match self {
             Self::Contention(source) => Self::Contention(said(source)),
             Self::Unavailable(source) => Self::Unavailable(said(source)),

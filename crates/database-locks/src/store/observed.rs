@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Released, Renewal, Reply, Return, Store,
-    StoreError, TakeOver, TakeUp,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Return, Store, StoreError, TakeOver, TakeUp,
 };
 use crate::clock;
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
 use crate::timing::Ttl;
@@ -112,10 +112,20 @@ impl Observed {
 
     pub(crate) async fn read(
         &self,
-        names: Option<&[LockName]>,
+        names: &[LockName],
         within: Duration,
     ) -> Result<Vec<LockInfo>, StoreError> {
         self.timed("read", self.store.read(names, within)).await
+    }
+
+    pub(crate) async fn page(
+        &self,
+        filter: &ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Result<Page, StoreError> {
+        self.timed("page", self.store.page(filter, after, within))
+            .await
     }
 
     pub(crate) async fn look(
@@ -156,9 +166,10 @@ impl Observed {
         &self,
         idle: Duration,
         unknown: bool,
+        after: Option<i64>,
         within: Duration,
-    ) -> Result<u64, StoreError> {
-        self.timed("prune", self.store.prune(idle, unknown, within))
+    ) -> Result<Pruned, StoreError> {
+        self.timed("prune", self.store.prune(idle, unknown, after, within))
             .await
     }
 

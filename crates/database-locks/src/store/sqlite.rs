@@ -19,12 +19,12 @@ use rusqlite::{
 use self::thread::Thread;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Occupant, Outcome, Released, Renewal, Reply,
-    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded,
+    Ask, Barrier, Force, Gone, Grant, NO_TOKEN, Occupant, Outcome, Page, Pruned, Released, Renewal,
+    Reply, Return, Store, StoreError, Table, TakeOver, TakeUp, bounded,
 };
 use crate::doctor::Report;
 use crate::fork;
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -64,14 +64,23 @@ macro_rules! seen {
 /// Who has this lock. It takes no lock, so that a losing try writes nothing and waits for nobody.
 const LOOK: &str = seen!("WHERE name = ?1");
 
-/// All locks.
-const LIST: &str = seen!("ORDER BY name");
+/// The last of the next thousand ids behind `?1`; null where there are no more.
+const PAGE_END: &str = "
+    SELECT max(id) FROM (SELECT id FROM {table} WHERE id > ?1 ORDER BY id LIMIT 1000)";
+
+/// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not free; with
+/// names that begin with `?4`.
+const PAGE: &str = seen!(
+    "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
+                AND substr(name, 1, length(?4)) = ?4
+              ORDER BY id"
+);
 
 /// Take a lock that is new, free, or whose lease has run out. One row: granted. No row: somebody
 /// holds it.
 ///
-/// The token of a row that is new, or was made without one, begins at the clock: after the row was
-/// deleted and made again it must still be greater than all before.
+/// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds those of a
+/// row that was deleted, and of one that a backup or a copied table has put back.
 const ACQUIRE: &str = "
     INSERT INTO {table} AS l
            (name, locked_by, grant_id, metadata, token,
@@ -82,7 +91,7 @@ const ACQUIRE: &str = "
     ON CONFLICT (name) DO UPDATE SET
            locked_by = excluded.locked_by, grant_id = excluded.grant_id,
            metadata = excluded.metadata,
-           token = CASE l.token WHEN 0 THEN excluded.token ELSE l.token + 1 END,
+           token = max(l.token + 1, excluded.token),
            expires_at = excluded.expires_at, granted_until = excluded.granted_until,
            acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at
      WHERE l.expires_at IS NULL
@@ -106,8 +115,7 @@ const RENEW: &str = "
 const TAKE_OVER: &str = "
     UPDATE {table} SET
            grant_id = ?3, metadata = ?4,
-           token = CASE token WHEN 0 THEN CAST(unixepoch('now', 'subsec') * 1000 AS integer)
-                   ELSE token + 1 END,
+           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
            expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
            acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
@@ -128,18 +136,18 @@ const TAKE_UP: &str = "
        AND granted_until = expires_at
        AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
 
-/// Look for what nobody has had for so long.
+/// Look for what nobody has had for so long, on a page from behind `?3` to `?4`.
 ///
 /// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
 /// anew begins at the clock, and its token has to be greater.
 const IDLE: &str = "
     SELECT id, name FROM {table}
-     WHERE (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+     WHERE id > ?3 AND id <= ?4
+       AND (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
-       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)
-     LIMIT 500";
+       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)";
 
 /// Delete one of them.
 const PRUNE: &str = "DELETE FROM {table} WHERE id = ?1";
@@ -156,7 +164,8 @@ const RELEASE: &str = "
 /// with its own ticket.
 const FORCE: &str = "
     UPDATE {table} SET
-           expires_at = NULL, granted_until = NULL, grant_id = NULL, token = token + 1,
+           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
     RETURNING token";
@@ -165,6 +174,8 @@ const FORCE: &str = "
 #[cfg(test)]
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("read", LOOK),
+    ("find the end of a page", PAGE_END),
+    ("read a page", PAGE),
     ("acquire", ACQUIRE),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
@@ -179,7 +190,8 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Clone)]
 struct Statements {
     look: String,
-    list: String,
+    page_end: String,
+    page: String,
     acquire: String,
     renew: String,
     take_over: String,
@@ -239,6 +251,8 @@ struct Worker {
     fences: Fences,
     statements: Statements,
     file: Option<File>,
+    /// The table has been used.
+    used: bool,
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -289,6 +303,11 @@ impl Worker {
         if let Err(error) = made
             && error.kind() != std::io::ErrorKind::AlreadyExists
         {
+            if passes(&error) {
+                return Err(StoreError::cannot_serve(format!(
+                    "cannot make {shown}: {error}"
+                )));
+            }
             let hint = match error.kind() {
                 std::io::ErrorKind::NotFound => "make its folder first",
                 _ => "the folder must be writable by this user",
@@ -312,7 +331,7 @@ impl Worker {
             }
             Ok(connection)
         };
-        let connection = open().map_err(|error| self.explain(error))?;
+        let connection = open().map_err(|error| self.explain(error, self.used))?;
         match identity(&self.path) {
             Some(identity) => Ok(File {
                 connection,
@@ -324,26 +343,44 @@ impl Worker {
         }
     }
 
-    fn explain(&self, error: rusqlite::Error) -> StoreError {
+    /// What an error means; `used`: the file has been used, so what is lacking now may come back.
+    fn explain(&self, error: rusqlite::Error, used: bool) -> StoreError {
         // Of what is wrong at some place of a statement the driver shows the whole statement, and gives
         // no code by itself.
         let (message, code) = match &error {
             rusqlite::Error::SqlInputError { error, msg, .. } => (msg.clone(), Some(error.code)),
             other => (other.to_string(), other.sqlite_error_code()),
         };
-        let said = format!("{}: {message}", self.path.display());
+        let shown = self.path.display();
+        let said = format!("{shown}: {message}");
         let Some(code) = code else {
+            if let rusqlite::Error::ToSqlConversionFailure(source) = &error
+                && source.downcast_ref().is_some_and(passes)
+            {
+                return StoreError::cannot_serve(said);
+            }
             let token = said.contains("name: token");
             return StoreError::rejected(said, token.then_some(NO_TOKEN));
         };
+        let missing = said.contains("no such table") || said.contains("no such column");
         let hint = match code {
             ErrorCode::DatabaseBusy
             | ErrorCode::DatabaseLocked
             | ErrorCode::FileLockingProtocolFailed
             | ErrorCode::SchemaChanged => return StoreError::Contention(said.into()),
-            ErrorCode::SystemIoFailure | ErrorCode::DiskFull | ErrorCode::OutOfMemory => {
-                return StoreError::Unavailable(said.into());
+            ErrorCode::DiskFull => {
+                return StoreError::cannot_serve(format!("{shown}: the disk is full"));
             }
+            // A disk that fails, memory that is short, a statement that was interrupted.
+            ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::OperationAborted => return StoreError::cannot_serve(said),
+            // Too many open files, a disk that is full or mounted read-only for a while.
+            ErrorCode::CannotOpen | ErrorCode::ReadOnly if used => {
+                return StoreError::cannot_serve(said);
+            }
+            _ if missing && used => return StoreError::cannot_serve(said),
             ErrorCode::CannotOpen => Some("the file and its folder must be writable by this user"),
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
                 Some("the file and its folder must be writable by this user")
@@ -351,9 +388,7 @@ impl Worker {
             ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
                 Some("give a file of its own, or none: it is made where it is missing")
             }
-            _ if said.contains("no such table") || said.contains("no such column") => {
-                Some("make its table with `dblock init` or `locks.migrate()`")
-            }
+            _ if missing => Some("make its table with `dblock init` or `locks.migrate()`"),
             _ if said.contains("unknown database") => {
                 Some("SQLite has no schemas: give the table's NAME alone")
             }
@@ -370,7 +405,7 @@ impl Worker {
         let (connection, statements) = self.connection()?;
         let done = work(connection, statements);
         done.map_err(|error| {
-            let error = self.explain(error);
+            let error = self.explain(error, self.used);
             if matches!(error, StoreError::Unavailable(_)) {
                 self.file = None;
             }
@@ -392,13 +427,31 @@ impl Worker {
         work: impl FnOnce(&Connection, &Statements, &Fences) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
         let fences = self.fences.clone();
-        self.with(|connection, statements| {
+        let done = self.with(|connection, statements| {
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let done = work(&tx, statements, &fences)?;
             tx.commit()?;
             Ok(done)
-        })
+        })?;
+        self.used = true;
+        Ok(done)
     }
+}
+
+/// Whether an error of the file system is one that passes, or is seen to: no space, no quota, too many
+/// open files.
+fn passes(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::IO,
+    ]
+    .iter()
+    .any(|passing| code == Some(*passing))
 }
 
 /// An error of the files of fences, as one of SQLite.
@@ -431,6 +484,7 @@ fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError
             .collect()
     });
     let mut outcomes: Vec<Outcome> = looked?;
+    worker.used = true;
     if !outcomes.contains(&Outcome::Busy) {
         return Ok(outcomes);
     }
@@ -581,11 +635,24 @@ fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
     })
 }
 
-fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreError> {
+fn prune(
+    worker: &mut Worker,
+    since: &str,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, StoreError> {
+    let first = after.unwrap_or(i64::MIN);
     worker.write_unless_fenced(|tx, sql, fences| {
-        fences.sweep();
+        if after.is_none() {
+            fences.sweep();
+        }
+        let mut end = tx.prepare_cached(&sql.page_end)?;
+        let Some(last) = end.query_row([first], |row| row.get::<_, Option<i64>>(0))? else {
+            return Ok(Pruned::default());
+        };
         let mut idle = tx.prepare_cached(&sql.idle)?;
-        let found = idle.query_map((since, unknown), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let page = (since, unknown, first, last);
+        let found = idle.query_map(page, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
         let (mut delete, mut deleted) = (tx.prepare_cached(&sql.prune)?, 0);
         for (id, name) in found {
@@ -593,7 +660,8 @@ fn prune(worker: &mut Worker, since: &str, unknown: bool) -> Result<u64, StoreEr
                 deleted += delete.execute([id])? as u64;
             }
         }
-        Ok(deleted)
+        let last = Some(last);
+        Ok(Pruned { deleted, last })
     })
 }
 
@@ -612,19 +680,30 @@ fn open_fence(worker: &mut Worker, grant: &Grant) -> Result<Result<Barrier, Gone
     opened?.ok_or_else(|| StoreError::Contention("its file is just being removed".into()))
 }
 
-fn read(worker: &mut Worker, names: Option<&[LockName]>) -> Result<Vec<LockInfo>, StoreError> {
-    let rows: Vec<Seen> = worker.with(|connection, sql| match names {
-        None => connection
-            .prepare_cached(&sql.list)?
-            .query_map([], seen)?
-            .collect(),
-        Some(names) => {
-            let mut statement = connection.prepare_cached(&sql.look)?;
-            names
-                .iter()
-                .filter_map(|name| look(&mut statement, name).transpose())
-                .collect()
-        }
+fn page(worker: &mut Worker, filter: &ListFilter, after: Option<i64>) -> Result<Page, StoreError> {
+    let after = after.unwrap_or(i64::MIN);
+    worker.with(|connection, sql| {
+        let mut end = connection.prepare_cached(&sql.page_end)?;
+        let Some(last) = end.query_row([after], |row| row.get::<_, Option<i64>>(0))? else {
+            return Ok(Page::default());
+        };
+        let mut page = connection.prepare_cached(&sql.page)?;
+        let rows = page.query_map((after, last, filter.not_free, &filter.prefix), seen)?;
+        let infos = rows.map(|row| row.map(Seen::into_info));
+        Ok(Page {
+            rows: infos.collect::<Result<_, _>>()?,
+            last: Some(last),
+        })
+    })
+}
+
+fn read(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
+    let rows: Vec<Seen> = worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        names
+            .iter()
+            .filter_map(|name| look(&mut statement, name).transpose())
+            .collect()
     })?;
     let mut infos: Vec<LockInfo> = rows.into_iter().map(Seen::into_info).collect();
     infos.sort_by(|a, b| a.name.cmp(&b.name));
@@ -649,7 +728,8 @@ impl Sqlite {
     pub(super) fn new(path: PathBuf, table: &Table) -> Self {
         let statements = Statements {
             look: table.fill(LOOK),
-            list: table.fill(LIST),
+            page_end: table.fill(PAGE_END),
+            page: table.fill(PAGE),
             acquire: table.fill(ACQUIRE),
             renew: table.fill(RENEW),
             take_over: table.fill(TAKE_OVER),
@@ -720,13 +800,19 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| release(worker, &returns)))
     }
 
-    fn read<'a>(
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let names = names.to_vec();
+        Box::pin(self.call(within, move |worker| read(worker, &names)))
+    }
+
+    fn page<'a>(
         &'a self,
-        names: Option<&'a [LockName]>,
+        filter: &'a ListFilter,
+        after: Option<i64>,
         within: Duration,
-    ) -> Reply<'a, Vec<LockInfo>> {
-        let names = names.map(<[LockName]>::to_vec);
-        Box::pin(self.call(within, move |worker| read(worker, names.as_deref())))
+    ) -> Reply<'a, Page> {
+        let filter = filter.clone();
+        Box::pin(self.call(within, move |worker| page(worker, &filter, after)))
     }
 
     fn look<'a>(
@@ -748,9 +834,15 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| take_up(worker, &what)))
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         let since = ago(idle);
-        Box::pin(self.call(within, move |worker| prune(worker, &since, unknown)))
+        Box::pin(self.call(within, move |worker| prune(worker, &since, unknown, after)))
     }
 
     fn open_fence<'a>(
@@ -785,6 +877,73 @@ impl Store for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// One test counts the threads of this process.
+    pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    fn ask(name: &str) -> Ask {
+        Ask {
+            name: LockName::new(name).unwrap(),
+            grant: crate::token::GrantId::random().unwrap(),
+            holder: "me".into(),
+            length: SOON,
+            metadata: "x".repeat(2000).into(),
+            lapsed: None,
+        }
+    }
+
+    /// A file that may not grow stands for a disk that is full: SQLite says the same of both.
+    #[tokio::test]
+    async fn a_full_disk_is_called_so_and_passes() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), &Table::default());
+        sqlite.connect(SOON).await.unwrap();
+        let fill = |worker: &mut Worker| {
+            let (connection, _) = worker.connection()?;
+            connection
+                .pragma_update(None, "max_page_count", 1)
+                .map_err(|error| StoreError::Unavailable(error.into()))
+        };
+        sqlite.call(SOON, fill).await.unwrap();
+        let asks: Vec<Ask> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
+        let failure = sqlite.acquire(&asks, SOON).await.unwrap_err();
+        assert!(matches!(failure, StoreError::Unavailable(_)), "{failure:?}");
+        let said = failure.into_error("acquire lock `job`").chain();
+        assert!(said.ends_with(": the disk is full"), "{said}");
+        assert!(!said.contains("cannot be reached"), "{said}");
+        // The file is opened anew, and now there is room.
+        let outcomes = sqlite.acquire(&asks, SOON).await.unwrap();
+        assert!(matches!(outcomes[49], Outcome::Granted { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_table_that_goes_while_it_is_used_may_come_back_and_one_that_never_was_is_refused() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks.sqlite3");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("CREATE TABLE other (x)")
+            .unwrap();
+        let sqlite = Sqlite::new(path.clone(), &Table::default());
+        let first = sqlite.acquire(&[ask("job")], SOON).await.unwrap_err();
+        assert!(matches!(first, StoreError::Rejected { hint: Some(_), .. }));
+        sqlite.install(SOON).await.unwrap();
+        sqlite.acquire(&[ask("job")], SOON).await.unwrap();
+        let rename = |to: &str, from: &str| {
+            let file = Connection::open(&path).unwrap();
+            let rename = format!("ALTER TABLE {from} RENAME TO {to}");
+            file.execute_batch(&rename).unwrap();
+        };
+        rename("away", "database_locks_lock");
+        let later = sqlite.acquire(&[ask("other")], SOON).await.unwrap_err();
+        assert!(matches!(later, StoreError::Unavailable(_)), "{later:?}");
+        rename("database_locks_lock", "away");
+        sqlite.acquire(&[ask("other")], SOON).await.unwrap();
+    }
 
     #[test]
     fn a_length_is_never_rounded_down() {

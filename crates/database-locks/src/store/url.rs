@@ -38,9 +38,18 @@ fn refuse<T>(got: impl Into<String>, allowed: &str) -> Result<T, Error> {
     Err(Error::config("url", got, allowed))
 }
 
+/// A line break at the end is that of the file or secret which the URL was read from, and no part of
+/// it. Within the URL it would name another database or file.
 pub(super) fn parse(url: &str) -> Result<Target, Error> {
-    if url.trim().is_empty() {
+    let url = url.trim_end();
+    if url.trim_start().is_empty() {
         return refuse("empty", FORMS);
+    }
+    if url.contains(char::is_control) {
+        return refuse(
+            "with a line break, a tab or another control character in it",
+            "without: percent-encode one that is meant",
+        );
     }
     let Some((scheme, rest)) = url.split_once(':') else {
         return refuse("a text without a scheme", FORMS);
@@ -105,6 +114,43 @@ mod tests {
         assert_eq!(path("sqlite:///var/l.db"), "/var/l.db");
         assert_eq!(path("sqlite:l%20x.db"), "l x.db");
         assert!(matches!(parse("memory:a"), Ok(Target::Memory(name)) if name == "a"));
+    }
+
+    #[test]
+    fn white_space_at_the_end_of_a_url_is_cut() {
+        for end in ["\n", "\r\n", " ", "\t", " \n\n"] {
+            let named = |url: &str| parse(&format!("{url}{end}")).expect("a URL");
+            assert!(
+                matches!(named("sqlite:///var/l.db"), Target::Sqlite(path) if path.ends_with("l.db"))
+            );
+            assert!(matches!(named("memory:a"), Target::Memory(name) if name == "a"));
+            assert!(matches!(named("sqlite:a%20"), Target::Sqlite(path) if path.ends_with("a ")));
+            let Target::Postgres(server) = named("postgres://u:p@h/d") else {
+                panic!("another engine");
+            };
+            assert_eq!(server.database.as_deref(), Some("d"), "{end:?}");
+            let empty = parse(end).expect_err("no URL").to_string();
+            assert!(empty.starts_with("`url` is empty"), "{empty}");
+        }
+    }
+
+    #[test]
+    fn a_control_character_within_a_url_is_refused() {
+        for bad in [
+            "postgres://u:p@h/d\n?sslmode=require",
+            "postgres://u:p\n@h/d",
+            "mysql://u:p@h\t/d",
+            "sqlite:///var/l.db\nsqlite:///var/m.db",
+            "\nsqlite:///var/l.db",
+            "memory:a\u{7f}b",
+        ] {
+            let said = parse(bad).expect_err(bad).to_string();
+            assert!(said.contains("control character"), "{said}");
+        }
+        assert!(
+            parse("postgres://u:p%0A@h/d").is_ok(),
+            "what is encoded is meant"
+        );
     }
 
     #[test]

@@ -90,6 +90,7 @@ async fn settings_that_do_harm(
         assert!(the(&report, id).said.contains(said), "{report:#?}");
     }
     assert_eq!(report.findings.len(), 6, "{report:#?}");
+    assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
     assert_eq!(check(&report, "replicas").said, "0 are connected");
 
     // Not for root, who is told the time.

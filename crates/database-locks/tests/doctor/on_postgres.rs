@@ -88,7 +88,11 @@ async fn a_clock_that_is_not_right_is_found() {
             "clock-off",
             "the database's clock is 5m ",
         ),
-        ("now() - interval '1 day'", "clock-off", "1d 0h behind"),
+        (
+            "now() - interval '1 day 30 minutes'",
+            "clock-off",
+            "1d 0h behind",
+        ),
         (
             "now() - nextval('fake.n') * interval '10 s'",
             "clock-not-steady",
@@ -362,4 +366,90 @@ async fn whether_waiters_are_woken_through_a_pooler_is_said() {
     let report = examine(&with(&secret)).await;
     only(&report, "listen-url", "listen_url: ");
     assert!(!format!("{report:?}").contains("hunter2"), "{report:#?}");
+}
+
+/// A table of an earlier version goes on with its integers; one that is made anew has room.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_run_out_are_found_and_what_to_do_is_said_when_they_have() {
+    let Some(lab) = Lab::postgres() else { return };
+    lab.sql(
+        "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL UNIQUE,
+                                           locked_by text, expires_at timestamptz)",
+    );
+    let locks = lab.locks().await;
+    let type_of = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+                    WHERE attrelid = 'database_locks_lock'::regclass AND attname = 'id'";
+    assert_eq!(lab.sql(type_of), "integer");
+    assert!(ids(&examine(&lab.url).await).is_empty());
+    let set = |to: i64| {
+        lab.sql(&format!(
+            "SELECT setval('database_locks_lock_id_seq', {to})"
+        ))
+    };
+    set(1_200_000_000);
+    only(
+        &examine(&lab.url).await,
+        "ids-run-out",
+        "1200000000 of 2147483647 ids",
+    );
+    set(2_147_483_647);
+    let exhausted = locks.lock("new").acquire().await.unwrap_err().chain();
+    assert!(exhausted.contains("TYPE bigint"), "{exhausted}");
+    lab.sql(
+        "ALTER TABLE database_locks_lock ALTER COLUMN id TYPE bigint;
+         ALTER SEQUENCE database_locks_lock_id_seq AS bigint",
+    );
+    let guard = locks.lock("new").acquire().await.unwrap();
+    guard.release().await.unwrap();
+    assert!(ids(&examine(&lab.url).await).is_empty());
+
+    let Some(lab) = Lab::postgres() else { return };
+    let locks = lab.locks().await;
+    assert_eq!(lab.sql(type_of), "bigint");
+    lab.sql("SELECT setval('database_locks_lock_id_seq', 3000000000)");
+    let guard = locks.lock("new").acquire().await.unwrap();
+    guard.release().await.unwrap();
+    assert!(ids(&examine(&lab.url).await).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_replicated_by_rows_is_found() {
+    let Some(lab) = Lab::postgres() else { return };
+    lab.locks().await;
+    lab.sql("CREATE PUBLICATION locks FOR TABLE database_locks_lock");
+    assert!(ids(&examine(&lab.url).await).is_empty());
+    // As a subscription leaves it that has copied the table.
+    lab.sql(
+        "CREATE SUBSCRIPTION locks CONNECTION 'host=nowhere' PUBLICATION locks
+             WITH (connect = false, slot_name = NONE);
+         SET allow_system_table_mods = on;
+         INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)
+              SELECT oid, 'database_locks_lock'::regclass, 'r' FROM pg_subscription",
+    );
+    only(
+        &examine(&lab.url).await,
+        "written-elsewhere",
+        "made elsewhere, and publishes it as well",
+    );
+    lab.sql("DROP PUBLICATION locks");
+    only(
+        &examine(&lab.url).await,
+        "written-elsewhere",
+        "made elsewhere",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoding_that_lacks_characters_is_told() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let database = format!("doctor_latin1_{}", std::process::id());
+    let made = format!(
+        "CREATE DATABASE {database} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    );
+    server.query("postgres", &made).unwrap();
+    let url = server.url_of(&database);
+    Locks::connect(&url).await.unwrap().migrate().await.unwrap();
+    only(&examine(&url).await, "encoding", "is LATIN1");
 }

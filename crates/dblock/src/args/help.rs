@@ -19,12 +19,19 @@ they exclude the processes of this user on this machine. With the URL of a
 database server they exclude everybody who uses the same table; make that once,
 with `dblock init`.
 
+Messages go to standard error, what was asked for to standard output. While a
+lock is waited for or held, one line says when the database is away, and one
+when it answers again. On a terminal a wait of more than a second is reported,
+with who holds the lock. -v reports every wait and who holds the lock; -q only
+errors.
+
 Exit codes:
   0      done
-  1      show: no such lock; doctor: something is wrong
+  1      show: no such lock; doctor: something is wrong; the output could not be
+         written (a closed pipe excepted)
   2      usage, a bad URL, a bad setting
-  69     the database cannot be reached, or refuses
-  75     somebody else has the lock (run, acquire; -E for another code)
+  69     the database cannot be reached, refuses, or is blocked
+  75     another client has the lock (run, acquire; -E for another code)
   76     the lock was lost and CMD was stopped (run), or the ticket is dead
   126    CMD cannot be run (run)
   127    CMD is not there (run)
@@ -47,7 +54,8 @@ The lock is a lease: it is renewed while CMD runs. If it cannot be, because the
 database is away, the machine was frozen, or somebody released it by force, then
 CMD is stopped, and dblock ends with 76. The whole group gets TERM, and KILL
 after the grace, before the lease ends and somebody else can have the lock:
-hence the ttl must be more than twice the grace.
+hence the ttl must be more than twice the grace. By default the grace is 5 s,
+and a quarter of a ttl below 20 s.
 
 If dblock itself is killed with -9, CMD is ended too (Linux); processes that CMD
 has started may survive, and so may a CMD that changes its user (sudo). The lock
@@ -58,6 +66,15 @@ that a lease has ended: it is watched for as long as it lasts. Where its holder
 looks dead, -n and -w go on until that is over, one ttl at most, so that the
 next run of a job that has crashed gets the lock.
 
+The wait (-w; by default without limit) covers the database too: while it is
+down, starts up or has no connection left, connecting is tried again. With -n
+the answer comes at once: 69. A refusal (a wrong password, a missing table, a
+full disk) ends with 69 at once. Where no holder is known, since a backup or
+another program has the table locked, that is 69 too, and not changed by -E.
+
+A `dblock run` or `acquire` under CMD of a lock that a `dblock run` around it
+holds is refused with 2: it would wait for its own end.
+
 CMD may give the lock back before it ends, with `dblock release` and its ticket:
 it goes on without being stopped, and others can have the lock.
 
@@ -67,10 +84,10 @@ for --ttl and --wait also `inf`, without end.
 Exit codes:
   CMD's  CMD has run
   128+n  signal n has ended CMD, or dblock before CMD was started
-  75     somebody else has the lock; -E for another code
+  75     another client has the lock; -E for another code
   76     the lock was lost and CMD was stopped, or the ticket is dead
-  69     the database cannot be reached, or refuses
-  2      usage, a bad URL, a bad setting
+  69     the database cannot be reached, refuses, or is blocked
+  2      usage, a bad URL, a bad setting, a lock that an outer run holds
   126    CMD cannot be run
   127    CMD is not there
 
@@ -79,6 +96,7 @@ Environment of CMD:
   DBLOCK_TOKEN   a number that grows with each grant of the lock: store it with
                  what CMD writes, and refuse a smaller one
   DBLOCK_GRANT   the random id of this grant
+  DBLOCK_GRANTS  that id, and those of the runs around this one
   DBLOCK_HOLDER  who holds it, as `dblock list` shows it
   DBLOCK_TICKET  all it takes to release this lock, or to go on with it: keep it
                  to yourself
@@ -86,15 +104,19 @@ Environment of CMD:
 Examples:
   dblock run deploy -- make deploy
   dblock run -w 10m --ttl 1m deploy -- make deploy
-  dblock run --ttl 5s --grace 1s job -- ./job
+  dblock run --ttl 5s job -- ./job
   dblock run -n backup --meta why=weekly -- sh -c 'pg_dump app > app.sql'
   dblock run a -- sh -c './x && dblock release a --ticket \"$DBLOCK_TICKET\"; ./y'
   printf '%s\\n' \"$TICKET\" | dblock run deploy --ticket - -- make deploy";
 
 pub(super) const ACQUIRE: &str = "\
-Prints the ticket, and nothing else, on standard output. Where one command will
-do, `dblock run` is better: it renews the lock, notices when it is lost, and
-frees it when it is killed.
+Prints the ticket, and nothing else, on standard output. If that is closed or
+cannot be written, the lock is released again. Where one command will do,
+`dblock run` is better: it renews the lock, notices when it is lost, and frees
+it when it is killed.
+
+The wait covers a database that is away, as with `dblock run`. `-E 0` is
+refused: the script would run on without the lock, and with an empty ticket.
 
 Nobody renews what was acquired so. When the ttl ends, others can have the lock,
 and nobody tells you: renew in time, and before a step that must not run beside
@@ -113,9 +135,9 @@ null for a ttl without end.
 
 Exit codes:
   0   acquired
-  75  somebody else has the lock; -E for another code
+  75  another client has the lock; -E for another code, but 0
   1   the ticket could not be printed; the lock is released again
-  69  the database cannot be reached, or refuses
+  69  the database cannot be reached, refuses, or is blocked
   2   usage, a bad URL, a bad setting
 
 Examples:
@@ -217,6 +239,11 @@ Examples:
   dir=~/.local/share/man/man1; mkdir -p $dir
   dblock man > $dir/dblock.1; dblock man run > $dir/dblock-run.1";
 
+pub(super) const HELP: &str = "\
+Examples:
+  dblock help
+  dblock help run";
+
 pub(super) const DOCTOR: &str = "\
 It looks at the connection, the rights of this user, the table, the clock,
 durability, replicas, timeouts and the locks themselves. It changes nothing and
@@ -256,6 +283,7 @@ mod tests {
             INIT,
             COMPLETIONS,
             MAN,
+            HELP,
             DOCTOR,
         ];
         for line in all.iter().flat_map(|text| text.lines()) {

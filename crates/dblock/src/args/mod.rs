@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::refusal::refused;
-pub(crate) use self::task::{DEFAULT_HAND_TTL, Invocation, Job, OnLost, Task, Wish};
+pub(crate) use self::task::{DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
 use crate::pages;
@@ -31,9 +31,24 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
     let Cli {
         url,
         table,
+        verbose,
+        quiet,
         command,
     } = Cli::try_parse_from(&words).map_err(|error| refused(error, &words))?;
-    let task = match command {
+    let detail = match (verbose, quiet) {
+        (true, _) => Detail::Verbose,
+        (_, true) => Detail::Quiet,
+        _ => Detail::Usual,
+    };
+    Ok(Invocation {
+        place: Place { url, table },
+        detail,
+        task: task(command)?,
+    })
+}
+
+fn task(command: Words) -> Result<Task, Failure> {
+    Ok(match command {
         Words::Run(run) => Task::Run(Job {
             wish: run.wish.of(run.name, run.ttl),
             ticket: run.ticket.map(TicketFrom::words),
@@ -47,7 +62,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
             wish,
             json,
         } => Task::Acquire {
-            wish: wish.of(name, ttl.unwrap_or(DEFAULT_HAND_TTL.into())),
+            wish: with_a_failure(wish.of(name, ttl.unwrap_or(DEFAULT_HAND_TTL.into())))?,
             json,
         },
         Words::Renew { name, ticket, ttl } => Task::Renew {
@@ -68,9 +83,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         },
         Words::Release { name, .. } => {
             return Err(Failure::usage(format!(
-                "lock `{name}` is released by its holder when that ends, or with the ticket that \
-                 `dblock acquire` gave (--ticket); if its holder is dead, take the lock from it \
-                 with `dblock release --force`"
+                "lock `{name}` is not released: give --ticket, or --force if its holder is dead"
             )));
         }
         Words::List { all, json } => Task::List { all, json },
@@ -86,18 +99,45 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         Words::Completions { shell } => Task::Print(pages::completions(Cli::command(), shell)),
         Words::Man { command } => {
             let page = pages::man(Cli::command(), command.as_deref());
-            Task::Print(page.ok_or_else(|| {
-                let name = command.unwrap_or_default();
-                let said = format!("there is no command `{name}`; see `dblock --help` for all");
-                Failure::usage(said)
-            })?)
+            Task::Print(page.ok_or_else(|| no_command(command))?)
         }
+        Words::Help { command } => return Err(help(command)),
         Words::Doctor { json } => Task::Doctor { json },
-    };
-    Ok(Invocation {
-        place: Place { url, table },
-        task,
     })
+}
+
+/// Prints what `dblock COMMAND --help` prints.
+fn help(command: Option<String>) -> Failure {
+    if let Some(name) = &command
+        && Cli::command().find_subcommand(name).is_none()
+    {
+        return no_command(command);
+    }
+    let words = ["dblock".to_owned()].into_iter().chain(command);
+    let words: Vec<OsString> = words.chain(["--help".to_owned()]).map(Into::into).collect();
+    match Cli::try_parse_from(&words) {
+        Err(help) => refused(help, &words),
+        Ok(_) => Failure::usage("there is no help"),
+    }
+}
+
+fn no_command(name: Option<String>) -> Failure {
+    let name = name.unwrap_or_default();
+    Failure::usage(format!(
+        "there is no command `{name}`; see `dblock --help` for all"
+    ))
+}
+
+/// `acquire` with an exit code of 0 for a busy lock would let the script go on without the lock, and
+/// with an empty ticket.
+fn with_a_failure(wish: Wish) -> Result<Wish, Failure> {
+    match wish.busy_exit {
+        0 => Err(Failure::usage(
+            "-E 0 would let the script run on without the lock: leave it out, and have the script \
+             end where `dblock acquire` ends with 75, as in `TICKET=$(dblock acquire -n NAME) || exit 0`",
+        )),
+        _ => Ok(wish),
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +278,46 @@ mod tests {
             said.contains("': must be one of term, kill, ignore; see"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_usual_grace_shrinks_with_the_ttl() {
+        let grace = |ttl: &str| job(&format!("dblock run --ttl {ttl} j -- c")).grace();
+        for (ttl, ms) in [
+            ("30s", 5000),
+            ("20s", 5000),
+            ("10s", 2500),
+            ("5s", 1250),
+            ("100ms", 25),
+            ("inf", 5000),
+        ] {
+            assert_eq!(grace(ttl), Duration::from_millis(ms), "{ttl}");
+        }
+        let said = job("dblock run --ttl 5s --grace 4s j -- c").grace();
+        assert_eq!(said, Duration::from_secs(4), "what was said counts");
+    }
+
+    #[test]
+    fn acquire_may_not_end_with_0_without_the_lock() {
+        let said = refusal("dblock acquire -n -E 0 j");
+        assert!(
+            said.contains("without the lock") && said.contains("|| exit 0"),
+            "{said}"
+        );
+        assert_eq!(job("dblock run -n -E 0 j -- c").wish.busy_exit, 0);
+    }
+
+    #[test]
+    fn more_and_less_detail_exclude_each_other() {
+        let detail = |words: &str| {
+            parse(words.split(' ').map(Into::into).collect())
+                .map(|read| read.detail)
+                .ok()
+        };
+        assert_eq!(detail("dblock list"), Some(Detail::Usual));
+        assert_eq!(detail("dblock -v run j -- c -q"), Some(Detail::Verbose));
+        assert_eq!(detail("dblock run j -q -- c"), Some(Detail::Quiet));
+        assert!(refusal("dblock -q -v list").contains("cannot be used with"));
     }
 
     #[test]

@@ -12,12 +12,16 @@ use crate::output;
 pub(super) fn refused(error: clap::Error, words: &[OsString]) -> Failure {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            output::help(&styled(&error, output::on_stdout()), false);
-            Failure::new(0, "")
+            match output::help(&styled(&error, output::on_stdout()), false) {
+                Ok(()) => Failure::new(0, ""),
+                Err(unprinted) => unprinted,
+            }
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            output::help(&styled(&error, output::on_stderr()), true);
-            Failure::usage("")
+            match output::help(&styled(&error, output::on_stderr()), true) {
+                Ok(()) => Failure::usage(""),
+                Err(unprinted) => unprinted,
+            }
         }
         _ => {
             // What it says is of several lines, with the whole usage below.

@@ -13,11 +13,27 @@ use crate::ticket::TicketFrom;
 /// tells it; too long only makes them wait for one that has crashed.
 pub(crate) const DEFAULT_HAND_TTL: Duration = Duration::from_secs(600);
 
+/// The grace by default, where the ttl is long enough for it.
+const USUAL_GRACE: Duration = Duration::from_secs(5);
+
 /// What is to be done, and where.
 #[derive(Debug)]
 pub(crate) struct Invocation {
     pub(crate) place: Place,
+    pub(crate) detail: Detail,
     pub(crate) task: Task,
+}
+
+/// How much is reported besides errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// `--quiet`: nothing.
+    Quiet,
+    /// Notices; on a terminal what is waited for; one line when an outage begins and when it ends.
+    #[default]
+    Usual,
+    /// `--verbose`: every wait, and who holds the lock.
+    Verbose,
 }
 
 #[derive(Debug)]
@@ -79,16 +95,25 @@ pub(crate) struct Job {
     pub(crate) ticket: Option<TicketFrom>,
     pub(crate) command: Vec<OsString>,
     pub(crate) on_lost: OnLost,
-    pub(super) grace: Duration,
+    /// None: by the ttl.
+    pub(super) grace: Option<Duration>,
 }
 
 impl Job {
     /// How long CMD has between TERM and KILL; zero where it gets no TERM.
     pub(crate) fn grace(&self) -> Duration {
         match self.on_lost {
-            OnLost::Term => self.grace,
+            OnLost::Term => self.grace.unwrap_or_else(|| usual_grace(self.wish.ttl)),
             OnLost::Kill | OnLost::Ignore => Duration::ZERO,
         }
+    }
+}
+
+/// The grace where none is given: it leaves three quarters of a short ttl for the renewals.
+fn usual_grace(ttl: Ttl) -> Duration {
+    match ttl {
+        Ttl::Lasting(ttl) => USUAL_GRACE.min(ttl / 4),
+        Ttl::Endless => USUAL_GRACE,
     }
 }
 

@@ -16,7 +16,8 @@ const LAST: usize = 900;
 
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]
-#[command(name = "dblock", version, after_help = help::WHOLE, max_term_width = 100)]
+#[command(name = "dblock", version, after_help = help::WHOLE, max_term_width = 100,
+          disable_help_subcommand = true)]
 pub(super) struct Cli {
     /// Where the locks are: sqlite:///path, postgres://…, mysql://… [env: DATABASE_LOCKS_URL]
     #[arg(long, global = true, display_order = LAST, env = "DATABASE_LOCKS_URL", hide_env = true)]
@@ -24,6 +25,12 @@ pub(super) struct Cli {
     /// The table, if it has another name than database_locks_lock: NAME or SCHEMA.NAME
     #[arg(long, global = true, display_order = LAST, value_name = "NAME")]
     pub(super) table: Option<String>,
+    /// Report on stderr every wait, who holds the lock, and every outage
+    #[arg(short, long, global = true, display_order = LAST, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    /// Print errors only, and what was asked for
+    #[arg(short, long, global = true, display_order = LAST)]
+    pub(super) quiet: bool,
     #[command(subcommand)]
     pub(super) command: Words,
 }
@@ -127,6 +134,12 @@ pub(super) enum Words {
         #[arg(long)]
         json: bool,
     },
+    /// Print the help of dblock, or of one of its commands
+    #[command(after_help = help::HELP)]
+    Help {
+        /// One of the commands
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -150,21 +163,22 @@ pub(super) struct RunWords {
     /// What happens to CMD when the lock is lost while it runs
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,
-    /// How long CMD has between TERM and KILL; less than half of the ttl
-    #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true, value_parser = values::duration)]
-    pub(super) grace: Duration,
+    /// How long CMD has between TERM and KILL; less than half of the ttl [default: 5s, or a quarter
+    /// of a ttl below 20s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
+    pub(super) grace: Option<Duration>,
 }
 
 /// What `run` and `acquire` have in common.
 #[derive(Debug, Args)]
 pub(super) struct WishWords {
-    /// Do not wait for the lock if somebody has it
+    /// Do not wait: neither for the lock nor for a database that is away
     #[arg(short, long, conflicts_with = "wait")]
     no_wait: bool,
-    /// How long to wait for the lock [default: as long as it takes]
+    /// How long to wait for the lock, and for a database that is away [default: as long as it takes]
     #[arg(short, long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::wait)]
     wait: Option<Ttl>,
-    /// The exit code for when somebody else has the lock; with 0 nothing is said of it either
+    /// The exit code where another client has the lock; with 0 `run` prints nothing then
     #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,

@@ -1,9 +1,12 @@
 //! `dblock acquire NAME`
 
+use std::io;
+
 use database_locks::Lock;
 
 use crate::args::Wish;
 use crate::exit::{self, Failure};
+use crate::notices::Notices;
 use crate::output;
 use crate::place::Place;
 use crate::signals::{Ignored, Signals};
@@ -12,20 +15,26 @@ use super::renew::held;
 use super::take::{cannot_listen, drain, take};
 
 /// Take the lock, and leave it held by its ticket alone.
-pub(crate) async fn acquire(place: &Place, wish: &Wish, json: bool) -> Result<u8, Failure> {
+pub(crate) async fn acquire(
+    place: &Place,
+    wish: &Wish,
+    json: bool,
+    notices: &Notices,
+) -> Result<u8, Failure> {
     let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
     // Whoever looks must not take it for left behind, since the process that took it is gone.
     let settings = |lock: Lock| lock.metadata("command", "dblock acquire");
-    let (locks, guard) = take(place, wish, None, &mut signals, settings).await?;
+    let (locks, guard) = take(place, wish, None, &mut signals, notices, settings).await?;
     let holder = guard.holder().to_owned();
     let ticket = guard.hand_over()?;
 
     let row = held(&locks, &ticket).await;
     let printed = match json {
+        _ if output::stdout_is_closed() => Err(io::Error::other("standard output is closed")),
         true => output::ticket_as_json(&ticket, &holder, row.as_ref()),
         false => output::ticket(&ticket),
     };
-    // Nobody would have the ticket, and the lock would be held for nothing.
+    // Without its ticket the lock would be held for nothing.
     if let Err(error) = printed {
         let released = locks.release(&ticket).await;
         drain(&locks).await;
@@ -37,8 +46,8 @@ pub(crate) async fn acquire(place: &Place, wish: &Wish, json: bool) -> Result<u8
         return Err(Failure::new(exit::UNPRINTED, said));
     }
     let word = output::shell_word(wish.name.as_str());
-    output::complain(&format!(
-        "lock `{}` is held {}, and nobody renews it: do so with `dblock renew {word} --ticket \
+    output::notice(&format!(
+        "lock `{}` is held {}, and is not renewed by itself: do so with `dblock renew {word} --ticket \
          TICKET`, and end with `dblock release {word} --ticket TICKET`",
         wish.name,
         output::lasts(row.as_ref()),

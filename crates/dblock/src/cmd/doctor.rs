@@ -9,7 +9,7 @@ pub(crate) async fn doctor(place: &Place, json: bool) -> Result<u8, Failure> {
     match json {
         true => output::report_as_json(&report),
         false => output::report(&report),
-    }
+    }?;
     Ok(match report.findings.is_empty() {
         true => 0,
         false => exit::FOUND,

@@ -11,6 +11,6 @@ pub(crate) async fn init(place: &Place) -> Result<u8, Failure> {
         "table `{}` is ready in {}",
         place.table(),
         place.shown()
-    ));
+    ))?;
     Ok(0)
 }

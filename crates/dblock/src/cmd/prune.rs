@@ -12,6 +12,6 @@ pub(crate) async fn prune(place: &Place, idle: Duration, unknown: bool) -> Resul
     let idle = output::human(idle);
     output::say(&format!(
         "{deleted} {rows} deleted of locks that nobody has had for {idle}"
-    ));
+    ))?;
     Ok(0)
 }

@@ -23,7 +23,7 @@ pub(crate) async fn release(
         return Err(of_ticket(&locks, error).await);
     }
     announced.done();
-    output::say(&format!("lock `{name}` is released"));
+    output::notice(&format!("lock `{name}` is released"));
     Ok(0)
 }
 
@@ -43,6 +43,6 @@ pub(crate) async fn release_by_force(place: &Place, name: &LockName) -> Result<u
             format!("lock `{name}` released by force: {who} had held it{age}")
         }
     };
-    output::say(&said);
+    output::notice(&said);
     Ok(0)
 }

@@ -26,7 +26,7 @@ pub(crate) async fn renew(
         return Err(of_ticket(&locks, error).await);
     }
     let lasts = output::lasts(held(&locks, &ticket).await.as_ref());
-    output::say(&format!("lock `{name}` is renewed, and held {lasts}"));
+    output::notice(&format!("lock `{name}` is renewed, and held {lasts}"));
     Ok(0)
 }
 

@@ -13,20 +13,22 @@ use tokio::time::sleep;
 use crate::args::{Job, OnLost};
 use crate::child::{Change, Child, End};
 use crate::exit::{self, Failure};
+use crate::nested;
+use crate::notices::Notices;
 use crate::output::{complain, human, without_secrets};
 use crate::place::Place;
 use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
 use crate::told::{Announced, Ear};
 
-use super::take::{cannot_listen, drain, take, whose};
+use super::take::{cannot_listen, drain, row, take};
 
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
 const IN_BACKGROUND: Duration = Duration::from_millis(200);
 
 /// Hold the lock, run CMD, free the lock: always in this order.
-pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
+pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8, Failure> {
     let ticket = match &job.ticket {
         Some(ticket) => Some(ticket.read(&job.wish.name)?),
         None => None,
@@ -45,7 +47,14 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         }
         .margin(margin)
     };
-    let taken = take(place, &job.wish, ticket.as_ref(), &mut signals, settings);
+    let taken = take(
+        place,
+        &job.wish,
+        ticket.as_ref(),
+        &mut signals,
+        notices,
+        settings,
+    );
     let (locks, guard) = taken.await?;
     if let Some(announced) = announced {
         announced.done();
@@ -69,6 +78,7 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
     let mut running = Running {
         job: &job,
         guard: &guard,
+        notices,
         child,
         signals,
         terminal,
@@ -76,6 +86,7 @@ pub(crate) async fn run(place: &Place, job: Job) -> Result<u8, Failure> {
         without: false,
     };
     let outcome = running.outcome().await;
+    notices.over();
     let signalled = matches!(
         outcome,
         Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
@@ -126,10 +137,12 @@ fn start(
     let token = guard.token().to_string();
     let name = job.wish.name.as_str();
     let ticket = guard.ticket().to_string();
+    let grants = nested::with(guard.grant_id());
     let environment = [
         ("DBLOCK_NAME", OsStr::new(name)),
         ("DBLOCK_TOKEN", OsStr::new(&token)),
         ("DBLOCK_GRANT", OsStr::new(guard.grant_id())),
+        (nested::VARIABLE, OsStr::new(&grants)),
         ("DBLOCK_HOLDER", OsStr::new(guard.holder())),
         ("DBLOCK_TICKET", OsStr::new(&ticket)),
     ];
@@ -182,6 +195,7 @@ async fn first_loss(lost: &mut Option<impl Future<Output = LostReason> + Unpin>)
 struct Running<'a> {
     job: &'a Job,
     guard: &'a LockGuard,
+    notices: &'a Notices,
     child: Child,
     signals: Signals,
     terminal: Option<Terminal>,
@@ -214,6 +228,7 @@ impl Running<'_> {
 
     /// The lock is lost: end CMD, unless it may go on.
     async fn lost(&mut self, reason: LostReason) -> Option<Signal> {
+        self.notices.over();
         let grace = match self.job.on_lost {
             _ if given_away(reason, &mut self.ear).await => {
                 self.without = true;
@@ -315,8 +330,12 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 .is_some_and(|loss| loss.now_held_by().is_some());
             let now = match named {
                 true => String::new(),
-                false => match whose(locks, name).await {
-                    Some(whose) => format!("; it is now {whose}"),
+                false => match row(locks, name).await {
+                    // The row may still be as this very grant left it.
+                    Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
+                        "; no other holder has it yet".to_owned()
+                    }
+                    Some(row) => format!("; it is now {}", row.whose()),
                     None => "; see who has it now with `dblock list`".to_owned(),
                 },
             };
@@ -338,11 +357,19 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                     "{}, just before CMD ended by itself: others may have run at the same time",
                     error.chain()
                 )),
-                Err(error) => complain(&format!(
-                    "{}; it is free when its ttl ends ({}), or by `dblock release --force`",
-                    error.chain(),
-                    job.wish.ttl
-                )),
+                Err(error) => {
+                    let why = match error {
+                        Error::Unavailable { .. } => format!(
+                            "lock `{name}` was not released: the database did not answer within \
+                             the time for it"
+                        ),
+                        error => error.chain(),
+                    };
+                    complain(&format!(
+                        "{why}; it is free when its ttl ends ({}), or by `dblock release --force`",
+                        job.wish.ttl
+                    ));
+                }
             }
             drain(locks).await;
             end.code()

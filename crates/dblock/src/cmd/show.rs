@@ -1,18 +1,21 @@
 //! `dblock list` and `dblock show NAME`
 
-use database_locks::{LockName, LockState};
+use database_locks::{ListFilter, LockName};
 
 use crate::exit::{self, Failure};
 use crate::output;
 use crate::place::Place;
 
 pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Failure> {
-    let mut rows = place.connect().await?.list().await?;
-    rows.retain(|row| all || row.state != LockState::Free);
+    let filter = match all {
+        true => ListFilter::new(),
+        false => ListFilter::new().not_free(),
+    };
+    let rows = place.connect().await?.list_filtered(&filter).await?;
     match json {
         true => output::rows_as_json(&rows),
         false => output::rows(&rows, all),
-    }
+    }?;
     Ok(0)
 }
 
@@ -27,6 +30,6 @@ pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u
     match json {
         true => output::row_as_json(&row),
         false => output::row(&row),
-    }
+    }?;
     Ok(0)
 }

@@ -1,14 +1,16 @@
-//! What `run` and `acquire` have in common: connect, and have the lock, within the wait.
+//! What `run` and `acquire` have in common: the lock is acquired within the wait.
 
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockName, Locks, Ticket, Ttl};
+use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, Locks, Ticket, Ttl};
 use tokio::time::timeout;
 
 use crate::args::Wish;
-use crate::exit::{self, Failure};
+use crate::exit::Failure;
+use crate::nested;
+use crate::notices::{Notices, now};
 use crate::place::Place;
 use crate::signals::Signals;
 
@@ -16,29 +18,46 @@ use crate::signals::Signals;
 /// then frees the lock.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Connect, and wait for the lock as it is wished for, with settings of the command's own; or go on
-/// with it, where somebody has its ticket.
+/// For how long a lock without a holder is tried before it counts as blocked.
+const UNCLEAR: Duration = Duration::from_secs(1);
+/// The pause between two such tries.
+const UNCLEAR_PAUSE: Duration = Duration::from_millis(50);
+
+/// Wait for the lock as it is wished for, with settings of the command's own; or go on with it, where
+/// its ticket was given.
+///
+/// The wait covers the first connection: a database that is away is tried again within it.
 pub(super) async fn take(
     place: &Place,
     wish: &Wish,
     ticket: Option<&Ticket>,
     signals: &mut Signals,
+    notices: &Notices,
     settings: impl FnOnce(Lock) -> Lock,
 ) -> Result<(Locks, LockGuard), Failure> {
-    let (locks, wait) = connect(place, wish.wait, signals).await?;
+    let locks = match ticket {
+        // It is resumed at once or not at all.
+        Some(_) => until_signal(signals, place.connect()).await??,
+        None => place.open()?,
+    };
     let lock = settings(locks.lock(wish.name.as_str()).ttl(wish.ttl));
-    let lock = wanted(lock, wish, wait);
+    let lock = wanted(lock, wish);
+    notices.waiting(&wish.name);
     let work = async {
         match ticket {
             Some(ticket) => match lock.take_up(ticket).await {
                 Ok(guard) => Ok(guard),
                 Err(error) => Err(of_ticket(&locks, error).await),
             },
-            None => lock.acquire().await.map_err(|error| refused(error, wish)),
+            None => acquired(&locks, &lock, wish).await,
         }
     };
     match until_signal(signals, work).await {
-        Ok(taken) => Ok((locks, taken?)),
+        Ok(taken) => {
+            let guard = taken?;
+            notices.held();
+            Ok((locks, guard))
+        }
         Err(interrupted) => {
             drain(&locks).await;
             Err(interrupted)
@@ -50,28 +69,62 @@ pub(super) fn cannot_listen(error: io::Error) -> Failure {
     Failure::unavailable(format!("cannot listen to signals: {error}"))
 }
 
-/// Connect, within the wait; what is left of that is for the lock.
-async fn connect(
-    place: &Place,
-    wait: Option<Duration>,
-    signals: &mut Signals,
-) -> Result<(Locks, Option<Duration>), Failure> {
-    let Some(wait) = wait.filter(|wait| !wait.is_zero()) else {
-        return Ok((until_signal(signals, place.connect()).await??, wait));
-    };
-    #[allow(clippy::disallowed_methods, reason = "no lease is measured by it")]
-    let began = std::time::Instant::now();
-    let connecting = until_signal(signals, timeout(wait, place.connect())).await?;
-    let locks = connecting.map_err(|_| {
-        let said = format!(
-            "the database did not answer within the wait of {}",
-            Ttl::from(wait)
+/// Acquire, unless a `dblock run` around this one holds the lock: its end would be waited for, which
+/// in turn waits for us.
+async fn acquired(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
+    let around = nested::grants_around();
+    if around.is_empty() {
+        return held_or_blocked(locks, lock, wish).await;
+    }
+    tokio::select! {
+        biased;
+        () = nested::seen_held(locks, &wish.name, &around) => Err(nested::refused(&wish.name)),
+        done = held_or_blocked(locks, lock, wish) => match done {
+            // A try without a wait may have been faster.
+            Err(_) if nested::is_held(locks, &wish.name, &around).await => {
+                Err(nested::refused(&wish.name))
+            }
+            done => done,
+        },
+    }
+}
+
+/// Acquire. A lock without a holder that could not be had is not held but blocked.
+///
+/// For a moment that is every lock which another client is just acquiring, so a try without a wait is
+/// repeated.
+async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
+    let once = wish.wait.is_some_and(|wait| wait.is_zero());
+    let began = now();
+    loop {
+        let error = match lock.acquire().await {
+            Ok(guard) => return Ok(guard),
+            Err(error) => error,
+        };
+        let unnamed = matches!(
+            error,
+            Error::TimedOut {
+                holder: None,
+                held_for: None,
+                ..
+            }
         );
-        Failure::unavailable(format!(
-            "{said}: wait longer, or check --url or DATABASE_LOCKS_URL"
-        ))
-    })??;
-    Ok((locks, Some(wait.saturating_sub(began.elapsed()))))
+        if !unnamed || is_busy(locks, &wish.name).await {
+            return Err(refused(error, wish));
+        }
+        if !once || began.elapsed() >= UNCLEAR {
+            return Err(Failure::blocked(&wish.name, &error));
+        }
+        tokio::time::sleep(UNCLEAR_PAUSE).await;
+    }
+}
+
+/// Whether the row names a holder, or one whose lease has run out: a transaction of that holder may
+/// keep the row locked.
+async fn is_busy(locks: &Locks, name: &LockName) -> bool {
+    row(locks, name)
+        .await
+        .is_some_and(|row| row.state != database_locks::LockState::Free)
 }
 
 /// Before there is a CMD, a signal is for us.
@@ -86,33 +139,43 @@ async fn until_signal<T>(
     }
 }
 
-fn wanted(mut lock: Lock, wish: &Wish, wait: Option<Duration>) -> Lock {
+fn wanted(mut lock: Lock, wish: &Wish) -> Lock {
     for (key, value) in &wish.meta {
         lock = lock.metadata(key.as_str(), value.as_str());
     }
     if let Some(holder) = &wish.owner {
         lock = lock.holder(holder.as_str());
     }
-    match wait {
+    match wish.wait {
         Some(limit) => lock.wait(limit),
         None => lock,
     }
 }
 
 fn refused(mut error: Error, wish: &Wish) -> Failure {
-    // The wait as it was asked for, the time to connect included.
-    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, wish.wait) {
+    let wait = wish.wait.filter(|wait| !wait.is_zero());
+    // The wait as it was asked for.
+    if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, wait) {
         *waited = wait;
     }
-    let mut failure = Failure::from(error);
-    if failure.code == exit::BUSY {
-        failure.code = wish.busy_exit;
-        // Who wants it to be no failure is not told of one: cron sends mail for a line on stderr.
-        if failure.code == 0 {
-            failure.said.clear();
+    match (&error, wait) {
+        (Error::TimedOut { .. }, _) => {
+            let mut failure = Failure::from(error);
+            failure.code = wish.busy_exit;
+            // Where it is no failure nothing is printed: cron sends mail for a line on stderr.
+            if failure.code == 0 {
+                failure.said.clear();
+            }
+            failure
         }
+        (Error::HeldOff { .. }, _) => Failure::blocked(&wish.name, &error),
+        (Error::Unavailable { .. }, Some(wait)) => {
+            let failure = Failure::from(error);
+            let said = format!("gave up after {}: {}", Ttl::from(wait), failure.said);
+            Failure::unavailable(said)
+        }
+        _ => error.into(),
     }
-    failure
 }
 
 /// What a call with a ticket came to, and who has the lock now if that is dead.
@@ -120,17 +183,17 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => whose(locks, name).await,
+            None => row(locks, name).await.map(|row| row.whose()),
         },
         _ => None,
     };
     Failure::of_ticket(error, now.as_deref())
 }
 
-/// Who has the lock, to be told with a loss; none where that cannot be had soon.
-pub(super) async fn whose(locks: &Locks, name: &LockName) -> Option<String> {
+/// How the lock stands, to be told with a loss; none where that cannot be had soon.
+pub(super) async fn row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
     let row = timeout(DRAIN, locks.show(name.as_str())).await.ok()?;
-    Some(row.ok()??.whose())
+    row.ok()?
 }
 
 pub(super) async fn drain(locks: &Locks) {

@@ -9,24 +9,25 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::stream::{checked, print};
+use crate::exit::Failure;
 
 /// One array, one line a lock.
-pub(crate) fn rows_as_json(infos: &[LockInfo]) {
+pub(crate) fn rows_as_json(infos: &[LockInfo]) -> Result<(), Failure> {
     let objects: Vec<String> = infos.iter().map(LockInfo::to_json).collect();
     print(&match objects.is_empty() {
         true => "[]\n".to_owned(),
         false => format!("[\n{}\n]\n", objects.join(",\n")),
-    });
+    })
 }
 
 /// One object.
-pub(crate) fn row_as_json(info: &LockInfo) {
-    print(&format!("{}\n", info.to_json()));
+pub(crate) fn row_as_json(info: &LockInfo) -> Result<(), Failure> {
+    print(&format!("{}\n", info.to_json()))
 }
 
 /// One object, one line a check or finding.
-pub(crate) fn report_as_json(report: &Report) {
-    print(&format!("{}\n", report.to_json()));
+pub(crate) fn report_as_json(report: &Report) -> Result<(), Failure> {
+    print(&format!("{}\n", report.to_json()))
 }
 
 /// One object: the ticket, and what else is known of the grant.

@@ -10,6 +10,7 @@ use unicode_width::UnicodeWidthStr;
 use super::clean::on_one_line;
 use super::stream::{on_stdout, print};
 use super::words::{free_in_words, human, plain, time};
+use crate::exit::Failure;
 
 /// Bold, for heads.
 const BOLD: &str = "\x1b[1m";
@@ -29,16 +30,14 @@ const SPARED: [(usize, &str); 2] = [(3, "TOKEN"), (3, "SINCE")];
 
 /// As a table, one line a lock; in a terminal with colours, and cut to its width. Where there is none,
 /// a person is told so, and a pipe gets nothing.
-pub(crate) fn rows(infos: &[LockInfo], all: bool) {
+pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
     let columns = terminal_width();
     if infos.is_empty() {
-        if columns.is_some() {
-            print(match all {
-                true => "there are no locks in the table\n",
-                false => "nobody holds a lock (--all: the free ones too)\n",
-            });
-        }
-        return;
+        return match (columns, all) {
+            (None, _) => Ok(()),
+            (Some(_), true) => print("there are no locks in the table\n"),
+            (Some(_), false) => print("nobody holds a lock (--all: the free ones too)\n"),
+        };
     }
     let head = [
         "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
@@ -69,11 +68,11 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) {
     print(&match on_stdout() {
         true => aligned(&lines, columns, Some(&colours)),
         false => aligned(&lines, columns, None),
-    });
+    })
 }
 
 /// Everything about one lock, one line a fact.
-pub(crate) fn row(info: &LockInfo) {
+pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
     let mut lines: Vec<[String; 2]> = Vec::new();
     let mut fact = |what: &str, said: Option<String>| {
         if let Some(said) = said.filter(|said| !said.is_empty()) {
@@ -115,11 +114,11 @@ pub(crate) fn row(info: &LockInfo) {
         Value::Null => {}
         other => fact("metadata", Some(plain(&other))),
     }
-    print(&aligned(&lines, None, None));
+    print(&aligned(&lines, None, None))
 }
 
 /// What was looked at, then what was found: one line each, and one that says what to do.
-pub(crate) fn report(report: &Report) {
+pub(crate) fn report(report: &Report) -> Result<(), Failure> {
     let line = |cells: [&str; 3]| cells.map(on_one_line);
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
     let checks = report.checks.iter();
@@ -130,7 +129,7 @@ pub(crate) fn report(report: &Report) {
         lines.push(line([&found.severity.to_string(), found.id, &found.said]));
         lines.push(line(["do", found.id, &found.remedy]));
     }
-    print(&aligned(&lines, None, None));
+    print(&aligned(&lines, None, None))
 }
 
 fn colour(state: LockState) -> &'static str {

@@ -165,6 +165,11 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("it is there");
     }
 
+    /// What it has said on stderr so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.err).unwrap_or_default()
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.ended = self

@@ -1,14 +1,15 @@
 //! A table to try a clause on, and the calls that the clauses are made of.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Grant, GrantId, Lapse, Occupant, Outcome, Released, Renewal, Return, Store, StoreError,
-    Table, Version, open,
+    Ask, Grant, GrantId, Lapse, Occupant, Outcome, PAGE, Released, Renewal, Return, Store,
+    StoreError, Table, Version, open,
 };
-use database_locks::{LockInfo, LockName, LockState, Token, Ttl};
+use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
 /// A lease that does not end while a test runs.
 pub(super) const LONG: Duration = Duration::from_secs(25);
@@ -28,6 +29,17 @@ pub struct Bench {
     clients: Arc<AtomicUsize>,
     /// The table, if it is not the usual one.
     pub table: Table,
+    by_hand: Option<ByHand>,
+}
+
+/// Runs a statement on the database as another client than those that are tested.
+#[derive(Clone)]
+struct ByHand(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl fmt::Debug for ByHand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ByHand")
+    }
 }
 
 impl Bench {
@@ -43,7 +55,25 @@ impl Bench {
             urls,
             clients: Arc::default(),
             table: Table::default(),
+            by_hand: None,
         }
+    }
+
+    /// The same with a way to change rows by hand; not for `memory`, which has no SQL.
+    #[must_use]
+    pub fn with_sql(mut self, run: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.by_hand = Some(ByHand(Arc::new(run)));
+        self
+    }
+
+    /// Run a statement by hand.
+    ///
+    /// # Panics
+    ///
+    /// Where the bench was made without [`Bench::with_sql`].
+    pub fn sql(&self, statement: &str) {
+        let ByHand(run) = self.by_hand.as_ref().expect("a way to run SQL by hand");
+        run(statement);
     }
 
     /// Whether leases end by being watched, and not by a clock of the database.
@@ -173,10 +203,30 @@ pub(super) async fn info_soon(store: &dyn Store, lock: &str) -> Option<LockInfo>
 /// What the table says.
 pub async fn info(store: &dyn Store, lock: &str) -> Option<LockInfo> {
     store
-        .read(Some(&[name(lock)]), WITHIN)
+        .read(&[name(lock)], WITHIN)
         .await
         .expect("an answer")
         .pop()
+}
+
+/// All rows that match, in the order of their names.
+pub async fn list(store: &dyn Store, filter: &ListFilter) -> Vec<LockInfo> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.page(filter, after, WITHIN).await.expect("an answer");
+        // Where there is more than one.
+        assert!(page.last.is_none() || page.rows.len() <= PAGE as usize);
+        found.extend(page.rows);
+        match page.last {
+            Some(last) => {
+                assert!(after.is_none_or(|after| after < last), "it goes on");
+                after = Some(last);
+            }
+            None => break,
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
 }
 
 pub(super) async fn holder_of(store: &dyn Store, lock: &str) -> Option<String> {

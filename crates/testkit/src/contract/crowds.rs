@@ -22,7 +22,7 @@ fn crowd() -> Vec<Ask> {
 
 async fn all(store: &dyn Store, asks: &[Ask]) -> HashMap<LockName, LockInfo> {
     let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
-    let rows = store.read(Some(&names), WITHIN).await.expect("an answer");
+    let rows = store.read(&names, WITHIN).await.expect("an answer");
     rows.into_iter()
         .map(|row| (row.name.clone(), row))
         .collect()

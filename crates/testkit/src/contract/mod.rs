@@ -9,15 +9,17 @@ mod bench;
 mod crowds;
 mod giving_back;
 mod renewing;
+mod restored;
 mod same_holder;
 mod table;
 mod tickets;
 
 pub use acquiring::*;
-pub use bench::{Bench, ask, granted, info, name, release, renew, try_once};
+pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
 pub use crowds::*;
 pub use giving_back::*;
 pub use renewing::*;
+pub use restored::*;
 pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
@@ -33,6 +35,9 @@ macro_rules! contract_tests {
             released_is_free,
             tokens_grow,
             the_first_token_is_the_clock,
+            a_grant_after_an_older_row_was_put_back_has_a_greater_token,
+            a_take_over_after_an_older_row_was_put_back_has_a_greater_token,
+            a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token,
             a_repeated_acquire_recognises_its_own_grant,
             renewed_leases_outlive_their_first_length,
             a_renewal_shortens_nothing,
@@ -59,6 +64,7 @@ macro_rules! contract_tests {
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
             a_reader_sees_what_the_holder_wrote,
+            a_list_is_read_in_pages_and_filtered_where_the_rows_are,
             a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try,
             installing_twice_changes_nothing,
             the_same_holder_takes_over,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Return};
-use database_locks::{LockInfo, LockState, LostReason, Ttl};
+use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, name, outlived, release,
-    renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, grant_of, granted, holder_of, info, list, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 
@@ -249,7 +249,7 @@ pub async fn two_thousand_leases_are_renewed_by_one_call(bench: &Bench) {
     let answers = store.renew(&round, WITHIN).await.expect("an answer");
     assert_eq!(answers.len(), 2000);
     assert!(answers.iter().all(|answer| *answer == Renewal::Renewed));
-    let rows = store.read(None, WITHIN).await.expect("an answer");
+    let rows = list(&*store, &ListFilter::new()).await;
     let extended = |row: &LockInfo| match row.state {
         LockState::Held {
             free_in: Some(left),

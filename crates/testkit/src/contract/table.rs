@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::Ttl;
-use database_locks::seam::{Ask, Outcome, Renewal};
+use database_locks::seam::{Ask, Outcome, PAGE, Renewal};
+use database_locks::{ListFilter, Ttl};
 
 use super::bench::{
-    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, name, outlived, release,
-    renew, try_once,
+    Bench, LONG, SHORT, WITHIN, ask, granted, holder_of, info, info_soon, list, name, outlived,
+    release, renew, try_once,
 };
 use crate::promise::promise;
 
@@ -71,7 +71,7 @@ pub async fn distinct_names_are_distinct_locks(bench: &Bench) {
         let holder = holder_of(&*store, lock).await;
         assert_eq!(holder, Some(format!("holder {i}")), "{lock:?}");
     }
-    let all = store.read(None, WITHIN).await.expect("an answer");
+    let all = list(&*store, &ListFilter::new()).await;
     let listed: BTreeSet<&str> = all.iter().map(|row| row.name.as_str()).collect();
     assert_eq!(listed, names.into_iter().collect());
     promise("P10", bench.engine);
@@ -89,7 +89,10 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     granted(&*store, "expired", "me", SHORT).await;
-    let prune = async |idle| store.prune(idle, false, WITHIN).await.expect("an answer");
+    let prune = async |idle| {
+        let pruned = store.prune(idle, false, None, WITHIN).await;
+        pruned.expect("an answer").deleted
+    };
     outlived(SHORT).await;
     assert_eq!(prune(Duration::from_secs(3600)).await, 0, "not long enough");
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -100,7 +103,7 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
         assert_eq!(pruned, 0);
     } else {
         assert_eq!(pruned, 2);
-        let rows = store.read(None, WITHIN).await.expect("an answer");
+        let rows = list(&*store, &ListFilter::new()).await;
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["endless", "held"]);
     }
@@ -151,6 +154,48 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
     let again = try_once(&*store, &ask("held", "other", LONG)).await;
     assert!(matches!(again, Outcome::Held(_)), "{again:?}");
     promise("P12", bench.engine);
+}
+
+/// More rows than there are on a page; free ones, those of other names, and all.
+pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(bench: &Bench) {
+    let store = bench.ready().await;
+    let rows = PAGE as usize + 50;
+    let asks: Vec<Ask> = (0..rows)
+        .map(|at| ask(&format!("many {at:04}"), "me", LONG))
+        .collect();
+    for asks in asks.chunks(500) {
+        let outcomes = store.acquire(asks, WITHIN).await.expect("an answer");
+        assert!(
+            outcomes
+                .iter()
+                .all(|it| matches!(it, Outcome::Granted { .. }))
+        );
+    }
+    for lock in ["mäny 1", "Many 1", "other"] {
+        granted(&*store, lock, "me", LONG).await;
+    }
+    let free = granted(&*store, "many free", "me", LONG).await;
+    release(&*store, &free).await;
+    let names = async |filter: ListFilter| -> Vec<String> {
+        let found = list(&*store, &filter).await;
+        found.iter().map(|row| row.name.to_string()).collect()
+    };
+    let all = names(ListFilter::new()).await;
+    assert_eq!(all.len(), rows + 4);
+    assert!(all.is_sorted());
+    let many = names(ListFilter::new().prefix("many ")).await;
+    assert_eq!(many.len(), rows + 1);
+    assert_eq!(many[rows], "many free");
+    assert_eq!(names(ListFilter::new().not_free()).await.len(), rows + 3);
+    let held = names(ListFilter::new().not_free().prefix("many ")).await;
+    assert_eq!(held, many[..rows]);
+    assert_eq!(names(ListFilter::new().prefix("mä")).await, ["mäny 1"]);
+    for none in ["%", "many_", "\\", "'", "🔒"] {
+        assert!(
+            names(ListFilter::new().prefix(none)).await.is_empty(),
+            "{none}"
+        );
+    }
 }
 
 /// What a reader is told is what was written.

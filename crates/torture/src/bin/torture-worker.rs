@@ -148,6 +148,14 @@ impl Worker {
             15..60 => Some(self.between(300, 6000)),
             _ => None,
         };
+        // What the naive clients ask by is there before they ask, as ours is.
+        let connection = match self.locks {
+            Some(_) => None,
+            None => Sql::connect(&self.settings.url).await.ok(),
+        };
+        self.orders
+            .caught(Trap::Asking, &format!("{lock} 0"), || true)
+            .await;
         let wait_us = wait.map(|wait| wait.as_micros() as u64);
         self.record(What::Asked {
             ask,
@@ -157,7 +165,7 @@ impl Worker {
         self.orders
             .caught(Trap::Waiting, &format!("{lock} 0"), || true)
             .await;
-        let guard = match self.acquire(&lock, wait).await {
+        let guard = match self.acquire(connection, &lock, wait).await {
             Ok(guard) => guard,
             Err(why) => {
                 self.record(What::GaveUp { ask, why });
@@ -183,9 +191,14 @@ impl Worker {
         tokio::time::sleep(self.between(5, 60)).await;
     }
 
-    async fn acquire(&self, lock: &str, wait: Option<Duration>) -> Result<Guard, String> {
+    async fn acquire(
+        &self,
+        connection: Option<Sql>,
+        lock: &str,
+        wait: Option<Duration>,
+    ) -> Result<Guard, String> {
         let Some(locks) = &self.locks else {
-            let held = self.naive.acquire(lock, wait).await;
+            let held = self.naive.acquire(connection, lock, wait).await;
             return held.map(Guard::Naive).ok_or_else(|| "busy".into());
         };
         let mut lock = locks.lock(lock).ttl(self.settings.ttl);
@@ -209,15 +222,18 @@ impl Worker {
     fn look(&self, ask: u64, guard: &Guard) -> Look {
         self.look_at_the_clock();
         let before = clock::now();
-        let (trusted_for, reason) = match guard {
+        // Of a loss: why, and when trust ended.
+        let (trusted_for, loss) = match guard {
             Guard::Ours(guard) => (
                 guard.is_held().then(|| guard.trusted_for()),
-                // What is decided already is told at once.
-                pollable(guard.lost()).map(|reason| reason.word()),
+                guard.loss().map(|loss| {
+                    let ago = u64::try_from(loss.ago().as_micros()).unwrap_or(u64::MAX);
+                    (loss.reason().word(), clock::now().saturating_sub(ago))
+                }),
             ),
             Guard::Naive(held) => match held.trusted_for() {
                 Some(left) => (Some(left), None),
-                None => (None, Some("expired")),
+                None => (None, Some(("expired", held.trusted_until()))),
             },
         };
         if let Some(left) = trusted_for.filter(|left| !left.is_zero()) {
@@ -229,14 +245,19 @@ impl Worker {
             });
             return Look::Trusted;
         }
-        let Some(reason) = reason.map(str::to_owned) else {
+        let Some((reason, ended)) = loss else {
             return Look::Unsure;
         };
-        self.record(What::Lost { ask, reason });
+        let (reason, ended) = (reason.to_owned(), Some(ended));
+        self.record(What::Lost { ask, reason, ended });
         Look::Lost
     }
 
     async fn hold(&self, ask: u64, lock: &str, guard: &Guard) {
+        // Some bodies begin on trust alone: a short step, and only then a look.
+        if self.chance(30) {
+            tokio::time::sleep(self.between(5, 30)).await;
+        }
         let mut last = self.look(ask, guard);
         let what = format!("{lock} {}", guard.token());
         if last == Look::Trusted {
@@ -307,16 +328,6 @@ impl Worker {
             Err(Failure::Refused(why)) => self.record(What::Refused { id, why }),
             Err(Failure::Failed(why)) => self.record(What::Failed { id, why }),
         }
-    }
-}
-
-/// What a future has ready now.
-fn pollable<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match future.as_mut().poll(&mut context) {
-        std::task::Poll::Ready(value) => Some(value),
-        std::task::Poll::Pending => None,
     }
 }
 
@@ -403,7 +414,7 @@ impl Write<'_> {
                         .iter()
                         .map(|(value,)| vec![value.to_string()])
                         .collect(),
-                    affected: 0,
+                    ..Answer::default()
                 };
                 self.think().await;
                 for change in self.changes(&value)? {
@@ -426,7 +437,7 @@ impl Write<'_> {
                 // Of one file: others write there under other locks.
                 let value = Answer {
                     rows: vec![vec![value.to_string()]],
-                    affected: 0,
+                    ..Answer::default()
                 };
                 self.think().await;
                 for change in self.changes(&value)? {

@@ -127,10 +127,39 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
             "x",
             What::Lost {
                 ask: 1,
+                ended: None,
                 reason: "expired".into(),
             },
         );
     assert_eq!(story.found(), []);
+}
+
+/// A reply that came when trust had ended: its holder looks, and only then knows.
+fn handed_out_late(ended: u64) -> Story {
+    let lost = What::Lost {
+        ask: 1,
+        ended: Some(ended * MS),
+        reason: "expired".into(),
+    };
+    Story::new()
+        .asked(0, "x")
+        .asked(10, "y")
+        .granted(1505, "y", 8)
+        .trusted(1506, "y", 1300)
+        .granted(2000, "x", 7)
+        .event(2015, "x", lost)
+}
+
+#[test]
+fn a_lock_that_is_handed_out_after_the_end_of_trust_is_found_and_so_are_the_two_bodies() {
+    let found = handed_out_late(1350).found();
+    // And the token is older than one that was granted before; but nobody trusted it.
+    assert_eq!(found, [Kind::TwoHolders, Kind::HandedOutLost]);
+}
+
+#[test]
+fn a_process_that_was_busy_between_its_last_look_and_its_body_is_no_violation() {
+    assert_eq!(handed_out_late(1950).found(), []);
 }
 
 #[test]

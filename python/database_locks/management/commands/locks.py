@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from database_locks import _show, conf
 from database_locks._install import TABLE
+from database_locks._wrap import BUSY, UNAVAILABLE
 from database_locks.exceptions import (
     LockConfigError,
     LockException,
@@ -19,8 +20,6 @@ from database_locks.exceptions import (
 #: What the command ends with, as ``dblock`` does.
 FOUND = UNKNOWN = 1
 USAGE = 2
-UNAVAILABLE = 69
-BUSY = 75
 
 Handler = Callable[..., None]
 
@@ -99,7 +98,7 @@ class Command(BaseCommand):
             self.stdout.write(text)
 
     def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
-        rows = [row for row in conf.locks().list() if all or row["state"] != "free"]
+        rows = conf.locks().list(free=all)
         self.say(_show.rows_as_json(rows) if json else _show.rows(rows, self.style, self._width()))
 
     def _width(self) -> int | None:

@@ -83,6 +83,34 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertContains(page, "?p=3")
             self.assertContains(page, "5 locks")
 
+    def test_those_that_are_free_are_read_where_they_are_shown_only(self):
+        with self.locks.lock("taken"), self.locks.lock("free"):
+            pass
+        with self.locks.lock("taken"):
+            counts = lambda query: {  # noqa: E731
+                str(label): count
+                for label, count, *_ in self.client.get(LIST + query).context["filters"]
+            }
+            every = {"All": 2, "held": 1, "expired": 0, "free": 1}
+            self.assertEqual(counts(""), every)
+            self.assertEqual(counts("?state=free"), every)
+            self.assertEqual(counts("?state=held"), {**every, "All": None, "free": None})
+            self.assertNotContains(self.client.get(LIST + "?state=held"), "None")
+
+    def test_a_page_that_there_is_not_is_the_last_or_the_first(self):
+        with mock.patch("database_locks.admin.LockAdmin.list_per_page", 2):
+            for number in range(3):
+                with self.locks.lock(f"lock {number}"):
+                    pass
+            for page, first in (
+                ("9", "lock 2"),
+                ("-1", "lock 2"),
+                ("x", "lock 0"),
+                ("2", "lock 2"),
+            ):
+                shown = self.client.get(f"{LIST}?p={page}")
+                self.assertEqual(shown.context["rows"][0]["name"], first, page)
+
     def test_a_lock_is_released_by_force_after_a_question_and_logged(self):
         name = "a/b ?#é\u2028"
         holder = self.locks.lock(name, locked_by="old.host", lost_lock_cb=lambda *_: None)

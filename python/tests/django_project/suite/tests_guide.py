@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
-from database_locks import LockException, LockTimeout, connect, lock, locked
+from database_locks import LockException, LockTimeout, LockUnavailable, conf, connect, lock, locked
 from database_locks.locks import DBLock
 
 from .tests_conf import _state, _url
@@ -50,9 +50,21 @@ class GuideTests(TransactionTestCase):
             with self.assertRaises(CommandError) as caught:
                 call_command(kept_out())
         self.assertIsInstance(caught.exception, LockTimeout)
-        self.assertEqual(caught.exception.returncode, 1)
+        self.assertEqual(caught.exception.returncode, 75)
         self.assertIn("is held by the first", str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_command_whose_database_is_away_says_so_in_one_line(self):
+        away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")
+        kept_out = locked(timeout=0.2)(type("Command", (Inner,), {"__module__": __name__}))
+        with conf.instead(away), self.assertRaises(CommandError) as caught:
+            call_command(kept_out())
+        self.assertIsInstance(caught.exception, LockUnavailable)
+        self.assertEqual(caught.exception.returncode, 69)
+        said = str(caught.exception)
+        self.assertIn("127.0.0.1:1", said)
+        self.assertNotIn("\n", said)
+        self.assertNotIn("hunter2", said)
 
     def test_a_method_and_a_block_without_a_name(self):
         self.assertEqual(SomeClass().locked(), "held")

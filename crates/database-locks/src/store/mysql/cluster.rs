@@ -164,27 +164,34 @@ impl Session {
     /// Read what is known anywhere in the cluster, to conclude from it that a grant is gone.
     pub(super) async fn read_latest(
         &mut self,
-        names: Option<&[LockName]>,
+        names: &[LockName],
     ) -> Result<Vec<Seen>, StoreError> {
-        let Some(cluster) = self.cluster else {
-            return self.read_some(names).await;
-        };
-        match self.define(cluster.catch_up().to_owned()).await {
-            // Where it may not be set the read shows what this node knows.
-            Ok(()) | Err(StoreError::Rejected { .. }) => {}
-            Err(failure) => return Err(failure),
-        }
-        let rows = self.read_some(names).await;
-        if let Err(StoreError::Unavailable(said)) = self.define(cluster.go_on().to_owned()).await {
-            return Err(StoreError::Unavailable(said));
-        }
+        self.catch_up().await?;
+        let rows = self.read(names).await;
+        self.go_on().await?;
         rows
     }
 
-    async fn read_some(&mut self, names: Option<&[LockName]>) -> Result<Vec<Seen>, StoreError> {
-        match names {
-            Some(names) => self.read(names).await,
-            None => self.read_all().await,
+    /// On a cluster: let the next read see what other nodes have committed before it.
+    pub(super) async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let Some(cluster) = self.cluster else {
+            return Ok(());
+        };
+        match self.define(cluster.catch_up().to_owned()).await {
+            // Where it may not be set the read shows what this node knows.
+            Ok(()) | Err(StoreError::Rejected { .. }) => Ok(()),
+            failure => failure,
+        }
+    }
+
+    /// The reads behind this need not.
+    pub(super) async fn go_on(&mut self) -> Result<(), StoreError> {
+        let Some(cluster) = self.cluster else {
+            return Ok(());
+        };
+        match self.define(cluster.go_on().to_owned()).await {
+            failure @ Err(StoreError::Unavailable(_)) => failure,
+            _ => Ok(()),
         }
     }
 

@@ -217,6 +217,8 @@ pub(super) struct Line {
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     worker: Mutex<Option<Worker>>,
+    /// The connection is to be made anew before the next job.
+    renew: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -230,6 +232,7 @@ impl Line {
             jobs,
             inbox,
             worker: Mutex::default(),
+            renew: Arc::default(),
         }
     }
 
@@ -253,6 +256,11 @@ impl Line {
             let _ = self.jobs.send(Job { deadline, work });
         }
         self.employ();
+    }
+
+    /// Do the next job on a new connection.
+    pub(super) fn reconnect(&self) {
+        self.renew.store(true, Ordering::Release);
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
@@ -321,8 +329,9 @@ impl Line {
         {
             let busy_since = Arc::new(AtomicU64::new(0));
             let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
-            let (up, since) = (Arc::clone(&self.up), Arc::clone(&busy_since));
-            let task = tokio::spawn(serve(server, inbox, up, since));
+            let (up, busy) = (Arc::clone(&self.up), Arc::clone(&busy_since));
+            let renew = Arc::clone(&self.renew);
+            let task = tokio::spawn(serve(server, inbox, up, busy, renew));
             *worker = Some(Worker {
                 task: task.abort_handle(),
                 busy_since,
@@ -356,6 +365,7 @@ async fn serve(
     inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
     up: Arc<AtomicBool>,
     busy_since: Arc<AtomicU64>,
+    renew: Arc<AtomicBool>,
 ) {
     let mut inbox = inbox.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
@@ -365,6 +375,9 @@ async fn serve(
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
+        }
+        if renew.swap(false, Ordering::AcqRel) {
+            session = None;
         }
         if let Some(old) = &mut session
             && clock::now().saturating_sub(last_used) >= IDLE
@@ -477,6 +490,17 @@ fn same(failure: &StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            assert_eq!(1, 2, "of {}", "the driver");
+        };
+        let said = caught(panics).await.expect_err("it panicked");
+        assert!(said.contains("of the driver"), "{said}");
+        assert_eq!(caught(async { 7 }).await, Ok(7));
+    }
 
     #[test]
     fn the_password_is_not_shown() {

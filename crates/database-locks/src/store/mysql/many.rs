@@ -251,7 +251,7 @@ impl Session {
             return Ok(vec![Released::Freed; returns.len()]);
         }
         let names: Vec<LockName> = returns.iter().map(|what| what.name.clone()).collect();
-        let rows = self.read_latest(Some(&names)).await?;
+        let rows = self.read_latest(&names).await?;
         let rows = by_name(&rows);
         let answers: Vec<_> = (returns.iter())
             .map(|what| {

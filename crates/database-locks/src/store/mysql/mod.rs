@@ -25,13 +25,13 @@ use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Released, Renewal, Reply, Return, Store,
-    StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
 };
 use crate::clock;
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -94,8 +94,9 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release these (MariaDB)", Session::RELEASE_THESE),
     ("release by force", Session::FORCE),
     ("read", Session::READ_ONE),
-    ("read all", Session::READ_ALL),
     ("look at many", Session::READ_THESE),
+    ("find the end of a page", Session::PAGE_END),
+    ("read a page", Session::READ_PAGE),
     ("prune", Session::PRUNE),
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
@@ -209,17 +210,25 @@ impl Store for Mysql {
         }))
     }
 
-    fn read<'a>(
-        &'a self,
-        names: Option<&'a [LockName]>,
-        within: Duration,
-    ) -> Reply<'a, Vec<LockInfo>> {
-        let names = names.map(<[LockName]>::to_vec);
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let names = names.to_vec();
         Box::pin(self.rest.call(within, |session| {
             Box::pin(async move {
-                let rows = session.read_latest(names.as_deref()).await?;
+                let rows = session.read_latest(&names).await?;
                 Ok(rows.into_iter().map(Seen::into_info).collect())
             })
+        }))
+    }
+
+    fn page<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        let filter = filter.clone();
+        Box::pin(self.rest.call(within, move |session| {
+            Box::pin(async move { session.page(&filter, after).await })
         }))
     }
 
@@ -265,9 +274,20 @@ impl Store for Mysql {
         })
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    /// In batches of what is found from the beginning, until there is no more.
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        _: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         Box::pin(self.rest.call(within, move |session| {
-            Box::pin(async move { session.prune(idle, unknown).await })
+            Box::pin(async move {
+                let deleted = session.prune(idle, unknown).await?;
+                let last = (deleted > 0).then_some(0);
+                Ok(Pruned { deleted, last })
+            })
         }))
     }
 
@@ -281,6 +301,10 @@ impl Store for Mysql {
     fn fence(&self) -> Option<&FenceText> {
         let cluster = self.server.clustered.load(Ordering::Relaxed);
         Some(&self.fence[usize::from(cluster)])
+    }
+
+    fn reconnect(&self) {
+        self.renewals.reconnect();
     }
 
     /// It changes the row that the renewal would have to change.
@@ -368,6 +392,9 @@ impl Session {
             Self::ACQUIRE
         };
         let granted = self.execute(statement, params_of(ask)).await;
+        if let Err(failure @ StoreError::Unavailable(_)) = granted {
+            return self.held_or(failure, ask).await;
+        }
         let Some(Done { rows, id }) = self.unless_contended(granted)? else {
             return Ok(Outcome::Busy);
         };
@@ -380,6 +407,21 @@ impl Session {
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
             Some(row) => self.refused(ask, row).await,
             None => self.create(ask).await,
+        }
+    }
+
+    /// What a try comes to that could not write: the lock is held, or the failure.
+    async fn held_or(&mut self, failure: StoreError, ask: &Ask) -> Result<Outcome, StoreError> {
+        if self.is_broken() || !failure.is_answer() {
+            return Err(failure);
+        }
+        let rows = self.read(std::slice::from_ref(&ask.name)).await;
+        match rows.ok().as_deref() {
+            Some([row]) => match self.refused(ask, row).await? {
+                held @ Outcome::Held(_) => Ok(held),
+                _ => Err(failure),
+            },
+            _ => Err(failure),
         }
     }
 
@@ -406,9 +448,21 @@ impl Session {
         if self.unless_contended(probed)?.is_none() {
             return Ok(Outcome::Busy);
         }
+        let began = clock::now();
         let made = self.execute(Self::CREATE, params_of(ask)).await;
         if self.unless_contended(made)?.is_none() {
-            return Ok(Outcome::Busy);
+            // On MySQL it may have waited for a row that was made after the look, or for the table.
+            let name = params! { "name" => ask.name.as_str() };
+            let waited = clock::now().saturating_sub(began) >= session::TABLE_WAIT;
+            let blocked = waited && {
+                let probed = self.query(Self::PROBE, name).await;
+                self.unless_contended(probed)?
+                    .is_some_and(|rows| rows.is_empty())
+            };
+            return match blocked {
+                true => Err(self.blocked()),
+                false => Ok(Outcome::Busy),
+            };
         }
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;
@@ -495,7 +549,7 @@ impl Session {
         answers: &mut Vec<Renewal>,
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
-        let rows = self.read_latest(Some(&names)).await?;
+        let rows = self.read_latest(&names).await?;
         let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
@@ -588,9 +642,7 @@ impl Session {
             Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),
             Some(_) => {}
         }
-        let rows = self
-            .read_latest(Some(std::slice::from_ref(&to.name)))
-            .await?;
+        let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;
         Ok(judge_ticket(what, rows.first()))
     }
 
@@ -656,9 +708,7 @@ impl Session {
             Some(done) if done.rows > 0 => return Ok(Released::Freed),
             Some(_) => {}
         }
-        let rows = self
-            .read_latest(Some(std::slice::from_ref(&what.name)))
-            .await?;
+        let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
         let ours = rows.first().is_some_and(|row| is_of(row, what));
         Ok(if ours {
             Released::Busy
@@ -683,7 +733,7 @@ impl Session {
                l.renewed_at = UTC_TIMESTAMP(6)";
 
     async fn force(&mut self, name: &LockName) -> Result<Force, StoreError> {
-        let rows = self.read_latest(Some(std::slice::from_ref(name))).await?;
+        let rows = self.read_latest(std::slice::from_ref(name)).await?;
         let Some(row) = rows.first().filter(|row| row.is_held()) else {
             return Ok(Force::WasFree);
         };

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use mysql_async::{Params, Row, Value, from_value_opt, params};
 use serde_json::json;
 
-use super::super::StoreError;
 use super::super::rows::Seen;
+use super::super::{Page, StoreError};
 use super::session::Session;
+use crate::info::ListFilter;
 use crate::name::LockName;
 
 /// What is read of a row, in the order in which [`seen`] takes it.
@@ -40,7 +41,16 @@ impl Session {
     /// The same where there is no row that would tell it.
     pub(super) const IS_WRITABLE: &str = "SELECT {writable}";
 
-    pub(super) const READ_ALL: &str = read!("{table} l ORDER BY l.name");
+    /// The last of the next thousand ids; null where there are no more.
+    pub(super) const PAGE_END: &str = "
+        SELECT MAX(p.id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT 1000) p";
+    /// The rows of such a page: all, or those that are not free; with names that begin so.
+    pub(super) const READ_PAGE: &str = read!(
+        "{table} l
+         WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
+           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}
+         ORDER BY l.id"
+    );
     pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
     pub(super) const READ_THESE: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
@@ -49,9 +59,36 @@ impl Session {
          ORDER BY l.name"
     );
 
-    pub(super) async fn read_all(&mut self) -> Result<Vec<Seen>, StoreError> {
-        let rows = self.query(Self::READ_ALL, Params::Empty).await?;
-        self.seen(rows)
+    /// Read a page of rows.
+    pub(super) async fn page(
+        &mut self,
+        filter: &ListFilter,
+        after: Option<i64>,
+    ) -> Result<Page, StoreError> {
+        self.catch_up().await?;
+        let page = self.page_here(filter, after.unwrap_or(i64::MIN)).await;
+        self.go_on().await?;
+        page
+    }
+
+    async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
+        let mut end = self
+            .query(Self::PAGE_END, params! { "after" => after })
+            .await?;
+        let last = end.pop().and_then(|mut row| row.take::<Option<i64>, _>(0));
+        let Some(last) = last.flatten() else {
+            return Ok(Page::default());
+        };
+        let these = params! {
+            "after" => after, "last" => last, "all" => !filter.not_free,
+            "prefix" => &filter.prefix,
+        };
+        let rows = self.query(Self::READ_PAGE, these).await?;
+        let rows = self.seen(rows)?;
+        Ok(Page {
+            rows: rows.into_iter().map(Seen::into_info).collect(),
+            last: Some(last),
+        })
     }
 
     pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {

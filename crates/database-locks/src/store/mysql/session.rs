@@ -12,18 +12,20 @@ use rustls::crypto::{CryptoProvider, ring};
 use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
-use super::super::{NO_TOKEN, StoreError};
+use super::super::{NO_ID, NO_TOKEN, StoreError};
 use super::cluster::{self, Cluster};
 use super::connection::{Host, Server, caught};
 use super::text;
+use crate::clock::{self, Time};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
-const NO_ID: &str = "the ids of the table are used up, so no lock of a new name can be made: ALTER TABLE \
-                     database_locks_lock MODIFY id BIGINT NOT NULL AUTO_INCREMENT (with your table's name)";
 const LOGIN: &str = "give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
+
+/// A wait that ends after this long was for a table: `lock_wait_timeout` is a second.
+pub(super) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
 /// What a statement that reads nothing has done.
 #[derive(Clone, Copy, Debug)]
@@ -325,6 +327,7 @@ impl Session {
         if !self.fit {
             self.look().await?;
         }
+        let began = clock::now();
         let done = match self.prepare(statement).await? {
             Some(prepared) => self.conn.exec_drop(prepared, params).await,
             None => {
@@ -332,7 +335,12 @@ impl Session {
                 self.conn.query_drop(text).await
             }
         };
-        done.map_err(|e| self.failed(&e))?;
+        // On MySQL an INSERT may have waited for a row.
+        let waits = !self.never_waits && statement.contains("INSERT INTO");
+        done.map_err(|e| match waits {
+            true => self.failed(&e),
+            false => self.failed_since(began, &e),
+        })?;
         let id = self.conn.last_insert_id().unwrap_or_default();
         Ok(Done {
             rows: self.conn.affected_rows(),
@@ -358,6 +366,7 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
+        let began = clock::now();
         let found = match self.prepare(statement).await? {
             Some(prepared) => self.conn.exec(prepared, params).await,
             None => {
@@ -365,7 +374,7 @@ impl Session {
                 self.conn.query(text).await
             }
         };
-        found.map_err(|e| self.failed(&e))
+        found.map_err(|e| self.failed_since(began, &e))
     }
 
     /// Each statement is filled in, read for its parameters and prepared once for each connection: as
@@ -382,7 +391,7 @@ impl Session {
         if self.unprepared {
             return Ok(None);
         }
-        let text = self.fill(statement);
+        let (text, began) = (self.fill(statement), clock::now());
         match self.conn.prep(text).await {
             Ok(prepared) => {
                 self.prepared.insert(statement, prepared.clone());
@@ -393,7 +402,7 @@ impl Session {
                 self.unprepared = true;
                 Ok(None)
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed_since(began, &error)),
         }
     }
 
@@ -403,6 +412,28 @@ impl Session {
             .query_drop(statement)
             .await
             .map_err(|e| self.failed(&e))
+    }
+
+    /// What a statement failed of that waits for no row: a wait that timed out was for the table.
+    ///
+    /// Both servers answer 1205 for either. A row that is locked fails a statement at once.
+    fn failed_since(&mut self, began: Time, error: &mysql_async::Error) -> StoreError {
+        match error {
+            Error::Server(refused)
+                if refused.code == 1205 && clock::now().saturating_sub(began) >= TABLE_WAIT =>
+            {
+                self.blocked()
+            }
+            error => self.failed(error),
+        }
+    }
+
+    /// The table, or the whole server, is closed to writes: that passes, and is not the holder of a lock.
+    pub(super) fn blocked(&self) -> StoreError {
+        StoreError::cannot_serve(format!(
+            "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
+            self.at
+        ))
     }
 
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
@@ -422,7 +453,7 @@ impl Session {
             {
                 self.fit = false;
                 let said = format!("the table was there before ({INIT}): {source}");
-                StoreError::Unavailable(said.into())
+                StoreError::cannot_serve(said)
             }
             (meaning, _) => meaning,
         }
@@ -561,9 +592,8 @@ impl From<Failure<String>> for StoreError {
     fn from(failure: Failure<String>) -> Self {
         match failure.verdict {
             Verdict::Unavailable => Self::Unavailable(failure.said.into()),
-            Verdict::ReadOnly | Verdict::Refused => {
-                Self::rejected(failure.said, failure.hint.as_deref())
-            }
+            Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
+            Verdict::Refused => Self::rejected(failure.said, failure.hint.as_deref()),
         }
     }
 }
@@ -612,7 +642,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     let refused = |hint| (StoreError::rejected(&*said, hint), false);
     if is_full(error) {
         let said = format!("the disk of the database, or its tablespace, is full: {said}");
-        return (StoreError::Unavailable(said.into()), false);
+        return (StoreError::cannot_serve(said), false);
     }
     match error.code {
         // MariaDB, and MySQL, where no id is left for a new row.
@@ -651,7 +681,7 @@ fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
         | 3796..=3799
         | 4031 => unavailable(said),
         // Out of memory, of room for row locks, of undo slots.
-        1037 | 1041 | 1206 | 1637 => (StoreError::Unavailable(said.into()), false),
+        1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(said), false),
         _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
         _ if error.state.starts_with("08") => unavailable(said),
         1146 | 1932 => refused(Some(INIT)),
@@ -715,6 +745,90 @@ mod tests {
         let by_table = ours.replace(" CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin", "");
         let by_table = by_table.replace("utf8mb4_general_ci", "utf8mb4_nopad_bin");
         assert_eq!(unfit(&by_table, "utf8mb4_nopad_bin"), None);
+    }
+
+    /// What the server says, and whether the connection is given up.
+    fn told(code: u16, message: &str) -> (StoreError, bool) {
+        let refused = ServerError {
+            code,
+            message: message.into(),
+            state: "HY000".into(),
+        };
+        meaning("h:1", &Error::Server(refused))
+    }
+
+    #[test]
+    fn what_passes_ends_no_wait() {
+        for (code, message, gives_up) in [
+            (1114, "The table 't' is full", false),
+            (
+                1021,
+                "Disk full (/tmp); waiting for someone to free some space",
+                false,
+            ),
+            (
+                1026,
+                "Error writing file 'x' (errno: 28 \"No space left on device\")",
+                false,
+            ),
+            (
+                1030,
+                "Got error 28 \"No space left on device\" from storage engine InnoDB",
+                false,
+            ),
+            (1637, "Too many active concurrent transactions", false),
+            (3032, "The server is currently in offline mode", true),
+            (3798, "Group replication in the process of a change", true),
+            (1290, "running with the --read-only option", true),
+            (1040, "Too many connections", true),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+            assert_eq!(broken, gives_up, "{error}");
+        }
+        for (code, message) in [
+            (
+                1180,
+                "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT",
+            ),
+            (1205, "Lock wait timeout exceeded"),
+            (
+                1412,
+                "Table definition has changed, please retry transaction",
+            ),
+            (1062, "Duplicate entry 'a' for key 't.name'"),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Contention(_)), "{error}");
+            assert!(!broken, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_called_so_and_other_write_errors_are_not() {
+        let said = told(1114, "The table 't' is full").0.to_string();
+        assert!(said.contains("disk of the database"), "{said}");
+        let other = told(1030, "Got error 168 from storage engine")
+            .0
+            .to_string();
+        assert!(!other.contains("disk"), "{other}");
+    }
+
+    #[test]
+    fn ids_that_are_used_up_are_no_contention() {
+        for (code, message) in [
+            (167, "Out of range value for column 'id' at row 1"),
+            (1062, "Duplicate entry '2147483647' for key 't.PRIMARY'"),
+            (
+                1467,
+                "Failed to read auto-increment value from storage engine",
+            ),
+        ] {
+            let (StoreError::Rejected { hint, .. }, false) = told(code, message) else {
+                panic!("{message}");
+            };
+            assert!(hint.unwrap_or_default().contains("bigint"), "{message}");
+        }
     }
 
     #[test]

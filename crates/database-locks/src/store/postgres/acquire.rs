@@ -22,8 +22,8 @@ use crate::token::Token;
 /// A grant must survive a crash, or two could be made. So where the role's `synchronous_commit` is off
 /// it is switched on, for this transaction; a stricter setting (`remote_apply`) stays.
 ///
-/// A row that was never granted by this protocol begins at the database's clock in milliseconds: it
-/// may have been there before, with greater tokens than 0, and have been deleted.
+/// The token is the greater of the old one + 1 and the database's clock in milliseconds: so it exceeds
+/// those of a row that was deleted, and of one that a backup or a copied table has put back.
 pub(super) const ACQUIRE_ONE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
@@ -36,8 +36,7 @@ WITH picked AS MATERIALIZED (
 ), granted AS (
     UPDATE {table} l SET
            locked_by = $3, grant_id = $2, metadata = $5,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END,
+           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint),
            expires_at = p.now + $4 * interval '1 microsecond',
            granted_until = p.now + $4 * interval '1 microsecond',
            acquired_at = p.now, renewed_at = p.now
@@ -79,8 +78,7 @@ WITH durable AS MATERIALIZED (
 ), granted AS (
     UPDATE {table} l SET
            locked_by = p.holder, grant_id = p.grant_id, metadata = p.metadata,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END,
+           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint),
            expires_at = p.now + p.length * interval '1 microsecond',
            granted_until = p.now + p.length * interval '1 microsecond',
            acquired_at = p.now, renewed_at = p.now

@@ -5,6 +5,10 @@
 //! name as its payload. Where nobody waits nobody rings, since the server carries out one commit that
 //! rings at a time.
 //!
+//! A release by force rings as well, and a take-over: for the holder that loses the lock. So a process
+//! also listens while it holds a lease that is renewed rarely, and says so to the scheduler, whose
+//! renewal decides; see [`Store::on_forced`](crate::store::Store::on_forced).
+//!
 //! A bell may be lost, so there is a slow look behind it. What that finds changed although nobody rang
 //! ends the trust in bells for a while, and the waiters look as often as if there were none.
 
@@ -12,7 +16,7 @@ mod listen;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -30,7 +34,8 @@ use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::name::LockName;
 use crate::store::{Ask, Occupant, Outcome, Pauses, Woken};
-use crate::token::Token;
+use crate::timing::Ttl;
+use crate::token::{GrantId, Token};
 
 /// For how long a waiter says that it waits. What it leaves behind makes releases ring in vain for as
 /// long; what is refreshed at half of it costs a statement each 30 s.
@@ -52,6 +57,14 @@ const CROWDED: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_millis(500);
 /// A second connection that is there for listening alone is closed when nobody has waited for so long.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Leases that are longer than this are renewed more rarely than each 5 s, by default: for such a one
+/// the process listens. The holder of a shorter one learns of a release by force from its next renewal.
+const RARELY: Duration = Duration::from_secs(15);
+/// A lease that ends sooner is not worth the round trips of a LISTEN.
+const SETTLED: Duration = Duration::from_millis(500);
+/// For how long a lease without end counts as held unless it is renewed or released.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Say that somebody waits for a lock that is held: `$1` name, `$2` for how long from now, in
 /// microseconds. One row: whether it stands there now, or its row is locked by somebody; and what a read
@@ -103,10 +116,26 @@ pub(super) struct Shared {
     about: String,
     posts: Mutex<Posts>,
     hearing: watch::Sender<Hearing>,
+    forced: OnceLock<Tell>,
+}
+
+/// Whom to tell of a lock that may have been taken from its holder.
+type Tell = Arc<dyn Fn(&LockName) + Send + Sync>;
+
+/// A lease for which the process listens.
+#[derive(Clone, Copy)]
+struct Lease {
+    since: Time,
+    /// Unless it is renewed.
+    until: Time,
 }
 
 #[derive(Default)]
 struct Posts {
+    /// The leases that are renewed rarely.
+    leases: HashMap<GrantId, Lease>,
+    /// A task is about to listen for them.
+    soon: bool,
     of: HashMap<LockName, Post>,
     /// Bells are not trusted, since then.
     doubted: Option<Time>,
@@ -230,6 +259,50 @@ impl Shared {
                 post.rings.send_modify(|rings| *rings += 1);
             }
         }
+        drop(posts);
+        // What was done through this very connection was told by its caller.
+        if !own {
+            self.tell_forced(&name);
+        }
+    }
+
+    fn tell_forced(&self, name: &LockName) {
+        if let Some(tell) = self.forced.get() {
+            tell(name);
+        }
+    }
+
+    /// Since when the same ears have been listening for this connection; none while there are none. Then
+    /// it is seen to.
+    fn round(self: &Arc<Self>, main: Arc<Connection>) -> Option<u64> {
+        let is = |known: &Weak<Connection>| known.as_ptr() == Arc::as_ptr(&main);
+        let (mut round, mut arrange) = (None, false);
+        self.hearing.send_if_modified(|hearing| {
+            match hearing {
+                Hearing::Listening {
+                    main,
+                    ear,
+                    round: known,
+                    ..
+                } if is(main) && ear.upgrade().is_some_and(|ear| !ear.is_closed()) => {
+                    round = Some(*known);
+                }
+                Hearing::Arranging { main } if is(main) => {}
+                Hearing::Deaf { main, until }
+                    if is(main) && until.is_none_or(|until| clock::now() < until) => {}
+                _ => {
+                    arrange = true;
+                    *hearing = Hearing::Arranging {
+                        main: Arc::downgrade(&main),
+                    };
+                }
+            }
+            false
+        });
+        if arrange {
+            tokio::spawn(arrange_for(Arc::downgrade(self), main));
+        }
+        round
     }
 
     /// A connection has ended: whoever listened there had better look.
@@ -252,6 +325,7 @@ impl Bells {
             about,
             posts: Mutex::default(),
             hearing: watch::Sender::default(),
+            forced: OnceLock::new(),
         });
         refused.map_or(Ok(Self(shared)), Err)
     }
@@ -388,37 +462,62 @@ impl Bells {
         (clock::now() < late + CROWDED).then(|| SPREAD.mul_f64(fastrand::f64()))
     }
 
-    /// Since when the same ears have been listening; none while there are none. Then it is seen to.
     fn round(&self, link: &Link) -> Option<u64> {
-        let main = link.current()?;
-        let is = |known: &Weak<Connection>| known.as_ptr() == Arc::as_ptr(&main);
-        let (mut round, mut arrange) = (None, false);
-        self.0.hearing.send_if_modified(|hearing| {
-            match hearing {
-                Hearing::Listening {
-                    main,
-                    ear,
-                    round: known,
-                    ..
-                } if is(main) && ear.upgrade().is_some_and(|ear| !ear.is_closed()) => {
-                    round = Some(*known);
-                }
-                Hearing::Arranging { main } if is(main) => {}
-                Hearing::Deaf { main, until }
-                    if is(main) && until.is_none_or(|until| clock::now() < until) => {}
-                _ => {
-                    arrange = true;
-                    *hearing = Hearing::Arranging {
-                        main: Arc::downgrade(&main),
-                    };
-                }
-            }
-            false
-        });
-        if arrange {
-            tokio::spawn(arrange_for(self.listener(), main));
+        self.0.round(link.current()?)
+    }
+
+    /// Whom to tell of what may have been forced; the first call counts.
+    pub(super) fn on_forced(&self, tell: Tell) {
+        let _ = self.0.forced.set(tell);
+    }
+
+    /// This store itself has just taken it from its holder, who may be of this process.
+    pub(super) fn forced(&self, name: &LockName) {
+        self.0.tell_forced(name);
+    }
+
+    /// These were granted or renewed: listen for those that are renewed rarely.
+    pub(super) fn holds(&self, link: &Link, leases: impl Iterator<Item = (GrantId, Ttl)>) {
+        let now = clock::now();
+        let mut rare = leases
+            .filter_map(|(id, ttl)| match ttl {
+                Ttl::Lasting(length) if length <= RARELY => None,
+                Ttl::Lasting(length) => Some((id, now.saturating_add(length))),
+                Ttl::Endless => Some((id, now + DAY)),
+            })
+            .peekable();
+        if rare.peek().is_none() {
+            return;
         }
-        round
+        let mut posts = self.0.posts();
+        for (id, until) in rare {
+            let since = now;
+            posts
+                .leases
+                .entry(id)
+                .or_insert(Lease { since, until })
+                .until = until;
+        }
+        let listening = match (&*self.0.hearing.borrow(), link.current()) {
+            (Hearing::Listening { main, .. }, Some(now)) => main.as_ptr() == Arc::as_ptr(&now),
+            _ => false,
+        };
+        if listening || std::mem::replace(&mut posts.soon, true) {
+            return;
+        }
+        drop(posts);
+        let main = link.current().as_ref().map(Arc::downgrade);
+        tokio::spawn(listen_soon(self.listener(), main.unwrap_or_default()));
+    }
+
+    /// These are held no more.
+    pub(super) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
+        let mut posts = self.0.posts();
+        if !posts.leases.is_empty() {
+            for id in grants {
+                posts.leases.remove(id);
+            }
+        }
     }
 
     /// Until when the row says that we wait, where it says so for long enough.
@@ -556,6 +655,28 @@ async fn doubt(bells: Weak<Shared>, name: LockName, heard: u64) {
     bells.hearing.send_modify(|_| ());
 }
 
+/// Listen once one of the leases has been held for a while, unless all have ended before.
+async fn listen_soon(bells: Weak<Shared>, main: Weak<Connection>) {
+    loop {
+        tokio::time::sleep(SETTLED).await;
+        let Some(bells) = bells.upgrade() else { return };
+        let (mut posts, now) = (bells.posts(), clock::now());
+        posts.leases.retain(|_, lease| now < lease.until);
+        let settled = |lease: &Lease| lease.since + SETTLED <= now;
+        if !posts.leases.is_empty() && !posts.leases.values().any(settled) {
+            continue;
+        }
+        posts.soon = false;
+        let wanted = !posts.leases.is_empty();
+        drop(posts);
+        // Where the connection has gone the next renewal, on another one, sees to it.
+        if wanted && let Some(main) = main.upgrade().filter(|main| !main.is_closed()) {
+            bells.round(main);
+        }
+        return;
+    }
+}
+
 /// Find out how to hear, and listen.
 async fn arrange_for(bells: Weak<Shared>, main: Arc<Connection>) {
     let Some(shared) = bells.upgrade() else {
@@ -595,16 +716,17 @@ async fn arrange_for(bells: Weak<Shared>, main: Arc<Connection>) {
     shared.hearing.send_replace(hearing);
 }
 
-/// A second connection is spared where nobody waits.
+/// A second connection is spared where nobody waits, nor holds what is renewed rarely.
 async fn close_when_idle(bells: Weak<Shared>, ear: Weak<Connection>) {
     loop {
         tokio::time::sleep(IDLE).await;
         let (Some(bells), Some(ear)) = (bells.upgrade(), ear.upgrade()) else {
             return;
         };
-        let posts = bells.posts();
-        let idle =
-            posts.of.values().all(|post| post.waiters == 0) && clock::now() >= posts.waited + IDLE;
+        let (posts, now) = (bells.posts(), clock::now());
+        let idle = posts.of.values().all(|post| post.waiters == 0)
+            && now >= posts.waited + IDLE
+            && posts.leases.values().all(|lease| lease.until <= now);
         drop(posts);
         if idle && let Some(link) = &bells.ear {
             link.retire(&ear);

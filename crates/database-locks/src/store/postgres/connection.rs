@@ -24,8 +24,12 @@ pub(super) struct Connection {
     /// its connections by transaction, those of several processes meet on one connection
     /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
     pub(super) prepared: Option<Vec<Prepared>>,
+    /// Set once the table has been used: see [`Kind::Missing`](super::refusal::Kind::Missing).
+    pub(super) used: Arc<AtomicBool>,
     /// Why the table cannot be used.
     pub(super) unfit: Option<Refusal>,
+    /// The backend that carries out all that is sent on it; none where a pooler may be in between.
+    pub(super) backend: Option<i32>,
     /// Which server it is, where that is to be known. Behind a pooler, which one it was at first.
     pub(super) server: Option<Primary>,
     /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.
@@ -57,13 +61,15 @@ impl Connection {
             Some(all) if reused => self.prepare(number, &all[number], params).await?,
             _ => None,
         };
-        match prepared {
+        let rows = match prepared {
             Some(statement) => {
                 let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
-                Ok(self.client.query(statement, &values).await?)
+                self.client.query(statement, &values).await?
             }
-            None => Ok(self.client.query_typed(&self.texts[number], params).await?),
-        }
+            None => self.client.query_typed(&self.texts[number], params).await?,
+        };
+        self.used.store(true, Ordering::Relaxed);
+        Ok(rows)
     }
 
     /// Preparing is a round trip more, which whoever acquires once and releases once would pay in

@@ -42,6 +42,8 @@ impl Connection {
         let unreachable = |error: io::Error| {
             Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
+        let settled =
+            |refusal: Refusal| Failure::from(refusal.settled(link.used.load(Ordering::Relaxed)));
         let late = Arc::new(AtomicBool::new(false));
         let to = (address, &link.bells);
         let ((client, in_use), ends) = match address {
@@ -56,34 +58,37 @@ impl Connection {
                     Some(tls) => {
                         let Ok(tls) =
                             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
-                        greet(stream, tls, &link.config, to, way, &late).await?
+                        greet(stream, tls, &link.config, to, way, &late).await
                     }
-                    None => greet(stream, NoTls, &link.config, to, way, &late).await?,
+                    None => greet(stream, NoTls, &link.config, to, way, &late).await,
                 };
-                (greeted, ends)
+                (greeted.map_err(settled)?, ends)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
                 let way = Some(Way::Unix(path.into()));
-                let greeted = greet(stream, NoTls, &link.local, to, way, &late).await?;
-                (greeted, ends)
+                let greeted = greet(stream, NoTls, &link.local, to, way, &late).await;
+                (greeted.map_err(settled)?, ends)
             }
         };
         // Both at once, in one round trip.
         let (hello, server) =
             tokio::join!(Hello::say(&client, &link.hello), identity::ask(&client));
-        let hello = hello?;
+        let hello = hello.map_err(settled)?;
         hello.check(address, link.has_served())?;
         hello.obeys(address, link.search_path.as_deref())?;
         identity::no_step_back(address, server, link.latest_server())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
+        let backend = direct.then_some(hello.backend);
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
         Ok(Arc::new(Self {
             client,
             texts,
             prepared,
+            used: Arc::clone(&link.used),
+            backend,
             unfit: hello.unfit(),
             server,
             late,

@@ -25,7 +25,8 @@ SELECT name, setting, source
   FROM pg_settings
  WHERE name IN ('server_version', 'fsync', 'full_page_writes', 'synchronous_commit',
                 'default_transaction_isolation', 'statement_timeout', 'idle_session_timeout',
-                'idle_in_transaction_session_timeout', 'synchronous_standby_names')";
+                'idle_in_transaction_session_timeout', 'synchronous_standby_names',
+                'server_encoding')";
 
 /// Of this connection; behind a pooler it is that of the pooler to the server.
 const TLS: &str =
@@ -68,6 +69,7 @@ pub(super) async fn examine(
     let usable = patient.table().await?;
     patient.durability(&settings).await?;
     timeouts(&settings, &mut patient.notes);
+    encoding(&settings, &mut patient.notes);
     if usable {
         patient.locks().await?;
     }
@@ -115,7 +117,7 @@ impl Patient<'_> {
             Ok(rows) => Ok(Some(rows)),
             // Or it cannot for now: past a statement_timeout for one, which is found all the same.
             Err(Refusal {
-                kind: Kind::Rejected(_) | Kind::Unavailable,
+                kind: Kind::Rejected(_) | Kind::Missing(_) | Kind::Unavailable,
                 said,
                 ..
             }) => {
@@ -213,6 +215,16 @@ impl Patient<'_> {
             self.notes.fine("replicas", said);
         }
         Ok(())
+    }
+}
+
+fn encoding(settings: &Settings, notes: &mut Notes) {
+    let encoding = settings.get("server_encoding");
+    if !matches!(encoding, "UTF8" | "") {
+        notes.found(
+            &doctor::ENCODING,
+            format!("the encoding of the database is {encoding}"),
+        );
     }
 }
 

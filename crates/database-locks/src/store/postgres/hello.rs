@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use super::connection::Param;
+use super::product;
 use super::refusal::Refusal;
 use crate::store::hosts::{Failure, Verdict};
 use crate::store::url::Address;
@@ -16,6 +17,8 @@ const OLDEST: i32 = 120_000;
 
 /// What a server says of itself, and of the table if it is there.
 pub(super) struct Hello {
+    /// All that it says of its version, and so which product it is.
+    product: String,
     version: i32,
     version_text: String,
     standby: bool,
@@ -41,7 +44,7 @@ pub(super) const HELLO: &str = "
            (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
            (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
              WHERE attrelid = to_regclass('{table}') AND attname = 'name'),
-           current_setting('search_path')";
+           current_setting('search_path'), version()";
 
 /// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
 const TEXTS: [i64; 2] = [25, 1043];
@@ -61,7 +64,10 @@ impl Hello {
                 let without = HELLO.replace("{table}", "pg_catalog.no_table_of_locks");
                 client.query_typed(&without, &[]).await?
             }
-            rows => rows?,
+            rows => match rows {
+                Ok(rows) => rows,
+                Err(error) => return Err(Self::not_said(client, error.into()).await),
+            },
         };
         let row = rows
             .first()
@@ -94,7 +100,21 @@ impl Hello {
             name,
             exact,
             search_path: row.try_get(11)?,
+            product: row.try_get(12)?,
         })
+    }
+
+    /// Why a server did not say it: one of another product may not know all that was asked.
+    async fn not_said(client: &Client, refusal: Refusal) -> Refusal {
+        let version = client.query_typed("SELECT version()", &[]).await;
+        let version: Option<String> = version.ok().and_then(|rows| rows.first()?.try_get(0).ok());
+        match version.as_deref().and_then(product::stranger) {
+            Some(name) => Refusal::rejected(
+                format!("the server is {name} and not PostgreSQL"),
+                Some(product::HINT),
+            ),
+            None => refusal,
+        }
     }
 
     /// A pooler may pass over what we set at the start: then the table would be another one than the
@@ -123,6 +143,13 @@ impl Hello {
         address: &Address,
         served: bool,
     ) -> Result<(), Failure<&'static str>> {
+        if let Some(name) = product::stranger(&self.product) {
+            return Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!("{address} is {name} and not PostgreSQL"),
+                hint: Some(product::HINT),
+            });
+        }
         if self.version < OLDEST {
             return Err(Failure {
                 verdict: Verdict::Refused,
@@ -192,6 +219,7 @@ pub(super) mod tests {
     pub(in super::super) fn hello(client: &str, server: &str) -> Hello {
         let end = |text: &str| text.parse().ok().map(|a: SocketAddr| (a.ip(), a.port()));
         Hello {
+            product: "PostgreSQL 12.0 on x86_64-pc-linux-gnu".into(),
             version: OLDEST,
             version_text: "12.0".into(),
             standby: false,
@@ -228,6 +256,17 @@ pub(super) mod tests {
             failure.said,
             "pooler:6432 looks for tables in public, whatever the URL says"
         );
+    }
+
+    #[test]
+    fn another_product_is_refused_by_its_name_and_not_for_its_version() {
+        let mut other = hello("", "");
+        other.product = "PostgreSQL 11.2-YB-2.18.0.1-b0 on x86_64-pc-linux-gnu".into();
+        other.version = 110_002;
+        let address = Address::Tcp("db".into(), 5433);
+        let failure = other.check(&address, true).unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.said, "db:5433 is YugabyteDB and not PostgreSQL");
     }
 
     #[test]

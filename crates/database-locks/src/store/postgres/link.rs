@@ -13,6 +13,7 @@ use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::bells::Shared as Bells;
+use super::blocked::{self, Blocked};
 use super::connection::Connection;
 use super::hello::HELLO;
 use super::identity;
@@ -67,6 +68,10 @@ pub(super) struct Shared {
     pub(super) texts: Arc<[String]>,
     /// Who is told what a connection hears.
     pub(super) bells: Weak<Bells>,
+    /// Who has what we want locked.
+    pub(super) blocked: Blocked,
+    /// The table has been used through it.
+    pub(super) used: Arc<AtomicBool>,
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
     state: Mutex<State>,
@@ -111,6 +116,11 @@ impl Shared {
     /// Whether a server that was found fit has been reached before.
     pub(super) fn has_served(&self) -> bool {
         self.state().served
+    }
+
+    /// Which of the addresses serves.
+    pub(super) fn serving(&self) -> usize {
+        self.state().latest
     }
 
     /// Which server has served latest, where that is known.
@@ -175,6 +185,8 @@ impl Link {
             hello: table.fill(HELLO),
             texts: texts.into(),
             bells,
+            blocked: Blocked::default(),
+            used: Arc::default(),
             pooled: AtomicBool::new(false),
             state: Mutex::default(),
         })))
@@ -218,7 +230,7 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        let (used, mut unconnected) = (OnceLock::new(), false);
+        let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
             let on = self.connected().await?;
             let _ = used.set(Arc::clone(&on));
@@ -246,14 +258,32 @@ impl Link {
                 if refusal.kind == Kind::Pooled {
                     self.0.pooled.store(true, Ordering::Relaxed);
                 }
-                refusal.into()
+                refusal.settled(self.0.used.load(Ordering::Relaxed)).into()
             })
         };
-        let answer = keep_to(within, reply, || match used.get() {
-            Some(on) => self.give_up(on),
+        let kept = keep_to(within, reply, || match used.get() {
+            Some(on) => {
+                late = true;
+                self.give_up(on);
+            }
             None => unconnected = true,
-        })
-        .await;
+        });
+        let watch = async {
+            tokio::time::sleep(blocked::LONG.min(within / 2)).await;
+            if let Some(on) = used.get() {
+                match blocked::look(&self.0, on).await {}
+            }
+            std::future::pending().await
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = kept => answer,
+            never = watch => never,
+        };
+        if late && let Some(by) = self.0.blocked.by() {
+            let said = format!("blocked for {} by {by}", Human(within));
+            return Err(StoreError::cannot_serve(said));
+        }
         if unconnected {
             let failure = self.0.state().failure.take();
             let why =
@@ -266,6 +296,11 @@ impl Link {
             return Err(StoreError::Unavailable(said.into()));
         }
         answer
+    }
+
+    /// Who has what we want locked, where a call that is under way found that out.
+    pub(super) fn blocked_by(&self) -> Option<String> {
+        self.0.blocked.by()
     }
 
     /// Use this connection for no further call. Those that wait for its answers may still get them.

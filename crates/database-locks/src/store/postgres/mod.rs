@@ -23,6 +23,7 @@ mod rows;
 
 mod acquire;
 mod bells;
+mod blocked;
 mod cancel;
 mod connection;
 mod dial;
@@ -31,6 +32,7 @@ mod ends;
 mod hello;
 mod identity;
 mod link;
+mod product;
 mod refusal;
 mod release;
 mod renew;
@@ -38,6 +40,7 @@ mod take_over;
 mod tls;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -55,12 +58,12 @@ use self::take_over::{TAKE_OVER, TAKE_UP, take_over, take_up};
 use super::rows::Seen;
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Pauses, Released, Renewal, Reply, Return,
-    Store, Table, TakeOver, TakeUp, Woken, bounded,
+    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Return, Store, Table, TakeOver, TakeUp, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::info::LockInfo;
+use crate::info::{ListFilter, LockInfo};
 use crate::name::LockName;
 use crate::timing::Ttl;
 
@@ -84,7 +87,7 @@ enum Sql {
     Release,
     Force,
     Read,
-    ReadAll,
+    ReadPage,
     Prune,
     Wait,
     Ring,
@@ -101,7 +104,7 @@ const STATEMENTS: [&str; 14] = [
     RELEASE,
     FORCE,
     READ,
-    READ_ALL,
+    READ_PAGE,
     PRUNE,
     WAIT,
     RING,
@@ -122,6 +125,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("wait", WAIT),
     ("wake", RING),
     ("read", READ),
+    ("read a page", READ_PAGE),
     ("prune", PRUNE),
     ("fence", FENCE),
 ];
@@ -173,66 +177,117 @@ SELECT name::text, ",
        ",
             micros!("expires_at", "expires_at"),
             ",
-       metadata::text
-  FROM {table} l",
+       metadata::text",
             $rest
         )
     };
 }
 
 /// Read the locks of these names: `$1`. Locks nothing.
-const READ: &str = info!(" WHERE name = ANY ($1) ORDER BY name COLLATE \"C\"");
+const READ: &str = info!(
+    "
+  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\""
+);
 
-/// The same for all.
-const READ_ALL: &str = info!(" ORDER BY name COLLATE \"C\"");
+/// Read a page of rows: the next thousand behind the id `$1`, all or, where `$2`, those that are not
+/// free; with names that begin with `$3`. Each row bears the last id of the page, and where none matches
+/// one that has nothing else; null: there are no more.
+const READ_PAGE: &str = concat!(
+    "
+WITH page AS MATERIALIZED (
+    SELECT * FROM {table} WHERE id > $1 ORDER BY id LIMIT 1000
+)",
+    info!(
+        ", (SELECT max(id)::bigint FROM page)
+  FROM (SELECT) one LEFT JOIN page l
+       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3)
+ ORDER BY l.id"
+    )
+);
 
-async fn read(on: &Connection, names: Option<&[LockName]>) -> Result<Vec<Seen>, Refusal> {
-    let rows = match names {
-        None => on.rows(Sql::ReadAll as usize, true, &[]).await?,
-        Some(names) => {
-            let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
-            let params: [connection::Param<'_>; 1] = [(&texts, Type::TEXT_ARRAY)];
-            on.rows(Sql::Read as usize, names.len() < LARGE, &params)
-                .await?
-        }
-    };
-    let whole = |row: &Row| -> Result<Seen, Refusal> {
-        Ok(Seen {
-            name: row.try_get(0)?,
-            acquired_at: row.try_get(8)?,
-            renewed_at: row.try_get(9)?,
-            expires_at: row.try_get(10)?,
-            metadata: row.try_get(11)?,
-            ..seen(row, 1)?
-        })
-    };
+async fn read(on: &Connection, names: &[LockName]) -> Result<Vec<Seen>, Refusal> {
+    let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
+    let params: [connection::Param<'_>; 1] = [(&texts, Type::TEXT_ARRAY)];
+    let rows = on
+        .rows(Sql::Read as usize, names.len() < LARGE, &params)
+        .await?;
     rows.iter().map(whole).collect()
 }
 
-/// Delete what nobody has had for so long; `$1` microseconds, `$2` whether rows that do not say so too.
+/// All that is read of a row.
+fn whole(row: &Row) -> Result<Seen, Refusal> {
+    Ok(Seen {
+        name: row.try_get(0)?,
+        acquired_at: row.try_get(8)?,
+        renewed_at: row.try_get(9)?,
+        expires_at: row.try_get(10)?,
+        metadata: row.try_get(11)?,
+        ..seen(row, 1)?
+    })
+}
+
+async fn page(on: &Connection, filter: &ListFilter, after: Option<i64>) -> Result<Page, Refusal> {
+    let params: [connection::Param<'_>; 3] = [
+        (&after.unwrap_or(i64::MIN), Type::INT8),
+        (&filter.not_free, Type::BOOL),
+        (&filter.prefix, Type::TEXT),
+    ];
+    let rows = on.rows(Sql::ReadPage as usize, true, &params).await?;
+    let mut page = Page::default();
+    for row in &rows {
+        page.last = row.try_get(12)?;
+        if row.try_get::<_, Option<&str>>(0)?.is_some() {
+            page.rows.push(whole(row)?.into_info());
+        }
+    }
+    Ok(page)
+}
+
+/// Delete what nobody has had for so long, on a page of a thousand rows behind the id `$3`: `$1`
+/// microseconds, `$2` whether rows that do not say so too. One row: the last id of the page, null where
+/// there are no more, and how many were deleted.
 ///
 /// A row whose `granted_until` is set while `expires_at` is null was freed by 0.5, at a time that it
 /// does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
 /// stays: the row made anew begins at the clock, and its token has to be greater.
 const PRUNE: &str = "
-WITH picked AS MATERIALIZED (
+WITH page AS MATERIALIZED (
+    SELECT id FROM {table} WHERE id > $3 ORDER BY id LIMIT 1000
+), picked AS MATERIALIZED (
     SELECT id
       FROM {table}
-     WHERE (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+     WHERE id > $3 AND id <= (SELECT max(id) FROM page)
+       AND (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
             AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
        AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
-     LIMIT 500
        FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
 )
-DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id";
+SELECT (SELECT max(id)::bigint FROM page), (SELECT count(*) FROM deleted)";
 
-async fn prune(on: &Connection, idle: Duration, unknown: bool) -> Result<u64, Refusal> {
-    let params: [connection::Param<'_>; 2] =
-        [(&micros(bounded(idle)), Type::INT8), (&unknown, Type::BOOL)];
-    let rows = on.rows(Sql::Prune as usize, false, &params).await?;
-    Ok(rows.len() as u64)
+async fn prune(
+    on: &Connection,
+    idle: Duration,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, Refusal> {
+    let params: [connection::Param<'_>; 3] = [
+        (&micros(bounded(idle)), Type::INT8),
+        (&unknown, Type::BOOL),
+        (&after.unwrap_or(i64::MIN), Type::INT8),
+    ];
+    let rows = on.rows(Sql::Prune as usize, true, &params).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Pruned::default());
+    };
+    let deleted: i64 = row.try_get(1)?;
+    Ok(Pruned {
+        deleted: deleted.unsigned_abs(),
+        last: row.try_get(0)?,
+    })
 }
 
 /// The fence: let this transaction commit only while the grant is there. In somebody's own transaction,
@@ -280,6 +335,14 @@ impl Store for Postgres {
                 .on(within, move |on| async move { acquire(&on, asks).await })
                 .await?;
             self.bells.looked(asks, looks, &outcomes);
+            let granted = asks.iter().zip(&outcomes);
+            self.bells.holds(
+                &self.link,
+                granted.filter_map(|(ask, outcome)| match outcome {
+                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Lasting(*length))),
+                    Outcome::Held(_) | Outcome::Busy => None,
+                }),
+            );
             Ok(outcomes)
         })
     }
@@ -290,6 +353,16 @@ impl Store for Postgres {
         pauses: Pauses,
     ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
         Box::pin(self.bells.wait(&self.link, name, pauses))
+    }
+
+    fn blocked_by(&self) -> Option<String> {
+        self.link.blocked_by()
+    }
+
+    fn reconnect(&self) {
+        if let Some(current) = self.link.current() {
+            self.link.retire(&current);
+        }
     }
 
     fn waiters_poll(&self) -> bool {
@@ -308,24 +381,46 @@ impl Store for Postgres {
         grants: &'a [(Grant, Ttl)],
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { renew(&on, grants).await }),
-        )
+        Box::pin(async move {
+            let renewals = self
+                .link
+                .on(within, move |on| async move { renew(&on, grants).await })
+                .await?;
+            let of = |lost: bool| {
+                let all = grants.iter().zip(&renewals);
+                all.filter(move |(_, done)| matches!(done, Renewal::Lost(_)) == lost)
+                    .map(|(grant, _)| grant)
+            };
+            let held = of(false).map(|(grant, ttl)| (grant.id, *ttl));
+            self.bells.holds(&self.link, held);
+            self.bells
+                .holds_no_more(of(true).map(|(grant, _)| &grant.id));
+            Ok(renewals)
+        })
     }
 
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+        self.bells
+            .holds_no_more(returns.iter().map(|what| &what.grant));
         Box::pin(
             self.link
                 .on(within, move |on| async move { release(&on, returns).await }),
         )
     }
 
-    fn read<'a>(
+    fn page<'a>(
         &'a self,
-        names: Option<&'a [LockName]>,
+        filter: &'a ListFilter,
+        after: Option<i64>,
         within: Duration,
-    ) -> Reply<'a, Vec<LockInfo>> {
+    ) -> Reply<'a, Page> {
+        Box::pin(self.link.on(
+            within,
+            move |on| async move { page(&on, filter, after).await },
+        ))
+    }
+
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         Box::pin(self.link.on(within, move |on| async move {
             let rows = read(&on, names).await?;
             Ok(rows.into_iter().map(Seen::into_info).collect())
@@ -338,36 +433,67 @@ impl Store for Postgres {
         within: Duration,
     ) -> Reply<'a, Vec<Option<Occupant>>> {
         Box::pin(self.link.on(within, move |on| async move {
-            let rows = read(&on, Some(names)).await?;
+            let rows = read(&on, names).await?;
             Ok(Seen::occupants(names, &rows))
         }))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { take_over(&on, what).await }),
-        )
+        Box::pin(async move {
+            let outcome = self
+                .link
+                .on(within, move |on| async move { take_over(&on, what).await })
+                .await?;
+            if let Outcome::Granted { length, .. } = outcome {
+                self.bells.forced(&what.to.name);
+                let held = std::iter::once((what.to.grant, Ttl::Lasting(length)));
+                self.bells.holds(&self.link, held);
+            }
+            Ok(outcome)
+        })
     }
 
     fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { take_up(&on, what).await }),
-        )
+        Box::pin(async move {
+            let taken = self
+                .link
+                .on(within, move |on| async move { take_up(&on, what).await })
+                .await?;
+            if let Renewal::Renewed = taken {
+                let held = std::iter::once((what.to.grant, Ttl::Lasting(what.to.length)));
+                self.bells.holds(&self.link, held);
+            }
+            Ok(taken)
+        })
     }
 
-    fn prune(&self, idle: Duration, unknown: bool, within: Duration) -> Reply<'_, u64> {
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
         Box::pin(self.link.on_patiently(within, move |on| async move {
-            prune(&on, idle, unknown).await
+            prune(&on, idle, unknown, after).await
         }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
-        Box::pin(
-            self.link
-                .on(within, move |on| async move { force(&on, name).await }),
-        )
+        Box::pin(async move {
+            let forced = self
+                .link
+                .on(within, move |on| async move { force(&on, name).await })
+                .await?;
+            if let Force::Freed(_) = forced {
+                self.bells.forced(name);
+            }
+            Ok(forced)
+        })
+    }
+
+    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+        self.bells.on_forced(tell);
     }
 
     fn fence(&self) -> Option<&FenceText> {

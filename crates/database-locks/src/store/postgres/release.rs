@@ -142,7 +142,8 @@ pub(super) const RING: &str = "SELECT pg_notify('database_locks_' || '{table}'::
 /// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
 ///
 /// The holder stays in the row and the token goes up: that is how the holder learns that it was
-/// freed by force and not taken over. A row of 0.5 gets its first token here as well.
+/// freed by force and not taken over. It is notified, whether anybody waits or not: where it listens it
+/// renews at once, and so learns of it at once.
 pub(super) const FORCE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
@@ -156,16 +157,15 @@ WITH picked AS MATERIALIZED (
 ), freed AS (
     UPDATE {table} l SET
            expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END
+           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint)
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.name, l.waiting_until > p.now AS awaited
+ RETURNING l.name
 )
 SELECT freed, ",
     seen!(),
     ", (SELECT ",
-    ring!("f.awaited"),
+    ring!("true"),
     " FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked

@@ -42,7 +42,7 @@ macro_rules! seen {
     };
 }
 
-/// Ring for a row of `f` that was freed, where somebody waits. The channel bears the table's number, so
+/// Ring for a row of `f` that was freed or taken, on a condition. The channel bears the table's number, so
 /// that all who call it by different names ring the same bell.
 macro_rules! ring {
     ($when:literal) => {

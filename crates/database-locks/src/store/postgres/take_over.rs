@@ -13,6 +13,8 @@ use crate::token::Token;
 /// Take a lock from its own holder, who comes again: parameters and rows as for [`ACQUIRE_ONE`], with
 /// `$6` the token and `$7` the grant id that were seen.
 ///
+/// The grant that ends is notified, as by a release by force.
+///
 /// The end of the lease is not asked for: a renewal in between makes it no other grant. `FOR UPDATE`
 /// as for every new token, so that an open fence keeps it out.
 pub(super) const TAKE_OVER: &str = concat!(
@@ -28,22 +30,23 @@ WITH picked AS MATERIALIZED (
 ), granted AS (
     UPDATE {table} l SET
            grant_id = $2, metadata = $5,
-           token = CASE l.token WHEN 0 THEN (extract(epoch FROM p.now) * 1000)::bigint
-                   ELSE l.token + 1 END,
+           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint),
            expires_at = p.now + $4 * interval '1 microsecond',
            granted_until = p.now + $4 * interval '1 microsecond',
            acquired_at = p.now, renewed_at = p.now
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.token
+ RETURNING l.token, l.name
 )
 SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint
-  FROM granted
+       NULL::bigint, ",
+    ring!("true"),
+    "
+  FROM granted f
  UNION ALL
 SELECT 1::bigint, false, ",
     seen!(),
-    "
+    ", NULL
   FROM {table} l
  WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
 );

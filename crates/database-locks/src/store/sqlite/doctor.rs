@@ -12,6 +12,9 @@ use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
 /// How often a read of the file is timed.
 const BEATS: usize = 7;
 
+/// Less than that is soon used up by the journal alone.
+const LEAST_SPACE: u64 = 1 << 20;
+
 const COLUMNS: &str = "
     SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 FROM pragma_table_info(?1, ?2)";
 
@@ -100,6 +103,9 @@ fn file(path: &Path, notes: &mut Notes) {
         }
         Err(error) => notes.unseen("file", error),
     }
+    if let Ok(at) = rustix::fs::statvfs(path) {
+        space(path, at.f_bavail.saturating_mul(at.f_frsize), notes);
+    }
     let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
     if others(path) {
         notes.found(
@@ -123,6 +129,14 @@ fn file(path: &Path, notes: &mut Notes) {
         "file",
         format!("{shown}, on this machine, closed to other users"),
     );
+}
+
+/// How many bytes are left beside the file.
+fn space(path: &Path, left: u64, notes: &mut Notes) {
+    if left < LEAST_SPACE {
+        let what = format!("{left} bytes are left beside {}", path.display());
+        notes.found(&doctor::DISK_FULL, what);
+    }
 }
 
 fn journal(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
@@ -226,6 +240,17 @@ mod tests {
         let mut notes = Notes::new("t");
         journal(&connection, &mut notes).unwrap();
         assert_eq!(ids(notes), ["journal-mode", "not-flushed"]);
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_is_found() {
+        let mut notes = Notes::new("t");
+        let path = Path::new("locks.sqlite3");
+        space(path, LEAST_SPACE, &mut notes);
+        assert_eq!(ids(notes).len(), 0);
+        let mut notes = Notes::new("t");
+        space(path, 4096, &mut notes);
+        assert_eq!(ids(notes), ["disk-full"]);
     }
 
     /// No such file system can be had in a test.

@@ -64,6 +64,7 @@ impl Thread {
             fences: self.fences.clone(),
             statements: self.statements.clone(),
             file: None,
+            used: false,
         };
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())
@@ -149,6 +150,10 @@ mod tests {
     /// A disk that hangs, as the thread of the connection sees it: what it does takes its time.
     #[tokio::test]
     async fn a_disk_that_hangs_has_one_thread_hang_and_no_caller() {
+        let _alone = super::super::tests::ALONE.lock().await;
+        while threads() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let folder = tempfile::tempdir().unwrap();
         let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), &Table::default());
         let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
@@ -177,7 +182,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&done), 1 + MOST_BEHIND_A_HANG);
         drop(thaw);
         let until = crate::clock::now() + long;
-        while sqlite.read(None, long).await.is_err() {
+        while sqlite.read(&[], long).await.is_err() {
             assert!(crate::clock::now() < until, "it does not go on");
             tokio::time::sleep(short).await;
         }

@@ -69,6 +69,28 @@ SELECT count(*), count(*) FILTER (WHERE expires_at > clock_timestamp()),
        min(name) FILTER (WHERE expires_at > clock_timestamp()
                            AND granted_until IS DISTINCT FROM expires_at)::text
   FROM {table}";
+
+/// The latest id, as the rows and the sequence tell it, and the greatest that the column and the sequence
+/// can hold: `$1` the table.
+const IDS: &str = "
+SELECT GREATEST((SELECT max(id)::bigint FROM {table}),
+                CASE WHEN has_sequence_privilege(s.seqrelid, 'SELECT, USAGE')
+                     THEN pg_sequence_last_value(s.seqrelid) END),
+       LEAST(CASE a.atttypid WHEN 'smallint'::regtype THEN 32767
+                             WHEN 'integer'::regtype THEN 2147483647
+                             ELSE 9223372036854775807 END, s.seqmax)
+  FROM pg_attribute a
+       LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence($1, 'id')::regclass
+ WHERE a.attrelid = to_regclass($1) AND a.attname = 'id' AND NOT a.attisdropped";
+
+/// Whether logical replication takes the rows of the table `$1` elsewhere, and brings rows from there.
+const REPLICATED: &str = "
+SELECT EXISTS (SELECT FROM pg_publication_tables p
+                WHERE p.schemaname = n.nspname AND p.tablename = c.relname),
+       EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = c.oid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = to_regclass($1)";
+
 impl Patient<'_> {
     /// Answers whether its rows can be read.
     pub(super) async fn table(&mut self) -> Result<bool, Refusal> {
@@ -167,9 +189,47 @@ impl Patient<'_> {
             });
         }
         self.notes.indexes(&indexes);
+        if complete {
+            self.ids(&name).await?;
+        }
         let said = format!("{table} has its columns, unique names and no index too many");
         self.notes.otherwise_fine("table", said);
+        self.replicated(&name).await?;
         Ok(complete)
+    }
+
+    async fn ids(&mut self, name: &[Param<'_>]) -> Result<(), Refusal> {
+        let ids = self.table.fill(IDS);
+        let rows = self.look("table", &ids, name).await?.unwrap_or_default();
+        if let Some(row) = rows.first()
+            && let Some(latest) = row.try_get(0)?
+        {
+            self.notes.ids(latest, row.try_get(1)?);
+        }
+        Ok(())
+    }
+
+    /// In one direction too: what is brought here overwrites what is granted here.
+    async fn replicated(&mut self, name: &[Param<'_>]) -> Result<(), Refusal> {
+        let rows = self.look("replicas", REPLICATED, name).await?;
+        let rows = rows.unwrap_or_default();
+        let (goes, comes) = match rows.first() {
+            Some(row) => (row.try_get(0)?, row.try_get::<_, bool>(1)?),
+            None => (false, false),
+        };
+        if comes {
+            let both = if goes {
+                ", and publishes it as well"
+            } else {
+                ""
+            };
+            let what = format!(
+                "this database subscribes to changes of {} that are made elsewhere{both}",
+                self.table.as_str()
+            );
+            self.notes.found(&doctor::WRITTEN_ELSEWHERE, what);
+        }
+        Ok(())
     }
 
     pub(super) async fn locks(&mut self) -> Result<(), Refusal> {

@@ -1,0 +1,154 @@
+//! Threads that run the callbacks of losses.
+//!
+//! A callback is foreign code that may block, or never return. On the thread that drives the background
+//! runtime it would keep every lease of the process from being renewed.
+//!
+//! One idle thread is enough as long as callbacks return. A thread that takes a callback sees to it that
+//! another one is there for the next: so one that never returns delays no other.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::fork::PerProcess;
+use crate::news::shielded;
+
+/// The most threads, and so the most callbacks that run at once. What is left waits for one to return.
+const MOST: usize = 64;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads of one process, started when the first callback is due.
+#[derive(Default)]
+struct Pool {
+    state: Mutex<State>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+/// Run this on a thread that does nothing else.
+pub(crate) fn call(callback: impl FnOnce() + Send + 'static) {
+    static POOL: PerProcess<&Pool> = PerProcess::new();
+    let Ok(pool) = POOL.get_or_try_init(|| Ok::<_, Infallible>(&*Box::leak(Box::default())));
+    pool.call(Box::new(callback));
+}
+
+impl Pool {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&'static self, job: Job) {
+        let mut state = self.state();
+        state.jobs.push_back(job);
+        self.staff(&mut state);
+        // Without a single thread it is better called here than not at all.
+        let unserved = match state.threads {
+            0 => state.jobs.pop_back(),
+            _ => None,
+        };
+        drop(state);
+        if let Some(job) = unserved {
+            shielded(job);
+        }
+    }
+
+    /// See to it that a thread takes the next job.
+    fn staff(&'static self, state: &mut State) {
+        if state.idle > 0 {
+            self.more.notify_one();
+        } else if state.threads < MOST {
+            let thread = std::thread::Builder::new().name("locks-callbacks".into());
+            let started = thread.spawn(|| self.work()).is_ok();
+            state.threads += usize::from(started);
+        }
+    }
+
+    fn work(&'static self) {
+        let mut state = self.state();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                if !state.jobs.is_empty() {
+                    self.staff(&mut state);
+                }
+                drop(state);
+                shielded(job);
+                state = self.state();
+            } else if state.idle > 0 {
+                state.threads -= 1;
+                return;
+            } else {
+                state.idle += 1;
+                state = self
+                    .more
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn pool() -> &'static Pool {
+        Box::leak(Box::default())
+    }
+
+    #[test]
+    fn callbacks_that_never_return_keep_no_other_from_running() {
+        let (pool, (tell, told)) = (pool(), mpsc::channel());
+        for i in 0..20 {
+            let tell = tell.clone();
+            pool.call(Box::new(move || {
+                tell.send(i).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            }));
+        }
+        let mut all: Vec<_> = (0..20).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn callbacks_that_return_share_few_threads_and_one_of_them_stays() {
+        let (pool, (tell, told)) = (pool(), mpsc::channel());
+        for round in 0..100 {
+            for i in 0..10 {
+                let tell = tell.clone();
+                pool.call(Box::new(move || tell.send((round, i)).unwrap()));
+            }
+            for _ in 0..10 {
+                told.recv_timeout(LONG).unwrap();
+            }
+        }
+        let rests = || {
+            let state = pool.state();
+            state.threads == 1 && state.idle == 1
+        };
+        let began = crate::clock::now();
+        while !rests() {
+            assert!(crate::clock::now() < began + LONG, "threads are left over");
+            std::thread::yield_now();
+        }
+        let panics: Job = Box::new(|| panic!("on purpose"));
+        pool.call(panics);
+        pool.call(Box::new(move || tell.send((0, 0)).unwrap()));
+        told.recv_timeout(LONG).unwrap();
+    }
+}

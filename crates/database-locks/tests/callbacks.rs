@@ -1,0 +1,146 @@
+//! Callbacks of losses, and log subscribers, that block: they cost no other lease.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::sync::{Mutex, Once, mpsc};
+use std::time::Duration;
+
+use database_locks::blocking;
+use testkit::promise;
+use testkit::time::now;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn locks(name: &str) -> blocking::Locks {
+    blocking::Locks::connect(format!("memory:callbacks-{name}")).unwrap()
+}
+
+/// Renewed often, so that a release by force is noticed soon.
+fn held(locks: &blocking::Locks, name: &str) -> blocking::LockGuard {
+    let lock = locks.lock(name).ttl(SOON).renew_every(ms(50));
+    lock.acquire().unwrap()
+}
+
+#[test]
+fn a_blocking_guard_may_be_dropped_in_a_callback() {
+    let locks = locks("dropped");
+    let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
+    let (tell, told) = mpsc::channel();
+    guard.on_lost(move |_| {
+        drop(spare);
+        tell.send(()).unwrap();
+    });
+    locks.force_release("job").unwrap();
+    told.recv_timeout(SOON).unwrap();
+    let freed = locks.lock("spare").try_acquire().unwrap();
+    assert!(freed.is_some(), "the drop waits for the release");
+    promise("P17", "memory");
+}
+
+#[test]
+fn a_callback_may_acquire_and_wait() {
+    let locks = locks("acquires");
+    let guard = held(&locks, "job");
+    let (tell, told) = mpsc::channel();
+    let again = locks.clone();
+    guard.on_lost(move |_| {
+        let next = again.lock("job").wait(SOON).acquire().unwrap();
+        tell.send(next.token()).unwrap();
+        next.release().unwrap();
+    });
+    locks.force_release("job").unwrap();
+    assert!(told.recv_timeout(SOON).unwrap() > guard.token());
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a callback that takes its time")]
+fn a_callback_that_takes_its_time_costs_no_other_lease() {
+    let locks = locks("slow");
+    let guard = held(&locks, "job");
+    let short = locks.lock("short").ttl(ms(1000)).acquire().unwrap();
+    let (tell, told) = mpsc::channel();
+    guard.on_lost(move |_| {
+        tell.send(()).unwrap();
+        std::thread::sleep(ms(5000));
+    });
+    locks.force_release("job").unwrap();
+    told.recv_timeout(SOON).unwrap();
+    let began = now();
+    while began.elapsed() < ms(4000) {
+        assert!(short.is_held(), "lost after {:?}", began.elapsed());
+        std::thread::sleep(ms(10));
+    }
+    promise("P4", "memory");
+}
+
+#[test]
+fn a_callback_that_never_returns_keeps_no_other_from_running() {
+    let locks = locks("stuck");
+    let (tell, told) = mpsc::channel();
+    let stuck: Vec<_> = (0..5)
+        .map(|i| {
+            let (guard, tell) = (held(&locks, &format!("stuck {i}")), tell.clone());
+            guard.on_lost(move |_| {
+                tell.send(()).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            });
+            guard
+        })
+        .collect();
+    for guard in &stuck {
+        locks.force_release(guard.name().as_str()).unwrap();
+        told.recv_timeout(SOON).unwrap();
+    }
+    let guard = held(&locks, "job");
+    guard.on_lost(move |_| tell.send(()).unwrap());
+    locks.force_release("job").unwrap();
+    told.recv_timeout(SOON).unwrap();
+}
+
+/// A subscriber that makes blocking calls on whichever thread logs a loss.
+struct Blocks;
+
+type Asks = Option<(blocking::Locks, blocking::LockGuard, mpsc::Sender<String>)>;
+static ASKS: Mutex<Asks> = Mutex::new(None);
+
+impl<S: Subscriber> Layer<S> for Blocks {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() != tracing::Level::WARN {
+            return;
+        }
+        let asks = ASKS.try_lock().ok().and_then(|mut asks| asks.take());
+        if let Some((locks, spare, tell)) = asks {
+            let refused = locks.lock("another").acquire().map(drop);
+            drop(spare);
+            tell.send(refused.unwrap_err().to_string()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_blocking_call_on_the_thread_that_renews_is_an_error_and_a_drop_goes_on_in_the_background() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing_subscriber::registry().with(Blocks).init());
+    let locks = locks("nested");
+    let (guard, spare) = (held(&locks, "job"), held(&locks, "spare"));
+    let (tell, told) = mpsc::channel();
+    *ASKS.lock().unwrap() = Some((locks.clone(), spare, tell));
+    locks.force_release("job").unwrap();
+    let said = told.recv_timeout(SOON).unwrap();
+    assert!(said.contains("must be made on another thread"), "{said}");
+    drop(guard);
+    let freed = locks.lock("spare").wait(SOON).acquire();
+    freed
+        .expect("released in the background")
+        .release()
+        .unwrap();
+    promise("P17", "memory");
+}

@@ -1,0 +1,93 @@
+//! A holder whose renewals are rare hears at once that its lock was taken from it, on PostgreSQL.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::seam::{Force, Outcome, TakeOver};
+use database_locks::{LockGuard, Locks, LostReason};
+use testkit::contract::{ask, name, take_over};
+use testkit::time::now;
+use testkit::{Lab, lab_tests, promise};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Its first renewal that is not sent at once comes after a third of it: 20 s.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Held for so long that the process listens.
+async fn held(locks: &Locks, lock: &str) -> LockGuard {
+    let lock = locks.lock(lock).holder("me").ttl(LONG);
+    let guard = lock.acquire().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(guard.is_held());
+    guard
+}
+
+async fn lost_soon(guard: &LockGuard) -> LostReason {
+    let began = now();
+    let lost = tokio::time::timeout(SOON, guard.lost()).await;
+    lost.unwrap_or_else(|_| panic!("not told within {:?}", began.elapsed()))
+}
+
+async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+    let (guard, bystander) = (held(&locks, "job").await, held(&locks, "other").await);
+    let renewed = locks.show("other").await.unwrap().unwrap().renewed_at;
+    let forced = other.force(&name("job"), LONG).await.unwrap();
+    assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
+    assert_eq!(lost_soon(&guard).await, LostReason::Forced);
+    // What is told of one lock renews no other.
+    assert!(bystander.is_held());
+    let now = locks.show("other").await.unwrap().unwrap().renewed_at;
+    assert_eq!(now, renewed);
+    bystander.release().await.unwrap();
+    promise("P4", lab.engine);
+}
+
+async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+    let guard = held(&locks, "job").await;
+    let row = locks.show("job").await.unwrap().unwrap();
+    let what = TakeOver {
+        to: ask("job", "me", LONG / 2),
+        token: row.token,
+        grant: row.grant,
+    };
+    let taken = take_over(&*other, &what).await;
+    assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
+    assert_eq!(lost_soon(&guard).await, LostReason::TakenOver);
+    promise("P4", lab.engine);
+}
+
+/// By the same connection as that which holds it, too.
+async fn what_is_forced_by_its_own_process_is_told_at_once(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, "job").await;
+    assert!(locks.force_release("job").await.unwrap().is_some());
+    assert_eq!(lost_soon(&guard).await, LostReason::Forced);
+}
+
+/// The connection that listened has gone: the next one listens too, once something is renewed on it.
+async fn it_is_told_on_the_next_connection_as_well(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.bench().ready().await);
+    let guard = held(&locks, "job").await;
+    lab.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+          WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    );
+    guard.extend(LONG).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    while other.force(&name("job"), LONG).await.is_err() {}
+    assert_eq!(lost_soon(&guard).await, LostReason::Forced);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_release_by_force_is_told_to_a_holder_that_renews_rarely,
+            a_take_over_is_told_to_a_holder_that_renews_rarely,
+            what_is_forced_by_its_own_process_is_told_at_once,
+            it_is_told_on_the_next_connection_as_well,
+        );
+    )* };
+}
+on!(postgres, postgres18);

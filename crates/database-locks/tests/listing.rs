@@ -1,0 +1,57 @@
+//! Reading a table of many rows does not keep the process's own leases from being renewed.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::ListFilter;
+use testkit::time::now;
+use testkit::{Lab, lab_tests};
+
+const ROWS: usize = 200_000;
+/// Much longer than a page of rows takes, and no longer than all of them may.
+const TTL: Duration = Duration::from_secs(3);
+
+fn fill(lab: &Lab) {
+    let rows = match lab.engine {
+        "mariadb" => format!("SELECT CONCAT('row ', seq), 1 FROM seq_1_to_{ROWS}"),
+        "sqlite" => format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+             SELECT 'row ' || i, 1 FROM n"
+        ),
+        _ => format!("SELECT 'row ' || i, 1 FROM generate_series(1, {ROWS}) i"),
+    };
+    lab.sql(&format!(
+        "INSERT INTO database_locks_lock (name, token) {rows}"
+    ));
+}
+
+async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(lab: &Lab) {
+    let locks = lab.locks().await;
+    fill(lab);
+    let guard = locks.lock("job").ttl(TTL).acquire().await.unwrap();
+    let began = now();
+    let mut lists = 0;
+    while began.elapsed() < 3 * TTL {
+        assert_eq!(locks.list().await.unwrap().len(), ROWS + 1);
+        lists += 1;
+        assert!(guard.is_held(), "list {lists}: {:?}", guard.loss());
+    }
+    let held = ListFilter::new().not_free().prefix("j");
+    let held = locks.list_filtered(&held).await.unwrap();
+    assert_eq!(held.len(), 1);
+    assert_eq!(held[0].name.as_str(), "job");
+    assert_eq!(
+        locks.prune(Duration::ZERO, true).await.unwrap(),
+        ROWS as u64
+    );
+    assert!(guard.is_held(), "prune: {:?}", guard.loss());
+    guard.check().await.unwrap();
+    guard.release().await.unwrap();
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine: a_short_lease_outlives_lists_and_prunes_of_a_large_table);
+    )* };
+}
+on!(sqlite, postgres, mariadb, mysql);

@@ -1,0 +1,118 @@
+//! Tokens after the table has come back from a backup or a copy: they go on growing all the same.
+
+use std::time::Duration;
+
+use database_locks::Token;
+use database_locks::seam::{Force, Grant, Outcome, Store};
+
+use super::bench::{Bench, LONG, WITHIN, granted, info, release};
+use super::same_holder::{over, take_over};
+use crate::promise::promise;
+
+/// What a row may look like that somebody has put back: an early token, or none.
+const OLDER: [i64; 2] = [7, 0];
+
+/// The table of a process cannot be restored: that it follows the same rule is a test of its own.
+fn can_be_restored(bench: &Bench) -> bool {
+    bench.engine != "memory"
+}
+
+/// The last of some grants in quick succession, once the clock has passed its token.
+async fn held(store: &dyn Store) -> Grant {
+    let mut last = granted(store, "job", "me", LONG).await;
+    for _ in 0..5 {
+        release(store, &last).await;
+        last = granted(store, "job", "me", LONG).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    last
+}
+
+fn set_back(bench: &Bench, token: i64) {
+    bench.sql(&format!(
+        "UPDATE database_locks_lock SET token = {token} WHERE name = 'job'"
+    ));
+}
+
+async fn token_of(store: &dyn Store) -> Token {
+    info(store, "job").await.expect("a row").token
+}
+
+/// Whether the row kept its place and went back, or was deleted and inserted again.
+pub async fn a_grant_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
+    if !can_be_restored(bench) {
+        return;
+    }
+    let store = bench.ready().await;
+    for token in OLDER {
+        let last = held(&*store).await;
+        release(&*store, &last).await;
+        set_back(bench, token);
+        let next = granted(&*store, "job", "me", LONG).await;
+        assert!(next.token > last.token, "{token}: {next:?} after {last:?}");
+        release(&*store, &next).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+
+        bench.sql("DELETE FROM database_locks_lock WHERE name = 'job'");
+        bench.sql(&format!(
+            "INSERT INTO database_locks_lock (name, locked_by, token) VALUES ('job', 'me', {token})"
+        ));
+        let latest = granted(&*store, "job", "me", LONG).await;
+        assert!(
+            latest.token > next.token,
+            "{token}: {latest:?} after {next:?}"
+        );
+        release(&*store, &latest).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    promise("P2", bench.engine);
+}
+
+/// The same of a grant that its holder takes over from itself.
+pub async fn a_take_over_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
+    if !can_be_restored(bench) {
+        return;
+    }
+    let store = bench.ready().await;
+    for token in OLDER {
+        let last = held(&*store).await;
+        set_back(bench, token);
+        let seen = Grant {
+            token: token_of(&*store).await,
+            ..last.clone()
+        };
+        let what = over(&seen, "me");
+        let Outcome::Granted { token: next, .. } = take_over(&*store, &what).await else {
+            panic!("{token}: not taken over")
+        };
+        assert!(next > last.token, "{token}: {next} after {}", last.token);
+        store.force(&last.name, WITHIN).await.expect("an answer");
+    }
+    promise("P2", bench.engine);
+}
+
+/// The same of a release by force, whose token has to be greater than that of the holder who is to
+/// learn of it.
+pub async fn a_release_by_force_after_an_older_row_was_put_back_has_a_greater_token(bench: &Bench) {
+    if !can_be_restored(bench) {
+        return;
+    }
+    let store = bench.ready().await;
+    for token in OLDER {
+        let last = held(&*store).await;
+        set_back(bench, token);
+        let forced = store.force(&last.name, WITHIN).await.expect("an answer");
+        assert!(matches!(forced, Force::Freed(_)), "{token}: {forced:?}");
+        let raised = token_of(&*store).await;
+        assert!(
+            raised > last.token,
+            "{token}: {raised} after {}",
+            last.token
+        );
+        let next = granted(&*store, "job", "me", LONG).await;
+        assert!(next.token > raised, "{token}: {next:?} after {raised}");
+        release(&*store, &next).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    promise("P2", bench.engine);
+}
