@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::MySqlServer;
+use testkit::mysql::Flavor;
 
 use crate::report::{Section, digits, thousands};
 use crate::servers::{Engine, Servers};
@@ -138,12 +140,17 @@ fn row(engine: &Engine, processes: usize, crowd: &Crowd) -> Option<Vec<String>> 
     ])
 }
 
-/// How many statements a MariaDB server has carried out that might grant or release.
-fn updates(servers: &Servers) -> u64 {
-    let server = servers.mariadb.as_ref().expect("it runs");
-    let sql = "SELECT SUM(variable_value) FROM information_schema.global_status \
-        WHERE variable_name IN ('COM_UPDATE', 'COM_UPDATE_MULTI')";
-    let sum = server.query("mysql", sql).unwrap_or_default();
+/// How many statements a server of MariaDB or MySQL has carried out that might grant or release.
+fn updates(server: &MySqlServer) -> u64 {
+    let schema = match server.flavor() {
+        Flavor::MariaDb => "information_schema",
+        Flavor::MySql => "performance_schema",
+    };
+    let sql = format!(
+        "SELECT SUM(variable_value) FROM {schema}.global_status \
+         WHERE variable_name IN ('Com_update', 'Com_update_multi')"
+    );
+    let sum = server.query("mysql", &sql).unwrap_or_default();
     sum.trim().parse::<f64>().unwrap_or(0.0) as u64
 }
 
@@ -161,7 +168,8 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
     for _ in 0..processes {
         workers.push(worker::start(&["storm", &through, &name, &each, &ms])?);
     }
-    let before = (engine.name == "MariaDB").then(|| updates(servers));
+    let counting = servers.speaking_mysql(engine);
+    let before = counting.map(|server| (server, updates(server)));
     if let Some(tap) = &tap {
         tap.reset();
     }
@@ -189,7 +197,7 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
     ));
     let tries = counts.as_ref().map(|counts| match before {
         // Each grant is one and each release another.
-        Some(before) => (updates(servers) - before) as f64 - grants,
+        Some((server, before)) => (updates(server) - before) as f64 - grants,
         None => counts.kinds.get("acquire").copied().unwrap_or(0) as f64,
     });
     waits.extend(unserved);
