@@ -166,3 +166,29 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         .map(|(what, value)| vec![what.to_owned(), value])
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_facts_of_a_run_say_that_each_server_waits_for_its_logs() {
+        let servers = Servers::start();
+        let facts = facts(&servers, "");
+        let postgres = servers.postgres.is_some();
+        let (mariadb, mysql) = (servers.mariadb.is_some(), servers.mysql.is_some());
+        let of = |name: &str| {
+            let at = facts.iter().position(|row| row[0] == name);
+            at.map(|at| facts[at + 1][1].as_str()).unwrap_or_default()
+        };
+        for (name, there, expected) in [
+            ("PostgreSQL", postgres, "fsync=on"),
+            ("MariaDB", mariadb, "innodb_flush_log_at_trx_commit=1"),
+            ("MySQL", mysql, "innodb_flush_log_at_trx_commit=1"),
+            ("MySQL", mysql, "log_bin=ON"),
+            ("MySQL", mysql, "sync_binlog=1"),
+        ] {
+            assert_eq!(of(name).contains(expected), there, "{name}: {}", of(name));
+        }
+    }
+}
