@@ -7,7 +7,9 @@ import functools
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _log, _loss, _names, _settings
@@ -246,6 +248,22 @@ class lock(_core.Scope):
             meta=wanted.meta,
         )
 
+    def _ask_again(
+        self, wanted: Wanted, began: float, guard: _core.Guard, loss: _loss.Loss
+    ) -> Wanted:
+        """What is left to be asked for where trust in ``guard`` ended before the body could begin.
+
+        The thread may have waited long for the GIL, or the loop been busy. What is left of the grant is
+        given back when the guard is dropped. Raises `LockLost` where the wait is over.
+        """
+        lost = LockLost(name=wanted.name, token=guard.token, **loss)
+        left = None
+        if wanted.wait is not None:
+            left = max(0.0, wanted.wait - (time.monotonic() - began))
+        if left == 0.0 or self._ticket is not None:
+            raise lost
+        return replace(wanted, wait=left)
+
     def _begin(self, guard: _core.Guard, wanted: Wanted) -> Held:
         held = Held(wanted.name, guard, wanted)
         held._start()
@@ -281,9 +299,15 @@ class lock(_core.Scope):
         held = self._already(wanted)
         if held is None:
             try:
-                guard = wait(self._ask(wanted))
-                if guard is None:
-                    raise _busy(wanted, _info(wanted))
+                asked, began = wanted, time.monotonic()
+                while True:
+                    guard = wait(self._ask(asked))
+                    if guard is None:
+                        raise _busy(wanted, _info(wanted))
+                    loss = guard.loss()
+                    if loss is None:
+                        break
+                    asked = self._ask_again(wanted, began, guard, loss)
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise
@@ -328,9 +352,15 @@ class lock(_core.Scope):
         held = self._already(wanted)
         if held is None:
             try:
-                guard = await wait_async(self._ask(wanted))
-                if guard is None:
-                    raise _busy(wanted, await _ainfo(wanted))
+                asked, began = wanted, time.monotonic()
+                while True:
+                    guard = await wait_async(self._ask(asked))
+                    if guard is None:
+                        raise _busy(wanted, await _ainfo(wanted))
+                    loss = guard.loss()
+                    if loss is None:
+                        break
+                    asked = self._ask_again(wanted, began, guard, loss)
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise

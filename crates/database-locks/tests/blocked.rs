@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use database_locks::{LockGuard, Locks, Ttl};
+use database_locks::{Error, LockGuard, Locks, Ttl};
 use testkit::sql::Stranger;
 use testkit::time::{now, wait_until};
 use testkit::tls::Authority;
@@ -136,4 +136,73 @@ async fn do_not_pile_up(server: &MySqlServer) {
         .expect("goes on");
     guard.release().await.unwrap();
     promise("P4", server.flavor().engine());
+}
+
+/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is held is
+/// kept.
+async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServer>, engine: &str) {
+    let Some(server) = server else { return };
+    let url = server.fresh_database();
+    let locks = Locks::connect(&url).await.unwrap();
+    locks.migrate().await.unwrap();
+    let guard = locks.lock("held").ttl(SOON).acquire().await.unwrap();
+    locks
+        .lock("free")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let mut backup = server.stranger("mysql");
+    backup.run("FLUSH TABLES WITH READ LOCK").unwrap();
+    for name in ["never had", "free"] {
+        let tried = locks.lock(name).try_acquire().await.unwrap_err();
+        let said = tried.chain();
+        assert!(matches!(tried, Error::Unavailable { .. }), "{name}: {said}");
+        assert!(
+            said.contains("blocked by another session"),
+            "{name}: {said}"
+        );
+        let waited = locks
+            .lock(name)
+            .wait(ms(1_500))
+            .acquire()
+            .await
+            .unwrap_err();
+        assert!(
+            !matches!(waited, Error::TimedOut { .. }),
+            "{name}: {}",
+            waited.chain()
+        );
+    }
+    assert!(
+        locks.lock("held").try_acquire().await.unwrap().is_none(),
+        "its holder is known"
+    );
+    backup.run("UNLOCK TABLES").unwrap();
+    for name in ["never had", "free"] {
+        locks
+            .lock(name)
+            .wait(SOON)
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    promise("P15", engine);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_under_a_backup_is_blocked_and_not_held() {
+    a_table_under_a_backup_is_blocked_and_not_held(MariaDb::start(), "mariadb").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_under_a_backup_is_blocked_and_not_held() {
+    a_table_under_a_backup_is_blocked_and_not_held(MySql::start(), "mysql").await;
 }

@@ -207,7 +207,7 @@ macro_rules! on {
         a_caller_that_comes_late_is_handed_nothing_that_is_lost,
     ); )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);
 
 mod embedded {
     use super::a_caller_that_comes_late_is_handed_nothing_that_is_lost;

@@ -54,4 +54,4 @@ macro_rules! on {
         lab_tests!($engine: a_short_lease_outlives_lists_and_prunes_of_a_large_table);
     )* };
 }
-on!(sqlite, postgres, mariadb);
+on!(sqlite, postgres, mariadb, mysql);

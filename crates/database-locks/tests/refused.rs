@@ -165,4 +165,4 @@ macro_rules! on {
         );
     )* };
 }
-on!(postgres, mariadb);
+on!(postgres, mariadb, mysql);

@@ -9,7 +9,7 @@ use testkit::promise;
 /// A hundred tasks of one process that ask again and again, and one of another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_of_one_process_keeps_no_other_out() {
-    for lab in [Lab::postgres(), Lab::mariadb(), Lab::sqlite()] {
+    for lab in [Lab::postgres(), Lab::mariadb(), Lab::mysql(), Lab::sqlite()] {
         let Some(lab) = lab else { continue };
         let (here, there) = (lab.locks().await, lab.locks().await);
         let crowd: Vec<_> = (0..100)

@@ -58,8 +58,19 @@ async fn refused(url: &str, words: &[&str]) {
     said(&Locks::connect(url).await.expect_err(url), words);
 }
 
+/// The first connection says so at once; a wait would go on, since a failover may be under way.
+async fn cannot_be_written(url: &str, words: &[&str]) {
+    let error = Locks::connect(url).await.expect_err(url);
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    contains(&error, words);
+}
+
 fn said(error: &Error, words: &[&str]) {
     assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+    contains(error, words);
+}
+
+fn contains(error: &Error, words: &[&str]) {
     let chain = error.chain();
     for word in words {
         assert!(chain.contains(word), "`{word}` is not in: {chain}");
@@ -173,7 +184,7 @@ async fn a_standby_of_postgres_is_passed_over_for_its_primary() {
         .await;
     }
     let alone = at(&url, std::slice::from_ref(&standby));
-    refused(&alone, &[&standby, "read-only standby", "primary"]).await;
+    cannot_be_written(&alone, &[&standby, "read-only standby", "primary"]).await;
     let asked = Locks::connect(format!("{url}?target_session_attrs=read-only")).await;
     assert!(
         matches!(asked, Err(Error::Config { setting: "url", .. })),
@@ -193,24 +204,45 @@ async fn a_read_only_postgres_is_passed_over_or_refused() {
     // Of the name that the database has on both.
     let hosts = [format!("127.0.0.1:{}", read_only.port()), host_of(&url)];
     works(&at(&primary.url(), &hosts)).await;
-    refused(
-        &read_only.url(),
-        &["is read-only", "default_transaction_read_only"],
-    )
-    .await;
+    let words = ["is read-only", "default_transaction_read_only"];
+    cannot_be_written(&read_only.url(), &words).await;
 }
 
 async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlServer>) {
     let (Some(replica), Some(primary)) = (replica, primary) else {
         return;
     };
+    let kept = replica.fresh_database();
+    works(&kept).await;
     replica
         .query("mysql", "SET GLOBAL read_only = ON")
         .expect("is set");
     let url = primary.fresh_database();
     let hosts = [format!("127.0.0.1:{}", replica.port()), host_of(&url)];
     works(&at(&url, &hosts)).await;
-    refused(&replica.url(), &["is read-only", "primary"]).await;
+    cannot_be_written(&replica.url(), &["is read-only", "primary"]).await;
+    // A wait that begins now, with the first connection, outlasts it.
+    outlasts(&kept, || {
+        replica
+            .query("mysql", "SET GLOBAL read_only = OFF")
+            .expect("is set");
+    })
+    .await;
+}
+
+/// A wait begins before there is a connection, while the server is read-only, and has the lock when it no
+/// longer is; a try-once answers at once.
+async fn outlasts(url: &str, writable: impl FnOnce()) {
+    let locks = Locks::open(url, None).unwrap();
+    let tried = locks.lock("job").try_acquire().await.unwrap_err();
+    contains(&tried, &["is read-only"]);
+    let lock = locks.lock("job").wait(ms(30_000));
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    tokio::time::sleep(ms(700)).await;
+    assert!(!waiting.is_finished(), "it gave up");
+    writable();
+    let guard = soon(waiting).await.unwrap().unwrap();
+    guard.release().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

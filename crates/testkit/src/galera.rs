@@ -149,6 +149,9 @@ fn shared() -> Option<&'static RwLock<Galera>> {
 }
 
 impl Galera {
+    /// As it is called in promises.
+    pub const ENGINE: &str = "galera";
+
     /// Options for a cluster of a test's own, all of whose clocks are right.
     pub fn options() -> Options {
         Options {
@@ -262,6 +265,18 @@ impl Galera {
         let answer = self.query(node, "mysql", &format!("SHOW STATUS LIKE '{name}'"));
         let value = answer.ok()?.split_once('\t')?.1.trim().to_owned();
         Some(value)
+    }
+
+    /// How many transactions were refused or ended, since another had written the same row.
+    ///
+    /// # Panics
+    ///
+    /// When a node does not answer.
+    pub fn conflicts(&self) -> u64 {
+        let counters = ["wsrep_local_cert_failures", "wsrep_local_bf_aborts"];
+        let found = (0..NODES).flat_map(|node| counters.map(|counter| self.status(node, counter)));
+        let counts = found.map(|count| count.and_then(|count| count.parse::<u64>().ok()));
+        counts.map(|count| count.expect("a number")).sum()
     }
 
     /// Wait until a node [serves](Self::serves).

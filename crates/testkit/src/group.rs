@@ -16,7 +16,10 @@ use crate::time;
 pub const ENGINE: &str = "mysql-group";
 
 /// How long the group may take to be whole again, by itself or with help.
-const MENDED_WITHIN: Duration = Duration::from_secs(120);
+const MENDED_WITHIN: Duration = Duration::from_secs(240);
+
+/// How long a node may take to join, on a machine that is busy.
+const JOINED_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long members that hear of each other again may take until one of them serves.
 const ALONE_WITHIN: Duration = Duration::from_secs(20);
@@ -133,7 +136,8 @@ impl Group {
     pub fn options() -> Options {
         Options {
             clocks: [None; NODES],
-            node: MySql::options(),
+            // The members speak to each other over the port of clients, and only by TLS.
+            node: MySql::options().set("tls-version=TLSv1.2,TLSv1.3"),
         }
     }
 
@@ -229,10 +233,12 @@ impl Group {
             "SET GLOBAL offline_mode = OFF",
             "CHANGE REPLICATION SOURCE TO SOURCE_USER = 'root', SOURCE_PASSWORD = '' \
              FOR CHANNEL 'group_replication_recovery'",
-            "START GROUP_REPLICATION",
         ] {
             session.run(statement)?;
         }
+        session.send("START GROUP_REPLICATION");
+        let joined = session.answer(JOINED_WITHIN);
+        joined.unwrap_or_else(|| panic!("node {node} does not join in {JOINED_WITHIN:?}"))?;
         session.leave();
         Ok(())
     }
@@ -399,8 +405,8 @@ impl Group {
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
-            self.start_outside(node);
         }
+        self.start_all();
         let began = time::now();
         let mut served = began;
         while !(0..NODES).all(|node| self.is_whole(node)) {
@@ -414,8 +420,11 @@ impl Group {
             if (0..NODES).any(|node| self.serves(node)) {
                 served = time::now();
                 self.bring_back();
-            } else if served.elapsed() > ALONE_WITHIN {
+            } else if (0..NODES).all(|node| self.is_outside(node)) {
                 self.found_anew();
+            } else if served.elapsed() > ALONE_WITHIN {
+                (0..NODES).for_each(|node| self.kill(node));
+                self.start_all();
             }
             time::sleep(Duration::from_millis(200));
         }
@@ -426,23 +435,33 @@ impl Group {
         self.wait_until_healthy();
     }
 
+    /// Start those that do not run, together.
+    fn start_all(&mut self) {
+        std::thread::scope(|scope| {
+            for server in &mut self.nodes.servers {
+                if server.server().pid().is_none() {
+                    scope.spawn(|| server.launch(&[]).unwrap_or_else(|log| panic!("{log}")));
+                }
+            }
+        });
+    }
+
+    /// Whether a node belongs to no group.
+    fn is_outside(&self, node: usize) -> bool {
+        let state = self.member(node).map(|(_, state, _)| state);
+        matches!(state.as_deref(), None | Some("OFFLINE" | "ERROR"))
+    }
+
     /// Have those join that have left, or were expelled.
     fn bring_back(&self) {
-        for node in 0..NODES {
-            let state = self.member(node).map(|(_, state, _)| state);
-            if matches!(state.as_deref(), None | Some("OFFLINE" | "ERROR")) {
-                // It may be expelled just now: the next time.
-                let _ = self.try_join(node);
-            }
+        for node in (0..NODES).filter(|node| self.is_outside(*node)) {
+            // It may be expelled just now: the next time.
+            let _ = self.try_join(node);
         }
     }
 
     /// Begin with the node that has the most of the history.
-    fn found_anew(&mut self) {
-        for node in 0..NODES {
-            self.kill(node);
-            self.start_outside(node);
-        }
+    fn found_anew(&self) {
         let executed = |node: usize| self.run(node, "SELECT @@global.gtid_executed");
         let has_all_of = |node: usize, other: usize| {
             let subset = format!(

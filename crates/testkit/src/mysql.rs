@@ -225,6 +225,10 @@ impl MySqlServer {
         if flavor == Flavor::MySql && options.tls.is_none() {
             args.push("--tls-version=".into());
         }
+        if flavor == Flavor::MySql && !options.fsync {
+            // It would wait for the disk several times at each CREATE TABLE, and a group at each commit.
+            args.extend(["--innodb-flush-method=nosync", "--sync-binlog=0"].map(String::from));
+        }
         args.extend(options.settings.iter().cloned());
         if let Some(certificate) = &options.tls {
             let server = &this.server;

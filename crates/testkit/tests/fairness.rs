@@ -75,4 +75,4 @@ async fn equal_loops_have_equal_shares(lab: &Lab) {
 macro_rules! on {
     ($($engine:ident),*) => { $( lab_tests!($engine: equal_loops_have_equal_shares); )* };
 }
-on!(sqlite, postgres, mariadb, pgbouncer, galera);
+on!(sqlite, postgres, mariadb, mysql, pgbouncer, galera);

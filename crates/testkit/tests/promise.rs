@@ -30,8 +30,13 @@ fn keep_promises(file: &Path) {
 }
 
 fn check(file: &Path, expected: &Path) -> (Output, String) {
+    check_without(file, expected, &[])
+}
+
+fn check_without(file: &Path, expected: &Path, absent: &[&str]) -> (Output, String) {
     let output = Command::new(SCRIPT)
         .args([file, expected])
+        .args(absent)
         .output()
         .expect("the script can be run");
     let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into();
@@ -70,4 +75,22 @@ fn without_a_record_every_promise_is_missing() {
         !output.status.success() && said.contains("missing: P1 postgres\n"),
         "{said}"
     );
+}
+
+#[test]
+fn an_engine_that_the_machine_cannot_have_is_not_demanded_and_named_in_the_last_line() {
+    let dir = ScratchDir::new("promise");
+    let (file, expected) = (dir.join("kept"), dir.join("expected"));
+    keep_promises(&file);
+    let pairs = "P1 postgres\nP1 mysql\nP2 mysql\nP1 mysql-group\nP2 sqlite\n";
+    std::fs::write(&expected, pairs).expect("it is our directory");
+    let (output, said) = check_without(&file, &expected, &["mysql", "mysql-group"]);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("promises: 2 of 2 tested\n"), "{said}");
+    let last = "not tested, since this machine cannot have mysql mysql-group: 3";
+    assert_eq!(said.lines().last(), Some(last));
+
+    let (output, said) = check_without(&file, &expected, &["mysql"]);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("missing: P1 mysql-group\n"), "{said}");
 }

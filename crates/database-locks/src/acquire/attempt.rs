@@ -102,7 +102,12 @@ impl<'a> Attempt<'a> {
         let before = std::mem::replace(&mut self.unsettled, true);
         self.sent = clock::now();
         self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
-        let mut outcome = self.inner.asks.ask(self.ask.clone()).await?;
+        let answer = self.inner.asks.ask(self.ask.clone()).await;
+        if let Err(StoreError::Rejected { .. }) = answer {
+            // Nothing was granted, so there is nothing to give back.
+            self.unsettled = before;
+        }
+        let mut outcome = answer?;
         self.watch(&mut outcome);
         self.unsettled = match outcome {
             Outcome::Held(_) => false,

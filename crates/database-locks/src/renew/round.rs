@@ -34,7 +34,7 @@ impl Failed {
 
     /// The database can be reached, and this is its answer.
     fn is_answer(&self) -> bool {
-        !matches!(self.error, StoreError::Unavailable(_))
+        self.error.is_answer()
     }
 }
 
@@ -62,8 +62,7 @@ impl Scheduler {
             };
             let worth_splitting = match &error {
                 StoreError::Rejected { .. } => true,
-                StoreError::Contention(_) => met_before,
-                StoreError::Unavailable(_) => false,
+                error => error.is_answer() && met_before,
             };
             let settled = if worth_splitting {
                 let mut settled = split.refused(part);
@@ -126,6 +125,7 @@ impl Scheduler {
     fn failed(&self, failed: Failed) -> Failed {
         let (answer, said) = match &failed.error {
             StoreError::Contention(said) => (Answer::Busy, said),
+            StoreError::Unavailable(said) if failed.is_answer() => (Answer::Refused, said),
             StoreError::Unavailable(said) => (Answer::Unknown, said),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };

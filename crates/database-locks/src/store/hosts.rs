@@ -22,6 +22,16 @@ pub(super) struct Failure<H> {
     pub(super) hint: Option<H>,
 }
 
+impl<H: std::fmt::Display> Failure<H> {
+    /// What is said of it, and what to do about it.
+    pub(super) fn with_hint(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{} ({hint})", self.said),
+            None => self.said.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Perhaps later.
@@ -75,8 +85,7 @@ fn rounded(time: Duration) -> Duration {
 /// All hosts and why not, as one failure.
 ///
 /// It is final where one of them is: a waiter that waits on a wrong password, since another host is
-/// down, would wait for ever. A list of standbys alone is final, too; a standby and a host that is
-/// down are a failover.
+/// down, would wait for ever. Standbys alone are not: one of them may be about to become the primary.
 fn all<H: Clone>(failures: Vec<Failure<H>>) -> Failure<H> {
     let is = |verdict| move |failure: &&Failure<H>| failure.verdict == verdict;
     let weightiest = failures.iter().find(is(Verdict::Refused));

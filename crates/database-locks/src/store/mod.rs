@@ -511,6 +511,14 @@ impl StoreError {
         Self::Unavailable(CannotServe(said.into()).into())
     }
 
+    /// The database answered, and that it cannot serve just now is its answer.
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            Self::Unavailable(source) => source.is::<CannotServe>(),
+            Self::Contention(_) | Self::Rejected { .. } => true,
+        }
+    }
+
     /// The same once more, for another who was to be answered together.
     pub(crate) fn again(&self) -> Self {
         let said = |source: &BoxError| -> BoxError {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use database_locks::seam::{Table, open};
 use database_locks::{LockState, Locks};
 use testkit::contract::granted;
+use testkit::promise;
 use testkit::time::now;
-use testkit::{Galera, promise};
 
-use super::{client, database, held, ms, secs};
+use super::{Cluster, client, database, held, ms, secs};
 
 /// The lease of the locks here.
 const TTL: Duration = Duration::from_secs(6);
@@ -27,7 +27,7 @@ fn name(by: usize, to: usize) -> String {
 /// At the same time, since each of the two is mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_and_not_before() {
-    let Some(mut cluster) = Galera::shared_alone() else {
+    let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
     cluster.set_clock(1, -300);
@@ -38,13 +38,13 @@ async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_
         a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url)
     );
     for id in ["P5", "P7", "P11"] {
-        promise(id, "galera");
+        promise(id, Cluster::ENGINE);
     }
 }
 
 /// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody gets
 /// it, and how long it goes on is told about right.
-async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Galera, url: &str) {
+async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
         let (holders, others) = (client(cluster, &[by], url), client(cluster, &[to], url));
@@ -88,7 +88,7 @@ async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Galera, url: &str) {
 
 /// A holder is gone, and renews no more. Whoever tries once every second, each time as another program
 /// would, gets the lock when its lease has ended, and not before; so does who waits for less than that.
-async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Galera, url: &str) {
+async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cluster, url: &str) {
     let mut tasks = Vec::new();
     for (by, to) in pairs() {
         for how in ["by cron", "waiting"] {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
-use testkit::{Galera, promise};
+use testkit::promise;
 
-use super::{SOON, client, database, ms, secs};
+use super::{Cluster, SOON, client, database, ms, secs};
 
 const NAMES: usize = 3;
 const CLIENTS: usize = 9;
@@ -22,20 +22,13 @@ struct Watched {
 /// While the nodes' clocks are minutes apart, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
-    let Some(mut cluster) = Galera::shared_alone() else {
+    let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
     cluster.set_clock(1, -300);
     cluster.set_clock(2, 300);
     let url = database(&cluster).await;
-    let conflicts = |cluster: &Galera| -> u64 {
-        let counters = ["wsrep_local_cert_failures", "wsrep_local_bf_aborts"];
-        (0..3)
-            .flat_map(|node| counters.map(|counter| cluster.status(node, counter)))
-            .map(|count| count.unwrap().parse::<u64>().unwrap())
-            .sum()
-    };
-    let before = conflicts(&cluster);
+    let before = cluster.conflicts();
     let (watched, began) = (Arc::new(Watched::default()), testkit::time::now());
     let tasks: Vec<_> = (0..CLIENTS)
         .map(|n| {
@@ -66,11 +59,11 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
         task.await.unwrap();
     }
     let grants = watched.grants.load(Ordering::SeqCst);
-    let conflicts = conflicts(&cluster) - before;
+    let conflicts = cluster.conflicts() - before;
     eprintln!("{grants} grants, {conflicts} conflicts");
     assert!(grants > 50, "only {grants} grants");
     assert!(conflicts > 0, "nobody was in anybody's way");
     for id in ["P1", "P2", "P15"] {
-        promise(id, "galera");
+        promise(id, Cluster::ENGINE);
     }
 }

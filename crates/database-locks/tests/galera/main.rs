@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use testkit::{Galera, Lab, contract_tests};
+use testkit::{Galera as Cluster, Lab, contract_tests};
 
 mod broken;
 mod clocks;
@@ -25,12 +25,12 @@ fn secs(n: u64) -> Duration {
 }
 
 /// A client of some of the nodes, the first of which is tried first.
-fn client(cluster: &Galera, nodes: &[usize], database: &str) -> Locks {
+fn client(cluster: &Cluster, nodes: &[usize], database: &str) -> Locks {
     Locks::open(cluster.url_of(nodes, database), None).unwrap()
 }
 
 /// An empty database with the table, which every node knows.
-async fn database(cluster: &Galera) -> String {
+async fn database(cluster: &Cluster) -> String {
     let url = cluster.fresh_database();
     client(cluster, &[0], &url).migrate().await.unwrap();
     for node in 0..3 {

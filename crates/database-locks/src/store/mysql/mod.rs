@@ -392,6 +392,9 @@ impl Session {
             Self::ACQUIRE
         };
         let granted = self.execute(statement, params_of(ask)).await;
+        if let Err(failure @ StoreError::Unavailable(_)) = granted {
+            return self.held_or(failure, ask).await;
+        }
         let Some(Done { rows, id }) = self.unless_contended(granted)? else {
             return Ok(Outcome::Busy);
         };
@@ -404,6 +407,21 @@ impl Session {
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
             Some(row) => self.refused(ask, row).await,
             None => self.create(ask).await,
+        }
+    }
+
+    /// What a try comes to that could not write: the lock is held, or the failure.
+    async fn held_or(&mut self, failure: StoreError, ask: &Ask) -> Result<Outcome, StoreError> {
+        if self.is_broken() || !failure.is_answer() {
+            return Err(failure);
+        }
+        let rows = self.read(std::slice::from_ref(&ask.name)).await;
+        match rows.ok().as_deref() {
+            Some([row]) => match self.refused(ask, row).await? {
+                held @ Outcome::Held(_) => Ok(held),
+                _ => Err(failure),
+            },
+            _ => Err(failure),
         }
     }
 
@@ -430,9 +448,21 @@ impl Session {
         if self.unless_contended(probed)?.is_none() {
             return Ok(Outcome::Busy);
         }
+        let began = clock::now();
         let made = self.execute(Self::CREATE, params_of(ask)).await;
         if self.unless_contended(made)?.is_none() {
-            return Ok(Outcome::Busy);
+            // On MySQL it may have waited for a row that was made after the look, or for the table.
+            let name = params! { "name" => ask.name.as_str() };
+            let waited = clock::now().saturating_sub(began) >= session::TABLE_WAIT;
+            let blocked = waited && {
+                let probed = self.query(Self::PROBE, name).await;
+                self.unless_contended(probed)?
+                    .is_some_and(|rows| rows.is_empty())
+            };
+            return match blocked {
+                true => Err(self.blocked()),
+                false => Ok(Outcome::Busy),
+            };
         }
         // The insert id is that of the column `id` here, so the token is read back.
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;

@@ -16,12 +16,16 @@ use super::super::{NO_ID, NO_TOKEN, StoreError};
 use super::cluster::{self, Cluster};
 use super::connection::{Host, Server, caught};
 use super::text;
+use crate::clock::{self, Time};
 
 const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
 const LOGIN: &str = "give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
+
+/// A wait that ends after this long was for a table: `lock_wait_timeout` is a second.
+pub(super) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
 /// What a statement that reads nothing has done.
 #[derive(Clone, Copy, Debug)]
@@ -323,6 +327,7 @@ impl Session {
         if !self.fit {
             self.look().await?;
         }
+        let began = clock::now();
         let done = match self.prepare(statement).await? {
             Some(prepared) => self.conn.exec_drop(prepared, params).await,
             None => {
@@ -330,7 +335,12 @@ impl Session {
                 self.conn.query_drop(text).await
             }
         };
-        done.map_err(|e| self.failed(&e))?;
+        // On MySQL an INSERT may have waited for a row.
+        let waits = !self.never_waits && statement.contains("INSERT INTO");
+        done.map_err(|e| match waits {
+            true => self.failed(&e),
+            false => self.failed_since(began, &e),
+        })?;
         let id = self.conn.last_insert_id().unwrap_or_default();
         Ok(Done {
             rows: self.conn.affected_rows(),
@@ -356,6 +366,7 @@ impl Session {
         statement: &'static str,
         params: Params,
     ) -> Result<Vec<Row>, StoreError> {
+        let began = clock::now();
         let found = match self.prepare(statement).await? {
             Some(prepared) => self.conn.exec(prepared, params).await,
             None => {
@@ -363,7 +374,7 @@ impl Session {
                 self.conn.query(text).await
             }
         };
-        found.map_err(|e| self.failed(&e))
+        found.map_err(|e| self.failed_since(began, &e))
     }
 
     /// Each statement is filled in, read for its parameters and prepared once for each connection: as
@@ -380,7 +391,7 @@ impl Session {
         if self.unprepared {
             return Ok(None);
         }
-        let text = self.fill(statement);
+        let (text, began) = (self.fill(statement), clock::now());
         match self.conn.prep(text).await {
             Ok(prepared) => {
                 self.prepared.insert(statement, prepared.clone());
@@ -391,7 +402,7 @@ impl Session {
                 self.unprepared = true;
                 Ok(None)
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed_since(began, &error)),
         }
     }
 
@@ -401,6 +412,28 @@ impl Session {
             .query_drop(statement)
             .await
             .map_err(|e| self.failed(&e))
+    }
+
+    /// What a statement failed of that waits for no row: a wait that timed out was for the table.
+    ///
+    /// Both servers answer 1205 for either. A row that is locked fails a statement at once.
+    fn failed_since(&mut self, began: Time, error: &mysql_async::Error) -> StoreError {
+        match error {
+            Error::Server(refused)
+                if refused.code == 1205 && clock::now().saturating_sub(began) >= TABLE_WAIT =>
+            {
+                self.blocked()
+            }
+            error => self.failed(error),
+        }
+    }
+
+    /// The table, or the whole server, is closed to writes: that passes, and is not the holder of a lock.
+    pub(super) fn blocked(&self) -> StoreError {
+        StoreError::cannot_serve(format!(
+            "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
+            self.at
+        ))
     }
 
     fn failed(&mut self, error: &mysql_async::Error) -> StoreError {
@@ -559,9 +592,8 @@ impl From<Failure<String>> for StoreError {
     fn from(failure: Failure<String>) -> Self {
         match failure.verdict {
             Verdict::Unavailable => Self::Unavailable(failure.said.into()),
-            Verdict::ReadOnly | Verdict::Refused => {
-                Self::rejected(failure.said, failure.hint.as_deref())
-            }
+            Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
+            Verdict::Refused => Self::rejected(failure.said, failure.hint.as_deref()),
         }
     }
 }

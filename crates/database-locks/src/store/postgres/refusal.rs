@@ -200,7 +200,13 @@ impl From<Failure<&'static str>> for Refusal {
     fn from(failure: Failure<&'static str>) -> Self {
         match failure.verdict {
             Verdict::Unavailable => Self::unavailable(failure.said),
-            Verdict::ReadOnly | Verdict::Refused => Self::rejected(failure.said, failure.hint),
+            // As the server itself would say it: a failover may be under way, and a wait outlasts that.
+            Verdict::ReadOnly => Self {
+                kind: Kind::Unavailable,
+                said: failure.with_hint(),
+                code: Some(SqlState::READ_ONLY_SQL_TRANSACTION),
+            },
+            Verdict::Refused => Self::rejected(failure.said, failure.hint),
         }
     }
 }

@@ -1,0 +1,46 @@
+//! What is promised on a group of MySQL (Group Replication) of which every node can be written to, and on
+//! one with a single primary: three nodes, and clients spread over them.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::time::Duration;
+
+use database_locks::{LockGuard, Locks};
+use testkit::{Group as Cluster, Lab, contract_tests};
+
+#[path = "../galera/clocks.rs"]
+mod clocks;
+#[path = "../galera/crowd.rs"]
+mod crowd;
+mod fence;
+mod members;
+
+/// Long enough for anything that takes its usual time, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A client of some of the nodes, the first of which is tried first.
+fn client(cluster: &Cluster, nodes: &[usize], database: &str) -> Locks {
+    Locks::open(cluster.url_of(nodes, database), None).unwrap()
+}
+
+/// An empty database with the table, which every node has.
+async fn database(cluster: &Cluster) -> String {
+    let url = cluster.fresh_database();
+    client(cluster, &[0], &url).migrate().await.unwrap();
+    (0..3).for_each(|node| cluster.catch_up(node));
+    url
+}
+
+async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
+    let lock = locks.lock(name).ttl(ttl).wait(SOON);
+    lock.acquire().await.unwrap()
+}
+
+contract_tests!(group, Lab::group());
