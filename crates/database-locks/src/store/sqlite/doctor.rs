@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::{StoreError, Worker};
+use super::StoreError;
+use super::worker::Worker;
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
 
 /// How often a read of the file is timed.
