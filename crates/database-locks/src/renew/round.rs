@@ -113,6 +113,10 @@ impl Scheduler {
                 }
                 Renewal::Lost(gone) => {
                     tally.lost += 1;
+                    // The database has answered: that is why it is lost, whatever came before.
+                    if let Some(entry) = book.entries.get(&grant.id) {
+                        entry.held.answered(None);
+                    }
                     book.lost(grant.id, gone, &mut news);
                 }
             }
