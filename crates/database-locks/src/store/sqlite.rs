@@ -1,9 +1,10 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is the machine's, read by SQLite itself while it has the write
-//! lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
-//! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is
+//! the machine's, read by SQLite itself while it has the write lock. Everything that writes begins with
+//! that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE SKIP LOCKED` is elsewhere; a file that is busy
+//! is contention, tried again.
 
 use std::fmt;
 use std::fs;
