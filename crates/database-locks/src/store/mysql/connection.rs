@@ -24,8 +24,9 @@ use super::session::Session;
 use crate::clock::{self, Time};
 use crate::error::Error;
 
-/// How long a connection may take to be made, all hosts of the list included. Longer than the patience of a short lease on purpose:
-/// where the way to the server is slow, attempts cut off at 100 ms would never get through.
+/// How long a connection may take to be made, all hosts of the list included. Longer than the patience
+/// of a short lease on purpose: where the way to the server is slow, attempts cut off at 100 ms would
+/// never get through.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
 /// What a caller that waits for the connection gets on top of the time that it may take.
 const AFTERWARDS: Duration = Duration::from_secs(1);

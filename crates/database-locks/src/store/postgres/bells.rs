@@ -716,7 +716,7 @@ async fn arrange_for(bells: Weak<Shared>, main: Arc<Connection>) {
     shared.hearing.send_replace(hearing);
 }
 
-/// A second connection is spared where nobody waits, nor holds what is renewed rarely.
+/// Closes the second connection once this process neither waits nor holds a lease that is renewed rarely.
 async fn close_when_idle(bells: Weak<Shared>, ear: Weak<Connection>) {
     loop {
         tokio::time::sleep(IDLE).await;

@@ -104,7 +104,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         // The server takes no commits until it is vacuumed. Other limits are those of a statement.
         "54000" => Kind::Unavailable,
         "55P03" | "55006" => Kind::Contention,
-        // The database lets nobody in for now.
+        // The database accepts no connections for now.
         "55000" => Kind::Missing(None),
         // Cancelled, or past the role's statement_timeout.
         "57000" | "57014" => Kind::Unavailable,
@@ -114,7 +114,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
             // The connection; or its server, session or database was shut down, restarted, dropped.
             "08" | "57" => Kind::Gone,
             // The state of the session: it is read-only, since a standby has taken the place of the
-            // primary, was ended for its transaction_timeout, or somebody's transaction is open in it.
+            // primary, was ended for its transaction_timeout, or has a transaction open that is not ours.
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
