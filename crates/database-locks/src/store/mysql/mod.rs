@@ -40,6 +40,7 @@ mod at_once;
 mod cluster;
 mod connection;
 mod doctor;
+mod error;
 mod fence;
 mod install;
 mod many;
