@@ -205,22 +205,19 @@ impl Session {
 
     /// What a server that is read-only is turned down with.
     fn read_only(&self) -> Failure<String> {
-        let said = format!("the server at {} is read-only", self.at);
-        if self.server.greeted.load(Ordering::Relaxed) {
-            return StoreError::Unavailable(said.into()).into();
-        }
+        // After a greeting a failover is under way, and the URL is right.
+        let greeted = self.server.greeted.load(Ordering::Relaxed);
         Failure {
             verdict: Verdict::ReadOnly,
-            said,
-            hint: Some("locks have to be written: connect to the primary".into()),
+            said: format!("the server at {} is read-only", self.at),
+            hint: (!greeted).then(|| "locks have to be written: connect to the primary".into()),
         }
     }
 
     /// The server was found fit, and is read-only now.
     pub(super) fn has_become_read_only(&mut self) -> StoreError {
         self.broken = true;
-        let said = format!("the server at {} has become read-only", self.at);
-        StoreError::Unavailable(said.into())
+        StoreError::cannot_serve(format!("the server at {} is read-only now", self.at))
     }
 
     /// Run what the URL says is to be run on each connection. What it set that the statements count on
@@ -571,7 +568,9 @@ async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> 
 
 impl From<StoreError> for Failure<String> {
     fn from(error: StoreError) -> Self {
+        let answers = error.is_answer();
         let (verdict, source, hint) = match error {
+            StoreError::Unavailable(source) if answers => (Verdict::ReadOnly, source, None),
             StoreError::Contention(source) | StoreError::Unavailable(source) => {
                 (Verdict::Unavailable, source, None)
             }
