@@ -308,6 +308,7 @@ class lock(_core.Scope):
                     if loss is None:
                         break
                     asked = self._ask_again(wanted, began, guard, loss)
+                    del guard
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise
@@ -361,6 +362,7 @@ class lock(_core.Scope):
                     if loss is None:
                         break
                     asked = self._ask_again(wanted, began, guard, loss)
+                    del guard
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise

@@ -152,14 +152,15 @@ impl Scheduler {
     fn conclude(&self, failed: &[Failed], others_renewed: bool) {
         let mut news = News::default();
         let mut book = self.book();
+        let mut refused = false;
         for failed in failed {
+            // A lease that is refused while others are renewed says nothing of the connection.
             if !book.refused_apart(failed, others_renewed, &mut news) {
+                refused |= matches!(failed.error, StoreError::Rejected { .. });
                 book.failing(failed, &mut news);
             }
         }
-        let refused = |failed: &Failed| matches!(failed.error, StoreError::Rejected { .. });
-        let reconnect =
-            !others_renewed && failed.iter().any(refused) && book.reconnects.due(clock::now());
+        let reconnect = !others_renewed && refused && book.reconnects.due(clock::now());
         drop(book);
         if reconnect {
             self.store.reconnect();
