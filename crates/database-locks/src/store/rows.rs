@@ -232,7 +232,7 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         LostReason::Expired
     };
     // A row that was changed by hand may still show the grant that is lost: that is not who has it now.
-    let own = row.grant.as_deref() == Some(ours.id.as_str()) || (same_holder && row.token == token);
+    let own = same_holder && (row.token == token || row.grant.as_deref() == Some(ours.id.as_str()));
     let now = row.held_by().filter(|_| !own);
     Renewal::Lost(Gone { reason, now })
 }
