@@ -368,9 +368,12 @@ async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
     let blind =
         "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL";
     let padded = "MODIFY name varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL";
-    // Oracle's MyISAM has no room for an index of 255 characters.
-    let other_engine = match engine {
-        "mysql" => "DROP INDEX name, ENGINE = MyISAM",
+    let of_myisam = match engine {
+        // Its keys have 1000 bytes there.
+        "mysql" => {
+            "ENGINE = MyISAM, MODIFY name varchar(240) CHARACTER SET utf8mb4 \
+             COLLATE utf8mb4_0900_bin NOT NULL"
+        }
         _ => "ENGINE = MyISAM",
     };
     for (spoil, words) in [
@@ -386,10 +389,7 @@ async fn cannot_hold_locks(lab: fn() -> Option<Lab>) {
             padded,
             ["utf8mb4_bin", "two names could be one lock", "dblock init"],
         ),
-        (
-            other_engine,
-            ["MyISAM", "without transactions", "dblock init"],
-        ),
+        (of_myisam, ["MyISAM", "without transactions", "dblock init"]),
         (
             "DROP INDEX name",
             ["the same name twice", "two could get", "dblock init"],

@@ -109,7 +109,8 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         }
         "mariadb" | "mysql" => {
             "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
-             varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL)"
+             varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL) \
+             CHARACTER SET latin1"
         }
         _ => {
             "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL \

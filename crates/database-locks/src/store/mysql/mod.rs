@@ -58,6 +58,10 @@ use session::{Done, Session};
 #[cfg(test)]
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("settings of a session", Session::SETTINGS),
+    (
+        "the insert id, where a trigger hides it",
+        Session::INSERTED_ID,
+    ),
     ("isolation of a session", Session::ISOLATION),
     ("settings of a session on Galera", Session::CURRENT),
     ("what the server is", Session::VARIABLES),

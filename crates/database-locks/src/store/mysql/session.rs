@@ -335,11 +335,27 @@ impl Session {
             true => self.failed(&e),
             false => self.failed_since(began, &e),
         })?;
-        let id = self.conn.last_insert_id().unwrap_or_default();
-        Ok(Done {
-            rows: self.conn.affected_rows(),
-            id,
-        })
+        let rows = self.conn.affected_rows();
+        let id = match self.conn.last_insert_id().unwrap_or_default() {
+            0 if rows > 0 && statement.contains("LAST_INSERT_ID(") => self.inserted_id().await?,
+            id => id,
+        };
+        Ok(Done { rows, id })
+    }
+
+    pub(super) const INSERTED_ID: &str = "SELECT LAST_INSERT_ID()";
+
+    /// What `LAST_INSERT_ID(…)` set, where the answer to its statement does not say so: a trigger that
+    /// contains a statement makes that answer 0, on both servers.
+    async fn inserted_id(&mut self) -> Result<u64, StoreError> {
+        let id = self.conn.query_first(Self::INSERTED_ID).await;
+        match id.map_err(|e| self.failed(&e))? {
+            Some(id) if id > 0 => Ok(id),
+            _ => {
+                let said = format!("{}: the answer to a statement has no insert id", self.at);
+                Err(StoreError::Unavailable(said.into()))
+            }
+        }
     }
 
     /// Carry out a statement that reads rows.

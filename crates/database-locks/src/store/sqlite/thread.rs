@@ -66,6 +66,7 @@ impl Thread {
             statements: self.statements.clone(),
             file: None,
             used: false,
+            written: false,
         };
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())

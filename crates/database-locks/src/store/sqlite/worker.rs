@@ -32,6 +32,8 @@ pub(super) struct Worker {
     pub(super) file: Option<File>,
     /// The table has been used.
     pub(super) used: bool,
+    /// It has been written to.
+    pub(super) written: bool,
 }
 
 pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -156,9 +158,8 @@ impl Worker {
             | ErrorCode::OperationInterrupted
             | ErrorCode::OperationAborted => return StoreError::cannot_serve(said),
             // Too many open files, a disk that is full or mounted read-only for a while.
-            ErrorCode::CannotOpen | ErrorCode::ReadOnly if used => {
-                return StoreError::cannot_serve(said);
-            }
+            ErrorCode::CannotOpen if used => return StoreError::cannot_serve(said),
+            ErrorCode::ReadOnly if self.written => return StoreError::cannot_serve(said),
             _ if missing && used => return StoreError::cannot_serve(said),
             ErrorCode::CannotOpen => Some("the file and its folder must be writable by this user"),
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
@@ -212,7 +213,7 @@ impl Worker {
             tx.commit()?;
             Ok(done)
         })?;
-        self.used = true;
+        (self.used, self.written) = (true, true);
         Ok(done)
     }
 }
