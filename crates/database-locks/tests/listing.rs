@@ -14,6 +14,15 @@ const TTL: Duration = Duration::from_secs(3);
 fn fill(lab: &Lab) {
     let rows = match lab.engine {
         "mariadb" => format!("SELECT CONCAT('row ', seq), 1 FROM seq_1_to_{ROWS}"),
+        "mysql" => {
+            let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
+            let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
+            let tables = ["a", "b", "c", "d", "e", "f"].map(|name| format!("({digits}) {name}"));
+            format!(
+                "SELECT CONCAT('row ', a.d, b.d, c.d, d.d, e.d, f.d), 1 FROM {} LIMIT {ROWS}",
+                tables.join(", ")
+            )
+        }
         "sqlite" => format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
              SELECT 'row ' || i, 1 FROM n"
