@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use testkit::time::now;
 use testkit::{Killable, Lab, lab_tests, promise};
 
 const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
@@ -49,13 +48,7 @@ fn shares(lab: &Lab, loops: usize, hold_ms: u32, total: u32) -> Vec<u32> {
 }
 
 fn is_fair(lab: &Lab, loops: u32, hold_ms: u32, total: u32) {
-    let began = now();
     let shares = shares(lab, loops as usize, hold_ms, total);
-    eprintln!(
-        "{}: {shares:?} of {hold_ms} ms in {:?}",
-        lab.engine,
-        began.elapsed()
-    );
     let least = total / (4 * loops);
     assert!(
         shares.iter().all(|share| *share >= least),

@@ -138,6 +138,10 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
 
 /// A user without the right to look at the group's members cannot be kept from one that has left it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(
+    clippy::await_holding_lock,
+    reason = "the group is kept as it is until the test ends"
+)]
 async fn a_group_that_the_user_may_not_look_at_is_a_finding() {
     let Some(group) = Group::shared() else {
         return;
