@@ -68,7 +68,7 @@ async fn until_answered(
                 // What was asked for quietly before may have been done.
                 let others = match done {
                     _ if unsure || done == Released::Awaited => Others::Some,
-                    _ if inner.store.leaves_no_gap() => Others::Perhaps,
+                    _ if inner.store.waiters_poll() => Others::Perhaps,
                     _ => Others::Nobody,
                 };
                 pass_on(inner, &what, others);

@@ -14,25 +14,25 @@ const TTL: Duration = Duration::from_secs(9);
 const EVERY: Duration = Duration::from_millis(50);
 
 fn fill(lab: &Lab) {
-    let counted = |name: &str| {
-        format!(
+    let rows = match lab.engine {
+        "mariadb" => format!("SELECT CONCAT('row ', seq), 1 FROM seq_1_to_{ROWS}"),
+        "mysql" => {
+            let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
+            let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
+            let tables = ["a", "b", "c", "d", "e", "f"].map(|name| format!("({digits}) {name}"));
+            format!(
+                "SELECT CONCAT('row ', a.d, b.d, c.d, d.d, e.d, f.d), 1 FROM {} LIMIT {ROWS}",
+                tables.join(", ")
+            )
+        }
+        "sqlite" => format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
-             SELECT {name}, 1 FROM n"
-        )
-    };
-    let (before, rows) = match lab.engine {
-        "mysql" => (
-            "SET cte_max_recursion_depth = 1000000;",
-            counted("CONCAT('row ', i)"),
+             SELECT 'row ' || i, 1 FROM n"
         ),
-        "mariadb" => (
-            "",
-            format!("SELECT CONCAT('row ', seq), 1 FROM seq_1_to_{ROWS}"),
-        ),
-        _ => ("", counted("'row ' || i")),
+        _ => format!("SELECT 'row ' || i, 1 FROM generate_series(1, {ROWS}) i"),
     };
     lab.sql(&format!(
-        "{before} INSERT INTO database_locks_lock (name, token) {rows}"
+        "INSERT INTO database_locks_lock (name, token) {rows}"
     ));
 }
 

@@ -42,6 +42,7 @@ on_servers!(
     a_server_without_prepared_statements_left_is_served,
     a_server_that_shows_few_rows_is_known_for_what_it_is,
     a_server_made_read_only_is_given_up,
+    a_prune_goes_by_pages_of_ids,
     a_waiter_outlives_a_table_that_is_away_for_a_moment,
     ids_that_are_used_up_say_what_to_do,
     every_grant_raises_the_token_to_the_clock,
@@ -240,15 +241,29 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
             error.chain()
         );
         assert!(
-            error.chain().to_string().contains("read-only"),
+            error
+                .chain()
+                .contains("the database cannot do it now: the server at 127.0.0.1:"),
             "{}",
             error.chain()
         );
+        assert!(error.chain().contains("is read-only"), "{}", error.chain());
+    }
+    // Those that ask at the same time are answered together, from one attempt to connect.
+    let together: Vec<_> = (0..5)
+        .map(|n| {
+            let asked = lock(&format!("new {n}"));
+            tokio::spawn(async move { asked.try_acquire().await })
+        })
+        .collect();
+    for answer in together {
+        let said = answer.await.unwrap().unwrap_err().chain();
+        assert!(said.contains("cannot do it now: "), "{said}");
     }
     let lost = tokio::time::timeout(SOON, kept.lost())
         .await
         .expect("not renewed");
-    assert_eq!(lost, LostReason::Unreachable);
+    assert_eq!(lost, LostReason::Refused, "{:?}", kept.loss());
     assert!(
         freed.release().await.is_err(),
         "nothing is freed on a replica"
@@ -276,6 +291,38 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
         .await
         .unwrap();
     promise("P6", engine);
+}
+
+/// A statement looks at a page of rows, however many there are that have to stay.
+async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
+    const ROWS: u64 = 2_500;
+    let url = server.fresh_database();
+    let store = Bench::new(engine, url.clone()).ready().await;
+    let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
+    let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
+    let fill = format!(
+        "INSERT INTO database_locks_lock (name, token, expires_at, granted_until)
+         SELECT CONCAT('row ', a.d, b.d, c.d, d.d), 1, IF(a.d = 0, '9999-12-31', NULL),
+                IF(a.d = 0, '9999-12-31', NULL)
+           FROM ({digits}) a, ({digits}) b, ({digits}) c, ({digits}) d
+          ORDER BY 1 LIMIT {ROWS}"
+    );
+    server.query(&url, &fill).unwrap();
+    let (mut after, mut deleted) = (None, Vec::new());
+    loop {
+        let page = store.prune(Duration::ZERO, true, after, SOON).await;
+        let page = page.unwrap();
+        if page.last.is_none() {
+            break;
+        }
+        assert!(page.last > after, "{after:?}: {page:?}");
+        after = page.last;
+        deleted.push(page.deleted);
+    }
+    // A thousand are held.
+    assert_eq!(deleted, [0, 1_000, 500]);
+    let behind = store.prune(Duration::ZERO, true, after, SOON).await;
+    assert_eq!(behind.unwrap().deleted, 0);
 }
 
 async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(

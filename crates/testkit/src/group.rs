@@ -255,8 +255,19 @@ impl Group {
     ///
     /// When no node serves.
     pub fn fresh_database(&self) -> String {
-        let mut serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
-        serving.sort_by_key(|node| !self.is_primary(*node));
+        let view = (0..NODES)
+            .map(|node| self.members(node))
+            .find(|members| is_majority(members))
+            .expect("a node serves");
+        let state_of = |node: &usize| {
+            let port = self.node(*node).port();
+            let member = view
+                .iter()
+                .find(|(at, state, _)| *at == port && state == "ONLINE");
+            member.map(|(.., role)| role.as_str())
+        };
+        let mut serving: Vec<usize> = (0..NODES).filter(|node| state_of(node).is_some()).collect();
+        serving.sort_by_key(|node| state_of(node) != Some("PRIMARY"));
         self.make_database(&serving)
     }
 
@@ -283,12 +294,9 @@ impl Group {
 
     /// Whether a node runs and belongs to a majority, with what the others have.
     pub fn serves(&self, node: usize) -> bool {
-        let members = self.members(node);
-        let online = members.iter().filter(|(_, state, _)| state == "ONLINE");
-        online.count() * 2 > NODES
-            && self
-                .member(node)
-                .is_some_and(|(_, state, _)| state == "ONLINE")
+        let (members, port) = (self.members(node), self.node(node).port());
+        let mut itself = members.iter().filter(|(at, ..)| *at == port);
+        is_majority(&members) && itself.any(|(_, state, _)| state == "ONLINE")
     }
 
     /// Whether a node can be written to.
@@ -417,8 +425,10 @@ impl Group {
                     .map(|node| self.members(node))
                     .collect::<Vec<_>>()
             );
-            if (0..NODES).any(|node| self.serves(node)) {
+            if let Some(node) = (0..NODES).find(|node| self.serves(*node)) {
                 served = time::now();
+                // Before: a member that was started anew knows of no single primary, and is refused.
+                self.have_all_primaries(node);
                 self.bring_back();
             } else if (0..NODES).all(|node| self.is_outside(node)) {
                 self.found_anew();
@@ -428,11 +438,18 @@ impl Group {
             }
             time::sleep(Duration::from_millis(200));
         }
+        self.have_all_primaries(0);
+        self.wait_until_healthy();
+    }
+
+    fn have_all_primaries(&mut self, node: usize) {
         if self.single_primary {
-            self.run(0, "SELECT group_replication_switch_to_multi_primary_mode()");
+            self.run(
+                node,
+                "SELECT group_replication_switch_to_multi_primary_mode()",
+            );
             self.single_primary = false;
         }
-        self.wait_until_healthy();
     }
 
     /// Start those that do not run, together.
@@ -461,7 +478,8 @@ impl Group {
     }
 
     /// Begin with the node that has the most of the history.
-    fn found_anew(&self) {
+    fn found_anew(&mut self) {
+        self.single_primary = false;
         let executed = |node: usize| self.run(node, "SELECT @@global.gtid_executed");
         let has_all_of = |node: usize, other: usize| {
             let subset = format!(
@@ -473,6 +491,11 @@ impl Group {
         let first = (0..NODES).find(|node| (0..NODES).all(|other| has_all_of(*node, other)));
         self.found(first.expect("one node has all that was committed"));
     }
+}
+
+fn is_majority(members: &[(u16, String, String)]) -> bool {
+    let online = members.iter().filter(|(_, state, _)| state == "ONLINE");
+    online.count() * 2 > NODES
 }
 
 fn unlaunched(

@@ -349,10 +349,14 @@ impl MySqlServer {
         let mut args = self.args.clone();
         args.push(format!("--port={}", self.port));
         args.extend(more.iter().cloned());
-        let mut ready = self.client();
+        let (mut ready, socket) = (self.client(), self.socket());
         ready.args(["--connect-timeout=10", "--execute=SELECT 1"]);
-        self.server
-            .launch(&self.program, &args, DEATHSIG, || succeeds(&mut ready))
+        // What a killed server has left. The new one makes it when it is about to answer: before that a
+        // client that is started only takes time from it.
+        let _ = std::fs::remove_file(&socket);
+        self.server.launch(&self.program, &args, DEATHSIG, || {
+            socket.exists() && succeeds(&mut ready)
+        })
     }
 
     /// Make `locker`, and have `root` come in over TCP, on a new server.

@@ -17,6 +17,8 @@ pub const NODES: usize = 3;
 /// machine is idle.
 const SYNCED_WITHIN: Duration = Duration::from_secs(90);
 
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// How often a node with a clock of its own looks how wrong that is to be, in seconds.
 const CLOCK_EVERY: &str = "1";
 
@@ -140,9 +142,17 @@ impl Nodes {
         });
     }
 
-    pub(crate) fn wait_for(&self, node: usize, what: &str, done: impl FnMut() -> bool) {
+    pub(crate) fn wait_for(&self, node: usize, what: &str, mut done: impl FnMut() -> bool) {
+        // Each look starts a client, which takes from the servers what they need to get there.
+        let mut looked = || {
+            let done = done();
+            if !done {
+                time::sleep(LOOK_EVERY);
+            }
+            done
+        };
         assert!(
-            time::wait_until(SYNCED_WITHIN, done),
+            time::wait_until(SYNCED_WITHIN, &mut looked),
             "node {node} is not {what} after {SYNCED_WITHIN:?}\n{}",
             self.servers[node].server().log_tail()
         );

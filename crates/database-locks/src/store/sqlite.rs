@@ -67,10 +67,6 @@ impl Sqlite {
 }
 
 impl Store for Sqlite {
-    fn leaves_no_gap(&self) -> bool {
-        true
-    }
-
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
             let until = crate::clock::now().saturating_add(within);

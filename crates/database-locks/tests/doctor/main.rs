@@ -63,6 +63,7 @@ fn each_finding_has_a_test_that_makes_it_appear() {
         include_str!("on_postgres.rs"),
         include_str!("sqlite_files.rs"),
         include_str!("../galera/node.rs"),
+        include_str!("../group/members.rs"),
         include_str!("../../src/store/mysql/doctor/cluster.rs"),
         include_str!("../../src/store/sqlite/doctor.rs")
     );
@@ -109,7 +110,8 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         }
         "mariadb" | "mysql" => {
             "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
-             varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL)"
+             varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL) \
+             CHARACTER SET latin1"
         }
         _ => {
             "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL \

@@ -214,8 +214,11 @@ impl From<Failure<&'static str>> for Refusal {
 impl From<Refusal> for StoreError {
     fn from(refusal: Refusal) -> Self {
         // What a server says that shuts down, or starts, is that it cannot be reached.
-        let class = refusal.code.as_ref().and_then(|code| code.code().get(..2));
-        let serves = class.is_some_and(|class| !matches!(class, "08" | "57"));
+        let code = refusal.code.as_ref().map(SqlState::code);
+        // 57014: cancelled, or past a limit of the role's own.
+        let serves = code.is_some_and(|code| {
+            code == "57014" || !(code.starts_with("08") || code.starts_with("57"))
+        });
         match refusal.kind {
             Kind::Contention => Self::Contention(refusal.said.into()),
             Kind::Unavailable | Kind::Gone if serves => Self::cannot_serve(refusal.said),
