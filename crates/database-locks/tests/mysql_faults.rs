@@ -73,6 +73,15 @@ async fn stays_held(guard: &database_locks::LockGuard, for_long: Duration) {
     }
 }
 
+/// Wait until a renewal got through that was sent from now on.
+async fn is_renewed(guard: &database_locks::LockGuard, ttl: Duration) {
+    let began = now();
+    while guard.trusted_for() + began.elapsed() <= ttl {
+        assert!(guard.is_held(), "{:?}: {:?}", began.elapsed(), guard.loss());
+        tokio::time::sleep(ms(50)).await;
+    }
+}
+
 /// How many connections there are of the user of the tests.
 fn connections(server: &Server) -> usize {
     let count = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'locker'";
@@ -109,8 +118,8 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
         full.contains("1040") || full.contains("oo many connections"),
         "{full}"
     );
-    let guard = locks.lock("job").ttl(ms(2000)).acquire().await.unwrap();
-    stays_held(&guard, ms(7000)).await;
+    let guard = locks.lock("job").ttl(ms(6000)).acquire().await.unwrap();
+    stays_held(&guard, ms(8000)).await;
     // The renewals had no connection of their own: all of the others were taken.
     let aborted = root
         .run("SHOW STATUS LIKE 'Connection_errors_max_connections'")
@@ -170,9 +179,9 @@ async fn a_server_without_prepared_statements_left_is_served(
     server.query("mysql", none).unwrap();
     let lock = locks
         .lock("'; DROP TABLE database_locks_lock; -- \\")
-        .ttl(ms(2000));
+        .ttl(ms(8000));
     let guard = lock.acquire().await.unwrap();
-    stays_held(&guard, ms(4000)).await;
+    is_renewed(&guard, ms(8000)).await;
     let report = locks.doctor().await.unwrap();
     assert!(
         report.checks.iter().any(|check| check.area == "locks"),
@@ -207,7 +216,7 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
 async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static str) {
     let url = server.url_of(server.fresh_database().rsplit('/').next().unwrap());
     let locks = connect(&url).await;
-    let lock = |name: &str| locks.lock(name).ttl(ms(3000));
+    let lock = |name: &str| locks.lock(name).ttl(ms(5000)).renew_every(ms(500));
     let (kept, freed) = (
         lock("kept").acquire().await.unwrap(),
         lock("freed").acquire().await.unwrap(),
@@ -329,7 +338,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     assert!(hint.as_ref().unwrap().contains("dblock init"), "{hint:?}");
 
     let (locks, others) = (connect(&url).await, connect(&url).await);
-    let holder = locks.lock("job").ttl(ms(6000)).acquire().await.unwrap();
+    // Several renewals are due while the table is away.
+    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let holder = holder.acquire().await.unwrap();
     let waiter = others.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
@@ -343,7 +354,7 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     server
         .query(&url, "RENAME TABLE away TO database_locks_lock")
         .unwrap();
-    stays_held(&holder, ms(3000)).await;
+    is_renewed(&holder, SOON).await;
     holder.release().await.unwrap();
     let next = tokio::time::timeout(SOON, waiter)
         .await

@@ -226,7 +226,7 @@ fn an_outage_under_a_command_is_told_when_it_begins_and_when_it_ends() {
     };
     let script = "touch begun; while [ ! -e go ]; do sleep 0.02; done";
     let options = [
-        "run", "--ttl", "9s", "--grace", "0", "job", "--", "sh", "-c", script,
+        "run", "--ttl", "18s", "--grace", "0", "job", "--", "sh", "-c", script,
     ];
     let running = start(&lab, &url, &options);
     lab.wait_for("begun");
