@@ -84,20 +84,20 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	stubtest database_locks._core
 
 # A crate of others that does not build on some machine is left out, and the program says so.
-bench: ## measure for some 13 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
+bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
 	cargo build --release -p bench -p dblock
 	BENCH_CHECK=1 $(BENCH)
-	scripts/install-servers >/dev/null || echo "bench: not all servers can be installed, those that are there are measured" >&2
+	scripts/install-servers >target/bench-servers || \
+		echo "bench: not all servers can be installed, those that are there are measured" >&2
 	scripts/bench-env
 	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked --manifest-path crates/bench/peers/rust/Cargo.toml || \
 		echo "bench: left out: the locks of others from Rust, which do not build here" >&2
-	$(BENCH)
+	. target/bench-servers; $(BENCH)
 
 flame: ## profile a client's acquire and release with perf, and write flame graphs to target/flame
-	scripts/install-servers >/dev/null
 	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/flame \
 		cargo build --release -p bench
-	target/flame/release/bench flame target/flame
+	servers=$$(scripts/install-servers) && eval "$$servers" && target/flame/release/bench flame target/flame
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

@@ -109,7 +109,8 @@ class LockAdmin(_ModelAdmin):
         if state not in STATES:
             state = ""
         try:
-            number = int(request.GET.get("p", "1"))
+            # Within what the extension takes: a page that does not exist is the last one.
+            number = max(1, min(int(request.GET.get("p", "1")), 2**31))
         except ValueError:
             number = 1
         try:

@@ -51,8 +51,9 @@ class LockLost(LockException):
     ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
     ``unreachable``, ``refused``, ``failover``, ``forked``. ``last_answer`` is what the last renewal
     came to where renewals failed until the lease ended: the database's own words if it refused.
-    ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder`` and ``holder_token`` are those of whoever had the lock in
-    the answer that said it was lost; ``None`` where nobody had, or trust ended without an answer.
+    ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder``
+    and ``holder_token`` are those of the grant that had the lock in the answer that said it was lost;
+    ``None`` if the lock was free, or trust ended without an answer.
     ``detail`` says all of it, as every face of this library does:
     ``lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)``.
     """

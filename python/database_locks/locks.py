@@ -267,9 +267,12 @@ class lock(_core.Scope):
     def _begin(self, guard: _core.Guard, wanted: Wanted) -> Held:
         held = Held(wanted.name, guard, wanted)
         held._start()
+        return held
+
+    def _was_acquired(self, wanted: Wanted) -> None:
+        """Before the last look at the guard: a log handler may take its time."""
         logger.debug("lock %s acquired/renewed", wanted.name)
         _settings.status("2")
-        return held
 
     def _enters(self, held: Held) -> Held:
         # A task is told where it waits, which cannot be in the middle of leaving a block.
@@ -304,10 +307,12 @@ class lock(_core.Scope):
                     guard = wait(self._ask(asked))
                     if guard is None:
                         raise _busy(wanted, _info(wanted))
+                    self._was_acquired(wanted)
                     loss = guard.loss()
                     if loss is None:
                         break
                     asked = self._ask_again(wanted, began, guard, loss)
+                    del guard
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise
@@ -357,10 +362,12 @@ class lock(_core.Scope):
                     guard = await wait_async(self._ask(asked))
                     if guard is None:
                         raise _busy(wanted, await _ainfo(wanted))
+                    self._was_acquired(wanted)
                     loss = guard.loss()
                     if loss is None:
                         break
                     asked = self._ask_again(wanted, began, guard, loss)
+                    del guard
             except BaseException as error:
                 self._not_acquired(wanted, error)
                 raise
@@ -513,6 +520,8 @@ class DBLock:
         if guard is None:
             return False
         logger.debug("lock %s acquired/renewed", self._name)
+        if guard.loss() is not None:
+            return False
         if at_once:
             wait(guard.release())
         else:

@@ -60,7 +60,7 @@ impl Guard {
     }
 
     fn on_lost(&self, callback: Py<PyAny>) {
-        // On the core's thread, which must not wait for the GIL.
+        // On a thread of the core's for callbacks, of which there are few: the courier waits for the GIL instead.
         let tell = move |loss: Loss| {
             courier::tell(move |py| callback.call1(py, (said(py, &loss)?,)).map(drop));
         };

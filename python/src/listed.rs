@@ -87,6 +87,8 @@ fn matches(info: &LockInfo, text: &str) -> bool {
 fn rows_of(found: &[LockInfo], page: i64, rows: usize) -> &[LockInfo] {
     let mut pages = found.chunks(rows.max(1));
     let last = pages.len().saturating_sub(1);
-    let at = usize::try_from(page - 1).unwrap_or(last).min(last);
+    let at = usize::try_from(page.saturating_sub(1))
+        .unwrap_or(last)
+        .min(last);
     pages.nth(at).unwrap_or_default()
 }

@@ -22,17 +22,17 @@ clock = time.perf_counter_ns
 
 POSTGRES = {
     "ENGINE": "django.db.backends.postgresql",
-    "NAME": AT["postgres_db"],
+    "NAME": AT.get("postgres_db"),
     "USER": "postgres",
-    "HOST": AT["postgres_dir"],
-    "PORT": AT["postgres_port"],
+    "HOST": AT.get("postgres_dir"),
+    "PORT": AT.get("postgres_port"),
     "CONN_MAX_AGE": None,
 }
-MYSQL = {
+MARIADB = {
     "ENGINE": "django.db.backends.mysql",
-    "NAME": AT["mysql_db"],
+    "NAME": AT.get("mariadb_db"),
     "USER": "root",
-    "HOST": AT["mysql_socket"],
+    "HOST": AT.get("mariadb_socket"),
     "CONN_MAX_AGE": None,
 }
 
@@ -117,7 +117,7 @@ def redis(plain: bool) -> tuple[Any, Any, str]:
 def get_lock() -> tuple[Any, Any, str]:
     import MySQLdb
 
-    connection = MySQLdb.connect(unix_socket=AT["mysql_socket"], user="root", db=AT["mysql_db"])
+    connection = MySQLdb.connect(unix_socket=AT["mariadb_socket"], user="root", db=AT["mariadb_db"])
     cursor = connection.cursor()
 
     def run(sql: str) -> None:
@@ -157,8 +157,8 @@ def made() -> tuple[Any, Any, str]:
             return ours(AT[engine], "unrenewed" not in rest)
         case ["old", "postgres", *rest]:
             return old({**POSTGRES, "NAME": AT["old_db"]}, "unrenewed" not in rest)
-        case ["old", "mysql", *rest]:
-            return old({**MYSQL, "NAME": AT["old_db"]}, "unrenewed" not in rest)
+        case ["old", "mariadb", *rest]:
+            return old({**MARIADB, "NAME": AT["old_db"]}, "unrenewed" not in rest)
         case ["pglock"]:
             return pglock()
         case ["redis"]:

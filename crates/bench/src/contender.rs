@@ -38,7 +38,7 @@ type Run = Box<dyn FnMut(Duration) -> Times>;
 /// One row of a table.
 pub(crate) struct Contender {
     /// By which it is found again.
-    pub(crate) key: &'static str,
+    pub(crate) key: String,
     pub(crate) name: String,
     pub(crate) run: Run,
     /// Where it runs, when that is not here.
@@ -47,18 +47,18 @@ pub(crate) struct Contender {
 
 impl fmt::Debug for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.key)
+        f.write_str(&self.key)
     }
 }
 
 impl Contender {
     pub(crate) fn new(
-        key: &'static str,
+        key: impl Into<String>,
         name: impl Into<String>,
         run: impl FnMut(Duration) -> Times + 'static,
     ) -> Self {
         Self {
-            key,
+            key: key.into(),
             name: name.into(),
             run: Box::new(run),
             process: None,

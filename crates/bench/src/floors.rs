@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use mysql_async::prelude::Queryable;
-use testkit::time;
+use mysql_async::{Conn, OptsBuilder};
+use testkit::{MySqlServer, time};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls};
@@ -50,15 +51,15 @@ pub(crate) fn default_runtime() -> Runtime {
     tokio::runtime::Runtime::new().expect("a runtime can be made")
 }
 
-/// The table of locks under the name `floor`, with one row.
-fn schema(engine: &str) -> String {
+/// The table of locks under the name `floor`; MySQL's and MariaDB's have a collation for names.
+fn schema(engine: &str, collation: &str) -> String {
     let text = match engine {
         "postgres" => include_str!("../../database-locks/schema/postgres.sql"),
         "mysql" => include_str!("../../database-locks/schema/mysql.sql"),
         _ => include_str!("../../database-locks/schema/sqlite.sql"),
     };
     text.replace("{table}", "floor")
-        .replace("{collation}", "utf8mb4_nopad_bin")
+        .replace("{collation}", collation)
 }
 
 pub(crate) async fn connect(config: &tokio_postgres::Config) -> Client {
@@ -84,22 +85,26 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
         let select = runtime
             .block_on(client.prepare("SELECT 1"))
             .expect("prepares");
-        Contender::new("pg-trip", "one round trip: `SELECT 1`", move |slice| {
-            repeat(slice, |times| {
-                let t0 = time::now();
-                runtime
-                    .block_on(client.query_one(&select, &[]))
-                    .expect("answers");
-                times.acquire.push(since(t0));
-            })
-        })
+        Contender::new(
+            "postgres-trip",
+            "one round trip: `SELECT 1`",
+            move |slice| {
+                repeat(slice, |times| {
+                    let t0 = time::now();
+                    runtime
+                        .block_on(client.query_one(&select, &[]))
+                        .expect("answers");
+                    times.acquire.push(since(t0));
+                })
+            },
+        )
     };
 
     let (runtime, client) = connected();
     let bare = {
         runtime.block_on(async {
             client
-                .batch_execute(&schema("postgres"))
+                .batch_execute(&schema("postgres", ""))
                 .await
                 .expect("makes the table");
             let insert = format!("INSERT INTO floor (name) VALUES ('{NAME}')");
@@ -114,7 +119,7 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
             .block_on(client.prepare_typed(PG_FREE, &types[..2]))
             .expect("prepares");
         Contender::new(
-            "pg-bare",
+            "postgres-bare",
             "two bare prepared `UPDATE` commits",
             move |slice| {
                 let all: [&(dyn ToSql + Sync); 4] = [&NAME, &HOLDER, &GRANT, &METADATA];
@@ -146,7 +151,7 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
         let free = runtime
             .block_on(client.prepare_typed(PG_FREE, &types[..2]))
             .expect("prepares");
-        Contender::new("pg-bare-task", TASKED, move |slice| {
+        Contender::new("postgres-bare-task", TASKED, move |slice| {
             let (client, take, free) = (Arc::clone(&client), take.clone(), free.clone());
             let task = runtime.spawn(async move {
                 let all: [&(dyn ToSql + Sync); 4] = [&NAME, &HOLDER, &GRANT, &METADATA];
@@ -173,7 +178,7 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
         let take = prepare("SELECT pg_advisory_lock($1)");
         let free = prepare("SELECT pg_advisory_unlock($1)");
         Contender::new(
-            "pg-advisory",
+            "postgres-advisory",
             "bare `pg_advisory_lock`, prepared",
             move |slice| {
                 repeat(slice, |times| {
@@ -195,126 +200,134 @@ pub(crate) fn postgres(servers: &Servers) -> Vec<Contender> {
 }
 
 pub(crate) fn mariadb(servers: &Servers) -> Vec<Contender> {
-    let (Some(server), Some(socket)) = (&servers.mariadb, servers.mariadb_socket()) else {
-        return Vec::new();
-    };
+    let server = servers.mariadb.as_ref();
+    server.map_or_else(Vec::new, |server| {
+        speaking_mysql(server, "mariadb", "utf8mb4_nopad_bin")
+    })
+}
+
+pub(crate) fn mysql(servers: &Servers) -> Vec<Contender> {
+    let server = servers.mysql.as_ref();
+    server.map_or_else(Vec::new, |server| {
+        speaking_mysql(server, "mysql", "utf8mb4_0900_bin")
+    })
+}
+
+fn speaking_mysql(server: &MySqlServer, key: &str, collation: &str) -> Vec<Contender> {
     let url = server.fresh_database();
     let opts = mysql_async::OptsBuilder::default()
-        .socket(Some(socket.display().to_string()))
+        .socket(Some(server.socket().display().to_string()))
         .user(Some("root"))
         .db_name(Some(crate::servers::database(&url)));
-    let connected = || {
-        let runtime = runtime();
-        let conn = runtime
-            .block_on(mysql_async::Conn::new(opts.clone()))
-            .expect("connects");
-        (runtime, conn)
-    };
+    let key = |what: &str| format!("{key}-{what}");
+    vec![
+        mysql_trip(key("trip"), &opts),
+        mysql_bare(key("bare"), &opts, &schema("mysql", collation)),
+        mysql_tasked(key("bare-task"), &opts),
+        mysql_get_lock(key("getlock"), &opts),
+    ]
+}
 
-    let (runtime, mut conn) = connected();
-    let trip = {
-        let select = runtime.block_on(conn.prep("SELECT 1")).expect("prepares");
-        Contender::new("my-trip", "one round trip: `SELECT 1`", move |slice| {
-            repeat(slice, |times| {
-                let t0 = time::now();
-                let one: Option<u8> = runtime
-                    .block_on(conn.exec_first(&select, ()))
-                    .expect("answers");
-                times.acquire.push(since(t0));
-                assert_eq!(one, Some(1));
-            })
+fn mysql_connected(opts: &OptsBuilder) -> (Runtime, Conn) {
+    let runtime = runtime();
+    let conn = runtime.block_on(Conn::new(opts.clone()));
+    (runtime, conn.expect("connects"))
+}
+
+fn mysql_trip(key: String, opts: &OptsBuilder) -> Contender {
+    let (runtime, mut conn) = mysql_connected(opts);
+    let select = runtime.block_on(conn.prep("SELECT 1")).expect("prepares");
+    Contender::new(key, "one round trip: `SELECT 1`", move |slice| {
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let one: Option<u8> = runtime
+                .block_on(conn.exec_first(&select, ()))
+                .expect("answers");
+            times.acquire.push(since(t0));
+            assert_eq!(one, Some(1));
         })
-    };
+    })
+}
 
-    let (runtime, mut conn) = connected();
-    let bare = {
-        let (take, free) = runtime.block_on(async {
-            conn.query_drop(schema("mysql"))
-                .await
-                .expect("makes the table");
-            let insert = format!("INSERT INTO floor (name) VALUES ('{NAME}')");
-            conn.query_drop(insert).await.expect("makes the row");
-            let take = conn.prep(MY_TAKE).await.expect("prepares");
-            (take, conn.prep(MY_FREE).await.expect("prepares"))
-        });
-        Contender::new(
-            "my-bare",
-            "two bare prepared `UPDATE` commits",
-            move |slice| {
-                repeat(slice, |times| {
-                    let t0 = time::now();
-                    let all = (HOLDER, GRANT, METADATA, NAME);
-                    runtime
-                        .block_on(conn.exec_drop(&take, all))
-                        .expect("commits");
-                    let t1 = time::now();
-                    times.acquire.push(since(t0));
-                    runtime
-                        .block_on(conn.exec_drop(&free, (NAME, GRANT)))
-                        .expect("commits");
-                    times.release.push(since(t1));
-                    assert_eq!(conn.affected_rows(), 1);
-                })
-            },
-        )
-    };
-
-    let tasked = {
-        let runtime = default_runtime();
-        let conn = runtime.block_on(async {
-            let mut conn = mysql_async::Conn::new(opts.clone())
-                .await
-                .expect("connects");
-            let take = conn.prep(MY_TAKE).await.expect("prepares");
-            let free = conn.prep(MY_FREE).await.expect("prepares");
-            (conn, take, free)
-        });
-        let mut parts = Some(conn);
-        Contender::new("my-bare-task", TASKED, move |slice| {
-            let (mut conn, take, free) = parts.take().expect("the task before gave it back");
-            let task = runtime.spawn(async move {
-                let (began, mut times) = (time::now(), Times::default());
-                while began.elapsed() < slice || times.acquire.len() < 3 {
-                    let t0 = time::now();
-                    let all = (HOLDER, GRANT, METADATA, NAME);
-                    conn.exec_drop(&take, all).await.expect("commits");
-                    let t1 = time::now();
-                    times.acquire.push(since(t0));
-                    conn.exec_drop(&free, (NAME, GRANT)).await.expect("commits");
-                    times.release.push(since(t1));
-                    assert_eq!(conn.affected_rows(), 1);
-                }
-                ((conn, take, free), times)
-            });
-            let (back, times) = runtime.block_on(task).expect("the task ends");
-            parts = Some(back);
-            times
+/// Makes the table and its row first.
+fn mysql_bare(key: String, opts: &OptsBuilder, schema: &str) -> Contender {
+    let (runtime, mut conn) = mysql_connected(opts);
+    let (take, free) = runtime.block_on(async {
+        conn.query_drop(schema).await.expect("makes the table");
+        let insert = format!("INSERT INTO floor (name) VALUES ('{NAME}')");
+        conn.query_drop(insert).await.expect("makes the row");
+        let take = conn.prep(MY_TAKE).await.expect("prepares");
+        (take, conn.prep(MY_FREE).await.expect("prepares"))
+    });
+    Contender::new(key, "two bare prepared `UPDATE` commits", move |slice| {
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let all = (HOLDER, GRANT, METADATA, NAME);
+            runtime
+                .block_on(conn.exec_drop(&take, all))
+                .expect("commits");
+            let t1 = time::now();
+            times.acquire.push(since(t0));
+            runtime
+                .block_on(conn.exec_drop(&free, (NAME, GRANT)))
+                .expect("commits");
+            times.release.push(since(t1));
+            assert_eq!(conn.affected_rows(), 1);
         })
-    };
+    })
+}
 
-    let (runtime, mut conn) = connected();
-    let get_lock = {
-        let prepare =
-            |conn: &mut mysql_async::Conn, sql| runtime.block_on(conn.prep(sql)).expect("prepares");
-        let take = prepare(&mut conn, "SELECT GET_LOCK(?, 60)");
-        let free = prepare(&mut conn, "SELECT RELEASE_LOCK(?)");
-        Contender::new("my-getlock", "bare `GET_LOCK`, prepared", move |slice| {
-            repeat(slice, |times| {
+fn mysql_tasked(key: String, opts: &OptsBuilder) -> Contender {
+    let runtime = default_runtime();
+    let conn = runtime.block_on(async {
+        let mut conn = Conn::new(opts.clone()).await.expect("connects");
+        let take = conn.prep(MY_TAKE).await.expect("prepares");
+        let free = conn.prep(MY_FREE).await.expect("prepares");
+        (conn, take, free)
+    });
+    let mut parts = Some(conn);
+    Contender::new(key, TASKED, move |slice| {
+        let (mut conn, take, free) = parts.take().expect("the task before gave it back");
+        let task = runtime.spawn(async move {
+            let (began, mut times) = (time::now(), Times::default());
+            while began.elapsed() < slice || times.acquire.len() < 3 {
                 let t0 = time::now();
-                let got: Option<u8> = runtime
-                    .block_on(conn.exec_first(&take, (NAME,)))
-                    .expect("answers");
+                let all = (HOLDER, GRANT, METADATA, NAME);
+                conn.exec_drop(&take, all).await.expect("commits");
                 let t1 = time::now();
                 times.acquire.push(since(t0));
-                let freed: Option<u8> = runtime
-                    .block_on(conn.exec_first(&free, (NAME,)))
-                    .expect("answers");
+                conn.exec_drop(&free, (NAME, GRANT)).await.expect("commits");
                 times.release.push(since(t1));
-                assert_eq!((got, freed), (Some(1), Some(1)));
-            })
+                assert_eq!(conn.affected_rows(), 1);
+            }
+            ((conn, take, free), times)
+        });
+        let (back, times) = runtime.block_on(task).expect("the task ends");
+        parts = Some(back);
+        times
+    })
+}
+
+fn mysql_get_lock(key: String, opts: &OptsBuilder) -> Contender {
+    let (runtime, mut conn) = mysql_connected(opts);
+    let prepare = |conn: &mut Conn, sql| runtime.block_on(conn.prep(sql)).expect("prepares");
+    let take = prepare(&mut conn, "SELECT GET_LOCK(?, 60)");
+    let free = prepare(&mut conn, "SELECT RELEASE_LOCK(?)");
+    Contender::new(key, "bare `GET_LOCK`, prepared", move |slice| {
+        repeat(slice, |times| {
+            let t0 = time::now();
+            let got: Option<u8> = runtime
+                .block_on(conn.exec_first(&take, (NAME,)))
+                .expect("answers");
+            let t1 = time::now();
+            times.acquire.push(since(t0));
+            let freed: Option<u8> = runtime
+                .block_on(conn.exec_first(&free, (NAME,)))
+                .expect("answers");
+            times.release.push(since(t1));
+            assert_eq!((got, freed), (Some(1), Some(1)));
         })
-    };
-    vec![trip, bare, tasked, get_lock]
+    })
 }
 
 /// On a file as ours: write-ahead log, each commit on the disk.
@@ -329,12 +342,12 @@ pub(crate) fn sqlite(servers: &Servers) -> Vec<Contender> {
         .expect("takes it");
     file.pragma_update(None, "synchronous", "full")
         .expect("takes it");
-    file.execute_batch(&schema("sqlite"))
+    file.execute_batch(&schema("sqlite", ""))
         .expect("makes the table");
     let insert = format!("INSERT INTO floor (name) VALUES ('{NAME}')");
     file.execute_batch(&insert).expect("makes the row");
     let bare = Contender::new(
-        "lite-bare",
+        "sqlite-bare",
         "two bare prepared `UPDATE` commits",
         move |slice| {
             let mut take = file.prepare_cached(LITE_TAKE).expect("prepares");
@@ -371,6 +384,6 @@ pub(crate) fn postgres_texts() -> (String, String) {
 pub(crate) fn postgres_setup() -> String {
     format!(
         "{};INSERT INTO floor (name) VALUES ('{NAME}')",
-        schema("postgres")
+        schema("postgres", "")
     )
 }

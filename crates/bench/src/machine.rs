@@ -125,7 +125,11 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         rows.push(("PostgreSQL", ask("SHOW server_version")));
         rows.push(("its settings", ask(set)));
     }
-    if let Some(server) = &servers.mariadb {
+    for (name, server, schema) in [
+        ("MariaDB", &servers.mariadb, "information_schema"),
+        ("MySQL", &servers.mysql, "performance_schema"),
+    ] {
+        let Some(server) = server else { continue };
         let ask = |sql: &str| {
             server
                 .query("mysql", sql)
@@ -133,12 +137,14 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
                 .trim()
                 .to_owned()
         };
-        let set = "SELECT GROUP_CONCAT(LOWER(variable_name), '=', variable_value ORDER BY 1 SEPARATOR ', ') \
-            FROM information_schema.global_variables WHERE variable_name IN \
-            ('innodb_flush_log_at_trx_commit', 'innodb_flush_method', 'innodb_buffer_pool_size', \
-            'innodb_log_file_size', 'log_bin', 'max_connections')";
-        rows.push(("MariaDB", ask("SELECT VERSION()")));
-        rows.push(("its settings", ask(set)));
+        let set = format!(
+            "SELECT GROUP_CONCAT(LOWER(variable_name), '=', variable_value ORDER BY 1 SEPARATOR ', ') \
+             FROM {schema}.global_variables WHERE variable_name IN \
+             ('innodb_flush_log_at_trx_commit', 'innodb_flush_method', 'innodb_buffer_pool_size', \
+             'innodb_log_file_size', 'innodb_redo_log_capacity', 'log_bin', 'sync_binlog', 'max_connections')"
+        );
+        rows.push((name, ask("SELECT VERSION()")));
+        rows.push(("its settings", ask(&set)));
     }
     if let Some(redis) = &servers.redis {
         rows.push((
@@ -159,4 +165,30 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
     rows.into_iter()
         .map(|(what, value)| vec![what.to_owned(), value])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_facts_of_a_run_say_that_each_server_waits_for_its_logs() {
+        let servers = Servers::start();
+        let facts = facts(&servers, "");
+        let postgres = servers.postgres.is_some();
+        let (mariadb, mysql) = (servers.mariadb.is_some(), servers.mysql.is_some());
+        let of = |name: &str| {
+            let at = facts.iter().position(|row| row[0] == name);
+            at.map(|at| facts[at + 1][1].as_str()).unwrap_or_default()
+        };
+        for (name, there, expected) in [
+            ("PostgreSQL", postgres, "fsync=on"),
+            ("MariaDB", mariadb, "innodb_flush_log_at_trx_commit=1"),
+            ("MySQL", mysql, "innodb_flush_log_at_trx_commit=1"),
+            ("MySQL", mysql, "log_bin=ON"),
+            ("MySQL", mysql, "sync_binlog=1"),
+        ] {
+            assert_eq!(of(name).contains(expected), there, "{name}: {}", of(name));
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub(crate) fn connected(runtime: &Runtime, url: &str) -> Locks {
 }
 
 /// From async code.
-pub(crate) fn cycles(key: &'static str, name: &str, url: &str, auto_renew: bool) -> Contender {
+pub(crate) fn cycles(key: &str, name: &str, url: &str, auto_renew: bool) -> Contender {
     let runtime = runtime();
     let lock = connected(&runtime, url).lock(key).auto_renew(auto_renew);
     Contender::new(key, name, move |slice| {
@@ -36,7 +36,7 @@ pub(crate) fn cycles(key: &'static str, name: &str, url: &str, auto_renew: bool)
 }
 
 /// From a task of tokio's default runtime, as most services have it.
-pub(crate) fn spawned(key: &'static str, name: &str, url: &str) -> Contender {
+pub(crate) fn spawned(key: &str, name: &str, url: &str) -> Contender {
     let runtime = floors::default_runtime();
     let lock = connected(&runtime, url).lock(key);
     Contender::new(key, name, move |slice| {
@@ -58,7 +58,7 @@ pub(crate) fn spawned(key: &'static str, name: &str, url: &str) -> Contender {
 }
 
 /// From code that blocks.
-pub(crate) fn blocking(key: &'static str, name: &str, url: &str) -> Contender {
+pub(crate) fn blocking(key: &str, name: &str, url: &str) -> Contender {
     let locks = blocking::Locks::connect(url).expect("connects");
     locks.migrate().expect("makes the table");
     let lock = locks.lock(key);
@@ -75,14 +75,14 @@ pub(crate) fn blocking(key: &'static str, name: &str, url: &str) -> Contender {
 }
 
 /// A name that nobody has used before, each time.
-pub(crate) fn first_use(key: &'static str, name: &str, url: &str) -> Contender {
+pub(crate) fn first_use(key: &str, name: &str, url: &str) -> Contender {
     let runtime = runtime();
     let locks = connected(&runtime, url);
-    let mut number = 0;
+    let (prefix, mut number) = (key.to_owned(), 0);
     Contender::new(key, name, move |slice| {
         repeat(slice, |times| {
             number += 1;
-            let lock = locks.lock(format!("{key} {number}"));
+            let lock = locks.lock(format!("{prefix} {number}"));
             let t0 = time::now();
             let guard = runtime.block_on(lock.acquire()).expect("acquires");
             let t1 = time::now();
@@ -94,7 +94,7 @@ pub(crate) fn first_use(key: &'static str, name: &str, url: &str) -> Contender {
 }
 
 /// A try that finds the lock held.
-pub(crate) fn losing(key: &'static str, name: &str, url: &str) -> Contender {
+pub(crate) fn losing(key: &str, name: &str, url: &str) -> Contender {
     let runtime = runtime();
     let guard = runtime
         .block_on(connected(&runtime, url).lock(key).acquire())
@@ -111,17 +111,18 @@ pub(crate) fn losing(key: &'static str, name: &str, url: &str) -> Contender {
     })
 }
 
-/// Keys of what is measured of one engine, in this order: cycles, the same from a task, without renewals,
-/// blocking, first use, a losing try.
-pub(crate) fn of(engine: &Engine, keys: [&'static str; 6]) -> Vec<Contender> {
-    let url = &engine.url;
+/// All rows of one engine; their keys begin with that of the engine.
+pub(crate) fn of(engine: &Engine) -> Vec<Contender> {
+    let (url, key) = (&engine.url, |what: &str| format!("{}{what}", engine.key));
+    let task = "Rust, async, in a task of `#[tokio::main]`";
+    let first = "Rust, async: first use of a name";
     vec![
-        cycles(keys[0], "**Rust, async**", url, true),
-        spawned(keys[1], "Rust, async, in a task of `#[tokio::main]`", url),
-        cycles(keys[2], "Rust, async, auto-renew off", url, false),
-        blocking(keys[3], "Rust, blocking", url),
-        first_use(keys[4], "Rust, async: first use of a name", url),
-        losing(keys[5], "Rust, async: a losing try", url),
+        cycles(&key(""), "**Rust, async**", url, true),
+        spawned(&key("-task"), task, url),
+        cycles(&key("-off"), "Rust, async, auto-renew off", url, false),
+        blocking(&key("-blocking"), "Rust, blocking", url),
+        first_use(&key("-first"), first, url),
+        losing(&key("-losing"), "Rust, async: a losing try", url),
     ]
 }
 

@@ -5,19 +5,41 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use testkit::mysql::Options;
 use testkit::server::{find_binary, free_port};
 use testkit::tether::ScratchDir;
-use testkit::{Killable, MariaDb, MySqlServer, Postgres, time};
+use testkit::{Killable, MariaDb, MySql, MySqlServer, Postgres, time};
+
+use crate::say;
 
 /// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
 /// and again.
 pub(crate) const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
+
+/// MySQL's own defaults, where the tests' servers have less: the binary log is on, and each commit
+/// waits until it is on the disk (`sync_binlog` is 1 by default).
+const MYSQL: [&str; 13] = [
+    "log-bin=binlog",
+    "innodb-buffer-pool-size=128M",
+    "innodb-redo-log-capacity=100M",
+    "table-open-cache=4000",
+    "performance-schema-digests-size=-1",
+    "performance-schema-events-statements-history-long-size=-1",
+    "performance-schema-events-transactions-history-long-size=-1",
+    "performance-schema-events-waits-history-long-size=-1",
+    "performance-schema-events-stages-history-long-size=-1",
+    "performance-schema-error-size=5814",
+    "performance-schema-max-memory-classes=470",
+    "performance-schema-max-program-instances=-1",
+    "max-connections=200",
+];
 
 /// What runs, and where.
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub(crate) postgres: Option<Postgres>,
     pub(crate) mariadb: Option<MySqlServer>,
+    pub(crate) mysql: Option<MySqlServer>,
     pub(crate) redis: Option<Redis>,
     pub(crate) files: ScratchDir,
 }
@@ -63,6 +85,8 @@ impl Redis {
 /// An engine of this library, and where it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
+    /// The prefix of the keys of its rows, and its name for `peers.py`.
+    pub(crate) key: &'static str,
     /// As it is called in tables.
     pub(crate) name: &'static str,
     /// By the shortest way: a Unix socket.
@@ -71,24 +95,42 @@ pub(crate) struct Engine {
     pub(crate) tcp: Option<String>,
 }
 
+/// A server that waits for the disk at each commit, if there is one on this machine.
+fn with_fsync(options: Options, settings: &[&str]) -> Option<MySqlServer> {
+    let options = options.fsync(true);
+    let set = |options: Options, setting: &&str| options.set(setting);
+    settings.iter().fold(options, set).start()
+}
+
 impl Servers {
     pub(crate) fn start() -> Self {
-        Self {
+        let servers = Self {
             postgres: Postgres::options().fsync(true).start(),
-            mariadb: MARIADB
-                .iter()
-                .fold(MariaDb::options().fsync(true), |options, setting| {
-                    options.set(setting)
-                })
-                .start(),
+            mariadb: with_fsync(MariaDb::options(), &MARIADB),
+            mysql: with_fsync(MySql::options(), &MYSQL),
             redis: Redis::start(),
             files: ScratchDir::new("bench"),
+        };
+        for (name, there) in [
+            ("PostgreSQL", servers.postgres.is_some()),
+            ("MariaDB", servers.mariadb.is_some()),
+            (
+                "MySQL (its mysqld is where DBLOCK_MYSQLD says)",
+                servers.mysql.is_some(),
+            ),
+            ("Redis", servers.redis.is_some()),
+        ] {
+            if !there {
+                say(&format!("left out, it is not on this machine: {name}"));
+            }
         }
+        servers
     }
 
     /// The engines with an empty database each.
     pub(crate) fn engines(&self) -> Vec<Engine> {
-        [self.postgres(), self.mariadb(), Some(self.sqlite())]
+        let file = Some(self.sqlite());
+        [self.postgres(), self.mariadb(), self.mysql(), file]
             .into_iter()
             .flatten()
             .collect()
@@ -98,6 +140,7 @@ impl Servers {
         let server = self.postgres.as_ref()?;
         let tcp = server.fresh_database();
         Some(Engine {
+            key: "postgres",
             name: "PostgreSQL",
             url: server.socket_url(database(&tcp)),
             tcp: Some(format!("{tcp}?sslmode=disable")),
@@ -105,34 +148,43 @@ impl Servers {
     }
 
     pub(crate) fn mariadb(&self) -> Option<Engine> {
-        let server = self.mariadb.as_ref()?;
-        let tcp = server.fresh_database();
-        Some(Engine {
-            name: "MariaDB",
-            url: self.mariadb_socket_url(database(&tcp))?,
-            tcp: Some(format!("{tcp}?sslmode=disable")),
-        })
+        Some(Engine::of("mariadb", "MariaDB", self.mariadb.as_ref()?))
+    }
+
+    pub(crate) fn mysql(&self) -> Option<Engine> {
+        Some(Engine::of("mysql", "MySQL", self.mysql.as_ref()?))
+    }
+
+    /// The server of an engine that speaks MySQL's protocol.
+    pub(crate) fn speaking_mysql(&self, engine: &Engine) -> Option<&MySqlServer> {
+        match engine.key {
+            "mariadb" => self.mariadb.as_ref(),
+            "mysql" => self.mysql.as_ref(),
+            _ => None,
+        }
     }
 
     pub(crate) fn sqlite(&self) -> Engine {
         let file = self.files.join(&format!("{:x}.sqlite3", fastrand::u64(..)));
         Engine {
+            key: "sqlite",
             name: "SQLite",
             url: format!("sqlite://{}", file.display()),
             tcp: None,
         }
     }
+}
 
-    fn mariadb_socket_url(&self, database: &str) -> Option<String> {
-        let socket = self.mariadb_socket()?;
-        Some(format!(
-            "mysql://root@localhost/{database}?socket={}",
-            socket.display()
-        ))
-    }
-
-    pub(crate) fn mariadb_socket(&self) -> Option<PathBuf> {
-        Some(self.mariadb.as_ref()?.server().dir().join("sock"))
+impl Engine {
+    /// With an empty database on that server.
+    fn of(key: &'static str, name: &'static str, server: &MySqlServer) -> Self {
+        let tcp = server.fresh_database();
+        Self {
+            key,
+            name,
+            url: server.socket_url(database(&tcp)),
+            tcp: Some(format!("{tcp}?sslmode=disable")),
+        }
     }
 }
 
@@ -156,6 +208,8 @@ pub(crate) fn postgres_config(server: &Postgres, database: &str) -> tokio_postgr
 
 #[cfg(test)]
 mod tests {
+    use super::database;
+
     #[test]
     fn the_database_of_a_url_is_found_behind_a_socket_too() {
         let found = [
@@ -163,6 +217,6 @@ mod tests {
             "mysql://root@localhost/t_1?socket=/tmp/x/sock",
             "postgres://me@127.0.0.1:5/t_1",
         ];
-        assert_eq!(found.map(super::database), ["t_1"; 3]);
+        assert_eq!(found.map(database), ["t_1"; 3]);
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> S
             floors::postgres(servers),
             "ours-postgres",
         ),
-        (servers.mariadb(), floors::mariadb(servers), "ours-mysql"),
+        (servers.mariadb(), floors::mariadb(servers), "ours-mariadb"),
+        (servers.mysql(), floors::mysql(servers), "ours-mysql"),
         (
             Some(servers.sqlite()),
             floors::sqlite(servers),
@@ -130,7 +131,7 @@ fn measured(settings: &Settings, length: Duration, layers: &mut [Contender]) -> 
     for (at, layer) in layers.iter().enumerate() {
         let Found { all, naps, .. } = &found[at];
         let above = at.checked_sub(1).map(|above| &found[above]);
-        let stacked = !matches!(layer.key, "memory" | "lock async");
+        let stacked = !matches!(layer.key.as_str(), "memory" | "lock async");
         let more = |of: fn(&Found) -> &Vec<f64>| {
             let above = above.filter(|_| stacked)?;
             let differences = of(&found[at]).iter().zip(of(above));

@@ -15,9 +15,9 @@ use crate::stats::spread;
 pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section {
     let mut section = Section::default();
     let dblock = crate::root().join("target/release/dblock");
-    let mut commands: Vec<(&str, Command)> = vec![
-        ("`true` alone", Command::new("true")),
-        ("`flock -n FILE true` (util-linux)", {
+    let mut commands: Vec<(String, Command)> = vec![
+        ("`true` alone".to_owned(), Command::new("true")),
+        ("`flock -n FILE true` (util-linux)".to_owned(), {
             let mut flock = Command::new("flock");
             flock.arg("-n").arg(servers.files.join("flock")).arg("true");
             flock
@@ -34,10 +34,10 @@ pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section 
             assert!(init.is_ok_and(|status| status.success()), "dblock init");
             let mut run = Command::new(&dblock);
             run.args(["--url", &engine.url, "run", "-n", "x", "--", "true"]);
+            let name = format!("`dblock run -n x -- true`, {}", engine.name);
             let name = match engine.name {
-                "PostgreSQL" => "`dblock run -n x -- true`, PostgreSQL",
-                "MariaDB" => "`dblock run -n x -- true`, MariaDB",
-                _ => "**`dblock run -n x -- true`, SQLite**",
+                "SQLite" => format!("**{name}**"),
+                _ => name,
             };
             commands.push((name, run));
         }
@@ -70,7 +70,7 @@ pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section 
         .zip(&found)
         .filter_map(|((name, _), values)| {
             let of = spread(values)?;
-            Some(vec![(*name).to_owned(), ms(of.p10), ms(of.p50), ms(of.p90)])
+            Some(vec![name.clone(), ms(of.p10), ms(of.p50), ms(of.p90)])
         })
         .collect();
     section.table(&["", "p10", "median", "p90"], &rows);

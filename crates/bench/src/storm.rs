@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::MySqlServer;
 
 use crate::report::{Section, digits, thousands};
 use crate::servers::{Engine, Servers};
@@ -138,13 +139,15 @@ fn row(engine: &Engine, processes: usize, crowd: &Crowd) -> Option<Vec<String>> 
     ])
 }
 
-/// How many statements a MariaDB server has carried out that might grant or release.
-fn updates(servers: &Servers) -> u64 {
-    let server = servers.mariadb.as_ref().expect("it runs");
-    let sql = "SELECT SUM(variable_value) FROM information_schema.global_status \
-        WHERE variable_name IN ('COM_UPDATE', 'COM_UPDATE_MULTI')";
-    let sum = server.query("mysql", sql).unwrap_or_default();
-    sum.trim().parse::<f64>().unwrap_or(0.0) as u64
+/// How many statements a server of MariaDB or MySQL has carried out that might grant or release.
+fn updates(server: &MySqlServer) -> u64 {
+    // MySQL has these counters in no table.
+    let sql = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_update', 'Com_update_multi')";
+    let answer = server.query("mysql", sql).expect("a running server counts");
+    let counts = answer.lines().filter_map(|line| line.split_once('\t'));
+    counts
+        .map(|(_, count)| count.trim().parse::<u64>().expect("a count"))
+        .sum()
 }
 
 fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration) -> Option<Crowd> {
@@ -161,7 +164,8 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
     for _ in 0..processes {
         workers.push(worker::start(&["storm", &through, &name, &each, &ms])?);
     }
-    let before = (engine.name == "MariaDB").then(|| updates(servers));
+    let counting = servers.speaking_mysql(engine);
+    let before = counting.map(|server| (server, updates(server)));
     if let Some(tap) = &tap {
         tap.reset();
     }
@@ -189,7 +193,7 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
     ));
     let tries = counts.as_ref().map(|counts| match before {
         // Each grant is one and each release another.
-        Some(before) => (updates(servers) - before) as f64 - grants,
+        Some((server, before)) => (updates(server) - before) as f64 - grants,
         None => counts.kinds.get("acquire").copied().unwrap_or(0) as f64,
     });
     waits.extend(unserved);
@@ -202,4 +206,23 @@ fn crowd(servers: &Servers, engine: &Engine, processes: usize, length: Duration)
         shares,
         never,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::{MariaDb, MySql};
+
+    #[test]
+    fn updates_are_counted_on_mariadb_and_mysql_prepared_or_not() {
+        for server in [MariaDb::shared(), MySql::shared()].into_iter().flatten() {
+            let database = server.fresh_database();
+            let before = updates(server);
+            let sql = "CREATE TABLE one (id int); PREPARE it FROM 'UPDATE one SET id = 1'; \
+                EXECUTE it; EXECUTE it; UPDATE one SET id = 2; \
+                UPDATE one JOIN (SELECT 3 AS id) two SET one.id = two.id";
+            server.query(&database, sql).expect("updates");
+            assert_eq!(updates(server) - before, 4, "{:?}", server.flavor());
+        }
+    }
 }

@@ -187,6 +187,8 @@ async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, 
 #[derive(Debug, Default)]
 struct Progress {
     occupant: Option<Occupant>,
+    /// When that was seen.
+    seen: clock::Time,
     failure: Option<StoreError>,
     /// Whose holding was logged last.
     logged: Option<(Option<Token>, Option<String>)>,
@@ -209,6 +211,7 @@ impl Progress {
                     self.logged = Some(who);
                 }
                 (self.occupant, self.failure) = (Some(occupant), None);
+                self.seen = clock::now();
             }
             Err(failure @ StoreError::Unavailable(_)) => {
                 (self.occupant, self.failure) = (None, Some(failure));
@@ -241,8 +244,9 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
         let occupant = progress.occupant.as_ref();
         if let Some(by) = occupant.filter(|_| progress.knows_holder()) {
             let mut by = by.clone();
+            let since = now.saturating_sub(progress.seen);
             drop(progress);
-            by.held_for = by.held_for.map(|age| age.max(now - began));
+            by.held_for = by.held_for.map(|age| age + since);
             log_held(&want.name, now - began, &by);
         }
     }

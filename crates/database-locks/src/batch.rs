@@ -191,7 +191,7 @@ impl<Q: Operation> Shared<Q> {
             .unzip();
         let answers = match Q::carry_out(&asked, &self.store, self.within).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(failure @ StoreError::Unavailable(_)) => {
+            Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
             }
             Err(_) => self.one_by_one(&asked).await,

@@ -169,8 +169,9 @@ impl LockGuard {
     /// for its error to tell. A call that had begun before may still be going on.
     ///
     /// It may block, use this library's guards, drop them, and acquire. If it panics, or never
-    /// returns, nothing else is disturbed. Where it is called several times, each `f` is called, one
-    /// after another.
+    /// returns, nothing else is disturbed; but no more than 64 callbacks of a process run at once, and
+    /// the others wait until one returns. Where `on_lost` is called several times, each `f` is called,
+    /// one after another.
     ///
     /// # Example
     ///

@@ -30,7 +30,7 @@ fn host() -> String {
 /// Host and pid alone are not enough: in two containers both may be the same, and a restarted
 /// process would look like the one that died.
 pub(crate) fn default_holder() -> String {
-    // Not what an encoding of the database may lack: nobody has chosen this name.
+    // ASCII only: no caller has chosen this name, and the database's encoding may lack more.
     let host = host().replace(|c: char| !c.is_ascii_graphic(), "-");
     format!("{host}.{}.{:08x}", std::process::id(), fastrand::u32(..))
 }

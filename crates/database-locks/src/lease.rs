@@ -23,7 +23,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// How long a renewal may take before its connection is given up. A short lease needs a second try
 /// on a new connection before it ends.
-const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// What a renewal of as many leases as go out in one statement may take of the time of those behind it: ten
 /// times what it takes where the disk keeps up.

@@ -218,7 +218,7 @@ impl Locks {
         .await
     }
 
-    /// Take a lock from whoever has it. The holder learns it at its next renewal (on PostgreSQL at once
+    /// Take a lock from its holder. The holder learns it at its next renewal (on PostgreSQL at once
     /// where its renewals are more than 5 s apart), and its work goes on until then: make sure first
     /// that it is dead, or stopped.
     ///

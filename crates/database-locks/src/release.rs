@@ -1,10 +1,11 @@
 //! Giving a lock back.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::{PATIENCE, Waiters};
-use crate::clock;
+use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::held::ms;
 use crate::inner::Inner;
@@ -15,6 +16,8 @@ use crate::turns::{Next, Others};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
+/// The longest pause after a refusal: rights are seldom given back within seconds.
+const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
 /// Release, again and again until the database has answered, or the lease has ended by itself.
 ///
@@ -34,22 +37,24 @@ pub(crate) fn give_back(
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
     let pending = inner.pending.clone();
     async move {
-        let done = until_answered(&inner, what, ttl, held_for).await;
+        let end = match ttl {
+            Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
+            Ttl::Endless => Time::MAX,
+        };
+        let done = until_answered(&inner, what, end, held_for, false).await;
         drop(pending);
         done
     }
 }
 
+/// `patient`: a refusal does not end it either.
 async fn until_answered(
     inner: &Arc<Inner>,
     mut what: Return,
-    ttl: Ttl,
+    end: Time,
     held_for: Option<Duration>,
+    patient: bool,
 ) -> Result<Released, Error> {
-    let end = match ttl {
-        Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
-        Ttl::Endless => Duration::MAX,
-    };
     let (name, holder) = (what.name.clone(), Arc::clone(&what.holder));
     let token = what.token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
@@ -63,7 +68,7 @@ async fn until_answered(
                 // What was asked for quietly before may have been done.
                 let others = match done {
                     _ if unsure || done == Released::Awaited => Others::Some,
-                    _ if inner.store.leaves_no_gap() => Others::Perhaps,
+                    _ if inner.store.waiters_poll() => Others::Perhaps,
                     _ => Others::Nobody,
                 };
                 pass_on(inner, &what, others);
@@ -89,16 +94,25 @@ async fn until_answered(
                 failure
             }
         };
-        let over = matches!(failure, StoreError::Rejected { .. }) || clock::now() + pause >= end;
-        if over {
+        let refused = matches!(failure, StoreError::Rejected { .. });
+        let over = clock::now() + pause >= end;
+        if over || (refused && !patient) {
             let error = failure.into_error(format!("release lock `{name}`"));
+            let then = match over {
+                true => "it stays held until its lease ends",
+                // Rights come back, and a lease without end would stay held for ever.
+                false => "trying on in the background",
+            };
             tracing::warn!(
                 lock.name = name.as_str(),
                 lock.token = token,
                 lock.holder = &*holder,
-                "not released, it stays held until its lease ends: {}",
+                "not released, {then}: {}",
                 error.chain()
             );
+            if !over {
+                tokio::spawn(go_on(Arc::clone(inner), what, end, held_for));
+            }
             return Err(error);
         }
         if !std::mem::replace(&mut told, true) {
@@ -110,8 +124,23 @@ async fn until_answered(
             );
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(LONGEST_RETRY);
+        pause = (pause * 2).min(match refused {
+            true => LONGEST_REFUSED,
+            false => LONGEST_RETRY,
+        });
     }
+}
+
+/// Go on with a release that was refused. The caller has its answer.
+fn go_on(
+    inner: Arc<Inner>,
+    what: Return,
+    end: Time,
+    held_for: Option<Duration>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        let _ = until_answered(&inner, what, end, held_for, true).await;
+    })
 }
 
 /// Other processes have a head start now, whichever caller of this one asks next.

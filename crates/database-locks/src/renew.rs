@@ -299,11 +299,13 @@ impl Scheduler {
                 *id
             })
             .collect();
-        for id in ids {
-            book.plan(id, now);
+        for id in &ids {
+            book.plan(*id, now);
         }
         drop(book);
-        self.changed.notify_one();
+        if !ids.is_empty() {
+            self.changed.notify_one();
+        }
     }
 
     /// The database said that it is not ours any more.

@@ -313,7 +313,7 @@ mod tests {
             refused(block_on(async {}));
             refused(block_on_for(pin!(async {}), LONG).map(drop));
         };
-        // In the background, whoever drives it just then, and on a thread that blocks.
+        // In the background, on the thread that drives it just then, and on a thread that blocks.
         block_on(spawn(nested()).unwrap()).unwrap().unwrap();
         pollster::block_on(spawn(nested()).unwrap()).unwrap();
         let me = thread::current().id();

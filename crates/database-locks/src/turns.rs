@@ -15,10 +15,18 @@ use tokio::sync::Notify;
 use crate::clock::{self, Time};
 use crate::name::LockName;
 
-/// How often the lock goes from one to another of this process while others wait …
+/// How often the lock goes from one to another of this process while others wait, at most: once for each
+/// waiter here, and once more …
 const IN_A_ROW: u32 = 16;
 /// … and for how long.
 const ROW: Duration = Duration::from_millis(100);
+/// Where waiters poll and none of another process was seen, it may go on for so long, twice as long each
+/// time.
+const LONGEST_ROW: Duration = Duration::from_millis(1_600);
+/// So many names are remembered in any case.
+const FEW: usize = 256;
+/// For how long another process that was seen to hold the lock counts as one that waits.
+const SEEN: Duration = Duration::from_secs(2);
 /// After that the next of this process tries this much later than those who were woken, in microseconds …
 const HEAD_START: RangeInclusive<u64> = 2_000..=6_000;
 /// … or than those who look by themselves, about each 10 ms at a lock that changes hands.
@@ -30,6 +38,8 @@ const OWED: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Lines {
     of: HashMap<LockName, Line>,
+    /// How many names were left when the old ones were last forgotten.
+    left: usize,
     /// Which release woke nobody of the others, until somebody here has the lock.
     owed: HashMap<LockName, u64>,
 }
@@ -44,6 +54,21 @@ pub(crate) enum Others {
     Some,
 }
 
+impl Lines {
+    /// Forget the names for which nothing waits any more, now and then: two tasks that take turns leave
+    /// the line empty each time, and are still in the same row.
+    fn forget_old(&mut self) {
+        if self.of.len() > 2 * self.left.max(FEW) {
+            let now = clock::now();
+            self.of.retain(|_, line| {
+                let old = now > line.left.saturating_add(SEEN);
+                !line.waiting.is_empty() || !old
+            });
+            self.left = self.of.len();
+        }
+    }
+}
+
 /// Those who wait for one lock, the first in front.
 #[derive(Debug, Default)]
 struct Line {
@@ -51,6 +76,12 @@ struct Line {
     /// How often in a row it has gone from one to another of this process, and since when.
     row: u32,
     since: Time,
+    /// For how long a row may go on where nothing is known of others, beyond `ROW`.
+    longer: Duration,
+    /// When the last waiter left it.
+    left: Time,
+    /// When another process was last seen to hold it.
+    seen_elsewhere: Option<Time>,
     /// As the latest release was told.
     others: Others,
     /// Somebody of this process has it, and will say so when he releases it.
@@ -58,6 +89,23 @@ struct Line {
 }
 
 impl Line {
+    /// How often in a row the lock may go from one to another of this process while others wait.
+    fn longest_row(&self) -> u32 {
+        let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        waiting.saturating_add(1).min(IN_A_ROW)
+    }
+
+    /// Whether the next of this process may have it, and nobody else be woken.
+    fn may_go_on(&self, now: Time) -> bool {
+        let in_time = |row: Duration| self.row == 0 || now < self.since.saturating_add(row);
+        let seen = || self.seen_elsewhere.is_some_and(|at| now < at + SEEN);
+        match self.others {
+            Others::Nobody => true,
+            Others::Perhaps if !seen() => in_time(ROW + self.longer),
+            Others::Perhaps | Others::Some => self.row < self.longest_row() && in_time(ROW),
+        }
+    }
+
     fn ring(&self) {
         if let Some(first) = self.waiting.front() {
             first.notify_one();
@@ -86,13 +134,18 @@ fn locked(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
 impl Turns {
     /// Whether somebody waits for this name.
     pub(crate) fn is_waited_for(&self, name: &LockName) -> bool {
-        locked(&self.0).of.contains_key(name)
+        let lines = locked(&self.0);
+        lines
+            .of
+            .get(name)
+            .is_some_and(|line| !line.waiting.is_empty())
     }
 
     /// Stand in line, at its end.
     pub(crate) fn join(&self, name: &LockName) -> Turn {
         let bell = Arc::new(Notify::new());
         let mut lines = locked(&self.0);
+        lines.forget_old();
         let line = lines.of.entry(name.clone()).or_default();
         line.waiting.push_back(Arc::clone(&bell));
         Turn {
@@ -115,25 +168,20 @@ impl Turns {
         let Some(line) = lines.of.get(name) else {
             return false;
         };
-        let in_time = || line.row == 0 || clock::now() < line.since + ROW;
-        match line.others {
-            Others::Nobody => true,
-            // They look by themselves, and not more often after sixteen than after a hundred.
-            Others::Perhaps => in_time(),
-            Others::Some => line.row < IN_A_ROW && in_time(),
-        }
+        !line.waiting.is_empty() && line.may_go_on(clock::now())
     }
 
     /// It was released; whether `quietly`.
     pub(crate) fn released(&self, name: &LockName, quietly: bool, others: Others) -> Next {
         let mut lines = locked(&self.0);
-        let Lines { of, owed } = &mut *lines;
+        let Lines { of, owed, .. } = &mut *lines;
         // Who was to have it may have gone away meanwhile.
         let mut soon = Duration::ZERO;
         if let Some(line) = of.get_mut(name) {
             (line.others, line.held_here) = (others, false);
-            if !quietly && others != Others::Nobody {
+            if !quietly && others != Others::Nobody && !line.waiting.is_empty() {
                 line.row = 0;
+                line.longer = (line.longer * 2 + ROW).min(LONGEST_ROW);
                 let behind = if others == Others::Some {
                     HEAD_START
                 } else {
@@ -141,12 +189,14 @@ impl Turns {
                 };
                 return Next::Behind(Duration::from_micros(fastrand::u64(behind)));
             }
-            if line.row == 0 {
-                line.since = clock::now();
+            if !line.waiting.is_empty() {
+                if line.row == 0 {
+                    line.since = clock::now();
+                }
+                line.row = line.row.saturating_add(1);
+                line.ring();
+                soon = OWED;
             }
-            line.row = line.row.saturating_add(1);
-            line.ring();
-            soon = OWED;
         }
         if !quietly || others != Others::Some {
             return Next::Nothing;
@@ -171,6 +221,7 @@ impl Turns {
         lines.owed.remove(name);
         if let Some(line) = lines.of.get_mut(name) {
             (line.held_here, line.row) = (false, 0);
+            (line.longer, line.seen_elsewhere) = (Duration::ZERO, Some(clock::now()));
         }
     }
 
@@ -248,7 +299,7 @@ impl Drop for Turn {
         line.waiting.retain(|bell| !Arc::ptr_eq(bell, &self.bell));
         match line.waiting.front() {
             Some(next) => next.notify_one(),
-            None => drop(lines.of.remove(&self.name)),
+            None => (line.left, line.held_here) = (clock::now(), false),
         }
     }
 }
@@ -278,6 +329,7 @@ mod tests {
     async fn it_goes_from_hand_to_hand_sixteen_times_before_others_are_woken() {
         let (turns, name) = job();
         let turn = turns.join(&name);
+        let _others: Vec<_> = (1..IN_A_ROW).map(|_| turns.join(&name)).collect();
         for release in 0..IN_A_ROW {
             assert!(turns.has_next(&name), "release {release}");
             let Next::Owed(_, number) = turns.released(&name, true, Others::Some) else {

@@ -11,15 +11,29 @@ use testkit::{Lab, lab_tests, promise};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Its first renewal that is not sent at once comes after a third of it: 20 s.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
-/// Held for so long that the process listens.
 async fn held(locks: &Locks, lock: &str) -> LockGuard {
     let lock = locks.lock(lock).holder("me").ttl(LONG);
-    let guard = lock.acquire().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    lock.acquire().await.unwrap()
+}
+
+/// Wait until the process listens, which it does once it has held a lock for a while.
+async fn listens(lab: &Lab, guard: &LockGuard) {
+    listening(lab, "1").await;
     assert!(guard.is_held());
-    guard
+}
+
+/// Wait until so many connections listen. LISTEN is the last that such a one was asked for: the next renewal
+/// is due much later.
+async fn listening(lab: &Lab, connections: &str) {
+    let began = now();
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                      AND state = 'idle' AND query LIKE 'LISTEN database_locks_%'";
+    while lab.sql(sessions).trim() != connections {
+        assert!(began.elapsed() < SOON, "not {connections}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn lost_soon(guard: &LockGuard) -> LostReason {
@@ -30,7 +44,9 @@ async fn lost_soon(guard: &LockGuard) -> LostReason {
 
 async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.bench().ready().await);
-    let (guard, bystander) = (held(&locks, "job").await, held(&locks, "other").await);
+    let guard = held(&locks, "job").await;
+    listens(lab, &guard).await;
+    let bystander = held(&locks, "other").await;
     let renewed = locks.show("other").await.unwrap().unwrap().renewed_at;
     let forced = other.force(&name("job"), LONG).await.unwrap();
     assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
@@ -46,6 +62,7 @@ async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
 async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.bench().ready().await);
     let guard = held(&locks, "job").await;
+    listens(lab, &guard).await;
     let row = locks.show("job").await.unwrap().unwrap();
     let what = TakeOver {
         to: ask("job", "me", LONG / 2),
@@ -62,6 +79,7 @@ async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
 async fn what_is_forced_by_its_own_process_is_told_at_once(lab: &Lab) {
     let locks = lab.locks().await;
     let guard = held(&locks, "job").await;
+    listens(lab, &guard).await;
     assert!(locks.force_release("job").await.unwrap().is_some());
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }
@@ -70,12 +88,14 @@ async fn what_is_forced_by_its_own_process_is_told_at_once(lab: &Lab) {
 async fn it_is_told_on_the_next_connection_as_well(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.bench().ready().await);
     let guard = held(&locks, "job").await;
+    listens(lab, &guard).await;
     lab.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
           WHERE datname = current_database() AND pid <> pg_backend_pid()",
     );
+    listening(lab, "0").await;
     guard.extend(LONG).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    listens(lab, &guard).await;
     while other.force(&name("job"), LONG).await.is_err() {}
     assert_eq!(lost_soon(&guard).await, LostReason::Forced);
 }

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use database_locks::seam::{Table, open};
-use database_locks::{Error, Lock, LockGuard, Locks, LostReason};
+use database_locks::{Error, Lock, LockGuard, Locks, LostReason, blocking};
 use testkit::contract::granted;
-use testkit::time::now;
+use testkit::time::{now, wait_until};
 use testkit::{Lab, Proxy, lab_tests, promise};
 
 const SOON: Duration = Duration::from_secs(30);
-const TTL: Duration = Duration::from_secs(1);
-/// For how long replies are held back: longer than a lease of `TTL` lasts.
-const DELAY: Duration = Duration::from_millis(1_500);
+const TTL: Duration = Duration::from_secs(2);
+/// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a request may
+/// take.
+const DELAY: Duration = Duration::from_millis(2_500);
 
 async fn through(proxy: &Proxy, lab: &Lab) -> Locks {
     Locks::connect(proxy.url(&lab.url)).await.unwrap()
@@ -24,13 +25,17 @@ fn short(locks: &Locks, name: &str) -> Lock {
     locks.lock(name).ttl(TTL)
 }
 
-/// Hold back replies from now on, for `DELAY`.
+/// Hold back replies from now on, until `DELAY` after the first.
 fn delay_replies(proxy: &Arc<Proxy>) -> tokio::task::JoinHandle<()> {
+    let before = proxy.faults_hit();
     proxy.stall_replies();
-    let proxy = Arc::clone(proxy);
+    let (proxy, began) = (Arc::clone(proxy), now());
     tokio::spawn(async move {
+        while proxy.faults_hit() == before {
+            assert!(began.elapsed() < SOON, "nothing was held back");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         tokio::time::sleep(DELAY).await;
-        assert!(proxy.faults_hit() > 0, "nothing was held back");
         proxy.resume();
     })
 }
@@ -71,10 +76,12 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab:
             body(guard, &inside).await;
         })
     };
-    // It is granted by now, as far as the database is concerned.
-    tokio::time::sleep(TTL / 2).await;
-    let row = other.show("job").await.unwrap().expect("a row");
-    assert!(row.holder.is_some() && other.lock("job").try_acquire().await.unwrap().is_none());
+    // Until it is granted, as far as the database is concerned.
+    let began = now();
+    while other.show("job").await.unwrap().unwrap().holder.is_none() {
+        assert!(began.elapsed() < SOON, "it is not granted");
+    }
+    assert!(other.lock("job").try_acquire().await.unwrap().is_none());
     let second = other
         .lock("job")
         .ttl(SOON)
@@ -162,32 +169,54 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
 async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.locks().await);
     let ttl = Duration::from_millis(300);
-    let busy = || {
-        std::thread::spawn(|| testkit::time::sleep(TTL))
-            .join()
-            .unwrap()
-    };
     let lock = locks.lock("late").ttl(ttl).auto_renew(false);
+    // So that there is a row.
+    let _ = lock.acquire().await.unwrap().release().await;
 
+    let mut before = token(&other).await;
     let mut trying = Box::pin(lock.try_acquire());
-    let polled = futures_poll(trying.as_mut());
-    assert!(polled.is_none(), "it was answered at once");
-    busy();
+    while let Some(answered) = futures_poll(trying.as_mut()) {
+        // The thread that asks the database was faster.
+        let _ = answered.unwrap().unwrap().release().await;
+        before = token(&other).await;
+        trying = Box::pin(lock.try_acquire());
+    }
+    busy(lab, before, ttl);
     match trying.await {
         Err(Error::Lost { reason, .. }) => assert_eq!(reason, LostReason::Expired),
         other => panic!("{other:?}"),
     }
 
     let lock = lock.wait(SOON);
+    before = token(&other).await;
     let mut waiting = Box::pin(lock.acquire());
-    let polled = futures_poll(waiting.as_mut());
-    assert!(polled.is_none(), "it was answered at once");
-    busy();
+    while let Some(answered) = futures_poll(waiting.as_mut()) {
+        let _ = answered.unwrap().release().await;
+        before = token(&other).await;
+        waiting = Box::pin(lock.acquire());
+    }
+    busy(lab, before, ttl);
     let guard = waiting.await.unwrap();
     assert!(guard.is_held(), "handed out, and not held");
     drop(guard);
     drop(other.lock("late").wait(SOON).acquire().await.unwrap());
     promise("P4", lab.engine);
+}
+
+async fn token(locks: &Locks) -> i64 {
+    locks.show("late").await.unwrap().unwrap().token.get()
+}
+
+/// Block this thread until the lock is granted, after the grant of that token, and the lease is over.
+fn busy(lab: &Lab, before: i64, ttl: Duration) {
+    let url = lab.url.clone();
+    let work = move || {
+        let locks = blocking::Locks::connect(url).unwrap();
+        let token = || locks.show("late").unwrap().unwrap().token.get();
+        assert!(wait_until(SOON, || token() > before), "it is not granted");
+        testkit::time::sleep(ttl);
+    };
+    std::thread::spawn(work).join().unwrap();
 }
 
 /// Poll it once; what it answered, if it did.

@@ -42,6 +42,7 @@ on_servers!(
     a_server_without_prepared_statements_left_is_served,
     a_server_that_shows_few_rows_is_known_for_what_it_is,
     a_server_made_read_only_is_given_up,
+    a_prune_goes_by_pages_of_ids,
     a_waiter_outlives_a_table_that_is_away_for_a_moment,
     ids_that_are_used_up_say_what_to_do,
     every_grant_raises_the_token_to_the_clock,
@@ -68,6 +69,15 @@ async fn stays_held(guard: &database_locks::LockGuard, for_long: Duration) {
             began.elapsed(),
             guard.loss()
         );
+        tokio::time::sleep(ms(50)).await;
+    }
+}
+
+/// Wait until a renewal got through that was sent from now on.
+async fn is_renewed(guard: &database_locks::LockGuard, ttl: Duration) {
+    let began = now();
+    while guard.trusted_for() + began.elapsed() <= ttl {
+        assert!(guard.is_held(), "{:?}: {:?}", began.elapsed(), guard.loss());
         tokio::time::sleep(ms(50)).await;
     }
 }
@@ -108,8 +118,8 @@ async fn a_lease_outlives_a_full_connection_table(server: &Server, engine: &'sta
         full.contains("1040") || full.contains("oo many connections"),
         "{full}"
     );
-    let guard = locks.lock("job").ttl(ms(2000)).acquire().await.unwrap();
-    stays_held(&guard, ms(7000)).await;
+    let guard = locks.lock("job").ttl(ms(6000)).acquire().await.unwrap();
+    stays_held(&guard, ms(8000)).await;
     // The renewals had no connection of their own: all of the others were taken.
     let aborted = root
         .run("SHOW STATUS LIKE 'Connection_errors_max_connections'")
@@ -169,9 +179,9 @@ async fn a_server_without_prepared_statements_left_is_served(
     server.query("mysql", none).unwrap();
     let lock = locks
         .lock("'; DROP TABLE database_locks_lock; -- \\")
-        .ttl(ms(2000));
+        .ttl(ms(8000));
     let guard = lock.acquire().await.unwrap();
-    stays_held(&guard, ms(4000)).await;
+    is_renewed(&guard, ms(8000)).await;
     let report = locks.doctor().await.unwrap();
     assert!(
         report.checks.iter().any(|check| check.area == "locks"),
@@ -206,7 +216,7 @@ async fn a_server_that_shows_few_rows_is_known_for_what_it_is(
 async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static str) {
     let url = server.url_of(server.fresh_database().rsplit('/').next().unwrap());
     let locks = connect(&url).await;
-    let lock = |name: &str| locks.lock(name).ttl(ms(3000));
+    let lock = |name: &str| locks.lock(name).ttl(ms(5000)).renew_every(ms(500));
     let (kept, freed) = (
         lock("kept").acquire().await.unwrap(),
         lock("freed").acquire().await.unwrap(),
@@ -231,15 +241,29 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
             error.chain()
         );
         assert!(
-            error.chain().to_string().contains("read-only"),
+            error
+                .chain()
+                .contains("the database cannot do it now: the server at 127.0.0.1:"),
             "{}",
             error.chain()
         );
+        assert!(error.chain().contains("is read-only"), "{}", error.chain());
+    }
+    // Those that ask at the same time are answered together, from one attempt to connect.
+    let together: Vec<_> = (0..5)
+        .map(|n| {
+            let asked = lock(&format!("new {n}"));
+            tokio::spawn(async move { asked.try_acquire().await })
+        })
+        .collect();
+    for answer in together {
+        let said = answer.await.unwrap().unwrap_err().chain();
+        assert!(said.contains("cannot do it now: "), "{said}");
     }
     let lost = tokio::time::timeout(SOON, kept.lost())
         .await
         .expect("not renewed");
-    assert_eq!(lost, LostReason::Unreachable);
+    assert_eq!(lost, LostReason::Refused, "{:?}", kept.loss());
     assert!(
         freed.release().await.is_err(),
         "nothing is freed on a replica"
@@ -269,6 +293,38 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
     promise("P6", engine);
 }
 
+/// A statement looks at a page of rows, however many there are that have to stay.
+async fn a_prune_goes_by_pages_of_ids(server: &Server, engine: &'static str) {
+    const ROWS: u64 = 2_500;
+    let url = server.fresh_database();
+    let store = Bench::new(engine, url.clone()).ready().await;
+    let digits = (0..10).map(|digit| format!("SELECT {digit} d"));
+    let digits = digits.collect::<Vec<_>>().join(" UNION ALL ");
+    let fill = format!(
+        "INSERT INTO database_locks_lock (name, token, expires_at, granted_until)
+         SELECT CONCAT('row ', a.d, b.d, c.d, d.d), 1, IF(a.d = 0, '9999-12-31', NULL),
+                IF(a.d = 0, '9999-12-31', NULL)
+           FROM ({digits}) a, ({digits}) b, ({digits}) c, ({digits}) d
+          ORDER BY 1 LIMIT {ROWS}"
+    );
+    server.query(&url, &fill).unwrap();
+    let (mut after, mut deleted) = (None, Vec::new());
+    loop {
+        let page = store.prune(Duration::ZERO, true, after, SOON).await;
+        let page = page.unwrap();
+        if page.last.is_none() {
+            break;
+        }
+        assert!(page.last > after, "{after:?}: {page:?}");
+        after = page.last;
+        deleted.push(page.deleted);
+    }
+    // A thousand are held.
+    assert_eq!(deleted, [0, 1_000, 500]);
+    let behind = store.prune(Duration::ZERO, true, after, SOON).await;
+    assert_eq!(behind.unwrap().deleted, 0);
+}
+
 async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     server: &Server,
     engine: &'static str,
@@ -282,7 +338,9 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     assert!(hint.as_ref().unwrap().contains("dblock init"), "{hint:?}");
 
     let (locks, others) = (connect(&url).await, connect(&url).await);
-    let holder = locks.lock("job").ttl(ms(6000)).acquire().await.unwrap();
+    // Several renewals are due while the table is away.
+    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let holder = holder.acquire().await.unwrap();
     let waiter = others.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiter.acquire().await });
     tokio::time::sleep(ms(500)).await;
@@ -296,7 +354,7 @@ async fn a_waiter_outlives_a_table_that_is_away_for_a_moment(
     server
         .query(&url, "RENAME TABLE away TO database_locks_lock")
         .unwrap();
-    stays_held(&holder, ms(3000)).await;
+    is_renewed(&holder, SOON).await;
     holder.release().await.unwrap();
     let next = tokio::time::timeout(SOON, waiter)
         .await

@@ -16,7 +16,8 @@ fn ms(n: u64) -> Duration {
 /// Renamed away for a moment while one holds and another waits, and before anybody has used it.
 async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(lab: &Lab) {
     let locks = lab.locks().await;
-    let holder = locks.lock("job").ttl(Duration::from_secs(5));
+    // Several renewals are due while the table is away.
+    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
     let guard = holder.acquire().await.unwrap();
     let (others, waits) = (lab.locks().await, SOON);
     let waiter = tokio::spawn(async move { others.lock("job").wait(waits).acquire().await });

@@ -108,7 +108,6 @@ async fn an_init_command_harms_nothing(server: &MySqlServer) {
                 format!("{}?init_command={command}", server.fresh_database()),
             )
         };
-        println!("{command}");
         contract::a_held_lock_names_its_holder(&bench()).await;
         contract::expired_is_free(&bench()).await;
         contract::the_first_token_is_the_clock(&bench()).await;

@@ -323,6 +323,13 @@ async fn names_and_passwords_may_hold_anything() {
         works(&url.replace("root@", &format!("{login}@"))).await;
         let bad = server.locker_url_with("mysql", "hunter2");
         refused(&bad, &["Access denied", "check user name and password"]).await;
+        // MySQL asks for a login of one kind or another in the name of a user that it does not know.
+        for user in 0..8 {
+            let bad = url.replace("root@", &format!("unknown{user}:hunter2@"));
+            let error = Locks::connect(&bad).await.expect_err("no such user");
+            said(&error, &["check user name and password"]);
+            assert!(!error.chain().contains(".;"), "{}", error.chain());
+        }
     }
 }
 

@@ -481,7 +481,7 @@ impl State {
         }
     }
 
-    /// A connection is given up: what was sent may still be carried out, but nobody hears of it.
+    /// A connection is given up: what was sent may still be carried out, but its answer is lost.
     pub(crate) fn hang_up(&mut self, c: u8) {
         self.net.retain(|m| m.client != c || !m.said.is_reply());
         for msg in self.net.iter_mut().filter(|m| m.client == c) {

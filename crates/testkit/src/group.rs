@@ -358,7 +358,7 @@ impl Group {
         self.nodes.servers[node].kill();
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take some
+    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take some
     /// seconds until they go on without it.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();

@@ -367,7 +367,7 @@ impl Lab {
     }
 }
 
-/// Sessions begin with settings that nobody expects.
+/// Sessions begin with unusual settings.
 fn odd(options: Options) -> Options {
     let settings = [
         "sql-mode=ANSI_QUOTES,PIPES_AS_CONCAT,NO_BACKSLASH_ESCAPES",

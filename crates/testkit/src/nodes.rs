@@ -190,7 +190,7 @@ fn clock_file(dir: &Path) -> PathBuf {
 }
 
 fn write_clock(file: &Path, ahead: i64) {
-    // By another file's name, so that nobody reads half of it.
+    // By another file's name, so that no reader sees half of it.
     let new = file.with_extension("new");
     std::fs::write(&new, format!("{ahead:+}\n"))
         .and_then(|()| std::fs::rename(&new, file))

@@ -1,10 +1,13 @@
 //! Equal loops in several processes share one lock: none keeps it for itself.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+#![allow(
+    clippy::print_stderr,
+    reason = "the shares are of interest where they are fair, too"
+)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use testkit::time::now;
 use testkit::{Killable, Lab, lab_tests, promise};
 
 const TAKER: &str = env!("CARGO_BIN_EXE_lock-taker");
@@ -49,13 +52,7 @@ fn shares(lab: &Lab, loops: usize, hold_ms: u32, total: u32) -> Vec<u32> {
 }
 
 fn is_fair(lab: &Lab, loops: u32, hold_ms: u32, total: u32) {
-    let began = now();
     let shares = shares(lab, loops as usize, hold_ms, total);
-    eprintln!(
-        "{}: {shares:?} of {hold_ms} ms in {:?}",
-        lab.engine,
-        began.elapsed()
-    );
     let least = total / (4 * loops);
     assert!(
         shares.iter().all(|share| *share >= least),
@@ -66,9 +63,19 @@ fn is_fair(lab: &Lab, loops: u32, hold_ms: u32, total: u32) {
 
 async fn equal_loops_have_equal_shares(lab: &Lab) {
     lab.locks().await;
-    for (loops, hold_ms, total) in [(3, 5, 300), (3, 50, 90), (6, 0, 600)] {
-        is_fair(lab, loops, hold_ms, total);
-    }
+    let short = [(3, 5, 300), (3, 50, 90), (6, 0, 600)];
+    // A hold that is longer than the pause between two looks.
+    let long = (3, 400, 24);
+    let fair = |(loops, hold_ms, total)| is_fair(lab, loops, hold_ms, total);
+    std::thread::scope(|scope| {
+        // Beside the others, since it takes long. On PostgreSQL one of three starves there when other locks
+        // of the table are released often: a known fault of how waiters are woken.
+        let beside = (lab.engine != "postgres").then(|| scope.spawn(|| fair(long)));
+        short.into_iter().for_each(fair);
+        if beside.is_none() {
+            fair(long);
+        }
+    });
     promise("P12", lab.engine);
 }
 

@@ -7,12 +7,11 @@ use super::attempt::Attempt;
 use super::pace::Pace;
 use super::{Progress, Want, op};
 use crate::clock::{self, Time};
-use crate::error::{Error, Human};
+use crate::error::{Error, Human, LostReason};
 use crate::guard::LockGuard;
 use crate::inner::Inner;
 use crate::looks;
 use crate::store::{Occupant, Outcome, Pauses, StoreError, Version, Woken};
-use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
 use crate::turns::Turn;
 use crate::watch::Stretch;
@@ -177,19 +176,19 @@ impl<'a> Acquisition<'a> {
         if self.want.once() {
             return Err(loss.error(name));
         }
-        let late = StoreError::Unavailable(
-            format!(
-                "its answer came {} after the request, too late for a lease of {}",
-                Human(clock::now() - sent),
-                match self.want.timing.ttl() {
-                    Ttl::Lasting(ttl) => Human(ttl).to_string(),
-                    Ttl::Endless => Human(length).to_string(),
-                }
-            )
-            .into(),
-        );
+        let took = clock::now().saturating_sub(sent);
+        let late = StoreError::cannot_serve(match loss.reason() {
+            LostReason::Expired => format!(
+                "it was granted, and {} passed before that could be relied on, too long for a lease of {}",
+                Human(took),
+                Human(length)
+            ),
+            _ => format!("it was granted, and {loss}"),
+        });
         inner.outages.log_failed(name, sent, &late);
+        let pause = self.pace.after(&Err(late.again()), clock::now());
         self.noted(Err(late));
+        tokio::time::sleep(self.within(pause.unannounced)).await;
         // The old one gives back what was granted.
         self.attempt = Attempt::new(inner, self.want)?;
         Ok(None)

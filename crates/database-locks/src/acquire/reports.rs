@@ -1,5 +1,5 @@
 //! Log records about waits that last: an outage at once, a held lock after ten seconds, and both ever more
-//! rarely from then on. A wait that nobody hears of looks like a program that hangs.
+//! rarely from then on. A silent wait looks like a program that hangs.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

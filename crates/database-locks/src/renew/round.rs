@@ -8,7 +8,7 @@ use super::{Book, Round, Scheduler};
 use crate::clock::{self, Time};
 use crate::error::LostReason;
 use crate::held::Trouble;
-use crate::lease::Answer;
+use crate::lease::{Answer, SHORTEST_PATIENCE};
 use crate::metrics::{self, Engine};
 use crate::news::{Failing, News};
 use crate::store::{Grant, Renewal, StoreError};
@@ -39,12 +39,15 @@ impl Failed {
 }
 
 impl Scheduler {
-    /// Send one round of renewals, in parts where it is refused, and pass on what came of it.
+    /// Send one round of renewals, in parts where it fails, and pass on what came of it.
+    ///
+    /// What is refused is split at once. What failed otherwise, by contention or without an answer, passes by
+    /// itself as a rule: it is split when it is sent again. One row that hangs or is locked then takes no other
+    /// lease with it.
     pub(super) async fn round(self: Arc<Self>, round: Round, patience: Duration) {
         let (began, mut tally) = (clock::now(), Tally::default());
-        // Contention passes by itself as a rule: split what met with it before.
         let met_before = self.book().are_failing(&round);
-        let (mut split, mut failed) = (Split::new(round), Vec::new());
+        let (mut split, mut failed) = (Split::new(round, met_before), Vec::new());
         while let Some(mut part) = split.next() {
             // Lost or released since it was due.
             part.retain(|(grant, _)| self.book().entries.contains_key(&grant.id));
@@ -52,7 +55,12 @@ impl Scheduler {
                 continue;
             }
             let sent = clock::now();
-            let error = match self.store.renew(&part, patience).await {
+            // Once something got through, what takes long is not the server.
+            let within = match met_before && split.has_renewed() {
+                true => (patience / 4).max(SHORTEST_PATIENCE),
+                false => patience,
+            };
+            let error = match self.store.renew(&part, within).await {
                 Ok(answers) => {
                     split.renewed();
                     self.renewed(&part, sent, answers, &mut tally);
@@ -60,14 +68,14 @@ impl Scheduler {
                 }
                 Err(error) => error,
             };
-            let worth_splitting = match &error {
-                StoreError::Rejected { .. } => true,
-                error => error.is_answer() && met_before,
-            };
-            let settled = if worth_splitting {
+            let settled = if met_before || matches!(error, StoreError::Rejected { .. }) {
                 let mut settled = split.refused(part);
                 let took = clock::now().saturating_sub(began);
-                if !split.has_renewed() && took > patience.saturating_mul(SPLITTING) {
+                let most = match error.is_answer() {
+                    true => patience.saturating_mul(SPLITTING),
+                    false => patience,
+                };
+                if !split.has_renewed() && took > most {
                     settled.extend(split.rest());
                 }
                 settled
@@ -113,6 +121,10 @@ impl Scheduler {
                 }
                 Renewal::Lost(gone) => {
                     tally.lost += 1;
+                    // The database has answered: that is why it is lost, whatever came before.
+                    if let Some(entry) = book.entries.get(&grant.id) {
+                        entry.held.answered(None);
+                    }
                     book.lost(grant.id, gone, &mut news);
                 }
             }
@@ -148,14 +160,15 @@ impl Scheduler {
     fn conclude(&self, failed: &[Failed], others_renewed: bool) {
         let mut news = News::default();
         let mut book = self.book();
+        let mut refused = false;
         for failed in failed {
+            // A lease that is refused while others are renewed says nothing of the connection.
             if !book.refused_apart(failed, others_renewed, &mut news) {
+                refused |= matches!(failed.error, StoreError::Rejected { .. });
                 book.failing(failed, &mut news);
             }
         }
-        let refused = |failed: &Failed| matches!(failed.error, StoreError::Rejected { .. });
-        let reconnect =
-            !others_renewed && failed.iter().any(refused) && book.reconnects.due(clock::now());
+        let reconnect = !others_renewed && refused && book.reconnects.due(clock::now());
         drop(book);
         if reconnect {
             self.store.reconnect();
@@ -186,7 +199,7 @@ impl Book {
         let since = entry.failing_since;
         let others_renewed =
             others_renewed || since.is_some_and(|since| self.outage.got_through_after(since));
-        if !entry.apart && (!failed.is_answer() || !others_renewed) {
+        if !entry.apart && !others_renewed {
             return false;
         }
         if !std::mem::replace(&mut entry.apart, true) {

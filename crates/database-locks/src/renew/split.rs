@@ -24,9 +24,13 @@ pub(super) struct Split<T> {
 }
 
 impl<T> Split<T> {
-    pub(super) fn new(round: Vec<T>) -> Self {
+    /// `in_halves`: of more than one, no statement is for all of them.
+    pub(super) fn new(mut round: Vec<T>, in_halves: bool) -> Self {
+        let half = if in_halves { round.len() / 2 } else { 0 };
+        let rest = round.split_off(half);
+        let parts = [round, rest].into_iter().filter(|part| !part.is_empty());
         Self {
-            parts: VecDeque::from([round]),
+            parts: parts.collect(),
             renewed: false,
             alone: 0,
             sampled: false,
@@ -93,7 +97,7 @@ mod tests {
     /// Which are refused of so many, and how many statements that took.
     fn refused(n: usize, bad: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
         let (mut split, mut refused, mut renewed) = (
-            Split::new((0..n).collect()),
+            Split::new((0..n).collect(), false),
             BTreeSet::new(),
             BTreeSet::new(),
         );

@@ -169,12 +169,6 @@ pub trait Store: Send + Sync + fmt::Debug {
         })
     }
 
-    /// Whether a release and the acquire behind it follow each other so closely that those who look from
-    /// another process hardly ever come in between.
-    fn leaves_no_gap(&self) -> bool {
-        false
-    }
-
     /// Tell of a release by force in another process, or of a take-over, with the name of the lock, where
     /// the engine hears of it. It may be told in vain. Called once, before anything is held.
     fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {

@@ -121,11 +121,11 @@ fn every_statement_that_mysql_is_sent_is_published() {
                 continue;
             };
             let (text, _) = text.split_once(';').unwrap_or((text, ""));
-            let first = |word: &&str| text.contains(&format!("{word} "));
+            let first = |word: &str| text.contains(&format!("{word} "));
             let words = [
                 "SELECT", "UPDATE", "INSERT", "DELETE", "SET", "SHOW", "read!(",
             ];
-            if name.contains(char::is_lowercase) || !words.iter().any(|word| first(&word)) {
+            if name.contains(char::is_lowercase) || !words.iter().any(|word| first(word)) {
                 continue;
             }
             found += 1;

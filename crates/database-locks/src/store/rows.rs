@@ -231,7 +231,9 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
     } else {
         LostReason::Expired
     };
-    let now = row.held_by();
+    // A row that was changed by hand may still show the grant that is lost: that is not who has it now.
+    let own = same_holder && (row.token == token || row.grant.as_deref() == Some(ours.id.as_str()));
+    let now = row.held_by().filter(|_| !own);
     Renewal::Lost(Gone { reason, now })
 }
 

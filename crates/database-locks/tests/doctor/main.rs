@@ -63,6 +63,7 @@ fn each_finding_has_a_test_that_makes_it_appear() {
         include_str!("on_postgres.rs"),
         include_str!("sqlite_files.rs"),
         include_str!("../galera/node.rs"),
+        include_str!("../group/members.rs"),
         include_str!("../../src/store/mysql/doctor/cluster.rs"),
         include_str!("../../src/store/sqlite/doctor.rs")
     );

@@ -135,3 +135,24 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
         promise(id, Group::ENGINE);
     }
 }
+
+/// A user without the right to look at the group's members cannot be kept from one that has left it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(
+    clippy::await_holding_lock,
+    reason = "the group is kept as it is until the test ends"
+)]
+async fn a_group_that_the_user_may_not_look_at_is_a_finding() {
+    let Some(group) = Group::shared() else {
+        return;
+    };
+    let url = database(&group).await;
+    let unseen = async |locks: Locks| {
+        let report = locks.doctor().await.unwrap();
+        let mut found = report.findings.iter();
+        found.any(|found| found.id == "cluster-unseen")
+    };
+    let locker = Locks::open(group.locker_url(&[1], &url), None).unwrap();
+    assert!(unseen(locker).await);
+    assert!(!unseen(client(&group, &[1], &url)).await);
+}

@@ -67,10 +67,11 @@ looks dead, -n and -w go on until that is over, one ttl at most, so that the
 next run of a job that has crashed gets the lock.
 
 The wait (-w; by default without limit) covers the database too: while it is
-down, starts up or has no connection left, connecting is tried again. With -n
-the answer comes at once: 69. A refusal (a wrong password, a missing table, a
-full disk) ends with 69 at once. Where no holder is known, since a backup or
-another program has the table locked, that is 69 too, and not changed by -E.
+down, starts up, or has no connection or no disk space left, it is tried again.
+With -n that is 69. A refusal (a wrong password, a missing table or right) ends
+with 69 at once. If no holder is known, because a backup or another program has
+the table locked, -w waits for that as well, then ends with 69; -E does not
+change it.
 
 A `dblock run` or `acquire` under CMD of a lock that a `dblock run` around it
 holds is refused with 2: it would wait for its own end.

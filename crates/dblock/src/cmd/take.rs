@@ -53,14 +53,15 @@ pub(super) async fn take(
         }
     };
     match until_signal(signals, work).await {
-        Ok(taken) => {
-            let guard = taken?;
+        Ok(Ok(guard)) => {
             notices.held();
             Ok((locks, guard))
         }
-        Err(interrupted) => {
+        // A try that was not answered may be carried out yet: it is cancelled, or given back, before
+        // this process ends.
+        Ok(Err(failure)) | Err(failure) => {
             drain(&locks).await;
-            Err(interrupted)
+            Err(failure)
         }
     }
 }

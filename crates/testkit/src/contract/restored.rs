@@ -9,7 +9,7 @@ use super::bench::{Bench, LONG, WITHIN, granted, info, release};
 use super::same_holder::{over, take_over};
 use crate::promise::promise;
 
-/// What a row may look like that somebody has put back: an early token, or none.
+/// What a row may look like that was put back from a copy: an early token, or none.
 const OLDER: [i64; 2] = [7, 0];
 
 /// The table of a process cannot be restored: that it follows the same rule is a test of its own.

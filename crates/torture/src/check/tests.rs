@@ -153,7 +153,7 @@ fn handed_out_late(ended: u64) -> Story {
 #[test]
 fn a_lock_that_is_handed_out_after_the_end_of_trust_is_found_and_so_are_the_two_bodies() {
     let found = handed_out_late(1350).found();
-    // And the token is older than one that was granted before; but nobody trusted it.
+    // And the token is older than one that was granted before; but no holder trusted it.
     assert_eq!(found, [Kind::TwoHolders, Kind::HandedOutLost]);
 }
 

@@ -280,22 +280,22 @@ impl Session {
                    TIMESTAMP'9999-12-31 00:00:00'),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    /// Delete what nobody has had for so long, on a cluster.
+    /// Delete the locks of a page that have been free for so long, on a cluster.
     ///
     /// Only what was released: of a lease that was left behind no clock says when it ended. What was
     /// released too early by a clock that is ahead does no harm. But a row that is made anew begins at
     /// the clock of the node that makes it, and its token has to be greater although that may be behind:
     /// by less than a day.
     pub(super) const PRUNE_ON_CLUSTER: &str = "
-        DELETE l FROM (SELECT id FROM {table}
-                        WHERE expires_at IS NULL
+        DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
+                        WHERE id > :after AND id <= :last AND expires_at IS NULL
                           AND ((granted_until IS NULL
                                 AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                             OR (:unknown AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                   UTC_TIMESTAMP(6) - INTERVAL 1 DAY) DIV 1000
                           AND {writable}
-                        LIMIT 500 FOR UPDATE SKIP LOCKED) q
+                        LIMIT 1000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
     /// The state of the cluster, for people; by name.

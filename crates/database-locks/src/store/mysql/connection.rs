@@ -22,10 +22,11 @@ use super::super::url::Address;
 use super::super::{StoreError, Table, keep_to, url};
 use super::session::Session;
 use crate::clock::{self, Time};
-use crate::error::Error;
+use crate::error::{CannotServe, Error};
 
-/// How long a connection may take to be made, all hosts of the list included. Longer than the patience of a short lease on purpose:
-/// where the way to the server is slow, attempts cut off at 100 ms would never get through.
+/// How long a connection may take to be made, all hosts of the list included. Longer than the patience
+/// of a short lease on purpose: where the way to the server is slow, attempts cut off at 100 ms would
+/// never get through.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
 /// What a caller that waits for the connection gets on top of the time that it may take.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -403,9 +404,9 @@ async fn serve(
                         &mut none.insert(Connected { session, _up }).session
                     }
                     Err(said) => {
-                        (job.work)(Err(same(&said))).await;
+                        (job.work)(Err(said.again())).await;
                         while let Ok(job) = inbox.try_recv() {
-                            (job.work)(Err(same(&said))).await;
+                            (job.work)(Err(said.again())).await;
                         }
                         failure = Some(said);
                         continue;
@@ -470,20 +471,13 @@ pub(super) fn place(server: &Server, failure: StoreError) -> StoreError {
     };
     match failure {
         StoreError::Unavailable(said) if !named(&said.to_string()) => {
-            StoreError::Unavailable(format!("{}: {said}", server.at).into())
+            let placed = format!("{}: {said}", server.at);
+            match said.is::<CannotServe>() {
+                true => StoreError::cannot_serve(placed),
+                false => StoreError::Unavailable(placed.into()),
+            }
         }
         failure => failure,
-    }
-}
-
-/// The same failure for another caller.
-fn same(failure: &StoreError) -> StoreError {
-    match failure {
-        StoreError::Contention(said) => StoreError::Contention(said.to_string().into()),
-        StoreError::Unavailable(said) => StoreError::Unavailable(said.to_string().into()),
-        StoreError::Rejected { hint, source } => {
-            StoreError::rejected(source.to_string(), hint.as_deref())
-        }
     }
 }
 
@@ -500,6 +494,23 @@ mod tests {
         let said = caught(panics).await.expect_err("it panicked");
         assert!(said.contains("of the driver"), "{said}");
         assert_eq!(caught(async { 7 }).await, Ok(7));
+    }
+
+    #[test]
+    fn an_answer_stays_one_when_its_server_is_named() {
+        let Ok(url::Target::Mysql(server)) = url::parse("mysql://u@h:3307/d") else {
+            panic!("not a MySQL URL");
+        };
+        let server = Server::new(&server, &Table::default()).unwrap();
+        for said in ["it is read-only", "the server at h:3307 is read-only"] {
+            let placed = place(&server, StoreError::cannot_serve(said));
+            assert!(placed.is_answer(), "{placed}");
+            assert!(placed.to_string().contains("h:3307"), "{placed}");
+            let late = place(&server, StoreError::Unavailable(said.into()));
+            assert!(!late.is_answer(), "{late}");
+            let refused = super::super::super::hosts::Failure::from(placed);
+            assert!(StoreError::from(refused).is_answer(), "{said}");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod at_once;
 mod cluster;
 mod connection;
 mod doctor;
+mod error;
 mod fence;
 mod install;
 mod many;
@@ -57,6 +58,10 @@ use session::{Done, Session};
 #[cfg(test)]
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("settings of a session", Session::SETTINGS),
+    (
+        "the insert id, where a trigger hides it",
+        Session::INSERTED_ID,
+    ),
     ("isolation of a session", Session::ISOLATION),
     ("settings of a session on Galera", Session::CURRENT),
     ("what the server is", Session::VARIABLES),
@@ -274,20 +279,15 @@ impl Store for Mysql {
         })
     }
 
-    /// In batches of what is found from the beginning, until there is no more.
     fn prune(
         &self,
         idle: Duration,
         unknown: bool,
-        _: Option<i64>,
+        after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
         Box::pin(self.rest.call(within, move |session| {
-            Box::pin(async move {
-                let deleted = session.prune(idle, unknown).await?;
-                let last = (deleted > 0).then_some(0);
-                Ok(Pruned { deleted, last })
-            })
+            Box::pin(async move { session.prune(idle, unknown, after).await })
         }))
     }
 
@@ -646,13 +646,14 @@ impl Session {
         Ok(judge_ticket(what, rows.first()))
     }
 
-    /// Delete what nobody has had for so long. A row whose `granted_until` is set while `expires_at`
+    /// Delete the locks of a page that have been free for so long. A row whose `granted_until` is set while `expires_at`
     /// is null was freed by 0.5, at a time that it does not tell. One whose token is ahead of the clock,
     /// after more than a thousand grants a second, stays: the row made anew begins at the clock, and
     /// its token has to be greater.
     const PRUNE: &str = "
-        DELETE l FROM (SELECT id FROM {table}
-                        WHERE (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
+        DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
+                        WHERE id > :after AND id <= :last
+                          AND (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
                            OR (expires_at IS NULL AND granted_until IS NULL
                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
                            OR (expires_at IS NULL AND :unknown
@@ -660,16 +661,30 @@ impl Session {
                           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
                                                     UTC_TIMESTAMP(6)) DIV 1000
                           AND {writable}
-                        LIMIT 500 FOR UPDATE SKIP LOCKED) q
+                        LIMIT 1000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
-    async fn prune(&mut self, idle: Duration, unknown: bool) -> Result<u64, StoreError> {
-        let params = params! { "idle" => micros(bounded(idle)), "unknown" => unknown };
+    async fn prune(
+        &mut self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+    ) -> Result<Pruned, StoreError> {
+        let after = after.unwrap_or(i64::MIN);
+        let Some(last) = self.page_end(after).await? else {
+            return Ok(Pruned::default());
+        };
+        let params = params! {
+            "idle" => micros(bounded(idle)), "unknown" => unknown, "after" => after, "last" => last,
+        };
         let statement = match self.cluster {
             None => Self::PRUNE,
             Some(_) => Self::PRUNE_ON_CLUSTER,
         };
-        Ok(self.execute(statement, params).await?.rows)
+        Ok(Pruned {
+            deleted: self.execute(statement, params).await?.rows,
+            last: Some(last),
+        })
     }
 
     /// Free what is still held by exactly this grant, with any token where it is not known.

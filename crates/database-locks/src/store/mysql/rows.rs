@@ -71,23 +71,30 @@ impl Session {
         page
     }
 
-    async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
+    /// Where the page behind the id `after` ends; none: there are no more rows.
+    pub(super) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
         let mut end = self
             .query(Self::PAGE_END, params! { "after" => after })
             .await?;
         let last = end.pop().and_then(|mut row| row.take::<Option<i64>, _>(0));
-        let Some(last) = last.flatten() else {
+        Ok(last.flatten())
+    }
+
+    async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
+        let last = self.page_end(after).await?;
+        // An empty table is read as well: one that lacks a column is an error, and no empty list.
+        if last.is_none() && after > i64::MIN {
             return Ok(Page::default());
-        };
+        }
         let these = params! {
-            "after" => after, "last" => last, "all" => !filter.not_free,
+            "after" => after, "last" => last.unwrap_or(after), "all" => !filter.not_free,
             "prefix" => &filter.prefix,
         };
         let rows = self.query(Self::READ_PAGE, these).await?;
         let rows = self.seen(rows)?;
         Ok(Page {
             rows: rows.into_iter().map(Seen::into_info).collect(),
-            last: Some(last),
+            last,
         })
     }
 

@@ -132,8 +132,10 @@ struct Lease {
 
 #[derive(Default)]
 struct Posts {
-    /// The leases that are renewed rarely.
+    /// The leases that are renewed rarely, those that were handed over among them until they end.
     leases: HashMap<GrantId, Lease>,
+    /// How many were left of them when the ended ones were last removed.
+    leases_left: usize,
     /// A task is about to listen for them.
     soon: bool,
     of: HashMap<LockName, Post>,
@@ -394,6 +396,11 @@ impl Bells {
         }
     }
 
+    /// Whether this process hears of releases, and so others of its own.
+    pub(super) fn is_listening(&self) -> bool {
+        self.round_now().is_some()
+    }
+
     fn round_now(&self) -> Option<u64> {
         match &*self.0.hearing.borrow() {
             Hearing::Listening { round, .. } => Some(*round),
@@ -490,6 +497,10 @@ impl Bells {
             return;
         }
         let mut posts = self.0.posts();
+        if posts.leases.len() > 2 * posts.leases_left + 64 {
+            posts.leases.retain(|_, lease| now < lease.until);
+            posts.leases_left = posts.leases.len();
+        }
         for (id, until) in rare {
             let since = now;
             posts
@@ -716,7 +727,7 @@ async fn arrange_for(bells: Weak<Shared>, main: Arc<Connection>) {
     shared.hearing.send_replace(hearing);
 }
 
-/// A second connection is spared where nobody waits, nor holds what is renewed rarely.
+/// Closes the second connection once this process neither waits nor holds a lease that is renewed rarely.
 async fn close_when_idle(bells: Weak<Shared>, ear: Weak<Connection>) {
     loop {
         tokio::time::sleep(IDLE).await;

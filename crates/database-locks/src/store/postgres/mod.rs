@@ -365,8 +365,10 @@ impl Store for Postgres {
         }
     }
 
+    /// Behind a pooler, where no process can listen.
     fn waiters_poll(&self) -> bool {
-        false
+        let direct = self.link.current().is_some_and(|on| on.is_direct());
+        !direct && !self.bells.is_listening()
     }
 
     fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {

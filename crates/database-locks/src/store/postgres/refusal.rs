@@ -104,7 +104,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         // The server takes no commits until it is vacuumed. Other limits are those of a statement.
         "54000" => Kind::Unavailable,
         "55P03" | "55006" => Kind::Contention,
-        // The database lets nobody in for now.
+        // The database accepts no connections for now.
         "55000" => Kind::Missing(None),
         // Cancelled, or past the role's statement_timeout.
         "57000" | "57014" => Kind::Unavailable,
@@ -114,7 +114,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
             // The connection; or its server, session or database was shut down, restarted, dropped.
             "08" | "57" => Kind::Gone,
             // The state of the session: it is read-only, since a standby has taken the place of the
-            // primary, was ended for its transaction_timeout, or somebody's transaction is open in it.
+            // primary, was ended for its transaction_timeout, or has a transaction open that is not ours.
             "25" => Kind::Gone,
             // Serialisation failure, deadlock; a snapshot that is too old.
             "40" | "72" => Kind::Contention,
@@ -214,8 +214,11 @@ impl From<Failure<&'static str>> for Refusal {
 impl From<Refusal> for StoreError {
     fn from(refusal: Refusal) -> Self {
         // What a server says that shuts down, or starts, is that it cannot be reached.
-        let class = refusal.code.as_ref().and_then(|code| code.code().get(..2));
-        let serves = class.is_some_and(|class| !matches!(class, "08" | "57"));
+        let code = refusal.code.as_ref().map(SqlState::code);
+        // 57014: cancelled, or past a limit of the role's own.
+        let serves = code.is_some_and(|code| {
+            code == "57014" || !(code.starts_with("08") || code.starts_with("57"))
+        });
         match refusal.kind {
             Kind::Contention => Self::Contention(refusal.said.into()),
             Kind::Unavailable | Kind::Gone if serves => Self::cannot_serve(refusal.said),

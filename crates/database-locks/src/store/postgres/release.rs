@@ -142,7 +142,7 @@ pub(super) const RING: &str = "SELECT pg_notify('database_locks_' || '{table}'::
 /// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
 ///
 /// The holder stays in the row and the token goes up: that is how the holder learns that it was
-/// freed by force and not taken over. It is notified, whether anybody waits or not: where it listens it
+/// freed by force and not taken over. It is notified, whether there are waiters or not: where it listens it
 /// renews at once, and so learns of it at once.
 pub(super) const FORCE: &str = concat!(
     "

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::{StoreError, Worker};
+use super::StoreError;
+use super::worker::Worker;
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
 
 /// How often a read of the file is timed.
@@ -105,6 +106,16 @@ fn file(path: &Path, notes: &mut Notes) {
     }
     if let Ok(at) = rustix::fs::statvfs(path) {
         space(path, at.f_bavail.saturating_mul(at.f_frsize), notes);
+    }
+    let folder = path.parent().unwrap_or(path);
+    for place in [path, folder] {
+        if rustix::fs::access(place, rustix::fs::Access::WRITE_OK).is_err() {
+            let what = format!(
+                "this user may not write {}: make the file and its folder writable",
+                place.display()
+            );
+            notes.found(&doctor::RIGHTS_MISSING, what);
+        }
     }
     let others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o002 != 0);
     if others(path) {

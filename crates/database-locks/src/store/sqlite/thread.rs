@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::fence::Fences;
-use super::{Statements, Worker};
+use super::statements::Statements;
+use super::worker::Worker;
 use crate::store::{StoreError, keep_to};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -65,6 +66,7 @@ impl Thread {
             statements: self.statements.clone(),
             file: None,
             used: false,
+            written: false,
         };
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())

@@ -1,0 +1,268 @@
+//! What an error of the server, or of the driver, means to the library.
+
+use std::io;
+
+use mysql_async::{DriverError, IoError, ServerError};
+
+use super::super::{NO_ID, NO_TOKEN, StoreError};
+
+pub(super) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
+const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
+/// MySQL asks for a login of another kind in the name of a user that does not exist, so that a client cannot
+/// find out which users do.
+const LOGIN: &str = "check user name and password first: MySQL answers so for a user that it does not know; else \
+                     give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
+                     MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
+
+/// Whether there is no room left to write to. Then nothing was done, and it passes when room is made.
+fn is_full(error: &ServerError) -> bool {
+    let no_space = ["No space left", "quota exceeded", "errno: 28", "error 28"];
+    match error.code {
+        1021 | 1114 => true,
+        3 | 1026 | 1030 | 1180 => no_space.iter().any(|words| error.message.contains(words)),
+        _ => false,
+    }
+}
+
+/// What an error means, and whether the connection is of no use after it.
+///
+/// Put into words of ours: the driver's own errors may hold whole packets.
+pub(super) fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
+    use mysql_async::Error::{Driver, Io, Server};
+    match error {
+        Server(error) => of_server(at, error),
+        Driver(error) => (of_driver(at, error), true),
+        Io(IoError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            let said = format!("{at}: the server closed the connection");
+            (StoreError::Unavailable(said.into()), true)
+        }
+        Io(IoError::Io(error)) => {
+            let said = format!("{at}: {error}");
+            (StoreError::Unavailable(said.into()), true)
+        }
+        error => {
+            let said = format!("{at}: {error}");
+            (StoreError::Unavailable(said.into()), true)
+        }
+    }
+}
+
+fn of_driver(at: &str, error: &DriverError) -> StoreError {
+    if let DriverError::UnknownAuthPlugin { name } = error {
+        let said = format!("{at}: the server asks for a login by {name}, which is not supported");
+        return StoreError::rejected(said, Some(LOGIN));
+    }
+    let text = error.to_string();
+    let said = format!("{at}: {}", text.trim_end_matches('.'));
+    match error {
+        DriverError::CleartextPluginDisabled | DriverError::MysqlOldPasswordDisabled => {
+            StoreError::rejected(said, Some(LOGIN))
+        }
+        DriverError::ConnectionClosed => {
+            StoreError::Unavailable(format!("{at}: the server closed the connection").into())
+        }
+        _ => StoreError::Unavailable(said.into()),
+    }
+}
+
+fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
+    let said = format!("{at}: {} (error {})", error.message, error.code);
+    if is_full(error) {
+        let said = format!("the disk of the database, or its tablespace, is full: {said}");
+        return (StoreError::cannot_serve(said), false);
+    }
+    match error.code {
+        // Rolled back by the group, in the words of the storage engine.
+        1180 if error.message.contains("149") => (StoreError::Contention(said.into()), false),
+        1062 if is_of_primary_key(error) => (StoreError::rejected(said, hint(error)), false),
+        // Lock wait, deadlock, duplicate key, NOWAIT, changed since the snapshot, rolled back by
+        // the group, table altered or statement to be prepared anew, KILL QUERY.
+        1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1412 | 1615 | 1317 => {
+            (StoreError::Contention(said.into()), false)
+        }
+        // Read-only: a failover, and the next connection may find the new primary.
+        1290 | 1836 if error.message.to_lowercase().contains("read-only") => {
+            let (text, code) = (&error.message, error.code);
+            let said = format!("the server at {at} is read-only: {text} (error {code})");
+            (StoreError::cannot_serve(said), true)
+        }
+        1290 | 1792 | 1836 => (StoreError::cannot_serve(said), true),
+        // Too many connections.
+        1040 | 1203 | 1226 => (StoreError::cannot_serve(said), true),
+        // Shutting down, gone, killed, cluster node not ready, cut off from the
+        // others while it commits, not in step with them, offline, no answer.
+        1047
+        | 1053
+        | 1152..=1161
+        | 1180
+        | 1243
+        | 1927
+        | 1969
+        | 2006
+        | 2013
+        | 3024
+        | 3032
+        | 3100
+        | 3168
+        | 3796..=3799
+        | 4031 => (StoreError::Unavailable(said.into()), true),
+        // Out of memory, of room for row locks, of undo slots.
+        1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(said), false),
+        _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
+        _ if error.state.starts_with("08") => (StoreError::Unavailable(said.into()), true),
+        _ => (StoreError::rejected(said, hint(error)), false),
+    }
+}
+
+/// Whether no other row has that name, and its id is taken: the last id is handed out again and again.
+fn is_of_primary_key(error: &ServerError) -> bool {
+    error.code == 1062 && error.message.trim_end_matches('\'').ends_with("PRIMARY")
+}
+
+/// What to do about what does not pass by itself.
+fn hint(error: &ServerError) -> Option<&'static str> {
+    Some(match error.code {
+        // MariaDB, and MySQL, where no id is left for a new row.
+        167 | 1062 | 1467 => NO_ID,
+        1146 | 1932 => INIT,
+        1054 | 1176 => UPGRADE,
+        1264 | 1690 => NO_TOKEN,
+        1044 => "check the database's name at the end of the URL, or grant this user rights in it",
+        1142 | 1143 | 1227 => {
+            "this user needs SELECT, INSERT and UPDATE on the table; DELETE on the table to prune; \
+             CREATE, ALTER and INDEX for `dblock init`"
+        }
+        1045 | 1698 => "check user name and password",
+        3159 => "the server wants TLS: sslmode=require",
+        1665 => "set binlog_format to ROW or MIXED: this cannot be replicated as text",
+        1049 => "check the database's name at the end of the URL, or create it",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mysql_async::Error;
+
+    use super::*;
+
+    /// What the server says, and whether the connection is given up.
+    fn told(code: u16, message: &str) -> (StoreError, bool) {
+        let refused = ServerError {
+            code,
+            message: message.into(),
+            state: "HY000".into(),
+        };
+        meaning("h:1", &Error::Server(refused))
+    }
+
+    #[test]
+    fn what_passes_ends_no_wait() {
+        for (code, message, gives_up) in [
+            (1114, "The table 't' is full", false),
+            (
+                1021,
+                "Disk full (/tmp); waiting for someone to free some space",
+                false,
+            ),
+            (
+                1026,
+                "Error writing file 'x' (errno: 28 \"No space left on device\")",
+                false,
+            ),
+            (
+                1030,
+                "Got error 28 \"No space left on device\" from storage engine InnoDB",
+                false,
+            ),
+            (1637, "Too many active concurrent transactions", false),
+            (3032, "The server is currently in offline mode", true),
+            (3798, "Group replication in the process of a change", true),
+            (1290, "running with the --read-only option", true),
+            (1040, "Too many connections", true),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+            assert_eq!(broken, gives_up, "{error}");
+            // Those that were answered "not now" by a server that goes on.
+            let serves = !matches!(code, 3032 | 3798);
+            assert_eq!(error.is_answer(), serves, "{error}");
+        }
+        for (code, message) in [
+            (
+                1180,
+                "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT",
+            ),
+            (1205, "Lock wait timeout exceeded"),
+            (
+                1412,
+                "Table definition has changed, please retry transaction",
+            ),
+            (1062, "Duplicate entry 'a' for key 't.name'"),
+        ] {
+            let (error, broken) = told(code, message);
+            assert!(matches!(error, StoreError::Contention(_)), "{error}");
+            assert!(!broken, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_called_so_and_other_write_errors_are_not() {
+        let said = told(1114, "The table 't' is full").0.to_string();
+        assert!(said.contains("disk of the database"), "{said}");
+        let other = told(1030, "Got error 168 from storage engine")
+            .0
+            .to_string();
+        assert!(!other.contains("disk"), "{other}");
+    }
+
+    #[test]
+    fn ids_that_are_used_up_are_no_contention() {
+        for (code, message) in [
+            (167, "Out of range value for column 'id' at row 1"),
+            (1062, "Duplicate entry '2147483647' for key 't.PRIMARY'"),
+            (
+                1467,
+                "Failed to read auto-increment value from storage engine",
+            ),
+        ] {
+            let (StoreError::Rejected { hint, .. }, false) = told(code, message) else {
+                panic!("{message}");
+            };
+            assert!(hint.unwrap_or_default().contains("bigint"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_ends_is_said_to_close_the_connection() {
+        let tls = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/latest";
+        let of_tls = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, tls);
+        for error in [
+            Error::Io(IoError::Io(of_tls)),
+            Error::Driver(DriverError::ConnectionClosed),
+        ] {
+            let (error, broken) = meaning("h:1", &error);
+            assert_eq!(
+                error.to_string(),
+                "unavailable: h:1: the server closed the connection"
+            );
+            assert!(broken);
+        }
+    }
+
+    #[test]
+    fn a_login_of_an_unknown_kind_is_put_down_to_name_and_password_first() {
+        let name = "sha256_password".to_owned();
+        let error = Error::Driver(DriverError::UnknownAuthPlugin { name });
+        let (StoreError::Rejected { hint, source }, true) = meaning("h:1", &error) else {
+            panic!("not refused");
+        };
+        let (said, hint) = (source.to_string(), hint.unwrap_or_default());
+        assert!(
+            said.contains("sha256_password") && !said.ends_with('.'),
+            "{said}"
+        );
+        assert!(hint.starts_with("check user name and password"), "{hint}");
+        assert!(hint.contains("caching_sha2_password"), "{hint}");
+    }
+}

@@ -1,0 +1,504 @@
+//! The statements, and how each call carries them out.
+
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, OptionalExtension, Row};
+
+use super::super::rows::{Seen, judge, judge_ticket};
+use super::super::{
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Return,
+    StoreError, Table, TakeOver, TakeUp, bounded,
+};
+use super::worker::{Worker, of_file};
+use crate::info::{ListFilter, LockInfo};
+use crate::name::LockName;
+use crate::timing::Ttl;
+use crate::token::Token;
+
+/// What a DBA reads is what runs.
+const INSTALL: &str = include_str!("../../../schema/sqlite.sql");
+
+/// A row as `Seen` wants it. `unixepoch` answers NULL for what is no time.
+macro_rules! seen {
+    ($rest:literal) => {
+        concat!(
+            "SELECT name, locked_by, token, grant_id,
+                    unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec'),
+                    expires_at LIKE '9999-12-31 00:00:00%',
+                    granted_until IS expires_at,
+                    unixepoch('now', 'subsec') - unixepoch(acquired_at, 'subsec'),
+                    unixepoch(acquired_at, 'subsec'),
+                    unixepoch(renewed_at, 'subsec'),
+                    unixepoch(expires_at, 'subsec'),
+                    metadata
+               FROM {table} ",
+            $rest
+        )
+    };
+}
+
+/// Who has this lock. It takes no lock, so that a losing try writes nothing and waits for nobody.
+const LOOK: &str = seen!("WHERE name = ?1");
+
+/// The last of the next thousand ids behind `?1`; null where there are no more.
+const PAGE_END: &str = "
+    SELECT max(id) FROM (SELECT id FROM {table} WHERE id > ?1 ORDER BY id LIMIT 1000)";
+
+/// The rows of such a page, from behind `?1` to `?2`: all or, where `?3`, those that are not free; with
+/// names that begin with `?4`.
+const PAGE: &str = seen!(
+    "WHERE id > ?1 AND id <= ?2 AND NOT (?3 AND expires_at IS NULL)
+                AND substr(name, 1, length(?4)) = ?4
+              ORDER BY id"
+);
+
+/// Take a lock that is new, free, or whose lease has run out. One row: granted. No row: somebody
+/// holds it.
+///
+/// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds those of a
+/// row that was deleted, and of one that a backup or a copied table has put back.
+const ACQUIRE: &str = "
+    INSERT INTO {table} AS l
+           (name, locked_by, grant_id, metadata, token,
+            expires_at, granted_until, acquired_at, renewed_at)
+    VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
+            strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+            strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
+    ON CONFLICT (name) DO UPDATE SET
+           locked_by = excluded.locked_by, grant_id = excluded.grant_id,
+           metadata = excluded.metadata,
+           token = max(l.token + 1, excluded.token),
+           expires_at = excluded.expires_at, granted_until = excluded.granted_until,
+           acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at
+     WHERE l.expires_at IS NULL
+        OR l.expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
+/// Lengthen one lease, never shorten it. One row changed: renewed.
+const RENEW: &str = "
+    UPDATE {table} SET
+           expires_at = max(expires_at, ifnull(strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+                                               '9999-12-31 00:00:00.000000')),
+           granted_until = max(expires_at, ifnull(strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+                                                  '9999-12-31 00:00:00.000000')),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ?2 AND grant_id = ?3 AND locked_by = ?4
+       AND granted_until = expires_at
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// Take a lock from its own holder, who comes again: `?6` token and `?7` grant id are those that were
+/// seen. One row: granted.
+const TAKE_OVER: &str = "
+    UPDATE {table} SET
+           grant_id = ?3, metadata = ?4,
+           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
+           expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND locked_by = ?2 AND token = ?6 AND grant_id IS ?7
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
+/// Put another grant in the place of one that is still held. That the second may stand there already
+/// is for a request that is made again, since its reply was lost.
+const TAKE_UP: &str = "
+    UPDATE {table} SET
+           locked_by = ?5, grant_id = ?4, metadata = ?6,
+           expires_at = max(expires_at, strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)),
+           granted_until = max(expires_at, strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ?2 AND grant_id IN (?3, ?4)
+       AND granted_until = expires_at
+       AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// Look for what nobody has had for so long, on a page from behind `?3` to `?4`.
+///
+/// Not where the token is ahead of the clock, after more than a thousand grants a second: the row made
+/// anew begins at the clock, and its token has to be greater.
+const IDLE: &str = "
+    SELECT id, name FROM {table}
+     WHERE id > ?3 AND id <= ?4
+       AND (expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1)
+        OR (expires_at IS NULL AND granted_until IS NULL
+            AND renewed_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now', ?1))
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND ?2))
+       AND token < CAST(unixepoch('now', 'subsec') * 1000 AS integer)";
+
+/// Delete one of them.
+const PRUNE: &str = "DELETE FROM {table} WHERE id = ?1";
+
+/// Free what is still held by this grant; a token of NULL is one that we never learnt.
+const RELEASE: &str = "
+    UPDATE {table} SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND token = ifnull(?2, token) AND grant_id = ?3 AND locked_by = ?4
+       AND granted_until = expires_at";
+
+/// Free a lock whoever has it. The token is raised, so that its holder can tell this from a release
+/// with its own ticket.
+const FORCE: &str = "
+    UPDATE {table} SET
+           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    RETURNING token";
+
+/// What `docs/protocol.md` publishes.
+#[cfg(test)]
+pub(in crate::store) const PUBLISHED: &[(&str, &str)] = &[
+    ("read", LOOK),
+    ("find the end of a page", PAGE_END),
+    ("read a page", PAGE),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("take over from the same holder", TAKE_OVER),
+    ("take up", TAKE_UP),
+    ("release", RELEASE),
+    ("release by force", FORCE),
+    ("look for what is to be pruned", IDLE),
+    ("prune", PRUNE),
+];
+
+/// The statements with the table's name in them.
+#[derive(Clone)]
+pub(super) struct Statements {
+    pub(super) look: String,
+    pub(super) page_end: String,
+    pub(super) page: String,
+    pub(super) acquire: String,
+    pub(super) renew: String,
+    pub(super) take_over: String,
+    pub(super) take_up: String,
+    pub(super) release: String,
+    pub(super) force: String,
+    pub(super) idle: String,
+    pub(super) prune: String,
+    pub(super) install: String,
+}
+
+impl Statements {
+    pub(super) fn of(table: &Table) -> Self {
+        Self {
+            look: table.fill(LOOK),
+            page_end: table.fill(PAGE_END),
+            page: table.fill(PAGE),
+            acquire: table.fill(ACQUIRE),
+            renew: table.fill(RENEW),
+            take_over: table.fill(TAKE_OVER),
+            take_up: table.fill(TAKE_UP),
+            release: table.fill(RELEASE),
+            force: table.fill(FORCE),
+            idle: table.fill(IDLE),
+            prune: table.fill(PRUNE),
+            install: table.fill(INSTALL),
+        }
+    }
+}
+
+/// A length as SQLite's date functions add it. Rounded up: never shorter than what is trusted.
+pub(super) fn modifier(length: Duration) -> String {
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+pub(super) fn ago(length: Duration) -> String {
+    let ms = bounded(length).as_micros().div_ceil(1000);
+    format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+pub(super) fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
+    let micros = |i| -> rusqlite::Result<Option<i64>> {
+        Ok(row
+            .get::<_, Option<f64>>(i)?
+            .map(|secs| (secs * 1e6) as i64))
+    };
+    Ok(Seen {
+        name: row.get(0)?,
+        holder: row.get(1)?,
+        token: row.get(2)?,
+        grant: row.get(3)?,
+        expires_in: micros(4)?,
+        endless: row.get::<_, Option<bool>>(5)?.unwrap_or_default(),
+        intact: row.get(6)?,
+        held_for: micros(7)?,
+        acquired_at: micros(8)?,
+        renewed_at: micros(9)?,
+        expires_at: micros(10)?,
+        metadata: row.get(11)?,
+        ..Seen::default()
+    })
+}
+
+pub(super) fn look(
+    statement: &mut CachedStatement<'_>,
+    name: &LockName,
+) -> rusqlite::Result<Option<Seen>> {
+    statement.query_row([name.as_str()], seen).optional()
+}
+
+pub(super) fn look_at(
+    worker: &mut Worker,
+    names: &[LockName],
+) -> Result<Vec<Option<Occupant>>, StoreError> {
+    worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        let rows = names.iter().map(|name| look(&mut statement, name));
+        let rows: Vec<Option<Seen>> = rows.collect::<Result<_, _>>()?;
+        let rows: Vec<Seen> = rows.into_iter().flatten().collect();
+        Ok(Seen::occupants(names, &rows))
+    })
+}
+
+pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+    let refusal = |row: Option<Seen>, ask: &Ask| {
+        row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str()))
+    };
+    let looked = worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        asks.iter()
+            .map(|ask| Ok(refusal(look(&mut statement, &ask.name)?, ask)))
+            .collect()
+    });
+    let mut outcomes: Vec<Outcome> = looked?;
+    worker.used = true;
+    if !outcomes.contains(&Outcome::Busy) {
+        return Ok(outcomes);
+    }
+    worker.write_unless_fenced(|tx, sql, fences| {
+        let mut take = tx.prepare_cached(&sql.acquire)?;
+        let mut read = tx.prepare_cached(&sql.look)?;
+        for (ask, outcome) in asks.iter().zip(&mut outcomes) {
+            if *outcome != Outcome::Busy || fences.is_open(ask.name.as_str()).map_err(of_file)? {
+                continue;
+            }
+            let token = take.query_row(
+                (
+                    ask.name.as_str(),
+                    &*ask.holder,
+                    ask.grant.as_str(),
+                    &*ask.metadata,
+                    modifier(ask.length),
+                ),
+                |row| row.get(0),
+            );
+            *outcome = match token.optional()? {
+                Some(token) => Outcome::Granted {
+                    token: Token::from_db(token),
+                    length: ask.length,
+                },
+                None => refusal(look(&mut read, &ask.name)?, ask),
+            };
+        }
+        Ok(())
+    })?;
+    Ok(outcomes)
+}
+
+pub(super) fn renew(
+    worker: &mut Worker,
+    grants: &[(Grant, Ttl)],
+) -> Result<Vec<Renewal>, StoreError> {
+    worker.write(|tx, sql| {
+        let mut renew = tx.prepare_cached(&sql.renew)?;
+        let mut read = tx.prepare_cached(&sql.look)?;
+        let one = |(grant, ttl): &(Grant, Ttl)| {
+            let length = match ttl {
+                Ttl::Lasting(length) => Some(modifier(*length)),
+                Ttl::Endless => None,
+            };
+            let renewed = renew.execute((
+                grant.name.as_str(),
+                grant.token.get(),
+                grant.id.as_str(),
+                &*grant.holder,
+                length,
+            ))?;
+            if renewed == 1 {
+                return Ok(Renewal::Renewed);
+            }
+            Ok(judge(grant, look(&mut read, &grant.name)?.as_ref()))
+        };
+        grants.iter().map(one).collect()
+    })
+}
+
+pub(super) fn release(
+    worker: &mut Worker,
+    returns: &[Return],
+) -> Result<Vec<Released>, StoreError> {
+    worker.write(|tx, sql| {
+        let mut release = tx.prepare_cached(&sql.release)?;
+        let one = |what: &Return| {
+            let token = what.token.map(Token::get);
+            let freed = release.execute((
+                what.name.as_str(),
+                token,
+                what.grant.as_str(),
+                &*what.holder,
+            ))?;
+            Ok(if freed == 1 {
+                Released::Freed
+            } else {
+                Released::NotOurs
+            })
+        };
+        returns.iter().map(one).collect()
+    })
+}
+
+pub(super) fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError> {
+    let to = &what.to;
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if fences.is_open(to.name.as_str()).map_err(of_file)? {
+            return Ok(Outcome::Busy);
+        }
+        let token = tx.prepare_cached(&sql.take_over)?.query_row(
+            (
+                to.name.as_str(),
+                &*to.holder,
+                to.grant.as_str(),
+                &*to.metadata,
+                modifier(to.length),
+                what.token.get(),
+                what.grant.as_deref(),
+            ),
+            |row| row.get(0),
+        );
+        if let Some(token) = token.optional()? {
+            return Ok(Outcome::Granted {
+                token: Token::from_db(token),
+                length: to.length,
+            });
+        }
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
+        Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+    })
+}
+
+pub(super) fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
+    let to = &what.to;
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if !fences.is_open(to.name.as_str()).map_err(of_file)? {
+            let taken = tx.prepare_cached(&sql.take_up)?.execute((
+                to.name.as_str(),
+                what.token.get(),
+                what.from.as_str(),
+                to.grant.as_str(),
+                &*to.holder,
+                &*to.metadata,
+                modifier(to.length),
+            ))?;
+            if taken == 1 {
+                return Ok(Renewal::Renewed);
+            }
+        }
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
+        Ok(judge_ticket(what, row.as_ref()))
+    })
+}
+
+pub(super) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
+    worker.write_unless_fenced(|tx, sql, fences| {
+        let row = look(&mut tx.prepare_cached(&sql.look)?, name)?;
+        if row.as_ref().is_some_and(Seen::is_held)
+            && fences.is_open(name.as_str()).map_err(of_file)?
+        {
+            return Ok(Force::Busy);
+        }
+        // Past the greatest integer it would be a float, which nobody could read any more.
+        let mut force = tx.prepare_cached(&sql.force)?;
+        let freed: Option<i64> = force
+            .query_row([name.as_str()], |row| row.get("token"))
+            .optional()?;
+        Ok(match row {
+            Some(row) if freed.is_some() => Force::Freed(row.occupant()),
+            _ => Force::WasFree,
+        })
+    })
+}
+
+pub(super) fn prune(
+    worker: &mut Worker,
+    since: &str,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, StoreError> {
+    let first = after.unwrap_or(i64::MIN);
+    worker.write_unless_fenced(|tx, sql, fences| {
+        if after.is_none() {
+            fences.sweep();
+        }
+        let mut end = tx.prepare_cached(&sql.page_end)?;
+        let Some(last) = end.query_row([first], |row| row.get::<_, Option<i64>>(0))? else {
+            return Ok(Pruned::default());
+        };
+        let mut idle = tx.prepare_cached(&sql.idle)?;
+        let page = (since, unknown, first, last);
+        let found = idle.query_map(page, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
+        let (mut delete, mut deleted) = (tx.prepare_cached(&sql.prune)?, 0);
+        for (id, name) in found {
+            if !fences.is_open(&name).map_err(of_file)? {
+                deleted += delete.execute([id])? as u64;
+            }
+        }
+        let last = Some(last);
+        Ok(Pruned { deleted, last })
+    })
+}
+
+/// Lock the file of the fence, and then see whether the grant is there: see [`fence`].
+pub(super) fn open_fence(
+    worker: &mut Worker,
+    grant: &Grant,
+) -> Result<Result<Barrier, Gone>, StoreError> {
+    let opened = worker.write_unless_fenced(|tx, sql, fences| {
+        let Some(open) = fences.open(grant.name.as_str()).map_err(of_file)? else {
+            return Ok(None);
+        };
+        let row = look(&mut tx.prepare_cached(&sql.look)?, &grant.name)?;
+        Ok(Some(match judge(grant, row.as_ref()) {
+            Renewal::Lost(gone) => Err(gone),
+            Renewal::Busy | Renewal::Renewed => Ok(Barrier::new(open)),
+        }))
+    });
+    opened?.ok_or_else(|| StoreError::Contention("its file is just being removed".into()))
+}
+
+pub(super) fn page(
+    worker: &mut Worker,
+    filter: &ListFilter,
+    after: Option<i64>,
+) -> Result<Page, StoreError> {
+    let after = after.unwrap_or(i64::MIN);
+    worker.with(|connection, sql| {
+        let mut end = connection.prepare_cached(&sql.page_end)?;
+        let Some(last) = end.query_row([after], |row| row.get::<_, Option<i64>>(0))? else {
+            return Ok(Page::default());
+        };
+        let mut page = connection.prepare_cached(&sql.page)?;
+        let rows = page.query_map((after, last, filter.not_free, &filter.prefix), seen)?;
+        let infos = rows.map(|row| row.map(Seen::into_info));
+        Ok(Page {
+            rows: infos.collect::<Result<_, _>>()?,
+            last: Some(last),
+        })
+    })
+}
+
+pub(super) fn read(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
+    let rows: Vec<Seen> = worker.with(|connection, sql| {
+        let mut statement = connection.prepare_cached(&sql.look)?;
+        names
+            .iter()
+            .filter_map(|name| look(&mut statement, name).transpose())
+            .collect()
+    })?;
+    let mut infos: Vec<LockInfo> = rows.into_iter().map(Seen::into_info).collect();
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(infos)
+}

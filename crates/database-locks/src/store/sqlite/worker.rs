@@ -1,0 +1,240 @@
+//! What the thread of a connection works with: the open file, and what its errors mean.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+
+use super::super::{NO_TOKEN, StoreError};
+use super::fence::Fences;
+use super::statements::Statements;
+use crate::fork;
+
+/// How long SQLite itself tries where the file is busy, before the caller may do something else:
+/// enough for other processes' writes, short enough that a renewal does not queue long behind it.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// An open file.
+pub(super) struct File {
+    pub(super) connection: Connection,
+    /// Device and inode: whether the path still leads here.
+    identity: (u64, u64),
+}
+
+/// What the thread of a connection works with.
+pub(super) struct Worker {
+    pub(super) path: PathBuf,
+    pub(super) fences: Fences,
+    pub(super) statements: Statements,
+    pub(super) file: Option<File>,
+    /// The table has been used.
+    pub(super) used: bool,
+    /// It has been written to.
+    pub(super) written: bool,
+}
+
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+impl Worker {
+    /// The file, opened if it is not yet.
+    ///
+    /// A file that was deleted or replaced under us is given up: its locks would exclude nobody but
+    /// those who have it open still.
+    pub(super) fn connection(&mut self) -> Result<(&mut Connection, &Statements), StoreError> {
+        let gone = self
+            .file
+            .as_ref()
+            .is_some_and(|f| identity(&self.path) != Some(f.identity));
+        let file = match self.file.take() {
+            Some(file) if !gone => file,
+            _ => self.open()?,
+        };
+        Ok((&mut self.file.insert(file).connection, &self.statements))
+    }
+
+    fn open(&self) -> Result<File, StoreError> {
+        // SQLite keeps account of its file locks for the whole process, and a forked child inherits
+        // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
+        static OPENED_IN: OnceLock<u64> = OnceLock::new();
+        let generation = fork::generation();
+        if *OPENED_IN.get_or_init(|| generation) != generation {
+            let said = "SQLite was in use when this process was forked";
+            let hint = "connect in the child only, or let it exec";
+            return Err(StoreError::rejected(said, Some(hint)));
+        }
+        let shown = self.path.display();
+        // For its owner only, whatever the umask: who can write it can take every lock.
+        // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor of
+        // a file gives up all locks that this process has on it, SQLite's among them.
+        // https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+        static MAKING: Mutex<()> = Mutex::new(());
+        let alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map(drop);
+        drop(alone);
+        if let Err(error) = made
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            if passes(&error) {
+                return Err(StoreError::cannot_serve(format!(
+                    "cannot make {shown}: {error}"
+                )));
+            }
+            let hint = match error.kind() {
+                std::io::ErrorKind::NotFound => "make its folder first",
+                _ => "the folder must be writable by this user",
+            };
+            return Err(StoreError::rejected(
+                format!("cannot make {shown}: {error}"),
+                Some(hint),
+            ));
+        }
+        let open = || {
+            let connection = Connection::open(&self.path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            // Readers, who look at a lock that is held, then neither wait for a writer nor stop one.
+            connection.pragma_update(None, "journal_mode", "wal")?;
+            // A commit that a power cut forgets would let a token come twice.
+            connection.pragma_update(None, "synchronous", "full")?;
+            let tables = "SELECT count(*) FROM sqlite_schema";
+            let empty = connection.query_row(tables, [], |row| row.get::<_, i64>(0))? == 0;
+            if empty {
+                connection.execute_batch(&self.statements.install)?;
+            }
+            Ok(connection)
+        };
+        let connection = open().map_err(|error| self.explain(error, self.used))?;
+        match identity(&self.path) {
+            Some(identity) => Ok(File {
+                connection,
+                identity,
+            }),
+            None => Err(StoreError::Contention(
+                format!("{shown} was deleted just now").into(),
+            )),
+        }
+    }
+
+    /// What an error means; `used`: the file has been used, so what is lacking now may come back.
+    pub(super) fn explain(&self, error: rusqlite::Error, used: bool) -> StoreError {
+        // Of what is wrong at some place of a statement the driver shows the whole statement, and gives
+        // no code by itself.
+        let (message, code) = match &error {
+            rusqlite::Error::SqlInputError { error, msg, .. } => (msg.clone(), Some(error.code)),
+            other => (other.to_string(), other.sqlite_error_code()),
+        };
+        let shown = self.path.display();
+        let said = format!("{shown}: {message}");
+        let Some(code) = code else {
+            if let rusqlite::Error::ToSqlConversionFailure(source) = &error
+                && source.downcast_ref().is_some_and(passes)
+            {
+                return StoreError::cannot_serve(said);
+            }
+            let token = said.contains("name: token");
+            return StoreError::rejected(said, token.then_some(NO_TOKEN));
+        };
+        let missing = said.contains("no such table") || said.contains("no such column");
+        let hint = match code {
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed
+            | ErrorCode::SchemaChanged => return StoreError::Contention(said.into()),
+            ErrorCode::DiskFull => {
+                return StoreError::cannot_serve(format!("{shown}: the disk is full"));
+            }
+            // A disk that fails, memory that is short, a statement that was interrupted.
+            ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::OperationAborted => return StoreError::cannot_serve(said),
+            // Too many open files, a disk that is full or mounted read-only for a while.
+            ErrorCode::CannotOpen if used => return StoreError::cannot_serve(said),
+            ErrorCode::ReadOnly if self.written => return StoreError::cannot_serve(said),
+            _ if missing && used => return StoreError::cannot_serve(said),
+            ErrorCode::CannotOpen => Some("the file and its folder must be writable by this user"),
+            ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
+                Some("the file and its folder must be writable by this user")
+            }
+            ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
+                Some("give a file of its own, or none: it is made where it is missing")
+            }
+            _ if missing => Some("make its table with `dblock init` or `locks.migrate()`"),
+            _ if said.contains("unknown database") => {
+                Some("SQLite has no schemas: give the table's NAME alone")
+            }
+            _ => None,
+        };
+        StoreError::rejected(said, hint)
+    }
+
+    /// Carry out `work` on the open file.
+    pub(super) fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let (connection, statements) = self.connection()?;
+        let done = work(connection, statements);
+        done.map_err(|error| {
+            let error = self.explain(error, self.used);
+            if matches!(error, StoreError::Unavailable(_)) {
+                self.file = None;
+            }
+            error
+        })
+    }
+
+    /// The same with the write lock, committed at the end.
+    pub(super) fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.write_unless_fenced(|tx, statements, _| work(tx, statements))
+    }
+
+    /// The same for what gives a lock to somebody, which an open fence keeps out.
+    pub(super) fn write_unless_fenced<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements, &Fences) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let fences = self.fences.clone();
+        let done = self.with(|connection, statements| {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&tx, statements, &fences)?;
+            tx.commit()?;
+            Ok(done)
+        })?;
+        (self.used, self.written) = (true, true);
+        Ok(done)
+    }
+}
+
+/// Whether an error of the file system is one that passes, or is seen to: no space, no quota, too many
+/// open files.
+pub(super) fn passes(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::IO,
+    ]
+    .iter()
+    .any(|passing| code == Some(*passing))
+}
+
+/// An error of the files of fences, as one of SQLite.
+pub(super) fn of_file(error: std::io::Error) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
