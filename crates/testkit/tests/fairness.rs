@@ -68,13 +68,9 @@ async fn equal_loops_have_equal_shares(lab: &Lab) {
     let long = (3, 400, 24);
     let fair = |(loops, hold_ms, total)| is_fair(lab, loops, hold_ms, total);
     std::thread::scope(|scope| {
-        // Beside the others, since it takes long. On PostgreSQL one of three starves there when other locks
-        // of the table are released often: a known fault of how waiters are woken.
-        let beside = (lab.engine != "postgres").then(|| scope.spawn(|| fair(long)));
+        // Beside the others, since it takes long.
+        scope.spawn(|| fair(long));
         short.into_iter().for_each(fair);
-        if beside.is_none() {
-            fair(long);
-        }
     });
     promise("P12", lab.engine);
 }

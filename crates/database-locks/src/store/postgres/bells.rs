@@ -47,11 +47,14 @@ const ARRANGING: Duration = Duration::from_secs(12);
 /// How long bells are not trusted after one that should have rung did not, and how long a second
 /// connection that is of no use is left alone.
 const DOUBT: Duration = Duration::from_secs(60);
-/// A process that was woken and came too late tries after a pause of up to that, the next times: so it is not
-/// the same process that is always first, which the server wakes first …
+/// A process that was woken and came too late tries after a pause of up to that the next time, and of ever
+/// shorter ones the more often it came too late: the server wakes those who listen in the same order each time,
+/// and all of a crowd at once.
 const SPREAD: Duration = Duration::from_millis(4);
-/// … for so long. Of three loops that hold the lock for 50 ms each comes too late now and then, and all of them
-/// have to remember it: one that forgets is always before the one that does not.
+/// A process that has just had the lock pauses for up to that. Without it two of three loops handed the lock to
+/// and fro, since neither came too late, and the third starved.
+const AFTER_RELEASE: Duration = Duration::from_millis(1);
+/// For how long either is remembered.
 const CROWDED: Duration = Duration::from_secs(30);
 /// A bell and the answer to a look may overtake each other.
 const GRACE: Duration = Duration::from_millis(500);
@@ -159,8 +162,10 @@ struct Post {
     waiters: u32,
     announced: Option<Announced>,
     seen: Option<Sight>,
-    /// When somebody here who was woken came too late.
-    late: Option<Time>,
+    /// When a waiter of this process that was woken last came too late, and how often since it had the lock.
+    late: Option<(Time, u32)>,
+    /// When this process last notified others by its release.
+    released: Option<Time>,
 }
 
 /// In the row it says that somebody waits.
@@ -257,8 +262,9 @@ impl Shared {
         };
         if let Some(post) = posts.of.get_mut(&name) {
             post.heard += 1;
-            if !own {
-                post.rings.send_modify(|rings| *rings += 1);
+            match own {
+                true => post.released = Some(clock::now()),
+                false => post.rings.send_modify(|rings| *rings += 1),
             }
         }
         drop(posts);
@@ -375,7 +381,11 @@ impl Bells {
                 Outcome::Held(by) => Some(Sight::of(by, look.sent, look.heard)),
             };
             if look.rings > post.looked && now.is_some() {
-                post.late = Some(clock::now());
+                let losses = post.late.map_or(0, |(_, losses)| losses);
+                post.late = Some((clock::now(), losses.saturating_add(1)));
+            }
+            if now.is_none() {
+                post.late = None;
             }
             post.looked = post.looked.max(look.rings);
             let announced = post
@@ -465,8 +475,15 @@ impl Bells {
 
     /// How long to wait after a bell before a try.
     fn spread(&self, name: &LockName) -> Option<Duration> {
-        let late = self.0.posts().of.get(name)?.late?;
-        (clock::now() < late + CROWDED).then(|| SPREAD.mul_f64(fastrand::f64()))
+        let posts = self.0.posts();
+        let (post, now) = (posts.of.get(name)?, clock::now());
+        let recent = |at: Time| now < at.saturating_add(CROWDED);
+        let most = match (post.late, post.released) {
+            (Some((at, losses)), _) if recent(at) => SPREAD / losses.max(1),
+            (_, Some(at)) if recent(at) => AFTER_RELEASE,
+            _ => return None,
+        };
+        Some(most.mul_f64(fastrand::f64()))
     }
 
     fn round(&self, link: &Link) -> Option<u64> {
