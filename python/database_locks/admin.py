@@ -110,7 +110,7 @@ class LockAdmin(_ModelAdmin):
             state = ""
         try:
             # Within what the extension takes: a page that does not exist is the last one.
-            number = max(1, min(int(request.GET.get("p", "1")), 2**31))
+            number = max(-1, min(int(request.GET.get("p", "1")), 2**31))
         except ValueError:
             number = 1
         try:
