@@ -307,7 +307,11 @@ def test_a_long_wait_is_told_with_the_holder(here: Locks) -> None:
     with logging_to(handler, logging.INFO), here.lock("job", locked_by="the first") as held:
         with pytest.raises(LockTimeout):
             in_thread(lambda: here.lock("job", timeout=11).__enter__())
-        (record,) = eventually(lambda: handler.said, "the record")
+
+        def told() -> list[logging.LogRecord]:
+            return [record for record in handler.said if "still" in record.getMessage()]
+
+        (record,) = eventually(told, "the record")
     assert record.levelno == logging.INFO
     said = record.getMessage()
     assert said.startswith("still waiting for lock `job` after 10s, held by the first for ")

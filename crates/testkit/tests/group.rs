@@ -31,9 +31,6 @@ fn its_nodes_have_the_same_data_and_come_back() {
         })
     };
     assert!(all_have(&group, "3"));
-    group.set_clock(2, 300);
-    assert!(group.clock(2).is_some_and(|ahead| ahead > 290));
-    assert!(group.clock(1).is_some_and(|ahead| ahead < 10));
 
     // One that was started after it was killed belongs to no group, and takes writes for itself.
     group.kill(2);

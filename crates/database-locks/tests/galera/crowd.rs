@@ -25,8 +25,7 @@ async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;
     };
-    cluster.set_clock(1, -300);
-    cluster.set_clock(2, 300);
+    super::set_clocks_wrong(&mut cluster);
     let url = database(&cluster).await;
     let before = cluster.conflicts();
     let (watched, began) = (Arc::new(Watched::default()), testkit::time::now());

@@ -46,3 +46,9 @@ async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
 }
 
 contract_tests!(galera, Lab::galera());
+
+/// One node five minutes behind, and one ahead.
+fn set_clocks_wrong(cluster: &mut Cluster) {
+    cluster.set_clock(1, -300);
+    cluster.set_clock(2, 300);
+}
