@@ -63,7 +63,7 @@ fn is_fair(lab: &Lab, loops: u32, hold_ms: u32, total: u32) {
 
 async fn equal_loops_have_equal_shares(lab: &Lab) {
     lab.locks().await;
-    let short = [(3, 5, 300), (3, 50, 90), (6, 0, 600)];
+    let short = [(3, 5, 600), (3, 50, 90), (6, 0, 600)];
     // A hold that is longer than the pause between two looks.
     let long = (3, 400, 24);
     let fair = |(loops, hold_ms, total)| is_fair(lab, loops, hold_ms, total);

@@ -58,7 +58,8 @@ async fn who_was_forgotten_is_told_so() {
     // What cannot be helped: the new server knows nothing of the first holder, who trusts on.
     let second = held(&other, "doubled").await;
     assert!(doubled.is_held() && second.is_held(), "two holders");
-    assert_eq!(doubled.token(), second.token(), "and one token");
+    // The clock goes into each token, so the later grant has the greater one all the same.
+    assert!(second.token() > doubled.token());
     assert_ne!(doubled.grant_id(), second.grant_id());
 
     // But the fence refuses what the first one would write where the second one holds it.
