@@ -170,8 +170,9 @@ async fn killed(version: Option<u32>) {
         tokens.push(soon(waiter).await.unwrap());
     }
     tokens.sort_unstable();
-    let all: Vec<_> = (1..=41).map(|n| kept.get() + n).collect();
-    assert_eq!(tokens, all);
+    tokens.dedup();
+    assert_eq!(tokens.len(), 41, "{tokens:?}");
+    assert!(tokens[0] > kept.get(), "{tokens:?} after {kept}");
     for id in ["P1", "P2", "P4", "P6", "P12"] {
         promise(id, ENGINE);
     }
