@@ -670,10 +670,13 @@ impl Session {
         unknown: bool,
         after: Option<i64>,
     ) -> Result<Pruned, StoreError> {
-        let after = after.unwrap_or(i64::MIN);
-        let Some(last) = self.page_end(after).await? else {
+        let (first, after) = (after.is_none(), after.unwrap_or(i64::MIN));
+        let end = self.page_end(after).await?;
+        if end.is_none() && !first {
             return Ok(Pruned::default());
-        };
+        }
+        // An empty table is pruned as well: a right that is missing shows there too.
+        let last = end.unwrap_or(after);
         let params = params! {
             "idle" => micros(bounded(idle)), "unknown" => unknown, "after" => after, "last" => last,
         };
@@ -683,7 +686,7 @@ impl Session {
         };
         Ok(Pruned {
             deleted: self.execute(statement, params).await?.rows,
-            last: Some(last),
+            last: end,
         })
     }
 
