@@ -48,7 +48,7 @@ class LockLost(LockException):
     """The lease ended before it was released: somebody else may hold the lock by now.
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
-    ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
+    ``expired``, ``taken_over``, ``forced``, ``released``, ``resumed``, ``row_gone``,
     ``unreachable``, ``refused``, ``failover``, ``forked``. ``last_answer`` is what the last renewal
     came to where renewals failed until the lease ended: the database's own words if it refused.
     ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder``

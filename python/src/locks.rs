@@ -107,7 +107,7 @@ impl Locks {
     }
 
     #[pyo3(signature = (ticket, *, ttl, auto_renew=true, renew_every=None))]
-    fn take_up(
+    fn resume(
         &self,
         py: Python<'_>,
         ticket: &str,
@@ -122,7 +122,7 @@ impl Locks {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
         Ok(Pending::new(async move {
-            Ok(Value::Guard(Some(lock.take_up(&ticket).await?)))
+            Ok(Value::Guard(Some(lock.resume(&ticket).await?)))
         }))
     }
 

@@ -146,9 +146,9 @@ impl Locks {
         block_on(self.0.doctor())?
     }
 
-    /// See [`crate::Locks::take_up`].
-    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
+    /// See [`crate::Locks::resume`].
+    pub fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.resume(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Locks::renew`].
@@ -240,9 +240,9 @@ impl Lock {
         Ok(block_on(self.0.try_acquire())??.map(|guard| LockGuard(Some(guard))))
     }
 
-    /// See [`crate::Lock::take_up`].
-    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
+    /// See [`crate::Lock::resume`].
+    pub fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.resume(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Lock::acquire`].
@@ -343,16 +343,16 @@ impl LockGuard {
         may_wait(block_on(self.lost()))
     }
 
-    /// See [`crate::LockGuard::hand_over`].
+    /// See [`crate::LockGuard::into_ticket`].
     #[allow(
         clippy::expect_used,
-        reason = "only `release`, `hand_over` and `drop` take it"
+        reason = "only `release`, `into_ticket` and `drop` take it"
     )]
-    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.0
             .take()
             .expect("a guard that was not released")
-            .hand_over()
+            .into_ticket()
     }
 
     /// See [`crate::LockGuard::release`].

@@ -157,7 +157,7 @@ pub enum LostReason {
     /// Somebody who had its ticket released it.
     Released,
     /// Somebody who had its ticket went on with it.
-    TakenUp,
+    Resumed,
     /// The row was deleted.
     RowGone,
     /// The database could not be reached until the lease ran out.
@@ -184,7 +184,7 @@ impl LostReason {
             Self::TakenOver => "taken_over",
             Self::Forced => "forced",
             Self::Released => "released",
-            Self::TakenUp => "taken_up",
+            Self::Resumed => "resumed",
             Self::RowGone => "row_gone",
             Self::Unreachable => "unreachable",
             Self::Refused => "refused",
@@ -201,7 +201,7 @@ impl fmt::Display for LostReason {
             Self::TakenOver => "taken over by another holder",
             Self::Forced => "released by force",
             Self::Released => "released with its ticket",
-            Self::TakenUp => "taken up with its ticket",
+            Self::Resumed => "resumed with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
             Self::Refused => "the database refused renewals until the lease expired",

@@ -164,7 +164,7 @@ impl LockGuard {
     ///
     /// At most once, on a thread that runs callbacks and nothing else, right after the guard was
     /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this thread, if
-    /// it is lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
+    /// it is lost already. Never once [`release`](LockGuard::release), [`into_ticket`](LockGuard::into_ticket)
     /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
     /// for its error to tell. A call that had begun before may still be going on.
     ///
@@ -315,12 +315,12 @@ impl LockGuard {
     /// Stop renewing and hand the lock over: whoever has the ticket goes on with it.
     ///
     /// It stays held until its present lease ends, so the ticket has to be
-    /// [taken up](crate::Locks::take_up) before. Extend it first where that takes long.
+    /// [resumed](crate::Locks::resume) before. Extend it first where that takes long.
     ///
     /// # Errors
     ///
     /// [`Error::Lost`] if there is nothing left to hand over.
-    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.forget_listeners();
         self.still_trusted()?;
         self.released = true;

@@ -82,10 +82,10 @@ mod ours;
 mod outage;
 mod release;
 mod renew;
+mod resume;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
-mod take_up;
 mod testing;
 mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]

@@ -14,7 +14,7 @@ use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
 use crate::loss::Loss;
 use crate::name::LockName;
-use crate::take_up::take_up;
+use crate::resume::resume;
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::GrantId;
@@ -269,16 +269,16 @@ impl Lock {
     }
 
     /// Go on with a lock that was handed over, under the settings of this one. See
-    /// [`Locks::take_up`].
+    /// [`Locks::resume`].
     ///
     /// # Errors
     ///
-    /// As [`Locks::take_up`], and [`Error::Config`] where the ticket is one for another lock.
+    /// As [`Locks::resume`], and [`Error::Config`] where the ticket is one for another lock.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it leaves the lock held by the ticket, or gives it back in the background.
-    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
         let want = self.want(None, Some(ticket.grant))?;
         if want.name != ticket.name {
             let got = format!("one for lock `{}`", ticket.name);
@@ -288,7 +288,7 @@ impl Lock {
                 format!("one for `{}`", want.name),
             ));
         }
-        take_up(self.locks.inner()?, want, ticket.clone()).await
+        resume(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.

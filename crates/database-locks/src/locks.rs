@@ -13,9 +13,9 @@ use crate::info::{ListFilter, LockInfo, LockState};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
+use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
 use crate::store::{Force, Lapse, Occupant, StoreError};
-use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::Token;
@@ -268,11 +268,11 @@ impl Locks {
     /// Go on with a lock that was handed over: the same token, a new grant.
     ///
     /// What its giver, or a second taker, still sends changes nothing. Settings: see
-    /// [`Lock::take_up`].
+    /// [`Lock::resume`].
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead: taken up already, released, or expired;
+    /// [`Error::Lost`] where the ticket is dead: resumed already, released, or expired;
     /// [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Example
@@ -281,15 +281,15 @@ impl Locks {
     /// # use database_locks::Locks;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = Locks::connect("memory:").await?;
-    /// let ticket = locks.lock("report").acquire().await?.hand_over()?;
+    /// let ticket = locks.lock("report").acquire().await?.into_ticket()?;
     /// // … somewhere else …
-    /// let guard = locks.take_up(&ticket).await?;
+    /// let guard = locks.resume(&ticket).await?;
     /// assert_eq!(guard.token(), ticket.token());
-    /// assert!(locks.take_up(&ticket).await.is_err(), "only once");
+    /// assert!(locks.resume(&ticket).await.is_err(), "only once");
     /// # Ok(()) }
     /// ```
-    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        self.lock(ticket.name().as_str()).take_up(ticket).await
+    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        self.lock(ticket.name().as_str()).resume(ticket).await
     }
 
     /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.

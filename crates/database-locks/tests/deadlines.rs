@@ -194,9 +194,9 @@ mod durability {
 
         let locks = Locks::connect(&lab.url).await.unwrap();
         let guard = locks.lock("handed over").acquire().await.unwrap();
-        let ticket = guard.hand_over().unwrap();
+        let ticket = guard.into_ticket().unwrap();
         noted(&lab);
-        let guard = locks.take_up(&ticket).await.unwrap();
+        let guard = locks.resume(&ticket).await.unwrap();
         assert_eq!(noted(&lab), durable, "take up");
         guard.release().await.unwrap();
         promise("P7", "postgres");

@@ -124,8 +124,8 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
             };
             let over = take_over(&*store, &again).await;
             assert!(!matches!(over, Outcome::Granted { .. }), "by the same");
-            let taken_up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
-            assert!(!matches!(taken_up, Ok(Ok(_))), "taken up");
+            let resumed = tokio::time::timeout(ms(300), other.resume(&ticket)).await;
+            assert!(!matches!(resumed, Ok(Ok(_))), "resumed");
             // Longer than every lease: those of the others are renewed meanwhile.
             let began = now();
             while began.elapsed() < ms(4000) {

@@ -108,7 +108,7 @@ enum Change {
     Released,
     Forced,
     BySameHolder,
-    TakenUp,
+    Resumed,
     Pruned,
     PrunedAndMadeAnew,
 }
@@ -119,7 +119,7 @@ const CHANGES: [Change; 8] = [
     Change::Released,
     Change::Forced,
     Change::BySameHolder,
-    Change::TakenUp,
+    Change::Resumed,
     Change::Pruned,
     Change::PrunedAndMadeAnew,
 ];
@@ -167,7 +167,7 @@ impl Change {
                 let over = take_over(&*store, &again).await;
                 assert!(matches!(over, Outcome::Granted { .. }), "{over:?}");
             }
-            Self::TakenUp => return Some(other.take_up(&ticket).await.unwrap()),
+            Self::Resumed => return Some(other.resume(&ticket).await.unwrap()),
             Self::Pruned | Self::PrunedAndMadeAnew => {
                 tokio::time::sleep(ms(450)).await;
                 let began = now();
@@ -349,8 +349,8 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
         assert_eq!(writer.fence(&fence), Ok(()), "{level}");
 
         let began = now();
-        let up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
-        assert!(up.is_err(), "{level}: taken up");
+        let up = tokio::time::timeout(ms(300), other.resume(&ticket)).await;
+        assert!(up.is_err(), "{level}: resumed");
         let forced = other.force_release("job").await;
         assert!(!matches!(forced, Ok(Some(_))), "{level}: forced");
         tokio::time::sleep(ms(1100).saturating_sub(began.elapsed())).await;

@@ -142,10 +142,10 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
         .acquire()
         .await
         .unwrap()
-        .hand_over()
+        .into_ticket()
         .unwrap();
     let delayed = delay_replies(&proxy);
-    let taken = short(&slow, "ticket").take_up(&ticket).await;
+    let taken = short(&slow, "ticket").resume(&ticket).await;
     delayed.await.unwrap();
     match taken {
         Ok(guard) => assert!(guard.is_held(), "handed out, and not held"),

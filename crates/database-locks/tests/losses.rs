@@ -199,7 +199,7 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
 
     let guard = held(&locks, "handed over").await;
     listen(&guard);
-    let ticket = guard.hand_over().unwrap();
+    let ticket = guard.into_ticket().unwrap();
     assert_eq!(Arc::strong_count(&called), 1);
     soon(locks.release(&ticket)).await.unwrap();
 

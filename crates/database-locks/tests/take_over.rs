@@ -59,8 +59,8 @@ async fn within_a_process_it_excludes_like_any_other(lab: &Lab) {
     tokio::time::sleep(ms(200)).await;
     guard.release().await.unwrap();
     let next = waiter.await.unwrap().unwrap();
-    let ticket = next.hand_over().unwrap();
-    let taken = mine(&locks).take_up(&ticket).await.unwrap();
+    let ticket = next.into_ticket().unwrap();
+    let taken = mine(&locks).resume(&ticket).await.unwrap();
     assert!(mine(&locks).try_acquire().await.unwrap().is_none());
     taken.check().await.expect("still ours");
     promise("P1", lab.engine);

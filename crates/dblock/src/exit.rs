@@ -64,7 +64,7 @@ impl Failure {
                 "somebody else has had the lock since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
-            LostReason::TakenUp => "it was taken up already".to_owned(),
+            LostReason::Resumed => "it was resumed already".to_owned(),
             LostReason::RowGone => "the table does not know the lock any more".to_owned(),
             other => other.to_string(),
         };

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Return, Store, Table, TakeOver, TakeUp, Woken,
+    Reply, Resume, Return, Store, Table, TakeOver, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -232,7 +232,7 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
-fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
+fn resume(rows: &mut Rows, what: &Resume) -> Renewal {
     let (now, to) = (clock::now(), &what.to);
     let known = [what.from.as_str(), to.grant.as_str()];
     let ours = |row: &Row| {
@@ -335,8 +335,8 @@ impl Store for Memory {
         ready(take_over(&mut self.rows(), what))
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, _: Duration) -> Reply<'a, Renewal> {
-        ready(take_up(&mut self.rows(), what))
+    fn resume<'a>(&'a self, what: &'a Resume, _: Duration) -> Reply<'a, Renewal> {
+        ready(resume(&mut self.rows(), what))
     }
 
     fn prune(

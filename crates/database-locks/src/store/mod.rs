@@ -101,7 +101,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
 
     /// Put another grant in the place of one that is still held, with the same token.
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal>;
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal>;
 
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
@@ -377,7 +377,7 @@ pub struct TakeOver {
 
 /// A grant that goes on as another one, elsewhere.
 #[derive(Clone, Debug)]
-pub struct TakeUp {
+pub struct Resume {
     /// The token of both.
     pub token: Token,
     /// The grant that ends.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
+use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, Resume, TakeOver, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::loss::HeldBy;
@@ -220,7 +220,7 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         }
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
         if named {
-            LostReason::TakenUp
+            LostReason::Resumed
         } else {
             LostReason::Failover
         }
@@ -259,9 +259,9 @@ pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
     verdict
 }
 
-/// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
+/// What a plain read says of a ticket that could not be resumed: the same, but a ticket does not
 /// know who held it.
-pub(super) fn judge_ticket(what: &TakeUp, row: Option<&Seen>) -> Renewal {
+pub(super) fn judge_ticket(what: &Resume, row: Option<&Seen>) -> Renewal {
     if let Some(row) = row.filter(|row| row.token > what.token.get()) {
         return Renewal::Lost(Gone {
             reason: LostReason::TakenOver,
@@ -334,7 +334,7 @@ mod tests {
         let mut up = row(&ours);
         up.grant = Some("other".into());
         up.metadata = Some(format!("{{\"from\":\"{}\"}}", ours.id));
-        assert_eq!(judge(&ours, Some(&up)).lost(), Some(TakenUp));
+        assert_eq!(judge(&ours, Some(&up)).lost(), Some(Resumed));
         assert_eq!(verdict(|r| r.intact = false), Some(TakenOver));
     }
 
@@ -405,7 +405,7 @@ mod tests {
             (&|r| r.intact = false, Some(TakenOver)),
             (
                 &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
-                Some(TakenUp),
+                Some(Resumed),
             ),
         ] {
             assert_eq!(verdict(change), expected);

@@ -171,15 +171,15 @@ async fn a_renewal_makes_a_lease_no_shorter_whatever_the_clock_of_its_node() {
     for [first, second] in [[1, 2], [2, 1]] {
         let locks = connected(&cluster.url_at(first, &url)).await;
         let guard = locks.lock("job").ttl(minutes(4)).acquire().await.unwrap();
-        let ticket = guard.hand_over().unwrap();
+        let ticket = guard.into_ticket().unwrap();
         assert_eq!(length(), "240 1");
         let other = connected(&cluster.url_at(second, &url)).await;
         renew(&other, &ticket, minutes(1)).await;
         assert_eq!(length(), "240 1", "shorter by node {second}");
         renew(&other, &ticket, minutes(5)).await;
         assert_eq!(length(), "300 1", "longer by node {second}");
-        let ticket = other.take_up(&ticket).await.unwrap().hand_over().unwrap();
-        assert_eq!(length(), "300 1", "taken up by node {second}");
+        let ticket = other.resume(&ticket).await.unwrap().into_ticket().unwrap();
+        assert_eq!(length(), "300 1", "resumed by node {second}");
         other.release(&ticket).await.unwrap();
     }
 }

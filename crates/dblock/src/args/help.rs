@@ -176,7 +176,7 @@ dead, or stopped.
 Exit codes:
   0   released, or, with --force, free already
   75  with --force: an open transaction holds it off; try again later
-  76  the ticket is dead: the lock was released, taken up or taken over; nothing
+  76  the ticket is dead: the lock was released, resumed or taken over; nothing
       is changed then
   69  the database cannot be reached, or refuses
   2   usage, a bad URL, a bad setting

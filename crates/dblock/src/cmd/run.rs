@@ -172,7 +172,7 @@ enum Outcome {
 /// Whether it was CMD itself, or whoever it gave its ticket to, that released the lock or went on with
 /// it elsewhere: that is no loss.
 async fn given_away(reason: LostReason, ear: &mut Ear) -> bool {
-    matches!(reason, LostReason::Released | LostReason::TakenUp) || ear.released().await
+    matches!(reason, LostReason::Released | LostReason::Resumed) || ear.released().await
 }
 
 /// What the library says of the loss.

@@ -45,7 +45,7 @@ pub(super) async fn take(
     notices.waiting(&wish.name);
     let work = async {
         match ticket {
-            Some(ticket) => match lock.take_up(ticket).await {
+            Some(ticket) => match lock.resume(ticket).await {
                 Ok(guard) => Ok(guard),
                 Err(error) => Err(of_ticket(&locks, error).await),
             },

@@ -54,12 +54,12 @@ use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
 use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
-use self::take_over::{TAKE_OVER, TAKE_UP, take_over, take_up};
+use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
 use super::rows::Seen;
 use super::url::Server;
 use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Return, Store, Table, TakeOver, TakeUp, Woken, bounded,
+    Reply, Resume, Return, Store, Table, TakeOver, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -82,7 +82,7 @@ enum Sql {
     Insert,
     Renew,
     TakeOver,
-    TakeUp,
+    Resume,
     ReleaseOne,
     Release,
     Force,
@@ -99,7 +99,7 @@ const STATEMENTS: [&str; 14] = [
     INSERT,
     RENEW,
     TAKE_OVER,
-    TAKE_UP,
+    RESUME,
     RELEASE_ONE,
     RELEASE,
     FORCE,
@@ -118,7 +118,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("make a row, granted", INSERT),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
-    ("take up", TAKE_UP),
+    ("take up", RESUME),
     ("release one", RELEASE_ONE),
     ("release many", RELEASE),
     ("release by force", FORCE),
@@ -455,11 +455,11 @@ impl Store for Postgres {
         })
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
             let taken = self
                 .link
-                .on(within, move |on| async move { take_up(&on, what).await })
+                .on(within, move |on| async move { resume(&on, what).await })
                 .await?;
             if let Renewal::Renewed = taken {
                 let held = std::iter::once((what.to.grant, Ttl::Lasting(what.to.length)));
