@@ -84,7 +84,7 @@ impl Locks {
         }
         lock = lock.auto_renew(auto_renew);
         if let Some(holder) = holder {
-            lock = lock.holder(holder).take_over(true);
+            lock = lock.holder(holder).preempt(true);
         }
         if let Some(longest) = poll {
             lock = lock.poll(seconds(py, "retry", longest)?);

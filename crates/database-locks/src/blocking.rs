@@ -225,9 +225,9 @@ impl Lock {
         Self(self.0.holder(holder))
     }
 
-    /// See [`crate::Lock::take_over`].
-    pub fn take_over(self, on: bool) -> Self {
-        Self(self.0.take_over(on))
+    /// See [`crate::Lock::preempt`].
+    pub fn preempt(self, on: bool) -> Self {
+        Self(self.0.preempt(on))
     }
 
     /// See [`crate::Lock::metadata`].

@@ -151,7 +151,7 @@ pub enum LostReason {
     /// renewals were switched off.
     Expired,
     /// Somebody else was granted the lock.
-    TakenOver,
+    Preempted,
     /// Somebody freed it by force.
     Forced,
     /// Somebody who had its ticket released it.
@@ -177,11 +177,11 @@ impl LostReason {
         matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
-    /// One word, as a label and in logs: `expired`, `taken_over`, …
+    /// One word, as a label and in logs: `expired`, `preempted`, …
     pub fn word(self) -> &'static str {
         match self {
             Self::Expired => "expired",
-            Self::TakenOver => "taken_over",
+            Self::Preempted => "preempted",
             Self::Forced => "forced",
             Self::Released => "released",
             Self::Resumed => "resumed",
@@ -198,7 +198,7 @@ impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "the lease expired before it was renewed",
-            Self::TakenOver => "taken over by another holder",
+            Self::Preempted => "preempted by another holder",
             Self::Forced => "released by force",
             Self::Released => "released with its ticket",
             Self::Resumed => "resumed with its ticket",

@@ -390,7 +390,7 @@ impl LockGuard {
         let ttl = *self.longest();
         let why =
             runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
-        let gone = why.await?.unwrap_or(LostReason::TakenOver.into());
+        let gone = why.await?.unwrap_or(LostReason::Preempted.into());
         Err(self.held.loss(gone).error(self.name()))
     }
 

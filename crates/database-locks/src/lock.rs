@@ -37,7 +37,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
 /// | `holder`      | who, for people: 1 to 255 characters                           | `host.pid.random` |
-/// | `take_over`   | whether the same `holder` in another process loses it to us at once | no |
+/// | `preempt`   | whether the same `holder` in another process loses it to us at once | no |
 /// | `metadata`    | what the holder wants to say, as JSON; 4 KiB in all            | program, host, pid, version |
 ///
 /// # Example
@@ -64,7 +64,7 @@ pub struct Lock {
     renewing: Renewing,
     margin: Option<Duration>,
     holder: Option<String>,
-    take_over: bool,
+    preempt: bool,
     metadata: Map<String, Value>,
 }
 
@@ -79,7 +79,7 @@ impl Lock {
             renewing: Renewing::ByDefault,
             margin: None,
             holder: None,
-            take_over: false,
+            preempt: false,
             metadata: Map::new(),
         }
     }
@@ -157,7 +157,7 @@ impl Lock {
     /// For a service of which there is one: restarted after a crash, or moved to another machine, it
     /// goes on without waiting until the lease of the one before has run out. It gets a new token, and
     /// the older holder, should it still be there, has lost the lock
-    /// ([`LostReason::TakenOver`](crate::LostReason::TakenOver)), but learns it at its next renewal
+    /// ([`LostReason::Preempted`](crate::LostReason::Preempted)), but learns it at its next renewal
     /// only: until then both may be at work. What such a service writes should be checked by the token.
     ///
     /// Within one process a holder of the same name excludes like any other, and a lock that somebody
@@ -169,14 +169,14 @@ impl Lock {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = database_locks::Locks::connect("memory:").await?;
-    /// let lock = locks.lock("importer").holder("importer of node 7").take_over(true);
+    /// let lock = locks.lock("importer").holder("importer of node 7").preempt(true);
     /// let guard = lock.acquire().await?;
     /// assert!(lock.try_acquire().await?.is_none(), "not within one process");
     /// # drop(guard);
     /// # Ok(()) }
     /// ```
-    pub fn take_over(mut self, on: bool) -> Self {
-        self.take_over = on;
+    pub fn preempt(mut self, on: bool) -> Self {
+        self.preempt = on;
         self
     }
 
@@ -192,11 +192,11 @@ impl Lock {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
-            None if self.take_over => {
+            None if self.preempt => {
                 let allowed =
                     "given together with a `holder`: the one by default is another each time";
                 return Err(Error::config(
-                    "take_over",
+                    "preempt",
                     "on, and no `holder` is given",
                     allowed,
                 ));
@@ -210,10 +210,10 @@ impl Lock {
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
-            metadata: metadata(&self.metadata, from, self.take_over)?.into(),
+            metadata: metadata(&self.metadata, from, self.preempt)?.into(),
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
-            take_over: self.take_over,
+            preempt: self.preempt,
             poll: self.poll,
         })
     }

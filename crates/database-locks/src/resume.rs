@@ -201,7 +201,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
 fn why_dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
     let resumed = |said: &String| said.contains(ticket.grant.as_str());
     match row.token.cmp(&ticket.token) {
-        Ordering::Greater => LostReason::TakenOver,
+        Ordering::Greater => LostReason::Preempted,
         Ordering::Less => LostReason::Failover,
         Ordering::Equal if row.metadata.as_ref().is_some_and(resumed) => LostReason::Resumed,
         Ordering::Equal => LostReason::Released,

@@ -164,7 +164,7 @@ async fn a_grant_that_is_gone_is_not_fenced(lab: &Lab) {
         matches!(
             refused,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),

@@ -103,8 +103,8 @@ fn levels(lab: &Lab) -> &'static [&'static str] {
 /// What makes the grant another's.
 #[derive(Clone, Copy, Debug)]
 enum Change {
-    TakenOver,
-    RenewedAndTakenOver,
+    Preempted,
+    RenewedAndPreempted,
     Released,
     Forced,
     BySameHolder,
@@ -114,8 +114,8 @@ enum Change {
 }
 
 const CHANGES: [Change; 8] = [
-    Change::TakenOver,
-    Change::RenewedAndTakenOver,
+    Change::Preempted,
+    Change::RenewedAndPreempted,
     Change::Released,
     Change::Forced,
     Change::BySameHolder,
@@ -133,7 +133,7 @@ impl Change {
     async fn prepare(self, locks: &Locks, name: &str) -> (LockGuard, Fence) {
         let expires = matches!(
             self,
-            Self::TakenOver | Self::RenewedAndTakenOver | Self::Pruned | Self::PrunedAndMadeAnew
+            Self::Preempted | Self::RenewedAndPreempted | Self::Pruned | Self::PrunedAndMadeAnew
         );
         let ttl = if expires { ms(400) } else { SOON };
         let lock = locks.lock(name).ttl(ttl).auto_renew(false);
@@ -145,8 +145,8 @@ impl Change {
     async fn happens(self, lab: &Lab, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
         let (name, ticket) = (guard.name().to_string(), guard.ticket());
         match self {
-            Self::TakenOver => return Some(acquired(other, &name).await),
-            Self::RenewedAndTakenOver => {
+            Self::Preempted => return Some(acquired(other, &name).await),
+            Self::RenewedAndPreempted => {
                 other.renew(&ticket, ms(500)).await.unwrap();
                 return Some(acquired(other, &name).await);
             }

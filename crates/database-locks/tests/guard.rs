@@ -207,7 +207,7 @@ async fn check_notices_at_once(lab: &Lab) {
         matches!(
             lost,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),

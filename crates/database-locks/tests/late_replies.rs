@@ -153,7 +153,7 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
         Err(other) => panic!("{}", other.chain()),
     }
 
-    let mine = |locks: &Locks| short(locks, "mine").holder("me").take_over(true).wait(SOON);
+    let mine = |locks: &Locks| short(locks, "mine").holder("me").preempt(true).wait(SOON);
     // As another process of the same holder would.
     let store = open(&lab.url, &Table::default()).unwrap();
     let before = granted(&*store, "mine", "me", SOON).await;

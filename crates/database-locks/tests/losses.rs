@@ -127,7 +127,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         let Error::Lost { reason, loss, .. } = error else {
             panic!("{words}")
         };
-        assert_eq!((reason, loss.reason()), (LostReason::TakenOver, reason));
+        assert_eq!((reason, loss.reason()), (LostReason::Preempted, reason));
         let held = loss.held_for().unwrap();
         assert!(held <= began.elapsed() && loss.ago() <= began.elapsed());
         let by = loss.now_held_by().unwrap();
@@ -137,7 +137,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         for part in [
             "lock `job` lost ",
             " after ",
-            ": taken over by another holder (now held by the successor for ",
+            ": preempted by another holder (now held by the successor for ",
             &format!(", token {})", next.token()),
         ] {
             assert!(words.contains(part), "{part:?} in {words}");

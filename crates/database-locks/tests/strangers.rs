@@ -312,7 +312,7 @@ async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
     let reason = tokio::time::timeout(SOON, guard.lost())
         .await
         .expect("in time");
-    assert_eq!(reason, LostReason::TakenOver);
+    assert_eq!(reason, LostReason::Preempted);
     let row = locks.show("ours").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));

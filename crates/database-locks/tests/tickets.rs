@@ -81,11 +81,11 @@ async fn nobody_renews_what_was_handed_over(lab: &Lab) {
     let next = other.lock("job").wait(SOON).acquire().await.unwrap();
     assert_eq!(
         why(giver.resume(&ticket).await.unwrap_err()),
-        LostReason::TakenOver
+        LostReason::Preempted
     );
     assert_eq!(
         why(giver.renew(&ticket, SOON).await.unwrap_err()),
-        LostReason::TakenOver
+        LostReason::Preempted
     );
     next.check().await.unwrap();
 }

@@ -60,7 +60,7 @@ impl Failure {
         let why = match reason {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
-            LostReason::TakenOver => {
+            LostReason::Preempted => {
                 "somebody else has had the lock since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),

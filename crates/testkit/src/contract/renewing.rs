@@ -89,7 +89,7 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
     let Renewal::Lost(gone) = renew(&*store, &old, LONG).await else {
         panic!("renewed")
     };
-    assert_eq!(gone.reason, LostReason::TakenOver);
+    assert_eq!(gone.reason, LostReason::Preempted);
     let now = gone.now.expect("who has it");
     assert_eq!(
         (now.holder.as_deref(), now.token),

@@ -80,7 +80,7 @@ pub async fn the_same_holder_takes_over(bench: &Bench) {
         assert!(left <= LONG && left > LONG / 2, "{left:?}");
         assert!(row.held_for.is_some_and(|age| age < LONG));
 
-        let taken_over = Some(LostReason::TakenOver);
+        let taken_over = Some(LostReason::Preempted);
         assert_eq!(renew(&*store, &old, LONG).await.lost(), taken_over);
         assert_eq!(release(&*store, &old).await, Released::NotOurs);
         let new = grant_of(&what.to, token);

@@ -80,7 +80,7 @@ pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
     let next = granted(&*store, "job", "next", LONG).await;
     assert_eq!(
         resume(&*store, &late).await.lost(),
-        Some(LostReason::TakenOver)
+        Some(LostReason::Preempted)
     );
     assert_eq!(renew(&*store, &next, LONG).await, Renewal::Renewed);
     let nowhere = Resume {
