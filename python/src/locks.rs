@@ -35,8 +35,8 @@ pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyRes
 
 /// None: without end.
 pub(crate) fn ttl(py: Python<'_>, ttl: Option<f64>) -> PyResult<Ttl> {
-    ttl.map_or(Ok(Ttl::Endless), |ttl| {
-        seconds(py, "lock_ttl", ttl).map(Ttl::Lasting)
+    ttl.map_or(Ok(Ttl::Infinite), |ttl| {
+        seconds(py, "lock_ttl", ttl).map(Ttl::Finite)
     })
 }
 

@@ -308,7 +308,7 @@ impl LockGuard {
         let timing = self.inner.scheduler.timing(self.held.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
-        Timing::new(Ttl::Lasting(length), Renewing::Never, None).map_err(|_| refuse())?;
+        Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;
         Ok(length)
     }
 

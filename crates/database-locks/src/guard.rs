@@ -60,7 +60,7 @@ impl LockGuard {
 
     /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
     pub(crate) fn perhaps_endless(self) -> Self {
-        *self.longest() = Ttl::Endless;
+        *self.longest() = Ttl::Infinite;
         self
     }
 
@@ -267,8 +267,8 @@ impl LockGuard {
             // Never shortened in the database.
             let mut longest = self.longest();
             *longest = match (*longest, ttl) {
-                (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
-                _ => Ttl::Endless,
+                (Ttl::Finite(before), Ttl::Finite(now)) => Ttl::Finite(before.max(now)),
+                _ => Ttl::Infinite,
             };
         }
         let mut status = self.held.watch();

@@ -30,7 +30,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 ///
 /// | setting       | meaning                                                        | default |
 /// | ---           | ---                                                            | --- |
-/// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
+/// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. So long a lock stays held when its holder dies | 30 s |
 /// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
 /// | `poll`        | the longest pause between two looks at a lock that somebody else has, where nobody wakes us; 1 ms at least | 250 ms |
 /// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
@@ -73,7 +73,7 @@ impl Lock {
         Self {
             locks,
             name: name.to_owned(),
-            ttl: Ttl::Lasting(DEFAULT_TTL),
+            ttl: Ttl::Finite(DEFAULT_TTL),
             wait: None,
             poll: LONGEST_POLL,
             renewing: Renewing::ByDefault,

@@ -493,7 +493,7 @@ mod tests {
         let fails = |book: &mut Book, held: &Held| {
             let mut news = News::default();
             let failed = round::Failed {
-                part: vec![(held.grant.clone(), Ttl::Endless)],
+                part: vec![(held.grant.clone(), Ttl::Infinite)],
                 sent: clock::now(),
                 error: StoreError::rejected("permission denied", None),
             };

@@ -119,7 +119,12 @@ impl Drop for Unsettled<'_> {
             durable: true,
             quietly: false,
         };
-        tokio::spawn(give_back(Arc::clone(&self.inner), what, Ttl::Endless, None));
+        tokio::spawn(give_back(
+            Arc::clone(&self.inner),
+            what,
+            Ttl::Infinite,
+            None,
+        ));
     }
 }
 
@@ -183,7 +188,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
-            let returns = [Return::of(&grant, Ttl::Endless)];
+            let returns = [Return::of(&grant, Ttl::Infinite)];
             let answers = inner.store.release(&returns, PATIENCE).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {

@@ -106,7 +106,7 @@ async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
 
 /// The database renewed it, and its answer was lost: that harms nothing.
 async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
-    for ttl in [Ttl::from(ms(2400)), Ttl::Endless] {
+    for ttl in [Ttl::from(ms(2400)), Ttl::Infinite] {
         let proxy = Proxy::to_url(&lab.url);
         let locks = lab.locks_at(&proxy.url(&lab.url)).await;
         let lock = locks.lock("job").ttl(ttl).renew_every(ms(500));
@@ -149,7 +149,7 @@ async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
 /// a try-once gives it back; nothing is held for longer than 30 s.
 async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
     let other = lab.locks().await;
-    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Endless]
+    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite]
         .into_iter()
         .enumerate()
     {

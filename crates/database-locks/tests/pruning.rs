@@ -57,12 +57,12 @@ async fn nothing_is_too_long(lab: &Lab) {
     }
     assert!(locks.show("job").await.unwrap().is_some());
 
-    let lock = locks.lock("job").ttl(Ttl::Endless);
+    let lock = locks.lock("job").ttl(Ttl::Infinite);
     let lock = lock.renew_every(Duration::MAX).margin(Duration::MAX);
     let guard = lock.wait(Duration::MAX).acquire().await.unwrap();
     assert_eq!(guard.trusted_for(), Duration::MAX);
     guard.check().await.unwrap();
-    let other = locks.lock("other").ttl(Ttl::Endless);
+    let other = locks.lock("other").ttl(Ttl::Infinite);
     let other = other.renew_every(Duration::MAX).acquire().await.unwrap();
     assert!(other.is_held());
     guard.release().await.unwrap();

@@ -125,7 +125,7 @@ async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
         ),
         "{other}"
     );
-    let lock = locks.lock("job").ttl(Ttl::Endless).holder("the taker");
+    let lock = locks.lock("job").ttl(Ttl::Infinite).holder("the taker");
     let taken = lock.resume(&ticket).await.unwrap();
     assert_eq!(taken.trusted_for(), Duration::MAX);
     let row = locks.show("job").await.unwrap().expect("a row");

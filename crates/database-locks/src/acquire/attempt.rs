@@ -200,7 +200,7 @@ impl Drop for Attempt<'_> {
         tokio::spawn(give_back(
             Arc::clone(self.inner),
             what,
-            Ttl::Lasting(MAX_FIRST_GRANT),
+            Ttl::Finite(MAX_FIRST_GRANT),
             None,
         ));
     }

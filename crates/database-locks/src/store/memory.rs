@@ -44,8 +44,8 @@ enum Ends {
 
 fn ends(now: Time, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Lasting(length) => Ends::At(now.saturating_add(length)),
-        Ttl::Endless => Ends::Never,
+        Ttl::Finite(length) => Ends::At(now.saturating_add(length)),
+        Ttl::Infinite => Ends::Never,
     }
 }
 
@@ -99,7 +99,7 @@ impl Row {
         self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
-        self.expires = Some(ends(now, Ttl::Lasting(ask.length)));
+        self.expires = Some(ends(now, Ttl::Finite(ask.length)));
         (self.acquired, self.renewed) = (Some(now), Some(now));
         self.metadata = Some(ask.metadata.to_string());
         Outcome::Granted {
@@ -247,7 +247,7 @@ fn resume(rows: &mut Rows, what: &Resume) -> Renewal {
     };
     row.holder = Some(to.holder.to_string());
     row.grant = Some(to.grant.to_string());
-    row.expires = row.expires.max(Some(ends(now, Ttl::Lasting(to.length))));
+    row.expires = row.expires.max(Some(ends(now, Ttl::Finite(to.length))));
     row.renewed = Some(now);
     row.metadata = Some(to.metadata.to_string());
     Renewal::Renewed

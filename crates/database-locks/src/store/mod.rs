@@ -413,7 +413,7 @@ impl Return {
             token: Some(grant.token),
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
-            durable: ttl == Ttl::Endless,
+            durable: ttl == Ttl::Infinite,
             quietly: false,
         }
     }

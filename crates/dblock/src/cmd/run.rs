@@ -98,7 +98,7 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
 
 /// How long before the lease's end CMD is told to stop: the grace, and something for the telling.
 fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
-    let Ttl::Lasting(ttl) = ttl else {
+    let Ttl::Finite(ttl) = ttl else {
         return Ok(grace);
     };
     // A ttl that is too short for any lease is refused by the library, in its words.
@@ -394,7 +394,7 @@ mod tests {
         }
         assert_eq!(margin(secs(30).into(), secs(5)).unwrap(), secs(7));
         assert_eq!(margin(secs(3600).into(), secs(5)).unwrap(), secs(41));
-        assert_eq!(margin(Ttl::Endless, secs(5)).unwrap(), secs(5));
+        assert_eq!(margin(Ttl::Infinite, secs(5)).unwrap(), secs(5));
     }
 
     #[test]
@@ -404,7 +404,7 @@ mod tests {
         assert!(failure.said.contains("--ttl is 10s"), "{}", failure.said);
         assert!(failure.said.contains("--grace of 5s"), "{}", failure.said);
         assert!(margin(secs(30).into(), Duration::MAX).is_err());
-        assert!(margin(Ttl::Endless, Duration::MAX).is_ok());
+        assert!(margin(Ttl::Infinite, Duration::MAX).is_ok());
         assert!(failure.said.ends_with("say --grace 2s"), "{}", failure.said);
     }
 }

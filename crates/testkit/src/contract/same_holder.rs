@@ -51,7 +51,7 @@ async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOver) -> Ou
 /// The same holder gets a greater token at once, and what had it can do no more to it.
 pub async fn the_same_holder_takes_over(bench: &Bench) {
     let store = bench.ready().await;
-    for ttl in [Ttl::from(LONG), Ttl::Endless] {
+    for ttl in [Ttl::from(LONG), Ttl::Infinite] {
         let old = granted(&*store, "job", "me", LONG).await;
         assert_eq!(renew(&*store, &old, ttl).await, Renewal::Renewed);
         let what = over(&old, "me");

@@ -219,7 +219,7 @@ impl Session {
             id: ask.grant,
             holder: ask.holder.clone(),
         };
-        let renewals = self.renew(&[(grant, Ttl::Lasting(ask.length))]).await?;
+        let renewals = self.renew(&[(grant, Ttl::Finite(ask.length))]).await?;
         Ok(match renewals.first() {
             Some(Renewal::Renewed) => Outcome::Granted {
                 token,

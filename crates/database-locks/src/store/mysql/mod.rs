@@ -519,7 +519,7 @@ impl Session {
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
             });
-            if let Ttl::Lasting(length) = ttl {
+            if let Ttl::Finite(length) = ttl {
                 grant["length"] = micros(*length).into();
             }
             grant

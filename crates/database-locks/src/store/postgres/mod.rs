@@ -339,7 +339,7 @@ impl Store for Postgres {
             self.bells.holds(
                 &self.link,
                 granted.filter_map(|(ask, outcome)| match outcome {
-                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Lasting(*length))),
+                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
                     Outcome::Held(_) | Outcome::Busy => None,
                 }),
             );
@@ -448,7 +448,7 @@ impl Store for Postgres {
                 .await?;
             if let Outcome::Granted { length, .. } = outcome {
                 self.bells.forced(&what.to.name);
-                let held = std::iter::once((what.to.grant, Ttl::Lasting(length)));
+                let held = std::iter::once((what.to.grant, Ttl::Finite(length)));
                 self.bells.holds(&self.link, held);
             }
             Ok(outcome)
@@ -462,7 +462,7 @@ impl Store for Postgres {
                 .on(within, move |on| async move { resume(&on, what).await })
                 .await?;
             if let Renewal::Renewed = taken {
-                let held = std::iter::once((what.to.grant, Ttl::Lasting(what.to.length)));
+                let held = std::iter::once((what.to.grant, Ttl::Finite(what.to.length)));
                 self.bells.holds(&self.link, held);
             }
             Ok(taken)

@@ -307,8 +307,8 @@ pub(super) fn renew(
         let mut read = tx.prepare_cached(&sql.look)?;
         let one = |(grant, ttl): &(Grant, Ttl)| {
             let length = match ttl {
-                Ttl::Lasting(length) => Some(modifier(*length)),
-                Ttl::Endless => None,
+                Ttl::Finite(length) => Some(modifier(*length)),
+                Ttl::Infinite => None,
             };
             let renewed = renew.execute((
                 grant.name.as_str(),
