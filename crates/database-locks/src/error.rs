@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
     #[error("could not {op}: somebody else was in the way")]
-    HeldOff {
+    Conflict {
         /// What was tried.
         op: String,
         /// What stood in the way.

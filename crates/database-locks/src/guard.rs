@@ -291,7 +291,7 @@ impl LockGuard {
             return Err(Loss::of_another(LostReason::Forked).error(self.name()));
         }
         if suspended && matches!(self.held.status(), Status::Held(_)) {
-            return Err(Error::HeldOff {
+            return Err(Error::Conflict {
                 op: format!("say whether lock `{}` is held", self.name()),
                 source: "a fenced transaction is open that lasts longer than the lease: no renewal gets \
                          past it, and what comes after it decides"
@@ -360,7 +360,7 @@ impl LockGuard {
         self.forget_listeners();
         match self.still_trusted() {
             // Where trust has run out under a fence it is ours to be released all the same.
-            Ok(()) | Err(Error::HeldOff { .. }) => {}
+            Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(lost) => return Err(lost),
         }
         let Some(work) = self.begin_release() else {

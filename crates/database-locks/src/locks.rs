@@ -140,7 +140,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::HeldOff`] where somebody has
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] where somebody has
     /// the table locked for 30 s; [`Error::Unavailable`].
     pub async fn migrate(&self) -> Result<(), Error> {
         let inner = self.inner()?;
@@ -226,7 +226,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
+    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
         let from = self.force(LockName::new(name)?).await?;

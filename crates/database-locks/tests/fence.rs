@@ -217,7 +217,7 @@ async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
             guard.check().await,
         ] {
             let refused = refused.unwrap_err();
-            assert!(matches!(refused, Error::HeldOff { .. }), "{refused}");
+            assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
         }
     });
     through.await.unwrap();
@@ -308,7 +308,7 @@ async fn a_release_by_force_never_overtakes_an_open_fence(lab: &Lab) {
     user.under(&guard, None, async |_| {
         let began = now();
         let error = other.force_release("job").await.unwrap_err();
-        assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+        assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
         assert!(error.chain().contains("fenced transaction"));
         assert!(began.elapsed() >= ms(1900) && began.elapsed() < SOON);
     })
@@ -408,7 +408,7 @@ async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
     ));
     let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
     assert!(
-        matches!(refused, Error::HeldOff { .. }),
+        matches!(refused, Error::Conflict { .. }),
         "{}",
         refused.chain()
     );
@@ -483,7 +483,7 @@ async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
     client.batch_execute("BEGIN").await.unwrap();
     let open = guard.fence(&mut client).await.unwrap();
     let error = locks.force_release("job").await.unwrap_err();
-    assert!(matches!(error, Error::HeldOff { .. }));
+    assert!(matches!(error, Error::Conflict { .. }));
     client.batch_execute("COMMIT").await.unwrap();
     drop(open);
     locks.force_release("job").await.unwrap().expect("freed");

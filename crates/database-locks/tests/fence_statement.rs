@@ -282,7 +282,7 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     assert_eq!(writer.fence(&fence), Err(FenceFailure::Conflict));
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
-    assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
     writer.begin("REPEATABLE READ");
     assert_eq!(writer.fence(&fence), Ok(()));
     writer.run("COMMIT");
@@ -318,7 +318,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
             Err(failure) => {
                 assert!(keeps, "{level}: refused");
                 match guard.fence_failed(failure).await {
-                    Error::Config { .. } | Error::HeldOff { .. } => {}
+                    Error::Config { .. } | Error::Conflict { .. } => {}
                     error => panic!("{}", error.chain()),
                 }
                 if lab.is_mysql_like() {

@@ -149,7 +149,7 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
     delayed.await.unwrap();
     match taken {
         Ok(guard) => assert!(guard.is_held(), "handed out, and not held"),
-        Err(Error::Lost { .. } | Error::Unavailable { .. } | Error::HeldOff { .. }) => {}
+        Err(Error::Lost { .. } | Error::Unavailable { .. } | Error::Conflict { .. }) => {}
         Err(other) => panic!("{}", other.chain()),
     }
 

@@ -132,7 +132,9 @@ impl From<Error> for Failure {
                 got,
                 allowed,
             } => Self::usage(format!("{} is {got}, must be {allowed}", flag(setting))),
-            Error::HeldOff { .. } => Self::new(BUSY, format!("{}; try again later", error.chain())),
+            Error::Conflict { .. } => {
+                Self::new(BUSY, format!("{}; try again later", error.chain()))
+            }
             Error::Unavailable { .. } => {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))

@@ -539,7 +539,7 @@ impl StoreError {
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {
-            Self::Contention(source) => Error::HeldOff { op, source },
+            Self::Contention(source) => Error::Conflict { op, source },
             Self::Unavailable(source) => Error::Unavailable { op, source },
             Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
         }

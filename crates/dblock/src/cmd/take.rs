@@ -169,7 +169,7 @@ fn refused(mut error: Error, wish: &Wish) -> Failure {
             }
             failure
         }
-        (Error::HeldOff { .. }, _) => Failure::blocked(&wish.name, &error),
+        (Error::Conflict { .. }, _) => Failure::blocked(&wish.name, &error),
         (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
             let said = format!("gave up after {}: {}", Ttl::from(wait), failure.said);
