@@ -178,7 +178,7 @@ impl LostReason {
     }
 
     /// One word, as a label and in logs: `expired`, `preempted`, …
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Preempted => "preempted",

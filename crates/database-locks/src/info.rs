@@ -106,7 +106,7 @@ pub enum LockState {
 
 impl LockState {
     /// `free`, `held` or `expired`: as `dblock list` has it, and what reads its JSON.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
             Self::Held { .. } => "held",
@@ -197,7 +197,7 @@ impl LockInfo {
 
     /// As one JSON object, on one line: what `dblock list --json` prints of a lock.
     ///
-    /// `name`, `state` (see [`LockState::word`]), `holder`, `token`, `grant`; `held_for` and `free_in`
+    /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and `free_in`
     /// in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the database's
     /// clock; `metadata` as [`LockInfo::parsed_metadata`]. Null stands where there is none, or no end.
     pub fn to_json(&self) -> String {
@@ -209,7 +209,7 @@ impl LockInfo {
         let seconds = |length: Duration| length.as_millis() as f64 / 1000.0;
         let fields = [
             ("name", json!(self.name.as_str())),
-            ("state", json!(self.state.word())),
+            ("state", json!(self.state.as_str())),
             ("holder", json!(self.holder)),
             ("token", json!(self.token.get())),
             ("grant", json!(self.grant)),

@@ -116,7 +116,7 @@ pub(crate) fn ended(engine: Engine, after: Duration) {
 /// A held lock was lost.
 pub(crate) fn lost(engine: Engine, reason: LostReason) {
     #[cfg(feature = "metrics")]
-    counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.word())
+    counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.as_str())
         .increment(1);
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
     lines.extend(infos.iter().map(|info| {
         let cells = [
             name(info),
-            info.state.word().to_owned(),
+            info.state.as_str().to_owned(),
             info.holder.clone().unwrap_or_default(),
             info.token.to_string(),
             info.acquired_at.and_then(time).unwrap_or_default(),
@@ -81,7 +81,7 @@ pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
     };
     let free = info.state == LockState::Free;
     fact("name", Some(name(info)));
-    fact("state", Some(info.state.word().to_owned()));
+    fact("state", Some(info.state.as_str().to_owned()));
     fact(
         if free { "last holder" } else { "holder" },
         info.holder.clone(),

@@ -228,7 +228,7 @@ impl Worker {
                 guard.is_held().then(|| guard.trusted_for()),
                 guard.loss().map(|loss| {
                     let ago = u64::try_from(loss.ago().as_micros()).unwrap_or(u64::MAX);
-                    (loss.reason().word(), clock::now().saturating_sub(ago))
+                    (loss.reason().as_str(), clock::now().saturating_sub(ago))
                 }),
             ),
             Guard::Naive(held) => match held.trusted_for() {
