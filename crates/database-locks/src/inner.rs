@@ -15,7 +15,7 @@ use crate::looks::Looks;
 use crate::metrics;
 use crate::name::LockName;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Observed, Return, Table, Version};
+use crate::store::{self, Ask, Given, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
 
@@ -95,8 +95,7 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 
 /// Where the locks are, and what each process made of it.
 pub(crate) struct Place {
-    /// May hold a password.
-    url: String,
+    given: Given,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }
@@ -112,9 +111,9 @@ impl fmt::Debug for Place {
 
 impl Place {
     /// No I/O: the URL and the name of the table are checked.
-    pub(crate) fn new(url: &str, table: Option<&str>) -> Result<Self, Error> {
+    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
         let place = Self {
-            url: url.to_owned(),
+            given,
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
             inner: PerProcess::new(),
         };
@@ -125,8 +124,8 @@ impl Place {
     /// A forked child connects for itself: it must not use its parent's connection.
     pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
         let make = || {
-            let store = store::open(&self.url, &self.table)?;
-            Inner::new(Observed::new(store, &self.url))
+            let (store, engine) = store::open_given(&self.given, &self.table)?;
+            Inner::new(Observed::new(store, engine))
         };
         self.inner.get_or_try_init(make)
     }

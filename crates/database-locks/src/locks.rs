@@ -15,7 +15,7 @@ use crate::lock::Lock;
 use crate::name::LockName;
 use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
-use crate::store::{Force, Lapse, Occupant, StoreError};
+use crate::store::{Force, Given, Lapse, Occupant, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::Token;
@@ -127,7 +127,7 @@ impl Locks {
     /// # Ok(()) }
     /// ```
     pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Place::new(url.as_ref(), table)?)))
+        Ok(Self(Arc::new(Place::new(Given::url(url.as_ref()), table)?)))
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
