@@ -325,13 +325,13 @@ impl LockGuard {
         block_on(crate::LockGuard::fence(self, tx))?
     }
 
-    /// See [`crate::LockGuard::fence_for`].
-    pub fn fence_for<T: FenceTransaction>(
+    /// See [`crate::LockGuard::fence_with_duration`].
+    pub fn fence_with_duration<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence_for(self, tx, lasting))?
+        block_on(crate::LockGuard::fence_with_duration(self, tx, lasting))?
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].

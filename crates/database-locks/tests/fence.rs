@@ -52,7 +52,7 @@ impl User {
         macro_rules! fenced {
             ($tx:expr) => {
                 match lasting {
-                    Some(lasting) => guard.fence_for(&mut $tx, lasting).await?,
+                    Some(lasting) => guard.fence_with_duration(&mut $tx, lasting).await?,
                     None => guard.fence(&mut $tx).await?,
                 }
             };

@@ -388,7 +388,7 @@ impl Write<'_> {
             Sql::Postgres(client) => {
                 in_time(async { client.batch_execute("BEGIN").await.map_err(text) }).await?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(client, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(client, lasting)).await?,
                     None => bounded(guard.fence(client)).await?,
                 };
                 let value = data.run(&self.read()).await?;
@@ -404,7 +404,7 @@ impl Write<'_> {
                 let begin = connection.start_transaction(TxOpts::default());
                 let mut tx = in_time(async { begin.await.map_err(text) }).await?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(&mut tx, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(&mut tx, lasting)).await?,
                     None => bounded(guard.fence(&mut tx)).await?,
                 };
                 let read = in_time(async { tx.query(self.read()).await.map_err(text) });
@@ -428,7 +428,7 @@ impl Write<'_> {
                 let behavior = rusqlite::TransactionBehavior::Deferred;
                 let mut tx = file.transaction_with_behavior(behavior).map_err(text)?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(&mut tx, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(&mut tx, lasting)).await?,
                     None => bounded(guard.fence(&mut tx)).await?,
                 };
                 let value: i64 = tx
