@@ -161,7 +161,7 @@ proptest! {
                 let said = row.parsed_metadata();
                 prop_assert_eq!(said["meta"][&key].as_str(), Some(&*value));
                 prop_assert_eq!(row.name.as_str(), &name);
-                let _ = row.purpose();
+                let _ = row.description();
                 let json: serde_json::Value = serde_json::from_str(&row.to_json()).unwrap();
                 prop_assert_eq!(json["name"].as_str(), Some(&*name));
             }

@@ -84,7 +84,7 @@ async fn look(locks: &Locks, set: &str) {
         .await
         .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
     let row = row.unwrap_or_else(|| panic!("{set}: not shown"));
-    let _ = (row.purpose(), row.to_json(), row.parsed_metadata());
+    let _ = (row.description(), row.to_json(), row.parsed_metadata());
     let all = locks.list().await.unwrap();
     assert_eq!(all.len(), 1, "{set}");
     locks.doctor().await.unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
             info.acquired_at.and_then(time).unwrap_or_default(),
             info.held_for.map(human).unwrap_or_default(),
             free_in_words(info),
-            info.purpose(),
+            info.description(),
         ];
         let cells = cells.map(|cell| match cell.is_empty() {
             true => "-".to_owned(),
