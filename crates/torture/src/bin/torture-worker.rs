@@ -227,7 +227,7 @@ impl Worker {
             Guard::Ours(guard) => (
                 guard.is_held().then(|| guard.trusted_for()),
                 guard.loss().map(|loss| {
-                    let ago = u64::try_from(loss.ago().as_micros()).unwrap_or(u64::MAX);
+                    let ago = u64::try_from(loss.elapsed().as_micros()).unwrap_or(u64::MAX);
                     (loss.reason().as_str(), clock::now().saturating_sub(ago))
                 }),
             ),
