@@ -32,7 +32,7 @@ use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::{ListFilter, LockInfo};
-use crate::locks::Freed;
+use crate::locks::PreviousHolder;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -137,7 +137,7 @@ impl Locks {
     }
 
     /// See [`crate::Locks::force_release`].
-    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release(name))?
     }
 

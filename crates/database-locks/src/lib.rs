@@ -102,7 +102,7 @@ pub use info::{ListFilter, LockInfo, LockState};
 pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;
-pub use locks::{Freed, Locks};
+pub use locks::{Locks, PreviousHolder};
 pub use loss::{HeldBy, Loss};
 pub use name::LockName;
 pub use ticket::Ticket;

@@ -228,9 +228,12 @@ impl Locks {
     ///
     /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
-    pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub async fn force_release(
+        &self,
+        name: impl AsRef<str>,
+    ) -> Result<Option<PreviousHolder>, Error> {
         let from = self.force(LockName::new(name)?).await?;
-        Ok(from.map(|from| Freed {
+        Ok(from.map(|from| PreviousHolder {
             holder: from.holder,
             held_for: from.held_for,
         }))
@@ -414,7 +417,7 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
 /// Who lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Freed {
+pub struct PreviousHolder {
     /// `locked_by`.
     pub holder: Option<String>,
     /// For how long it had been held.
