@@ -162,7 +162,9 @@ impl Locks {
     }
 
     fn force_release(&self, name: String) -> Pending {
-        self.pending(|locks| async move { Ok(Value::Freed(locks.force_release(&name).await?)) })
+        self.pending(
+            |locks| async move { Ok(Value::PreviousHolder(locks.force_release(&name).await?)) },
+        )
     }
 
     fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
