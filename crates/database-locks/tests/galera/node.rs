@@ -43,7 +43,7 @@ async fn doctor_says_what_is_wrong_with_a_node() {
     let locks = connected(&url).await;
     let report = locks.doctor().await.unwrap();
     let said = report.checks.iter().find(|check| check.area == "cluster");
-    let said = &said.expect("it looks at the cluster").said;
+    let said = &said.expect("it looks at the cluster").message;
     assert!(
         said.starts_with("Galera: node") && said.ends_with("one of 3, synced"),
         "{said}"
