@@ -148,7 +148,9 @@ async fn rights_that_are_missing_are_found() {
         "table-missing",
         "one of that name in schema app",
     );
-    let named = Locks::connect_to(&other, Some("app.database_locks_lock"))
+    let named = Locks::builder(&other)
+        .table("app.database_locks_lock")
+        .connect()
         .await
         .unwrap();
     only(
