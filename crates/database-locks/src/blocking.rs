@@ -23,16 +23,17 @@
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::doctor::Report;
-use crate::error::{Error, LostReason};
+use crate::error::{BoxError, Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::{ListFilter, LockInfo};
-use crate::locks::Freed;
+use crate::info::{ListFilter, LockInfo, Prune};
+use crate::locks::PreviousHolder;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -56,7 +57,7 @@ use crate::timing::Ttl;
 /// use database_locks::blocking::wait_for;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
-/// let locks = database_locks::Locks::open("memory:", None)?;
+/// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
 /// let lock = locks.lock("report");
 /// let mut acquiring = pin!(lock.acquire());
 /// let guard = loop {
@@ -77,6 +78,54 @@ fn may_wait<T>(waited: Result<T, Error>) -> T {
     waited.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// [`crate::LocksBuilder`] without async.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct LocksBuilder(crate::LocksBuilder);
+
+impl LocksBuilder {
+    /// See [`crate::LocksBuilder::table`].
+    pub fn table(self, table: impl Into<String>) -> Self {
+        Self(self.0.table(table))
+    }
+
+    /// See [`crate::LocksBuilder::password`].
+    pub fn password(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.password(ask))
+    }
+
+    /// See [`crate::LocksBuilder::url_with`].
+    pub fn url_with(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.url_with(ask))
+    }
+
+    /// See [`crate::LocksBuilder::environment`].
+    pub fn environment(self, looked_up: bool) -> Self {
+        Self(self.0.environment(looked_up))
+    }
+
+    /// See [`crate::LocksBuilder::create`].
+    pub fn create(self, made: bool) -> Self {
+        Self(self.0.create(made))
+    }
+
+    /// See [`crate::LocksBuilder::connect`].
+    pub fn connect(self) -> Result<Locks, Error> {
+        block_on(self.0.connect())?.map(Locks)
+    }
+
+    /// See [`crate::LocksBuilder::connect_lazy`].
+    pub fn connect_lazy(self) -> Result<Locks, Error> {
+        self.0.connect_lazy().map(Locks)
+    }
+}
+
 /// [`crate::Locks`] without async.
 #[derive(Clone, Debug)]
 pub struct Locks(crate::Locks);
@@ -87,14 +136,14 @@ impl Locks {
         block_on(crate::Locks::connect(url))?.map(Self)
     }
 
-    /// See [`crate::Locks::connect_to`].
-    pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect_to(url, table))?.map(Self)
+    /// See [`crate::Locks::builder`].
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder(crate::Locks::builder(url))
     }
 
-    /// See [`crate::Locks::open`].
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        crate::Locks::open(url, table).map(Self)
+    /// See [`crate::Locks::builder_from_file`].
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        crate::Locks::builder_from_file(path).map(LocksBuilder)
     }
 
     /// See [`crate::Locks::set_default`]: both faces have the same default.
@@ -137,7 +186,7 @@ impl Locks {
     }
 
     /// See [`crate::Locks::force_release`].
-    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release(name))?
     }
 
@@ -162,8 +211,8 @@ impl Locks {
     }
 
     /// See [`crate::Locks::prune`].
-    pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
-        block_on(self.0.prune(idle, unknown))?
+    pub fn prune(&self, what: Prune) -> Result<u64, Error> {
+        block_on(self.0.prune(what))?
     }
 
     /// See [`crate::Locks::drain`]. Where no call may block it returns at once.
@@ -325,13 +374,13 @@ impl LockGuard {
         block_on(crate::LockGuard::fence(self, tx))?
     }
 
-    /// See [`crate::LockGuard::fence_for`].
-    pub fn fence_for<T: FenceTransaction>(
+    /// See [`crate::LockGuard::fence_with_duration`].
+    pub fn fence_with_duration<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence_for(self, tx, lasting))?
+        block_on(crate::LockGuard::fence_with_duration(self, tx, lasting))?
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].

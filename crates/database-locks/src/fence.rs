@@ -390,7 +390,7 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// As [`LockGuard::fence`].
-    pub async fn fence_for<T: FenceTransaction>(
+    pub async fn fence_with_duration<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Duration,

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
+use crate::builder::LocksBuilder;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::{ListFilter, LockInfo, LockState};
+use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
 use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
-use crate::store::{Force, Given, Lapse, Occupant, StoreError};
+use crate::store::{Force, Lapse, Occupant, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::Token;
@@ -61,7 +64,10 @@ impl Locks {
     /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
     /// | `memory:`, `memory:name` | this process |
     ///
-    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
+    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. What the URL leaves out is
+    /// looked up at each connect as the clients of that server do it: in the environment (`PGPASSWORD`,
+    /// `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of `~/.pg_service.conf`, or `~/.my.cnf`;
+    /// [`LocksBuilder`] takes functions as well. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
     /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a time
@@ -83,51 +89,48 @@ impl Locks {
     ///
     /// May be dropped at any time; the connection is then closed.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        Self::connect_to(url, None).await
+        Self::builder(url).connect().await
     }
 
-    /// The same with a table of another name: `NAME` or `SCHEMA.NAME`.
+    /// Connect with more than a URL says: another table, a password from a function, or not before the
+    /// first call.
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder::new(url.as_ref())
+    }
+
+    /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect.
     ///
     /// # Errors
     ///
-    /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
-    pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let locks = Self::open(url, table)?;
-        let inner = locks.inner()?;
-        runtime::run(async move {
-            let connected = inner.store.connect(PATIENCE).await;
-            connected.map_err(|e| e.into_error("connect"))
-        })
-        .await?;
-        Ok(locks)
-    }
-
-    /// The same without connecting: that is done by the first call that needs it, and tried again by
-    /// each that follows. For a program that has to start although its database is not there yet:
-    /// an [`acquire`](Lock::acquire) then goes on trying for as long as it may wait.
-    ///
-    /// `table` is as for [`Locks::connect_to`]; `None`: the usual one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for a URL or a name of a table that cannot be used, or for files of
-    /// certificates, which are read here. What [`Locks::connect`] is refused by a server is told by
-    /// the first call instead.
+    /// [`Error::Config`] for a file that cannot be read.
     ///
     /// # Example
     ///
-    /// ```
-    /// use std::time::Duration;
-    /// use database_locks::{Error, Locks};
+    /// ```no_run
+    /// use database_locks::Locks;
     ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
-    /// let locks = Locks::open("postgres://localhost:1/nobody-listens-here", None)?;
-    /// let lock = locks.lock("report").wait(Duration::from_millis(100));
-    /// assert!(matches!(lock.acquire().await, Err(Error::Unavailable { .. })));
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
+    /// # drop(locks);
     /// # Ok(()) }
     /// ```
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Place::new(Given::url(url.as_ref()), table)?)))
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        let path = path.into();
+        let url = read_url(&path).map_err(|error| {
+            let got = format!(
+                "has a file that cannot be read: {}: {error}",
+                path.display()
+            );
+            Error::config("url", got, "give one that this user can read")
+        })?;
+        Ok(Self::builder(url).url_with(move || {
+            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
+        }))
+    }
+
+    pub(crate) fn at(place: Arc<Place>) -> Self {
+        Self(place)
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -228,9 +231,12 @@ impl Locks {
     ///
     /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
-    pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub async fn force_release(
+        &self,
+        name: impl AsRef<str>,
+    ) -> Result<Option<PreviousHolder>, Error> {
         let from = self.force(LockName::new(name)?).await?;
-        Ok(from.map(|from| Freed {
+        Ok(from.map(|from| PreviousHolder {
             holder: from.holder,
             held_for: from.held_for,
         }))
@@ -313,21 +319,34 @@ impl Locks {
         by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
     }
 
-    /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
+    /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
     ///
-    /// Tokens go on growing if such a lock is used again. Rows of `django-database-locks` 0.5 do not
-    /// say when they were free last; they are deleted only where `unknown` is set.
+    /// Tokens go on growing if such a lock is used again.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
-    pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::{Locks, Prune};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let month = Duration::from_secs(30 * 86_400);
+    /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn prune(&self, what: Prune) -> Result<u64, Error> {
+        let Prune { idle, legacy } = what;
         let inner = self.inner()?;
         runtime::run(async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, unknown, after, PATIENCE);
+                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
                 let page = again(PATIENCE, prune).await;
                 let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
                 total += page.deleted;
@@ -411,10 +430,20 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
     }
 }
 
+/// What stands in a file that is no larger than a URL can be.
+fn read_url(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 1 << 16;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(MOST)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Who lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Freed {
+pub struct PreviousHolder {
     /// `locked_by`.
     pub holder: Option<String>,
     /// For how long it had been held.

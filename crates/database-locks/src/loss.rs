@@ -129,7 +129,7 @@ impl Loss {
     }
 
     /// How long ago trust ended, by the same clock: from then on somebody else may have been at work.
-    pub fn ago(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         clock::now().saturating_sub(self.0.at)
     }
 
@@ -163,7 +163,7 @@ impl fmt::Debug for Loss {
         f.debug_struct("Loss")
             .field("reason", &self.reason())
             .field("held_for", &self.held_for())
-            .field("ago", &self.ago())
+            .field("elapsed", &self.elapsed())
             .field("now_held_by", &self.now_held_by())
             .field("last_answer", &self.last_answer())
             .finish()
@@ -173,7 +173,7 @@ impl fmt::Debug for Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("lost")?;
-        let ago = Some(self.ago()).filter(|ago| *ago >= WORTH_A_DATE);
+        let ago = Some(self.elapsed()).filter(|ago| *ago >= WORTH_A_DATE);
         if let Some(ago) = ago {
             write!(f, " {} ago", Human(ago))?;
         }

@@ -49,7 +49,7 @@ const NO_ID: &str = "the ids of its rows are used up: as the owner of the table,
 const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
 
 pub(crate) use observed::Observed;
-pub(crate) use source::{Ask as AskSecret, Given};
+pub(crate) use source::Given;
 pub use table::Table;
 
 /// A reply that is under way.
@@ -570,10 +570,7 @@ pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
 }
 
 /// The same, and which engine it is.
-pub(crate) fn open_given(
-    given: &Given,
-    table: &Table,
-) -> Result<(Arc<dyn Store>, Engine), Error> {
+pub(crate) fn open_given(given: &Given, table: &Table) -> Result<(Arc<dyn Store>, Engine), Error> {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     let source = || Arc::new(source::Source::new(given.clone()));
     Ok(match given.target()? {

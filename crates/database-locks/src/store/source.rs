@@ -13,9 +13,9 @@ use tokio::sync::watch;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::url::Server;
 use super::url::{Surroundings, Target, Unresolved, of_process, resolve};
-use crate::error::{BoxError, Error};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::error::Human;
+use crate::error::{BoxError, Error};
 
 /// A function of the program's that answers with something secret. It may block.
 pub(crate) type Ask = Arc<dyn Fn() -> Result<String, BoxError> + Send + Sync>;
@@ -157,7 +157,10 @@ impl Source {
     /// same answer.
     async fn ask_aside(&self) -> Answer {
         let mut answer = {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut under_way = self
+                .under_way
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             match &*under_way {
                 Some(answer) if answer.borrow().is_none() && answer.has_changed().is_ok() => {
                     answer.clone()
@@ -191,5 +194,8 @@ impl Source {
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 fn panicked() -> Answer {
-    Err(Missing::later("the password", &"the function for it panicked".into()))
+    Err(Missing::later(
+        "the password",
+        &"the function for it panicked".into(),
+    ))
 }

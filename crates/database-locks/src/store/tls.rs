@@ -232,7 +232,8 @@ mod ready {
                 );
                 Error::config("url", got, allowed)
             };
-            let allowed = "name a file with our certificate in PEM, and those up to the CA behind it";
+            let allowed =
+                "name a file with our certificate in PEM, and those up to the CA behind it";
             let bad = |why: &str| refuse("sslcert", certificate, why, allowed);
             let pem = std::fs::read(certificate).map_err(|error| bad(&error.to_string()))?;
             let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -323,7 +324,8 @@ mod ready {
         }
     }
 
-    const FILE: &str = "name a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
+    const FILE: &str =
+        "name a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
 
     fn in_file(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Error> {
         let refuse = |why: String| {

@@ -11,6 +11,8 @@ use crate::error::{BoxError, Error};
 
 mod libpq;
 mod option_file;
+#[cfg(test)]
+mod precedence;
 mod server;
 mod settings;
 mod surroundings;
@@ -90,7 +92,10 @@ pub(super) fn resolve(
             // To libpq an empty one is none.
             draft.password = draft.password.filter(|password| !password.is_empty());
             ask(&mut draft)?;
-            let service = draft.service.take().or_else(|| around.variable("PGSERVICE"));
+            let service = draft
+                .service
+                .take()
+                .or_else(|| around.variable("PGSERVICE"));
             if let Some(service) = service {
                 draft.fill(libpq::service(&service, around)?);
             }
@@ -169,12 +174,20 @@ fn unknown<T>(scheme: &str, rest: &str) -> Result<T, Error> {
         "jdbc" => format!("jdbc:{engine}"),
         _ => scheme.to_owned(),
     };
-    let instead = match engine.to_ascii_lowercase().split('+').next().unwrap_or_default() {
+    let instead = match engine
+        .to_ascii_lowercase()
+        .split('+')
+        .next()
+        .unwrap_or_default()
+    {
         "postgres" | "postgresql" | "psql" | "postgis" => "postgres",
         "mysql" | "mariadb" | "mysql2" => "mysql",
         "sqlite" | "sqlite3" => {
             let hint = "write sqlite:///absolute/path or sqlite:relative/path";
-            return refuse(format!("has the scheme `{shown}:` of another program"), hint);
+            return refuse(
+                format!("has the scheme `{shown}:` of another program"),
+                hint,
+            );
         }
         _ => {
             let hint = format!("write {FORMS}");
@@ -195,11 +208,19 @@ fn sqlite(rest: &str) -> Result<Target, Error> {
     let allowed = "write sqlite:///absolute/path or sqlite:relative/path, without options";
     let path = match rest.strip_prefix("//") {
         Some(absolute) if absolute.starts_with('/') => absolute,
-        Some(_) => return refuse("has two slashes before a path that is not absolute", allowed),
+        Some(_) => {
+            return refuse(
+                "has two slashes before a path that is not absolute",
+                allowed,
+            );
+        }
         None => rest,
     };
     if path.contains('?') {
-        return refuse("has options behind a `?`, which SQLite has none of", allowed);
+        return refuse(
+            "has options behind a `?`, which SQLite has none of",
+            allowed,
+        );
     }
     let path = decode(path, "path")?;
     if path.is_empty() || path.ends_with('/') {
@@ -240,9 +261,71 @@ mod tests {
     }
 
     #[test]
-    fn white_space_at_the_end_of_a_url_is_cut() {
+    fn a_scheme_may_be_in_any_case() {
+        for (url, kind) in [
+            ("POSTGRES://H/d", "Postgres"),
+            ("PostgreSQL://h/d", "Postgres"),
+            ("MySQL://h/d", "Mysql"),
+            ("MARIADB://h/d", "Mysql"),
+            ("SQLite:///x", "Sqlite"),
+            ("Memory:A", "Memory"),
+        ] {
+            let shown = format!("{:?}", parse(url).expect(url));
+            assert!(shown.starts_with(kind), "{url}: {shown}");
+        }
+    }
+
+    #[test]
+    fn the_schemes_of_other_programs_are_told_with_what_to_write_instead() {
+        for (url, known, instead) in [
+            (
+                "jdbc:postgresql://h/d?user=u&password=hunter2",
+                "`jdbc:postgresql:`",
+                "postgres://",
+            ),
+            ("JDBC:mysql://h/d", "`jdbc:mysql:`", "mysql://"),
+            (
+                "postgres+asyncpg://u:hunter2@h/d",
+                "`postgres+asyncpg:`",
+                "postgres://",
+            ),
+            (
+                "postgresql+psycopg2://u:hunter2@h/d",
+                "`postgresql+psycopg2:`",
+                "postgres://",
+            ),
+            (
+                "mysql+pymysql://u:hunter2@h/d",
+                "`mysql+pymysql:`",
+                "mysql://",
+            ),
+            (
+                "mariadb+mariadbconnector://h/d",
+                "`mariadb+mariadbconnector:`",
+                "mysql://",
+            ),
+            (
+                "sqlite+aiosqlite:///x",
+                "`sqlite+aiosqlite:`",
+                "sqlite:///absolute/path",
+            ),
+            ("sqlite3:///x", "`sqlite3:`", "sqlite:///absolute/path"),
+            (
+                "jdbc:oracle://h/d",
+                "unknown scheme `jdbc:oracle:`",
+                "mysql://",
+            ),
+        ] {
+            let said = parse(url).expect_err(url).to_string();
+            assert!(said.contains(known) && said.contains(instead), "{said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn white_space_around_a_url_is_cut() {
         for end in ["\n", "\r\n", " ", "\t", " \n\n"] {
-            let named = |url: &str| parse(&format!("{url}{end}")).expect("a URL");
+            let named = |url: &str| parse(&format!("{end}{url}{end}")).expect("a URL");
             assert!(
                 matches!(named("sqlite:///var/l.db"), Target::Sqlite(path) if path.ends_with("l.db"))
             );
@@ -264,7 +347,6 @@ mod tests {
             "postgres://u:p\n@h/d",
             "mysql://u:p@h\t/d",
             "sqlite:///var/l.db\nsqlite:///var/m.db",
-            "\nsqlite:///var/l.db",
             "memory:a\u{7f}b",
         ] {
             let said = parse(bad).expect_err(bad).to_string();
@@ -325,7 +407,10 @@ mod tests {
             "postgres://u:hunter2%ff@h/d",
         ] {
             let said = parse(bad).expect_err(bad).to_string();
-            assert!(said.starts_with("`url` is "), "{said}");
+            assert!(
+                said.starts_with("`url` is ") || said.starts_with("`url` has "),
+                "{said}"
+            );
             assert!(!said.contains("hunter2"), "{bad}: {said}");
         }
     }

@@ -335,7 +335,7 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                     Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
                         "; no other holder has it yet".to_owned()
                     }
-                    Some(row) => format!("; it is now {}", row.whose()),
+                    Some(row) => format!("; it is now {}", row.holder_summary()),
                     None => "; see who has it now with `dblock list`".to_owned(),
                 },
             };

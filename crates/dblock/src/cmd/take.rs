@@ -184,7 +184,7 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => row(locks, name).await.map(|row| row.whose()),
+            None => row(locks, name).await.map(|row| row.holder_summary()),
         },
         _ => None,
     };

@@ -141,7 +141,11 @@ impl Host {
 
 impl Server {
     /// Reads the files of certificates.
-    pub(super) fn new(said: url::Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
+    pub(super) fn new(
+        said: url::Server,
+        source: Arc<Source>,
+        table: &Table,
+    ) -> Result<Self, Error> {
         let tls = Tls::new(&said.tls)?;
         Ok(Self {
             source,

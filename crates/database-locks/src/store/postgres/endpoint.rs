@@ -63,7 +63,11 @@ impl Endpoint {
             Which::Main => main,
             Which::Listening => match main.listen {
                 Some(listen) => *listen,
-                None => return Err(Missing::Unusable("the URL has no listen_url any more".into())),
+                None => {
+                    return Err(Missing::Unusable(
+                        "the URL has no listen_url any more".into(),
+                    ));
+                }
             },
         };
         if server == self.server {

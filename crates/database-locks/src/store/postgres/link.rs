@@ -108,7 +108,11 @@ impl Shared {
     /// Which of the addresses has served latest; the first one where the list is another one by now.
     pub(super) fn serving(&self, endpoint: &Endpoint) -> usize {
         let latest = self.state().latest;
-        if latest < endpoint.addresses().len() { latest } else { 0 }
+        if latest < endpoint.addresses().len() {
+            latest
+        } else {
+            0
+        }
     }
 
     /// Which server has served latest, where that is known.

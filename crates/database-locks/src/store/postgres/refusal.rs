@@ -177,9 +177,7 @@ impl From<tokio_postgres::Error> for Refusal {
         let kind = match &*said {
             _ if broken => Kind::Gone,
             // The driver's word where the server asks for a password and the URL has none.
-            said if said.ends_with("password missing") => {
-                Kind::Rejected(Some(PASSWORD))
-            }
+            said if said.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
             _ => Kind::Rejected(None),
         };
         Self {

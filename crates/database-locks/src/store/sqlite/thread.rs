@@ -37,7 +37,11 @@ struct Queue {
 const MOST_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
-    pub(super) fn new((path, create): (PathBuf, bool), fences: Fences, statements: Statements) -> Self {
+    pub(super) fn new(
+        (path, create): (PathBuf, bool),
+        fences: Fences,
+        statements: Statements,
+    ) -> Self {
         Self {
             path,
             create,

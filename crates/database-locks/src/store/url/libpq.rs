@@ -67,7 +67,12 @@ pub(super) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
     let file = around.variable("PGSERVICEFILE").map(PathBuf::from);
     let system = around.variable("PGSYSCONFDIR").map(PathBuf::from);
     let system = system.map_or_else(
-        || vec![PathBuf::from("/etc/postgresql-common"), PathBuf::from("/etc")],
+        || {
+            vec![
+                PathBuf::from("/etc/postgresql-common"),
+                PathBuf::from("/etc"),
+            ]
+        },
         |folder| vec![folder],
     );
     let own = file.or_else(|| around.at_home(".pg_service.conf"));
@@ -78,7 +83,10 @@ pub(super) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => {
-                let got = format!("has a file that cannot be read: {}: {error}", path.display());
+                let got = format!(
+                    "has a file that cannot be read: {}: {error}",
+                    path.display()
+                );
                 return Err(Error::config(SERVICE, got, "let this user read it"));
             }
         };
@@ -86,7 +94,10 @@ pub(super) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
             return Ok(draft);
         }
     }
-    let shown: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+    let shown: Vec<_> = files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     let got = format!("the unknown `{}`", name.escape_debug());
     let allowed = format!("one that is defined in {}", shown.join(" or "));
     Err(Error::config(SERVICE, got, allowed))
@@ -143,7 +154,12 @@ pub(super) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
     if server.password.is_some() {
         return;
     }
-    let usual = || around.are_open().then(|| around.at_home(".pgpass")).flatten();
+    let usual = || {
+        around
+            .are_open()
+            .then(|| around.at_home(".pgpass"))
+            .flatten()
+    };
     let Some(path) = server.passfile.clone().or_else(usual) else {
         return;
     };
@@ -168,7 +184,10 @@ pub(super) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
 fn secret_text(path: &Path) -> Option<Vec<u8>> {
     let found = std::fs::metadata(path).ok()?;
     if !found.is_file() {
-        tracing::warn!("password file {} is passed over: it is no plain file", path.display());
+        tracing::warn!(
+            "password file {} is passed over: it is no plain file",
+            path.display()
+        );
         return None;
     }
     if found.mode() & 0o077 != 0 {
@@ -197,8 +216,13 @@ fn names(address: &Address) -> (Vec<String>, String) {
         Address::Unix(file) => {
             let folder = file.parent().unwrap_or(file).to_string_lossy().into_owned();
             let port = file.extension().unwrap_or_default().to_string_lossy();
-            let usual = USUAL_SOCKETS.contains(&&*folder).then(|| "localhost".to_owned());
-            (usual.into_iter().chain([folder]).collect(), port.into_owned())
+            let usual = USUAL_SOCKETS
+                .contains(&&*folder)
+                .then(|| "localhost".to_owned());
+            (
+                usual.into_iter().chain([folder]).collect(),
+                port.into_owned(),
+            )
         }
     }
 }
@@ -229,7 +253,11 @@ fn of_line(line: &[u8], wanted: [&str; 4]) -> Option<String> {
     }
     let mut password = String::new();
     while let Some(c) = rest.next() {
-        password.push(if c == '\\' { rest.next().unwrap_or(c) } else { c });
+        password.push(if c == '\\' {
+            rest.next().unwrap_or(c)
+        } else {
+            c
+        });
     }
     Some(password)
 }

@@ -110,14 +110,19 @@ impl Found {
             _ => {}
         }
         let bytes = std::fs::read(path).map_err(|error| {
-            let got = format!("has a file that cannot be read: {}: {error}", path.display());
+            let got = format!(
+                "has a file that cannot be read: {}: {error}",
+                path.display()
+            );
             Error::config(FILE, got, "let this user read it")
         })?;
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut group = None;
         for line in bytes.split(|byte| *byte == b'\n') {
             // One that is not UTF-8 is of a group of other programs, or unknown.
-            let Ok(line) = std::str::from_utf8(line) else { continue };
+            let Ok(line) = std::str::from_utf8(line) else {
+                continue;
+            };
             let line = line.trim();
             if line.is_empty() || line.starts_with(['#', ';']) {
                 continue;

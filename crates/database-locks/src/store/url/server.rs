@@ -57,7 +57,10 @@ impl Server {
         Self {
             password: None,
             passwords_by_host: Vec::new(),
-            listen: self.listen.as_ref().map(|listen| Box::new(listen.without_passwords())),
+            listen: self
+                .listen
+                .as_ref()
+                .map(|listen| Box::new(listen.without_passwords())),
             ..self.clone()
         }
     }
@@ -266,7 +269,10 @@ impl Draft {
             Key::Options => self.settings.options(&value)?,
             Key::SearchPath => self.settings.set("search_path", &value)?,
             Key::InitCommand if value.trim().is_empty() => {
-                return refuse("has an empty `init_command`", "give a statement, or leave it out");
+                return refuse(
+                    "has an empty `init_command`",
+                    "give a statement, or leave it out",
+                );
             }
             Key::InitCommand => self.init_command = Some(value),
             Key::ConnectTimeout => self.connect_timeout = Some(seconds(&value)?),
@@ -351,7 +357,10 @@ fn listening(url: &str, main: &Server) -> Result<Server, Error> {
             return refuse(format!("has a listen_url that {got}"), &allowed);
         }
         Err(Error::Config { got, allowed, .. }) => {
-            return refuse(format!("has a listen_url that is {got}"), &format!("write {allowed}"));
+            return refuse(
+                format!("has a listen_url that is {got}"),
+                &format!("write {allowed}"),
+            );
         }
         _ => return refuse("has a listen_url of another form", &format!("write {form}")),
     };
@@ -448,7 +457,10 @@ impl Places {
 
     fn socket(&mut self, path: String) -> Result<(), Error> {
         if !path.starts_with('/') {
-            return refuse("has a socket that is no path", "write socket=/absolute/path");
+            return refuse(
+                "has a socket that is no path",
+                "write socket=/absolute/path",
+            );
         }
         if self.hosts.len() > 1 {
             let hint = "give either; in a list of hosts a socket is written as %2Fpath%2Fto%2Fit";

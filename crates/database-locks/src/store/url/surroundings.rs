@@ -13,10 +13,7 @@ pub(in crate::store) struct Surroundings<'a> {
 
 impl<'a> Surroundings<'a> {
     /// Without `open`, nothing is looked up but the files that the URL names.
-    pub(in crate::store) fn new(
-        variable: &'a dyn Fn(&str) -> Option<String>,
-        open: bool,
-    ) -> Self {
+    pub(in crate::store) fn new(variable: &'a dyn Fn(&str) -> Option<String>, open: bool) -> Self {
         Self { variable, open }
     }
 
