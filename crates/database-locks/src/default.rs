@@ -96,7 +96,8 @@ impl Locks {
 
 /// What the environment names.
 fn builder() -> Result<LocksBuilder, Error> {
-    let (url, file) = (variable(URL_VARIABLE)?, variable(FILE_VARIABLE)?);
+    let given = |name| Ok(variable(name)?.filter(|value| !value.is_empty()));
+    let (url, file) = (given(URL_VARIABLE)?, given(FILE_VARIABLE)?);
     let builder = match (url, file) {
         (Some(url), None) => Locks::builder(url),
         (None, Some(path)) => Locks::builder_from_file(path)?,
@@ -120,8 +121,7 @@ fn builder() -> Result<LocksBuilder, Error> {
 }
 
 fn variable(name: &'static str) -> Result<Option<String>, Error> {
-    let given = std::env::var_os(name).filter(|value| !value.is_empty());
-    given
+    std::env::var_os(name)
         .map(std::ffi::OsString::into_string)
         .transpose()
         .map_err(|_| Error::config(name, "not UTF-8", "a text in UTF-8"))

@@ -127,11 +127,11 @@ impl From<Error> for Failure {
             Error::Lost { .. } => {
                 Self::unavailable(format!("{}, at once; try again", error.chain()))
             }
-            Error::Config {
-                setting,
-                got,
-                allowed,
-            } => Self::usage(format!("{} is {got}, must be {allowed}", flag(setting))),
+            Error::Config { setting, .. } => {
+                let said = error.to_string();
+                let what = format!("`{setting}`");
+                Self::usage(said.replacen(&what, &flag(setting), 1))
+            }
             Error::Conflict { .. } => {
                 Self::new(BUSY, format!("{}; try again later", error.chain()))
             }
@@ -159,10 +159,15 @@ fn causes(error: &Error) -> String {
 /// What a setting of the library is called here.
 fn flag(setting: &str) -> String {
     match setting {
-        "url" => "the URL (--url, DATABASE_LOCKS_URL)".to_owned(),
+        "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
+        "service" => "the service (PGSERVICE, service=)".to_owned(),
         "name" => "NAME".to_owned(),
         "holder" => "--owner".to_owned(),
         "metadata" => "--meta".to_owned(),
+        // A variable or a file.
+        other if other.starts_with(|c: char| c.is_ascii_uppercase() || c == '~') => {
+            other.to_owned()
+        }
         other => format!("--{other}"),
     }
 }
