@@ -66,14 +66,14 @@ def _write() -> None:
 
 def start() -> None:
     """Start the thread that writes; called by the extension when there is something to write."""
-    patched = _unpatched_start()
+    patched = unpatched_start()
     if patched is not None:
         patched(_write, ())
         return
     threading.Thread(target=_write, name="database-locks-log", daemon=True).start()
 
 
-def _unpatched_start() -> Any:
+def unpatched_start() -> Any:
     """How to start a thread of the system where `threading` makes greenlets instead: one that waits
     for the extension would stop all others."""
     if "gevent.monkey" in sys.modules:

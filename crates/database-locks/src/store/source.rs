@@ -1,6 +1,8 @@
 //! What a connection is made with: asked for at each connect, so that a password may change.
 
 use std::fmt;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use std::io;
 use std::sync::Arc;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use std::sync::{Mutex, PoisonError};
@@ -74,12 +76,12 @@ impl Given {
     fn ask(&self) -> Result<Target, Missing> {
         let fixed = || Ok(self.url.clone());
         let asked = self.ask_url.as_ref().map_or_else(fixed, |ask| ask());
-        let url = asked.map_err(|why| Missing::later("the URL", &why))?;
+        let url = asked.map_err(|why| Missing::of("the URL", &why))?;
         let password = self.ask_password.as_deref();
         let password = password.map(|ask| ask as &dyn Fn() -> Result<String, BoxError>);
         resolve(&url, &self.surroundings(), password).map_err(|why| match why {
             Unresolved::Config(error) => Missing::Unusable(error.chain()),
-            Unresolved::Password(why) => Missing::later("the password", &why),
+            Unresolved::Password(why) => Missing::of("the password", &why),
         })
     }
 }
@@ -96,6 +98,16 @@ pub(super) enum Missing {
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 impl Missing {
+    fn of(what: &str, why: &BoxError) -> Self {
+        let of_no_use = why.downcast_ref().map(io::Error::kind);
+        match Self::later(what, why) {
+            Self::Later(said) if of_no_use == Some(io::ErrorKind::InvalidInput) => {
+                Self::Unusable(said)
+            }
+            missing => missing,
+        }
+    }
+
     fn later(what: &str, why: &BoxError) -> Self {
         let (mut said, mut next) = (why.to_string(), why.source());
         while let Some(why) = next {
