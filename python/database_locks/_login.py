@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 def start(ask: Callable[[], Any], answer: Answer) -> None:
     """Call ``ask`` on a thread of its own, which may block."""
     patched = unpatched_start()
-    if patched is not None:
-        patched(_call, (ask, answer))
-        return
-    threading.Thread(
-        target=_call, args=(ask, answer), name="database-locks-login", daemon=True
-    ).start()
+    try:
+        if patched is not None:
+            patched(_call, (ask, answer))
+            return
+        threading.Thread(
+            target=_call, args=(ask, answer), name="database-locks-login", daemon=True
+        ).start()
+    except RuntimeError as error:
+        # The interpreter is coming to its end.
+        answer.fail(str(error), error, final=False)
 
 
 def _call(ask: Callable[[], Any], answer: Answer) -> None:

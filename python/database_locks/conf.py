@@ -172,15 +172,9 @@ class _Managers:
         key = (alias, url)
         with self._lock:
             manager = self._by_url.get(key)
-            if manager is None and alias is None:
-                manager = self._by_url[key] = Locks(url)
-            elif manager is None:
-                manager = self._by_url[key] = Locks(
-                    url,
-                    _url_with=partial(_url_now, alias),
-                    # MySQL's drivers look up nothing but what their parameters name.
-                    _environment=_connection(alias).vendor == "postgresql",
-                )
+            if manager is None:
+                manager = Locks(url) if alias is None else _asking(url, alias)
+                self._by_url[key] = manager
             return manager
 
     def of_alias(self, name: str) -> Locks:
@@ -199,6 +193,15 @@ class _Managers:
         with self._lock:
             self._by_alias = {}
             self._by_url = {}
+
+
+def _asking(url: str, alias: str) -> Locks:
+    """Locks that connect with what a back end says then."""
+    from ._manager import Locks
+
+    # MySQL's drivers look up nothing but what their parameters name.
+    as_libpq = _connection(alias).vendor == "postgresql"
+    return Locks(url, _url_with=partial(_url_now, alias), _environment=as_libpq)
 
 
 _LOGIN = ("USER", "PASSWORD")

@@ -1,7 +1,7 @@
 //! Functions of Python's that the core asks for a password or a URL at each connect.
 
 use std::io;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use database_locks::BoxError;
 use pyo3::prelude::*;
@@ -32,7 +32,8 @@ impl Answer {
     /// `final`: asking again is of no use.
     #[pyo3(signature = (said, error, *, r#final))]
     fn fail(&self, said: String, error: Py<PyAny>, r#final: bool) {
-        *latest() = Some((said.clone(), error));
+        // Dropped when the mutex is free: what an exception refers to may run code.
+        let _before = latest().replace((said.clone(), error));
         self.tell(Err(match r#final {
             true => io::Error::new(io::ErrorKind::InvalidInput, said).into(),
             false => said.into(),
@@ -41,7 +42,7 @@ impl Answer {
 }
 
 /// What has failed last, and in which words.
-fn latest() -> std::sync::MutexGuard<'static, Option<(String, Py<PyAny>)>> {
+fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
     static LATEST: Mutex<Option<(String, Py<PyAny>)>> = Mutex::new(None);
     LATEST.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -58,10 +59,10 @@ pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
 /// It is never called on the thread that waits: the end of the interpreter would tear that one out of
 /// the middle of something.
 pub(crate) fn asking(ask: Py<PyAny>) -> impl Fn() -> Said + Send + Sync + 'static {
-    let ask = std::sync::Arc::new(ask);
+    let ask = Arc::new(ask);
     move || {
         let (to, answer) = mpsc::channel();
-        let ask = std::sync::Arc::clone(&ask);
+        let ask = Arc::clone(&ask);
         courier::tell(move |py| {
             let answer = Py::new(py, Answer(Mutex::new(to)))?;
             let start = PyModule::import(py, "database_locks._login")?.getattr("start")?;

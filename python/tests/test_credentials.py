@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from database_locks import LockConfigError, LockUnavailable, Locks, connect
+from database_locks import LockConfigError, Locks, LockUnavailable, connect
 from support import SOON, Rotating
 
 pytestmark = pytest.mark.parametrize("engine", ["postgres", "mariadb"])

@@ -156,10 +156,11 @@ def test_libpqs_environment_counts_where_the_settings_are_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGHOST", "elsewhere")
+    # The core asks for it at each connect.
     monkeypatch.setenv("PGPASSWORD", "env")
     monkeypatch.setenv("PGSSLMODE", "require")
     monkeypatch.setenv("PGUSER", "nobody")
-    assert postgres(HOST="", PASSWORD="") == "postgres://u:env@elsewhere/app?sslmode=require"
+    assert postgres(HOST="", PASSWORD="") == "postgres://u@elsewhere/app?sslmode=require"
     assert postgres(OPTIONS={"sslmode": "disable"}) == "postgres://u:p@db/app?sslmode=disable"
 
 
@@ -178,7 +179,13 @@ def test_a_service_and_a_password_file_are_left_to_the_core(
 
 def test_what_a_back_end_says_is_read_as_the_settings_are() -> None:
     settings = {"ENGINE": "x", "OPTIONS": {"assume_role": "r", "use_token": True}}
-    params = {"dbname": "app", "user": "u", "password": "new", "host": "db", "client_encoding": "UTF8"}
+    params = {
+        "dbname": "app",
+        "user": "u",
+        "password": "new",
+        "host": "db",
+        "client_encoding": "UTF8",
+    }
     found = _urls.find_by_params("default", "postgresql", params, settings)
     assert found.url == "postgres://u:new@db/app?options=-c%20role%3Dr"
     params = {"user": "u", "passwd": "new", "db": "app", "host": "db", "port": 1, "conv": {}}

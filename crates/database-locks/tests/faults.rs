@@ -551,9 +551,9 @@ fn opening_looks_at_url_and_table_and_at_nothing_else() {
         let builder = Locks::builder(url).table(table);
         builder.connect_lazy().unwrap_err().to_string()
     };
-    assert!(refused("redis://h/", "locks").starts_with("`url` is "));
+    assert!(refused("redis://h/", "locks").starts_with("`url` has "));
     assert!(refused("memory:", "a b").starts_with("`table` is "));
-    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` is "));
+    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` has "));
     let nowhere = Locks::builder("postgres://203.0.113.1/d")
         .table("app.locks")
         .connect_lazy()

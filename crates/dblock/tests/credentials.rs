@@ -1,5 +1,7 @@
 //! Where the database and the password come from, and what CMD gets of it.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

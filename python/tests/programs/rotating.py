@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+import pytest
 from django.conf import settings
 from django.core import checks
 from django.db import connection
@@ -94,12 +95,12 @@ def failing() -> None:
 
     configure(token_backend(), OPTIONS={"use_token": True})
     fails.append(RuntimeError("the token service is down"))
-    try:
-        with lock("job", timeout=0.5):
-            raise AssertionError("held")
-    except LockUnavailable as error:
-        assert error.__cause__ is fails[0], error.__cause__
-        assert "RuntimeError: the token service is down" in str(error), error
+    with (
+        pytest.raises(LockUnavailable, match="RuntimeError: the token service is down") as caught,
+        lock("job", timeout=0.5),
+    ):
+        pass
+    assert caught.value.__cause__ is fails[0], caught.value.__cause__
     threading.Timer(0.5, fails.clear).start()
     with lock("job", timeout=SOON):
         pass

@@ -25,6 +25,7 @@ class Rotating:
         """Give it another one, and close its connections."""
         if self.is_postgres:
             sql(self.url, f"ALTER ROLE {self.user} PASSWORD '{password}'")
+            sql(self.url, f"GRANT ALL ON database_locks_lock TO {self.user}")
             end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
             sql(self.url, end, self.user)
             return
@@ -41,7 +42,7 @@ class Rotating:
     def mend(self) -> None:
         """Give it what the other tests log in with."""
         if self.is_postgres:
-            sql(self.url, "ALTER ROLE locker PASSWORD 'p@ss:w/rd?#% &=''é'")
+            sql(self.url, "ALTER ROLE locker PASSWORD 'p@ss:w/rd?#%% &=''é'")
 
     def is_renewed(self, name: str) -> None:
         """Wait until a held lock is renewed again."""
