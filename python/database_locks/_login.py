@@ -35,7 +35,7 @@ def _call(ask: Callable[[], Any], answer: Answer) -> None:
             raise TypeError(
                 f"the function for the password returned {type(said).__name__}, must be a str"
             )
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is told to who waits
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the waiting thread is told
         # Its frames may hold what is secret.
         error.__traceback__ = None
         if isinstance(error, LockConfigError):

@@ -208,14 +208,14 @@ _LOGIN = ("USER", "PASSWORD")
 
 
 def _is_at(place: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Whether the settings are those of that place, whoever logs in."""
+    """Whether the settings are those of that place, but for user and password."""
     return all(current.get(key) == value for key, value in place.items()) and all(
         key in place or key in _LOGIN for key in current
     )
 
 
 def _place(current: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as they are now, but for who logs in."""
+    """The settings as they are now, but for user and password."""
     copied = {key: value for key, value in current.items() if key not in _LOGIN}
     try:
         copied["OPTIONS"] = deepcopy(current.get("OPTIONS"))

@@ -59,7 +59,7 @@ use crate::error::Error;
 /// **The database.** [`Locks`] and [`blocking::Locks`](crate::blocking::Locks) are `AsRef<Locks>`, by
 /// value or by reference, and whatever has locks may implement it. Without `via` the
 /// function takes those of [`Locks::set_default`], or else connects once to the database that the
-/// environment variable `DATABASE_LOCKS_URL` names.
+/// environment variable `DATABASE_LOCKS_URL` names, or the file in `DATABASE_LOCKS_URL_FILE`.
 ///
 /// ```
 /// use database_locks::{Error, Locks, locked};

@@ -25,7 +25,7 @@ what, url = sys.argv[1:]
 who = Rotating(url)
 engine = "django.db.backends." + ("postgresql" if who.is_postgres else "mysql")
 secret = ["first"]
-#: Who asked, since when.
+#: The thread of each call.
 asked: list[str] = []
 fails: list[Exception] = []
 

@@ -19,7 +19,7 @@ use super::url::{Surroundings, Target, Unresolved, of_process, resolve};
 use crate::error::Human;
 use crate::error::{BoxError, Error};
 
-/// A function of the program's that answers with something secret. It may block.
+/// A function of the program's that returns a secret. It may block.
 pub(crate) type Ask = Arc<dyn Fn() -> Result<String, BoxError> + Send + Sync>;
 
 /// What a program says of its database.
@@ -165,8 +165,8 @@ impl Source {
         }
     }
 
-    /// On a thread of its own, which may hang, and at most one of them: who comes meanwhile gets the
-    /// same answer.
+    /// Ask on a thread of its own, which may hang. At most one thread asks: other connects meanwhile
+    /// wait for the same answer.
     async fn ask_aside(&self) -> Answer {
         let mut answer = {
             let mut under_way = self

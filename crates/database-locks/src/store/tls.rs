@@ -103,7 +103,7 @@ pub(super) enum Check {
 }
 
 impl Wanted {
-    /// Fill in what was left out. Who has said that there is no TLS gets none; certificate and key
+    /// Fill in what was left out. With `sslmode=disable` nothing is filled in; certificate and key
     /// belong together.
     pub(super) fn fill(&mut self, from: Self) {
         if self.mode == Some(Mode::Disable) {

@@ -101,7 +101,7 @@ pub(super) fn resolve(
             }
             draft.fill(libpq::environment(around)?);
             let mut server = draft.finish(&POSTGRES)?;
-            // Who runs the process, as the driver has it: the file of passwords is by user.
+            // The user of the process, as the driver has it: lines of the file of passwords name users.
             #[cfg(feature = "postgres")]
             if server.user.is_none() {
                 server.user = whoami::username().ok();

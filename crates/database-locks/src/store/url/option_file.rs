@@ -99,7 +99,7 @@ impl Found {
     fn read(&mut self, path: &Path, depth: usize) -> Result<(), Error> {
         match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            // As the clients do: anybody could have written it.
+            // As the clients do: any user of the machine could have written it.
             Ok(found) if found.mode() & 0o002 != 0 => {
                 tracing::warn!(
                     "option file {} is passed over: every user can write it; chmod 600",

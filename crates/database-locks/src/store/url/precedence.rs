@@ -122,7 +122,7 @@ fn postgres_the_url_comes_first_then_the_service_the_environment_and_the_file() 
     let full = Home::new(&files, &PG_ALL);
     for (home, url, expected) in [
         (&full, "postgres://u:p@h:5433/d", "u p h:5433 d"),
-        // To libpq a port of the environment is that of a host without one, whoever named it.
+        // To libpq a port of the environment is that of a host without one, whichever source names the host.
         (&full, "postgres://u:p@h/d", "u p h:7000 d"),
         (&full, "postgres://u@h:5432/d", "u from env h:5432 d"),
         (
@@ -352,7 +352,7 @@ fn an_option_file_is_read_as_the_clients_read_it() {
         shown(&Home::new(&files, &[]).server("mysql://h/d")),
         "a c h:3306 d"
     );
-    // Anybody could have written it.
+    // Any user of the machine could have written it.
     let open = Home::new(&[(".my.cnf", 0o646, "[client]\npassword=x\n")], &[]);
     assert_eq!(shown(&open.server("mysql://h/d")), "- - h:3306 d");
     let bad = Home::new(&[(".my.cnf", 0o600, "[client]\nssl-mode=hunter2\n")], &[]);
