@@ -6,6 +6,7 @@ Says ``done`` where all is as it should be; ``URL`` is that of a table, as the s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import threading
@@ -22,6 +23,12 @@ from django.db import connection
 from support import SOON, Rotating
 
 what, url = sys.argv[1:]
+if importlib.util.find_spec("MySQLdb") is None:
+    import pymysql
+
+    # Django asks for a version of mysqlclient.
+    pymysql.version_info = (2, 2, 1, "final", 0)
+    pymysql.install_as_MySQLdb()
 who = Rotating(url)
 engine = "django.db.backends." + ("postgresql" if who.is_postgres else "mysql")
 secret = ["first"]

@@ -99,7 +99,8 @@ pub(super) fn resolve(
             if let Some(service) = service {
                 draft.fill(libpq::service(&service, around)?);
             }
-            draft.fill(libpq::environment(around)?);
+            let environment = libpq::environment(&draft, around)?;
+            draft.fill(environment);
             let mut server = draft.finish(&POSTGRES)?;
             // The user of the process, as the driver has it: lines of the file of passwords name users.
             #[cfg(feature = "postgres")]
@@ -111,7 +112,8 @@ pub(super) fn resolve(
         }
         Said::Mysql(mut draft) => {
             ask(&mut draft)?;
-            draft.fill(option_file::options(around)?);
+            let options = option_file::options(&draft, around)?;
+            draft.fill(options);
             Ok(Target::Mysql(draft.finish(&MYSQL)?))
         }
     }

@@ -23,15 +23,16 @@ const VARIABLES: [(&str, Key); 11] = [
     ("PGSSLKEY", Key::Secret),
 ];
 
-/// What the environment says.
-pub(super) fn environment(around: &Surroundings<'_>) -> Result<Draft, Error> {
+/// What the environment says of that which is not said yet.
+pub(super) fn environment(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     for (variable, key) in VARIABLES {
-        if let Some(value) = around.variable(variable) {
+        if let Some(value) = around.variable(variable).filter(|_| !said.has(key)) {
             about(variable, draft.take(key, "value", value))?;
         }
     }
-    if let Some(seconds) = around.variable("PGCONNECT_TIMEOUT") {
+    let timeout = around.variable("PGCONNECT_TIMEOUT");
+    if let Some(seconds) = timeout.filter(|_| !said.has(Key::ConnectTimeout)) {
         about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
     }
     if let Some(options) = around.variable("PGOPTIONS") {
@@ -81,13 +82,10 @@ pub(super) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
     for path in &files {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            // libpq looks into the next one.
             Err(error) => {
-                let got = format!(
-                    "has a file that cannot be read: {}: {error}",
-                    path.display()
-                );
-                return Err(Error::config(SERVICE, got, "let this user read it"));
+                tracing::debug!("service file {} is passed over: {error}", path.display());
+                continue;
             }
         };
         if let Some(draft) = service_in(&text, name, path)? {
@@ -98,9 +96,9 @@ pub(super) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Er
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    let got = format!("the unknown `{}`", name.escape_debug());
-    let allowed = format!("one that is defined in {}", shown.join(" or "));
-    Err(Error::config(SERVICE, got, allowed))
+    let got = format!("has no definition of `{}`", name.escape_debug());
+    let hint = format!("define it in {}", shown.join(" or "));
+    Err(Error::config(SERVICE, got, hint))
 }
 
 /// As libpq reads it: no blanks around `=`, and of the same option the first one counts.

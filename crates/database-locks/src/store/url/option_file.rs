@@ -17,15 +17,15 @@ const GROUPS: [&str; 2] = ["client", "dblock"];
 const DEPTH: usize = 8;
 
 /// What the file says, and `MYSQL_PWD` where it says no password.
-pub(super) fn options(around: &Surroundings<'_>) -> Result<Draft, Error> {
+pub(super) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     if !around.are_open() {
         return Ok(draft);
     }
     if let Some(path) = around.at_home(".my.cnf") {
         let mut found = Found::default();
-        found.read(&path, DEPTH)?;
-        about(FILE, take(&mut draft, &found))?;
+        found.read(&path, DEPTH);
+        about(FILE, take(&mut draft, said, &found))?;
     }
     if draft.password.is_none() {
         draft.password = around.variable("MYSQL_PWD");
@@ -33,7 +33,7 @@ pub(super) fn options(around: &Surroundings<'_>) -> Result<Draft, Error> {
     Ok(draft)
 }
 
-fn take(draft: &mut Draft, found: &Found) -> Result<(), Error> {
+fn take(draft: &mut Draft, said: &Draft, found: &Found) -> Result<(), Error> {
     let options = [
         ("user", Key::User),
         ("password", Key::Password),
@@ -44,13 +44,15 @@ fn take(draft: &mut Draft, found: &Found) -> Result<(), Error> {
         ("ssl-key", Key::Secret),
     ];
     for (name, key) in options {
-        if let Some(value) = found.get(name).filter(|value| !value.is_empty()) {
+        let value = found.get(name).filter(|value| !value.is_empty());
+        if let Some(value) = value.filter(|_| !said.has(key)) {
             draft.take(key, name, value.to_owned())?;
         }
     }
     // To the clients `localhost` is the socket.
     let host = found.get("host").filter(|host| !host.is_empty());
     match (host, found.get("socket")) {
+        _ if said.has(Key::Host) => {}
         (None | Some("localhost"), Some(socket)) if !socket.is_empty() => {
             draft.take(Key::Socket, "socket", socket.to_owned())?;
         }
@@ -64,7 +66,7 @@ fn take(draft: &mut Draft, found: &Found) -> Result<(), Error> {
         None if found.is_on("ssl") && found.get("ssl-ca").is_none() => Some("require"),
         None => None,
     };
-    if let Some(mode) = mode {
+    if let Some(mode) = mode.filter(|_| !said.has(Key::TlsMode)) {
         draft.take(Key::TlsMode, "ssl-mode", mode.to_owned())?;
     }
     Ok(())
@@ -96,26 +98,24 @@ impl Found {
     }
 
     /// Read a file, if it is there and fit to be believed.
-    fn read(&mut self, path: &Path, depth: usize) -> Result<(), Error> {
-        match std::fs::metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            // As the clients do: any user of the machine could have written it.
-            Ok(found) if found.mode() & 0o002 != 0 => {
+    fn read(&mut self, path: &Path, depth: usize) {
+        // As the clients do: one that is not there, or that this user cannot read, says nothing; and
+        // one that every user can write may have been written by any of them.
+        let read = std::fs::metadata(path).and_then(|found| Ok((found, std::fs::read(path)?)));
+        let bytes = match read {
+            Ok((found, _)) if found.mode() & 0o002 != 0 => {
                 tracing::warn!(
                     "option file {} is passed over: every user can write it; chmod 600",
                     path.display()
                 );
-                return Ok(());
+                return;
             }
-            _ => {}
-        }
-        let bytes = std::fs::read(path).map_err(|error| {
-            let got = format!(
-                "has a file that cannot be read: {}: {error}",
-                path.display()
-            );
-            Error::config(FILE, got, "let this user read it")
-        })?;
+            Ok((_, bytes)) => bytes,
+            Err(error) => {
+                tracing::debug!("option file {} is passed over: {error}", path.display());
+                return;
+            }
+        };
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut group = None;
         for line in bytes.split(|byte| *byte == b'\n') {
@@ -131,7 +131,7 @@ impl Found {
                 let name = name.split(']').next().unwrap_or_default().trim();
                 group = GROUPS.iter().position(|known| *known == name);
             } else if line.starts_with('!') {
-                self.include(line, folder, depth)?;
+                self.include(line, folder, depth);
             } else if let Some(group) = group {
                 let (name, value) = match line.split_once('=') {
                     Some((name, value)) => (name, Some(plain(value.trim()))),
@@ -143,14 +143,13 @@ impl Found {
                 self.0[group].push((name, value));
             }
         }
-        Ok(())
     }
 
-    fn include(&mut self, line: &str, folder: &Path, depth: usize) -> Result<(), Error> {
+    fn include(&mut self, line: &str, folder: &Path, depth: usize) {
         let (word, path) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let path = folder.join(path.trim());
         let mut files = match word {
-            _ if depth == 0 => return Ok(()),
+            _ if depth == 0 => return,
             "!include" => vec![path],
             "!includedir" => {
                 let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
@@ -158,10 +157,12 @@ impl Found {
                 let files = files.filter(|file| file.extension().is_some_and(|e| e == "cnf"));
                 files.collect::<Vec<PathBuf>>()
             }
-            _ => return Ok(()),
+            _ => return,
         };
         files.sort();
-        files.iter().try_for_each(|file| self.read(file, depth - 1))
+        for file in &files {
+            self.read(file, depth - 1);
+        }
     }
 }
 

@@ -253,7 +253,7 @@ fn a_complaint_names_the_variable_or_service_and_not_the_url() {
         (
             &[("PGSSLMODE", "hunter2")][..],
             "postgres://h",
-            "`PGSSLMODE` has an unknown `value`",
+            "`PGSSLMODE` has an unknown value",
         ),
         (
             &[("PGPORT", "hunter2")],
@@ -263,7 +263,7 @@ fn a_complaint_names_the_variable_or_service_and_not_the_url() {
         (
             &[],
             "postgres://?service=none",
-            "`service` is the unknown `none`, must be one that",
+            "`service` has no definition of `none`; define it in",
         ),
         (
             &[],
@@ -274,6 +274,25 @@ fn a_complaint_names_the_variable_or_service_and_not_the_url() {
         let said = Home::new(&files, variables).refusal(url);
         assert!(said.starts_with(start), "{said}");
         assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn what_the_url_says_is_right_whatever_stands_elsewhere() {
+    let bad = "[client]\nssl-mode=hunter2\nport=x\nsocket=relative\n";
+    let variables = [
+        ("PGSSLMODE", "x"),
+        ("PGPORT", "x"),
+        ("PGCONNECT_TIMEOUT", "x"),
+    ];
+    let home = Home::new(&[(".my.cnf", 0o600, bad)], &variables);
+    let options = "sslmode=require&connect_timeout=5";
+    for url in ["postgres://u@h:1/d", "mysql://u@h:1/d"] {
+        assert_eq!(
+            shown(&home.server(&format!("{url}?{options}"))),
+            "u - h:1 d"
+        );
+        assert!(home.refusal(url).contains("has an unknown"), "{url}");
     }
 }
 
@@ -355,6 +374,11 @@ fn an_option_file_is_read_as_the_clients_read_it() {
     // Any user of the machine could have written it.
     let open = Home::new(&[(".my.cnf", 0o646, "[client]\npassword=x\n")], &[]);
     assert_eq!(shown(&open.server("mysql://h/d")), "- - h:3306 d");
+    // No home folder that this user can look into.
+    let elsewhere = Home::new(&[], &[("HOME", "/dev/null")]);
+    for url in ["mysql://h/d", "postgres://h/d"] {
+        assert_eq!(elsewhere.server(url).password_at(0), None);
+    }
     let bad = Home::new(&[(".my.cnf", 0o600, "[client]\nssl-mode=hunter2\n")], &[]);
     let said = bad.refusal("mysql://h/d");
     assert!(

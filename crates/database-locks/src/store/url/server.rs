@@ -283,6 +283,27 @@ impl Draft {
         Ok(())
     }
 
+    /// Whether nothing that another source says of it would count.
+    pub(super) fn has(&self, key: Key) -> bool {
+        let no_tls = self.tls.mode == Some(tls::Mode::Disable);
+        match key {
+            Key::Host | Key::Socket => !self.places.is_open(),
+            Key::Port => self.places.has_port(),
+            Key::User => self.user.is_some(),
+            Key::Password => self.password.is_some(),
+            Key::Database => self.database.is_some(),
+            Key::Application => self.application.is_some(),
+            Key::TlsMode => self.tls.mode.is_some(),
+            Key::Roots => no_tls || self.tls.roots.is_some(),
+            Key::Certificate | Key::Secret => {
+                no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
+            }
+            Key::Binding => self.binding.is_some(),
+            Key::ConnectTimeout => self.connect_timeout.is_some(),
+            _ => false,
+        }
+    }
+
     /// Fill in what was left out with what the next source says.
     pub(super) fn fill(&mut self, from: Self) {
         self.user = self.user.take().or(from.user);
@@ -477,6 +498,10 @@ impl Places {
             [(host, _)] => host.is_empty(),
             _ => false,
         }
+    }
+
+    fn has_port(&self) -> bool {
+        !self.ports.is_empty() || self.hosts.iter().any(|(_, port)| port.is_some())
     }
 
     /// Hosts and ports are filled in each for itself, as libpq does it.

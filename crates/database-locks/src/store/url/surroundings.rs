@@ -43,7 +43,9 @@ pub(in crate::store) fn of_process(name: &str) -> Option<String> {
 /// The same complaint of another source than the URL.
 pub(super) fn about<T>(source: &'static str, said: Result<T, Error>) -> Result<T, Error> {
     said.map_err(|error| match error {
-        Error::Config { got, allowed, .. } => Error::config(source, got, allowed),
+        Error::Config { got, allowed, .. } => {
+            Error::config(source, got.replace("`value`", "value"), allowed)
+        }
         other => other,
     })
 }
