@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -73,11 +74,23 @@ async fn renewed(guard: &LockGuard) {
     assert!(guard.is_held());
 }
 
+/// Put another file in the place of one, which is there at each moment.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
 async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
     change_password(lab, "first");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("url");
-    let tell = |password: &str| std::fs::write(&file, url(lab, Some(password)) + "\n").unwrap();
+    let passfile = folder.path().join("passwords");
+    let tell = |password: &str| {
+        replace(&file, &(url(lab, Some(password)) + "\n"));
+        replace(&passfile, &format!("*:*:*:*:{password}\n"));
+    };
     tell("first");
     let (secret, asked) = (Arc::new(Mutex::new("first\n".to_owned())), Arc::default());
     let by_function = {
@@ -94,32 +107,45 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
         .connect()
         .await
         .unwrap();
-    let (one, other) = (
-        hold(&by_function, "one").await,
-        hold(&by_file, "other").await,
-    );
+    let mut all = vec![by_function, by_file];
+    if !lab.is_mysql_like() {
+        let url = format!("{}?passfile={}", url(lab, None), passfile.display());
+        all.push(Locks::connect(url).await.unwrap());
+    }
+    let mut guards = Vec::new();
+    for (i, locks) in all.iter().enumerate() {
+        guards.push(hold(locks, &format!("held-{i}")).await);
+    }
     let before = asked.load(Ordering::SeqCst);
     assert!(before > 0, "asked when it connected");
 
     *secret.lock().unwrap() = "second".into();
     tell("second");
     change_password(lab, "second");
-    renewed(&one).await;
-    renewed(&other).await;
+    for guard in &guards {
+        renewed(guard).await;
+    }
     assert!(asked.load(Ordering::SeqCst) > before, "asked again");
 
     // The server knows the new one first: a login that is refused meanwhile loses nothing.
     change_password(lab, "third");
-    let waiter = by_function.lock("new").wait(SOON);
-    let waiter = tokio::spawn(async move { waiter.acquire().await });
+    let wait = |(i, locks): (usize, &Locks)| {
+        let lock = locks.lock(format!("new-{i}")).wait(SOON);
+        tokio::spawn(async move { lock.acquire().await })
+    };
+    let waiters: Vec<_> = all.iter().enumerate().map(wait).collect();
     tokio::time::sleep(ms(700)).await;
-    assert!(one.is_held() && other.is_held() && !waiter.is_finished());
+    assert!(guards.iter().all(LockGuard::is_held));
+    assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
     *secret.lock().unwrap() = "third".into();
     tell("third");
-    renewed(&one).await;
-    renewed(&other).await;
-    let waited = waiter.await.unwrap().expect("it went on waiting");
-    for guard in [one, other, waited] {
+    for guard in &guards {
+        renewed(guard).await;
+    }
+    for waiter in waiters {
+        guards.push(waiter.await.unwrap().expect("it went on waiting"));
+    }
+    for guard in guards {
         guard.release().await.unwrap();
     }
     let stale = Locks::connect(url(lab, Some("first"))).await;

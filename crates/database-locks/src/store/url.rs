@@ -97,7 +97,7 @@ pub(super) fn resolve(
                 .take()
                 .or_else(|| around.variable("PGSERVICE"));
             if let Some(service) = service {
-                draft.fill(libpq::service(&service, around)?);
+                draft.fill(libpq::service(&service, around)?.of_file());
             }
             let environment = libpq::environment(&draft, around)?;
             draft.fill(environment);

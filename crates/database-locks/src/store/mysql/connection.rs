@@ -193,7 +193,8 @@ impl Server {
     /// Whether a login that was refused may be let in later: it was let in before, and what it logs
     /// in with changes.
     pub(super) fn may_log_in_later(&self) -> bool {
-        self.source.may_change() && self.greeted.load(Ordering::Relaxed)
+        let may_change = self.source.may_change() || self.endpoint().said.password_of_file;
+        may_change && self.greeted.load(Ordering::Relaxed)
     }
 
     /// All hosts, for messages. The driver's own options show the password.

@@ -84,6 +84,11 @@ impl Endpoint {
         Ok(Arc::new(anew))
     }
 
+    /// Whether another password may be there the next time.
+    pub(super) fn password_may_change(&self) -> bool {
+        self.server.password_of_file
+    }
+
     pub(super) fn addresses(&self) -> &[Address] {
         &self.server.addresses
     }

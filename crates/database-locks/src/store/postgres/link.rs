@@ -128,7 +128,8 @@ impl Shared {
     /// Whether a login that was refused may be let in later: it was let in before, and what it logs
     /// in with changes.
     pub(super) fn may_log_in_later(&self) -> bool {
-        self.source.may_change() && self.has_served()
+        let may_change = self.source.may_change() || self.endpoint().password_may_change();
+        may_change && self.has_served()
     }
 
     /// Ask where the server is, and what to log in with.

@@ -176,6 +176,7 @@ pub(super) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
         lines.find_map(matching)
     });
     server.passwords_by_host = found.collect();
+    server.password_of_file = server.passwords_by_host.iter().any(Option::is_some);
 }
 
 /// A file that others can read holds no secret: libpq passes it over, with a warning.

@@ -26,6 +26,7 @@ pub(super) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, 
         let mut found = Found::default();
         found.read(&path, DEPTH);
         about(FILE, take(&mut draft, said, &found))?;
+        draft = draft.of_file();
     }
     if draft.password.is_none() {
         draft.password = around.variable("MYSQL_PWD");

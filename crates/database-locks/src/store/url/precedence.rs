@@ -297,6 +297,33 @@ fn what_the_url_says_is_right_whatever_stands_elsewhere() {
 }
 
 #[test]
+fn a_password_of_a_file_may_be_another_one_the_next_time() {
+    let files = [
+        (
+            ".pg_service.conf",
+            0o644,
+            "[app]\npassword=p\n[none]\nhost=h\n",
+        ),
+        (".pgpass", 0o600, "file:*:*:*:p\n"),
+        (".my.cnf", 0o600, "[client]\npassword=p\n"),
+    ];
+    let home = Home::new(&files, &[]);
+    let bare = Home::new(&[], &[("PGPASSWORD", "p"), ("MYSQL_PWD", "p")]);
+    for (home, url, expected) in [
+        (&home, "postgres://u@file", true),
+        (&home, "postgres://u@h?service=app", true),
+        (&home, "mysql://u@h/d", true),
+        (&home, "postgres://u@h?service=none", false),
+        (&home, "postgres://u:p@file?service=app", false),
+        (&home, "mysql://u:p@h/d", false),
+        (&bare, "postgres://u@h", false),
+        (&bare, "mysql://u@h/d", false),
+    ] {
+        assert_eq!(home.server(url).password_of_file, expected, "{url}");
+    }
+}
+
+#[test]
 fn a_file_of_passwords_that_others_can_read_is_passed_over() {
     let line = "h:5432:d:u:secret\n";
     for (mode, expected) in [

@@ -17,6 +17,8 @@ pub(in crate::store) struct Server {
     pub password: Option<String>,
     /// Where there is no password: the one of libpq's file for each of the addresses.
     pub passwords_by_host: Vec<Option<String>>,
+    /// The password is a file's, which may have another one the next time.
+    pub password_of_file: bool,
     /// libpq's file of passwords, where it is not the usual one.
     pub passfile: Option<PathBuf>,
     /// In the order in which they are tried; never empty.
@@ -199,6 +201,7 @@ pub(super) struct Draft {
     listen: Option<String>,
     connect_timeout: Option<Duration>,
     passfile: Option<PathBuf>,
+    password_of_file: bool,
 }
 
 /// What a URL says, and nothing else.
@@ -307,7 +310,10 @@ impl Draft {
     /// Fill in what was left out with what the next source says.
     pub(super) fn fill(&mut self, from: Self) {
         self.user = self.user.take().or(from.user);
-        self.password = self.password.take().or(from.password);
+        if self.password.is_none() {
+            self.password = from.password;
+            self.password_of_file = from.password_of_file;
+        }
         self.places.fill(from.places);
         self.database = self.database.take().or(from.database);
         self.application = self.application.take().or(from.application);
@@ -316,6 +322,12 @@ impl Draft {
         self.settings.fill(from.settings);
         self.connect_timeout = self.connect_timeout.or(from.connect_timeout);
         self.passfile = self.passfile.take().or(from.passfile);
+    }
+
+    /// What was said so far stands in a file.
+    pub(super) fn of_file(mut self) -> Self {
+        self.password_of_file = self.password.is_some();
+        self
     }
 
     /// Add to `options` what libpq's variable `PGOPTIONS` sets that locks let anyone set. It may
@@ -349,6 +361,7 @@ impl Draft {
             user: self.user,
             password: self.password,
             passwords_by_host: Vec::new(),
+            password_of_file: self.password_of_file,
             passfile: self.passfile,
             addresses: self.places.addresses(dialect)?,
             database: self.database,
@@ -389,6 +402,7 @@ fn listening(url: &str, main: &Server) -> Result<Server, Error> {
         listen.user.clone_from(&main.user);
         if listen.password.is_none() {
             listen.password.clone_from(&main.password);
+            listen.password_of_file = main.password_of_file;
         }
     }
     if listen.database.is_none() {
