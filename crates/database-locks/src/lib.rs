@@ -44,9 +44,14 @@
 //!
 //! # Features
 //!
-//! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
-//! default; `memory:` is always there. Off by default: `metrics`, counters, gauges and histograms through
-//! the crate of that name; `sqlx`, whose transactions can then be fenced.
+//! | feature | on | for |
+//! | --- | --- | --- |
+//! | `macros` | by default | the attribute [`#[locked]`](locked) |
+//! | `postgres`, `mysql` (MariaDB too) | | the engines; `memory:` is always there |
+//! | `sqlite` | | SQLite, compiled in |
+//! | `sqlite-unbundled` | | the same with the system's library, 3.42 or later |
+//! | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` | | the engine, and [fences](LockGuard::fence) for transactions of sqlx 0.9 |
+//! | `metrics` | | counters, gauges and histograms through the crate of that name |
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
@@ -56,7 +61,7 @@ pub mod blocking;
 mod clock;
 mod default;
 #[cfg_attr(
-    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
     allow(dead_code)
 )]
 pub mod doctor;
@@ -108,6 +113,20 @@ pub use name::LockName;
 pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
+
+// The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.
+#[cfg(feature = "mysql")]
+pub use mysql_async;
+#[cfg(feature = "sqlite-unbundled")]
+pub use rusqlite;
+#[cfg(any(
+    feature = "sqlx-postgres",
+    feature = "sqlx-mysql",
+    feature = "sqlx-sqlite"
+))]
+pub use sqlx;
+#[cfg(feature = "postgres")]
+pub use tokio_postgres;
 
 /// The guide's examples are compiled, and those with a `main` are run.
 #[cfg(doctest)]
