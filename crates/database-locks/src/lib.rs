@@ -40,13 +40,14 @@
 //!
 //! # Without the lines
 //!
-//! The attribute `#[locked("nightly report", ttl = "30s")]` runs a function under a lock.
+//! The attribute [`#[locked("nightly report", ttl = "30s")]`](macro@locked) runs a function under a lock. A
+//! function that returns no `Result` panics if the lock is not acquired or is lost.
 //!
 //! # Features
 //!
 //! | feature | on | for |
 //! | --- | --- | --- |
-//! | `macros` | by default | the attribute [`#[locked]`](locked) |
+//! | `macros` | by default | the attribute [`#[locked]`](macro@locked) |
 //! | `postgres`, `mysql` (MariaDB too) | | the engines; `memory:` is always there |
 //! | `sqlite` | | SQLite, compiled in |
 //! | `sqlite-unbundled` | | the same with the system's library, 3.42 or later |
@@ -139,7 +140,7 @@ struct Guide;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __locked {
-    pub use crate::locked::{Failure, Panics, panic};
+    pub use crate::locked::{Failure, Panics, call, metadata_key, metadata_value, panic, with_metadata};
 }
 
 /// What a face in another language needs besides what is public. Not covered by semver.
