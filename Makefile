@@ -106,6 +106,7 @@ example: ## start a Django project with locks, on SQLite and on this machine onl
 
 package: ## make the packages, and build and test what is in them
 	scripts/check-package
+	scripts/check-drivers
 	scripts/check-python-package
 
 install: ## install the command dblock into cargo's directory of programs

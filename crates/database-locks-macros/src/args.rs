@@ -425,7 +425,10 @@ mod tests {
     fn a_key_that_is_not_known_is_answered_with_those_that_are() {
         assert!(refused("timeout = \"5s\"").contains(KEYS));
         let said = refused("no_wait");
-        assert!(said.contains(KEYS) && said.contains("`name = no_wait`"), "{said}");
+        assert!(
+            said.contains(KEYS) && said.contains("`name = no_wait`"),
+            "{said}"
+        );
         assert!(refused("timeout = \"5s\"").contains("did you mean `wait`?"));
     }
 
@@ -437,7 +440,10 @@ mod tests {
             "Self::NAME, ttl = \"1s\"",
             "concat!(\"a\", \"b\")",
         ] {
-            assert!(syn::parse_str::<Args>(args).unwrap().name.is_some(), "{args}");
+            assert!(
+                syn::parse_str::<Args>(args).unwrap().name.is_some(),
+                "{args}"
+            );
         }
         for args in ["5", "ttl(\"5s\")", "\"a\".len()"] {
             assert!(refused(args).contains("`name = …`"), "{args}");
@@ -449,16 +455,26 @@ mod tests {
         let metadata = |args| syn::parse_str::<Args>(args).unwrap().metadata;
         let pairs = metadata("metadata = [(\"a\", 1), (KEY, f()),]");
         assert!(matches!(pairs, Some(Metadata::Pairs(pairs)) if pairs.len() == 2));
-        assert!(matches!(metadata("metadata = map"), Some(Metadata::Computed(_))));
+        assert!(matches!(
+            metadata("metadata = map"),
+            Some(Metadata::Computed(_))
+        ));
         for value in ["\"a\"", "[1]", "[(\"a\", 1, 2)]", "[(1, \"a\")]"] {
-            assert!(refused(&format!("metadata = {value}")).contains("pairs"), "{value}");
+            assert!(
+                refused(&format!("metadata = {value}")).contains("pairs"),
+                "{value}"
+            );
         }
     }
 
     #[test]
     fn the_same_holder_again_must_be_named() {
         assert!(refused("\"a\", preempt = true").contains("`holder`"));
-        for args in ["preempt = true, holder = \"me\"", "preempt = on", "preempt = false"] {
+        for args in [
+            "preempt = true, holder = \"me\"",
+            "preempt = on",
+            "preempt = false",
+        ] {
             assert!(syn::parse_str::<Args>(args).is_ok(), "{args}");
         }
     }

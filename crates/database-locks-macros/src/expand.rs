@@ -60,12 +60,10 @@ impl Parse for Function {
         let vis = input.parse()?;
         let start = input.span();
         // The compiler has parsed the item before: what is not a signature is another kind of item.
-        let sig: Signature = input
-            .parse()
-            .map_err(|_| {
-                let text = "`#[locked]` goes on a function or a method: `fn` or `async fn`";
-                Error::new(start, text)
-            })?;
+        let sig: Signature = input.parse().map_err(|_| {
+            let text = "`#[locked]` goes on a function or a method: `fn` or `async fn`";
+            Error::new(start, text)
+        })?;
         if input.peek(Token![;]) {
             return Err(Error::new_spanned(
                 sig,

@@ -32,8 +32,12 @@ fn of_type(ty: &Type) -> Option<Shape> {
     match ty {
         Type::Group(group) => of_type(&group.elem),
         Type::Paren(paren) => of_type(&paren.elem),
-        Type::ImplTrait(opaque) => output(&opaque.bounds).map(|ty| Shape::Opaque(Box::new(ty.clone()))),
-        Type::Path(TypePath { path, .. }) => boxed(path).map(|ty| Shape::Boxed(Box::new(ty.clone()))),
+        Type::ImplTrait(opaque) => {
+            output(&opaque.bounds).map(|ty| Shape::Opaque(Box::new(ty.clone())))
+        }
+        Type::Path(TypePath { path, .. }) => {
+            boxed(path).map(|ty| Shape::Boxed(Box::new(ty.clone())))
+        }
         _ => None,
     }
 }
@@ -61,10 +65,14 @@ fn type_argument(path: &Path) -> Option<&Type> {
     let PathArguments::AngleBracketed(arguments) = &path.segments.last()?.arguments else {
         return None;
     };
-    arguments.args.iter().rev().find_map(|argument| match argument {
-        GenericArgument::Type(ty) => Some(ty),
-        _ => None,
-    })
+    arguments
+        .args
+        .iter()
+        .rev()
+        .find_map(|argument| match argument {
+            GenericArgument::Type(ty) => Some(ty),
+            _ => None,
+        })
 }
 
 /// The output that is written in a bound `Future<Output = T>`.
@@ -110,8 +118,16 @@ mod tests {
             ("fn f()", '-', ""),
             ("fn f() -> Result<u8, E>", '-', ""),
             ("async fn f() -> u8", 'a', ""),
-            ("fn f() -> impl Future<Output = Result<u8, E>> + Send", 'o', "Result < u8 , E >"),
-            ("fn f() -> Pin<Box<dyn Future<Output = ()> + 'a>>", 'b', "()"),
+            (
+                "fn f() -> impl Future<Output = Result<u8, E>> + Send",
+                'o',
+                "Result < u8 , E >",
+            ),
+            (
+                "fn f() -> Pin<Box<dyn Future<Output = ()> + 'a>>",
+                'b',
+                "()",
+            ),
             (
                 "fn f() -> ::core::pin::Pin<Box<dyn ::core::future::Future<Output = u8> + Send + 'async_trait>>",
                 'b',
@@ -122,7 +138,11 @@ mod tests {
             ("fn f() -> impl Sized", '-', ""),
             ("fn f() -> Pin<Box<MyFuture>>", '-', ""),
         ] {
-            assert_eq!(shape_of(signature), (letter, output.to_owned()), "{signature}");
+            assert_eq!(
+                shape_of(signature),
+                (letter, output.to_owned()),
+                "{signature}"
+            );
         }
     }
 }

@@ -140,7 +140,9 @@ struct Guide;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __locked {
-    pub use crate::locked::{Failure, Panics, call, metadata_key, metadata_value, panic, with_metadata};
+    pub use crate::locked::{
+        Failure, Panics, call, metadata_key, metadata_value, panic, with_metadata,
+    };
 }
 
 /// What a face in another language needs besides what is public. Not covered by semver.

@@ -635,24 +635,6 @@ async fn all_arguments_may_use_those_of_the_function_which_keeps_them() {
     assert_eq!(meta(&info), r#"{"a":1,"b":2}"#);
 }
 
-/// A child process that holds the lock when it is killed, or the same again.
-#[locked("importer", via = locks, holder = "importer of node 7", preempt = true, wait = "0", ttl = "1h")]
-async fn import(locks: &Locks) -> Result<Option<LockInfo>, Error> {
-    locks.show("importer").await
-}
-
-#[tokio::test]
-async fn within_one_process_the_same_holder_excludes_like_any_other() {
-    let locks = locks("memory:locked-preempt").await;
-    let lock = locks.lock("importer").holder("importer of node 7");
-    let guard = lock.acquire().await.unwrap();
-    let busy = import(&locks).await;
-    assert!(matches!(busy, Err(Error::TimedOut { .. })));
-    guard.release().await.unwrap();
-    let info = import(&locks).await.unwrap().expect("is held");
-    assert_eq!(info.holder.as_deref(), Some("importer of node 7"));
-}
-
 fn sendable<F: Future + Send>(future: F) -> F {
     future
 }

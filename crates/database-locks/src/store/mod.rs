@@ -27,7 +27,12 @@ mod mysql;
 mod observed;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
+#[cfg(all(
+    test,
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite-unbundled"
+))]
 mod protocol;
 mod rows;
 #[cfg(feature = "sqlite-unbundled")]
