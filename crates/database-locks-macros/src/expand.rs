@@ -197,10 +197,7 @@ fn expand(args: &Args, function: &Function) -> TokenStream {
     let work = expansion.work(body);
     let wait = expansion.is_async().then(|| quote!(.await));
     let ours = Span::mixed_site();
-    let done = match expansion.never {
-        true => quote_spanned!(ours=> match output {}),
-        false => quote_spanned!(ours=> output),
-    };
+    let done = expansion.done();
     let fail = expansion.fail();
     let run = quote_spanned! {ours=>
         let lock = #lock;
@@ -333,6 +330,24 @@ impl Expansion<'_> {
             }
         };
         quote!(async move { #tell #body })
+    }
+
+    /// What becomes of `output`.
+    fn done(&self) -> TokenStream {
+        let core = &self.core;
+        if self.never {
+            return quote_spanned!(Span::mixed_site()=> match output {});
+        }
+        if self.is_async() {
+            return quote_spanned!(Span::mixed_site()=> output);
+        }
+        // The signature does not show every future: there are aliases, and types of all names.
+        quote_spanned! {inside(self.answer.span())=> {
+            #[allow(unused_imports)]
+            use #core::__locked::Finished as _;
+            #core::__locked::require_finished(#core::__locked::Returned(&output).work());
+            output
+        }}
     }
 
     /// What becomes of `error`, at the end of which the function has returned.

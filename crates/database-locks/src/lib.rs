@@ -141,7 +141,8 @@ struct Guide;
 #[doc(hidden)]
 pub mod __locked {
     pub use crate::locked::{
-        Failure, Panics, call, metadata_key, metadata_value, panic, with_metadata,
+        Failure, Finished, Panics, Returned, call, metadata_key, metadata_value, panic,
+        require_finished, with_metadata,
     };
 }
 

@@ -195,6 +195,44 @@ impl<T> Panics<T> for Failure<T> {
     }
 }
 
+/// What a blocking function returned, asked whether it is a future, which would run when the lock is
+/// released again.
+#[derive(Debug)]
+pub struct Returned<'a, T>(pub &'a T);
+
+impl<T: Future> Returned<'_, T> {
+    /// It is.
+    pub fn work(&self) -> WorkLeft {
+        WorkLeft
+    }
+}
+
+/// The same for all other types; a method of the type itself comes before one of a trait.
+pub trait Finished {
+    /// It is not.
+    fn work(&self) {}
+}
+
+impl<T> Finished for Returned<'_, T> {}
+
+/// Work that the returned value has yet to do.
+#[derive(Debug)]
+pub struct WorkLeft;
+
+/// What a blocking function has left to do: nothing.
+#[diagnostic::on_unimplemented(
+    message = "the lock would be free again before the future that this function returns runs",
+    label = "this is a future",
+    note = "make it an `async fn`, or return `impl Future<Output = …>` or \
+            `Pin<Box<dyn Future<Output = …> + …>>`"
+)]
+pub trait Nothing {}
+
+impl Nothing for () {}
+
+/// Refuse a function that returns a future.
+pub fn require_finished(_: impl Nothing) {}
+
 /// Panic with all that is known.
 #[track_caller]
 pub fn panic(error: Error) -> ! {

@@ -591,10 +591,7 @@ fn left_out(engine: &str, feature: &str) -> Error {
     Error::config(
         "url",
         format!("for {engine}, which this program was built without"),
-        format!(
-            "for an engine that is built in; for this one add `features = [\"{feature}\"]` to \
-             `database-locks` in Cargo.toml"
-        ),
+        format!("for an engine that is built in: this one takes the cargo feature `{feature}`"),
     )
 }
 

@@ -81,4 +81,14 @@ async fn main_is_locked_elsewhere() -> std::result::Result<(), Box<dyn std::erro
     std::result::Result::Ok(())
 }
 
+#[locked("generic")]
+fn generic<T>(of: T) -> T {
+    of
+}
+
+#[locked("lazy")]
+fn lazy<'a>(of: &'a [u8]) -> impl Iterator<Item = u8> + 'a {
+    of.iter().copied()
+}
+
 fn main() {}
