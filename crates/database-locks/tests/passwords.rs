@@ -27,13 +27,13 @@ fn user(lab: &Lab) -> &'static str {
     }
 }
 
-/// Give the user this password, and close all of its connections.
+/// Give the user this password, close all of its connections, and wait until they are closed.
 fn change_password(lab: &Lab, password: &str) {
     let user = user(lab);
     if !lab.is_mysql_like() {
         lab.sql(&format!("ALTER ROLE {user} PASSWORD '{password}'"));
         lab.sql(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}'"
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = '{user}'"
         ));
         return;
     }
@@ -43,8 +43,11 @@ fn change_password(lab: &Lab, password: &str) {
     lab.sql(&format!("GRANT ALL ON `t\\_%`.* TO '{user}'@'127.0.0.1'"));
     let ids = format!("SELECT id FROM information_schema.processlist WHERE user = '{user}'");
     for id in lab.sql(&ids).split_whitespace() {
-        // One that ended meanwhile is as good.
-        lab.sql(&format!("SELECT 1; KILL {id}"));
+        // It may have ended meanwhile.
+        let _ = lab.stranger().run(&format!("KILL {id}"));
+        let left = format!("{ids} AND id = {id}");
+        let closed = || lab.sql(&left).trim().is_empty();
+        assert!(testkit::time::wait_until(SOON, closed), "{id} is closed");
     }
 }
 
