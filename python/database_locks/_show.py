@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._wording import worded
+
 Row = Mapping[str, Any]
 
 #: Of the last column this much is shown even where the terminal is too narrow for it.
@@ -189,8 +191,8 @@ def report(found: Row) -> str:
         for check in found["checks"]
     ]
     for finding in found["findings"]:
-        lines.append((finding["severity"], finding["id"], finding["said"]))
-        lines.append(("do", finding["id"], finding["remedy"]))
+        lines.append((finding["severity"], finding["id"], worded(finding["said"])))
+        lines.append(("do", finding["id"], worded(finding["remedy"])))
     return _aligned([tuple(map(on_one_line, line)) for line in lines])
 
 

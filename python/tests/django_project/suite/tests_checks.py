@@ -5,9 +5,9 @@ import unittest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection
-from django.test import SimpleTestCase, TestCase, override_settings
+from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
-from database_locks import _install, checks
+from database_locks import LockConfigError, _install, checks, lock
 
 from .tests_conf import other_aliases
 
@@ -37,6 +37,8 @@ class SettingsTests(SimpleTestCase):
         self.one(settings, "E006", "before the end", DATABASE_LOCKS_DEFAULT_TTL_RENEW=-1)
         self.one(settings, "E006", "path", DATABASE_LOCKS_STATUS_FILE=3)
         self.one(settings, "E006", "str", DATABASE_LOCKS_URL=3)
+        for bad in ("False", "", 0, None):
+            self.one(settings, "E006", "True or False", DATABASE_LOCKS_ENABLED=bad)
         self.one(place, "E001", "default", DATABASE_LOCKS_ALIAS="nope")
         self.one(place, "E004", "postgres://", DATABASE_LOCKS_URL="redis://:hunter2@h")
         self.one(
@@ -57,6 +59,18 @@ class SettingsTests(SimpleTestCase):
             self.one(checks.check_place, "E002", "PostgreSQL", DATABASE_LOCKS_ALIAS="other")
             self.one(checks.check_place, "E003", "Name the file", DATABASE_LOCKS_ALIAS="empty")
             self.one(checks.check_place, "W004", "primary", DATABASE_LOCKS_ALIAS="replica")
+
+    def test_a_value_that_is_no_boolean_is_refused_at_use_too(self):
+        with override_settings(DATABASE_LOCKS_ENABLED="False"):
+            with self.assertRaisesRegex(LockConfigError, "ENABLED is 'False', must be True or"):
+                with lock("job"):
+                    self.fail("ran")
+
+    def test_a_setting_that_cannot_be_used_is_named_in_a_sentence(self):
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ""}
+        with other_aliases(x=sqlite), override_settings(DATABASE_LOCKS_ALIAS="x"):
+            (message,) = checks.check_place()
+        self.assertEqual(message.msg, "Locks cannot use DATABASES['x']['NAME']: it is empty.")
 
     def test_they_are_registered(self):
         with override_settings(DATABASE_LOCKS_URL="x", DATABASE_LOCKS_ENABLED=False):
@@ -83,22 +97,30 @@ class TableTests(TestCase):
             self.assertEqual([which for which, _ in found(checks.check_place)], ["W005"])
 
     @unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
-    def test_a_table_without_row_locks_and_local_times_are_told(self):
+    def test_local_times_of_0_5_are_told_while_it_holds_nothing(self):
+        berlin = override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
+        with berlin, connection.cursor() as cursor:
+            self.assertEqual(found(lambda: checks.check_table(databases=["default"])), [])
+            # As 0.5 leaves the row of a lock that it has released.
+            cursor.execute("INSERT INTO database_locks_lock (name) VALUES ('old')")
+            (message,) = checks.check_table(databases=["default"])
+            self.assertEqual(message.id, "database_locks.W006")
+            self.assertIn("Europe/Berlin", message.msg)
+            cursor.execute("DELETE FROM database_locks_lock")
+
+
+@unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
+class RowLockTests(TransactionTestCase):
+    def test_a_table_without_row_locks_is_told(self):
         with connection.cursor() as cursor:
             # Shorter: a key of MyISAM's has 1,000 bytes at most.
             cursor.execute(
                 "ALTER TABLE database_locks_lock MODIFY name varchar(250) NOT NULL, ENGINE = MyISAM"
             )
-            cursor.execute(
-                "INSERT INTO database_locks_lock (name, expires_at) VALUES ('old', NOW())"
-            )
         try:
-            with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
-                messages = checks.check_table(databases=["default"])
-            numbers = [message.id for message in messages]
-            self.assertEqual(numbers, ["database_locks.W003", "database_locks.W006"])
+            messages = checks.check_table(databases=["default"])
+            self.assertEqual([message.id for message in messages], ["database_locks.W003"])
         finally:
             with connection.cursor() as cursor:
-                cursor.execute("DELETE FROM database_locks_lock")
                 name = _install._Mysql(connection.schema_editor()).definition("name")
                 cursor.execute(f"ALTER TABLE database_locks_lock MODIFY {name}, ENGINE = InnoDB")
