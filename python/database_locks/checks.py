@@ -87,14 +87,10 @@ def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
 
 
 def _bad_values() -> Iterator[tuple[str, str]]:
-    try:
-        conf.enabled()
-    except LockConfigError:
-        yield (
-            f"DATABASE_LOCKS_ENABLED is {settings.DATABASE_LOCKS_ENABLED!r}.",
-            "Give True or False. A text from the environment is compared first: "
-            'os.environ.get("LOCKS", "1") == "1".',
-        )
+    enabled: object = getattr(settings, "DATABASE_LOCKS_ENABLED", True)
+    if not isinstance(enabled, bool):
+        allowed = 'True or False. Compare a text first: os.environ.get("LOCKS", "1") == "1".'
+        yield f"DATABASE_LOCKS_ENABLED is {enabled!r}.", f"Give {allowed}"
     ttl = conf.default_ttl()
     seconds = _seconds(ttl)
     allowed = "Give seconds, 0.1 to 10 years, a timedelta, or None: without end."
