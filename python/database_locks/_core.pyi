@@ -107,7 +107,7 @@ class Locks:
         `LockTimeout` where another wait ran out.
         """
 
-    def take_up(
+    def resume(
         self,
         ticket: str,
         *,

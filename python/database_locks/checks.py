@@ -294,13 +294,9 @@ def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
     """
     if connection.vendor != "mysql" or settings.USE_TZ or settings.TIME_ZONE == "UTC":
         return
-    if "granted_until" in _columns(cursor):
-        legacy = (
-            f"SELECT 1 FROM {TABLE} WHERE token = 0 OR NOT granted_until <=> expires_at LIMIT 1"
-        )
-    else:
-        legacy = f"SELECT 1 FROM {TABLE} LIMIT 1"  # noqa: S608
-    cursor.execute(legacy)
+    complete = "granted_until" in _columns(cursor)
+    which = "WHERE token = 0 OR NOT granted_until <=> expires_at" if complete else ""
+    cursor.execute(f"SELECT 1 FROM {TABLE} {which} LIMIT 1")  # noqa: S608 - both are ours
     if cursor.fetchone():
         yield Advice(
             "Version 0.5 has written to the table of locks. With USE_TZ = False it writes times in "

@@ -50,14 +50,14 @@ class LockLost(LockException):
     """The lease ended before it was released: somebody else may hold the lock by now.
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
-    ``expired``, ``taken_over``, ``forced``, ``released``, ``taken_up``, ``row_gone``,
+    ``expired``, ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``,
     ``unreachable``, ``refused``, ``failover``, ``forked``. ``last_answer`` is what the last renewal
     came to where renewals failed until the lease ended: the database's own words if it refused.
     ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder``
     and ``holder_token`` are those of the grant that had the lock in the answer that said it was lost;
     ``None`` if the lock was free, or trust ended without an answer.
     ``detail`` says all of it, as every face of this library does:
-    ``lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)``.
+    ``lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)``.
     """
 
     def __init__(

@@ -231,7 +231,7 @@ class lock(_core.Scope):
         logger.info("acquiring lock %s", wanted.name)
         _settings.status("1")
         if self._ticket is not None:
-            return wanted.locks._core.take_up(
+            return wanted.locks._core.resume(
                 self._ticket,
                 ttl=wanted.ttl,
                 auto_renew=wanted.auto_renew,

@@ -43,7 +43,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
 /// A loss as what `LockLost` takes by name: `_loss.Loss`.
 pub(crate) fn said<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
     let (words, now) = (PyDict::new(py), loss.now_held_by());
-    words.set_item("reason", loss.reason().word())?;
+    words.set_item("reason", loss.reason().as_str())?;
     words.set_item("detail", loss.to_string())?;
     words.set_item("last_answer", loss.last_answer())?;
     words.set_item("held_for", loss.held_for().map(|age| age.as_secs_f64()))?;

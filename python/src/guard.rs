@@ -103,7 +103,7 @@ impl Guard {
             .try_write()
             .ok()
             .and_then(|mut guard| guard.take());
-        let ticket = guard.map(LockGuard::hand_over).transpose();
+        let ticket = guard.map(LockGuard::into_ticket).transpose();
         let ticket = ticket.map_err(|error| raise(py, error))?;
         Ok(ticket.map(|ticket| ticket.to_string()))
     }

@@ -58,16 +58,20 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
     let count = |state| {
         found
             .iter()
-            .filter(|info| info.state.word() == state)
+            .filter(|info| info.state.as_str() == state)
             .count()
     };
     let counts = STATES.map(|state| match state {
         "free" if !free => "null".into(),
         _ => count(state).to_string(),
     });
-    found.retain(|info| state.is_none_or(|state| state == info.state.word()));
+    found.retain(|info| state.is_none_or(|state| state == info.state.as_str()));
     // Stable: names stay in order.
-    found.sort_by_key(|info| STATES.iter().position(|state| *state == info.state.word()));
+    found.sort_by_key(|info| {
+        STATES
+            .iter()
+            .position(|state| *state == info.state.as_str())
+    });
     let shown = rows_of(&found, wanted.page, wanted.rows);
     Ok(format!(
         r#"{{"held":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Lock, Ticket, Ttl};
+use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
@@ -35,8 +35,8 @@ pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyRes
 
 /// None: without end.
 pub(crate) fn ttl(py: Python<'_>, ttl: Option<f64>) -> PyResult<Ttl> {
-    ttl.map_or(Ok(Ttl::Endless), |ttl| {
-        seconds(py, "lock_ttl", ttl).map(Ttl::Lasting)
+    ttl.map_or(Ok(Ttl::Infinite), |ttl| {
+        seconds(py, "lock_ttl", ttl).map(Ttl::Finite)
     })
 }
 
@@ -60,7 +60,9 @@ impl Locks {
             Some("sqlite") => "sqlite",
             _ => "memory",
         };
-        let locks = database_locks::Locks::open(url, table).map_err(|error| raise(py, error))?;
+        let locks = builder(url, table)
+            .connect_lazy()
+            .map_err(|error| raise(py, error))?;
         Ok(Self { locks, engine })
     }
 
@@ -84,7 +86,7 @@ impl Locks {
         }
         lock = lock.auto_renew(auto_renew);
         if let Some(holder) = holder {
-            lock = lock.holder(holder).take_over(true);
+            lock = lock.holder(holder).preempt(true);
         }
         if let Some(longest) = poll {
             lock = lock.poll(seconds(py, "retry", longest)?);
@@ -107,7 +109,7 @@ impl Locks {
     }
 
     #[pyo3(signature = (ticket, *, ttl, auto_renew=true, renew_every=None))]
-    fn take_up(
+    fn resume(
         &self,
         py: Python<'_>,
         ticket: &str,
@@ -122,7 +124,7 @@ impl Locks {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
         Ok(Pending::new(async move {
-            Ok(Value::Guard(Some(lock.take_up(&ticket).await?)))
+            Ok(Value::Guard(Some(lock.resume(&ticket).await?)))
         }))
     }
 
@@ -162,16 +164,17 @@ impl Locks {
     }
 
     fn force_release(&self, name: String) -> Pending {
-        self.pending(|locks| async move { Ok(Value::Freed(locks.force_release(&name).await?)) })
+        self.pending(
+            |locks| async move { Ok(Value::PreviousHolder(locks.force_release(&name).await?)) },
+        )
     }
 
     fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
-        let idle = seconds(py, "idle", idle)?;
-        Ok(
-            self.pending(
-                |locks| async move { Ok(Value::Count(locks.prune(idle, unknown).await?)) },
-            ),
-        )
+        let mut what = Prune::older_than(seconds(py, "idle", idle)?);
+        if unknown {
+            what = what.include_legacy();
+        }
+        Ok(self.pending(|locks| async move { Ok(Value::Count(locks.prune(what).await?)) }))
     }
 
     fn doctor(&self) -> Pending {
@@ -211,4 +214,12 @@ fn with_meta(mut lock: Lock, meta: &str) -> Lock {
         }
     }
     lock
+}
+
+pub(crate) fn builder(url: &str, table: Option<&str>) -> LocksBuilder {
+    let builder = database_locks::Locks::builder(url);
+    match table {
+        Some(table) => builder.table(table),
+        None => builder,
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use database_locks::blocking::wait_for;
-use database_locks::{Error, Freed, LockGuard, OpenFence};
+use database_locks::{Error, LockGuard, OpenFence, PreviousHolder};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -25,7 +25,7 @@ pub(crate) enum Value {
     Bool(bool),
     Count(u64),
     Text(Option<String>),
-    Freed(Option<Freed>),
+    PreviousHolder(Option<PreviousHolder>),
     Guard(Option<LockGuard>),
     Fence(database_locks::Fence, OpenFence),
 }
@@ -37,7 +37,7 @@ impl Value {
             Self::Bool(yes) => yes.into_py_any(py),
             Self::Count(count) => count.into_py_any(py),
             Self::Text(text) => text.into_py_any(py),
-            Self::Freed(freed) => freed
+            Self::PreviousHolder(freed) => freed
                 .map(|freed| (freed.holder, freed.held_for.map(|age| age.as_secs_f64())))
                 .into_py_any(py),
             Self::Guard(guard) => guard.map(Guard::new).into_py_any(py),

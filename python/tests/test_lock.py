@@ -340,7 +340,7 @@ def test_the_errors_are_one_family() -> None:
             name="job",
             token=5,
             reason="taken_over",
-            detail="lost after 12s: taken over by another holder",
+            detail="lost after 12s: preempted by another holder",
             held_for=12.0,
             holder="me",
             holder_token=7,

@@ -95,7 +95,7 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
         said = str(lost)
         assert said.startswith("lost lock, terminating: `job` lost ")
         assert " after " in said
-        assert ": taken over by another holder (now held by the thief for " in said
+        assert ": preempted by another holder (now held by the thief for " in said
         assert said.endswith(f", token {thief.token})")
         again = pickle.loads(pickle.dumps(lost))
         assert (type(again), str(again), vars(again)) == (LockLost, said, vars(lost))

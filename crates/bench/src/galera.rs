@@ -99,7 +99,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> S
         }
     }
     drop(locks);
-    hand_over(&mut places, length.mul_f64(0.3));
+    into_ticket(&mut places, length.mul_f64(0.3));
     for place in &mut places {
         place.held = held::hold(&place.tcp, HELD, true);
     }
@@ -144,7 +144,7 @@ pub(crate) fn run(settings: &Settings, servers: &Servers, length: Duration) -> S
 }
 
 /// From one process to the other and back, in turns with the other place.
-fn hand_over(places: &mut [Place; 2], length: Duration) {
+fn into_ticket(places: &mut [Place; 2], length: Duration) {
     let mut turns = Vec::new();
     for (at, place) in places.iter().enumerate() {
         let start = |url: &String| worker::start(&["wait", url, "hand over"]);

@@ -35,7 +35,7 @@ pub(crate) enum Length {
     /// Known now.
     Fixed(Duration),
     /// Without end, known now.
-    Endless,
+    Infinite,
     /// An expression, known when the function is called.
     Computed(Expr),
 }
@@ -217,7 +217,7 @@ fn length(bounds: &Bounds, value: Expr) -> Result<Length> {
         }
     };
     if literal.trim() == "inf" && bounds.endless {
-        return Ok(Length::Endless);
+        return Ok(Length::Infinite);
     }
     match duration::parse(&literal) {
         Some(length) if (bounds.least..=bounds.most).contains(&length) => Ok(Length::Fixed(length)),
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn only_a_ttl_is_without_end() {
         let args = syn::parse_str::<Args>("ttl = \"inf\"").unwrap();
-        assert!(matches!(args.ttl, Some(Length::Endless)));
+        assert!(matches!(args.ttl, Some(Length::Infinite)));
         assert!(refused("wait = \"inf\"").contains("left out"));
         assert!(refused("margin = \"inf\"").contains("half of the ttl"));
     }

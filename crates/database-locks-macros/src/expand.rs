@@ -241,7 +241,7 @@ impl Expansion<'_> {
             let method = Ident::new(method, Span::call_site());
             let length = match length.as_ref()? {
                 Length::Computed(length) => length.to_token_stream(),
-                Length::Endless => quote!(#core::Ttl::Endless),
+                Length::Infinite => quote!(#core::Ttl::Infinite),
                 Length::Fixed(length) => {
                     let (secs, nanos) = (length.as_secs(), length.subsec_nanos());
                     quote!(::core::time::Duration::new(#secs, #nanos))

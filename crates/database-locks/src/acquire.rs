@@ -47,7 +47,7 @@ pub(crate) struct Want {
     /// None: as long as it takes; zero: try once.
     pub(crate) wait: Option<Duration>,
     /// Whether the same holder in another process loses it to us.
-    pub(crate) take_over: bool,
+    pub(crate) preempt: bool,
     /// The longest pause between two looks at a lock that somebody else has.
     pub(crate) poll: Duration,
 }
@@ -168,7 +168,7 @@ async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, 
         }
         Ok(None) => "busy",
         Err(Error::TimedOut { .. }) => "timed_out",
-        Err(Error::HeldOff { .. }) => "held_off",
+        Err(Error::Conflict { .. }) => "held_off",
         Err(Error::Unavailable { .. }) => "unavailable",
         Err(Error::Lost { .. }) => "lost",
         Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",

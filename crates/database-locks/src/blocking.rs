@@ -31,8 +31,8 @@ use serde_json::Value;
 use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::{ListFilter, LockInfo};
-use crate::locks::Freed;
+use crate::info::{ListFilter, LockInfo, Prune};
+use crate::locks::PreviousHolder;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -56,7 +56,7 @@ use crate::timing::Ttl;
 /// use database_locks::blocking::wait_for;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
-/// let locks = database_locks::Locks::open("memory:", None)?;
+/// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
 /// let lock = locks.lock("report");
 /// let mut acquiring = pin!(lock.acquire());
 /// let guard = loop {
@@ -77,6 +77,28 @@ fn may_wait<T>(waited: Result<T, Error>) -> T {
     waited.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// [`crate::LocksBuilder`] without async.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct LocksBuilder(crate::LocksBuilder);
+
+impl LocksBuilder {
+    /// See [`crate::LocksBuilder::table`].
+    pub fn table(self, table: impl Into<String>) -> Self {
+        Self(self.0.table(table))
+    }
+
+    /// See [`crate::LocksBuilder::connect`].
+    pub fn connect(self) -> Result<Locks, Error> {
+        block_on(self.0.connect())?.map(Locks)
+    }
+
+    /// See [`crate::LocksBuilder::connect_lazy`].
+    pub fn connect_lazy(self) -> Result<Locks, Error> {
+        self.0.connect_lazy().map(Locks)
+    }
+}
+
 /// [`crate::Locks`] without async.
 #[derive(Clone, Debug)]
 pub struct Locks(crate::Locks);
@@ -87,14 +109,9 @@ impl Locks {
         block_on(crate::Locks::connect(url))?.map(Self)
     }
 
-    /// See [`crate::Locks::connect_to`].
-    pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect_to(url, table))?.map(Self)
-    }
-
-    /// See [`crate::Locks::open`].
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        crate::Locks::open(url, table).map(Self)
+    /// See [`crate::Locks::builder`].
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder(crate::Locks::builder(url))
     }
 
     /// See [`crate::Locks::set_default`]: both faces have the same default.
@@ -137,7 +154,7 @@ impl Locks {
     }
 
     /// See [`crate::Locks::force_release`].
-    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub fn force_release(&self, name: impl AsRef<str>) -> Result<Option<PreviousHolder>, Error> {
         block_on(self.0.force_release(name))?
     }
 
@@ -146,9 +163,9 @@ impl Locks {
         block_on(self.0.doctor())?
     }
 
-    /// See [`crate::Locks::take_up`].
-    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
+    /// See [`crate::Locks::resume`].
+    pub fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.resume(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Locks::renew`].
@@ -162,8 +179,8 @@ impl Locks {
     }
 
     /// See [`crate::Locks::prune`].
-    pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
-        block_on(self.0.prune(idle, unknown))?
+    pub fn prune(&self, what: Prune) -> Result<u64, Error> {
+        block_on(self.0.prune(what))?
     }
 
     /// See [`crate::Locks::drain`]. Where no call may block it returns at once.
@@ -225,9 +242,9 @@ impl Lock {
         Self(self.0.holder(holder))
     }
 
-    /// See [`crate::Lock::take_over`].
-    pub fn take_over(self, on: bool) -> Self {
-        Self(self.0.take_over(on))
+    /// See [`crate::Lock::preempt`].
+    pub fn preempt(self, on: bool) -> Self {
+        Self(self.0.preempt(on))
     }
 
     /// See [`crate::Lock::metadata`].
@@ -240,9 +257,9 @@ impl Lock {
         Ok(block_on(self.0.try_acquire())??.map(|guard| LockGuard(Some(guard))))
     }
 
-    /// See [`crate::Lock::take_up`].
-    pub fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        block_on(self.0.take_up(ticket))?.map(|guard| LockGuard(Some(guard)))
+    /// See [`crate::Lock::resume`].
+    pub fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        block_on(self.0.resume(ticket))?.map(|guard| LockGuard(Some(guard)))
     }
 
     /// See [`crate::Lock::acquire`].
@@ -325,13 +342,13 @@ impl LockGuard {
         block_on(crate::LockGuard::fence(self, tx))?
     }
 
-    /// See [`crate::LockGuard::fence_for`].
-    pub fn fence_for<T: FenceTransaction>(
+    /// See [`crate::LockGuard::fence_with_duration`].
+    pub fn fence_with_duration<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence_for(self, tx, lasting))?
+        block_on(crate::LockGuard::fence_with_duration(self, tx, lasting))?
     }
 
     /// Wait until it is lost; see [`crate::LockGuard::lost`].
@@ -343,16 +360,16 @@ impl LockGuard {
         may_wait(block_on(self.lost()))
     }
 
-    /// See [`crate::LockGuard::hand_over`].
+    /// See [`crate::LockGuard::into_ticket`].
     #[allow(
         clippy::expect_used,
-        reason = "only `release`, `hand_over` and `drop` take it"
+        reason = "only `release`, `into_ticket` and `drop` take it"
     )]
-    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.0
             .take()
             .expect("a guard that was not released")
-            .hand_over()
+            .into_ticket()
     }
 
     /// See [`crate::LockGuard::release`].

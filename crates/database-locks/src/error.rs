@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
     #[error("could not {op}: somebody else was in the way")]
-    HeldOff {
+    Conflict {
         /// What was tried.
         op: String,
         /// What stood in the way.
@@ -151,13 +151,13 @@ pub enum LostReason {
     /// renewals were switched off.
     Expired,
     /// Somebody else was granted the lock.
-    TakenOver,
+    Preempted,
     /// Somebody freed it by force.
     Forced,
     /// Somebody who had its ticket released it.
     Released,
     /// Somebody who had its ticket went on with it.
-    TakenUp,
+    Resumed,
     /// The row was deleted.
     RowGone,
     /// The database could not be reached until the lease ran out.
@@ -177,14 +177,14 @@ impl LostReason {
         matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
-    /// One word, as a label and in logs: `expired`, `taken_over`, …
-    pub fn word(self) -> &'static str {
+    /// One word, as a label and in logs: `expired`, `preempted`, …
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
-            Self::TakenOver => "taken_over",
+            Self::Preempted => "preempted",
             Self::Forced => "forced",
             Self::Released => "released",
-            Self::TakenUp => "taken_up",
+            Self::Resumed => "resumed",
             Self::RowGone => "row_gone",
             Self::Unreachable => "unreachable",
             Self::Refused => "refused",
@@ -198,10 +198,10 @@ impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "the lease expired before it was renewed",
-            Self::TakenOver => "taken over by another holder",
+            Self::Preempted => "preempted by another holder",
             Self::Forced => "released by force",
             Self::Released => "released with its ticket",
-            Self::TakenUp => "taken up with its ticket",
+            Self::Resumed => "resumed with its ticket",
             Self::RowGone => "its row is gone from the table",
             Self::Unreachable => "the database could not be reached until the lease expired",
             Self::Refused => "the database refused renewals until the lease expired",

@@ -219,7 +219,7 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]; [`Error::HeldOff`] while trust has run out under another open fence.
+    /// [`Error::Lost`]; [`Error::Conflict`] while trust has run out under another open fence.
     pub fn fence_statement(&self) -> Result<Fence, Error> {
         self.still_trusted()?;
         let grant = &self.held.grant;
@@ -242,7 +242,7 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]. [`Error::HeldOff`] while trust has run out under another open fence.
+    /// [`Error::Lost`]. [`Error::Conflict`] while trust has run out under another open fence.
     /// [`Error::Config`] for `lasting` out of range. [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Cancel safety
@@ -308,7 +308,7 @@ impl LockGuard {
         let timing = self.inner.scheduler.timing(self.held.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
-        Timing::new(Ttl::Lasting(length), Renewing::Never, None).map_err(|_| refuse())?;
+        Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;
         Ok(length)
     }
 
@@ -320,7 +320,7 @@ impl LockGuard {
     /// # Errors
     ///
     /// It answers [`Error::Lost`] where the grant is gone, and the guard is lost from then on;
-    /// [`Error::HeldOff`] where it is there: a conflict of the transaction itself, to be tried again
+    /// [`Error::Conflict`] where it is there: a conflict of the transaction itself, to be tried again
     /// from its beginning; [`Error::Config`] where it is there and the transaction does not see it;
     /// [`Error::Unavailable`] or [`Error::Rejected`] where the database does not say.
     pub async fn fence_failed(&self, failure: FenceFailure) -> Error {
@@ -328,7 +328,7 @@ impl LockGuard {
             return error;
         }
         let name = self.name();
-        let held_off = |source: &str| Error::HeldOff {
+        let held_off = |source: &str| Error::Conflict {
             op: format!("fence lock `{name}`"),
             source: source.into(),
         };
@@ -370,7 +370,7 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]: roll back. [`Error::HeldOff`]: a conflict; roll back and try the transaction
+    /// [`Error::Lost`]: roll back. [`Error::Conflict`]: a conflict; roll back and try the transaction
     /// again. [`Error::Config`]: a transaction in another database than the lock's, or one that has read
     /// before the lock was acquired. [`Error::Unavailable`], [`Error::Rejected`].
     ///
@@ -390,7 +390,7 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// As [`LockGuard::fence`].
-    pub async fn fence_for<T: FenceTransaction>(
+    pub async fn fence_with_duration<T: FenceTransaction>(
         &self,
         tx: &mut T,
         lasting: Duration,

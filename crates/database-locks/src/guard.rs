@@ -60,7 +60,7 @@ impl LockGuard {
 
     /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
     pub(crate) fn perhaps_endless(self) -> Self {
-        *self.longest() = Ttl::Endless;
+        *self.longest() = Ttl::Infinite;
         self
     }
 
@@ -164,7 +164,7 @@ impl LockGuard {
     ///
     /// At most once, on a thread that runs callbacks and nothing else, right after the guard was
     /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this thread, if
-    /// it is lost already. Never once [`release`](LockGuard::release), [`hand_over`](LockGuard::hand_over)
+    /// it is lost already. Never once [`release`](LockGuard::release), [`into_ticket`](LockGuard::into_ticket)
     /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
     /// for its error to tell. A call that had begun before may still be going on.
     ///
@@ -267,8 +267,8 @@ impl LockGuard {
             // Never shortened in the database.
             let mut longest = self.longest();
             *longest = match (*longest, ttl) {
-                (Ttl::Lasting(before), Ttl::Lasting(now)) => Ttl::Lasting(before.max(now)),
-                _ => Ttl::Endless,
+                (Ttl::Finite(before), Ttl::Finite(now)) => Ttl::Finite(before.max(now)),
+                _ => Ttl::Infinite,
             };
         }
         let mut status = self.held.watch();
@@ -291,7 +291,7 @@ impl LockGuard {
             return Err(Loss::of_another(LostReason::Forked).error(self.name()));
         }
         if suspended && matches!(self.held.status(), Status::Held(_)) {
-            return Err(Error::HeldOff {
+            return Err(Error::Conflict {
                 op: format!("say whether lock `{}` is held", self.name()),
                 source: "a fenced transaction is open that lasts longer than the lease: no renewal gets \
                          past it, and what comes after it decides"
@@ -315,12 +315,12 @@ impl LockGuard {
     /// Stop renewing and hand the lock over: whoever has the ticket goes on with it.
     ///
     /// It stays held until its present lease ends, so the ticket has to be
-    /// [taken up](crate::Locks::take_up) before. Extend it first where that takes long.
+    /// [resumed](crate::Locks::resume) before. Extend it first where that takes long.
     ///
     /// # Errors
     ///
     /// [`Error::Lost`] if there is nothing left to hand over.
-    pub fn hand_over(mut self) -> Result<Ticket, Error> {
+    pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
@@ -360,7 +360,7 @@ impl LockGuard {
         self.forget_listeners();
         match self.still_trusted() {
             // Where trust has run out under a fence it is ours to be released all the same.
-            Ok(()) | Err(Error::HeldOff { .. }) => {}
+            Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(lost) => return Err(lost),
         }
         let Some(work) = self.begin_release() else {
@@ -390,7 +390,7 @@ impl LockGuard {
         let ttl = *self.longest();
         let why =
             runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
-        let gone = why.await?.unwrap_or(LostReason::TakenOver.into());
+        let gone = why.await?.unwrap_or(LostReason::Preempted.into());
         Err(self.held.loss(gone).error(self.name()))
     }
 

@@ -230,7 +230,7 @@ impl Held {
             lock.token = token.get(),
             lock.holder = &**holder,
             lock.held_ms = loss.held_for().map(ms),
-            lock.lost_reason = loss.reason().word(),
+            lock.lost_reason = loss.reason().as_str(),
             lock.last_answer = loss.last_answer(),
             lock.now_holder = loss.now_held_by().and_then(|now| now.holder.as_deref()),
             "lock {loss}; {}",

@@ -86,6 +86,40 @@ impl ListFilter {
     }
 }
 
+/// Which rows [`Locks::prune`](crate::Locks::prune) deletes.
+///
+/// ```
+/// use std::time::Duration;
+/// use database_locks::Prune;
+///
+/// let month = Duration::from_secs(30 * 86_400);
+/// assert_ne!(Prune::older_than(month), Prune::older_than(month).include_legacy());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it deletes nothing by itself"]
+pub struct Prune {
+    pub(crate) idle: Duration,
+    pub(crate) legacy: bool,
+}
+
+impl Prune {
+    /// The locks that were released, or whose leases ended, at least this long ago by the database's
+    /// clock.
+    pub fn older_than(idle: Duration) -> Self {
+        Self {
+            idle,
+            legacy: false,
+        }
+    }
+
+    /// Also the free rows that `django-database-locks` 0.5 wrote last: they do not say since when they
+    /// are free.
+    pub fn include_legacy(mut self) -> Self {
+        self.legacy = true;
+        self
+    }
+}
+
 /// Whether a lock can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -106,7 +140,7 @@ pub enum LockState {
 
 impl LockState {
     /// `free`, `held` or `expired`: as `dblock list` has it, and what reads its JSON.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
             Self::Held { .. } => "held",
@@ -137,11 +171,11 @@ impl LockInfo {
     /// # let locks = Locks::connect("memory:").await?;
     /// let guard = locks.lock("report").metadata("ticket", "OPS-1").acquire().await?;
     /// let info = locks.show("report").await?.expect("it is held");
-    /// assert_eq!(info.purpose(), "ticket=OPS-1");
+    /// assert_eq!(info.description(), "ticket=OPS-1");
     /// # drop(guard);
     /// # Ok(()) }
     /// ```
-    pub fn purpose(&self) -> String {
+    pub fn description(&self) -> String {
         let all = self.parsed_metadata();
         let Some(own) = all["meta"].as_object() else {
             return match &all {
@@ -168,13 +202,13 @@ impl LockInfo {
     /// # let locks = Locks::connect("memory:").await?;
     /// let guard = locks.lock("report").holder("web-2").acquire().await?;
     /// let info = locks.show("report").await?.expect("it is there");
-    /// assert!(info.whose().starts_with("held by web-2 for "));
+    /// assert!(info.holder_summary().starts_with("held by web-2 for "));
     /// guard.release().await?;
     /// let info = locks.show("report").await?.expect("it is there");
-    /// assert_eq!(info.whose(), "free");
+    /// assert_eq!(info.holder_summary(), "free");
     /// # Ok(()) }
     /// ```
-    pub fn whose(&self) -> String {
+    pub fn holder_summary(&self) -> String {
         match self.state {
             LockState::Free | LockState::Expired { .. } => "free".to_owned(),
             LockState::Held { .. } => {
@@ -197,7 +231,7 @@ impl LockInfo {
 
     /// As one JSON object, on one line: what `dblock list --json` prints of a lock.
     ///
-    /// `name`, `state` (see [`LockState::word`]), `holder`, `token`, `grant`; `held_for` and `free_in`
+    /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and `free_in`
     /// in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the database's
     /// clock; `metadata` as [`LockInfo::parsed_metadata`]. Null stands where there is none, or no end.
     pub fn to_json(&self) -> String {
@@ -209,7 +243,7 @@ impl LockInfo {
         let seconds = |length: Duration| length.as_millis() as f64 / 1000.0;
         let fields = [
             ("name", json!(self.name.as_str())),
-            ("state", json!(self.state.word())),
+            ("state", json!(self.state.as_str())),
             ("holder", json!(self.holder)),
             ("token", json!(self.token.get())),
             ("grant", json!(self.grant)),
@@ -339,12 +373,12 @@ mod tests {
 
     #[test]
     fn the_purpose_is_the_callers_words_before_the_program() {
-        let of = |text: &str| held(Some(text)).purpose();
+        let of = |text: &str| held(Some(text)).description();
         assert_eq!(of(r#"{"program":"worker","pid":1}"#), "worker");
         let own = r#"{"program":"dblock","meta":{"ticket":"OPS-1","command":"report.sh"}}"#;
         assert_eq!(of(own), "report.sh ticket=OPS-1");
         assert_eq!(of("by hand"), "by hand");
         assert_eq!(of("{}"), "");
-        assert_eq!(held(None).purpose(), "");
+        assert_eq!(held(None).description(), "");
     }
 }

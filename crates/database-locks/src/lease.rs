@@ -29,7 +29,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// times what it takes where the disk keeps up.
 const LARGE_ROUND: Duration = Duration::from_millis(500);
 /// What a renewal asks for that is only to say whether the lease is still there.
-const CHECK: Ttl = Ttl::Lasting(Duration::from_millis(1));
+const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
 
 /// What is to be done about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Lease {
         // What is left of a grant that was made before is not the whole either. That it is there was
         // read, and a primary which another one has replaced may say so of what it could not commit:
         // so that is confirmed by a renewal first.
-        let whole = timing.ttl() == Ttl::Lasting(length);
+        let whole = timing.ttl() == Ttl::Finite(length);
         Self {
             trusted_until: trust(&timing, sent, length),
             // What the acquire granted of a long lease is only its beginning.
@@ -167,8 +167,8 @@ impl Lease {
         if held_back {
             // What the database has of it ends within this time, the fence's own writing included.
             let most = match self.longest() {
-                Ttl::Lasting(length) => length,
-                Ttl::Endless => MAX_FIRST_GRANT,
+                Ttl::Finite(length) => length,
+                Ttl::Infinite => MAX_FIRST_GRANT,
             };
             self.undecided_until = Some(now.saturating_add(most));
         }
@@ -188,7 +188,7 @@ impl Lease {
     /// What the next renewal asks for.
     fn longest(&self) -> Ttl {
         match (self.timing.ttl(), self.cover) {
-            (Ttl::Lasting(ttl), Some(cover)) => Ttl::Lasting(ttl.max(cover)),
+            (Ttl::Finite(ttl), Some(cover)) => Ttl::Finite(ttl.max(cover)),
             (ttl, _) => ttl,
         }
     }
@@ -238,8 +238,8 @@ impl Lease {
         match answer {
             Answer::Renewed => {
                 let until = match asked {
-                    Ttl::Lasting(length) => trust(&self.timing, sent, length),
-                    Ttl::Endless => Time::MAX,
+                    Ttl::Finite(length) => trust(&self.timing, sent, length),
+                    Ttl::Infinite => Time::MAX,
                 };
                 self.trusted_until = self.trusted_until.max(until);
                 if now < self.trusted_until {
@@ -340,10 +340,10 @@ mod tests {
     #[test]
     fn a_lease_without_end_may_be_renewed_as_good_as_never() {
         let never = Renewing::Every(Duration::MAX);
-        let timing = Timing::new(Ttl::Endless, never, None).unwrap();
+        let timing = Timing::new(Ttl::Infinite, never, None).unwrap();
         let mut lease = Lease::granted(timing, START, timing.first_grant());
         assert_eq!(lease.next(START), Next::Renew);
-        assert_eq!(lease.renewing(), Ttl::Endless);
+        assert_eq!(lease.renewing(), Ttl::Infinite);
         lease.answered(START, Answer::Renewed, START + secs(1));
         assert_eq!(lease.next(START + secs(1)), Next::Wait(Time::MAX));
         assert!(!lease.may_come_along(START + secs(1)));
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_long_lease_begins_short_and_is_renewed_at_once() {
-        for ttl in [Ttl::Lasting(secs(3600)), Ttl::Endless] {
+        for ttl in [Ttl::Finite(secs(3600)), Ttl::Infinite] {
             let mut lease = Lease::granted(timing(ttl), START, secs(30));
             assert_eq!(lease.confirmed(), None);
             assert!(lease.trusted_until() <= START + secs(30));
@@ -429,7 +429,7 @@ mod tests {
         lease.renewing();
         lease.extend(timing(secs(60)), START + secs(1));
         lease.answered(START, Answer::Renewed, START + secs(2));
-        assert_ne!(lease.confirmed(), Some(Ttl::Lasting(secs(60))));
+        assert_ne!(lease.confirmed(), Some(Ttl::Finite(secs(60))));
         assert_eq!(lease.next(START + secs(2)), Next::Renew);
     }
 
@@ -574,12 +574,12 @@ mod tests {
         lease.cover(secs(300), START);
         assert_eq!(lease.confirmed(), None);
         assert_eq!(lease.next(START), Next::Renew);
-        assert_eq!(lease.renewing(), Ttl::Lasting(secs(300)));
+        assert_eq!(lease.renewing(), Ttl::Finite(secs(300)));
         lease.answered(START, Answer::Renewed, START + secs(1));
         assert_eq!(lease.trusted_until(), START + secs(297));
-        assert_eq!(lease.confirmed(), Some(Ttl::Lasting(secs(30))));
+        assert_eq!(lease.confirmed(), Some(Ttl::Finite(secs(30))));
         assert_eq!(lease.next(START + secs(1)), Next::Wait(START + secs(10)));
-        assert_eq!(lease.renewing(), Ttl::Lasting(secs(30)));
+        assert_eq!(lease.renewing(), Ttl::Finite(secs(30)));
     }
 
     /// The margin of 3 s is for 300 s of a clock that is 1 % too fast, and not for more.
@@ -611,7 +611,7 @@ mod tests {
     }
 
     fn any_ttl() -> impl Strategy<Value = Ttl> {
-        prop_oneof![Just(Ttl::Endless), any_length().prop_map(Ttl::Lasting)]
+        prop_oneof![Just(Ttl::Infinite), any_length().prop_map(Ttl::Finite)]
     }
 
     proptest! {
@@ -685,7 +685,7 @@ mod tests {
                         let (sent, done) = (now, now + ms(before));
                         let asked = lease.renewing();
                         now = done + ms(after);
-                        let Ttl::Lasting(asked) = asked else { unreachable!() };
+                        let Ttl::Finite(asked) = asked else { unreachable!() };
                         // Sent while trusted, carried out while the row was not expired.
                         let carried_out = answer < 2 || (answer == 2 && late);
                         if carried_out && db(done) < expires {

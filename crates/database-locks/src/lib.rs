@@ -53,6 +53,7 @@
 mod acquire;
 mod batch;
 pub mod blocking;
+mod builder;
 mod clock;
 mod default;
 #[cfg_attr(
@@ -82,10 +83,10 @@ mod ours;
 mod outage;
 mod release;
 mod renew;
+mod resume;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
-mod take_up;
 mod testing;
 mod ticket;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
@@ -95,14 +96,15 @@ mod token;
 mod turns;
 mod watch;
 
+pub use builder::LocksBuilder;
 pub use error::{BoxError, Error, LostReason};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
-pub use info::{ListFilter, LockInfo, LockState};
+pub use info::{ListFilter, LockInfo, LockState, Prune};
 pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;
-pub use locks::{Freed, Locks};
+pub use locks::{Locks, PreviousHolder};
 pub use loss::{HeldBy, Loss};
 pub use name::LockName;
 pub use ticket::Ticket;

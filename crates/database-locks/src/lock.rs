@@ -14,7 +14,7 @@ use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
 use crate::loss::Loss;
 use crate::name::LockName;
-use crate::take_up::take_up;
+use crate::resume::resume;
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::GrantId;
@@ -30,14 +30,14 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 ///
 /// | setting       | meaning                                                        | default |
 /// | ---           | ---                                                            | --- |
-/// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Endless`]. So long a lock stays held when its holder dies | 30 s |
+/// | `ttl`         | how long the lease lasts after its last renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. So long a lock stays held when its holder dies | 30 s |
 /// | `wait`        | how long to wait for it; zero: try once                        | as long as it takes |
 /// | `poll`        | the longest pause between two looks at a lock that somebody else has, where nobody wakes us; 1 ms at least | 250 ms |
 /// | `renew_every` | when to renew: 10 ms to half of what the holder trusts         | a third of the ttl |
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the lease's end the holder stops trusting it; less than half of the ttl | a tenth of the ttl, at most 3 s or a hundredth |
 /// | `holder`      | who, for people: 1 to 255 characters                           | `host.pid.random` |
-/// | `take_over`   | whether the same `holder` in another process loses it to us at once | no |
+/// | `preempt`   | whether the same `holder` in another process loses it to us at once | no |
 /// | `metadata`    | what the holder wants to say, as JSON; 4 KiB in all            | program, host, pid, version |
 ///
 /// # Example
@@ -64,7 +64,7 @@ pub struct Lock {
     renewing: Renewing,
     margin: Option<Duration>,
     holder: Option<String>,
-    take_over: bool,
+    preempt: bool,
     metadata: Map<String, Value>,
 }
 
@@ -73,13 +73,13 @@ impl Lock {
         Self {
             locks,
             name: name.to_owned(),
-            ttl: Ttl::Lasting(DEFAULT_TTL),
+            ttl: Ttl::Finite(DEFAULT_TTL),
             wait: None,
             poll: LONGEST_POLL,
             renewing: Renewing::ByDefault,
             margin: None,
             holder: None,
-            take_over: false,
+            preempt: false,
             metadata: Map::new(),
         }
     }
@@ -157,7 +157,7 @@ impl Lock {
     /// For a service of which there is one: restarted after a crash, or moved to another machine, it
     /// goes on without waiting until the lease of the one before has run out. It gets a new token, and
     /// the older holder, should it still be there, has lost the lock
-    /// ([`LostReason::TakenOver`](crate::LostReason::TakenOver)), but learns it at its next renewal
+    /// ([`LostReason::Preempted`](crate::LostReason::Preempted)), but learns it at its next renewal
     /// only: until then both may be at work. What such a service writes should be checked by the token.
     ///
     /// Within one process a holder of the same name excludes like any other, and a lock that somebody
@@ -169,14 +169,14 @@ impl Lock {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = database_locks::Locks::connect("memory:").await?;
-    /// let lock = locks.lock("importer").holder("importer of node 7").take_over(true);
+    /// let lock = locks.lock("importer").holder("importer of node 7").preempt(true);
     /// let guard = lock.acquire().await?;
     /// assert!(lock.try_acquire().await?.is_none(), "not within one process");
     /// # drop(guard);
     /// # Ok(()) }
     /// ```
-    pub fn take_over(mut self, on: bool) -> Self {
-        self.take_over = on;
+    pub fn preempt(mut self, on: bool) -> Self {
+        self.preempt = on;
         self
     }
 
@@ -192,11 +192,11 @@ impl Lock {
                 check_holder(holder)?;
                 holder.as_str().into()
             }
-            None if self.take_over => {
+            None if self.preempt => {
                 let allowed =
                     "given together with a `holder`: the one by default is another each time";
                 return Err(Error::config(
-                    "take_over",
+                    "preempt",
                     "on, and no `holder` is given",
                     allowed,
                 ));
@@ -210,10 +210,10 @@ impl Lock {
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
-            metadata: metadata(&self.metadata, from, self.take_over)?.into(),
+            metadata: metadata(&self.metadata, from, self.preempt)?.into(),
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
-            take_over: self.take_over,
+            preempt: self.preempt,
             poll: self.poll,
         })
     }
@@ -269,16 +269,16 @@ impl Lock {
     }
 
     /// Go on with a lock that was handed over, under the settings of this one. See
-    /// [`Locks::take_up`].
+    /// [`Locks::resume`].
     ///
     /// # Errors
     ///
-    /// As [`Locks::take_up`], and [`Error::Config`] where the ticket is one for another lock.
+    /// As [`Locks::resume`], and [`Error::Config`] where the ticket is one for another lock.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it leaves the lock held by the ticket, or gives it back in the background.
-    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
         let want = self.want(None, Some(ticket.grant))?;
         if want.name != ticket.name {
             let got = format!("one for lock `{}`", ticket.name);
@@ -288,7 +288,7 @@ impl Lock {
                 format!("one for `{}`", want.name),
             ));
         }
-        take_up(self.locks.inner()?, want, ticket.clone()).await
+        resume(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.

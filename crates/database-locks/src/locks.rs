@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
+use crate::builder::LocksBuilder;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::{ListFilter, LockInfo, LockState};
+use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
+use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
 use crate::store::{Force, Lapse, Occupant, StoreError};
-use crate::take_up::{ByTicket, by_ticket};
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::Token;
@@ -83,51 +84,16 @@ impl Locks {
     ///
     /// May be dropped at any time; the connection is then closed.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        Self::connect_to(url, None).await
+        Self::builder(url).connect().await
     }
 
-    /// The same with a table of another name: `NAME` or `SCHEMA.NAME`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
-    pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let locks = Self::open(url, table)?;
-        let inner = locks.inner()?;
-        runtime::run(async move {
-            let connected = inner.store.connect(PATIENCE).await;
-            connected.map_err(|e| e.into_error("connect"))
-        })
-        .await?;
-        Ok(locks)
+    /// Connect with more than a URL says: another table, or not before the first call.
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder::new(url.as_ref())
     }
 
-    /// The same without connecting: that is done by the first call that needs it, and tried again by
-    /// each that follows. For a program that has to start although its database is not there yet:
-    /// an [`acquire`](Lock::acquire) then goes on trying for as long as it may wait.
-    ///
-    /// `table` is as for [`Locks::connect_to`]; `None`: the usual one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for a URL or a name of a table that cannot be used, or for files of
-    /// certificates, which are read here. What [`Locks::connect`] is refused by a server is told by
-    /// the first call instead.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use database_locks::{Error, Locks};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
-    /// let locks = Locks::open("postgres://localhost:1/nobody-listens-here", None)?;
-    /// let lock = locks.lock("report").wait(Duration::from_millis(100));
-    /// assert!(matches!(lock.acquire().await, Err(Error::Unavailable { .. })));
-    /// # Ok(()) }
-    /// ```
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Place::new(url.as_ref(), table)?)))
+    pub(crate) fn at(place: Arc<Place>) -> Self {
+        Self(place)
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -140,7 +106,7 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::HeldOff`] where somebody has
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] where somebody has
     /// the table locked for 30 s; [`Error::Unavailable`].
     pub async fn migrate(&self) -> Result<(), Error> {
         let inner = self.inner()?;
@@ -226,11 +192,14 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::HeldOff`] where its row stays locked for 2 s: a fenced transaction may be open;
+    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
-    pub async fn force_release(&self, name: impl AsRef<str>) -> Result<Option<Freed>, Error> {
+    pub async fn force_release(
+        &self,
+        name: impl AsRef<str>,
+    ) -> Result<Option<PreviousHolder>, Error> {
         let from = self.force(LockName::new(name)?).await?;
-        Ok(from.map(|from| Freed {
+        Ok(from.map(|from| PreviousHolder {
             holder: from.holder,
             held_for: from.held_for,
         }))
@@ -268,11 +237,11 @@ impl Locks {
     /// Go on with a lock that was handed over: the same token, a new grant.
     ///
     /// What its giver, or a second taker, still sends changes nothing. Settings: see
-    /// [`Lock::take_up`].
+    /// [`Lock::resume`].
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead: taken up already, released, or expired;
+    /// [`Error::Lost`] where the ticket is dead: resumed already, released, or expired;
     /// [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Example
@@ -281,15 +250,15 @@ impl Locks {
     /// # use database_locks::Locks;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = Locks::connect("memory:").await?;
-    /// let ticket = locks.lock("report").acquire().await?.hand_over()?;
+    /// let ticket = locks.lock("report").acquire().await?.into_ticket()?;
     /// // … somewhere else …
-    /// let guard = locks.take_up(&ticket).await?;
+    /// let guard = locks.resume(&ticket).await?;
     /// assert_eq!(guard.token(), ticket.token());
-    /// assert!(locks.take_up(&ticket).await.is_err(), "only once");
+    /// assert!(locks.resume(&ticket).await.is_err(), "only once");
     /// # Ok(()) }
     /// ```
-    pub async fn take_up(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        self.lock(ticket.name().as_str()).take_up(ticket).await
+    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
+        self.lock(ticket.name().as_str()).resume(ticket).await
     }
 
     /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
@@ -313,21 +282,34 @@ impl Locks {
         by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
     }
 
-    /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
+    /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
     ///
-    /// Tokens go on growing if such a lock is used again. Rows of `django-database-locks` 0.5 do not
-    /// say when they were free last; they are deleted only where `unknown` is set.
+    /// Tokens go on growing if such a lock is used again.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
-    pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::{Locks, Prune};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let month = Duration::from_secs(30 * 86_400);
+    /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn prune(&self, what: Prune) -> Result<u64, Error> {
+        let Prune { idle, legacy } = what;
         let inner = self.inner()?;
         runtime::run(async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, unknown, after, PATIENCE);
+                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
                 let page = again(PATIENCE, prune).await;
                 let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
                 total += page.deleted;
@@ -414,7 +396,7 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
 /// Who lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Freed {
+pub struct PreviousHolder {
     /// `locked_by`.
     pub holder: Option<String>,
     /// For how long it had been held.

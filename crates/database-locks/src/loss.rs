@@ -49,7 +49,7 @@ impl fmt::Display for HeldBy {
 /// How a held lock was lost: why, since when, and who has it now.
 ///
 /// It is made of what was known by then, and asking it never waits. Its `Display` is what every face
-/// says of a loss: `lost after 12s: taken over by another holder (now held by web-2.17.ab for 3s,
+/// says of a loss: `lost after 12s: preempted by another holder (now held by web-2.17.ab for 3s,
 /// token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the machine say,
 /// it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust ended, it ends with
 /// what was said last: `lost after 27s: the database refused renewals until the lease expired (last
@@ -129,7 +129,7 @@ impl Loss {
     }
 
     /// How long ago trust ended, by the same clock: from then on somebody else may have been at work.
-    pub fn ago(&self) -> Duration {
+    pub fn elapsed(&self) -> Duration {
         clock::now().saturating_sub(self.0.at)
     }
 
@@ -163,7 +163,7 @@ impl fmt::Debug for Loss {
         f.debug_struct("Loss")
             .field("reason", &self.reason())
             .field("held_for", &self.held_for())
-            .field("ago", &self.ago())
+            .field("elapsed", &self.elapsed())
             .field("now_held_by", &self.now_held_by())
             .field("last_answer", &self.last_answer())
             .finish()
@@ -173,7 +173,7 @@ impl fmt::Debug for Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("lost")?;
-        let ago = Some(self.ago()).filter(|ago| *ago >= WORTH_A_DATE);
+        let ago = Some(self.elapsed()).filter(|ago| *ago >= WORTH_A_DATE);
         if let Some(ago) = ago {
             write!(f, " {} ago", Human(ago))?;
         }
@@ -205,7 +205,7 @@ mod tests {
 
     fn taken_over_by(holder: &str) -> Gone {
         Gone {
-            reason: LostReason::TakenOver,
+            reason: LostReason::Preempted,
             now: Some(HeldBy {
                 holder: Some(holder.into()),
                 token: Some(Token::from_db(17)),
@@ -221,7 +221,7 @@ mod tests {
         let told = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
             told(taken_over_by("web-2"), now),
-            "lost after 12s: taken over by another holder (now held by web-2 for 3s, token 17)"
+            "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
         );
         assert_eq!(
             told(LostReason::Forced.into(), now),

@@ -30,8 +30,8 @@ pub(crate) fn describe() {
             "Acquires that ended without the lock, by reason"
         );
         describe_counter!(
-            "database_locks_taken_up_total",
-            "Locks taken up with a ticket"
+            "database_locks_resumed_total",
+            "Locks resumed with a ticket"
         );
         describe_counter!("database_locks_lost_total", "Held locks lost, by reason");
         describe_counter!(
@@ -74,10 +74,10 @@ pub(crate) fn not_acquired(engine: Engine, reason: &'static str) {
         .increment(1);
 }
 
-/// A ticket was taken up.
-pub(crate) fn taken_up(engine: Engine) {
+/// A lock was resumed with its ticket.
+pub(crate) fn resumed(engine: Engine) {
     #[cfg(feature = "metrics")]
-    counter!("database_locks_taken_up_total", "engine" => engine).increment(1);
+    counter!("database_locks_resumed_total", "engine" => engine).increment(1);
 }
 
 /// Counts one acquire as under way for as long as it lives.
@@ -116,7 +116,7 @@ pub(crate) fn ended(engine: Engine, after: Duration) {
 /// A held lock was lost.
 pub(crate) fn lost(engine: Engine, reason: LostReason) {
     #[cfg(feature = "metrics")]
-    counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.word())
+    counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.as_str())
         .increment(1);
 }
 

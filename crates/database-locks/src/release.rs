@@ -38,8 +38,8 @@ pub(crate) fn give_back(
     let pending = inner.pending.clone();
     async move {
         let end = match ttl {
-            Ttl::Lasting(ttl) => clock::now().saturating_add(ttl),
-            Ttl::Endless => Time::MAX,
+            Ttl::Finite(ttl) => clock::now().saturating_add(ttl),
+            Ttl::Infinite => Time::MAX,
         };
         let done = until_answered(&inner, what, end, held_for, false).await;
         drop(pending);

@@ -463,8 +463,8 @@ mod tests {
                 assert!(held.trusted_for().is_zero());
             }
             let loss = held.lose(LostReason::Expired);
-            assert!(loss.ago() >= ago, "{loss}");
-            assert!(loss.ago() < ago * 10, "{loss}");
+            assert!(loss.elapsed() >= ago, "{loss}");
+            assert!(loss.elapsed() < ago * 10, "{loss}");
             // The first reason counts.
             assert_eq!(held.lose(LostReason::Forced), loss);
         }
@@ -493,7 +493,7 @@ mod tests {
         let fails = |book: &mut Book, held: &Held| {
             let mut news = News::default();
             let failed = round::Failed {
-                part: vec![(held.grant.clone(), Ttl::Endless)],
+                part: vec![(held.grant.clone(), Ttl::Infinite)],
                 sent: clock::now(),
                 error: StoreError::rejected("permission denied", None),
             };

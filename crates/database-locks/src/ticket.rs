@@ -18,7 +18,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// What it takes to go on with a held lock elsewhere: in another task, process, machine or language.
 ///
-/// [`LockGuard::hand_over`](crate::LockGuard::hand_over) makes one, [`Locks::take_up`] turns it into
+/// [`LockGuard::into_ticket`](crate::LockGuard::into_ticket) makes one, [`Locks::resume`] turns it into
 /// a guard. Nobody renews the lock in between, so that has to be done before its ttl ends. Whoever
 /// reads a ticket can release the lock: it is a secret among those who share the work, and its
 /// `Debug` does not show the grant id.
@@ -35,7 +35,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// # Ok::<(), database_locks::Error>(())
 /// ```
 ///
-/// [`Locks::take_up`]: crate::Locks::take_up
+/// [`Locks::resume`]: crate::Locks::resume
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
     pub(crate) name: LockName,

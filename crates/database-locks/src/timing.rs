@@ -27,28 +27,28 @@ const USUAL_MARGIN: Duration = Duration::from_secs(3);
 /// use database_locks::Ttl;
 ///
 /// assert_eq!("1.5".parse::<Ttl>()?, Ttl::from(Duration::from_millis(1500)));
-/// assert_eq!("inf".parse::<Ttl>()?, Ttl::Endless);
+/// assert_eq!("inf".parse::<Ttl>()?, Ttl::Infinite);
 /// # Ok::<(), database_locks::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
     /// It ends this long after each renewal, by the database's clock.
-    Lasting(Duration),
+    Finite(Duration),
     /// It never ends: a holder that dies keeps it until somebody releases it by force.
-    Endless,
+    Infinite,
 }
 
 impl From<Duration> for Ttl {
     fn from(length: Duration) -> Self {
-        Self::Lasting(length)
+        Self::Finite(length)
     }
 }
 
 impl fmt::Display for Ttl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lasting(length) => Human(*length).fmt(f),
-            Self::Endless => f.write_str("without end"),
+            Self::Finite(length) => Human(*length).fmt(f),
+            Self::Infinite => f.write_str("without end"),
         }
     }
 }
@@ -58,8 +58,8 @@ impl FromStr for Ttl {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.trim() {
-            "inf" => Ok(Self::Endless),
-            text => parse_duration(text).map(Self::Lasting),
+            "inf" => Ok(Self::Infinite),
+            text => parse_duration(text).map(Self::Finite),
         }
     }
 }
@@ -140,9 +140,9 @@ impl Timing {
         margin: Option<Duration>,
     ) -> Result<Self, Error> {
         let longest = match ttl {
-            Ttl::Endless => None,
-            Ttl::Lasting(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
-            Ttl::Lasting(length) => {
+            Ttl::Infinite => None,
+            Ttl::Finite(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
+            Ttl::Finite(length) => {
                 let allowed = "100ms to 10 years, or endless";
                 return Err(Error::config("ttl", Human(length).to_string(), allowed));
             }
@@ -207,8 +207,8 @@ impl Timing {
     /// What the acquire itself asks for.
     pub(crate) fn first_grant(&self) -> Duration {
         match self.ttl {
-            Ttl::Lasting(length) => length.min(MAX_FIRST_GRANT),
-            Ttl::Endless => MAX_FIRST_GRANT,
+            Ttl::Finite(length) => length.min(MAX_FIRST_GRANT),
+            Ttl::Infinite => MAX_FIRST_GRANT,
         }
     }
 
@@ -223,7 +223,7 @@ impl Timing {
     /// the share of it that the longest have by default.
     pub(crate) fn margin_of(&self, length: Duration) -> Duration {
         let share = match self.ttl {
-            Ttl::Lasting(ttl) if length > ttl => length / 100,
+            Ttl::Finite(ttl) if length > ttl => length / 100,
             _ => Duration::ZERO,
         };
         self.margin.max(share).min(length / 2)

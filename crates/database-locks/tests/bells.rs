@@ -125,13 +125,8 @@ async fn a_release_by_force_a_drop_and_a_batch_wake_as_well() {
             "force" => drop(here.force_release(how).await.unwrap().unwrap()),
             "drop" => drop(guard),
             _ => {
-                let ticket = guard.hand_over().unwrap();
-                here.take_up(&ticket)
-                    .await
-                    .unwrap()
-                    .release()
-                    .await
-                    .unwrap();
+                let ticket = guard.into_ticket().unwrap();
+                here.resume(&ticket).await.unwrap().release().await.unwrap();
             }
         }
         soon(waiting)

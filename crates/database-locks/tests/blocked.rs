@@ -21,7 +21,7 @@ fn ms(n: u64) -> Duration {
 }
 
 async fn holder(locks: &Locks) -> LockGuard {
-    let lock = locks.lock("held").ttl(Ttl::Endless).renew_every(ms(100));
+    let lock = locks.lock("held").ttl(Ttl::Infinite).renew_every(ms(100));
     lock.acquire().await.unwrap()
 }
 

@@ -158,7 +158,7 @@ mod durability {
         assert_eq!(noted(&lab), "off", "release");
         let second = granted(&*store, "job", "me", SOON).await;
         assert_eq!(noted(&lab), durable, "acquire");
-        returned(&[second], Ttl::Endless).await;
+        returned(&[second], Ttl::Infinite).await;
         assert_eq!(noted(&lab), durable, "release of an endless lease");
 
         granted(&*store, "job", "me", SOON).await;
@@ -189,14 +189,14 @@ mod durability {
         assert_eq!(noted(&lab), twice("off"), "release many");
         let grants = both().await;
         noted(&lab);
-        returned(&grants, Ttl::Endless).await;
+        returned(&grants, Ttl::Infinite).await;
         assert_eq!(noted(&lab), twice(durable), "release many endless ones");
 
         let locks = Locks::connect(&lab.url).await.unwrap();
         let guard = locks.lock("handed over").acquire().await.unwrap();
-        let ticket = guard.hand_over().unwrap();
+        let ticket = guard.into_ticket().unwrap();
         noted(&lab);
-        let guard = locks.take_up(&ticket).await.unwrap();
+        let guard = locks.resume(&ticket).await.unwrap();
         assert_eq!(noted(&lab), durable, "take up");
         guard.release().await.unwrap();
         promise("P7", "postgres");

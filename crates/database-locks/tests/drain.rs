@@ -82,7 +82,7 @@ async fn a_release_that_comes_too_late_says_why(lab: &Lab) {
         matches!(
             lost,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),

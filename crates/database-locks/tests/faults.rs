@@ -106,7 +106,7 @@ async fn a_wait_ends_in_time_although_nobody_answers(lab: &Lab) {
 
 /// The database renewed it, and its answer was lost: that harms nothing.
 async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
-    for ttl in [Ttl::from(ms(2400)), Ttl::Endless] {
+    for ttl in [Ttl::from(ms(2400)), Ttl::Infinite] {
         let proxy = Proxy::to_url(&lab.url);
         let locks = lab.locks_at(&proxy.url(&lab.url)).await;
         let lock = locks.lock("job").ttl(ttl).renew_every(ms(500));
@@ -149,7 +149,7 @@ async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
 /// a try-once gives it back; nothing is held for longer than 30 s.
 async fn a_lost_reply_to_an_acquire_leaves_nothing_held(lab: &Lab) {
     let other = lab.locks().await;
-    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Endless]
+    for (i, ttl) in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite]
         .into_iter()
         .enumerate()
     {
@@ -507,7 +507,7 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     drop(before);
     server.stop();
 
-    let locks = database_locks::Locks::open(&url, None).unwrap();
+    let locks = database_locks::Locks::builder(&url).connect_lazy().unwrap();
     let (once, began) = (locks.lock("job").try_acquire().await, now());
     let said = once.unwrap_err();
     assert!(matches!(said, Error::Unavailable { .. }), "{said}");
@@ -547,11 +547,17 @@ async fn mysql_may_start_later_than_who_waits_for_a_lock() {
 #[test]
 fn opening_looks_at_url_and_table_and_at_nothing_else() {
     use database_locks::blocking::Locks;
-    let refused = |url, table| Locks::open(url, table).unwrap_err().to_string();
-    assert!(refused("redis://h/", None).starts_with("`url` is "));
-    assert!(refused("memory:", Some("a b")).starts_with("`table` is "));
-    assert!(refused("postgres://h/d?sslmode=always", None).starts_with("`url` is "));
-    let nowhere = Locks::open("postgres://203.0.113.1/d", Some("app.locks")).unwrap();
+    let refused = |url, table| {
+        let builder = Locks::builder(url).table(table);
+        builder.connect_lazy().unwrap_err().to_string()
+    };
+    assert!(refused("redis://h/", "locks").starts_with("`url` is "));
+    assert!(refused("memory:", "a b").starts_with("`table` is "));
+    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` is "));
+    let nowhere = Locks::builder("postgres://203.0.113.1/d")
+        .table("app.locks")
+        .connect_lazy()
+        .unwrap();
     assert!(format!("{nowhere:?}").contains("203.0.113.1"));
 }
 

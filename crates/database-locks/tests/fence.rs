@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use database_locks::seam::{Outcome, TakeOver};
-use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence};
+use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
 use testkit::contract::{ask, take_over};
@@ -52,7 +52,7 @@ impl User {
         macro_rules! fenced {
             ($tx:expr) => {
                 match lasting {
-                    Some(lasting) => guard.fence_for(&mut $tx, lasting).await?,
+                    Some(lasting) => guard.fence_with_duration(&mut $tx, lasting).await?,
                     None => guard.fence(&mut $tx).await?,
                 }
             };
@@ -124,15 +124,21 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
             };
             let over = take_over(&*store, &again).await;
             assert!(!matches!(over, Outcome::Granted { .. }), "by the same");
-            let taken_up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
-            assert!(!matches!(taken_up, Ok(Ok(_))), "taken up");
+            let resumed = tokio::time::timeout(ms(300), other.resume(&ticket)).await;
+            assert!(!matches!(resumed, Ok(Ok(_))), "resumed");
             // Longer than every lease: those of the others are renewed meanwhile.
             let began = now();
             while began.elapsed() < ms(4000) {
                 let asked = now();
                 let locks = lab.locks().await;
                 assert!(locks.lock("job").try_acquire().await.unwrap().is_none());
-                assert_eq!(locks.prune(Duration::ZERO, true).await.unwrap(), 0);
+                assert_eq!(
+                    locks
+                        .prune(Prune::older_than(Duration::ZERO).include_legacy())
+                        .await
+                        .unwrap(),
+                    0
+                );
                 assert!(asked.elapsed() < ms(1500), "it waited");
                 tokio::time::sleep(ms(50)).await;
             }
@@ -164,7 +170,7 @@ async fn a_grant_that_is_gone_is_not_fenced(lab: &Lab) {
         matches!(
             refused,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),
@@ -217,7 +223,7 @@ async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
             guard.check().await,
         ] {
             let refused = refused.unwrap_err();
-            assert!(matches!(refused, Error::HeldOff { .. }), "{refused}");
+            assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
         }
     });
     through.await.unwrap();
@@ -308,7 +314,7 @@ async fn a_release_by_force_never_overtakes_an_open_fence(lab: &Lab) {
     user.under(&guard, None, async |_| {
         let began = now();
         let error = other.force_release("job").await.unwrap_err();
-        assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+        assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
         assert!(error.chain().contains("fenced transaction"));
         assert!(began.elapsed() >= ms(1900) && began.elapsed() < SOON);
     })
@@ -408,7 +414,7 @@ async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
     ));
     let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
     assert!(
-        matches!(refused, Error::HeldOff { .. }),
+        matches!(refused, Error::Conflict { .. }),
         "{}",
         refused.chain()
     );
@@ -483,7 +489,7 @@ async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
     client.batch_execute("BEGIN").await.unwrap();
     let open = guard.fence(&mut client).await.unwrap();
     let error = locks.force_release("job").await.unwrap_err();
-    assert!(matches!(error, Error::HeldOff { .. }));
+    assert!(matches!(error, Error::Conflict { .. }));
     client.batch_execute("COMMIT").await.unwrap();
     drop(open);
     locks.force_release("job").await.unwrap().expect("freed");

@@ -29,7 +29,7 @@ macro_rules! fenced {
         let mut tx = connection.begin().await.unwrap();
         let open = guard.fence(&mut tx).await.unwrap();
         let forced = other.force_release("job").await.unwrap_err();
-        assert!(matches!(forced, Error::HeldOff { .. }), "{forced}");
+        assert!(matches!(forced, Error::Conflict { .. }), "{forced}");
         tx.commit().await.unwrap();
         drop(open);
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{Outcome, TakeOver};
-use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle};
+use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
 use testkit::contract::{ask, take_over};
 use testkit::time::now;
 use testkit::{Lab, Stranger, lab_tests, promise};
@@ -103,23 +103,23 @@ fn levels(lab: &Lab) -> &'static [&'static str] {
 /// What makes the grant another's.
 #[derive(Clone, Copy, Debug)]
 enum Change {
-    TakenOver,
-    RenewedAndTakenOver,
+    Preempted,
+    RenewedAndPreempted,
     Released,
     Forced,
     BySameHolder,
-    TakenUp,
+    Resumed,
     Pruned,
     PrunedAndMadeAnew,
 }
 
 const CHANGES: [Change; 8] = [
-    Change::TakenOver,
-    Change::RenewedAndTakenOver,
+    Change::Preempted,
+    Change::RenewedAndPreempted,
     Change::Released,
     Change::Forced,
     Change::BySameHolder,
-    Change::TakenUp,
+    Change::Resumed,
     Change::Pruned,
     Change::PrunedAndMadeAnew,
 ];
@@ -133,7 +133,7 @@ impl Change {
     async fn prepare(self, locks: &Locks, name: &str) -> (LockGuard, Fence) {
         let expires = matches!(
             self,
-            Self::TakenOver | Self::RenewedAndTakenOver | Self::Pruned | Self::PrunedAndMadeAnew
+            Self::Preempted | Self::RenewedAndPreempted | Self::Pruned | Self::PrunedAndMadeAnew
         );
         let ttl = if expires { ms(400) } else { SOON };
         let lock = locks.lock(name).ttl(ttl).auto_renew(false);
@@ -145,8 +145,8 @@ impl Change {
     async fn happens(self, lab: &Lab, guard: LockGuard, other: &Locks) -> Option<LockGuard> {
         let (name, ticket) = (guard.name().to_string(), guard.ticket());
         match self {
-            Self::TakenOver => return Some(acquired(other, &name).await),
-            Self::RenewedAndTakenOver => {
+            Self::Preempted => return Some(acquired(other, &name).await),
+            Self::RenewedAndPreempted => {
                 other.renew(&ticket, ms(500)).await.unwrap();
                 return Some(acquired(other, &name).await);
             }
@@ -167,11 +167,16 @@ impl Change {
                 let over = take_over(&*store, &again).await;
                 assert!(matches!(over, Outcome::Granted { .. }), "{over:?}");
             }
-            Self::TakenUp => return Some(other.take_up(&ticket).await.unwrap()),
+            Self::Resumed => return Some(other.resume(&ticket).await.unwrap()),
             Self::Pruned | Self::PrunedAndMadeAnew => {
                 tokio::time::sleep(ms(450)).await;
                 let began = now();
-                while other.prune(Duration::ZERO, false).await.unwrap() == 0 {
+                while other
+                    .prune(Prune::older_than(Duration::ZERO))
+                    .await
+                    .unwrap()
+                    == 0
+                {
                     assert!(began.elapsed() < SOON, "not pruned");
                 }
                 if matches!(self, Self::PrunedAndMadeAnew) {
@@ -282,7 +287,7 @@ async fn a_server_that_keeps_snapshots_apart_is_no_loss(lab: &Lab) {
     assert_eq!(writer.fence(&fence), Err(FenceFailure::Conflict));
     writer.run("ROLLBACK");
     let error = guard.fence_failed(FenceFailure::Conflict).await;
-    assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
     writer.begin("REPEATABLE READ");
     assert_eq!(writer.fence(&fence), Ok(()));
     writer.run("COMMIT");
@@ -318,7 +323,7 @@ async fn a_snapshot_that_is_older_than_the_grant_is_refused(lab: &Lab) {
             Err(failure) => {
                 assert!(keeps, "{level}: refused");
                 match guard.fence_failed(failure).await {
-                    Error::Config { .. } | Error::HeldOff { .. } => {}
+                    Error::Config { .. } | Error::Conflict { .. } => {}
                     error => panic!("{}", error.chain()),
                 }
                 if lab.is_mysql_like() {
@@ -349,8 +354,8 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
         assert_eq!(writer.fence(&fence), Ok(()), "{level}");
 
         let began = now();
-        let up = tokio::time::timeout(ms(300), other.take_up(&ticket)).await;
-        assert!(up.is_err(), "{level}: taken up");
+        let up = tokio::time::timeout(ms(300), other.resume(&ticket)).await;
+        assert!(up.is_err(), "{level}: resumed");
         let forced = other.force_release("job").await;
         assert!(!matches!(forced, Ok(Some(_))), "{level}: forced");
         tokio::time::sleep(ms(1100).saturating_sub(began.elapsed())).await;
@@ -361,7 +366,13 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
                 other.lock("job").try_acquire().await.unwrap().is_none(),
                 "{level}: taken over"
             );
-            assert_eq!(other.prune(Duration::ZERO, true).await.unwrap(), 0);
+            assert_eq!(
+                other
+                    .prune(Prune::older_than(Duration::ZERO).include_legacy())
+                    .await
+                    .unwrap(),
+                0
+            );
             let all: Vec<_> = nineteen
                 .iter()
                 .map(|grant| (grant.clone(), ms(5000).into()))

@@ -71,7 +71,7 @@ async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
     };
     let taken = take_over(&*other, &what).await;
     assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
-    assert_eq!(lost_soon(&guard).await, LostReason::TakenOver);
+    assert_eq!(lost_soon(&guard).await, LostReason::Preempted);
     promise("P4", lab.engine);
 }
 

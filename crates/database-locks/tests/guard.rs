@@ -129,7 +129,7 @@ async fn a_long_lease_begins_with_its_whole_length(lab: &Lab) {
     assert!(hour.trusted_for() > Duration::from_secs(3000));
     let endless = locks
         .lock("endless")
-        .ttl(Ttl::Endless)
+        .ttl(Ttl::Infinite)
         .acquire()
         .await
         .unwrap();
@@ -207,7 +207,7 @@ async fn check_notices_at_once(lab: &Lab) {
         matches!(
             lost,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),
@@ -294,7 +294,7 @@ async fn an_acquire_dropped_after_any_poll_leaves_nothing(lab: &Lab) {
         if ready {
             break;
         }
-        for ttl in [Ttl::from(Duration::from_secs(20)), Ttl::Endless] {
+        for ttl in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite] {
             let lock = locks.lock("job").ttl(ttl).wait(SOON);
             let mut acquire = pin!(lock.acquire());
             for _ in 0..polls {

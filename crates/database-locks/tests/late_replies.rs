@@ -142,18 +142,18 @@ async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
         .acquire()
         .await
         .unwrap()
-        .hand_over()
+        .into_ticket()
         .unwrap();
     let delayed = delay_replies(&proxy);
-    let taken = short(&slow, "ticket").take_up(&ticket).await;
+    let taken = short(&slow, "ticket").resume(&ticket).await;
     delayed.await.unwrap();
     match taken {
         Ok(guard) => assert!(guard.is_held(), "handed out, and not held"),
-        Err(Error::Lost { .. } | Error::Unavailable { .. } | Error::HeldOff { .. }) => {}
+        Err(Error::Lost { .. } | Error::Unavailable { .. } | Error::Conflict { .. }) => {}
         Err(other) => panic!("{}", other.chain()),
     }
 
-    let mine = |locks: &Locks| short(locks, "mine").holder("me").take_over(true).wait(SOON);
+    let mine = |locks: &Locks| short(locks, "mine").holder("me").preempt(true).wait(SOON);
     // As another process of the same holder would.
     let store = open(&lab.url, &Table::default()).unwrap();
     let before = granted(&*store, "mine", "me", SOON).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Locks};
+use database_locks::{Error, Locks, Prune};
 use testkit::{Lab, contract_tests};
 
 macro_rules! all_but_pruning {
@@ -27,7 +27,7 @@ macro_rules! all_but_pruning {
             each_part_of_a_grant_counts,
             a_release_by_force_is_told_to_the_holder,
             a_grant_whose_token_is_unknown_can_be_given_back,
-            a_ticket_is_taken_up_once,
+            a_ticket_resumes_a_lock_once,
             a_dead_ticket_revives_nothing,
             distinct_names_are_distinct_locks,
             a_batch_of_acquires_is_answered_one_by_one,
@@ -76,9 +76,11 @@ async fn what_is_missing_is_said(lab: Lab) {
     };
     // It deletes nothing, since there is nothing: the right is missing all the same.
     let long = Duration::from_secs(86_400);
-    let error = locks.prune(long, false).await.unwrap_err();
+    let error = locks.prune(Prune::older_than(long)).await.unwrap_err();
     refused(error, "DELETE on the table to prune");
-    let other = Locks::connect_to(&lab.url, Some("another_table"))
+    let other = Locks::builder(&lab.url)
+        .table("another_table")
+        .connect()
         .await
         .unwrap();
     refused(other.migrate().await.unwrap_err(), "CREATE");

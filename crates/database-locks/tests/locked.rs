@@ -405,7 +405,7 @@ async fn functions_of_all_kinds_can_be_locked() {
 #[locked(
     name = name,
     via = locks,
-    ttl = Ttl::Endless,
+    ttl = Ttl::Infinite,
     wait = patience,
     renew_every = "1s",
     auto_renew = !lock,

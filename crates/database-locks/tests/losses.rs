@@ -127,9 +127,9 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         let Error::Lost { reason, loss, .. } = error else {
             panic!("{words}")
         };
-        assert_eq!((reason, loss.reason()), (LostReason::TakenOver, reason));
+        assert_eq!((reason, loss.reason()), (LostReason::Preempted, reason));
         let held = loss.held_for().unwrap();
-        assert!(held <= began.elapsed() && loss.ago() <= began.elapsed());
+        assert!(held <= began.elapsed() && loss.elapsed() <= began.elapsed());
         let by = loss.now_held_by().unwrap();
         assert_eq!(by.holder.as_deref(), Some("the successor"));
         assert_eq!(by.token, Some(next.token()));
@@ -137,7 +137,7 @@ async fn a_loss_names_who_has_it_now(lab: &Lab) {
         for part in [
             "lock `job` lost ",
             " after ",
-            ": taken over by another holder (now held by the successor for ",
+            ": preempted by another holder (now held by the successor for ",
             &format!(", token {})", next.token()),
         ] {
             assert!(words.contains(part), "{part:?} in {words}");
@@ -174,7 +174,7 @@ async fn a_loss_that_nobody_answered_tells_since_when(lab: &Lab) {
         (LostReason::Expired, None)
     );
     assert!(loss.held_for().unwrap() <= ms(1000), "to the end of trust");
-    assert!(loss.ago() >= ms(1100));
+    assert!(loss.elapsed() >= ms(1100));
     let words = loss.to_string();
     assert!(
         words.contains("s ago, after ") && !words.contains("now"),
@@ -199,7 +199,7 @@ async fn on_lost_is_dropped_with_a_release(lab: &Lab) {
 
     let guard = held(&locks, "handed over").await;
     listen(&guard);
-    let ticket = guard.hand_over().unwrap();
+    let ticket = guard.into_ticket().unwrap();
     assert_eq!(Arc::strong_count(&called), 1);
     soon(locks.release(&ticket)).await.unwrap();
 

@@ -80,11 +80,11 @@ async fn everything_that_the_guide_lists_is_counted() {
         seen.look();
     }
 
-    // Handed over and taken up.
-    let guard = locks.take_up(&guard.hand_over().unwrap()).await.unwrap();
+    // Handed over and resumed.
+    let guard = locks.resume(&guard.into_ticket().unwrap()).await.unwrap();
     seen.look();
     assert_eq!(seen.of("acquired_total"), 1.0);
-    assert_eq!(seen.of("taken_up_total"), 1.0);
+    assert_eq!(seen.of("resumed_total"), 1.0);
     assert_eq!(seen.of("held"), 1.0);
     for reason in ["busy", "timed_out", "given_up"] {
         let n = seen.total("not_acquired_total", "reason", reason);

@@ -165,7 +165,7 @@ async fn a_server_without_prepared_statements_left_is_served(
     contract::a_crowd_of_acquires_is_answered_one_by_one(&bench()).await;
     contract::a_crowd_of_releases_is_answered_one_by_one(&bench()).await;
     contract::two_thousand_leases_are_renewed_by_one_call(&bench()).await;
-    contract::a_ticket_is_taken_up_once(&bench()).await;
+    contract::a_ticket_resumes_a_lock_once(&bench()).await;
     contract::the_same_holder_takes_over(&bench()).await;
     contract::pruning_deletes_what_is_long_free(&bench()).await;
     contract::a_release_by_force_is_told_to_the_holder(&bench()).await;
@@ -382,7 +382,7 @@ async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
         .iter()
         .find(|found| found.id == "ids-run-out");
     assert!(
-        found.unwrap().said.contains("of 2147483647 ids of"),
+        found.unwrap().message.contains("of 2147483647 ids of"),
         "{found:?}"
     );
     let new = locks.lock("new").wait(SOON);

@@ -137,7 +137,11 @@ proptest! {
 
     #[test]
     fn a_url_is_understood_or_refused(url in url(), table in prop::option::of(text(12))) {
-        match Locks::open(&url, table.as_deref()) {
+        let mut builder = Locks::builder(&url);
+        if let Some(table) = table {
+            builder = builder.table(table);
+        }
+        match builder.connect_lazy() {
             // Of an SQLite file it is a part of the path.
             Ok(_) if url.starts_with("sqlite:") => {}
             Ok(locks) => prop_assert!(!format!("{locks:?}").contains("hunter2"), "{locks:?}"),
@@ -161,7 +165,7 @@ proptest! {
                 let said = row.parsed_metadata();
                 prop_assert_eq!(said["meta"][&key].as_str(), Some(&*value));
                 prop_assert_eq!(row.name.as_str(), &name);
-                let _ = row.purpose();
+                let _ = row.description();
                 let json: serde_json::Value = serde_json::from_str(&row.to_json()).unwrap();
                 prop_assert_eq!(json["name"].as_str(), Some(&*name));
             }

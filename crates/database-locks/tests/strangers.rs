@@ -181,7 +181,7 @@ async fn a_release_by_force_is_held_off_by_a_locked_row(lab: &Lab) {
     let guard = locks.lock("job").acquire().await.unwrap();
     let hold = lab.hold_row("job");
     let error = locks.force_release("job").await.unwrap_err();
-    assert!(matches!(error, Error::HeldOff { .. }), "{}", error.chain());
+    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
     assert!(guard.is_held());
     hold.leave();
     assert!(locks.force_release("job").await.unwrap().is_some());
@@ -312,7 +312,7 @@ async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
     let reason = tokio::time::timeout(SOON, guard.lost())
         .await
         .expect("in time");
-    assert_eq!(reason, LostReason::TakenOver);
+    assert_eq!(reason, LostReason::Preempted);
     let row = locks.show("ours").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));
@@ -354,7 +354,7 @@ async fn a_busy_file_is_contention(lab: &Lab) {
     let tried = at_once(async { locks.await.lock("new").try_acquire().await }).await;
     // Blocked is not held: no holder is known.
     let blocked = tried.expect_err("it could not be tried");
-    assert!(matches!(blocked, Error::HeldOff { .. }), "{blocked:?}");
+    assert!(matches!(blocked, Error::Conflict { .. }), "{blocked:?}");
     assert!(
         blocked.chain().contains("database is locked"),
         "{}",

@@ -18,7 +18,7 @@ fn ms(n: u64) -> Duration {
 }
 
 fn mine(locks: &Locks) -> Lock {
-    locks.lock("job").holder("me").take_over(true)
+    locks.lock("job").holder("me").preempt(true)
 }
 
 /// What a client of another process holds: this one knows nothing of its grant.
@@ -30,7 +30,7 @@ async fn it_comes_from_elsewhere_and_gets_the_lock(lab: &Lab) {
     let locks = lab.locks().await;
     for wait in [Duration::ZERO, SOON] {
         let old = held_elsewhere(lab).await;
-        let other = locks.lock("job").holder("you").take_over(true);
+        let other = locks.lock("job").holder("you").preempt(true);
         assert!(other.try_acquire().await.unwrap().is_none(), "another one");
         let unasked = locks.lock("job").holder("me");
         assert!(unasked.try_acquire().await.unwrap().is_none(), "not asked");
@@ -59,8 +59,8 @@ async fn within_a_process_it_excludes_like_any_other(lab: &Lab) {
     tokio::time::sleep(ms(200)).await;
     guard.release().await.unwrap();
     let next = waiter.await.unwrap().unwrap();
-    let ticket = next.hand_over().unwrap();
-    let taken = mine(&locks).take_up(&ticket).await.unwrap();
+    let ticket = next.into_ticket().unwrap();
+    let taken = mine(&locks).resume(&ticket).await.unwrap();
     assert!(mine(&locks).try_acquire().await.unwrap().is_none());
     taken.check().await.expect("still ours");
     promise("P1", lab.engine);
@@ -108,7 +108,7 @@ async fn a_row_of_the_old_package_is_taken_over(lab: &Lab) {
         matches!(
             said,
             Error::Lost {
-                reason: LostReason::TakenOver,
+                reason: LostReason::Preempted,
                 ..
             }
         ),
@@ -154,14 +154,9 @@ async fn a_key_share_keeps_it_out(lab: &Lab) {
 async fn it_takes_a_holder_that_is_given() {
     let lab = Lab::memory().unwrap();
     let locks = lab.locks().await;
-    let said = locks
-        .lock("job")
-        .take_over(true)
-        .acquire()
-        .await
-        .unwrap_err();
+    let said = locks.lock("job").preempt(true).acquire().await.unwrap_err();
     assert!(matches!(said, Error::Config { .. }), "{said}");
-    assert!(said.to_string().starts_with("`take_over` is on"), "{said}");
+    assert!(said.to_string().starts_with("`preempt` is on"), "{said}");
     assert!(
         locks.show("job").await.unwrap().is_none(),
         "nothing was sent"

@@ -18,7 +18,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 
 async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
     let (locks, others) = (lab.locks().await, lab.locks().await);
-    for ttl in [Ttl::from(Duration::from_secs(3600)), Ttl::Endless] {
+    for ttl in [Ttl::from(Duration::from_secs(3600)), Ttl::Infinite] {
         let guard = locks.lock("job").ttl(ttl).acquire().await.unwrap();
         let waiter = locks.lock("job").wait(SOON);
         let waiter = tokio::spawn(async move { waiter.acquire().await });

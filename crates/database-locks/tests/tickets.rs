@@ -25,10 +25,10 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
         .await
         .unwrap();
     let token = guard.token();
-    let text = guard.hand_over().unwrap().to_string();
+    let text = guard.into_ticket().unwrap().to_string();
 
     let ticket: Ticket = text.parse().unwrap();
-    let taken = taker.take_up(&ticket).await.unwrap();
+    let taken = taker.resume(&ticket).await.unwrap();
     assert_eq!((taken.token(), taken.name().as_str()), (token, name));
     assert!(taken.is_held());
     assert!(
@@ -36,21 +36,21 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
         "it was never free"
     );
     assert_eq!(
-        why(giver.take_up(&ticket).await.unwrap_err()),
-        LostReason::TakenUp
+        why(giver.resume(&ticket).await.unwrap_err()),
+        LostReason::Resumed
     );
     assert_eq!(
         why(giver.release(&ticket).await.unwrap_err()),
-        LostReason::TakenUp
+        LostReason::Resumed
     );
     assert_eq!(
         why(giver.renew(&ticket, SOON).await.unwrap_err()),
-        LostReason::TakenUp
+        LostReason::Resumed
     );
     taken.check().await.unwrap();
     taken.release().await.unwrap();
     assert_eq!(
-        why(taker.take_up(&ticket).await.unwrap_err()),
+        why(taker.resume(&ticket).await.unwrap_err()),
         LostReason::Released
     );
     promise("P3", lab.engine);
@@ -59,7 +59,7 @@ async fn a_lock_goes_on_elsewhere_under_the_same_token(lab: &Lab) {
 async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(lab: &Lab) {
     let (giver, other) = (lab.locks().await, lab.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(1500));
-    let ticket = lock.acquire().await.unwrap().hand_over().unwrap();
+    let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
     other.renew(&ticket, Duration::from_secs(60)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(
@@ -77,15 +77,15 @@ async fn a_ticket_can_be_renewed_and_released_without_taking_it_up(lab: &Lab) {
 async fn nobody_renews_what_was_handed_over(lab: &Lab) {
     let (giver, other) = (lab.locks().await, lab.locks().await);
     let lock = giver.lock("job").ttl(Duration::from_millis(900));
-    let ticket = lock.acquire().await.unwrap().hand_over().unwrap();
+    let ticket = lock.acquire().await.unwrap().into_ticket().unwrap();
     let next = other.lock("job").wait(SOON).acquire().await.unwrap();
     assert_eq!(
-        why(giver.take_up(&ticket).await.unwrap_err()),
-        LostReason::TakenOver
+        why(giver.resume(&ticket).await.unwrap_err()),
+        LostReason::Preempted
     );
     assert_eq!(
         why(giver.renew(&ticket, SOON).await.unwrap_err()),
-        LostReason::TakenOver
+        LostReason::Preempted
     );
     next.check().await.unwrap();
 }
@@ -112,9 +112,9 @@ async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
         .acquire()
         .await
         .unwrap()
-        .hand_over()
+        .into_ticket()
         .unwrap();
-    let other = locks.lock("other").take_up(&ticket).await.unwrap_err();
+    let other = locks.lock("other").resume(&ticket).await.unwrap_err();
     assert!(
         matches!(
             other,
@@ -125,8 +125,8 @@ async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {
         ),
         "{other}"
     );
-    let lock = locks.lock("job").ttl(Ttl::Endless).holder("the taker");
-    let taken = lock.take_up(&ticket).await.unwrap();
+    let lock = locks.lock("job").ttl(Ttl::Infinite).holder("the taker");
+    let taken = lock.resume(&ticket).await.unwrap();
     assert_eq!(taken.trusted_for(), Duration::MAX);
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(row.state, LockState::Held { free_in: None });

@@ -43,7 +43,7 @@ async fn a_grant_has_its_token_and_lasts_where_a_trigger_audits(lab: &Lab) {
     assert!(guard.token() > before, "{} after {before}", guard.token());
     // A lease that begins with a renewal, and one without end.
     let long = locks.lock("job 1").ttl(secs(600)).acquire().await.unwrap();
-    let endless = locks.lock("job 2").ttl(database_locks::Ttl::Endless);
+    let endless = locks.lock("job 2").ttl(database_locks::Ttl::Infinite);
     let endless = endless.acquire().await.unwrap();
     let crowd: Vec<_> = (3..60)
         .map(|i| {

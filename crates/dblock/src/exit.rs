@@ -60,11 +60,11 @@ impl Failure {
         let why = match reason {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
-            LostReason::TakenOver => {
+            LostReason::Preempted => {
                 "somebody else has had the lock since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
-            LostReason::TakenUp => "it was taken up already".to_owned(),
+            LostReason::Resumed => "it was resumed already".to_owned(),
             LostReason::RowGone => "the table does not know the lock any more".to_owned(),
             other => other.to_string(),
         };
@@ -132,7 +132,9 @@ impl From<Error> for Failure {
                 got,
                 allowed,
             } => Self::usage(format!("{} is {got}, must be {allowed}", flag(setting))),
-            Error::HeldOff { .. } => Self::new(BUSY, format!("{}; try again later", error.chain())),
+            Error::Conflict { .. } => {
+                Self::new(BUSY, format!("{}; try again later", error.chain()))
+            }
             Error::Unavailable { .. } => {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))

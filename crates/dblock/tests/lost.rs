@@ -115,7 +115,7 @@ fn a_lock_that_somebody_else_was_given_names_him() {
     let done = running.end();
     let said = done.ended(76);
     assert!(
-        said.contains(": taken over by another holder (now held by the thief for ")
+        said.contains(": preempted by another holder (now held by the thief for ")
             && said.ends_with("got TERM, and ended within the grace of 500ms"),
         "{said}"
     );

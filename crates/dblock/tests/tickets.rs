@@ -326,13 +326,13 @@ fn a_command_can_be_run_under_a_lock_that_was_acquired() {
     assert_eq!(done.code(), 0, "{done:?}");
     let token = ticket.split('.').next().unwrap();
     assert_eq!(done.out, format!("the rest\n{token}\n0\n2\n"), "{done:?}");
-    // It is released when the command ends, and the first ticket died when it was taken up.
+    // It is released when the command ends, and the first ticket died when it was resumed.
     assert!(!lab.is_held("job"));
     lab.run(["release", "job", "--ticket", &ticket]).refused(76);
 }
 
 #[test]
-fn a_ticket_is_taken_up_once() {
+fn a_ticket_resumes_a_lock_once() {
     let lab = Lab::new();
     let ticket = acquired(&lab, &[], "job");
     let holder = lab.start_run(&["--ticket", &ticket], "job", "BEGUN; exec sleep 1000");
@@ -342,7 +342,7 @@ fn a_ticket_is_taken_up_once() {
         &["release", "job", "--ticket", &ticket],
     ] {
         let done = lab.run(args);
-        assert!(done.refused(76).contains("taken up already"), "{done:?}");
+        assert!(done.refused(76).contains("resumed already"), "{done:?}");
     }
     assert!(lab.is_held("job"));
     drop(holder);
@@ -421,14 +421,14 @@ fn the_library_goes_on_with_what_the_command_acquired() {
     for name in NAMES {
         let ticket: Ticket = acquired(&lab, &[], name).parse().expect("a ticket");
         assert_eq!(ticket.name().as_str(), *name);
-        let guard = locks.take_up(&ticket).expect("taken up");
+        let guard = locks.resume(&ticket).expect("resumed");
         assert_eq!(guard.token(), ticket.token());
-        let twice = locks.take_up(&ticket).unwrap_err();
+        let twice = locks.resume(&ticket).unwrap_err();
         assert!(
             matches!(
                 twice,
                 Error::Lost {
-                    reason: LostReason::TakenUp,
+                    reason: LostReason::Resumed,
                     ..
                 }
             ),
@@ -447,7 +447,7 @@ fn the_command_goes_on_with_what_the_library_handed_over() {
     for name in NAMES {
         let guard = locks.lock(name).acquire().expect("acquired");
         let token = guard.token();
-        let ticket = guard.hand_over().expect("handed over").to_string();
+        let ticket = guard.into_ticket().expect("handed over").to_string();
         let renewed = lab.run(["renew", "--ticket", &ticket, "--ttl", "1h", "--", name]);
         assert_eq!(renewed.code(), 0, "{renewed:?}");
         let released = lab.run(["release", "--ticket", &ticket, "--", name]);

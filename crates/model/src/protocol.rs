@@ -314,7 +314,7 @@ impl Model for Protocol {
         ));
         if self.tickets {
             all.push(Property::sometimes(
-                "a ticket taken up after the end of trust, while another client is in its body",
+                "a ticket resumed after the end of trust, while another client is in its body",
                 |_, s: &State| s.bodies() == 1 && s.clients.iter().any(|c| c.was_told_late(true)),
             ));
         }
@@ -409,7 +409,7 @@ impl Protocol {
                 let grant = state.unused_grant();
                 if let Some(ticket) = state.ticket.take() {
                     state.client(c).hold = asking(grant, true);
-                    let said = Said::TakeUp {
+                    let said = Said::Resume {
                         token: ticket.token,
                         from: ticket.grant,
                         grant,
@@ -598,8 +598,8 @@ impl Protocol {
             }
             Said::Renew { .. } | Said::Release { .. } if fenced && self.kind == Kind::MySql => None,
             // A fence keeps it out as it does an acquire, and it is repeated.
-            Said::TakeUp { .. } if fenced && self.kind != Kind::Cluster => None,
-            Said::TakeUp { token, from, grant } => {
+            Said::Resume { .. } if fenced && self.kind != Kind::Cluster => None,
+            Said::Resume { token, from, grant } => {
                 let alive = self.kind == Kind::Cluster || row.left > ahead;
                 let there = row.token == token && (row.grant == from || row.grant == grant);
                 if there && row.grant != 0 && alive {

@@ -12,7 +12,7 @@ pub struct State {
     pub top: u8,
     /// The clients.
     pub clients: Vec<Client>,
-    /// A ticket that no client has taken up yet.
+    /// A ticket that no client has resumed yet.
     pub ticket: Option<Ticket>,
     /// What is under way, in some order: nothing hangs on it.
     pub net: Vec<Msg>,
@@ -93,7 +93,7 @@ pub enum Hold {
 pub enum Body {
     /// Not entered: the reply is there, and the guard is not handed out yet.
     Outside {
-        /// Whether a ticket was taken up.
+        /// Whether a ticket was resumed.
         resumed: bool,
     },
     /// Entered. It is told of the end of trust when that comes.
@@ -183,7 +183,7 @@ pub enum Said {
         grant: u8,
     },
     /// Statement: put a grant id of one's own in the place of the one that the ticket names.
-    TakeUp {
+    Resume {
         /// The token of both.
         token: u8,
         /// The grant id of the ticket.
@@ -271,7 +271,7 @@ impl State {
         self.net.sort_by_key(|msg| {
             let mut plain = msg.clone();
             *plain.said.grant_mut() = 0;
-            if let Said::TakeUp { from, .. } = &mut plain.said {
+            if let Said::Resume { from, .. } = &mut plain.said {
                 *from = 0;
             }
             (plain, msg.said.grant())
@@ -301,7 +301,7 @@ impl State {
             }
         }
         for msg in &mut self.net {
-            if let Said::TakeUp { from, .. } = &mut msg.said {
+            if let Said::Resume { from, .. } = &mut msg.said {
                 f(from);
             }
             f(msg.said.grant_mut());
@@ -348,7 +348,7 @@ impl Said {
     pub(crate) fn asks(&self) -> bool {
         matches!(
             self,
-            Self::Acquire { .. } | Self::TakeOver { .. } | Self::TakeUp { .. }
+            Self::Acquire { .. } | Self::TakeOver { .. } | Self::Resume { .. }
         )
     }
 
@@ -363,7 +363,7 @@ impl Said {
             | Self::TakeOver { grant }
             | Self::Renew { grant, .. }
             | Self::Release { grant, .. }
-            | Self::TakeUp { grant, .. }
+            | Self::Resume { grant, .. }
             | Self::Granted { grant, .. }
             | Self::Busy { grant, .. }
             | Self::Renewed { grant }

@@ -180,7 +180,7 @@ async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
         locks.lock("job").try_acquire().await.unwrap().is_none(),
         "never free"
     );
-    assert_eq!(old.expect_line(SOON), "lost TakenOver");
+    assert_eq!(old.expect_line(SOON), "lost Preempted");
     assert_eq!(ask(&mut old), "is_held false");
     old.send_line("release").expect("it listens");
     let said = old.expect_line(SOON);

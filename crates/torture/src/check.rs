@@ -42,7 +42,7 @@ pub const KINDS: [Kind; 6] = [
 
 impl Kind {
     /// In words.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::TwoHolders => "two holders",
             Self::HandedOutLost => "handed out when lost",
@@ -75,7 +75,7 @@ impl fmt::Display for Violation {
             at,
             text,
         } = self;
-        write!(f, "{}: lock {lock}, at {at}: {text}", kind.word())
+        write!(f, "{}: lock {lock}, at {at}: {text}", kind.as_str())
     }
 }
 

@@ -40,11 +40,11 @@ const WRONG_CLOCK: (usize, i64) = (2, 300);
 impl Engine {
     /// By its word.
     pub fn of(word: &str) -> Option<Self> {
-        ENGINES.into_iter().find(|engine| engine.word() == word)
+        ENGINES.into_iter().find(|engine| engine.as_str() == word)
     }
 
     /// As in `ENGINE=`.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::MariaDb => "mariadb",

@@ -49,7 +49,7 @@ fn header() -> String {
          commits of unknown outcome | faults landed |",
     );
     for kind in KINDS {
-        head.push_str(&format!(" {} |", kind.word()));
+        head.push_str(&format!(" {} |", kind.as_str()));
     }
     let columns = head.matches('|').count() - 1;
     format!("{head}\n|{}", " --- |".repeat(columns))
@@ -64,7 +64,7 @@ fn row(outcome: &Outcome) -> String {
         .count();
     let mut row = format!(
         "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {landed} of {} |",
-        options.engine.word(),
+        options.engine.as_str(),
         clients(options),
         options.seed,
         options.length.as_secs(),
@@ -94,9 +94,9 @@ fn faults(outcome: &Outcome) -> String {
     }
     let each: Vec<String> = landed
         .iter()
-        .map(|(kind, many)| format!("{} {many}", kind.word()))
+        .map(|(kind, many)| format!("{} {many}", kind.as_str()))
         .collect();
-    let (engine, who) = (outcome.options.engine.word(), clients(&outcome.options));
+    let (engine, who) = (outcome.options.engine.as_str(), clients(&outcome.options));
     format!("- {engine}, {who}: {}.", each.join(", "))
 }
 
@@ -116,7 +116,7 @@ pub fn put(path: &Path, outcomes: &[Outcome]) -> std::io::Result<()> {
     let text = std::fs::read_to_string(path)?;
     let engines: Vec<&str> = outcomes
         .iter()
-        .map(|one| one.options.engine.word())
+        .map(|one| one.options.engine.as_str())
         .collect();
     let rows: Vec<String> = outcomes.iter().map(row).collect();
     let lines: Vec<String> = outcomes.iter().map(faults).collect();
@@ -150,7 +150,7 @@ fn replace(
         let word = engine.unwrap_or_default().to_owned();
         crate::engine::ENGINES
             .iter()
-            .position(|engine| engine.word() == word)
+            .position(|engine| engine.as_str() == word)
     });
     let head = if head.is_empty() {
         String::new()

@@ -149,7 +149,7 @@ impl Actor {
     fn trap(&mut self, trap: Trap) -> Result<(String, i64), String> {
         let gone = |error| format!("{} does not listen: {error}", self.settings.who);
         self.process
-            .send_line(&format!("trap {}", trap.word()))
+            .send_line(&format!("trap {}", trap.as_str()))
             .map_err(gone)?;
         let begun = now();
         while let Some(line) = self
@@ -164,7 +164,7 @@ impl Actor {
             }
         }
         let _ = self.process.send_line("trap none");
-        Err(format!("{} was never {}", self.settings.who, trap.word()))
+        Err(format!("{} was never {}", self.settings.who, trap.as_str()))
     }
 
     fn go(&mut self) {

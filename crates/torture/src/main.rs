@@ -140,7 +140,11 @@ fn main() -> ExitCode {
                 continue;
             };
             good &= told(&outcome);
-            let name = format!("torture-{}-{}", engine.word(), options.clients[0].word());
+            let name = format!(
+                "torture-{}-{}",
+                engine.as_str(),
+                options.clients[0].as_str()
+            );
             let svg = picture::draw(&outcome);
             if let Err(error) = std::fs::write(args.folder.join(format!("{name}.svg")), &svg) {
                 eprintln!("no picture: {error}");
@@ -148,7 +152,7 @@ fn main() -> ExitCode {
             if let Some(docs) = &args.docs
                 && !options.is_control()
             {
-                let path = docs.join(format!("torture-{}.svg", engine.word()));
+                let path = docs.join(format!("torture-{}.svg", engine.as_str()));
                 std::fs::write(path, &svg).expect("the documents can be written to");
             }
             outcomes.push(outcome);
@@ -177,7 +181,7 @@ fn told(outcome: &Outcome) -> bool {
     let shares = check::shares(&outcome.evidence);
     println!(
         "{} {}: {} grants ({} to {} a process), {} faults landed, {} violations",
-        options.engine.word(),
+        options.engine.as_str(),
         evidence::clients(options),
         outcome.numbers.grants,
         shares.values().min().unwrap_or(&0),

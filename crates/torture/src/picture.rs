@@ -102,7 +102,7 @@ impl Picture<'_> {
         let options = &self.outcome.options;
         let title = format!(
             "{}: {}, seed {}, {} s, {} grants, {} writes, {} violations",
-            options.engine.word(),
+            options.engine.as_str(),
             evidence::clients(options),
             options.seed,
             options.length.as_secs(),
@@ -165,12 +165,12 @@ impl Picture<'_> {
         };
         let kinds: Vec<Kind> = KINDS.into_iter().filter(came).collect();
         for kind in kinds {
-            let wide = 34.0 + 5.6 * kind.word().len() as f64;
+            let wide = 34.0 + 5.6 * kind.as_str().len() as f64;
             if x + wide > LEFT + WIDTH {
                 (x, y) = (350.0, y + 16.0);
             }
             self.text(x, y, "k", kind.sign());
-            self.text(x + 20.0, y, "s", kind.word());
+            self.text(x + 20.0, y, "s", kind.as_str());
             x += wide;
         }
         y + 14.0
@@ -242,7 +242,7 @@ impl Picture<'_> {
                     bottom - y
                 ));
             }
-            let title = escape(&format!("{} {}", fault.planned.kind.word(), fault.who));
+            let title = escape(&format!("{} {}", fault.planned.kind.as_str(), fault.who));
             self.put(&format!(
                 "<rect x=\"{begin:.1}\" y=\"{:.1}\" width=\"{wide:.1}\" height=\"3\" fill=\"{colour}\">\
                  <title>{title}</title></rect>",

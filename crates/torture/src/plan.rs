@@ -60,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// In a word or two, for tables and pictures.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::KillHolding => "kill -9 of a holder",
             Self::KillInFence => "kill -9 in a fenced transaction",

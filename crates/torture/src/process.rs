@@ -34,7 +34,7 @@ pub enum Trap {
 
 impl Trap {
     /// As in a line.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Asking => "asking",
             Self::Waiting => "waiting",
@@ -52,7 +52,7 @@ impl Trap {
             Self::Blind,
             Self::Fenced,
         ];
-        all.into_iter().find(|trap| trap.word() == word)
+        all.into_iter().find(|trap| trap.as_str() == word)
     }
 }
 
@@ -81,7 +81,7 @@ pub enum Client {
 
 impl Client {
     /// As in settings and tables.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Rust => "rust",
             Self::Python => "python",
@@ -118,7 +118,7 @@ impl Client {
             Self::Unfenced,
             Self::Replaced,
         ];
-        all.into_iter().find(|client| client.word() == word)
+        all.into_iter().find(|client| client.as_str() == word)
     }
 }
 
@@ -147,7 +147,7 @@ impl Settings {
     /// As an argument.
     pub fn to_json(&self) -> Value {
         json!({
-            "client": self.client.word(),
+            "client": self.client.as_str(),
             "who": self.who,
             "url": self.url,
             "data": self.data,

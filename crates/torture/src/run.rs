@@ -107,8 +107,8 @@ pub fn run(options: &Options) -> Option<Outcome> {
 
     let folder = options.folder.join(format!(
         "{}-{}-{}",
-        options.engine.word(),
-        options.clients[0].word(),
+        options.engine.as_str(),
+        options.clients[0].as_str(),
         options.seed
     ));
     // Of an earlier run of the same seed: it would be read as a part of this one.
@@ -118,7 +118,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
     let mut clocks = Vec::new();
     let mut actors = Vec::new();
     for (at, client) in options.clients.iter().enumerate() {
-        let name = format!("{}-{at}", client.word());
+        let name = format!("{}-{at}", client.as_str());
         // Those in Python ask a library that would be told a wrong boot-time clock too.
         let clock = can_fake && at % 2 == 0 && !matches!(client, Client::Python | Client::Replaced);
         if clock {
@@ -217,7 +217,7 @@ pub fn run(options: &Options) -> Option<Outcome> {
     for fault in &mut faults {
         faults::confirm(fault, &events);
         if let Some(why) = &fault.missed {
-            let (kind, at) = (fault.planned.kind.word(), fault.planned.at);
+            let (kind, at) = (fault.planned.kind.as_str(), fault.planned.at);
             problems.push(format!("{kind} at {at} ms did not land: {why}"));
         }
     }
@@ -281,7 +281,7 @@ impl Outcome {
         } = &self.options;
         format!(
             "make torture ENGINE={} SECONDS={} SEED={seed}",
-            engine.word(),
+            engine.as_str(),
             length.as_secs()
         )
     }

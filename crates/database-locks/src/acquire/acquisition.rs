@@ -74,7 +74,7 @@ impl<'a> Acquisition<'a> {
         self.leave_head_start().await;
         // A client that may take it over need not wait behind those that may not.
         if !self.want.once()
-            && !self.want.take_over
+            && !self.want.preempt
             && self.inner.turns.is_waited_for(&self.want.name)
         {
             self.take_turn().await;
@@ -117,7 +117,7 @@ impl<'a> Acquisition<'a> {
 
     /// Let other processes try first, where this one has just released the lock.
     async fn leave_head_start(&self) {
-        if self.want.take_over {
+        if self.want.preempt {
             return;
         }
         let left = self.inner.head_starts.left(&self.want.name, clock::now());

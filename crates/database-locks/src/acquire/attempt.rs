@@ -64,7 +64,7 @@ impl<'a> Attempt<'a> {
     /// Whether its own holder has it, in another process.
     fn may_take_over(&self, occupant: &Occupant) -> bool {
         let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
-        self.want.take_over && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+        self.want.preempt && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
     }
 
     async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
@@ -200,7 +200,7 @@ impl Drop for Attempt<'_> {
         tokio::spawn(give_back(
             Arc::clone(self.inner),
             what,
-            Ttl::Lasting(MAX_FIRST_GRANT),
+            Ttl::Finite(MAX_FIRST_GRANT),
             None,
         ));
     }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Return, Store, Table, TakeOver, TakeUp, Woken,
+    Reply, Resume, Return, Store, Table, TakeOver, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -44,8 +44,8 @@ enum Ends {
 
 fn ends(now: Time, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Lasting(length) => Ends::At(now.saturating_add(length)),
-        Ttl::Endless => Ends::Never,
+        Ttl::Finite(length) => Ends::At(now.saturating_add(length)),
+        Ttl::Infinite => Ends::Never,
     }
 }
 
@@ -99,7 +99,7 @@ impl Row {
         self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
-        self.expires = Some(ends(now, Ttl::Lasting(ask.length)));
+        self.expires = Some(ends(now, Ttl::Finite(ask.length)));
         (self.acquired, self.renewed) = (Some(now), Some(now));
         self.metadata = Some(ask.metadata.to_string());
         Outcome::Granted {
@@ -232,7 +232,7 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
-fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
+fn resume(rows: &mut Rows, what: &Resume) -> Renewal {
     let (now, to) = (clock::now(), &what.to);
     let known = [what.from.as_str(), to.grant.as_str()];
     let ours = |row: &Row| {
@@ -247,7 +247,7 @@ fn take_up(rows: &mut Rows, what: &TakeUp) -> Renewal {
     };
     row.holder = Some(to.holder.to_string());
     row.grant = Some(to.grant.to_string());
-    row.expires = row.expires.max(Some(ends(now, Ttl::Lasting(to.length))));
+    row.expires = row.expires.max(Some(ends(now, Ttl::Finite(to.length))));
     row.renewed = Some(now);
     row.metadata = Some(to.metadata.to_string());
     Renewal::Renewed
@@ -335,8 +335,8 @@ impl Store for Memory {
         ready(take_over(&mut self.rows(), what))
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, _: Duration) -> Reply<'a, Renewal> {
-        ready(take_up(&mut self.rows(), what))
+    fn resume<'a>(&'a self, what: &'a Resume, _: Duration) -> Reply<'a, Renewal> {
+        ready(resume(&mut self.rows(), what))
     }
 
     fn prune(

@@ -101,7 +101,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
 
     /// Put another grant in the place of one that is still held, with the same token.
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal>;
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal>;
 
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
@@ -377,7 +377,7 @@ pub struct TakeOver {
 
 /// A grant that goes on as another one, elsewhere.
 #[derive(Clone, Debug)]
-pub struct TakeUp {
+pub struct Resume {
     /// The token of both.
     pub token: Token,
     /// The grant that ends.
@@ -413,7 +413,7 @@ impl Return {
             token: Some(grant.token),
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
-            durable: ttl == Ttl::Endless,
+            durable: ttl == Ttl::Infinite,
             quietly: false,
         }
     }
@@ -539,7 +539,7 @@ impl StoreError {
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();
         match self {
-            Self::Contention(source) => Error::HeldOff { op, source },
+            Self::Contention(source) => Error::Conflict { op, source },
             Self::Unavailable(source) => Error::Unavailable { op, source },
             Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Return, Store, StoreError, TakeOver, TakeUp,
+    Resume, Return, Store, StoreError, TakeOver,
 };
 use crate::clock;
 use crate::info::{ListFilter, LockInfo};
@@ -145,13 +145,12 @@ impl Observed {
             .await
     }
 
-    pub(crate) async fn take_up(
+    pub(crate) async fn resume(
         &self,
-        what: &TakeUp,
+        what: &Resume,
         within: Duration,
     ) -> Result<Renewal, StoreError> {
-        self.timed("take_up", self.store.take_up(what, within))
-            .await
+        self.timed("resume", self.store.resume(what, within)).await
     }
 
     pub(crate) async fn force(

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, TakeOver, TakeUp, Version};
+use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, Resume, TakeOver, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
 use crate::loss::HeldBy;
@@ -204,12 +204,12 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         if row.grant.is_none() && same_holder && !named {
             LostReason::Forced
         } else {
-            LostReason::TakenOver
+            LostReason::Preempted
         }
     } else if row.token < token {
         LostReason::Failover
     } else if !row.intact {
-        LostReason::TakenOver
+        LostReason::Preempted
     } else if row.grant.is_none() {
         // Who released it with its ticket left the holder as it was, or had taken it up. Another
         // grant of the same token is that of a server which never knew of ours.
@@ -220,12 +220,12 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
         }
     } else if row.grant.as_deref() != Some(ours.id.as_str()) {
         if named {
-            LostReason::TakenUp
+            LostReason::Resumed
         } else {
             LostReason::Failover
         }
     } else if !same_holder {
-        LostReason::TakenOver
+        LostReason::Preempted
     } else if row.is_held() {
         return Renewal::Busy;
     } else {
@@ -252,19 +252,19 @@ pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
     if let Renewal::Lost(gone) = &mut verdict {
         gone.reason = match gone.reason {
             LostReason::RowGone | LostReason::Expired => LostReason::Failover,
-            LostReason::TakenOver if !known => LostReason::Failover,
+            LostReason::Preempted if !known => LostReason::Failover,
             reason => reason,
         };
     }
     verdict
 }
 
-/// What a plain read says of a ticket that could not be taken up: the same, but a ticket does not
+/// What a plain read says of a ticket that could not be resumed: the same, but a ticket does not
 /// know who held it.
-pub(super) fn judge_ticket(what: &TakeUp, row: Option<&Seen>) -> Renewal {
+pub(super) fn judge_ticket(what: &Resume, row: Option<&Seen>) -> Renewal {
     if let Some(row) = row.filter(|row| row.token > what.token.get()) {
         return Renewal::Lost(Gone {
-            reason: LostReason::TakenOver,
+            reason: LostReason::Preempted,
             now: row.held_by(),
         });
     }
@@ -318,12 +318,12 @@ mod tests {
         assert_eq!(verdict(|_| ()), None);
         assert_eq!(judge(&ours, None).lost(), Some(RowGone));
         assert_eq!(verdict(|r| r.expires_in = Some(0)), Some(Expired));
-        assert_eq!(verdict(|r| r.token = 8), Some(TakenOver));
+        assert_eq!(verdict(|r| r.token = 8), Some(Preempted));
         assert_eq!(verdict(|r| (r.token, r.grant) = (8, None)), Some(Forced));
         let mut over = row(&ours);
         (over.token, over.grant) = (8, None);
         over.metadata = Some(format!("{{\"over\":\"{}\"}}", ours.id));
-        assert_eq!(judge(&ours, Some(&over)).lost(), Some(TakenOver));
+        assert_eq!(judge(&ours, Some(&over)).lost(), Some(Preempted));
         assert_eq!(verdict(|r| r.grant = None), Some(Released));
         assert_eq!(
             verdict(|r| (r.grant, r.holder) = (None, Some("somebody".into()))),
@@ -334,8 +334,8 @@ mod tests {
         let mut up = row(&ours);
         up.grant = Some("other".into());
         up.metadata = Some(format!("{{\"from\":\"{}\"}}", ours.id));
-        assert_eq!(judge(&ours, Some(&up)).lost(), Some(TakenUp));
-        assert_eq!(verdict(|r| r.intact = false), Some(TakenOver));
+        assert_eq!(judge(&ours, Some(&up)).lost(), Some(Resumed));
+        assert_eq!(verdict(|r| r.intact = false), Some(Preempted));
     }
 
     #[test]
@@ -400,12 +400,12 @@ mod tests {
             (&|r| r.grant = None, Some(Released)),
             (
                 &|r| (r.token, r.grant, r.metadata) = (8, other(), Some(named.clone())),
-                Some(TakenOver),
+                Some(Preempted),
             ),
-            (&|r| r.intact = false, Some(TakenOver)),
+            (&|r| r.intact = false, Some(Preempted)),
             (
                 &|r| (r.grant, r.metadata) = (other(), Some(named.clone())),
-                Some(TakenUp),
+                Some(Resumed),
             ),
         ] {
             assert_eq!(verdict(change), expected);

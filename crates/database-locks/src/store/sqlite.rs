@@ -15,7 +15,7 @@ use self::thread::Thread;
 use self::worker::Worker;
 use super::{
     Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Return, Store, StoreError, Table, TakeOver, TakeUp,
+    Resume, Return, Store, StoreError, Table, TakeOver,
 };
 use crate::doctor::Report;
 use crate::info::{ListFilter, LockInfo};
@@ -135,9 +135,9 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| statements::take_over(worker, &what)))
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
-        Box::pin(self.call(within, move |worker| statements::take_up(worker, &what)))
+        Box::pin(self.call(within, move |worker| statements::resume(worker, &what)))
     }
 
     fn prune(

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use database_locks::doctor::Report;
-use database_locks::{Error, LockState, Locks, Ticket};
+use database_locks::{Error, LockState, Locks, Prune, Ticket};
 use testkit::galera::Alone;
 use testkit::{Galera, time};
 
@@ -43,7 +43,7 @@ async fn doctor_says_what_is_wrong_with_a_node() {
     let locks = connected(&url).await;
     let report = locks.doctor().await.unwrap();
     let said = report.checks.iter().find(|check| check.area == "cluster");
-    let said = &said.expect("it looks at the cluster").said;
+    let said = &said.expect("it looks at the cluster").message;
     assert!(
         said.starts_with("Galera: node") && said.ends_with("one of 3, synced"),
         "{said}"
@@ -140,7 +140,7 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
     let (mut pruned, began) = (0, time::now());
     // It may not have heard of the row yet.
     while pruned == 0 && began.elapsed() < SOON {
-        pruned = ahead.prune(minute, false).await.unwrap();
+        pruned = ahead.prune(Prune::older_than(minute)).await.unwrap();
     }
     let left = locks.list().await.unwrap();
     let left: Vec<&str> = left.iter().map(|row| row.name.as_str()).collect();
@@ -171,15 +171,15 @@ async fn a_renewal_makes_a_lease_no_shorter_whatever_the_clock_of_its_node() {
     for [first, second] in [[1, 2], [2, 1]] {
         let locks = connected(&cluster.url_at(first, &url)).await;
         let guard = locks.lock("job").ttl(minutes(4)).acquire().await.unwrap();
-        let ticket = guard.hand_over().unwrap();
+        let ticket = guard.into_ticket().unwrap();
         assert_eq!(length(), "240 1");
         let other = connected(&cluster.url_at(second, &url)).await;
         renew(&other, &ticket, minutes(1)).await;
         assert_eq!(length(), "240 1", "shorter by node {second}");
         renew(&other, &ticket, minutes(5)).await;
         assert_eq!(length(), "300 1", "longer by node {second}");
-        let ticket = other.take_up(&ticket).await.unwrap().hand_over().unwrap();
-        assert_eq!(length(), "300 1", "taken up by node {second}");
+        let ticket = other.resume(&ticket).await.unwrap().into_ticket().unwrap();
+        assert_eq!(length(), "300 1", "resumed by node {second}");
         other.release(&ticket).await.unwrap();
     }
 }

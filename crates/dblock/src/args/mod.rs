@@ -183,7 +183,7 @@ mod tests {
             );
             assert_eq!(
                 job.wish.ttl,
-                Ttl::Lasting(Duration::from_secs(30)),
+                Ttl::Finite(Duration::from_secs(30)),
                 "{words}"
             );
         }
@@ -260,7 +260,7 @@ mod tests {
         }
         assert_eq!(
             job("dblock run --ttl 3652d j -- c").wish.ttl,
-            Ttl::Lasting(Duration::from_secs(3652 * 86_400))
+            Ttl::Finite(Duration::from_secs(3652 * 86_400))
         );
     }
 

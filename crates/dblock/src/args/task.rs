@@ -112,8 +112,8 @@ impl Job {
 /// The grace where none is given: it leaves three quarters of a short ttl for the renewals.
 fn usual_grace(ttl: Ttl) -> Duration {
     match ttl {
-        Ttl::Lasting(ttl) => USUAL_GRACE.min(ttl / 4),
-        Ttl::Endless => USUAL_GRACE,
+        Ttl::Finite(ttl) => USUAL_GRACE.min(ttl / 4),
+        Ttl::Infinite => USUAL_GRACE,
     }
 }
 

@@ -17,17 +17,17 @@ pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
 
 pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
     match or_inf(text)? {
-        Ttl::Lasting(length) if !(SHORTEST_TTL..=LONGEST).contains(&length) => {
+        Ttl::Finite(length) if !(SHORTEST_TTL..=LONGEST).contains(&length) => {
             Err("must be 100ms to 10 years, or inf".to_owned())
         }
         ttl => Ok(ttl),
     }
 }
 
-/// Endless: as long as it takes.
+/// Infinite: as long as it takes.
 pub(super) fn wait(text: &str) -> Result<Ttl, String> {
     match or_inf(text)? {
-        Ttl::Lasting(limit) if limit > LONGEST => {
+        Ttl::Finite(limit) if limit > LONGEST => {
             Err("must be at most 10 years, or inf: as long as it takes".to_owned())
         }
         wait => Ok(wait),

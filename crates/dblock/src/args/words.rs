@@ -197,8 +197,8 @@ impl WishWords {
             ttl,
             wait: match self.wait {
                 _ if self.no_wait => Some(Duration::ZERO),
-                Some(Ttl::Lasting(limit)) => Some(limit),
-                Some(Ttl::Endless) | None => None,
+                Some(Ttl::Finite(limit)) => Some(limit),
+                Some(Ttl::Infinite) | None => None,
             },
             busy_exit: self.conflict_exit_code,
             owner: self.owner,

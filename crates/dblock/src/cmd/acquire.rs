@@ -26,7 +26,7 @@ pub(crate) async fn acquire(
     let settings = |lock: Lock| lock.metadata("command", "dblock acquire");
     let (locks, guard) = take(place, wish, None, &mut signals, notices, settings).await?;
     let holder = guard.holder().to_owned();
-    let ticket = guard.hand_over()?;
+    let ticket = guard.into_ticket()?;
 
     let row = held(&locks, &ticket).await;
     let printed = match json {

@@ -35,7 +35,7 @@ fn usual(row: Option<&LockInfo>) -> Ttl {
     let length = row.and_then(|row| {
         let end = match row.expires_at {
             Some(end) => end,
-            None => return Some(Ttl::Endless),
+            None => return Some(Ttl::Infinite),
         };
         Some(end.duration_since(row.renewed_at?).ok()?.into())
     });

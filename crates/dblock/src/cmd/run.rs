@@ -98,7 +98,7 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
 
 /// How long before the lease's end CMD is told to stop: the grace, and something for the telling.
 fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
-    let Ttl::Lasting(ttl) = ttl else {
+    let Ttl::Finite(ttl) = ttl else {
         return Ok(grace);
     };
     // A ttl that is too short for any lease is refused by the library, in its words.
@@ -172,7 +172,7 @@ enum Outcome {
 /// Whether it was CMD itself, or whoever it gave its ticket to, that released the lock or went on with
 /// it elsewhere: that is no loss.
 async fn given_away(reason: LostReason, ear: &mut Ear) -> bool {
-    matches!(reason, LostReason::Released | LostReason::TakenUp) || ear.released().await
+    matches!(reason, LostReason::Released | LostReason::Resumed) || ear.released().await
 }
 
 /// What the library says of the loss.
@@ -335,7 +335,7 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                     Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
                         "; no other holder has it yet".to_owned()
                     }
-                    Some(row) => format!("; it is now {}", row.whose()),
+                    Some(row) => format!("; it is now {}", row.holder_summary()),
                     None => "; see who has it now with `dblock list`".to_owned(),
                 },
             };
@@ -394,7 +394,7 @@ mod tests {
         }
         assert_eq!(margin(secs(30).into(), secs(5)).unwrap(), secs(7));
         assert_eq!(margin(secs(3600).into(), secs(5)).unwrap(), secs(41));
-        assert_eq!(margin(Ttl::Endless, secs(5)).unwrap(), secs(5));
+        assert_eq!(margin(Ttl::Infinite, secs(5)).unwrap(), secs(5));
     }
 
     #[test]
@@ -404,7 +404,7 @@ mod tests {
         assert!(failure.said.contains("--ttl is 10s"), "{}", failure.said);
         assert!(failure.said.contains("--grace of 5s"), "{}", failure.said);
         assert!(margin(secs(30).into(), Duration::MAX).is_err());
-        assert!(margin(Ttl::Endless, Duration::MAX).is_ok());
+        assert!(margin(Ttl::Infinite, Duration::MAX).is_ok());
         assert!(failure.said.ends_with("say --grace 2s"), "{}", failure.said);
     }
 }

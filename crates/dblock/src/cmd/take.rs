@@ -45,7 +45,7 @@ pub(super) async fn take(
     notices.waiting(&wish.name);
     let work = async {
         match ticket {
-            Some(ticket) => match lock.take_up(ticket).await {
+            Some(ticket) => match lock.resume(ticket).await {
                 Ok(guard) => Ok(guard),
                 Err(error) => Err(of_ticket(&locks, error).await),
             },
@@ -169,7 +169,7 @@ fn refused(mut error: Error, wish: &Wish) -> Failure {
             }
             failure
         }
-        (Error::HeldOff { .. }, _) => Failure::blocked(&wish.name, &error),
+        (Error::Conflict { .. }, _) => Failure::blocked(&wish.name, &error),
         (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
             let said = format!("gave up after {}: {}", Ttl::from(wait), failure.said);
@@ -184,7 +184,7 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => row(locks, name).await.map(|row| row.whose()),
+            None => row(locks, name).await.map(|row| row.holder_summary()),
         },
         _ => None,
     };

@@ -46,13 +46,13 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
     lines.extend(infos.iter().map(|info| {
         let cells = [
             name(info),
-            info.state.word().to_owned(),
+            info.state.as_str().to_owned(),
             info.holder.clone().unwrap_or_default(),
             info.token.to_string(),
             info.acquired_at.and_then(time).unwrap_or_default(),
             info.held_for.map(human).unwrap_or_default(),
             free_in_words(info),
-            info.purpose(),
+            info.description(),
         ];
         let cells = cells.map(|cell| match cell.is_empty() {
             true => "-".to_owned(),
@@ -81,7 +81,7 @@ pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
     };
     let free = info.state == LockState::Free;
     fact("name", Some(name(info)));
-    fact("state", Some(info.state.word().to_owned()));
+    fact("state", Some(info.state.as_str().to_owned()));
     fact(
         if free { "last holder" } else { "holder" },
         info.holder.clone(),
@@ -123,11 +123,15 @@ pub(crate) fn report(report: &Report) -> Result<(), Failure> {
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
     let checks = report.checks.iter();
     let mut lines: Vec<_> = checks
-        .map(|check| line([seen(check), check.area, &check.said]))
+        .map(|check| line([seen(check), check.area, &check.message]))
         .collect();
     for found in &report.findings {
-        lines.push(line([&found.severity.to_string(), found.id, &found.said]));
-        lines.push(line(["do", found.id, &found.remedy]));
+        lines.push(line([
+            &found.severity.to_string(),
+            found.id,
+            &found.message,
+        ]));
+        lines.push(line(["fix", found.id, &found.fix]));
     }
     print(&aligned(&lines, None, None))
 }

@@ -99,7 +99,7 @@ fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> R
     let ttl = Duration::from_millis(ttl.parse().expect("a number"));
     let mut lock = locks.lock(name).ttl(ttl);
     if let Some(holder) = holder {
-        lock = lock.holder(holder).take_over(true);
+        lock = lock.holder(holder).preempt(true);
     }
     let mut guard = Some(lock.acquire()?);
     if let Some(guard) = &guard {
@@ -166,7 +166,7 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
 
 fn fork_as(url: &str, name: &str, holder: &str) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
-    let lock = locks.lock(name).holder(holder).take_over(true);
+    let lock = locks.lock(name).holder(holder).preempt(true);
     let guard = lock.acquire()?;
     say(&format!(
         "parent: excludes {}",

@@ -49,7 +49,7 @@ macro_rules! contract_tests {
             each_part_of_a_grant_counts,
             a_release_by_force_is_told_to_the_holder,
             a_grant_whose_token_is_unknown_can_be_given_back,
-            a_ticket_is_taken_up_once,
+            a_ticket_resumes_a_lock_once,
             a_dead_ticket_revives_nothing,
             pruning_deletes_what_is_long_free,
             distinct_names_are_distinct_locks,

@@ -30,7 +30,10 @@ pub async fn a_renewal_shortens_nothing(bench: &Bench) {
     assert_eq!(renew(&*store, &grant, SHORT).await, Renewal::Renewed);
     outlived(SHORT).await;
     assert_eq!(holder_of(&*store, "job").await.as_deref(), Some("me"));
-    assert_eq!(renew(&*store, &grant, Ttl::Endless).await, Renewal::Renewed);
+    assert_eq!(
+        renew(&*store, &grant, Ttl::Infinite).await,
+        Renewal::Renewed
+    );
     assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
     let state = info(&*store, "job").await.expect("a row").state;
     assert_eq!(
@@ -59,7 +62,10 @@ pub async fn a_renewal_may_be_repeated(bench: &Bench) {
 pub async fn endless_ends_only_by_release(bench: &Bench) {
     let store = bench.ready().await;
     let grant = granted(&*store, "job", "me", SHORT).await;
-    assert_eq!(renew(&*store, &grant, Ttl::Endless).await, Renewal::Renewed);
+    assert_eq!(
+        renew(&*store, &grant, Ttl::Infinite).await,
+        Renewal::Renewed
+    );
     outlived(SHORT).await;
     let Outcome::Held(by) = try_once(&*store, &ask("job", "other", LONG)).await else {
         panic!("given away")
@@ -70,7 +76,7 @@ pub async fn endless_ends_only_by_release(bench: &Bench) {
         (row.state, row.expires_at),
         (LockState::Held { free_in: None }, None)
     );
-    let what = Return::of(&grant, Ttl::Endless);
+    let what = Return::of(&grant, Ttl::Infinite);
     assert_eq!(
         store.release(&[what], WITHIN).await.expect("an answer"),
         [Released::Freed]
@@ -89,7 +95,7 @@ pub async fn a_stale_grant_can_neither_renew_nor_release(bench: &Bench) {
     let Renewal::Lost(gone) = renew(&*store, &old, LONG).await else {
         panic!("renewed")
     };
-    assert_eq!(gone.reason, LostReason::TakenOver);
+    assert_eq!(gone.reason, LostReason::Preempted);
     let now = gone.now.expect("who has it");
     assert_eq!(
         (now.holder.as_deref(), now.token),
@@ -208,7 +214,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
             },
             LONG.into(),
         ),
-        (endless, Ttl::Endless),
+        (endless, Ttl::Infinite),
     ];
     let answers = store.renew(&round, WITHIN).await.expect("an answer");
     let lost = |reason: LostReason| Renewal::Lost(reason.into());

@@ -51,7 +51,7 @@ async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOver) -> Ou
 /// The same holder gets a greater token at once, and what had it can do no more to it.
 pub async fn the_same_holder_takes_over(bench: &Bench) {
     let store = bench.ready().await;
-    for ttl in [Ttl::from(LONG), Ttl::Endless] {
+    for ttl in [Ttl::from(LONG), Ttl::Infinite] {
         let old = granted(&*store, "job", "me", LONG).await;
         assert_eq!(renew(&*store, &old, ttl).await, Renewal::Renewed);
         let what = over(&old, "me");
@@ -80,7 +80,7 @@ pub async fn the_same_holder_takes_over(bench: &Bench) {
         assert!(left <= LONG && left > LONG / 2, "{left:?}");
         assert!(row.held_for.is_some_and(|age| age < LONG));
 
-        let taken_over = Some(LostReason::TakenOver);
+        let taken_over = Some(LostReason::Preempted);
         assert_eq!(renew(&*store, &old, LONG).await.lost(), taken_over);
         assert_eq!(release(&*store, &old).await, Released::NotOurs);
         let new = grant_of(&what.to, token);

@@ -83,7 +83,7 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "me", LONG).await;
     assert_eq!(
-        renew(&*store, &endless, Ttl::Endless).await,
+        renew(&*store, &endless, Ttl::Infinite).await,
         Renewal::Renewed
     );
     let released = granted(&*store, "released", "me", LONG).await;
@@ -117,7 +117,7 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
     let held = granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "you", LONG).await;
     assert_eq!(
-        renew(&*store, &endless, Ttl::Endless).await,
+        renew(&*store, &endless, Ttl::Infinite).await,
         Renewal::Renewed
     );
     let released = granted(&*store, "released", "me", LONG).await;

@@ -1,36 +1,36 @@
 //! A lock that goes on elsewhere.
 
 use database_locks::LostReason;
-use database_locks::seam::{Ask, Grant, Released, Renewal, Store, TakeUp};
+use database_locks::seam::{Ask, Grant, Released, Renewal, Resume, Store};
 
 use super::bench::{Bench, LONG, SHORT, WITHIN, ask, granted, info, outlived, release, renew};
 use crate::promise::promise;
 
-fn handed_to(grant: &Grant, holder: &str) -> TakeUp {
+fn handed_to(grant: &Grant, holder: &str) -> Resume {
     let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
     let to = Ask {
         metadata,
         ..ask(grant.name.as_str(), holder, LONG)
     };
-    TakeUp {
+    Resume {
         token: grant.token,
         from: grant.id,
         to,
     }
 }
 
-async fn take_up(store: &dyn Store, what: &TakeUp) -> Renewal {
-    store.take_up(what, WITHIN).await.expect("an answer")
+async fn resume(store: &dyn Store, what: &Resume) -> Renewal {
+    store.resume(what, WITHIN).await.expect("an answer")
 }
 
-/// A lock that is taken up has the same token and another grant; its giver can do no more to it.
-pub async fn a_ticket_is_taken_up_once(bench: &Bench) {
+/// A lock that is resumed has the same token and another grant; its giver can do no more to it.
+pub async fn a_ticket_resumes_a_lock_once(bench: &Bench) {
     let store = bench.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
     let (what, again) = (handed_to(&given, "taker"), handed_to(&given, "another"));
-    assert_eq!(take_up(&*store, &what).await, Renewal::Renewed);
+    assert_eq!(resume(&*store, &what).await, Renewal::Renewed);
     assert_eq!(
-        take_up(&*bench.store(), &what).await,
+        resume(&*bench.store(), &what).await,
         Renewal::Renewed,
         "its reply may be lost"
     );
@@ -42,12 +42,12 @@ pub async fn a_ticket_is_taken_up_once(bench: &Bench) {
         (given.token, Some("taker"))
     );
     assert_eq!(
-        take_up(&*store, &again).await.lost(),
-        Some(LostReason::TakenUp)
+        resume(&*store, &again).await.lost(),
+        Some(LostReason::Resumed)
     );
     assert_eq!(
         renew(&*store, &given, LONG).await.lost(),
-        Some(LostReason::TakenUp)
+        Some(LostReason::Resumed)
     );
     assert_eq!(release(&*store, &given).await, Released::NotOurs);
     let taken = Grant {
@@ -58,7 +58,7 @@ pub async fn a_ticket_is_taken_up_once(bench: &Bench) {
     assert_eq!(renew(&*store, &taken, LONG).await, Renewal::Renewed);
     assert_eq!(release(&*store, &taken).await, Released::Freed);
     assert_eq!(
-        take_up(&*store, &again).await.lost(),
+        resume(&*store, &again).await.lost(),
         Some(LostReason::Released)
     );
     promise("P3", bench.engine);
@@ -73,22 +73,22 @@ pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
     // On a cluster no clock says that it has ended: it is good until somebody takes the lock over.
     if !bench.is_cluster() {
         assert_eq!(
-            take_up(&*store, &late).await.lost(),
+            resume(&*store, &late).await.lost(),
             Some(LostReason::Expired)
         );
     }
     let next = granted(&*store, "job", "next", LONG).await;
     assert_eq!(
-        take_up(&*store, &late).await.lost(),
-        Some(LostReason::TakenOver)
+        resume(&*store, &late).await.lost(),
+        Some(LostReason::Preempted)
     );
     assert_eq!(renew(&*store, &next, LONG).await, Renewal::Renewed);
-    let nowhere = TakeUp {
+    let nowhere = Resume {
         to: ask("no row", "late", LONG),
         ..late
     };
     assert_eq!(
-        take_up(&*store, &nowhere).await.lost(),
+        resume(&*store, &nowhere).await.lost(),
         Some(LostReason::RowGone)
     );
 }

@@ -103,7 +103,7 @@ async fn who_was_forgotten_is_told_so() {
         let error = checked(guard).await.unwrap_err();
         assert!(failover(&error), "{}", error.chain());
     }
-    assert_eq!(LostReason::Failover.word(), "failover");
+    assert_eq!(LostReason::Failover.as_str(), "failover");
     // Of this one an older state was there, which is a lease of its own: it goes on.
     checked(&older).await.unwrap();
     assert!(older.is_held());

@@ -22,7 +22,7 @@ async fn main() {
     let settings = Settings::parse(&argument).expect("the settings are JSON");
     let recorder = Recorder::new(&settings.history, &settings.who).expect("a history");
     let locks = match settings.client {
-        Client::Rust => Some(Locks::open(&settings.url, None).expect("a URL")),
+        Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
         _ => None,
     };
     let naive = Naive {
@@ -227,8 +227,8 @@ impl Worker {
             Guard::Ours(guard) => (
                 guard.is_held().then(|| guard.trusted_for()),
                 guard.loss().map(|loss| {
-                    let ago = u64::try_from(loss.ago().as_micros()).unwrap_or(u64::MAX);
-                    (loss.reason().word(), clock::now().saturating_sub(ago))
+                    let ago = u64::try_from(loss.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    (loss.reason().as_str(), clock::now().saturating_sub(ago))
                 }),
             ),
             Guard::Naive(held) => match held.trusted_for() {
@@ -388,7 +388,7 @@ impl Write<'_> {
             Sql::Postgres(client) => {
                 in_time(async { client.batch_execute("BEGIN").await.map_err(text) }).await?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(client, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(client, lasting)).await?,
                     None => bounded(guard.fence(client)).await?,
                 };
                 let value = data.run(&self.read()).await?;
@@ -404,7 +404,7 @@ impl Write<'_> {
                 let begin = connection.start_transaction(TxOpts::default());
                 let mut tx = in_time(async { begin.await.map_err(text) }).await?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(&mut tx, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(&mut tx, lasting)).await?,
                     None => bounded(guard.fence(&mut tx)).await?,
                 };
                 let read = in_time(async { tx.query(self.read()).await.map_err(text) });
@@ -428,7 +428,7 @@ impl Write<'_> {
                 let behavior = rusqlite::TransactionBehavior::Deferred;
                 let mut tx = file.transaction_with_behavior(behavior).map_err(text)?;
                 let open = match lasting {
-                    Some(lasting) => bounded(guard.fence_for(&mut tx, lasting)).await?,
+                    Some(lasting) => bounded(guard.fence_with_duration(&mut tx, lasting)).await?,
                     None => bounded(guard.fence(&mut tx)).await?,
                 };
                 let value: i64 = tx

@@ -219,7 +219,7 @@ impl Session {
             id: ask.grant,
             holder: ask.holder.clone(),
         };
-        let renewals = self.renew(&[(grant, Ttl::Lasting(ask.length))]).await?;
+        let renewals = self.renew(&[(grant, Ttl::Finite(ask.length))]).await?;
         Ok(match renewals.first() {
             Some(Renewal::Renewed) => Outcome::Granted {
                 token,
@@ -262,7 +262,7 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    /// The same as `TAKE_UP`, on a cluster.
+    /// The same as `RESUME`, on a cluster.
     pub(super) const TAKE_UP_ON_CLUSTER: &str = "
         UPDATE (SELECT id,
                        IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,

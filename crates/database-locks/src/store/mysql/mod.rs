@@ -26,7 +26,7 @@ use serde_json::json;
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Return, Store, StoreError, Table, TakeOver, TakeUp, bounded, keep_to, url,
+    Resume, Return, Store, StoreError, Table, TakeOver, bounded, keep_to, url,
 };
 use crate::clock;
 use crate::doctor::Report;
@@ -91,7 +91,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("renew", Session::RENEW),
     ("renew on a cluster", Session::RENEW_ON_CLUSTER),
     ("take over from the same holder", Session::TAKE_OVER),
-    ("take up", Session::TAKE_UP),
+    ("take up", Session::RESUME),
     ("take up on a cluster", Session::TAKE_UP_ON_CLUSTER),
     ("release (MySQL)", Session::RELEASE),
     ("release (MariaDB)", Session::RELEASE_AT_ONCE),
@@ -265,11 +265,11 @@ impl Store for Mysql {
         })
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(async move {
             let work = self.rest.call(within, |session| {
-                Box::pin(async move { session.take_up(&what).await })
+                Box::pin(async move { session.resume(&what).await })
             });
             let renewal = work.await?;
             if renewal == Renewal::Renewed {
@@ -519,7 +519,7 @@ impl Session {
                 "name": grant.name.as_str(), "token": grant.token.get(),
                 "grant": grant.id.as_str(), "holder": &*grant.holder,
             });
-            if let Ttl::Lasting(length) = ttl {
+            if let Ttl::Finite(length) = ttl {
                 grant["length"] = micros(*length).into();
             }
             grant
@@ -612,7 +612,7 @@ impl Session {
 
     /// Put another grant in the place of one that is still held. That the second may stand there
     /// already is for a request that is made again, since its reply was lost.
-    const TAKE_UP: &str = "
+    const RESUME: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
                    AND {live} AND granted_until = expires_at AND {writable}
@@ -625,7 +625,7 @@ impl Session {
                    UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    async fn take_up(&mut self, what: &TakeUp) -> Result<Renewal, StoreError> {
+    async fn resume(&mut self, what: &Resume) -> Result<Renewal, StoreError> {
         let to = &what.to;
         let params = params! {
             "name" => to.name.as_str(), "token" => what.token.get(),
@@ -633,7 +633,7 @@ impl Session {
             "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
         };
         let statement = match self.cluster {
-            None => Self::TAKE_UP,
+            None => Self::RESUME,
             Some(_) => Self::TAKE_UP_ON_CLUSTER,
         };
         let done = self.execute(statement, params).await;

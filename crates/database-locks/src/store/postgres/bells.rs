@@ -505,9 +505,9 @@ impl Bells {
         let now = clock::now();
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
-                Ttl::Lasting(length) if length <= RARELY => None,
-                Ttl::Lasting(length) => Some((id, now.saturating_add(length))),
-                Ttl::Endless => Some((id, now + DAY)),
+                Ttl::Finite(length) if length <= RARELY => None,
+                Ttl::Finite(length) => Some((id, now.saturating_add(length))),
+                Ttl::Infinite => Some((id, now + DAY)),
             })
             .peekable();
         if rare.peek().is_none() {

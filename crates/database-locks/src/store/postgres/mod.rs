@@ -54,12 +54,12 @@ use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
 use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
-use self::take_over::{TAKE_OVER, TAKE_UP, take_over, take_up};
+use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
 use super::rows::Seen;
 use super::url::Server;
 use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Return, Store, Table, TakeOver, TakeUp, Woken, bounded,
+    Reply, Resume, Return, Store, Table, TakeOver, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -82,7 +82,7 @@ enum Sql {
     Insert,
     Renew,
     TakeOver,
-    TakeUp,
+    Resume,
     ReleaseOne,
     Release,
     Force,
@@ -99,7 +99,7 @@ const STATEMENTS: [&str; 14] = [
     INSERT,
     RENEW,
     TAKE_OVER,
-    TAKE_UP,
+    RESUME,
     RELEASE_ONE,
     RELEASE,
     FORCE,
@@ -118,7 +118,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("make a row, granted", INSERT),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
-    ("take up", TAKE_UP),
+    ("take up", RESUME),
     ("release one", RELEASE_ONE),
     ("release many", RELEASE),
     ("release by force", FORCE),
@@ -339,7 +339,7 @@ impl Store for Postgres {
             self.bells.holds(
                 &self.link,
                 granted.filter_map(|(ask, outcome)| match outcome {
-                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Lasting(*length))),
+                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
                     Outcome::Held(_) | Outcome::Busy => None,
                 }),
             );
@@ -448,21 +448,21 @@ impl Store for Postgres {
                 .await?;
             if let Outcome::Granted { length, .. } = outcome {
                 self.bells.forced(&what.to.name);
-                let held = std::iter::once((what.to.grant, Ttl::Lasting(length)));
+                let held = std::iter::once((what.to.grant, Ttl::Finite(length)));
                 self.bells.holds(&self.link, held);
             }
             Ok(outcome)
         })
     }
 
-    fn take_up<'a>(&'a self, what: &'a TakeUp, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
             let taken = self
                 .link
-                .on(within, move |on| async move { take_up(&on, what).await })
+                .on(within, move |on| async move { resume(&on, what).await })
                 .await?;
             if let Renewal::Renewed = taken {
-                let held = std::iter::once((what.to.grant, Ttl::Lasting(what.to.length)));
+                let held = std::iter::once((what.to.grant, Ttl::Finite(what.to.length)));
                 self.bells.holds(&self.link, held);
             }
             Ok(taken)

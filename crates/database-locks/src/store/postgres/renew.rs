@@ -73,8 +73,8 @@ pub(super) async fn renew(
     let ids: Vec<_> = grants.iter().map(|(grant, _)| grant.id.as_str()).collect();
     let holders: Vec<_> = grants.iter().map(|(grant, _)| &*grant.holder).collect();
     let length = |ttl: &Ttl| match ttl {
-        Ttl::Lasting(length) => Some(micros(*length)),
-        Ttl::Endless => None,
+        Ttl::Finite(length) => Some(micros(*length)),
+        Ttl::Infinite => None,
     };
     let lengths: Vec<_> = grants.iter().map(|(_, ttl)| length(ttl)).collect();
     let params: [Param<'_>; 5] = [

@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::super::rows::{Seen, judge_ticket};
-use super::super::{Outcome, Renewal, TakeOver, TakeUp};
+use super::super::{Outcome, Renewal, Resume, TakeOver};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
 use super::rows::{micros, seen};
@@ -78,10 +78,10 @@ pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcom
 /// Put another grant in the place of one that is still held.
 ///
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6` its
-/// metadata, `$7` length in microseconds. One row: taken up, or what a plain read says. No row: gone.
+/// metadata, `$7` length in microseconds. One row: resumed, or what a plain read says. No row: gone.
 ///
 /// That `$4` may stand there already is for a request that is made again, since its reply was lost.
-pub(super) const TAKE_UP: &str = concat!(
+pub(super) const RESUME: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
     SELECT id, clock_timestamp() AS now,
@@ -111,7 +111,7 @@ SELECT false, ",
  WHERE l.name = $1 AND NOT EXISTS (SELECT FROM taken)"
 );
 
-pub(super) async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, Refusal> {
+pub(super) async fn resume(on: &Connection, what: &Resume) -> Result<Renewal, Refusal> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
         (&to.name.as_str(), Type::TEXT),
@@ -122,7 +122,7 @@ pub(super) async fn take_up(on: &Connection, what: &TakeUp) -> Result<Renewal, R
         (&&*to.metadata, Type::TEXT),
         (&micros(to.length), Type::INT8),
     ];
-    let rows = on.rows(Sql::TakeUp as usize, true, &params).await?;
+    let rows = on.rows(Sql::Resume as usize, true, &params).await?;
     Ok(match rows.first() {
         Some(row) if row.try_get(0)? => {
             identity::confirmed(on, [&to.grant].into_iter());

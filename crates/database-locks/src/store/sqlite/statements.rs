@@ -6,8 +6,8 @@ use rusqlite::{CachedStatement, OptionalExtension, Row};
 
 use super::super::rows::{Seen, judge, judge_ticket};
 use super::super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Return,
-    StoreError, Table, TakeOver, TakeUp, bounded,
+    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Resume,
+    Return, StoreError, Table, TakeOver, bounded,
 };
 use super::worker::{Worker, of_file};
 use crate::info::{ListFilter, LockInfo};
@@ -102,7 +102,7 @@ const TAKE_OVER: &str = "
 
 /// Put another grant in the place of one that is still held. That the second may stand there already
 /// is for a request that is made again, since its reply was lost.
-const TAKE_UP: &str = "
+const RESUME: &str = "
     UPDATE {table} SET
            locked_by = ?5, grant_id = ?4, metadata = ?6,
            expires_at = max(expires_at, strftime('%Y-%m-%d %H:%M:%f000', 'now', ?7)),
@@ -155,7 +155,7 @@ pub(in crate::store) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire", ACQUIRE),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
-    ("take up", TAKE_UP),
+    ("take up", RESUME),
     ("release", RELEASE),
     ("release by force", FORCE),
     ("look for what is to be pruned", IDLE),
@@ -171,7 +171,7 @@ pub(super) struct Statements {
     pub(super) acquire: String,
     pub(super) renew: String,
     pub(super) take_over: String,
-    pub(super) take_up: String,
+    pub(super) resume: String,
     pub(super) release: String,
     pub(super) force: String,
     pub(super) idle: String,
@@ -188,7 +188,7 @@ impl Statements {
             acquire: table.fill(ACQUIRE),
             renew: table.fill(RENEW),
             take_over: table.fill(TAKE_OVER),
-            take_up: table.fill(TAKE_UP),
+            resume: table.fill(RESUME),
             release: table.fill(RELEASE),
             force: table.fill(FORCE),
             idle: table.fill(IDLE),
@@ -307,8 +307,8 @@ pub(super) fn renew(
         let mut read = tx.prepare_cached(&sql.look)?;
         let one = |(grant, ttl): &(Grant, Ttl)| {
             let length = match ttl {
-                Ttl::Lasting(length) => Some(modifier(*length)),
-                Ttl::Endless => None,
+                Ttl::Finite(length) => Some(modifier(*length)),
+                Ttl::Infinite => None,
             };
             let renewed = renew.execute((
                 grant.name.as_str(),
@@ -379,11 +379,11 @@ pub(super) fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome,
     })
 }
 
-pub(super) fn take_up(worker: &mut Worker, what: &TakeUp) -> Result<Renewal, StoreError> {
+pub(super) fn resume(worker: &mut Worker, what: &Resume) -> Result<Renewal, StoreError> {
     let to = &what.to;
     worker.write_unless_fenced(|tx, sql, fences| {
         if !fences.is_open(to.name.as_str()).map_err(of_file)? {
-            let taken = tx.prepare_cached(&sql.take_up)?.execute((
+            let taken = tx.prepare_cached(&sql.resume)?.execute((
                 to.name.as_str(),
                 what.token.get(),
                 what.from.as_str(),

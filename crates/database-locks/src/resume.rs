@@ -16,13 +16,13 @@ use crate::loss::Loss;
 use crate::metrics;
 use crate::ours::Ours;
 use crate::release::give_back;
-use crate::store::{Ask, Gone, Grant, Released, Renewal, Return, StoreError, TakeUp};
+use crate::store::{Ask, Gone, Grant, Released, Renewal, Resume, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
 use crate::token::GrantId;
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
-pub(crate) async fn take_up(
+pub(crate) async fn resume(
     inner: Arc<Inner>,
     want: Want,
     ticket: Ticket,
@@ -41,7 +41,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             metadata: want.metadata,
             lapsed: None,
         };
-        let what = TakeUp {
+        let what = Resume {
             token: ticket.token,
             from: ticket.grant,
             to,
@@ -67,12 +67,12 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
         };
         let begun = begin(&inner, grant, lease).await;
         if let Ok(guard) = &begun {
-            metrics::taken_up(inner.store.engine());
+            metrics::resumed(inner.store.engine());
             tracing::debug!(
                 lock.name = guard.name().as_str(),
                 lock.token = guard.token().get(),
                 lock.holder = guard.holder(),
-                "lock taken up"
+                "lock resumed"
             );
         }
         begun
@@ -83,11 +83,11 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
 }
 
 /// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &TakeUp) -> Result<Time, Error> {
+async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
     let until = clock::now() + PATIENCE;
     loop {
         let sent = clock::now();
-        let failure = match inner.store.take_up(what, PATIENCE).await {
+        let failure = match inner.store.resume(what, PATIENCE).await {
             Ok(Renewal::Renewed) => return Ok(sent),
             Ok(Renewal::Lost(gone)) => return Err(Loss::of_another(gone).error(&what.to.name)),
             Ok(Renewal::Busy) => StoreError::Contention("its row is locked by somebody".into()),
@@ -100,15 +100,15 @@ async fn until_answered(inner: &Inner, what: &TakeUp) -> Result<Time, Error> {
     }
 }
 
-/// Gives back what was perhaps taken up, if nobody learns whether it was.
+/// Gives back what was perhaps resumed, if nobody learns whether it was.
 struct Unsettled<'a> {
     inner: Arc<Inner>,
-    what: Option<&'a TakeUp>,
+    what: Option<&'a Resume>,
 }
 
 impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
-        let Some(TakeUp { token, to, .. }) = self.what else {
+        let Some(Resume { token, to, .. }) = self.what else {
             return;
         };
         let what = Return {
@@ -119,7 +119,12 @@ impl Drop for Unsettled<'_> {
             durable: true,
             quietly: false,
         };
-        tokio::spawn(give_back(Arc::clone(&self.inner), what, Ttl::Endless, None));
+        tokio::spawn(give_back(
+            Arc::clone(&self.inner),
+            what,
+            Ttl::Infinite,
+            None,
+        ));
     }
 }
 
@@ -183,7 +188,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
-            let returns = [Return::of(&grant, Ttl::Endless)];
+            let returns = [Return::of(&grant, Ttl::Infinite)];
             let answers = inner.store.release(&returns, PATIENCE).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
@@ -199,11 +204,11 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
 
 /// Why a ticket is dead, from the row that says so.
 fn why_dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
-    let taken_up = |said: &String| said.contains(ticket.grant.as_str());
+    let resumed = |said: &String| said.contains(ticket.grant.as_str());
     match row.token.cmp(&ticket.token) {
-        Ordering::Greater => LostReason::TakenOver,
+        Ordering::Greater => LostReason::Preempted,
         Ordering::Less => LostReason::Failover,
-        Ordering::Equal if row.metadata.as_ref().is_some_and(taken_up) => LostReason::TakenUp,
+        Ordering::Equal if row.metadata.as_ref().is_some_and(resumed) => LostReason::Resumed,
         Ordering::Equal => LostReason::Released,
     }
 }
