@@ -67,7 +67,12 @@ class Command(BaseCommand):
             action="store_true",
             help="free rows too of which nobody knows since when: those of version 0.5",
         )
-        word("doctor", "Look for what is wrong with the database, and say what to do.")
+        added = word(
+            "doctor",
+            "Find what is wrong with the database, and say what to do; exit code 1 for errors, 0 "
+            "for warnings alone.",
+        )
+        added.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
         word(
             "init",
             "Make the table where migrate does not; a second run changes nothing.",
@@ -138,12 +143,15 @@ class Command(BaseCommand):
             f"{deleted} {what} deleted of locks that nobody has had for {_show.human(older_than)}"
         )
 
-    def doctor(self, *, json: bool, **_: Any) -> None:
+    def doctor(self, *, json: bool, strict: bool, **_: Any) -> None:
         report = conf.locks().doctor()
         self.say(_show.report_as_json(report) if json else _show.report(report))
-        found = len(report["findings"])
-        if found:
-            raise CommandError(f"{found} finding{'s' if found > 1 else ''}", returncode=FOUND)
+        findings = report["findings"]
+        errors = sum(finding["severity"] == "error" for finding in findings)
+        counted = len(findings) if strict else errors
+        if counted:
+            what = "finding" if strict else "error"
+            raise CommandError(f"{counted} {what}{'s' if counted > 1 else ''}", returncode=FOUND)
 
     def init(self, **_: Any) -> None:
         conf.locks().migrate()

@@ -1,7 +1,11 @@
 """``manage.py locks``: the words, exit codes and JSON of ``dblock``."""
 
+import contextlib
 import io
 import json
+import sqlite3
+import tempfile
+from pathlib import Path
 
 from django.core.management import CommandError, call_command
 from django.test import TransactionTestCase
@@ -94,13 +98,29 @@ class CommandTests(TransactionTestCase):
 
     def test_the_doctor_says_what_it_looked_at(self):
         try:
-            said = self.said("doctor", "--json")
-        except CommandError as findings:
+            report = json.loads(self.said("doctor", "--json"))
+        except CommandError as errors:
             # A server of the lab is not set up as one in production.
-            self.assertEqual(findings.returncode, 1)
-            self.assertRegex(str(findings), r"^\d+ findings?$")
+            self.assertEqual(errors.returncode, 1)
+            self.assertRegex(str(errors), r"^\d+ errors?$")
         else:
-            self.assertEqual(json.loads(said)["findings"], [])
+            self.assertNotIn("error", [found["severity"] for found in report["findings"]])
+
+    def test_the_doctor_fails_for_errors_and_for_warnings_only_where_it_is_strict(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        file = Path(folder.name) / "locks.sqlite3"
+        locks = connect(f"sqlite://{file}")
+        locks.migrate()
+        with conf.instead(locks):
+            self.assertNotIn("warning", self.said("doctor", "--strict"))
+            with contextlib.closing(sqlite3.connect(file)) as other:
+                other.execute("CREATE INDEX spare ON database_locks_lock (id)")
+            self.assertRegex(self.said("doctor"), r"\nwarning +index-unused ")
+            self.assertEqual(self.failed(1, "doctor", "--strict"), "1 finding")
+            file.chmod(0o666)
+            self.assertEqual(self.failed(1, "doctor"), "1 error")
+            self.assertEqual(self.failed(1, "doctor", "--strict"), "2 findings")
 
     def test_a_table_is_made_where_there_is_none(self):
         self.assertEqual(self.said("init"), "table `database_locks_lock` is ready\n")
