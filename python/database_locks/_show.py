@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._wording import worded
@@ -90,8 +90,8 @@ def purpose(metadata: Any) -> str:
     return " ".join(words)
 
 
-def facts(row: Row) -> list[tuple[str, str]]:
-    """Everything about one lock: what, and what is known of it."""
+def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
+    """Everything about one lock: what, and what is known of it. ``time`` formats a point in time."""
     free = row["state"] == "free"
     found = [
         ("name", row["name"]),
