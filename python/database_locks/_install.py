@@ -207,9 +207,9 @@ class _Postgres(_Room):
     def once(self, work: Callable[[], None]) -> None:
         if self.shows:
             return work()
-        # Inside somebody's transaction a failure must not spoil that.
+        # A failure must not spoil a transaction of the caller's.
         with transaction.atomic(using=self.connection.alias):
-            # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+            # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
             self.execute("SET LOCAL lock_timeout = '50ms'")
             work()
 
@@ -303,7 +303,7 @@ class _Mysql(_Room):
         if self.shows:
             return work()
         (before,) = self.rows("SELECT @@SESSION.lock_wait_timeout")[0]
-        # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+        # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
         self.execute("SET SESSION lock_wait_timeout = 1")
         try:
             super().patiently(work)

@@ -108,7 +108,7 @@ _set = -1
 
 
 def follow() -> None:
-    """Have the extension make no records that nobody wants; asked at each acquire, which is cheap."""
+    """Have the extension make only records that a handler wants; called at each acquire, which is cheap."""
     global _set
     level = _core_logger.getEffectiveLevel()
     if level != _set:

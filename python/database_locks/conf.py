@@ -200,7 +200,7 @@ def locks() -> Locks:
 def forget() -> None:
     """Close all connections that no held lock needs; what is used later connects anew."""
     _managers.forget()
-    # An exception that somebody has caught may keep one alive, by its traceback.
+    # The traceback of a caught exception may keep one alive.
     gc.collect()
 
 

@@ -72,7 +72,7 @@ class CommandTests(TransactionTestCase):
             self.assertIn("holder", self.said("show", "job"))
             self.assertEqual(json.loads(self.said("show", "job", "--json"))["holder"], "me")
         self.assertIn("last holder", self.said("show", "job"))
-        self.assertIn("nobody ever locked `none`", self.failed(1, "show", "none"))
+        self.assertIn("there is no lock `none`", self.failed(1, "show", "none"))
 
     def test_a_lock_is_released_by_force_alone(self):
         self.assertIn("--force", self.failed(2, "release", "job"))
@@ -90,7 +90,7 @@ class CommandTests(TransactionTestCase):
             pass
         self.assertEqual(
             self.said("prune", "--older-than", "30d"),
-            "0 rows deleted of locks that nobody has had for 30d\n",
+            "0 rows deleted of locks unused for 30d\n",
         )
         self.assertIn("1 row deleted", self.said("prune", "--older-than", "0"))
         with self.assertRaisesRegex(CommandError, "'soon' must be a number with ms"):
