@@ -33,7 +33,9 @@ def decorate(func: Any, template: lock) -> Any:
         raise TypeError(f"only what can be called can be locked, and {func!r} cannot")
     inner = func.func if isinstance(func, functools.partial) else func
     name = template._name or _names.name_of(inner)
-    return _wrapped(func, lambda: template._for_call(name))
+    made = _wrapped(func, lambda: template._for_call(name))
+    made.database_lock = template
+    return made
 
 
 def _decorate_command(command: Any, template: lock) -> Any:

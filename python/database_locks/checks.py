@@ -15,6 +15,7 @@ W005    the routers keep ``migrate`` from making the table there
 W006    0.5 writes local times into the table (with ``--database``)
 W007    the table is missing (with ``--database``)
 W008    the table lacks what this version needs (with ``--database``)
+W009    a view under ``ATOMIC_REQUESTS`` frees its lock before the commit
 ======  ============================================================================
 """
 
@@ -36,6 +37,7 @@ from django.core.checks import Warning as Advice
 from django.core.checks import register as _register
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
+from django.urls import get_resolver
 
 from . import _core, conf
 from ._install import COLUMNS, TABLE
@@ -52,6 +54,7 @@ def register() -> None:
     """Register all of them with Django."""
     _register(check_settings, "database_locks")
     _register(check_place, "database_locks")
+    _register(check_requests, "database_locks")
     _register(check_table, Tags.database)
 
 
@@ -202,6 +205,55 @@ def _check_role(name: str) -> Iterator[CheckMessage]:
             "locks init`.",
             id=_id("W005"),
         )
+
+
+def check_requests(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """Whether a view that is one transaction has a lock that ends before it: ``until="exit"``."""
+    atomic = {
+        alias for alias in connections if connections[alias].settings_dict.get("ATOMIC_REQUESTS")
+    }
+    if not atomic or not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        views = list(_views(get_resolver().url_patterns))
+    except Exception:  # noqa: BLE001 - Django's own check of the URLs reports it
+        return []
+    found = {}
+    for view in views:
+        aliases = atomic - getattr(view, "_non_atomic_requests", set())
+        for function in _functions(view):
+            template = getattr(function, "database_lock", None)
+            if aliases and template is not None and template._until == "exit":
+                name = f"{function.__module__}.{function.__qualname__}"
+                found[name] = Advice(
+                    f"The view {name} frees its lock before the request's transaction commits "
+                    f"(ATOMIC_REQUESTS on {', '.join(map(repr, sorted(aliases)))}): the next holder "
+                    "does not see what it wrote.",
+                    hint='Leave out until="exit", or mark the view by '
+                    "transaction.non_atomic_requests.",
+                    id=_id("W009"),
+                )
+    return list(found.values())
+
+
+def _views(patterns: Sequence[Any]) -> Iterator[Any]:
+    for pattern in patterns:
+        if hasattr(pattern, "url_patterns"):
+            yield from _views(pattern.url_patterns)
+        else:
+            yield pattern.callback
+
+
+def _functions(view: Any) -> Iterator[Any]:
+    """A view, what it wraps, and the methods of one that is a class."""
+    while view is not None:
+        yield view
+        view_class = getattr(view, "view_class", None)
+        for name in ("dispatch", *getattr(view_class, "http_method_names", ())):
+            method = getattr(view_class, name, None)
+            if method is not None and hasattr(method, "database_lock"):
+                yield method
+        view = getattr(view, "__wrapped__", None)
 
 
 def check_table(

@@ -1,13 +1,18 @@
 """System checks: each with its id and a hint."""
 
 import unittest
+from unittest import mock
 
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import connection
+from django.db import connection, transaction
+from django.http import HttpResponse
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
+from django.urls import include, path
+from django.views import View
+from django.views.decorators.cache import never_cache
 
-from database_locks import LockConfigError, _install, checks, lock
+from database_locks import LockConfigError, _install, checks, lock, locked
 
 from .tests_conf import other_aliases
 
@@ -80,6 +85,49 @@ class SettingsTests(SimpleTestCase):
             DATABASE_LOCKS_URL="x", SILENCED_SYSTEM_CHECKS=["database_locks.E004"]
         ):
             call_command("check", verbosity=0)
+
+
+@locked("a", until="exit")
+def early(request):
+    return HttpResponse()
+
+
+@locked("b", until="commit")
+def late(request):
+    return HttpResponse()
+
+
+class Early(View):
+    @locked("c", until="exit")
+    def post(self, request):
+        return HttpResponse()
+
+
+urlpatterns = [
+    path("early", never_cache(early)),
+    path("late", late),
+    path("in/", include([path("class", Early.as_view())])),
+    path("other", transaction.non_atomic_requests(early)),
+]
+
+
+@override_settings(ROOT_URLCONF=__name__)
+class RequestTests(SimpleTestCase):
+    databases = {"default"}
+
+    def test_a_view_that_frees_its_lock_before_the_commit_is_told(self):
+        self.assertEqual(checks.check_requests(), [])
+        with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            messages = checks.check_requests()
+        self.assertEqual([message.id for message in messages], ["database_locks.W009"] * 2)
+        said = "".join(message.msg for message in messages)
+        self.assertIn(f"The view {__name__}.early frees its lock", said)
+        self.assertIn(f"The view {__name__}.Early.post frees its lock", said)
+
+    def test_one_outside_of_the_transaction_is_not(self):
+        with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            with override_settings(ROOT_URLCONF=(path("x", urlpatterns[3].callback),)):
+                self.assertEqual(checks.check_requests(), [])
 
 
 class NoMigrations:

@@ -118,6 +118,7 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
             with self.assertRaisesRegex(LockLost, "outer"), lock("outer"), lock("inner"):
                 self.assertIs(signal, lock_released)
             self.assertLess(time.monotonic() - began, 15)
+            self.locks.drain()
             self.locks.assert_not_locked("inner")
             signal.disconnect(slow)
 
