@@ -201,7 +201,12 @@ mod tests {
         let open = fences.open("job").unwrap().unwrap();
         for path in [&fences.folder, &open.path] {
             let found = fs::metadata(path).unwrap();
-            assert_eq!((found.uid(), found.gid()), (4711, 4712), "{}", path.display());
+            assert_eq!(
+                (found.uid(), found.gid()),
+                (4711, 4712),
+                "{}",
+                path.display()
+            );
         }
     }
 
