@@ -8,6 +8,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,8 @@ def test_asking_says_what_is_held(locks: MemoryLocks) -> None:
 def test_what_is_left_behind_fails_and_does_not_reach_the_next_test() -> None:
     with pytest.raises(AssertionError, match="still held at the end of the test: `left`"):
         with memory_locks() as locks:
-            left = locks.lock("left").__enter__()
+            block = locks.lock("left")
+            left = block.__enter__()
     # The next test goes on for a while, in the thread that left the lock.
     for _ in range(20):
         time.sleep(0.01)
@@ -137,13 +139,18 @@ def test_a_wait_ends_when_the_other_holder_releases(locks: MemoryLocks) -> None:
     timer.join()
 
 
+KEPT: list[Any] = []
+
+
 class Mixed(LocksTestMixin, unittest.TestCase):
     def test_clean(self) -> None:
         with self.locks.lock("a"):
             self.locks.assert_locked("a")
 
     def test_leaves(self) -> None:
-        self.locks.lock("left").__enter__()
+        # Kept, since a block that is dropped frees its lock.
+        KEPT.append(self.locks.lock("left"))
+        KEPT[-1].__enter__()
 
     def test_next(self) -> None:
         time.sleep(0.1)
@@ -165,7 +172,7 @@ def test_the_plugin_fails_the_test_that_left_a_lock_by_its_name(tmp_path: Path) 
         "def test_clean(locks):\n"
         "    with locks.lock('a'): pass\n"
         "def test_leaves(locks):\n"
-        "    locks.lock('left').__enter__()\n"
+        "    global kept; kept = locks.lock('left'); kept.__enter__()\n"
         "def test_next(locks):\n"
         "    import time; time.sleep(0.1)\n"
         "    locks.assert_not_locked('left')\n"
@@ -224,7 +231,9 @@ class TestOrders:
         self.work(locks, inside)
 
 def test_leaves_in_a_transaction(locks, db):
-    lock("left").__enter__()
+    global kept
+    kept = lock("left")
+    kept.__enter__()
 
 def test_next(db, locks):
     time.sleep(0.1)
