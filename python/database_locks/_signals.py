@@ -26,23 +26,24 @@ _lost: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def _signal(name: str) -> Any:
-    """`None` where the project has imported none of them, and so connected nothing."""
-    return getattr(sys.modules.get("database_locks.signals"), name, None)
+    """`None` where nothing is connected to it."""
+    signal = getattr(sys.modules.get("database_locks.signals"), name, None)
+    return signal if signal is not None and signal.receivers else None
 
 
 def acquired(held: Held) -> None:
     """Before its body begins. Raises `LockLost` only for another lock that this thread holds."""
-    if _signal("lock_acquired") is not None:
+    # The module of the signals is imported by what connects to them.
+    if "database_locks.signals" in sys.modules:
         _since[held] = time.monotonic()
-        _send("lock_acquired", _about(held))
+    _send("lock_acquired", _about(held))
 
 
 def released(held: Held) -> None:
     """After the release. Raises as `acquired` does."""
-    if _signal("lock_released") is not None:
-        since = _since.pop(held, None)
-        held_for = None if since is None else time.monotonic() - since
-        _send("lock_released", _about(held) | {"held_for": held_for})
+    since = _since.pop(held, None)
+    held_for = None if since is None else time.monotonic() - since
+    _send("lock_released", _about(held) | {"held_for": held_for})
 
 
 def lost(held: Held, loss: Loss) -> None:
@@ -62,20 +63,25 @@ def _about(held: Held) -> dict[str, Any]:
 
 
 def _send_lost(words: dict[str, Any]) -> None:
+    from django.conf import settings
     from django.db import connections
 
     try:
         _send("lock_lost", words)
     finally:
-        connections.close_all()
+        if settings.configured:
+            connections.close_all()
 
 
 def _send(name: str, words: dict[str, Any]) -> None:
+    signal = _signal(name)
+    if signal is None:
+        return
     from .locks import lock
 
     try:
         # Django logs what a receiver raises.
-        answers = _signal(name).send_robust(lock, **words)
+        answers = signal.send_robust(lock, **words)
     except LockLost:
         raise
     except Exception:

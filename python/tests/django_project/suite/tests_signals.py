@@ -85,6 +85,13 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
         threads[0].join(20)
         self.assertFalse(threads[0].is_alive())
 
+    def test_where_nothing_is_connected_no_thread_is_started(self):
+        with self.assertRaises(LockLost), lock("job"):
+            self.locks.lose("job")
+            time.sleep(10)
+        names = [thread.name for thread in threading.enumerate()]
+        self.assertNotIn("database-locks-signal", names)
+
     def test_a_receiver_that_fails_breaks_nothing(self):
         def fails(**_):
             raise ZeroDivisionError
