@@ -6,7 +6,7 @@ use database_locks::{Error, LockName, LostReason, Ttl};
 pub(crate) const UNKNOWN: u8 = 1;
 /// What was to be printed did not arrive: the disk is full, or stdout is closed.
 pub(crate) const UNPRINTED: u8 = 1;
-/// `doctor` has found something.
+/// `doctor` has found an error, or with `--strict` a warning.
 pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
@@ -161,7 +161,7 @@ fn flag(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, DATABASE_LOCKS_URL)".to_owned(),
         "name" => "NAME".to_owned(),
-        "holder" => "--owner".to_owned(),
+        "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
         other => format!("--{other}"),
     }

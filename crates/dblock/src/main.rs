@@ -61,6 +61,6 @@ async fn do_it(place: &Place, task: Task, notices: &Notices) -> Result<u8, Failu
             output::text(&text)?;
             Ok(0)
         }
-        Task::Doctor { json } => cmd::doctor(place, json).await,
+        Task::Doctor(checkup) => cmd::doctor(place, &checkup).await,
     }
 }

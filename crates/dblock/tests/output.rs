@@ -117,7 +117,7 @@ fn quiet_leaves_out_what_is_no_error() {
 #[test]
 fn verbose_reports_a_wait_and_who_holds_the_lock() {
     let lab = Lab::new();
-    let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
     let usual = lab.run(["run", "-w", "300ms", "job", "--", "true"]);
     assert_eq!(usual.refused(75).lines().count(), 1);
     let done = lab.run(["-v", "run", "-w", "300ms", "job", "--", "true"]);

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::refusal::refused;
-pub(crate) use self::task::{DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
+pub(crate) use self::task::{Checkup, DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
 use crate::pages;
@@ -102,7 +102,15 @@ fn task(command: Words) -> Result<Task, Failure> {
             Task::Print(page.ok_or_else(|| no_command(command))?)
         }
         Words::Help { command } => return Err(help(command)),
-        Words::Doctor { json } => Task::Doctor { json },
+        Words::Doctor {
+            json,
+            strict,
+            ignore,
+        } => Task::Doctor(Checkup {
+            json,
+            strict,
+            ignored: ignore,
+        }),
     })
 }
 

@@ -70,9 +70,17 @@ pub(crate) enum Task {
     Init,
     /// A text, which is ready.
     Print(String),
-    Doctor {
-        json: bool,
-    },
+    Doctor(Checkup),
+}
+
+/// What `doctor` is asked for.
+#[derive(Debug)]
+pub(crate) struct Checkup {
+    pub(crate) json: bool,
+    /// Whether warnings count as errors do.
+    pub(crate) strict: bool,
+    /// The ids of findings that do not count.
+    pub(crate) ignored: Vec<&'static str>,
 }
 
 /// A lock as it is wanted.
@@ -83,7 +91,7 @@ pub(crate) struct Wish {
     /// None: as long as it takes; zero: try once.
     pub(crate) wait: Option<Duration>,
     pub(crate) busy_exit: u8,
-    pub(crate) owner: Option<String>,
+    pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
 }
 

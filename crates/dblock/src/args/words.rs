@@ -127,9 +127,15 @@ pub(super) enum Words {
         /// One of the commands
         command: Option<String>,
     },
-    /// Look for what is wrong with the database, and say what to do; exit code 1 if something is
+    /// Look for what is wrong with the database, and say what to do; exit code 1 for an error
     #[command(after_help = help::DOCTOR)]
     Doctor {
+        /// Exit code 1 for a warning too
+        #[arg(long)]
+        strict: bool,
+        /// Leave this finding out, by its id: no-delete, standby-async, …; any number of times
+        #[arg(long, value_name = "ID", value_parser = values::finding)]
+        ignore: Vec<&'static str>,
         /// One JSON object: `checks`, what was looked at, and `findings`, with what to do
         #[arg(long)]
         json: bool,
@@ -183,8 +189,8 @@ pub(super) struct WishWords {
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,
     /// Who holds the lock, for people to read [default: host.pid.random]
-    #[arg(long, value_name = "WHO")]
-    owner: Option<String>,
+    #[arg(long, alias = "owner", value_name = "WHO")]
+    holder: Option<String>,
     /// Something to be shown with the lock; any number of times
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
     meta: Vec<(String, String)>,
@@ -201,7 +207,7 @@ impl WishWords {
                 Some(Ttl::Infinite) | None => None,
             },
             busy_exit: self.conflict_exit_code,
-            owner: self.owner,
+            holder: self.holder,
             meta: self.meta,
         }
     }

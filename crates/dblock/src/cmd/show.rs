@@ -11,7 +11,10 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
         true => ListFilter::new(),
         false => ListFilter::new().not_free(),
     };
-    let rows = place.connect().await?.list_filtered(&filter).await?;
+    let rows = match place.is_unused() {
+        true => Vec::new(),
+        false => place.connect().await?.list_filtered(&filter).await?,
+    };
     match json {
         true => output::rows_as_json(&rows),
         false => output::rows(&rows, all),
