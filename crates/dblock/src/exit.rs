@@ -61,7 +61,7 @@ impl Failure {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
             LostReason::Preempted => {
-                "somebody else has had the lock since, or it was released by force".to_owned()
+                "another client has had the lock since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
             LostReason::Resumed => "it was resumed already".to_owned(),

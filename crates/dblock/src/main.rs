@@ -55,7 +55,7 @@ async fn do_it(place: &Place, task: Task, notices: &Notices) -> Result<u8, Failu
         Task::Force { name } => cmd::release_by_force(place, &name).await,
         Task::List { all, json } => cmd::list(place, all, json).await,
         Task::Show { name, json } => cmd::show(place, &name, json).await,
-        Task::Prune { idle, unknown } => cmd::prune(place, idle, unknown).await,
+        Task::Prune { idle, legacy } => cmd::prune(place, idle, legacy).await,
         Task::Init => cmd::init(place).await,
         Task::Print(text) => {
             output::text(&text)?;

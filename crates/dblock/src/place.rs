@@ -42,36 +42,25 @@ impl fmt::Debug for Place {
 }
 
 impl Place {
-    /// Connect now; a database that is away is an error, and so is a file that is missing: what only
-    /// looks at locks, or ends them, makes none.
+    /// Connect now; a database that is away is an error.
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
-        Ok(self.builder(IfMissing::Refused)?.connect().await?)
-    }
-
-    /// The same, and the file is made.
-    pub(crate) async fn connect_to_make(&self) -> Result<Locks, Failure> {
-        Ok(self.builder(IfMissing::Made)?.connect().await?)
+        Ok(self.builder()?.connect().await?)
     }
 
     /// Connect when it is needed: an acquire then tries to for as long as it may wait.
     pub(crate) fn open(&self) -> Result<Locks, Failure> {
-        Ok(self.builder(IfMissing::Made)?.connect_lazy()?)
+        Ok(self.builder()?.connect_lazy()?)
     }
 
-    /// Whether the file that is used without a URL is still to be made.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.url.is_none() && usual_file().is_ok_and(|file| !file.exists())
-    }
-
-    fn builder(&self, if_missing: IfMissing) -> Result<LocksBuilder, Failure> {
-        let builder = Locks::builder(self.url(if_missing)?);
+    fn builder(&self) -> Result<LocksBuilder, Failure> {
+        let builder = Locks::builder(self.url()?);
         Ok(match &self.table {
             Some(table) => builder.table(table),
             None => builder,
         })
     }
 
-    fn url(&self, if_missing: IfMissing) -> Result<String, Failure> {
+    fn url(&self) -> Result<String, Failure> {
         Ok(match &self.url {
             // One process alone has it, and that is this one.
             Some(url) if url.starts_with("memory:") => {
@@ -83,17 +72,15 @@ impl Place {
             Some(url) => url.clone(),
             None => {
                 let file = usual_file()?;
-                match if_missing {
-                    IfMissing::Made => make_folder_of(&file)?,
-                    IfMissing::Refused if file.exists() => {}
-                    IfMissing::Refused => {
-                        let shown = file.display();
-                        return Err(Failure::unavailable(format!(
-                            "there is no file {shown} yet: the first `dblock run`, `acquire` or `init` \
-                             makes it; or give a database with --url or DATABASE_LOCKS_URL"
-                        )));
-                    }
-                }
+                let folder = file.parent().unwrap_or(Path::new("/"));
+                // For their owner only: who can write there can take every lock.
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+                made.map_err(|error| {
+                    let shown = folder.display();
+                    Failure::unavailable(format!(
+                        "cannot make the folder {shown}: {error}; give a database with --url"
+                    ))
+                })?;
                 url_of(&file)
             }
         })
@@ -114,35 +101,6 @@ impl Place {
     }
 }
 
-/// What becomes of a file that is missing.
-#[derive(Clone, Copy, Debug)]
-enum IfMissing {
-    Made,
-    Refused,
-}
-
-/// Make the folder of that file, but not the home folder: where that is missing this is no user who
-/// keeps files.
-fn make_folder_of(file: &Path) -> Result<(), Failure> {
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    if let Some(home) = home.filter(|home| file.starts_with(home) && !home.is_dir()) {
-        return Err(Failure::unavailable(format!(
-            "the home folder {} (HOME) is missing: give a database with --url or DATABASE_LOCKS_URL, \
-             or a folder with XDG_STATE_HOME",
-            home.display()
-        )));
-    }
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    // For their owner only: who can write there can take every lock.
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| {
-        let shown = folder.display();
-        Failure::unavailable(format!(
-            "cannot make the folder {shown}: {error}; give a database with --url"
-        ))
-    })
-}
-
 fn url_of(file: &Path) -> String {
     format!(
         "sqlite://{}",
@@ -151,7 +109,19 @@ fn url_of(file: &Path) -> String {
 }
 
 fn usual_file() -> Result<PathBuf, Failure> {
-    usual_file_in(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
+    let home = std::env::var_os("HOME");
+    let file = usual_file_in(std::env::var_os("XDG_STATE_HOME"), home.clone())?;
+    // A home folder that is missing belongs to a user who keeps no files: root must not make it.
+    match home.map(PathBuf::from) {
+        Some(home) if file.starts_with(&home) && !home.is_dir() => {
+            Err(Failure::unavailable(format!(
+                "the home folder {} (HOME) is missing: give a database with --url or \
+                 DATABASE_LOCKS_URL, or a folder with XDG_STATE_HOME",
+                home.display()
+            )))
+        }
+        _ => Ok(file),
+    }
 }
 
 /// A relative path is not to be used, by the XDG specification; it would also mean another database

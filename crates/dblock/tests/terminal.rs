@@ -248,7 +248,7 @@ fn help_and_tables_fit_a_terminal_of_80_columns() {
     let Some(none) = run("dblock list") else {
         return;
     };
-    assert!(none.contains("nobody holds a lock"), "{none}");
+    assert!(none.contains("no lock is held"), "{none}");
     let owner = "build-server-17.example.org.4711.0a1b2c3d";
     let acquire = format!("dblock acquire nightly.report --holder {owner} --meta why=weekly 2>&1");
     let table = run(&format!("{acquire} >/dev/null; NO_COLOR=1 dblock list")).expect("as before");

@@ -202,7 +202,7 @@ fn a_dead_ticket_is_76_and_says_what_became_of_it() {
     all(&released, "it was released already");
 
     let successor = acquired(&lab, &[], "job");
-    all(&released, "somebody else has had the lock since");
+    all(&released, "another client has had the lock since");
     all(&released, "; it is now held by ");
     all(&released, ", token ");
     assert!(lab.is_held("job"), "the successor is untouched");

@@ -306,8 +306,7 @@ async fn standbys_that_lag_behind_are_found() {
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
     let said = &the(&report, "standby-async").message;
     assert!(
-        said.starts_with("1 standby, or ")
-            && said.contains("synchronous_standby_names is empty"),
+        said.starts_with("1 standby, or ") && said.contains("synchronous_standby_names is empty"),
         "{said}"
     );
 
@@ -318,10 +317,7 @@ async fn standbys_that_lag_behind_are_found() {
     assert!(standbys("sync"));
     let report = examine(&url).await;
     assert_eq!(ids(&report), ["torn-pages"]);
-    assert_eq!(
-        check(&report, "replicas").message,
-        "1 synchronous standby"
-    );
+    assert_eq!(check(&report, "replicas").message, "1 synchronous standby");
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
     let replicas = check(&report, "replicas");

@@ -11,7 +11,9 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::refusal::refused;
-pub(crate) use self::task::{Checkup, DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
+pub(crate) use self::task::{
+    Checkup, DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish,
+};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
 use crate::pages;
@@ -91,10 +93,10 @@ fn task(command: Words) -> Result<Task, Failure> {
         Words::Init => Task::Init,
         Words::Prune {
             older_than,
-            include_unknown,
+            include_legacy,
         } => Task::Prune {
             idle: older_than,
-            unknown: include_unknown,
+            legacy: include_legacy,
         },
         Words::Completions { shell } => Task::Print(pages::completions(Cli::command(), shell)),
         Words::Man { command } => {

@@ -65,7 +65,7 @@ pub(crate) enum Task {
     },
     Prune {
         idle: Duration,
-        unknown: bool,
+        legacy: bool,
     },
     Init,
     /// A text, which is ready.

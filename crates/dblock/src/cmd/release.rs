@@ -32,10 +32,7 @@ pub(crate) async fn release_by_force(place: &Place, name: &LockName) -> Result<u
     let said = match freed {
         None => format!("lock `{name}` was free already"),
         Some(from) => {
-            let who = from
-                .holder
-                .as_deref()
-                .unwrap_or("somebody who gave no name");
+            let who = from.holder.as_deref().unwrap_or("a holder without a name");
             let age = from
                 .held_for
                 .map(|age| format!(" for {}", output::human(age)));

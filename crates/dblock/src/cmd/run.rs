@@ -108,8 +108,8 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
             short => format!("{}s", short.as_secs()),
         };
         return Err(Failure::usage(format!(
-            "--ttl is {}, must be more than twice the --grace of {}, for CMD has to be stopped \
-             before the lock can be somebody else's: give a longer --ttl or a shorter --grace, say \
+            "--ttl is {}, must be more than twice the --grace of {}, since CMD has to be stopped \
+             before another client can have the lock: give a longer --ttl or a shorter --grace, say \
              --grace {fits}",
             human(ttl),
             human(grace)

@@ -11,10 +11,7 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
         true => ListFilter::new(),
         false => ListFilter::new().not_free(),
     };
-    let rows = match place.is_unused() {
-        true => Vec::new(),
-        false => place.connect().await?.list_filtered(&filter).await?,
-    };
+    let rows = place.connect().await?.list_filtered(&filter).await?;
     match json {
         true => output::rows_as_json(&rows),
         false => output::rows(&rows, all),
@@ -25,7 +22,7 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
 pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u8, Failure> {
     let Some(row) = place.connect().await?.show(name.as_str()).await? else {
         let said = format!(
-            "there is no lock `{name}`: nobody ever had it, or its row was pruned; `dblock list --all` \
+            "there is no lock `{name}`: it was never held, or its row was pruned; `dblock list --all` \
              names all"
         );
         return Err(Failure::new(exit::UNKNOWN, said));

@@ -36,7 +36,7 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
         return match (columns, all) {
             (None, _) => Ok(()),
             (Some(_), true) => print("there are no locks in the table\n"),
-            (Some(_), false) => print("nobody holds a lock (--all: the free ones too)\n"),
+            (Some(_), false) => print("no lock is held (--all: the free ones too)\n"),
         };
     }
     let head = [
