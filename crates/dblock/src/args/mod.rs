@@ -318,6 +318,25 @@ mod tests {
     }
 
     #[test]
+    fn options_are_taken_by_their_old_names_too() {
+        for option in ["--holder", "--owner"] {
+            let job = job(&format!("dblock run {option} me j -- c"));
+            assert_eq!(job.wish.holder.as_deref(), Some("me"), "{option}");
+        }
+        for option in ["--include-legacy", "--include-unknown"] {
+            let words = format!("dblock prune --older-than 1d {option}");
+            let read = parse(words.split(' ').map(Into::into).collect());
+            assert!(
+                matches!(
+                    read.map(|read| read.task),
+                    Ok(Task::Prune { legacy: true, .. })
+                ),
+                "{option}"
+            );
+        }
+    }
+
+    #[test]
     fn more_and_less_detail_exclude_each_other() {
         let detail = |words: &str| {
             parse(words.split(' ').map(Into::into).collect())
