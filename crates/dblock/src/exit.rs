@@ -2,7 +2,7 @@
 
 use database_locks::{Error, LockName, LostReason, Ttl};
 
-/// `show` of a name that nobody ever locked.
+/// `show` of a name that was never locked.
 pub(crate) const UNKNOWN: u8 = 1;
 /// What was to be printed did not arrive: the disk is full, or stdout is closed.
 pub(crate) const UNPRINTED: u8 = 1;
@@ -12,7 +12,7 @@ pub(crate) const FOUND: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, refuses, or is blocked (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// Somebody else has the lock (`EX_TEMPFAIL`: try again later).
+/// Another client has the lock (`EX_TEMPFAIL`: try again later).
 pub(crate) const BUSY: u8 = 75;
 /// The lock was lost while CMD ran; or a ticket is dead.
 pub(crate) const LOST: u8 = 76;

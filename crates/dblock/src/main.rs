@@ -9,10 +9,10 @@ mod notices;
 mod output;
 mod pages;
 mod place;
+mod release_notice;
 mod signals;
 mod terminal;
 mod ticket;
-mod told;
 
 use std::process::ExitCode;
 

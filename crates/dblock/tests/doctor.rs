@@ -124,9 +124,9 @@ fn a_table_is_missing_until_it_is_made() {
 fn with_a_warning() -> Lab {
     let lab = Lab::new();
     lab.run(["init"]);
-    let file = rusqlite::Connection::open(lab.database()).unwrap();
+    let file = rusqlite::Connection::open(lab.database()).expect("opens");
     let index = "CREATE INDEX extra ON database_locks_lock (id)";
-    file.execute_batch(index).unwrap();
+    file.execute_batch(index).expect("made");
     lab
 }
 

@@ -9,8 +9,8 @@ use database_locks::{LockName, Ttl};
 use crate::place::Place;
 use crate::ticket::TicketFrom;
 
-/// The ttl of what nobody renews. Too short lets others in while the script still works, and nobody
-/// tells it; too long only makes them wait for one that has crashed.
+/// The ttl of a lock that is not renewed by itself. Too short lets other clients in while the
+/// script still works; too long only makes them wait for a script that has crashed.
 pub(crate) const DEFAULT_HAND_TTL: Duration = Duration::from_secs(600);
 
 /// The grace by default, where the ttl is long enough for it.

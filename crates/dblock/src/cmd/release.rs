@@ -5,8 +5,8 @@ use database_locks::LockName;
 use crate::exit::Failure;
 use crate::output;
 use crate::place::Place;
+use crate::release_notice::ReleaseNotice;
 use crate::ticket::TicketFrom;
-use crate::told::Announced;
 
 use super::take::of_ticket;
 
@@ -17,12 +17,12 @@ pub(crate) async fn release(
 ) -> Result<u8, Failure> {
     let ticket = from.read(name)?;
     let locks = place.connect().await?;
-    let announced = Announced::begin(&ticket);
+    let notice = ReleaseNotice::begin(&ticket);
     if let Err(error) = locks.release(&ticket).await {
-        drop(announced);
+        drop(notice);
         return Err(of_ticket(&locks, error).await);
     }
-    announced.done();
+    notice.done();
     output::notice(&format!("lock `{name}` is released"));
     Ok(0)
 }

@@ -117,8 +117,8 @@ pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
     print(&aligned(&lines, None, None))
 }
 
-/// What was looked at, then what was found: one line each, and one that says what to do; what is ignored
-/// without that line.
+/// What was looked at, then what was found: one line each, and one that says what to do, but for
+/// what is ignored.
 pub(crate) fn report(report: &Report, ignored: &[Finding]) -> Result<(), Failure> {
     let line = |cells: [&str; 3]| cells.map(on_one_line);
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
