@@ -333,6 +333,8 @@ mod tests {
         assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
         assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
         assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
+        let connect = Kind::Rejected(Some(CONNECT));
+        assert_eq!(of("42501", "CheckMyDatabase"), connect);
     }
 
     #[test]

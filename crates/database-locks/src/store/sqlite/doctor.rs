@@ -277,7 +277,7 @@ mod tests {
             .pragma_update(None, "synchronous", "normal")
             .unwrap();
         let mut notes = Notes::new("t");
-        journal(&connection, &mut notes).unwrap();
+        journal(&connection, None, &mut notes).unwrap();
         assert_eq!(ids(notes), ["journal-mode", "not-flushed"]);
     }
 
