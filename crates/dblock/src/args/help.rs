@@ -17,8 +17,7 @@ Without a URL the locks are kept in an SQLite file,
 $XDG_STATE_HOME/dblock/locks.sqlite3 or ~/.local/state/dblock/locks.sqlite3:
 they exclude the processes of this user on this machine. With the URL of a
 database server they exclude all clients of the same table; make that once, with
-`dblock init`. An SQLite file that --url names is made by `run`, `acquire` and
-`init` only.
+`dblock init`.
 
 Messages go to standard error, what was asked for to standard output. While a
 lock is waited for or held, one line says when the database is away, and one
@@ -41,7 +40,7 @@ Exit codes:
 
 Environment:
   DATABASE_LOCKS_URL  the database, unless --url is given; better for one with
-                      a password, since all users can read a process's arguments
+                      a password, for everybody can see a process's arguments
   XDG_STATE_HOME      where the file is kept without a URL
   NO_COLOR            if it is set, no colours in a terminal";
 
