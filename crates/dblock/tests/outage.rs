@@ -343,8 +343,14 @@ fn blocked(lab: &Lab, url: &str) {
         &["run", "-n", "-E", "0", "never had", "--", "touch", "ran"],
         &["acquire", "-n", "never had"],
     ] {
+        let began = time::now();
         let done = run(lab, url, args);
         let said = done.refused(69);
+        // The guide says 7 s.
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{args:?}: {said}"
+        );
         assert!(!said.contains("is held"), "{args:?}: {said}");
         assert!(said.contains("never had"), "{args:?}: {said}");
     }
