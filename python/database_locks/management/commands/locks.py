@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -73,6 +73,13 @@ class Command(BaseCommand):
             "for warnings alone.",
         )
         added.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+        added.add_argument(
+            "--ignore",
+            metavar="ID",
+            action="append",
+            default=[],
+            help="leave this finding out, by its id: no-delete, standby-async, …; any number of times",
+        )
         word(
             "init",
             "Make the table where migrate does not; a second run changes nothing.",
@@ -141,10 +148,11 @@ class Command(BaseCommand):
         what = "row" if deleted == 1 else "rows"
         self.say(f"{deleted} {what} deleted of locks unused for {_show.human(older_than)}")
 
-    def doctor(self, *, json: bool, strict: bool, **_: Any) -> None:
+    def doctor(self, *, json: bool, strict: bool, ignore: Sequence[str], **_: Any) -> None:
         report = conf.locks().doctor()
+        findings = [finding for finding in report["findings"] if finding["id"] not in ignore]
+        report["findings"] = findings
         self.say(_show.report_as_json(report) if json else _show.report(report))
-        findings = report["findings"]
         errors = sum(finding["severity"] == "error" for finding in findings)
         counted = len(findings) if strict else errors
         if counted:

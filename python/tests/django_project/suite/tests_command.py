@@ -118,6 +118,7 @@ class CommandTests(TransactionTestCase):
                 other.execute("CREATE INDEX spare ON database_locks_lock (id)")
             self.assertRegex(self.said("doctor"), r"\nwarning +index-unused ")
             self.assertEqual(self.failed(1, "doctor", "--strict"), "1 finding")
+            self.assertNotIn("warning", self.said("doctor", "--strict", "--ignore", "index-unused"))
             file.chmod(0o666)
             self.assertEqual(self.failed(1, "doctor"), "1 error")
             self.assertEqual(self.failed(1, "doctor", "--strict"), "2 findings")
