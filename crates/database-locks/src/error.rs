@@ -22,6 +22,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 pub enum Error {
     /// The wait ran out while somebody else had the lock. Nothing was acquired.
     #[error("lock `{name}` not acquired within {}{}", Human(*.waited), Occupied(.holder.as_deref(), *.held_for))]
+    #[non_exhaustive]
     TimedOut {
         /// Which lock.
         name: LockName,
@@ -44,8 +45,10 @@ pub enum Error {
         /// Since when, and who has it now, where that is known.
         loss: Loss,
     },
-    /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
-    #[error("could not {op}: somebody else was in the way")]
+    /// A transaction of another client kept a row or a table locked for as long as was tried. Try again
+    /// when that has ended.
+    #[error("could not {op}: conflicting transaction; try again")]
+    #[non_exhaustive]
     Conflict {
         /// What was tried.
         op: String,
@@ -56,6 +59,7 @@ pub enum Error {
     /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
     /// Trying again may work.
     #[error("could not {op}: the database {}", state(.source))]
+    #[non_exhaustive]
     Unavailable {
         /// What was tried.
         op: String,
@@ -65,18 +69,20 @@ pub enum Error {
     },
     /// The database answered no: wrong password, missing table, missing right. Trying again will
     /// not help.
-    #[error("could not {op}: the database refused{}", Hint(.hint.as_deref()))]
+    #[error("could not {op}: the database refused")]
+    #[non_exhaustive]
     Rejected {
         /// What was tried.
         op: String,
         /// What to do about it, where that is known.
         hint: Option<String>,
-        /// What the database said.
+        /// What the database said; its message ends with the hint.
         #[source]
         source: BoxError,
     },
     /// A setting is out of range. Found before any I/O.
     #[error("`{setting}` is {got}, must be {allowed}")]
+    #[non_exhaustive]
     Config {
         /// Which setting.
         setting: &'static str,
@@ -100,27 +106,68 @@ impl Error {
         }
     }
 
-    /// The message and those of all its sources, on one line.
+    /// What the database refused, and what to do about it where that is known.
+    pub(crate) fn rejected(op: impl Into<String>, hint: Option<String>, source: BoxError) -> Self {
+        Self::Rejected {
+            op: op.into(),
+            source: match &hint {
+                None => source,
+                Some(hint) => Refusal::new(source, hint).into(),
+            },
+            hint,
+        }
+    }
+
+    /// The message and those of all its sources, on one line: what was tried, the cause, the hint.
     ///
     /// ```
     /// let error = database_locks::LockName::new("").unwrap_err();
     /// assert_eq!(error.chain(), "`name` is empty, must be 1 to 255 characters without NUL");
     /// ```
     pub fn chain(&self) -> String {
-        let mut all = self.to_string();
-        let mut next = StdError::source(self);
-        while let Some(source) = next {
-            let said = source.to_string();
-            // Some drivers print their cause in their own message as well.
-            if !said.is_empty() && !all.contains(&said) {
-                all.push_str(": ");
-                all.push_str(&said);
-            }
-            next = source.source();
-        }
-        all.replace('\n', " ")
+        chain(self)
     }
 }
+
+/// The message of an error and those of its sources, on one line.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut all = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let said = source.to_string();
+        // Some drivers print their cause in their own message as well.
+        if !said.is_empty() && !all.contains(&said) {
+            all.push_str(": ");
+            all.push_str(&said);
+        }
+        next = source.source();
+    }
+    all.replace('\n', " ")
+}
+
+/// The cause of an [`Error::Rejected`] with a hint: all that the driver said, and then the hint.
+#[derive(Debug)]
+struct Refusal {
+    message: String,
+    /// For `Debug`.
+    #[allow(dead_code, reason = "shown by Debug")]
+    cause: BoxError,
+}
+
+impl Refusal {
+    fn new(cause: BoxError, hint: &str) -> Self {
+        let message = format!("{} ({hint})", chain(&*cause));
+        Self { message, cause }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Refusal {}
 
 /// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
 /// what it was asked just now.
@@ -248,14 +295,6 @@ impl fmt::Display for Occupied<'_> {
     }
 }
 
-struct Hint<'a>(Option<&'a str>);
-
-impl fmt::Display for Hint<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |hint| write!(f, " ({hint})"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +313,26 @@ mod tests {
             error(CannotServe("its disk is full".into()).into()),
             "could not acquire lock `job`: the database cannot do it now: its disk is full"
         );
+    }
+
+    #[test]
+    fn a_refusal_says_the_cause_first_and_then_the_hint() {
+        let source = "permission denied for table x".into();
+        let hint = Some("as the owner: GRANT UPDATE".to_owned());
+        let error = Error::rejected("acquire lock `job`", hint, source);
+        assert_eq!(
+            error.chain(),
+            "could not acquire lock `job`: the database refused: permission denied for table x (as \
+             the owner: GRANT UPDATE)"
+        );
+        // So do other printers of chains.
+        let source = StdError::source(&error).unwrap();
+        assert_eq!(
+            format!("{error}: {source}"),
+            error.chain(),
+            "a message never repeats its source"
+        );
+        assert!(source.source().is_none());
     }
 
     #[test]

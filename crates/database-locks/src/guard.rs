@@ -12,7 +12,7 @@ use crate::held::{Held, Status, ms};
 use crate::info::LockState;
 use crate::inner::Inner;
 use crate::loss::Loss;
-use crate::name::LockName;
+use crate::name::{LockName, Short};
 use crate::release::give_back;
 use crate::runtime;
 use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
@@ -41,7 +41,7 @@ pub struct LockGuard {
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("name", self.name())
+            .field("name", &Short(self.name().as_str()))
             .field("token", &self.token())
             .field("is_held", &self.is_held())
             .finish_non_exhaustive()
@@ -116,22 +116,47 @@ impl LockGuard {
         }
     }
 
-    /// Wait until it is lost. Does not resolve if it is released.
+    /// Wait until it is lost, and return how. Never resolves if it is released first.
     ///
     /// The future does not borrow the guard, so it may be spawned.
     ///
     /// # Cancel safety
     ///
     /// May be dropped and asked for again at any time.
-    pub fn lost(&self) -> impl Future<Output = LostReason> + Send + use<> {
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use database_locks::{Locks, LostReason};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// # locks.force_release("report").await?;
+    /// # let _ = guard.check().await;
+    /// tokio::select! {
+    ///     loss = guard.lost() => {
+    ///         eprintln!("lock `report` {loss}: stopped"); // lost after 12s: released by force
+    ///         assert_eq!(loss.reason(), LostReason::Forced);
+    ///     }
+    ///     () = work() => guard.release().await?,
+    /// }
+    /// # Ok(()) }
+    ///
+    /// async fn work() {
+    ///     // …
+    /// #   std::future::pending().await
+    /// }
+    /// ```
+    pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         let status = self.held.is_here().then(|| self.held.watch());
         async move {
             let Some(mut status) = status else {
-                return LostReason::Forked;
+                return Loss::of_another(LostReason::Forked);
             };
             loop {
                 if let Status::Lost(loss) = &*status.borrow_and_update() {
-                    return loss.reason();
+                    return loss.clone();
                 }
                 if status.changed().await.is_err() {
                     std::future::pending::<()>().await;

@@ -150,6 +150,11 @@ impl LockState {
 }
 
 impl LockInfo {
+    /// Whether a holder had the lock when the row was read: its state is [`LockState::Held`].
+    pub fn is_held(&self) -> bool {
+        matches!(self.state, LockState::Held { .. })
+    }
+
     /// All that the holder says of itself, parsed: `program`, `host`, `pid`, `version`, and the
     /// caller's own keys under `meta`. Null where it says nothing, a string where it is no JSON.
     pub fn parsed_metadata(&self) -> Value {
@@ -220,8 +225,7 @@ impl LockInfo {
 
     /// Who has it; none where nobody has.
     pub(crate) fn held_by(&self) -> Option<HeldBy> {
-        let held = matches!(self.state, LockState::Held { .. });
-        held.then(|| HeldBy {
+        self.is_held().then(|| HeldBy {
             holder: self.holder.clone(),
             // That of an earlier grant, where 0.5 has it.
             token: self.grant.is_some().then_some(self.token),

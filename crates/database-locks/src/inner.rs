@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::looks::Looks;
-use crate::metrics;
+use crate::metrics::{self, Engine};
 use crate::name::LockName;
 use crate::renew::Scheduler;
 use crate::store::{self, Ask, Observed, Return, Table, Version};
@@ -97,15 +97,17 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 pub(crate) struct Place {
     /// May hold a password.
     url: String,
+    engine: Engine,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }
 
+/// On one line, and nothing of the URL but its engine.
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.inner();
         f.debug_struct("Locks")
-            .field("store", &inner.as_ref().map(|inner| &inner.store).ok())
+            .field("engine", &self.engine)
+            .field("table", &self.table.as_str())
             .finish_non_exhaustive()
     }
 }
@@ -113,13 +115,18 @@ impl fmt::Debug for Place {
 impl Place {
     /// No I/O: the URL and the name of the table are checked.
     pub(crate) fn new(url: &str, table: Option<&str>) -> Result<Self, Error> {
-        let place = Self {
+        let mut place = Self {
             url: url.to_owned(),
+            engine: "",
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
             inner: PerProcess::new(),
         };
-        place.inner()?;
+        place.engine = place.inner()?.store.engine();
         Ok(place)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// A forked child connects for itself: it must not use its parent's connection.

@@ -129,6 +129,15 @@ pub mod __face {
     pub use crate::fork::{PerProcess, generation};
     pub use crate::holder::set_program;
 
+    /// What a face refuses by itself, in the words of the library.
+    pub fn config_error(
+        setting: &'static str,
+        got: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> crate::Error {
+        crate::Error::config(setting, got, allowed)
+    }
+
     /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place of
     /// `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
     pub fn schema(engine: &str) -> Option<&'static str> {
@@ -144,7 +153,7 @@ pub mod __face {
 /// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
 #[doc(hidden)]
 pub mod __testing {
-    pub use crate::testing::{expire, lose};
+    pub use crate::testing::{expire, lose, timed_out};
 }
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.

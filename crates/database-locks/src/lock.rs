@@ -1,5 +1,6 @@
 //! A lock as it is wanted: a name and settings, to be acquired any number of times.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
 use crate::loss::Loss;
-use crate::name::LockName;
+use crate::name::{LockName, Short};
 use crate::resume::resume;
 use crate::ticket::Ticket;
 use crate::timing::{Renewing, Timing, Ttl};
@@ -53,7 +54,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 /// drop(guard);
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
     locks: Locks,
@@ -66,6 +67,24 @@ pub struct Lock {
     holder: Option<String>,
     preempt: bool,
     metadata: Map<String, Value>,
+}
+
+/// On one line, without the settings that are as by default.
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Lock");
+        debug
+            .field("name", &Short(&self.name))
+            .field("engine", &self.locks.engine())
+            .field("ttl", &format_args!("{}", self.ttl));
+        if let Some(wait) = self.wait {
+            debug.field("wait", &wait);
+        }
+        if let Some(holder) = &self.holder {
+            debug.field("holder", &Short(holder));
+        }
+        debug.finish_non_exhaustive()
+    }
 }
 
 impl Lock {
@@ -82,6 +101,11 @@ impl Lock {
             preempt: false,
             metadata: Map::new(),
         }
+    }
+
+    /// The name, as it was given: an acquire checks it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// How long the lease lasts after each renewal.
@@ -230,9 +254,14 @@ impl Lock {
     ///
     /// Dropped at any point, it leaves nothing held: a grant that was made meanwhile is given back
     /// in the background, and at the latest runs out after 30 s.
-    pub async fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
-        let want = self.want(Some(Duration::ZERO), None)?;
-        acquire(self.locks.inner()?, want).await
+    pub fn try_acquire(
+        &self,
+    ) -> impl Future<Output = Result<Option<LockGuard>, Error>> + Send + use<> {
+        let lock = self.clone();
+        async move {
+            let want = lock.want(Some(Duration::ZERO), None)?;
+            acquire(lock.locks.inner()?, want).await
+        }
     }
 
     /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
@@ -247,8 +276,28 @@ impl Lock {
     ///
     /// # Cancel safety
     ///
-    /// As [`Lock::try_acquire`]; its place in line is lost.
-    pub async fn acquire(&self) -> Result<LockGuard, Error> {
+    /// As [`Lock::try_acquire`]; its place in the queue is lost.
+    ///
+    /// # Example
+    ///
+    /// The future borrows nothing, so it can be spawned, joined and selected on as it is:
+    ///
+    /// ```
+    /// # use database_locks::{Error, Locks};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let (debit, credit) =
+    ///     tokio::try_join!(locks.lock("account 1").acquire(), locks.lock("account 2").acquire())?;
+    /// let audit = tokio::spawn(locks.lock("audit").acquire()).await??;
+    /// # drop((debit, credit, audit));
+    /// # Ok(()) }
+    /// ```
+    pub fn acquire(&self) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
+        let lock = self.clone();
+        async move { lock.acquire_or_time_out().await }
+    }
+
+    async fn acquire_or_time_out(&self) -> Result<LockGuard, Error> {
         let want = self.want(self.wait, None)?;
         let name = want.name.clone();
         let inner = self.locks.inner()?;
@@ -278,17 +327,20 @@ impl Lock {
     /// # Cancel safety
     ///
     /// Dropped, it leaves the lock held by the ticket, or gives it back in the background.
-    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        let want = self.want(None, Some(ticket.grant))?;
-        if want.name != ticket.name {
-            let got = format!("one for lock `{}`", ticket.name);
-            return Err(Error::config(
-                "ticket",
-                got,
-                format!("one for `{}`", want.name),
-            ));
+    pub fn resume(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
+        let (lock, ticket) = (self.clone(), ticket.clone());
+        async move {
+            let want = lock.want(None, Some(ticket.grant))?;
+            if want.name != ticket.name {
+                let got = format!("one for lock `{}`", ticket.name);
+                let allowed = format!("one for `{}`", want.name);
+                return Err(Error::config("ticket", got, allowed));
+            }
+            resume(lock.locks.inner()?, want, ticket).await
         }
-        resume(self.locks.inner()?, want, ticket.clone()).await
     }
 
     /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
@@ -314,37 +366,82 @@ impl Lock {
     /// assert_eq!(sum, 2);
     /// # Ok(()) }
     /// ```
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Error> {
-        let guard = self.acquire().await?;
-        let stopped = {
-            // Whatever the work logs says under which lock, and which grant of it.
-            let span = tracing::debug_span!(
-                "locked",
-                lock.name = guard.name().as_str(),
-                lock.token = guard.token().get(),
-                lock.holder = guard.holder()
-            );
-            let (lost, work) = (guard.lost(), std::pin::pin!(work.instrument(span)));
-            tokio::select! {
-                biased;
-                reason = lost => Err(reason),
-                output = work => Ok(output),
-            }
-        };
-        match stopped {
-            Ok(output) => match guard.release().await {
-                // Work that blocked past the end of the lease, or was overtaken by force since the
-                // last renewal.
-                Err(lost @ Error::Lost { .. }) => Err(lost),
-                // The work has ended while it was held; that it could not be released changes
-                // nothing about it, and the attempt goes on in the background.
-                Ok(()) | Err(_) => Ok(output),
-            },
-            Err(reason) => {
-                let loss = guard.loss();
-                let loss = loss.unwrap_or_else(|| Loss::of_another(reason));
-                Err(loss.error(guard.name()))
-            }
+    pub fn run<F: Future>(
+        &self,
+        work: F,
+    ) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        let acquiring = self.acquire();
+        async move {
+            let guard = acquiring.await?;
+            let done = until_lost(&guard, work).await;
+            released_after(guard, done).await
         }
+    }
+
+    /// Run `work` that can fail while holding the lock, and stop it, by dropping it, if the lock is lost.
+    ///
+    /// As [`Lock::run`], but what `work` returns is a `Result`, and so there is one `?` and not two. The
+    /// lock is released whichever it returns.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work`; or, converted, one of [`Lock::run`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::run`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// type BoxError = Box<dyn std::error::Error + Send + Sync>;
+    ///
+    /// async fn count() -> Result<u32, BoxError> {
+    ///     Ok("17".parse()?)
+    /// }
+    ///
+    /// let count = locks.lock("count").try_run(count()).await?;
+    /// assert_eq!(count, 17);
+    /// # Ok(()) }
+    /// ```
+    pub fn try_run<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>> + use<T, E, F>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        let running = self.run(work);
+        async move { running.await? }
+    }
+}
+
+/// What `work` returns, or how the lock was lost before it did.
+async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, Loss> {
+    // What the work logs says under which lock, and which grant of it.
+    let span = tracing::debug_span!(
+        "locked",
+        lock.name = guard.name().as_str(),
+        lock.token = guard.token().get(),
+        lock.holder = guard.holder()
+    );
+    let (lost, work) = (guard.lost(), std::pin::pin!(work.instrument(span)));
+    tokio::select! {
+        biased;
+        loss = lost => Err(loss),
+        output = work => Ok(output),
+    }
+}
+
+/// Release the lock of work that has ended, and return what it came to.
+async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
+    let output = done.map_err(|loss| loss.error(guard.name()))?;
+    match guard.release().await {
+        // The work blocked past the end of the lease, or the lock was released by force since the
+        // last renewal.
+        Err(lost @ Error::Lost { .. }) => Err(lost),
+        // The lock was held until the work ended. A release that failed does not change the result of
+        // the work, and goes on in the background.
+        Ok(()) | Err(_) => Ok(output),
     }
 }

@@ -83,8 +83,10 @@ impl Locks {
     /// # Cancel safety
     ///
     /// May be dropped at any time; the connection is then closed.
-    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        Self::builder(url).connect().await
+    pub fn connect<U: AsRef<str>>(
+        url: U,
+    ) -> impl Future<Output = Result<Self, Error>> + Send + 'static + use<U> {
+        Self::builder(url).connect()
     }
 
     /// Connect with more than a URL says: another table, or not before the first call.
@@ -94,6 +96,12 @@ impl Locks {
 
     pub(crate) fn at(place: Arc<Place>) -> Self {
         Self(place)
+    }
+
+    /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as in
+    /// logs and metrics.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine()
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -108,14 +116,12 @@ impl Locks {
     ///
     /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] where somebody has
     /// the table locked for 30 s; [`Error::Unavailable`].
-    pub async fn migrate(&self) -> Result<(), Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
-        .await
     }
 
     /// Read every lock that the table knows, free ones too, in the order of their names.
@@ -123,8 +129,8 @@ impl Locks {
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn list(&self) -> Result<Vec<LockInfo>, Error> {
-        self.list_filtered(&ListFilter::new()).await
+    pub fn list(&self) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        self.list_filtered(&ListFilter::new())
     }
 
     /// Read those locks that a filter lets through, in the order of their names.
@@ -148,9 +154,12 @@ impl Locks {
     /// # guard.release().await?;
     /// # Ok(()) }
     /// ```
-    pub async fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
-        let (inner, filter) = (self.inner()?, filter.clone());
-        runtime::run(async move {
+    pub fn list_filtered(
+        &self,
+        filter: &ListFilter,
+    ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        let filter = filter.clone();
+        self.in_background(move |inner| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
                 let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
@@ -164,7 +173,6 @@ impl Locks {
                 }
             }
         })
-        .await
     }
 
     /// Read one lock; `None` where the table has none of that name.
@@ -172,16 +180,18 @@ impl Locks {
     /// # Errors
     ///
     /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
-        let name = LockName::new(name)?;
-        let (inner, names) = (self.inner()?, [name]);
-        runtime::run(async move {
+    pub fn show<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |inner| async move {
+            let names = [name?];
             let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
             let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
             observe(&inner, &mut rows);
             Ok(rows.pop())
         })
-        .await
     }
 
     /// Take a lock from its holder. The holder learns it at its next renewal (on PostgreSQL at once
@@ -194,20 +204,25 @@ impl Locks {
     ///
     /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
     /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
-    pub async fn force_release(
+    pub fn force_release<N: AsRef<str>>(
         &self,
-        name: impl AsRef<str>,
-    ) -> Result<Option<PreviousHolder>, Error> {
-        let from = self.force(LockName::new(name)?).await?;
-        Ok(from.map(|from| PreviousHolder {
-            holder: from.holder,
-            held_for: from.held_for,
-        }))
+        name: N,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name));
+        async move {
+            let from = forced?.await?;
+            Ok(from.map(|from| PreviousHolder {
+                holder: from.holder,
+                held_for: from.held_for,
+            }))
+        }
     }
 
-    pub(crate) async fn force(&self, name: LockName) -> Result<Option<Occupant>, Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    pub(crate) fn force(
+        &self,
+        name: LockName,
+    ) -> impl Future<Output = Result<Option<Occupant>, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
                     Force::Freed(from) => Ok(Some(from)),
@@ -231,7 +246,6 @@ impl Locks {
             }
             Ok(from)
         })
-        .await
     }
 
     /// Go on with a lock that was handed over: the same token, a new grant.
@@ -257,8 +271,11 @@ impl Locks {
     /// assert!(locks.resume(&ticket).await.is_err(), "only once");
     /// # Ok(()) }
     /// ```
-    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        self.lock(ticket.name().as_str()).resume(ticket).await
+    pub fn resume(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
+        self.lock(ticket.name()).resume(ticket)
     }
 
     /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
@@ -267,9 +284,17 @@ impl Locks {
     ///
     /// [`Error::Lost`] where the ticket is dead; [`Error::Config`] for a ttl out of range;
     /// [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        let ttl = Timing::new(ttl.into(), Renewing::Never, None)?.ttl();
-        by_ticket(self.inner()?, ticket.clone(), ByTicket::Renew(ttl)).await
+    pub fn renew<T: Into<Ttl>>(
+        &self,
+        ticket: &Ticket,
+        ttl: T,
+    ) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<T> {
+        let timing = Timing::new(ttl.into(), Renewing::Never, None);
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move {
+            let ttl = timing?.ttl();
+            by_ticket(locks.inner()?, ticket, ByTicket::Renew(ttl)).await
+        }
     }
 
     /// Release a lock that was handed over.
@@ -278,8 +303,12 @@ impl Locks {
     ///
     /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
     /// [`Error::Rejected`].
-    pub async fn release(&self, ticket: &Ticket) -> Result<(), Error> {
-        by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
+    pub fn release(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
     }
 
     /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
@@ -302,10 +331,9 @@ impl Locks {
     /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
     /// # Ok(()) }
     /// ```
-    pub async fn prune(&self, what: Prune) -> Result<u64, Error> {
+    pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = what;
-        let inner = self.inner()?;
-        runtime::run(async move {
+        self.in_background(move |inner| async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
@@ -319,7 +347,6 @@ impl Locks {
                 }
             }
         })
-        .await
     }
 
     /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
@@ -332,31 +359,46 @@ impl Locks {
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
     /// [`Locks::connect`] already.
-    pub async fn doctor(&self) -> Result<Report, Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
-        .await
     }
 
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
     /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
-    pub async fn drain(&self) {
-        let Ok(inner) = self.inner() else { return };
-        while inner.is_pending() {
-            let nap = async {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                Ok(())
-            };
-            if runtime::run(nap).await.is_err() {
-                return;
+    pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
+        let locks = self.clone();
+        async move {
+            let Ok(inner) = locks.inner() else { return };
+            while inner.is_pending() {
+                let nap = async {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    Ok(())
+                };
+                if runtime::run(nap).await.is_err() {
+                    return;
+                }
             }
         }
+    }
+
+    /// A future that borrows nothing: it carries `work` out in the background, once it is polled.
+    fn in_background<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Inner>) -> F + Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let locks = self.clone();
+        async move { runtime::run(work(locks.inner()?)).await }
     }
 
     pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::Error;
-use crate::name::LockName;
+use crate::name::{LockName, Short};
 use crate::token::{GrantId, Token};
 
 /// What a name is left as it is in: letters, digits and `-_.~`, which no shell and no URL minds.
@@ -65,7 +65,7 @@ impl fmt::Display for Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("name", &self.name)
+            .field("name", &Short(self.name.as_str()))
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

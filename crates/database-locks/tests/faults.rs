@@ -44,7 +44,7 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
-    assert_eq!(soon(lost).await.unwrap(), LostReason::Unreachable);
+    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Unreachable);
     let loss = guard.loss().expect("it is lost");
     assert_eq!(loss.now_held_by(), None, "nobody has answered");
     assert!(
