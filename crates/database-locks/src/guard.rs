@@ -13,6 +13,7 @@ use crate::info::LockState;
 use crate::inner::Inner;
 use crate::loss::Loss;
 use crate::name::{LockName, Short};
+use crate::pending;
 use crate::release::give_back;
 use crate::runtime;
 use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
@@ -480,6 +481,7 @@ impl Drop for LockGuard {
         if let Some(work) = self.begin_release() {
             // The runtime is there, since the guard is.
             let _ = runtime::spawn(work);
+            pending::guard_dropped();
         }
     }
 }

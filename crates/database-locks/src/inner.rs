@@ -14,6 +14,7 @@ use crate::holder::default_holder;
 use crate::looks::Looks;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
+use crate::pending::Pending;
 use crate::renew::Scheduler;
 use crate::store::{self, Ask, Observed, Return, Table, Version};
 use crate::turns::Turns;
@@ -31,8 +32,8 @@ pub(crate) struct Inner {
     pub(crate) head_starts: HeadStarts,
     pub(crate) outages: Outages,
     pub(crate) watches: Watches<LockName, Version>,
-    /// Cloned by whoever releases in the background.
-    pub(crate) pending: watch::Receiver<()>,
+    /// Cloned for each release in the background.
+    pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
     /// `locked_by` unless a lock is given another.
     pub(crate) holder: Arc<str>,
@@ -59,7 +60,7 @@ impl Inner {
             head_starts: HeadStarts::default(),
             outages: Outages::default(),
             watches: Watches::default(),
-            pending,
+            pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),
         });

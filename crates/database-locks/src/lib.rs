@@ -81,6 +81,7 @@ mod name;
 mod news;
 mod ours;
 mod outage;
+mod pending;
 mod release;
 mod renew;
 mod resume;

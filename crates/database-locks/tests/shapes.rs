@@ -102,7 +102,14 @@ async fn every_call_of_the_locks_is_spawned_as_it_is() {
     );
     let (doctor, drain) = (locks.doctor(), locks.drain());
     drop(locks);
-    assert!(tokio::spawn(show).await.unwrap().unwrap().unwrap().is_held());
+    assert!(
+        tokio::spawn(show)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .is_held()
+    );
     tokio::spawn(renew).await.unwrap().unwrap();
     let guard = tokio::spawn(resume).await.unwrap().unwrap();
     assert!(guard.is_held());
