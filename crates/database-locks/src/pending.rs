@@ -3,18 +3,23 @@
 //! A process that ends takes its background thread with it, and what that had not sent yet. Rust has no
 //! hook for the end of a process, but `exit`, which a return from `main` calls too, runs the destructors
 //! of the thread-local values of the thread that calls it, while the other threads go on. So a thread
-//! that drops a guard, gives an acquire up or connects has such a value.
+//! that drops a guard, gives an acquire up or connects has such a value. Those of the main thread are
+//! dropped at the end of the process alone, and then what any thread still holds is released too.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::fork::{Here, PerProcess};
+use crate::inner::{self, Inner};
+use crate::release::give_back;
 use crate::runtime;
+use crate::store::Return;
+use crate::timing::Ttl;
 
 /// The most that the end of a thread waits.
 const MOST: Duration = Duration::from_secs(2);
@@ -95,7 +100,40 @@ struct AtEnd;
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
+        // The thread that carries the releases out would wait for itself.
+        if runtime::drives() {
+            return;
+        }
+        if is_main_thread() && !inner::all().is_empty() {
+            // In the background: thread-local values of this thread are gone, such as a log subscriber's.
+            let release = Here::new(Release::begin());
+            let _ = runtime::spawn(async move {
+                inner::all().iter().for_each(release_all);
+                drop(release);
+            });
+        }
         wait();
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn is_main_thread() -> bool {
+    rustix::thread::gettid() == rustix::process::getpid()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_main_thread() -> bool {
+    false
+}
+
+/// Release what threads hold that end with the process.
+fn release_all(inner: &Arc<Inner>) {
+    for held in inner.scheduler.take_all() {
+        held.released();
+        // It may have been resumed, and then nothing here says for how long it was taken.
+        let ttl = Ttl::Infinite;
+        let (what, held_for) = (Return::of(&held.grant, ttl), held.held_for());
+        tokio::spawn(give_back(Arc::clone(inner), what, ttl, Some(held_for)));
     }
 }
 
@@ -106,19 +144,15 @@ pub(crate) fn watch_this_thread() -> bool {
 
 /// A guard was dropped, by the destructor of another thread-local value perhaps.
 pub(crate) fn guard_dropped() {
-    if !watch_this_thread() {
+    if !watch_this_thread() && !runtime::drives() {
         wait();
     }
 }
 
 /// Wait until the releases that are under way now are done, for [`MOST`].
 fn wait() {
-    // The thread that carries them out would wait for itself.
-    if runtime::drives() {
-        return;
-    }
     let mut left = MOST;
-    // An acquire that was given up begins its release when it has noticed that.
+    // Some begin others: an acquire that was given up begins its release when it has noticed that.
     for _ in 0..2 {
         let end = under_way().next;
         let mut pause = FIRST_PAUSE;

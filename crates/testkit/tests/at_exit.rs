@@ -13,12 +13,15 @@ const ENDER: &str = env!("CARGO_BIN_EXE_lock-ender");
 const SOON: Duration = Duration::from_secs(60);
 /// As often as the main way is tried on each engine: a program that does not wait is seen by then.
 const OFTEN: usize = 20;
-const OTHER_WAYS: [&str; 9] = [
+const OTHER_WAYS: [&str; 12] = [
     "current-thread",
     "exit",
     "panic",
     "task",
     "shutdown",
+    "detached",
+    "exit-holding",
+    "leaked",
     "thread",
     "thread-local",
     "given-up",
@@ -42,7 +45,7 @@ async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
     let (code, said) = ended(&lab.url, how);
     let expected = match how {
         "question-mark" | "current-thread" => Some(1),
-        "exit" => Some(3),
+        "exit" | "exit-holding" => Some(3),
         "panic" => Some(101),
         _ => Some(0),
     };

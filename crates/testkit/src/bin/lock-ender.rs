@@ -8,6 +8,9 @@
 //! - `panic`: `main` panics;
 //! - `task`: a task that never ends has the guard, and is dropped with the runtime;
 //! - `shutdown`: the same with a runtime that does not wait for its tasks;
+//! - `detached`: a thread has the guard that goes on until the process ends;
+//! - `exit-holding`: `std::process::exit` is called with the guard in hand;
+//! - `leaked`: the guard is leaked;
 //! - `thread`: a thread drops the guard, and `main` does not wait for that thread to end;
 //! - `thread-local`: a thread-local value has the guard;
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
@@ -47,6 +50,20 @@ fn main() -> Done {
             runtime.shutdown_background();
             done
         }
+        "detached" => on(one_thread(), url, name, async |guard| {
+            std::thread::spawn(move || {
+                let _guard = guard;
+                loop {
+                    std::thread::park();
+                }
+            });
+            Ok(())
+        }),
+        "exit-holding" => on(threads(), url, name, async |_guard| std::process::exit(3)),
+        "leaked" => on(threads(), url, name, async |guard| {
+            std::mem::forget(guard);
+            Ok(())
+        }),
         "thread" => on(one_thread(), url, name, async |guard| {
             let (done, dropped) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
@@ -118,7 +135,7 @@ async fn holding_task(guard: LockGuard) -> Done {
     let (begin, begun) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let _guard = guard;
-        drop(begin.send(()));
+        let _ = begin.send(());
         std::future::pending::<()>().await;
     });
     Ok(begun.await?)
