@@ -7,28 +7,51 @@ use std::time::Duration;
 use crate::loss::Loss;
 use crate::name::LockName;
 
-/// The cause of an [`Error`], of a type that is nobody's business: a driver's own.
+/// The cause of an [`Error`]. Its type is not part of the interface.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
-/// What went wrong, grouped by what you can do about it.
+/// What went wrong, grouped by what the caller can do about it.
 ///
-/// That somebody else has the lock is not an error: `try_acquire` answers `Ok(None)`. Deadlocks,
-/// serialisation failures, duplicate keys and lock timeouts of the database never come up here; they
-/// mean "try again" and are tried again.
+/// | variant | do |
+/// | --- | --- |
+/// | `TimedOut` | wait longer, or do without |
+/// | `Lost` | stop the protected work; acquire again and begin from what is stored |
+/// | `Conflict`, `Unavailable` | try again later |
+/// | `Rejected` | have the cause mended: a right, a table, a password |
+/// | `Config` | correct the program |
+///
+/// That another client holds the lock is no error: `try_acquire` returns `Ok(None)`. Deadlocks,
+/// serialisation failures, duplicate keys and lock timeouts of the database mean "try again", and
+/// are tried again; they are no errors here either.
 ///
 /// A message never repeats its source: print the chain (`anyhow`'s `{:#}`, or [`Error::chain`]).
+/// Variants and their fields may be added to: match with `..` and a last arm.
+///
+/// ```
+/// use database_locks::{Error, Locks};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// # let locks = Locks::connect("memory:").await?;
+/// match locks.lock("report").wait(std::time::Duration::from_secs(5)).acquire().await {
+///     Ok(guard) => guard.release().await?,
+///     Err(Error::TimedOut { holder, .. }) => println!("busy: {}", holder.unwrap_or_default()),
+///     Err(Error::Unavailable { .. } | Error::Conflict { .. }) => println!("later"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The wait ran out while somebody else had the lock. Nothing was acquired.
+    /// The wait ran out while another client held the lock. Nothing was acquired.
     #[error("lock `{name}` not acquired within {}{}", Human(*.waited), Occupied(.holder.as_deref(), *.held_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
         name: LockName,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
-        /// Who had it when it was last looked at, as `locked_by` says.
+        /// The holder when the lock was last read; none if no client was known to hold it.
         holder: Option<String>,
         /// For how long it had been held by then, by the database's clock.
         held_for: Option<Duration>,
@@ -42,11 +65,11 @@ pub enum Error {
         name: LockName,
         /// Why.
         reason: LostReason,
-        /// Since when, and who has it now, where that is known.
+        /// Since when, and its new holder, where that is known.
         loss: Loss,
     },
-    /// A transaction of another client kept a row or a table locked for as long as was tried. Try again
-    /// when that has ended.
+    /// A transaction of another client kept a row or a table locked for as long as was tried. Try
+    /// again when that has ended.
     #[error("could not {op}: conflicting transaction; try again")]
     #[non_exhaustive]
     Conflict {
@@ -169,8 +192,8 @@ impl fmt::Display for Refusal {
 
 impl StdError for Refusal {}
 
-/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
-/// what it was asked just now.
+/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot
+/// do what it was asked just now.
 #[derive(Debug)]
 pub(crate) struct CannotServe(pub(crate) String);
 
@@ -197,13 +220,13 @@ pub enum LostReason {
     /// The lease ran out before it could be renewed: the process was frozen or starved, or
     /// renewals were switched off.
     Expired,
-    /// Somebody else was granted the lock.
+    /// Another client was granted the lock.
     Preempted,
-    /// Somebody freed it by force.
+    /// It was released by force.
     Forced,
-    /// Somebody who had its ticket released it.
+    /// It was released with its ticket.
     Released,
-    /// Somebody who had its ticket went on with it.
+    /// It was resumed with its ticket, by another guard.
     Resumed,
     /// The row was deleted.
     RowGone,
@@ -219,12 +242,13 @@ pub enum LostReason {
 }
 
 impl LostReason {
-    /// Whether the row may still be as the grant left it, so that there is something to be released.
+    /// Whether the row may still be as the grant left it, so that there is something to be
+    /// released.
     pub(crate) fn leaves_a_lease(self) -> bool {
         matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
-    /// One word, as a label and in logs: `expired`, `preempted`, …
+    /// One word, as a label and in logs: `expired`, `preempted`, `row_gone`, …
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",

@@ -70,7 +70,7 @@ impl Inner {
         Ok(inner)
     }
 
-    /// Whether something is still being released in the background.
+    /// Whether a release is still under way in the background.
     pub(crate) fn is_pending(&self) -> bool {
         // One of them is our own.
         self.all_done.receiver_count() > 1

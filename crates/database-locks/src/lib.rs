@@ -26,7 +26,7 @@
 //!
 //! A [`LockGuard`] is renewed in the background, by one thread for all locks of the process, until it
 //! is released or dropped. If it is *lost*, it says so before the database would give the lock to
-//! anybody else: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
+//! another client: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
 //! [`Lock::run`] stops your future. Its [`token`](LockGuard::token) grows with each grant; whatever
 //! you write to outside of this database can refuse a smaller one. What you write to this database can
 //! be [fenced](LockGuard::fence): then it is committed only while the lock is really still held.

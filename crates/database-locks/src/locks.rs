@@ -29,7 +29,10 @@ const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The locks of one table of one database. Cheap to clone: clones share one connection, one
-/// scheduler and one line of waiters for each lock.
+/// scheduler and one queue of waiters for each lock.
+///
+/// No future of its methods, or of those of [`Lock`], borrows from it: each can be spawned as it
+/// is.
 ///
 /// # Example
 ///
@@ -65,18 +68,18 @@ impl Locks {
     /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
-    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a time
-    /// of its own; one that cannot be written to is passed over. Options of both servers: `sslmode`
-    /// (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers it, its
-    /// certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a file of
-    /// certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and its key;
-    /// `connect_timeout` in seconds for each host. The guide, `docs/rust.md`, has all of them. An
-    /// option that is unknown is refused.
+    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a
+    /// time of its own; one that cannot be written to is passed over. Options of both servers:
+    /// `sslmode` (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers
+    /// it, its certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a
+    /// file of certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and
+    /// its key; `connect_timeout` in seconds, for each host if it is given, else 4 s in total. The
+    /// guide, `docs/rust.md`, has all of them. An option that is unknown is refused.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the
-    /// URL. [`Error::Unavailable`] where nobody answers within 5 s, [`Error::Rejected`] where the
+    /// URL. [`Error::Unavailable`] if no server answers within 5 s, [`Error::Rejected`] where the
     /// server refuses us or is not fit: too old, read-only. A missing table is found when it is
     /// used: see [`Locks::migrate`].
     ///
@@ -98,8 +101,8 @@ impl Locks {
         Self(place)
     }
 
-    /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as in
-    /// logs and metrics.
+    /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as
+    /// in logs and metrics.
     pub fn engine(&self) -> &'static str {
         self.0.engine()
     }
@@ -114,8 +117,12 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] where somebody has
-    /// the table locked for 30 s; [`Error::Unavailable`].
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] if other
+    /// transactions keep the table locked for 30 s; [`Error::Unavailable`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; what was begun is carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         self.in_background(move |inner| async move {
             again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
@@ -195,8 +202,8 @@ impl Locks {
     }
 
     /// Take a lock from its holder. The holder learns it at its next renewal (on PostgreSQL at once
-    /// where its renewals are more than 5 s apart), and its work goes on until then: make sure first
-    /// that it is dead, or stopped.
+    /// where its renewals are more than 5 s apart), and its work goes on until then: make sure
+    /// first that it is dead, or stopped.
     ///
     /// Answers with who had it; `None` where it was free already.
     ///
@@ -311,7 +318,8 @@ impl Locks {
         async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
     }
 
-    /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
+    /// Delete the rows of locks that no holder has had for some time, and answer how many that
+    /// were.
     ///
     /// Tokens go on growing if such a lock is used again.
     ///
@@ -370,7 +378,12 @@ impl Locks {
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
-    /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
+    /// The end of a process waits for the same, for 2 s at most: see
+    /// [`LockGuard`](LockGuard#at-the-end-of-the-process). This waits for as long as it takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the releases go on.
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
         let locks = self.clone();
         async move {

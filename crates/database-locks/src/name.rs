@@ -15,8 +15,8 @@ pub(crate) const MAX_CHARS: usize = 255;
 ///
 /// # Errors
 ///
-/// [`LockName::new`] returns [`Error::Config`] for an empty name, one of more than 255 characters, or
-/// one that holds a NUL, which PostgreSQL cannot store.
+/// [`LockName::new`] returns [`Error::Config`] for an empty name, one of more than 255 characters,
+/// or one that holds a NUL, which PostgreSQL cannot store.
 ///
 /// # Example
 ///
@@ -50,7 +50,7 @@ impl LockName {
         }
     }
 
-    /// A name that stands in the table, whoever wrote it.
+    /// A name that stands in the table. Other programs may have written it.
     pub(crate) fn from_db(name: String) -> Self {
         Self(name.into())
     }

@@ -1,10 +1,11 @@
 //! Releases that are carried out in the background, and the end of a thread that waits for them.
 //!
-//! A process that ends takes its background thread with it, and what that had not sent yet. Rust has no
-//! hook for the end of a process, but `exit`, which a return from `main` calls too, runs the destructors
-//! of the thread-local values of the thread that calls it, while the other threads go on. So a thread
-//! that drops a guard, gives an acquire up or connects has such a value. Those of the main thread are
-//! dropped at the end of the process alone, and then what any thread still holds is released too.
+//! A process that ends takes its background thread with it, and what that had not sent yet. Rust
+//! has no hook for the end of a process, but `exit`, which a return from `main` calls too, runs the
+//! destructors of the thread-local values of the thread that calls it, while the other threads go
+//! on. So a thread that drops a guard, gives an acquire up or connects has such a value. Those of
+//! the main thread are dropped at the end of the process alone, and then what any thread still
+//! holds is released too.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
