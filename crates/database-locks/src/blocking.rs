@@ -58,8 +58,7 @@ use crate::timing::Ttl;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
 /// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
-/// let lock = locks.lock("report");
-/// let mut acquiring = pin!(lock.acquire());
+/// let mut acquiring = pin!(locks.lock("report").acquire());
 /// let guard = loop {
 ///     match wait_for(acquiring.as_mut(), Duration::from_millis(50)) {
 ///         Some(acquired) => break acquired?,

@@ -325,16 +325,15 @@ impl LockGuard {
     /// Renew to `ttl` at once, and to the same from now on.
     ///
     /// The present lease is never shortened: a shorter `ttl` counts once the lease has come down to
-    /// it. If margin and renewal period were not given, they follow the new ttl. It returns when
-    /// the database has confirmed the new end; while the database cannot be reached it waits for
-    /// that.
+    /// it. The margin that was given is kept, and so is the renewal period unless it is too long for
+    /// the new ttl; what was not given follows the new ttl. It returns when the database has
+    /// confirmed the new end; while the database cannot be reached it waits for that.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a ttl out of range (100 ms to 10 years, or infinite), or one that does
-    /// not go with the margin or period that was given. [`Error::Lost`] if trust ends before the
-    /// database has confirmed it. [`Error::Conflict`] while the guard is
-    /// [suspended](LockGuard::is_suspended).
+    /// [`Error::Config`] for a ttl out of range (100 ms to 10 years, or infinite), or one that
+    /// the margin that was given is half of or more. [`Error::Lost`] if trust ends before the database
+    /// has confirmed it. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
     ///

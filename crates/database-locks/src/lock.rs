@@ -412,10 +412,10 @@ impl Lock {
     /// # Example
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let locks = database_locks::Locks::connect("memory:").await?;
     /// type BoxError = Box<dyn std::error::Error + Send + Sync>;
     ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
     /// async fn count() -> Result<u32, BoxError> {
     ///     Ok("17".parse()?)
     /// }

@@ -220,6 +220,7 @@ impl Locks {
             let from = forced?.await?;
             Ok(from.map(|from| PreviousHolder {
                 holder: from.holder,
+                token: from.token,
                 held_for: from.held_for,
             }))
         }
@@ -448,13 +449,15 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
     }
 }
 
-/// Who lost a lock by [`Locks::force_release`].
+/// The holder that lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
-    /// `locked_by`.
+    /// As [`Lock::holder`] of that holder said.
     pub holder: Option<String>,
-    /// For how long it had been held.
+    /// The fencing number of its grant; none if a version of `django-database-locks` (0.5) held it.
+    pub token: Option<Token>,
+    /// For how long it had held the lock, by the database's clock; none if 0.5 held it.
     pub held_for: Option<Duration>,
 }
 

@@ -195,11 +195,20 @@ impl Timing {
         })
     }
 
-    /// The same settings with another ttl. What was left to default is derived anew, and what was given
-    /// has to go with it.
+    /// The same settings with another ttl. What was left to default is derived anew; a margin that was
+    /// given has to go with it; a period that was given is kept unless it is too long for it.
     pub(crate) fn with_ttl(&self, ttl: Ttl) -> Result<Self, Error> {
         let (renewing, margin) = self.given;
-        Self::new(ttl, renewing, margin)
+        let by_default = match renewing {
+            Renewing::Never => Renewing::Never,
+            Renewing::ByDefault | Renewing::Every(_) => Renewing::ByDefault,
+        };
+        let derived = Self::new(ttl, by_default, margin)?;
+        let kept = Self::new(ttl, renewing, margin).unwrap_or(derived);
+        Ok(Self {
+            given: self.given,
+            ..kept
+        })
     }
 
     pub(crate) fn ttl(&self) -> Ttl {
@@ -275,6 +284,11 @@ mod tests {
             refused.contains("`margin` is 8s, must be less than half"),
             "{refused}"
         );
+        let often = Timing::new(secs(30).into(), Renewing::Every(secs(12)), None).unwrap();
+        let shorter = often.with_ttl(secs(9).into()).unwrap();
+        assert_eq!(shorter.renew_every(), Some(secs(3)));
+        let again = shorter.with_ttl(secs(30).into()).unwrap();
+        assert_eq!(again.renew_every(), Some(secs(12)));
         let by_default = Timing::new(secs(30).into(), Renewing::ByDefault, None).unwrap();
         let longer = by_default.with_ttl(secs(600).into()).unwrap();
         assert_eq!(
