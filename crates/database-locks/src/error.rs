@@ -179,7 +179,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(cause: BoxError, hint: &str) -> Self {
-        let message = format!("{} ({hint})", chain(&*cause));
+        let message = format!("{}; {hint}", chain(&*cause));
         Self { message, cause }
     }
 }
@@ -346,8 +346,8 @@ mod tests {
         let error = Error::rejected("acquire lock `job`", hint, source);
         assert_eq!(
             error.chain(),
-            "could not acquire lock `job`: the database refused: permission denied for table x (as \
-             the owner: GRANT UPDATE)"
+            "could not acquire lock `job`: the database refused: permission denied for table x; as \
+             the owner: GRANT UPDATE"
         );
         // So do other printers of chains.
         let source = StdError::source(&error).unwrap();
