@@ -292,6 +292,19 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// guard.check().await?;
+    /// locks.force_release("report").await?;
+    /// assert!(guard.is_held(), "not known yet");
+    /// assert!(guard.check().await.is_err() && !guard.is_held());
+    /// # Ok(()) }
+    /// ```
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
@@ -471,6 +484,18 @@ impl LockGuard {
     ///
     /// Once polled, it is carried out even if it is dropped; before, dropping it releases as
     /// dropping the guard does.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// // … the work …
+    /// guard.release().await?; // an error if the work was not protected to its end
+    /// assert!(!locks.show("report").await?.expect("its row stays").is_held());
+    /// # Ok(()) }
+    /// ```
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
         self.forget_listeners();

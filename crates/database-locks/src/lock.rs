@@ -269,6 +269,21 @@ impl Lock {
     ///
     /// Dropped at any point, it leaves nothing held: a grant that was made meanwhile is given back
     /// in the background, and at the latest runs out after 30 s.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// match locks.lock("invoices").try_acquire().await? {
+    ///     Some(guard) => {
+    ///         // … the work …
+    ///         guard.release().await?;
+    ///     }
+    ///     None => println!("another process does it already"),
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn try_acquire(
         &self,
     ) -> impl Future<Output = Result<Option<LockGuard>, Error>> + Send + use<> {

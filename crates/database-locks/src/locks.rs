@@ -135,7 +135,11 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Unavailable`] if the database does not answer within 5 s a page; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
     pub fn list(&self) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
         self.list_filtered(&ListFilter::new())
     }
@@ -182,11 +186,30 @@ impl Locks {
         })
     }
 
-    /// Read one lock; `None` where the table has none of that name.
+    /// Read one lock; `None` if the table has none of that name.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`] if the database does not answer within
+    /// 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let info = locks.show("report").await?.expect("it was acquired");
+    /// assert!(info.is_held() && info.token == guard.token());
+    /// assert_eq!(info.holder.as_deref(), Some("web-2"));
+    /// assert!(locks.show("never used").await?.is_none());
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub fn show<N: AsRef<str>>(
         &self,
         name: N,
@@ -201,16 +224,32 @@ impl Locks {
         })
     }
 
-    /// Take a lock from its holder. The holder learns it at its next renewal (on PostgreSQL at once
-    /// where its renewals are more than 5 s apart), and its work goes on until then: make sure
-    /// first that it is dead, or stopped.
+    /// Release a lock by force, and return its former holder; `None` if it was free already.
     ///
-    /// Answers with who had it; `None` where it was free already.
+    /// The holder learns it at its next renewal (on PostgreSQL at once if its renewals are more than
+    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
-    /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
+    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction may be open.
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the lock may or may not be released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let former = locks.force_release("report").await?.expect("it was held");
+    /// assert_eq!((former.holder.as_deref(), former.token), (Some("web-2"), Some(guard.token())));
+    /// assert!(locks.force_release("report").await?.is_none(), "it is free");
+    /// assert!(guard.release().await.is_err(), "the holder is told now at the latest");
+    /// # Ok(()) }
+    /// ```
     pub fn force_release<N: AsRef<str>>(
         &self,
         name: N,
@@ -258,13 +297,17 @@ impl Locks {
 
     /// Go on with a lock that was handed over: the same token, a new grant.
     ///
-    /// What its giver, or a second taker, still sends changes nothing. Settings: see
-    /// [`Lock::resume`].
+    /// What the former holder, or a second one with the same ticket, still sends changes nothing. The
+    /// guard has the default settings; for others see [`Lock::resume`].
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead: resumed already, released, or expired;
-    /// [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Lost`] if the ticket is dead: resumed already, released, or expired;
+    /// [`Error::Unavailable`] if the database does not answer within 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::resume`].
     ///
     /// # Example
     ///
@@ -286,12 +329,33 @@ impl Locks {
         self.lock(ticket.name()).resume(ticket)
     }
 
-    /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
+    /// Renew a lock that was handed over, without resuming it: its lease ends `ttl` from now, 100 ms
+    /// to 10 years, or never. A longer one is not shortened.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead; [`Error::Config`] for a ttl out of range;
-    /// [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Lost`] if the ticket is dead; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Conflict`] if its row stays locked for 5 s; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be renewed.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("deploy").acquire().await?.into_ticket()?;
+    /// // The steps of a longer job, each in a process of its own:
+    /// let minute = std::time::Duration::from_secs(60);
+    /// locks.renew(&ticket, minute).await?;
+    /// // The last one:
+    /// locks.release(&ticket).await?;
+    /// assert!(locks.renew(&ticket, minute).await.is_err());
+    /// # Ok(()) }
+    /// ```
     pub fn renew<T: Into<Ttl>>(
         &self,
         ticket: &Ticket,
@@ -305,12 +369,16 @@ impl Locks {
         }
     }
 
-    /// Release a lock that was handed over.
+    /// Release a lock that was handed over. [`Locks::renew`] has an example.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
-    /// [`Error::Rejected`].
+    /// [`Error::Lost`] if the ticket is dead, which changes nothing; [`Error::Conflict`] if its row
+    /// stays locked for 5 s; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be released.
     pub fn release(
         &self,
         ticket: &Ticket,
@@ -319,14 +387,17 @@ impl Locks {
         async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
     }
 
-    /// Delete the rows of locks that no holder has had for some time, and answer how many that
-    /// were.
+    /// Delete the rows of locks that have been free for some time, and return how many that were.
     ///
     /// Tokens go on growing if such a lock is used again.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, some or all of the rows may be deleted.
     ///
     /// # Example
     ///
@@ -368,6 +439,10 @@ impl Locks {
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
     /// [`Locks::connect`] already.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
             again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
