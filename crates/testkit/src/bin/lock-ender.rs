@@ -84,7 +84,8 @@ fn main() -> Done {
         "given-up" => threads().block_on(async {
             let lock = lock(url, name).await?;
             let mut acquire = pin!(lock.acquire());
-            poll_fn(|cx| Poll::Ready(drop(acquire.as_mut().poll(cx)))).await;
+            let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+            assert!(once.await.is_pending());
             tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
             Ok(())
         }),

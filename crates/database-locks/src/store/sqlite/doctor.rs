@@ -73,7 +73,7 @@ fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
         beats.push(beat.end(connection.query_row(tables, [], |row| row.get(0))?));
     }
     let (version, trip) = (rusqlite::version(), doctor::round_trip(&beats));
-    notes.fine("server", format!("SQLite {version}, built in, {trip}"));
+    notes.fine("server", format!("SQLite {version}, {trip}"));
     notes.fine("clock", "this machine's own");
     Ok(())
 }
