@@ -20,6 +20,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             waited,
             holder,
             held_for,
+            ..
         } => {
             words.set_item("timeout", waited.as_secs_f64())?;
             words.set_item("name", name.as_str())?;

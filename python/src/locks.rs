@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use database_locks::__face::config_error;
 use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
@@ -22,15 +23,8 @@ pub(crate) struct Locks {
 pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|_| {
         let got = format!("{seconds} seconds");
-        let allowed = "a length of time that is not negative".into();
-        raise(
-            py,
-            Error::Config {
-                setting: what,
-                got,
-                allowed,
-            },
-        )
+        let allowed = "a length of time that is not negative";
+        raise(py, config_error(what, got, allowed))
     })
 }
 

@@ -30,10 +30,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::doctor::Report;
-use crate::error::{BoxError, Error, LostReason};
+use crate::error::{BoxError, Error};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::{ListFilter, LockInfo, Prune};
 use crate::locks::PreviousHolder;
+use crate::loss::Loss;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -58,8 +59,7 @@ use crate::timing::Ttl;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
 /// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
-/// let lock = locks.lock("report");
-/// let mut acquiring = pin!(lock.acquire());
+/// let mut acquiring = pin!(locks.lock("report").acquire());
 /// let guard = loop {
 ///     match wait_for(acquiring.as_mut(), Duration::from_millis(50)) {
 ///         Some(acquired) => break acquired?,
@@ -156,6 +156,11 @@ impl Locks {
         block_on(crate::Locks::get_default())?.map(Self)
     }
 
+    /// See [`crate::Locks::engine`].
+    pub fn engine(&self) -> &'static str {
+        self.0.engine()
+    }
+
     /// See [`crate::Locks::lock`].
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock(self.0.lock(name))
@@ -239,6 +244,11 @@ impl AsRef<crate::Locks> for Locks {
 pub struct Lock(crate::Lock);
 
 impl Lock {
+    /// See [`crate::Lock::name`].
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
     /// See [`crate::Lock::ttl`].
     pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
         Self(self.0.ttl(ttl))
@@ -332,6 +342,33 @@ impl Lock {
             Ok(()) | Err(_) => Ok(output),
         }
     }
+
+    /// Run `work` that can fail while holding the lock.
+    ///
+    /// As [`Lock::run`], but what `work` returns is a `Result`, and so there is one `?` and not two. The
+    /// lock is released whichever it returns.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work`; or, converted, one of [`Lock::run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Lock::run`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let lock = locks.lock("count");
+    /// let count = lock.try_run(|| Ok::<u32, Box<dyn std::error::Error>>("17".parse()?))?;
+    /// assert_eq!(count, 17);
+    /// # Ok(()) }
+    /// ```
+    pub fn try_run<T, E: From<Error>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.run(work)?
+    }
 }
 
 impl From<crate::Lock> for Lock {
@@ -388,7 +425,7 @@ impl LockGuard {
     /// # Panics
     ///
     /// Where [no call may block](crate::blocking#where-no-call-may-block).
-    pub fn wait_lost(&self) -> LostReason {
+    pub fn wait_lost(&self) -> Loss {
         may_wait(block_on(self.lost()))
     }
 

@@ -44,7 +44,7 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
-    assert_eq!(soon(lost).await.unwrap(), LostReason::Unreachable);
+    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Unreachable);
     let loss = guard.loss().expect("it is lost");
     assert_eq!(loss.now_held_by(), None, "nobody has answered");
     assert!(
@@ -158,7 +158,7 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(la
     tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
     proxy.refuse(false);
     let began = soon(cut_off()).await;
-    assert_eq!(soon(guard.lost()).await, LostReason::Unreachable);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Unreachable);
     let took = began.elapsed();
     assert!(took >= survived, "after {took:?}");
     assert!(took < survived + Duration::from_secs(2), "after {took:?}");

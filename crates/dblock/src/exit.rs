@@ -106,6 +106,7 @@ impl From<Error> for Failure {
                 waited,
                 holder,
                 held_for,
+                ..
             } => {
                 let tried = match waited.is_zero() {
                     true => String::new(),
@@ -138,11 +139,6 @@ impl From<Error> for Failure {
             Error::Unavailable { .. } => {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))
-            }
-            Error::Rejected { op, hint, .. } => {
-                let refused = format!("could not {op}: the database refused{}", causes(&error));
-                let hint = hint.as_ref().map(|hint| format!("; {hint}"));
-                Self::unavailable(refused + &hint.unwrap_or_default())
             }
             _ => Self::unavailable(error.chain()),
         }
@@ -180,14 +176,8 @@ mod tests {
 
     fn timed_out(waited: Duration) -> Failure {
         let name = LockName::new("job").unwrap();
-        let held_for = Some(Duration::from_secs(125));
-        Error::TimedOut {
-            name,
-            waited,
-            holder: Some("db1.17.ab".into()),
-            held_for,
-        }
-        .into()
+        let held_for = Duration::from_secs(125);
+        database_locks::__testing::timed_out(name, waited, "db1.17.ab", held_for).into()
     }
 
     #[test]

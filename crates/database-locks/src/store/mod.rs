@@ -549,7 +549,7 @@ impl StoreError {
         match self {
             Self::Contention(source) => Error::Conflict { op, source },
             Self::Unavailable(source) => Error::Unavailable { op, source },
-            Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
+            Self::Rejected { hint, source } => Error::rejected(op, hint, source),
         }
     }
 }
