@@ -339,7 +339,7 @@ def test_the_errors_are_one_family() -> None:
         LockLost(
             name="job",
             token=5,
-            reason="taken_over",
+            reason="preempted",
             detail="lost after 12s: preempted by another holder",
             held_for=12.0,
             holder="me",

@@ -87,7 +87,7 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
                 held.check()
             time.sleep(60)
         lost = caught.value
-        assert (lost.reason, lost.holder) == ("taken_over", "the thief")
+        assert (lost.reason, lost.holder) == ("preempted", "the thief")
         assert lost.holder_token == thief.token
         assert lost.token == held.token
         assert lost.held_for is not None
