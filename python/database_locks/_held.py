@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _core, _loss, _names, _settings
+from . import _core, _loss, _names, _settings, _signals
 from ._wait import current_task, wait, wait_async
 from .exceptions import LockLost, LockUnavailable
 
@@ -238,6 +238,7 @@ class Held:
     def _start(self) -> None:
         """It is ours: from now on a loss is told, and the same name nests."""
         if self._guard is not None:
+            _signals.acquired(self)
             self._holds[self._wanted.key] = self
             _loss.watch(self)
 
@@ -293,6 +294,7 @@ class Held:
 
     def _was_released(self) -> None:
         logger.debug("released lock %s", self.name)
+        _signals.released(self)
 
     def _unreleased(self, failed: LockUnavailable) -> None:
         # The body has done its work while the lock was held; the release goes on by itself.
@@ -302,6 +304,7 @@ class Held:
         """The body ended before it could be told."""
         if self._loss is None:
             self._loss = _loss.of(lost)
+        _signals.lost(self, self._loss)
         if self._alarm.was_told:
             return
         if self._callback is not None:

@@ -21,6 +21,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from . import _signals
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def watch(held: Held) -> None:
         if held is not None:
             held._loss = loss
             _tell(held)
+            _signals.lost(held, loss)
 
     held._guard.on_lost(on_lost)
 

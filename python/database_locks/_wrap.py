@@ -33,7 +33,11 @@ def decorate(func: Any, template: lock) -> Any:
         raise TypeError(f"only what can be called can be locked, and {func!r} cannot")
     inner = func.func if isinstance(func, functools.partial) else func
     name = template._name or _names.name_of(inner)
-    return _wrapped(func, lambda: template._for_call(name))
+    made = _wrapped(func, lambda: template._for_call(name))
+    if getattr(func, "__name__", "") == "handle":
+        made = _handling(made)
+    made.database_lock = template
+    return made
 
 
 def _decorate_command(command: Any, template: lock) -> Any:
@@ -41,17 +45,26 @@ def _decorate_command(command: Any, template: lock) -> Any:
     if base is None or not issubclass(command, base.BaseCommand):
         raise NotImplementedError("only django BaseCommand subclasses are supported for now")
     name = template._name or _names.name_of(command)
-    handle = _wrapped(command.handle, lambda: template._for_call(name))
+    command.handle = _handling(_wrapped(command.handle, lambda: template._for_call(name)))
+    return command
+
+
+def _handling(handle: Any) -> Any:
+    """If it is a method of a command, ``manage.py`` shows one line where it does not get its lock."""
+    if inspect.iscoroutinefunction(handle) or inspect.isgeneratorfunction(handle):
+        return handle
 
     @functools.wraps(handle)
-    def new_handle(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def new_handle(*args: Any, **kwargs: Any) -> Any:
         try:
-            return handle(self, *args, **kwargs)
+            return handle(*args, **kwargs)
         except (LockTimeout, LockUnavailable) as error:
+            base = sys.modules.get("django.core.management.base")
+            if base is None or not args or not isinstance(args[0], base.BaseCommand):
+                raise
             raise _for_a_person(error, base.CommandError) from error
 
-    command.handle = new_handle
-    return command
+    return new_handle
 
 
 def _for_a_person(error: LockException, command_error: type[Exception]) -> LockException:

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, settings
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
-from . import _urls
+from . import _sqlite_file, _test_access, _urls
 from .exceptions import LockConfigError
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ def is_configured() -> bool:
 
 
 def enabled() -> bool:
-    """``DATABASE_LOCKS_ENABLED``."""
-    return bool(_setting("DATABASE_LOCKS_ENABLED"))
+    """``DATABASE_LOCKS_ENABLED``; `LockConfigError` for a value that is no boolean."""
+    value: object = _setting("DATABASE_LOCKS_ENABLED")
+    if not isinstance(value, bool):
+        raise LockConfigError(f"DATABASE_LOCKS_ENABLED is {value!r}, must be True or False")
+    return value
 
 
 def status_file() -> str | os.PathLike[str] | None:
@@ -104,10 +108,40 @@ def alias() -> str | None:
 
 
 def find(name: str) -> _urls.Found:
-    """What the settings of one of ``DATABASES`` come to; `LockConfigError` where there is none."""
+    """What the settings of one of ``DATABASES`` come to; `LockConfigError` where there is none.
+
+    No I/O: a back end that makes the password in ``get_connection_params()`` is not asked.
+    """
     connection = _connection(name)
-    driver = getattr(getattr(connection, "Database", None), "__name__", "")
-    return _urls.find(name, connection.vendor, connection.settings_dict, driver=driver)
+    makes_params = getattr(type(connection), "get_connection_params", None)
+    djangos = getattr(makes_params, "__module__", "").startswith("django.")
+    return _urls.find(
+        name,
+        connection.vendor,
+        connection.settings_dict,
+        driver=_driver(connection),
+        all_options=djangos,
+    )
+
+
+def _driver(connection: Any) -> str:
+    return getattr(getattr(connection, "Database", None), "__name__", "")
+
+
+def _url_now(name: str) -> str:
+    """The URL by what the back end of ``name`` says of it now, with the password in it.
+
+    Called at each connect, on a thread of its own: which has a wrapper of its own as well.
+    """
+    connection = _connection(name)
+    found = _urls.find_by_params(
+        name,
+        connection.vendor,
+        connection.get_connection_params(),
+        connection.settings_dict,
+        driver=_driver(connection),
+    )
+    return found.url_of(name)
 
 
 def _connection(name: str) -> Any:
@@ -124,31 +158,42 @@ class _Managers:
     """One `Locks` for each place, made when it is first asked for.
 
     What the settings come to is worked out again only where they have changed: the test runner, for
-    one, gives a database another name.
+    one, gives a database another name. Another user or password is no other place: each connect asks
+    for those.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_url: dict[str, Locks] = {}
+        self._by_url: dict[tuple[str | None, str], Locks] = {}
         self._by_alias: dict[str, tuple[dict[str, Any], Locks]] = {}
         self.instead: Locks | None = None
 
-    def of_url(self, url: str) -> Locks:
+    def of_url(self, url: str, alias: str | None = None) -> Locks:
+        """``alias`` is asked at each connect for what to log in with, where it is given."""
         from ._manager import Locks
 
+        key = (alias, url)
         with self._lock:
-            manager = self._by_url.get(url)
+            manager = self._by_url.get(key)
             if manager is None:
-                manager = self._by_url[url] = Locks(url)
+                manager = Locks(url) if alias is None else _asking(url, alias)
+                self._by_url[key] = manager
             return manager
 
     def of_alias(self, name: str) -> Locks:
-        current = _connection(name).settings_dict
+        connection = _connection(name)
+        _test_access.require(connection)
+        current = connection.settings_dict
         known = self._by_alias.get(name)
-        if known is not None and known[0] == current:
+        if known is not None and _is_at(known[0], current):
             return known[1]
-        as_it_is = _copy(current)
-        manager = self.of_url(find(name).url_of(name))
+        as_it_is = _place(current)
+        url = find(name).url_of(name)
+        if connection.vendor == "sqlite":
+            _sqlite_file.prepare(url)
+            manager = self.of_url(url)
+        else:
+            manager = self.of_url(url, name)
         self._by_alias[name] = (as_it_is, manager)
         return manager
 
@@ -158,8 +203,28 @@ class _Managers:
             self._by_url = {}
 
 
-def _copy(current: Mapping[str, Any]) -> dict[str, Any]:
-    copied = dict(current)
+def _asking(url: str, alias: str) -> Locks:
+    """Locks that connect with what a back end says then."""
+    from ._manager import Locks
+
+    # MySQL's drivers look up nothing but what their parameters name.
+    as_libpq = _connection(alias).vendor == "postgresql"
+    return Locks(url, _url_with=partial(_url_now, alias), _environment=as_libpq)
+
+
+_LOGIN = ("USER", "PASSWORD")
+
+
+def _is_at(place: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether the settings are those of that place, but for user and password."""
+    return all(current.get(key) == value for key, value in place.items()) and all(
+        key in place or key in _LOGIN for key in current
+    )
+
+
+def _place(current: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are now, but for user and password."""
+    copied = {key: value for key, value in current.items() if key not in _LOGIN}
     try:
         copied["OPTIONS"] = deepcopy(current.get("OPTIONS"))
     except Exception:  # noqa: BLE001 - an object of a driver's, which is the same or another one
@@ -173,20 +238,26 @@ _managers = _Managers()
 def locks() -> Locks:
     """Where `lock` and `locked` go: one object for each database.
 
-    No I/O. Raises `LockConfigError` where the settings do not say where, or cannot be carried over.
+    Nothing is sent; on SQLite the first call makes the file of the locks. Raises `LockConfigError`
+    where the settings do not say where, or cannot be carried over, and what the test's framework
+    raises for a query in a test without access to the database.
     """
     if _managers.instead is not None:
         return _managers.instead
     name = alias()
     if name is None:
-        return _managers.of_url(url() or "")
+        place = url() or ""
+        if not place.startswith("memory:"):
+            # A database beside those of the project is as real as they are.
+            _test_access.require(connections[DEFAULT_DB_ALIAS])
+        return _managers.of_url(place)
     return _managers.of_alias(name)
 
 
 def forget() -> None:
     """Close all connections that no held lock needs; what is used later connects anew."""
     _managers.forget()
-    # An exception that somebody has caught may keep one alive, by its traceback.
+    # The traceback of a caught exception may keep one alive.
     gc.collect()
 
 

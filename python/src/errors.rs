@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
+use crate::login;
+
 /// The exception that says this. What cannot be made into it becomes the error that said so.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     exception(py, error).unwrap_or_else(|failed| failed)
@@ -37,7 +39,14 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::Config { .. } => ("LockConfigError", error.chain()),
         _ => ("LockUnavailable", error.chain()),
     };
+    let cause = match error {
+        Error::Unavailable { .. } | Error::Rejected { .. } => login::cause(py, &said),
+        _ => None,
+    };
     let made = class_of(py, class)?.call((said,), Some(&words))?;
+    if let Some(cause) = cause {
+        made.setattr("__cause__", cause)?;
+    }
     Ok(PyErr::from_value(made))
 }
 

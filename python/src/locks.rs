@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use crate::errors::raise;
 use crate::listed::{self, Wanted};
+use crate::login::asking;
 use crate::pending::{Pending, Value};
 
 #[pyclass(frozen, module = "database_locks._core")]
@@ -46,17 +47,30 @@ impl Locks {
 #[pymethods]
 impl Locks {
     #[new]
-    #[pyo3(signature = (url, table=None))]
-    fn new(py: Python<'_>, url: &str, table: Option<&str>) -> PyResult<Self> {
-        let engine = match url.split(':').next() {
-            Some("postgres" | "postgresql") => "postgres",
-            Some("mysql" | "mariadb") => "mysql",
-            Some("sqlite") => "sqlite",
+    #[pyo3(signature = (url, table=None, *, password=None, url_with=None, environment=true))]
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        table: Option<&str>,
+        password: Option<Py<PyAny>>,
+        url_with: Option<Py<PyAny>>,
+        environment: bool,
+    ) -> PyResult<Self> {
+        let scheme = url.trim_start().split(':').next().unwrap_or_default();
+        let engine = match &*scheme.to_ascii_lowercase() {
+            "postgres" | "postgresql" => "postgres",
+            "mysql" | "mariadb" => "mysql",
+            "sqlite" => "sqlite",
             _ => "memory",
         };
-        let locks = builder(url, table)
-            .connect_lazy()
-            .map_err(|error| raise(py, error))?;
+        let mut builder = builder(url, table).environment(environment);
+        if let Some(ask) = password {
+            builder = builder.password(asking(ask));
+        }
+        if let Some(ask) = url_with {
+            builder = builder.url_with(asking(ask));
+        }
+        let locks = builder.connect_lazy().map_err(|error| raise(py, error))?;
         Ok(Self { locks, engine })
     }
 
@@ -137,10 +151,19 @@ impl Locks {
         })
     }
 
-    fn page(&self, text: String, state: Option<String>, page: i64, rows: usize) -> Pending {
+    #[pyo3(signature = (text, state, page, rows, order=None))]
+    fn page(
+        &self,
+        text: String,
+        state: Option<String>,
+        page: i64,
+        rows: usize,
+        order: Option<String>,
+    ) -> Pending {
         let wanted = Wanted {
             text,
             state,
+            order,
             page,
             rows,
         };

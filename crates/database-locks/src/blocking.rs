@@ -23,13 +23,14 @@
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::doctor::Report;
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::{ListFilter, LockInfo, Prune};
 use crate::locks::PreviousHolder;
@@ -88,6 +89,32 @@ impl LocksBuilder {
         Self(self.0.table(table))
     }
 
+    /// See [`crate::LocksBuilder::password`].
+    pub fn password(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.password(ask))
+    }
+
+    /// See [`crate::LocksBuilder::url_with`].
+    pub fn url_with(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.url_with(ask))
+    }
+
+    /// See [`crate::LocksBuilder::environment`].
+    pub fn environment(self, looked_up: bool) -> Self {
+        Self(self.0.environment(looked_up))
+    }
+
+    /// See [`crate::LocksBuilder::create`].
+    pub fn create(self, made: bool) -> Self {
+        Self(self.0.create(made))
+    }
+
     /// See [`crate::LocksBuilder::connect`].
     pub fn connect(self) -> Result<Locks, Error> {
         block_on(self.0.connect())?.map(Locks)
@@ -112,6 +139,11 @@ impl Locks {
     /// See [`crate::Locks::builder`].
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
         LocksBuilder(crate::Locks::builder(url))
+    }
+
+    /// See [`crate::Locks::builder_from_file`].
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        crate::Locks::builder_from_file(path).map(LocksBuilder)
     }
 
     /// See [`crate::Locks::set_default`]: both faces have the same default.

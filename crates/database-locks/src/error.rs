@@ -104,14 +104,14 @@ pub enum Error {
         source: BoxError,
     },
     /// A setting is out of range. Found before any I/O.
-    #[error("`{setting}` is {got}, must be {allowed}")]
+    #[error("`{setting}` {}", Misconfigured(.got, .allowed))]
     #[non_exhaustive]
     Config {
         /// Which setting.
         setting: &'static str,
-        /// What it was.
+        /// What it was, `0ms`; or what is wrong with it, `has the unknown option …`.
         got: String,
-        /// What it may be.
+        /// What it may be, or what to do.
         allowed: String,
     },
 }
@@ -339,6 +339,18 @@ impl fmt::Display for Occupied<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = self.0.map(|who| Holding(who, self.1));
         who.map_or(Ok(()), |who| write!(f, ": {who}"))
+    }
+}
+
+struct Misconfigured<'a>(&'a str, &'a str);
+
+impl fmt::Display for Misconfigured<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(got, allowed) = self;
+        match got.starts_with("has ") {
+            true => write!(f, "{got}; {allowed}"),
+            false => write!(f, "is {got}, must be {allowed}"),
+        }
     }
 }
 

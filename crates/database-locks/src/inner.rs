@@ -16,7 +16,7 @@ use crate::metrics::{self, Engine};
 use crate::name::LockName;
 use crate::pending::Pending;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Observed, Return, Table, Version};
+use crate::store::{self, Ask, Given, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
 
@@ -96,9 +96,8 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 
 /// Where the locks are, and what each process made of it.
 pub(crate) struct Place {
-    /// May hold a password.
-    url: String,
     engine: Engine,
+    given: Given,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }
@@ -115,9 +114,9 @@ impl fmt::Debug for Place {
 
 impl Place {
     /// No I/O: the URL and the name of the table are checked.
-    pub(crate) fn new(url: &str, table: Option<&str>) -> Result<Self, Error> {
+    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
         let mut place = Self {
-            url: url.to_owned(),
+            given,
             engine: "",
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
             inner: PerProcess::new(),
@@ -133,8 +132,8 @@ impl Place {
     /// A forked child connects for itself: it must not use its parent's connection.
     pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
         let make = || {
-            let store = store::open(&self.url, &self.table)?;
-            Inner::new(Observed::new(store, &self.url))
+            let (store, engine) = store::open_given(&self.given, &self.table)?;
+            Inner::new(Observed::new(store, engine))
         };
         self.inner.get_or_try_init(make)
     }

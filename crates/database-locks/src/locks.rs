@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +67,10 @@ impl Locks {
     /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
     /// | `memory:`, `memory:name` | this process |
     ///
-    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
+    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. What the URL leaves out is
+    /// looked up at each connect as the clients of that server do it: in the environment (`PGPASSWORD`,
+    /// `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of `~/.pg_service.conf`, or `~/.my.cnf`;
+    /// [`LocksBuilder`] takes functions as well. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
     /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a
@@ -92,9 +97,41 @@ impl Locks {
         Self::builder(url).connect()
     }
 
-    /// Connect with more than a URL says: another table, or not before the first call.
+    /// Connect with more than a URL says: another table, a password from a function, or not before the
+    /// first call.
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
         LocksBuilder::new(url.as_ref())
+    }
+
+    /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a file that cannot be read.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use database_locks::Locks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
+    /// # drop(locks);
+    /// # Ok(()) }
+    /// ```
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        let path = path.into();
+        let url = read_url(&path).map_err(|error| {
+            let got = format!(
+                "has a file that cannot be read: {}: {error}",
+                path.display()
+            );
+            Error::config("url", got, "give one that this user can read")
+        })?;
+        Ok(Self::builder(url).url_with(move || {
+            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
+        }))
     }
 
     pub(crate) fn at(place: Arc<Place>) -> Self {
@@ -522,6 +559,16 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
             },
         };
     }
+}
+
+/// What stands in a file that is no larger than a URL can be.
+fn read_url(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 1 << 16;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(MOST)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The holder that lost a lock by [`Locks::force_release`].

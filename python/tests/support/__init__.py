@@ -14,6 +14,7 @@ from .process import (
     threads_of,
     tool,
 )
+from .rotating import Rotating
 from .sql import connect_and_migrate, django_database, sql
 from .waiting import SOON, eventually, in_thread
 
@@ -26,6 +27,7 @@ __all__ = [
     "OldHolder",
     "Program",
     "Proxy",
+    "Rotating",
     "Server",
     "connect_and_migrate",
     "dblock",

@@ -128,7 +128,7 @@ class FencedTests(TransactionTestCase):
             stranger.force_release("job")
             with stranger.lock("job"), held.atomic():
                 Group.objects.create(name="stale")
-        self.assertIn(caught.exception.reason, {"forced", "taken_over"})
+        self.assertIn(caught.exception.reason, {"forced", "preempted"})
         self.assertEqual(caught.exception.token, held.token)
         self.assertEqual(written(), set())
 

@@ -45,6 +45,12 @@ impl Refusal {
         self
     }
 
+    /// Whether it is this login that was refused: the user or the password.
+    pub(super) fn is_about_login(&self) -> bool {
+        let code = self.code.as_ref().map(SqlState::code);
+        matches!(code, Some("28P01" | "28000"))
+    }
+
     pub(super) fn unavailable(said: impl Into<String>) -> Self {
         Self {
             kind: Kind::Unavailable,
@@ -74,8 +80,13 @@ const ENCODING: &str = "the database's encoding lacks a character of the lock's 
 const RIGHTS: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
                       USAGE on the sequence of its id, if it has one); DELETE on the table to prune; to \
                       make the table, CREATE on the schema, and to alter one, to own it";
+const CONNECT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
+                       DATABASE … TO the role, or name another database";
 const LOGIN: &str = "the server does not let this user in: check the user name, the client certificate \
                      if it wants one (sslcert and sslkey), and the server's pg_hba.conf";
+
+const PASSWORD: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
+                        in ~/.pgpass with mode 0600";
 
 /// What an error of the server calls for, by its code and by the function of the server that raised it:
 /// messages are translated.
@@ -96,6 +107,8 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "3D000" => Kind::Missing(Some("check the name of the database, or create it first")),
         // Whether it was carried out is not known.
         "40003" => Kind::Unavailable,
+        // The server's check at login.
+        "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT)),
         "42501" => Kind::Rejected(Some(RIGHTS)),
         "42P01" => Kind::Missing(Some(INIT)),
         "42703" | "42P10" => Kind::Missing(Some(UPGRADE)),
@@ -168,9 +181,7 @@ impl From<tokio_postgres::Error> for Refusal {
         let kind = match &*said {
             _ if broken => Kind::Gone,
             // The driver's word where the server asks for a password and the URL has none.
-            said if said.ends_with("password missing") => {
-                Kind::Rejected(Some("the server asks for a password: put it into the URL"))
-            }
+            said if said.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
             _ => Kind::Rejected(None),
         };
         Self {
@@ -329,6 +340,8 @@ mod tests {
         assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
         assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
         assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
+        let connect = Kind::Rejected(Some(CONNECT));
+        assert_eq!(of("42501", "CheckMyDatabase"), connect);
     }
 
     #[test]
