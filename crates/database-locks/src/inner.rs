@@ -96,8 +96,8 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 
 /// Where the locks are, and what each process made of it.
 pub(crate) struct Place {
-    given: Given,
     engine: Engine,
+    given: Given,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }
