@@ -25,12 +25,24 @@ _FRAMES = 200
 _NODES = 1000
 """Limits of what is looked at."""
 
-_WAITING = ("asgiref.", "asyncio.", "concurrent.futures.", "threading")
-"""Modules in which a thread waits."""
+_POOLS = ("asgiref.", "concurrent.futures.")
+"""Modules that run a call in a thread."""
+
+_WAITS = {
+    "asgiref": {"__call__", "run_until_future"},
+    "asyncio": {"run_until_complete"},
+    "concurrent": {"as_completed", "exception", "result", "wait"},
+    "threading": {"join"},
+}
+"""In which functions of which packages a thread waits for what is among their variables."""
 
 
-def reason(held: Held) -> str | None:
-    """Why a wait here for this lock cannot end; ``None``: it can, as far as can be seen."""
+def reason(held: Held, limited: bool) -> str | None:
+    """Why a wait here for this lock cannot end; ``None``: it can, as far as can be seen.
+
+    ``limited``: it has a time limit of its own. A thread that joins this one is no reason then: that is
+    how a test tries a busy lock.
+    """
     waiter, here = _owner.current(), threading.get_ident()
     if held._task is None and held._thread == here:
         return "this very thread holds it"
@@ -41,7 +53,7 @@ def reason(held: Held) -> str | None:
     reached = _reached(waiter)
     if held._task is not None:
         return _TASK if any(one is held._task for one in reached) else None
-    if _waits_in(sys._current_frames().get(held._thread), reached):
+    if _waits_in(sys._current_frames().get(held._thread), reached, joins=not limited):
         return "the thread that holds it waits for this one"
     return None
 
@@ -80,7 +92,7 @@ def _work_items(frame: FrameType | None) -> Iterator[Any]:
     for _ in range(_FRAMES):
         if frame is None:
             return
-        if frame.f_code.co_name == "run" and _is_waiting(frame):
+        if frame.f_code.co_name == "run" and _module(frame).startswith(_POOLS):
             yield from _futures([getattr(frame.f_locals.get("self"), "future", None)])
         frame = frame.f_back
 
@@ -127,17 +139,21 @@ def _parts(callback: Any, depth: int) -> Iterator[Any]:
             yield from _parts(one, depth - 1)
 
 
-def _is_waiting(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith(_WAITING)
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
-def _waits_in(frame: FrameType | None, reached: list[Any]) -> bool:
-    """Whether a thread waits for one of these."""
+def _waits_in(frame: FrameType | None, reached: list[Any], joins: bool) -> bool:
+    """Whether a thread waits for one of these, and without a time limit."""
     for _ in range(_FRAMES):
         if frame is None:
             return False
-        if _is_waiting(frame):
-            for value in list(frame.f_locals.values()):
+        package = _module(frame).partition(".")[0]
+        seen = dict(frame.f_locals) if frame.f_code.co_name in _WAITS.get(package, ()) else {}
+        if seen.get("timeout") is not None:
+            return False
+        if joins or package != "threading":
+            for value in seen.values():
                 several = value if isinstance(value, set | list | tuple) else (value,)
                 if len(several) < _NODES and any(
                     one is node for one in several for node in reached

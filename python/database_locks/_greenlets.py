@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class _Gevent:
                 "a lock is waited for in gevent's hub, which would stop every greenlet: use a "
                 "greenlet of its own, gevent.spawn(…)"
             )
-        event = sys.modules["gevent.event"].Event()
+        event = importlib.import_module("gevent.event").Event()
         return event.set, event.wait
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
@@ -50,7 +51,7 @@ class _Eventlet:
     """The hub of eventlet takes nothing from other threads, so a greenlet of ours listens."""
 
     def __init__(self, hub: Any) -> None:
-        import _socket  # what eventlet leaves as it is
+        import _socket  # which eventlet leaves as it is
 
         self._hub = hub
         self._posted: deque[Callable[[], object]] = deque()
@@ -77,7 +78,7 @@ class _Eventlet:
                 "a lock is waited for in eventlet's hub, which would stop every greenlet: use a "
                 "greenlet of its own, eventlet.spawn(…)"
             )
-        event = sys.modules["eventlet.event"].Event()
+        event = importlib.import_module("eventlet.event").Event()
 
         def done() -> None:
             if not event.ready():
@@ -119,8 +120,6 @@ def _gevent_hub() -> Any:
     if found is None:
         monkey = sys.modules.get("gevent.monkey")
         if monkey is not None and monkey.is_module_patched("threading"):
-            import gevent.event  # noqa: F401 - `event` uses it
-
             found = local.get_hub()
     elif "gevent.event" not in sys.modules:
         import gevent.event  # noqa: F401

@@ -242,7 +242,7 @@ class Held:
                 self._loss = cast("_loss.Loss", answer)
             self._alarm.told()
             raise _loss.error_of(self)
-        return cast("T", answer)
+        return answer
 
     def _forget(self) -> None:
         """It is not held here any more."""

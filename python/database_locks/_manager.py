@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core, _log, _names, _wanted
 from ._wait import wait, wait_async
+from ._wanted import NOTSET
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from ._typing import Decorator, F, Options, SkippingDecorator
     from ._wanted import Seconds
     from .locks import lock as Lock
-
-_NOTSET: Any = object()
 
 
 class Locks:
@@ -51,12 +50,12 @@ class Locks:
         self,
         lock_name: str | None = None,
         timeout: Seconds | None = 0,
-        lock_ttl: Seconds | None = _NOTSET,
+        lock_ttl: Seconds | None = NOTSET,
         locked_by: str | None = None,
         auto_renew: bool = True,
         retry: Seconds | None = 0.5,
         lost_lock_cb: Callable[[int, Any], Any] | None = None,
-        lock_ttl_renew: Seconds | None = _NOTSET,
+        lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
         until: Literal["exit", "commit"] = "exit",
@@ -64,17 +63,17 @@ class Locks:
         ticket: str | None = None,
     ) -> Lock:
         """As `database_locks.lock`, on this table."""
-        from .locks import NOTSET, lock
+        from .locks import lock
 
         return lock(
             lock_name,
             timeout,
-            NOTSET if lock_ttl is _NOTSET else lock_ttl,
+            lock_ttl,
             locked_by,
             auto_renew,
             retry,
             lost_lock_cb,
-            NOTSET if lock_ttl_renew is _NOTSET else lock_ttl_renew,
+            lock_ttl_renew,
             on_busy=on_busy,
             until=until,
             meta=meta,
@@ -99,7 +98,7 @@ class Locks:
         on_busy: Literal["wait", "raise"] = "wait",
         **options: Unpack[Options],
     ) -> Decorator: ...
-    def locked(self, func_or_name: Any = None, /, **options: Any) -> Any:
+    def locked(self, func_or_name: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """As `database_locks.locked`, on this table."""
         from .locks import make_locked
 

@@ -20,6 +20,9 @@ Seconds = float | timedelta
 Key = tuple[int, int, str]
 """Of which process, of which `Locks`, which name."""
 
+NOTSET: Any = object()
+"""Stands for: what the settings say."""
+
 LONGEST_TEXT = 255
 
 

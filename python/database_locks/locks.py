@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overloa
 from . import _core, _deadlock, _log, _loss, _names, _owner, _settings, _wanted
 from ._held import Held, held_here, held_in_process, is_of_this_process
 from ._wait import Look, until, until_async
-from ._wanted import Seconds, Wanted
+from ._wanted import NOTSET, Seconds, Wanted
 from ._wrap import Skip, decorate
 from .exceptions import (
     LockConfigError,
@@ -49,9 +48,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-NOTSET: Any = object()
-"""Stands for: what the settings say."""
-
 _QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
 
@@ -317,7 +313,7 @@ class lock(_core.Scope):
         logger.info("acquiring lock %s", wanted.name)
         _settings.status("1")
         if self._ticket is not None:
-            return wanted.locks._core.take_up(
+            return wanted.locks._core.resume(
                 self._ticket,
                 ttl=wanted.ttl,
                 auto_renew=wanted.auto_renew,
@@ -369,7 +365,7 @@ class lock(_core.Scope):
 
     def _not_acquired(self, wanted: Wanted, error: BaseException) -> None:
         _settings.status("0")
-        if isinstance(error, LockTimeout):
+        if isinstance(error, LockTimeout) and not isinstance(error, LockConfigError):
             error.in_this_process = is_of_this_process(wanted.name, error.holder)
             if self._on_busy == "skip":
                 raise Skip from error
@@ -426,7 +422,7 @@ class lock(_core.Scope):
             guard = self._acquire(entry, wanted)
         except BaseException as error:
             self._not_acquired(wanted, error)
-            if self._optional and isinstance(error, LockTimeout):
+            if self._optional and type(error) is LockTimeout:
                 return None
             raise
         return self._begin(guard, wanted, entry)
@@ -442,7 +438,7 @@ class lock(_core.Scope):
             guard = await self._aacquire(entry, wanted)
         except BaseException as error:
             self._not_acquired(wanted, error)
-            if self._optional and isinstance(error, LockTimeout):
+            if self._optional and type(error) is LockTimeout:
                 return None
             raise
         return self._begin(guard, wanted, entry)
@@ -483,12 +479,20 @@ def _looks(wanted: Wanted, asked: Wanted, quick: float | None) -> Look | None:
 
     def check() -> None:
         held = held_in_process(wanted.key)
-        why = None if held is None else _deadlock.reason(held)
-        if held is not None and why is not None:
-            raise LockConfigError(
-                f"lock `{wanted.name}` is held by {held.holder} (this process), and {why}: the wait "
-                "could never end; take the lock in one of the two places only, or release it before"
-            )
+        limited = asked.wait is not None
+        why = None if held is None else _deadlock.reason(held, limited)
+        if held is None or why is None:
+            return
+        message = (
+            f"lock `{wanted.name}` is held by {held.holder} (this process), and {why}: the wait could "
+            "never end; take the lock in one of the two places only, or release it before"
+        )
+        if not limited:
+            raise LockConfigError(message)
+        # What it would come to.
+        error = _both(LockTimeout)(message)
+        vars(error).update(name=wanted.name, timeout=None, holder=held.holder, held_for=None)
+        raise error
 
     check()
     return check
@@ -511,14 +515,22 @@ def _would_stop_loop(wanted: Wanted, info: Mapping[str, Any] | None) -> NoReturn
     raise _both(django.SynchronousOnlyOperation)(message)
 
 
-def _both(unsafe: type[Exception]) -> type[LockConfigError]:
-    """An error that a handler of Django's own error catches, too."""
+def _both(other: type[Exception]) -> type[LockConfigError]:
+    """A `LockConfigError` that a handler of the other error catches, too."""
+
+    def initialized(self: LockConfigError, message: str) -> None:
+        Exception.__init__(self, message)
 
     def reduced(self: LockConfigError) -> tuple[Any, ...]:
         return (LockConfigError, self.args)
 
-    body = {"__module__": LockConfigError.__module__, "__reduce__": reduced}
-    return type("LockConfigError", (LockConfigError, unsafe), body)
+    body = {
+        "__module__": LockConfigError.__module__,
+        "__init__": initialized,
+        "__str__": Exception.__str__,
+        "__reduce__": reduced,
+    }
+    return type("LockConfigError", (LockConfigError, other), body)
 
 
 def _held_by(wanted: Wanted, info: Mapping[str, Any] | None) -> str:
