@@ -241,7 +241,12 @@ impl Guard {
 
     /// The ticket, or the loss; `None` where nothing was held by it any more.
     fn hand_over(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let guard = self.grant.guard.try_write().ok().and_then(|mut it| it.take());
+        let guard = self
+            .grant
+            .guard
+            .try_write()
+            .ok()
+            .and_then(|mut it| it.take());
         match guard.map(LockGuard::into_ticket).transpose() {
             Ok(ticket) => ticket.map(|ticket| ticket.to_string()).into_py_any(py),
             Err(Error::Lost { loss, .. }) => said(py, &loss)?.into_py_any(py),

@@ -170,7 +170,9 @@ impl Scope {
         // Ended elsewhere than it began: a generator that the collector closes.
         match found.or(open.len().checked_sub(1)) {
             Some(i) => Ok((open.remove(i), late)),
-            None => Err(PyRuntimeError::new_err("this lock has no block that could end")),
+            None => Err(PyRuntimeError::new_err(
+                "this lock has no block that could end",
+            )),
         }
     }
 
@@ -356,7 +358,9 @@ impl Steps {
         py: Python<'py>,
         step: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let coroutine = locked(&self.coroutine).as_ref().map(|one| one.clone_ref(py));
+        let coroutine = locked(&self.coroutine)
+            .as_ref()
+            .map(|one| one.clone_ref(py));
         let Some(coroutine) = coroutine else {
             return Err(PyStopIteration::new_err((false,)));
         };
@@ -410,11 +414,15 @@ impl Steps {
 
     #[pyo3(signature = (*what))]
     fn throw(&self, py: Python<'_>, what: &Bound<'_, PyTuple>) -> PyResult<Py<PyAny>> {
-        self.step(py, |coroutine| coroutine.call_method1("throw", what.clone()))
+        self.step(py, |coroutine| {
+            coroutine.call_method1("throw", what.clone())
+        })
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let coroutine = locked(&self.coroutine).as_ref().map(|one| one.clone_ref(py));
+        let coroutine = locked(&self.coroutine)
+            .as_ref()
+            .map(|one| one.clone_ref(py));
         let closed = coroutine.map_or(Ok(()), |one| one.call_method0(py, "close").map(drop));
         if let Some(end) = locked(&self.end).take() {
             end.abandon();
