@@ -65,26 +65,39 @@ _NURSERY = "the task that holds it waits for this one at the end of its nursery"
 def _reached(waiter: Any) -> list[Any]:
     """What goes on when the waiter has ended: futures, tasks and threads."""
     reached: list[Any] = []
-    ahead = list(_starts(waiter))
+    frame = sys._getframe()
+    if waiter is None:
+        _follow([threading.current_thread(), *_work_items(frame)], reached)
+        return reached
+    if not isinstance(waiter, asyncio.Task):
+        return reached
+    # asgiref tells the thread that called `async_to_sync` by a future in its coroutine.
+    own = getattr(waiter.get_coro(), "cr_frame", None)
+    _follow([waiter, *_futures(() if own is None else own.f_locals.values())], reached)
+    if _ends_loop(frame, reached):
+        _follow([threading.current_thread(), *_work_items(frame)], reached)
+    return reached
+
+
+def _follow(ahead: list[Any], reached: list[Any]) -> None:
     while ahead and len(reached) < _NODES:
         node = ahead.pop()
         if any(node is one for one in reached):
             continue
         reached.append(node)
         ahead += _next(node)
-    return reached
 
 
-def _starts(waiter: Any) -> Iterator[Any]:
-    yield threading.current_thread()
-    if waiter is None:
-        yield from _work_items(sys._getframe(1))
-    elif isinstance(waiter, asyncio.Task):
-        yield waiter
-        # asgiref tells the thread that called `async_to_sync` by a future in its coroutine.
-        frame = getattr(waiter.get_coro(), "cr_frame", None)
-        if frame is not None:
-            yield from _futures(frame.f_locals.values())
+def _ends_loop(frame: FrameType | None, reached: list[Any]) -> bool:
+    """Whether the event loop of this thread runs only until one of these has ended."""
+    for _ in range(_FRAMES):
+        if frame is None:
+            break
+        if frame.f_code.co_name == "run_until_complete":
+            future = frame.f_locals.get("future")
+            return any(future is one for one in reached)
+        frame = frame.f_back
+    return False
 
 
 def _work_items(frame: FrameType | None) -> Iterator[Any]:
@@ -116,6 +129,9 @@ def _next(node: Any) -> Iterator[Any]:
             if type(one).__name__ == "TaskGroup":
                 # Its task waits for the last of the group.
                 yield from _futures([getattr(one, "_on_completed_fut", None)])
+            elif isinstance(one, asyncio.Queue):
+                # `asyncio.as_completed`
+                yield from _futures(getattr(one, "_getters", ()))
             else:
                 yield from _futures([one])
 

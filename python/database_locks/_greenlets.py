@@ -121,8 +121,6 @@ def _gevent_hub() -> Any:
         monkey = sys.modules.get("gevent.monkey")
         if monkey is not None and monkey.is_module_patched("threading"):
             found = local.get_hub()
-    elif "gevent.event" not in sys.modules:
-        import gevent.event  # noqa: F401
     return found
 
 
