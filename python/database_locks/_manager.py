@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import functools
 import json
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from . import _core, _log, _names, _wanted
 from ._wait import wait, wait_async
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from ._typing import Decorator, F, Options, SkippingDecorator
     from ._wanted import Seconds
     from .locks import lock as Lock
+
+
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+
+def _hinting(method: _M) -> _M:
+    @functools.wraps(method)
+    def hinting(*args: Any, **words: Any) -> Any:
+        _wanted.refuse_foreign(words)
+        return method(*args, **words)
+
+    return cast("_M", hinting)
 
 
 class Locks:
@@ -46,6 +59,7 @@ class Locks:
         """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
         return self._core.engine
 
+    @_hinting
     def lock(
         self,
         lock_name: str | None = None,
@@ -78,7 +92,7 @@ class Locks:
             until=until,
             meta=meta,
             ticket=ticket,
-        )._on(self, _names.caller(1))
+        )._on(self, _names.caller(2))
 
     @overload
     def locked(self, func: F, /) -> F: ...

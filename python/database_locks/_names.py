@@ -150,7 +150,9 @@ def _qualname(code: CodeType) -> str:
     return _qualnames[code]
 
 
-def seconds(what: str, value: Any, *, least: float = -math.inf, allowed: str) -> float:
+def seconds(
+    what: str, value: Any, *, least: float = -math.inf, most: float = math.inf, allowed: str
+) -> float:
     """A number of seconds, or a `timedelta`."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -158,7 +160,7 @@ def seconds(what: str, value: Any, *, least: float = -math.inf, allowed: str) ->
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not math.isfinite(value)
-        or value < least
+        or not least <= value <= most
     ):
         raise LockConfigError(f"`{what}` is {value!r}, must be {allowed}")
     return float(value)

@@ -59,7 +59,7 @@ class SkippingDecorator(Protocol):
     def __call__(self, func: Callable[P, R], /) -> Callable[P, R | None]: ...
 
 
-class Optional_(Protocol):
+class Attempt(Protocol):
     """The block of ``lock(…).try_()``."""
 
     def __enter__(self) -> Held | None: ...

@@ -20,7 +20,13 @@ Seconds = float | timedelta
 Key = tuple[int, int, str]
 """Of which process, of which `Locks`, which name."""
 
-NOTSET: Any = object()
+
+class _NotSet:
+    def __repr__(self) -> str:
+        return "NOTSET"
+
+
+NOTSET: Any = _NotSet()
 """Stands for: what the settings say."""
 
 LONGEST_TEXT = 255
@@ -46,12 +52,17 @@ class Wanted:
     callback: Callable[[int, Any], Any] | None
 
 
+LONGEST_TTL = 315_576_000.0
 TTL = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None (without end)"
 RENEW = "a number of seconds, at least 0, or a timedelta"
 
 
 def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
-    return None if value is None else _names.seconds(what, value, least=0.1, allowed=TTL)
+    return (
+        None
+        if value is None
+        else _names.seconds(what, value, least=0.1, most=LONGEST_TTL, allowed=TTL)
+    )
 
 
 def lasting_of(value: Seconds | None) -> float | None:
@@ -114,6 +125,27 @@ def flag(what: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise LockConfigError(f"`{what}` is {value!r}, must be True or False")
     return value
+
+
+_ELSEWHERE = {
+    "blocking": 'on_busy="raise" for one try, or timeout=… for a limited wait',
+    "blocking_timeout": "timeout=…",
+    "expire": "lock_ttl=…",
+    "holder": "locked_by=…",
+    "name": "lock_name=…",
+    "owner": "locked_by=…",
+    "sleep": "retry=…",
+    "ttl": "lock_ttl=…",
+    "wait": 'on_busy="raise" for one try, or timeout=… for a limited wait',
+}
+"""What other libraries call an argument, and the one that it is here."""
+
+
+def refuse_foreign(words: Mapping[str, Any]) -> None:
+    """Say which argument is meant by one of another library."""
+    for word in words:
+        if word in _ELSEWHERE:
+            raise TypeError(f"lock() has no argument {word!r}: use {_ELSEWHERE[word]}")
 
 
 def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import sys
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._manager import Locks
-    from ._typing import Decorator, Optional_, Options, SkippingDecorator
+    from ._typing import Attempt, Decorator, Options, SkippingDecorator
 
 __all__ = [
     "NOTSET",
@@ -109,6 +111,7 @@ class lock(_core.Scope):
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> None:
+        """See the class."""
         if ticket is not None:
             lock_name = _name_of_ticket(ticket, lock_name)
         if lock_name is not None and not isinstance(lock_name, str):
@@ -157,11 +160,17 @@ class lock(_core.Scope):
             /,
         ) -> None: ...
 
+    else:
+
+        def __new__(cls, *args: Any, **words: Any) -> lock:
+            _wanted.refuse_foreign(words)
+            return super().__new__(cls)
+
     def __call__(self, func: F) -> F:
         """Decorate: `locked`."""
         return cast("F", decorate(func, self))
 
-    def try_(self) -> Optional_:
+    def try_(self) -> Attempt:
         """A block that runs without the lock if another holder has it: ``as held`` gives ``None`` then.
 
         One try, or as many as ``timeout`` allows.
@@ -177,7 +186,7 @@ class lock(_core.Scope):
         twin._optional = True
         if twin._on_busy == "wait":
             twin._on_busy = "raise"
-        return cast("Optional_", twin)
+        return cast("Attempt", twin)
 
     def acquire(self) -> Held:
         """Acquire without a block, and renew until `release`.
@@ -455,6 +464,12 @@ class lock(_core.Scope):
             return True
         await held._afinish(held._left(raised))
         return False
+
+
+# For `help`, which would show that of `__new__`.
+lock.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    functools.partial(lock.__init__, cast("lock", None))
+)
 
 
 def _name_of_ticket(ticket: str, lock_name: str | None) -> str:

@@ -144,7 +144,13 @@ impl Pending {
                 let shared = Arc::clone(&self.state);
                 let task = courier::spawn(async move {
                     let outcome = work.await;
-                    *locked(&shared) = State::Done(outcome);
+                    {
+                        let mut state = locked(&shared);
+                        // Given up meanwhile, what it came to is dropped: a grant is given back.
+                        if matches!(*state, State::Couriers) {
+                            *state = State::Done(outcome);
+                        }
+                    }
                     courier::now(|py| callback.call0(py).map(drop));
                 })?;
                 *locked(&self.couriers) = Some(task.abort_handle());

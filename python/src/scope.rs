@@ -231,6 +231,7 @@ impl Scope {
         drop(blocks);
     }
 
+    /// Acquire the lock, and begin a block.
     fn __enter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let entry = Py::new(py, Entry::new(py)?)?;
@@ -243,6 +244,7 @@ impl Scope {
         entered.map(Bound::unbind)
     }
 
+    /// End the block: the outermost one frees the lock.
     fn __exit__(
         slf: &Bound<'_, Self>,
         _kind: Bound<'_, PyAny>,
@@ -263,6 +265,7 @@ impl Scope {
         late.map_or(Ok(false), Err)
     }
 
+    /// The same for a task: to be awaited.
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Steps> {
         let py = slf.py();
         let entry = Py::new(py, Entry::new(py)?)?;
@@ -271,6 +274,7 @@ impl Scope {
         Ok(Steps::new(Some(coroutine.unbind()), end))
     }
 
+    /// The same for a task: to be awaited.
     fn __aexit__(
         slf: &Bound<'_, Self>,
         _kind: Bound<'_, PyAny>,

@@ -94,7 +94,5 @@ def test_a_connection_works_after_a_loss_that_arrives_when_its_query_ends(
     assert lose_in_django(start, url, driver, "plain") == "1"
 
 
-def test_a_connection_works_after_a_loss_in_another_thread(
-    mariadb_url: str, start: Start
-) -> None:
+def test_a_connection_works_after_a_loss_in_another_thread(mariadb_url: str, start: Start) -> None:
     assert lose_in_django(start, mariadb_url, "mysqlclient", "thread") == "1"
