@@ -94,6 +94,7 @@ class Held:
         self._cancelled = False
         self._scope: Any = None
         self._detached = False
+        self._kept = False
         self._loss: _loss.Loss | None = None
         self._interrupted: list[Any] = []
 
@@ -224,7 +225,7 @@ class Held:
         """Whether a block of it has begun, and the lock has not ended."""
         if self._ended or self._guard is None or self._guard.closed:
             return False
-        return self._detached or self._guard.depth > 0
+        return self._detached or self._kept or self._guard.depth > 0
 
     def _not_ended(self) -> None:
         if self._ended:
@@ -297,7 +298,8 @@ class Held:
             return False
         from ._atomic import at_transaction_end
 
-        return at_transaction_end(self._finish)
+        self._kept = at_transaction_end(self._finish)
+        return self._kept
 
     def _finish(self, raised: BaseException | None = None) -> None:
         """Release. Raises `LockLost` if the lock was lost, and nothing else is on its way."""
