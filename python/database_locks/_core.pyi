@@ -12,6 +12,7 @@ _T = TypeVar("_T")
 
 __all__ = [
     "Alarm",
+    "AtomicExit",
     "Fence",
     "Guard",
     "Locks",
@@ -162,9 +163,23 @@ class Alarm:
     def told(self) -> bool:
         """The body was told: nothing more happens. Whether it had not been before."""
 
-    def pause(self) -> None: ...
+    def pause(self) -> bool: ...
     def resume(self) -> None: ...
     def off(self) -> None: ...
+
+@final
+class AtomicExit:
+    """Stands in the place of a context manager's ``__exit__``.
+
+    Pauses the alarms of the locks in ``here.holds``; then calls
+    ``leave(original, manager, (type, value, traceback), paused)`` with those that it has paused. A
+    block that it ends has ``_end_is_seen`` on its manager from its beginning.
+    """
+
+    __wrapped__: Callable[..., Any]
+    def __new__(
+        cls, original: Callable[..., Any], here: object, leave: Callable[..., Any]
+    ) -> AtomicExit: ...
 
 @disjoint_base
 class Scope:

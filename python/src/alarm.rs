@@ -99,14 +99,15 @@ impl Alarm {
         first
     }
 
-    /// The body stops for a while.
-    fn pause(&self, py: Python<'_>) -> PyResult<()> {
+    /// The body stops for a while. Whether it was running.
+    pub(crate) fn pause(&self, py: Python<'_>) -> PyResult<bool> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
-        if matches!(*state, State::Armed) {
+        let running = matches!(*state, State::Armed);
+        if running {
             *state = State::Paused;
         }
-        Ok(())
+        Ok(running)
     }
 
     /// It goes on, in the thread that calls this.

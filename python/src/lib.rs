@@ -13,6 +13,7 @@ mod listed;
 mod locks;
 mod logging;
 mod pending;
+mod transactions;
 
 use pyo3::prelude::*;
 
@@ -33,6 +34,8 @@ mod _core {
     use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
     use super::pending::Pending;
+    #[pymodule_export]
+    use super::transactions::AtomicExit;
 
     use super::*;
 
