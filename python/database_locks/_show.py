@@ -185,12 +185,12 @@ def row(found: Row) -> str:
 def report(found: Row) -> str:
     """What was looked at, then what was found: one line each, and one that says what to do."""
     lines = [
-        ("ok" if check["seen"] else "unseen", check["area"], check["said"])
+        ("ok" if check["seen"] else "unseen", check["area"], check["message"])
         for check in found["checks"]
     ]
     for finding in found["findings"]:
-        lines.append((finding["severity"], finding["id"], finding["said"]))
-        lines.append(("do", finding["id"], finding["remedy"]))
+        lines.append((finding["severity"], finding["id"], finding["message"]))
+        lines.append(("fix", finding["id"], finding["fix"]))
     return _aligned([tuple(map(on_one_line, line)) for line in lines])
 
 

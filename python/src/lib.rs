@@ -52,7 +52,7 @@ mod _core {
     #[pyfunction]
     #[pyo3(signature = (url, table=None))]
     fn check_url(py: Python<'_>, url: &str, table: Option<&str>) -> PyResult<()> {
-        match database_locks::Locks::open(url, table) {
+        match locks::builder(url, table).connect_lazy() {
             Ok(_) => Ok(()),
             Err(error) => Err(errors::raise(py, error)),
         }

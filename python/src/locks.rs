@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Lock, Ticket, Ttl};
+use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
@@ -60,7 +60,9 @@ impl Locks {
             Some("sqlite") => "sqlite",
             _ => "memory",
         };
-        let locks = database_locks::Locks::open(url, table).map_err(|error| raise(py, error))?;
+        let locks = builder(url, table)
+            .connect_lazy()
+            .map_err(|error| raise(py, error))?;
         Ok(Self { locks, engine })
     }
 
@@ -168,12 +170,11 @@ impl Locks {
     }
 
     fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
-        let idle = seconds(py, "idle", idle)?;
-        Ok(
-            self.pending(
-                |locks| async move { Ok(Value::Count(locks.prune(idle, unknown).await?)) },
-            ),
-        )
+        let mut what = Prune::older_than(seconds(py, "idle", idle)?);
+        if unknown {
+            what = what.include_legacy();
+        }
+        Ok(self.pending(|locks| async move { Ok(Value::Count(locks.prune(what).await?)) }))
     }
 
     fn doctor(&self) -> Pending {
@@ -213,4 +214,12 @@ fn with_meta(mut lock: Lock, meta: &str) -> Lock {
         }
     }
     lock
+}
+
+pub(crate) fn builder(url: &str, table: Option<&str>) -> LocksBuilder {
+    let builder = database_locks::Locks::builder(url);
+    match table {
+        Some(table) => builder.table(table),
+        None => builder,
+    }
 }

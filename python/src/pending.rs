@@ -25,7 +25,7 @@ pub(crate) enum Value {
     Bool(bool),
     Count(u64),
     Text(Option<String>),
-    PreviousHolder(Option<Freed>),
+    PreviousHolder(Option<PreviousHolder>),
     Guard(Option<LockGuard>),
     Fence(database_locks::Fence, OpenFence),
 }

@@ -31,7 +31,7 @@ use serde_json::Value;
 use crate::doctor::Report;
 use crate::error::{Error, LostReason};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::{ListFilter, LockInfo};
+use crate::info::{ListFilter, LockInfo, Prune};
 use crate::locks::PreviousHolder;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
@@ -56,7 +56,7 @@ use crate::timing::Ttl;
 /// use database_locks::blocking::wait_for;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
-/// let locks = database_locks::Locks::open("memory:", None)?;
+/// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
 /// let lock = locks.lock("report");
 /// let mut acquiring = pin!(lock.acquire());
 /// let guard = loop {
@@ -77,6 +77,28 @@ fn may_wait<T>(waited: Result<T, Error>) -> T {
     waited.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// [`crate::LocksBuilder`] without async.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct LocksBuilder(crate::LocksBuilder);
+
+impl LocksBuilder {
+    /// See [`crate::LocksBuilder::table`].
+    pub fn table(self, table: impl Into<String>) -> Self {
+        Self(self.0.table(table))
+    }
+
+    /// See [`crate::LocksBuilder::connect`].
+    pub fn connect(self) -> Result<Locks, Error> {
+        block_on(self.0.connect())?.map(Locks)
+    }
+
+    /// See [`crate::LocksBuilder::connect_lazy`].
+    pub fn connect_lazy(self) -> Result<Locks, Error> {
+        self.0.connect_lazy().map(Locks)
+    }
+}
+
 /// [`crate::Locks`] without async.
 #[derive(Clone, Debug)]
 pub struct Locks(crate::Locks);
@@ -87,14 +109,9 @@ impl Locks {
         block_on(crate::Locks::connect(url))?.map(Self)
     }
 
-    /// See [`crate::Locks::connect_to`].
-    pub fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect_to(url, table))?.map(Self)
-    }
-
-    /// See [`crate::Locks::open`].
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        crate::Locks::open(url, table).map(Self)
+    /// See [`crate::Locks::builder`].
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder(crate::Locks::builder(url))
     }
 
     /// See [`crate::Locks::set_default`]: both faces have the same default.
@@ -162,8 +179,8 @@ impl Locks {
     }
 
     /// See [`crate::Locks::prune`].
-    pub fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
-        block_on(self.0.prune(idle, unknown))?
+    pub fn prune(&self, what: Prune) -> Result<u64, Error> {
+        block_on(self.0.prune(what))?
     }
 
     /// See [`crate::Locks::drain`]. Where no call may block it returns at once.

@@ -5,7 +5,7 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
 //! # let locks = Locks::connect("memory:").await?;
 //! for finding in locks.doctor().await?.findings {
-//!     eprintln!("{}: {}; {}", finding.severity, finding.said, finding.remedy);
+//!     eprintln!("{}: {}; {}", finding.severity, finding.message, finding.fix);
 //! }
 //! # Ok(()) }
 //! ```
@@ -31,16 +31,16 @@ pub struct Report {
 }
 
 impl Report {
-    /// As JSON, the form of `dblock doctor --json`: an object of `checks` (area, seen, said) and
-    /// `findings` (id, area, severity, said, remedy).
+    /// As JSON, the form of `dblock doctor --json`: an object of `checks` (area, seen, message) and
+    /// `findings` (id, area, severity, message, fix).
     pub fn to_json(&self) -> String {
         let checks = self.checks.iter().map(|check| {
-            json!({ "area": check.area, "seen": check.seen, "said": check.said }).to_string()
+            json!({ "area": check.area, "seen": check.seen, "message": check.message }).to_string()
         });
         let findings = self.findings.iter().map(|found| {
             json!({
                 "id": found.id, "area": found.area, "severity": found.severity.to_string(),
-                "said": found.said, "remedy": found.remedy,
+                "message": found.message, "fix": found.fix,
             })
             .to_string()
         });
@@ -65,7 +65,7 @@ pub struct Check {
     /// Whether it could be seen; not, where this user has no right to look.
     pub seen: bool,
     /// What was seen, or why not.
-    pub said: String,
+    pub message: String,
 }
 
 /// Something that is wrong, or could be better.
@@ -79,9 +79,9 @@ pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
     /// What is wrong, and what comes of it.
-    pub said: String,
+    pub message: String,
     /// What to do about it.
-    pub remedy: String,
+    pub fix: String,
 }
 
 /// How bad a [`Finding`] is.
@@ -89,16 +89,16 @@ pub struct Finding {
 #[non_exhaustive]
 pub enum Severity {
     /// Locks cannot be used, or a promise is not kept.
-    Problem,
+    Error,
     /// Locks work; something about them could be better.
-    Advice,
+    Warning,
 }
 
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Problem => "problem",
-            Self::Advice => "advice",
+            Self::Error => "error",
+            Self::Warning => "warning",
         })
     }
 }
@@ -114,15 +114,15 @@ pub struct Kind {
     /// See [`Finding::severity`].
     pub severity: Severity,
     /// What comes of it.
-    pub means: &'static str,
-    /// See [`Finding::remedy`]; `{table}` stands for the name of the table.
-    pub remedy: &'static str,
+    pub impact: &'static str,
+    /// See [`Finding::fix`]; `{table}` stands for the name of the table.
+    pub fix: &'static str,
 }
 
 macro_rules! kinds {
-    ($($name:ident = $id:literal, $area:literal, $severity:ident, $means:literal, $remedy:literal;)*) => {
+    ($($name:ident = $id:literal, $area:literal, $severity:ident, $impact:literal, $fix:literal;)*) => {
         $(pub(crate) const $name: Kind = Kind {
-            id: $id, area: $area, severity: Severity::$severity, means: $means, remedy: $remedy,
+            id: $id, area: $area, severity: Severity::$severity, impact: $impact, fix: $fix,
         };)*
         /// Everything that can be found.
         pub const KINDS: &[Kind] = &[$($name),*];
@@ -131,179 +131,179 @@ macro_rules! kinds {
 
 // `docs/doctor.md` lists them in these words.
 kinds! {
-    CLOCK_NOT_STEADY = "clock-not-steady", "clock", Problem,
+    CLOCK_NOT_STEADY = "clock-not-steady", "clock", Error,
         "leases end when the database's clock says so, so one that goes back or stands still keeps \
          locks held or gives them away early",
         "let the server's clock be slewed and never set (chrony, not ntpdate), and look for a \
          function or a setting that stands in for the server's own time";
-    CLOCK_OFF = "clock-off", "clock", Advice,
+    CLOCK_OFF = "clock-off", "clock", Warning,
         "no harm to locks, which never compare two clocks, but the times that are shown do not fit \
          those of this machine's logs",
         "let both machines keep their time by NTP";
-    RIGHTS_MISSING = "rights-missing", "rights", Problem,
+    RIGHTS_MISSING = "rights-missing", "rights", Error,
         "locks cannot be taken, renewed or released",
         "as the owner of the table: GRANT SELECT, INSERT, UPDATE ON {table} to this user (and DELETE if \
          it is to prune); on PostgreSQL also USAGE on its schema, and on the sequence of its column id \
          if it has one";
-    NO_DELETE = "no-delete", "rights", Advice,
+    NO_DELETE = "no-delete", "rights", Warning,
         "locks work, but `prune` cannot delete the rows of locks that nobody uses any more",
         "as the owner of the table: GRANT DELETE ON {table} to this user, or prune as another one";
-    TABLE_MISSING = "table-missing", "table", Problem,
+    TABLE_MISSING = "table-missing", "table", Error,
         "no lock can be taken",
         "make it with `dblock init` or `locks.migrate()`; if it has another name or schema, say so \
          with `--table SCHEMA.NAME`";
-    TABLE_FORGETS = "table-forgets", "table", Problem,
+    TABLE_FORGETS = "table-forgets", "table", Error,
         "it is empty after a crash of the server, and every lock that was held is free",
         "ALTER TABLE {table} SET LOGGED; drop a temporary table and run `dblock init`";
-    NOT_INNODB = "not-innodb", "table", Problem,
+    NOT_INNODB = "not-innodb", "table", Error,
         "no other engine locks single rows and survives a crash",
         "run `dblock init`, which alters it, or: ALTER TABLE {table} ENGINE = InnoDB";
-    COLUMNS_MISSING = "columns-missing", "table", Problem,
+    COLUMNS_MISSING = "columns-missing", "table", Error,
         "it is of django-database-locks 0.5, or of an older version of this one; no lock can be taken",
         "run `dblock init` or `locks.migrate()`: it adds what is missing, and 0.5 can go on using it; a \
          table in an SQLite file is not altered: give a file of its own";
-    COLUMN_TYPE = "column-type", "table", Problem,
+    COLUMN_TYPE = "column-type", "table", Error,
         "statements fail, or what they compare is cut off or rounded",
         "ALTER TABLE {table}: give the column the type that `dblock init` gives it in a new table";
-    COLUMN_UNFILLED = "column-unfilled", "table", Problem,
+    COLUMN_UNFILLED = "column-unfilled", "table", Error,
         "no lock of a new name can be made, since nothing gives that column a value",
         "ALTER TABLE {table}: give that column a default, let it be null, or drop it";
-    NAME_COLLATION = "name-collation", "table", Problem,
+    NAME_COLLATION = "name-collation", "table", Error,
         "names that differ in case, accents or trailing blanks may be one lock",
         "MySQL and MariaDB: run `dblock init`, which alters it; elsewhere give the column name a \
          collation that compares byte for byte (PostgreSQL: \"C\", SQLite: BINARY)";
-    NAME_NOT_UNIQUE = "name-not-unique", "table", Problem,
+    NAME_NOT_UNIQUE = "name-not-unique", "table", Error,
         "two rows may have the same name, and two holders the same lock, or taking a new one fails",
         "delete rows that share a name, then: CREATE UNIQUE INDEX name ON {table} (name)";
-    INDEX_RENAMED = "index-renamed", "table", Problem,
+    INDEX_RENAMED = "index-renamed", "table", Error,
         "the statements name that index, and fail without it",
         "run `dblock init`, which gives it the name `name`";
-    INDEX_ON_CHANGING = "index-on-changing", "table", Problem,
+    INDEX_ON_CHANGING = "index-on-changing", "table", Error,
         "each renewal has to write to it, and such indexes are known to cause deadlocks",
         "drop it (DROP INDEX): the unique one on name is all that is needed";
-    INDEX_UNUSED = "index-unused", "table", Advice,
+    INDEX_UNUSED = "index-unused", "table", Warning,
         "nothing reads it, and each new lock has to write to it",
         "drop it (DROP INDEX): the unique one on name is all that is needed";
-    IDS_RUN_OUT = "ids-run-out", "table", Advice,
+    IDS_RUN_OUT = "ids-run-out", "table", Warning,
         "each new name takes one, and once all are used no lock of a new name can be made",
         "let the column id of {table} be a bigint while few use it, since that writes the table anew (prune \
          it first): on PostgreSQL ALTER TABLE {table} ALTER COLUMN id TYPE bigint, and ALTER SEQUENCE … AS \
          bigint for a column made by serial; on MySQL and MariaDB ALTER TABLE {table} MODIFY id bigint NOT \
          NULL AUTO_INCREMENT";
-    ROW_SECURITY = "row-security", "table", Problem,
+    ROW_SECURITY = "row-security", "table", Error,
         "rows that a policy hides look like locks that nobody has, and cannot be taken",
         "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, or connect as its owner or a role with \
          BYPASSRLS";
-    AUTOVACUUM_OFF = "autovacuum-off", "table", Advice,
+    AUTOVACUUM_OFF = "autovacuum-off", "table", Warning,
         "each grant and renewal leaves a dead row behind, so the table grows and gets slow",
         "ALTER TABLE {table} RESET (autovacuum_enabled); or set autovacuum = on for the server";
-    DEAD_ROWS = "dead-rows", "table", Advice,
+    DEAD_ROWS = "dead-rows", "table", Warning,
         "reading a lock has to pass over them",
         "end the transactions that have been open for long (pg_stat_activity, by xact_start) and drop \
          replication slots that nobody uses, then: VACUUM {table}";
-    NOT_FLUSHED = "not-flushed", "durability", Problem,
+    NOT_FLUSHED = "not-flushed", "durability", Error,
         "a power cut or a crash of the machine may forget grants: the same token may then come twice, \
          and two may hold one lock",
         "PostgreSQL: fsync = on; MySQL and MariaDB: innodb_flush_log_at_trx_commit = 1; SQLite: \
          synchronous = FULL";
-    BINLOG_NOT_FLUSHED = "binlog-not-flushed", "durability", Problem,
+    BINLOG_NOT_FLUSHED = "binlog-not-flushed", "durability", Error,
         "after a power cut the server rolls back commits that its binary log lacks, grants among them",
         "set sync_binlog = 1, or switch the binary log off if nobody reads it";
-    TORN_PAGES = "torn-pages", "durability", Problem,
+    TORN_PAGES = "torn-pages", "durability", Error,
         "a power cut may leave a page of the table half written, and the locks on it lost",
         "PostgreSQL: full_page_writes = on; MySQL and MariaDB: innodb_doublewrite = ON. Leave it only \
          if the file system itself writes pages whole, as ZFS does";
-    BINLOG_STATEMENT = "binlog-statement", "durability", Problem,
+    BINLOG_STATEMENT = "binlog-statement", "durability", Error,
         "the server refuses to write locks (error 1665), since they cannot be replicated as text",
         "set binlog_format = ROW (or MIXED) for the server, and connect anew";
-    COMMITS_ASYNC = "commits-async", "durability", Advice,
+    COMMITS_ASYNC = "commits-async", "durability", Warning,
         "locks switch it on for each grant, but the work that you commit under a lock may be forgotten \
          by a crash although the lock says that it was done",
         "ALTER ROLE … RESET synchronous_commit, or set it to on where the work matters";
-    COMMITS_LOCAL = "commits-local", "durability", Advice,
+    COMMITS_LOCAL = "commits-local", "durability", Warning,
         "a grant does not wait for the synchronous standby, so a failover to it may forget grants",
         "set synchronous_commit to on or remote_apply for this role";
-    STANDBY_ASYNC = "standby-async", "replicas", Advice,
+    STANDBY_ASYNC = "standby-async", "replicas", Warning,
         "a failover to one that lags behind forgets the latest grants: a lock may be granted again \
          while its old holder goes on until its next renewal",
         "let one standby be synchronous (PostgreSQL: synchronous_standby_names; MySQL and MariaDB: \
          semi-synchronous replication), or fence what is written in the same database: the same token \
          may come twice";
-    WRITTEN_ELSEWHERE = "written-elsewhere", "replicas", Problem,
+    WRITTEN_ELSEWHERE = "written-elsewhere", "replicas", Error,
         "logical replication copies rows after they were committed: two may hold one lock, one here and \
          one there, and each side overwrites what the other has granted",
         "leave {table} out of publications and subscriptions, and let all programs take their locks on one \
          primary";
-    CLUSTER_NOT_FLUSHED = "cluster-not-flushed", "durability", Advice,
+    CLUSTER_NOT_FLUSHED = "cluster-not-flushed", "durability", Warning,
         "one node that crashes learns from the others what it has lost, but a power cut of all of them at \
          once may forget grants",
         "set innodb_flush_log_at_trx_commit = 1, unless the nodes share neither power nor machine";
-    CLUSTER_SMALL = "cluster-small", "cluster", Advice,
+    CLUSTER_SMALL = "cluster-small", "cluster", Warning,
         "where one of two fails or is cut off, the other is no majority, and no lock can be taken, renewed \
          or released",
         "run three at least; with Galera the third may be an arbitrator (garbd)";
-    CLUSTER_UNSEEN = "cluster-unseen", "cluster", Problem,
+    CLUSTER_UNSEEN = "cluster-unseen", "cluster", Error,
         "a member that has left its group, or has lost most of the other members, is not told from one that \
          serves: two holders may get one lock, one on each side",
         "GRANT SELECT ON performance_schema.replication_group_members to this user";
-    CLUSTER_BEHIND = "cluster-behind", "cluster", Advice,
+    CLUSTER_BEHIND = "cluster-behind", "cluster", Warning,
         "what it knows is older than what the others know: locks are safe, but tries are in vain, and \
          renewals come late",
         "connect to one that is in step with the others (Galera: wsrep_local_state = 4), and let a load \
          balancer ask for that";
-    CLUSTER_PAUSED = "cluster-paused", "cluster", Advice,
+    CLUSTER_PAUSED = "cluster-paused", "cluster", Warning,
         "where one node cannot keep up, the commits on all of them wait for it (flow control), renewals \
          too, and a lease has an end",
         "find the slow node by wsrep_local_recv_queue_avg and wsrep_flow_control_sent; give it a faster \
          disk or more wsrep_slave_threads, and leases more time than the pauses take";
-    CLUSTER_DDL = "cluster-ddl", "cluster", Advice,
+    CLUSTER_DDL = "cluster-ddl", "cluster", Warning,
         "`dblock init` would make or alter the table on this node alone",
         "SET GLOBAL wsrep_OSU_method = TOI before the table is made or altered";
-    IDLE_TIMEOUT = "idle-timeout", "timeouts", Advice,
+    IDLE_TIMEOUT = "idle-timeout", "timeouts", Warning,
         "the server closes our connection while nothing is to be done, and the next call pays for a \
          new one",
         "raise it to 60 s or more for this user, or switch it off";
-    STATEMENT_TIMEOUT = "statement-timeout", "timeouts", Advice,
+    STATEMENT_TIMEOUT = "statement-timeout", "timeouts", Warning,
         "a slow disk or a busy server makes renewals fail that would have come through; they are tried \
          again, but a lease has an end",
         "raise it to 5 s or more for this user, or switch it off: our calls have deadlines of their own";
-    LISTEN_URL = "listen-url", "server", Advice,
+    LISTEN_URL = "listen-url", "server", Warning,
         "waiters cannot be woken that way, and look for themselves: a lock that another process releases \
          is noticed up to 250 ms later",
         "give a listen_url that leads to the same database and not through a pooler";
-    ENCODING = "encoding", "settings", Advice,
+    ENCODING = "encoding", "settings", Warning,
         "a lock whose name or holder has a character that it lacks is refused; all else works",
         "keep to names and holders of its characters, or to ASCII; a database of encoding UTF8 takes all";
-    ISOLATION = "isolation", "settings", Advice,
+    ISOLATION = "isolation", "settings", Warning,
         "each statement is a transaction by itself and needs no more than read committed; a stricter \
          level makes some fail and be tried again",
         "PostgreSQL: ALTER ROLE … SET default_transaction_isolation = 'read committed' for the role \
          that locks";
-    DISK_FULL = "disk-full", "file", Problem,
+    DISK_FULL = "disk-full", "file", Error,
         "no lock can be taken, renewed or released until there is space again",
         "make room on the disk that the file is on";
-    FILE_SHARED = "file-shared", "file", Problem,
+    FILE_SHARED = "file-shared", "file", Error,
         "file locks are not to be trusted there, and SQLite's shared memory does not reach other \
          machines: two may hold one lock, or the file may be damaged",
         "keep the file on a disk of this machine; for many machines use PostgreSQL or MySQL";
-    FILE_OPEN = "file-open", "file", Problem,
+    FILE_OPEN = "file-open", "file", Error,
         "who can write there can take every lock, and free it",
         "chmod o-w on it";
-    JOURNAL_MODE = "journal-mode", "file", Problem,
+    JOURNAL_MODE = "journal-mode", "file", Error,
         "looking at a lock and renewing it stand in each other's way",
         "end all programs that have the file open, then: PRAGMA journal_mode = WAL";
-    LEASES_EXPIRED = "leases-expired", "locks", Advice,
+    LEASES_EXPIRED = "leases-expired", "locks", Warning,
         "their holders have died, were cut off or frozen, and nobody has taken the lock since; whoever \
          comes next gets it",
         "look into what became of the holders (`dblock list`, by name); `dblock release NAME --force` \
          makes such a lock plainly free";
-    HELD_WITHOUT_END = "held-without-end", "locks", Advice,
+    HELD_WITHOUT_END = "held-without-end", "locks", Warning,
         "nothing but a release frees such a lock, not even the death of its holder",
         "make sure that the holder still lives (`dblock list`); if not: `dblock release NAME --force`";
-    MANY_ROWS = "many-rows", "locks", Advice,
+    MANY_ROWS = "many-rows", "locks", Warning,
         "lists take long, and names that are made up for each use are never deleted by themselves",
         "dblock prune --older-than 30d";
-    OLD_WRITERS = "old-writers", "locks", Advice,
+    OLD_WRITERS = "old-writers", "locks", Warning,
         "such holders go by their own machines' clocks, renew what they have lost, and ring no bell \
          when they are done",
         "move the programs that still use django-database-locks 0.5 to this version";
@@ -429,12 +429,12 @@ impl Notes {
     }
 
     /// Something is as it should be.
-    pub(crate) fn fine(&mut self, area: &'static str, said: impl Into<String>) {
-        let said = said.into();
+    pub(crate) fn fine(&mut self, area: &'static str, message: impl Into<String>) {
+        let message = message.into();
         self.report.checks.push(Check {
             area,
             seen: true,
-            said,
+            message,
         });
     }
 
@@ -449,11 +449,11 @@ impl Notes {
 
     /// Something could not be seen.
     pub(crate) fn unseen(&mut self, area: &'static str, why: impl fmt::Display) {
-        let said = format!("could not look: {why}");
+        let message = format!("could not look: {why}");
         self.report.checks.push(Check {
             area,
             seen: false,
-            said,
+            message,
         });
     }
 
@@ -463,8 +463,8 @@ impl Notes {
             id: kind.id,
             area: kind.area,
             severity: kind.severity,
-            said: format!("{what}: {}", kind.means),
-            remedy: kind.remedy.replace("{table}", &self.table),
+            message: format!("{what}: {}", kind.impact),
+            fix: kind.fix.replace("{table}", &self.table),
         });
     }
 
@@ -474,9 +474,9 @@ impl Notes {
     }
 
     /// Say that an area is fine, unless something was found in it.
-    pub(crate) fn otherwise_fine(&mut self, area: &'static str, said: impl Into<String>) {
+    pub(crate) fn otherwise_fine(&mut self, area: &'static str, message: impl Into<String>) {
         if !self.ill(area) {
-            self.fine(area, said);
+            self.fine(area, message);
         }
     }
 
@@ -661,8 +661,8 @@ mod tests {
         assert_eq!(sections.len(), KINDS.len());
         for (section, kind) in sections.iter().zip(KINDS) {
             let means = format!(
-                "`{}` {} ({}): {}. Do: {}.",
-                kind.id, kind.severity, kind.area, kind.means, kind.remedy
+                "`{}` {} ({}): {}. Fix: {}.",
+                kind.id, kind.severity, kind.area, kind.impact, kind.fix
             )
             .replace("{table}", "database_locks_lock");
             assert_eq!(plain(section), means);

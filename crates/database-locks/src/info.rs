@@ -86,6 +86,40 @@ impl ListFilter {
     }
 }
 
+/// Which rows [`Locks::prune`](crate::Locks::prune) deletes.
+///
+/// ```
+/// use std::time::Duration;
+/// use database_locks::Prune;
+///
+/// let month = Duration::from_secs(30 * 86_400);
+/// assert_ne!(Prune::older_than(month), Prune::older_than(month).include_legacy());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it deletes nothing by itself"]
+pub struct Prune {
+    pub(crate) idle: Duration,
+    pub(crate) legacy: bool,
+}
+
+impl Prune {
+    /// The locks that were released, or whose leases ended, at least this long ago by the database's
+    /// clock.
+    pub fn older_than(idle: Duration) -> Self {
+        Self {
+            idle,
+            legacy: false,
+        }
+    }
+
+    /// Also the free rows that `django-database-locks` 0.5 wrote last: they do not say since when they
+    /// are free.
+    pub fn include_legacy(mut self) -> Self {
+        self.legacy = true;
+        self
+    }
+}
+
 /// Whether a lock can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -53,6 +53,7 @@
 mod acquire;
 mod batch;
 pub mod blocking;
+mod builder;
 mod clock;
 mod default;
 #[cfg_attr(
@@ -95,10 +96,11 @@ mod token;
 mod turns;
 mod watch;
 
+pub use builder::LocksBuilder;
 pub use error::{BoxError, Error, LostReason};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
-pub use info::{ListFilter, LockInfo, LockState};
+pub use info::{ListFilter, LockInfo, LockState, Prune};
 pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
+use crate::builder::LocksBuilder;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::{ListFilter, LockInfo, LockState};
+use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
@@ -84,51 +85,16 @@ impl Locks {
     ///
     /// May be dropped at any time; the connection is then closed.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        Self::connect_to(url, None).await
+        Self::builder(url).connect().await
     }
 
-    /// The same with a table of another name: `NAME` or `SCHEMA.NAME`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Locks::connect`], and [`Error::Config`] for a name that would have to be quoted.
-    pub async fn connect_to(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        let locks = Self::open(url, table)?;
-        let inner = locks.inner()?;
-        runtime::run(async move {
-            let connected = inner.store.connect(PATIENCE).await;
-            connected.map_err(|e| e.into_error("connect"))
-        })
-        .await?;
-        Ok(locks)
+    /// Connect with more than a URL says: another table, or not before the first call.
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder::new(url.as_ref())
     }
 
-    /// The same without connecting: that is done by the first call that needs it, and tried again by
-    /// each that follows. For a program that has to start although its database is not there yet:
-    /// an [`acquire`](Lock::acquire) then goes on trying for as long as it may wait.
-    ///
-    /// `table` is as for [`Locks::connect_to`]; `None`: the usual one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for a URL or a name of a table that cannot be used, or for files of
-    /// certificates, which are read here. What [`Locks::connect`] is refused by a server is told by
-    /// the first call instead.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use database_locks::{Error, Locks};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
-    /// let locks = Locks::open("postgres://localhost:1/nobody-listens-here", None)?;
-    /// let lock = locks.lock("report").wait(Duration::from_millis(100));
-    /// assert!(matches!(lock.acquire().await, Err(Error::Unavailable { .. })));
-    /// # Ok(()) }
-    /// ```
-    pub fn open(url: impl AsRef<str>, table: Option<&str>) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Place::new(url.as_ref(), table)?)))
+    pub(crate) fn at(place: Arc<Place>) -> Self {
+        Self(place)
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -325,21 +291,34 @@ impl Locks {
         by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
     }
 
-    /// Delete the rows of locks that nobody has had for `idle`, and answer how many that were.
+    /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
     ///
-    /// Tokens go on growing if such a lock is used again. Rows of `django-database-locks` 0.5 do not
-    /// say when they were free last; they are deleted only where `unknown` is set.
+    /// Tokens go on growing if such a lock is used again.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
-    pub async fn prune(&self, idle: Duration, unknown: bool) -> Result<u64, Error> {
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::{Locks, Prune};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let month = Duration::from_secs(30 * 86_400);
+    /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn prune(&self, what: Prune) -> Result<u64, Error> {
+        let Prune { idle, legacy } = what;
         let inner = self.inner()?;
         runtime::run(async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, unknown, after, PATIENCE);
+                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
                 let page = again(PATIENCE, prune).await;
                 let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
                 total += page.deleted;

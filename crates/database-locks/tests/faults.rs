@@ -507,7 +507,7 @@ async fn started_late<S: Restart + Send + 'static>(server: Option<S>) {
     drop(before);
     server.stop();
 
-    let locks = database_locks::Locks::open(&url, None).unwrap();
+    let locks = database_locks::Locks::builder(&url).connect_lazy().unwrap();
     let (once, began) = (locks.lock("job").try_acquire().await, now());
     let said = once.unwrap_err();
     assert!(matches!(said, Error::Unavailable { .. }), "{said}");
@@ -547,11 +547,17 @@ async fn mysql_may_start_later_than_who_waits_for_a_lock() {
 #[test]
 fn opening_looks_at_url_and_table_and_at_nothing_else() {
     use database_locks::blocking::Locks;
-    let refused = |url, table| Locks::open(url, table).unwrap_err().to_string();
-    assert!(refused("redis://h/", None).starts_with("`url` is "));
-    assert!(refused("memory:", Some("a b")).starts_with("`table` is "));
-    assert!(refused("postgres://h/d?sslmode=always", None).starts_with("`url` is "));
-    let nowhere = Locks::open("postgres://203.0.113.1/d", Some("app.locks")).unwrap();
+    let refused = |url, table| {
+        let builder = Locks::builder(url).table(table);
+        builder.connect_lazy().unwrap_err().to_string()
+    };
+    assert!(refused("redis://h/", "locks").starts_with("`url` is "));
+    assert!(refused("memory:", "a b").starts_with("`table` is "));
+    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` is "));
+    let nowhere = Locks::builder("postgres://203.0.113.1/d")
+        .table("app.locks")
+        .connect_lazy()
+        .unwrap();
     assert!(format!("{nowhere:?}").contains("203.0.113.1"));
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use database_locks::seam::{Outcome, TakeOver};
-use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle};
+use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
 use testkit::contract::{ask, take_over};
 use testkit::time::now;
 use testkit::{Lab, Stranger, lab_tests, promise};
@@ -171,7 +171,12 @@ impl Change {
             Self::Pruned | Self::PrunedAndMadeAnew => {
                 tokio::time::sleep(ms(450)).await;
                 let began = now();
-                while other.prune(Duration::ZERO, false).await.unwrap() == 0 {
+                while other
+                    .prune(Prune::older_than(Duration::ZERO))
+                    .await
+                    .unwrap()
+                    == 0
+                {
                     assert!(began.elapsed() < SOON, "not pruned");
                 }
                 if matches!(self, Self::PrunedAndMadeAnew) {
@@ -361,7 +366,13 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
                 other.lock("job").try_acquire().await.unwrap().is_none(),
                 "{level}: taken over"
             );
-            assert_eq!(other.prune(Duration::ZERO, true).await.unwrap(), 0);
+            assert_eq!(
+                other
+                    .prune(Prune::older_than(Duration::ZERO).include_legacy())
+                    .await
+                    .unwrap(),
+                0
+            );
             let all: Vec<_> = nineteen
                 .iter()
                 .map(|grant| (grant.clone(), ms(5000).into()))

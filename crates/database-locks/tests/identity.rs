@@ -104,7 +104,7 @@ fn said(error: &Error, words: &[&str]) {
 }
 
 async fn config(url: &str, words: &[&str]) {
-    let error = Locks::open(url, None).expect_err(url);
+    let error = Locks::builder(url).connect_lazy().expect_err(url);
     assert!(
         matches!(error, Error::Config { setting: "url", .. }),
         "{error:?}"
@@ -218,7 +218,11 @@ async fn bad_files_are_refused_before_any_server_is_asked(lab: &Lab) {
         .await;
     }
     std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o400)).unwrap();
-    drop(Locks::open(url(certificate, key), None).unwrap());
+    drop(
+        Locks::builder(url(certificate, key))
+            .connect_lazy()
+            .unwrap(),
+    );
 
     let alone = format!("sslcert={}", certificate.display());
     config(&lab.with(&alone), &["sslcert", "no sslkey"]).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Locks};
+use database_locks::{Error, Locks, Prune};
 use testkit::{Lab, contract_tests};
 
 macro_rules! all_but_pruning {
@@ -76,9 +76,11 @@ async fn what_is_missing_is_said(lab: Lab) {
     };
     // It deletes nothing, since there is nothing: the right is missing all the same.
     let long = Duration::from_secs(86_400);
-    let error = locks.prune(long, false).await.unwrap_err();
+    let error = locks.prune(Prune::older_than(long)).await.unwrap_err();
     refused(error, "DELETE on the table to prune");
-    let other = Locks::connect_to(&lab.url, Some("another_table"))
+    let other = Locks::builder(&lab.url)
+        .table("another_table")
+        .connect()
         .await
         .unwrap();
     refused(other.migrate().await.unwrap_err(), "CREATE");

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::ListFilter;
+use database_locks::{ListFilter, Prune};
 use testkit::time::now;
 use testkit::{Lab, lab_tests};
 
@@ -58,7 +58,10 @@ async fn a_short_lease_outlives_lists_and_prunes_of_a_large_table(lab: &Lab) {
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].name.as_str(), "job");
     assert_eq!(
-        locks.prune(Duration::ZERO, true).await.unwrap(),
+        locks
+            .prune(Prune::older_than(Duration::ZERO).include_legacy())
+            .await
+            .unwrap(),
         ROWS as u64 + 1
     );
     assert!(guard.is_held(), "prune: {:?}", guard.loss());

@@ -382,7 +382,7 @@ async fn ids_that_are_used_up_say_what_to_do(server: &Server, _: &'static str) {
         .iter()
         .find(|found| found.id == "ids-run-out");
     assert!(
-        found.unwrap().said.contains("of 2147483647 ids of"),
+        found.unwrap().message.contains("of 2147483647 ids of"),
         "{found:?}"
     );
     let new = locks.lock("new").wait(SOON);

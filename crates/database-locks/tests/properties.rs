@@ -137,7 +137,11 @@ proptest! {
 
     #[test]
     fn a_url_is_understood_or_refused(url in url(), table in prop::option::of(text(12))) {
-        match Locks::open(&url, table.as_deref()) {
+        let mut builder = Locks::builder(&url);
+        if let Some(table) = table {
+            builder = builder.table(table);
+        }
+        match builder.connect_lazy() {
             // Of an SQLite file it is a part of the path.
             Ok(_) if url.starts_with("sqlite:") => {}
             Ok(locks) => prop_assert!(!format!("{locks:?}").contains("hunter2"), "{locks:?}"),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Locks, Token, Ttl};
+use database_locks::{Locks, Prune, Token, Ttl};
 use testkit::time::now;
 use testkit::{Lab, lab_tests, promise};
 
@@ -42,7 +42,13 @@ async fn tokens_grow_in_spite_of_pruning(lab: &Lab) {
     let latest = with_a_token_ahead_of_the_clock(lab, &locks).await;
     let usual = cycle(&locks, "usual").await;
     tokio::time::sleep(Duration::from_millis(30)).await;
-    assert_eq!(locks.prune(Duration::ZERO, true).await.unwrap(), 1);
+    assert_eq!(
+        locks
+            .prune(Prune::older_than(Duration::ZERO).include_legacy())
+            .await
+            .unwrap(),
+        1
+    );
     assert!(locks.show("usual").await.unwrap().is_none());
     assert!(cycle(&locks, "busy").await > latest, "a token went back");
     assert!(cycle(&locks, "usual").await > usual);
@@ -53,7 +59,11 @@ async fn nothing_is_too_long(lab: &Lab) {
     let locks = lab.locks().await;
     cycle(&locks, "job").await;
     for idle in [Duration::MAX, Duration::from_secs(u64::MAX / 1_000_000)] {
-        assert_eq!(locks.prune(idle, false).await.unwrap(), 0, "{idle:?}");
+        assert_eq!(
+            locks.prune(Prune::older_than(idle)).await.unwrap(),
+            0,
+            "{idle:?}"
+        );
     }
     assert!(locks.show("job").await.unwrap().is_some());
 

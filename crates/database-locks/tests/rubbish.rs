@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, LockState, Locks};
+use database_locks::{Error, LockState, Locks, Prune};
 use testkit::{Lab, lab_tests};
 
 const LATER: &str = "'2999-01-01 00:00:00'";
@@ -136,7 +136,7 @@ async fn rubbish_in_a_row_is_lived_with(lab: &Lab) {
             .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
         fill(lab, &set);
         locks
-            .prune(Duration::from_secs(3600), true)
+            .prune(Prune::older_than(Duration::from_secs(3600)).include_legacy())
             .await
             .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
     }

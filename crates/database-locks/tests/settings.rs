@@ -37,7 +37,10 @@ async fn a_search_path_says_where_the_table_is(lab: &Lab) {
         "search_path=app&options=-c default_transaction_isolation=serializable -c jit=off \
          -c TimeZone=Asia/Kathmandu -c datestyle=SQL,DMY -c intervalstyle=sql_standard",
     ];
-    let ours = Locks::connect_to(&lab.url, Some("app.database_locks_lock")).await;
+    let ours = Locks::builder(&lab.url)
+        .table("app.database_locks_lock")
+        .connect()
+        .await;
     let ours = ours.unwrap();
     ours.migrate().await.unwrap();
     for form in forms {

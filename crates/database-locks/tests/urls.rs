@@ -233,7 +233,7 @@ async fn read_only(replica: Option<MySqlServer>, primary: Option<&'static MySqlS
 /// A wait begins before there is a connection, while the server is read-only, and has the lock when it no
 /// longer is; a try-once answers at once.
 async fn outlasts(url: &str, writable: impl FnOnce()) {
-    let locks = Locks::open(url, None).unwrap();
+    let locks = Locks::builder(url).connect_lazy().unwrap();
     let tried = locks.lock("job").try_acquire().await.unwrap_err();
     contains(&tried, &["is read-only"]);
     let lock = locks.lock("job").wait(ms(30_000));

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use database_locks::Locks;
+use database_locks::{Locks, LocksBuilder};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use crate::exit::Failure;
@@ -44,12 +44,20 @@ impl fmt::Debug for Place {
 impl Place {
     /// Connect now; a database that is away is an error.
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
-        Ok(Locks::connect_to(self.url()?, self.table.as_deref()).await?)
+        Ok(self.builder()?.connect().await?)
     }
 
     /// Connect when it is needed: an acquire then tries to for as long as it may wait.
     pub(crate) fn open(&self) -> Result<Locks, Failure> {
-        Ok(Locks::open(self.url()?, self.table.as_deref())?)
+        Ok(self.builder()?.connect_lazy()?)
+    }
+
+    fn builder(&self) -> Result<LocksBuilder, Failure> {
+        let builder = Locks::builder(self.url()?);
+        Ok(match &self.table {
+            Some(table) => builder.table(table),
+            None => builder,
+        })
     }
 
     fn url(&self) -> Result<String, Failure> {

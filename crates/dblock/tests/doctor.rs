@@ -34,14 +34,11 @@ fn what_is_found_comes_last_with_what_to_do_and_exit_code_1() {
     let done = lab.run(["doctor"]);
     assert_eq!((done.code(), &*done.err), (1, ""), "{done:?}");
     let lines: Vec<&str> = done.out.lines().collect();
-    let [.., found, remedy] = lines[..] else {
+    let [.., found, fix] = lines[..] else {
         panic!("{done:?}")
     };
-    assert!(found.starts_with("problem  file-open   /"), "{done:?}");
-    assert!(
-        remedy.starts_with("do       file-open   chmod o-w"),
-        "{done:?}"
-    );
+    assert!(found.starts_with("error  file-open   /"), "{done:?}");
+    assert!(fix.starts_with("fix    file-open   chmod o-w"), "{done:?}");
 }
 
 #[test]
@@ -63,18 +60,18 @@ fn for_programs_it_is_one_object() {
     let found = &ill["findings"][0];
     assert_eq!(
         (&found["id"], &found["severity"]),
-        (&"table-missing".into(), &"problem".into())
+        (&"table-missing".into(), &"error".into())
     );
     assert_eq!(found["area"], "table");
     assert!(
-        found["said"]
+        found["message"]
             .as_str()
             .unwrap()
             .starts_with("there is no table"),
         "{ill}"
     );
     assert!(
-        found["remedy"].as_str().unwrap().contains("dblock init"),
+        found["fix"].as_str().unwrap().contains("dblock init"),
         "{ill}"
     );
 }
@@ -111,7 +108,7 @@ fn a_table_is_missing_until_it_is_made() {
         assert_eq!(done.code(), 1, "{done:?}");
         assert!(
             done.out
-                .contains("\nproblem  table-missing  there is no table"),
+                .contains("\nerror  table-missing  there is no table"),
             "{done:?}"
         );
         assert_eq!(lab.run(["init", "--url", &url]).code(), 0);

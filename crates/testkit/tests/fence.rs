@@ -142,7 +142,10 @@ async fn killed_in_its_transaction_it_holds_nothing(lab: &Lab) {
     assert!(wait_until(SOON, || data.writer() == 0));
     if lab.engine == "sqlite" {
         // The row is deleted only when it has been free for long; what was left behind is.
-        locks.prune(SOON, false).await.unwrap();
+        locks
+            .prune(database_locks::Prune::older_than(SOON))
+            .await
+            .unwrap();
         let path = lab.url.strip_prefix("sqlite://").unwrap();
         let left = std::fs::read_dir(format!("{path}-fences")).unwrap();
         assert_eq!(left.count(), 0);

@@ -52,7 +52,7 @@ fn check<'a>(report: &'a Report, area: &str) -> &'a Check {
 #[track_caller]
 fn only(report: &Report, id: &str, said: &str) {
     assert_eq!(ids(report), [id], "{report:#?}");
-    assert!(the(report, id).said.contains(said), "{report:#?}");
+    assert!(the(report, id).message.contains(said), "{report:#?}");
 }
 
 #[test]
@@ -79,7 +79,7 @@ async fn a_new_table_has_nothing_wrong_with_it(lab: &Lab) {
     assert!(ids(&report).is_empty(), "{report:#?}");
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
     assert_eq!(
-        check(&report, "locks").said,
+        check(&report, "locks").message,
         "1 in the table, 1 of them held"
     );
 }
@@ -94,8 +94,8 @@ async fn what_is_wrong_is_told_with_what_to_do(lab: &Lab) {
         "there is no table database_locks_lock: no lock can be taken",
     );
     let found = the(&report, "table-missing");
-    assert_eq!((found.area, found.severity), ("table", Severity::Problem));
-    assert!(found.remedy.contains("`dblock init`"), "{report:#?}");
+    assert_eq!((found.area, found.severity), ("table", Severity::Error));
+    assert!(found.fix.contains("`dblock init`"), "{report:#?}");
     locks.migrate().await.expect("makes it");
     assert!(ids(&locks.doctor().await.expect("looks")).is_empty());
 }
@@ -119,7 +119,7 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
         }
     });
     let report = locks.doctor().await.expect("looks");
-    let said = &the(&report, "columns-missing").said;
+    let said = &the(&report, "columns-missing").message;
     assert!(
         said.contains("lacks token, grant_id, granted_until"),
         "{report:#?}"
@@ -127,13 +127,13 @@ async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
     if lab.is_mysql_like() {
         assert!(
             the(&report, "name-collation")
-                .said
+                .message
                 .contains(match lab.engine {
                     "mysql" => "utf8mb4_0900_bin",
                     _ => "utf8mb4_nopad_bin",
                 })
         );
-        assert!(the(&report, "column-type").said.contains("must be"));
+        assert!(the(&report, "column-type").message.contains("must be"));
     }
     if lab.engine == "sqlite" {
         return;
@@ -223,7 +223,7 @@ async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
         }
     }
     let report = locks.doctor().await.expect("looks");
-    let said = &the(&report, "name-not-unique").said;
+    let said = &the(&report, "name-not-unique").message;
     assert!(
         said.contains("no unique index keeps the names"),
         "{report:#?}"
@@ -276,10 +276,10 @@ async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
         ("held-without-end", "1 lock (such as `endless`)"),
         ("old-writers", "1 lock (such as `of 0.5`)"),
     ] {
-        assert!(the(&report, id).said.contains(said), "{report:#?}");
+        assert!(the(&report, id).message.contains(said), "{report:#?}");
     }
     assert_eq!(
-        check(&report, "locks").said,
+        check(&report, "locks").message,
         "5 in the table, 4 of them held"
     );
 }
@@ -301,7 +301,7 @@ async fn many_rows_are_too_many(lab: &Lab) {
     });
     let report = locks.doctor().await.expect("looks");
     only(&report, "many-rows", "has 100001 rows");
-    assert!(the(&report, "many-rows").remedy.contains("dblock prune"));
+    assert!(the(&report, "many-rows").fix.contains("dblock prune"));
 }
 
 lab_tests!(memory: a_new_table_has_nothing_wrong_with_it);

@@ -24,7 +24,7 @@ async fn nothing_is_wrong(options: Options, version: &str) {
         let report = examine(url).await;
         assert!(report.findings.is_empty(), "{report:#?}");
         assert!(
-            check(&report, "server").said.starts_with(version),
+            check(&report, "server").message.starts_with(version),
             "{report:#?}"
         );
         let areas: Vec<_> = report.checks.iter().map(|check| check.area).collect();
@@ -87,17 +87,17 @@ async fn settings_that_do_harm(
         ("idle-timeout", "wait_timeout is 20s"),
         ("statement-timeout", found_longest),
     ] {
-        assert!(the(&report, id).said.contains(said), "{report:#?}");
+        assert!(the(&report, id).message.contains(said), "{report:#?}");
     }
     assert_eq!(report.findings.len(), 6, "{report:#?}");
     assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
-    assert_eq!(check(&report, "replicas").said, "0 are connected");
+    assert_eq!(check(&report, "replicas").message, "0 are connected");
 
     // Not for root, who is told the time.
     let report = examine(&server.locker_url(&url)).await;
     assert!(
         the(&report, "clock-not-steady")
-            .said
+            .message
             .contains("stood still"),
         "{report:#?}"
     );
@@ -126,7 +126,7 @@ async fn settings_that_do_harm(
         == "1"));
     let said = examine(&url).await;
     assert!(
-        the(&said, "standby-async").said.contains("replicas (1)"),
+        the(&said, "standby-async").message.contains("replicas (1)"),
         "{said:#?}"
     );
 }
@@ -154,7 +154,7 @@ async fn rights_that_are_missing(server: &MySqlServer) {
     assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
     assert!(
         the(&report, "rights-missing")
-            .said
+            .message
             .contains("lacks INSERT, UPDATE"),
         "{report:#?}"
     );
@@ -169,7 +169,9 @@ async fn rights_that_are_missing(server: &MySqlServer) {
     );
     let report = examine(&poor).await;
     assert!(
-        the(&report, "rights-missing").said.contains("lacks SELECT"),
+        the(&report, "rights-missing")
+            .message
+            .contains("lacks SELECT"),
         "{report:#?}"
     );
     run(&mut root, "DROP USER poor@'127.0.0.1'");
@@ -186,7 +188,10 @@ async fn a_table_that_was_altered_is_found(lab: &Lab) {
     alter(&format!("ENGINE = {another}{narrower}"));
     let report = locks.doctor().await.unwrap();
     let found = the(&report, "not-innodb");
-    assert!(found.said.contains(&format!("is {another}")), "{report:#?}");
+    assert!(
+        found.message.contains(&format!("is {another}")),
+        "{report:#?}"
+    );
     if narrower.is_empty() {
         assert_eq!(ids(&report), ["not-innodb"], "{report:#?}");
     }

@@ -19,7 +19,7 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
     Locks::connect(&url).await.unwrap().migrate().await.unwrap();
     let report = examine(&url).await;
     assert!(report.findings.is_empty(), "{report:#?}");
-    let said = &check(&report, "server").said;
+    let said = &check(&report, "server").message;
     assert!(
         said.starts_with("PostgreSQL 1") && said.contains("direct connection, no TLS"),
         "{said}"
@@ -41,7 +41,9 @@ async fn a_server_that_is_set_up_well_has_nothing_wrong_with_it() {
     let report = examine(&proxy.url(&url)).await;
     assert!(report.findings.is_empty(), "{report:#?}");
     assert!(
-        check(&report, "server").said.contains("through a pooler"),
+        check(&report, "server")
+            .message
+            .contains("through a pooler"),
         "{report:#?}"
     );
 }
@@ -124,7 +126,7 @@ async fn rights_that_are_missing_are_found() {
 
     let report = examine(&other).await;
     assert_eq!(ids(&report), ["rights-missing", "no-delete"], "{report:#?}");
-    let said = &the(&report, "rights-missing").said;
+    let said = &the(&report, "rights-missing").message;
     assert!(
         said.contains("the role locker lacks SELECT, INSERT, UPDATE"),
         "{said}"
@@ -146,7 +148,9 @@ async fn rights_that_are_missing_are_found() {
         "table-missing",
         "one of that name in schema app",
     );
-    let named = Locks::connect_to(&other, Some("app.database_locks_lock"))
+    let named = Locks::builder(&other)
+        .table("app.database_locks_lock")
+        .connect()
         .await
         .unwrap();
     only(
@@ -265,10 +269,13 @@ async fn standbys_that_lag_behind_are_found() {
     assert_eq!(ids(&report), ["torn-pages"]);
     assert!(
         the(&report, "torn-pages")
-            .said
+            .message
             .contains("full_page_writes is off")
     );
-    assert_eq!(check(&report, "replicas").said, "no standby is connected");
+    assert_eq!(
+        check(&report, "replicas").message,
+        "no standby is connected"
+    );
 
     let hba = server.server().dir().join("data/pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).unwrap();
@@ -297,7 +304,7 @@ async fn standbys_that_lag_behind_are_found() {
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
-    let said = &the(&report, "standby-async").said;
+    let said = &the(&report, "standby-async").message;
     assert!(
         said.contains("synchronous_standby_names is empty"),
         "{said}"
@@ -313,7 +320,7 @@ async fn standbys_that_lag_behind_are_found() {
     assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
     let replicas = check(&report, "replicas");
     assert!(
-        !replicas.seen && replicas.said.contains("pg_monitor"),
+        !replicas.seen && replicas.message.contains("pg_monitor"),
         "{report:#?}"
     );
     server
@@ -329,7 +336,7 @@ async fn standbys_that_lag_behind_are_found() {
         .unwrap();
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages", "commits-local"], "{report:#?}");
-    assert_eq!(the(&report, "not-flushed").severity, Severity::Problem);
+    assert_eq!(the(&report, "not-flushed").severity, Severity::Error);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -343,7 +350,7 @@ async fn whether_waiters_are_woken_through_a_pooler_is_said() {
         let listen = testkit::sql::percent_encode(listen);
         format!("{}?listen_url={listen}", lab.url)
     };
-    let said = |report: &Report| check(report, "server").said.clone();
+    let said = |report: &Report| check(report, "server").message.clone();
     let report = examine(&lab.url).await;
     assert!(ids(&report).is_empty(), "{report:#?}");
     assert!(

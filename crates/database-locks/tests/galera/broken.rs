@@ -78,7 +78,9 @@ async fn a_node_that_is_cut_off_grants_nothing() {
         return;
     };
     let url = database(&cluster).await;
-    let there = Locks::open(cluster.locker_url(&[2], &url), None).unwrap();
+    let there = Locks::builder(cluster.locker_url(&[2], &url))
+        .connect_lazy()
+        .unwrap();
     let guard = held(&client(&cluster, &[2, 0], &url), "kept", TTL).await;
     held(&there, "used", TTL).await.release().await.unwrap();
 
@@ -129,8 +131,8 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
     };
     let url = database(&cluster).await;
     let (locks, other) = (
-        Locks::open(proxy.url(&url), None).unwrap(),
-        Locks::open(proxy.url(&url), None).unwrap(),
+        Locks::builder(proxy.url(&url)).connect_lazy().unwrap(),
+        Locks::builder(proxy.url(&url)).connect_lazy().unwrap(),
     );
     let guard = held(&locks, "job", TTL).await;
     let waiting = waiter(&other, "job");

@@ -100,7 +100,7 @@ async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cl
                 let old = granted(&*store, &name, "gone", TTL).await;
                 let guard = loop {
                     // Another program each time: nothing is remembered of the time before.
-                    let locks = Locks::open(&others, None).unwrap();
+                    let locks = Locks::builder(&others).connect_lazy().unwrap();
                     let lock = locks.lock(name.as_str()).ttl(TTL);
                     let tried = match how {
                         "by cron" => lock.try_acquire().await.unwrap(),

@@ -26,7 +26,9 @@ fn secs(n: u64) -> Duration {
 
 /// A client of some of the nodes, the first of which is tried first.
 fn client(cluster: &Cluster, nodes: &[usize], database: &str) -> Locks {
-    Locks::open(cluster.url_of(nodes, database), None).unwrap()
+    Locks::builder(cluster.url_of(nodes, database))
+        .connect_lazy()
+        .unwrap()
 }
 
 /// An empty database with the table, which every node knows.

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use database_locks::doctor::Report;
-use database_locks::{Error, LockState, Locks, Ticket};
+use database_locks::{Error, LockState, Locks, Prune, Ticket};
 use testkit::galera::Alone;
 use testkit::{Galera, time};
 
@@ -43,7 +43,7 @@ async fn doctor_says_what_is_wrong_with_a_node() {
     let locks = connected(&url).await;
     let report = locks.doctor().await.unwrap();
     let said = report.checks.iter().find(|check| check.area == "cluster");
-    let said = &said.expect("it looks at the cluster").said;
+    let said = &said.expect("it looks at the cluster").message;
     assert!(
         said.starts_with("Galera: node") && said.ends_with("one of 3, synced"),
         "{said}"
@@ -140,7 +140,7 @@ async fn pruning_through_a_node_that_is_ahead_deletes_no_lease() {
     let (mut pruned, began) = (0, time::now());
     // It may not have heard of the row yet.
     while pruned == 0 && began.elapsed() < SOON {
-        pruned = ahead.prune(minute, false).await.unwrap();
+        pruned = ahead.prune(Prune::older_than(minute)).await.unwrap();
     }
     let left = locks.list().await.unwrap();
     let left: Vec<&str> = left.iter().map(|row| row.name.as_str()).collect();

@@ -51,7 +51,9 @@ async fn a_member_that_has_not_joined_grants_nothing() {
     group.catch_up(2);
     group.kill(2);
     group.start_outside(2);
-    let there = Locks::open(group.locker_url(&[2], &url), None).unwrap();
+    let there = Locks::builder(group.locker_url(&[2], &url))
+        .connect_lazy()
+        .unwrap();
     // That user may not look, the other may.
     grants_nothing(&client(&group, &[2], &url), "not ready: offline").await;
     let grant = "SET sql_log_bin = 0; GRANT SELECT ON performance_schema.replication_group_members \
@@ -152,7 +154,9 @@ async fn a_group_that_the_user_may_not_look_at_is_a_finding() {
         let mut found = report.findings.iter();
         found.any(|found| found.id == "cluster-unseen")
     };
-    let locker = Locks::open(group.locker_url(&[1], &url), None).unwrap();
+    let locker = Locks::builder(group.locker_url(&[1], &url))
+        .connect_lazy()
+        .unwrap();
     assert!(unseen(locker).await);
     assert!(!unseen(client(&group, &[1], &url)).await);
 }

@@ -252,8 +252,8 @@ needs no special rights: what this user may not see is `unseen`, and no finding.
 
   ok       is as it should be
   unseen   could not be looked at, and why
-  problem  locks cannot be used, or a promise is not kept; `do` says what to do
-  advice   locks work, and could do better; `do` says how
+  error    locks cannot be used, or a promise is not kept; `fix` says what to do
+  warning  locks work, and could do better; `fix` says how
 
 Exit codes:
   0   nothing was found

@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use database_locks::Prune;
+
 use crate::exit::Failure;
 use crate::output;
 use crate::place::Place;
 
 pub(crate) async fn prune(place: &Place, idle: Duration, unknown: bool) -> Result<u8, Failure> {
-    let deleted = place.connect().await?.prune(idle, unknown).await?;
+    let mut what = Prune::older_than(idle);
+    if unknown {
+        what = what.include_legacy();
+    }
+    let deleted = place.connect().await?.prune(what).await?;
     let rows = if deleted == 1 { "row" } else { "rows" };
     let idle = output::human(idle);
     output::say(&format!(

@@ -123,11 +123,15 @@ pub(crate) fn report(report: &Report) -> Result<(), Failure> {
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
     let checks = report.checks.iter();
     let mut lines: Vec<_> = checks
-        .map(|check| line([seen(check), check.area, &check.said]))
+        .map(|check| line([seen(check), check.area, &check.message]))
         .collect();
     for found in &report.findings {
-        lines.push(line([&found.severity.to_string(), found.id, &found.said]));
-        lines.push(line(["do", found.id, &found.remedy]));
+        lines.push(line([
+            &found.severity.to_string(),
+            found.id,
+            &found.message,
+        ]));
+        lines.push(line(["fix", found.id, &found.fix]));
     }
     print(&aligned(&lines, None, None))
 }

@@ -22,7 +22,7 @@ async fn main() {
     let settings = Settings::parse(&argument).expect("the settings are JSON");
     let recorder = Recorder::new(&settings.history, &settings.who).expect("a history");
     let locks = match settings.client {
-        Client::Rust => Some(Locks::open(&settings.url, None).expect("a URL")),
+        Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
         _ => None,
     };
     let naive = Naive {
