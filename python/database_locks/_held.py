@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _core, _loss, _names, _settings
+from . import _core, _loss, _names, _settings, _transactions
 from ._wait import current_task, wait, wait_async
 from .exceptions import LockLost, LockUnavailable
 
@@ -46,6 +46,7 @@ class Wanted:
     meta: str | None
     on_busy: str
     until: str
+    until_using: str | None
     callback: Callable[[int, Any], Any] | None
 
 
@@ -110,6 +111,8 @@ class Held:
         self._ended = False
         self._cancelled = False
         self._loss: _loss.Loss | None = None
+        self._kept_on: list[weakref.ReferenceType[Any]] = []
+        """The Django connections in whose transaction its block has ended: see `_transactions`."""
 
     def __repr__(self) -> str:
         return f"<Held `{self.name}` token={self.token} lost={self.lost}>"
@@ -246,11 +249,20 @@ class Held:
         self._depth -= 1
         if self._depth > 0 or self._ended:
             return False
-        if self._wanted.until == "commit" and self._guard is not None:
-            from ._atomic import at_transaction_end
+        if self._wanted.until == "exit" or self._guard is None:
+            return True
+        return not _transactions.keep(self)
 
-            return not at_transaction_end(self._finish)
-        return True
+    def _goes_on(self) -> None:
+        """It is kept, and a loss is told, until the end of a transaction."""
+        if self._alarm.was_told:
+            return
+        # That of the block went off with it.
+        self._alarm = _core.Alarm()
+        if self.lost and self._alarm.told():
+            if self._callback is None:
+                raise _loss.error_of(self)
+            self._callback(_loss._signum or 0, None)
 
     def _finish(self) -> None:
         """Release. Raises `LockLost` where that finds a loss that nobody was told of."""

@@ -21,6 +21,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from . import _transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def watch(held: Held) -> None:
         held = ref()
         if held is not None:
             held._loss = loss
+            _transactions.mark_lost(held)
             _tell(held)
 
     held._guard.on_lost(on_lost)

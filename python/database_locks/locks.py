@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _log, _loss, _names, _settings
+from . import _core, _log, _loss, _names, _settings, _transactions
 from ._held import TTL, Held, Seconds, Wanted, holds, ttl_of
 from ._wait import current_task, wait, wait_async
 from ._wrap import Skip, decorate
@@ -69,8 +69,12 @@ class lock(_core.Scope):
     :param on_busy: ``"wait"``: wait for ``timeout``, then raise `LockTimeout`; ``"raise"``: the same,
         but a ``timeout`` of 0 is one try; ``"skip"`` (decorated functions only): as ``"raise"``, but
         the function is not called and ``None`` returned
-    :param until: ``"exit"``; or ``"commit"``: inside of ``transaction.atomic()`` the lock is kept
-        until the outermost transaction has committed or rolled back
+    :param until: ``"commit"`` (the default): if the block ends inside of a transaction of Django's
+        (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost one that
+        the thread has open has committed or rolled back. If the lock is lost before that, the
+        transaction is rolled back and raises `LockLost`. ``"exit"``: freed at the end of the block
+    :param until_using: only transactions on this one of ``DATABASES`` count for ``until``; by default
+        those on all of them
     :param meta: what ``dblock show`` and the admin page are to show besides: a mapping that JSON can
         hold
     :param ticket: go on with a lock that somebody handed over (`Held.hand_over`, ``dblock acquire``)
@@ -96,7 +100,8 @@ class lock(_core.Scope):
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: str = "wait",
-        until: str = "exit",
+        until: str = "commit",
+        until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> None:
@@ -146,7 +151,12 @@ class lock(_core.Scope):
         self._auto_renew = auto_renew
         self._callback = lost_lock_cb
         self._on_busy = on_busy
+        if until_using is not None and not isinstance(until_using, str):
+            raise LockConfigError(
+                f"`until_using` is {until_using!r}, must be one of DATABASES, or None: all of them"
+            )
         self._until = until
+        self._until_using = until_using
         try:
             self._meta = None if meta is None else json.dumps(dict(meta))
         except (TypeError, ValueError) as error:
@@ -191,6 +201,8 @@ class lock(_core.Scope):
                 if renew is not None:
                     what = "DATABASE_LOCKS_DEFAULT_TTL_RENEW"
                     renew = _names.seconds(what, renew, least=0, allowed=_RENEW)
+        if self._until != "exit":
+            _transactions.check(self._until_using)
         ttl = 10.0 if ttl is NOTSET else ttl
         renew = None if renew is NOTSET else renew
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
@@ -208,6 +220,7 @@ class lock(_core.Scope):
             meta=self._meta,
             on_busy=self._on_busy,
             until=self._until,
+            until_using=self._until_using,
             callback=self._callback,
         )
 
@@ -342,13 +355,13 @@ class lock(_core.Scope):
     ) -> bool:
         """The rest of `__exit__`, which is in the extension: see `_core.Scope`."""
         held = self._pop()
-        if not held._leaves():
-            return False
         try:
-            held._finish()
+            if held._leaves():
+                held._finish()
         except LockLost as lost:
             _instead_of(raised, lost)
-        _uncancel(held, raised)
+        if held._depth <= 0:
+            _uncancel(held, raised)
         return False
 
     async def _aenter(self) -> Held:
@@ -385,13 +398,13 @@ class lock(_core.Scope):
         traceback: TracebackType | None,
     ) -> bool:
         held = self._pop()
-        if not held._leaves():
-            return False
         try:
-            await held._afinish()
+            if held._leaves():
+                await held._afinish()
         except LockLost as lost:
             _instead_of(raised, lost)
-        _uncancel(held, raised)
+        if held._depth <= 0:
+            _uncancel(held, raised)
         return False
 
 

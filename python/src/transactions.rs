@@ -35,7 +35,6 @@ impl AtomicExit {
 
     /// Bound as a function would be. The interpreter does that where a block begins, so that this block
     /// is known to end here.
-    #[pyo3(signature = (instance, _owner=None))]
     fn __get__(
         slf: &Bound<'_, Self>,
         instance: &Bound<'_, PyAny>,
