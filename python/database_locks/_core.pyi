@@ -12,12 +12,12 @@ _T = TypeVar("_T")
 
 __all__ = [
     "Alarm",
-    "AtomicExit",
     "Fence",
     "Guard",
     "Locks",
     "Pending",
     "Scope",
+    "Undisturbed",
     "__version__",
     "check_url",
     "close",
@@ -164,22 +164,27 @@ class Alarm:
         """The body was told: nothing more happens. Whether it had not been before."""
 
     def pause(self) -> bool: ...
+    def told_in_pause(self) -> bool: ...
     def resume(self) -> None: ...
     def off(self) -> None: ...
 
 @final
-class AtomicExit:
-    """Stands in the place of a context manager's ``__exit__``.
+class Undisturbed:
+    """Stands in the place of a method.
 
-    Pauses the alarms of the locks in ``here.holds``; then calls
-    ``leave(original, manager, (type, value, traceback), paused)`` with those that it has paused. A
-    block that it ends has ``_end_is_seen`` on its manager from its beginning.
+    Pauses the alarms of the locks in ``here.holds`` and calls ``call(original, args, paused)`` with
+    those that it has paused. ``mark``: an attribute that is set on each object whose method is looked
+    up, as the interpreter does where a ``with`` block begins.
     """
 
     __wrapped__: Callable[..., Any]
     def __new__(
-        cls, original: Callable[..., Any], here: object, leave: Callable[..., Any]
-    ) -> AtomicExit: ...
+        cls,
+        original: Callable[..., Any],
+        here: object,
+        call: Callable[..., Any],
+        mark: str | None = None,
+    ) -> Undisturbed: ...
 
 @disjoint_base
 class Scope:

@@ -5,8 +5,8 @@ the next holder would read what was there before, and its commit would undo the 
 
 Django has no signal for the end of a transaction: `on_commit` callbacks are not called after a
 rollback, nor in a test, and one that raises keeps the later ones from being called. So `install` puts
-`_core.AtomicExit` in the place of ``Atomic.__exit__``, once a process. It calls `_leave`, which calls
-Django's own.
+`_core.Undisturbed` in the place of the two methods of ``Atomic``, once a process. It calls `_enter` and
+`_leave`, which call Django's own.
 
 Connections of Django belong to a thread. All that is here is called in the thread of the connection,
 but for `mark_lost`.
@@ -65,6 +65,9 @@ class _State:
 _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
 """Of each connection. Weakly: a thread that ends within a transaction frees its locks."""
 
+_SEEN = "_database_locks_see_its_end"
+"""Set on a block of `atomic` that began after `install`."""
+
 _settled = threading.Lock()
 """A loss is marked before the end of a transaction is settled, or not at all."""
 
@@ -75,10 +78,11 @@ def install() -> None:
 
     from . import _held
 
-    original = Atomic.__exit__
-    if not isinstance(original, _core.AtomicExit):
-        seen = _core.AtomicExit(original, _held._here, _leave)
-        Atomic.__exit__ = seen  # type: ignore[method-assign, assignment, unused-ignore]
+    if isinstance(Atomic.__exit__, _core.Undisturbed):
+        return
+    for name, call, mark in (("__enter__", _enter, None), ("__exit__", _leave, _SEEN)):
+        method = _core.Undisturbed(getattr(Atomic, name), _held._here, call, mark)
+        setattr(Atomic, name, method)
 
 
 def _connections() -> Any:
@@ -219,7 +223,7 @@ class _End:
 
 
 def _see_the_end(connection: Any, item: _Kept | _Work) -> None:
-    if not getattr(connection.atomic_blocks[item.outermost], "_end_is_seen", False):
+    if not getattr(connection.atomic_blocks[item.outermost], _SEEN, False):
         # What a savepoint has registered is forgotten when that is rolled back, and the empty set of
         # savepoints says that this is in none.
         connection.run_on_commit.append((set(), _End(connection, item), False))
@@ -239,24 +243,43 @@ def mark_lost(held: Held) -> None:
                 connection.needs_rollback = True
 
 
+def _enter(original: Callable[..., Any], args: tuple[Any], paused: list[Held]) -> Any:
+    """``Atomic.__enter__``. The alarms of the locks in ``paused`` are paused."""
+    entered = original(*args)
+    for held in paused:
+        if held.lost and held._callback is not None:
+            _tell_again(held)
+        elif _forbids(held) and held._alarm.told_in_pause():
+            lost = _loss.error_of(held)
+            args[0].__exit__(LockLost, lost, None)
+            raise lost
+    return entered
+
+
 def _leave(
-    original: Callable[..., Any], atomic: Any, exception: tuple[Any, Any, Any], paused: list[Held]
+    original: Callable[..., Any], args: tuple[Any, Any, Any, Any], paused: list[Held]
 ) -> Any:
     """``Atomic.__exit__``. The alarms of the locks in ``paused`` are paused."""
     from django.db import DEFAULT_DB_ALIAS, connections
 
+    atomic, _, raised, _ = args
     connection = connections[atomic.using or DEFAULT_DB_ALIAS]
     state = _states.setdefault(connection, _State()) if paused else _states.get(connection)
     if state is None:
-        return original(atomic, *exception)
+        return original(*args)
     leaving = _Leaving(connection, state, paused)
-    leaving.begin(exception[1])
+    leaving.begin(raised)
     try:
-        original(atomic, *exception)
+        original(*args)
     finally:
         leaving.end()
-    leaving.tell(exception[1])
+    leaving.tell(raised)
     return None
+
+
+def _forbids(held: Held) -> bool:
+    """Whether nothing may be committed any more that depends on that lock."""
+    return held._callback is None and not held._ended and held.lost
 
 
 class _Leaving:
@@ -268,6 +291,7 @@ class _Leaving:
         self._paused = paused
         self._depth = len(connection.atomic_blocks) - 1
         self._lost: list[Held] = []
+        self._error: LockLost | None = None
 
     def begin(self, raised: BaseException | None) -> None:
         """Settle whether it may commit."""
@@ -275,8 +299,9 @@ class _Leaving:
         with _settled:
             state.leaving = True
             self._lost = self._losses()
-            if self._lost and connection.in_atomic_block:
-                connection.needs_rollback = True
+            if self._lost:
+                self._error = _loss.error_of(self._lost[0])
+                connection.needs_rollback = connection.in_atomic_block
         commits = raised is None and not connection.needs_rollback
         if commits and not connection.savepoint_ids and (state.kept or self._paused):
             # Before the callbacks of the application, which may raise, or take their time.
@@ -287,26 +312,19 @@ class _Leaving:
         lost = [
             kept.held
             for kept in self._state.kept
-            if kept.innermost >= self._depth and self._forbids(kept.held)
+            if kept.innermost >= self._depth and _forbids(kept.held)
         ]
         # A body that is about to be told does not get that far.
-        return lost + [held for held in self._paused if self._forbids(held) and held not in lost]
-
-    @staticmethod
-    def _forbids(held: Held) -> bool:
-        return held._callback is None and not held._ended and held.lost
+        return lost + [held for held in self._paused if _forbids(held) and held not in lost]
 
     def _committed(self) -> None:
         self._free()
-        self._go_on()
+        for held in self._paused:
+            if held not in self._lost and not held._ended:
+                held._alarm.resume()
 
     def _free(self) -> None:
         _free(self._connection, lambda item: item.outermost >= self._depth, self._lost)
-
-    def _go_on(self) -> None:
-        for held in self._paused:
-            if not held._ended:
-                held._alarm.resume()
 
     def end(self) -> None:
         """It has ended, however it did."""
@@ -322,24 +340,29 @@ class _Leaving:
         state.leaving = False
         if not state.kept and not state.works:
             _states.pop(connection, None)
-        self._go_on()
 
     def tell(self, raised: BaseException | None) -> None:
         """Raise `LockLost`, unless something else goes on its way."""
-        if self._lost:
-            for held in self._lost:
-                held._alarm.told()
-            held = self._lost[0]
-            if raised is None:
-                raise _loss.error_of(held)
-            _uncancelled(held, raised)
         for held in self._paused:
-            if held.lost and held not in self._lost and not held._ended:
-                # Meanwhile.
-                _loss._tell(held)
+            if held._ended or not held.lost:
+                continue
+            if raised is not None or held._callback is not None:
+                _tell_again(held)
+            elif held._alarm.told_in_pause():
+                self._error = self._error or _loss.error_of(held)
+        if self._error is not None and raised is None:
+            raise self._error
+        for held in self._lost:
+            _uncancelled(held, raised)
 
 
-def _uncancelled(held: Held, raised: BaseException) -> None:
+def _tell_again(held: Held) -> None:
+    """Of a loss that came while the alarm was paused."""
+    held._alarm.resume()
+    _loss._tell(held)
+
+
+def _uncancelled(held: Held, raised: BaseException | None) -> None:
     from .locks import _uncancel
 
     _uncancel(held, raised)

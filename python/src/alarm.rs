@@ -110,8 +110,18 @@ impl Alarm {
         Ok(running)
     }
 
+    /// The body, which is paused, is told by other means. Whether it had not been before.
+    fn told_in_pause(&self) -> bool {
+        let mut state = locked(&self.state);
+        let first = matches!(*state, State::Paused);
+        if first {
+            *state = State::Off { told: true };
+        }
+        first
+    }
+
     /// It goes on, in the thread that calls this.
-    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn resume(&self, py: Python<'_>) -> PyResult<()> {
         *locked(&self.thread) = current_thread(py)?;
         let mut state = locked(&self.state);
         if matches!(*state, State::Paused) {

@@ -35,7 +35,7 @@ mod _core {
     #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]
-    use super::transactions::AtomicExit;
+    use super::transactions::Undisturbed;
 
     use super::*;
 
