@@ -78,7 +78,8 @@ def install() -> None:
 
     from . import _held
 
-    if isinstance(Atomic.__exit__, _core.Undisturbed):
+    present: object = vars(Atomic)["__exit__"]
+    if isinstance(present, _core.Undisturbed):
         return
     for name, call, mark in (("__enter__", _enter, None), ("__exit__", _leave, _SEEN)):
         method = _core.Undisturbed(getattr(Atomic, name), _held._here, call, mark)
@@ -237,7 +238,9 @@ def mark_lost(held: Held) -> None:
     with _settled:
         for ref in held._kept_on:
             connection = ref()
-            state = _states.get(connection) if connection is not None else None
+            if connection is None:
+                continue
+            state = _states.get(connection)
             if state is not None and not state.leaving:
                 connection.rollback_exc = error
                 connection.needs_rollback = True

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core, _log, _loss, _names, _settings, _transactions
 from ._held import TTL, Held, Seconds, Wanted, holds, ttl_of
@@ -100,7 +100,7 @@ class lock(_core.Scope):
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: str = "wait",
-        until: str = "commit",
+        until: Literal["commit", "exit"] = "commit",
         until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
@@ -155,7 +155,7 @@ class lock(_core.Scope):
             raise LockConfigError(
                 f"`until_using` is {until_using!r}, must be one of DATABASES, or None: all of them"
             )
-        self._until = until
+        self._until: str = until
         self._until_using = until_using
         try:
             self._meta = None if meta is None else json.dumps(dict(meta))

@@ -16,10 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import django
 from django.conf import settings
+from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
+from database_locks import lock
 from support.sql import django_database
 
 url = os.environ["LOCKS_URL"]
@@ -39,11 +42,6 @@ settings.configure(
     DEFAULT_AUTO_FIELD="django.db.models.AutoField",
 )
 django.setup()
-
-from django.core.management import call_command
-from django.db import connection
-
-from database_locks import lock
 
 # The master, before it forks.
 call_command("migrate", verbosity=0)

@@ -138,7 +138,9 @@ class KeptTests(TransactionTestCase):
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
             with lock("job"):
                 pass
-            self.enterContext(mock.patch.object(connection, "commit", side_effect=ZeroDivisionError))
+            self.enterContext(
+                mock.patch.object(connection, "commit", side_effect=ZeroDivisionError)
+            )
         self.assertEqual(_state("job"), "free")
 
     def test_it_is_free_before_the_callbacks_of_the_commit_which_may_raise(self):
@@ -247,7 +249,9 @@ class AliasTests(unittest.TestCase):
                 pass
             self.assertEqual(_state("job"), "free")
         for wrong in ("nowhere", 5):
-            with self.assertRaisesRegex(LockConfigError, "`until_using` is .*, must be one of DATAB"):
+            with self.assertRaisesRegex(
+                LockConfigError, "`until_using` is .*, must be one of DATAB"
+            ):
                 lock("job", until_using=wrong).__enter__()
 
     def test_where_autocommit_is_off_until_has_to_be_said(self):
