@@ -185,6 +185,7 @@ class Undisturbed:
         call: Callable[..., Any],
         mark: str | None = None,
     ) -> Undisturbed: ...
+    def __call__(self, *args: Any) -> Any: ...
 
 @disjoint_base
 class Scope:
