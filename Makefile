@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python torture check check-rust check-python bench flame example package install clean
+.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench flame example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -16,7 +16,7 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
-SERVERS = servers=$$(scripts/install-servers); eval "$$servers"; \
+SERVERS = unset MAKEFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
 	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
 # The engines that this machine cannot have.
 UNTESTED = $$(cat target/untested 2>/dev/null || true)
@@ -24,8 +24,17 @@ UNTESTED = $$(cat target/untested 2>/dev/null || true)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: test-rust test-python ## run all tests on real servers, installing those if need be; FILTER=name runs some
+# Side by side: both mostly wait, for leases to end and for servers. Python's output comes at the end. Not by
+# the shell's `&`, under which programs ignore Ctrl-C, which tests press.
+test: ## run all tests on real servers, installing those if need be; FILTER=name runs some
+	@scripts/install-servers >/dev/null
+	@mkdir -p target; failed=0; \
+	$(MAKE) --no-print-directory -k -j2 test-rust test-python-logged || failed=$$?; \
+	cat target/test-python.log; exit $$failed
 	@for engine in $(UNTESTED); do echo "make test: nothing was tested on $$engine, which this machine cannot have"; done
+
+test-python-logged:
+	@$(MAKE) --no-print-directory test-python >target/test-python.log 2>&1
 
 test-rust: ## the part of them that is in Rust
 	@mkdir -p target && rm -f $(PROMISES)

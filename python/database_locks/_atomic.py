@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _transactions
@@ -63,7 +62,7 @@ def why(held: Held, not_passed: _NotPassed) -> None:
     """Raise what it means that the fence did not pass."""
     original = not_passed.__cause__
     try:
-        wait(held._guard.fence_failed(not_passed.conflict))
+        held._confirmed(wait(held._guard.fence_failed(not_passed.conflict)))
     except LockUnavailable:
         # Ours all the same: a conflict of the transaction itself, in the database's own words.
         if original is not None:
@@ -92,14 +91,14 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
             yield held
         return
     _same_database(held, connection)
-    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
     try:
         with transaction.atomic(using=connection.alias):
             with connection.cursor() as cursor:
                 pass_fence(fence, cursor)
             yield held
     except _NotPassed as not_passed:
-        held._told(partial(why, held, not_passed))
+        why(held, not_passed)
         raise
     finally:
         # An outer transaction goes on with what was written in this one, and the row of the lock stays
@@ -116,12 +115,12 @@ def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
     if held._guard is None:
         yield held
         return
-    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
     try:
         pass_fence(fence, cursor)
         yield held
     except _NotPassed as not_passed:
-        held._told(partial(why, held, not_passed))
+        why(held, not_passed)
         raise
     finally:
         fence.close()

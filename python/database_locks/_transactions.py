@@ -102,8 +102,9 @@ def check(using: str | None) -> None:
     ``using``: the alias that the lock is restricted to.
     """
     connections = _connections()
-    if using is not None and (connections is None or using not in connections.settings):
-        known = ", ".join(sorted(connections.settings)) if connections is not None else "none"
+    aliases = [] if connections is None else sorted(connections.settings)
+    if using is not None and using not in aliases:
+        known = ", ".join(aliases) or "none here"
         raise LockConfigError(f"`until_using` is {using!r}, must be one of DATABASES: {known}")
     if connections is None:
         return
@@ -141,11 +142,11 @@ def _outermost(connection: Any) -> int | None:
     return None
 
 
-def keep(held: Held) -> bool:
+def keep(held: Held, raised: BaseException | None) -> bool:
     """Keep a lock whose block ends, until the transactions that this thread has open have ended.
 
-    `False` where none is open. Raises `LockLost` where it is lost already and the block was not told,
-    and `LockConfigError`, with the lock freed, where autocommit was switched off within the block.
+    `False` where none is open. ``raised``: what is on its way out of the block. Raises `LockLost` where
+    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where autocommit was switched off within the block.
     """
     connections = _connections()
     if connections is None:
@@ -168,7 +169,7 @@ def keep(held: Held) -> bool:
         logger.debug("lock %s is kept until the transaction on %s ends", held.name, aliases)
         if held.lost:
             mark_lost(held)
-        held._goes_on()
+        held._goes_on(raised)
     return bool(found)
 
 
@@ -356,19 +357,14 @@ class _Leaving:
         if self._error is not None and raised is None:
             raise self._error
         for held in self._lost:
-            _uncancelled(held, raised)
+            if _loss.is_own_cancellation(held, raised):
+                raise _loss.error_of(held) from None
 
 
 def _tell_again(held: Held) -> None:
     """Of a loss that came while the alarm was paused."""
     held._alarm.resume()
-    _loss._tell(held)
-
-
-def _uncancelled(held: Held, raised: BaseException | None) -> None:
-    from .locks import _uncancel
-
-    _uncancel(held, raised)
+    _loss._teller(held)(held)
 
 
 def _forget(connection: Any, held: Held) -> None:
@@ -398,33 +394,34 @@ def _free(
         for held in over:
             _forget(connection, held)
     # One that was entered again ends with its block.
-    _free_these([held for held in over if not held._kept_on and held._depth <= 0], told)
+    _free_these([held for held in over if not held._kept_on and held._guard.depth == 0], told)
 
 
 def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
     pendings = [(held, held._guard.release()) for held in locks if held._ends()]
     for held, pending in pendings:
         try:
-            wait(pending)
-        except LockLost as lost:
-            if held not in told:
-                _lost_too_late(held, lost)
+            lost = wait(pending)
         except LockUnavailable as failed:
             held._unreleased(failed)
-        else:
-            held._was_released()
+            continue
         finally:
             _settings.status("0")
+        if lost is None:
+            logger.debug("released lock %s", held.name)
+        elif held not in told:
+            _lost_too_late(held, lost)
 
 
-def _lost_too_late(held: Held, lost: LockLost) -> None:
+def _lost_too_late(held: Held, lost: _loss.Loss) -> None:
     """Its transaction has ended. What was committed cannot be taken back, so that nothing is raised."""
+    held._loss = held._loss or lost
     if held._alarm.was_told:
         return
-    logger.warning("lock %s was lost before its transaction had ended: %s", held.name, lost)
+    error = _loss.error_of(held)
+    logger.warning("lock %s was lost before its transaction had ended: %s", held.name, error)
     if held._callback is None:
         return
-    held._loss = held._loss or _loss.of(lost)
     try:
         held._callback(_loss._signum or 0, None)
     except Exception:

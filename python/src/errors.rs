@@ -33,11 +33,32 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             words.update(said(py, loss)?.as_mapping())?;
             ("LockLost", "lost lock, terminating".into())
         }
-        Error::Config { .. } => ("LockConfigError", error.chain()),
+        Error::Config {
+            setting,
+            got,
+            allowed,
+        } => (
+            "LockConfigError",
+            format!("`{}` is {got}, must be {allowed}", parameter(setting)),
+        ),
         _ => ("LockUnavailable", error.chain()),
     };
     let made = class_of(py, class)?.call((said,), Some(&words))?;
     Ok(PyErr::from_value(made))
+}
+
+/// What a setting of the core is called in Python.
+fn parameter(setting: &str) -> &str {
+    match setting {
+        "name" => "lock_name",
+        "holder" => "locked_by",
+        "ttl" => "lock_ttl",
+        "wait" => "timeout",
+        "poll" => "retry",
+        "renew_every" => "lock_ttl_renew",
+        "metadata" => "meta",
+        other => other,
+    }
 }
 
 /// A loss as what `LockLost` takes by name: `_loss.Loss`.

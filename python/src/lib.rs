@@ -13,6 +13,7 @@ mod listed;
 mod locks;
 mod logging;
 mod pending;
+mod scope;
 mod transactions;
 
 use pyo3::prelude::*;
@@ -21,19 +22,21 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::alarm::{Alarm, Scope};
+    use super::alarm::Alarm;
     #[pymodule_export]
     use super::courier::close;
     #[pymodule_export]
     use super::fence::{Fence, is_fence_conflict};
     #[pymodule_export]
-    use super::guard::Guard;
+    use super::guard::{Guard, give_all_back};
     #[pymodule_export]
     use super::locks::Locks;
     #[pymodule_export]
     use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
     use super::pending::Pending;
+    #[pymodule_export]
+    use super::scope::{Entry, Scope, Steps};
     #[pymodule_export]
     use super::transactions::Undisturbed;
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
+use database_locks::{Error, Lock, LockGuard, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
 use crate::errors::raise;
+use crate::guard::Grant;
 use crate::listed::{self, Wanted};
-use crate::pending::{Pending, Value};
+use crate::pending::{Pending, Value, ending};
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Locks {
@@ -104,7 +105,7 @@ impl Locks {
             } else {
                 Some(lock.acquire().await?)
             };
-            Ok(Value::Guard(guard))
+            granted(guard)
         }))
     }
 
@@ -124,7 +125,7 @@ impl Locks {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
         Ok(Pending::new(async move {
-            Ok(Value::Guard(Some(lock.resume(&ticket).await?)))
+            granted(Some(lock.resume(&ticket).await?))
         }))
     }
 
@@ -204,6 +205,15 @@ impl Locks {
             Ok(Value::Bool(done))
         })
     }
+}
+
+/// What an acquire came to.
+fn granted(guard: Option<LockGuard>) -> Result<Value, Error> {
+    let Some(guard) = guard else {
+        return Ok(Value::Guard(None));
+    };
+    let grant = Grant::new(guard).ok_or_else(ending)?;
+    Ok(Value::Guard(Some(grant)))
 }
 
 /// The caller's own keys, which Python has written as a JSON object.

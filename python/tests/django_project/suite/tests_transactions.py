@@ -135,13 +135,12 @@ class FencedTests(TransactionTestCase):
                     self.fail("entered")
 
     def test_a_plain_cursor_is_fenced(self):
-        with lock("job") as held:
+        with self.assertRaises(LockLost), lock("job") as held:
             with transaction.atomic(), connection.cursor() as cursor, held.fence(cursor):
                 Group.objects.create(name="plain")
             connect(_url()).force_release("job")
-            with self.assertRaises(LockLost), transaction.atomic(), connection.cursor() as cursor:
-                with held.fence(cursor):
-                    self.fail("passed")
+            with transaction.atomic(), connection.cursor() as cursor, held.fence(cursor):
+                self.fail("passed")
         self.assertEqual(written(), {"plain"})
 
 
