@@ -24,49 +24,49 @@ class _Here(threading.local):
     """The locks that this thread holds outside of any task."""
 
     def __init__(self) -> None:
-        self.holds: dict[Key, weakref.ref[Held]] = {}
+        self.holds: dict[Key, Held] = {}
 
 
-# Weakly, and without callbacks: those are Python code, in which an exception that arrives is lost. A
-# block keeps its `Held`; where the interpreter drops a block that never began, the lock is free.
 _here = _Here()
-_tasks: weakref.WeakKeyDictionary[Any, dict[Key, weakref.ref[Held]]] = weakref.WeakKeyDictionary()
+_tasks: weakref.WeakKeyDictionary[Any, dict[Key, Held]] = weakref.WeakKeyDictionary()
+_MANY = 64
+"""From so many on, what was interrupted on its way in is looked for, to be forgotten."""
+
 _process: dict[Key, weakref.ref[Held]] = {}
 """Which locks this process holds, in any thread."""
 
 
-def _of(task: Any) -> dict[Key, weakref.ref[Held]]:
+def _of(task: Any) -> dict[Key, Held]:
     # By the task itself and not by its context, which its children copy.
     return _here.holds if task is None else _tasks.setdefault(task, {})
 
 
-def _living(refs: dict[Key, weakref.ref[Held]], key: Key) -> Held | None:
-    ref = refs.get(key)
-    held = None if ref is None else ref()
+def _living(held: Held | None) -> Held | None:
+    # One that was interrupted on its way in is known still, and its guard closed.
     return held if held is not None and held._is_open() else None
 
 
 def held_here(key: Key) -> Held | None:
     """What this thread, or this task, holds."""
-    return _living(_of(_owner.current()), key)
+    return _living(_of(_owner.current()).get(key))
 
 
 def held_in_process(key: Key) -> Held | None:
     """What any thread or task of this process holds."""
-    return _living(_process, key)
+    ref = _process.get(key)
+    return None if ref is None else _living(ref())
 
 
 def holds() -> dict[Key, Held]:
     """All that this thread, or this task, holds."""
-    refs = _of(_owner.current())
-    found = {key: _living(refs, key) for key in list(refs)}
-    return {key: held for key, held in found.items() if held is not None}
+    known = list(_of(_owner.current()).items())
+    return {key: held for key, held in known if held._is_open()}
 
 
 def is_of_this_process(name: str, holder: str | None) -> bool:
     """Whether the holder that the database names is in this process."""
     for key in list(_process):
-        held = _living(_process, key)
+        held = held_in_process(key)
         if held is not None and (held.name, held.holder) == (name, holder):
             return True
     return False
@@ -253,10 +253,12 @@ class Held:
         self._ended = True
         self._alarm.off()
         _loss.forget(self)
-        for refs in (self._holds, _process):
-            ref = refs.get(self._wanted.key)
-            if ref is not None and ref() in (self, None):
-                refs.pop(self._wanted.key, None)
+        key = self._wanted.key
+        if self._holds.get(key) is self:
+            self._holds.pop(key, None)
+        ref = _process.get(key)
+        if ref is not None and ref() in (self, None):
+            _process.pop(key, None)
 
     def _enter_again(self) -> Held:
         if self.lost:
@@ -267,7 +269,11 @@ class Held:
     def _start(self) -> None:
         """It is held: from now on a loss is told, and the same name nests."""
         if self._guard is not None:
-            self._holds[self._wanted.key] = _process[self._wanted.key] = weakref.ref(self)
+            if len(self._holds) >= _MANY:
+                for key in [key for key, held in self._holds.items() if held._guard.closed]:
+                    self._holds.pop(key, None)
+            self._holds[self._wanted.key] = self
+            _process[self._wanted.key] = weakref.ref(self)
             _loss.watch(self)
 
     def _detach(self) -> None:

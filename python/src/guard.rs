@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use database_locks::__face::PerProcess;
@@ -11,12 +14,12 @@ use database_locks::{Error, FenceFailure, LockGuard, Loss};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 use crate::courier;
 use crate::errors::{raise, said};
 use crate::locks::{seconds, ttl};
-use crate::pending::{Pending, Value};
+use crate::pending::{Pending, Value, ending};
 
 /// Whatever asks the database reads this lock; only what ends the guard writes. So a question that
 /// must not wait finds it locked only when there is nothing held any more.
@@ -31,12 +34,63 @@ struct Grants {
 
 static LAST: AtomicU64 = AtomicU64::new(0);
 
-fn grants() -> MutexGuard<'static, Grants> {
-    static GRANTS: PerProcess<Mutex<Grants>> = PerProcess::new();
-    let made = GRANTS.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
+#[derive(Default)]
+struct Process {
+    grants: Mutex<Grants>,
+    ends: Notify,
+    /// How many acquires are under way.
+    acquires: AtomicUsize,
+}
+
+fn process() -> &'static Process {
+    static PROCESS: PerProcess<Process> = PerProcess::new();
+    let made = PROCESS.get_or_try_init(|| Ok::<_, Infallible>(Process::default()));
     match made {
-        Ok(grants) => grants.lock().unwrap_or_else(PoisonError::into_inner),
+        Ok(process) => process,
         Err(never) => match never {},
+    }
+}
+
+fn grants() -> MutexGuard<'static, Grants> {
+    let grants = &process().grants;
+    grants.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts an acquire until it has ended, however it ends.
+struct Acquire(&'static Process);
+
+impl Acquire {
+    fn begin() -> Self {
+        let process = process();
+        process.acquires.fetch_add(1, Ordering::SeqCst);
+        Self(process)
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        self.0.acquires.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Carry out an acquire, and give it up when the process ends.
+pub(crate) async fn acquire(
+    work: impl Future<Output = Result<Option<LockGuard>, Error>>,
+) -> Result<Value, Error> {
+    let under_way = Acquire::begin();
+    let (mut work, mut ends) = (pin!(work), pin!(under_way.0.ends.notified()));
+    let guard = poll_fn(|cx| {
+        // In this order: what comes between the two is heard by the first.
+        if ends.as_mut().poll(cx).is_ready() || grants().ended {
+            return Poll::Ready(Err(ending()));
+        }
+        work.as_mut().poll(cx)
+    });
+    match guard.await? {
+        None => Ok(Value::Guard(None)),
+        Some(guard) => Grant::new(guard)
+            .map(|grant| Value::Guard(Some(grant)))
+            .ok_or_else(ending),
     }
 }
 
@@ -73,13 +127,26 @@ impl Drop for Grant {
     }
 }
 
+/// How long acquires that are given up may take to end; then the database frees what they were
+/// granted.
+const PATIENCE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Begin to release whatever this process holds, in all its threads; it is given no more from now on.
 #[pyfunction]
 pub(crate) fn give_all_back(py: Python<'_>) {
     py.detach(|| {
+        // First of all: what they were granted meanwhile is dropped, and released with the rest.
+        let process = process();
+        grants().ended = true;
+        process.ends.notify_waiters();
+        let mut left = PATIENCE;
+        while process.acquires.load(Ordering::SeqCst) > 0 && !left.is_zero() {
+            std::thread::park_timeout(LOOK);
+            left = left.saturating_sub(LOOK);
+        }
         let held = {
             let mut grants = grants();
-            grants.ended = true;
             std::mem::take(&mut grants.held)
         };
         for guard in held.into_values().filter_map(|guard| guard.upgrade()) {

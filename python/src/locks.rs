@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LocksBuilder, Prune, Ticket, Ttl};
+use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
 use crate::errors::raise;
-use crate::guard::Grant;
+use crate::guard;
 use crate::listed::{self, Wanted};
-use crate::pending::{Pending, Value, ending};
+use crate::pending::{Pending, Value};
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Locks {
@@ -99,14 +99,12 @@ impl Locks {
         if let Some(wait) = wait {
             lock = lock.wait(seconds(py, "timeout", wait)?);
         }
-        Ok(Pending::new(async move {
-            let guard = if once {
-                lock.try_acquire().await?
-            } else {
-                Some(lock.acquire().await?)
-            };
-            granted(guard)
-        }))
+        Ok(Pending::new(guard::acquire(async move {
+            if once {
+                return lock.try_acquire().await;
+            }
+            lock.acquire().await.map(Some)
+        })))
     }
 
     #[pyo3(signature = (ticket, *, ttl, auto_renew=true, renew_every=None))]
@@ -124,9 +122,9 @@ impl Locks {
         if let Some(every) = renew_every {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
-        Ok(Pending::new(async move {
-            granted(Some(lock.resume(&ticket).await?))
-        }))
+        Ok(Pending::new(guard::acquire(async move {
+            lock.resume(&ticket).await.map(Some)
+        })))
     }
 
     fn migrate(&self) -> Pending {
@@ -205,15 +203,6 @@ impl Locks {
             Ok(Value::Bool(done))
         })
     }
-}
-
-/// What an acquire came to.
-fn granted(guard: Option<LockGuard>) -> Result<Value, Error> {
-    let Some(guard) = guard else {
-        return Ok(Value::Guard(None));
-    };
-    let grant = Grant::new(guard).ok_or_else(ending)?;
-    Ok(Value::Guard(Some(grant)))
 }
 
 /// The caller's own keys, which Python has written as a JSON object.
