@@ -19,6 +19,7 @@ __all__ = [
     "Pending",
     "Scope",
     "Steps",
+    "Undisturbed",
     "__version__",
     "check_url",
     "close",
@@ -168,9 +169,29 @@ class Alarm:
     def told(self) -> bool:
         """The body was told: nothing more happens. Whether it had not been before."""
 
-    def pause(self) -> None: ...
+    def pause(self) -> bool: ...
+    def told_in_pause(self) -> bool: ...
     def resume(self) -> None: ...
     def off(self) -> None: ...
+
+@final
+class Undisturbed:
+    """Stands in the place of a method.
+
+    Pauses the alarms of the locks in ``here.holds`` and calls ``call(original, args, paused)`` with
+    those that it has paused. ``mark``: an attribute that is set on each object whose method is looked
+    up, as the interpreter does where a ``with`` block begins.
+    """
+
+    __wrapped__: Callable[..., Any]
+    def __new__(
+        cls,
+        original: Callable[..., Any],
+        here: object,
+        call: Callable[..., Any],
+        mark: str | None = None,
+    ) -> Undisturbed: ...
+    def __call__(self, *args: Any) -> Any: ...
 
 @final
 class Entry:

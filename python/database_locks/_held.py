@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import _core, _interrupted, _loss, _owner, _settings
+from . import _core, _interrupted, _loss, _owner, _settings, _transactions
 from ._wait import wait, wait_async
 from ._wanted import Key, Seconds, Wanted, lasting_of, ttl_of
 from .exceptions import LockLost, LockReleased, LockUnavailable
@@ -94,9 +94,10 @@ class Held:
         self._cancelled = False
         self._scope: Any = None
         self._detached = False
-        self._kept = False
         self._loss: _loss.Loss | None = None
         self._interrupted: list[Any] = []
+        self._kept_on: list[weakref.ReferenceType[Any]] = []
+        """The Django connections in whose transaction its block has ended: see `_transactions`."""
 
     def __repr__(self) -> str:
         return f"<Held `{self.name}` token={self.token} lost={self.lost}>"
@@ -225,7 +226,7 @@ class Held:
         """Whether a block of it has begun, and the lock has not ended."""
         if self._ended or self._guard is None or self._guard.closed:
             return False
-        return self._detached or self._kept or self._guard.depth > 0
+        return self._detached or self._guard.depth > 0 or bool(self._kept_on)
 
     def _not_ended(self) -> None:
         if self._ended:
@@ -292,14 +293,19 @@ class Held:
         kind = None if raised is None else type(raised)
         return None if scope.__exit__(kind, raised, traceback) else raised
 
-    def _stays(self) -> bool:
-        """Whether the lock outlives its block, until the transaction ends."""
-        if self._ended or self._wanted.until != "commit" or self._guard is None:
+    def _stays(self, raised: BaseException | None) -> bool:
+        """Whether the lock outlives its block, until a transaction ends."""
+        if self._ended or self._wanted.until == "exit" or self._guard is None:
             return False
-        from ._atomic import at_transaction_end
+        return _transactions.keep(self, raised)
 
-        self._kept = at_transaction_end(self._finish)
-        return self._kept
+    def _goes_on(self, raised: BaseException | None) -> None:
+        """It is kept, and a loss is told, until the end of a transaction."""
+        if not self.lost:
+            # That of the block went off with it.
+            self._alarm = _core.Alarm()
+        if self.lost:
+            self._was_released(self._guard.loss(), raised)
 
     def _finish(self, raised: BaseException | None = None) -> None:
         """Release. Raises `LockLost` if the lock was lost, and nothing else is on its way."""

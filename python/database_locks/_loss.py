@@ -25,7 +25,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import _greenlets, _interrupted, _owner
+from . import _greenlets, _interrupted, _owner, _transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def watch(held: Held) -> None:
         held = ref()
         if held is not None:
             held._loss = loss
+            _transactions.mark_lost(held)
             tell(held)
 
     held._guard.on_lost(on_lost)

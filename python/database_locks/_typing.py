@@ -27,7 +27,8 @@ class Options(TypedDict, total=False):
     retry: Seconds | None
     lost_lock_cb: Callable[[int, Any], Any] | None
     lock_ttl_renew: Seconds | None
-    until: Literal["exit", "commit"]
+    until: Literal["commit", "exit"]
+    until_using: str | None
     meta: Mapping[str, Any] | None
     ticket: str | None
 

@@ -49,6 +49,7 @@ class Wanted:
     meta: str | None
     on_busy: str
     until: str
+    until_using: str | None
     callback: Callable[[int, Any], Any] | None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from . import _busy, _core, _log, _loss, _names, _owner, _settings, _wanted
+from . import _busy, _core, _log, _loss, _names, _owner, _settings, _transactions, _wanted
 from ._held import Held, held_here, is_of_this_process
 from ._wait import until, until_async
 from ._wanted import NOTSET, Seconds, Wanted
@@ -74,8 +74,12 @@ class lock(_core.Scope):
     :param on_busy: ``"wait"``: wait for ``timeout``, then raise `LockTimeout`; ``"raise"``: the same,
         but a ``timeout`` of 0 is one try; ``"skip"`` (decorated functions only): as ``"raise"``, but
         the function is not called and ``None`` returned
-    :param until: ``"exit"``; or ``"commit"``: inside of ``transaction.atomic()`` the lock is kept
-        until the outermost transaction has committed or rolled back
+    :param until: ``"commit"`` (the default): if the block ends inside of a transaction of Django's
+        (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost one that
+        the thread has open has committed or rolled back. If the lock is lost before that, the
+        transaction is rolled back and raises `LockLost`. ``"exit"``: freed at the end of the block
+    :param until_using: only transactions on this one of ``DATABASES`` count for ``until``; by default
+        those on all of them
     :param meta: what ``dblock show`` and the admin page are to show besides: a mapping that JSON can
         hold
     :param ticket: resume a lock that another program handed over (`Held.hand_over`,
@@ -102,7 +106,8 @@ class lock(_core.Scope):
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
-        until: Literal["exit", "commit"] = "exit",
+        until: Literal["commit", "exit"] = "commit",
+        until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> None:
@@ -129,6 +134,7 @@ class lock(_core.Scope):
         self._callback = _wanted.callback_of(lost_lock_cb)
         self._on_busy: str = on_busy
         self._until: str = until
+        self._until_using = until_using
         self._meta = _wanted.meta_of(meta)
         self._ticket = ticket
         self._locks: Locks | None = None
@@ -277,6 +283,8 @@ class lock(_core.Scope):
             if renew is NOTSET:
                 what = "DATABASE_LOCKS_DEFAULT_TTL_RENEW"
                 renew = _wanted.renew_of(conf.default_ttl_renew(), what)
+        if self._until != "exit":
+            _transactions.check(self._until_using)
         ttl = 10.0 if ttl is NOTSET else ttl
         renew = None if renew is NOTSET else renew
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
@@ -294,6 +302,7 @@ class lock(_core.Scope):
             meta=self._meta,
             on_busy=self._on_busy,
             until=self._until,
+            until_using=self._until_using,
             callback=self._callback,
         )
 
@@ -449,15 +458,17 @@ class lock(_core.Scope):
 
     def _leave(self, held: Held, raised: BaseException | None) -> bool:
         """The part of `__exit__` that may be interrupted; whether the lock is kept."""
-        if held._stays():
+        raised = held._left(raised)
+        if held._stays(raised):
             return True
-        held._finish(held._left(raised))
+        held._finish(raised)
         return False
 
     async def _aleave(self, held: Held, raised: BaseException | None) -> bool:
-        if held._stays():
+        raised = held._left(raised)
+        if held._stays(raised):
             return True
-        await held._afinish(held._left(raised))
+        await held._afinish(raised)
         return False
 
 

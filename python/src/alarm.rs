@@ -98,18 +98,29 @@ impl Alarm {
         first
     }
 
-    /// The body stops for a while.
-    fn pause(&self, py: Python<'_>) -> PyResult<()> {
+    /// The body stops for a while. Whether it was running.
+    pub(crate) fn pause(&self, py: Python<'_>) -> PyResult<bool> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
-        if matches!(*state, State::Armed) {
+        let running = matches!(*state, State::Armed);
+        if running {
             *state = State::Paused;
         }
-        Ok(())
+        Ok(running)
+    }
+
+    /// The body, which is paused, is told by other means. Whether it had not been before.
+    fn told_in_pause(&self) -> bool {
+        let mut state = locked(&self.state);
+        let first = matches!(*state, State::Paused);
+        if first {
+            *state = State::Off { told: true };
+        }
+        first
     }
 
     /// It goes on, in the thread that calls this.
-    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn resume(&self, py: Python<'_>) -> PyResult<()> {
         *locked(&self.thread) = current_thread(py)?;
         let mut state = locked(&self.state);
         if matches!(*state, State::Paused) {

@@ -14,6 +14,7 @@ mod locks;
 mod logging;
 mod pending;
 mod scope;
+mod transactions;
 
 use pyo3::prelude::*;
 
@@ -36,6 +37,8 @@ mod _core {
     use super::pending::Pending;
     #[pymodule_export]
     use super::scope::{Entry, Scope, Steps};
+    #[pymodule_export]
+    use super::transactions::Undisturbed;
 
     use super::*;
 

@@ -345,6 +345,10 @@ impl LockGuard {
 
     /// Release the lock.
     ///
+    /// If one of its own [fences](LockGuard::fence) is open and holds the lock's row, on MySQL and MariaDB,
+    /// this does not wait for it: the lock is released when that transaction ends, which a log line at
+    /// `info` says.
+    ///
     /// # Errors
     ///
     /// [`Error::Lost`] if it was no longer ours; nothing was changed then. [`Error::Unavailable`]

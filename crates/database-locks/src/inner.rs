@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::acquire::{HeadStarts, Outages, PATIENCE};
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::fence::OpenFences;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::looks::Looks;
@@ -30,6 +31,7 @@ pub(crate) struct Inner {
     pub(crate) turns: Turns,
     pub(crate) head_starts: HeadStarts,
     pub(crate) outages: Outages,
+    pub(crate) fences: OpenFences,
     pub(crate) watches: Watches<LockName, Version>,
     /// Cloned by whoever releases in the background.
     pub(crate) pending: watch::Receiver<()>,
@@ -58,6 +60,7 @@ impl Inner {
             turns: Turns::default(),
             head_starts: HeadStarts::default(),
             outages: Outages::default(),
+            fences: OpenFences::default(),
             watches: Watches::default(),
             pending,
             all_done,

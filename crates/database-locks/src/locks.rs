@@ -14,6 +14,7 @@ use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
+use crate::release::force_after_fence;
 use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
 use crate::store::{Force, Lapse, Occupant, StoreError};
@@ -188,12 +189,14 @@ impl Locks {
     /// where its renewals are more than 5 s apart), and its work goes on until then: make sure first
     /// that it is dead, or stopped.
     ///
-    /// Answers with who had it; `None` where it was free already.
+    /// Answers with who had it; `None` where it was free already. If a fenced transaction of this very
+    /// process is open under the lock, it is released when that transaction ends, and a warning is
+    /// logged that says so.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction may be open;
-    /// [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
+    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction of another process
+    /// may be open; [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
     pub async fn force_release(
         &self,
         name: impl AsRef<str>,
@@ -210,16 +213,22 @@ impl Locks {
         runtime::run(async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
-                    Force::Freed(from) => Ok(Some(from)),
-                    Force::WasFree => Ok(None),
-                    Force::Busy => Err(StoreError::Contention(
-                        "its row is locked: a fenced transaction may be open".into(),
-                    )),
+                    Force::Freed(from) => Ok((Some(from), true)),
+                    Force::WasFree => Ok((None, true)),
+                    Force::Busy => match force_after_fence(&inner, &name) {
+                        Some(from) => Ok((Some(from), false)),
+                        None => Err(StoreError::Contention(
+                            "its row is locked: a fenced transaction may be open".into(),
+                        )),
+                    },
                 }
             });
-            let from = forced
+            let (from, done) = forced
                 .await
                 .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            if !done {
+                return Ok(from);
+            }
             inner.turns.ring(&name);
             if let Some(from) = &from {
                 tracing::warn!(
