@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from . import _core, _deadlock, _log, _loss, _names, _owner, _settings, _transactions, _wanted
-from ._held import Held, held_here, held_in_process, is_of_this_process
-from ._wait import Look, until, until_async
+from . import _busy, _core, _log, _loss, _names, _owner, _settings, _transactions, _wanted
+from ._held import Held, held_here, is_of_this_process
+from ._wait import until, until_async
 from ._wanted import NOTSET, Seconds, Wanted
 from ._wrap import Skip, decorate
 from .exceptions import (
@@ -50,9 +48,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-_QUICK = 2.0
-"""Seconds at most that one try may stop an event loop."""
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -394,19 +389,19 @@ class lock(_core.Scope):
 
     def _acquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
         asked, began = wanted, time.monotonic()
-        stops_loop = wanted.wait != 0.0 and _owner.runs_event_loop() and not _may_stop_loop()
+        stops_loop = wanted.wait != 0.0 and _owner.runs_event_loop() and not _busy.may_stop_loop()
         while True:
             if stops_loop:
                 # A lock that is free takes one round trip.
                 asked = replace(asked, wait=0.0)
             pending = self._ask(asked)
             entry.ask(pending)
-            until(pending, _looks(wanted, asked, _QUICK if stops_loop else None))
+            until(pending, _busy.looks(wanted, asked, _busy.QUICK if stops_loop else None))
             guard = entry.take()
             if guard is None:
                 if stops_loop:
-                    _would_stop_loop(wanted, _info(wanted))
-                raise _busy(wanted, _info(wanted))
+                    _busy.would_stop_loop(wanted, _busy.info(wanted))
+                raise _busy.busy(wanted, _busy.info(wanted))
             self._was_acquired(wanted)
             loss = guard.loss()
             if loss is None:
@@ -418,10 +413,10 @@ class lock(_core.Scope):
         while True:
             pending = self._ask(asked)
             entry.ask(pending)
-            await until_async(pending, _looks(wanted, asked, None))
+            await until_async(pending, _busy.looks(wanted, asked, None))
             guard = entry.take()
             if guard is None:
-                raise _busy(wanted, await _ainfo(wanted))
+                raise _busy.busy(wanted, await _busy.ainfo(wanted))
             self._was_acquired(wanted)
             loss = guard.loss()
             if loss is None:
@@ -488,108 +483,6 @@ def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
     if lock_name not in (None, named):
         raise LockConfigError(f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}")
     return named
-
-
-def _looks(wanted: Wanted, asked: Wanted, quick: float | None) -> Look | None:
-    """What is looked at before a wait, and during it: whether it can end."""
-    if quick is not None:
-        began = time.monotonic()
-
-        def look() -> None:
-            if time.monotonic() - began >= quick:
-                _would_stop_loop(wanted, None)
-
-        return look
-    if asked.wait == 0.0:
-        return None
-
-    def check() -> None:
-        held = held_in_process(wanted.key)
-        limited = asked.wait is not None
-        why = None if held is None else _deadlock.reason(held, limited)
-        if held is None or why is None:
-            return
-        message = (
-            f"lock `{wanted.name}` is held by {held.holder} (this process), and {why}: the wait could "
-            "never end; take the lock in one of the two places only, or release it before"
-        )
-        if not limited:
-            raise LockConfigError(message)
-        # What it would come to.
-        error = _both(LockTimeout)(message)
-        vars(error).update(name=wanted.name, timeout=None, holder=held.holder, held_for=None)
-        raise error
-
-    check()
-    return check
-
-
-def _may_stop_loop() -> bool:
-    """As the ORM has it: for notebooks, where a loop runs and nothing else needs it."""
-    return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
-
-
-def _would_stop_loop(wanted: Wanted, info: Mapping[str, Any] | None) -> NoReturn:
-    text = str(_held_by(wanted, info)) if info else f"lock `{wanted.name}` is not free at once"
-    message = (
-        f"{text}: to wait for it here would stop the event loop of this thread; use `async with`, "
-        "or take the lock in a thread (asyncio.to_thread, sync_to_async)"
-    )
-    django = sys.modules.get("django.core.exceptions")
-    if django is None:
-        raise LockConfigError(message)
-    raise _both(django.SynchronousOnlyOperation)(message)
-
-
-def _both(other: type[Exception]) -> type[LockConfigError]:
-    """A `LockConfigError` that a handler of the other error catches, too."""
-
-    def initialized(self: LockConfigError, message: str) -> None:
-        Exception.__init__(self, message)
-
-    def reduced(self: LockConfigError) -> tuple[Any, ...]:
-        return (LockConfigError, self.args)
-
-    body = {
-        "__module__": LockConfigError.__module__,
-        "__init__": initialized,
-        "__str__": Exception.__str__,
-        "__reduce__": reduced,
-    }
-    return type("LockConfigError", (LockConfigError, other), body)
-
-
-def _held_by(wanted: Wanted, info: Mapping[str, Any] | None) -> str:
-    said = f"lock `{wanted.name}` is held"
-    holder = (info or {}).get("holder")
-    if holder is not None:
-        said += f" by {holder}"
-        if is_of_this_process(wanted.name, holder):
-            said += " (this process)"
-    return said
-
-
-def _busy(wanted: Wanted, info: Mapping[str, Any] | None) -> LockTimeout:
-    info = info or {}
-    return LockTimeout(name=wanted.name, holder=info.get("holder"), held_for=info.get("held_for"))
-
-
-def _info(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
-        return None
-    try:
-        return wanted.locks.show(wanted.name)
-    except LockUnavailable:
-        return None
-
-
-async def _ainfo(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
-        return None
-    try:
-        return await wanted.locks.ashow(wanted.name)
-    except LockUnavailable:
-        return None
 
 
 @overload
