@@ -8,8 +8,8 @@ SHELL := /bin/bash
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
 # Each set is built by itself; "" is none.
-FEATURES := "" macros metrics sqlx postgres mysql sqlite postgres,mysql postgres,sqlite mysql,sqlite \
-	postgres,sqlx mysql,sqlx sqlite,sqlx
+FEATURES := "" macros metrics postgres mysql sqlite sqlite-unbundled postgres,mysql postgres,sqlite mysql,sqlite \
+	sqlx-postgres sqlx-mysql sqlx-sqlite
 DBLOCK_FEATURES := "" postgres mysql
 
 # That a filter leaves no test, 5, is no failure: it may be meant for those of another language.
@@ -82,6 +82,7 @@ check-rust: ## the part of it that is for Rust
 	for features in $(DBLOCK_FEATURES); do \
 		cargo clippy -p dblock --no-default-features --features "$$features" -- -D warnings; \
 	done
+	scripts/check-resolve
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 
 check-python: ## the part of it that is for Python, its stubs compared with what was built
@@ -114,6 +115,7 @@ example: ## start a Django project with locks, on SQLite and on this machine onl
 
 package: ## make the packages, and build and test what is in them
 	scripts/check-package
+	scripts/check-drivers
 	scripts/check-python-package
 
 install: ## install the command dblock into cargo's directory of programs

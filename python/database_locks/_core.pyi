@@ -131,8 +131,12 @@ class Locks:
         ``free=False``: without those that are free.
         """
 
-    def page(self, text: str, state: str | None, page: int, rows: int) -> Pending[str]:
-        """The result is a JSON text: ``rows`` of one page, ``total``, and how many are ``held``,
+    def page(
+        self, text: str, state: str | None, page: int, rows: int, order: str | None = None
+    ) -> Pending[str]:
+        """``order``: ``age`` (the longest held first), ``-age``, or ``None``: by state and name.
+
+        The result is a JSON text: ``rows`` of one page, ``total``, and how many are ``held``,
         ``expired`` and ``free`` (``null`` where those were not read)."""
 
     def show(self, name: str) -> Pending[str | None]:

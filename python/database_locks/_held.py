@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import _core, _interrupted, _loss, _owner, _settings, _transactions
+from . import _core, _interrupted, _loss, _owner, _settings, _signals, _transactions
 from ._wait import wait, wait_async, wait_shielded
 from ._wanted import Key, Seconds, Wanted, lasting_of, ttl_of
 from .exceptions import LockLost, LockReleased, LockUnavailable
@@ -272,6 +272,7 @@ class Held:
             if len(self._holds) >= _MANY:
                 for key in [key for key, held in self._holds.items() if held._guard.closed]:
                     self._holds.pop(key, None)
+            _signals.acquired(self)
             self._holds[self._wanted.key] = self
             _process[self._wanted.key] = weakref.ref(self)
             _loss.watch(self)
@@ -351,7 +352,9 @@ class Held:
             self._loss = answer
         if self._loss is None:
             logger.debug("released lock %s", self.name)
+            _signals.released(self)
             return
+        _signals.lost(self, self._loss)
         _interrupted.close(self, raised)
         if self._callback is not None:
             if not self._alarm.was_told:

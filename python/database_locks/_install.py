@@ -30,6 +30,10 @@ COLUMNS = (
     "metadata",
 )
 
+#: What `sqlmigrate` prints where there is no statement to print.
+ALL_MADE = f"{TABLE} does not exist yet: 0001_initial makes it with all columns"
+NOTHING_LACKS = f"{TABLE} has all that this adds"
+
 #: How long a migration goes on trying where others use the table: each holder for a moment only.
 PATIENCE = 30.0
 #: Between two tries.
@@ -138,6 +142,15 @@ class _Room:
             described = self.connection.introspection.get_table_description(cursor, TABLE)
         return {column.name for column in described}
 
+    def droppable(self) -> set[str]:
+        """What is there to be dropped: where there is no table yet, what the migrations would make."""
+        there = self.columns()
+        return set(COLUMNS) if self.shows and not there else there
+
+    def note(self, text: str) -> None:
+        """Show a comment in place of a statement."""
+        self.editor.collected_sql.append(f"-- {text}")
+
     def patiently(self, work: Callable[[], None]) -> None:
         """Try again while it is only others that stand in the way."""
         until = time.monotonic() + PATIENCE
@@ -194,9 +207,9 @@ class _Postgres(_Room):
     def once(self, work: Callable[[], None]) -> None:
         if self.shows:
             return work()
-        # Inside somebody's transaction a failure must not spoil that.
+        # A failure must not spoil a transaction of the caller's.
         with transaction.atomic(using=self.connection.alias):
-            # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+            # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
             self.execute("SET LOCAL lock_timeout = '50ms'")
             work()
 
@@ -221,10 +234,16 @@ class _Mysql(_Room):
                 return line.strip().rstrip(",")
         raise LookupError(column)
 
+    def complete(self) -> None:
+        if self.shows and not self.columns():
+            return self.note(ALL_MADE)
+        self.install()
+
     def install(self) -> None:
         if self.shows:
-            self.execute(self.schema())
-            return
+            # What is shown changes nothing, and so would be shown again.
+            change = self.lacking()
+            return self.note(NOTHING_LACKS) if change is None else self.execute(change)
         # Where nothing is lacking this only reads.
         while (change := self.lacking()) is not None:
             self.patiently(partial(self.execute, change))
@@ -275,7 +294,7 @@ class _Mysql(_Room):
         return self.rows(self.FOUND, [TABLE])
 
     def reduce(self) -> None:
-        there = set(COLUMNS) if self.shows else {name for name, *_ in self.found()}
+        there = self.droppable()
         drops = ", ".join(f"DROP COLUMN {column}" for column in COLUMNS if column in there)
         if drops:
             self.patiently(lambda: self.execute(f"ALTER TABLE {TABLE} {drops}"))
@@ -284,7 +303,7 @@ class _Mysql(_Room):
         if self.shows:
             return work()
         (before,) = self.rows("SELECT @@SESSION.lock_wait_timeout")[0]
-        # Whoever comes after a waiting ALTER TABLE waits behind it, renewals too.
+        # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
         self.execute("SET SESSION lock_wait_timeout = 1")
         try:
             super().patiently(work)
@@ -302,8 +321,13 @@ class _Sqlite(_Room):
         self.execute(schema("sqlite"))
 
     def complete(self) -> None:
+        there = self.columns()
+        if self.shows and not there:
+            return self.note(ALL_MADE)
         self.install()
-        there = set(COLUMNS) if self.shows else self.columns()
+        there = there or set(COLUMNS)
+        if self.shows and there.issuperset(COLUMNS):
+            self.note(NOTHING_LACKS)
         for column in COLUMNS:
             if column not in there:
                 self.execute(f"ALTER TABLE {TABLE} ADD COLUMN {self.definition(column)}")
@@ -315,7 +339,7 @@ class _Sqlite(_Room):
         raise LookupError(column)
 
     def reduce(self) -> None:
-        there = set(COLUMNS) if self.shows else self.columns()
+        there = self.droppable()
         for column in COLUMNS:
             if column in there:
                 self.execute(f"ALTER TABLE {TABLE} DROP COLUMN {column}")

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from . import _core, _greenlets
+from ._wording import worded
 
 logger = logging.getLogger("database_locks")
 """What users configure. Its children are ``database_locks.locks`` (what this process does) and
@@ -45,8 +46,9 @@ def record(at: float, level: int, message: str, fields: Fields) -> None:
     extra: dict[str, Any] = {"lock_name": None, "lock_token": None, "lock_holder": None}
     for key, said in fields.items():
         extra["lock_" + key.removeprefix("lock.").replace(".", "_")] = said
+    said = worded(message)
     made = _core_logger.makeRecord(
-        _core_logger.name, level, __file__, 0, "%s", (message,), None, extra=extra
+        _core_logger.name, level, __file__, 0, "%s", (said,), None, extra=extra
     )
     # It may have waited for a slow handler.
     made.relativeCreated += (at - made.created) * 1000
@@ -91,7 +93,7 @@ _set = -1
 
 
 def follow() -> None:
-    """Have the extension make no records that nobody wants; asked at each acquire, which is cheap."""
+    """Have the extension make only records that a handler wants; called at each acquire, which is cheap."""
     global _set
     level = _core_logger.getEffectiveLevel()
     if level != _set:

@@ -25,7 +25,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import _greenlets, _interrupted, _owner, _transactions
+from . import _greenlets, _interrupted, _owner, _signals, _transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def watch(held: Held) -> None:
             held._loss = loss
             _transactions.mark_lost(held)
             tell(held)
+            _signals.lost(held, loss)
 
     held._guard.on_lost(on_lost)
     if _owner.is_trio(held._task):
@@ -133,6 +134,7 @@ def watch_detached(held: Held) -> None:
         held = ref()
         if held is not None and held._callback is not None and held._alarm.told():
             held._loss = loss
+            _signals.lost(held, loss)
             _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
 
     held._guard.on_lost(on_lost)

@@ -137,8 +137,10 @@ class Locks:
         locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list(free=free)))
         return locks
 
-    def _page(self, text: str, state: str | None, page: int, rows: int) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(wait(self._core.page(text, state, page, rows)))
+    def _page(
+        self, text: str, state: str | None, page: int, rows: int, order: str | None = None
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(wait(self._core.page(text, state, page, rows, order)))
         return found
 
     def show(self, name: str) -> dict[str, Any] | None:

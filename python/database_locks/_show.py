@@ -9,8 +9,10 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ._wording import worded
 
 Row = Mapping[str, Any]
 
@@ -88,8 +90,8 @@ def purpose(metadata: Any) -> str:
     return " ".join(words)
 
 
-def facts(row: Row) -> list[tuple[str, str]]:
-    """Everything about one lock: what, and what is known of it."""
+def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
+    """Everything about one lock: what, and what is known of it. ``time`` formats a point in time."""
     free = row["state"] == "free"
     found = [
         ("name", row["name"]),
@@ -189,8 +191,8 @@ def report(found: Row) -> str:
         for check in found["checks"]
     ]
     for finding in found["findings"]:
-        lines.append((finding["severity"], finding["id"], finding["message"]))
-        lines.append(("fix", finding["id"], finding["fix"]))
+        lines.append((finding["severity"], finding["id"], worded(finding["message"])))
+        lines.append(("fix", finding["id"], worded(finding["fix"])))
     return _aligned([tuple(map(on_one_line, line)) for line in lines])
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _loss, _settings
+from . import _core, _loss, _settings, _signals
 from ._wait import wait
 from .exceptions import LockConfigError, LockLost, LockUnavailable
 
@@ -409,6 +409,7 @@ def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
             _settings.status("0")
         if lost is None:
             logger.debug("released lock %s", held.name)
+            _signals.released(held)
         elif held not in told:
             _lost_too_late(held, lost)
 
@@ -416,6 +417,7 @@ def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
 def _lost_too_late(held: Held, lost: _loss.Loss) -> None:
     """Its transaction has ended. What was committed cannot be taken back, so that nothing is raised."""
     held._loss = held._loss or lost
+    _signals.lost(held, held._loss)
     if held._alarm.was_told:
         return
     error = _loss.error_of(held)

@@ -33,7 +33,11 @@ def decorate(func: Any, template: lock, naming: Callable[..., str] | None = None
         return _decorate_command(func, template, naming)
     if not callable(func):
         raise TypeError(f"only what can be called can be locked, and {func!r} cannot")
-    return _wrapped(func, _scopes(func, template, naming))
+    made = _wrapped(func, _scopes(func, template, naming))
+    if getattr(func, "__name__", "") == "handle":
+        made = _handling(made)
+    made.database_lock = template
+    return made
 
 
 def _scopes(func: Any, template: lock, naming: Callable[..., str] | None) -> Scopes:
@@ -56,17 +60,26 @@ def _decorate_command(command: Any, template: lock, naming: Callable[..., str] |
     if template._name is None and naming is None:
         own = _names.name_of(command)
         scopes = lambda args, kwargs: template._for_call(own)  # noqa: E731
-    handle = _wrapped(command.handle, scopes)
+    command.handle = _handling(_wrapped(command.handle, scopes))
+    return command
+
+
+def _handling(handle: Any) -> Any:
+    """If it is a method of a command, ``manage.py`` shows one line where it does not get its lock."""
+    if inspect.iscoroutinefunction(handle) or inspect.isgeneratorfunction(handle):
+        return handle
 
     @functools.wraps(handle)
-    def new_handle(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def new_handle(*args: Any, **kwargs: Any) -> Any:
         try:
-            return handle(self, *args, **kwargs)
+            return handle(*args, **kwargs)
         except (LockTimeout, LockUnavailable) as error:
+            base = sys.modules.get("django.core.management.base")
+            if base is None or not args or not isinstance(args[0], base.BaseCommand):
+                raise
             raise _for_a_person(error, base.CommandError) from error
 
-    command.handle = new_handle
-    return command
+    return new_handle
 
 
 def _for_a_person(error: LockException, command_error: type[Exception]) -> LockException:

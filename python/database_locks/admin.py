@@ -6,6 +6,8 @@ It asks the locks and not the ORM: on SQLite, and with ``DATABASE_LOCKS_URL``, t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -20,6 +22,7 @@ from django.db import DatabaseError, router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from . import _show, conf
@@ -28,6 +31,8 @@ from .models import Lock
 
 #: What is told apart, in the order in which it is shown.
 STATES = ("held", "expired", "free")
+#: What the column of the age sorts by: not at all, the longest held first, the shortest.
+ORDERS = ("", "age", "-age")
 
 
 if TYPE_CHECKING:
@@ -38,14 +43,14 @@ else:
 
 @admin.register(Lock)
 class LockAdmin(_ModelAdmin):
-    """Shows locks, and takes one from whoever has it. Nothing is added, changed or deleted."""
+    """Shows locks, and takes one from its holder. Nothing is added, changed or deleted."""
 
     list_per_page = 100
 
     # Who may do what
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Locks are made by whoever takes them."""
+        """Locks are made by those who take them."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -68,7 +73,7 @@ class LockAdmin(_ModelAdmin):
         )
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        """Whoever may see a lock sees the app."""
+        """Users who may see a lock see the app."""
         return self.has_view_permission(request)
 
     def has_release_permission(self, request: HttpRequest) -> bool:
@@ -108,13 +113,16 @@ class LockAdmin(_ModelAdmin):
         state = request.GET.get("state", "")
         if state not in STATES:
             state = ""
+        order = request.GET.get("o", "")
+        if order not in ORDERS:
+            order = ""
         try:
             # Within what the extension takes: a page that does not exist is the last one.
             number = max(-1, min(int(request.GET.get("p", "1")), 2**31))
         except ValueError:
             number = 1
         try:
-            found = conf.locks()._page(wanted, state or None, number, self.list_per_page)
+            found = conf.locks()._page(wanted, state or None, number, self.list_per_page, order)
         except LockException as error:
             return self._unreachable(request, error)
         page = Paginator(range(found["total"]), self.list_per_page).get_page(number)
@@ -132,10 +140,17 @@ class LockAdmin(_ModelAdmin):
                 "wanted": wanted,
                 "state": state,
                 "filters": [
-                    (label, count, name == state, _query(q=wanted, state=name))
+                    (label, count, name == state, _query(q=wanted, state=name, o=order))
                     for name, label, count in filters
                 ],
-                "query": _query(q=wanted, state=state),
+                "query": _query(q=wanted, state=state, o=order),
+                "order": order,
+                "sort_query": _query(
+                    q=wanted,
+                    state=state,
+                    o=ORDERS[(ORDERS.index(order) + 1) % len(ORDERS)],
+                ),
+                "zone": timezone.get_current_timezone_name(),
                 "may_release": self.has_release_permission(request),
                 **(extra_context or {}),
             },
@@ -163,7 +178,7 @@ class LockAdmin(_ModelAdmin):
             {
                 "title": name,
                 "row": self._row(row),
-                "facts": _show.facts(row)[1:],
+                "facts": _facts(row),
                 "history_url": self._url("history", name),
                 "may_release": self.has_release_permission(request),
                 **(extra_context or {}),
@@ -179,7 +194,7 @@ class LockAdmin(_ModelAdmin):
             if row is None:
                 return self._unknown(request, name)
             seen = f"{row['token']}.{row['grant'] or ''}"
-            # Somebody else may have got it since it was looked at.
+            # Another holder may have got it since the page was shown.
             moved = "seen" in request.POST and request.POST["seen"] != seen
             if request.method == "POST" and not moved:
                 return self._release(request, name)
@@ -191,7 +206,7 @@ class LockAdmin(_ModelAdmin):
             {
                 "title": _("Release by force?"),
                 "row": self._row(row),
-                "facts": _show.facts(row)[1:],
+                "facts": _facts(row),
                 "seen": seen,
                 "moved": moved,
             },
@@ -203,7 +218,7 @@ class LockAdmin(_ModelAdmin):
         if freed is None:
             messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
             return HttpResponseRedirect(self._url("changelist"))
-        holder = _show.on_one_line(freed[0] or str(_("somebody who gave no name")))
+        holder = _show.on_one_line(freed[0] or str(_("a holder without a name")))
         said = _("Released by force: %(holder)s had held it.") % {"holder": holder}
         try:
             self._log(request, name, str(said))
@@ -231,7 +246,7 @@ class LockAdmin(_ModelAdmin):
 
     def _unknown(self, request: HttpRequest, name: str) -> HttpResponse:
         messages.warning(
-            request, _("Nobody ever locked “%(name)s”.") % {"name": _show.on_one_line(name)}
+            request, _("There is no lock “%(name)s”.") % {"name": _show.on_one_line(name)}
         )
         return HttpResponseRedirect(self._url("changelist"))
 
@@ -267,7 +282,7 @@ class LockAdmin(_ModelAdmin):
             "shown": _show.on_one_line(name),
             "word": _WORDS[row["state"]],
             "holder": _show.on_one_line(row["holder"] or ""),
-            "since": _show.time(row["acquired_at"]).replace("T", " ").rstrip("Z"),
+            "since": _local(row["acquired_at"]),
             "age": "" if row["held_for"] is None else _show.human(row["held_for"]),
             "left": _show.free_in(row),
             "purpose": _show.on_one_line(_show.purpose(row["metadata"])),
@@ -277,6 +292,27 @@ class LockAdmin(_ModelAdmin):
 
 
 _WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
+
+
+def _local(text: str | None) -> str:
+    """A point in time, to the second, in the time zone that all of the admin shows."""
+    if not text:
+        return ""
+    # Python 3.10 reads a fraction of three or six digits alone, and no Z.
+    whole = datetime.fromisoformat(_show.time(text).replace("Z", "+00:00"))
+    # But for the last day that there is, as another program may have written it.
+    with suppress(OverflowError):
+        whole = timezone.localtime(whole)
+    return f"{whole:%Y-%m-%d %H:%M:%S}"
+
+
+def _local_with_zone(text: str | None) -> str:
+    return f"{_local(text)} ({timezone.get_current_timezone_name()})" if text else ""
+
+
+def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All but the name, which is the page's title."""
+    return _show.facts(row, _local_with_zone)[1:]
 
 
 def _query(**parts: str) -> str:

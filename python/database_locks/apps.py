@@ -19,15 +19,16 @@ class DBLocksConfig(AppConfig):
     default_auto_field = "django.db.models.AutoField"
 
     def ready(self) -> None:
-        from . import checks
+        from . import _wording, checks
 
+        _wording.use_django()
         checks.register()
         connection_created.connect(_let_go, dispatch_uid="database_locks")
 
 
 def _let_go(connection: Any, **_kwargs: Any) -> None:
-    """Let go of a test database before it is dropped or cloned, which PostgreSQL does to no
-    database that somebody is connected to. Both are done over a connection to no database."""
+    """Close our connections to a test database before it is dropped or cloned, which PostgreSQL
+    refuses while any client is connected. Both are done over a connection to no database."""
     if connection.alias == NO_DB_ALIAS and connection.vendor == "postgresql":
         from . import conf
 

@@ -13,6 +13,9 @@ W003    the table is of an engine without row locks (with ``--database``)
 W004    the database of the locks is a replica
 W005    the routers keep ``migrate`` from making the table there
 W006    0.5 writes local times into the table (with ``--database``)
+W007    the table is missing (with ``--database``)
+W008    the table lacks what this version needs (with ``--database``)
+W009    a view under ``ATOMIC_REQUESTS`` frees its lock before the commit
 ======  ============================================================================
 """
 
@@ -21,8 +24,10 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from django.apps import apps
@@ -30,13 +35,17 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags
 from django.core.checks import Warning as Advice
 from django.core.checks import register as _register
-from django.db import DatabaseError, connections, router
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
+from django.db.migrations.recorder import MigrationRecorder
+from django.urls import get_resolver
 
 from . import _core, conf
-from ._install import TABLE
+from ._install import COLUMNS, TABLE
 from .exceptions import LockConfigError
 
 _PREFIX = "DATABASE_LOCKS_"
+#: The migration after which the table is complete.
+_LATEST = "0002_grants"
 #: The bounds of the core, in seconds.
 _LEAST_TTL, _MOST_TTL = 0.1, 315_576_000.0
 
@@ -45,6 +54,7 @@ def register() -> None:
     """Register all of them with Django."""
     _register(check_settings, "database_locks")
     _register(check_place, "database_locks")
+    _register(check_requests, "database_locks")
     _register(check_table, Tags.database)
 
 
@@ -55,7 +65,7 @@ def _id(number: str) -> str:
 def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     """The values, and the names, of ``DATABASE_LOCKS_…``."""
     found: list[CheckMessage] = []
-    if not conf.enabled():
+    if getattr(settings, "DATABASE_LOCKS_ENABLED", True) is False:
         found.append(
             Advice(
                 "Locks are off: whatever is under a lock runs without one.",
@@ -80,6 +90,10 @@ def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage
 
 
 def _bad_values() -> Iterator[tuple[str, str]]:
+    enabled: object = getattr(settings, "DATABASE_LOCKS_ENABLED", True)
+    if not isinstance(enabled, bool):
+        allowed = 'True or False. Compare a text first: os.environ.get("LOCKS", "1") == "1".'
+        yield f"DATABASE_LOCKS_ENABLED is {enabled!r}.", f"Give {allowed}"
     ttl = conf.default_ttl()
     seconds = _seconds(ttl)
     allowed = "Give seconds, 0.1 to 10 years, a timedelta, or None: without end."
@@ -155,7 +169,7 @@ def _check_carried(name: str) -> Iterator[CheckMessage]:
     found = conf.find(name)
     for problem in found.problems:
         yield Error(
-            f"The locks cannot use DATABASES[{name!r}]: its {problem.option} — {problem.said}.",
+            f"Locks cannot use DATABASES[{name!r}]{problem.option}: {_sentence(problem.said)}.",
             hint=f"{problem.hint[:1].upper()}{problem.hint[1:]}.",
             id=_id("E002" if problem.option == "['ENGINE']" else "E003"),
         )
@@ -163,9 +177,13 @@ def _check_carried(name: str) -> Iterator[CheckMessage]:
         try:
             _core.check_url(found.url)
         except LockConfigError as error:
-            yield Error(
-                f"The locks cannot use DATABASES[{name!r}].", hint=str(error), id=_id("E003")
-            )
+            yield Error(f"Locks cannot use DATABASES[{name!r}].", hint=str(error), id=_id("E003"))
+
+
+def _sentence(said: str) -> str:
+    """With a subject where there is none: the option itself."""
+    verbs = ("is", "cannot", "would", "names", "asks")
+    return f"it {said}" if said.split(" ", 1)[0] in verbs else said
 
 
 def _check_role(name: str) -> Iterator[CheckMessage]:
@@ -189,6 +207,55 @@ def _check_role(name: str) -> Iterator[CheckMessage]:
         )
 
 
+def check_requests(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """Whether a view that is one transaction has a lock that ends before it: ``until="exit"``."""
+    atomic = {
+        alias for alias in connections if connections[alias].settings_dict.get("ATOMIC_REQUESTS")
+    }
+    if not atomic or not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        views = list(_views(get_resolver().url_patterns))
+    except Exception:  # noqa: BLE001 - Django's own check of the URLs reports it
+        return []
+    found = {}
+    for view in views:
+        aliases = atomic - getattr(view, "_non_atomic_requests", set())
+        for function in _functions(view):
+            template = getattr(function, "database_lock", None)
+            if aliases and template is not None and template._until == "exit":
+                name = f"{function.__module__}.{function.__qualname__}"
+                found[name] = Advice(
+                    f"The view {name} frees its lock before the request's transaction commits "
+                    f"(ATOMIC_REQUESTS on {', '.join(map(repr, sorted(aliases)))}): the next holder "
+                    "does not see what it wrote.",
+                    hint='Leave out until="exit", or mark the view by '
+                    "transaction.non_atomic_requests.",
+                    id=_id("W009"),
+                )
+    return list(found.values())
+
+
+def _views(patterns: Sequence[Any]) -> Iterator[Any]:
+    for pattern in patterns:
+        if hasattr(pattern, "url_patterns"):
+            yield from _views(pattern.url_patterns)
+        else:
+            yield pattern.callback
+
+
+def _functions(view: Any) -> Iterator[Any]:
+    """A view, what it wraps, and the methods of one that is a class."""
+    while view is not None:
+        yield view
+        view_class = getattr(view, "view_class", None)
+        for name in ("dispatch", *getattr(view_class, "http_method_names", ())):
+            method = getattr(view_class, name, None)
+            if method is not None and hasattr(method, "database_lock"):
+                yield method
+        view = getattr(view, "__wrapped__", None)
+
+
 def check_table(
     app_configs: Any = None, databases: Sequence[str] | None = None, **_kwargs: Any
 ) -> list[CheckMessage]:
@@ -202,50 +269,98 @@ def check_table(
     if name is None or name not in databases or name not in connections:
         return []
     connection = connections[name]
-    found: list[CheckMessage] = []
+    if connection.vendor == "sqlite":
+        # The locks have a file of their own, and its table makes itself.
+        return []
     try:
         with connection.cursor() as cursor:
-            if TABLE not in connection.introspection.table_names(cursor):
-                return []
-            if connection.vendor == "mysql":
-                cursor.execute(
-                    "SELECT engine FROM information_schema.tables"
-                    " WHERE table_schema = DATABASE() AND table_name = %s",
-                    [TABLE],
-                )
-                found += _engine(cursor.fetchone())
-                if not settings.USE_TZ and settings.TIME_ZONE != "UTC":
-                    found += _local_times(cursor)
+            there = TABLE in connection.introspection.table_names(cursor)
+            if not there:
+                return [] if _is_migrating() else list(_missing(connection))
+            return [*_shape(connection, cursor), *_local_times(connection, cursor)]
     except DatabaseError:
-        # Django itself says that a database cannot be reached.
+        # Django itself reports a database that cannot be reached.
         return []
-    return found
 
 
-def _engine(row: tuple[Any, ...] | None) -> Iterator[CheckMessage]:
-    if row is not None and row[0] != "InnoDB":
+def _is_migrating() -> bool:
+    """Whether the checks are those of ``manage.py migrate``, which is about to do what is missing."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "django.core.management.base":
+            command = type(frame.f_locals.get("self"))
+            if any(base.__module__.endswith(".commands.migrate") for base in command.__mro__):
+                return True
+        frame = frame.f_back
+    return False
+
+
+def _what_to_run(connection: Any) -> str:
+    name = connection.alias
+    migrates = router.allow_migrate(name, "database_locks", model_name="lock")
+    # What is recorded as applied is not applied again.
+    applied = MigrationRecorder(connection).applied_migrations()
+    if not migrates or ("database_locks", _LATEST) in applied:
+        return "`manage.py locks init`"
+    where = "" if name == DEFAULT_DB_ALIAS else f" --database {name}"
+    return f"`manage.py migrate database_locks{where}`"
+
+
+def _missing(connection: Any) -> Iterator[CheckMessage]:
+    yield Advice(
+        f"The database {connection.alias!r} has no table {TABLE}: no lock can be taken.",
+        hint=f"Run {_what_to_run(connection)}, which makes it.",
+        id=_id("W007"),
+    )
+
+
+def _shape(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
+    if connection.vendor == "mysql":
+        cursor.execute(
+            "SELECT engine FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = %s",
+            [TABLE],
+        )
+        engine = cursor.fetchone()
+        if engine is not None and engine[0] != "InnoDB":
+            yield Advice(
+                f"The table {TABLE} is of the engine {engine[0]}, which has no row locks.",
+                hint=f"Run {_what_to_run(connection)}: it makes it InnoDB.",
+                id=_id("W003"),
+            )
+    lacking = [column for column in COLUMNS if column not in _columns(cursor)]
+    if lacking and not _is_migrating():
         yield Advice(
-            f"The table of locks is of the engine {row[0]}, which has no row locks.",
-            hint="Run `manage.py migrate database_locks`: it makes it InnoDB.",
-            id=_id("W003"),
+            f"The table {TABLE} lacks {', '.join(lacking)}: it is of version 0.5, and no lock can be "
+            "taken.",
+            hint=f"Run {_what_to_run(connection)}, which adds them. Processes with 0.5 go on working.",
+            id=_id("W008"),
         )
 
 
-def _local_times(cursor: Any) -> Iterator[CheckMessage]:
-    description = {column[0] for column in _describe(cursor)}
-    if "granted_until" not in description:
+def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
+    """Whether 0.5 has written to the table where it would write local times.
+
+    Its rows are recognised by what they lack, also when no lock is held: the roll-out is when they
+    do harm, and that is later.
+    """
+    if connection.vendor != "mysql" or settings.USE_TZ or settings.TIME_ZONE == "UTC":
         return
-    cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE NOT granted_until <=> expires_at")  # noqa: S608
-    if cursor.fetchone()[0]:
+    complete = "granted_until" in _columns(cursor)
+    which = "WHERE token = 0 OR NOT granted_until <=> expires_at" if complete else ""
+    cursor.execute(f"SELECT 1 FROM {TABLE} {which} LIMIT 1")  # noqa: S608 - both are ours
+    if cursor.fetchone():
         yield Advice(
-            "Processes with version 0.5 write local times into the table of locks, since USE_TZ is "
-            "False; here times are UTC.",
+            "Version 0.5 has written to the table of locks. With USE_TZ = False it writes times in "
+            f"{settings.TIME_ZONE}, and this version reads UTC: during a roll-out the two do not "
+            "exclude each other.",
             hint="Move all processes over together, or set TIME_ZONE = 'UTC' until none of 0.5 is "
-            "left.",
+            "left. Afterwards `manage.py locks prune --older-than 0 --include-unknown` removes its "
+            "rows.",
             id=_id("W006"),
         )
 
 
-def _describe(cursor: Any) -> Any:
+def _columns(cursor: Any) -> set[str]:
     cursor.execute(f"SELECT * FROM {TABLE} LIMIT 0")  # noqa: S608
-    return cursor.description
+    return {column[0] for column in cursor.description}

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, settings
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
-from . import _transactions, _urls
+from . import _sqlite_file, _test_access, _transactions, _urls
 from .exceptions import LockConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def is_configured() -> bool:
 
 
 def enabled() -> bool:
-    """``DATABASE_LOCKS_ENABLED``."""
-    return bool(_setting("DATABASE_LOCKS_ENABLED"))
+    """``DATABASE_LOCKS_ENABLED``; `LockConfigError` for a value that is no boolean."""
+    value: object = _setting("DATABASE_LOCKS_ENABLED")
+    if not isinstance(value, bool):
+        raise LockConfigError(f"DATABASE_LOCKS_ENABLED is {value!r}, must be True or False")
+    return value
 
 
 def status_file() -> str | os.PathLike[str] | None:
@@ -145,12 +148,17 @@ class _Managers:
             return manager
 
     def of_alias(self, name: str) -> Locks:
-        current = _connection(name).settings_dict
+        connection = _connection(name)
+        _test_access.require(connection)
+        current = connection.settings_dict
         known = self._by_alias.get(name)
         if known is not None and known[0] == current:
             return known[1]
         as_it_is = _copy(current)
-        manager = self.of_url(find(name).url_of(name))
+        url = find(name).url_of(name)
+        if connection.vendor == "sqlite":
+            _sqlite_file.prepare(url)
+        manager = self.of_url(url)
         self._by_alias[name] = (as_it_is, manager)
         return manager
 
@@ -175,20 +183,26 @@ _managers = _Managers()
 def locks() -> Locks:
     """Where `lock` and `locked` go: one object for each database.
 
-    No I/O. Raises `LockConfigError` where the settings do not say where, or cannot be carried over.
+    Nothing is sent; on SQLite the first call makes the file of the locks. Raises `LockConfigError`
+    where the settings do not say where, or cannot be carried over, and what the test's framework
+    raises for a query in a test without access to the database.
     """
     if _managers.instead is not None:
         return _managers.instead
     name = alias()
     if name is None:
-        return _managers.of_url(url() or "")
+        place = url() or ""
+        if not place.startswith("memory:"):
+            # A database beside those of the project is as real as they are.
+            _test_access.require(connections[DEFAULT_DB_ALIAS])
+        return _managers.of_url(place)
     return _managers.of_alias(name)
 
 
 def forget() -> None:
     """Close all connections that no held lock needs; what is used later connects anew."""
     _managers.forget()
-    # An exception that somebody has caught may keep one alive, by its traceback.
+    # The traceback of a caught exception may keep one alive.
     gc.collect()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._wording import worded
+
 
 class LockException(Exception):
     """The root of all errors of this package."""
@@ -135,6 +137,9 @@ class LockUnavailable(LockException):
     What was asked for may have been done all the same; a lock that was acquired so is free again
     within 30 seconds.
     """
+
+    def __init__(self, message: str = "", *args: object) -> None:
+        super().__init__(worded(str(message)), *args)
 
 
 class LockConfigError(LockException, ValueError):

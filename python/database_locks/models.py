@@ -29,7 +29,7 @@ class Lock(models.Model):
 
     class Meta:
         app_label = "database_locks"
-        permissions: ClassVar = [("force_release_lock", "Can take a lock from whoever has it")]
+        permissions: ClassVar = [("force_release_lock", "Can release a lock by force")]
 
     def __str__(self) -> str:
         return self.name

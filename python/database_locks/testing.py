@@ -1,4 +1,4 @@
-"""For the tests of whoever uses locks: locks in memory, and ways to lose and expire them.
+"""Test kit for applications: locks in memory, which a test can lose, expire, and find busy.
 
 With pytest there is the fixture ``locks``, for `unittest` the mixin `LocksTestMixin`. Both send
 every ``lock`` and ``locked`` of the test to memory, whatever the settings say, and fail a test that
@@ -24,16 +24,21 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from . import _core
 from ._held import holds
 from ._manager import Locks
-from ._wait import current_task
+from ._wait import current_task, wait
+from .exceptions import LockException, LockLost
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from types import TracebackType
     from unittest import TestCase
+
+    from typing_extensions import Self
 
     _Case = TestCase
 else:
@@ -45,6 +50,38 @@ _PATIENCE = 1.0
 _numbers = itertools.count(1)
 
 
+class Busy:
+    """A lock that another holder has: what `MemoryLocks.busy` returns.
+
+    The holder stands for another process: code of the test's own thread is kept out as well.
+    """
+
+    def __init__(self, name: str, guard: _core.Guard) -> None:
+        self.name = name
+        self._guard: _core.Guard | None = guard
+
+    def __repr__(self) -> str:
+        return f"<Busy `{self.name}`>"
+
+    def release(self) -> None:
+        """Release it, as its holder would. A second call does nothing."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            with suppress(LockLost):
+                wait(guard.release())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
 class MemoryLocks(Locks):
     """Locks in memory, which a test can lose, expire and ask about.
 
@@ -53,6 +90,29 @@ class MemoryLocks(Locks):
 
     def __init__(self) -> None:
         super().__init__(f"memory:test-{os.getpid()}-{next(_numbers)}")
+        self._busy: list[Busy] = []
+
+    def busy(self, name: str, holder: str = "another holder") -> Busy:
+        """Have another holder take the lock, until the `Busy` is released or the test ends.
+
+        >>> from database_locks import LockTimeout
+        >>> with memory_locks() as locks, locks.busy("report"):
+        ...     try:
+        ...         with locks.lock("report", on_busy="raise"):
+        ...             print("does not get here")
+        ...     except LockTimeout as busy:
+        ...         print(busy.holder)
+        another holder
+
+        ``holder``: who that is, as ``LockTimeout.holder`` and `held` say. `AssertionError` where the
+        lock is held already.
+        """
+        guard = wait(self._core.acquire(name, ttl=None, wait=0.0, auto_renew=False, holder=holder))
+        if guard is None:
+            raise AssertionError(f"lock `{name}` is held by {self.held().get(name)}")
+        busy = Busy(name, guard)
+        self._busy.append(busy)
+        return busy
 
     def held(self) -> dict[str, str | None]:
         """The names of all locks that are held, and by whom."""
@@ -61,7 +121,7 @@ class MemoryLocks(Locks):
     def lose(self, name: str) -> bool:
         """Take a lock from its holder, who is told at once: ``LockLost``, or its callback.
 
-        `AssertionError` where nobody has it.
+        `AssertionError` where it is not held.
         """
         if not super().lose(name):
             raise AssertionError(self._not_held(name))
@@ -80,19 +140,19 @@ class MemoryLocks(Locks):
     def expire(self, name: str) -> bool:
         """End a lease now: anybody can have the lock, and its holder learns it at its next renewal.
 
-        `AssertionError` where nobody has it.
+        `AssertionError` where it is not held.
         """
         if not super().expire(name):
             raise AssertionError(self._not_held(name))
         return True
 
     def assert_locked(self, name: str) -> None:
-        """Fail unless somebody has the lock."""
+        """Fail unless the lock is held."""
         if name not in self.held():
             raise AssertionError(self._not_held(name))
 
     def assert_not_locked(self, name: str) -> None:
-        """Fail if somebody has the lock."""
+        """Fail if the lock is held."""
         held = self.held()
         if name in held:
             raise AssertionError(f"lock `{name}` is held by {held[name]}")
@@ -103,17 +163,27 @@ class MemoryLocks(Locks):
         return said if _enabled() else f"{said}; DATABASE_LOCKS_ENABLED is False in the settings"
 
     def left_behind(self) -> str | None:
-        """What to say of locks that are held still, if there are any; those are lost then."""
+        """End the test: free what is still held, and say what that was, if anything.
+
+        What this thread or task holds is released without telling it: `LockLost` would be raised in
+        the next test. Other threads lose theirs, so that they stop.
+        """
+        for busy in self._busy:
+            busy.release()
         until = time.monotonic() + _PATIENCE
         while (held := self.held()) and time.monotonic() < until:
             time.sleep(0.005)
         if not held:
             return None
-        # So that whoever has it stops, and does not go on into the next test.
-        for name in held:
+        for key, ours in list(holds().items()):
+            if key[1] == id(self):
+                ours._forget()
+                with suppress(LockException):
+                    wait(ours._guard.release())
+        for name in self.held():
             super().lose(name)
         which = ", ".join(f"`{name}` (held by {holder})" for name, holder in held.items())
-        return f"locks are held still at the end of the test: {which}"
+        return f"locks are still held at the end of the test: {which}"
 
 
 @contextmanager

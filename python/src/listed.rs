@@ -3,6 +3,8 @@
 //! A table may have a million rows. The core reads it in pages that no renewal waits for; what is
 //! done with the rows is done here, without the GIL, and Python gets what it shows.
 
+use std::cmp::Reverse;
+
 use database_locks::{Error, ListFilter, LockInfo, Locks};
 
 const STATES: [&str; 3] = ["held", "expired", "free"];
@@ -42,12 +44,14 @@ pub(crate) struct Wanted {
     pub(crate) text: String,
     /// `held`, `expired` or `free`; none: all.
     pub(crate) state: Option<String>,
+    /// `age`: the longest held first; `-age`: the shortest; none: by state and name.
+    pub(crate) order: Option<String>,
     /// From 1; one that there is not is the last.
     pub(crate) page: i64,
     pub(crate) rows: usize,
 }
 
-/// One page: those in use first, then by name. How many there are of each state goes with it; of
+/// One page: those in use first, then by name, unless another order is asked for. How many there are of each state goes with it; of
 /// those that are free, only where they were to be read.
 pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error> {
     let state = wanted.state.as_deref();
@@ -66,12 +70,7 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
         _ => count(state).to_string(),
     });
     found.retain(|info| state.is_none_or(|state| state == info.state.as_str()));
-    // Stable: names stay in order.
-    found.sort_by_key(|info| {
-        STATES
-            .iter()
-            .position(|state| *state == info.state.as_str())
-    });
+    sort(&mut found, wanted.order.as_deref());
     let shown = rows_of(&found, wanted.page, wanted.rows);
     Ok(format!(
         r#"{{"held":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
@@ -81,6 +80,21 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
         found.len(),
         array(shown).await
     ))
+}
+
+/// Stable, so that names stay in order. What has no age comes last in either direction.
+fn sort(found: &mut [LockInfo], order: Option<&str>) {
+    match order {
+        Some("age") => found.sort_by_key(|info| Reverse(info.held_for)),
+        Some("-age") => {
+            found.sort_by_key(|info| (info.held_for.is_none(), info.held_for));
+        }
+        _ => found.sort_by_key(|info| {
+            STATES
+                .iter()
+                .position(|state| *state == info.state.as_str())
+        }),
+    }
 }
 
 fn matches(info: &LockInfo, text: &str) -> bool {

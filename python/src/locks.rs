@@ -142,10 +142,19 @@ impl Locks {
         })
     }
 
-    fn page(&self, text: String, state: Option<String>, page: i64, rows: usize) -> Pending {
+    #[pyo3(signature = (text, state, page, rows, order=None))]
+    fn page(
+        &self,
+        text: String,
+        state: Option<String>,
+        page: i64,
+        rows: usize,
+        order: Option<String>,
+    ) -> Pending {
         let wanted = Wanted {
             text,
             state,
+            order,
             page,
             rows,
         };

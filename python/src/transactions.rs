@@ -17,7 +17,7 @@ use crate::alarm::Alarm;
 pub(crate) struct Undisturbed {
     #[pyo3(get, name = "__wrapped__")]
     original: Py<PyAny>,
-    /// Its attribute `holds` has weak references to the locks that the thread holds.
+    /// Its attribute `holds` has the locks that the thread holds.
     here: Py<PyAny>,
     call: Py<PyAny>,
     /// An attribute that each object gets whose method is looked up.
@@ -59,11 +59,7 @@ impl Undisturbed {
         let paused = PyList::empty(py);
         let mut alarms = Vec::new();
         let holds = self.here.bind(py).getattr("holds")?;
-        for reference in holds.cast::<PyDict>()?.values() {
-            let held = reference.call0()?;
-            if held.is_none() {
-                continue;
-            }
+        for held in holds.cast::<PyDict>()?.values() {
             let alarm = held.getattr("_alarm")?.cast_into::<Alarm>()?;
             if alarm.get().pause(py)? {
                 paused.append(held)?;

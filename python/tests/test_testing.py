@@ -8,11 +8,13 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from database_locks import LockLost
+from database_locks import LockLost, LockTimeout
 from database_locks.testing import LocksTestMixin, MemoryLocks, memory_locks
+from support import environment
 
 
 def test_losing_reaches_the_holder(locks: MemoryLocks) -> None:
@@ -71,11 +73,73 @@ def test_asking_says_what_is_held(locks: MemoryLocks) -> None:
 
 
 def test_what_is_left_behind_fails_and_does_not_reach_the_next_test() -> None:
-    with pytest.raises(AssertionError, match="held still at the end of the test: `left`"):
+    with pytest.raises(AssertionError, match="still held at the end of the test: `left`"):
         with memory_locks() as locks:
-            locks.lock("left", lost_lock_cb=lambda *_: None).__enter__()
+            block = locks.lock("left")
+            left = block.__enter__()
+    # The next test goes on for a while, in the thread that left the lock.
+    for _ in range(20):
+        time.sleep(0.01)
+    assert not left.lost
     with memory_locks() as locks:
         locks.assert_not_locked("left")
+
+
+def test_a_thread_that_still_holds_a_lock_at_the_end_is_told() -> None:
+    seen: list[LockLost] = []
+    begun = threading.Event()
+
+    def work(locks: MemoryLocks) -> None:
+        try:
+            with locks.lock("report"):
+                begun.set()
+                while True:
+                    time.sleep(0.01)
+        except LockLost as lost:
+            seen.append(lost)
+
+    with pytest.raises(AssertionError, match="`report`"), memory_locks() as locks:
+        thread = threading.Thread(target=work, args=[locks])
+        thread.start()
+        assert begun.wait(10)
+    thread.join(10)
+    assert [lost.reason for lost in seen] == ["forced"]
+
+
+def test_another_holder_keeps_this_very_thread_out(locks: MemoryLocks) -> None:
+    with locks.busy("report", holder="web-2"):
+        assert locks.held() == {"report": "web-2"}
+        with pytest.raises(LockTimeout) as caught, locks.lock("report", on_busy="raise"):
+            pass
+        assert caught.value.holder == "web-2"
+    with locks.lock("report"):
+        with pytest.raises(AssertionError, match="`report` is held by"):
+            locks.busy("report")
+
+
+def test_another_holder_can_release_or_lose_and_is_gone_after_the_test() -> None:
+    with memory_locks() as locks:
+        busy = locks.busy("report")
+        busy.release()
+        busy.release()
+        with locks.lock("report", on_busy="raise"):
+            pass
+        locks.busy("report")
+        locks.lose("report")
+        locks.busy("report")
+    locks.assert_not_locked("report")
+
+
+def test_a_wait_ends_when_the_other_holder_releases(locks: MemoryLocks) -> None:
+    busy = locks.busy("report")
+    timer = threading.Timer(0.2, busy.release)
+    timer.start()
+    with locks.lock("report", timeout=20):
+        assert busy._guard is None
+    timer.join()
+
+
+KEPT: list[Any] = []
 
 
 class Mixed(LocksTestMixin, unittest.TestCase):
@@ -84,7 +148,12 @@ class Mixed(LocksTestMixin, unittest.TestCase):
             self.locks.assert_locked("a")
 
     def test_leaves(self) -> None:
-        self.locks.lock("left", lost_lock_cb=lambda *_: None).__enter__()
+        # Kept, since a block that is dropped frees its lock.
+        KEPT.append(self.locks.lock("left"))
+        KEPT[-1].__enter__()
+
+    def test_next(self) -> None:
+        time.sleep(0.1)
 
 
 Mixed.__test__ = False  # type: ignore[attr-defined]
@@ -93,7 +162,7 @@ Mixed.__test__ = False  # type: ignore[attr-defined]
 def test_the_mixin_fails_the_test_that_left_a_lock_by_its_name() -> None:
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Mixed).run(result)
-    assert result.testsRun == 2
+    assert (result.testsRun, result.errors) == (3, [])
     assert [test.id().rsplit(".", 1)[1] for test, _ in result.failures] == ["test_leaves"]
     assert "`left`" in result.failures[0][1]
 
@@ -103,8 +172,9 @@ def test_the_plugin_fails_the_test_that_left_a_lock_by_its_name(tmp_path: Path) 
         "def test_clean(locks):\n"
         "    with locks.lock('a'): pass\n"
         "def test_leaves(locks):\n"
-        "    locks.lock('left', lost_lock_cb=lambda *_: None).__enter__()\n"
+        "    global kept; kept = locks.lock('left'); kept.__enter__()\n"
         "def test_next(locks):\n"
+        "    import time; time.sleep(0.1)\n"
         "    locks.assert_not_locked('left')\n"
     )
     run = subprocess.run(
@@ -114,3 +184,77 @@ def test_the_plugin_fails_the_test_that_left_a_lock_by_its_name(tmp_path: Path) 
     assert "3 passed, 1 error" in run.stdout, run.stdout + run.stderr
     assert "ERROR test_user.py::test_leaves" in run.stdout
     assert "`left`" in run.stdout
+
+
+WITH_DJANGO = """
+import time
+import pytest
+from django.contrib.auth.models import Group
+from django.db import transaction
+from database_locks import LockTimeout, lock, locked
+
+@locked("job", on_busy="raise")
+def job():
+    Group.objects.create(name="made")
+
+def test_without_access():
+    with pytest.raises(RuntimeError, match="'default'.*fixture `locks`"):
+        job()
+
+def test_memory_needs_no_access(locks):
+    with lock("job"):
+        locks.assert_locked("job")
+
+@pytest.mark.parametrize("inside", ["nothing", "atomic"])
+class TestOrders:
+    def work(self, locks, inside):
+        if inside == "atomic":
+            with transaction.atomic():
+                job()
+        else:
+            job()
+        assert Group.objects.filter(name="made").exists()
+        locks.assert_not_locked("job")
+        with locks.busy("job"), pytest.raises(LockTimeout):
+            job()
+
+    def test_database_first(self, db, locks, inside):
+        self.work(locks, inside)
+
+    def test_locks_first(self, locks, db, inside):
+        self.work(locks, inside)
+
+    def test_with_commits(self, transactional_db, locks, inside):
+        self.work(locks, inside)
+
+    def test_locks_before_commits(self, locks, transactional_db, inside):
+        self.work(locks, inside)
+
+def test_leaves_in_a_transaction(locks, db):
+    global kept
+    kept = lock("left")
+    kept.__enter__()
+
+def test_next(db, locks):
+    time.sleep(0.1)
+    assert not Group.objects.exists()
+
+@pytest.mark.django_db
+def test_a_real_lock_with_access():
+    job()
+"""
+
+
+def test_the_fixture_works_with_pytest_django_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "test_user.py").write_text(WITH_DJANGO)
+    project = Path(__file__).with_name("django_project")
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=settings",
+            "test_user.py",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env=environment(DBLOCK_DJANGO_DB="sqlite-file", PYTHONPATH=str(project)),
+    )  # fmt: skip
+    assert "13 passed, 1 error" in run.stdout, run.stdout + run.stderr
+    assert "ERROR test_user.py::test_leaves_in_a_transaction" in run.stdout

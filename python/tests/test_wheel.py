@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,30 @@ def test_the_source_distribution_installs_into_a_clean_environment(
     [sdist] = (tmp_path / "dist").iterdir()
     assert sdist.name == f"django_database_locks-{cargos_version()}.tar.gz"
     pip_installs(clean, sdist)
+
+
+def test_a_build_without_rust_ends_in_one_sentence(clean: Path) -> None:
+    env = environment(PATH="/usr/bin:/bin")
+    done = subprocess.run(
+        [clean, "-m", "pip", "install", "-q", "--disable-pip-version-check", PYTHON],
+        capture_output=True, text=True, env=env, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(
+        r"building from source needs Rust \d+\.\d+ or later, and there is no cargo on PATH: install Rust",
+        done.stderr,
+    ), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rust_that_is_too_old_is_named(tmp_path: Path) -> None:
+    for name, said in (("cargo", "cargo 1.70.0"), ("rustc", "rustc 1.70.0 (90c541806)")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", "import database_locks_build as b; b.build_wheel('.')"],
+        capture_output=True, text=True, cwd=PYTHON,
+        env=environment(PATH=f"{tmp_path}:/usr/bin:/bin", PYTHONPATH="build_backend"),
+    )  # fmt: skip
+    assert re.search(r"needs Rust \d+\.\d+ or later, and this is 1\.70\.0: run", done.stderr)
+    assert "Traceback" not in done.stderr

@@ -37,7 +37,7 @@ const NAME: &str = "bench";
 const HOLDER: &str = "database-host.12345.0123456789ab";
 const GRANT: &str = "0123456789abcdef0123456789abcdef";
 const METADATA: &str =
-    r#"{"program":"bench","host":"database-host","pid":12345,"version":"0.1.0"}"#;
+    r#"{"program":"bench","host":"database-host","pid":12345,"version":"1.0.0"}"#;
 
 pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread()

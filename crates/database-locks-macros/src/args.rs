@@ -10,8 +10,21 @@ use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
 use crate::duration;
 
 /// Every key there is, for messages.
-const KEYS: &str =
-    "`name`, `ttl`, `wait`, `renew_every`, `auto_renew`, `margin`, `holder`, `via` and `crate`";
+const KEYS: &str = "`name`, `ttl`, `wait`, `poll`, `renew_every`, `auto_renew`, `margin`, `holder`, \
+                    `preempt`, `metadata`, `via` and `crate`";
+/// What other libraries call an argument, and what it is called here.
+const ALIASES: [(&str, &str); 10] = [
+    ("database", "via"),
+    ("db", "via"),
+    ("key", "name"),
+    ("lease", "ttl"),
+    ("locks", "via"),
+    ("meta", "metadata"),
+    ("owner", "holder"),
+    ("retry", "poll"),
+    ("take_over", "preempt"),
+    ("timeout", "wait"),
+];
 /// The most characters of a name, as the core has it.
 const MAX_NAME_CHARS: usize = 255;
 
@@ -21,13 +34,24 @@ pub(crate) struct Args {
     pub(crate) name: Option<Expr>,
     pub(crate) ttl: Option<Length>,
     pub(crate) wait: Option<Length>,
+    pub(crate) poll: Option<Length>,
     pub(crate) renew_every: Option<Length>,
     pub(crate) auto_renew: Option<Expr>,
     pub(crate) margin: Option<Length>,
     pub(crate) holder: Option<Expr>,
+    pub(crate) preempt: Option<Expr>,
+    pub(crate) metadata: Option<Metadata>,
     pub(crate) via: Option<Expr>,
     /// Where the core is found, if it has another name than its own.
     pub(crate) core: Option<Path>,
+}
+
+/// What the holder says about itself.
+pub(crate) enum Metadata {
+    /// Keys and values that are written out, each value of a type of its own.
+    Pairs(Vec<(Expr, Expr)>),
+    /// Pairs that are known when the function is called.
+    Computed(Expr),
 }
 
 /// How long something is.
@@ -69,6 +93,14 @@ const WAIT: Bounds = Bounds {
     most: Duration::MAX,
     endless: false,
 };
+const POLL: Bounds = Bounds {
+    key: "poll",
+    allowed: "\"1ms\" or more",
+    types: "`Duration`",
+    least: Duration::from_millis(1),
+    most: Duration::MAX,
+    endless: false,
+};
 const RENEW_EVERY: Bounds = Bounds {
     key: "renew_every",
     allowed: "\"10ms\" to half of what is trusted of the ttl",
@@ -101,6 +133,7 @@ impl Parse for Args {
                 input.parse::<Token![,]>()?;
             }
         }
+        args.check_pairs()?;
         Ok(args)
     }
 }
@@ -117,6 +150,7 @@ impl Args {
             "name" => fill(&mut self.name, &key, text(&key, input.parse()?)?),
             "ttl" => fill(&mut self.ttl, &key, length(&TTL, input.parse()?)?),
             "wait" => fill(&mut self.wait, &key, length(&WAIT, input.parse()?)?),
+            "poll" => fill(&mut self.poll, &key, length(&POLL, input.parse()?)?),
             "renew_every" => fill(
                 &mut self.renew_every,
                 &key,
@@ -125,35 +159,77 @@ impl Args {
             "auto_renew" => fill(&mut self.auto_renew, &key, flag(&key, input.parse()?)?),
             "margin" => fill(&mut self.margin, &key, length(&MARGIN, input.parse()?)?),
             "holder" => fill(&mut self.holder, &key, text(&key, input.parse()?)?),
+            "preempt" => fill(&mut self.preempt, &key, flag(&key, input.parse()?)?),
+            "metadata" => fill(&mut self.metadata, &key, metadata(input.parse()?)?),
             "via" => fill(&mut self.via, &key, locks(input.parse()?)?),
             "crate" => fill(&mut self.core, &key, path(input)?),
-            _ => Err(Error::new(
-                key.span(),
-                format!("no argument of `#[locked]` is called `{key}`; there are {KEYS}"),
-            )),
+            other => Err(Error::new(key.span(), unknown(other))),
         }
     }
 
-    /// A name without its key, as in `#[locked("report")]`.
+    /// A name without its key, as in `#[locked("report")]` or `#[locked(names::REPORT)]`.
     ///
-    /// Only a literal: any other expression may as well be a key that was misremembered.
+    /// A lone word that is not written like a constant may as well be a key that was misremembered.
     fn take_bare(&mut self, input: ParseStream<'_>, first: bool) -> Result<()> {
         let value: Expr = input.parse()?;
-        if literal(&value).is_some_and(|lit| matches!(lit, Lit::Str(_))) {
-            if !first {
-                let text = "a name without `name =` goes first";
-                return Err(Error::new_spanned(value, text));
-            }
-            let key = Ident::new("name", proc_macro2::Span::call_site());
-            self.name = Some(text(&key, value)?);
-            return Ok(());
+        if let Some(word) = lone_word(&value) {
+            let text = format!(
+                "{}; a variable with the lock's name is given as `name = {word}`",
+                unknown(&word)
+            );
+            return Err(Error::new_spanned(value, text));
         }
-        Err(Error::new_spanned(
-            value,
-            format!(
-                "expected the lock's name as a string literal, or `key = value`; the keys are {KEYS}"
-            ),
-        ))
+        if !is_name(&value) {
+            return Err(Error::new_spanned(
+                value,
+                format!(
+                    "expected the lock's name as a string literal, a constant or a macro such as \
+                     `concat!`, or `key = value`, as in `name = …`; the keys are {KEYS}"
+                ),
+            ));
+        }
+        if !first {
+            let text = "a name without `name =` goes first";
+            return Err(Error::new_spanned(value, text));
+        }
+        let key = Ident::new("name", proc_macro2::Span::call_site());
+        self.name = Some(text(&key, value)?);
+        Ok(())
+    }
+
+    /// What depends on two arguments and is known while compiling.
+    fn check_pairs(&self) -> Result<()> {
+        if let Some(on) = &self.preempt
+            && matches!(literal(on), Some(Lit::Bool(on)) if on.value)
+            && self.holder.is_none()
+        {
+            let text = "`preempt` is `true`, must be given with a `holder`, the same at each start: \
+                        the default one is different each time";
+            return Err(Error::new_spanned(on, text));
+        }
+        Ok(())
+    }
+}
+
+fn unknown(key: &str) -> String {
+    let meant = ALIASES.iter().find(|(alias, _)| *alias == key);
+    let meant = meant.map_or(String::new(), |(_, key)| format!("did you mean `{key}`? "));
+    format!("no argument of `#[locked]` is called `{key}`; {meant}there are {KEYS}")
+}
+
+/// A path of one word that is not written like a constant.
+fn lone_word(value: &Expr) -> Option<String> {
+    let Expr::Path(path) = value else { return None };
+    let word = path.path.get_ident()?.unraw().to_string();
+    (word.to_uppercase() != word).then_some(word)
+}
+
+/// Whether an expression can be a name without its key: a string, a constant, or a macro's answer.
+fn is_name(value: &Expr) -> bool {
+    match value {
+        Expr::Path(_) | Expr::Macro(_) => true,
+        Expr::Group(group) => is_name(&group.expr),
+        _ => matches!(literal(value), Some(Lit::Str(_))),
     }
 }
 
@@ -235,6 +311,34 @@ fn flag(key: &Ident, value: Expr) -> Result<Expr> {
         return Err(Error::new_spanned(value, text));
     }
     Ok(value)
+}
+
+/// `[("key", value), …]`, of which each value may have another type, or any expression of pairs.
+fn metadata(value: Expr) -> Result<Metadata> {
+    let form = "must be pairs of a key and a value, as in `[(\"order\", id), (\"by\", user)]`, or an \
+                expression that iterates over such pairs";
+    let refuse = |at: &Expr| Err(Error::new_spanned(at, format!("`metadata` {form}")));
+    if literal(&value).is_some() {
+        return refuse(&value);
+    }
+    let Expr::Array(array) = value else {
+        return Ok(Metadata::Computed(value));
+    };
+    let mut pairs = Vec::new();
+    for pair in array.elems {
+        let Expr::Tuple(tuple) = &pair else {
+            return refuse(&pair);
+        };
+        let elems: Vec<_> = tuple.elems.iter().collect();
+        let [key, value] = elems[..] else {
+            return refuse(&pair);
+        };
+        if literal(key).is_some_and(|lit| !matches!(lit, Lit::Str(_))) {
+            return refuse(key);
+        }
+        pairs.push((key.clone(), value.clone()));
+    }
+    Ok(Metadata::Pairs(pairs))
 }
 
 fn locks(value: Expr) -> Result<Expr> {
@@ -320,7 +424,59 @@ mod tests {
     #[test]
     fn a_key_that_is_not_known_is_answered_with_those_that_are() {
         assert!(refused("timeout = \"5s\"").contains(KEYS));
-        assert!(refused("no_wait").contains(KEYS));
+        let said = refused("no_wait");
+        assert!(
+            said.contains(KEYS) && said.contains("`name = no_wait`"),
+            "{said}"
+        );
+        assert!(refused("timeout = \"5s\"").contains("did you mean `wait`?"));
+    }
+
+    #[test]
+    fn a_name_without_its_key_is_a_constant_or_a_macro_too() {
+        for args in [
+            "NAME",
+            "crate::names::report",
+            "Self::NAME, ttl = \"1s\"",
+            "concat!(\"a\", \"b\")",
+        ] {
+            assert!(
+                syn::parse_str::<Args>(args).unwrap().name.is_some(),
+                "{args}"
+            );
+        }
+        for args in ["5", "ttl(\"5s\")", "\"a\".len()"] {
+            assert!(refused(args).contains("`name = …`"), "{args}");
+        }
+    }
+
+    #[test]
+    fn metadata_is_pairs_or_an_expression_of_such() {
+        let metadata = |args| syn::parse_str::<Args>(args).unwrap().metadata;
+        let pairs = metadata("metadata = [(\"a\", 1), (KEY, f()),]");
+        assert!(matches!(pairs, Some(Metadata::Pairs(pairs)) if pairs.len() == 2));
+        assert!(matches!(
+            metadata("metadata = map"),
+            Some(Metadata::Computed(_))
+        ));
+        for value in ["\"a\"", "[1]", "[(\"a\", 1, 2)]", "[(1, \"a\")]"] {
+            assert!(
+                refused(&format!("metadata = {value}")).contains("pairs"),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_holder_again_must_be_named() {
+        assert!(refused("\"a\", preempt = true").contains("`holder`"));
+        for args in [
+            "preempt = true, holder = \"me\"",
+            "preempt = on",
+            "preempt = false",
+        ] {
+            assert!(syn::parse_str::<Args>(args).is_ok(), "{args}");
+        }
     }
 
     #[test]

@@ -13,6 +13,10 @@
 //!
 //! The body becomes an async block or a closure, so that its own `return` and `?` end the body and
 //! not the holding of the lock. Names of ours are hygienic: no argument is hidden by them.
+//!
+//! A `fn` that returns a boxed future, which is what `#[async_trait]` makes of an `async fn`, or an
+//! `impl Future`, is rewritten to a future of the same type that takes the lock, calls the body and
+//! awaits what it returns.
 
 use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
@@ -25,7 +29,8 @@ use syn::{
     Visibility, parse_quote,
 };
 
-use crate::args::{Args, Length, literal};
+use crate::args::{Args, Length, Metadata, literal};
+use crate::future::{self, Shape};
 
 /// Expand, or say what is wrong beside the function as it was: without it, whoever calls it would
 /// hear of errors that are none.
@@ -41,7 +46,7 @@ pub(crate) fn locked(args: TokenStream, function: TokenStream) -> TokenStream {
     })
 }
 
-/// A function whose body is nobody's business.
+/// A function whose body is passed on unread.
 struct Function {
     attrs: Vec<Attribute>,
     vis: Visibility,
@@ -55,9 +60,10 @@ impl Parse for Function {
         let vis = input.parse()?;
         let start = input.span();
         // The compiler has parsed the item before: what is not a signature is another kind of item.
-        let sig: Signature = input
-            .parse()
-            .map_err(|_| Error::new(start, "`#[locked]` goes on a function: `fn` or `async fn`"))?;
+        let sig: Signature = input.parse().map_err(|_| {
+            let text = "`#[locked]` goes on a function or a method: `fn` or `async fn`";
+            Error::new(start, text)
+        })?;
         if input.peek(Token![;]) {
             return Err(Error::new_spanned(
                 sig,
@@ -76,7 +82,12 @@ impl Parse for Function {
 
 impl Function {
     fn refuse_what_cannot_be_locked(&self, args: &Args) -> Result<()> {
-        let Signature { inputs, output, .. } = &self.sig;
+        let Signature {
+            inputs,
+            output,
+            generics,
+            ..
+        } = &self.sig;
         if let Some(constness) = &self.sig.constness {
             let text = "a `const fn` cannot be locked: it may run while compiling";
             return Err(Error::new_spanned(constness, text));
@@ -85,14 +96,17 @@ impl Function {
             let text = "an `extern fn` cannot be locked: lock a function of Rust that it calls";
             return Err(Error::new_spanned(abi, text));
         }
-        if self.sig.asyncness.is_none() && mentions(output, |name| name.ends_with("Future")) {
-            let text =
-                "the lock would be free again before this future runs: make it an `async fn`";
+        let is_future = |name: &str| name.ends_with("Future");
+        if matches!(future::shape(&self.sig), Shape::Blocking) && mentions(output, is_future) {
+            let text = "the lock would be free again before this future runs: make it an `async fn`, or \
+                        return `impl Future<Output = …>` or `Pin<Box<dyn Future<Output = …> + …>>`";
             return Err(Error::new_spanned(output, text));
         }
+        let is_self = |name: &str| name == "Self";
         let of_a_type = self.sig.receiver().is_some()
-            || mentions(inputs, |name| name == "Self")
-            || mentions(output, |name| name == "Self");
+            || mentions(inputs, is_self)
+            || mentions(output, is_self)
+            || mentions(&generics.where_clause, is_self);
         match &args.name {
             None if of_a_type => Err(Error::new_spanned(
                 &self.sig,
@@ -151,7 +165,8 @@ struct Expansion<'a> {
     args: &'a Args,
     sig: &'a Signature,
     core: Path,
-    /// The type that the body answers with, as it may be written within a body.
+    shape: Shape,
+    /// The type that the work ends with, as it may be written within a body.
     answer: Type,
     /// Whether the function returns `!`.
     never: bool,
@@ -165,21 +180,24 @@ fn expand(args: &Args, function: &Function) -> TokenStream {
         body,
     } = function;
     let core = args.core.clone();
+    let shape = future::shape(sig);
+    let output = match &shape {
+        Shape::Boxed(output) | Shape::Opaque(output) => parse_quote!(-> #output),
+        Shape::Blocking | Shape::Async => sig.output.clone(),
+    };
     let expansion = Expansion {
         args,
         sig,
         core: core.unwrap_or_else(|| parse_quote!(::database_locks)),
-        answer: answer_of(&sig.output),
-        never: is_never(&sig.output),
+        shape,
+        answer: answer_of(&output),
+        never: is_never(&output),
     };
     let lock = expansion.lock();
     let work = expansion.work(body);
-    let wait = sig.asyncness.map(|_| quote!(.await));
+    let wait = expansion.is_async().then(|| quote!(.await));
     let ours = Span::mixed_site();
-    let done = match expansion.never {
-        true => quote_spanned!(ours=> match output {}),
-        false => quote_spanned!(ours=> output),
-    };
+    let done = expansion.done();
     let fail = expansion.fail();
     let run = quote_spanned! {ours=>
         let lock = #lock;
@@ -188,10 +206,20 @@ fn expand(args: &Args, function: &Function) -> TokenStream {
             ::core::result::Result::Err(error) => #fail,
         }
     };
+    let run = match expansion.shape {
+        Shape::Blocking | Shape::Async => run,
+        Shape::Opaque(_) => quote!(async move { #run }),
+        Shape::Boxed(_) => quote!(::std::boxed::Box::pin(async move { #run })),
+    };
     quote!(#(#attrs)* #vis #sig { #run })
 }
 
 impl Expansion<'_> {
+    /// Whether the lock is taken in a future.
+    fn is_async(&self) -> bool {
+        !matches!(self.shape, Shape::Blocking)
+    }
+
     /// The lock with its settings, as a value that borrows nothing of the arguments.
     fn lock(&self) -> TokenStream {
         let core = &self.core;
@@ -211,20 +239,23 @@ impl Expansion<'_> {
             }
         };
         let settings = self.settings();
-        let lock = quote! {
+        let mut lock = quote! {
             <_ as ::core::convert::AsRef<#core::Locks>>::as_ref(#locks).lock(#name) #settings
         };
-        match self.sig.asyncness {
-            Some(_) => lock,
-            None => quote!(#core::blocking::Lock::from(#lock)),
+        if let Some(Metadata::Computed(pairs)) = &self.args.metadata {
+            lock = quote_spanned!(pairs.span()=> #core::__locked::with_metadata(#lock, #pairs));
+        }
+        match self.is_async() {
+            true => lock,
+            false => quote!(#core::blocking::Lock::from(#lock)),
         }
     }
 
     fn default_locks(&self) -> TokenStream {
         let (core, fail) = (&self.core, self.fail());
-        let get = match self.sig.asyncness {
-            Some(_) => quote!(#core::Locks::get_default().await),
-            None => quote!(#core::blocking::Locks::get_default()),
+        let get = match self.is_async() {
+            true => quote!(#core::Locks::get_default().await),
+            false => quote!(#core::blocking::Locks::get_default()),
         };
         quote_spanned! {Span::mixed_site()=>
             match #get {
@@ -252,6 +283,7 @@ impl Expansion<'_> {
         let calls = [
             length("ttl", &args.ttl),
             length("wait", &args.wait),
+            length("poll", &args.poll),
             length("renew_every", &args.renew_every),
             // Switching off is forgotten where a period is set after it.
             args.auto_renew
@@ -263,16 +295,31 @@ impl Expansion<'_> {
                     .holder(<_ as ::core::convert::AsRef<::core::primitive::str>>::as_ref(&#holder))
                 }
             }),
+            args.preempt
+                .as_ref()
+                .map(|on| quote_spanned!(on.span()=> .preempt(#on))),
         ];
-        calls.into_iter().flatten().collect()
+        let mut calls: TokenStream = calls.into_iter().flatten().collect();
+        if let Some(Metadata::Pairs(pairs)) = &args.metadata {
+            for (key, value) in pairs {
+                calls.extend(quote_spanned! {value.span()=>
+                    .metadata(#core::__locked::metadata_key(&#key), #core::__locked::metadata_value(&#value))
+                });
+            }
+        }
+        calls
     }
 
     /// The body as something that the lock can run.
     fn work(&self, body: &TokenStream) -> TokenStream {
-        let answer = &self.answer;
-        if self.sig.asyncness.is_none() {
-            return quote!(move || -> #answer #body);
-        }
+        let (answer, core, output) = (&self.answer, &self.core, &self.sig.output);
+        let body = match self.shape {
+            Shape::Blocking => return quote!(move || -> #answer #body),
+            Shape::Async => unwrapped(body),
+            Shape::Boxed(_) => quote!(#core::__locked::call(move || #output #body).await),
+            // `impl Future` is no type that a closure could be told.
+            Shape::Opaque(_) => quote!(#core::__locked::call(move || #body).await),
+        };
         // An async block cannot be told its type, and `?` and coercions want to know it: a return
         // that never runs tells.
         let tell = quote_spanned! {inside(answer.span())=>
@@ -282,8 +329,25 @@ impl Expansion<'_> {
                 return answer;
             }
         };
-        let body = unwrapped(body);
         quote!(async move { #tell #body })
+    }
+
+    /// What becomes of `output`.
+    fn done(&self) -> TokenStream {
+        let core = &self.core;
+        if self.never {
+            return quote_spanned!(Span::mixed_site()=> match output {});
+        }
+        if self.is_async() {
+            return quote_spanned!(Span::mixed_site()=> output);
+        }
+        // The signature does not show every future: there are aliases, and types of all names.
+        quote_spanned! {inside(self.answer.span())=> {
+            #[allow(unused_imports)]
+            use #core::__locked::Finished as _;
+            #core::__locked::require_finished(#core::__locked::Returned(&output).work());
+            output
+        }}
     }
 
     /// What becomes of `error`, at the end of which the function has returned.

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use database_locks::{Error, Locks, locked};
 
-/// Waits until nobody else is at it, and panics if the database is not to be reached.
+/// Waits until no other process runs it. Without a `Result` to return it would panic if the database
+/// cannot be reached.
 #[locked("nightly report", ttl = "30s")]
-async fn report() {
+async fn report() -> Result<(), Error> {
     println!("reporting");
+    Ok(())
 }
 
-/// One lock for each invoice; whoever calls is told if it is busy for too long.
+/// One lock for each invoice; the caller gets an error if another holder has it for longer than a second.
 #[locked(name = format!("invoice {id}"), wait = "1s")]
 async fn send(id: u32) -> Result<u32, Error> {
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -29,7 +31,7 @@ async fn main() -> Result<(), Error> {
     }
     Locks::get_default().await?.migrate().await?;
 
-    report().await;
+    report().await?;
     let (one, two, one_again) = tokio::join!(send(1), send(2), send(1));
     assert_eq!((one?, two?, one_again?), (1, 2, 1));
     // What is released in the background is done before the process ends.

@@ -122,6 +122,29 @@ impl Error {
     }
 }
 
+/// For functions that return `io::Result`. The error is kept: `get_ref` and `downcast` have it.
+///
+/// | error | kind |
+/// | --- | --- |
+/// | [`TimedOut`](Error::TimedOut) | `TimedOut` |
+/// | [`Conflict`](Error::Conflict) | `ResourceBusy` |
+/// | [`Config`](Error::Config) | `InvalidInput` |
+/// | others | `Other` |
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match &error {
+            Error::TimedOut { .. } => ErrorKind::TimedOut,
+            Error::Conflict { .. } => ErrorKind::ResourceBusy,
+            Error::Config { .. } => ErrorKind::InvalidInput,
+            Error::Lost { .. } | Error::Unavailable { .. } | Error::Rejected { .. } => {
+                ErrorKind::Other
+            }
+        };
+        Self::new(kind, error)
+    }
+}
+
 /// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
 /// what it was asked just now.
 #[derive(Debug)]

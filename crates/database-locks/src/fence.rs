@@ -374,12 +374,15 @@ impl LockGuard {
     /// In any isolation level. Not in a savepoint (a transaction within a transaction): to roll back to
     /// it would take the fence away.
     ///
-    /// | transaction | feature |
-    /// | --- | --- |
-    /// | `tokio_postgres::Transaction`, and `tokio_postgres::Client` after `BEGIN` | `postgres` |
-    /// | `mysql_async::Transaction` | `mysql` |
-    /// | `rusqlite::Transaction`, in any file but that of the locks | `sqlite` |
-    /// | `sqlx::Transaction` of the three | `sqlx` |
+    /// | transaction | versions | feature |
+    /// | --- | --- | --- |
+    /// | `tokio_postgres::Transaction`, and `tokio_postgres::Client` after `BEGIN` | 0.7.18 and later of 0.7 | `postgres` |
+    /// | `mysql_async::Transaction` | 0.37 | `mysql` |
+    /// | `rusqlite::Transaction`, in any file but that of the locks | 0.32 to 0.43 | `sqlite`, `sqlite-unbundled` |
+    /// | `sqlx::Transaction` and `sqlx::PgConnection`, … while one is open | 0.9 | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` |
+    ///
+    /// This crate re-exports each driver, as `database_locks::tokio_postgres` and so on. For another
+    /// driver or version: [`LockGuard::fence_statement`].
     ///
     /// Keep what it answers until the transaction has ended; see [`OpenFence`].
     ///

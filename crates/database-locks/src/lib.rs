@@ -40,13 +40,19 @@
 //!
 //! # Without the lines
 //!
-//! The attribute `#[locked("nightly report", ttl = "30s")]` runs a function under a lock.
+//! The attribute [`#[locked("nightly report", ttl = "30s")]`](macro@locked) runs a function under a lock. A
+//! function that returns no `Result` panics if the lock is not acquired or is lost.
 //!
 //! # Features
 //!
-//! `postgres`, `mysql`, `sqlite` and `macros` (the attribute `#[locked]`), all on by
-//! default; `memory:` is always there. Off by default: `metrics`, counters, gauges and histograms through
-//! the crate of that name; `sqlx`, whose transactions can then be fenced.
+//! | feature | on | for |
+//! | --- | --- | --- |
+//! | `macros` | by default | the attribute [`#[locked]`](macro@locked) |
+//! | `postgres`, `mysql` (MariaDB too) | | the engines; `memory:` is always there |
+//! | `sqlite` | | SQLite, compiled in |
+//! | `sqlite-unbundled` | | the same with the system's library, 3.42 or later |
+//! | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` | | the engine, and [fences](LockGuard::fence) for transactions of sqlx 0.9 |
+//! | `metrics` | | counters, gauges and histograms through the crate of that name |
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
@@ -57,7 +63,7 @@ mod builder;
 mod clock;
 mod default;
 #[cfg_attr(
-    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
     allow(dead_code)
 )]
 pub mod doctor;
@@ -111,6 +117,20 @@ pub use ticket::Ticket;
 pub use timing::{Ttl, parse_duration};
 pub use token::Token;
 
+// The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.
+#[cfg(feature = "mysql")]
+pub use mysql_async;
+#[cfg(feature = "sqlite-unbundled")]
+pub use rusqlite;
+#[cfg(any(
+    feature = "sqlx-postgres",
+    feature = "sqlx-mysql",
+    feature = "sqlx-sqlite"
+))]
+pub use sqlx;
+#[cfg(feature = "postgres")]
+pub use tokio_postgres;
+
 /// The guide's examples are compiled, and those with a `main` are run.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/rust.md")]
@@ -120,7 +140,10 @@ struct Guide;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __locked {
-    pub use crate::locked::{Failure, Panics, panic};
+    pub use crate::locked::{
+        Failure, Finished, Panics, Returned, call, metadata_key, metadata_value, panic,
+        require_finished, with_metadata,
+    };
 }
 
 /// What a face in another language needs besides what is public. Not covered by semver.

@@ -2,74 +2,88 @@
 
 use std::marker::PhantomData;
 
+use serde_json::Value;
+
 use crate::error::Error;
+use crate::lock::Lock;
 
 /// Run a function only while holding a lock.
 ///
-/// On any `fn` or `async fn` with a body: generic ones, methods, with arguments and results of all
-/// kinds, `unsafe` ones. Each call takes the lock, runs the body, and releases the lock when the body
-/// has ended, however that was: `return`, `?`, a panic, a future that is dropped.
+/// Each call acquires the lock, runs the body, and releases the lock when the body ends: by `return`, `?`, a
+/// panic, or because its future is dropped. If the lock is not acquired or is lost, a function that returns a
+/// `Result` returns `Err`. **A function that returns anything else panics**, an `Option` and `()` included:
+/// when the database cannot be reached, when `wait` is over, when the lock is lost. The body is never skipped
+/// silently.
 ///
 /// ```
-/// use database_locks::{Locks, locked};
+/// use database_locks::{Error, Locks, locked};
 ///
 /// #[locked("nightly report", ttl = "30s")]
-/// async fn report() {
-///     // One at a time, of all processes that use this database.
-/// }
-///
-/// #[locked(name = format!("invoice {id}"), wait = "5s")]
-/// async fn send(id: u64) -> Result<(), database_locks::Error> {
+/// async fn report() -> Result<(), Error> {
+///     // One call at a time, of all processes that use this database.
 ///     Ok(())
 /// }
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// #[locked(name = format!("invoice {id}"), wait = "5s")]
+/// async fn send(id: u64) -> std::io::Result<()> {
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Locks::set_default(Locks::connect("memory:").await?);
-/// report().await;
+/// report().await?;
 /// send(17).await?;
 /// # Ok(()) }
 /// ```
 ///
+/// It goes on any `fn` or `async fn` with a body: generic functions, methods, methods of a trait under
+/// `#[async_trait]`, functions that return `impl Future<Output = …>` or a boxed future, `unsafe` functions.
+///
 /// # Arguments
 ///
-/// All may be left out. Each value is evaluated once a call, before the body, and may use the
-/// function's arguments, which stay with the body.
+/// All are optional. Each value is evaluated once a call, before the body, and may use the function's
+/// arguments, which the body still gets.
 ///
 /// | argument              | value                                         | default |
 /// | ---                   | ---                                           | --- |
-/// | `name = …`, or a literal alone and first | anything that is `AsRef<str>` | module path and function: `app::jobs::report` |
+/// | `name = …`; first, a string literal, a constant or a macro alone | anything that is `AsRef<str>` | module path and function: `app::jobs::report` |
 /// | `ttl = …`             | `"100ms"` to ten years or `"inf"`; [`Duration`], [`Ttl`] | 30 s |
-/// | `wait = …`            | `"0"`: try once; [`Duration`]                 | as long as it takes |
+/// | `wait = …`            | `"0"`: try once; [`Duration`]                 | no limit |
+/// | `poll = …`            | `"1ms"` at least; [`Duration`]                | 250 ms |
 /// | `renew_every = …`     | `"10ms"` at least; [`Duration`]               | a third of the ttl |
 /// | `auto_renew = …`      | `bool`                                        | `true` |
-/// | `margin = …`          | less than half of the ttl; [`Duration`]       | a tenth of the ttl, at most 3 s or a hundredth |
-/// | `holder = …`          | who, for people: anything that is `AsRef<str>` | `host.pid.random` |
+/// | `margin = …`          | less than half of the ttl; [`Duration`]       | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
+/// | `holder = …`          | who holds it, for people: anything that is `AsRef<str>` | `host.pid.random` |
+/// | `preempt = …`         | `bool`; `true` needs a `holder`               | `false` |
+/// | `metadata = …`        | pairs: `[("order", id), ("by", user)]`, or any expression that iterates over `(impl Into<String>, impl Into<Value>)` | none |
 /// | `via = …`             | the database: anything that is `AsRef<Locks>` | [`Locks::get_default`] |
 /// | `crate = …`           | the path of this crate, where it was renamed  | `::database_locks` |
 ///
-/// What they mean is said at [`Lock`]. Durations in literals are read as by
-/// [`parse_duration`](crate::parse_duration), and refused, as names are, while compiling where they
-/// cannot be right.
+/// [`Lock`] documents what they mean. A duration literal is read as by
+/// [`parse_duration`](crate::parse_duration). Literals that cannot be right are refused while compiling.
 ///
-/// **The name.** All instances of a generic function share the default name. A method must be given
-/// one, since the attribute sees neither the type nor the trait that it belongs to; so should
-/// an associated function without `self`, of which there may be two of one name in a module. A name
-/// that is a literal is used as it is; for more there is `name = format!(…)`.
+/// **The name.** A string literal is used as it is; it is not a format string. A constant or a macro may stand
+/// alone as well: `#[locked(names::REPORT)]`, `#[locked(concat!("app/", "report"))]`; any other expression
+/// follows `name =`. A method must have a name, since the attribute sees neither the type nor the trait that
+/// the method belongs to; so should an associated function without `self`, of which there may be two in a
+/// module. All instances of a generic function share the default name.
 ///
-/// **The database.** [`Locks`] and [`blocking::Locks`](crate::blocking::Locks) are `AsRef<Locks>`, by
-/// value or by reference, and whatever has locks may implement it. Without `via` the
-/// function takes those of [`Locks::set_default`], or else connects once to the database that the
-/// environment variable `DATABASE_LOCKS_URL` names.
+/// **The database.** [`Locks`] and [`blocking::Locks`](crate::blocking::Locks) are `AsRef<Locks>`, by value or
+/// by reference, and an application's own types may implement it. Without `via` the function uses the locks of
+/// [`Locks::set_default`], or else connects once to the database in the environment variable
+/// `DATABASE_LOCKS_URL`.
 ///
 /// ```
 /// use database_locks::{Error, Locks, locked};
+///
+/// const STOCK: &str = "stock";
 ///
 /// struct Shop {
 ///     locks: Locks,
 /// }
 ///
 /// impl Shop {
-///     #[locked("stock", via = self.locks)]
+///     #[locked(STOCK, via = self.locks, metadata = [("shelves", shelves.len())])]
 ///     async fn count(&mut self, shelves: &[u32]) -> Result<u32, Error> {
 ///         Ok(shelves.iter().sum())
 ///     }
@@ -82,9 +96,9 @@ use crate::error::Error;
 ///
 /// # Errors
 ///
-/// A function that returns a `Result<T, E>`, by whatever alias, answers with `Err` where the lock was
-/// not got, with any [`Error`] of [`Lock::acquire`] or [`Locks::get_default`], and where it was lost,
-/// with [`Error::Lost`]. `E` must be `From<Error>`:
+/// A function that returns a `Result<T, E>`, under any alias, returns `Err` if the lock was not acquired, with
+/// any [`Error`] of [`Lock::acquire`] or [`Locks::get_default`], and [`Error::Lost`] if it was lost. `E` must
+/// implement `From<Error>`; [`Error`], [`std::io::Error`], `Box<dyn Error>` and `anyhow::Error` do.
 ///
 /// ```compile_fail
 /// #[database_locks::locked]
@@ -93,7 +107,7 @@ use crate::error::Error;
 /// }
 /// ```
 ///
-/// A body is never skipped in silence. To do without where somebody else is at it, ask for that:
+/// To go on without the lock while another holder has it, match on the error:
 ///
 /// ```
 /// use database_locks::{Error, locked};
@@ -107,36 +121,39 @@ use crate::error::Error;
 /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
 /// # database_locks::blocking::Locks::set_default(locks);
 /// match clean() {
-///     Err(Error::TimedOut { .. }) => {} // somebody else cleans
+///     Err(Error::TimedOut { .. }) => {} // another holder is cleaning
 ///     other => other?,
 /// }
 /// # Ok(()) }
 /// ```
 ///
-/// **When the lock is lost** while the body of an `async fn` runs, the body is stopped, by dropping
-/// it where it awaits, before anybody else can have the lock; see [`Lock::run`]. The body of a `fn`
-/// cannot be stopped: it runs to its end, and the loss is then the answer, in place of its own. Work
-/// that is long, or does harm without the lock, takes a [`LockGuard`](crate::LockGuard) instead and
-/// asks it.
+/// **If the lock is lost** while the body of an `async fn` runs, the body is stopped before another client can
+/// acquire the lock: its future is dropped where it awaits; see [`Lock::run`]. The body of a blocking `fn`
+/// cannot be stopped: it runs to its end, and the loss is returned in place of its value. Work that is long, or
+/// does harm without the lock, takes a [`LockGuard`](crate::LockGuard) instead and asks it.
 ///
 /// # Panics
 ///
-/// A function that returns anything else panics in all these cases, with [`Error::chain`].
+/// A function that returns no `Result` panics in all these cases, with [`Error::chain`]. So does one that
+/// returns a type parameter, even if that is a `Result` in some call.
 ///
 /// # Cancel safety
 ///
-/// The future of an `async fn` may be dropped at any time: while it waits nothing is left held, and
-/// later the body is dropped first and the lock released in the background. It is `Send` where the
-/// body and what it answers with are.
+/// The future of an `async fn` may be dropped at any time: during the wait nothing is left held, and later the
+/// body is dropped first and the lock released in the background. The future is `Send` if the body and its
+/// value are.
 ///
 /// # Notes
 ///
-/// - A lock is not re-entrant: a function that calls itself, or another with the same name of a lock,
+/// - A lock is not re-entrant: a function that calls itself, or another function with the same lock name,
 ///   waits for itself.
 /// - The lock covers the body, not what its value does later: an iterator that is returned, a task
-///   that was spawned. A `fn` that returns a future is refused.
-/// - Write it above other attributes that rewrite the function, such as `#[tokio::main]`. Under
-///   `#[async_trait]` an `async fn` is such a `fn` and refused: let it call one that is locked.
+///   that was spawned.
+/// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a `BoxFuture` is
+///   locked while that future runs, and all of its body runs then, not at the call. A `fn` that returns
+///   another type of future is refused.
+/// - The attribute goes on the methods under `#[async_trait]`, not on the `impl`. It stands above
+///   `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.
 ///
 /// [`Duration`]: std::time::Duration
@@ -149,7 +166,7 @@ use crate::error::Error;
 /// [`Ttl`]: crate::Ttl
 pub use database_locks_macros::locked;
 
-/// How a function answers that its lock was not got, or was lost: with `Err` where it returns a
+/// What a function returns if its lock was not acquired, or was lost: `Err` where it returns a
 /// `Result`, found by its type so that aliases are seen through.
 #[derive(Debug)]
 pub struct Failure<T>(PhantomData<T>);
@@ -178,8 +195,73 @@ impl<T> Panics<T> for Failure<T> {
     }
 }
 
+/// What a blocking function returned, asked whether it is a future, which would run when the lock is
+/// released again.
+#[derive(Debug)]
+pub struct Returned<'a, T>(pub &'a T);
+
+impl<T: Future> Returned<'_, T> {
+    /// It is.
+    pub fn work(&self) -> WorkLeft {
+        WorkLeft
+    }
+}
+
+/// The same for all other types; a method of the type itself comes before one of a trait.
+pub trait Finished {
+    /// It is not.
+    fn work(&self) {}
+}
+
+impl<T> Finished for Returned<'_, T> {}
+
+/// Work that the returned value has yet to do.
+#[derive(Debug)]
+pub struct WorkLeft;
+
+/// What a blocking function has left to do: nothing.
+#[diagnostic::on_unimplemented(
+    message = "the lock would be free again before the future that this function returns runs",
+    label = "this is a future",
+    note = "make it an `async fn`, or return `impl Future<Output = …>` or \
+            `Pin<Box<dyn Future<Output = …> + …>>`"
+)]
+pub trait Nothing {}
+
+impl Nothing for () {}
+
+/// Refuse a function that returns a future.
+pub fn require_finished(_: impl Nothing) {}
+
 /// Panic with all that is known.
 #[track_caller]
 pub fn panic(error: Error) -> ! {
-    panic!("{}", error.chain())
+    panic!(
+        "a `#[locked]` function that returns no `Result`: {}",
+        error.chain()
+    )
+}
+
+/// Call the body of a function that returns a future.
+pub fn call<T>(body: impl FnOnce() -> T) -> T {
+    body()
+}
+
+/// A key of `metadata`, which stays with the function.
+pub fn metadata_key(key: &(impl AsRef<str> + ?Sized)) -> &str {
+    key.as_ref()
+}
+
+/// A value of `metadata`, which stays with the function.
+pub fn metadata_value<T: Clone + Into<Value>>(value: &T) -> Value {
+    value.clone().into()
+}
+
+/// The lock with pairs that are known when the function is called.
+pub fn with_metadata<K: Into<String>, V: Into<Value>>(
+    lock: Lock,
+    pairs: impl IntoIterator<Item = (K, V)>,
+) -> Lock {
+    let pairs = pairs.into_iter();
+    pairs.fold(lock, |lock, (key, value)| lock.metadata(key, value))
 }

@@ -124,6 +124,48 @@ async fn a_lost_reply_to_a_renewal_loses_nothing(lab: &Lab) {
     promise("P6", lab.engine);
 }
 
+/// The rule of the guide: an outage costs the lock soonest when it begins just before a renewal, and then
+/// after `ttl - margin - renew_every`. One that is two seconds shorter, the longest pause between two tries
+/// to connect, costs nothing.
+async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(lab: &Lab) {
+    let (ttl, margin, renew_every) = (ms(6000), ms(600), ms(2000));
+    let survived = ttl - margin - renew_every;
+    let proxy = Proxy::to_url(&lab.url);
+    let locks = lab.locks_at(&proxy.url(&lab.url)).await;
+    let guard = soon(locks.lock("job").ttl(ttl).acquire()).await.unwrap();
+    proxy.watch_for(guard.grant_id());
+    let renewals = || proxy.count(guard.grant_id());
+    let cut_off = async || {
+        loop {
+            let before = renewals();
+            while renewals() == before {
+                tokio::time::sleep(ms(5)).await;
+            }
+            let after = renewals();
+            tokio::time::sleep(renew_every - ms(300)).await;
+            let began = now();
+            proxy.refuse(true);
+            proxy.cut();
+            if renewals() == after {
+                return began;
+            }
+            // This machine was busy, and a renewal got through: on to the next.
+            proxy.refuse(false);
+        }
+    };
+    let began = soon(cut_off()).await;
+    let shorter = survived - Duration::from_secs(2);
+    tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
+    proxy.refuse(false);
+    let began = soon(cut_off()).await;
+    assert_eq!(soon(guard.lost()).await, LostReason::Unreachable);
+    let took = began.elapsed();
+    assert!(took >= survived, "after {took:?}");
+    assert!(took < survived + Duration::from_secs(2), "after {took:?}");
+    promise("P4", lab.engine);
+    promise("P6", lab.engine);
+}
+
 /// What a slow answer takes is not trusted on top: the lease began before it came.
 async fn a_slow_answer_to_an_acquire_lengthens_no_trust(lab: &Lab) {
     let proxy = Proxy::to_url(&lab.url);
@@ -371,6 +413,7 @@ macro_rules! on {
             a_wait_ends_in_time_although_nobody_answers,
             a_slow_answer_to_an_acquire_lengthens_no_trust,
             a_lost_reply_to_a_renewal_loses_nothing,
+        an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so,
             a_lost_reply_to_an_acquire_leaves_nothing_held,
             a_lost_reply_to_a_release_is_a_release,
             cut_connections_are_made_anew,

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::Future;
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use database_locks::{Error, Locks, LostReason, Ttl, blocking, locked};
+use database_locks::{Error, LockInfo, LockState, Locks, LostReason, Ttl, blocking, locked};
 
 /// Locks of their own for each test.
 async fn locks(url: &str) -> Locks {
@@ -69,6 +70,55 @@ mod jobs {
 fn a_name_is_by_default_that_of_module_and_function() {
     let locks = blocking_locks("memory:locked-default-name");
     assert!(jobs::r#type(&locks).unwrap().is_some());
+}
+
+/// Who holds `job`, as anyone may read it.
+async fn holds(locks: &Locks, name: &str) -> bool {
+    let info = locks.show(name).await.expect("reads");
+    info.is_some_and(|info| matches!(info.state, LockState::Held { .. }))
+}
+
+mod names {
+    pub(crate) const REPORT: &str = "report of a constant";
+}
+
+const AUDIT: &str = "audit";
+
+#[locked(AUDIT, via = locks)]
+async fn named_by_a_constant(locks: &Locks) -> bool {
+    holds(locks, "audit").await
+}
+
+#[locked(crate::names::REPORT, via = locks)]
+async fn named_by_a_path(locks: &Locks) -> bool {
+    holds(locks, "report of a constant").await
+}
+
+#[locked(concat!("app", "/", "report"), via = locks)]
+async fn named_by_a_macro(locks: &Locks) -> bool {
+    holds(locks, "app/report").await
+}
+
+#[tokio::test]
+async fn a_constant_or_a_macro_is_a_name_too() {
+    let locks = locks("memory:locked-const").await;
+    assert!(named_by_a_constant(&locks).await);
+    assert!(named_by_a_path(&locks).await);
+    assert!(named_by_a_macro(&locks).await);
+    assert!(Yearly { locks }.close().await);
+}
+
+struct Yearly {
+    locks: Locks,
+}
+
+impl Yearly {
+    const NAME: &str = "yearly";
+
+    #[locked(Self::NAME, via = self.locks)]
+    async fn close(&self) -> bool {
+        holds(&self.locks, "yearly").await
+    }
 }
 
 // --- how they fail
@@ -144,6 +194,41 @@ async fn without_a_result_a_busy_lock_panics_with_the_whole_error() {
     for call in calls {
         let said = said(call.expect_err("panics").into_panic());
         assert!(said.contains("held by somebody"), "{said}");
+        assert!(said.contains("returns no `Result`"), "{said}");
+    }
+}
+
+#[locked("job", via = locks, wait = "0")]
+async fn of_the_standard_library(locks: &Locks, fail: bool) -> io::Result<u32> {
+    if fail {
+        std::fs::metadata("/no such file")?;
+    }
+    Ok(7)
+}
+
+#[locked("job", via = locks, wait = "0")]
+fn of_the_standard_library_blocking(locks: &blocking::Locks) -> io::Result<u32> {
+    Ok(7)
+}
+
+#[tokio::test]
+async fn an_io_result_has_the_error_of_the_lock_within() {
+    let locks = locks("memory:locked-io").await;
+    assert_eq!(of_the_standard_library(&locks, false).await.unwrap(), 7);
+    let own = of_the_standard_library(&locks, true).await.unwrap_err();
+    assert_eq!(own.kind(), io::ErrorKind::NotFound);
+    let _guard = locks.lock("job").acquire().await.unwrap();
+    let blocking = blocking::Locks::from(locks.clone());
+    let busy = [
+        of_the_standard_library(&locks, false).await,
+        tokio::task::spawn_blocking(move || of_the_standard_library_blocking(&blocking))
+            .await
+            .unwrap(),
+    ];
+    for error in busy.map(Result::unwrap_err) {
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let within = error.downcast::<Error>().expect("is kept");
+        assert!(matches!(within, Error::TimedOut { .. }), "{within}");
     }
 }
 
@@ -315,6 +400,102 @@ impl Shop {
     }
 }
 
+/// A trait of futures that are boxed, as most are that have to be `dyn`.
+#[async_trait::async_trait]
+trait Job {
+    async fn run(&self, times: u32) -> bool;
+
+    #[locked("job of each", via = self.locks(), wait = "0")]
+    async fn run_as_given(&self) -> Result<bool, Error> {
+        Ok(holds(self.locks(), "job of each").await)
+    }
+
+    fn locks(&self) -> &Locks;
+}
+
+#[async_trait::async_trait]
+impl Job for Shop {
+    #[locked(name = format!("job {times}"), via = self.locks)]
+    async fn run(&self, mut times: u32) -> bool {
+        let held = holds(&self.locks, &format!("job {times}")).await;
+        times += 1;
+        held && times > 0
+    }
+
+    fn locks(&self) -> &Locks {
+        &self.locks
+    }
+}
+
+#[async_trait::async_trait(?Send)]
+trait LocalJob {
+    async fn run(&self, of: Rc<u32>) -> io::Result<u32>;
+}
+
+#[async_trait::async_trait(?Send)]
+impl LocalJob for Shop {
+    #[locked("local", via = self.locks, wait = "0")]
+    async fn run(&self, of: Rc<u32>) -> io::Result<u32> {
+        assert!(holds(&self.locks, "local").await);
+        Ok(*of)
+    }
+}
+
+#[tokio::test]
+async fn a_method_of_an_async_trait_holds_its_lock_while_its_future_runs() {
+    let locks = locks("memory:locked-async-trait").await;
+    let shop: Box<dyn Job + Send + Sync> = Box::new(Shop {
+        locks: locks.clone(),
+        shelves: vec![],
+    });
+    assert!(shop.run(3).await && !holds(&locks, "job 3").await);
+    assert!(shop.run_as_given().await.unwrap());
+    let guard = locks.lock("job of each").acquire().await.unwrap();
+    let busy = shop.run_as_given().await;
+    assert!(matches!(busy, Err(Error::TimedOut { .. })));
+    guard.release().await.unwrap();
+    let local: Box<dyn LocalJob> = Box::new(Shop {
+        locks: locks.clone(),
+        shelves: vec![],
+    });
+    assert_eq!(local.run(Rc::new(5)).await.unwrap(), 5);
+    let _guard = locks.lock("local").acquire().await.unwrap();
+    let busy = local.run(Rc::new(5)).await.unwrap_err();
+    assert_eq!(busy.kind(), io::ErrorKind::TimedOut);
+}
+
+#[locked("boxed by hand", via = locks, wait = "0")]
+fn boxed_by_hand<'a>(
+    locks: &'a Locks,
+    seen: &'a AtomicBool,
+) -> Pin<Box<dyn Future<Output = Result<bool, Error>> + Send + 'a>> {
+    seen.store(true, Ordering::SeqCst);
+    if std::ptr::eq(locks, std::ptr::null()) {
+        return Box::pin(std::future::ready(Ok(false)));
+    }
+    Box::pin(async move { Ok(holds(locks, "boxed by hand").await) })
+}
+
+#[locked("opaque by hand", via = locks)]
+fn opaque_by_hand(locks: &Locks) -> impl Future<Output = io::Result<bool>> + Send {
+    async move { Ok(holds(locks, "opaque by hand").await) }
+}
+
+#[tokio::test]
+async fn a_function_that_returns_a_future_runs_all_of_its_body_under_the_lock() {
+    let locks = locks("memory:locked-futures").await;
+    let seen = AtomicBool::new(false);
+    let call = boxed_by_hand(&locks, &seen);
+    assert!(!seen.load(Ordering::SeqCst), "the body has not begun");
+    assert!(call.await.unwrap() && seen.load(Ordering::SeqCst));
+    assert!(sendable(opaque_by_hand(&locks)).await.unwrap());
+    seen.store(false, Ordering::SeqCst);
+    let _guard = locks.lock("boxed by hand").acquire().await.unwrap();
+    let busy = boxed_by_hand(&locks, &seen).await;
+    assert!(matches!(busy, Err(Error::TimedOut { .. })));
+    assert!(!seen.load(Ordering::SeqCst), "nor without the lock");
+}
+
 /// Counts what it is given.
 #[locked("generic", via = locks)]
 #[must_use]
@@ -407,10 +588,13 @@ async fn functions_of_all_kinds_can_be_locked() {
     via = locks,
     ttl = Ttl::Infinite,
     wait = patience,
+    poll = "20ms",
     renew_every = "1s",
     auto_renew = !lock,
     margin = Duration::from_secs(1),
     holder = error,
+    preempt = output > 0,
+    metadata = [("output", output), (name, error), ("tags", vec!["a", "b"])],
     crate = core_by_another_name,
 )]
 async fn with_everything(
@@ -420,11 +604,16 @@ async fn with_everything(
     lock: bool,
     error: String,
     output: u32,
-) -> Result<(String, Option<String>), Error> {
-    let info = locks.show(&name).await?;
-    let holder = info.and_then(|info| info.holder);
+) -> Result<(String, LockInfo), Error> {
+    let info = locks.show(&name).await?.expect("is held");
     assert!(patience.is_zero() && !lock && output == 1);
-    Ok((error, holder))
+    Ok((error, info))
+}
+
+#[locked("pairs", via = locks, metadata = pairs.clone())]
+async fn with_pairs(locks: &Locks, pairs: Vec<(&str, u32)>) -> LockInfo {
+    assert_eq!(pairs.len(), 2);
+    locks.show("pairs").await.unwrap().expect("is held")
 }
 
 use database_locks as core_by_another_name;
@@ -434,7 +623,16 @@ async fn all_arguments_may_use_those_of_the_function_which_keeps_them() {
     let locks = Arc::new(locks("memory:locked-all").await);
     let (name, who) = ("job".to_owned(), "me".to_owned());
     let call = with_everything(name, locks, Duration::ZERO, false, who, 1);
-    assert_eq!(call.await.unwrap(), ("me".into(), Some("me".into())));
+    let (error, info) = call.await.unwrap();
+    assert_eq!((error.as_str(), info.holder.as_deref()), ("me", Some("me")));
+    let meta = |info: &LockInfo| {
+        let text = info.metadata.as_deref().expect("is there");
+        serde_json::from_str::<serde_json::Value>(text).unwrap()["meta"].to_string()
+    };
+    assert_eq!(meta(&info), r#"{"job":"me","output":1,"tags":["a","b"]}"#);
+    let locks = self::locks("memory:locked-all").await;
+    let info = with_pairs(&locks, vec![("a", 1), ("b", 2)]).await;
+    assert_eq!(meta(&info), r#"{"a":1,"b":2}"#);
 }
 
 fn sendable<F: Future + Send>(future: F) -> F {

@@ -131,3 +131,30 @@ fn a_first_connect_that_failed_is_not_remembered() {
         },
     );
 }
+
+#[locked("importer", via = locks, holder = "importer of node 7", preempt = again, wait = "0")]
+async fn import(locks: &Locks, again: bool) -> Result<(), Error> {
+    Ok(())
+}
+
+#[test]
+#[cfg(feature = "sqlite")]
+fn the_same_holder_goes_on_at_once_after_a_crash() {
+    if std::env::var_os(CHILD).is_some() {
+        let locks = block_on(Locks::get_default()).unwrap();
+        let lock = locks.lock("importer").holder("importer of node 7");
+        let _guard = block_on(lock.acquire()).unwrap();
+        std::process::abort();
+    }
+    let folder = tempfile::tempdir().expect("is made");
+    let url = format!("sqlite://{}/locks.sqlite3", folder.path().display());
+    let mut child = Command::new(std::env::current_exe().expect("is known"));
+    child.args(["the_same_holder_goes_on_at_once_after_a_crash", "--exact"]);
+    let output = child.env(CHILD, "1").env(URL, &url).output();
+    assert!(!output.expect("starts").status.success());
+    block_on(async {
+        let locks = Locks::connect(&url).await.unwrap();
+        assert!(is_busy(import(&locks, false).await));
+        import(&locks, true).await.unwrap();
+    });
+}

@@ -19,7 +19,7 @@ use crate::terminal::Terminal;
 /// How often to look whether a group still has members: nothing tells when the last one ends.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a group that was killed is waited for. Longer would be of no use: what is left then are
-/// zombies that nobody reaps, or what hangs in the kernel and does nothing any more.
+/// zombies that are not reaped, or processes that hang in the kernel.
 const UNTIL_KILLED: Duration = Duration::from_secs(1);
 
 /// What became of CMD.
@@ -128,7 +128,7 @@ impl Child {
         self.ended.map(Change::Ended)
     }
 
-    /// Send a signal to the whole group. An error means that nobody got it.
+    /// Send a signal to the whole group. An error means that the group is gone.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = killpg(self.group, signal);
     }
@@ -157,7 +157,7 @@ impl Child {
     pub(crate) async fn end(&mut self, signals: &mut Signals, grace: Option<Duration>) -> Signal {
         if let Some(grace) = grace {
             self.signal(Signal::SIGTERM);
-            // Whoever is stopped must go on to get it.
+            // A stopped process has to be continued to receive it.
             self.signal(Signal::SIGCONT);
             if self.all_ended(signals, grace).await {
                 return Signal::SIGTERM;

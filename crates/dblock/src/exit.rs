@@ -2,17 +2,17 @@
 
 use database_locks::{Error, LockName, LostReason, Ttl};
 
-/// `show` of a name that nobody ever locked.
+/// `show` of a name that was never locked.
 pub(crate) const UNKNOWN: u8 = 1;
 /// What was to be printed did not arrive: the disk is full, or stdout is closed.
 pub(crate) const UNPRINTED: u8 = 1;
-/// `doctor` has found something.
+/// `doctor` has found an error, or with `--strict` a warning.
 pub(crate) const FOUND: u8 = 1;
 /// Bad usage, a bad URL, a bad setting, a bad name.
 pub(crate) const USAGE: u8 = 2;
 /// The database cannot be reached, refuses, or is blocked (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
-/// Somebody else has the lock (`EX_TEMPFAIL`: try again later).
+/// Another client has the lock (`EX_TEMPFAIL`: try again later).
 pub(crate) const BUSY: u8 = 75;
 /// The lock was lost while CMD ran; or a ticket is dead.
 pub(crate) const LOST: u8 = 76;
@@ -61,7 +61,7 @@ impl Failure {
             LostReason::Expired => "its lease has expired".to_owned(),
             // A ticket cannot tell these two apart.
             LostReason::Preempted => {
-                "somebody else has had the lock since, or it was released by force".to_owned()
+                "another client has had the lock since, or it was released by force".to_owned()
             }
             LostReason::Released => "it was released already".to_owned(),
             LostReason::Resumed => "it was resumed already".to_owned(),
@@ -161,7 +161,7 @@ fn flag(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, DATABASE_LOCKS_URL)".to_owned(),
         "name" => "NAME".to_owned(),
-        "holder" => "--owner".to_owned(),
+        "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
         other => format!("--{other}"),
     }

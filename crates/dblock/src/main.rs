@@ -9,10 +9,10 @@ mod notices;
 mod output;
 mod pages;
 mod place;
+mod release_notice;
 mod signals;
 mod terminal;
 mod ticket;
-mod told;
 
 use std::process::ExitCode;
 
@@ -55,12 +55,12 @@ async fn do_it(place: &Place, task: Task, notices: &Notices) -> Result<u8, Failu
         Task::Force { name } => cmd::release_by_force(place, &name).await,
         Task::List { all, json } => cmd::list(place, all, json).await,
         Task::Show { name, json } => cmd::show(place, &name, json).await,
-        Task::Prune { idle, unknown } => cmd::prune(place, idle, unknown).await,
+        Task::Prune { idle, legacy } => cmd::prune(place, idle, legacy).await,
         Task::Init => cmd::init(place).await,
         Task::Print(text) => {
             output::text(&text)?;
             Ok(0)
         }
-        Task::Doctor { json } => cmd::doctor(place, json).await,
+        Task::Doctor(checkup) => cmd::doctor(place, &checkup).await,
     }
 }

@@ -73,9 +73,16 @@ impl Report {
 }
 
 /// Whether a target is the library's; and whether it is of the part that acquires.
+///
+/// Not those of the part that releases: the command reports that itself, and nothing goes on in the
+/// background of a process that ends.
 fn of_wait(target: &str) -> Option<bool> {
     let mut modules = target.split("::");
-    (modules.next() == Some("database_locks")).then(|| modules.next() == Some("acquire"))
+    match (modules.next(), modules.next()) {
+        (Some("database_locks"), Some("release")) => None,
+        (Some("database_locks"), part) => Some(part == Some("acquire")),
+        _ => None,
+    }
 }
 
 #[derive(Debug, Default)]
@@ -461,7 +468,8 @@ mod tests {
         let told = reports(|| {
             tracing::error!(target: "tokio_postgres", "x");
             tracing::warn!(target: "database_locks_other", "x");
-            tracing::debug!(target: "database_locks::release", "x");
+            tracing::warn!(target: "database_locks::release", "x");
+            tracing::debug!(target: "database_locks::held", "x");
             tracing::trace!(target: "database_locks::acquire", "x");
         });
         assert!(told.is_empty(), "{told:?}");

@@ -109,7 +109,19 @@ fn url_of(file: &Path) -> String {
 }
 
 fn usual_file() -> Result<PathBuf, Failure> {
-    usual_file_in(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
+    let home = std::env::var_os("HOME");
+    let file = usual_file_in(std::env::var_os("XDG_STATE_HOME"), home.clone())?;
+    // A home folder that is missing belongs to a user who keeps no files: root must not make it.
+    match home.map(PathBuf::from) {
+        Some(home) if file.starts_with(&home) && !home.is_dir() => {
+            Err(Failure::unavailable(format!(
+                "the home folder {} (HOME) is missing: give a database with --url or \
+                 DATABASE_LOCKS_URL, or a folder with XDG_STATE_HOME",
+                home.display()
+            )))
+        }
+        _ => Ok(file),
+    }
 }
 
 /// A relative path is not to be used, by the XDG specification; it would also mean another database

@@ -73,7 +73,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Listen for the others too, now that there is somebody to pass them on to.
+    /// Listen for the others too, now that there is a CMD to pass them on to.
     pub(crate) fn listen_to_all(&mut self) -> io::Result<()> {
         self.add(HARMLESS)
     }

@@ -15,7 +15,7 @@ const LONGEST: usize = 4096;
 
 /// Where a ticket comes from.
 pub(crate) enum TicketFrom {
-    /// The command line, which everybody on the machine can read.
+    /// The command line, which all users of the machine can read.
     Words(String),
     /// The first line of standard input.
     Stdin,
@@ -23,7 +23,7 @@ pub(crate) enum TicketFrom {
     Variable,
 }
 
-/// Without the ticket: whoever reads it can release the lock.
+/// Without the ticket: a process that reads it can release the lock.
 impl fmt::Debug for TicketFrom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

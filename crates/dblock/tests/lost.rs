@@ -110,7 +110,7 @@ fn a_lock_that_somebody_else_was_given_names_him() {
     // The first renewal comes a while later: by then somebody else has it.
     let running = lab.start_run(&["--ttl", "24s", "--grace", "500ms"], "job", OBEDIENT);
     lab.run(["release", "job", "--force"]);
-    let taken = lab.run(["acquire", "job", "--owner", "the thief", "--ttl", "1h"]);
+    let taken = lab.run(["acquire", "job", "--holder", "the thief", "--ttl", "1h"]);
     assert_eq!(taken.code(), 0, "{taken:?}");
     let done = running.end();
     let said = done.ended(76);
@@ -179,7 +179,7 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
         "run",
         "-w",
         "1m",
-        "--owner",
+        "--holder",
         "the successor",
         "job",
         "--",
@@ -214,7 +214,7 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
 #[test]
 fn a_loss_never_names_its_own_holder_as_the_new_one() {
     let lab = Lab::new();
-    let options = ["--owner", "me", "--ttl", "4s", "--grace", "200ms"];
+    let options = ["--holder", "me", "--ttl", "4s", "--grace", "200ms"];
     let running = lab.start_run(&options, "job", OBEDIENT);
     let file = rusqlite::Connection::open(lab.database()).expect("opens");
     file.busy_timeout(SOON).expect("sets");

@@ -117,7 +117,7 @@ fn quiet_leaves_out_what_is_no_error() {
 #[test]
 fn verbose_reports_a_wait_and_who_holds_the_lock() {
     let lab = Lab::new();
-    let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
     let usual = lab.run(["run", "-w", "300ms", "job", "--", "true"]);
     assert_eq!(usual.refused(75).lines().count(), 1);
     let done = lab.run(["-v", "run", "-w", "300ms", "job", "--", "true"]);
@@ -138,12 +138,20 @@ fn verbose_reports_a_wait_and_who_holds_the_lock() {
 #[test]
 fn every_command_has_its_help_and_its_page() {
     let lab = Lab::new();
-    for command in ["run", "acquire", "doctor", "help", "man"] {
+    let commands = "run acquire renew release list show init prune completions man doctor help";
+    let whole = lab.run(["--help"]).out;
+    for command in commands.split(' ') {
+        assert!(whole.contains(&format!("\n  {command} ")), "{command}");
         for args in [["help", command], ["man", command], [command, "--help"]] {
             let done = lab.run(args);
             assert_eq!((done.code(), &*done.err), (0, ""), "{args:?}");
             assert!(done.out.contains(command), "{args:?}");
         }
+    }
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let done = lab.run(["completions", shell]);
+        assert_eq!((done.code(), &*done.err), (0, ""), "{shell}");
+        assert!(done.out.contains("strict"), "{shell}");
     }
     assert_eq!(lab.run(["help", "run"]).out, lab.run(["run", "--help"]).out);
     assert_eq!(lab.run(["help"]).out, lab.run(["--help"]).out);

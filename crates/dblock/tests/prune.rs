@@ -42,7 +42,7 @@ fn what_nobody_has_had_for_so_long_is_deleted_and_counted() {
     assert_eq!((done.code(), &*done.err), (0, ""));
     assert_eq!(
         done.out,
-        "2 rows deleted of locks that nobody has had for 30d\n"
+        "2 rows deleted of locks that have been free for 30d\n"
     );
     assert_eq!(left(&file), ["endless", "held", "new", "unknown"]);
     let again = lab.run(["prune", "--older-than", "30d"]);
@@ -78,7 +78,7 @@ fn tokens_go_on_growing_over_a_prune() {
     let pruned = lab.run(["prune", "--older-than", "0"]);
     assert_eq!(
         pruned.out,
-        "1 row deleted of locks that nobody has had for 0ms\n"
+        "1 row deleted of locks that have been free for 0ms\n"
     );
     assert!(token() > before);
     testkit::promise("P2", "sqlite");

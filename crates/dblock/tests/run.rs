@@ -90,7 +90,7 @@ fn the_command_is_told_what_it_holds() {
     let script = r#"printf '%s\n' "$DBLOCK_NAME" "$DBLOCK_TOKEN" "$DBLOCK_GRANT" "$DBLOCK_HOLDER" \
         "$DBLOCK_TICKET""#;
     let told = || {
-        let done = lab.run(["run", "--owner", "me", "a job/é", "--", "sh", "-c", script]);
+        let done = lab.run(["run", "--holder", "me", "a job/é", "--", "sh", "-c", script]);
         done.out.lines().map(str::to_owned).collect::<Vec<_>>()
     };
     let (first, second) = (told(), told());
@@ -157,7 +157,7 @@ fn two_at_once_exclude_each_other() {
 #[test]
 fn a_lock_that_somebody_has_is_75_or_what_one_asks_for() {
     let lab = Lab::new();
-    let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
     let said = lab
         .run(["run", "-n", "job", "--", "touch", "ran"])
         .refused(75)
@@ -261,7 +261,7 @@ fn bad_settings_are_2_and_say_what_is_allowed() {
     );
     assert!(said(&["run", "", "--", "touch", "ran"]).contains("1 to 255 characters"));
     assert!(
-        said(&["run", "--owner", "", "job", "--", "touch", "ran"]).contains("--owner is empty")
+        said(&["run", "--holder", "", "job", "--", "touch", "ran"]).contains("--holder is empty")
     );
     assert!(said(&["--table", "a b", "run", "job", "--", "touch", "ran"]).contains("--table"));
     assert!(said(&["run", "job"]).contains("<CMD>"));

@@ -35,7 +35,7 @@ fn one_after_another(server: Option<testkit::Lab>) {
 
     let options = [
         "run",
-        "--owner",
+        "--holder",
         "the holder",
         "--ttl",
         "2s",

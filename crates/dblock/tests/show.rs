@@ -13,7 +13,7 @@ fn a_list_says_who_holds_what_and_what_for() {
     let lab = Lab::new();
     assert_eq!(lab.run(["list"]).out, "");
     let options = [
-        "--owner",
+        "--holder",
         "the holder",
         "--meta",
         "why=weekly",
@@ -37,7 +37,7 @@ fn a_list_says_who_holds_what_and_what_for() {
 fn a_list_for_programs_is_one_array() {
     let lab = Lab::new();
     assert_eq!(lab.run(["list", "--json"]).out, "[]\n");
-    let _holder = lab.start_run(&["--owner", "me", "--meta", "why=weekly"], "backup", HOLD);
+    let _holder = lab.start_run(&["--holder", "me", "--meta", "why=weekly"], "backup", HOLD);
     let _endless = lab.start_run(&["--ttl", "inf"], "endless", HOLD);
     lab.run(["run", "report", "--", "true"]);
     let held: Value = serde_json::from_str(&lab.run(["list", "--json"]).out).unwrap();
@@ -93,7 +93,7 @@ fn show_says_all_about_one_lock_and_1_of_an_unknown_one() {
     let said = lab.run(["show", "nope"]).refused(1).to_owned();
     assert!(said.contains("`nope`"), "{said}");
     lab.run(["show", "nope", "--json"]).refused(1);
-    let _holder = lab.start_run(&["--owner", "me", "--meta", "why=weekly"], "job", HOLD);
+    let _holder = lab.start_run(&["--holder", "me", "--meta", "why=weekly"], "job", HOLD);
     let shown = lab.run(["show", "job"]).out;
     for line in [
         "name      job",
@@ -115,7 +115,7 @@ fn what_others_wrote_stays_on_its_line() {
     let name = "a\nheld  \u{1b}[2J\u{202e}job";
     let escaped = r"a\nheld  \u{1b}[2J\u{202e}job";
     let _holder = lab.start_run(
-        &["--owner", "x\r\u{9b}31m", "--meta", "k=v\n\u{7}"],
+        &["--holder", "x\r\u{9b}31m", "--meta", "k=v\n\u{7}"],
         "job",
         HOLD,
     );
@@ -170,7 +170,7 @@ fn a_release_by_force_names_who_had_it() {
         lab.run(["release", "job", "--force"]).refused(0),
         "dblock: lock `job` was free already\n"
     );
-    let _holder = lab.start_run(&["--owner", "me"], "job", HOLD);
+    let _holder = lab.start_run(&["--holder", "me"], "job", HOLD);
     let said = lab.run(["release", "job"]).refused(2).to_owned();
     assert!(said.contains("--force if its holder is dead"), "{said}");
     assert!(lab.is_held("job"));

@@ -215,7 +215,7 @@ fn without_a_shell_ctrl_z_stops_nothing() {
 #[test]
 fn a_wait_of_more_than_a_second_is_reported_on_a_terminal_alone() {
     let lab = Lab::new();
-    let holder = lab.start_run(&["--owner", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
     let waited = |wait: &str, more: &str| {
         let script = format!("\"$0\" run {more} -w {wait} job -- true; echo code=$?");
         at_terminal(&lab, &[("code=75", "")], &["sh", "-c", &script, DBLOCK])
@@ -248,9 +248,9 @@ fn help_and_tables_fit_a_terminal_of_80_columns() {
     let Some(none) = run("dblock list") else {
         return;
     };
-    assert!(none.contains("nobody holds a lock"), "{none}");
+    assert!(none.contains("no lock is held"), "{none}");
     let owner = "build-server-17.example.org.4711.0a1b2c3d";
-    let acquire = format!("dblock acquire nightly.report --owner {owner} --meta why=weekly 2>&1");
+    let acquire = format!("dblock acquire nightly.report --holder {owner} --meta why=weekly 2>&1");
     let table = run(&format!("{acquire} >/dev/null; NO_COLOR=1 dblock list")).expect("as before");
     let head = table.lines().find(|line| line.starts_with("NAME"));
     let head = head.unwrap_or_default().split_whitespace();

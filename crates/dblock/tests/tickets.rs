@@ -75,7 +75,7 @@ fn the_ticket_stands_alone_on_stdout_and_the_rest_is_said_on_stderr() {
 #[test]
 fn as_json_a_ticket_comes_with_all_about_its_grant() {
     let lab = Lab::new();
-    let args = ["acquire", "job", "--json", "--owner", "me", "--ttl", "90s"];
+    let args = ["acquire", "job", "--json", "--holder", "me", "--ttl", "90s"];
     let done = lab.run(args);
     let got: Value = serde_json::from_str(&done.out).expect("JSON");
     let ticket: Ticket = got["ticket"].as_str().unwrap().parse().unwrap();
@@ -104,7 +104,7 @@ fn as_json_a_ticket_comes_with_all_about_its_grant() {
 #[test]
 fn what_was_acquired_is_held_until_it_is_released() {
     let lab = Lab::new();
-    let ticket = acquired(&lab, &["--owner", "the script"], "job");
+    let ticket = acquired(&lab, &["--holder", "the script"], "job");
     let said = lab
         .run(["run", "-n", "job", "--", "true"])
         .refused(75)
@@ -202,7 +202,7 @@ fn a_dead_ticket_is_76_and_says_what_became_of_it() {
     all(&released, "it was released already");
 
     let successor = acquired(&lab, &[], "job");
-    all(&released, "somebody else has had the lock since");
+    all(&released, "another client has had the lock since");
     all(&released, "; it is now held by ");
     all(&released, ", token ");
     assert!(lab.is_held("job"), "the successor is untouched");

@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
                     name="lock",
                     options={
                         "permissions": [
-                            ("force_release_lock", "Can take a lock from whoever has it"),
+                            ("force_release_lock", "Can release a lock by force"),
                         ],
                     },
                 ),

@@ -11,5 +11,5 @@ async def recount(request: HttpRequest) -> HttpResponse:
         async with lock("recount", timeout=2, meta={"asked by": request.META["REMOTE_ADDR"]}):
             await asyncio.sleep(5)  # the work
     except LockTimeout as busy:
-        return HttpResponse(f"Somebody is counting already: {busy}\n", status=409)
+        return HttpResponse(f"Another request is counting: {busy}\n", status=409)
     return HttpResponse("Counted.\n")

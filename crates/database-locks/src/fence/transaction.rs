@@ -3,8 +3,16 @@
 use crate::error::Error;
 use crate::fence::{Fence, FenceFailure};
 
-/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) knows how to fence. Only the types of
-/// this crate's features are.
+/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) can fence: those of the drivers
+/// whose features are on, in the versions that this crate re-exports. No other type can implement it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a transaction that `database-locks` can fence",
+    note = "it takes those of tokio-postgres 0.7 (feature `postgres`), mysql_async 0.37 (`mysql`), \
+            rusqlite 0.32 to 0.43 (`sqlite`) and sqlx 0.9 (`sqlx-postgres`, `sqlx-mysql`, \
+            `sqlx-sqlite`), as `&mut tx`",
+    note = "for another driver or version, sqlx 0.8 for one, run `LockGuard::fence_statement` in the \
+            transaction: a dozen lines, in the guide under \"Another driver\""
+)]
 pub trait FenceTransaction: sealed::Transaction {}
 
 impl<T: sealed::Transaction> FenceTransaction for T {}
@@ -21,7 +29,7 @@ pub enum Failed {
 pub(crate) mod sealed {
     use super::{Failed, Fence};
 
-    #[allow(unreachable_pub, reason = "a sealed trait: nobody outside can name it")]
+    #[allow(unreachable_pub, reason = "a sealed trait: no other crate can name it")]
     pub trait Transaction {
         /// The engine that it is of, as metrics call it.
         const ENGINE: &'static str;
@@ -179,7 +187,7 @@ mod mysql {
     }
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "sqlite-unbundled")]
 mod sqlite {
     use super::{Failed, Fence, sealed};
 
@@ -193,8 +201,9 @@ mod sqlite {
     }
 }
 
-#[cfg(all(
-    feature = "sqlx",
-    any(feature = "postgres", feature = "mysql", feature = "sqlite")
+#[cfg(any(
+    feature = "sqlx-postgres",
+    feature = "sqlx-mysql",
+    feature = "sqlx-sqlite"
 ))]
 mod sqlx;

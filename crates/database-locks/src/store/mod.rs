@@ -27,10 +27,15 @@ mod mysql;
 mod observed;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(all(
+    test,
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite-unbundled"
+))]
 mod protocol;
 mod rows;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "sqlite-unbundled")]
 mod sqlite;
 mod table;
 mod tls;
@@ -43,7 +48,7 @@ const NO_ID: &str = "the ids of its rows are used up: as the owner of the table,
                      bigint for one made by serial; MySQL: ALTER TABLE … MODIFY id bigint AUTO_INCREMENT)";
 
 /// What to do where a token cannot be raised: none is that great unless somebody else wrote it.
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
 const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
 
 pub(crate) use observed::Observed;
@@ -560,41 +565,44 @@ impl fmt::Display for StoreError {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a URL that cannot be understood. It never repeats the URL, which may hold a
+/// [`Error::Config`] for a URL that cannot be understood, or whose engine's feature is off. It never repeats the URL, which may hold a
 /// password.
 pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
     Ok(match url::parse(url)? {
         url::Target::Memory(name) => Arc::new(memory::Memory::named(&name, table)),
-        #[cfg(feature = "sqlite")]
+        #[cfg(feature = "sqlite-unbundled")]
         url::Target::Sqlite(path) => Arc::new(sqlite::Sqlite::new(path, table)),
         #[cfg(feature = "postgres")]
         url::Target::Postgres(server) => Arc::new(postgres::Postgres::new(&server, table)?),
         #[cfg(feature = "mysql")]
         url::Target::Mysql(server) => Arc::new(mysql::Mysql::new(&server, table)?),
-        #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mysql")))]
-        #[allow(
-            unreachable_patterns,
-            reason = "which of them is reachable depends on the features"
-        )]
-        _ => {
-            let allowed = "that of an engine that was built in: see the crate's features";
-            return Err(Error::config(
-                "url",
-                "for an engine that was left out of this build",
-                allowed,
-            ));
-        }
+        #[cfg(not(feature = "sqlite-unbundled"))]
+        url::Target::Sqlite(_) => return Err(left_out("SQLite", "sqlite")),
+        #[cfg(not(feature = "postgres"))]
+        url::Target::Postgres(_) => return Err(left_out("PostgreSQL", "postgres")),
+        #[cfg(not(feature = "mysql"))]
+        url::Target::Mysql(_) => return Err(left_out("MySQL or MariaDB", "mysql")),
     })
 }
 
+/// The URL is right, and its engine's feature is off.
+#[cfg(not(all(feature = "sqlite-unbundled", feature = "postgres", feature = "mysql")))]
+fn left_out(engine: &str, feature: &str) -> Error {
+    Error::config(
+        "url",
+        format!("for {engine}, which this program was built without"),
+        format!("for an engine that is built in: this one takes the cargo feature `{feature}`"),
+    )
+}
+
 /// A length of the past that every engine can reckon with: nothing is as old as a thousand years.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 fn bounded(length: Duration) -> Duration {
     length.min(Duration::from_secs(1_000 * 31_557_600))
 }
 
 /// Keep a reply to its deadline; `give_up` then drops the connection that owes it.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled"))]
 async fn keep_to<T>(
     within: Duration,
     reply: impl Future<Output = Result<T, StoreError>>,

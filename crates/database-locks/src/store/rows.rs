@@ -1,6 +1,6 @@
 //! What a row means, the same on every engine.
 
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
@@ -115,7 +115,7 @@ impl Seen {
     }
 
     /// Who has each of these locks, by the rows that were found of them.
-    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
     pub(super) fn occupants(names: &[LockName], rows: &[Self]) -> Vec<Option<Occupant>> {
         let held = rows.iter().filter(|row| row.is_held());
         let held: HashMap<&str, &Self> = held.map(|row| (row.name.as_str(), row)).collect();

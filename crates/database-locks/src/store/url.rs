@@ -23,7 +23,7 @@ use server::{MYSQL, POSTGRES, server};
 #[derive(Debug)]
 pub(super) enum Target {
     Memory(String),
-    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    #[cfg_attr(not(feature = "sqlite-unbundled"), allow(dead_code))]
     Sqlite(PathBuf),
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Postgres(Server),

@@ -306,7 +306,7 @@ async fn standbys_that_lag_behind_are_found() {
     assert_eq!(ids(&report), ["torn-pages", "standby-async"], "{report:#?}");
     let said = &the(&report, "standby-async").message;
     assert!(
-        said.contains("synchronous_standby_names is empty"),
+        said.starts_with("1 standby, or ") && said.contains("synchronous_standby_names is empty"),
         "{said}"
     );
 
@@ -315,12 +315,16 @@ async fn standbys_that_lag_behind_are_found() {
         .unwrap();
     server.query(&url, "SELECT pg_reload_conf()").unwrap();
     assert!(standbys("sync"));
-    assert_eq!(ids(&examine(&url).await), ["torn-pages"]);
+    let report = examine(&url).await;
+    assert_eq!(ids(&report), ["torn-pages"]);
+    assert_eq!(check(&report, "replicas").message, "1 synchronous standby");
     let report = examine(&server.locker_url(&url)).await;
     assert_eq!(ids(&report), ["torn-pages"], "{report:#?}");
     let replicas = check(&report, "replicas");
     assert!(
-        !replicas.seen && replicas.message.contains("pg_monitor"),
+        !replicas.seen
+            && replicas.message.contains("there is 1 standby, ")
+            && replicas.message.contains("pg_monitor"),
         "{report:#?}"
     );
     server

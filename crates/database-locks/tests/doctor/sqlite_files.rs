@@ -25,3 +25,18 @@ async fn a_file_that_everybody_may_write_is_found() {
     set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
     assert!(ids(&locks.doctor().await.unwrap()).is_empty());
 }
+
+/// A commit there reaches no disk, and need not: a restart of the machine ends all holders.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_file_in_memory_is_not_said_to_be_on_disk() {
+    let durability = async |folder: &std::path::Path| {
+        let url = format!("sqlite://{}", folder.join("locks.sqlite3").display());
+        let report = Locks::connect(&url).await.unwrap().doctor().await.unwrap();
+        assert!(ids(&report).is_empty(), "{report:#?}");
+        check(&report, "durability").message.clone()
+    };
+    let on_tmpfs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let said = durability(on_tmpfs.path()).await;
+    assert!(said.contains("in memory (tmpfs)"), "{said}");
+}

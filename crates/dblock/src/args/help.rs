@@ -6,18 +6,18 @@
 pub(super) const WHOLE: &str = "\
 Examples:
   dblock run nightly -- ./report.sh           wait for the lock, run the report
-  dblock run -n nightly -- ./report.sh        skip it if somebody is at it
+  dblock run -n nightly -- ./report.sh        skip it if another client has it
   dblock run -n -E 0 nightly -- ./report.sh   the same, and no failure
   dblock list                                 who holds what
   dblock release nightly --force              if its holder is known to be dead
   dblock doctor                               what is wrong with the database
   dblock help run                             all about one command
 
-Without a URL the locks are kept in a file that is made when it is needed,
+Without a URL the locks are kept in an SQLite file,
 $XDG_STATE_HOME/dblock/locks.sqlite3 or ~/.local/state/dblock/locks.sqlite3:
 they exclude the processes of this user on this machine. With the URL of a
-database server they exclude everybody who uses the same table; make that once,
-with `dblock init`.
+database server they exclude all clients of the same table; make that once, with
+`dblock init`.
 
 Messages go to standard error, what was asked for to standard output. While a
 lock is waited for or held, one line says when the database is away, and one
@@ -27,7 +27,7 @@ errors.
 
 Exit codes:
   0      done
-  1      show: no such lock; doctor: something is wrong; the output could not be
+  1      show: no such lock; doctor: an error was found; the output could not be
          written (a closed pipe excepted)
   2      usage, a bad URL, a bad setting
   69     the database cannot be reached, refuses, or is blocked
@@ -51,11 +51,20 @@ dblock go on to that group, and the lock is freed after CMD has ended, not
 before. A signal that was ignored when dblock started (nohup) stays ignored.
 
 The lock is a lease: it is renewed while CMD runs. If it cannot be, because the
-database is away, the machine was frozen, or somebody released it by force, then
-CMD is stopped, and dblock ends with 76. The whole group gets TERM, and KILL
-after the grace, before the lease ends and somebody else can have the lock:
-hence the ttl must be more than twice the grace. By default the grace is 5 s,
-and a quarter of a ttl below 20 s.
+database is away, dblock was stopped (Ctrl-Z, SIGSTOP) or the machine suspended
+for longer than the ttl, or the lock was released by force, then CMD is stopped,
+and dblock ends with 76. The whole group gets TERM, and KILL after the grace,
+before the lease ends and another client can have the lock: hence the ttl must
+be more than twice the grace. By default the grace is 5 s, and a quarter of a
+ttl below 20 s.
+
+The ttl for the longest outage of the database that CMD is to survive:
+1.5 x (outage + grace + 5 s). With the defaults, 30 s and 5 s, an outage of 11 s
+costs nothing, and TERM comes 13 s after the beginning of a longer one at the
+earliest.
+
+The lock is free when CMD has ended, even if processes that CMD left in the
+background (sh -c 'work &') still run: let CMD wait for them (`wait` in sh).
 
 If dblock itself is killed with -9, CMD is ended too (Linux); processes that CMD
 has started may survive, and so may a CMD that changes its user (sudo). The lock
@@ -68,7 +77,8 @@ next run of a job that has crashed gets the lock.
 
 The wait (-w; by default without limit) covers the database too: while it is
 down, starts up, or has no connection or no disk space left, it is tried again.
-With -n that is 69. A refusal (a wrong password, a missing table or right) ends
+With -n that is 69, within 7 s where the table is blocked or packets get lost.
+A refusal (a wrong password, a missing table or right) ends
 with 69 at once. If no holder is known, because a backup or another program has
 the table locked, -w waits for that as well, then ends with 69; -E does not
 change it.
@@ -119,15 +129,16 @@ it when it is killed.
 The wait covers a database that is away, as with `dblock run`. `-E 0` is
 refused: the script would run on without the lock, and with an empty ticket.
 
-Nobody renews what was acquired so. When the ttl ends, others can have the lock,
-and nobody tells you: renew in time, and before a step that must not run beside
-another one. `renew` ends with 76 if it is too late. With a long ttl, others
-wait that long for a script that has crashed, or until somebody releases the
-lock by force. Hence the default of 10 minutes, and not the 30 seconds of `run`.
+A lock acquired so is not renewed by itself. When the ttl ends, another client
+can have the lock, and the script is not told: renew in time, and before a step
+that must not run beside another one. `renew` ends with 76 if it is too late.
+With a long ttl, other clients wait that long for a script that has crashed, or
+until the lock is released by force. Hence the default of 10 minutes, and not
+the 30 seconds of `run`.
 
 The ticket goes on with the lock anywhere: `renew`, `release` and `run --ticket`
-on any machine that uses the same database, or the library. Whoever reads it can
-release the lock. Arguments can be read by everybody on a machine: `--ticket -`
+on any machine that uses the same database, or the library. A process that reads
+it can release the lock. All users of a machine can read arguments: `--ticket -`
 reads it from standard input instead.
 
 --json prints one object: ticket, name, token, grant, holder, expires_at (RFC
@@ -169,9 +180,9 @@ pub(super) const RELEASE: &str = "\
 One of --ticket and --force must be given: a ticket in the environment
 (DBLOCK_TICKET) is not used by itself.
 
-By force a lock is taken from whoever has it. The holder goes on with its work
-until its next renewal (a third of its ttl) tells it: make sure first that it is
-dead, or stopped.
+By force a lock is taken from its holder, which goes on with its work until its
+next renewal (a third of its ttl) tells it: make sure first that it is dead, or
+stopped.
 
 Exit codes:
   0   released, or, with --force, free already
@@ -187,7 +198,7 @@ Examples:
   dblock release nightly --force";
 
 pub(super) const LIST: &str = "\
-States: held; expired (its holder did not renew it, whoever comes next gets it);
+States: held; expired (its holder did not renew it, the next caller gets it);
 free. In a terminal that is too narrow columns are left out, and the last one is
 cut: `dblock show NAME` has it all.
 
@@ -213,12 +224,13 @@ go on growing if such a lock is used again. What is held is never deleted.
 
 Examples:
   dblock prune --older-than 30d
-  dblock prune --older-than 1d --include-unknown";
+  dblock prune --older-than 1d --include-legacy";
 
 pub(super) const INIT: &str = "\
 Needs the right to create tables; all other commands need to read, insert and
 update (`prune`: to delete). A table of django-database-locks 0.5 gets what it
-lacks and goes on working with it. A new SQLite file needs no init.
+lacks and goes on working with it. An SQLite file that is missing is made; `run`
+and `acquire` make it too.
 
 Examples:
   DATABASE_LOCKS_URL=postgres://admin:password@db.example/app dblock init
@@ -249,21 +261,25 @@ pub(super) const DOCTOR: &str = "\
 It looks at the connection, the rights of this user, the table, the clock,
 durability, replicas, timeouts and the locks themselves. It changes nothing and
 needs no special rights: what this user may not see is `unseen`, and no finding.
+As an alert it ends with 1 for errors only; --strict counts warnings too, and
+--ignore leaves a finding out, as `no-delete` where another user prunes.
 
   ok       is as it should be
   unseen   could not be looked at, and why
   error    locks cannot be used, or a promise is not kept; `fix` says what to do
   warning  locks work, and could do better; `fix` says how
+  ignored  found, and left out by --ignore
 
 Exit codes:
-  0   nothing was found
-  1   something was found
+  0   no error was found; with --strict, no warning either
+  1   an error was found; with --strict, or a warning
   69  the database cannot be reached, or is refused: a read-only one, one that
       is too old, a node that is cut off from its cluster
   2   usage, a bad URL, a bad setting
 
 Examples:
   dblock doctor
+  dblock doctor --strict --ignore no-delete
   dblock doctor --json | jq -r '.findings[] | .id'";
 
 #[cfg(test)]

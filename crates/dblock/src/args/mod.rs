@@ -11,7 +11,9 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use self::refusal::refused;
-pub(crate) use self::task::{DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish};
+pub(crate) use self::task::{
+    Checkup, DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish,
+};
 use self::words::{Cli, Words};
 use crate::exit::Failure;
 use crate::pages;
@@ -91,10 +93,10 @@ fn task(command: Words) -> Result<Task, Failure> {
         Words::Init => Task::Init,
         Words::Prune {
             older_than,
-            include_unknown,
+            include_legacy,
         } => Task::Prune {
             idle: older_than,
-            unknown: include_unknown,
+            legacy: include_legacy,
         },
         Words::Completions { shell } => Task::Print(pages::completions(Cli::command(), shell)),
         Words::Man { command } => {
@@ -102,7 +104,15 @@ fn task(command: Words) -> Result<Task, Failure> {
             Task::Print(page.ok_or_else(|| no_command(command))?)
         }
         Words::Help { command } => return Err(help(command)),
-        Words::Doctor { json } => Task::Doctor { json },
+        Words::Doctor {
+            json,
+            strict,
+            ignore,
+        } => Task::Doctor(Checkup {
+            json,
+            strict,
+            ignored: ignore,
+        }),
     })
 }
 
@@ -305,6 +315,25 @@ mod tests {
             "{said}"
         );
         assert_eq!(job("dblock run -n -E 0 j -- c").wish.busy_exit, 0);
+    }
+
+    #[test]
+    fn options_are_taken_by_their_old_names_too() {
+        for option in ["--holder", "--owner"] {
+            let job = job(&format!("dblock run {option} me j -- c"));
+            assert_eq!(job.wish.holder.as_deref(), Some("me"), "{option}");
+        }
+        for option in ["--include-legacy", "--include-unknown"] {
+            let words = format!("dblock prune --older-than 1d {option}");
+            let read = parse(words.split(' ').map(Into::into).collect());
+            assert!(
+                matches!(
+                    read.map(|read| read.task),
+                    Ok(Task::Prune { legacy: true, .. })
+                ),
+                "{option}"
+            );
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) fn refused(error: clap::Error, words: &[OsString]) -> Failure {
                 .split("\n\nFor more information")
                 .next()
                 .unwrap_or_default();
-            // Advice that is right only for whoever wants a word that looks like an option.
+            // Advice that is right only for a word that looks like an option.
             let text = text.split("\n  tip: to pass ").next().unwrap_or_default();
             let said: Vec<&str> = text.split_whitespace().collect();
             let line = said.join(" ");

@@ -9,8 +9,8 @@ use database_locks::{LockName, Ttl};
 use crate::place::Place;
 use crate::ticket::TicketFrom;
 
-/// The ttl of what nobody renews. Too short lets others in while the script still works, and nobody
-/// tells it; too long only makes them wait for one that has crashed.
+/// The ttl of a lock that is not renewed by itself. Too short lets other clients in while the
+/// script still works; too long only makes them wait for a script that has crashed.
 pub(crate) const DEFAULT_HAND_TTL: Duration = Duration::from_secs(600);
 
 /// The grace by default, where the ttl is long enough for it.
@@ -65,14 +65,22 @@ pub(crate) enum Task {
     },
     Prune {
         idle: Duration,
-        unknown: bool,
+        legacy: bool,
     },
     Init,
     /// A text, which is ready.
     Print(String),
-    Doctor {
-        json: bool,
-    },
+    Doctor(Checkup),
+}
+
+/// What `doctor` is asked for.
+#[derive(Debug)]
+pub(crate) struct Checkup {
+    pub(crate) json: bool,
+    /// Whether warnings count as errors do.
+    pub(crate) strict: bool,
+    /// The ids of findings that do not count.
+    pub(crate) ignored: Vec<&'static str>,
 }
 
 /// A lock as it is wanted.
@@ -83,7 +91,7 @@ pub(crate) struct Wish {
     /// None: as long as it takes; zero: try once.
     pub(crate) wait: Option<Duration>,
     pub(crate) busy_exit: u8,
-    pub(crate) owner: Option<String>,
+    pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
 }
 

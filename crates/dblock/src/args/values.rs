@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use database_locks::doctor::KINDS;
 use database_locks::{LockName, Ttl, parse_duration};
 
 /// The shortest ttl, that of the library. It would refuse a shorter one as well, but only after
@@ -57,6 +58,15 @@ fn said(error: database_locks::Error) -> String {
         database_locks::Error::Config { allowed, .. } => format!("must be {allowed}"),
         other => other.chain(),
     }
+}
+
+/// The id of something that `doctor` can find.
+pub(super) fn finding(text: &str) -> Result<&'static str, String> {
+    let mut ids = KINDS.iter().map(|kind| kind.id);
+    ids.find(|id| *id == text).ok_or_else(|| {
+        let all: Vec<&str> = KINDS.iter().map(|kind| kind.id).collect();
+        format!("must be one of {}", all.join(", "))
+    })
 }
 
 pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {

@@ -69,7 +69,7 @@ pub(super) enum Words {
         #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
         ttl: Option<Ttl>,
     },
-    /// Give back a lock that was acquired, or take one from whoever has it
+    /// Give back a lock that was acquired, or by force take one from its holder
     #[command(after_help = help::RELEASE)]
     Release {
         /// The lock
@@ -78,7 +78,7 @@ pub(super) enum Words {
         /// The ticket, or `-`: the first line of standard input
         #[arg(long, conflicts_with = "force")]
         ticket: Option<String>,
-        /// Whoever has it. Make sure first that it is dead or stopped
+        /// Take the lock from its holder. Make sure first that it is dead or stopped
         #[arg(long)]
         force: bool,
     },
@@ -92,7 +92,7 @@ pub(super) enum Words {
         #[arg(long)]
         json: bool,
     },
-    /// Show all about one lock; exit code 1 if nobody ever locked it
+    /// Show all about one lock; exit code 1 if it was never held
     #[command(after_help = help::SHOW)]
     Show {
         /// The lock
@@ -105,15 +105,15 @@ pub(super) enum Words {
     /// Make the table; a second run changes nothing
     #[command(after_help = help::INIT)]
     Init,
-    /// Delete the rows of locks that nobody has had for long
+    /// Delete the rows of locks that have been free for long
     #[command(after_help = help::PRUNE)]
     Prune {
         /// For how long: 30d, 12h; 0 for all that are free
         #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
         older_than: Duration,
-        /// Free rows too of which nobody knows since when: those of django-database-locks 0.5
-        #[arg(long)]
-        include_unknown: bool,
+        /// Free rows of django-database-locks 0.5 too, which do not say since when they are free
+        #[arg(long, alias = "include-unknown")]
+        include_legacy: bool,
     },
     /// Print what a shell needs to complete the words of dblock
     #[command(after_help = help::COMPLETIONS)]
@@ -127,9 +127,15 @@ pub(super) enum Words {
         /// One of the commands
         command: Option<String>,
     },
-    /// Look for what is wrong with the database, and say what to do; exit code 1 if something is
+    /// Look for what is wrong with the database, and say what to do; exit code 1 for an error
     #[command(after_help = help::DOCTOR)]
     Doctor {
+        /// Exit code 1 for a warning too
+        #[arg(long)]
+        strict: bool,
+        /// Leave this finding out, by its id: no-delete, standby-async, …; any number of times
+        #[arg(long, value_name = "ID", value_parser = values::finding)]
+        ignore: Vec<&'static str>,
         /// One JSON object: `checks`, what was looked at, and `findings`, with what to do
         #[arg(long)]
         json: bool,
@@ -151,7 +157,7 @@ pub(super) struct RunWords {
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
     /// How long the lock stays held when dblock dies: 100ms to 10 years, or `inf`: until
-    /// somebody releases it by force
+    /// it is released by force
     #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
     pub(super) ttl: Ttl,
     #[command(flatten)]
@@ -183,8 +189,8 @@ pub(super) struct WishWords {
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,
     /// Who holds the lock, for people to read [default: host.pid.random]
-    #[arg(long, value_name = "WHO")]
-    owner: Option<String>,
+    #[arg(long, alias = "owner", value_name = "WHO")]
+    holder: Option<String>,
     /// Something to be shown with the lock; any number of times
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
     meta: Vec<(String, String)>,
@@ -201,7 +207,7 @@ impl WishWords {
                 Some(Ttl::Infinite) | None => None,
             },
             busy_exit: self.conflict_exit_code,
-            owner: self.owner,
+            holder: self.holder,
             meta: self.meta,
         }
     }

@@ -22,7 +22,7 @@ pub(crate) async fn acquire(
     notices: &Notices,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
-    // Whoever looks must not take it for left behind, since the process that took it is gone.
+    // The process that acquired it is gone soon: `list` must not make the lock look left behind.
     let settings = |lock: Lock| lock.metadata("command", "dblock acquire");
     let (locks, guard) = take(place, wish, None, &mut signals, notices, settings).await?;
     let holder = guard.holder().to_owned();

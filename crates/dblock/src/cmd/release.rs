@@ -5,8 +5,8 @@ use database_locks::LockName;
 use crate::exit::Failure;
 use crate::output;
 use crate::place::Place;
+use crate::release_notice::ReleaseNotice;
 use crate::ticket::TicketFrom;
-use crate::told::Announced;
 
 use super::take::of_ticket;
 
@@ -17,12 +17,12 @@ pub(crate) async fn release(
 ) -> Result<u8, Failure> {
     let ticket = from.read(name)?;
     let locks = place.connect().await?;
-    let announced = Announced::begin(&ticket);
+    let notice = ReleaseNotice::begin(&ticket);
     if let Err(error) = locks.release(&ticket).await {
-        drop(announced);
+        drop(notice);
         return Err(of_ticket(&locks, error).await);
     }
-    announced.done();
+    notice.done();
     output::notice(&format!("lock `{name}` is released"));
     Ok(0)
 }
@@ -32,10 +32,7 @@ pub(crate) async fn release_by_force(place: &Place, name: &LockName) -> Result<u
     let said = match freed {
         None => format!("lock `{name}` was free already"),
         Some(from) => {
-            let who = from
-                .holder
-                .as_deref()
-                .unwrap_or("somebody who gave no name");
+            let who = from.holder.as_deref().unwrap_or("a holder without a name");
             let age = from
                 .held_for
                 .map(|age| format!(" for {}", output::human(age)));

@@ -17,9 +17,9 @@ use crate::nested;
 use crate::notices::Notices;
 use crate::output::{complain, human, without_secrets};
 use crate::place::Place;
+use crate::release_notice::{Listener, ReleaseNotice};
 use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
-use crate::told::{Announced, Ear};
 
 use super::take::{cannot_listen, drain, row, take};
 
@@ -37,7 +37,7 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
     let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
     let margin = margin(job.wish.ttl, job.grace())?;
 
-    let announced = ticket.as_ref().map(Announced::begin);
+    let notice = ticket.as_ref().map(ReleaseNotice::begin);
     let settings = |lock: Lock| {
         // The program alone: its arguments may hold passwords.
         let program = job.command.first().map(Path::new).and_then(Path::file_name);
@@ -56,12 +56,12 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
         settings,
     );
     let (locks, guard) = taken.await?;
-    if let Some(announced) = announced {
-        announced.done();
+    if let Some(notice) = notice {
+        notice.done();
     }
     signals.listen_to_all().map_err(cannot_listen)?;
 
-    let ear = Ear::listen(&guard.ticket());
+    let listener = Listener::listen(&guard.ticket());
     let terminal = Terminal::open();
     let at_start = terminal
         .as_ref()
@@ -69,7 +69,7 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
     let child = match start(&job, &guard, ignored, at_start) {
         Ok(child) => child,
         Err(failure) => {
-            // Said by whoever reads the failure: that it was not released changes nothing about it.
+            // The failure is reported; that the lock was not released changes nothing about it.
             let _ = guard.release().await;
             return Err(failure);
         }
@@ -82,7 +82,7 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
         child,
         signals,
         terminal,
-        ear,
+        listener,
         without: false,
     };
     let outcome = running.outcome().await;
@@ -92,8 +92,8 @@ pub(crate) async fn run(place: &Place, job: Job, notices: &Notices) -> Result<u8
         Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
     );
     running.take_terminal_back(signalled);
-    let mut ear = running.ear;
-    Ok(finish(&locks, guard, outcome, &job, &mut ear).await)
+    let mut listener = running.listener;
+    Ok(finish(&locks, guard, outcome, &job, &mut listener).await)
 }
 
 /// How long before the lease's end CMD is told to stop: the grace, and something for the telling.
@@ -108,8 +108,8 @@ fn margin(ttl: Ttl, grace: Duration) -> Result<Duration, Failure> {
             short => format!("{}s", short.as_secs()),
         };
         return Err(Failure::usage(format!(
-            "--ttl is {}, must be more than twice the --grace of {}, for CMD has to be stopped \
-             before the lock can be somebody else's: give a longer --ttl or a shorter --grace, say \
+            "--ttl is {}, must be more than twice the --grace of {}, since CMD has to be stopped \
+             before another client can have the lock: give a longer --ttl or a shorter --grace, say \
              --grace {fits}",
             human(ttl),
             human(grace)
@@ -169,10 +169,10 @@ enum Outcome {
     Stopped(LostReason, Signal),
 }
 
-/// Whether it was CMD itself, or whoever it gave its ticket to, that released the lock or went on with
-/// it elsewhere: that is no loss.
-async fn given_away(reason: LostReason, ear: &mut Ear) -> bool {
-    matches!(reason, LostReason::Released | LostReason::Resumed) || ear.released().await
+/// Whether CMD itself, or a process that it gave its ticket to, released or resumed the lock: that
+/// is no loss.
+async fn given_away(reason: LostReason, listener: &mut Listener) -> bool {
+    matches!(reason, LostReason::Released | LostReason::Resumed) || listener.released().await
 }
 
 /// What the library says of the loss.
@@ -199,7 +199,7 @@ struct Running<'a> {
     child: Child,
     signals: Signals,
     terminal: Option<Terminal>,
-    ear: Ear,
+    listener: Listener,
     /// CMD may run without the lock, which was lost.
     without: bool,
 }
@@ -221,7 +221,7 @@ impl Running<'_> {
                 }
                 signal = self.signals.next() => self.pass_on(signal),
                 // What was told counts when the lock is lost.
-                () = self.ear.hear() => {}
+                () = self.listener.hear() => {}
             }
         }
     }
@@ -230,7 +230,7 @@ impl Running<'_> {
     async fn lost(&mut self, reason: LostReason) -> Option<Signal> {
         self.notices.over();
         let grace = match self.job.on_lost {
-            _ if given_away(reason, &mut self.ear).await => {
+            _ if given_away(reason, &mut self.listener).await => {
                 self.without = true;
                 return None;
             }
@@ -262,7 +262,8 @@ impl Running<'_> {
 
     /// CMD was stopped. If that was for the shell to get its prompt back, stop with it.
     ///
-    /// Not otherwise: whoever stops CMD alone will continue it alone, and nobody would continue us.
+    /// Not otherwise: the process that stops CMD alone continues it alone, and would not continue
+    /// `dblock`.
     async fn stopped(&mut self, signal: i32) {
         let group = self.child.group();
         let Some(terminal) = &self.terminal else {
@@ -280,7 +281,7 @@ impl Running<'_> {
         terminal.take_back_from(group);
         // Of the signals that stop one, SIGTSTP has a handler by now, and SIGSTOP would stop us even
         // where there is no shell to continue us. On this one we either wait here for SIGCONT or,
-        // where nobody would send it, do not stop at all.
+        // where no shell would send it, do not stop at all.
         let _ = raise(Signal::SIGTTIN);
         if wants_terminal && !self.terminal.as_ref().is_some_and(Terminal::is_ours) {
             sleep(IN_BACKGROUND).await;
@@ -312,7 +313,13 @@ impl Running<'_> {
 }
 
 /// CMD has ended: free the lock, say what must be said, and end as CMD did.
-async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ear: &mut Ear) -> u8 {
+async fn finish(
+    locks: &Locks,
+    guard: LockGuard,
+    outcome: Outcome,
+    job: &Job,
+    listener: &mut Listener,
+) -> u8 {
     let name = &job.wish.name;
     match outcome {
         Outcome::Stopped(reason, signal) => {
@@ -352,7 +359,7 @@ async fn finish(locks: &Locks, guard: LockGuard, outcome: Outcome, job: &Job, ea
                 Ok(()) => {}
                 // Said when it was lost.
                 Err(Error::Lost { .. }) if lost_before && job.on_lost == OnLost::Ignore => {}
-                Err(Error::Lost { reason, .. }) if given_away(reason, ear).await => {}
+                Err(Error::Lost { reason, .. }) if given_away(reason, listener).await => {}
                 Err(error @ Error::Lost { .. }) => complain(&format!(
                     "{}, just before CMD ended by itself: others may have run at the same time",
                     error.chain()

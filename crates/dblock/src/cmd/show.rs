@@ -22,7 +22,7 @@ pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Fai
 pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u8, Failure> {
     let Some(row) = place.connect().await?.show(name.as_str()).await? else {
         let said = format!(
-            "there is no lock `{name}`: nobody ever had it, or its row was pruned; `dblock list --all` \
+            "there is no lock `{name}`: it was never held, or its row was pruned; `dblock list --all` \
              names all"
         );
         return Err(Failure::new(exit::UNKNOWN, said));

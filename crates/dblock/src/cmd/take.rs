@@ -144,7 +144,7 @@ fn wanted(mut lock: Lock, wish: &Wish) -> Lock {
     for (key, value) in &wish.meta {
         lock = lock.metadata(key.as_str(), value.as_str());
     }
-    if let Some(holder) = &wish.owner {
+    if let Some(holder) = &wish.holder {
         lock = lock.holder(holder.as_str());
     }
     match wish.wait {

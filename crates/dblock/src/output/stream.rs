@@ -56,7 +56,7 @@ pub(crate) fn notice(said: &str) {
 /// One line on stderr, in our name, without a password; nothing where there is nothing to say.
 pub(crate) fn complain(said: &str) {
     if !said.is_empty() {
-        // Nobody is left to be told that it could not be said.
+        // There is no other place to report that stderr cannot be written.
         let line = on_one_line(&without_secrets(said));
         let _ = writeln!(io::stderr(), "dblock: {line}");
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use database_locks::doctor::{Check, Report};
+use database_locks::doctor::{Check, Finding, Report};
 use database_locks::{LockInfo, LockState};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
@@ -36,7 +36,7 @@ pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
         return match (columns, all) {
             (None, _) => Ok(()),
             (Some(_), true) => print("there are no locks in the table\n"),
-            (Some(_), false) => print("nobody holds a lock (--all: the free ones too)\n"),
+            (Some(_), false) => print("no lock is held (--all: the free ones too)\n"),
         };
     }
     let head = [
@@ -117,14 +117,18 @@ pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
     print(&aligned(&lines, None, None))
 }
 
-/// What was looked at, then what was found: one line each, and one that says what to do.
-pub(crate) fn report(report: &Report) -> Result<(), Failure> {
+/// What was looked at, then what was found: one line each, and one that says what to do, but for
+/// what is ignored.
+pub(crate) fn report(report: &Report, ignored: &[Finding]) -> Result<(), Failure> {
     let line = |cells: [&str; 3]| cells.map(on_one_line);
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
     let checks = report.checks.iter();
     let mut lines: Vec<_> = checks
         .map(|check| line([seen(check), check.area, &check.message]))
         .collect();
+    for found in ignored {
+        lines.push(line(["ignored", found.id, &found.message]));
+    }
     for found in &report.findings {
         lines.push(line([
             &found.severity.to_string(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -49,25 +49,37 @@ class Command(BaseCommand):
 
         added = word("list", "Show who holds what, since when, for how long yet, and what for.")
         added.add_argument("-a", "--all", action="store_true", help="free locks too")
-        added = word("show", "Show all about one lock; exit code 1 if nobody ever locked it.")
+        added = word("show", "Show all about one lock; exit code 1 if there is no such lock.")
         added.add_argument("name", metavar="NAME", help="the lock")
-        added = word("release", "Take a lock from whoever has it.", json=False)
+        added = word("release", "Take a lock from its holder.", json=False)
         added.add_argument("name", metavar="NAME", help="the lock")
         added.add_argument(
             "--force",
             action="store_true",
-            help="whoever has it; make sure first that it is dead or stopped",
+            help="release it without its holder: make sure first that the holder is dead or stopped",
         )
-        added = word("prune", "Delete the rows of locks that nobody has had for long.", json=False)
+        added = word("prune", "Delete the rows of locks that are long unused.", json=False)
         added.add_argument(
             "--older-than", metavar="DURATION", required=True, type=_duration, help="30d, 12h"
         )
         added.add_argument(
             "--include-unknown",
             action="store_true",
-            help="free rows too of which nobody knows since when: those of version 0.5",
+            help="free rows too that do not say since when: those of version 0.5",
         )
-        word("doctor", "Look for what is wrong with the database, and say what to do.")
+        added = word(
+            "doctor",
+            "Find what is wrong with the database, and say what to do; exit code 1 for errors, 0 "
+            "for warnings alone.",
+        )
+        added.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+        added.add_argument(
+            "--ignore",
+            metavar="ID",
+            action="append",
+            default=[],
+            help="leave this finding out, by its id: no-delete, standby-async, …; any number of times",
+        )
         word(
             "init",
             "Make the table where migrate does not; a second run changes nothing.",
@@ -108,8 +120,8 @@ class Command(BaseCommand):
         row = conf.locks().show(name)
         if row is None:
             raise CommandError(
-                f"nobody ever locked `{_show.on_one_line(name)}`: `manage.py locks list --all` "
-                "names all locks",
+                f"there is no lock `{_show.on_one_line(name)}`: it was never held, or its row was "
+                "pruned; `manage.py locks list --all` names all locks",
                 returncode=UNKNOWN,
             )
         self.say(_show.as_json(row) if json else _show.row(row))
@@ -117,8 +129,8 @@ class Command(BaseCommand):
     def release(self, *, name: str, force: bool, **_: Any) -> None:
         if not force:
             raise CommandError(
-                f"lock `{_show.on_one_line(name)}` is released by its holder when that ends; if "
-                "its holder is dead, take the lock from it with `manage.py locks release --force`",
+                f"lock `{_show.on_one_line(name)}` is not released: its holder does that when it "
+                "ends; give --force if the holder is dead",
                 returncode=USAGE,
             )
         freed = conf.locks().force_release(name)
@@ -127,23 +139,25 @@ class Command(BaseCommand):
             self.say(f"lock `{shown}` was free already")
             return
         holder, held_for = freed
-        who = _show.on_one_line(holder or "somebody who gave no name")
+        who = _show.on_one_line(holder or "a holder without a name")
         age = "" if held_for is None else f" for {_show.human(held_for)}"
         self.say(f"lock `{shown}` released by force: {who} had held it{age}")
 
     def prune(self, *, older_than: float, include_unknown: bool, **_: Any) -> None:
         deleted = conf.locks().prune(older_than, unknown=include_unknown)
         what = "row" if deleted == 1 else "rows"
-        self.say(
-            f"{deleted} {what} deleted of locks that nobody has had for {_show.human(older_than)}"
-        )
+        self.say(f"{deleted} {what} deleted of locks unused for {_show.human(older_than)}")
 
-    def doctor(self, *, json: bool, **_: Any) -> None:
+    def doctor(self, *, json: bool, strict: bool, ignore: Sequence[str], **_: Any) -> None:
         report = conf.locks().doctor()
+        findings = [finding for finding in report["findings"] if finding["id"] not in ignore]
+        report["findings"] = findings
         self.say(_show.report_as_json(report) if json else _show.report(report))
-        found = len(report["findings"])
-        if found:
-            raise CommandError(f"{found} finding{'s' if found > 1 else ''}", returncode=FOUND)
+        errors = sum(finding["severity"] == "error" for finding in findings)
+        counted = len(findings) if strict else errors
+        if counted:
+            what = "finding" if strict else "error"
+            raise CommandError(f"{counted} {what}{'s' if counted > 1 else ''}", returncode=FOUND)
 
     def init(self, **_: Any) -> None:
         conf.locks().migrate()

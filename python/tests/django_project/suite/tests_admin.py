@@ -1,12 +1,16 @@
 """The admin page, as its server sends it."""
 
+import time
+from datetime import datetime, timedelta
 from unittest import mock
+from zoneinfo import ZoneInfo
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import DataError
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from django.urls import reverse
+from django.utils.formats import date_format
 
 from database_locks import conf, connect
 from database_locks.testing import LocksTestMixin
@@ -139,7 +143,7 @@ class AdminTests(LocksTestMixin, TestCase):
             seen = self.client.get(self.page("job")).context["seen"]
         with self.locks.lock("job"):
             again = self.client.post(self.page("job"), {"seen": seen})
-            self.assertContains(again, "changed hands")
+            self.assertContains(again, "Another holder has it by now")
             self.locks.assert_locked("job")
 
     def test_only_what_is_posted_with_a_token_releases(self):
@@ -173,13 +177,51 @@ class AdminTests(LocksTestMixin, TestCase):
     def test_a_name_that_nobody_locked_is_told(self):
         for action in ("release", "change"):
             said = self.client.get(self.page("never", action), follow=True)
-            self.assertContains(said, "Nobody ever locked")
+            self.assertContains(said, "There is no lock")
 
     def test_all_about_one_lock(self):
         with self.locks.lock("job", locked_by="w.7"):
             said = self.client.get(self.page("job", "change"))
             self.assertContains(said, "w.7")
             self.assertContains(said, "token")
+
+    def test_times_are_in_the_time_zone_of_the_project_on_every_page(self):
+        for use_tz in (True, False):
+            with (
+                override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Tokyo"),
+                self.locks.lock("job", lost_lock_cb=lambda *_: None),
+            ):
+                began = datetime.now(ZoneInfo("Asia/Tokyo"))
+                said = self.client.get(LIST)
+                self.assertContains(said, "Since (Asia/Tokyo)")
+                (row,) = (row for row in said.context["rows"] if row["name"] == "job")
+                shown = datetime.fromisoformat(row["since"]).replace(tzinfo=ZoneInfo("Asia/Tokyo"))
+                self.assertLess(abs(shown - began), timedelta(minutes=1))
+                detail = self.client.get(self.page("job", "change"))
+                self.assertContains(detail, f"{row['since']} (Asia/Tokyo)")
+                self.client.post(self.page("job"))
+                history = self.client.get(self.page("job", "history"))
+                self.assertContains(history, date_format(shown, "DATETIME_FORMAT").split(",")[0])
+
+    def test_locks_are_sorted_by_age(self):
+        with self.locks.lock("b"):
+            time.sleep(0.01)
+            with self.locks.lock("a"), self.locks.lock("free"):
+                pass
+            with self.locks.lock("a"):
+                for query, wanted in (
+                    ("", ["a", "b", "free"]),
+                    ("?o=age", ["b", "a", "free"]),
+                    ("?o=-age", ["a", "b", "free"]),
+                    ("?o=age&state=held", ["b", "a"]),
+                    ("?o=nonsense", ["a", "b", "free"]),
+                ):
+                    page = self.client.get(LIST + query)
+                    names = [row["name"] for row in page.context["rows"]]
+                    self.assertEqual(names, wanted, query)
+                # What is chosen besides is kept.
+                self.assertContains(page := self.client.get(LIST + "?o=age&q=a"), "?q=a&amp;o=-age")
+                self.assertContains(page, '<input type="hidden" name="o" value="age">')
 
     def test_a_database_that_is_away_is_told_plainly(self):
         away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")

@@ -6,6 +6,7 @@
 import os
 import shutil
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -21,6 +22,32 @@ DRIVER = shutil.which("chromedriver")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'"
 )
+
+#: What a person could not see without scrolling: links and cells that stick out of the window, or of
+#: something around them that cuts them off.
+CUT_OFF = """
+return [...document.querySelectorAll("#content-main a, #content-main td, #content-main input")]
+  .filter((element) => {
+    const box = element.getBoundingClientRect();
+    if (!box.width || !element.checkVisibility()) return false;
+    for (let around = element.parentElement; around; around = around.parentElement) {
+      // Kept for those who cannot see.
+      if (around.offsetWidth === 1 && around.offsetHeight === 1) return false;
+      const limits = around.getBoundingClientRect();
+      const hides = getComputedStyle(around).overflowX !== "visible" && around !== document.body;
+      if (hides && (box.right > limits.right + 1 || box.left < limits.left - 1)) return true;
+    }
+    return box.right > window.innerWidth + 1 || box.left < -1;
+  })
+  .map((element) => element.outerHTML.slice(0, 120));
+"""
+SCROLL_SIDEWAYS = """
+return [document.scrollingElement, ...document.querySelectorAll("body *")]
+  .filter((element) => element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 1)
+  .filter((element) => element === document.scrollingElement
+    || ["auto", "scroll"].includes(getComputedStyle(element).overflowX))
+  .map((element) => element.outerHTML.slice(0, 120));
+"""
 
 
 def policy(get_response):
@@ -156,3 +183,66 @@ class BrowserTests(StaticLiveServerTestCase):
             if "favicon" not in entry["message"]
         ]
         self.assertEqual(complaints, [])
+
+    def test_everything_is_in_sight_at_every_width(self):
+        self.addCleanup(self.browser.set_window_size, 1280, 800)
+        meta = {"order": "of the fourth quarter, all customers"}
+        long = "reports.tasks.nightly:of-the-fourth-quarter"
+        with (
+            lock(long, locked_by="worker-3.eu-west.example.org.2711.ab12cd34", meta=meta),
+            lock("deploy", lock_ttl=None, locked_by="ci.host"),
+        ):
+            self.log_in()
+            for width in (380, 501, 600, 1024, 1202, 1280, 1340, 1920):
+                # Of the viewport, which the window's frame and its scroll bar are no part of.
+                self.browser.set_window_size(width, 800)
+                inner = self.browser.execute_script("return window.innerWidth")
+                self.browser.set_window_size(2 * width - inner, 800)
+                self.browser.get(f"{self.live_server_url}/admin/database_locks/lock/")
+                self.until(lambda: self.all("#result_list"))
+                self.picture(f"width-{width}")
+                self.assertEqual(self.browser.execute_script(CUT_OFF), [], width)
+                self.assertEqual(self.browser.execute_script(SCROLL_SIDEWAYS), [], width)
+
+    def names(self, wanted):
+        return [n.text for n in self.all("#result_list tbody th") if n.text in wanted]
+
+    def test_locks_are_sorted_by_age(self):
+        self.addCleanup(self.browser.set_window_size, 1280, 800)
+        with lock("older", lock_ttl=None):
+            time.sleep(0.05)
+            with lock("newer"):
+                self.log_in()
+                # Where the columns have no heads there is another link.
+                for width, link in ((1920, "a.dblock-sort"), (600, ".dblock-narrow a")):
+                    self.browser.set_window_size(width, 800)
+                    self.browser.get(
+                        f"{self.live_server_url}/admin/database_locks/lock/?state=held"
+                    )
+                    self.assertEqual(self.names(["older", "newer"]), ["newer", "older"])
+                    self.find(link).click()
+                    self.until(lambda: self.browser.current_url.endswith("state=held&o=age"))
+                    self.until(lambda: self.names(["older", "newer"]) == ["older", "newer"])
+                    self.find(link).click()
+                    self.until(lambda: self.browser.current_url.endswith("state=held&o=-age"))
+                    self.until(lambda: self.names(["older", "newer"]) == ["newer", "older"])
+                    self.find(link).click()
+                    self.until(lambda: self.browser.current_url.endswith("state=held"))
+
+    def test_the_history_of_a_lock_is_one_click_away(self):
+        with lock("nightly report", locked_by="worker-3.host", lost_lock_cb=lambda *_: None):
+            self.log_in()
+            self.browser.get(f"{self.live_server_url}/admin/database_locks/lock/?q=nightly+report")
+            self.find("#result_list .dblock-release").click()
+            self.until(lambda: self.all(".dblock-danger"))
+            self.find(".dblock-danger").click()
+            self.until(lambda: self.all(".messagelist"))
+            next(a for a in self.all("#result_list th a") if a.text == "nightly report").click()
+            self.until(lambda: self.all(".historylink"))
+            self.picture("detail")
+            history = self.find(".historylink")
+            self.assertTrue(history.is_displayed())
+            history.click()
+            self.until(lambda: self.all("#change-history"))
+            self.picture("history")
+            self.assertIn("worker-3.host had held it", self.find("#change-history").text)

@@ -1,13 +1,18 @@
 """System checks: each with its id and a hint."""
 
 import unittest
+from unittest import mock
 
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import connection
-from django.test import SimpleTestCase, TestCase, override_settings
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
+from django.urls import include, path
+from django.views import View
+from django.views.decorators.cache import never_cache
 
-from database_locks import _install, checks
+from database_locks import LockConfigError, _install, checks, lock, locked
 
 from .tests_conf import other_aliases
 
@@ -37,6 +42,8 @@ class SettingsTests(SimpleTestCase):
         self.one(settings, "E006", "before the end", DATABASE_LOCKS_DEFAULT_TTL_RENEW=-1)
         self.one(settings, "E006", "path", DATABASE_LOCKS_STATUS_FILE=3)
         self.one(settings, "E006", "str", DATABASE_LOCKS_URL=3)
+        for bad in ("False", "", 0, None):
+            self.one(settings, "E006", "True or False", DATABASE_LOCKS_ENABLED=bad)
         self.one(place, "E001", "default", DATABASE_LOCKS_ALIAS="nope")
         self.one(place, "E004", "postgres://", DATABASE_LOCKS_URL="redis://:hunter2@h")
         self.one(
@@ -58,6 +65,18 @@ class SettingsTests(SimpleTestCase):
             self.one(checks.check_place, "E003", "Name the file", DATABASE_LOCKS_ALIAS="empty")
             self.one(checks.check_place, "W004", "primary", DATABASE_LOCKS_ALIAS="replica")
 
+    def test_a_value_that_is_no_boolean_is_refused_at_use_too(self):
+        with override_settings(DATABASE_LOCKS_ENABLED="False"):
+            with self.assertRaisesRegex(LockConfigError, "ENABLED is 'False', must be True or"):
+                with lock("job"):
+                    self.fail("ran")
+
+    def test_a_setting_that_cannot_be_used_is_named_in_a_sentence(self):
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ""}
+        with other_aliases(x=sqlite), override_settings(DATABASE_LOCKS_ALIAS="x"):
+            (message,) = checks.check_place()
+        self.assertEqual(message.msg, "Locks cannot use DATABASES['x']['NAME']: it is empty.")
+
     def test_they_are_registered(self):
         with override_settings(DATABASE_LOCKS_URL="x", DATABASE_LOCKS_ENABLED=False):
             with self.assertRaisesRegex(SystemCheckError, "database_locks.E004"):
@@ -66,6 +85,49 @@ class SettingsTests(SimpleTestCase):
             DATABASE_LOCKS_URL="x", SILENCED_SYSTEM_CHECKS=["database_locks.E004"]
         ):
             call_command("check", verbosity=0)
+
+
+@locked("a", until="exit")
+def early(request):
+    return HttpResponse()
+
+
+@locked("b", until="commit")
+def late(request):
+    return HttpResponse()
+
+
+class Early(View):
+    @locked("c", until="exit")
+    def post(self, request):
+        return HttpResponse()
+
+
+urlpatterns = [
+    path("early", never_cache(early)),
+    path("late", late),
+    path("in/", include([path("class", Early.as_view())])),
+    path("other", transaction.non_atomic_requests(early)),
+]
+
+
+@override_settings(ROOT_URLCONF=__name__)
+class RequestTests(SimpleTestCase):
+    databases = {"default"}
+
+    def test_a_view_that_frees_its_lock_before_the_commit_is_told(self):
+        self.assertEqual(checks.check_requests(), [])
+        with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            messages = checks.check_requests()
+        self.assertEqual([message.id for message in messages], ["database_locks.W009"] * 2)
+        said = "".join(message.msg for message in messages)
+        self.assertIn(f"The view {__name__}.early frees its lock", said)
+        self.assertIn(f"The view {__name__}.Early.post frees its lock", said)
+
+    def test_one_outside_of_the_transaction_is_not(self):
+        with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            with override_settings(ROOT_URLCONF=(path("x", urlpatterns[3].callback),)):
+                self.assertEqual(checks.check_requests(), [])
 
 
 class NoMigrations:
@@ -83,22 +145,30 @@ class TableTests(TestCase):
             self.assertEqual([which for which, _ in found(checks.check_place)], ["W005"])
 
     @unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
-    def test_a_table_without_row_locks_and_local_times_are_told(self):
+    def test_local_times_of_0_5_are_told_while_it_holds_nothing(self):
+        berlin = override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
+        with berlin, connection.cursor() as cursor:
+            self.assertEqual(found(lambda: checks.check_table(databases=["default"])), [])
+            # As 0.5 leaves the row of a lock that it has released.
+            cursor.execute("INSERT INTO database_locks_lock (name) VALUES ('old')")
+            (message,) = checks.check_table(databases=["default"])
+            self.assertEqual(message.id, "database_locks.W006")
+            self.assertIn("Europe/Berlin", message.msg)
+            cursor.execute("DELETE FROM database_locks_lock")
+
+
+@unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
+class RowLockTests(TransactionTestCase):
+    def test_a_table_without_row_locks_is_told(self):
         with connection.cursor() as cursor:
             # Shorter: a key of MyISAM's has 1,000 bytes at most.
             cursor.execute(
                 "ALTER TABLE database_locks_lock MODIFY name varchar(250) NOT NULL, ENGINE = MyISAM"
             )
-            cursor.execute(
-                "INSERT INTO database_locks_lock (name, expires_at) VALUES ('old', NOW())"
-            )
         try:
-            with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
-                messages = checks.check_table(databases=["default"])
-            numbers = [message.id for message in messages]
-            self.assertEqual(numbers, ["database_locks.W003", "database_locks.W006"])
+            messages = checks.check_table(databases=["default"])
+            self.assertEqual([message.id for message in messages], ["database_locks.W003"])
         finally:
             with connection.cursor() as cursor:
-                cursor.execute("DELETE FROM database_locks_lock")
                 name = _install._Mysql(connection.schema_editor()).definition("name")
                 cursor.execute(f"ALTER TABLE database_locks_lock MODIFY {name}, ENGINE = InnoDB")

@@ -1,7 +1,11 @@
 """``manage.py locks``: the words, exit codes and JSON of ``dblock``."""
 
+import contextlib
 import io
 import json
+import sqlite3
+import tempfile
+from pathlib import Path
 
 from django.core.management import CommandError, call_command
 from django.test import TransactionTestCase
@@ -68,7 +72,7 @@ class CommandTests(TransactionTestCase):
             self.assertIn("holder", self.said("show", "job"))
             self.assertEqual(json.loads(self.said("show", "job", "--json"))["holder"], "me")
         self.assertIn("last holder", self.said("show", "job"))
-        self.assertIn("nobody ever locked `none`", self.failed(1, "show", "none"))
+        self.assertIn("there is no lock `none`", self.failed(1, "show", "none"))
 
     def test_a_lock_is_released_by_force_alone(self):
         self.assertIn("--force", self.failed(2, "release", "job"))
@@ -86,7 +90,7 @@ class CommandTests(TransactionTestCase):
             pass
         self.assertEqual(
             self.said("prune", "--older-than", "30d"),
-            "0 rows deleted of locks that nobody has had for 30d\n",
+            "0 rows deleted of locks unused for 30d\n",
         )
         self.assertIn("1 row deleted", self.said("prune", "--older-than", "0"))
         with self.assertRaisesRegex(CommandError, "'soon' must be a number with ms"):
@@ -94,13 +98,30 @@ class CommandTests(TransactionTestCase):
 
     def test_the_doctor_says_what_it_looked_at(self):
         try:
-            said = self.said("doctor", "--json")
-        except CommandError as findings:
+            report = json.loads(self.said("doctor", "--json"))
+        except CommandError as errors:
             # A server of the lab is not set up as one in production.
-            self.assertEqual(findings.returncode, 1)
-            self.assertRegex(str(findings), r"^\d+ findings?$")
+            self.assertEqual(errors.returncode, 1)
+            self.assertRegex(str(errors), r"^\d+ errors?$")
         else:
-            self.assertEqual(json.loads(said)["findings"], [])
+            self.assertNotIn("error", [found["severity"] for found in report["findings"]])
+
+    def test_the_doctor_fails_for_errors_and_for_warnings_only_where_it_is_strict(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        file = Path(folder.name) / "locks.sqlite3"
+        locks = connect(f"sqlite://{file}")
+        locks.migrate()
+        with conf.instead(locks):
+            self.assertNotIn("warning", self.said("doctor", "--strict"))
+            with contextlib.closing(sqlite3.connect(file)) as other:
+                other.execute("CREATE INDEX spare ON database_locks_lock (id)")
+            self.assertRegex(self.said("doctor"), r"\nwarning +index-unused ")
+            self.assertEqual(self.failed(1, "doctor", "--strict"), "1 finding")
+            self.assertNotIn("warning", self.said("doctor", "--strict", "--ignore", "index-unused"))
+            file.chmod(0o666)
+            self.assertEqual(self.failed(1, "doctor"), "1 error")
+            self.assertEqual(self.failed(1, "doctor", "--strict"), "2 findings")
 
     def test_a_table_is_made_where_there_is_none(self):
         self.assertEqual(self.said("init"), "table `database_locks_lock` is ready\n")

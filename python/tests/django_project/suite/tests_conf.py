@@ -2,28 +2,54 @@
 
 import contextlib
 import os
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
+from asgiref.sync import async_to_sync
+from django.core.management import call_command
 from django.db import connection, connections, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
+from django.test.testcases import DatabaseOperationForbidden
 
-from database_locks import LockConfigError, LockTimeout, conf, connect, lock
+from database_locks import (
+    LockConfigError,
+    LockException,
+    LockTimeout,
+    conf,
+    connect,
+    lock,
+    locked,
+)
+from database_locks.locks import DBLock
 from database_locks.testing import memory_locks
 
 
 @contextlib.contextmanager
 def other_aliases(**databases):
-    """More DATABASES than the settings have."""
+    """More DATABASES than the settings have, which the running test may use."""
     before = dict(connections.settings)
     for alias, entry in databases.items():
         connections.settings[alias] = connections.configure_settings({"default": entry})["default"]
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            for case in _cases(SimpleTestCase):
+                if "default" in case.databases:
+                    allowed = {*case.databases, *databases}
+                    stack.enter_context(mock.patch.object(case, "databases", allowed))
+            yield
     finally:
         for alias in databases:
             with contextlib.suppress(AttributeError):
                 del connections[alias]
         connections.settings.clear()
         connections.settings.update(before)
+
+
+def _cases(case):
+    yield case
+    for inner in case.__subclasses__():
+        yield from _cases(inner)
 
 
 class PlaceTests(TestCase):
@@ -120,6 +146,65 @@ class SettingsTests(SimpleTestCase):
         from django.conf import settings
 
         self.assertFalse([name for name in dir(settings) if name.startswith("DATABASE_LOCKS")])
+
+
+class WithoutAccessTests(SimpleTestCase):
+    """A test that may not use the database, as Django has it."""
+
+    def refused(self, work):
+        with self.assertRaisesRegex(DatabaseOperationForbidden, "'default'.*fixture `locks`"):
+            work()
+
+    def test_a_real_lock_is_refused_in_each_way(self):
+        @locked("job")
+        def decorated():
+            self.fail("ran")
+
+        def block():
+            with lock("job"):
+                self.fail("ran")
+
+        for work in (
+            decorated,
+            block,
+            lambda: DBLock("job").acquire(),
+            lambda: call_command("locks", "list"),
+        ):
+            self.refused(work)
+
+    @unittest.skipUnless(
+        hasattr(SimpleTestCase, "ensure_connection_patch_method"),
+        "this Django lets other threads use the database",
+    )
+    def test_a_real_lock_is_refused_in_a_thread_and_in_a_task(self):
+        async def in_a_task():
+            async with lock("job"):
+                self.fail("ran")
+
+        self.refused(async_to_sync(in_a_task))
+        with ThreadPoolExecutor(1) as pool:
+            self.refused(lambda: pool.submit(conf.locks).result())
+
+    def test_a_url_is_a_database_too_and_memory_is_none(self):
+        with override_settings(DATABASE_LOCKS_URL="postgres://user@nowhere.invalid/app"):
+            self.refused(conf.locks)
+        with override_settings(DATABASE_LOCKS_URL="memory:"), lock("job"):
+            pass
+
+    def test_code_that_handles_lock_errors_does_not_hide_it(self):
+        def work():
+            try:
+                with lock("job"):
+                    self.fail("ran")
+            except LockException:
+                pass
+
+        self.refused(work)
+
+    @override_settings(DATABASE_LOCKS_ENABLED=False)
+    def test_locks_that_are_off_need_no_access(self):
+        with lock("job"):
+            pass
 
 
 class KitTests(SimpleTestCase):

@@ -21,6 +21,10 @@ class Command(BaseCommand):
         self.stdout.write(f"Got the lock: {_state(f'{__name__}.Command')}")
 
 
+def handle():
+    raise AssertionError("ran")
+
+
 class Inner(BaseCommand):
     def handle(self, *args, **options):
         raise AssertionError("ran")
@@ -53,6 +57,22 @@ class GuideTests(TransactionTestCase):
         self.assertEqual(caught.exception.returncode, 75)
         self.assertIn("is held by the first", str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_method_of_a_command_that_is_kept_out_says_so_in_one_line(self):
+        class Nightly(BaseCommand):
+            @locked("nightly", on_busy="raise")
+            def handle(self, *args, **options):
+                raise AssertionError("ran")
+
+        with connect(_url()).lock("nightly", locked_by="the first"):
+            with self.assertRaises(CommandError) as caught:
+                call_command(Nightly())
+            self.assertIsInstance(caught.exception, LockTimeout)
+            self.assertEqual(caught.exception.returncode, 75)
+            # A function of that name that is no command.
+            with self.assertRaises(LockTimeout) as caught:
+                locked("nightly", on_busy="raise")(handle)()
+            self.assertNotIsInstance(caught.exception, CommandError)
 
     def test_a_command_whose_database_is_away_says_so_in_one_line(self):
         away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")

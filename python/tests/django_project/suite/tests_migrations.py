@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+import unittest
 
 from django.apps import apps
 from django.core.management import call_command
@@ -11,7 +12,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ModelState, ProjectState
 from django.test import TransactionTestCase, override_settings
 
-from database_locks import _install, conf, lock
+from database_locks import LockUnavailable, _install, conf, lock
 
 TABLE = "database_locks_lock"
 QUIET = {"verbosity": 0, "interactive": False}
@@ -100,6 +101,39 @@ class MigrationTests(TransactionTestCase):
         migrate("zero")
         self.assertNotIn(TABLE, connection.introspection.table_names())
 
+    @unittest.skipIf(connection.vendor == "sqlite", "the locks have a file of their own")
+    def test_a_missing_and_an_old_table_are_found_by_check(self):
+        def told():
+            said = io.StringIO()
+            call_command("check", databases=["default"], stderr=said, no_color=True)
+            return said.getvalue()
+
+        self.assertIn("database_locks.W007", told())
+        self.assertIn("manage.py migrate database_locks`", told())
+        # What has seen the table before waits for it to come back.
+        conf.forget()
+        with self.assertRaisesRegex(LockUnavailable, "`manage.py migrate database_locks`"):
+            with lock("job", timeout=5):
+                pass
+        self.made_by_0_5()
+        self.assertIn("W008) The table database_locks_lock lacks token, grant_id,", told())
+        self.assertIn("manage.py migrate database_locks`", told())
+        if connection.vendor == "mysql":
+            # Before the roll-out, when it can still be planned.
+            with override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin"):
+                self.assertIn("database_locks.W006", told())
+        # `migrate` itself does not ask for what it is about to do.
+        said = io.StringIO()
+        call_command("migrate", "database_locks", verbosity=0, skip_checks=False, stderr=said)
+        self.assertNotIn("database_locks.W", said.getvalue())
+        self.assertEqual(told(), "")
+        # Dropped by hand: migrate would do nothing.
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP TABLE {TABLE}")
+        self.assertIn("Run `manage.py locks init`", told())
+        call_command("locks", "init", stdout=io.StringIO())
+        self.assertEqual(told(), "")
+
     def test_locks_work_on_it(self):
         migrate()
         with lock("here") as held:
@@ -132,14 +166,41 @@ class MigrationTests(TransactionTestCase):
         self.assertTrue(done.is_set())
         thread.join()
 
+    def sqlmigrate(self, number, **how):
+        said = io.StringIO()
+        call_command("sqlmigrate", "database_locks", number, stdout=said, **how)
+        self.assertIn(TABLE, said.getvalue())
+        return said.getvalue()
+
     def test_sqlmigrate_shows_the_statements(self):
-        for number in ("0001", "0002"):
-            for backwards in (False, True):
-                said = io.StringIO()
-                call_command(
-                    "sqlmigrate", "database_locks", number, backwards=backwards, stdout=said
-                )
-                self.assertIn(TABLE, said.getvalue())
+        # Where there is no table yet the first migration makes all of it.
+        self.assertIn("CREATE TABLE", self.sqlmigrate("0001"))
+        self.assertIn("DROP TABLE", self.sqlmigrate("0001", backwards=True))
+        self.assertNotIn(
+            "ADD COLUMN", self.sqlmigrate("0002").split("$tidy$")[0].partition("--")[0]
+        )
+        self.assertIn("DROP COLUMN", self.sqlmigrate("0002", backwards=True))
+
+    def test_sqlmigrate_shows_what_runs_on_the_table_that_is_there(self):
+        self.made_by_0_5()
+        before = described()
+        said = self.sqlmigrate("0002")
+        for column in _install.COLUMNS:
+            self.assertRegex(said, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
+        # Showing changes nothing.
+        self.assertEqual(described(), before)
+        ran = []
+        with connection.execute_wrapper(
+            lambda run, sql, *rest: (ran.append(sql), run(sql, *rest))[1]
+        ):
+            migrate()
+        changes = [sql for sql in ran if TABLE in sql and ("ALTER " in sql or "CREATE " in sql)]
+        self.assertNotEqual(changes, [])
+        for sql in changes:
+            self.assertIn(_squeezed(sql), _squeezed(said))
+        # And nothing is left to do.
+        if connection.vendor != "postgresql":
+            self.assertNotIn("ADD COLUMN", self.sqlmigrate("0002"))
 
     def test_there_is_nothing_left_to_migrate(self):
         for field in ("AutoField", "BigAutoField"):
@@ -155,6 +216,10 @@ class MigrationTests(TransactionTestCase):
             migrate()
             self.assertNotIn(TABLE, connection.introspection.table_names())
             migrate("zero")
+
+
+def _squeezed(sql):
+    return " ".join(sql.strip().rstrip(";").split())
 
 
 def described():

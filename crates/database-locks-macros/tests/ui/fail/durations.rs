@@ -21,6 +21,9 @@ fn negative_wait() {}
 #[locked("report", renew_every = "1ms")]
 fn too_often() {}
 
+#[locked("report", poll = "0")]
+fn no_pause() {}
+
 #[locked("report", margin = true)]
 fn flag() {}
 

@@ -32,14 +32,19 @@ trait Work {
     fn work(&self);
 }
 
+#[locked("shop")]
+impl Shop {}
+
 #[locked]
-fn future() -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async {})
+fn future() -> Box<dyn Future<Output = ()> + Send + Unpin> {
+    Box::new(Box::pin(async {}))
 }
 
 #[locked]
-fn opaque_future() -> impl Future<Output = ()> {
-    async {}
+fn named_future() -> Pin<Box<OwnFuture>> {
+    Box::pin(OwnFuture)
 }
+
+struct OwnFuture;
 
 fn main() {}

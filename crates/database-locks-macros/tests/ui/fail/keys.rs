@@ -3,6 +3,9 @@ use database_locks::locked;
 #[locked("report", timeout = "5s")]
 fn unknown() {}
 
+#[locked("report", take_over = true)]
+fn of_another_name() {}
+
 #[locked(no_wait)]
 fn bare_key() {}
 

@@ -3,6 +3,9 @@ use database_locks::locked;
 #[locked(5)]
 fn number_as_name() {}
 
+#[locked(ttl("5s"))]
+fn call_as_name() {}
+
 #[locked(name = 5)]
 fn number_as_named_name() {}
 
@@ -17,6 +20,18 @@ fn char_as_holder() {}
 
 #[locked("report", auto_renew = "no")]
 fn text_as_flag() {}
+
+#[locked("report", preempt = 1)]
+fn number_as_flag() {}
+
+#[locked("report", preempt = true)]
+fn preempt_without_holder() {}
+
+#[locked("report", metadata = "nightly")]
+fn text_as_metadata() {}
+
+#[locked("report", metadata = ["by", "me"])]
+fn metadata_without_pairs() {}
 
 #[locked("report", via = "postgres://localhost/app")]
 fn url_as_locks() {}

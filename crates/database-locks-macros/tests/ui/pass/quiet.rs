@@ -2,6 +2,8 @@
 #![deny(warnings, unused, rust_2018_idioms)]
 #![allow(dead_code)]
 
+use std::pin::Pin;
+
 use database_locks::{Locks, locked};
 
 struct Error;
@@ -26,7 +28,9 @@ pub async fn nothing_in_scope(lock: u8, error: Error, output: Ok) -> Result<u8> 
     Result::Ok(lock + 1)
 }
 
-#[locked("b", holder = "me")]
+const NAME: &str = "b";
+
+#[locked(NAME, poll = "1s", holder = "me", preempt = true, metadata = [("times", times), ("by", "me")])]
 fn nothing_returned(mut times: u8) {
     while times > 0 {
         times -= 1;
@@ -35,6 +39,16 @@ fn nothing_returned(mut times: u8) {
 
 #[locked("c", via = locks)]
 async fn unit(locks: &Locks) {}
+
+#[locked("boxed")]
+fn boxed<'a>(error: &'a str) -> Pin<Box<dyn Future<Output = Option<&'a str>> + Send + 'a>> {
+    Box::pin(async move { Some(error) })
+}
+
+#[locked("opaque")]
+fn opaque(output: u8) -> impl Future<Output = std::io::Result<u8>> + Send {
+    async move { std::io::Result::Ok(output) }
+}
 
 #[rustfmt::skip]
 #[locked("d", ttl = "1s")]
@@ -65,6 +79,16 @@ job!(made, "made", "5s", { 42 });
 async fn main_is_locked_elsewhere() -> std::result::Result<(), Box<dyn std::error::Error>> {
     "5".parse::<u8>()?;
     std::result::Result::Ok(())
+}
+
+#[locked("generic")]
+fn generic<T>(of: T) -> T {
+    of
+}
+
+#[locked("lazy")]
+fn lazy<'a>(of: &'a [u8]) -> impl Iterator<Item = u8> + 'a {
+    of.iter().copied()
 }
 
 fn main() {}

@@ -18,7 +18,7 @@ fn in_transaction(connection: &impl Connection) -> Result<(), Failed> {
 }
 
 /// What is not about the fence.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 fn otherwise(fence: &super::Fence, error: sqlx::Error) -> Failed {
     use sqlx::Error as DriverError;
     let op = super::op(fence);
@@ -49,7 +49,7 @@ macro_rules! transactions_of {
     };
 }
 
-#[cfg(feature = "postgres")]
+#[cfg(feature = "sqlx-postgres")]
 mod postgres {
     use sqlx::{AssertSqlSafe, PgConnection, Postgres, query};
 
@@ -89,7 +89,7 @@ mod postgres {
     transactions_of!(Postgres);
 }
 
-#[cfg(feature = "mysql")]
+#[cfg(feature = "sqlx-mysql")]
 mod mysql {
     use sqlx::mysql::MySqlDatabaseError;
     use sqlx::{AssertSqlSafe, MySql, MySqlConnection, query};
@@ -138,7 +138,7 @@ mod mysql {
     transactions_of!(MySql);
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "sqlx-sqlite")]
 mod sqlite {
     use sqlx::{Sqlite, SqliteConnection};
 

@@ -7,7 +7,8 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client, Row, Statement};
 
-use super::refusal::Refusal;
+use super::Sql;
+use super::refusal::{Kind, Refusal};
 use crate::ours::Primary;
 
 /// A parameter of a statement. Its type is stated, since asking the server for it would be a round
@@ -54,9 +55,26 @@ impl Connection {
         reused: bool,
         params: &[Param<'_>],
     ) -> Result<Vec<Row>, Refusal> {
-        if let Some(unfit) = &self.unfit {
+        let Some(unfit) = &self.unfit else {
+            return self.run(number, reused, params).await;
+        };
+        // Some of the tables that cannot hold locks can be read.
+        if ![Sql::Read as usize, Sql::ReadPage as usize].contains(&number) {
             return Err(unfit.clone());
         }
+        let read = self.run(number, reused, params).await;
+        read.map_err(|refusal| match refusal.kind {
+            Kind::Rejected(_) => unfit.clone(),
+            _ => refusal,
+        })
+    }
+
+    async fn run(
+        &self,
+        number: usize,
+        reused: bool,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, Refusal> {
         let prepared = match &self.prepared {
             Some(all) if reused => self.prepare(number, &all[number], params).await?,
             _ => None,

@@ -193,29 +193,43 @@ impl Patient<'_> {
         self.notes.otherwise_fine("durability", said);
         if hidden > 0 && !waits {
             let what = format!(
-                "{hidden} standbys, or backups that are under way, and synchronous_standby_names is \
-                 empty: all of them are asynchronous"
+                "{}, or as many backups that are under way, and synchronous_standby_names is empty: \
+                 all of them are asynchronous",
+                standbys(hidden, "")
             );
             self.notes.found(&doctor::STANDBY_ASYNC, what);
         } else if hidden > 0 {
             let right = "GRANT pg_monitor to see whether they are synchronous";
-            let why = format!("there are {hidden} standbys, but this role sees no more: {right}");
+            let are = if hidden == 1 { "is" } else { "are" };
+            let there = format!("there {are} {}", standbys(hidden, ""));
+            let why = format!("{there}, but this role sees no more: {right}");
             self.notes.unseen("replicas", why);
         } else if lagging > 0 && safe == 0 {
-            let what = format!("{lagging} standbys, and all of them are asynchronous");
+            let what = match lagging {
+                1 => "1 standby, which is asynchronous".into(),
+                _ => format!("{lagging} standbys, and all of them are asynchronous"),
+            };
             self.notes.found(&doctor::STANDBY_ASYNC, what);
         } else {
             let said = match (safe, lagging) {
                 (0, _) => "no standby is connected".into(),
-                (_, 0) => format!("{safe} synchronous standbys"),
-                _ => {
-                    format!("{safe} synchronous standbys, {lagging} others: promote none of those")
-                }
+                (_, 0) => standbys(safe, "synchronous "),
+                _ => format!(
+                    "{}, and {}: promote none of those",
+                    standbys(safe, "synchronous "),
+                    standbys(lagging, "asynchronous ")
+                ),
             };
             self.notes.fine("replicas", said);
         }
         Ok(())
     }
+}
+
+/// `1 synchronous standby`, `2 standbys`.
+fn standbys(number: i64, of: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {of}standby{plural}")
 }
 
 fn encoding(settings: &Settings, notes: &mut Notes) {

@@ -250,9 +250,12 @@ impl Link {
                 )),
                 _ => done,
             };
+            // The next connection looks at the table anew: it may have been altered.
+            if on.unfit.is_some() {
+                self.retire(&on);
+            }
             done.map_err(|refusal| {
-                // The next connection looks at the table anew: somebody may have seen to it.
-                if matches!(refusal.kind, Kind::Gone | Kind::Pooled) || on.unfit.is_some() {
+                if matches!(refusal.kind, Kind::Gone | Kind::Pooled) {
                     self.retire(&on);
                 }
                 if refusal.kind == Kind::Pooled {

@@ -74,6 +74,8 @@ const ENCODING: &str = "the database's encoding lacks a character of the lock's 
 const RIGHTS: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
                       USAGE on the sequence of its id, if it has one); DELETE on the table to prune; to \
                       make the table, CREATE on the schema, and to alter one, to own it";
+const CONNECT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
+                       DATABASE … TO the role, or name another database";
 const LOGIN: &str = "the server does not let this user in: check the user name, the client certificate \
                      if it wants one (sslcert and sslkey), and the server's pg_hba.conf";
 
@@ -96,6 +98,8 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "3D000" => Kind::Missing(Some("check the name of the database, or create it first")),
         // Whether it was carried out is not known.
         "40003" => Kind::Unavailable,
+        // The server's check at login.
+        "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT)),
         "42501" => Kind::Rejected(Some(RIGHTS)),
         "42P01" => Kind::Missing(Some(INIT)),
         "42703" | "42P10" => Kind::Missing(Some(UPGRADE)),
@@ -329,6 +333,8 @@ mod tests {
         assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
         assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
         assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
+        let connect = Kind::Rejected(Some(CONNECT));
+        assert_eq!(of("42501", "CheckMyDatabase"), connect);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreE
     worker.with(|connection, _| {
         server(connection, &mut notes)?;
         file(&path, &mut notes);
-        journal(connection, &mut notes)?;
+        journal(connection, in_memory(&path), &mut notes)?;
         if self::table(connection, table, &mut notes)? {
             locks(connection, table, &mut notes)?;
         }
@@ -73,7 +73,7 @@ fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
         beats.push(beat.end(connection.query_row(tables, [], |row| row.get(0))?));
     }
     let (version, trip) = (rusqlite::version(), doctor::round_trip(&beats));
-    notes.fine("server", format!("SQLite {version}, built in, {trip}"));
+    notes.fine("server", format!("SQLite {version}, {trip}"));
     notes.fine("clock", "this machine's own");
     Ok(())
 }
@@ -91,6 +91,21 @@ fn shared_file_system(magic: u64) -> Option<&'static str> {
         0x786f_4256 => "VirtualBox shared folders",
         _ => return None,
     })
+}
+
+/// The name of a file system that is kept in memory alone.
+#[cfg(target_os = "linux")]
+fn in_memory(path: &Path) -> Option<&'static str> {
+    match rustix::fs::statfs(path).ok()?.f_type as u64 & 0xffff_ffff {
+        0x0102_1994 => Some("tmpfs"),
+        0x8584_58f6 => Some("ramfs"),
+        _ => None,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn in_memory(_: &Path) -> Option<&'static str> {
+    None
 }
 
 fn file(path: &Path, notes: &mut Notes) {
@@ -150,7 +165,11 @@ fn space(path: &Path, left: u64, notes: &mut Notes) {
     }
 }
 
-fn journal(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
+fn journal(
+    connection: &Connection,
+    in_memory: Option<&str>,
+    notes: &mut Notes,
+) -> rusqlite::Result<()> {
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
     let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
     if mode != "wal" {
@@ -166,7 +185,16 @@ fn journal(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
             format!("synchronous is {level}, and not FULL"),
         );
     }
-    notes.otherwise_fine("durability", "a commit is on disk before it is answered");
+    // A restart of the machine ends all holders as well, since they run on it; and tokens go on by the
+    // clock.
+    let said = match in_memory {
+        Some(system) => format!(
+            "the file is kept in memory ({system}): a restart of the machine ends the locks together \
+             with their holders"
+        ),
+        None => "a commit is on disk before it is answered".to_owned(),
+    };
+    notes.otherwise_fine("durability", said);
     Ok(())
 }
 
@@ -249,7 +277,7 @@ mod tests {
             .pragma_update(None, "synchronous", "normal")
             .unwrap();
         let mut notes = Notes::new("t");
-        journal(&connection, &mut notes).unwrap();
+        journal(&connection, None, &mut notes).unwrap();
         assert_eq!(ids(notes), ["journal-mode", "not-flushed"]);
     }
 

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -37,6 +37,13 @@ fn is_at(file: &File, path: &Path) -> bool {
         (Ok(ours), Ok(there)) => identity(ours) == identity(there),
         _ => false,
     }
+}
+
+/// Give a new file or folder the group and the owner of the database, as SQLite does with its own
+/// additional files: root may be the first to open a fence. As far as this process may.
+fn give(path: &Path, database: &fs::Metadata) {
+    let _ = chown(path, None, Some(database.gid()));
+    let _ = chown(path, Some(database.uid()), None);
 }
 
 /// Remove a file that nobody else has locked.
@@ -116,9 +123,11 @@ impl Fences {
 
     /// Make such a file, and the folder if need be: for whoever may use the database, and nobody else.
     fn make(&self, path: &Path) -> io::Result<File> {
-        let readable = fs::metadata(&self.database)?.mode() & 0o666;
+        let database = fs::metadata(&self.database)?;
+        let readable = database.mode() & 0o666;
         if !self.folder.exists() {
             fs::create_dir(&self.folder)?;
+            give(&self.folder, &database);
             let searchable = readable | (readable & 0o444) >> 2;
             fs::set_permissions(&self.folder, Permissions::from_mode(searchable))?;
         }
@@ -128,6 +137,7 @@ impl Fences {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
+        give(path, &database);
         file.set_permissions(Permissions::from_mode(readable))?;
         Ok(file)
     }
@@ -178,6 +188,25 @@ mod tests {
             let mode_of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
             assert_eq!(mode_of(&fences.folder), of_folder);
             assert_eq!(mode_of(&open.path), mode);
+        }
+    }
+
+    #[test]
+    fn fences_belong_to_the_owner_of_the_database_where_root_opens_the_first() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (_folder, fences) = fences(0o640);
+        chown(&fences.database, Some(4711), Some(4712)).unwrap();
+        let open = fences.open("job").unwrap().unwrap();
+        for path in [&fences.folder, &open.path] {
+            let found = fs::metadata(path).unwrap();
+            assert_eq!(
+                (found.uid(), found.gid()),
+                (4711, 4712),
+                "{}",
+                path.display()
+            );
         }
     }
 

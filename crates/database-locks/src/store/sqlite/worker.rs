@@ -17,6 +17,9 @@ use crate::fork;
 /// enough for other processes' writes, short enough that a renewal does not queue long behind it.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// SQLite 3.42, as `sqlite3_libversion_number` has it. Only a library of the system can be older.
+const LEAST_VERSION: i32 = 3_042_000;
+
 /// An open file.
 pub(super) struct File {
     pub(super) connection: Connection,
@@ -67,6 +70,7 @@ impl Worker {
             let hint = "connect in the child only, or let it exec";
             return Err(StoreError::rejected(said, Some(hint)));
         }
+        new_enough(rusqlite::version_number(), rusqlite::version())?;
         let shown = self.path.display();
         // For its owner only, whatever the umask: who can write it can take every lock.
         // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor of
@@ -126,12 +130,7 @@ impl Worker {
 
     /// What an error means; `used`: the file has been used, so what is lacking now may come back.
     pub(super) fn explain(&self, error: rusqlite::Error, used: bool) -> StoreError {
-        // Of what is wrong at some place of a statement the driver shows the whole statement, and gives
-        // no code by itself.
-        let (message, code) = match &error {
-            rusqlite::Error::SqlInputError { error, msg, .. } => (msg.clone(), Some(error.code)),
-            other => (other.to_string(), other.sqlite_error_code()),
-        };
+        let (message, code) = message_and_code(&error);
         let shown = self.path.display();
         let said = format!("{shown}: {message}");
         let Some(code) = code else {
@@ -218,6 +217,35 @@ impl Worker {
     }
 }
 
+/// What SQLite said, and the code of it where SQLite said it.
+///
+/// For an error at some place of a statement the driver's text is `MESSAGE in STATEMENT at offset N`. The
+/// statement is left out. The variant is not in every version and build of the driver, so it is known by
+/// its source.
+fn message_and_code(error: &rusqlite::Error) -> (String, Option<ErrorCode>) {
+    let message = error.to_string();
+    if let Some(code) = error.sqlite_error_code() {
+        return (message, Some(code));
+    }
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let Some(rusqlite::ffi::Error { code, .. }) = source else {
+        return (message, None);
+    };
+    let said = message.split(" in ").next().unwrap_or_default();
+    (said.to_owned(), Some(*code))
+}
+
+/// Refuse a library whose `unixepoch` knows no `subsec`: it answers NULL, and no lease would ever end.
+fn new_enough(version: i32, shown: &str) -> Result<(), StoreError> {
+    match version >= LEAST_VERSION {
+        true => Ok(()),
+        false => Err(StoreError::rejected(
+            format!("SQLite {shown} is too old, must be 3.42 or later"),
+            Some("build with the feature `sqlite` of database-locks, which compiles SQLite in"),
+        )),
+    }
+}
+
 /// Whether an error of the file system is one that passes, or is seen to: no space, no quota, too many
 /// open files.
 pub(super) fn passes(error: &std::io::Error) -> bool {
@@ -237,4 +265,29 @@ pub(super) fn passes(error: &std::io::Error) -> bool {
 /// An error of the files of fences, as one of SQLite.
 pub(super) fn of_file(error: std::io::Error) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_of_the_system_that_is_too_old_is_refused() {
+        let error = new_enough(3_040_001, "3.40.1").unwrap_err();
+        let StoreError::Rejected { hint, source } = error else {
+            panic!("{error}");
+        };
+        assert!(source.to_string().contains("3.40.1"), "{source}");
+        assert!(hint.is_some_and(|hint| hint.contains("`sqlite`")));
+        assert!(new_enough(3_042_000, "3.42.0").is_ok());
+    }
+
+    #[test]
+    fn an_error_in_a_statement_does_not_show_the_statement() {
+        let connection = Connection::open_in_memory().unwrap();
+        let error = connection.execute("DELETE FROM lacking WHERE 1 IN (1)", []);
+        let (said, code) = message_and_code(&error.unwrap_err());
+        assert_eq!(said, "no such table: lacking");
+        assert_eq!(code, Some(ErrorCode::Unknown));
+    }
 }

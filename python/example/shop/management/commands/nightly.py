@@ -10,7 +10,7 @@ from database_locks import locked
 class Command(BaseCommand):
     """Makes the report; a second one at the same time says who is at it, and ends."""
 
-    help = "Make the nightly report, unless somebody else is at it."
+    help = "Make the nightly report, unless another process is at it."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--seconds", type=float, default=20)

@@ -1,10 +1,11 @@
-//! What `dblock release --ticket` and `run --ticket` tell the `dblock run` whose lock that was.
+//! The notice of a release, from `dblock release --ticket` or `run --ticket` to the `dblock run`
+//! that holds the lock.
 //!
-//! The table keeps no trace of a release once somebody else has the lock: at its next renewal a
-//! `dblock run` would find a later grant, as after a theft, and stop a CMD that did nothing but give
-//! its lock back early. So whoever releases says so, before and after, on a socket without a place in
-//! the file system. Where there are none (elsewhere than on Linux), or from another machine or
-//! container, nothing is told, and the table alone decides.
+//! The table keeps no trace of a release once another client has the lock: at its next renewal a
+//! `dblock run` would find a later grant, as after a preemption, and stop a CMD that did nothing but
+//! give its lock back early. So the releasing command sends a notice before and after, to an abstract
+//! socket. Where there are none (elsewhere than on Linux), or from another machine or container, no
+//! notice arrives, and the table alone decides.
 
 use std::time::Duration;
 
@@ -15,18 +16,18 @@ use no_sockets::{Socket, tell};
 #[cfg(target_os = "linux")]
 use sockets::{Socket, tell};
 
-/// How long a loss is held back while somebody is about to release. It is part of the grace, and what
-/// is waited for is the end of one statement.
+/// How long a loss is held back while a release is under way. It is part of the grace, and what is
+/// waited for is the end of one statement.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 const BEGUN: &str = "releasing";
 const DONE: &str = "released";
 const FAILED: &str = "kept";
 
-/// Listens for what is told of one grant.
+/// Receives the notices about one grant.
 #[derive(Debug)]
-pub(crate) struct Ear {
-    /// None: it cannot be told.
+pub(crate) struct Listener {
+    /// None: no notice can arrive.
     socket: Option<Socket>,
     said: Said,
 }
@@ -38,7 +39,7 @@ enum Said {
     Done,
 }
 
-impl Ear {
+impl Listener {
     pub(crate) fn listen(ticket: &Ticket) -> Self {
         Self {
             socket: Socket::listen(ticket),
@@ -46,7 +47,7 @@ impl Ear {
         }
     }
 
-    /// Wait for the next thing that is told. May be dropped at any time.
+    /// Wait for the next notice. May be dropped at any time.
     pub(crate) async fn hear(&mut self) {
         match &self.socket {
             Some(socket) => self.said = socket.next().await,
@@ -54,7 +55,7 @@ impl Ear {
         }
     }
 
-    /// Whether the lock was given back, by whoever had its ticket.
+    /// Whether the lock was released by a process that had its ticket.
     pub(crate) async fn released(&mut self) -> bool {
         while let Some(said) = self.socket.as_ref().and_then(Socket::waiting) {
             self.said = said;
@@ -69,11 +70,11 @@ impl Ear {
     }
 }
 
-/// A release that has been announced. Dropped, it was none.
+/// A release of which the holder has been notified. Dropped, it has failed.
 #[derive(Debug)]
-pub(crate) struct Announced<'a>(Option<&'a Ticket>);
+pub(crate) struct ReleaseNotice<'a>(Option<&'a Ticket>);
 
-impl<'a> Announced<'a> {
+impl<'a> ReleaseNotice<'a> {
     pub(crate) fn begin(ticket: &'a Ticket) -> Self {
         tell(ticket, BEGUN);
         Self(Some(ticket))
@@ -86,7 +87,7 @@ impl<'a> Announced<'a> {
     }
 }
 
-impl Drop for Announced<'_> {
+impl Drop for ReleaseNotice<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.0 {
             tell(ticket, FAILED);
@@ -114,8 +115,8 @@ mod sockets {
         ticket: String,
     }
 
-    /// It bears half of the random grant id. Everybody on the machine can see it, and what is told
-    /// counts only with all of it.
+    /// It bears half of the random grant id. All users of the machine can see it, and a notice counts
+    /// only with all of it.
     fn address(ticket: &str) -> io::Result<SocketAddr> {
         let grant = ticket.split('.').nth(1).unwrap_or_default();
         let half = grant.get(..grant.len() / 2).unwrap_or_default();
@@ -169,7 +170,7 @@ mod sockets {
         }
     }
 
-    /// Nobody may be listening: it was `dblock acquire`, or a library.
+    /// No process may be listening: the holder was `dblock acquire`, or a library.
     pub(super) fn tell(ticket: &Ticket, said: &str) {
         let ticket = ticket.to_string();
         let told = address(&ticket).and_then(|address| {
@@ -218,33 +219,33 @@ mod tests {
     #[tokio::test]
     async fn a_release_counts_when_it_is_done_and_not_when_it_failed() {
         let ours = ticket("0f3a9c5e7b2d46818f0a1c3e5d7b9f21");
-        let mut ear = Ear::listen(&ours);
-        assert!(!ear.released().await, "nothing was told");
-        drop(Announced::begin(&ours));
-        assert!(!ear.released().await, "it failed");
-        let announced = Announced::begin(&ours);
-        assert!(!ear.released().await, "it is not done in time");
-        announced.done();
-        assert!(ear.released().await);
+        let mut listener = Listener::listen(&ours);
+        assert!(!listener.released().await, "nothing was told");
+        drop(ReleaseNotice::begin(&ours));
+        assert!(!listener.released().await, "it failed");
+        let notice = ReleaseNotice::begin(&ours);
+        assert!(!listener.released().await, "it is not done in time");
+        notice.done();
+        assert!(listener.released().await);
     }
 
     #[tokio::test]
     async fn what_is_told_without_the_whole_grant_id_does_not_count() {
         let ours = ticket("1f3a9c5e7b2d46818f0a1c3e5d7b9f22");
-        let mut ear = Ear::listen(&ours);
-        Announced::begin(&ticket("1f3a9c5e7b2d4681000000000000000f")).done();
-        assert!(!ear.released().await);
+        let mut listener = Listener::listen(&ours);
+        ReleaseNotice::begin(&ticket("1f3a9c5e7b2d4681000000000000000f")).done();
+        assert!(!listener.released().await);
     }
 
     #[tokio::test]
     async fn a_loss_waits_for_the_end_of_a_release_that_has_begun() {
         let ours = ticket("2f3a9c5e7b2d46818f0a1c3e5d7b9f23");
-        let mut ear = Ear::listen(&ours);
-        let announced = Announced::begin(&ours);
+        let mut listener = Listener::listen(&ours);
+        let notice = ReleaseNotice::begin(&ours);
         let later = async {
             tokio::task::yield_now().await;
-            announced.done();
+            notice.done();
         };
-        assert!(tokio::join!(ear.released(), later).0);
+        assert!(tokio::join!(listener.released(), later).0);
     }
 }
