@@ -12,6 +12,7 @@ _T = TypeVar("_T")
 
 __all__ = [
     "Alarm",
+    "Answer",
     "Entry",
     "Fence",
     "Guard",
@@ -87,14 +88,37 @@ class Pending(Generic[_T]):
         """Give it up: what it may have acquired is given back."""
 
 @final
+class Answer:
+    """Where the answer of a function goes that was asked for a password or a URL."""
+
+    def give(self, text: str) -> None:
+        """What it says."""
+
+    def fail(self, said: str, error: BaseException, *, final: bool) -> None:
+        """Why it says nothing; ``final``: asking again is of no use."""
+
+@final
 class Locks:
     """The locks of one table."""
 
     engine: str
     """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
 
-    def __new__(cls, url: str, table: str | None = None) -> Locks:
-        """No I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated."""
+    def __new__(
+        cls,
+        url: str,
+        table: str | None = None,
+        *,
+        password: Callable[[], str] | None = None,
+        url_with: Callable[[], str] | None = None,
+        environment: bool = True,
+    ) -> Locks:
+        """No I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated.
+
+        The functions are called at each connect, for the password where the URL has none, and for
+        another URL of the same database. ``environment=False``: what the URL leaves out is looked
+        up nowhere.
+        """
 
     def acquire(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from . import _core, _log, _names, _wanted
 from ._wait import wait, wait_async
 from ._wanted import NOTSET
+from .exceptions import LockConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,6 +41,12 @@ class Locks:
     ``url`` is ``postgres://…``, ``mysql://…``, ``sqlite:///…`` or ``memory:``. Nothing is sent until
     a lock is used. Threads share one such object, and a forked child may go on using it.
 
+    ``password`` is called without arguments at each connect, where the URL has no password, and
+    returns it: also when a connection breaks while locks are held, so that a token may change. It is
+    called on a thread of its own, at most once at a time, and may block for 10 s. While it raises,
+    the database counts as one that cannot be reached: waits go on, `LockUnavailable` has the
+    exception as its ``__cause__``.
+
     Raises `LockConfigError` for a URL that cannot be understood, which it does not repeat.
 
     >>> locks = Locks("memory:")
@@ -47,8 +54,23 @@ class Locks:
     ...     pass
     """
 
-    def __init__(self, url: str, table: str | None = None) -> None:
-        self._core = _core.Locks(url, table)
+    def __init__(
+        self,
+        url: str,
+        table: str | None = None,
+        *,
+        password: Callable[[], str] | None = None,
+        _url_with: Callable[[], str] | None = None,
+        _environment: bool = True,
+    ) -> None:
+        if password is not None and not callable(password):
+            raise LockConfigError(
+                f"`password` is of type {type(password).__name__}, must be a function without "
+                "arguments that returns the password"
+            )
+        self._core = _core.Locks(
+            url, table, password=password, url_with=_url_with, environment=_environment
+        )
         _all.add(self)
 
     def __repr__(self) -> str:
@@ -186,9 +208,11 @@ class Locks:
         return _one(await wait_async(self._core.show(name)))
 
 
-def connect(url: str, table: str | None = None) -> Locks:
+def connect(
+    url: str, table: str | None = None, *, password: Callable[[], str] | None = None
+) -> Locks:
     """The locks of a database: see `Locks`."""
-    return Locks(url, table)
+    return Locks(url, table, password=password)
 
 
 def _one(text: str | None) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """From an entry of Django's ``DATABASES`` to the URL of the core.
 
-Pure but for what the drivers read themselves: environment variables, password and option files, and
-whether a socket is there. What cannot be carried over is told, never dropped: a lock in another
+Pure but for what the drivers read themselves: environment variables, option files, and whether a
+socket is there. What cannot be carried over is told, never dropped: a lock in another
 database than the one that was meant excludes nobody.
 """
 
@@ -62,12 +62,15 @@ class Found:
         raise LockConfigError(said)
 
 
-def find(alias: str, vendor: str, settings: Settings, *, driver: str = "") -> Found:
+def find(
+    alias: str, vendor: str, settings: Settings, *, driver: str = "", all_options: bool = True
+) -> Found:
     """Where the locks of a database are.
 
     ``vendor`` is Django's word for the engine (``connection.vendor``), so that GIS back ends and
     wrappers of other packages are told by what they are. ``driver`` is the module that Django
-    talks to the server with: the drivers of MySQL read their option files differently.
+    talks to the server with: the drivers of MySQL read their option files differently. Without
+    ``all_options`` those that are not known are passed over: a back end takes them out itself.
     """
     try:
         if vendor == "postgresql":
@@ -85,7 +88,22 @@ def find(alias: str, vendor: str, settings: Settings, *, driver: str = "") -> Fo
             )
     except Refused as refused:
         return Found(None, (refused.problem,))
+    if not all_options:
+        problems = [problem for problem in problems if problem.said != _UNKNOWN]
     return Found(None if problems else url, tuple(problems))
+
+
+def find_by_params(
+    alias: str, vendor: str, params: Mapping[str, Any], settings: Settings, *, driver: str = ""
+) -> Found:
+    """The same from what ``get_connection_params()`` says, which is for the driver."""
+    options = dict(params)
+    role = (settings.get("OPTIONS") or {}).get("assume_role")
+    if vendor == "postgresql" and role and "assume_role" not in options:
+        # Django sets it on the connection that it has made.
+        options["assume_role"] = role
+    said = {"ENGINE": settings.get("ENGINE"), "OPTIONS": options}
+    return find(alias, vendor, said, driver=driver)
 
 
 # What belongs to both servers.
@@ -154,6 +172,9 @@ def _process_user() -> str:
         return ""
 
 
+_UNKNOWN = "is not known to the locks"
+
+
 def _cannot(option: str, said: str, hint: str) -> Problem:
     return Problem(f"['OPTIONS'][{option!r}]", said, f"{hint}, or {WAY_OUT}")
 
@@ -170,6 +191,8 @@ _POSTGRES_CARRIED = (
     "channel_binding",
     "connect_timeout",
     "options",
+    "passfile",
+    "service",
     "sslcert",
     "sslkey",
     "sslmode",
@@ -226,17 +249,13 @@ _POSTGRES_ONLY = {
     "replication": ("", "0", "false", "off", "no"),
 }
 
-#: What libpq takes from the environment where the settings say nothing.
+#: What libpq takes from the environment where the settings say nothing, and what is said here of it.
+#: The core looks up the rest.
 _POSTGRES_ENVIRONMENT = {
     "host": "PGHOST",
     "port": "PGPORT",
     "user": "PGUSER",
-    "password": "PGPASSWORD",
     "dbname": "PGDATABASE",
-    "application_name": "PGAPPNAME",
-    "channel_binding": "PGCHANNELBINDING",
-    "connect_timeout": "PGCONNECT_TIMEOUT",
-    "options": "PGOPTIONS",
     "sslmode": "PGSSLMODE",
     "sslrootcert": "PGSSLROOTCERT",
     "sslcert": "PGSSLCERT",
@@ -259,19 +278,10 @@ def _postgres(settings: Settings) -> tuple[str, list[Problem]]:
         "port": _text(settings.get("PORT")),
     }
     role = _text(options.pop("assume_role", None))
-    service = options.pop("service", None)
-    if service or (not wanted["dbname"] and os.environ.get("PGSERVICE")):
-        problems.append(
-            _cannot(
-                "service",
-                "a service of pg_service.conf cannot be carried over",
-                "write its host, port, user and database into the settings",
-            )
-        )
+    service = _text(options.get("service")) or os.environ.get("PGSERVICE", "")
     # Django's own default, where neither a name nor a service is given.
     if not wanted["dbname"] and not service:
         wanted["dbname"] = "postgres"
-    passfile = _text(options.pop("passfile", None))
     hostaddr = _text(options.pop("hostaddr", None))
     for key, value in options.items():
         if key in POSTGRES_IGNORED:
@@ -282,12 +292,14 @@ def _postgres(settings: Settings) -> tuple[str, list[Problem]]:
             if _text(value) not in _POSTGRES_ONLY[key]:
                 problems.append(_cannot(key, "cannot be carried over", "leave it out"))
         else:
-            problems.append(_cannot(key, "is not known to the locks", "leave it out"))
+            problems.append(_cannot(key, _UNKNOWN, "leave it out"))
     for key, variable in _POSTGRES_ENVIRONMENT.items():
         if not wanted.get(key):
-            wanted[key] = os.environ.get(variable, "")
+            # A service comes before the environment; the core reads both then.
+            wanted[key] = "" if service else os.environ.get(variable, "")
     url = _Url("postgres")
-    url.user = wanted["user"] or _process_user()
+    url.user = wanted["user"] or ("" if service else _process_user())
+    url.password = wanted["password"]
     url.database = wanted["dbname"]
     if hostaddr:
         if wanted["sslmode"] == "verify-full":
@@ -295,20 +307,20 @@ def _postgres(settings: Settings) -> tuple[str, list[Problem]]:
                 _cannot("hostaddr", "would hide the name to be verified", "use HOST alone")
             )
         wanted["host"] = hostaddr
-    url.places = _postgres_places(wanted["host"], wanted["port"])
-    url.password = wanted["password"] or _pgpass(
-        passfile, wanted["host"], wanted["port"], url.database, url.user
-    )
+    if wanted["host"] or not service:
+        url.places = _postgres_places(wanted["host"], wanted["port"])
+    elif wanted["port"]:
+        url.options["port"] = wanted["port"]
     if role:
         # As a connection of Django's does: the right to the table may be the role's alone.
-        wanted["options"] = f"{wanted['options']} -c role={_escaped_option(role)}".strip()
-    if wanted["sslmode"] != "disable" and not url.places.startswith("%2F"):
+        wanted["options"] = f"{wanted.get('options', '')} -c role={_escaped_option(role)}".strip()
+    if not service and wanted["sslmode"] != "disable" and not url.places.startswith("%2F"):
         _postgres_certificates(wanted)
     wanted["connect_timeout"] = _whole_seconds(
-        wanted["connect_timeout"], "['OPTIONS']['connect_timeout']"
+        wanted.get("connect_timeout", ""), "['OPTIONS']['connect_timeout']"
     )
     for key in _POSTGRES_CARRIED:
-        if wanted[key]:
+        if wanted.get(key):
             url.options[key] = wanted[key]
     return str(url), problems
 
@@ -352,45 +364,6 @@ def _postgres_places(hosts: str, ports: str) -> str:
         if port and not (port.isascii() and port.isdigit()):
             raise Refused("['PORT']", "is no number", "a port of 1 to 65535")
     return ",".join(_place(host, port) for host, port in zip(host_list, port_list, strict=True))
-
-
-def _pgpass(passfile: str, hosts: str, ports: str, database: str, user: str) -> str:
-    """The password of libpq's file, where the settings have none."""
-    path = passfile or os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass")
-    try:
-        # libpq ignores one that others may read.
-        if os.stat(path).st_mode & 0o077:
-            return ""
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-            entries = [_pgpass_entry(line.rstrip("\r\n")) for line in lines]
-    except OSError:
-        return ""
-    host = hosts.split(",")[0]
-    if not host or host.startswith("/"):
-        host = "localhost"
-    wanted = (host, ports.split(",")[0] or "5432", database, user)
-    for entry in entries:
-        if len(entry) == 5 and all(
-            said in ("*", value) for said, value in zip(entry[:4], wanted, strict=True)
-        ):
-            return entry[4]
-    return ""
-
-
-def _pgpass_entry(line: str) -> list[str]:
-    """``host:port:database:user:password``, where ``\\`` takes the meaning from what follows."""
-    if line.startswith("#"):
-        return []
-    parts = [""]
-    characters = iter(line)
-    for character in characters:
-        if character == "\\":
-            parts[-1] += next(characters, "")
-        elif character == ":" and len(parts) < 5:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
 
 
 # MySQL and MariaDB
@@ -468,7 +441,7 @@ def _mysql(settings: Settings, driver: str) -> tuple[str, list[Problem]]:
         if key in _MYSQL_LOGIN:
             wanted[_MYSQL_LOGIN[key]] = _text(value)
         elif not tls.takes(key, value, problems):
-            problems.append(_cannot(key, "is not known to the locks", "leave it out"))
+            problems.append(_cannot(key, _UNKNOWN, "leave it out"))
     if file or group:
         _fill_from_file(wanted, tls, file, group, pymysql, problems)
     url = _Url("mysql")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -109,10 +110,40 @@ def alias() -> str | None:
 
 
 def find(name: str) -> _urls.Found:
-    """What the settings of one of ``DATABASES`` come to; `LockConfigError` where there is none."""
+    """What the settings of one of ``DATABASES`` come to; `LockConfigError` where there is none.
+
+    No I/O: a back end that makes the password in ``get_connection_params()`` is not asked.
+    """
     connection = _connection(name)
-    driver = getattr(getattr(connection, "Database", None), "__name__", "")
-    return _urls.find(name, connection.vendor, connection.settings_dict, driver=driver)
+    makes_params = getattr(type(connection), "get_connection_params", None)
+    djangos = getattr(makes_params, "__module__", "").startswith("django.")
+    return _urls.find(
+        name,
+        connection.vendor,
+        connection.settings_dict,
+        driver=_driver(connection),
+        all_options=djangos,
+    )
+
+
+def _driver(connection: Any) -> str:
+    return getattr(getattr(connection, "Database", None), "__name__", "")
+
+
+def _url_now(name: str) -> str:
+    """The URL by what the back end of ``name`` says of it now, with the password in it.
+
+    Called at each connect, on a thread of its own: which has a wrapper of its own as well.
+    """
+    connection = _connection(name)
+    found = _urls.find_by_params(
+        name,
+        connection.vendor,
+        connection.get_connection_params(),
+        connection.settings_dict,
+        driver=_driver(connection),
+    )
+    return found.url_of(name)
 
 
 def _connection(name: str) -> Any:
@@ -129,22 +160,26 @@ class _Managers:
     """One `Locks` for each place, made when it is first asked for.
 
     What the settings come to is worked out again only where they have changed: the test runner, for
-    one, gives a database another name.
+    one, gives a database another name. Another user or password is no other place: each connect asks
+    for those.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_url: dict[str, Locks] = {}
+        self._by_url: dict[tuple[str | None, str], Locks] = {}
         self._by_alias: dict[str, tuple[dict[str, Any], Locks]] = {}
         self.instead: Locks | None = None
 
-    def of_url(self, url: str) -> Locks:
+    def of_url(self, url: str, alias: str | None = None) -> Locks:
+        """``alias`` is asked at each connect for what to log in with, where it is given."""
         from ._manager import Locks
 
+        key = (alias, url)
         with self._lock:
-            manager = self._by_url.get(url)
+            manager = self._by_url.get(key)
             if manager is None:
-                manager = self._by_url[url] = Locks(url)
+                manager = Locks(url) if alias is None else _asking(url, alias)
+                self._by_url[key] = manager
             return manager
 
     def of_alias(self, name: str) -> Locks:
@@ -152,13 +187,15 @@ class _Managers:
         _test_access.require(connection)
         current = connection.settings_dict
         known = self._by_alias.get(name)
-        if known is not None and known[0] == current:
+        if known is not None and _is_at(known[0], current):
             return known[1]
-        as_it_is = _copy(current)
+        as_it_is = _place(current)
         url = find(name).url_of(name)
         if connection.vendor == "sqlite":
             _sqlite_file.prepare(url)
-        manager = self.of_url(url)
+            manager = self.of_url(url)
+        else:
+            manager = self.of_url(url, name)
         self._by_alias[name] = (as_it_is, manager)
         return manager
 
@@ -168,8 +205,28 @@ class _Managers:
             self._by_url = {}
 
 
-def _copy(current: Mapping[str, Any]) -> dict[str, Any]:
-    copied = dict(current)
+def _asking(url: str, alias: str) -> Locks:
+    """Locks that connect with what a back end says then."""
+    from ._manager import Locks
+
+    # MySQL's drivers look up nothing but what their parameters name.
+    as_libpq = _connection(alias).vendor == "postgresql"
+    return Locks(url, _url_with=partial(_url_now, alias), _environment=as_libpq)
+
+
+_LOGIN = ("USER", "PASSWORD")
+
+
+def _is_at(place: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether the settings are those of that place, but for user and password."""
+    return all(current.get(key) == value for key, value in place.items()) and all(
+        key in place or key in _LOGIN for key in current
+    )
+
+
+def _place(current: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are now, but for user and password."""
+    copied = {key: value for key, value in current.items() if key not in _LOGIN}
     try:
         copied["OPTIONS"] = deepcopy(current.get("OPTIONS"))
     except Exception:  # noqa: BLE001 - an object of a driver's, which is the same or another one

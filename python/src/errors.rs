@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
+use crate::login;
+
 /// The exception that says this. What cannot be made into it becomes the error that said so.
 pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     exception(py, error).unwrap_or_else(|failed| failed)
@@ -18,6 +20,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             waited,
             holder,
             held_for,
+            ..
         } => {
             words.set_item("timeout", waited.as_secs_f64())?;
             words.set_item("name", name.as_str())?;
@@ -43,7 +46,14 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         ),
         _ => ("LockUnavailable", error.chain()),
     };
+    let cause = match error {
+        Error::Unavailable { .. } | Error::Rejected { .. } => login::cause(py, &said),
+        _ => None,
+    };
     let made = class_of(py, class)?.call((said,), Some(&words))?;
+    if let Some(cause) = cause {
+        made.setattr("__cause__", cause)?;
+    }
     Ok(PyErr::from_value(made))
 }
 

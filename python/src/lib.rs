@@ -12,6 +12,7 @@ mod guard;
 mod listed;
 mod locks;
 mod logging;
+mod login;
 mod pending;
 mod scope;
 mod transactions;
@@ -33,6 +34,8 @@ mod _core {
     use super::locks::Locks;
     #[pymodule_export]
     use super::logging::{close_log, next_record, set_log_level};
+    #[pymodule_export]
+    use super::login::Answer;
     #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]

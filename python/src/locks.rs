@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use database_locks::__face::config_error;
 use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
@@ -9,6 +10,7 @@ use serde_json::Value as Json;
 use crate::errors::raise;
 use crate::guard;
 use crate::listed::{self, Wanted};
+use crate::login::asking;
 use crate::pending::{Pending, Value};
 
 #[pyclass(frozen, module = "database_locks._core")]
@@ -22,15 +24,8 @@ pub(crate) struct Locks {
 pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|_| {
         let got = format!("{seconds} seconds");
-        let allowed = "a length of time that is not negative".into();
-        raise(
-            py,
-            Error::Config {
-                setting: what,
-                got,
-                allowed,
-            },
-        )
+        let allowed = "a length of time that is not negative";
+        raise(py, config_error(what, got, allowed))
     })
 }
 
@@ -53,17 +48,30 @@ impl Locks {
 #[pymethods]
 impl Locks {
     #[new]
-    #[pyo3(signature = (url, table=None))]
-    fn new(py: Python<'_>, url: &str, table: Option<&str>) -> PyResult<Self> {
-        let engine = match url.split(':').next() {
-            Some("postgres" | "postgresql") => "postgres",
-            Some("mysql" | "mariadb") => "mysql",
-            Some("sqlite") => "sqlite",
+    #[pyo3(signature = (url, table=None, *, password=None, url_with=None, environment=true))]
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        table: Option<&str>,
+        password: Option<Py<PyAny>>,
+        url_with: Option<Py<PyAny>>,
+        environment: bool,
+    ) -> PyResult<Self> {
+        let scheme = url.trim_start().split(':').next().unwrap_or_default();
+        let engine = match &*scheme.to_ascii_lowercase() {
+            "postgres" | "postgresql" => "postgres",
+            "mysql" | "mariadb" => "mysql",
+            "sqlite" => "sqlite",
             _ => "memory",
         };
-        let locks = builder(url, table)
-            .connect_lazy()
-            .map_err(|error| raise(py, error))?;
+        let mut builder = builder(url, table).environment(environment);
+        if let Some(ask) = password {
+            builder = builder.password(asking(ask));
+        }
+        if let Some(ask) = url_with {
+            builder = builder.url_with(asking(ask));
+        }
+        let locks = builder.connect_lazy().map_err(|error| raise(py, error))?;
         Ok(Self { locks, engine })
     }
 

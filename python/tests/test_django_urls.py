@@ -120,7 +120,6 @@ def test_what_does_not_concern_locks_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"service": "hunter2"}, "service"),
         ({"sslpassword": "hunter2"}, "sslpassword"),
         ({"sslcrl": "/etc/crl.pem"}, "sslcrl"),
         ({"gssencmode": "require"}, "gssencmode"),
@@ -140,9 +139,9 @@ def test_what_postgresql_has_and_the_locks_have_not_is_refused(
 
 
 def test_all_problems_are_told_at_once() -> None:
-    found = _urls.find("x", "postgresql", _entry(OPTIONS={"service": "a", "sslcrl": "b"}))
+    found = _urls.find("x", "postgresql", _entry(OPTIONS={"requirepeer": "a", "sslcrl": "b"}))
     assert [problem.option for problem in found.problems] == [
-        "['OPTIONS']['service']",
+        "['OPTIONS']['requirepeer']",
         "['OPTIONS']['sslcrl']",
     ]
 
@@ -157,23 +156,45 @@ def test_libpqs_environment_counts_where_the_settings_are_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGHOST", "elsewhere")
+    # The core asks for it at each connect.
     monkeypatch.setenv("PGPASSWORD", "env")
     monkeypatch.setenv("PGSSLMODE", "require")
     monkeypatch.setenv("PGUSER", "nobody")
-    assert postgres(HOST="", PASSWORD="") == "postgres://u:env@elsewhere/app?sslmode=require"
+    assert postgres(HOST="", PASSWORD="") == "postgres://u@elsewhere/app?sslmode=require"
     assert postgres(OPTIONS={"sslmode": "disable"}) == "postgres://u:p@db/app?sslmode=disable"
 
 
-def test_a_password_file_is_read_as_libpq_does(tmp_path: Path) -> None:
-    file = tmp_path / "pass"
-    file.write_text("# a comment\nother:*:*:*:no\ndb:5432:app:u:a\\:b\\\\c:d\n*:*:*:*:last\n")
-    file.chmod(0o600)
-    options = {"passfile": str(file)}
-    assert postgres(PASSWORD="", OPTIONS=options) == "postgres://u:a%3Ab%5Cc%3Ad@db/app"
-    assert postgres(PASSWORD="", HOST="x", OPTIONS=options) == "postgres://u:last@x/app"
-    assert postgres(OPTIONS=options) == "postgres://u:p@db/app"
-    file.chmod(0o644)
-    assert postgres(PASSWORD="", OPTIONS=options) == "postgres://u@db/app"
+def test_a_service_and_a_password_file_are_left_to_the_core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {"service": "app", "passfile": "/p"}
+    bare = {"NAME": "", "USER": "", "PASSWORD": "", "HOST": "", "PORT": ""}
+    assert postgres(**bare, OPTIONS=files) == "postgres:///?passfile=%2Fp&service=app"
+    assert postgres(OPTIONS=files) == "postgres://u:p@db/app?passfile=%2Fp&service=app"
+    # It comes before the rest of the environment.
+    monkeypatch.setenv("PGSERVICE", "app")
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    assert postgres(**{**bare, "PORT": "7"}) == "postgres:///?port=7"
+
+
+def test_what_a_back_end_says_is_read_as_the_settings_are() -> None:
+    settings = {"ENGINE": "x", "OPTIONS": {"assume_role": "r", "use_token": True}}
+    params = {
+        "dbname": "app",
+        "user": "u",
+        "password": "new",
+        "host": "db",
+        "client_encoding": "UTF8",
+    }
+    found = _urls.find_by_params("default", "postgresql", params, settings)
+    assert found.url == "postgres://u:new@db/app?options=-c%20role%3Dr"
+    params = {"user": "u", "passwd": "new", "db": "app", "host": "db", "port": 1, "conv": {}}
+    found = _urls.find_by_params("default", "mysql", params, {"ENGINE": "x"}, driver="MySQLdb")
+    assert found.url == "mysql://u:new@db:1/app"
+    unknown = _urls.find_by_params("default", "mysql", {**params, "hunter": 2}, {})
+    assert unknown.url is None
+    own = _urls.find("default", "mysql", _entry(OPTIONS={"use_token": 1}), all_options=False)
+    assert own.url == "mysql://u:p@db/app"
 
 
 def test_certificates_of_the_home_folder_are_used_as_libpq_does(tmp_path: Path) -> None:

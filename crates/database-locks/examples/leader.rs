@@ -23,8 +23,8 @@ async fn main() -> Result<(), Error> {
     println!("leading with token {}", guard.token());
     for round in 1..=5 {
         tokio::select! {
-            reason = guard.lost() => {
-                println!("lost: {reason}");
+            loss = guard.lost() => {
+                println!("leader: {loss}");
                 return Ok(());
             }
             () = tokio::time::sleep(Duration::from_millis(300)) => println!("round {round}"),

@@ -48,7 +48,7 @@ pub(crate) struct Want {
     pub(crate) wait: Option<Duration>,
     /// Whether the same holder in another process loses it to us.
     pub(crate) preempt: bool,
-    /// The longest pause between two looks at a lock that somebody else has.
+    /// The longest pause between two polls of a lock that another client holds.
     pub(crate) poll: Duration,
 }
 

@@ -23,16 +23,18 @@
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::doctor::Report;
-use crate::error::{Error, LostReason};
+use crate::error::{BoxError, Error};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::info::{ListFilter, LockInfo, Prune};
 use crate::locks::PreviousHolder;
+use crate::loss::Loss;
 use crate::runtime::{block_on, block_on_for};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -57,8 +59,7 @@ use crate::timing::Ttl;
 ///
 /// # fn main() -> Result<(), database_locks::Error> {
 /// let locks = database_locks::Locks::builder("memory:").connect_lazy()?;
-/// let lock = locks.lock("report");
-/// let mut acquiring = pin!(lock.acquire());
+/// let mut acquiring = pin!(locks.lock("report").acquire());
 /// let guard = loop {
 ///     match wait_for(acquiring.as_mut(), Duration::from_millis(50)) {
 ///         Some(acquired) => break acquired?,
@@ -88,6 +89,32 @@ impl LocksBuilder {
         Self(self.0.table(table))
     }
 
+    /// See [`crate::LocksBuilder::password`].
+    pub fn password(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.password(ask))
+    }
+
+    /// See [`crate::LocksBuilder::url_with`].
+    pub fn url_with(
+        self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.url_with(ask))
+    }
+
+    /// See [`crate::LocksBuilder::environment`].
+    pub fn environment(self, looked_up: bool) -> Self {
+        Self(self.0.environment(looked_up))
+    }
+
+    /// See [`crate::LocksBuilder::create`].
+    pub fn create(self, made: bool) -> Self {
+        Self(self.0.create(made))
+    }
+
     /// See [`crate::LocksBuilder::connect`].
     pub fn connect(self) -> Result<Locks, Error> {
         block_on(self.0.connect())?.map(Locks)
@@ -114,6 +141,11 @@ impl Locks {
         LocksBuilder(crate::Locks::builder(url))
     }
 
+    /// See [`crate::Locks::builder_from_file`].
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        crate::Locks::builder_from_file(path).map(LocksBuilder)
+    }
+
     /// See [`crate::Locks::set_default`]: both faces have the same default.
     pub fn set_default(locks: Self) {
         crate::Locks::set_default(locks.0);
@@ -122,6 +154,11 @@ impl Locks {
     /// See [`crate::Locks::get_default`].
     pub fn get_default() -> Result<Self, Error> {
         block_on(crate::Locks::get_default())?.map(Self)
+    }
+
+    /// See [`crate::Locks::engine`].
+    pub fn engine(&self) -> &'static str {
+        self.0.engine()
     }
 
     /// See [`crate::Locks::lock`].
@@ -207,6 +244,11 @@ impl AsRef<crate::Locks> for Locks {
 pub struct Lock(crate::Lock);
 
 impl Lock {
+    /// See [`crate::Lock::name`].
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
     /// See [`crate::Lock::ttl`].
     pub fn ttl(self, ttl: impl Into<Ttl>) -> Self {
         Self(self.0.ttl(ttl))
@@ -300,6 +342,33 @@ impl Lock {
             Ok(()) | Err(_) => Ok(output),
         }
     }
+
+    /// Run `work` that can fail while holding the lock.
+    ///
+    /// As [`Lock::run`], but what `work` returns is a `Result`, and so there is one `?` and not two. The
+    /// lock is released whichever it returns.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work`; or, converted, one of [`Lock::run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Lock::run`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let locks = database_locks::blocking::Locks::connect("memory:")?;
+    /// let lock = locks.lock("count");
+    /// let count = lock.try_run(|| Ok::<u32, Box<dyn std::error::Error>>("17".parse()?))?;
+    /// assert_eq!(count, 17);
+    /// # Ok(()) }
+    /// ```
+    pub fn try_run<T, E: From<Error>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.run(work)?
+    }
 }
 
 impl From<crate::Lock> for Lock {
@@ -356,7 +425,7 @@ impl LockGuard {
     /// # Panics
     ///
     /// Where [no call may block](crate::blocking#where-no-call-may-block).
-    pub fn wait_lost(&self) -> LostReason {
+    pub fn wait_lost(&self) -> Loss {
         may_wait(block_on(self.lost()))
     }
 

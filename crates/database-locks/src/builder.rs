@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::acquire::PATIENCE;
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 use crate::inner::Place;
 use crate::locks::Locks;
-use crate::runtime;
+use crate::store::Given;
+use crate::{pending, runtime};
 
 /// Settings of a connection; made by [`Locks::builder`].
 ///
@@ -23,14 +24,14 @@ use crate::runtime;
 #[derive(Clone)]
 #[must_use = "a builder does nothing until it connects"]
 pub struct LocksBuilder {
-    url: String,
+    given: Given,
     table: Option<String>,
 }
 
 impl LocksBuilder {
     pub(crate) fn new(url: &str) -> Self {
         Self {
-            url: url.to_owned(),
+            given: Given::url(url),
             table: None,
         }
     }
@@ -39,6 +40,72 @@ impl LocksBuilder {
     /// would have to be quoted is refused.
     pub fn table(mut self, table: impl Into<String>) -> Self {
         self.table = Some(table.into());
+        self
+    }
+
+    /// Ask this function for the password at each connect, where the URL has none: also when a
+    /// connection breaks while locks are held, so that a password or token may change. Environment and
+    /// files are not asked for a password then.
+    ///
+    /// The function is called on a thread of its own and may block. A call that takes longer than
+    /// 10 s, panics or returns an error counts as a database that cannot be reached: the first
+    /// connection fails with [`Error::Unavailable`], which has the error's text, and waits and
+    /// renewals try again; an [`std::io::Error`] of the kind `InvalidInput` says that this is of no
+    /// use, and is [`Error::Rejected`]. At most one call of it runs at a time. Where it was let in before, a login
+    /// that the server refuses is tried again too: the password may just have changed.
+    ///
+    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut. SQLite
+    /// and `memory:` ask for none.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use database_locks::Locks;
+    ///
+    /// # fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::builder("postgres://app@db.example/app?sslmode=verify-full")
+    ///     .password(|| Ok(std::fs::read_to_string("/run/secrets/db-password")?))
+    ///     .connect_lazy();
+    /// # drop(locks);
+    /// # Ok(()) }
+    /// ```
+    pub fn password(
+        mut self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.given.ask_password = Some(Arc::new(move || {
+            let password = ask()?;
+            Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+        }));
+        self
+    }
+
+    /// Ask this function for the whole URL at each connect: where more than the password changes, as
+    /// with users that Vault makes. It is called as that of [`password`](Self::password) is, and has
+    /// to name the same database.
+    ///
+    /// The URL that the builder was made with is checked, names the engine, and stands in messages
+    /// until the first connect.
+    pub fn url_with(
+        mut self,
+        ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.given.ask_url = Some(Arc::new(ask));
+        self
+    }
+
+    /// Whether what the URL leaves out is looked up in environment variables and in the user's files
+    /// (`~/.pgpass`, `~/.my.cnf` and so on); by default it is. Files that the URL names (`passfile`,
+    /// `service`) are read all the same.
+    pub fn environment(mut self, looked_up: bool) -> Self {
+        self.given.environment = looked_up;
+        self
+    }
+
+    /// Whether an SQLite file that is missing is made; by default it is. Otherwise a missing file is
+    /// [`Error::Rejected`]: for programs that only look.
+    pub fn create(mut self, made: bool) -> Self {
+        self.given.create = made;
         self
     }
 
@@ -84,7 +151,9 @@ impl LocksBuilder {
     /// # Ok(()) }
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
-        let place = Place::new(&self.url, self.table.as_deref())?;
+        let place = Place::new(self.given, self.table.as_deref())?;
+        // Usually the thread that ends the process in the end.
+        pending::watch_this_thread();
         Ok(Locks::at(Arc::new(place)))
     }
 }

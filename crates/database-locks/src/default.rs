@@ -5,12 +5,15 @@ use std::sync::OnceLock;
 
 use tokio::sync::Mutex;
 
+use crate::builder::LocksBuilder;
 use crate::error::Error;
 use crate::fork::PerProcess;
 use crate::locks::Locks;
 
 /// Where a deployment names its database; `dblock` reads the same.
 const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
+const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
+const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
 
 static DEFAULT: Chosen = Chosen(OnceLock::new());
 
@@ -59,15 +62,17 @@ impl Locks {
     }
 
     /// The locks that were set by [`Locks::set_default`], or else those of the database that the
-    /// environment variable `DATABASE_LOCKS_URL` names.
+    /// environment names: `DATABASE_LOCKS_URL` is its URL, or `DATABASE_LOCKS_URL_FILE` a file with the
+    /// URL, which is read at each connect; `DATABASE_LOCKS_TABLE` its table, if it has another name
+    /// than `database_locks_lock`.
     ///
-    /// The variable is read, and its database connected to, when they are first asked for; the
+    /// The variables are read, and the database connected to, when they are first asked for; the
     /// connection is kept for the life of the process. A first attempt that failed is not
     /// remembered.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] where neither is there; otherwise as [`Locks::connect`].
+    /// [`Error::Config`] where none is there, or both variables are; otherwise as [`Locks::connect`].
     ///
     /// # Cancel safety
     ///
@@ -80,7 +85,7 @@ impl Locks {
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());
         }
-        let connected = Self::connect(url()?).await?;
+        let connected = builder()?.connect().await?;
         // Only as the first: where others were set meanwhile, those are what the program wants.
         let _ = DEFAULT
             .0
@@ -89,17 +94,35 @@ impl Locks {
     }
 }
 
-fn url() -> Result<String, Error> {
-    let given = std::env::var_os(URL_VARIABLE).filter(|url| !url.is_empty());
-    let Some(given) = given else {
-        return Err(Error::config(
-            "database",
-            "not given",
-            "set with `Locks::set_default`, or its URL be in the environment as DATABASE_LOCKS_URL",
-        ));
+/// What the environment names.
+fn builder() -> Result<LocksBuilder, Error> {
+    let given = |name| Ok(variable(name)?.filter(|value| !value.is_empty()));
+    let (url, file) = (given(URL_VARIABLE)?, given(FILE_VARIABLE)?);
+    let builder = match (url, file) {
+        (Some(url), None) => Locks::builder(url),
+        (None, Some(path)) => Locks::builder_from_file(path)?,
+        (None, None) => {
+            return Err(Error::config(
+                "database",
+                "not given",
+                "set with `Locks::set_default`, or its URL be in the environment as DATABASE_LOCKS_URL \
+                 or in the file that DATABASE_LOCKS_URL_FILE names",
+            ));
+        }
+        (Some(_), Some(_)) => {
+            let got = "given although DATABASE_LOCKS_URL is set as well";
+            return Err(Error::config(FILE_VARIABLE, got, "given alone"));
+        }
     };
-    given.into_string().map_err(|_| {
-        let allowed = "a URL: what is not UTF-8 is to be percent-encoded";
-        Error::config(URL_VARIABLE, "not UTF-8", allowed)
+    Ok(match variable(TABLE_VARIABLE)? {
+        Some(table) => builder.table(table),
+        None => builder,
     })
+}
+
+fn variable(name: &'static str) -> Result<Option<String>, Error> {
+    std::env::var_os(name)
+        .map(std::ffi::OsString::into_string)
+        .transpose()
+        .map_err(|_| Error::config(name, "not UTF-8", "a text in UTF-8"))
 }

@@ -7,27 +7,51 @@ use std::time::Duration;
 use crate::loss::Loss;
 use crate::name::LockName;
 
-/// The cause of an [`Error`], of a type that is nobody's business: a driver's own.
+/// The cause of an [`Error`]. Its type is not part of the interface.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
-/// What went wrong, grouped by what you can do about it.
+/// What went wrong, grouped by what the caller can do about it.
 ///
-/// That somebody else has the lock is not an error: `try_acquire` answers `Ok(None)`. Deadlocks,
-/// serialisation failures, duplicate keys and lock timeouts of the database never come up here; they
-/// mean "try again" and are tried again.
+/// | variant | do |
+/// | --- | --- |
+/// | `TimedOut` | wait longer, or do without |
+/// | `Lost` | stop the protected work; acquire again and begin from what is stored |
+/// | `Conflict`, `Unavailable` | try again later |
+/// | `Rejected` | have the cause mended: a right, a table, a password |
+/// | `Config` | correct the program |
+///
+/// That another client holds the lock is no error: `try_acquire` returns `Ok(None)`. Deadlocks,
+/// serialisation failures, duplicate keys and lock timeouts of the database mean "try again", and
+/// are tried again; they are no errors here either.
 ///
 /// A message never repeats its source: print the chain (`anyhow`'s `{:#}`, or [`Error::chain`]).
+/// Variants and their fields may be added to: match with `..` and a last arm.
+///
+/// ```
+/// use database_locks::{Error, Locks};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// # let locks = Locks::connect("memory:").await?;
+/// match locks.lock("report").wait(std::time::Duration::from_secs(5)).acquire().await {
+///     Ok(guard) => guard.release().await?,
+///     Err(Error::TimedOut { holder, .. }) => println!("busy: {}", holder.unwrap_or_default()),
+///     Err(Error::Unavailable { .. } | Error::Conflict { .. }) => println!("later"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The wait ran out while somebody else had the lock. Nothing was acquired.
+    /// The wait ran out while another client held the lock. Nothing was acquired.
     #[error("lock `{name}` not acquired within {}{}", Human(*.waited), Occupied(.holder.as_deref(), *.held_for))]
+    #[non_exhaustive]
     TimedOut {
         /// Which lock.
         name: LockName,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
-        /// Who had it when it was last looked at, as `locked_by` says.
+        /// The holder when the lock was last read; none if no client was known to hold it.
         holder: Option<String>,
         /// For how long it had been held by then, by the database's clock.
         held_for: Option<Duration>,
@@ -41,11 +65,13 @@ pub enum Error {
         name: LockName,
         /// Why.
         reason: LostReason,
-        /// Since when, and who has it now, where that is known.
+        /// Since when, and its new holder, where that is known.
         loss: Loss,
     },
-    /// Somebody held on to a row or a table for as long as was tried. It can be done when they let go.
-    #[error("could not {op}: somebody else was in the way")]
+    /// A transaction of another client kept a row or a table locked for as long as was tried. Try
+    /// again when that has ended.
+    #[error("could not {op}: conflicting transaction; try again")]
+    #[non_exhaustive]
     Conflict {
         /// What was tried.
         op: String,
@@ -56,6 +82,7 @@ pub enum Error {
     /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
     /// Trying again may work.
     #[error("could not {op}: the database {}", state(.source))]
+    #[non_exhaustive]
     Unavailable {
         /// What was tried.
         op: String,
@@ -65,24 +92,26 @@ pub enum Error {
     },
     /// The database answered no: wrong password, missing table, missing right. Trying again will
     /// not help.
-    #[error("could not {op}: the database refused{}", Hint(.hint.as_deref()))]
+    #[error("could not {op}: the database refused")]
+    #[non_exhaustive]
     Rejected {
         /// What was tried.
         op: String,
         /// What to do about it, where that is known.
         hint: Option<String>,
-        /// What the database said.
+        /// What the database said; its message ends with the hint.
         #[source]
         source: BoxError,
     },
     /// A setting is out of range. Found before any I/O.
-    #[error("`{setting}` is {got}, must be {allowed}")]
+    #[error("`{setting}` {}", Misconfigured(.got, .allowed))]
+    #[non_exhaustive]
     Config {
         /// Which setting.
         setting: &'static str,
-        /// What it was.
+        /// What it was, `0ms`; or what is wrong with it, `has the unknown option …`.
         got: String,
-        /// What it may be.
+        /// What it may be, or what to do.
         allowed: String,
     },
 }
@@ -100,27 +129,68 @@ impl Error {
         }
     }
 
-    /// The message and those of all its sources, on one line.
+    /// What the database refused, and what to do about it where that is known.
+    pub(crate) fn rejected(op: impl Into<String>, hint: Option<String>, source: BoxError) -> Self {
+        Self::Rejected {
+            op: op.into(),
+            source: match &hint {
+                None => source,
+                Some(hint) => Refusal::new(source, hint).into(),
+            },
+            hint,
+        }
+    }
+
+    /// The message and those of all its sources, on one line: what was tried, the cause, the hint.
     ///
     /// ```
     /// let error = database_locks::LockName::new("").unwrap_err();
     /// assert_eq!(error.chain(), "`name` is empty, must be 1 to 255 characters without NUL");
     /// ```
     pub fn chain(&self) -> String {
-        let mut all = self.to_string();
-        let mut next = StdError::source(self);
-        while let Some(source) = next {
-            let said = source.to_string();
-            // Some drivers print their cause in their own message as well.
-            if !said.is_empty() && !all.contains(&said) {
-                all.push_str(": ");
-                all.push_str(&said);
-            }
-            next = source.source();
-        }
-        all.replace('\n', " ")
+        chain(self)
     }
 }
+
+/// The message of an error and those of its sources, on one line.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut all = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let said = source.to_string();
+        // Some drivers print their cause in their own message as well.
+        if !said.is_empty() && !all.contains(&said) {
+            all.push_str(": ");
+            all.push_str(&said);
+        }
+        next = source.source();
+    }
+    all.replace('\n', " ")
+}
+
+/// The cause of an [`Error::Rejected`] with a hint: all that the driver said, and then the hint.
+#[derive(Debug)]
+struct Refusal {
+    message: String,
+    /// For `Debug`.
+    #[allow(dead_code, reason = "shown by Debug")]
+    cause: BoxError,
+}
+
+impl Refusal {
+    fn new(cause: BoxError, hint: &str) -> Self {
+        let message = format!("{}; {hint}", chain(&*cause));
+        Self { message, cause }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Refusal {}
 
 /// For functions that return `io::Result`. The error is kept: `get_ref` and `downcast` have it.
 ///
@@ -145,8 +215,8 @@ impl From<Error> for std::io::Error {
     }
 }
 
-/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot do
-/// what it was asked just now.
+/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot
+/// do what it was asked just now.
 #[derive(Debug)]
 pub(crate) struct CannotServe(pub(crate) String);
 
@@ -173,13 +243,13 @@ pub enum LostReason {
     /// The lease ran out before it could be renewed: the process was frozen or starved, or
     /// renewals were switched off.
     Expired,
-    /// Somebody else was granted the lock.
+    /// Another client was granted the lock.
     Preempted,
-    /// Somebody freed it by force.
+    /// It was released by force.
     Forced,
-    /// Somebody who had its ticket released it.
+    /// It was released with its ticket.
     Released,
-    /// Somebody who had its ticket went on with it.
+    /// It was resumed with its ticket, by another guard.
     Resumed,
     /// The row was deleted.
     RowGone,
@@ -195,12 +265,13 @@ pub enum LostReason {
 }
 
 impl LostReason {
-    /// Whether the row may still be as the grant left it, so that there is something to be released.
+    /// Whether the row may still be as the grant left it, so that there is something to be
+    /// released.
     pub(crate) fn leaves_a_lease(self) -> bool {
         matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
-    /// One word, as a label and in logs: `expired`, `preempted`, …
+    /// One word, as a label and in logs: `expired`, `preempted`, `row_gone`, …
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -271,11 +342,15 @@ impl fmt::Display for Occupied<'_> {
     }
 }
 
-struct Hint<'a>(Option<&'a str>);
+struct Misconfigured<'a>(&'a str, &'a str);
 
-impl fmt::Display for Hint<'_> {
+impl fmt::Display for Misconfigured<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |hint| write!(f, " ({hint})"))
+        let Self(got, allowed) = self;
+        match got.starts_with("has ") {
+            true => write!(f, "{got}; {allowed}"),
+            false => write!(f, "is {got}, must be {allowed}"),
+        }
     }
 }
 
@@ -297,6 +372,26 @@ mod tests {
             error(CannotServe("its disk is full".into()).into()),
             "could not acquire lock `job`: the database cannot do it now: its disk is full"
         );
+    }
+
+    #[test]
+    fn a_refusal_says_the_cause_first_and_then_the_hint() {
+        let source = "permission denied for table x".into();
+        let hint = Some("as the owner: GRANT UPDATE".to_owned());
+        let error = Error::rejected("acquire lock `job`", hint, source);
+        assert_eq!(
+            error.chain(),
+            "could not acquire lock `job`: the database refused: permission denied for table x; as \
+             the owner: GRANT UPDATE"
+        );
+        // So do other printers of chains.
+        let source = StdError::source(&error).unwrap();
+        assert_eq!(
+            format!("{error}: {source}"),
+            error.chain(),
+            "a message never repeats its source"
+        );
+        assert!(source.source().is_none());
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::held::{Held, Status, ms};
 use crate::info::LockState;
 use crate::inner::Inner;
 use crate::loss::Loss;
-use crate::name::LockName;
+use crate::name::{LockName, Short};
+use crate::pending;
 use crate::release::give_back;
 use crate::runtime;
 use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
@@ -25,10 +26,26 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A held lock. It is renewed in the background for as long as this value lives.
 ///
-/// Dropping it releases the lock in the background, best effort: if the process ends at once, or the
-/// database is not to be reached, the lock stays held until its ttl ends. Call
-/// [`release`](LockGuard::release) where it matters, or [`Locks::drain`](crate::Locks::drain) before
-/// the process ends. A guard that is leaked (`std::mem::forget`) is renewed until the process ends.
+/// Dropping it releases the lock in the background. [`release`](LockGuard::release) waits for that,
+/// and says whether the lock was held to the end: call it where that matters.
+///
+/// # At the end of the process
+///
+/// A return from `main` and `std::process::exit` wait until the releases that are under way are
+/// done, for 2 s at most: a guard that a `?` dropped in `main` is free when the process has ended.
+/// On Linux the end of the process also releases what other threads, a `static` or a leaked guard
+/// (`std::mem::forget`) still hold; from then on [`is_held`](LockGuard::is_held) is `false`. What
+/// such a thread does in the moment until it is gone is not protected, so join the threads whose
+/// work matters.
+///
+/// If the database does not answer within these 2 s, if the process is killed or aborts, or if a
+/// thread other than the main one calls `std::process::exit` while others hold locks, these locks
+/// stay held until their ttl ends. On musl nothing waits at the end of `main`: call
+/// [`Locks::drain`](crate::Locks::drain) there.
+///
+/// A thread that ends in the middle of the program waits in the same way if it has dropped a guard
+/// or an unfinished acquire: for what is being released at that moment, usually less than a
+/// millisecond, and 2 s at most.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
     pub(crate) inner: Here<Arc<Inner>>,
@@ -41,7 +58,7 @@ pub struct LockGuard {
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("name", self.name())
+            .field("name", &Short(self.name().as_str()))
             .field("token", &self.token())
             .field("is_held", &self.is_held())
             .finish_non_exhaustive()
@@ -58,7 +75,7 @@ impl LockGuard {
         }
     }
 
-    /// It was handed over, and nobody says for how long it had been taken: perhaps without end.
+    /// It was handed over by a ticket, which does not say its ttl: perhaps infinite.
     pub(crate) fn perhaps_endless(self) -> Self {
         *self.longest() = Ttl::Infinite;
         self
@@ -68,12 +85,15 @@ impl LockGuard {
         self.ttl.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which lock.
+    /// The name of the lock.
     pub fn name(&self) -> &LockName {
         &self.held.grant.name
     }
 
-    /// The fencing number of this grant: greater than that of every earlier one of this name.
+    /// The fencing number of this grant, greater than that of every earlier grant of this name.
+    ///
+    /// Send it with what you write to other systems, and let these refuse a smaller one than they
+    /// have seen. It stays the same when the lock is renewed, extended or resumed.
     pub fn token(&self) -> Token {
         self.held.grant.token
     }
@@ -83,32 +103,58 @@ impl LockGuard {
         self.held.grant.id.as_str()
     }
 
-    /// Who holds it, as `locked_by` says.
+    /// The holder, for people: what [`Lock::holder`](crate::Lock::holder) was given, or
+    /// `host.pid.random`.
     pub fn holder(&self) -> &str {
         &self.held.grant.holder
     }
 
-    /// Whether it is still held, as far as can be known without asking. Never waits.
+    /// Whether it is still held, as far as can be known without asking. Never waits for I/O.
     ///
-    /// It turns `false` before the database would give the lock to anybody else, on a clock that goes on
-    /// while the machine is suspended. Once it is `false` it stays so, except where a
-    /// [fence](LockGuard::fence) on MySQL was open for longer than the lease could be trusted: then the
-    /// renewal after it decides.
+    /// It turns `false` before the database would grant the lock to another client, on a clock that
+    /// goes on while the machine is suspended. Once it is `false` it stays so, except while it is
+    /// [suspended](LockGuard::is_suspended) under a fence on MySQL or MariaDB: then the renewal
+    /// after the fence decides.
+    ///
+    /// It is exact at the moment of the call alone: a process may be frozen right after it. What
+    /// must not be written by a former holder needs a [fence](LockGuard::fence) or the
+    /// [token](LockGuard::token).
     pub fn is_held(&self) -> bool {
         !self.trusted_for().is_zero()
     }
 
-    /// Whether trust has run out while a fence that no renewal gets past is open, on MySQL and
-    /// MariaDB: it is not [held](LockGuard::is_held), and not lost either until that transaction has
-    /// ended. Never waits.
+    /// Whether trust has run out under an open fence that no renewal gets past, on MySQL and
+    /// MariaDB.
+    ///
+    /// It is then not [held](LockGuard::is_held), and not lost either until that transaction has
+    /// ended. Never waits for I/O.
     pub fn is_suspended(&self) -> bool {
         let suspended = self.held.outlives_trust();
         !self.is_held() && suspended && matches!(self.held.status(), Status::Held(_))
     }
 
-    /// How long it would be held if no renewal got through from now on. Never waits.
+    /// How long it is still held if no renewal gets through from now on: until the end of the
+    /// lease, less the [margin](crate::Lock::margin). Never waits for I/O.
     ///
-    /// Zero: lost. [`Duration::MAX`]: without end.
+    /// Zero exactly when it is not [held](LockGuard::is_held); [`Duration::MAX`] for an infinite
+    /// ttl. Right after a renewal it is the ttl less the margin and the round trip of that renewal.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").ttl(Duration::from_secs(30)).acquire().await?;
+    /// // A step that cannot be stopped and takes five seconds: not if the lock could be lost meanwhile.
+    /// if guard.trusted_for() < Duration::from_secs(5) {
+    ///     guard.extend(Duration::from_secs(30)).await?;
+    /// }
+    /// # assert!(guard.trusted_for() <= Duration::from_secs(27)); // the margin is 3 s
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub fn trusted_for(&self) -> Duration {
         match self.held.is_here() {
             true => self.held.trusted_for(),
@@ -116,22 +162,47 @@ impl LockGuard {
         }
     }
 
-    /// Wait until it is lost. Does not resolve if it is released.
+    /// Wait until it is lost, and return how. Never resolves if it is released first.
     ///
     /// The future does not borrow the guard, so it may be spawned.
     ///
     /// # Cancel safety
     ///
     /// May be dropped and asked for again at any time.
-    pub fn lost(&self) -> impl Future<Output = LostReason> + Send + use<> {
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use database_locks::{Locks, LostReason};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// # locks.force_release("report").await?;
+    /// # let _ = guard.check().await;
+    /// tokio::select! {
+    ///     loss = guard.lost() => {
+    ///         eprintln!("lock `report` {loss}: stopped"); // lost after 12s: released by force
+    ///         assert_eq!(loss.reason(), LostReason::Forced);
+    ///     }
+    ///     () = work() => guard.release().await?,
+    /// }
+    /// # Ok(()) }
+    ///
+    /// async fn work() {
+    ///     // …
+    /// #   std::future::pending().await
+    /// }
+    /// ```
+    pub fn lost(&self) -> impl Future<Output = Loss> + Send + use<> {
         let status = self.held.is_here().then(|| self.held.watch());
         async move {
             let Some(mut status) = status else {
-                return LostReason::Forked;
+                return Loss::of_another(LostReason::Forked);
             };
             loop {
                 if let Status::Lost(loss) = &*status.borrow_and_update() {
-                    return loss.reason();
+                    return loss.clone();
                 }
                 if status.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -140,11 +211,12 @@ impl LockGuard {
         }
     }
 
-    /// How it was lost: why, since when, and who has it now, where that is known. Never waits.
+    /// How it was lost: why, since when, and its present holder, where that is known. Never waits
+    /// for I/O.
     ///
     /// None while it is held, while it is [suspended](LockGuard::is_suspended), and where it was
-    /// released before it could be lost. Once [`is_held`](LockGuard::is_held) has answered `false` there
-    /// is one.
+    /// released before it could be lost. Once [`is_held`](LockGuard::is_held) has answered `false`
+    /// there is one.
     pub fn loss(&self) -> Option<Loss> {
         if !self.held.is_here() {
             return Some(Loss::of_another(LostReason::Forked));
@@ -163,15 +235,16 @@ impl LockGuard {
     /// Call `f` when it is lost, with what there is to say of that.
     ///
     /// At most once, on a thread that runs callbacks and nothing else, right after the guard was
-    /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this thread, if
-    /// it is lost already. Never once [`release`](LockGuard::release), [`into_ticket`](LockGuard::into_ticket)
-    /// or the drop of this guard has begun: `f` is dropped then, and a loss that a release finds is
-    /// for its error to tell. A call that had begun before may still be going on.
+    /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this
+    /// thread, if it is lost already. Never once [`release`](LockGuard::release),
+    /// [`into_ticket`](LockGuard::into_ticket) or the drop of this guard has begun: `f` is dropped
+    /// then, and a loss that a release finds is for its error to tell. A call that had begun before
+    /// may still be going on.
     ///
     /// It may block, use this library's guards, drop them, and acquire. If it panics, or never
-    /// returns, nothing else is disturbed; but no more than 64 callbacks of a process run at once, and
-    /// the others wait until one returns. Where `on_lost` is called several times, each `f` is called,
-    /// one after another.
+    /// returns, nothing else is disturbed; but no more than 64 callbacks of a process run at once,
+    /// and the others wait until one returns. Where `on_lost` is called several times, each `f` is
+    /// called, one after another.
     ///
     /// # Example
     ///
@@ -204,16 +277,34 @@ impl LockGuard {
         }
     }
 
-    /// Ask the database whether it is still ours.
+    /// Ask the database whether the lock is still held by this grant. It renews nothing.
+    ///
+    /// One read, answered within 5 s or not at all. It finds a release by force before the next
+    /// renewal does. Where nothing has to be found early, [`is_held`](LockGuard::is_held) is
+    /// enough.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if it is not; the guard is lost from then on. [`Error::Unavailable`] or
-    /// [`Error::Rejected`] where there is no answer, which changes nothing.
+    /// [`Error::Lost`] if it is not held; the guard is lost from then on. [`Error::Unavailable`] or
+    /// [`Error::Rejected`] if the database does not say, which changes nothing. [`Error::Conflict`]
+    /// while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// guard.check().await?;
+    /// locks.force_release("report").await?;
+    /// assert!(guard.is_held(), "not known yet");
+    /// assert!(guard.check().await.is_err() && !guard.is_held());
+    /// # Ok(()) }
+    /// ```
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
@@ -244,18 +335,36 @@ impl LockGuard {
         .await
     }
 
-    /// Renew to `ttl` at once, and to the same from now on. Never shortens what the database has.
+    /// Renew to `ttl` at once, and to the same from now on.
     ///
-    /// Margin and period follow the new ttl by default.
+    /// The present lease is never shortened: a shorter `ttl` counts once the lease has come down to
+    /// it. The margin that was given is kept, and so is the renewal period unless it is too long for
+    /// the new ttl; what was not given follows the new ttl. It returns when the database has
+    /// confirmed the new end; while the database cannot be reached it waits for that.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a ttl out of range; [`Error::Lost`] if the lease ends before the
-    /// database has confirmed it. While the database is not to be reached it waits.
+    /// [`Error::Config`] for a ttl out of range (100 ms to 10 years, or infinite), or one that
+    /// the margin that was given is half of or more. [`Error::Lost`] if trust ends before the database
+    /// has confirmed it. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
     ///
     /// Dropped, the extension may or may not happen.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("import").acquire().await?;
+    /// guard.extend(Duration::from_secs(600)).await?; // the next step needs no database for minutes
+    /// assert!(guard.trusted_for() > Duration::from_secs(500));
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
         self.still_trusted()?;
@@ -280,7 +389,7 @@ impl LockGuard {
         self.still_trusted()
     }
 
-    /// Nothing that asks for a lock that is held may be done unless this says so.
+    /// Nothing that needs the lock may be done unless this says so.
     pub(crate) fn still_trusted(&self) -> Result<(), Error> {
         // Asked first: it is given up only after trust was renewed.
         let suspended = self.held.outlives_trust();
@@ -302,7 +411,9 @@ impl LockGuard {
         Err(self.held.lose(LostReason::Expired).error(self.name()))
     }
 
-    /// What it takes to release this lock in our place, or to renew it after us. We go on holding it.
+    /// A ticket of this grant, with which another process can release or renew the lock while this
+    /// guard goes on holding it. To hand the lock over, see
+    /// [`into_ticket`](LockGuard::into_ticket).
     pub fn ticket(&self) -> Ticket {
         let grant = &self.held.grant;
         Ticket {
@@ -312,14 +423,31 @@ impl LockGuard {
         }
     }
 
-    /// Stop renewing and hand the lock over: whoever has the ticket goes on with it.
+    /// Hand the lock over: stop renewing it, and return the ticket with which another task or
+    /// process goes on with it. No I/O.
     ///
-    /// It stays held until its present lease ends, so the ticket has to be
-    /// [resumed](crate::Locks::resume) before. Extend it first where that takes long.
+    /// The lock stays held until its present lease ends, which is in
+    /// [`trusted_for`](LockGuard::trusted_for) plus the margin. The ticket has to be
+    /// [resumed](crate::Locks::resume) or [renewed](crate::Locks::renew) before that. If that may
+    /// take longer, [extend](LockGuard::extend) it first.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if there is nothing left to hand over.
+    /// [`Error::Lost`] if there is nothing left to hand over. [`Error::Conflict`] while the guard
+    /// is [suspended](LockGuard::is_suspended): the guard is then dropped, and the lock released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("import").acquire().await?;
+    /// let text = guard.into_ticket()?.to_string(); // to a queue, a file, an environment variable
+    /// // … in another process …
+    /// let guard = locks.resume(&text.parse()?).await?;
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub fn into_ticket(mut self) -> Result<Ticket, Error> {
         self.forget_listeners();
         self.still_trusted()?;
@@ -351,14 +479,27 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if it was no longer ours; nothing was changed then. [`Error::Unavailable`]
-    /// if the database did not answer within 5 s: the attempt goes on in the background, and at the
-    /// latest the lock is free when its ttl ends.
+    /// [`Error::Lost`] if this grant no longer held it: the work was not protected to its end, and
+    /// nothing was changed. [`Error::Unavailable`] if the database did not answer within 5 s: the
+    /// attempt goes on in the background, and the lock is free when its ttl ends at the latest.
+    /// [`Error::Rejected`] if the database refused it, and tries go on as well.
     ///
     /// # Cancel safety
     ///
     /// Once polled, it is carried out even if it is dropped; before, dropping it releases as
     /// dropping the guard does.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").acquire().await?;
+    /// // … the work …
+    /// guard.release().await?; // an error if the work was not protected to its end
+    /// assert!(!locks.show("report").await?.expect("its row stays").is_held());
+    /// # Ok(()) }
+    /// ```
     pub async fn release(mut self) -> Result<(), Error> {
         let name = self.name().clone();
         self.forget_listeners();
@@ -398,7 +539,7 @@ impl LockGuard {
         Err(self.held.loss(gone).error(self.name()))
     }
 
-    /// From now on a loss is nobody's business any more.
+    /// From now on no listener is told of a loss.
     fn forget_listeners(&self) {
         // In a forked child the mutex around them may be locked by a thread that is not there.
         if self.held.is_here() {
@@ -459,6 +600,7 @@ impl Drop for LockGuard {
         if let Some(work) = self.begin_release() {
             // The runtime is there, since the guard is.
             let _ = runtime::spawn(work);
+            pending::guard_dropped();
         }
     }
 }

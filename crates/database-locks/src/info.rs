@@ -16,9 +16,9 @@ use crate::token::Token;
 /// All durations are measured by the database's clock. The three points in time are for display
 /// only: never compare them with a clock of your own.
 ///
-/// A cluster with several primaries has several clocks, and a lease ends there by being watched for as
-/// long as it lasts: so it is `Held`, and `free_in` is how long it is still to be watched, all of it where
-/// this process sees it for the first time. It is `Expired` once this process has.
+/// A cluster with several primaries has several clocks, and a lease ends there by being watched for
+/// as long as it lasts: so it is `Held`, and `free_in` is how long it is still to be watched, all
+/// of it where this process sees it for the first time. It is `Expired` once this process has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
@@ -103,8 +103,8 @@ pub struct Prune {
 }
 
 impl Prune {
-    /// The locks that were released, or whose leases ended, at least this long ago by the database's
-    /// clock.
+    /// The locks that were released, or whose leases ended, at least this long ago by the
+    /// database's clock.
     pub fn older_than(idle: Duration) -> Self {
         Self {
             idle,
@@ -112,8 +112,8 @@ impl Prune {
         }
     }
 
-    /// Also the free rows that `django-database-locks` 0.5 wrote last: they do not say since when they
-    /// are free.
+    /// Also the free rows that `django-database-locks` 0.5 wrote last: they do not say since when
+    /// they are free.
     pub fn include_legacy(mut self) -> Self {
         self.legacy = true;
         self
@@ -124,14 +124,14 @@ impl Prune {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockState {
-    /// Nobody has it.
+    /// It is free.
     Free,
-    /// Somebody has it.
+    /// A client holds it.
     Held {
         /// How long its lease goes on unless it is renewed; none: without end.
         free_in: Option<Duration>,
     },
-    /// Its lease has run out; whoever comes next gets it.
+    /// Its lease has run out: the next caller acquires it.
     Expired {
         /// For how long.
         since: Duration,
@@ -150,6 +150,11 @@ impl LockState {
 }
 
 impl LockInfo {
+    /// Whether a holder had the lock when the row was read: its state is [`LockState::Held`].
+    pub fn is_held(&self) -> bool {
+        matches!(self.state, LockState::Held { .. })
+    }
+
     /// All that the holder says of itself, parsed: `program`, `host`, `pid`, `version`, and the
     /// caller's own keys under `meta`. Null where it says nothing, a string where it is no JSON.
     pub fn parsed_metadata(&self) -> Value {
@@ -158,10 +163,10 @@ impl LockInfo {
         })
     }
 
-    /// What it was taken for, in a few words for a list: the caller's own keys, `command` first, else
-    /// the program. Empty where nothing is known.
+    /// What it was taken for, in a few words for a list: the caller's own keys, `command` first,
+    /// else the program. Empty where nothing is known.
     ///
-    /// It is what the holder wrote: whoever shows it takes care of control characters.
+    /// It is what the holder wrote: escape control characters before you show it.
     ///
     /// # Example
     ///
@@ -191,8 +196,7 @@ impl LockInfo {
         words
     }
 
-    /// Who has it, in the words in which a timeout names a holder: `held by web-2.17.ab for 4s`; `free`
-    /// where nobody has. For whoever explains a loss: with the reason it says who has the lock now.
+    /// The holder in the words of a timeout: `held by web-2.17.ab for 4s`, or `free`.
     ///
     /// # Example
     ///
@@ -218,10 +222,9 @@ impl LockInfo {
         }
     }
 
-    /// Who has it; none where nobody has.
+    /// The holder; none if it is free.
     pub(crate) fn held_by(&self) -> Option<HeldBy> {
-        let held = matches!(self.state, LockState::Held { .. });
-        held.then(|| HeldBy {
+        self.is_held().then(|| HeldBy {
             holder: self.holder.clone(),
             // That of an earlier grant, where 0.5 has it.
             token: self.grant.is_some().then_some(self.token),
@@ -231,9 +234,10 @@ impl LockInfo {
 
     /// As one JSON object, on one line: what `dblock list --json` prints of a lock.
     ///
-    /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and `free_in`
-    /// in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the database's
-    /// clock; `metadata` as [`LockInfo::parsed_metadata`]. Null stands where there is none, or no end.
+    /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and
+    /// `free_in` in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the
+    /// database's clock; `metadata` as [`LockInfo::parsed_metadata`]. Null stands where there is
+    /// none, or no end.
     pub fn to_json(&self) -> String {
         let free_in = match self.state {
             LockState::Held { free_in } => free_in,

@@ -13,10 +13,11 @@ use crate::fence::OpenFences;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::looks::Looks;
-use crate::metrics;
+use crate::metrics::{self, Engine};
 use crate::name::LockName;
+use crate::pending::Pending;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Observed, Return, Table, Version};
+use crate::store::{self, Ask, Given, Observed, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
 
@@ -33,8 +34,8 @@ pub(crate) struct Inner {
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) watches: Watches<LockName, Version>,
-    /// Cloned by whoever releases in the background.
-    pub(crate) pending: watch::Receiver<()>,
+    /// Cloned for each release in the background.
+    pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
     /// `locked_by` unless a lock is given another.
     pub(crate) holder: Arc<str>,
@@ -62,7 +63,7 @@ impl Inner {
             outages: Outages::default(),
             fences: OpenFences::default(),
             watches: Watches::default(),
-            pending,
+            pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),
         });
@@ -72,7 +73,7 @@ impl Inner {
         Ok(inner)
     }
 
-    /// Whether something is still being released in the background.
+    /// Whether a release is still under way in the background.
     pub(crate) fn is_pending(&self) -> bool {
         // One of them is our own.
         self.all_done.receiver_count() > 1
@@ -98,38 +99,44 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 
 /// Where the locks are, and what each process made of it.
 pub(crate) struct Place {
-    /// May hold a password.
-    url: String,
+    given: Given,
+    engine: Engine,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }
 
+/// On one line, and nothing of the URL but its engine.
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.inner();
         f.debug_struct("Locks")
-            .field("store", &inner.as_ref().map(|inner| &inner.store).ok())
+            .field("engine", &self.engine)
+            .field("table", &self.table.as_str())
             .finish_non_exhaustive()
     }
 }
 
 impl Place {
     /// No I/O: the URL and the name of the table are checked.
-    pub(crate) fn new(url: &str, table: Option<&str>) -> Result<Self, Error> {
-        let place = Self {
-            url: url.to_owned(),
+    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
+        let mut place = Self {
+            given,
+            engine: "",
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
             inner: PerProcess::new(),
         };
-        place.inner()?;
+        place.engine = place.inner()?.store.engine();
         Ok(place)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// A forked child connects for itself: it must not use its parent's connection.
     pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
         let make = || {
-            let store = store::open(&self.url, &self.table)?;
-            Inner::new(Observed::new(store, &self.url))
+            let (store, engine) = store::open_given(&self.given, &self.table)?;
+            Inner::new(Observed::new(store, engine))
         };
         self.inner.get_or_try_init(make)
     }

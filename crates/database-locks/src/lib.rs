@@ -26,7 +26,7 @@
 //!
 //! A [`LockGuard`] is renewed in the background, by one thread for all locks of the process, until it
 //! is released or dropped. If it is *lost*, it says so before the database would give the lock to
-//! anybody else: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
+//! another client: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
 //! [`Lock::run`] stops your future. Its [`token`](LockGuard::token) grows with each grant; whatever
 //! you write to outside of this database can refuse a smaller one. What you write to this database can
 //! be [fenced](LockGuard::fence): then it is committed only while the lock is really still held.
@@ -87,6 +87,7 @@ mod name;
 mod news;
 mod ours;
 mod outage;
+mod pending;
 mod release;
 mod renew;
 mod resume;
@@ -152,6 +153,15 @@ pub mod __face {
     pub use crate::fork::{PerProcess, generation};
     pub use crate::holder::set_program;
 
+    /// What a face refuses by itself, in the words of the library.
+    pub fn config_error(
+        setting: &'static str,
+        got: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> crate::Error {
+        crate::Error::config(setting, got, allowed)
+    }
+
     /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place of
     /// `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
     pub fn schema(engine: &str) -> Option<&'static str> {
@@ -167,7 +177,7 @@ pub mod __face {
 /// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
 #[doc(hidden)]
 pub mod __testing {
-    pub use crate::testing::{expire, lose};
+    pub use crate::testing::{expire, lose, timed_out};
 }
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.

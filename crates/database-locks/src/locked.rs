@@ -71,7 +71,7 @@ use crate::lock::Lock;
 /// **The database.** [`Locks`] and [`blocking::Locks`](crate::blocking::Locks) are `AsRef<Locks>`, by value or
 /// by reference, and an application's own types may implement it. Without `via` the function uses the locks of
 /// [`Locks::set_default`], or else connects once to the database in the environment variable
-/// `DATABASE_LOCKS_URL`.
+/// `DATABASE_LOCKS_URL`, or in the file that `DATABASE_LOCKS_URL_FILE` names.
 ///
 /// ```
 /// use database_locks::{Error, Locks, locked};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +32,10 @@ const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The locks of one table of one database. Cheap to clone: clones share one connection, one
-/// scheduler and one line of waiters for each lock.
+/// scheduler and one queue of waiters for each lock.
+///
+/// No future of its methods, or of those of [`Lock`], borrows from it: each can be spawned as it
+/// is.
 ///
 /// # Example
 ///
@@ -63,38 +68,81 @@ impl Locks {
     /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
     /// | `memory:`, `memory:name` | this process |
     ///
-    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. Unix sockets:
+    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. What the URL leaves out is
+    /// looked up at each connect as the clients of that server do it: in the environment (`PGPASSWORD`,
+    /// `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of `~/.pg_service.conf`, or `~/.my.cnf`;
+    /// [`LocksBuilder`] takes functions as well. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
-    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a time
-    /// of its own; one that cannot be written to is passed over. Options of both servers: `sslmode`
-    /// (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers it, its
-    /// certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a file of
-    /// certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and its key;
-    /// `connect_timeout` in seconds for each host. The guide, `docs/rust.md`, has all of them. An
-    /// option that is unknown is refused.
+    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a
+    /// time of its own; one that cannot be written to is passed over. Options of both servers:
+    /// `sslmode` (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers
+    /// it, its certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a
+    /// file of certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and
+    /// its key; `connect_timeout` in seconds, for each host if it is given, else 4 s in total. The
+    /// guide, `docs/rust.md`, has all of them. An option that is unknown is refused.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the
-    /// URL. [`Error::Unavailable`] where nobody answers within 5 s, [`Error::Rejected`] where the
+    /// URL. [`Error::Unavailable`] if no server answers within 5 s, [`Error::Rejected`] where the
     /// server refuses us or is not fit: too old, read-only. A missing table is found when it is
     /// used: see [`Locks::migrate`].
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time; the connection is then closed.
-    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        Self::builder(url).connect().await
+    pub fn connect<U: AsRef<str>>(
+        url: U,
+    ) -> impl Future<Output = Result<Self, Error>> + Send + 'static + use<U> {
+        Self::builder(url).connect()
     }
 
-    /// Connect with more than a URL says: another table, or not before the first call.
+    /// Connect with more than a URL says: another table, a password from a function, or not before the
+    /// first call.
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
         LocksBuilder::new(url.as_ref())
     }
 
+    /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a file that cannot be read.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use database_locks::Locks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
+    /// # drop(locks);
+    /// # Ok(()) }
+    /// ```
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        let path = path.into();
+        let url = read_url(&path).map_err(|error| {
+            let got = format!(
+                "has a file that cannot be read: {}: {error}",
+                path.display()
+            );
+            Error::config("url", got, "give one that this user can read")
+        })?;
+        Ok(Self::builder(url).url_with(move || {
+            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
+        }))
+    }
+
     pub(crate) fn at(place: Arc<Place>) -> Self {
         Self(place)
+    }
+
+    /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as
+    /// in logs and metrics.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine()
     }
 
     /// Name a lock. Nothing is checked and nothing happens until it is acquired.
@@ -107,25 +155,31 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] where somebody has
-    /// the table locked for 30 s; [`Error::Unavailable`].
-    pub async fn migrate(&self) -> Result<(), Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] if other
+    /// transactions keep the table locked for 30 s; [`Error::Unavailable`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; what was begun is carried out.
+    pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
-        .await
     }
 
     /// Read every lock that the table knows, free ones too, in the order of their names.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn list(&self) -> Result<Vec<LockInfo>, Error> {
-        self.list_filtered(&ListFilter::new()).await
+    /// [`Error::Unavailable`] if the database does not answer within 5 s a page; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub fn list(&self) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        self.list_filtered(&ListFilter::new())
     }
 
     /// Read those locks that a filter lets through, in the order of their names.
@@ -149,9 +203,12 @@ impl Locks {
     /// # guard.release().await?;
     /// # Ok(()) }
     /// ```
-    pub async fn list_filtered(&self, filter: &ListFilter) -> Result<Vec<LockInfo>, Error> {
-        let (inner, filter) = (self.inner()?, filter.clone());
-        runtime::run(async move {
+    pub fn list_filtered(
+        &self,
+        filter: &ListFilter,
+    ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        let filter = filter.clone();
+        self.in_background(move |inner| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
                 let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
@@ -165,52 +222,95 @@ impl Locks {
                 }
             }
         })
-        .await
     }
 
-    /// Read one lock; `None` where the table has none of that name.
+    /// Read one lock; `None` if the table has none of that name.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn show(&self, name: impl AsRef<str>) -> Result<Option<LockInfo>, Error> {
-        let name = LockName::new(name)?;
-        let (inner, names) = (self.inner()?, [name]);
-        runtime::run(async move {
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`] if the database does not answer within
+    /// 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let info = locks.show("report").await?.expect("it was acquired");
+    /// assert!(info.is_held() && info.token == guard.token());
+    /// assert_eq!(info.holder.as_deref(), Some("web-2"));
+    /// assert!(locks.show("never used").await?.is_none());
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn show<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |inner| async move {
+            let names = [name?];
             let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
             let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
             observe(&inner, &mut rows);
             Ok(rows.pop())
         })
-        .await
     }
 
-    /// Take a lock from its holder. The holder learns it at its next renewal (on PostgreSQL at once
-    /// where its renewals are more than 5 s apart), and its work goes on until then: make sure first
-    /// that it is dead, or stopped.
+    /// Release a lock by force, and return its former holder; `None` if it was free already.
     ///
-    /// Answers with who had it; `None` where it was free already. If a fenced transaction of this very
-    /// process is open under the lock, it is released when that transaction ends, and a warning is
-    /// logged that says so.
+    /// The holder learns it at its next renewal (on PostgreSQL at once if its renewals are more than
+    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped. If a
+    /// fenced transaction of this very process is open under the lock, it is released when that
+    /// transaction ends, and a warning is logged that says so.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] where its row stays locked for 2 s: a fenced transaction of another process
-    /// may be open; [`Error::Unavailable`], [`Error::Rejected`]; [`Error::Config`] for a bad name.
-    pub async fn force_release(
+    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction of another process
+    /// may be open.
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the lock may or may not be released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let former = locks.force_release("report").await?.expect("it was held");
+    /// assert_eq!((former.holder.as_deref(), former.token), (Some("web-2"), Some(guard.token())));
+    /// assert!(locks.force_release("report").await?.is_none(), "it is free");
+    /// assert!(guard.release().await.is_err(), "the holder is told now at the latest");
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release<N: AsRef<str>>(
         &self,
-        name: impl AsRef<str>,
-    ) -> Result<Option<PreviousHolder>, Error> {
-        let from = self.force(LockName::new(name)?).await?;
-        Ok(from.map(|from| PreviousHolder {
-            holder: from.holder,
-            held_for: from.held_for,
-        }))
+        name: N,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name));
+        async move {
+            let from = forced?.await?;
+            Ok(from.map(|from| PreviousHolder {
+                holder: from.holder,
+                token: from.token,
+                held_for: from.held_for,
+            }))
+        }
     }
 
-    pub(crate) async fn force(&self, name: LockName) -> Result<Option<Occupant>, Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    pub(crate) fn force(
+        &self,
+        name: LockName,
+    ) -> impl Future<Output = Result<Option<Occupant>, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
@@ -240,18 +340,21 @@ impl Locks {
             }
             Ok(from)
         })
-        .await
     }
 
     /// Go on with a lock that was handed over: the same token, a new grant.
     ///
-    /// What its giver, or a second taker, still sends changes nothing. Settings: see
-    /// [`Lock::resume`].
+    /// What the former holder, or a second one with the same ticket, still sends changes nothing. The
+    /// guard has the default settings; for others see [`Lock::resume`].
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead: resumed already, released, or expired;
-    /// [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Lost`] if the ticket is dead: resumed already, released, or expired;
+    /// [`Error::Unavailable`] if the database does not answer within 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::resume`].
     ///
     /// # Example
     ///
@@ -266,38 +369,82 @@ impl Locks {
     /// assert!(locks.resume(&ticket).await.is_err(), "only once");
     /// # Ok(()) }
     /// ```
-    pub async fn resume(&self, ticket: &Ticket) -> Result<LockGuard, Error> {
-        self.lock(ticket.name().as_str()).resume(ticket).await
+    pub fn resume(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
+        self.lock(ticket.name()).resume(ticket)
     }
 
-    /// Renew a lock that was handed over, without taking it up: it goes on for `ttl` from now.
+    /// Renew a lock that was handed over, without resuming it: its lease ends `ttl` from now, 100 ms
+    /// to 10 years, or never. A longer one is not shortened.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] where the ticket is dead; [`Error::Config`] for a ttl out of range;
-    /// [`Error::Unavailable`], [`Error::Rejected`].
-    pub async fn renew(&self, ticket: &Ticket, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        let ttl = Timing::new(ttl.into(), Renewing::Never, None)?.ttl();
-        by_ticket(self.inner()?, ticket.clone(), ByTicket::Renew(ttl)).await
-    }
-
-    /// Release a lock that was handed over.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Lost`] where the ticket is dead, which changes nothing; [`Error::Unavailable`],
+    /// [`Error::Lost`] if the ticket is dead; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Conflict`] if its row stays locked for 5 s; [`Error::Unavailable`],
     /// [`Error::Rejected`].
-    pub async fn release(&self, ticket: &Ticket) -> Result<(), Error> {
-        by_ticket(self.inner()?, ticket.clone(), ByTicket::Release).await
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be renewed.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("deploy").acquire().await?.into_ticket()?;
+    /// // The steps of a longer job, each in a process of its own:
+    /// let minute = std::time::Duration::from_secs(60);
+    /// locks.renew(&ticket, minute).await?;
+    /// // The last one:
+    /// locks.release(&ticket).await?;
+    /// assert!(locks.renew(&ticket, minute).await.is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn renew<T: Into<Ttl>>(
+        &self,
+        ticket: &Ticket,
+        ttl: T,
+    ) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<T> {
+        let timing = Timing::new(ttl.into(), Renewing::Never, None);
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move {
+            let ttl = timing?.ttl();
+            by_ticket(locks.inner()?, ticket, ByTicket::Renew(ttl)).await
+        }
     }
 
-    /// Delete the rows of locks that no holder has had for some time, and answer how many that were.
+    /// Release a lock that was handed over. [`Locks::renew`] has an example.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the ticket is dead, which changes nothing; [`Error::Conflict`] if its row
+    /// stays locked for 5 s; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be released.
+    pub fn release(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
+    }
+
+    /// Delete the rows of locks that have been free for some time, and return how many that were.
     ///
     /// Tokens go on growing if such a lock is used again.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, some or all of the rows may be deleted.
     ///
     /// # Example
     ///
@@ -311,10 +458,9 @@ impl Locks {
     /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
     /// # Ok(()) }
     /// ```
-    pub async fn prune(&self, what: Prune) -> Result<u64, Error> {
+    pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = what;
-        let inner = self.inner()?;
-        runtime::run(async move {
+        self.in_background(move |inner| async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
@@ -328,7 +474,6 @@ impl Locks {
                 }
             }
         })
-        .await
     }
 
     /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
@@ -341,31 +486,55 @@ impl Locks {
     ///
     /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
     /// [`Locks::connect`] already.
-    pub async fn doctor(&self) -> Result<Report, Error> {
-        let inner = self.inner()?;
-        runtime::run(async move {
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
             again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
-        .await
     }
 
     /// Wait until every release that goes on in the background has been carried out: those of
     /// guards that were dropped, and of acquires that were given up.
     ///
-    /// Call it before a process ends, or what it has just dropped stays held for up to its ttl.
-    pub async fn drain(&self) {
-        let Ok(inner) = self.inner() else { return };
-        while inner.is_pending() {
-            let nap = async {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                Ok(())
-            };
-            if runtime::run(nap).await.is_err() {
-                return;
+    /// The end of a process waits for the same, for 2 s at most: see
+    /// [`LockGuard`](LockGuard#at-the-end-of-the-process). This waits for as long as it takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the releases go on.
+    pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
+        let locks = self.clone();
+        async move {
+            let Ok(inner) = locks.inner() else { return };
+            while inner.is_pending() {
+                let nap = async {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    Ok(())
+                };
+                if runtime::run(nap).await.is_err() {
+                    return;
+                }
             }
         }
+    }
+
+    /// A future that borrows nothing: it carries `work` out in the background, once it is polled.
+    fn in_background<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Inner>) -> F + Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let locks = self.clone();
+        async move { runtime::run(work(locks.inner()?)).await }
     }
 
     pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
@@ -402,13 +571,25 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
     }
 }
 
-/// Who lost a lock by [`Locks::force_release`].
+/// What stands in a file that is no larger than a URL can be.
+fn read_url(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 1 << 16;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(MOST)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The holder that lost a lock by [`Locks::force_release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
-    /// `locked_by`.
+    /// As [`Lock::holder`] of that holder said.
     pub holder: Option<String>,
-    /// For how long it had been held.
+    /// The fencing number of its grant; none if a version of `django-database-locks` (0.5) held it.
+    pub token: Option<Token>,
+    /// For how long it had held the lock, by the database's clock; none if 0.5 held it.
     pub held_for: Option<Duration>,
 }
 

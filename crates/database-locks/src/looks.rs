@@ -170,7 +170,9 @@ mod tests {
 
     /// Looks at a table in which this lock is held.
     async fn looks(url: &str, held: &str) -> Arc<Looks> {
-        let store = Observed::new(store::open(url, &Table::default()).unwrap(), url);
+        let (store, engine) =
+            store::open_given(&store::Given::url(url), &Table::default()).unwrap();
+        let store = Observed::new(store, engine);
         let ask = Ask {
             name: name(held),
             grant: GrantId::random().unwrap(),

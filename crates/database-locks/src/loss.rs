@@ -13,7 +13,7 @@ use crate::token::Token;
 /// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
 const WORTH_A_DATE: Duration = Duration::from_secs(1);
 
-/// Who had a lock when the database was asked.
+/// The holder of a lock when the database was asked: of a [`Loss`], its new one.
 ///
 /// Shown as `held by web-2.17.ab for 4s, token 1795424892119`, control characters escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +48,12 @@ impl fmt::Display for HeldBy {
 
 /// How a held lock was lost: why, since when, and who has it now.
 ///
-/// It is made of what was known by then, and asking it never waits. Its `Display` is what every face
-/// says of a loss: `lost after 12s: preempted by another holder (now held by web-2.17.ab for 3s,
-/// token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the machine say,
-/// it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust ended, it ends with
-/// what was said last: `lost after 27s: the database refused renewals until the lease expired (last
-/// answer: permission denied for table database_locks_lock)`.
+/// It is made of what was known by then, and asking it never waits. Its `Display` is what every
+/// face says of a loss: `lost after 12s: preempted by another holder (now held by web-2.17.ab for
+/// 3s, token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the
+/// machine say, it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust
+/// ended, it ends with what was said last: `lost after 27s: the database refused renewals until the
+/// lease expired (last answer: permission denied for table database_locks_lock)`.
 ///
 /// # Example
 ///
@@ -128,14 +128,15 @@ impl Loss {
         self.0.held_for
     }
 
-    /// How long ago trust ended, by the same clock: from then on somebody else may have been at work.
+    /// How long ago trust ended, by the same clock: from then on another holder may have been at
+    /// work.
     pub fn elapsed(&self) -> Duration {
         clock::now().saturating_sub(self.0.at)
     }
 
-    /// Who had the lock when the database said that it was lost, as that very answer had it.
+    /// The holder in the very answer of the database that said that the lock was lost.
     ///
-    /// None where nobody had it, and where trust ended without an answer; then
+    /// None if the lock was free then, and if trust ended without an answer; then
     /// [`Locks::show`](crate::Locks::show) asks.
     pub fn now_held_by(&self) -> Option<&HeldBy> {
         self.0.gone.now.as_ref()

@@ -1,6 +1,7 @@
 //! The name of a lock.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::error::Error;
 
@@ -14,15 +15,16 @@ pub(crate) const MAX_CHARS: usize = 255;
 ///
 /// # Errors
 ///
-/// [`LockName::new`] returns [`Error::Config`] for an empty name, one of more than 255 characters, or
-/// one that holds a NUL, which PostgreSQL cannot store.
+/// [`LockName::new`] returns [`Error::Config`] for an empty name, one of more than 255 characters,
+/// or one that holds a NUL, which PostgreSQL cannot store.
 ///
 /// # Example
 ///
 /// ```
 /// use database_locks::LockName;
 ///
-/// assert_eq!(LockName::new("nightly report")?.as_str(), "nightly report");
+/// let name: LockName = "nightly report".parse()?;
+/// assert_eq!(name, "nightly report");
 /// assert!(LockName::new("").is_err());
 /// # Ok::<(), database_locks::Error>(())
 /// ```
@@ -48,7 +50,7 @@ impl LockName {
         }
     }
 
-    /// A name that stands in the table, whoever wrote it.
+    /// A name that stands in the table. Other programs may have written it.
     pub(crate) fn from_db(name: String) -> Self {
         Self(name.into())
     }
@@ -56,6 +58,50 @@ impl LockName {
     /// The name as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl AsRef<str> for LockName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LockName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::new(name)
+    }
+}
+
+impl From<LockName> for String {
+    fn from(name: LockName) -> Self {
+        name.0.into()
+    }
+}
+
+impl PartialEq<str> for LockName {
+    fn eq(&self, other: &str) -> bool {
+        *self.0 == *other
+    }
+}
+
+impl PartialEq<&str> for LockName {
+    fn eq(&self, other: &&str) -> bool {
+        *self.0 == **other
+    }
+}
+
+impl PartialEq<LockName> for str {
+    fn eq(&self, other: &LockName) -> bool {
+        *self == *other.0
+    }
+}
+
+impl PartialEq<LockName> for &str {
+    fn eq(&self, other: &LockName) -> bool {
+        **self == *other.0
     }
 }
 
@@ -68,6 +114,20 @@ impl fmt::Display for LockName {
 impl fmt::Debug for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// A text within the `Debug` output of something else: quoted, and cut where it is long.
+pub(crate) struct Short<'a>(pub(crate) &'a str);
+
+impl fmt::Debug for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 60;
+        let escaped: String = self.0.escape_debug().take(MOST + 1).collect();
+        match escaped.chars().count() > MOST {
+            true => write!(f, "\"{}…\"", escaped.chars().take(MOST).collect::<String>()),
+            false => write!(f, "\"{escaped}\""),
+        }
     }
 }
 

@@ -257,6 +257,15 @@ impl Scheduler {
         drop(removed);
     }
 
+    /// Stop renewing everything; what was held.
+    pub(crate) fn take_all(&self) -> Vec<Arc<Held>> {
+        let mut book = self.book();
+        let ids: Vec<GrantId> = book.entries.keys().copied().collect();
+        ids.into_iter()
+            .filter_map(|id| book.remove(id).map(|entry| entry.held))
+            .collect()
+    }
+
     /// The settings of a lease that is still kept alive.
     pub(crate) fn timing(&self, id: GrantId) -> Option<Timing> {
         self.book()

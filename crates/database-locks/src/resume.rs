@@ -1,4 +1,4 @@
-//! Going on with a lock that somebody handed over.
+//! Resuming, renewing and releasing by ticket.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
     }
 }
 
-/// Gives back what was perhaps resumed, if nobody learns whether it was.
+/// Gives back a grant if the caller never learns whether it was resumed.
 struct Unsettled<'a> {
     inner: Arc<Inner>,
     what: Option<&'a Resume>,

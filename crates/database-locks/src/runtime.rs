@@ -84,7 +84,7 @@ impl Drop for Driving {
 
 /// Whether this thread is in the midst of driving the runtime, so that nothing goes on until it returns:
 /// foreign code runs there where it is a waker, a log subscriber or a future that is waited for.
-fn drives() -> bool {
+pub(crate) fn drives() -> bool {
     // A child that is forked from within is driven by another thread.
     DRIVES.get() == Some(fork::generation())
 }

@@ -1,10 +1,22 @@
 //! For tests of programs that use locks: to lose one on purpose, and without waiting.
 
+use std::time::Duration;
+
 use crate::error::{Error, LostReason};
 use crate::inner;
 use crate::locks::Locks;
 use crate::name::LockName;
 use crate::token::GrantId;
+
+/// The error of a wait that is over, which no other crate can make.
+pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
+    Error::TimedOut {
+        name,
+        waited,
+        holder: Some(holder.to_owned()),
+        held_for: Some(held_for),
+    }
+}
 
 /// Let the lease of a lock end now, as if its time had passed; only in memory. Its holder in this
 /// process is told at once that it has expired. Answers whether it was held.

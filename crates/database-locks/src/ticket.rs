@@ -6,7 +6,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::Error;
-use crate::name::LockName;
+use crate::name::{LockName, Short};
 use crate::token::{GrantId, Token};
 
 /// What a name is left as it is in: letters, digits and `-_.~`, which no shell and no URL minds.
@@ -16,11 +16,12 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
-/// What it takes to go on with a held lock elsewhere: in another task, process, machine or language.
+/// What it takes to go on with a held lock elsewhere: in another task, process, machine or
+/// language.
 ///
-/// [`LockGuard::into_ticket`](crate::LockGuard::into_ticket) makes one, [`Locks::resume`] turns it into
-/// a guard. Nobody renews the lock in between, so that has to be done before its ttl ends. Whoever
-/// reads a ticket can release the lock: it is a secret among those who share the work, and its
+/// [`LockGuard::into_ticket`](crate::LockGuard::into_ticket) makes one, [`Locks::resume`] turns it
+/// into a guard. The lock is not renewed in between, so that has to be done before its ttl ends. A
+/// program that reads a ticket can release the lock: keep it among those that share the work. Its
 /// `Debug` does not show the grant id.
 ///
 /// Written as `TOKEN.GRANT.NAME`, the name percent-encoded:
@@ -65,7 +66,7 @@ impl fmt::Display for Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("name", &self.name)
+            .field("name", &Short(self.name.as_str()))
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

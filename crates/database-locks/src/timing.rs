@@ -122,6 +122,8 @@ pub(crate) struct Timing {
     ttl: Ttl,
     renew_every: Option<Duration>,
     margin: Duration,
+    /// What the caller said, for another ttl.
+    given: (Renewing, Option<Duration>),
 }
 
 /// When a lease is renewed.
@@ -139,6 +141,7 @@ impl Timing {
         renewing: Renewing,
         margin: Option<Duration>,
     ) -> Result<Self, Error> {
+        let given = (renewing, margin);
         let longest = match ttl {
             Ttl::Infinite => None,
             Ttl::Finite(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
@@ -188,16 +191,24 @@ impl Timing {
             ttl,
             renew_every,
             margin,
+            given,
         })
     }
 
-    /// The same settings with another ttl; what was left to default is derived anew.
+    /// The same settings with another ttl. What was left to default is derived anew; a margin that was
+    /// given has to go with it; a period that was given is kept unless it is too long for it.
     pub(crate) fn with_ttl(&self, ttl: Ttl) -> Result<Self, Error> {
-        let renewing = match self.renew_every {
-            None => Renewing::Never,
-            Some(_) => Renewing::ByDefault,
+        let (renewing, margin) = self.given;
+        let by_default = match renewing {
+            Renewing::Never => Renewing::Never,
+            Renewing::ByDefault | Renewing::Every(_) => Renewing::ByDefault,
         };
-        Self::new(ttl, renewing, None)
+        let derived = Self::new(ttl, by_default, margin)?;
+        let kept = Self::new(ttl, renewing, margin).unwrap_or(derived);
+        Ok(Self {
+            given: self.given,
+            ..kept
+        })
     }
 
     pub(crate) fn ttl(&self) -> Ttl {
@@ -258,6 +269,37 @@ mod tests {
     fn a_wide_margin_shortens_the_default_period() {
         let t = Timing::new(secs(11).into(), Renewing::ByDefault, Some(secs(5))).unwrap();
         assert_eq!(t.renew_every(), Some(secs(3)));
+    }
+
+    #[test]
+    fn another_ttl_keeps_the_margin_and_the_period_that_were_given() {
+        let given = Timing::new(secs(30).into(), Renewing::Every(secs(5)), Some(secs(8))).unwrap();
+        let longer = given.with_ttl(secs(600).into()).unwrap();
+        assert_eq!(
+            (longer.renew_every(), longer.margin),
+            (Some(secs(5)), secs(8))
+        );
+        let refused = given.with_ttl(secs(15).into()).unwrap_err().to_string();
+        assert!(
+            refused.contains("`margin` is 8s, must be less than half"),
+            "{refused}"
+        );
+        let often = Timing::new(secs(30).into(), Renewing::Every(secs(12)), None).unwrap();
+        let shorter = often.with_ttl(secs(9).into()).unwrap();
+        assert_eq!(shorter.renew_every(), Some(secs(3)));
+        let again = shorter.with_ttl(secs(30).into()).unwrap();
+        assert_eq!(again.renew_every(), Some(secs(12)));
+        let by_default = Timing::new(secs(30).into(), Renewing::ByDefault, None).unwrap();
+        let longer = by_default.with_ttl(secs(600).into()).unwrap();
+        assert_eq!(
+            (longer.renew_every(), longer.margin),
+            (Some(secs(200)), secs(6))
+        );
+        let never = Timing::new(secs(30).into(), Renewing::Never, None).unwrap();
+        assert_eq!(
+            never.with_ttl(secs(600).into()).unwrap().renew_every(),
+            None
+        );
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::error::Error;
 /// token >= last_seen
 /// # }
 /// ```
+///
+/// It is an `i64` greater than 0: `i64::from(token)` for the parameter of a statement. Tokens of the
+/// same name are compared with `<` and `==`; those of different names say nothing about each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(i64);
 
@@ -25,6 +28,12 @@ impl Token {
     /// The number itself, as it stands in the column `token`.
     pub const fn get(self) -> i64 {
         self.0
+    }
+}
+
+impl From<Token> for i64 {
+    fn from(token: Token) -> Self {
+        token.0
     }
 }
 

@@ -44,7 +44,7 @@ async fn a_database_that_never_answers_delays_no_loss(lab: &Lab) {
         assert!(began.elapsed() < trusted + ms(500), "trusted for too long");
         tokio::time::sleep(ms(10)).await;
     }
-    assert_eq!(soon(lost).await.unwrap(), LostReason::Unreachable);
+    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Unreachable);
     let loss = guard.loss().expect("it is lost");
     assert_eq!(loss.now_held_by(), None, "nobody has answered");
     assert!(
@@ -158,7 +158,7 @@ async fn an_outage_just_before_a_renewal_costs_the_lock_when_the_rule_says_so(la
     tokio::time::sleep(shorter.saturating_sub(began.elapsed())).await;
     proxy.refuse(false);
     let began = soon(cut_off()).await;
-    assert_eq!(soon(guard.lost()).await, LostReason::Unreachable);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Unreachable);
     let took = began.elapsed();
     assert!(took >= survived, "after {took:?}");
     assert!(took < survived + Duration::from_secs(2), "after {took:?}");
@@ -594,9 +594,9 @@ fn opening_looks_at_url_and_table_and_at_nothing_else() {
         let builder = Locks::builder(url).table(table);
         builder.connect_lazy().unwrap_err().to_string()
     };
-    assert!(refused("redis://h/", "locks").starts_with("`url` is "));
+    assert!(refused("redis://h/", "locks").starts_with("`url` has "));
     assert!(refused("memory:", "a b").starts_with("`table` is "));
-    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` is "));
+    assert!(refused("postgres://h/d?sslmode=always", "locks").starts_with("`url` has "));
     let nowhere = Locks::builder("postgres://203.0.113.1/d")
         .table("app.locks")
         .connect_lazy()

@@ -249,7 +249,7 @@ async fn where_the_lease_ends_under_a_fence_the_loss_is_told_after_it(lab: &Lab)
         assert!(!guard.is_held() && !lost.is_finished());
     });
     through.await.unwrap();
-    assert_eq!(soon(lost).await.unwrap(), LostReason::Expired);
+    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Expired);
     let refused = guard.release().await.unwrap_err();
     assert!(matches!(refused, Error::Lost { .. }), "{refused}");
     drop(held(&locks, SOON).await);

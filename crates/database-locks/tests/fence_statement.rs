@@ -386,7 +386,7 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
         }
         writer.run("COMMIT");
         let lost = guard.lost().await;
-        assert_eq!(lost, LostReason::Expired);
+        assert_eq!(lost.reason(), LostReason::Expired);
         let next = acquired(&other, "job").await;
         assert!(next.token() > ticket.token());
         let passed = writer.fence(&fence);

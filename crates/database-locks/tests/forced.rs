@@ -39,7 +39,8 @@ async fn listening(lab: &Lab, connections: &str) {
 async fn lost_soon(guard: &LockGuard) -> LostReason {
     let began = now();
     let lost = tokio::time::timeout(SOON, guard.lost()).await;
-    lost.unwrap_or_else(|_| panic!("not told within {:?}", began.elapsed()))
+    let loss = lost.unwrap_or_else(|_| panic!("not told within {:?}", began.elapsed()));
+    loss.reason()
 }
 
 async fn a_release_by_force_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {

@@ -105,7 +105,7 @@ async fn trust_ends_before_the_lease(lab: &Lab) {
         .auto_renew(false);
     let guard = lock.acquire().await.unwrap();
     assert!(guard.trusted_for() <= ms(2100));
-    assert_eq!(soon(guard.lost()).await, LostReason::Expired);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
     assert!(!guard.is_held());
     let row = b.show("job").await.unwrap().expect("a row");
     assert!(
@@ -176,7 +176,7 @@ async fn a_release_by_force_is_noticed_and_explained(lab: &Lab) {
         .unwrap()
         .expect("somebody had it");
     assert_eq!(from.holder.as_deref(), Some("me"));
-    assert_eq!(soon(guard.lost()).await, LostReason::Forced);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
     let lost = guard.release().await.unwrap_err();
     assert!(
         matches!(
@@ -227,7 +227,7 @@ async fn a_deleted_row_is_a_loss_and_is_not_made_again(lab: &Lab) {
     let guard = locks.lock("job").ttl(ms(1500)).acquire().await.unwrap();
     let token = guard.token();
     lab.sql("DELETE FROM database_locks_lock");
-    assert_eq!(soon(guard.lost()).await, LostReason::RowGone);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::RowGone);
     drop(guard);
     locks.drain().await;
     assert_eq!(locks.show("job").await.unwrap(), None);

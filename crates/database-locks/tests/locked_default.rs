@@ -7,19 +7,26 @@ use std::process::Command;
 use database_locks::{Error, Locks, blocking, locked};
 
 const URL: &str = "DATABASE_LOCKS_URL";
+const FILE: &str = "DATABASE_LOCKS_URL_FILE";
+const TABLE: &str = "DATABASE_LOCKS_TABLE";
 const CHILD: &str = "DBLOCK_TEST_CHILD";
 
 /// Run `body` in a child, with this in its environment; `test` is the name of the test.
 fn in_child(test: &str, url: Option<&str>, body: fn()) {
+    in_child_with(test, url, &[], body);
+}
+
+fn in_child_with(test: &str, url: Option<&str>, set: &[(&str, &str)], body: fn()) {
     if std::env::var_os(CHILD).is_some() {
         return body();
     }
     let mut child = Command::new(std::env::current_exe().expect("is known"));
     child.args([test, "--exact", "--nocapture"]).env(CHILD, "1");
-    match url {
-        Some(url) => child.env(URL, url),
-        None => child.env_remove(URL),
-    };
+    child.env_remove(URL).env_remove(FILE).env_remove(TABLE);
+    if let Some(url) = url {
+        child.env(URL, url);
+    }
+    child.envs(set.iter().copied());
     let output = child.output().expect("starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
@@ -128,6 +135,65 @@ fn a_first_connect_that_failed_is_not_remembered() {
             let file = std::path::Path::new(file.strip_prefix("sqlite://").unwrap());
             std::fs::create_dir(file.parent().unwrap()).unwrap();
             blocking_job().unwrap();
+        },
+    );
+}
+
+#[test]
+#[cfg(feature = "sqlite")]
+fn a_file_has_the_url_and_a_variable_the_name_of_the_table() {
+    let folder = tempfile::tempdir().expect("is made");
+    let (url, file) = (folder.path().join("url"), folder.path().join("l.sqlite3"));
+    std::fs::write(&url, format!("sqlite:{}\n", file.display())).unwrap();
+    let set = [(FILE, url.to_str().unwrap()), (TABLE, "mine")];
+    in_child_with(
+        "a_file_has_the_url_and_a_variable_the_name_of_the_table",
+        None,
+        &set,
+        || {
+            block_on(job()).unwrap();
+            let url = std::fs::read_to_string(std::env::var(FILE).unwrap()).unwrap();
+            let of = |table: &str| {
+                let locks = blocking::Locks::builder(&url).table(table);
+                locks
+                    .connect()
+                    .unwrap()
+                    .show("job")
+                    .is_ok_and(|row| row.is_some())
+            };
+            assert!(of("mine") && !of("database_locks_lock"));
+        },
+    );
+}
+
+#[test]
+fn a_url_and_a_file_with_one_are_refused() {
+    in_child_with(
+        "a_url_and_a_file_with_one_are_refused",
+        Some("memory:env"),
+        &[(FILE, "/no/such/file")],
+        || {
+            let said = blocking_job().unwrap_err().to_string();
+            assert!(
+                said.starts_with("`DATABASE_LOCKS_URL_FILE` is given although"),
+                "{said}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    in_child_with(
+        "a_file_that_cannot_be_read_is_named",
+        None,
+        &[(FILE, "/no/such/file")],
+        || {
+            let said = blocking_job().unwrap_err().to_string();
+            assert!(
+                said.contains("has a file that cannot be read: /no/such/file"),
+                "{said}"
+            );
         },
     );
 }

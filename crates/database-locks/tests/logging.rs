@@ -192,7 +192,7 @@ async fn a_loss_is_a_warning_with_its_reason() {
     let locks = Locks::connect("memory:loss").await.unwrap();
     let guard = locks.lock("loss").ttl(ms(200)).acquire().await.unwrap();
     locks.force_release("loss").await.unwrap();
-    assert_eq!(guard.lost().await, LostReason::Forced);
+    assert_eq!(guard.lost().await.reason(), LostReason::Forced);
     until(|| lines("loss").iter().any(|line| line.says("lock lost"))).await;
     let all = lines("loss");
     let lost: Vec<_> = all.iter().filter(|line| line.says("lock lost")).collect();

@@ -42,7 +42,7 @@ async fn held(locks: &Locks, name: &str) -> LockGuard {
 async fn losses_are_still_noticed(locks: &Locks) {
     let guard = held(locks, "another").await;
     soon(locks.force_release("another")).await.unwrap();
-    assert_eq!(soon(guard.lost()).await, LostReason::Forced);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
 }
 
 async fn on_lost_is_called_once_and_in_the_background(lab: &Lab) {

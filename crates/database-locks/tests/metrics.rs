@@ -95,7 +95,7 @@ async fn everything_that_the_guide_lists_is_counted() {
     guard.release().await.unwrap();
     let guard = quick("a").acquire().await.unwrap();
     locks.force_release("a").await.unwrap();
-    assert_eq!(guard.lost().await, LostReason::Forced);
+    assert_eq!(guard.lost().await.reason(), LostReason::Forced);
     drop(guard);
     locks.drain().await;
     // Whoever holds it is woken first; it is counted after that.

@@ -263,7 +263,7 @@ async fn a_server_made_read_only_is_given_up(server: &Server, engine: &'static s
     let lost = tokio::time::timeout(SOON, kept.lost())
         .await
         .expect("not renewed");
-    assert_eq!(lost, LostReason::Refused, "{:?}", kept.loss());
+    assert_eq!(lost.reason(), LostReason::Refused, "{lost:?}");
     assert!(
         freed.release().await.is_err(),
         "nothing is freed on a replica"

@@ -194,13 +194,13 @@ async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
     let hold = lab.hold_row("job");
     tokio::time::sleep(ms(900)).await;
     assert!(guard.is_held(), "busy is not lost");
-    let reason = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(SOON, guard.lost())
         .await
         .expect("in time");
     // On SQLite it is the file that cannot be written, and so nothing is known of the row.
     assert!(
-        matches!(reason, LostReason::Expired | LostReason::Unreachable),
-        "{reason:?}"
+        matches!(loss.reason(), LostReason::Expired | LostReason::Unreachable),
+        "{loss:?}"
     );
     hold.leave();
     drop(guard);
@@ -309,10 +309,10 @@ async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
         "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
          WHERE name = 'ours'",
     );
-    let reason = tokio::time::timeout(SOON, guard.lost())
+    let loss = tokio::time::timeout(SOON, guard.lost())
         .await
         .expect("in time");
-    assert_eq!(reason, LostReason::Preempted);
+    assert_eq!(loss.reason(), LostReason::Preempted);
     let row = locks.show("ours").await.unwrap().expect("a row");
     assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
     assert!(matches!(row.state, LockState::Held { .. }));

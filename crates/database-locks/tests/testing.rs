@@ -27,7 +27,7 @@ async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
         // By another connection to the same table.
         assert!(expire(&others, "job").await.unwrap());
         assert!(!guard.is_held(), "it is told before the call ends");
-        assert_eq!(soon(guard.lost()).await, LostReason::Expired);
+        assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
         let next = soon(waiter).await.unwrap().unwrap();
         assert!(began.elapsed() < AT_ONCE);
         assert!(next.token() > guard.token());
@@ -101,7 +101,7 @@ async fn a_lock_is_lost_by_force_and_told_at_once(lab: &Lab) {
     let began = now();
     assert!(lose(&others, "job").await.unwrap());
     assert!(!guard.is_held(), "it is told before the call ends");
-    assert_eq!(soon(guard.lost()).await, LostReason::Forced);
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
     assert!(began.elapsed() < AT_ONCE);
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(row.state, LockState::Free);

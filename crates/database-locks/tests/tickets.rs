@@ -102,7 +102,7 @@ async fn what_was_released_by_its_ticket_says_so(lab: &Lab) {
     let lost = tokio::time::timeout(SOON, guard.lost())
         .await
         .expect("in time");
-    assert_eq!(lost, LostReason::Released);
+    assert_eq!(lost.reason(), LostReason::Released);
 }
 
 async fn settings_come_with_the_lock_that_takes_up(lab: &Lab) {

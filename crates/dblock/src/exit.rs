@@ -106,6 +106,7 @@ impl From<Error> for Failure {
                 waited,
                 holder,
                 held_for,
+                ..
             } => {
                 let tried = match waited.is_zero() {
                     true => String::new(),
@@ -127,22 +128,17 @@ impl From<Error> for Failure {
             Error::Lost { .. } => {
                 Self::unavailable(format!("{}, at once; try again", error.chain()))
             }
-            Error::Config {
-                setting,
-                got,
-                allowed,
-            } => Self::usage(format!("{} is {got}, must be {allowed}", flag(setting))),
+            Error::Config { setting, .. } => {
+                let said = error.to_string();
+                let what = format!("`{setting}`");
+                Self::usage(said.replacen(&what, &flag(setting), 1))
+            }
             Error::Conflict { .. } => {
                 Self::new(BUSY, format!("{}; try again later", error.chain()))
             }
             Error::Unavailable { .. } => {
                 let next = "try again, or check --url or DATABASE_LOCKS_URL";
                 Self::unavailable(format!("{}; {next}", error.chain()))
-            }
-            Error::Rejected { op, hint, .. } => {
-                let refused = format!("could not {op}: the database refused{}", causes(&error));
-                let hint = hint.as_ref().map(|hint| format!("; {hint}"));
-                Self::unavailable(refused + &hint.unwrap_or_default())
             }
             _ => Self::unavailable(error.chain()),
         }
@@ -159,10 +155,15 @@ fn causes(error: &Error) -> String {
 /// What a setting of the library is called here.
 fn flag(setting: &str) -> String {
     match setting {
-        "url" => "the URL (--url, DATABASE_LOCKS_URL)".to_owned(),
+        "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
+        "service" => "the service (PGSERVICE, service=)".to_owned(),
         "name" => "NAME".to_owned(),
         "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
+        // A variable or a file.
+        other if other.starts_with(|c: char| c.is_ascii_uppercase() || c == '~') => {
+            other.to_owned()
+        }
         other => format!("--{other}"),
     }
 }
@@ -175,14 +176,8 @@ mod tests {
 
     fn timed_out(waited: Duration) -> Failure {
         let name = LockName::new("job").unwrap();
-        let held_for = Some(Duration::from_secs(125));
-        Error::TimedOut {
-            name,
-            waited,
-            holder: Some("db1.17.ab".into()),
-            held_for,
-        }
-        .into()
+        let held_for = Duration::from_secs(125);
+        database_locks::__testing::timed_out(name, waited, "db1.17.ab", held_for).into()
     }
 
     #[test]

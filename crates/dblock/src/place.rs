@@ -1,5 +1,6 @@
 //! Which database, and where it is when nobody says.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::DirBuilder;
@@ -25,11 +26,24 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// The same in a path.
 const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 
+/// Environment variables; `#[locked]` functions of programs read the same.
+const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
+const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
+const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
+
 /// A table of a database.
 pub(crate) struct Place {
-    /// None: a file of our own.
-    pub(crate) url: Option<String>,
-    pub(crate) table: Option<String>,
+    database: Database,
+    table: Option<String>,
+}
+
+enum Database {
+    /// A file of this user's own.
+    Own,
+    /// May hold a password.
+    Url(String),
+    /// The URL stands in this file.
+    File(PathBuf),
 }
 
 /// Without the URL, which may hold a password.
@@ -42,48 +56,90 @@ impl fmt::Debug for Place {
 }
 
 impl Place {
-    /// Connect now; a database that is away is an error.
+    /// Options come before the environment.
+    ///
+    /// A variable that is set and empty is not passed over: it may be a secret that is missing, and
+    /// locks in a file of this machine would exclude no other machine.
+    pub(crate) fn new(
+        url: Option<String>,
+        file: Option<PathBuf>,
+        table: Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Failure> {
+        let text = |name: &str| {
+            let text = variable(name).map(OsString::into_string).transpose();
+            text.map_err(|_| {
+                Failure::usage(format!("{name} is not UTF-8, must be a text in UTF-8"))
+            })
+        };
+        let database = match (url, file) {
+            (Some(url), _) => Database::Url(url),
+            (None, Some(file)) => Database::File(file),
+            (None, None) => match (text(URL_VARIABLE)?, variable(FILE_VARIABLE)) {
+                (Some(_), Some(_)) => {
+                    return Err(Failure::usage(format!(
+                        "{URL_VARIABLE} and {FILE_VARIABLE} are both set, and name two databases: \
+                         unset one of them"
+                    )));
+                }
+                (Some(url), None) => Database::Url(url),
+                (None, Some(file)) => Database::File(file.into()),
+                (None, None) => Database::Own,
+            },
+        };
+        let table = table.map_or_else(|| text(TABLE_VARIABLE), |table| Ok(Some(table)))?;
+        Ok(Self { database, table })
+    }
+
+    /// Connect now; a database that is away is an error. A file of SQLite has to be there.
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
+        // That of this user may be made by each command: it is where it ought to be.
+        let own = matches!(self.database, Database::Own);
+        Ok(self.builder()?.create(own).connect().await?)
+    }
+
+    /// The same, and make a file of SQLite that is not there.
+    pub(crate) async fn connect_and_create(&self) -> Result<Locks, Failure> {
         Ok(self.builder()?.connect().await?)
     }
 
-    /// Connect when it is needed: an acquire then tries to for as long as it may wait.
+    /// Connect when it is needed: an acquire then tries to for as long as it may wait. Makes a file of
+    /// SQLite that is not there.
     pub(crate) fn open(&self) -> Result<Locks, Failure> {
         Ok(self.builder()?.connect_lazy()?)
     }
 
     fn builder(&self) -> Result<LocksBuilder, Failure> {
-        let builder = Locks::builder(self.url()?);
+        let builder = match &self.database {
+            Database::Own => Locks::builder(url_of(&own_file()?)),
+            Database::Url(url) => Locks::builder(url),
+            Database::File(path) => Locks::builder_from_file(path)?,
+        };
+        // One process alone has it, and that is this one.
+        if self
+            .url()
+            .trim_start()
+            .to_ascii_lowercase()
+            .starts_with("memory:")
+        {
+            return Err(Failure::usage(
+                "the URL (--url, DATABASE_LOCKS_URL) is that of locks in memory, which exclude no \
+                 other process: give a database, or no URL for a file of this user",
+            ));
+        }
         Ok(match &self.table {
             Some(table) => builder.table(table),
             None => builder,
         })
     }
 
-    fn url(&self) -> Result<String, Failure> {
-        Ok(match &self.url {
-            // One process alone has it, and that is this one.
-            Some(url) if url.starts_with("memory:") => {
-                return Err(Failure::usage(
-                    "the URL (--url, DATABASE_LOCKS_URL) is that of locks in memory, which exclude no \
-                     other process: give a database, or no URL for a file of this user",
-                ));
-            }
-            Some(url) => url.clone(),
-            None => {
-                let file = usual_file()?;
-                let folder = file.parent().unwrap_or(Path::new("/"));
-                // For their owner only: who can write there can take every lock.
-                let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-                made.map_err(|error| {
-                    let shown = folder.display();
-                    Failure::unavailable(format!(
-                        "cannot make the folder {shown}: {error}; give a database with --url"
-                    ))
-                })?;
-                url_of(&file)
-            }
-        })
+    /// The URL as it was given; empty where there is none.
+    fn url(&self) -> Cow<'_, str> {
+        match &self.database {
+            Database::Own => "".into(),
+            Database::Url(url) => url.into(),
+            Database::File(path) => std::fs::read_to_string(path).unwrap_or_default().into(),
+        }
     }
 
     pub(crate) fn table(&self) -> &str {
@@ -92,13 +148,28 @@ impl Place {
 
     /// Where it is, for people: without user name and password.
     pub(crate) fn shown(&self) -> String {
-        match &self.url {
-            Some(url) => output::without_secrets(url.trim_end()),
-            None => usual_file()
+        match &self.database {
+            Database::Own => usual_file()
                 .map(|file| file.display().to_string())
                 .unwrap_or_default(),
+            _ => output::without_secrets(self.url().trim()),
         }
     }
+}
+
+/// The file of this user's own, in a folder that is there.
+fn own_file() -> Result<PathBuf, Failure> {
+    let file = usual_file()?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    // For their owner only: who can write there can take every lock.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| {
+        let shown = folder.display();
+        Failure::unavailable(format!(
+            "cannot make the folder {shown}: {error}; give a database with --url"
+        ))
+    })?;
+    Ok(file)
 }
 
 fn url_of(file: &Path) -> String {
@@ -159,6 +230,40 @@ mod tests {
             assert_eq!(at(unfit, Some("/h")), home);
         }
         assert_eq!(at(None, None), Err(2));
+    }
+
+    #[test]
+    fn options_come_before_the_environment_and_two_databases_are_refused() {
+        let at = |url: Option<&str>, file: Option<&str>, set: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                let set = set.iter().find(|(known, _)| *known == name);
+                set.map(|(_, value)| OsString::from(value))
+            };
+            let place = Place::new(url.map(Into::into), file.map(Into::into), None, variable);
+            place.map_err(|failure| failure.said).map(|place| {
+                let database = match &place.database {
+                    Database::Own => "own".to_owned(),
+                    Database::Url(url) => format!("url {url}"),
+                    Database::File(path) => format!("file {}", path.display()),
+                };
+                format!("{database} {}", place.table())
+            })
+        };
+        let both = [(URL_VARIABLE, "a"), (FILE_VARIABLE, "/b")];
+        let usual = "database_locks_lock";
+        for (url, file, set, expected) in [
+            (None, None, &[][..], "own"),
+            (Some("x"), None, &both, "url x"),
+            (None, Some("/y"), &both, "file /y"),
+            (None, None, &both[..1], "url a"),
+            (None, None, &both[1..], "file /b"),
+            (None, None, &[(URL_VARIABLE, "")], "url "),
+        ] {
+            assert_eq!(at(url, file, set), Ok(format!("{expected} {usual}")));
+        }
+        assert!(at(None, None, &both).unwrap_err().contains("two databases"));
+        let table = at(None, None, &[(TABLE_VARIABLE, "app.locks")]);
+        assert_eq!(table, Ok("own app.locks".into()));
     }
 
     #[test]

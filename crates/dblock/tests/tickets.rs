@@ -471,7 +471,7 @@ fn a_holder_in_the_library_learns_that_its_ticket_was_used() {
     let guard = lock.acquire().expect("acquired");
     let ticket = guard.ticket().to_string();
     assert_eq!(lab.run(["release", "job", "--ticket", &ticket]).code(), 0);
-    assert_eq!(guard.wait_lost(), LostReason::Released);
+    assert_eq!(guard.wait_lost().reason(), LostReason::Released);
 }
 
 #[test]

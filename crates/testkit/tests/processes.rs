@@ -184,7 +184,7 @@ async fn the_same_holder_in_another_process_takes_over(lab: &Lab) {
     assert_eq!(ask(&mut old), "is_held false");
     old.send_line("release").expect("it listens");
     let said = old.expect_line(SOON);
-    assert!(said.contains("taken over"), "{said}");
+    assert!(said.contains("preempted"), "{said}");
     assert_eq!(ask(&mut new), "is_held true");
     let row = locks.show("job").await.unwrap().expect("a row");
     assert_eq!(
@@ -205,7 +205,7 @@ async fn a_forked_child_takes_over_as_another_process(lab: &Lab) {
     let said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
     assert!(taker.wait(SOON).is_some_and(|status| status.success()));
     assert_eq!(said[..2], ["parent: excludes true", "child: greater true"]);
-    assert!(said[2].contains("taken over"), "{}", said[2]);
+    assert!(said[2].contains("preempted"), "{}", said[2]);
     promise("P13", lab.engine);
 }
 

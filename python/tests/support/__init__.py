@@ -15,6 +15,7 @@ from .process import (
     threads_of,
     tool,
 )
+from .rotating import Rotating
 from .sql import connect_and_migrate, django_database, sql
 from .waiting import SOON, eventually, in_thread
 
@@ -27,6 +28,7 @@ __all__ = [
     "OldHolder",
     "Program",
     "Proxy",
+    "Rotating",
     "Server",
     "connect_and_migrate",
     "dblock",

@@ -82,15 +82,14 @@ mod postgres {
         let (op, source) = (op(fence), Box::new(error));
         Failed::Otherwise(match code.as_deref() {
             None => Error::Unavailable { op, source },
-            Some(code) => Error::Rejected {
-                op,
-                hint: match code {
+            Some(code) => {
+                let hint = match code {
                     "42501" => Some("it takes the rights SELECT and UPDATE on the table".into()),
                     "25006" => Some("a transaction that is read-only has nothing to fence".into()),
                     _ => None,
-                },
-                source,
-            },
+                };
+                Error::rejected(op, hint, source)
+            }
         })
     }
 
@@ -146,18 +145,18 @@ mod mysql {
         Failed::Otherwise(match error {
             DriverError::Server(error) => match FenceFailure::of_mysql(error.code) {
                 Some(failure) => return Failed::Fence(failure),
-                None => Error::Rejected {
-                    op,
-                    hint: match error.code {
+                None => {
+                    let hint = match error.code {
                         1142 | 1143 => {
                             Some("it takes the rights SELECT and UPDATE on the table".into())
                         }
                         1792 => Some("a transaction that is read-only has nothing to fence".into()),
                         _ => None,
-                    },
+                    };
                     // The driver's own errors may hold whole packets.
-                    source: format!("{} (error {})", error.message, error.code).into(),
-                },
+                    let said = format!("{} (error {})", error.message, error.code);
+                    Error::rejected(op, hint, said.into())
+                }
             },
             error => Error::Unavailable {
                 op,

@@ -14,6 +14,7 @@ use crate::doctor::Report;
 use crate::error::{BoxError, CannotServe, Error, LostReason};
 use crate::info::{ListFilter, LockInfo};
 use crate::loss::HeldBy;
+use crate::metrics::Engine;
 use crate::name::LockName;
 use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
@@ -35,6 +36,7 @@ mod postgres;
 ))]
 mod protocol;
 mod rows;
+mod source;
 #[cfg(feature = "sqlite-unbundled")]
 mod sqlite;
 mod table;
@@ -52,6 +54,7 @@ const NO_ID: &str = "the ids of its rows are used up: as the owner of the table,
 const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
 
 pub(crate) use observed::Observed;
+pub(crate) use source::Given;
 pub use table::Table;
 
 /// A reply that is under way.
@@ -546,7 +549,7 @@ impl StoreError {
         match self {
             Self::Contention(source) => Error::Conflict { op, source },
             Self::Unavailable(source) => Error::Unavailable { op, source },
-            Self::Rejected { hint, source } => Error::Rejected { op, hint, source },
+            Self::Rejected { hint, source } => Error::rejected(op, hint, source),
         }
     }
 }
@@ -568,14 +571,30 @@ impl fmt::Display for StoreError {
 /// [`Error::Config`] for a URL that cannot be understood, or whose engine's feature is off. It never repeats the URL, which may hold a
 /// password.
 pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
-    Ok(match url::parse(url)? {
-        url::Target::Memory(name) => Arc::new(memory::Memory::named(&name, table)),
+    open_given(&Given::url(url), table).map(|(store, _)| store)
+}
+
+/// The same, and which engine it is.
+pub(crate) fn open_given(given: &Given, table: &Table) -> Result<(Arc<dyn Store>, Engine), Error> {
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    let source = || Arc::new(source::Source::new(given.clone()));
+    Ok(match given.target()? {
+        url::Target::Memory(name) => (Arc::new(memory::Memory::named(&name, table)), "memory"),
         #[cfg(feature = "sqlite-unbundled")]
-        url::Target::Sqlite(path) => Arc::new(sqlite::Sqlite::new(path, table)),
+        url::Target::Sqlite(path) => {
+            let store = sqlite::Sqlite::new(path, given.create, table);
+            (Arc::new(store), "sqlite")
+        }
         #[cfg(feature = "postgres")]
-        url::Target::Postgres(server) => Arc::new(postgres::Postgres::new(&server, table)?),
+        url::Target::Postgres(server) => {
+            let store = postgres::Postgres::new(server, source(), table)?;
+            (Arc::new(store), "postgres")
+        }
         #[cfg(feature = "mysql")]
-        url::Target::Mysql(server) => Arc::new(mysql::Mysql::new(&server, table)?),
+        url::Target::Mysql(server) => {
+            let store = mysql::Mysql::new(server, source(), table)?;
+            (Arc::new(store), "mysql")
+        }
         #[cfg(not(feature = "sqlite-unbundled"))]
         url::Target::Sqlite(_) => return Err(left_out("SQLite", "sqlite")),
         #[cfg(not(feature = "postgres"))]

@@ -39,22 +39,9 @@ impl Deref for Observed {
     }
 }
 
-/// The engine that a URL names which has been understood: a label for metrics and logs.
-fn engine(url: &str) -> Engine {
-    match url.split(':').next() {
-        Some("postgres" | "postgresql") => "postgres",
-        Some("mysql" | "mariadb") => "mysql",
-        Some("sqlite") => "sqlite",
-        _ => "memory",
-    }
-}
-
 impl Observed {
-    pub(crate) fn new(store: Arc<dyn Store>, url: &str) -> Self {
-        Self {
-            store,
-            engine: engine(url),
-        }
+    pub(crate) fn new(store: Arc<dyn Store>, engine: Engine) -> Self {
+        Self { store, engine }
     }
 
     pub(crate) fn engine(&self) -> Engine {

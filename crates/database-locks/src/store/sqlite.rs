@@ -46,14 +46,14 @@ impl fmt::Debug for Sqlite {
 }
 
 impl Sqlite {
-    pub(super) fn new(path: PathBuf, table: &Table) -> Self {
+    pub(super) fn new(path: PathBuf, create: bool, table: &Table) -> Self {
         let statements = Statements::of(table);
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
         let fences = Fences::beside(&path, table.as_str());
         Self {
             table: table.clone(),
-            thread: Thread::new(path, fences, statements),
+            thread: Thread::new((path, create), fences, statements),
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
     async fn a_full_disk_is_called_so_and_passes() {
         let _alone = ALONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
-        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), &Table::default());
+        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), true, &Table::default());
         sqlite.connect(SOON).await.unwrap();
         let fill = |worker: &mut Worker| {
             let (connection, _) = worker.connection()?;
@@ -239,7 +239,7 @@ mod tests {
             .unwrap()
             .execute_batch("CREATE TABLE other (x)")
             .unwrap();
-        let sqlite = Sqlite::new(path.clone(), &Table::default());
+        let sqlite = Sqlite::new(path.clone(), true, &Table::default());
         let first = sqlite.acquire(&[ask("job")], SOON).await.unwrap_err();
         assert!(matches!(first, StoreError::Rejected { hint: Some(_), .. }));
         sqlite.install(SOON).await.unwrap();

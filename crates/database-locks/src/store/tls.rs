@@ -25,11 +25,12 @@ impl Mode {
             "verify-ca" => Self::VerifyCa,
             "verify-full" | "verify-identity" => Self::VerifyFull,
             _ => {
-                let allowed = "disable, prefer, require, verify-ca or verify-full, or in MySQL's words \
-                               DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY";
+                let allowed = "it can be disable, prefer, require, verify-ca or verify-full, or in \
+                               MySQL's words DISABLED, PREFERRED, REQUIRED, VERIFY_CA or \
+                               VERIFY_IDENTITY";
                 return Err(Error::config(
                     "url",
-                    format!("with an unknown `{option}`"),
+                    format!("has an unknown `{option}`"),
                     allowed,
                 ));
             }
@@ -51,10 +52,10 @@ impl Roots {
         match value {
             "system" => Ok(Self::System),
             "" => {
-                let allowed = "a file with certificates in PEM, or system";
+                let allowed = "name a file with certificates in PEM, or system";
                 Err(Error::config(
                     "url",
-                    format!("with an empty `{option}`"),
+                    format!("has an empty `{option}`"),
                     allowed,
                 ))
             }
@@ -77,8 +78,8 @@ pub(super) struct Wanted {
 /// The file that an option names.
 pub(super) fn file_of(option: &str, value: String) -> Result<PathBuf, Error> {
     if value.is_empty() {
-        let got = format!("with an empty `{option}`");
-        return Err(Error::config("url", got, "a file in PEM"));
+        let got = format!("has an empty `{option}`");
+        return Err(Error::config("url", got, "name a file in PEM"));
     }
     Ok(value.into())
 }
@@ -102,22 +103,38 @@ pub(super) enum Check {
 }
 
 impl Wanted {
+    /// Fill in what was left out. With `sslmode=disable` nothing is filled in; certificate and key
+    /// belong together.
+    pub(super) fn fill(&mut self, from: Self) {
+        if self.mode == Some(Mode::Disable) {
+            return;
+        }
+        self.mode = self.mode.or(from.mode);
+        if self.mode == Some(Mode::Disable) {
+            return;
+        }
+        self.roots = self.roots.take().or(from.roots);
+        if self.certificate.is_none() && self.key.is_none() {
+            (self.certificate, self.key) = (from.certificate, from.key);
+        }
+    }
+
     /// What the options are together.
     pub(super) fn check(&self) -> Result<(), Error> {
         let (got, allowed) = match (&self.certificate, &self.key) {
             (None, None) => return Ok(()),
             (Some(_), None) => (
-                "with an sslcert and no sslkey",
-                "both, or sslkey=/path/to/key.pem as well",
+                "has an sslcert and no sslkey",
+                "give sslkey=/path/to/key.pem as well",
             ),
             (None, Some(_)) => (
-                "with an sslkey and no sslcert",
-                "both, or sslcert=/path/to/cert.pem as well",
+                "has an sslkey and no sslcert",
+                "give sslcert=/path/to/cert.pem as well",
             ),
             // It would not be shown to the server, and whoever wrote it counts on that.
             _ if self.mode == Some(Mode::Disable) => (
-                "with a client certificate and sslmode=disable",
-                "either; sslmode=verify-full, require or prefer go with a certificate",
+                "has a client certificate and sslmode=disable",
+                "give either; sslmode=verify-full, require or prefer go with a certificate",
             ),
             _ => return Ok(()),
         };
@@ -142,10 +159,10 @@ impl Wanted {
         if weak && roots == Some(Roots::System) {
             // Anybody gets a certificate from some public CA: with the name unchecked, and even the
             // mode not asking for a check, this can only be a mistake. libpq refuses it, too.
-            let allowed = "verify-full (or verify-ca) beside sslrootcert=system";
+            let allowed = "beside sslrootcert=system it has to be verify-full (or verify-ca)";
             return Err(Error::config(
                 "url",
-                "with an `sslmode` that checks no name",
+                "has an `sslmode` that checks no name",
                 allowed,
             ));
         }
@@ -173,6 +190,7 @@ mod ready {
     use std::io;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
+    use std::sync::Arc;
 
     use rustls::crypto::ring;
     use rustls::pki_types::pem::{self, PemObject};
@@ -184,6 +202,7 @@ mod ready {
     use crate::error::Error;
 
     /// TLS, ready to be used.
+    #[derive(Clone)]
     pub(in crate::store) struct Tls {
         pub(in crate::store) encrypt: Encrypt,
         pub(in crate::store) check: Check,
@@ -194,9 +213,10 @@ mod ready {
     }
 
     /// Our certificate, with those between it and its root, and the key to it. Not to be shown.
+    #[derive(Clone)]
     pub(in crate::store) struct Identity {
         pub(in crate::store) chain: Vec<CertificateDer<'static>>,
-        pub(in crate::store) key: PrivateKeyDer<'static>,
+        pub(in crate::store) key: Arc<PrivateKeyDer<'static>>,
         /// The contents of both files.
         pub(in crate::store) pem: (Vec<u8>, Vec<u8>),
     }
@@ -207,12 +227,13 @@ mod ready {
         fn read(certificate: &Path, key: &Path) -> Result<Self, Error> {
             let refuse = |option: &str, path: &Path, why: &str, allowed: &str| {
                 let got = format!(
-                    "with an {option} that cannot be used: {}: {why}",
+                    "has an {option} that cannot be used: {}: {why}",
                     path.display()
                 );
                 Error::config("url", got, allowed)
             };
-            let allowed = "a file with our certificate in PEM, and those up to the CA behind it";
+            let allowed =
+                "name a file with our certificate in PEM, and those up to the CA behind it";
             let bad = |why: &str| refuse("sslcert", certificate, why, allowed);
             let pem = std::fs::read(certificate).map_err(|error| bad(&error.to_string()))?;
             let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -221,8 +242,8 @@ mod ready {
                 return Err(bad("there is no certificate in it"));
             }
 
-            let allowed = "a file with the key to the certificate in PEM, not encrypted, that nobody \
-                           else can read";
+            let allowed = "name a file with the key to the certificate in PEM, not encrypted, that \
+                           no other user can read";
             let bad = |why: &str| refuse("sslkey", key, why, allowed);
             readable_by_us_alone(key).map_err(|why| bad(&why))?;
             let text = std::fs::read(key).map_err(|error| bad(&error.to_string()))?;
@@ -244,7 +265,7 @@ mod ready {
                         "sslcert",
                         certificate,
                         "it is no certificate that can be understood",
-                        "a certificate of X.509 version 3",
+                        "name a certificate of X.509 version 3",
                     ),
                     _ => bad(
                         "it is of no kind that can be used (RSA, ECDSA P-256 or P-384, Ed25519)",
@@ -253,7 +274,7 @@ mod ready {
             )?;
             Ok(Self {
                 chain,
-                key: parsed,
+                key: Arc::new(parsed),
                 pem: (pem, text),
             })
         }
@@ -303,12 +324,13 @@ mod ready {
         }
     }
 
-    const FILE: &str = "a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
+    const FILE: &str =
+        "name a file with certificates in PEM (-----BEGIN CERTIFICATE-----), or system";
 
     fn in_file(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, Error> {
         let refuse = |why: String| {
             let got = format!(
-                "with an sslrootcert that cannot be used: {}: {why}",
+                "has an sslrootcert that cannot be used: {}: {why}",
                 path.display()
             );
             Error::config("url", got, FILE)
@@ -339,8 +361,8 @@ mod ready {
         // Old ones that nobody can read are no reason to trust none of them.
         usable.retain(|certificate| store.add(certificate.clone()).is_ok());
         if usable.is_empty() {
-            let got = "with TLS to be checked on a machine that has no root certificates";
-            let allowed = "given the CA's certificate with sslrootcert=/path/to/ca.pem, or the machine \
+            let got = "has TLS to be checked on a machine without root certificates";
+            let allowed = "give the CA's certificate with sslrootcert=/path/to/ca.pem, or the machine \
                            its roots (on Debian: the package ca-certificates)";
             return Err(Error::config("url", got, allowed));
         }

@@ -187,7 +187,7 @@ async fn trust_ends_before_the_lease_while_no_node_answers() {
     };
     // Its lease was renewed before they were frozen, and so ends before this.
     assert!(frozen.elapsed() < ttl, "{:?}", frozen.elapsed());
-    assert_eq!(reason, LostReason::Unreachable);
+    assert_eq!(reason.reason(), LostReason::Unreachable);
     for node in 0..3 {
         cluster.thaw(node);
     }

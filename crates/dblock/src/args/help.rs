@@ -39,8 +39,16 @@ Exit codes:
   In all other cases `run` ends with the exit code of CMD.
 
 Environment:
-  DATABASE_LOCKS_URL  the database, unless --url is given; better for one with
-                      a password, for everybody can see a process's arguments
+  DATABASE_LOCKS_URL  the database, unless --url or --url-file is given; better
+                      than --url for one with a password: every user of a
+                      machine can see the arguments of a process
+  DATABASE_LOCKS_URL_FILE
+                      a file with the URL
+  DATABASE_LOCKS_TABLE
+                      the table, unless --table is given
+  PGPASSWORD, PGPASSFILE, PGSERVICE, PGHOST, PGUSER, ..., MYSQL_PWD
+                      what the URL leaves out, as the database's own clients
+                      take it; so are ~/.pgpass, ~/.pg_service.conf, ~/.my.cnf
   XDG_STATE_HOME      where the file is kept without a URL
   NO_COLOR            if it is set, no colours in a terminal";
 

@@ -32,6 +32,7 @@ pub(crate) fn read() -> Result<Invocation, Failure> {
 fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
     let Cli {
         url,
+        url_file,
         table,
         verbose,
         quiet,
@@ -43,7 +44,7 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         _ => Detail::Usual,
     };
     Ok(Invocation {
-        place: Place { url, table },
+        place: Place::new(url, url_file, table, |name| std::env::var_os(name))?,
         detail,
         task: task(command)?,
     })

@@ -1,6 +1,7 @@
 //! The grammar of the command line; what is said of each word is `--help`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -20,9 +21,13 @@ const LAST: usize = 900;
           disable_help_subcommand = true)]
 pub(super) struct Cli {
     /// Where the locks are: sqlite:///path, postgres://…, mysql://… [env: DATABASE_LOCKS_URL]
-    #[arg(long, global = true, display_order = LAST, env = "DATABASE_LOCKS_URL", hide_env = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub(super) url: Option<String>,
-    /// The table, if it has another name than database_locks_lock: NAME or SCHEMA.NAME
+    /// A file with the URL, read at each connect [env: DATABASE_LOCKS_URL_FILE]
+    #[arg(long, global = true, display_order = LAST, value_name = "FILE", conflicts_with = "url")]
+    pub(super) url_file: Option<PathBuf>,
+    /// The table, if it has another name than database_locks_lock: NAME or SCHEMA.NAME [env:
+    /// DATABASE_LOCKS_TABLE]
     #[arg(long, global = true, display_order = LAST, value_name = "NAME")]
     pub(super) table: Option<String>,
     /// Report on stderr every wait, who holds the lock, and every outage

@@ -206,7 +206,8 @@ struct Running<'a> {
 
 impl Running<'_> {
     async fn outcome(&mut self) -> Outcome {
-        let mut lost = Some(Box::pin(self.guard.lost()));
+        let lost = self.guard.lost();
+        let mut lost = Some(Box::pin(async { lost.await.reason() }));
         loop {
             tokio::select! {
                 biased;

@@ -46,6 +46,8 @@ impl Lab {
         command
             .env("XDG_STATE_HOME", self.path("state"))
             .env_remove("DATABASE_LOCKS_URL")
+            .env_remove("DATABASE_LOCKS_URL_FILE")
+            .env_remove("DATABASE_LOCKS_TABLE")
             .current_dir(self.0.path())
             .stdin(Stdio::null());
         command

@@ -107,8 +107,8 @@ fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> R
         let lost = guard.lost();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().build();
-            let reason = runtime.expect("a runtime").block_on(lost);
-            say(&format!("lost {reason:?}"));
+            let loss = runtime.expect("a runtime").block_on(lost);
+            say(&format!("lost {:?}", loss.reason()));
         });
     }
     for line in std::io::stdin().lines() {

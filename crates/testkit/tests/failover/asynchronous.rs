@@ -94,7 +94,7 @@ async fn who_was_forgotten_is_told_so() {
 
     for guard in [&doubled, &taken_since, &row_gone, &short] {
         assert_eq!(
-            soon(guard.lost()).await,
+            soon(guard.lost()).await.reason(),
             LostReason::Failover,
             "{}",
             guard.name()

@@ -126,7 +126,7 @@ async fn killed(version: Option<u32>) {
     assert!(brief.is_held());
     meanwhile(|| pair.primary_mut().kill());
     // Its ttl is shorter than the outage: its holder is told before anybody else can have it.
-    let reason = soon(brief.lost()).await;
+    let reason = soon(brief.lost()).await.reason();
     let told = [LostReason::Unreachable, LostReason::Expired];
     assert!(told.contains(&reason), "{reason}");
     assert!(!brief.is_held() && for_brief.line(Duration::ZERO).is_none());

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::super::backoff::Backoff;
 use super::super::hosts::list;
+use super::super::source::{Missing, Source};
 use super::super::tls::{Check, Encrypt, Tls};
 use super::super::url::Address;
 use super::super::{StoreError, Table, keep_to, url};
@@ -36,16 +37,13 @@ const IDLE: Duration = Duration::from_millis(100);
 /// So that a firewall does not forget an idle connection in the first place.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Where the server is, or the several of which one can be written to, and how to talk to it.
+/// Where the server is, or the several of which one can be written to, and what was found out of it.
 pub(super) struct Server {
-    pub(super) hosts: Vec<Host>,
-    /// All hosts, for messages. The driver's own options show the password.
-    pub(super) at: String,
+    /// Where the endpoint is asked for.
+    source: Arc<Source>,
+    /// As it was said latest.
+    endpoint: Mutex<Arc<Endpoint>>,
     pub(super) table: Table,
-    /// For how long all of them together are tried.
-    pub(super) connecting: Duration,
-    /// What the user wants run on each new connection.
-    pub(super) init_command: Option<String>,
     /// Which of the hosts served last: of both connections, which belong on the same one.
     pub(super) latest: AtomicUsize,
     /// Whether a server was once found fit: a read-only one is then a failover under way.
@@ -54,6 +52,14 @@ pub(super) struct Server {
     pub(super) clustered: AtomicBool,
     /// Whether the table was once found fit: if it is missing after that, it may come back.
     pub(super) found: AtomicBool,
+}
+
+/// Where the server is and how to talk to it.
+pub(super) struct Endpoint {
+    /// As the URL and the rest said it.
+    said: url::Server,
+    tls: Tls,
+    pub(super) hosts: Vec<Host>,
 }
 
 /// One way to connect.
@@ -72,52 +78,78 @@ impl Host {
     }
 }
 
-impl Server {
-    pub(super) fn new(server: &url::Server, table: &Table) -> Result<Self, Error> {
-        let tls = Tls::new(&server.tls)?;
-        let hosts = server.addresses.iter().map(|address| {
-            let common = OptsBuilder::default()
-                .user(server.user.clone())
-                .pass(server.password.clone())
-                .db_name(server.database.clone())
-                // By default the driver asks a server on loopback for its socket and goes there
-                // instead.
-                .prefer_socket(false)
-                .tcp_keepalive(Some(KEEPALIVE))
-                // "Affected" rows are those that were found, even if no value of theirs has changed.
-                .client_found_rows(true)
-                // Known, so that the driver does not ask for them at each connect.
-                .max_allowed_packet(Some(1 << 26))
-                // The session keeps what it has prepared, and one that the driver closes meanwhile
-                // would be of no use.
-                .stmt_cache_size(0)
-                .wait_timeout(Some(0));
-            let (plain, encrypt) = match address {
-                Address::Tcp(host, port) => {
-                    let plain = common.ip_or_hostname(host.clone()).tcp_port(*port);
-                    (plain, tls.encrypt)
-                }
-                // The driver would ask for TLS there, and then not begin with it.
-                Address::Unix(path) => {
-                    (common.socket(Some(path.to_string_lossy())), Encrypt::Never)
-                }
-            };
-            let (opts, without_tls) = match encrypt {
-                Encrypt::Never => (plain, None),
-                Encrypt::IfOffered => (plain.clone().ssl_opts(secured(&tls)), Some(plain.into())),
-                Encrypt::Always => (plain.ssl_opts(secured(&tls)), None),
-            };
-            Host {
-                address: address.clone(),
-                opts: opts.into(),
-                without_tls,
+impl Endpoint {
+    fn new(said: url::Server, tls: Tls) -> Self {
+        let host = |(at, address): (usize, &Address)| Host::new(&said, at, address, &tls);
+        let hosts = said.addresses.iter().enumerate().map(host).collect();
+        Self { said, tls, hosts }
+    }
+
+    /// For how long all of the hosts together are tried.
+    pub(super) fn connecting(&self) -> Duration {
+        self.said.connecting(CONNECT)
+    }
+
+    /// What the user wants run on each new connection.
+    pub(super) fn init_command(&self) -> Option<&str> {
+        self.said.init_command.as_deref()
+    }
+
+    pub(super) fn addresses(&self) -> &[Address] {
+        &self.said.addresses
+    }
+}
+
+impl Host {
+    fn new(said: &url::Server, at: usize, address: &Address, tls: &Tls) -> Self {
+        let common = OptsBuilder::default()
+            .user(said.user.clone())
+            .pass(said.password_at(at))
+            .db_name(said.database.clone())
+            // By default the driver asks a server on loopback for its socket and goes there
+            // instead.
+            .prefer_socket(false)
+            .tcp_keepalive(Some(KEEPALIVE))
+            // "Affected" rows are those that were found, even if no value of theirs has changed.
+            .client_found_rows(true)
+            // Known, so that the driver does not ask for them at each connect.
+            .max_allowed_packet(Some(1 << 26))
+            // The session keeps what it has prepared, and one that the driver closes meanwhile
+            // would be of no use.
+            .stmt_cache_size(0)
+            .wait_timeout(Some(0));
+        let (plain, encrypt) = match address {
+            Address::Tcp(host, port) => {
+                let plain = common.ip_or_hostname(host.clone()).tcp_port(*port);
+                (plain, tls.encrypt)
             }
-        });
+            // The driver would ask for TLS there, and then not begin with it.
+            Address::Unix(path) => (common.socket(Some(path.to_string_lossy())), Encrypt::Never),
+        };
+        let (opts, without_tls) = match encrypt {
+            Encrypt::Never => (plain, None),
+            Encrypt::IfOffered => (plain.clone().ssl_opts(secured(tls)), Some(plain.into())),
+            Encrypt::Always => (plain.ssl_opts(secured(tls)), None),
+        };
+        Self {
+            address: address.clone(),
+            opts: opts.into(),
+            without_tls,
+        }
+    }
+}
+
+impl Server {
+    /// Reads the files of certificates.
+    pub(super) fn new(
+        said: url::Server,
+        source: Arc<Source>,
+        table: &Table,
+    ) -> Result<Self, Error> {
+        let tls = Tls::new(&said.tls)?;
         Ok(Self {
-            connecting: server.connecting(CONNECT),
-            init_command: server.init_command.clone(),
-            hosts: hosts.collect(),
-            at: list(&server.addresses),
+            source,
+            endpoint: Mutex::new(Arc::new(Endpoint::new(said, tls))),
             table: table.clone(),
             latest: AtomicUsize::new(0),
             greeted: AtomicBool::new(false),
@@ -126,9 +158,53 @@ impl Server {
         })
     }
 
+    /// Where it is, as was said latest.
+    pub(super) fn endpoint(&self) -> Arc<Endpoint> {
+        let endpoint = self.endpoint.lock();
+        Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ask where the server is, and what to log in with. Where no more than the password has changed,
+    /// files of certificates are not read again.
+    pub(super) async fn ask(&self) -> Result<Arc<Endpoint>, StoreError> {
+        let greeted = self.greeted.load(Ordering::Relaxed);
+        let unusable = |said: String| match greeted {
+            true => StoreError::Unavailable(said.into()),
+            false => StoreError::rejected(said, None),
+        };
+        let said = self.source.ask().await.map_err(|missing| match missing {
+            Missing::Unusable(said) => unusable(said),
+            Missing::Later(said) => StoreError::Unavailable(said.into()),
+        })?;
+        let before = self.endpoint();
+        if said == before.said {
+            return Ok(before);
+        }
+        let tls = match said.tls == before.said.tls {
+            true => before.tls.clone(),
+            false => Tls::new(&said.tls).map_err(|error| unusable(error.chain()))?,
+        };
+        let endpoint = Arc::new(Endpoint::new(said, tls));
+        let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Arc::clone(&endpoint);
+        Ok(endpoint)
+    }
+
+    /// Whether a login that was refused may be let in later: it was let in before, and what it logs
+    /// in with changes.
+    pub(super) fn may_log_in_later(&self) -> bool {
+        let may_change = self.source.may_change() || self.endpoint().said.password_of_file;
+        may_change && self.greeted.load(Ordering::Relaxed)
+    }
+
+    /// All hosts, for messages. The driver's own options show the password.
+    pub(super) fn at(&self) -> String {
+        list(self.endpoint().addresses())
+    }
+
     /// How long a caller waits who wants to know whether there is a connection.
     pub(super) fn patience(&self, within: Duration) -> Duration {
-        within.max(self.connecting + AFTERWARDS)
+        within.max(self.endpoint().connecting() + AFTERWARDS)
     }
 }
 
@@ -456,7 +532,7 @@ async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session,
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {
-            tracing::trace!("no connection to {}: {failure}", server.at);
+            tracing::trace!("no connection to {}: {failure}", server.at());
             backoff.failed();
         }
     }
@@ -466,12 +542,13 @@ async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session,
 /// Say which server it was that did not answer.
 pub(super) fn place(server: &Server, failure: StoreError) -> StoreError {
     let named = |said: &str| {
-        let mut hosts = server.hosts.iter();
-        hosts.any(|host| said.contains(&host.address.to_string()))
+        let endpoint = server.endpoint();
+        let mut hosts = endpoint.addresses().iter();
+        hosts.any(|host| said.contains(&host.to_string()))
     };
     match failure {
         StoreError::Unavailable(said) if !named(&said.to_string()) => {
-            let placed = format!("{}: {said}", server.at);
+            let placed = format!("{}: {said}", server.at());
             match said.is::<CannotServe>() {
                 true => StoreError::cannot_serve(placed),
                 false => StoreError::Unavailable(placed.into()),
@@ -484,6 +561,18 @@ pub(super) fn place(server: &Server, failure: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Given;
+
+    fn said(url: &str) -> url::Server {
+        match url::parse(url) {
+            Ok(url::Target::Mysql(server)) => server,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn source() -> Arc<Source> {
+        Arc::new(Source::new(Given::url("mysql://u@h:3307/d")))
+    }
 
     #[tokio::test]
     async fn a_panic_is_an_error() {
@@ -498,10 +587,7 @@ mod tests {
 
     #[test]
     fn an_answer_stays_one_when_its_server_is_named() {
-        let Ok(url::Target::Mysql(server)) = url::parse("mysql://u@h:3307/d") else {
-            panic!("not a MySQL URL");
-        };
-        let server = Server::new(&server, &Table::default()).unwrap();
+        let server = Server::new(said("mysql://u@h:3307/d"), source(), &Table::default()).unwrap();
         for said in ["it is read-only", "the server at h:3307 is read-only"] {
             let placed = place(&server, StoreError::cannot_serve(said));
             assert!(placed.is_answer(), "{placed}");
@@ -515,10 +601,8 @@ mod tests {
 
     #[test]
     fn the_password_is_not_shown() {
-        let Ok(url::Target::Mysql(server)) = url::parse("mysql://u:hunter2@h:3307/d") else {
-            panic!("not a MySQL URL");
-        };
-        let store = super::super::Mysql::new(&server, &Table::default()).unwrap();
+        let said = said("mysql://u:hunter2@h:3307/d");
+        let store = super::super::Mysql::new(said, source(), &Table::default()).unwrap();
         let shown = format!("{store:?}");
         assert!(
             shown.contains("h:3307") && !shown.contains("hunter2"),

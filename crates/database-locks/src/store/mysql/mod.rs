@@ -24,6 +24,7 @@ use mysql_async::{Params, Value, params};
 use serde_json::json;
 
 use super::rows::{Seen, judge, judge_ticket};
+use super::source::Source;
 use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
     Resume, Return, Store, StoreError, Table, TakeOver, bounded, keep_to, url,
@@ -126,15 +127,19 @@ pub(super) struct Mysql {
 impl fmt::Debug for Mysql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mysql")
-            .field("at", &self.server.at)
+            .field("at", &self.server.at())
             .field("table", &self.server.table)
             .finish_non_exhaustive()
     }
 }
 
 impl Mysql {
-    pub(super) fn new(server: &url::Server, table: &Table) -> Result<Self, Error> {
-        let server = Arc::new(Server::new(server, table)?);
+    pub(super) fn new(
+        said: url::Server,
+        source: Arc<Source>,
+        table: &Table,
+    ) -> Result<Self, Error> {
+        let server = Arc::new(Server::new(said, source, table)?);
         let line = || Line::new(Arc::clone(&server));
         let (renewals, rest) = (line(), line());
         let fence = |may_lag| FenceText {

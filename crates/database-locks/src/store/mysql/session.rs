@@ -14,7 +14,7 @@ use super::super::hosts::{Failure, Verdict, first_of};
 use super::super::tls::{Complaint, complaint};
 use super::super::url::Address;
 use super::cluster::{self, Cluster};
-use super::connection::{Host, Server, caught};
+use super::connection::{Endpoint, Host, Server, caught};
 use super::error::{INIT, meaning};
 use super::text;
 use crate::clock::{self, Time};
@@ -60,18 +60,17 @@ pub(super) struct Session {
 impl Session {
     /// Connect to the first host that can be written to.
     pub(super) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
-        if server
-            .hosts
-            .iter()
-            .any(|host| host.opts.db_name().is_none())
-        {
+        let endpoint = server.ask().await?;
+        let hosts = &endpoint.hosts;
+        if hosts.iter().any(|host| host.opts.db_name().is_none()) {
             let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
             return Err(StoreError::rejected("no database was named", Some(hint)));
         }
-        let addresses: Vec<Address> = server.hosts.iter().map(|h| h.address.clone()).collect();
-        let first = server.latest.load(Ordering::Relaxed);
-        let found = first_of(&addresses, first, server.connecting, |at, _| {
-            Self::open_at(server, &server.hosts[at])
+        let (addresses, latest) = (endpoint.addresses(), server.latest.load(Ordering::Relaxed));
+        // The list may be another one by now.
+        let first = if latest < addresses.len() { latest } else { 0 };
+        let found = first_of(addresses, first, endpoint.connecting(), |at, _| {
+            Self::open_at(server, &endpoint, at)
         });
         let (at, session) = found.await?;
         server.latest.store(at, Ordering::Relaxed);
@@ -83,10 +82,15 @@ impl Session {
     }
 
     /// Connect, look at the server, and set the session up.
-    async fn open_at(server: &Arc<Server>, host: &Host) -> Result<Self, Failure<String>> {
+    async fn open_at(
+        server: &Arc<Server>,
+        endpoint: &Endpoint,
+        at: usize,
+    ) -> Result<Self, Failure<String>> {
+        let host = &endpoint.hosts[at];
         let at = host.address.to_string();
         let mut session = Self {
-            conn: log_in(host, &at).await?,
+            conn: log_in(server, host, &at).await?,
             prepared: HashMap::new(),
             server: Arc::clone(server),
             at,
@@ -99,7 +103,7 @@ impl Session {
             unprepared: false,
             broken: false,
         };
-        session.hello().await?;
+        session.hello(endpoint.init_command()).await?;
         Ok(session)
     }
 
@@ -135,7 +139,7 @@ impl Session {
         Ok(())
     }
 
-    async fn hello(&mut self) -> Result<(), Failure<String>> {
+    async fn hello(&mut self, init_command: Option<&str>) -> Result<(), Failure<String>> {
         self.set_up().await?;
         let found: Vec<(String, String)> = self
             .conn
@@ -189,8 +193,8 @@ impl Session {
         self.longest = packet / (text::LONGER + 1);
         self.never_waits = mariadb;
         let galera = self.cluster == Some(Cluster::Galera);
-        if let Some(command) = self.server.init_command.clone() {
-            self.begin_as_told(&command).await?;
+        if let Some(command) = init_command {
+            self.begin_as_told(command).await?;
             if galera {
                 self.is_replicated().await?;
             }
@@ -536,7 +540,7 @@ fn unfit(made: &str, collation: &str) -> Option<String> {
 }
 
 /// Connect, with TLS or without.
-async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
+async fn log_in(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<String>> {
     // The driver takes the process's default, and rustls panics where there is none and two were
     // built in: some other library's business. Whoever has chosen one keeps it.
     if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
@@ -558,6 +562,13 @@ async fn log_in(host: &Host, at: &str) -> Result<Conn, Failure<String>> {
                 StoreError::rejected(format!("{at}: {said}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {
+                // What it was logged in with may just have been replaced by something else.
+                (Error::Server(refused), _)
+                    if refused.code == 1045 && server.may_log_in_later() =>
+                {
+                    let said = format!("{at}: {} (error 1045)", refused.message);
+                    StoreError::Unavailable(said.into()).into()
+                }
                 // All that MariaDB says where TLS is required.
                 (Error::Server(refused), Address::Tcp(..))
                     if refused.code == 1045 && host.is_anonymous() =>

@@ -17,11 +17,12 @@ use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use super::bells::Shared as Bells;
 use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, Prepared};
+use super::endpoint::Endpoint;
 use super::ends::Ends;
 use super::hello::Hello;
 use super::identity;
 use super::link::Shared;
-use super::refusal::Refusal;
+use super::refusal::{Kind, Refusal};
 use crate::store::hosts::Failure;
 use crate::store::url::Address;
 
@@ -35,15 +36,21 @@ impl Connection {
     /// Connect to one of the addresses.
     pub(super) async fn dial(
         link: &Shared,
+        endpoint: &Endpoint,
         at: usize,
         within: Duration,
     ) -> Result<Arc<Self>, Failure<&'static str>> {
-        let address = &link.addresses[at];
+        let (address, config) = (&endpoint.addresses()[at], endpoint.config(at));
         let unreachable = |error: io::Error| {
             Refusal::unavailable(format!("cannot connect to {address}: {error}"))
         };
-        let settled =
-            |refusal: Refusal| Failure::from(refusal.settled(link.used.load(Ordering::Relaxed)));
+        let settled = |refusal: Refusal| match refusal.kind {
+            // What it was logged in with may just have been replaced by something else.
+            Kind::Rejected(_) if refusal.is_about_login() && link.may_log_in_later() => {
+                Refusal::unavailable(refusal.said).into()
+            }
+            _ => Failure::from(refusal.settled(link.used.load(Ordering::Relaxed))),
+        };
         let late = Arc::new(AtomicBool::new(false));
         let to = (address, &link.bells);
         let ((client, in_use), ends) = match address {
@@ -52,15 +59,15 @@ impl Connection {
                 let ends = Ends::of_tcp(&stream);
                 let way = stream.peer_addr().ok().map(|there| Way::Tcp {
                     there,
-                    tls: link.tls.clone().map(|tls| (tls, host.clone())),
+                    tls: endpoint.tls.clone().map(|tls| (tls, host.clone())),
                 });
-                let greeted = match &link.tls {
+                let greeted = match &endpoint.tls {
                     Some(tls) => {
                         let Ok(tls) =
                             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls.clone(), host);
-                        greet(stream, tls, &link.config, to, way, &late).await
+                        greet(stream, tls, &config, to, way, &late).await
                     }
-                    None => greet(stream, NoTls, &link.config, to, way, &late).await,
+                    None => greet(stream, NoTls, &config, to, way, &late).await,
                 };
                 (greeted.map_err(settled)?, ends)
             }
@@ -68,7 +75,7 @@ impl Connection {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 let ends = Ends::of_unix(&stream);
                 let way = Some(Way::Unix(path.into()));
-                let greeted = greet(stream, NoTls, &link.local, to, way, &late).await;
+                let greeted = greet(stream, NoTls, &config, to, way, &late).await;
                 (greeted.map_err(settled)?, ends)
             }
         };
@@ -77,7 +84,7 @@ impl Connection {
             tokio::join!(Hello::say(&client, &link.hello), identity::ask(&client));
         let hello = hello.map_err(settled)?;
         hello.check(address, link.has_served())?;
-        hello.obeys(address, link.search_path.as_deref())?;
+        hello.obeys(address, endpoint.search_path())?;
         identity::no_step_back(address, server, link.latest_server())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
         let backend = direct.then_some(hello.backend);

@@ -8,29 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_postgres::Config;
-use tokio_postgres::config::{ChannelBinding, SslMode};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::bells::Shared as Bells;
 use super::blocked::{self, Blocked};
 use super::connection::Connection;
+use super::endpoint::{Endpoint, Which};
 use super::hello::HELLO;
 use super::identity;
 use super::refusal::{Kind, Refusal};
-use super::tls::connector;
 use crate::error::{Error, Human};
 use crate::ours::Primary;
 use crate::store::backoff::Backoff;
 use crate::store::hosts::{first_of, list};
-use crate::store::tls::{Encrypt, Tls};
-use crate::store::url::{Address, Binding, Server};
+use crate::store::source::{Missing, Source};
+use crate::store::url::Server;
 use crate::store::{StoreError, Table, keep_to};
-
-/// How long one attempt to connect may take, name resolution and password check included, and all
-/// hosts of the list. Less than the patience of an acquire, whose error then says what it was that
-/// did not answer.
-const DIAL: Duration = Duration::from_secs(4);
 
 /// How many connections that were given up may still owe answers to others. A table that is locked as
 /// a whole makes one each 100 ms, and who waits in it is patient.
@@ -47,22 +39,17 @@ pub(super) struct Link(Arc<Shared>);
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Link")
-            .field(&list(&self.0.addresses))
+            .field(&list(self.0.endpoint().addresses()))
             .finish()
     }
 }
 
 pub(super) struct Shared {
-    pub(super) addresses: Vec<Address>,
-    /// For how long all of them together are tried.
-    dialling: Duration,
-    /// What the server has to say that it is, where the URL sets it.
-    pub(super) search_path: Option<String>,
-    pub(super) config: Config,
-    /// For what comes in the place of the first one where there is no TLS: a Unix socket.
-    pub(super) local: Config,
-    /// None where there shall be no TLS.
-    pub(super) tls: Option<MakeRustlsConnect>,
+    /// Where the endpoint is asked for, and which of two.
+    source: Arc<Source>,
+    which: Which,
+    /// As it was said latest.
+    endpoint: Mutex<Arc<Endpoint>>,
     pub(super) hello: String,
     /// The statements, with the name of the table put in.
     pub(super) texts: Arc<[String]>,
@@ -118,14 +105,43 @@ impl Shared {
         self.state().served
     }
 
-    /// Which of the addresses serves.
-    pub(super) fn serving(&self) -> usize {
-        self.state().latest
+    /// Which of the addresses has served latest; the first one where the list is another one by now.
+    pub(super) fn serving(&self, endpoint: &Endpoint) -> usize {
+        let latest = self.state().latest;
+        if latest < endpoint.addresses().len() {
+            latest
+        } else {
+            0
+        }
     }
 
     /// Which server has served latest, where that is known.
     pub(super) fn latest_server(&self) -> Option<Primary> {
         self.state().server
+    }
+
+    pub(super) fn endpoint(&self) -> Arc<Endpoint> {
+        let endpoint = self.endpoint.lock();
+        Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a login that was refused may be let in later: it was let in before, and what it logs
+    /// in with changes.
+    pub(super) fn may_log_in_later(&self) -> bool {
+        let may_change = self.source.may_change() || self.endpoint().password_may_change();
+        may_change && self.has_served()
+    }
+
+    /// Ask where the server is, and what to log in with.
+    pub(super) async fn ask(&self) -> Result<Arc<Endpoint>, Refusal> {
+        let asked = self.endpoint().anew(&self.source, self.which).await;
+        let endpoint = asked.map_err(|missing| match missing {
+            Missing::Unusable(said) if !self.has_served() => Refusal::rejected(said, None),
+            Missing::Unusable(said) | Missing::Later(said) => Refusal::unavailable(said),
+        })?;
+        let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Arc::clone(&endpoint);
+        Ok(endpoint)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,53 +151,17 @@ impl Shared {
 
 impl Link {
     pub(super) fn new(
-        server: &Server,
+        server: Server,
+        (which, source): (Which, Arc<Source>),
         table: &Table,
         texts: Vec<String>,
         bells: Weak<Bells>,
     ) -> Result<Self, Error> {
-        let mut config = Config::new();
-        if let Some(user) = &server.user {
-            config.user(user);
-        }
-        if let Some(password) = &server.password {
-            config.password(password);
-        }
-        if let Some(database) = &server.database {
-            config.dbname(database);
-        }
-        // Poolers pass it on. Start-up `options` they refuse, and a SET would reach some connection
-        // of the pooler's and stay there: so nothing is set but what the URL says, here or later.
-        if let Some(options) = server.settings.start_up() {
-            config.options(options);
-        }
-        config.application_name(server.application.as_deref().unwrap_or("database-locks"));
-        config.channel_binding(match server.binding {
-            Binding::Disable => ChannelBinding::Disable,
-            Binding::Prefer => ChannelBinding::Prefer,
-            Binding::Require => ChannelBinding::Require,
-        });
-        let tls = Tls::new(&server.tls)?;
-        let mut local = config.clone();
-        local.ssl_mode(SslMode::Disable);
-        // With "prefer" the driver goes without only where the server answers that it has no TLS;
-        // what is wrong with a certificate ends the attempt.
-        config.ssl_mode(match tls.encrypt {
-            Encrypt::Never => SslMode::Disable,
-            Encrypt::IfOffered => SslMode::Prefer,
-            Encrypt::Always => SslMode::Require,
-        });
-        let tls = match tls.encrypt {
-            Encrypt::Never => None,
-            Encrypt::IfOffered | Encrypt::Always => Some(connector(&tls)?),
-        };
+        let endpoint = Arc::new(Endpoint::new(server)?);
         Ok(Self(Arc::new(Shared {
-            addresses: server.addresses.clone(),
-            dialling: server.connecting(DIAL),
-            search_path: server.settings.get("search_path").map(str::to_owned),
-            config,
-            local,
-            tls,
+            source,
+            which,
+            endpoint: Mutex::new(endpoint),
             hello: table.fill(HELLO),
             texts: texts.into(),
             bells,
@@ -194,7 +174,7 @@ impl Link {
 
     /// How long a caller waits who wants to know whether there is a connection.
     pub(super) fn patience(&self, within: Duration) -> Duration {
-        within.max(self.0.dialling + AFTERWARDS)
+        within.max(self.0.endpoint().dialling() + AFTERWARDS)
     }
 
     /// Do some work on the connection, within a time that includes making it.
@@ -293,7 +273,7 @@ impl Link {
                 failure.map_or_else(String::new, |failure| format!("; before that, {failure}"));
             let said = format!(
                 "no connection to {} within {}{why}",
-                list(&self.0.addresses),
+                list(self.0.endpoint().addresses()),
                 Human(within)
             );
             return Err(StoreError::Unavailable(said.into()));
@@ -372,26 +352,28 @@ impl Link {
     }
 }
 
+/// Ask for all that it takes, and connect.
+async fn dial(link: &Shared) -> Dialled {
+    let endpoint = link.ask().await?;
+    let (addresses, first) = (endpoint.addresses(), link.serving(&endpoint));
+    let dialled = first_of(addresses, first, endpoint.dialling(), |at, within| {
+        Connection::dial(link, &endpoint, at, within)
+    });
+    let (at, on) = dialled.await.map_err(Refusal::from)?;
+    link.state().latest = at;
+    tracing::debug!(
+        direct = on.prepared.is_some(),
+        "connected to {}",
+        addresses[at]
+    );
+    Ok(on)
+}
+
 async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Option<Dialled>>) {
     tokio::time::sleep(pause).await;
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
-    let first = link.state().latest;
-    let dialled = first_of(&link.addresses, first, link.dialling, |at, within| {
-        Connection::dial(&link, at, within)
-    });
-    let dialled = match dialled.await {
-        Ok((at, on)) => {
-            link.state().latest = at;
-            tracing::debug!(
-                direct = on.prepared.is_some(),
-                "connected to {}",
-                link.addresses[at]
-            );
-            Ok(on)
-        }
-        Err(failure) => Err(Refusal::from(failure)),
-    };
+    let dialled = dial(&link).await;
     let mut replaced = None;
     let mut state = link.state();
     match &dialled {

@@ -28,6 +28,7 @@ mod cancel;
 mod connection;
 mod dial;
 mod doctor;
+mod endpoint;
 mod ends;
 mod hello;
 mod identity;
@@ -49,6 +50,7 @@ use tokio_postgres::types::Type;
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
 use self::bells::{ABOUT, Bells, WAIT};
 use self::connection::Connection;
+use self::endpoint::Which;
 use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
@@ -56,6 +58,7 @@ use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
 use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
 use super::rows::Seen;
+use super::source::Source;
 use super::url::Server;
 use super::{
     Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
@@ -141,14 +144,18 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    pub(super) fn new(server: &Server, table: &Table) -> Result<Self, Error> {
+    pub(super) fn new(server: Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
         let texts: Vec<_> = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         let bells = Bells::new(table.fill(ABOUT), |bells| {
-            let link = |listen: &Server| Link::new(listen, table, texts.clone(), bells);
+            let link = |listen: &Server| {
+                let way = (Which::Listening, Arc::clone(&source));
+                Link::new(listen.clone(), way, table, texts.clone(), bells)
+            };
             server.listen.as_deref().map(link).transpose()
         })?;
+        let way = (Which::Main, source);
         Ok(Self {
-            link: Link::new(server, table, texts, bells.listener())?,
+            link: Link::new(server, way, table, texts, bells.listener())?,
             bells,
             table: table.clone(),
             install: table.fill(INSTALL),

@@ -45,6 +45,12 @@ impl Refusal {
         self
     }
 
+    /// Whether it is this login that was refused: the user or the password.
+    pub(super) fn is_about_login(&self) -> bool {
+        let code = self.code.as_ref().map(SqlState::code);
+        matches!(code, Some("28P01" | "28000"))
+    }
+
     pub(super) fn unavailable(said: impl Into<String>) -> Self {
         Self {
             kind: Kind::Unavailable,
@@ -78,6 +84,9 @@ const CONNECT: &str = "the role may not connect to this database: as its owner, 
                        DATABASE … TO the role, or name another database";
 const LOGIN: &str = "the server does not let this user in: check the user name, the client certificate \
                      if it wants one (sslcert and sslkey), and the server's pg_hba.conf";
+
+const PASSWORD: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
+                        in ~/.pgpass with mode 0600";
 
 /// What an error of the server calls for, by its code and by the function of the server that raised it:
 /// messages are translated.
@@ -172,9 +181,7 @@ impl From<tokio_postgres::Error> for Refusal {
         let kind = match &*said {
             _ if broken => Kind::Gone,
             // The driver's word where the server asks for a password and the URL has none.
-            said if said.ends_with("password missing") => {
-                Kind::Rejected(Some("the server asks for a password: put it into the URL"))
-            }
+            said if said.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
             _ => Kind::Rejected(None),
         };
         Self {

@@ -30,16 +30,16 @@ pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
         Some(Identity { chain, key, .. }) => config
             .with_client_auth_cert(chain.clone(), key.clone_key())
             .map_err(|error| {
-                let got = format!("with a client certificate that cannot be used: {error}");
-                Error::config("url", got, "given another one with sslcert= and sslkey=")
+                let got = format!("has a client certificate that cannot be used: {error}");
+                Error::config("url", got, "give another one with sslcert= and sslkey=")
             })?,
     };
     Ok(MakeRustlsConnect::new(config))
 }
 
 fn unusable(error: impl std::fmt::Display) -> Error {
-    let got = format!("with root certificates that cannot be used: {error}");
-    Error::config("url", got, "given other ones with sslrootcert=")
+    let got = format!("has root certificates that cannot be used: {error}");
+    Error::config("url", got, "give other ones with sslrootcert=")
 }
 
 /// Checks of a server's certificate what is asked for, and in each mode that the server has the key

@@ -16,6 +16,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 pub(super) struct Thread {
     path: PathBuf,
+    create: bool,
     fences: Fences,
     statements: Statements,
     /// What the thread takes its jobs from; none: not started, or it has ended.
@@ -36,9 +37,14 @@ struct Queue {
 const MOST_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
-    pub(super) fn new(path: PathBuf, fences: Fences, statements: Statements) -> Self {
+    pub(super) fn new(
+        (path, create): (PathBuf, bool),
+        fences: Fences,
+        statements: Statements,
+    ) -> Self {
         Self {
             path,
+            create,
             fences,
             statements,
             jobs: Mutex::new(None),
@@ -62,6 +68,7 @@ impl Thread {
         let (sender, jobs) = mpsc::channel::<Job>();
         let mut worker = Worker {
             path: self.path.clone(),
+            create: self.create,
             fences: self.fences.clone(),
             statements: self.statements.clone(),
             file: None,
@@ -157,7 +164,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let folder = tempfile::tempdir().unwrap();
-        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), &Table::default());
+        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), true, &Table::default());
         let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
         sqlite.connect(long).await.unwrap();
         let (thaw, frozen) = mpsc::channel::<()>();

@@ -30,6 +30,8 @@ pub(super) struct File {
 /// What the thread of a connection works with.
 pub(super) struct Worker {
     pub(super) path: PathBuf,
+    /// Whether the file is made where it is missing.
+    pub(super) create: bool,
     pub(super) fences: Fences,
     pub(super) statements: Statements,
     pub(super) file: Option<File>,
@@ -72,6 +74,13 @@ impl Worker {
         }
         new_enough(rusqlite::version_number(), rusqlite::version())?;
         let shown = self.path.display();
+        if !self.create && !self.path.exists() {
+            let hint = "check the path, or make the file and its table with `dblock init`";
+            return Err(StoreError::rejected(
+                format!("there is no file {shown}"),
+                Some(hint),
+            ));
+        }
         // For its owner only, whatever the umask: who can write it can take every lock.
         // Closed again before SQLite opens it, and by one thread at a time: closing any descriptor of
         // a file gives up all locks that this process has on it, SQLite's among them.

@@ -11,9 +11,16 @@ use crate::store::tls;
 
 /// One server, or several of which the first that can be written to is the one; and who wants to
 /// talk to it.
+#[derive(Clone, PartialEq, Eq)]
 pub(in crate::store) struct Server {
     pub user: Option<String>,
     pub password: Option<String>,
+    /// Where there is no password: the one of libpq's file for each of the addresses.
+    pub passwords_by_host: Vec<Option<String>>,
+    /// The password is a file's, which may have another one the next time.
+    pub password_of_file: bool,
+    /// libpq's file of passwords, where it is not the usual one.
+    pub passfile: Option<PathBuf>,
     /// In the order in which they are tried; never empty.
     pub addresses: Vec<Address>,
     pub database: Option<String>,
@@ -38,6 +45,26 @@ impl Server {
         let hosts = u32::try_from(self.addresses.len()).unwrap_or(u32::MAX);
         self.connect_timeout
             .map_or(by_default, |of_each| of_each.saturating_mul(hosts))
+    }
+
+    /// What to log in with at one of the addresses.
+    pub(in crate::store) fn password_at(&self, at: usize) -> Option<&str> {
+        let of_host = || self.passwords_by_host.get(at)?.as_deref();
+        self.password.as_deref().or_else(of_host)
+    }
+
+    /// The same without what a login alone needs. Two that are equal so differ in nothing that a
+    /// connection is prepared with.
+    pub(in crate::store) fn without_passwords(&self) -> Self {
+        Self {
+            password: None,
+            passwords_by_host: Vec::new(),
+            listen: self
+                .listen
+                .as_ref()
+                .map(|listen| Box::new(listen.without_passwords())),
+            ..self.clone()
+        }
     }
 }
 
@@ -80,8 +107,8 @@ pub(in crate::store) enum Binding {
 }
 
 /// What an option is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Key {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
     Host,
     Port,
     Socket,
@@ -100,6 +127,8 @@ enum Key {
     InitCommand,
     ConnectTimeout,
     Listen,
+    Service,
+    Passfile,
 }
 
 /// What the servers' URLs differ in.
@@ -129,6 +158,8 @@ pub(super) const POSTGRES: Dialect = Dialect {
         ("search_path", Key::SearchPath),
         ("connect_timeout", Key::ConnectTimeout),
         ("target_session_attrs", Key::Session),
+        ("service", Key::Service),
+        ("passfile", Key::Passfile),
         ("listen_url", Key::Listen),
     ],
 };
@@ -153,77 +184,200 @@ pub(super) const MYSQL: Dialect = Dialect {
     ],
 };
 
-pub(super) fn server(rest: &str, dialect: &Dialect) -> Result<Server, Error> {
+/// What one source says of a server: the URL, a service, the environment, an option file. What it
+/// leaves out is filled in from the next one.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) service: Option<String>,
+    places: Places,
+    database: Option<String>,
+    application: Option<String>,
+    tls: tls::Wanted,
+    binding: Option<Binding>,
+    settings: Settings,
+    init_command: Option<String>,
+    listen: Option<String>,
+    connect_timeout: Option<Duration>,
+    passfile: Option<PathBuf>,
+    password_of_file: bool,
+}
+
+/// What a URL says, and nothing else.
+pub(super) fn draft(rest: &str, dialect: &Dialect) -> Result<Draft, Error> {
     let Some(rest) = rest.strip_prefix("//") else {
-        return refuse("without `//`", FORMS);
+        return refuse("has no `//` behind its scheme", &format!("write {FORMS}"));
     };
     let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
     // Else a part of the password would be taken for an option, and shown as an unknown one.
     if options.contains('@') {
-        let allowed = "percent-encoded: `?` in a user name or password is %3F, and `@` is %40";
-        return refuse("with an `@` behind its `?`", allowed);
+        let hint = "percent-encode: `?` in a user name or password is %3F, and `@` is %40";
+        return refuse("has an `@` behind its `?`", hint);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     // Else a part of the password would be taken for the host, and shown as one that cannot be found.
     if database.contains('@') {
-        let allowed = "percent-encoded: `/` in a user name or password is %2F, and `@` is %40";
-        return refuse("with an `@` behind its `/`", allowed);
+        let hint = "percent-encode: `/` in a user name or password is %2F, and `@` is %40";
+        return refuse("has an `@` behind its `/`", hint);
     }
-    // The last `@`: a password that somebody forgot to encode may hold one as well.
+    // The last `@`: a password that was not encoded may hold one as well.
     let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = match login.split_once(':') {
         Some((user, password)) => (user, Some(decode(password, "password")?)),
         None => (login, None),
     };
-    let mut server = Server {
+    let mut draft = Draft {
         user: some(decode(user, "user name")?),
         password,
-        addresses: Vec::new(),
+        places: Places::listed(places)?,
         database: some(decode(database, "database name")?),
-        application: None,
-        tls: tls::Wanted::default(),
-        binding: Binding::default(),
-        settings: Settings::default(),
-        init_command: None,
-        listen: None,
-        connect_timeout: None,
+        ..Draft::default()
     };
-    let (mut places, mut listen) = (Places::listed(places)?, None);
     for option in options.split('&').filter(|o| !o.is_empty()) {
-        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let value = decode(value, "option")?;
-        let known = dialect.options.iter().find(|(name, _)| *name == key);
-        match known.map(|(_, of)| of) {
-            Some(Key::Host) => places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
-            Some(Key::Port) => places.ports = ports(&value)?,
-            Some(Key::Socket) => places.socket(value)?,
-            Some(Key::User) => server.user = some(value),
-            Some(Key::Password) => server.password = Some(value),
-            Some(Key::Database) => server.database = some(value),
-            Some(Key::Application) => server.application = some(value),
-            Some(Key::TlsMode) => server.tls.mode = Some(tls::Mode::of(key, &value)?),
-            Some(Key::Roots) => server.tls.roots = Some(tls::Roots::of(key, &value)?),
-            Some(Key::Certificate) => server.tls.certificate = Some(tls::file_of(key, value)?),
-            Some(Key::Secret) => server.tls.key = Some(tls::file_of(key, value)?),
-            Some(Key::Session) => session(&value)?,
-            Some(Key::Binding) => server.binding = binding(&value)?,
-            Some(Key::Options) => server.settings.options(&value)?,
-            Some(Key::SearchPath) => server.settings.set("search_path", &value)?,
-            Some(Key::InitCommand) if value.trim().is_empty() => {
-                return refuse("with an empty `init_command`", "a statement, or without it");
-            }
-            Some(Key::InitCommand) => server.init_command = Some(value),
-            Some(Key::ConnectTimeout) => server.connect_timeout = Some(seconds(&value)?),
-            Some(Key::Listen) => listen = Some(value),
-            None => return unknown(key, dialect),
+        match dialect.key(name) {
+            Some(key) => draft.take(key, name, value)?,
+            None => return unknown(name, dialect),
         }
     }
-    server.tls.check()?;
-    server.addresses = places.addresses(dialect)?;
-    if let Some(url) = listen {
-        server.listen = Some(Box::new(listening(&url, &server)?));
+    Ok(draft)
+}
+
+impl Dialect {
+    pub(super) fn key(&self, name: &str) -> Option<Key> {
+        let known = self.options.iter().find(|(known, _)| *known == name);
+        known.map(|(_, key)| *key)
     }
-    Ok(server)
+}
+
+impl Draft {
+    /// Remember what one option says, in the place of what was said before.
+    pub(super) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
+        match key {
+            Key::Host => self.places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
+            Key::Port => self.places.ports = ports(&value)?,
+            Key::Socket => self.places.socket(value)?,
+            Key::User => self.user = some(value),
+            Key::Password => self.password = Some(value),
+            Key::Database => self.database = some(value),
+            Key::Application => self.application = some(value),
+            Key::TlsMode => self.tls.mode = Some(tls::Mode::of(name, &value)?),
+            Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
+            Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
+            Key::Secret => self.tls.key = Some(tls::file_of(name, value)?),
+            Key::Session => session(&value)?,
+            Key::Binding => self.binding = Some(binding(&value)?),
+            Key::Options => self.settings.options(&value)?,
+            Key::SearchPath => self.settings.set("search_path", &value)?,
+            Key::InitCommand if value.trim().is_empty() => {
+                return refuse(
+                    "has an empty `init_command`",
+                    "give a statement, or leave it out",
+                );
+            }
+            Key::InitCommand => self.init_command = Some(value),
+            Key::ConnectTimeout => self.connect_timeout = Some(seconds(&value)?),
+            Key::Listen => self.listen = Some(value),
+            Key::Service => self.service = some(value),
+            Key::Passfile => self.passfile = some(value).map(Into::into),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing that another source says of it would count.
+    pub(super) fn has(&self, key: Key) -> bool {
+        let no_tls = self.tls.mode == Some(tls::Mode::Disable);
+        match key {
+            Key::Host | Key::Socket => !self.places.is_open(),
+            Key::Port => self.places.has_port(),
+            Key::User => self.user.is_some(),
+            Key::Password => self.password.is_some(),
+            Key::Database => self.database.is_some(),
+            Key::Application => self.application.is_some(),
+            Key::TlsMode => self.tls.mode.is_some(),
+            Key::Roots => no_tls || self.tls.roots.is_some(),
+            Key::Certificate | Key::Secret => {
+                no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
+            }
+            Key::Binding => self.binding.is_some(),
+            Key::ConnectTimeout => self.connect_timeout.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Fill in what was left out with what the next source says.
+    pub(super) fn fill(&mut self, from: Self) {
+        self.user = self.user.take().or(from.user);
+        if self.password.is_none() {
+            self.password = from.password;
+            self.password_of_file = from.password_of_file;
+        }
+        self.places.fill(from.places);
+        self.database = self.database.take().or(from.database);
+        self.application = self.application.take().or(from.application);
+        self.tls.fill(from.tls);
+        self.binding = self.binding.or(from.binding);
+        self.settings.fill(from.settings);
+        self.connect_timeout = self.connect_timeout.or(from.connect_timeout);
+        self.passfile = self.passfile.take().or(from.passfile);
+    }
+
+    /// What was said so far stands in a file.
+    pub(super) fn of_file(mut self) -> Self {
+        self.password_of_file = self.password.is_some();
+        self
+    }
+
+    /// Add to `options` what libpq's variable `PGOPTIONS` sets that locks let anyone set. It may
+    /// hold more, for other programs.
+    pub(super) fn settings_of(&mut self, options: &str) {
+        self.settings.options_that_may_be(options);
+    }
+
+    /// How long to connect for, as libpq has it: what is not positive means no limit, and here the
+    /// usual one.
+    pub(super) fn libpq_timeout(&mut self, text: &str) -> Result<(), Error> {
+        match text.trim().parse::<i64>() {
+            Ok(seconds) if seconds > 0 => {
+                let seconds = u64::try_from(seconds).unwrap_or(60).min(60);
+                self.connect_timeout = Some(Duration::from_secs(seconds));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(_) => seconds(text).map(drop),
+        }
+    }
+
+    /// libpq's file of passwords, unless it was said already.
+    pub(super) fn passfile_or(&mut self, path: Option<String>) {
+        self.passfile = self.passfile.take().or(path.map(Into::into));
+    }
+
+    pub(super) fn finish(self, dialect: &Dialect) -> Result<Server, Error> {
+        self.tls.check()?;
+        let mut server = Server {
+            user: self.user,
+            password: self.password,
+            passwords_by_host: Vec::new(),
+            password_of_file: self.password_of_file,
+            passfile: self.passfile,
+            addresses: self.places.addresses(dialect)?,
+            database: self.database,
+            application: self.application,
+            tls: self.tls,
+            binding: self.binding.unwrap_or_default(),
+            settings: self.settings,
+            init_command: self.init_command,
+            listen: None,
+            connect_timeout: self.connect_timeout,
+        };
+        if let Some(url) = self.listen {
+            server.listen = Some(Box::new(listening(&url, &server)?));
+        }
+        Ok(server)
+    }
 }
 
 /// What `listen_url` names: what it does not say is as in the URL that it is an option of.
@@ -233,15 +387,22 @@ fn listening(url: &str, main: &Server) -> Result<Server, Error> {
     // Its own complaints begin with "`url` is".
     let mut listen = match super::parse(url) {
         Ok(Target::Postgres(listen)) if listen.listen.is_none() => listen,
-        Err(Error::Config { got, allowed, .. }) => {
-            return refuse(format!("with a listen_url that is {got}"), &allowed);
+        Err(Error::Config { got, allowed, .. }) if got.starts_with("has ") => {
+            return refuse(format!("has a listen_url that {got}"), &allowed);
         }
-        _ => return refuse("with a listen_url of another form", form),
+        Err(Error::Config { got, allowed, .. }) => {
+            return refuse(
+                format!("has a listen_url that is {got}"),
+                &format!("write {allowed}"),
+            );
+        }
+        _ => return refuse("has a listen_url of another form", &format!("write {form}")),
     };
     if listen.user.is_none() {
         listen.user.clone_from(&main.user);
         if listen.password.is_none() {
             listen.password.clone_from(&main.password);
+            listen.password_of_file = main.password_of_file;
         }
     }
     if listen.database.is_none() {
@@ -256,6 +417,7 @@ fn listening(url: &str, main: &Server) -> Result<Server, Error> {
         listen.settings = main.settings.clone();
     }
     listen.application = listen.application.or_else(|| main.application.clone());
+    listen.passfile = listen.passfile.or_else(|| main.passfile.clone());
     listen.connect_timeout = listen.connect_timeout.or(main.connect_timeout);
     Ok(listen)
 }
@@ -268,8 +430,8 @@ fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
     let key: String = key.chars().take(40).collect();
     let names: Vec<_> = dialect.options.iter().map(|(name, _)| *name).collect();
     refuse(
-        format!("with the unknown option `{}`", key.escape_debug()),
-        &format!("without it; the options are {}", names.join(", ")),
+        format!("has the unknown option `{}`", key.escape_debug()),
+        &format!("the options are {}", names.join(", ")),
     )
 }
 
@@ -279,9 +441,8 @@ fn session(value: &str) -> Result<(), Error> {
     match value {
         "any" | "read-write" | "primary" => Ok(()),
         _ => refuse(
-            "with a target_session_attrs that asks for something else than a server to write to",
-            "read-write, primary or any, which all mean a server that can be written to: locks have \
-             to be",
+            "has a target_session_attrs that asks for a server that cannot be written to",
+            "locks have to be written: read-write, primary and any all mean a server that can be",
         ),
     }
 }
@@ -290,8 +451,8 @@ fn seconds(value: &str) -> Result<Duration, Error> {
     match value.parse() {
         Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
         _ => refuse(
-            "with a connect_timeout that cannot be",
-            "whole seconds, 1 to 60",
+            "has a connect_timeout that is no number from 1 to 60",
+            "give whole seconds",
         ),
     }
 }
@@ -302,15 +463,16 @@ fn binding(value: &str) -> Result<Binding, Error> {
         "prefer" => Ok(Binding::Prefer),
         "require" => Ok(Binding::Require),
         _ => refuse(
-            "with an unknown channel_binding",
-            "disable, prefer or require",
+            "has an unknown channel_binding",
+            "it can be disable, prefer or require",
         ),
     }
 }
 
 /// Where to look for servers, as it was written.
+#[derive(Default)]
 struct Places {
-    /// A name, address or path each, and its port.
+    /// A name, address or path each, and its port; empty: not said.
     hosts: Vec<(String, Option<u16>)>,
     /// Of the option: one for all of the hosts, or one for each.
     ports: Vec<u16>,
@@ -330,23 +492,54 @@ impl Places {
 
     fn socket(&mut self, path: String) -> Result<(), Error> {
         if !path.starts_with('/') {
-            return refuse("with a socket that is no path", "socket=/absolute/path");
+            return refuse(
+                "has a socket that is no path",
+                "write socket=/absolute/path",
+            );
         }
         if self.hosts.len() > 1 {
-            let allowed = "either; in a list of hosts a socket is written as %2Fpath%2Fto%2Fit";
-            return refuse("of several hosts and with a socket", allowed);
+            let hint = "give either; in a list of hosts a socket is written as %2Fpath%2Fto%2Fit";
+            return refuse("has several hosts and a socket", hint);
         }
         self.hosts = vec![(path, None)];
         Ok(())
     }
 
+    /// Whether no host was said.
+    fn is_open(&self) -> bool {
+        match &*self.hosts {
+            [] => true,
+            [(host, _)] => host.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn has_port(&self) -> bool {
+        !self.ports.is_empty() || self.hosts.iter().any(|(_, port)| port.is_some())
+    }
+
+    /// Hosts and ports are filled in each for itself, as libpq does it.
+    fn fill(&mut self, from: Self) {
+        let port = self.hosts.iter().find_map(|(_, port)| *port);
+        if self.is_open() && !from.is_open() {
+            self.hosts = from.hosts;
+            self.ports = port.map_or_else(|| std::mem::take(&mut self.ports), |port| vec![port]);
+        }
+        if port.is_none() && self.ports.is_empty() {
+            self.ports = from.ports;
+        }
+    }
+
     fn addresses(self, dialect: &Dialect) -> Result<Vec<Address>, Error> {
-        let (count, ports) = (self.hosts.len(), &self.ports);
+        let (mut hosts, ports) = (self.hosts, &self.ports);
+        if hosts.is_empty() {
+            hosts.push((String::new(), None));
+        }
+        let count = hosts.len();
         if ports.len() > 1 && ports.len() != count {
-            let allowed = "one port for all hosts, or one for each";
             return refuse(
-                format!("of {count} hosts and {} ports", ports.len()),
-                allowed,
+                format!("has {count} hosts and {} ports", ports.len()),
+                "give one port for all hosts, or one for each",
             );
         }
         let port_of = |at: usize| ports.get(at).or(ports.first()).copied();
@@ -358,10 +551,10 @@ impl Places {
                 }
                 host if !host.is_empty() => Address::Tcp(host, port),
                 _ if count == 1 => Address::Tcp("localhost".into(), port),
-                _ => return refuse("with an empty host in its list", "HOST:PORT,HOST:PORT"),
+                _ => return refuse("has an empty host in its list", "write HOST:PORT,HOST:PORT"),
             })
         };
-        self.hosts.into_iter().enumerate().map(address).collect()
+        hosts.into_iter().enumerate().map(address).collect()
     }
 }
 
@@ -369,7 +562,7 @@ fn ports(value: &str) -> Result<Vec<u16>, Error> {
     let port = |text: &str| text.parse().ok().filter(|port| *port > 0);
     match value.split(',').map(port).collect() {
         Some(ports) => Ok(ports),
-        None => refuse("with a bad port", "a port of 1 to 65535"),
+        None => refuse("has a port that is no number from 1 to 65535", "correct it"),
     }
 }
 
@@ -389,9 +582,8 @@ fn host_and_port(place: &str) -> Result<(&str, Option<u16>), Error> {
         Some(Ok(port)) if port > 0 => Ok((host, Some(port))),
         // Not repeated: in `postgres://user:pass word/db` this is the password.
         Some(_) => refuse(
-            "with a bad port",
-            "a port of 1 to 65535; `@`, `:` and `/` in a \
-                           user name or password must be written %40, %3A and %2F",
+            "has a port that is no number from 1 to 65535",
+            "write `@`, `:` and `/` in a user name or password as %40, %3A and %2F",
         ),
     }
 }
@@ -557,7 +749,7 @@ mod tests {
         ));
         let said = said.unwrap_err().to_string();
         assert!(
-            said.contains("with a listen_url that is with an unknown `sslmode`"),
+            said.contains("has a listen_url that has an unknown `sslmode`"),
             "{said}"
         );
     }

@@ -54,6 +54,24 @@ impl Settings {
         Ok(())
     }
 
+    /// The same, but what may not be set or is no setting is passed over.
+    pub(super) fn options_that_may_be(&mut self, text: &str) {
+        for word in joined(words(text)) {
+            if let Some((name, value)) = word.split_once('=') {
+                let _ = self.set(&name.trim().replace('-', "_"), value);
+            }
+        }
+    }
+
+    /// Set what is not set yet.
+    pub(super) fn fill(&mut self, from: Self) {
+        for (name, value) in from.0 {
+            if self.0.iter().all(|(set, _)| *set != name) {
+                self.0.push((name, value));
+            }
+        }
+    }
+
     /// The latest counts, as with the server.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let known = ALLOWED
@@ -94,6 +112,20 @@ impl Settings {
     }
 }
 
+/// `NAME=VALUE` of each setting, whichever way it is written; other words as they are.
+fn joined(words: Vec<String>) -> Vec<String> {
+    let (mut settings, mut words) = (Vec::new(), words.into_iter());
+    while let Some(word) = words.next() {
+        settings.push(match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(long), _) => long.to_owned(),
+            (None, Some("")) => words.next().unwrap_or_default(),
+            (None, Some(pair)) => pair.to_owned(),
+            (None, None) => word,
+        });
+    }
+    settings
+}
+
 /// As the server splits them.
 fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut chars) = (Vec::new(), None::<String>, text.chars());
@@ -110,8 +142,8 @@ fn words(text: &str) -> Vec<String> {
 
 fn malformed<T>() -> Result<T, Error> {
     refuse(
-        "with `options` of another form than settings",
-        "-c NAME=VALUE or --NAME=VALUE, percent-encoded: options=-c%20search_path%3Dapp",
+        "has `options` of another form than settings",
+        "write -c NAME=VALUE or --NAME=VALUE, percent-encoded: options=-c%20search_path%3Dapp",
     )
 }
 
@@ -123,10 +155,10 @@ fn not_allowed<T>(name: &str) -> Result<T, Error> {
         false => "what is no setting".to_owned(),
     };
     let allowed = format!(
-        "without it: it could break what the locks count on, or is of no use to them. {} can be set",
+        "it could break what the locks count on, or is of no use to them; {} can be set",
         ALLOWED.join(", ")
     );
-    refuse(format!("with `options` that set {shown}"), &allowed)
+    refuse(format!("has `options` that set {shown}"), &allowed)
 }
 
 #[cfg(test)]

@@ -1,0 +1,259 @@
+//! Passwords that change: asked for at each connect, from a function or a file, on real servers.
+
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use database_locks::{BoxError, Error, LockGuard, Locks, blocking};
+use testkit::{Lab, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// On PostgreSQL the one user whom the test server asks for a password.
+fn user(lab: &Lab) -> &'static str {
+    if lab.is_mysql_like() {
+        "rotating"
+    } else {
+        "locker"
+    }
+}
+
+/// Give the user this password, close all of its connections, and wait until they are closed.
+fn change_password(lab: &Lab, password: &str) {
+    let user = user(lab);
+    if !lab.is_mysql_like() {
+        lab.sql(&format!("ALTER ROLE {user} PASSWORD '{password}'"));
+        lab.sql(&format!(
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE usename = '{user}'"
+        ));
+        return;
+    }
+    let identified = format!("'{user}'@'127.0.0.1' IDENTIFIED BY '{password}'");
+    lab.sql(&format!("CREATE USER IF NOT EXISTS {identified}"));
+    lab.sql(&format!("ALTER USER {identified}"));
+    lab.sql(&format!("GRANT ALL ON `t\\_%`.* TO '{user}'@'127.0.0.1'"));
+    let ids = format!("SELECT id FROM information_schema.processlist WHERE user = '{user}'");
+    for id in lab.sql(&ids).split_whitespace() {
+        // It may have ended meanwhile.
+        let _ = lab.stranger().run(&format!("KILL {id}"));
+        let left = format!("{ids} AND id = {id}");
+        let closed = || lab.sql(&left).trim().is_empty();
+        assert!(testkit::time::wait_until(SOON, closed), "{id} is closed");
+    }
+}
+
+/// The URL of the lab for that user, with no password or this one.
+fn url(lab: &Lab, password: Option<&str>) -> String {
+    let (scheme, rest) = lab.url.split_once("://").unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
+    let password = password.map_or_else(String::new, |password| format!(":{password}"));
+    format!("{scheme}://{}{password}@{place}", user(lab))
+}
+
+async fn hold(locks: &Locks, name: &str) -> LockGuard {
+    let lock = locks.lock(name).ttl(ms(20_000)).renew_every(ms(200));
+    lock.acquire()
+        .await
+        .unwrap_or_else(|error| panic!("{}", error.chain()))
+}
+
+/// Until the lease was renewed on a connection that was made since.
+async fn renewed(guard: &LockGuard) {
+    let done = tokio::time::timeout(SOON, async {
+        while guard.trusted_for() < ms(15_000) || guard.check().await.is_err() {
+            tokio::time::sleep(ms(50)).await;
+        }
+    });
+    done.await.expect("renewed");
+    assert!(guard.is_held());
+}
+
+/// Put another file in the place of one, which is there at each moment.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
+    change_password(lab, "first");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("url");
+    let passfile = folder.path().join("passwords");
+    let tell = |password: &str| {
+        replace(&file, &(url(lab, Some(password)) + "\n"));
+        replace(&passfile, &format!("*:*:*:*:{password}\n"));
+    };
+    tell("first");
+    let (secret, asked) = (Arc::new(Mutex::new("first\n".to_owned())), Arc::default());
+    let by_function = {
+        let (secret, asked) = (Arc::clone(&secret), Arc::<AtomicU32>::clone(&asked));
+        Locks::builder(url(lab, None)).password(move || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Ok(secret.lock().unwrap().clone())
+        })
+    };
+    let by_function = by_function.connect().await.unwrap();
+    by_function.migrate().await.unwrap();
+    let by_file = Locks::builder_from_file(&file)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut all = vec![by_function, by_file];
+    if !lab.is_mysql_like() {
+        let url = format!("{}?passfile={}", url(lab, None), passfile.display());
+        all.push(Locks::connect(url).await.unwrap());
+    }
+    let mut guards = Vec::new();
+    for (i, locks) in all.iter().enumerate() {
+        guards.push(hold(locks, &format!("held-{i}")).await);
+    }
+    let before = asked.load(Ordering::SeqCst);
+    assert!(before > 0, "asked when it connected");
+
+    *secret.lock().unwrap() = "second".into();
+    tell("second");
+    change_password(lab, "second");
+    for guard in &guards {
+        renewed(guard).await;
+    }
+    assert!(asked.load(Ordering::SeqCst) > before, "asked again");
+
+    // The server knows the new one first: a login that is refused meanwhile loses nothing.
+    change_password(lab, "third");
+    let wait = |(i, locks): (usize, &Locks)| {
+        let lock = locks.lock(format!("new-{i}")).wait(SOON);
+        tokio::spawn(async move { lock.acquire().await })
+    };
+    let waiters: Vec<_> = all.iter().enumerate().map(wait).collect();
+    tokio::time::sleep(ms(700)).await;
+    assert!(guards.iter().all(LockGuard::is_held));
+    assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+    *secret.lock().unwrap() = "third".into();
+    tell("third");
+    for guard in &guards {
+        renewed(guard).await;
+    }
+    for waiter in waiters {
+        guards.push(waiter.await.unwrap().expect("it went on waiting"));
+    }
+    for guard in guards {
+        guard.release().await.unwrap();
+    }
+    let stale = Locks::connect(url(lab, Some("first"))).await;
+    let said = stale.expect_err("an old password");
+    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+    assert!(!said.chain().contains("first"), "{said:?}");
+    promise("P6", lab.engine);
+    promise("P14", lab.engine);
+}
+
+async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
+    lab.locks().await;
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    let locks =
+        Locks::builder(&lab.url).password(move || match counted.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => Err("the token service is down".into()),
+            2 => panic!("a fault of the function's"),
+            _ => Ok(String::new()),
+        });
+    let locks = locks.connect_lazy().unwrap();
+    let guard = locks.lock("job").wait(SOON).acquire().await.expect("later");
+    assert!(asked.load(Ordering::SeqCst) >= 4);
+    guard.release().await.unwrap();
+
+    let down = || -> Result<String, BoxError> {
+        Err(io::Error::other("the token service is down").into())
+    };
+    let builder = Locks::builder(&lab.url).password(down);
+    let said = builder.clone().connect().await.expect_err("no password");
+    let lock = builder.connect_lazy().unwrap().lock("job").wait(ms(300));
+    for said in [said, lock.acquire().await.expect_err("no password")] {
+        assert!(matches!(said, Error::Unavailable { .. }), "{said:?}");
+        let chain = said.chain();
+        assert!(
+            chain.contains("the password could not be had: the token"),
+            "{chain}"
+        );
+    }
+    let of_no_use = Locks::builder(&lab.url)
+        .password(|| Err(io::Error::new(io::ErrorKind::InvalidInput, "no such secret").into()));
+    let said = of_no_use.connect().await.expect_err("no password");
+    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+    promise("P12", lab.engine);
+}
+
+/// No more than one call at a time, and what else is held is renewed meanwhile.
+async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
+    let others = lab.locks().await;
+    let held = others.lock("held").ttl(ms(1500)).acquire().await.unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let (wait, asked) = (Mutex::new(wait), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&asked);
+    let locks = Locks::builder(&lab.url).password(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let _ = wait.lock().unwrap().recv();
+        Ok(String::new())
+    });
+    let locks = locks.connect_lazy().unwrap();
+    for _ in 0..3 {
+        let late = locks.lock("job").wait(ms(700)).acquire().await;
+        assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    assert!(held.is_held(), "renewed meanwhile");
+    drop(go);
+    let guard = locks
+        .lock("job")
+        .wait(SOON)
+        .acquire()
+        .await
+        .expect("it answered");
+    guard.release().await.unwrap();
+    held.release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
+lab_tests!(postgres: a_held_lock_reconnects_with_the_new_password,
+    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up);
+lab_tests!(mariadb: a_held_lock_reconnects_with_the_new_password,
+    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up);
+lab_tests!(mysql: a_held_lock_reconnects_with_the_new_password);
+
+#[test]
+fn blocking_code_has_functions_for_passwords_too() {
+    let Some(lab) = Lab::postgres() else { return };
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    let locks = blocking::Locks::builder(&lab.url).password(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok("not needed".into())
+    });
+    let locks = locks.connect().unwrap();
+    locks.migrate().unwrap();
+    locks.lock("job").acquire().unwrap().release().unwrap();
+    assert!(asked.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn what_a_builder_shows_has_no_secret() {
+    let builder = Locks::builder("postgres://u:hunter2@h/d")
+        .password(|| Ok("hunter2".into()))
+        .url_with(|| Ok("postgres://u:hunter2@h/d".into()));
+    let shown = format!("{builder:?} {:?}", builder.clone().connect_lazy());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let missing = Locks::builder_from_file(Path::new("/no/such/file")).unwrap_err();
+    assert!(matches!(missing, Error::Config { .. }), "{missing:?}");
+}

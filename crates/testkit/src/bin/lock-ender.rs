@@ -1,0 +1,157 @@
+//! A program that ends in some way right after its lock, which must be free then.
+//!
+//! `lock-ender URL NAME HOW`: takes the lock, and HOW is
+//!
+//! - `question-mark`: a `?` in a `main` on several threads drops the guard;
+//! - `current-thread`: the same on one thread;
+//! - `exit`: the guard is dropped, and `std::process::exit` called;
+//! - `panic`: `main` panics;
+//! - `task`: a task that never ends has the guard, and is dropped with the runtime;
+//! - `shutdown`: the same with a runtime that does not wait for its tasks;
+//! - `detached`: a thread has the guard that goes on until the process ends;
+//! - `exit-holding`: `std::process::exit` is called with the guard in hand;
+//! - `leaked`: the guard is leaked;
+//! - `thread`: a thread drops the guard, and `main` does not wait for that thread to end;
+//! - `thread-local`: a thread-local value has the guard;
+//! - `given-up`: nothing is held, but an acquire is given up in the middle;
+//! - `when-told`: says `held`, and `main` ends when it is sent a line;
+//! - `fork`: a forked child ends first, which must not wait for anything of its parent.
+#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use database_locks::{Lock, LockGuard, Locks};
+use tokio::runtime::{Builder, Runtime};
+
+type Done = Result<(), Box<dyn Error>>;
+
+fn main() -> Done {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [url, name, how] = args.as_slice() else {
+        panic!("bad arguments: {args:?}");
+    };
+    match how.as_str() {
+        "question-mark" => on(threads(), url, name, async |guard| fails(&guard)),
+        "current-thread" => on(one_thread(), url, name, async |guard| fails(&guard)),
+        "exit" => on(threads(), url, name, async |guard| {
+            drop(guard);
+            std::process::exit(3)
+        }),
+        "panic" => on(threads(), url, name, async |_guard| panic!("on purpose")),
+        "task" => on(threads(), url, name, holding_task),
+        "shutdown" => {
+            let runtime = threads();
+            let done = runtime.block_on(acquired(url, name, holding_task));
+            runtime.shutdown_background();
+            done
+        }
+        "detached" => on(one_thread(), url, name, async |guard| {
+            std::thread::spawn(move || {
+                let _guard = guard;
+                loop {
+                    std::thread::park();
+                }
+            });
+            Ok(())
+        }),
+        "exit-holding" => on(threads(), url, name, async |_guard| std::process::exit(3)),
+        "leaked" => on(threads(), url, name, async |guard| {
+            std::mem::forget(guard);
+            Ok(())
+        }),
+        "thread" => on(one_thread(), url, name, async |guard| {
+            let (done, dropped) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                drop(guard);
+                done.send(())
+            });
+            Ok(dropped.recv()?)
+        }),
+        "thread-local" => {
+            thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
+            // Before anything of the library's, so that it is dropped after that.
+            KEPT.with(|kept| *kept.borrow_mut() = None);
+            on(one_thread(), url, name, async |guard| {
+                KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
+                Ok(())
+            })
+        }
+        "given-up" => threads().block_on(async {
+            let lock = lock(url, name).await?;
+            let mut acquire = pin!(lock.acquire());
+            let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+            assert!(once.await.is_pending());
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
+            Ok(())
+        }),
+        "when-told" => on(threads(), url, name, async |_guard| {
+            println!("held");
+            std::io::stdin().read_line(&mut String::new())?;
+            Ok(())
+        }),
+        "fork" => on(one_thread(), url, name, async |guard| {
+            drop(guard);
+            fork()
+        }),
+        other => panic!("unknown: {other}"),
+    }
+}
+
+fn threads() -> Runtime {
+    let runtime = Builder::new_multi_thread().enable_all().build();
+    runtime.expect("a runtime")
+}
+
+fn one_thread() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime")
+}
+
+async fn lock(url: &str, name: &str) -> Result<Lock, database_locks::Error> {
+    let locks = Locks::connect(url).await?;
+    // Long, so that it is no lease that ends by itself which is found free.
+    Ok(locks.lock(name).ttl(Duration::from_secs(600)))
+}
+
+async fn acquired(url: &str, name: &str, then: impl AsyncFnOnce(LockGuard) -> Done) -> Done {
+    let guard = lock(url, name).await?.acquire().await?;
+    then(guard).await
+}
+
+fn on(runtime: Runtime, url: &str, name: &str, then: impl AsyncFnOnce(LockGuard) -> Done) -> Done {
+    runtime.block_on(acquired(url, name, then))
+}
+
+fn fails(guard: &LockGuard) -> Done {
+    assert!(guard.is_held());
+    Err("as programs do")?
+}
+
+async fn holding_task(guard: LockGuard) -> Done {
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let _guard = guard;
+        let _ = begin.send(());
+        std::future::pending::<()>().await;
+    });
+    Ok(begun.await?)
+}
+
+fn fork() -> Done {
+    #[allow(unsafe_code, reason = "there is no other way to fork")]
+    // SAFETY: the child ends at once.
+    match unsafe { libc::fork() } {
+        0 => std::process::exit(0),
+        child => {
+            let child = rustix::process::Pid::from_raw(child);
+            rustix::process::waitpid(child, rustix::process::WaitOptions::empty())?;
+            println!("the child has ended");
+            Ok(())
+        }
+    }
+}

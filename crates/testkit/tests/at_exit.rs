@@ -1,0 +1,108 @@
+//! Programs that end right after their lock: it is free when they have ended.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use database_locks::{LockState, Locks};
+use testkit::time::now;
+use testkit::{Killable, Lab, lab_tests, promise};
+
+const ENDER: &str = env!("CARGO_BIN_EXE_lock-ender");
+/// Longer than anything that a test waits for should take.
+const SOON: Duration = Duration::from_secs(60);
+/// As often as the main way is tried on each engine: a program that does not wait is seen by then.
+const OFTEN: usize = 20;
+const OTHER_WAYS: [&str; 12] = [
+    "current-thread",
+    "exit",
+    "panic",
+    "task",
+    "shutdown",
+    "detached",
+    "exit-holding",
+    "leaked",
+    "thread",
+    "thread-local",
+    "given-up",
+    "fork",
+];
+
+/// Run it to its end; whether it succeeded, and what it said.
+fn ended(url: &str, how: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(Path::new(ENDER));
+    let out = command.args([url, "job", how]).output().expect("runs");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    (out.status.code(), said)
+}
+
+async fn is_free(locks: &Locks) -> bool {
+    let row = locks.show("job").await.expect("answers");
+    row.is_none_or(|row| row.state == LockState::Free)
+}
+
+async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
+    let (code, said) = ended(&lab.url, how);
+    let expected = match how {
+        "question-mark" | "current-thread" => Some(1),
+        "exit" | "exit-holding" => Some(3),
+        "panic" => Some(101),
+        _ => Some(0),
+    };
+    assert_eq!(code, expected, "{how}: {said}");
+    assert!(is_free(locks).await, "{how}: it is still held. {said}");
+}
+
+async fn a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended(lab: &Lab) {
+    let locks = lab.locks().await;
+    for _ in 0..OFTEN {
+        free_after(lab, &locks, "question-mark").await;
+    }
+    promise("P7", lab.engine);
+}
+
+async fn whichever_way_a_program_ends_its_dropped_guards_are_free(lab: &Lab) {
+    let locks = lab.locks().await;
+    for how in OTHER_WAYS {
+        for _ in 0..3 {
+            free_after(lab, &locks, how).await;
+        }
+    }
+    promise("P7", lab.engine);
+}
+
+/// A release that cannot be carried out keeps no program from ending.
+async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(lab: &Lab) {
+    let locks = lab.locks().await;
+    let mut ender = Killable::spawn(ENDER, [&lab.url, "job", "when-told"]);
+    assert_eq!(ender.expect_line(SOON), "held");
+    let blocked = lab.hold_row("job");
+    let began = now();
+    ender.send_line("end").expect("it listens");
+    let ended = ender.wait(SOON).expect("it ends");
+    let took = began.elapsed();
+    assert!(ended.success(), "{ended}");
+    assert!(
+        took > Duration::from_millis(1500),
+        "given up after {took:?}"
+    );
+    assert!(took < Duration::from_secs(15), "it took {took:?}");
+    blocked.leave();
+    assert!(!is_free(&locks).await);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_guard_that_the_end_of_main_drops_is_free_when_the_program_has_ended,
+            whichever_way_a_program_ends_its_dropped_guards_are_free,
+        );
+    )* };
+}
+on!(sqlite, postgres, mariadb, mysql);
+
+mod blocked {
+    //! Where a test can keep a release from being carried out.
+    use super::*;
+    lab_tests!(sqlite: a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds);
+}

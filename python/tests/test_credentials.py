@@ -1,0 +1,106 @@
+"""Passwords that are asked for at each connect: without Django, and what its back ends say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from database_locks import LockConfigError, Locks, LockUnavailable, connect
+from support import SOON, Rotating
+
+pytestmark = pytest.mark.parametrize("engine", ["postgres", "mariadb"])
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, engine: str) -> str:
+    """The URL of an empty table, as the superuser."""
+    url: str = request.getfixturevalue(f"{engine}_url")
+    return url
+
+
+@pytest.fixture
+def rotating(server: str) -> Iterator[Rotating]:
+    one = Rotating(server)
+    yield one
+    one.mend()
+
+
+def test_a_held_lock_reconnects_with_the_new_password(rotating: Rotating, name: str) -> None:
+    rotating.change("first")
+    secret = ["first"]
+    asked: list[str] = []
+
+    def password() -> str:
+        asked.append(threading.current_thread().name)
+        return secret[0]
+
+    locks = connect(rotating.without, password=password)
+    with locks.lock(name, timeout=SOON, lock_ttl=20, lock_ttl_renew=19.5) as held:
+        before = len(asked)
+        secret[0] = "second"
+        rotating.change("second")
+        rotating.is_renewed(name)
+        assert len(asked) > before
+        assert not held.lost
+    assert set(asked) == {"database-locks-login"}
+
+
+def test_an_exception_of_the_function_is_the_cause_and_is_tried_again(
+    rotating: Rotating, name: str
+) -> None:
+    rotating.change("first")
+    fails = threading.Event()
+    fails.set()
+
+    def password() -> str:
+        if fails.is_set():
+            raise RuntimeError("the token service is down")
+        return "first"
+
+    locks = connect(rotating.without, password=password)
+    with pytest.raises(LockUnavailable, match="RuntimeError: the token service") as caught:
+        locks.lock(name, timeout=0.5).__enter__()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert caught.value.__cause__.__traceback__ is None
+    threading.Timer(0.5, fails.clear).start()
+    with locks.lock(name, timeout=SOON):
+        pass
+
+
+def test_what_is_no_password_is_said_without_it(server: str, name: str, engine: str) -> None:
+    without = Rotating(server).without
+    with pytest.raises(LockUnavailable, match="returned bytes, must be a str") as caught:
+        connect(without, password=lambda: b"hunter2").lock(name, timeout=0.3).__enter__()  # type: ignore[arg-type,return-value]
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(LockConfigError, match="of type str, must be a function") as refused:
+        connect(without, password="hunter2")  # type: ignore[arg-type]
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_function_that_blocks_holds_up_neither_python_nor_what_is_held(
+    server: str, name: str, engine: str
+) -> None:
+    go = threading.Event()
+
+    def password() -> str:
+        go.wait(60)
+        return ""
+
+    with connect(server).lock(name, timeout=SOON, lock_ttl=1.5) as held:
+        slow = connect(server, password=password)
+        before = time.monotonic()
+        with pytest.raises(LockUnavailable):
+            slow.lock("other", timeout=2).__enter__()
+        assert time.monotonic() - before < 20
+        assert not held.lost
+    go.set()
+    with slow.lock("other", timeout=SOON):
+        pass
+
+
+def test_the_scheme_may_be_in_any_case(engine: str) -> None:
+    scheme = "Postgres" if engine == "postgres" else "MariaDB"
+    assert Locks(f" {scheme}://h/d\n").engine == ("postgres" if engine == "postgres" else "mysql")
