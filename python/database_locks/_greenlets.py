@@ -140,13 +140,18 @@ def current() -> Any:
     return sys.modules["greenlet"].getcurrent()
 
 
-def start_thread(target: Callable[..., object], args: tuple[Any, ...], name: str) -> None:
-    """Start a daemon thread of the system, also where `threading` makes greenlets."""
-    start: Any = None
+def unpatched_start() -> Any:
+    """How to start a thread of the system where `threading` makes greenlets instead; else ``None``."""
     if "gevent.monkey" in sys.modules:
-        start = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
-    elif "eventlet.patcher" in sys.modules:
-        start = sys.modules["eventlet.patcher"].original("_thread").start_new_thread
+        return sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
+    if "eventlet.patcher" in sys.modules:
+        return sys.modules["eventlet.patcher"].original("_thread").start_new_thread
+    return None
+
+
+def start_thread(target: Callable[..., object], args: tuple[Any, ...], name: str) -> None:
+    """Start a daemon thread of the system."""
+    start = unpatched_start()
     if start is not None:
         start(target, args)
         return

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import _core, _interrupted, _loss, _owner, _settings, _signals, _transactions
-from ._wait import wait, wait_async
+from ._wait import wait, wait_async, wait_shielded
 from ._wanted import Key, Seconds, Wanted, lasting_of, ttl_of
 from .exceptions import LockLost, LockReleased, LockUnavailable
 
@@ -326,7 +326,7 @@ class Held:
             return
         answer = None
         try:
-            answer = await wait_async(self._guard.release())
+            answer = await wait_shielded(self._guard.release())
         except LockUnavailable as failed:
             self._unreleased(failed)
         finally:

@@ -77,6 +77,14 @@ async def wait_async(pending: Pending[T], look: Look | None = None) -> T:
     return pending.result()
 
 
+async def wait_shielded(pending: Pending[T]) -> T:
+    """The same for a release, which a scope of trio that is cancelled already does not give up."""
+    if asyncio._get_running_loop() is None and _owner.trio_task_here() is not None:
+        with sys.modules["trio"].CancelScope(shield=True):
+            return await wait_async(pending)
+    return await wait_async(pending)
+
+
 async def until_async(pending: Pending[Any], look: Look | None = None) -> None:
     """`wait_async` without the result."""
     try:

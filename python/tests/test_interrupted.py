@@ -31,8 +31,8 @@ def here(memory_url: str) -> Locks:
     return connect(memory_url)
 
 
-SIGNAL = signal.SIGUSR2
-"""The test runner has SIGALRM."""
+#: Of the test runner, which would have SIGALRM.
+pytestmark = pytest.mark.timeout(100, method="thread")
 
 
 class Interrupter:
@@ -41,7 +41,6 @@ class Interrupter:
     def __init__(self, kind: type[BaseException]) -> None:
         self._kind = kind
         self._armed = False
-        self._main = threading.get_ident()
 
     def handler(self, _: int, frame: Any) -> None:
         # An exception within asyncio would break the event loop and prove nothing.
@@ -52,42 +51,32 @@ class Interrupter:
 
     def during(self, work: Callable[[], object], longest: float) -> bool:
         """Whether the exception came before the end of the work."""
-        delay, ended = 1e-5 + DELAYS.random() * longest, threading.Event()
-
-        def send() -> None:
-            time.sleep(delay)
-            # Again where it found the handler unwilling.
-            while not ended.is_set():
-                signal.pthread_kill(self._main, SIGNAL)
-                time.sleep(1e-4)
-
-        sender = threading.Thread(target=send)
-        sender.start()
         try:
             try:
                 self._armed = True
+                # Again where the handler was unwilling.
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + DELAYS.random() * longest, 1e-4)
                 work()
             finally:
                 self._armed = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except self._kind:
             return True
-        finally:
-            ended.set()
-            sender.join()
         return False
 
 
 @pytest.fixture
 def interrupter() -> Iterator[Callable[[type[BaseException]], Interrupter]]:
-    before = signal.getsignal(SIGNAL)
+    before = signal.getsignal(signal.SIGALRM)
 
     def make(kind: type[BaseException]) -> Interrupter:
         made = Interrupter(kind)
-        signal.signal(SIGNAL, made.handler)
+        signal.signal(signal.SIGALRM, made.handler)
         return made
 
     yield make
-    signal.signal(SIGNAL, before)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def nothing_is_held(locks: Locks) -> None:
@@ -191,17 +180,18 @@ def test_a_handler_may_take_locks_itself(here: Locks) -> None:
 
     def handler(*_: Any) -> None:
         with here.lock("of the handler", retry=0) as held:
-            took.append(not held.lost)
+            lost = held.lost
+        took.append(not lost)
 
     def send() -> None:
         for i in range(50):
-            signal.pthread_kill(main, SIGNAL)
+            signal.pthread_kill(main, signal.SIGALRM)
             # One at a time: it cannot nest in what it has only begun.
             until = time.monotonic() + 10
             while len(took) <= i and time.monotonic() < until:
                 time.sleep(1e-4)
 
-    before = signal.signal(SIGNAL, handler)
+    before = signal.signal(signal.SIGALRM, handler)
     sender = threading.Thread(target=send)
     try:
         sender.start()
@@ -210,6 +200,6 @@ def test_a_handler_may_take_locks_itself(here: Locks) -> None:
                 pass
     finally:
         sender.join()
-        signal.signal(SIGNAL, before)
+        signal.signal(signal.SIGALRM, before)
     assert took == [True] * 50
     nothing_is_held(here)
