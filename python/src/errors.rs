@@ -40,6 +40,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             setting,
             got,
             allowed,
+            ..
         } => (
             "LockConfigError",
             format!("`{}` is {got}, must be {allowed}", parameter(setting)),
@@ -55,6 +56,13 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         made.setattr("__cause__", cause)?;
     }
     Ok(PyErr::from_value(made))
+}
+
+/// What an acquire comes to while the process ends.
+pub(crate) fn ending(py: Python<'_>) -> PyErr {
+    let said = "could not acquire a lock: this process is ending, and has given back all its locks";
+    let made = class_of(py, "LockUnavailable").and_then(|class| class.call1((said,)));
+    made.map_or_else(|failed| failed, PyErr::from_value)
 }
 
 /// What a setting of the core is called in Python.

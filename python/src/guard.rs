@@ -19,7 +19,7 @@ use tokio::sync::{Notify, RwLock};
 use crate::courier;
 use crate::errors::{raise, said};
 use crate::locks::{seconds, ttl};
-use crate::pending::{Pending, Value, ending};
+use crate::pending::{Pending, Value};
 
 /// Whatever asks the database reads this lock; only what ends the guard writes. So a question that
 /// must not wait finds it locked only when there is nothing held any more.
@@ -82,16 +82,17 @@ pub(crate) async fn acquire(
     let guard = poll_fn(|cx| {
         // In this order: what comes between the two is heard by the first.
         if ends.as_mut().poll(cx).is_ready() || grants().ended {
-            return Poll::Ready(Err(ending()));
+            return Poll::Ready(Ok(None));
         }
-        work.as_mut().poll(cx)
+        work.as_mut().poll(cx).map_ok(Some)
     });
-    match guard.await? {
-        None => Ok(Value::Guard(None)),
-        Some(guard) => Grant::new(guard)
-            .map(|grant| Value::Guard(Some(grant)))
-            .ok_or_else(ending),
-    }
+    Ok(match guard.await? {
+        None => Value::Ending,
+        Some(None) => Value::Guard(None),
+        Some(Some(guard)) => {
+            Grant::new(guard).map_or(Value::Ending, |grant| Value::Guard(Some(grant)))
+        }
+    })
 }
 
 /// A grant that this process has to give back.

@@ -28,6 +28,8 @@ pub(crate) enum Value {
     PreviousHolder(Option<PreviousHolder>),
     /// `None`: another holder has it.
     Guard(Option<Grant>),
+    /// The process is ending: nothing is granted any more.
+    Ending,
     /// The grant that was asked about is lost.
     Lost(Loss),
     Fence(database_locks::Fence, OpenFence),
@@ -46,19 +48,12 @@ impl Value {
             Self::Guard(None) => Ok(py.None()),
             Self::Guard(Some(grant)) => match Guard::new(grant) {
                 Some(guard) => guard.into_py_any(py),
-                None => Err(errors::raise(py, ending())),
+                None => Err(errors::ending(py)),
             },
+            Self::Ending => Err(errors::ending(py)),
             Self::Lost(loss) => errors::said(py, &loss)?.into_py_any(py),
             Self::Fence(statement, open) => Fence::new(statement, open).into_py_any(py),
         }
-    }
-}
-
-/// What an acquire comes to while the process ends.
-pub(crate) fn ending() -> Error {
-    Error::Unavailable {
-        op: "acquire a lock".into(),
-        source: "this process is ending, and has given back all its locks".into(),
     }
 }
 
