@@ -1,7 +1,7 @@
 """The extension, in Rust. What is here is for this package; nothing of it is public."""
 
 from collections.abc import Callable
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
@@ -191,8 +191,16 @@ class Alarm:
     def __new__(cls) -> Alarm:
         """For the thread that calls this."""
 
-    def raise_in_thread(self, exception: type[BaseException]) -> bool:
-        """Raise it there, once; its class has an attribute ``arrived``."""
+    def raise_in_thread(
+        self,
+        exception: type[BaseException],
+        codes: frozenset[CodeType],
+        starts: frozenset[CodeType],
+    ) -> bool:
+        """Raise it there, once; its class has an attribute ``arrived``.
+
+        `False`: it would do harm where the thread is just now, so ask again: see `is_critical`.
+        """
 
     def told(self) -> bool:
         """The body was told: nothing more happens. Whether it had not been before."""
@@ -201,6 +209,13 @@ class Alarm:
     def told_in_pause(self) -> bool: ...
     def resume(self) -> None: ...
     def off(self) -> None: ...
+
+def is_critical(
+    frame: FrameType, codes: frozenset[CodeType], starts: frozenset[CodeType]
+) -> bool:
+    """Whether one of the innermost frames is of a function with one of these codes; of ``starts``,
+    those of `threading.Thread.start`, only until the new thread has its number.
+    """
 
 @final
 class Undisturbed:

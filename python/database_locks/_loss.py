@@ -6,7 +6,7 @@ told where it waits, as by a timeout of gevent's. In a thread
 a signal interrupts: a real-time one that nobody uses, so that no handler of the application is
 touched, and its handler raises. If the main thread has signals blocked, another thread gets the
 signal, and the main thread is told at its next bytecode. A block that has ended is not told: see
-`_core.Alarm`.
+`_core.Alarm`; one that is in a function of `_critical` is told when it has left that.
 
 What is here runs on the extension's thread that tells every loss of the process, so it starts no
 code of the application and waits for nothing.
@@ -25,7 +25,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import _greenlets, _interrupted, _owner, _signals, _transactions
+from . import _core, _critical, _greenlets, _interrupted, _owner, _signals, _transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ logger = logging.getLogger("database_locks.locks")
 _AGAIN = 0.2
 """Seconds between two signals: one that arrives just before the main thread goes to sleep does not
 wake it."""
+
+_SOON = 0.002
+"""Seconds between two looks at a thread that cannot be told just now."""
 
 _SIGNALS = 2
 """After so many without effect the main thread may have signals blocked: another one gets them too."""
@@ -181,10 +184,18 @@ def _tell_thread(held: Held) -> None:
     if id(held) in _main_thread_holds and _signum is not None:
         _greenlets.start_thread(_signal_main, (held,), "database-locks-loss")
     elif held._callback is None:
-        held._alarm.raise_in_thread(_arriving(held))
+        arriving = _arriving(held)
+        if not held._alarm.raise_in_thread(arriving, _critical.CODES, _critical.STARTS):
+            _greenlets.start_thread(_raise_soon, (held, arriving), "database-locks-loss")
     elif held._alarm.told():
         # No other thread can be made to call something, and the caller must not be held up.
         _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
+
+
+def _raise_soon(held: Held, arriving: type[LockLost]) -> None:
+    while not held._alarm.raise_in_thread(arriving, _critical.CODES, _critical.STARTS):
+        with _critical.short_turns():
+            time.sleep(_SOON)
 
 
 def _throw(hub: _greenlets.Hub, held: Held) -> None:
@@ -240,6 +251,9 @@ def _signal_main(held: Held) -> None:
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     """In the main thread, wherever its body is."""
+    if frame is not None and _core.is_critical(frame, _critical.CODES, _critical.STARTS):
+        # Another signal comes.
+        return
     for ref in list(_main_thread_holds.values()):
         held = ref()
         if held is not None and held._loss is not None and held._alarm.told():

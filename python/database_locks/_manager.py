@@ -94,7 +94,8 @@ class Locks:
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
-        until: Literal["exit", "commit"] = "exit",
+        until: Literal["commit", "exit"] = "commit",
+        until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> Lock:
@@ -112,6 +113,7 @@ class Locks:
             lock_ttl_renew,
             on_busy=on_busy,
             until=until,
+            until_using=until_using,
             meta=meta,
             ticket=ticket,
         )._on(self, _names.caller(2))
@@ -167,11 +169,11 @@ class Locks:
 
     def show(self, name: str) -> dict[str, Any] | None:
         """One lock, or ``None`` where the table has none of that name."""
-        return _one(wait(self._core.show(name)))
+        return _one(wait(self._core.show(_wanted.text("name", name))))
 
     def force_release(self, name: str) -> tuple[str | None, float | None] | None:
         """Take a lock from whoever has it; who that was and for how many seconds, if anybody."""
-        return wait(self._core.force_release(name))
+        return wait(self._core.force_release(_wanted.text("name", name)))
 
     def prune(self, idle: float, unknown: bool = False) -> int:
         """Delete the rows of locks that nobody has had for so many seconds; how many that were."""
@@ -205,7 +207,7 @@ class Locks:
 
     async def ashow(self, name: str) -> dict[str, Any] | None:
         """`show` for a task."""
-        return _one(await wait_async(self._core.show(name)))
+        return _one(await wait_async(self._core.show(_wanted.text("name", name))))
 
 
 def connect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import math
+import reprlib
 import string
 import sys
 from collections.abc import Callable, Mapping
@@ -150,17 +150,21 @@ def _qualname(code: CodeType) -> str:
     return _qualnames[code]
 
 
+LONGEST = 1e18
+"""Seconds that the extension can count."""
+
+
 def seconds(
-    what: str, value: Any, *, least: float = -math.inf, most: float = math.inf, allowed: str
+    what: str, value: Any, *, least: float = -LONGEST, most: float = LONGEST, allowed: str
 ) -> float:
     """A number of seconds, or a `timedelta`."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
+    # Compared as it is: an integer may be too great for a float, and NaN is in no range.
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not math.isfinite(value)
         or not least <= value <= most
     ):
-        raise LockConfigError(f"`{what}` is {value!r}, must be {allowed}")
+        raise LockConfigError(f"`{what}` is {reprlib.repr(value)}, must be {allowed}")
     return float(value)

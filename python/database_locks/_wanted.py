@@ -106,6 +106,11 @@ def text(what: str, value: Any) -> str:
         raise LockConfigError(f"`{what}` is {len(value)} characters long, {allowed}")
     if "\0" in value:
         raise LockConfigError(f"`{what}` has a NUL in it, {allowed}")
+    _encodable(what, value)
+    return value
+
+
+def _encodable(what: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -113,12 +118,12 @@ def text(what: str, value: Any) -> str:
             f"`{what}` is {value!r}, must be Unicode text: character {error.start} is half of a "
             "surrogate pair"
         ) from None
-    return value
 
 
 def ticket(value: Any) -> str:
     if not isinstance(value, str):
         raise LockConfigError(f"`ticket` is {type(value).__name__}, must be a text")
+    _encodable("ticket", value)
     return value
 
 
@@ -156,8 +161,8 @@ def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def meta_of(value: Mapping[str, Any] | None) -> str | None:
     try:
-        return None if value is None else json.dumps(dict(value))
-    except (TypeError, ValueError) as error:
+        return None if value is None else json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise LockConfigError(f"`meta` cannot be written as JSON: {error}") from None
 
 

@@ -22,7 +22,6 @@ W009    a view under ``ATOMIC_REQUESTS`` frees its lock before the commit
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
 from django.urls import get_resolver
 
-from . import _core, conf
+from . import _core, _names, conf
 from ._install import COLUMNS, TABLE
 from .exceptions import LockConfigError
 
@@ -120,7 +119,9 @@ def _bad_values() -> Iterator[tuple[str, str]]:
 def _seconds(value: Any) -> float | None:
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not -_names.LONGEST <= value <= _names.LONGEST:
         return None
     return float(value)
 

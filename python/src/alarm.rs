@@ -4,13 +4,17 @@
 //! `finally` of a block that has just ended, in another library, in the next request. So the way out
 //! of a block is in Rust, see [`crate::scope`]: the alarm is switched off there before any bytecode
 //! runs, and an exception that has not arrived yet is taken back.
+//!
+//! Nor too early: in some functions of Python's own it would do harm, see `_critical.py`. Whether the
+//! thread is in one of them is asked here, where no other thread runs between the question and the
+//! exception.
 
-use std::os::raw::c_long;
+use std::os::raw::{c_long, c_ulong};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyDict, PyFrozenSet, PyType};
 
 enum State {
     Armed,
@@ -58,6 +62,50 @@ pub(crate) fn current_thread(py: Python<'_>) -> PyResult<c_long> {
     Ok(ident as c_long)
 }
 
+/// How many frames are looked at, the innermost first: what those functions call, and what a debugger
+/// adds.
+const FRAMES: usize = 16;
+
+/// Whether an exception from outside would do harm there: in a function with one of `codes`, or in
+/// `Thread.start`, with one of `starts`, until the new thread has its number.
+#[pyfunction]
+pub(crate) fn is_critical(
+    frame: Bound<'_, PyAny>,
+    codes: &Bound<'_, PyFrozenSet>,
+    starts: &Bound<'_, PyFrozenSet>,
+) -> PyResult<bool> {
+    let mut frame = frame;
+    for depth in 0..FRAMES {
+        if frame.is_none() {
+            break;
+        }
+        let code = frame.getattr("f_code")?;
+        if codes.contains(&code)? {
+            return Ok(true);
+        }
+        if starts.contains(&code)? {
+            let thread = frame.getattr("f_locals")?.get_item("self")?;
+            return Ok(depth == 0 || thread.getattr("ident")?.is_none());
+        }
+        frame = frame.getattr("f_back")?;
+    }
+    Ok(false)
+}
+
+fn is_in_critical(
+    py: Python<'_>,
+    thread: c_long,
+    codes: &Bound<'_, PyFrozenSet>,
+    starts: &Bound<'_, PyFrozenSet>,
+) -> PyResult<bool> {
+    let frames = PyModule::import(py, "sys")?.call_method0("_current_frames")?;
+    // The interpreter's own type for it is unsigned.
+    match frames.cast::<PyDict>()?.get_item(thread as c_ulong)? {
+        Some(frame) => is_critical(frame, codes, starts),
+        None => Ok(false),
+    }
+}
+
 #[pymethods]
 impl Alarm {
     /// For the thread that calls this.
@@ -76,16 +124,24 @@ impl Alarm {
     }
 
     /// Raise `exception` in the thread that runs the body, unless it has ended, or was told already.
-    fn raise_in_thread(&self, py: Python<'_>, exception: Bound<'_, PyType>) -> bool {
+    /// `false`: it must not arrive where the thread is just now, see [`is_critical`].
+    fn raise_in_thread(
+        &self,
+        py: Python<'_>,
+        exception: Bound<'_, PyType>,
+        codes: &Bound<'_, PyFrozenSet>,
+        starts: &Bound<'_, PyFrozenSet>,
+    ) -> PyResult<bool> {
+        // Before the state is locked: a look at frames may collect garbage, which may call anything.
+        let thread = *locked(&self.thread);
+        if self.armed() && is_in_critical(py, thread, codes, starts)? {
+            return Ok(false);
+        }
         let mut state = locked(&self.state);
-        if !matches!(*state, State::Armed) {
-            return false;
+        if matches!(*state, State::Armed) && set_async_exc(py, thread, Some(&exception)) {
+            *state = State::Raised(exception.unbind());
         }
-        if !set_async_exc(py, *locked(&self.thread), Some(&exception)) {
-            return false;
-        }
-        *state = State::Raised(exception.unbind());
-        true
+        Ok(true)
     }
 
     /// The body was told by other means, or has been: from now on this does nothing more.

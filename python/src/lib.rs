@@ -23,7 +23,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::alarm::Alarm;
+    use super::alarm::{Alarm, is_critical};
     #[pymodule_export]
     use super::courier::close;
     #[pymodule_export]
