@@ -210,9 +210,7 @@ class Alarm:
     def resume(self) -> None: ...
     def off(self) -> None: ...
 
-def is_critical(
-    frame: FrameType, codes: frozenset[CodeType], starts: frozenset[CodeType]
-) -> bool:
+def is_critical(frame: FrameType, codes: frozenset[CodeType], starts: frozenset[CodeType]) -> bool:
     """Whether one of the innermost frames is of a function with one of these codes; of ``starts``,
     those of `threading.Thread.start`, only until the new thread has its number.
     """

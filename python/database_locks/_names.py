@@ -161,10 +161,9 @@ def seconds(
     if isinstance(value, timedelta):
         value = value.total_seconds()
     # Compared as it is: an integer may be too great for a float, and NaN is in no range.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not least <= value <= most
-    ):
-        raise LockConfigError(f"`{what}` is {reprlib.repr(value)}, must be {allowed}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        # Python writes no integer of more than some thousand digits.
+        great = isinstance(value, int) and value.bit_length() > 1000
+        said = "too great a number" if great else reprlib.repr(value)
+        raise LockConfigError(f"`{what}` is {said}, must be {allowed}")
     return float(value)

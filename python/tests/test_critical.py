@@ -26,7 +26,7 @@ class Slow(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             time.sleep(0.002)
-        except Exception:
+        except Exception:  # noqa: BLE001 - as `logging` does
             self.swallowed += 1
 
 
@@ -37,7 +37,7 @@ def until_lost(body: Callable[[], None]) -> list[BaseException]:
     def run() -> None:
         try:
             body()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
             raised.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -67,9 +67,7 @@ def test_a_loss_ends_no_thread_that_its_own_is_starting(here: Locks, monkeypatch
 
 
 @pytest.mark.parametrize("main", [False, True])
-def test_a_loss_neither_ends_in_a_log_handler_nor_leaves_it_locked(
-    here: Locks, main: bool
-) -> None:
+def test_a_loss_neither_ends_in_a_log_handler_nor_leaves_it_locked(here: Locks, main: bool) -> None:
     handler, stop = Slow(), threading.Event()
     log = logging.Logger("application")
     log.addHandler(handler)

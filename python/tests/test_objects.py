@@ -187,3 +187,36 @@ def test_errors_name_their_lock_when_they_are_logged(here: Locks) -> None:
     with here.lock("job"), pytest.raises(LockTimeout) as caught:
         in_thread(lambda: here.lock("job", retry=0).__enter__())
     assert repr(caught.value) == "LockTimeout('failed to acquire lock', name='job')"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ({"timeout": 10**400}, "timeout"),
+        ({"timeout": 10**5000}, "timeout"),
+        ({"lock_ttl": 10**400}, "lock_ttl"),
+        ({"retry": 1e300}, "retry"),
+        ({"meta": {"a": float("nan")}}, "meta"),
+        ({"ticket": "\ud800", "lock_name": None}, "ticket"),
+    ],
+)
+def test_values_that_cannot_be_counted_or_written_are_refused_by_name(
+    here: Locks, words: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(LockConfigError, match=f"^`{named}`") as caught:
+        here.lock(**{"lock_name": "job", **words})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("ask", ["show", "is_locked", "force_release"])
+def test_a_name_that_cannot_be_is_refused_in_every_question(here: Locks, ask: str) -> None:
+    for name in (1, "", "\ud800"):
+        with pytest.raises(LockConfigError):
+            getattr(here, ask)(name)
+
+
+def test_the_locks_of_a_url_end_with_the_transaction_by_default_too(here: Locks) -> None:
+    assert here.lock("job")._until == "commit"
+    assert here.lock("job", until="exit")._until == "exit"
+    with pytest.raises(LockConfigError, match="until_using"):
+        here.lock("job", until_using="nowhere").__enter__()
