@@ -101,18 +101,16 @@ async def _in_asyncio(pending: Pending[Any], look: Look | None) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
-    def finish() -> None:
-        if not done.done():
-            done.set_result(None)
-
     def wake() -> None:
-        # A loop that was closed runs nothing.
+        # A loop that was closed runs nothing. What it calls is no function in Python: an exception of
+        # a signal handler in that would leave the task waiting for ever.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(finish)
+            loop.call_soon_threadsafe(done.set_result, None)
 
     pending.then(wake)
+    # `asyncio.wait` cancels nothing that it waits for, so that there is a result to be set.
     if look is None:
-        await done
+        await asyncio.wait((done,))
         return
     for pause in _pauses():
         await asyncio.wait((done,), timeout=pause)
