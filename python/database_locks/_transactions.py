@@ -119,6 +119,37 @@ def check(using: str | None) -> None:
             raise _unseen_end(alias)
 
 
+async def acheck(using: str | None) -> None:
+    """Raise `LockConfigError` in a task that `async_to_sync` runs for a thread with an open transaction.
+
+    Queries of the task run in that thread, and so within its transaction, whose end is not seen from the
+    thread of the task.
+    """
+    asgiref = sys.modules.get("asgiref.sync")
+    if asgiref is None or _connections() is None:
+        return
+    if getattr(asgiref.AsyncToSync.executors, "current", None) is None:
+        return
+    alias = await asgiref.sync_to_async(_open_alias)(using)
+    if alias is not None:
+        raise LockConfigError(
+            f"the thread that called async_to_sync has a transaction open on the database {alias!r}, and a "
+            "lock of the task could not be kept until that ends: take the lock in that thread, with "
+            '`with lock(…)` around the call of async_to_sync, or give until="exit", which frees it at the '
+            "end of its block, before the commit"
+        )
+
+
+def _open_alias(using: str | None) -> str | None:
+    """A database on which this thread has a transaction open."""
+    connections = _connections()
+    for connection in connections.all(initialized_only=True):
+        if using in (None, connection.alias) and _outermost(connection) is not None:
+            alias: str = connection.alias
+            return alias
+    return None
+
+
 def _is_manual(connection: Any) -> bool:
     """Whether transactions are begun and ended by hand."""
     if connection.in_atomic_block:
@@ -143,10 +174,11 @@ def _outermost(connection: Any) -> int | None:
 
 
 def keep(held: Held, raised: BaseException | None) -> bool:
-    """Keep a lock whose block ends, until the transactions that this thread has open have ended.
+    """Keep a lock that is released until the transactions that this thread has open have ended.
 
-    `False` where none is open. ``raised``: what is on its way out of the block. Raises `LockLost` where
-    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where autocommit was switched off within the block.
+    `False` where none is open. ``raised``: what is on its way out of its block. Raises `LockLost` where
+    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where
+    autocommit was switched off within the block.
     """
     connections = _connections()
     if connections is None:
@@ -393,8 +425,8 @@ def _free(
         state.kept = [kept for kept in state.kept if not is_over(kept)]
         for held in over:
             _forget(connection, held)
-    # One that was entered again ends with its block.
-    _free_these([held for held in over if not held._kept_on and held._guard.depth == 0], told)
+    # One that was entered or acquired again ends with its block, or its release.
+    _free_these([held for held in over if not held._kept_on and not held._is_used()], told)
 
 
 def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:

@@ -183,9 +183,10 @@ class DBLockTests(TransactionTestCase):
         self.assertEqual(mine.name, "x1")
 
     def test_a_negative_ttl_expires_at_once(self):
-        first = DBLock("x1")
-        self.assertTrue(first.acquire(lock_ttl=-1))
-        self.assertTrue(DBLock("x1").acquire())
+        second = DBLock("x1")
+        self.assertTrue(DBLock("x1").acquire(lock_ttl=-1))
+        self.assertTrue(second.acquire())
+        second.release()
 
     def test_it_is_not_renewed(self):
         self.assertTrue(DBLock("x1").acquire(lock_ttl=0.3))
