@@ -72,7 +72,8 @@ def holds() -> dict[Key, Held]:
 def is_of_this_process(name: str, holder: str | None) -> bool:
     """Whether the holder that the database names is in this process."""
     for key in list(_process):
-        held = held_in_process(key)
+        # What a fork has inherited is its parent's.
+        held = held_in_process(key) if key[0] == _core.generation() else None
         if held is not None and (held.name, held.holder) == (name, holder):
             return True
     return False
