@@ -62,7 +62,9 @@ class DBLock:
             if guard is None or guard.loss() is not None:
                 return False
             logger.debug("lock %s acquired/renewed", self._name)
-            if not at_once:
+            if at_once:
+                wait(guard.release())
+            else:
                 guard.stay()
                 self._guard = guard
                 entry.keep()
