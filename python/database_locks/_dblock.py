@@ -107,6 +107,7 @@ class DBLock:
     def _wanted(self, locks: Locks, ttl: float | None) -> Wanted:
         if self._until != "exit":
             _transactions.check(None)
+            _transactions.check_in_task(None)
         return Wanted(
             locks=locks,
             key=(_core.generation(), id(locks), self._name),

@@ -14,15 +14,17 @@ but for `mark_lost`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _loss, _settings, _signals
+from . import _core, _loss, _owner, _settings, _signals
 from ._wait import wait
 from .exceptions import LockConfigError, LockLost, LockUnavailable
 
@@ -67,6 +69,9 @@ _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
 
 _SEEN = "_database_locks_see_its_end"
 """Set on a block of `atomic` that began after `install`."""
+
+_QUICK = 2.0
+"""Seconds at most that a question may stop an event loop."""
 
 _settled = threading.Lock()
 """A loss is marked before the end of a transaction is settled, or not at all."""
@@ -125,12 +130,34 @@ async def acheck(using: str | None) -> None:
     Queries of the task run in that thread, and so within its transaction, whose end is not seen from the
     thread of the task.
     """
+    executor = _caller()
+    if executor is not None:
+        _refuse(await asyncio.wrap_future(executor.submit(_open_alias, using)))
+
+
+def check_in_task(using: str | None) -> None:
+    """`acheck` for a task that takes the lock without ``await``: it may stop the loop for a moment."""
+    executor = _caller() if _owner.runs_event_loop() else None
+    if executor is None:
+        return
+    try:
+        _refuse(executor.submit(_open_alias, using).result(_QUICK))
+    except FutureTimeoutError:
+        raise LockConfigError(
+            "the thread that called async_to_sync is busy, and whether it has a transaction open could not "
+            "be asked: use `async with`, or take the lock in that thread"
+        ) from None
+
+
+def _caller() -> Any:
+    """What runs calls in the thread that called `async_to_sync` for this task."""
     asgiref = sys.modules.get("asgiref.sync")
     if asgiref is None or _connections() is None:
-        return
-    if getattr(asgiref.AsyncToSync.executors, "current", None) is None:
-        return
-    alias = await asgiref.sync_to_async(_open_alias)(using)
+        return None
+    return getattr(asgiref.AsyncToSync.executors, "current", None)
+
+
+def _refuse(alias: str | None) -> None:
     if alias is not None:
         raise LockConfigError(
             f"the thread that called async_to_sync has a transaction open on the database {alias!r}, and a "

@@ -231,8 +231,6 @@ class lock(_core.Scope):
             if kept is not None and self._ticket is None:
                 self._acquired = kept._resume_detached()
                 return kept
-            if self._until != "exit":
-                await _transactions.acheck(self._until_using)
             guard = None if wanted.locks is None else await self._aacquire(entry, wanted)
             return self._has_acquired(entry, guard, wanted)
         except BaseException:
@@ -400,6 +398,8 @@ class lock(_core.Scope):
 
     def _acquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
         asked, began = wanted, time.monotonic()
+        if self._until != "exit":
+            _transactions.check_in_task(self._until_using)
         stops_loop = wanted.wait != 0.0 and _owner.runs_event_loop() and not _busy.may_stop_loop()
         while True:
             if stops_loop:
@@ -421,6 +421,8 @@ class lock(_core.Scope):
 
     async def _aacquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
         asked, began = wanted, time.monotonic()
+        if self._until != "exit":
+            await _transactions.acheck(self._until_using)
         while True:
             pending = self._ask(asked)
             entry.ask(pending)
@@ -458,8 +460,6 @@ class lock(_core.Scope):
         held = self._already(wanted, entry)
         if held is not None:
             return held
-        if self._until != "exit":
-            await _transactions.acheck(self._until_using)
         try:
             guard = await self._aacquire(entry, wanted)
         except BaseException as error:

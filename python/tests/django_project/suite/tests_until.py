@@ -139,8 +139,15 @@ class KeptTests(TransactionTestCase):
             job = lock("job")
             await job.aacquire()
 
+        async def without_await():
+            with lock("job"):
+                pass
+
+        async def dblock():
+            DBLock("job").acquire()
+
         with transaction.atomic():
-            for take in (work, by_hand):
+            for take in (work, by_hand, without_await, dblock):
                 with self.assertRaisesMessage(
                     LockConfigError, "transaction open on the database 'd"
                 ):
@@ -151,6 +158,7 @@ class KeptTests(TransactionTestCase):
                 async_to_sync(work)
             self.assertEqual(_state("job"), "held")
         async_to_sync(work)(until_using="default")
+        async_to_sync(without_await)()
         self.assertEqual(_state("job"), "free")
 
     def test_a_connection_that_is_closed_within_its_transaction(self):
