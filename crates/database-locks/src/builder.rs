@@ -6,8 +6,8 @@ use crate::acquire::PATIENCE;
 use crate::error::{BoxError, Error};
 use crate::inner::Place;
 use crate::locks::Locks;
+use crate::runtime;
 use crate::store::Given;
-use crate::{pending, runtime};
 
 /// Settings of a connection; made by [`Locks::builder`].
 ///
@@ -152,8 +152,6 @@ impl LocksBuilder {
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
         let place = Place::new(self.given, self.table.as_deref())?;
-        // Usually the thread that ends the process in the end.
-        pending::watch_this_thread();
         Ok(Locks::at(Arc::new(place)))
     }
 }
