@@ -49,13 +49,13 @@ impl LocksBuilder {
     ///
     /// The function is called on a thread of its own and may block. A call that takes longer than
     /// 10 s, panics or returns an error counts as a database that cannot be reached: the first
-    /// connection fails with [`Error::Unavailable`], which has the error's text, and waits and
+    /// connection, which waits 5 s at most, fails with [`Error::Unavailable`], which has the error's text, and waits and
     /// renewals try again; an [`std::io::Error`] of the kind `InvalidInput` says that this is of no
     /// use, and is [`Error::Rejected`]. At most one call of it runs at a time. Where it was let in before, a login
     /// that the server refuses is tried again too: the password may just have changed.
     ///
-    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut. SQLite
-    /// and `memory:` ask for none.
+    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut, and more
+    /// than 16 KiB are refused. SQLite and `memory:` ask for none.
     ///
     /// # Example
     ///

@@ -99,6 +99,24 @@ async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
     lock.acquire().await.unwrap()
 }
 
+/// No release gets past it: the error names what is in the way, and the lock is free when that has ended.
+async fn a_release_under_an_open_fence_of_its_own_names_the_fence(lab: &Lab) {
+    let (locks, mut conn) = (lab.locks().await, connection(&lab.url).await);
+    let guard = held(&locks, SOON).await;
+    let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
+    let open = guard.fence(&mut tx).await.unwrap();
+    let refused = soon(guard.release()).await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused:?}");
+    let said = refused.chain();
+    assert!(
+        said.contains("this guard has fenced is still open"),
+        "{said}"
+    );
+    tx.commit().await.unwrap();
+    drop(open);
+    held(&locks, SOON).await.release().await.unwrap();
+}
+
 /// While a fence is open an expired lease is taken over by nobody; afterwards at once.
 async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
     let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
@@ -528,14 +546,14 @@ lab_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_g
 lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     where_trust_runs_out_under_a_fence_the_guard_is_suspended,
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
-    a_suspended_guard_can_be_released, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence,
+    a_suspended_guard_can_be_released, a_release_under_an_open_fence_of_its_own_names_the_fence,
+    a_long_transaction_is_covered, a_release_by_force_never_overtakes_an_open_fence,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
     one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
 lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     where_trust_runs_out_under_a_fence_the_guard_is_suspended,
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
-    a_suspended_guard_can_be_released, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence,
+    a_suspended_guard_can_be_released, a_release_under_an_open_fence_of_its_own_names_the_fence,
+    a_long_transaction_is_covered, a_release_by_force_never_overtakes_an_open_fence,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
     one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
