@@ -59,13 +59,13 @@ impl LocksBuilder {
     ///
     /// # Example
     ///
-    /// ```
+    /// ```no_run
     /// use database_locks::Locks;
     ///
     /// # fn main() -> Result<(), database_locks::Error> {
     /// let locks = Locks::builder("postgres://app@db.example/app?sslmode=verify-full")
     ///     .password(|| Ok(std::fs::read_to_string("/run/secrets/db-password")?))
-    ///     .connect_lazy();
+    ///     .connect_lazy()?;
     /// # drop(locks);
     /// # Ok(()) }
     /// ```
