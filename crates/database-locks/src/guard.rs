@@ -471,15 +471,16 @@ impl LockGuard {
 
     /// Release the lock.
     ///
+    /// If one of its own [fences](LockGuard::fence) is open and holds the lock's row, on MySQL and MariaDB,
+    /// this does not wait for it: the lock is released when that transaction ends, which a log line at
+    /// `info` says.
+    ///
     /// # Errors
     ///
     /// [`Error::Lost`] if this grant no longer held it: the work was not protected to its end, and
     /// nothing was changed. [`Error::Unavailable`] if the database did not answer within 5 s: the
     /// attempt goes on in the background, and the lock is free when its ttl ends at the latest.
-    /// [`Error::Conflict`] on MySQL and MariaDB if a transaction that this guard has
-    /// [fenced](LockGuard::fence) is still open after these 5 s: end it first. The lock is released
-    /// in the background when it has ended. [`Error::Rejected`] if the database refused it, and
-    /// tries go on as well.
+    /// [`Error::Rejected`] if the database refused it, and tries go on as well.
     ///
     /// # Cancel safety
     ///
@@ -505,25 +506,15 @@ impl LockGuard {
             Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(lost) => return Err(lost),
         }
-        let fenced = self.inner.scheduler.is_fenced(self.held.grant.id);
         let Some(work) = self.begin_release() else {
             return Ok(());
         };
         let work = runtime::spawn(work)?;
         let late = async move {
             tokio::time::sleep(RELEASE_PATIENCE).await;
-            let op = format!("release lock `{name}`");
-            Err(match fenced {
-                true => Error::Conflict {
-                    op,
-                    source: "a transaction that this guard has fenced is still open: end it first; trying on in the \
-                             background"
-                        .into(),
-                },
-                false => Error::Unavailable {
-                    op,
-                    source: "no answer within 5s; trying on in the background".into(),
-                },
+            Err(Error::Unavailable {
+                op: format!("release lock `{name}`"),
+                source: "no answer within 5s; trying on in the background".into(),
             })
         };
         let done = runtime::run(async {

@@ -149,11 +149,6 @@ impl Lease {
         self.fences > 0 || self.undecided_until.is_some()
     }
 
-    /// Whether a fence is open that no renewal gets past, nor a release.
-    pub(crate) fn is_fenced(&self) -> bool {
-        self.fences > 0
-    }
-
     /// A fence is about to be opened that no renewal gets past; not where trust has ended.
     pub(crate) fn fence_opened(&mut self, now: Time) -> bool {
         let trusted = now < self.trusted_until;

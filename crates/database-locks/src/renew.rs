@@ -274,13 +274,6 @@ impl Scheduler {
             .map(|entry| *entry.lease.timing())
     }
 
-    /// Whether a fence of its own is open that neither renewals nor releases get past.
-    pub(crate) fn is_fenced(&self, id: GrantId) -> bool {
-        let book = self.book();
-        let entry = book.entries.get(&id);
-        entry.is_some_and(|entry| entry.lease.is_fenced())
-    }
-
     /// Renew it to another ttl, at once and from now on.
     pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
         self.with(id, |lease, now| {

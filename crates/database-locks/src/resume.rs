@@ -15,7 +15,7 @@ use crate::locks::again;
 use crate::loss::Loss;
 use crate::metrics;
 use crate::ours::Ours;
-use crate::release::give_back;
+use crate::release::{defer, give_back};
 use crate::store::{Ask, Gone, Grant, Released, Renewal, Resume, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -90,7 +90,9 @@ async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
         let failure = match inner.store.resume(what, PATIENCE).await {
             Ok(Renewal::Renewed) => return Ok(sent),
             Ok(Renewal::Lost(gone)) => return Err(Loss::of_another(gone).error(&what.to.name)),
-            Ok(Renewal::Busy) => StoreError::Contention("its row is locked by somebody".into()),
+            Ok(Renewal::Busy) => {
+                StoreError::Contention("its row is locked by another transaction".into())
+            }
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
@@ -149,7 +151,7 @@ pub(crate) async fn by_ticket(
         let done = again(PATIENCE, || async {
             match do_it(&inner, &ticket, what).await? {
                 Renewal::Busy => Err(StoreError::Contention(
-                    "its row is locked by somebody".into(),
+                    "its row is locked by another transaction".into(),
                 )),
                 done => Ok(done),
             }
@@ -162,7 +164,7 @@ pub(crate) async fn by_ticket(
     .await
 }
 
-async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
     // A ticket does not know who holds it, which a statement asks for.
     let holder = match inner.store.read(&names, PATIENCE).await?.pop() {
@@ -196,6 +198,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
                     Renewal::Renewed
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
+                Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }
