@@ -115,12 +115,12 @@ pub(crate) fn watch_the_process() {
     static REGISTERED: Once = Once::new();
     let mut failed = false;
     REGISTERED.call_once(|| {
-        // SAFETY: the function has the type that is asked for and stays loaded for as long as it is
-        // registered: where a library is unloaded, that calls it first. It does not unwind.
         #[allow(
             unsafe_code,
             reason = "there is no other way to be told of the end of a process"
         )]
+        // SAFETY: the function has the type that is asked for and stays loaded for as long as it is
+        // registered: where a library is unloaded, that calls it first. It does not unwind.
         let registered = unsafe { libc::atexit(at_exit) };
         failed = registered != 0;
     });
