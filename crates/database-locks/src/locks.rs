@@ -104,11 +104,12 @@ impl Locks {
     }
 
     /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
-    /// White space around the URL is cut. The file is read now, to check it, and again at each connect.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect;
+    /// a pipe, as of a shell's `<(command)`, can be read once alone, and is.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a file that cannot be read.
+    /// [`Error::Config`] for a file that cannot be read, or is larger than 64 KiB.
     ///
     /// # Example
     ///

@@ -284,11 +284,13 @@ mod tests {
 
     #[test]
     fn words_to_choose_from_are_listed() {
-        let said = refusal("dblock run --on-lost TERM j -- c");
-        assert!(
-            said.contains("': must be one of term, kill, ignore; see"),
-            "{said}"
-        );
+        for meant in ["TERM", "tern"] {
+            let said = refusal(&format!("dblock run --on-lost {meant} j -- c"));
+            assert!(
+                said.contains("': must be one of term, kill, ignore; see"),
+                "{said}"
+            );
+        }
     }
 
     #[test]
