@@ -461,7 +461,9 @@ impl Locks {
             loop {
                 let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
                 let page = again(PATIENCE, prune).await;
-                let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
+                let page = page.map_err(|e| {
+                    e.into_error("delete the rows of locks that have been free for long")
+                })?;
                 total += page.deleted;
                 match page.last {
                     Some(last) => after = Some(last),

@@ -43,7 +43,7 @@ enum Topic {
     Loss,
     /// A wait, and who has the lock.
     Wait,
-    /// A setting that is passed over, or a server that is not what it was.
+    /// A file of settings is passed over.
     Warning,
     Other,
 }
@@ -68,7 +68,7 @@ impl Report {
             (Level::INFO, None) if fields.outage.is_some() || fields.grant => {
                 Topic::Ended(Outage::Renewals)
             }
-            (Level::WARN, _) if self.part == Part::Store => Topic::Warning,
+            (Level::WARN, _) if self.part == Part::Settings => Topic::Warning,
             _ if self.part == Part::Acquire => Topic::Wait,
             _ => Topic::Other,
         }
@@ -80,8 +80,8 @@ impl Report {
 enum Part {
     /// It acquires.
     Acquire,
-    /// It connects.
-    Store,
+    /// It reads the URL, and the files for what that leaves out.
+    Settings,
     Other,
 }
 
@@ -91,11 +91,11 @@ enum Part {
 /// a process that ends.
 fn part_of(target: &str) -> Option<Part> {
     let mut modules = target.split("::");
-    match (modules.next(), modules.next()) {
-        (Some("database_locks"), Some("release")) => None,
-        (Some("database_locks"), Some("acquire")) => Some(Part::Acquire),
-        (Some("database_locks"), Some("store")) => Some(Part::Store),
-        (Some("database_locks"), _) => Some(Part::Other),
+    match (modules.next(), modules.next(), modules.next()) {
+        (Some("database_locks"), Some("release"), _) => None,
+        (Some("database_locks"), Some("acquire"), _) => Some(Part::Acquire),
+        (Some("database_locks"), Some("store"), Some("url")) => Some(Part::Settings),
+        (Some("database_locks"), ..) => Some(Part::Other),
         _ => None,
     }
 }
@@ -158,7 +158,7 @@ impl Subscriber for Collector {
         let least = match part_of(metadata.target()) {
             // Who holds the lock is reported there.
             Some(Part::Acquire) => Level::DEBUG,
-            Some(Part::Store | Part::Other) => Level::INFO,
+            Some(Part::Settings | Part::Other) => Level::INFO,
             None => return false,
         };
         metadata.is_event() && *metadata.level() <= least
@@ -464,8 +464,8 @@ mod tests {
             tracing::info!(target: HELD, { outage_ms = 5_u64 }, "x");
             tracing::info!(target: HELD, { lock.token = 1_i64 }, "x");
             tracing::warn!(target: HELD, { lock.token = 1_i64, lock.lost_reason = "forced" }, "x");
+            tracing::warn!(target: "database_locks::store::url::libpq", "x");
             tracing::warn!(target: "database_locks::store::postgres", "x");
-            tracing::info!(target: "database_locks::store::postgres", "x");
         });
         let topics: Vec<Topic> = told.iter().map(Report::topic).collect();
         assert_eq!(
