@@ -16,21 +16,24 @@ from .exceptions import (
     LockConfigError,
     LockException,
     LockLost,
+    LockReleased,
     LockTimeout,
     LockUnavailable,
 )
-from .locks import Held, lock, locked
+from .locks import Held, is_locked, lock, locked
 
 __all__ = [
     "Held",
     "LockConfigError",
     "LockException",
     "LockLost",
+    "LockReleased",
     "LockTimeout",
     "LockUnavailable",
     "Locks",
     "__version__",
     "connect",
+    "is_locked",
     "lock",
     "locked",
 ]

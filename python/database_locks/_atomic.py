@@ -1,51 +1,17 @@
-"""Locks and transactions: released at the end of one, and fenced writes."""
+"""Fenced writes: transactions that commit only while a lock is held."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _core
+from . import _core, _transactions
 from ._wait import wait
 from .exceptions import LockConfigError, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
-
-
-class _End:
-    """Calls something once, when a transaction ends however it ends.
-
-    Django calls what waits for the commit, and forgets it on a rollback, at the end of a test and
-    where the connection is closed. So being forgotten has to do as well.
-    """
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work: Callable[[], None] | None = work
-
-    def __call__(self) -> None:
-        work, self._work = self._work, None
-        if work is not None:
-            work()
-
-    def __del__(self) -> None:
-        self()
-
-
-def at_transaction_end(work: Callable[[], None], using: str | None = None) -> bool:
-    """Have `work` called when the outermost transaction has committed or rolled back.
-
-    `False` where no transaction is open. ``using``: which of ``DATABASES``, by default the locks' own.
-    """
-    connection = _connection(using)
-    if not connection.in_atomic_block:
-        return False
-    # Not `on_commit`: what a savepoint has registered is forgotten when that is rolled back, and
-    # the empty set of savepoints says that this is in none.
-    connection.run_on_commit.append((set(), _End(work), False))
-    return True
 
 
 def _connection(using: str | None) -> Any:
@@ -96,7 +62,7 @@ def why(held: Held, not_passed: _NotPassed) -> None:
     """Raise what it means that the fence did not pass."""
     original = not_passed.__cause__
     try:
-        wait(held._guard.fence_failed(not_passed.conflict))
+        held._confirmed(wait(held._guard.fence_failed(not_passed.conflict)))
     except LockUnavailable:
         # Ours all the same: a conflict of the transaction itself, in the database's own words.
         if original is not None:
@@ -125,18 +91,21 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
             yield held
         return
     _same_database(held, connection)
-    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
     try:
         with transaction.atomic(using=connection.alias):
             with connection.cursor() as cursor:
                 pass_fence(fence, cursor)
             yield held
     except _NotPassed as not_passed:
-        held._told(partial(why, held, not_passed))
+        why(held, not_passed)
         raise
     finally:
-        # An outer transaction goes on with what was written in this one.
-        if not at_transaction_end(fence.close, connection.alias):
+        # An outer transaction goes on with what was written in this one, and the row of the lock stays
+        # locked until its end, that of a test case too. In a file or in memory the fence is a lock
+        # apart, which need not outlast what the application itself has begun.
+        rows = fence.sql is not None
+        if not _transactions.at_end(connection, fence.close, of_test_case=rows):
             fence.close()
 
 
@@ -146,12 +115,12 @@ def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
     if held._guard is None:
         yield held
         return
-    fence = held._told(lambda: wait(held._guard.fence(lasting)))
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
     try:
         pass_fence(fence, cursor)
         yield held
     except _NotPassed as not_passed:
-        held._told(partial(why, held, not_passed))
+        why(held, not_passed)
         raise
     finally:
         fence.close()

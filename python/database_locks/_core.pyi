@@ -13,16 +13,20 @@ _T = TypeVar("_T")
 __all__ = [
     "Alarm",
     "Answer",
+    "Entry",
     "Fence",
     "Guard",
     "Locks",
     "Pending",
     "Scope",
+    "Steps",
+    "Undisturbed",
     "__version__",
     "check_url",
     "close",
     "close_log",
     "generation",
+    "give_all_back",
     "is_fence_conflict",
     "next_record",
     "schema",
@@ -50,6 +54,9 @@ def set_program(path: str) -> None:
 
 def close() -> None:
     """Tell Python nothing more; the interpreter is about to end."""
+
+def give_all_back() -> None:
+    """Begin to release whatever this process holds, in all its threads; it acquires nothing more."""
 
 def set_log_level(level: int) -> None:
     """Pass on log records from this level on."""
@@ -190,32 +197,100 @@ class Alarm:
     def told(self) -> bool:
         """The body was told: nothing more happens. Whether it had not been before."""
 
-    def pause(self) -> None: ...
+    def pause(self) -> bool: ...
+    def told_in_pause(self) -> bool: ...
     def resume(self) -> None: ...
     def off(self) -> None: ...
 
+@final
+class Undisturbed:
+    """Stands in the place of a method.
+
+    Pauses the alarms of the locks in ``here.holds`` and calls ``call(original, args, paused)`` with
+    those that it has paused. ``mark``: an attribute that is set on each object whose method is looked
+    up, as the interpreter does where a ``with`` block begins.
+    """
+
+    __wrapped__: Callable[..., Any]
+    def __new__(
+        cls,
+        original: Callable[..., Any],
+        here: object,
+        call: Callable[..., Any],
+        mark: str | None = None,
+    ) -> Undisturbed: ...
+    def __call__(self, *args: Any) -> Any: ...
+
+@final
+class Entry:
+    """One attempt to enter a block: owns what it is granted until the block has begun."""
+
+    alarm: Alarm
+    def __new__(cls) -> Entry:
+        """For the thread that calls this."""
+
+    def ask(self, pending: Pending[Guard | None]) -> None:
+        """Take charge of an operation that may grant the lock; what came before is given back."""
+
+    def take(self) -> Guard | None:
+        """The result of that operation, which is this entry's from here on."""
+
+    def give_back(self) -> None:
+        """Give up what was asked for, and give back what was granted."""
+
+    def keep(self) -> None:
+        """The lock is held from here on without this entry."""
+
 @disjoint_base
 class Scope:
-    """The way out of a ``with`` block: switches the alarm off, then calls ``_leave``."""
+    """The way into and out of a ``with`` block.
+
+    In Rust, where no exception arrives between two steps: what an interrupted ``_enter`` was granted is
+    given back; the alarm is off before ``_leave`` runs, and the guard closed after it unless that
+    answers that the lock is kept. ``_aenter`` and ``_aleave`` are the same for tasks.
+    """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
-    def _opened(self, alarm: Alarm | None) -> None: ...
+    def __enter__(self) -> Any: ...
     def __exit__(
         self,
         kind: type[BaseException] | None,
         raised: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> bool: ...
+    ) -> Any: ...
+    def __aenter__(self) -> Any: ...
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Any: ...
+
+@final
+class Steps:
+    """What ``__aenter__`` and ``__aexit__`` return: to be awaited."""
+
+    def __await__(self) -> Steps: ...
+    def __iter__(self) -> Steps: ...
+    def __next__(self) -> Any: ...
+    def send(self, value: Any) -> Any: ...
+    def throw(self, *what: Any) -> Any: ...
+    def close(self) -> None: ...
 
 @final
 class Guard:
-    """One grant. Released when it is dropped."""
+    """One grant. Released when it is dropped, unless it is to `stay`."""
 
     name: str
     token: int
     grant_id: str
     holder: str
+    closed: bool
+    """Whether nothing is held by it any more."""
+    depth: int
+    """How many blocks are open that hold by it."""
     def is_held(self) -> bool:
         """Without I/O."""
 
@@ -228,15 +303,19 @@ class Guard:
     def loss(self) -> Loss | None:
         """How it was lost. Without I/O."""
 
-    def ticket(self) -> str: ...
-    def check(self) -> Pending[None]: ...
-    def extend(self, ttl: float | None) -> Pending[None]: ...
-    def hand_over(self) -> str: ...
-    def release(self) -> Pending[None]: ...
-    def fence_failed(self, conflict: bool) -> Pending[None]:
-        """Ask why a fence did not pass; raises the answer."""
+    def ticket(self) -> str | None: ...
+    def stay(self) -> None:
+        """Dropped without a release, it stays held until its lease ends."""
 
-    def fence(self, lasting: float | None = None) -> Pending[Fence]:
+    # A loss of its own grant is an answer of these and no error.
+    def check(self) -> Pending[Loss | None]: ...
+    def extend(self, ttl: float | None) -> Pending[Loss | None]: ...
+    def hand_over(self) -> str | Loss | None: ...
+    def release(self) -> Pending[Loss | None]: ...
+    def fence_failed(self, conflict: bool) -> Pending[Loss | None]:
+        """Ask why a fence did not pass; raises the answer where it is no loss."""
+
+    def fence(self, lasting: float | None = None) -> Pending[Fence | Loss]:
         """Announce a fenced transaction; the result is a `Fence`, to be closed at its end."""
 
 @final

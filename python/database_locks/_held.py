@@ -2,93 +2,74 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from . import _core, _loss, _names, _settings, _signals
-from ._wait import current_task, wait, wait_async
-from .exceptions import LockLost, LockUnavailable
+from . import _core, _interrupted, _loss, _owner, _settings, _signals, _transactions
+from ._wait import wait, wait_async, wait_shielded
+from ._wanted import Key, Seconds, Wanted, lasting_of, ttl_of
+from .exceptions import LockLost, LockReleased, LockUnavailable
 
 if TYPE_CHECKING:
-    from ._manager import Locks
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger("database_locks.locks")
 
-Seconds = float | timedelta
-
 T = TypeVar("T")
-
-_Key = tuple[int, int, str]
-"""Of which process, of which `Locks`, which name."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a lock is to be like, all of it checked."""
-
-    locks: Locks | None
-    key: _Key
-    name: str
-    ttl: float | None
-    wait: float | None
-    timeout: float
-    poll: float | None
-    renew_every: float | None
-    auto_renew: bool
-    holder: str | None
-    meta: str | None
-    on_busy: str
-    until: str
-    callback: Callable[[int, Any], Any] | None
-
-
-TTL = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None (without end)"
-
-
-def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
-    return None if value is None else _names.seconds(what, value, least=0.1, allowed=TTL)
-
-
-def _lasting(value: Seconds | None) -> float | None:
-    allowed = "a number of seconds, at least 0, or a timedelta"
-    return None if value is None else _names.seconds("lasting", value, least=0, allowed=allowed)
 
 
 class _Here(threading.local):
     """The locks that this thread holds outside of any task."""
 
     def __init__(self) -> None:
-        self.holds: dict[_Key, Held] = {}
+        self.holds: dict[Key, Held] = {}
 
 
 _here = _Here()
-_tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[_Key, Held]] = weakref.WeakKeyDictionary()
+_tasks: weakref.WeakKeyDictionary[Any, dict[Key, Held]] = weakref.WeakKeyDictionary()
+_MANY = 64
+"""From so many on, what was interrupted on its way in is looked for, to be forgotten."""
+
+_process: dict[Key, weakref.ref[Held]] = {}
+"""Which locks this process holds, in any thread."""
 
 
-def holds() -> dict[_Key, Held]:
+def _of(task: Any) -> dict[Key, Held]:
     # By the task itself and not by its context, which its children copy.
-    task = current_task()
     return _here.holds if task is None else _tasks.setdefault(task, {})
 
 
-def leave_all(patience: float) -> None:
-    """Release what this thread has left open, at its very end; each within so many seconds.
+def _living(held: Held | None) -> Held | None:
+    # One that was interrupted on its way in is known still, and its guard closed.
+    return held if held is not None and held._is_open() else None
 
-    It is not left to the collector: what is released while the interpreter ends would race with the
-    end of the process. What a parent of this process holds is its own.
-    """
-    for (generation, _, _), held in list(_here.holds.items()):
-        if held._guard is not None and generation == _core.generation():
-            pending = held._guard.release()
-            if not pending.wait(patience):
-                pending.cancel()
+
+def held_here(key: Key) -> Held | None:
+    """What this thread, or this task, holds."""
+    return _living(_of(_owner.current()).get(key))
+
+
+def held_in_process(key: Key) -> Held | None:
+    """What any thread or task of this process holds."""
+    ref = _process.get(key)
+    return None if ref is None else _living(ref())
+
+
+def holds() -> dict[Key, Held]:
+    """All that this thread, or this task, holds."""
+    known = list(_of(_owner.current()).items())
+    return {key: held for key, held in known if held._is_open()}
+
+
+def is_of_this_process(name: str, holder: str | None) -> bool:
+    """Whether the holder that the database names is in this process."""
+    for key in list(_process):
+        held = held_in_process(key)
+        if held is not None and (held.name, held.holder) == (name, holder):
+            return True
+    return False
 
 
 class Held:
@@ -98,18 +79,25 @@ class Held:
     lost.
     """
 
-    def __init__(self, name: str, guard: _core.Guard | None, wanted: Wanted) -> None:
+    def __init__(
+        self, name: str, guard: _core.Guard | None, wanted: Wanted, alarm: _core.Alarm
+    ) -> None:
         self.name = name
         self._guard: Any = guard
         self._wanted = wanted
         self._callback = wanted.callback
-        self._task = current_task()
-        self._alarm = _core.Alarm()
-        self._holds = holds()
-        self._depth = 1
+        self._task = _owner.current()
+        self._thread = threading.get_ident()
+        self._alarm = alarm
+        self._holds = _of(self._task)
         self._ended = False
         self._cancelled = False
+        self._scope: Any = None
+        self._detached = False
         self._loss: _loss.Loss | None = None
+        self._interrupted: list[Any] = []
+        self._kept_on: list[weakref.ReferenceType[Any]] = []
+        """The Django connections in whose transaction its block has ended: see `_transactions`."""
 
     def __repr__(self) -> str:
         return f"<Held `{self.name}` token={self.token} lost={self.lost}>"
@@ -127,7 +115,9 @@ class Held:
     @property
     def ticket(self) -> str | None:
         """What it takes to renew or release this lock elsewhere; it goes on being held here."""
-        return None if self._guard is None else self._guard.ticket()
+        self._not_ended()
+        ticket: str | None = None if self._guard is None else self._guard.ticket()
+        return ticket
 
     @property
     def lost(self) -> bool:
@@ -141,41 +131,59 @@ class Held:
         return float("inf") if self._guard is None else self._guard.trusted_for()
 
     def check(self) -> None:
-        """Ask the database whether it is still ours.
+        """Ask the database whether it is still held.
 
         Raises `LockLost` if it is not, `LockUnavailable` where there is no answer, which changes
-        nothing.
+        nothing, and `LockReleased` after the block.
         """
+        self._not_ended()
         if self._guard is not None:
-            self._told(lambda: wait(self._guard.check()))
+            self._confirmed(wait(self._guard.check()))
 
     async def acheck(self) -> None:
         """`check` for a task."""
+        self._not_ended()
         if self._guard is not None:
-            await wait_async(self._guard.check())
+            self._confirmed(await wait_async(self._guard.check()))
 
     def extend(self, lock_ttl: Seconds | None) -> None:
         """Renew to ``lock_ttl`` seconds at once, and to the same from now on; ``None``: without end.
 
         Never shortens what the database has. Raises `LockLost` if the lease ends before the
-        database has confirmed it.
+        database has confirmed it, and `LockReleased` after the block.
         """
+        self._not_ended()
         if self._guard is not None:
-            self._told(lambda: wait(self._guard.extend(ttl_of(lock_ttl))))
+            self._confirmed(wait(self._guard.extend(ttl_of(lock_ttl))))
 
     async def aextend(self, lock_ttl: Seconds | None) -> None:
         """`extend` for a task."""
+        self._not_ended()
         if self._guard is not None:
-            await wait_async(self._guard.extend(ttl_of(lock_ttl)))
+            self._confirmed(await wait_async(self._guard.extend(ttl_of(lock_ttl))))
+
+    def release(self) -> None:
+        """Release the lock before the end of the block, also where blocks of this lock nest.
+
+        A second call, and the end of the block, do nothing then. Raises `LockLost` if it was lost.
+        """
+        if not self._ended:
+            self._finish()
+
+    async def arelease(self) -> None:
+        """`release` for a task."""
+        if not self._ended:
+            await self._afinish()
 
     def hand_over(self) -> str | None:
-        """Stop renewing, and answer with the ticket by which somebody else goes on with it.
+        """Stop renewing, and answer with the ticket by which another program resumes the lock.
 
-        It stays held until its present lease ends; the end of the block then releases nothing.
+        The lock stays held until its present lease ends; the end of the block releases nothing then.
         """
+        self._not_ended()
         if self._guard is None:
             return None
-        ticket: str | None = self._guard.hand_over()
+        ticket: str = self._confirmed(self._guard.hand_over())
         self._forget()
         return ticket
 
@@ -193,9 +201,10 @@ class Held:
         see it (another database, or a snapshot older than the lock), and the database's own error
         for a conflict of the transaction itself.
         """
+        self._not_ended()
         from ._atomic import atomic
 
-        return atomic(self, using, _lasting(lasting))
+        return atomic(self, using, lasting_of(lasting))
 
     def fence(self, cursor: Any, lasting: Seconds | None = None) -> AbstractContextManager[Held]:
         """The same for a plain DB-API connection: the first thing in its transaction, which is to be
@@ -208,79 +217,121 @@ class Held:
         ``cursor`` is one whose parameters are written ``%s``: of psycopg, psycopg2, mysqlclient or
         PyMySQL. With SQLite any cursor does. Raises as `atomic` does; roll back then.
         """
+        self._not_ended()
         from ._atomic import fenced
 
-        return fenced(self, cursor, _lasting(lasting))
+        return fenced(self, cursor, lasting_of(lasting))
 
-    def _told(self, ask: Callable[[], T]) -> T:
-        """What answers with `LockLost` has told the body."""
-        try:
-            return ask()
-        except LockLost as lost:
+    def _is_open(self) -> bool:
+        """Whether a block of it has begun, and the lock has not ended."""
+        if self._ended or self._guard is None or self._guard.closed:
+            return False
+        return self._detached or self._guard.depth > 0 or bool(self._kept_on)
+
+    def _not_ended(self) -> None:
+        if self._ended:
+            if self.lost:
+                raise _loss.error_of(self)
+            raise LockReleased(name=self.name, token=self.token)
+
+    def _confirmed(self, answer: T | _loss.Loss) -> T:
+        """An answer of the guard: a loss is one, and raised here.
+
+        Any `LockLost` that is raised by waiting for it is another lock's.
+        """
+        if isinstance(answer, dict):
+            if self._loss is None:
+                self._loss = cast("_loss.Loss", answer)
             self._alarm.told()
-            lost.token = self.token
-            raise
+            raise _loss.error_of(self)
+        return answer
 
     def _forget(self) -> None:
-        """It is nobody's any more who holds it here."""
+        """It is not held here any more."""
+        if self._guard is not None and self._loss is None:
+            self._loss = self._guard.loss()
         self._ended = True
         self._alarm.off()
-        if self._holds.get(self._wanted.key) is self:
-            del self._holds[self._wanted.key]
+        _loss.forget(self)
+        key = self._wanted.key
+        if self._holds.get(key) is self:
+            self._holds.pop(key, None)
+        ref = _process.get(key)
+        if ref is not None and ref() in (self, None):
+            _process.pop(key, None)
 
     def _enter_again(self) -> Held:
         if self.lost:
             self._alarm.told()
             raise _loss.error_of(self)
-        self._depth += 1
         return self
 
     def _start(self) -> None:
-        """It is ours: from now on a loss is told, and the same name nests."""
+        """It is held: from now on a loss is told, and the same name nests."""
         if self._guard is not None:
+            if len(self._holds) >= _MANY:
+                for key in [key for key, held in self._holds.items() if held._guard.closed]:
+                    self._holds.pop(key, None)
             _signals.acquired(self)
             self._holds[self._wanted.key] = self
+            _process[self._wanted.key] = weakref.ref(self)
             _loss.watch(self)
 
-    def _leaves(self) -> bool:
-        """A block ends; whether the lock ends with it."""
-        self._depth -= 1
-        if self._depth > 0 or self._ended:
+    def _detach(self) -> None:
+        """It is held by an object and not by a block: nothing is told, and nothing nests."""
+        self._detached = True
+        if self._guard is not None:
+            _process[self._wanted.key] = weakref.ref(self)
+            if self._callback is not None:
+                _loss.watch_detached(self)
+
+    def _left(self, raised: BaseException | None) -> BaseException | None:
+        """What is on its way out of the block, without what trio has sent to tell it."""
+        scope, self._scope = self._scope, None
+        if scope is None:
+            return raised
+        traceback = None if raised is None else raised.__traceback__
+        kind = None if raised is None else type(raised)
+        return None if scope.__exit__(kind, raised, traceback) else raised
+
+    def _stays(self, raised: BaseException | None) -> bool:
+        """Whether the lock outlives its block, until a transaction ends."""
+        if self._ended or self._wanted.until == "exit" or self._guard is None:
             return False
-        if self._wanted.until == "commit" and self._guard is not None:
-            from ._atomic import at_transaction_end
+        return _transactions.keep(self, raised)
 
-            return not at_transaction_end(self._finish)
-        return True
+    def _goes_on(self, raised: BaseException | None) -> None:
+        """It is kept, and a loss is told, until the end of a transaction."""
+        if not self.lost:
+            # That of the block went off with it.
+            self._alarm = _core.Alarm()
+        if self.lost:
+            self._was_released(self._guard.loss(), raised)
 
-    def _finish(self) -> None:
-        """Release. Raises `LockLost` where that finds a loss that nobody was told of."""
+    def _finish(self, raised: BaseException | None = None) -> None:
+        """Release. Raises `LockLost` if the lock was lost, and nothing else is on its way."""
         if not self._ends():
             return
+        answer = None
         try:
-            wait(self._guard.release())
-        except LockLost as lost:
-            self._unprotected(lost)
+            answer = wait(self._guard.release())
         except LockUnavailable as failed:
             self._unreleased(failed)
-        else:
-            self._was_released()
         finally:
             _settings.status("0")
+        self._was_released(answer, raised)
 
-    async def _afinish(self) -> None:
+    async def _afinish(self, raised: BaseException | None = None) -> None:
         if not self._ends():
             return
+        answer = None
         try:
-            await wait_async(self._guard.release())
-        except LockLost as lost:
-            self._unprotected(lost)
+            answer = await wait_shielded(self._guard.release())
         except LockUnavailable as failed:
             self._unreleased(failed)
-        else:
-            self._was_released()
         finally:
             _settings.status("0")
+        self._was_released(answer, raised)
 
     def _ends(self) -> bool:
         if self._ended:
@@ -292,22 +343,25 @@ class Held:
         logger.debug("releasing lock %s", self.name)
         return True
 
-    def _was_released(self) -> None:
-        logger.debug("released lock %s", self.name)
-        _signals.released(self)
-
     def _unreleased(self, failed: LockUnavailable) -> None:
         # The body has done its work while the lock was held; the release goes on by itself.
         logger.warning("lock %s not released yet: %s", self.name, failed)
 
-    def _unprotected(self, lost: LockLost) -> None:
-        """The body ended before it could be told."""
+    def _was_released(self, answer: _loss.Loss | None, raised: BaseException | None) -> None:
+        if answer is not None and self._loss is None:
+            self._loss = answer
         if self._loss is None:
-            self._loss = _loss.of(lost)
+            logger.debug("released lock %s", self.name)
+            _signals.released(self)
+            return
         _signals.lost(self, self._loss)
-        if self._alarm.was_told:
-            return
+        _interrupted.close(self, raised)
         if self._callback is not None:
-            self._callback(_loss._signum or 0, None)
+            if not self._alarm.was_told:
+                self._callback(_loss._signum or 0, None)
             return
-        raise _loss.error_of(self) from None
+        own = _loss.is_own_cancellation(self, raised)
+        if raised is None or own:
+            raise _loss.error_of(self) from None
+        if not self._alarm.was_told and not isinstance(raised, LockLost):
+            logger.warning("%s; what the body raised goes on: %r", _loss.error_of(self), raised)

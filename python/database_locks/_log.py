@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from typing import Any
 
-from . import _core
+from . import _core, _greenlets
 from ._wording import worded
 
 logger = logging.getLogger("database_locks")
@@ -68,21 +67,7 @@ def _write() -> None:
 
 def start() -> None:
     """Start the thread that writes; called by the extension when there is something to write."""
-    patched = unpatched_start()
-    if patched is not None:
-        patched(_write, ())
-        return
-    threading.Thread(target=_write, name="database-locks-log", daemon=True).start()
-
-
-def unpatched_start() -> Any:
-    """How to start a thread of the system where `threading` makes greenlets instead: one that waits
-    for the extension would stop all others."""
-    if "gevent.monkey" in sys.modules:
-        return sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
-    if "eventlet.patcher" in sys.modules:
-        return sys.modules["eventlet.patcher"].original("_thread").start_new_thread
-    return None
+    _greenlets.start_thread(_write, (), "database-locks-log")
 
 
 def close(patience: float) -> None:

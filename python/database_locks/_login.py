@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._log import unpatched_start
+from ._greenlets import unpatched_start
 from .exceptions import LockConfigError
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Telling a body that its lock is lost, in whichever thread or task it runs.
 
-A task is cancelled, and its cancellation turned into `LockLost` where the block ends. In a thread
+A task is cancelled, and its cancellation turned into `LockLost` where the block ends. A greenlet is
+told where it waits, as by a timeout of gevent's. In a thread
 `LockLost` is raised at its next bytecode. The main thread may be asleep in a system call, which only
 a signal interrupts: a real-time one that nobody uses, so that no handler of the application is
 touched, and its handler raises. If the main thread has signals blocked, another thread gets the
@@ -13,18 +14,22 @@ code of the application and waits for nothing.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import itertools
 import logging
 import signal
+import sys
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import _signals
+from . import _greenlets, _interrupted, _owner, _signals, _transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from .locks import Held
@@ -39,7 +44,8 @@ _SIGNALS = 2
 """After so many without effect the main thread may have signals blocked: another one gets them too."""
 
 _signum: int | None = None
-_main_thread_holds: weakref.WeakSet[Held] = weakref.WeakSet()
+_main_thread_holds: dict[int, weakref.ref[Held]] = {}
+"""By `id`. No `WeakSet`: its callbacks are Python code, in which an exception that arrives is lost."""
 
 
 class Loss(TypedDict):
@@ -82,6 +88,7 @@ def _arriving(held: Held) -> type[LockLost]:
             type(self).arrived = True
             super().__init__()
             vars(self).update(vars(error_of(held)))
+            _interrupted.note(held, sys._getframe(1))
 
         def __reduce__(self) -> tuple[Any, ...]:
             return (LockLost, self.args, self.__dict__)
@@ -93,10 +100,13 @@ def _arriving(held: Held) -> type[LockLost]:
 
 
 def watch(held: Held) -> None:
-    """From now on, tell this body. Called in its thread, or its task."""
+    """From now on, tell this body. Called in its thread, task or greenlet."""
     if held._task is None and threading.current_thread() is threading.main_thread():
         _take_signal()
-        _main_thread_holds.add(held)
+        for known in [known for known, ref in _main_thread_holds.items() if ref() is None]:
+            _main_thread_holds.pop(known, None)
+        _main_thread_holds[id(held)] = weakref.ref(held)
+    tell = _teller(held)
     # Weakly: what the extension holds on to would keep the lock held for ever otherwise.
     ref = weakref.ref(held)
 
@@ -104,28 +114,88 @@ def watch(held: Held) -> None:
         held = ref()
         if held is not None:
             held._loss = loss
-            _tell(held)
+            _transactions.mark_lost(held)
+            tell(held)
             _signals.lost(held, loss)
+
+    held._guard.on_lost(on_lost)
+    if _owner.is_trio(held._task):
+        # Closed where the block ends. The last of all: nothing on the way in may leave it open.
+        scope = sys.modules["trio"].CancelScope()
+        scope.__enter__()
+        held._scope = scope
+
+
+def watch_detached(held: Held) -> None:
+    """Call ``lost_lock_cb`` for a lock that no block holds, in a thread of its own."""
+    ref = weakref.ref(held)
+
+    def on_lost(loss: Loss) -> None:
+        held = ref()
+        if held is not None and held._callback is not None and held._alarm.told():
+            held._loss = loss
+            _signals.lost(held, loss)
+            _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
 
     held._guard.on_lost(on_lost)
 
 
-def _tell(held: Held) -> None:
-    if held._task is not None:
+def forget(held: Held) -> None:
+    """Its body has ended."""
+    _main_thread_holds.pop(id(held), None)
+
+
+def _teller(held: Held) -> Callable[[Held], None]:
+    """How to tell this body, from the extension's thread."""
+    if held._task is None:
+        return _tell_thread
+    if isinstance(held._task, asyncio.Future):
         loop = held._task.get_loop()
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_cancel, held)
-    elif held in _main_thread_holds and _signum is not None:
-        threading.Thread(
-            target=_signal_main, args=(held,), name="database-locks-loss", daemon=True
-        ).start()
+
+        def tell_task(held: Held) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_cancel, held)
+
+        return tell_task
+    if _owner.is_trio(held._task):
+        trio = sys.modules["trio"]
+        token = trio.lowlevel.current_trio_token()
+
+        def tell_trio(held: Held) -> None:
+            try:
+                token.run_sync_soon(_cancel, held)
+            except trio.RunFinishedError:
+                return
+
+        return tell_trio
+    hub = _greenlets.hub()
+
+    def tell_greenlet(held: Held) -> None:
+        if hub is not None:
+            hub.post(functools.partial(_throw, hub, held))
+
+    return tell_greenlet
+
+
+def _tell_thread(held: Held) -> None:
+    if id(held) in _main_thread_holds and _signum is not None:
+        _greenlets.start_thread(_signal_main, (held,), "database-locks-loss")
     elif held._callback is None:
         held._alarm.raise_in_thread(_arriving(held))
     elif held._alarm.told():
         # No other thread can be made to call something, and the caller must not be held up.
-        threading.Thread(
-            target=held._callback, args=(_signum or 0, None), name="lost_lock_cb", daemon=True
-        ).start()
+        _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
+
+
+def _throw(hub: _greenlets.Hub, held: Held) -> None:
+    """In the hub of its greenlet, which cannot be running."""
+    if not held._alarm.told():
+        return
+    if held._callback is not None:
+        hub.spawn(held._callback, _signum or 0, None)
+    elif not held._task.dead:
+        _interrupted.note(held, held._task.gr_frame)
+        held._task.throw(error_of(held))
 
 
 def _cancel(held: Held) -> None:
@@ -135,9 +205,24 @@ def _cancel(held: Held) -> None:
     if held._callback is not None:
         held._callback(_signum or 0, None)
         return
-    if held._task is not None:
-        held._cancelled = True
+    held._cancelled = True
+    if held._scope is not None:
+        held._scope.cancel()
+    elif isinstance(held._task, asyncio.Task):
         held._task.cancel()
+
+
+def is_own_cancellation(held: Held, raised: BaseException | None) -> bool:
+    """Whether that is how a task was told. It counts as cancelled no more."""
+    if not held._cancelled:
+        return False
+    held._cancelled = False
+    task = held._task
+    if not isinstance(task, asyncio.Task):
+        return False
+    # Before Python 3.11 a task does not count. What is left is a cancellation by the application.
+    left = task.uncancel() if hasattr(task, "uncancel") else 0
+    return left == 0 and isinstance(raised, asyncio.CancelledError)
 
 
 def _signal_main(held: Held) -> None:
@@ -155,11 +240,14 @@ def _signal_main(held: Held) -> None:
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     """In the main thread, wherever its body is."""
-    for held in list(_main_thread_holds):
-        if held._loss is not None and held._alarm.told():
-            if held._callback is None:
-                raise error_of(held)
-            held._callback(signum, frame)
+    for ref in list(_main_thread_holds.values()):
+        held = ref()
+        if held is not None and held._loss is not None and held._alarm.told():
+            if held._callback is not None:
+                held._callback(signum, frame)
+                continue
+            _interrupted.note(held, frame)
+            raise error_of(held)
 
 
 def _take_signal() -> None:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import functools
 import json
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from . import _core, _log, _names
+from . import _core, _log, _names, _wanted
 from ._wait import wait, wait_async
+from ._wanted import NOTSET
 from .exceptions import LockConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._typing import Decorator, F, Options, SkippingDecorator
+    from ._wanted import Seconds
+    from .locks import lock as Lock
+
+
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+
+def _hinting(method: _M) -> _M:
+    @functools.wraps(method)
+    def hinting(*args: Any, **words: Any) -> Any:
+        _wanted.refuse_foreign(words)
+        return method(*args, **words)
+
+    return cast("_M", hinting)
 
 
 class Locks:
@@ -60,17 +81,74 @@ class Locks:
         """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
         return self._core.engine
 
-    def lock(self, lock_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    @_hinting
+    def lock(
+        self,
+        lock_name: str | None = None,
+        timeout: Seconds | None = 0,
+        lock_ttl: Seconds | None = NOTSET,
+        locked_by: str | None = None,
+        auto_renew: bool = True,
+        retry: Seconds | None = 0.5,
+        lost_lock_cb: Callable[[int, Any], Any] | None = None,
+        lock_ttl_renew: Seconds | None = NOTSET,
+        *,
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["exit", "commit"] = "exit",
+        meta: Mapping[str, Any] | None = None,
+        ticket: str | None = None,
+    ) -> Lock:
         """As `database_locks.lock`, on this table."""
         from .locks import lock
 
-        return lock(lock_name, *args, **kwargs)._on(self, _names.caller(1))
+        return lock(
+            lock_name,
+            timeout,
+            lock_ttl,
+            locked_by,
+            auto_renew,
+            retry,
+            lost_lock_cb,
+            lock_ttl_renew,
+            on_busy=on_busy,
+            until=until,
+            meta=meta,
+            ticket=ticket,
+        )._on(self, _names.caller(2))
 
-    def locked(self, func_or_name: Any = None, **lock_kwargs: Any) -> Any:
+    @overload
+    def locked(self, func: F, /) -> F: ...
+    @overload
+    def locked(
+        self,
+        lock_name: str | Callable[..., str] | None = None,
+        *,
+        on_busy: Literal["skip"],
+        **options: Unpack[Options],
+    ) -> SkippingDecorator: ...
+    @overload
+    def locked(
+        self,
+        lock_name: str | Callable[..., str] | None = None,
+        *,
+        on_busy: Literal["wait", "raise"] = "wait",
+        **options: Unpack[Options],
+    ) -> Decorator: ...
+    def locked(self, func_or_name: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]
         """As `database_locks.locked`, on this table."""
-        from .locks import locked
+        from .locks import make_locked
 
-        return locked(func_or_name, _locks=self, **lock_kwargs)
+        return make_locked(self, func_or_name, options)
+
+    def is_locked(self, name: str) -> bool:
+        """Whether any holder has this lock now, by the database's clock."""
+        found = self.show(_wanted.text("lock_name", name))
+        return found is not None and found["state"] == "held"
+
+    async def ais_locked(self, name: str) -> bool:
+        """`is_locked` for a task."""
+        found = await self.ashow(_wanted.text("lock_name", name))
+        return found is not None and found["state"] == "held"
 
     def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
         """Every lock that the table knows, as ``dblock list --all --json`` prints them.
@@ -150,10 +228,8 @@ _PATIENCE = 2.0
 
 @atexit.register
 def _drain_all() -> None:
-    # It needs this module.
-    from ._held import leave_all
-
-    leave_all(_PATIENCE)
+    # Not left to the collector: a release at the end of the interpreter would race with it.
+    _core.give_all_back()
     for locks in list(_all):
         pending = locks._core.drain()
         if not pending.wait(_PATIENCE):

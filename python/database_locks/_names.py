@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import math
+import string
 import sys
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import CodeType, FunctionType
 from typing import Any
@@ -15,6 +19,101 @@ from .exceptions import LockConfigError
 def name_of(what: Any) -> str:
     """`module.qualname` of a function or class."""
     return f"{what.__module__}.{what.__qualname__}"
+
+
+def name_of_function(func: Any) -> str:
+    """The same of what is decorated, which may be a partial."""
+    if not isinstance(func, functools.partial):
+        name = name_of(func)
+        if name.endswith("<lambda>"):
+            raise LockConfigError(
+                "a lambda has no name of its own, and so all of a module would share one lock: name "
+                'the lock, locked("name")(lambda …); a name that depends on the arguments is '
+                '@locked("tenant-{tenant_id}") or locked(lock_name=lambda tenant_id: …)'
+            )
+        return name
+    bound = func.func
+    # `method_decorator` decorates at each call, and keeps the method that it found in `__wrapped__`.
+    if inspect.ismethod(bound) and "__wrapped__" in func.__dict__:
+        for base in type(bound.__self__).__mro__:
+            if _wraps(vars(base).get(bound.__name__), bound.__func__):
+                own = bound.__qualname__ == f"{base.__qualname__}.{bound.__name__}"
+                return name_of(bound if own else base)
+    return name_of(bound)
+
+
+def _wraps(outer: Any, inner: Any) -> bool:
+    for _ in range(100):
+        if outer is None or outer is inner:
+            break
+        outer = getattr(outer, "__wrapped__", None)
+    return outer is inner and outer is not None
+
+
+_Arguments = Callable[[tuple[Any, ...], dict[str, Any]], str]
+
+
+def fields(name: str, func: Any) -> _Arguments | None:
+    """How to fill the fields of a name from the arguments of a call; ``None``: it has none.
+
+    Raises `LockConfigError` for a field that is no parameter of the function.
+    """
+    try:
+        parsed = [field for _, field, _, _ in string.Formatter().parse(name) if field is not None]
+    except ValueError as error:
+        raise LockConfigError(
+            f"`lock_name` is {name!r}, whose fields cannot be understood: {error}; a brace that is "
+            "none is written twice"
+        ) from None
+    if not parsed:
+        return None
+    # That of `method_decorator` wraps the method without `self`.
+    signature = inspect.signature(func, follow_wrapped=not isinstance(func, functools.partial))
+    words = inspect.Parameter.VAR_KEYWORD
+    known = [one.name for one in signature.parameters.values() if one.kind is not words]
+    open_ended = len(known) < len(signature.parameters)
+    for field in parsed:
+        first = field.partition(".")[0].partition("[")[0]
+        if not first.isidentifier() or (first not in known and not open_ended):
+            raise LockConfigError(
+                f"`lock_name` is {name!r}, and {func.__qualname__} has no parameter {first!r}; it has "
+                f"{', '.join(known) or 'none'}; a brace that is no field is written twice"
+            )
+
+    def filled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values: dict[str, Any] = {}
+        for key, value in bound.arguments.items():
+            if signature.parameters[key].kind is words:
+                values.update(value)
+            values[key] = value
+        return _filled(name, values)
+
+    return filled
+
+
+def _filled(name: str, values: Mapping[str, Any]) -> str:
+    from ._wanted import text
+
+    try:
+        return text("lock_name", string.Formatter().vformat(name, (), values))
+    except (LookupError, AttributeError, TypeError) as error:
+        raise LockConfigError(
+            f"`lock_name` is {name!r}, and the arguments of this call have no {error}"
+        ) from error
+
+
+def unescaped(name: str) -> str:
+    """A name without fields, whose braces are written twice."""
+    return string.Formatter().vformat(name, (), {})
+
+
+def called(naming: Callable[..., str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The name that a function of the arguments gives."""
+    from ._wanted import text
+
+    return text("lock_name", naming(*args, **kwargs))
 
 
 Caller = tuple[str, CodeType]
@@ -51,7 +150,9 @@ def _qualname(code: CodeType) -> str:
     return _qualnames[code]
 
 
-def seconds(what: str, value: Any, *, least: float = -math.inf, allowed: str) -> float:
+def seconds(
+    what: str, value: Any, *, least: float = -math.inf, most: float = math.inf, allowed: str
+) -> float:
     """A number of seconds, or a `timedelta`."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -59,7 +160,7 @@ def seconds(what: str, value: Any, *, least: float = -math.inf, allowed: str) ->
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not math.isfinite(value)
-        or value < least
+        or not least <= value <= most
     ):
         raise LockConfigError(f"`{what}` is {value!r}, must be {allowed}")
     return float(value)

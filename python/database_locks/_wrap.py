@@ -9,9 +9,8 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from . import _loss, _names, _show
-from ._wait import current_task
-from .exceptions import LockException, LockTimeout, LockUnavailable
+from . import _loss, _names, _owner, _show
+from .exceptions import LockConfigError, LockException, LockTimeout, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
@@ -19,33 +18,49 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("database_locks.locks")
 
+Scopes = Callable[[tuple[Any, ...], dict[str, Any]], "lock"]
+"""The lock for a call with these arguments."""
+
 #: What a command ends with that does not get its lock, as ``dblock run`` does.
 UNAVAILABLE = 69
 BUSY = 75
 
 
-def decorate(func: Any, template: lock) -> Any:
+def decorate(func: Any, template: lock, naming: Callable[..., str] | None = None) -> Any:
     if isinstance(func, classmethod | staticmethod):
-        return type(func)(decorate(func.__func__, template))
+        return type(func)(decorate(func.__func__, template, naming))
     if inspect.isclass(func):
-        return _decorate_command(func, template)
+        return _decorate_command(func, template, naming)
     if not callable(func):
         raise TypeError(f"only what can be called can be locked, and {func!r} cannot")
-    inner = func.func if isinstance(func, functools.partial) else func
-    name = template._name or _names.name_of(inner)
-    made = _wrapped(func, lambda: template._for_call(name))
+    made = _wrapped(func, _scopes(func, template, naming))
     if getattr(func, "__name__", "") == "handle":
         made = _handling(made)
     made.database_lock = template
     return made
 
 
-def _decorate_command(command: Any, template: lock) -> Any:
+def _scopes(func: Any, template: lock, naming: Callable[..., str] | None) -> Scopes:
+    """The lock for a call of this function."""
+    if naming is not None:
+        return lambda args, kwargs: template._for_call(_names.called(naming, args, kwargs))
+    name = template._name
+    fields = None if name is None else _names.fields(name, func)
+    if name is not None and fields is not None:
+        return lambda args, kwargs: template._for_call(fields(args, kwargs))
+    known = _names.name_of_function(func) if name is None else _names.unescaped(name)
+    return lambda args, kwargs: template._for_call(known)
+
+
+def _decorate_command(command: Any, template: lock, naming: Callable[..., str] | None) -> Any:
     base = sys.modules.get("django.core.management.base")
     if base is None or not issubclass(command, base.BaseCommand):
         raise NotImplementedError("only django BaseCommand subclasses are supported for now")
-    name = template._name or _names.name_of(command)
-    command.handle = _handling(_wrapped(command.handle, lambda: template._for_call(name)))
+    scopes = _scopes(command.handle, template, naming)
+    if template._name is None and naming is None:
+        own = _names.name_of(command)
+        scopes = lambda args, kwargs: template._for_call(own)  # noqa: E731
+    command.handle = _handling(_wrapped(command.handle, scopes))
     return command
 
 
@@ -87,18 +102,18 @@ class Skip(Exception):
     """Somebody else has it, and then the function is not to be called."""
 
 
-def _wrapped(func: Callable[..., Any], scope: Callable[[], lock]) -> Any:
+def _wrapped(func: Callable[..., Any], scopes: Scopes) -> Any:
     if inspect.isasyncgenfunction(func):
-        return _async_generator(func, scope)
+        return _async_generator(func, scopes)
     if inspect.iscoroutinefunction(func):
-        return _coroutine(func, scope)
+        return _coroutine(func, scopes)
     if inspect.isgeneratorfunction(func):
-        return _generator(func, scope)
+        return _generator(func, scopes)
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            with scope():
+            with scopes(args, kwargs):
                 return func(*args, **kwargs)
         except Skip as skipped:
             return _skipped(skipped)
@@ -110,11 +125,11 @@ def _skipped(skipped: Skip) -> None:
     logger.info("skipped: %s", skipped.__cause__)
 
 
-def _coroutine(func: Callable[..., Awaitable[Any]], scope: Callable[[], lock]) -> Any:
+def _coroutine(func: Callable[..., Awaitable[Any]], scopes: Scopes) -> Any:
     @functools.wraps(func)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            async with scope():
+            async with scopes(args, kwargs):
                 return await func(*args, **kwargs)
         except Skip as skipped:
             return _skipped(skipped)
@@ -122,11 +137,11 @@ def _coroutine(func: Callable[..., Awaitable[Any]], scope: Callable[[], lock]) -
     return wrapper
 
 
-def _generator(func: Callable[..., Generator[Any, Any, Any]], scope: Callable[[], lock]) -> Any:
+def _generator(func: Callable[..., Generator[Any, Any, Any]], scopes: Scopes) -> Any:
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         try:
-            with scope() as held:
+            with scopes(args, kwargs) as held:
                 return (yield from _paused_between(func(*args, **kwargs), held))
         except Skip as skipped:
             return _skipped(skipped)
@@ -160,19 +175,22 @@ def _paused_between(body: Generator[Any, Any, Any], held: Held) -> Generator[Any
         body.close()
 
 
-def _async_generator(
-    func: Callable[..., AsyncGenerator[Any, Any]], scope: Callable[[], lock]
-) -> Any:
+def _async_generator(func: Callable[..., AsyncGenerator[Any, Any]], scopes: Scopes) -> Any:
     @functools.wraps(func)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         try:
-            async with scope() as held:
+            if _owner.trio_task_here() is not None:
+                raise LockConfigError(
+                    "an asynchronous generator cannot be locked under trio, which allows no cancel "
+                    "scope around a yield: use `async with lock(…)` around the loop that reads it"
+                )
+            async with scopes(args, kwargs) as held:
                 body = func(*args, **kwargs)
                 try:
                     step: Callable[[Any], Awaitable[Any]] = body.asend
                     value: Any = None
                     while True:
-                        held._task = current_task()
+                        held._task = _owner.current()
                         if held.lost and held._alarm.told():
                             value, step = _loss.error_of(held), body.athrow
                         try:

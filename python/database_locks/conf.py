@@ -21,13 +21,15 @@ from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
-from . import _sqlite_file, _test_access, _urls
+from . import _sqlite_file, _test_access, _transactions, _urls
 from .exceptions import LockConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._manager import Locks
+
+_transactions.install()
 
 #: All settings there are, and what each is where it is not given.
 DEFAULTS: Mapping[str, Any] = {

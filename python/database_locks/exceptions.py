@@ -8,13 +8,25 @@ from ._wording import worded
 class LockException(Exception):
     """The root of all errors of this package."""
 
+    name: str | None = None
+
+    def __repr__(self) -> str:
+        # The name is not among the arguments, which are those of 0.5.
+        said = ", ".join(repr(argument) for argument in self.args)
+        return (
+            f"{type(self).__name__}({said}, name={self.name!r})"
+            if self.name
+            else (f"{type(self).__name__}({said})")
+        )
+
 
 class LockTimeout(LockException):
     """The wait ran out, or the one try failed, while somebody else had the lock.
 
     Nothing was acquired. ``name`` is the lock's, ``timeout`` the seconds that were allowed
     (``None``: one try), ``holder`` who had it, as ``locked_by`` says, ``held_for`` for how many
-    seconds; both ``None`` where that is not known.
+    seconds; both ``None`` where that is not known. ``in_this_process``: the holder is another thread,
+    task or object of this process.
     """
 
     def __init__(
@@ -32,6 +44,7 @@ class LockTimeout(LockException):
         self.timeout = timeout
         self.holder = holder
         self.held_for = held_for
+        self.in_this_process = False
 
     def __str__(self) -> str:
         said = str(self.args[0])
@@ -41,6 +54,8 @@ class LockTimeout(LockException):
             said += f": `{self.name}`"
         if self.holder is not None:
             said += f" is held by {self.holder}"
+            if self.in_this_process:
+                said += " (this process)"
             if self.held_for is not None:
                 said += f" for {self.held_for:.1f}s"
         return said
@@ -92,6 +107,28 @@ class LockLost(LockException):
         elif self.reason is not None:
             said += f" ({self.reason})"
         return said
+
+
+class LockReleased(LockException):
+    """A `Held` was used after the end of its block, or after its release: it holds nothing any more.
+
+    ``name`` is the lock's, ``token`` that of the grant.
+    """
+
+    def __init__(
+        self,
+        message: str = "the lock is not held any more: its block has ended, or it was released",
+        *,
+        name: str | None = None,
+        token: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.token = token
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if self.name is None else f"`{self.name}`: {said}"
 
 
 class LockUnavailable(LockException):

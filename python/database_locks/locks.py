@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import json
+import inspect
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from . import _core, _log, _loss, _names, _settings
-from ._held import TTL, Held, Seconds, Wanted, holds, ttl_of
-from ._wait import current_task, wait, wait_async
+from . import _busy, _core, _log, _loss, _names, _owner, _settings, _transactions, _wanted
+from ._held import Held, held_here, is_of_this_process
+from ._wait import until, until_async
+from ._wanted import NOTSET, Seconds, Wanted
 from ._wrap import Skip, decorate
 from .exceptions import (
     LockConfigError,
     LockException,
     LockLost,
+    LockReleased,
     LockTimeout,
     LockUnavailable,
 )
@@ -27,7 +27,10 @@ from .exceptions import (
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack
+
     from ._manager import Locks
+    from ._typing import Attempt, Decorator, Options, SkippingDecorator
 
 __all__ = [
     "NOTSET",
@@ -36,58 +39,65 @@ __all__ = [
     "LockConfigError",
     "LockException",
     "LockLost",
+    "LockReleased",
     "LockTimeout",
     "LockUnavailable",
+    "is_locked",
     "lock",
     "locked",
 ]
 
 logger = logging.getLogger(__name__)
-NOTSET: Any = object()
-"""Stands for: what the settings say."""
-
-_RENEW = "a number of seconds, at least 0, or a timedelta"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class lock(_core.Scope):
     """A lock as a context manager (``with`` and ``async with``) and as a decorator.
 
     :param lock_name: unique name in the database, 1 to 255 characters; by default that of what is
-        decorated, or of the calling function
+        decorated, or of the calling function. Of what is decorated it may have fields that are filled
+        from the arguments of the call: ``"tenant-{tenant_id}"``
     :param timeout: how many seconds to wait; 0 (the default): without limit. On a cluster with
         several primaries any wait, one try too, goes on where the holder looks dead, until its lease
         has been watched for its length
     :param lock_ttl: seconds after which the lock is free again if its holder dies; ``None``: never
-    :param locked_by: owner id. Whoever comes with the same one from another process takes the lock
-        over at once; within a process it excludes like any other
+    :param locked_by: owner id. Another process that comes with the same one takes the lock over at
+        once; within a process it excludes like any other
     :param auto_renew: renew the lease in the background for as long as the block runs
     :param retry: the longest pause between two tries, in seconds; ``None`` or 0: try once
     :param lost_lock_cb: called with two arguments, as a signal handler is, when the lock is lost,
-        instead of raising `LockLost` in the block
+        instead of raising `LockLost` in the block. In the main thread if the block is there, in the
+        thread of the event loop for a task, in a greenlet of its own for a greenlet, else in a thread
+        of its own
     :param lock_ttl_renew: how many seconds before the end of the lease it is renewed at the latest;
         by default when a third of it has passed
     :param on_busy: ``"wait"``: wait for ``timeout``, then raise `LockTimeout`; ``"raise"``: the same,
         but a ``timeout`` of 0 is one try; ``"skip"`` (decorated functions only): as ``"raise"``, but
         the function is not called and ``None`` returned
-    :param until: ``"exit"``; or ``"commit"``: inside of ``transaction.atomic()`` the lock is kept
-        until the outermost transaction has committed or rolled back
+    :param until: ``"commit"`` (the default): if the block ends inside of a transaction of Django's
+        (``ATOMIC_REQUESTS``, ``transaction.atomic()``), the lock is kept until the outermost one that
+        the thread has open has committed or rolled back. If the lock is lost before that, the
+        transaction is rolled back and raises `LockLost`. ``"exit"``: freed at the end of the block
+    :param until_using: only transactions on this one of ``DATABASES`` count for ``until``; by default
+        those on all of them
     :param meta: what ``dblock show`` and the admin page are to show besides: a mapping that JSON can
         hold
-    :param ticket: go on with a lock that somebody handed over (`Held.hand_over`, ``dblock acquire``)
-        instead of acquiring one; its name is in the ticket. `LockLost` where it was taken up
-        already, or its lease has ended. Never waits
+    :param ticket: resume a lock that another program handed over (`Held.hand_over`,
+        ``dblock acquire``) instead of acquiring one; its name is in the ticket. `LockLost` where it
+        was resumed already, or its lease has ended. Never waits
 
-    Numbers of seconds may be `datetime.timedelta`. In one thread, or one task, the same lock nests:
-    only the outermost block frees it. ``as held`` gives a `Held`.
+    Numbers of seconds may be `datetime.timedelta`. In one thread, task or greenlet the same lock
+    nests: only the outermost block frees it. ``as held`` gives a `Held`.
 
     Raises `LockTimeout`, `LockLost`, `LockUnavailable`, and `LockConfigError` for arguments that are
-    out of range.
+    out of range, for a wait that would stop the event loop of this thread, and for one that could
+    never end since the holder waits for this very thread or task.
     """
 
     def __init__(
         self,
         lock_name: str | None = None,
-        timeout: Seconds = 0,
+        timeout: Seconds | None = 0,
         lock_ttl: Seconds | None = NOTSET,
         locked_by: str | None = None,
         auto_renew: bool = True,
@@ -95,102 +105,186 @@ class lock(_core.Scope):
         lost_lock_cb: Callable[[int, Any], Any] | None = None,
         lock_ttl_renew: Seconds | None = NOTSET,
         *,
-        on_busy: str = "wait",
-        until: str = "exit",
+        on_busy: Literal["wait", "raise", "skip"] = "wait",
+        until: Literal["commit", "exit"] = "commit",
+        until_using: str | None = None,
         meta: Mapping[str, Any] | None = None,
         ticket: str | None = None,
     ) -> None:
+        """See the class."""
         if ticket is not None:
-            named = _core.ticket_name(ticket)
-            if lock_name not in (None, named):
-                raise LockConfigError(
-                    f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}"
-                )
-            lock_name = named
+            lock_name = _name_of_ticket(ticket, lock_name)
         if lock_name is not None and not isinstance(lock_name, str):
             raise LockConfigError(
                 f"`lock_name` is {lock_name!r}, must be a text; to decorate a function without "
                 "arguments use @locked"
             )
-        if lost_lock_cb is not None and not callable(lost_lock_cb):
-            raise LockConfigError(f"`lost_lock_cb` is {lost_lock_cb!r}, must be callable")
-        for what, value, allowed in (
-            ("on_busy", on_busy, ("wait", "skip", "raise")),
-            ("until", until, ("exit", "commit")),
-        ):
-            if value not in allowed:
-                raise LockConfigError(f"`{what}` is {value!r}, must be one of {', '.join(allowed)}")
-        self._name = lock_name
+        _wanted.one_of("on_busy", on_busy, ("wait", "skip", "raise"))
+        _wanted.one_of("until", until, ("exit", "commit"))
+        self._name = None if lock_name is None else _wanted.text("lock_name", lock_name)
         self._caller = _names.caller(1) if lock_name is None else None
-        self._timeout = (
-            0.0
-            if timeout is None
-            else _names.seconds(
-                "timeout", timeout, allowed="a number of seconds or a timedelta; 0: without limit"
-            )
-        )
-        self._retry = (
-            None
-            if retry is None
-            else _names.seconds(
-                "retry", retry, least=0, allowed="a number of seconds, or None or 0: try once"
-            )
-        )
-        self._lock_ttl = lock_ttl if lock_ttl is NOTSET else ttl_of(lock_ttl)
+        self._timeout = _wanted.timeout_of(timeout)
+        self._retry = _wanted.retry_of(retry)
+        self._lock_ttl = lock_ttl if lock_ttl is NOTSET else _wanted.ttl_of(lock_ttl)
         self._renew: float | None = NOTSET
-        if lock_ttl_renew is None:
-            self._renew = None
-        elif lock_ttl_renew is not NOTSET:
-            self._renew = _names.seconds("lock_ttl_renew", lock_ttl_renew, least=0, allowed=_RENEW)
-        self._locked_by = locked_by
-        self._auto_renew = auto_renew
-        self._callback = lost_lock_cb
-        self._on_busy = on_busy
-        self._until = until
-        try:
-            self._meta = None if meta is None else json.dumps(dict(meta))
-        except (TypeError, ValueError) as error:
-            raise LockConfigError(f"`meta` cannot be written as JSON: {error}") from None
+        if lock_ttl_renew is not NOTSET:
+            self._renew = _wanted.renew_of(lock_ttl_renew)
+        self._locked_by = None if locked_by is None else _wanted.text("locked_by", locked_by)
+        self._auto_renew = _wanted.flag("auto_renew", auto_renew)
+        self._callback = _wanted.callback_of(lost_lock_cb)
+        self._on_busy: str = on_busy
+        self._until: str = until
+        self._until_using = until_using
+        self._meta = _wanted.meta_of(meta)
         self._ticket = ticket
         self._locks: Locks | None = None
         self._decorates = False
-        self._open: list[tuple[Any, Held]] = []
+        self._optional = False
+        self._acquired: Held | None = None
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Held: ...
+        async def __aenter__(self) -> Held: ...
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            raised: BaseException | None,
+            traceback: TracebackType | None,
+            /,
+        ) -> None: ...
+        async def __aexit__(
+            self,
+            kind: type[BaseException] | None,
+            raised: BaseException | None,
+            traceback: TracebackType | None,
+            /,
+        ) -> None: ...
+
+    else:
+
+        def __new__(cls, *args: Any, **words: Any) -> lock:
+            _wanted.refuse_foreign(words)
+            return super().__new__(cls)
+
+    def __call__(self, func: F) -> F:
+        """Decorate: `locked`."""
+        return cast("F", decorate(func, self))
+
+    def try_(self) -> Attempt:
+        """A block that runs without the lock if another holder has it: ``as held`` gives ``None`` then.
+
+        One try, or as many as ``timeout`` allows.
+
+        >>> import database_locks
+        >>> locks = database_locks.connect("memory:")
+        >>> with locks.lock("report").try_() as held:
+        ...     if held is not None:
+        ...         print("held")
+        held
+        """
+        twin = self._twin()
+        twin._optional = True
+        if twin._on_busy == "wait":
+            twin._on_busy = "raise"
+        return cast("Attempt", twin)
+
+    def acquire(self) -> Held:
+        """Acquire without a block, and renew until `release`.
+
+        For a lock that is released elsewhere: in another method, thread or task. It excludes the
+        thread that has acquired it like any other, and nests nowhere. No exception tells of a loss:
+        ``lost_lock_cb`` does, `Held.lost`, and the `LockLost` of `release`. If this object is dropped
+        without a release, the lease is renewed no more, and the lock stays held until it ends; at the
+        normal end of the process it is free. Raises as a block does.
+        """
+        self._may_acquire()
+        entry = _core.Entry()
+        try:
+            wanted = self._resolve()
+            guard = None if wanted.locks is None else self._acquire(entry, wanted)
+            return self._has_acquired(entry, guard, wanted)
+        except BaseException:
+            entry.give_back()
+            raise
+
+    def release(self) -> None:
+        """Release what `acquire` has acquired; does nothing where that was released already.
+
+        Raises `LockLost` if it was lost.
+        """
+        held, self._acquired = self._acquired, None
+        if held is not None:
+            held.release()
+
+    async def aacquire(self) -> Held:
+        """`acquire` for a task."""
+        self._may_acquire()
+        entry = _core.Entry()
+        try:
+            wanted = self._resolve()
+            guard = None if wanted.locks is None else await self._aacquire(entry, wanted)
+            return self._has_acquired(entry, guard, wanted)
+        except BaseException:
+            entry.give_back()
+            raise
+
+    async def arelease(self) -> None:
+        """`release` for a task."""
+        held, self._acquired = self._acquired, None
+        if held is not None:
+            await held.arelease()
+
+    def _may_acquire(self) -> None:
+        self._may_skip()
+        if self._acquired is not None and not self._acquired._ended:
+            raise LockConfigError(
+                f"lock `{self._acquired.name}` is acquired by this object already: release it first, "
+                "or use another lock(…)"
+            )
+
+    def _has_acquired(self, entry: _core.Entry, guard: _core.Guard | None, wanted: Wanted) -> Held:
+        held = Held(wanted.name, guard, wanted, entry.alarm)
+        held._detach()
+        if guard is not None:
+            guard.stay()
+        self._acquired = held
+        entry.keep()
+        return held
 
     def _on(self, locks: Locks | None, caller: _names.Caller | None = None) -> lock:
         self._locks = locks
         self._caller = caller
         return self
 
-    def _for_call(self, name: str) -> lock:
-        """The same for one call of what it decorates."""
+    def _twin(self) -> lock:
         twin = lock.__new__(lock)
         twin.__dict__.update(self.__dict__)
-        twin._name = self._name or name
-        twin._decorates = True
-        twin._open = []
+        twin._acquired = None
         return twin
 
-    def __call__(self, func: Any) -> Any:
-        """Decorate: `locked`."""
-        return decorate(func, self)
+    def _for_call(self, name: str) -> lock:
+        """The same for one call of what it decorates."""
+        twin = self._twin()
+        twin._name = name
+        twin._decorates = True
+        return twin
 
     def _resolve(self) -> Wanted:
         name = self._name or ""
         if self._name is None and self._caller is not None:
             self._name = name = _names.name_of_caller(self._caller)
         locks, ttl, renew = self._locks, self._lock_ttl, self._renew
-        enabled = True
         if locks is None:
             conf = _settings.django()
-            enabled = conf.enabled()
-            locks = conf.locks() if enabled else None
+            locks = conf.locks() if conf.enabled() else None
             if ttl is NOTSET:
-                ttl = ttl_of(conf.default_ttl(), "DATABASE_LOCKS_DEFAULT_TTL")
+                ttl = _wanted.ttl_of(conf.default_ttl(), "DATABASE_LOCKS_DEFAULT_TTL")
             if renew is NOTSET:
-                renew = conf.default_ttl_renew()
-                if renew is not None:
-                    what = "DATABASE_LOCKS_DEFAULT_TTL_RENEW"
-                    renew = _names.seconds(what, renew, least=0, allowed=_RENEW)
+                what = "DATABASE_LOCKS_DEFAULT_TTL_RENEW"
+                renew = _wanted.renew_of(conf.default_ttl_renew(), what)
+        if self._until != "exit":
+            _transactions.check(self._until_using)
         ttl = 10.0 if ttl is NOTSET else ttl
         renew = None if renew is NOTSET else renew
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
@@ -202,26 +296,27 @@ class lock(_core.Scope):
             wait=0.0 if once else self._timeout if self._timeout > 0 else None,
             timeout=self._timeout,
             poll=self._retry or None,
-            renew_every=_renew_every(ttl, renew) if self._auto_renew else None,
+            renew_every=_wanted.renew_every(ttl, renew) if self._auto_renew else None,
             auto_renew=self._auto_renew,
             holder=self._locked_by,
             meta=self._meta,
             on_busy=self._on_busy,
             until=self._until,
+            until_using=self._until_using,
             callback=self._callback,
         )
 
-    def _already(self, wanted: Wanted) -> Held | None:
+    def _already(self, wanted: Wanted, entry: _core.Entry) -> Held | None:
         """Without asking the database: switched off, or held by this thread or task already."""
         if wanted.locks is None:
             logger.warning(
                 "database_locks currently disabled in settings, adjust DATABASE_LOCKS_ENABLED if "
                 "not intended"
             )
-            return Held(wanted.name, None, wanted)
+            return Held(wanted.name, None, wanted, entry.alarm)
         if self._ticket is not None:
             return None
-        held = holds().get(wanted.key)
+        held = held_here(wanted.key)
         return None if held is None else held._enter_again()
 
     def _ask(self, wanted: Wanted) -> _core.Pending[_core.Guard | None]:
@@ -254,7 +349,7 @@ class lock(_core.Scope):
         """What is left to be asked for where trust in ``guard`` ended before the body could begin.
 
         The thread may have waited long for the GIL, or the loop been busy. What is left of the grant is
-        given back when the guard is dropped. Raises `LockLost` where the wait is over.
+        given back by the next `_core.Entry.ask`. Raises `LockLost` where the wait is over.
         """
         lost = LockLost(name=wanted.name, token=guard.token, **loss)
         left = None
@@ -264,8 +359,8 @@ class lock(_core.Scope):
             raise lost
         return replace(wanted, wait=left)
 
-    def _begin(self, guard: _core.Guard, wanted: Wanted) -> Held:
-        held = Held(wanted.name, guard, wanted)
+    def _begin(self, guard: _core.Guard, wanted: Wanted, entry: _core.Entry) -> Held:
+        held = Held(wanted.name, guard, wanted, entry.alarm)
         held._start()
         return held
 
@@ -274,21 +369,17 @@ class lock(_core.Scope):
         logger.debug("lock %s acquired/renewed", wanted.name)
         _settings.status("2")
 
-    def _enters(self, held: Held) -> Held:
-        # A task is told where it waits, which cannot be in the middle of leaving a block.
-        self._opened(held._alarm if held._task is None and held._depth == 1 else None)
-        self._open.append((held._task or threading.get_ident(), held))
-        return held
-
     def _may_skip(self) -> None:
         if self._on_busy == "skip" and not self._decorates:
             raise LockConfigError(
-                '`on_busy="skip"` is for decorated functions: a with block cannot be skipped'
+                '`on_busy="skip"` is for decorated functions: a with block cannot be skipped; use '
+                "lock(…).try_(), which gives None"
             )
 
     def _not_acquired(self, wanted: Wanted, error: BaseException) -> None:
         _settings.status("0")
-        if isinstance(error, LockTimeout):
+        if isinstance(error, LockTimeout) and not isinstance(error, LockConfigError):
+            error.in_this_process = is_of_this_process(wanted.name, error.holder)
             if self._on_busy == "skip":
                 raise Skip from error
             if error.timeout is not None:
@@ -296,246 +387,160 @@ class lock(_core.Scope):
                 error.timeout = wanted.timeout
                 error.args = (error.args[0], wanted.timeout)
 
-    def _enter(self) -> Held:
+    def _acquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
+        asked, began = wanted, time.monotonic()
+        stops_loop = wanted.wait != 0.0 and _owner.runs_event_loop() and not _busy.may_stop_loop()
+        while True:
+            if stops_loop:
+                # A lock that is free takes one round trip.
+                asked = replace(asked, wait=0.0)
+            pending = self._ask(asked)
+            entry.ask(pending)
+            until(pending, _busy.looks(wanted, asked, _busy.QUICK if stops_loop else None))
+            guard = entry.take()
+            if guard is None:
+                if stops_loop:
+                    _busy.would_stop_loop(wanted, _busy.info(wanted))
+                raise _busy.busy(wanted, _busy.info(wanted))
+            self._was_acquired(wanted)
+            loss = guard.loss()
+            if loss is None:
+                return guard
+            asked = self._ask_again(wanted, began, guard, loss)
+
+    async def _aacquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
+        asked, began = wanted, time.monotonic()
+        while True:
+            pending = self._ask(asked)
+            entry.ask(pending)
+            await until_async(pending, _busy.looks(wanted, asked, None))
+            guard = entry.take()
+            if guard is None:
+                raise _busy.busy(wanted, await _busy.ainfo(wanted))
+            self._was_acquired(wanted)
+            loss = guard.loss()
+            if loss is None:
+                return guard
+            asked = self._ask_again(wanted, began, guard, loss)
+
+    def _enter(self, entry: _core.Entry) -> Held | None:
+        """The part of `__enter__` that may be interrupted: see `_core.Scope`."""
+        self._may_skip()
         _settings.status("0")
         wanted = self._resolve()
-        held = self._already(wanted)
-        if held is None:
-            try:
-                asked, began = wanted, time.monotonic()
-                while True:
-                    guard = wait(self._ask(asked))
-                    if guard is None:
-                        raise _busy(wanted, _info(wanted))
-                    self._was_acquired(wanted)
-                    loss = guard.loss()
-                    if loss is None:
-                        break
-                    asked = self._ask_again(wanted, began, guard, loss)
-                    del guard
-            except BaseException as error:
-                self._not_acquired(wanted, error)
-                raise
-            held = self._begin(guard, wanted)
-        return held
-
-    def __enter__(self) -> Held:
-        self._may_skip()
-        held = self._enter()
+        held = self._already(wanted, entry)
+        if held is not None:
+            return held
         try:
-            return self._enters(held)
-        except BaseException:
-            if held._leaves():
-                held._finish()
+            guard = self._acquire(entry, wanted)
+        except BaseException as error:
+            self._not_acquired(wanted, error)
+            if self._optional and type(error) is LockTimeout:
+                return None
             raise
+        return self._begin(guard, wanted, entry)
 
-    def _pop(self) -> Held:
-        owner = current_task() or threading.get_ident()
-        for i in range(len(self._open) - 1, -1, -1):
-            if self._open[i][0] == owner:
-                return self._open.pop(i)[1]
-        # Ended elsewhere than it began: a generator that the collector closes.
-        return self._open.pop()[1]
-
-    def _leave(
-        self, kind: type[BaseException] | None, raised: BaseException | None, _: Any
-    ) -> bool:
-        """The rest of `__exit__`, which is in the extension: see `_core.Scope`."""
-        held = self._pop()
-        if not held._leaves():
-            return False
-        try:
-            held._finish()
-        except LockLost as lost:
-            _instead_of(raised, lost)
-        _uncancel(held, raised)
-        return False
-
-    async def _aenter(self) -> Held:
+    async def _aenter(self, entry: _core.Entry) -> Held | None:
+        self._may_skip()
         _settings.status("0")
         wanted = self._resolve()
-        held = self._already(wanted)
-        if held is None:
-            try:
-                asked, began = wanted, time.monotonic()
-                while True:
-                    guard = await wait_async(self._ask(asked))
-                    if guard is None:
-                        raise _busy(wanted, await _ainfo(wanted))
-                    self._was_acquired(wanted)
-                    loss = guard.loss()
-                    if loss is None:
-                        break
-                    asked = self._ask_again(wanted, began, guard, loss)
-                    del guard
-            except BaseException as error:
-                self._not_acquired(wanted, error)
-                raise
-            held = self._begin(guard, wanted)
-        return held
-
-    async def __aenter__(self) -> Held:
-        self._may_skip()
-        return self._enters(await self._aenter())
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        raised: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        held = self._pop()
-        if not held._leaves():
-            return False
+        held = self._already(wanted, entry)
+        if held is not None:
+            return held
         try:
-            await held._afinish()
-        except LockLost as lost:
-            _instead_of(raised, lost)
-        _uncancel(held, raised)
+            guard = await self._aacquire(entry, wanted)
+        except BaseException as error:
+            self._not_acquired(wanted, error)
+            if self._optional and type(error) is LockTimeout:
+                return None
+            raise
+        return self._begin(guard, wanted, entry)
+
+    def _leave(self, held: Held, raised: BaseException | None) -> bool:
+        """The part of `__exit__` that may be interrupted; whether the lock is kept."""
+        raised = held._left(raised)
+        if held._stays(raised):
+            return True
+        held._finish(raised)
+        return False
+
+    async def _aleave(self, held: Held, raised: BaseException | None) -> bool:
+        raised = held._left(raised)
+        if held._stays(raised):
+            return True
+        await held._afinish(raised)
         return False
 
 
-def _renew_every(ttl: float | None, before_end: float | None) -> float | None:
-    """Each third, or as early as ``lock_ttl_renew`` wants it if that is earlier."""
-    if ttl is None or before_end is None:
-        return None
-    third = ttl / 3
-    period = ttl - before_end
-    # Longer than the lease itself, which 0.5 took: as often as makes sense.
-    return min(period, third) if period >= 0.01 else max(ttl / 10, 0.01)
+# For `help`, which would show that of `__new__`.
+lock.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    functools.partial(lock.__init__, cast("lock", None))
+)
 
 
-def _instead_of(raised: BaseException | None, lost: LockLost) -> None:
-    """A loss that the body was not told of. What it raised itself goes first."""
-    if raised is None:
-        raise lost
-    if not isinstance(raised, LockLost):
-        logger.warning("%s; what the body raised goes on: %r", lost, raised)
+def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
+    named = _core.ticket_name(_wanted.ticket(ticket))
+    if lock_name not in (None, named):
+        raise LockConfigError(f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}")
+    return named
 
 
-def _uncancel(held: Held, raised: BaseException | None) -> None:
-    """The cancellation by which a task was told becomes what it was told."""
-    if not held._cancelled or not isinstance(raised, asyncio.CancelledError):
-        return
-    held._cancelled = False
-    task = held._task
-    # Before Python 3.11 a task does not count.
-    if task is not None and hasattr(task, "uncancel") and task.uncancel() > 0:
-        # Somebody else has cancelled it too.
-        return
-    raise _loss.error_of(held) from None
-
-
-def _busy(wanted: Wanted, info: Mapping[str, Any] | None) -> LockTimeout:
-    info = info or {}
-    return LockTimeout(name=wanted.name, holder=info.get("holder"), held_for=info.get("held_for"))
-
-
-def _info(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
-        return None
-    try:
-        return wanted.locks.show(wanted.name)
-    except LockException:
-        return None
-
-
-async def _ainfo(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
-        return None
-    try:
-        return await wanted.locks.ashow(wanted.name)
-    except LockException:
-        return None
-
-
-def locked(func_or_name: Any = None, *, _locks: Locks | None = None, **lock_kwargs: Any) -> Any:
+@overload
+def locked(func: F, /) -> F: ...
+@overload
+def locked(
+    lock_name: str | Callable[..., str] | None = None,
+    *,
+    on_busy: Literal["skip"],
+    **options: Unpack[Options],
+) -> SkippingDecorator: ...
+@overload
+def locked(
+    lock_name: str | Callable[..., str] | None = None,
+    *,
+    on_busy: Literal["wait", "raise"] = "wait",
+    **options: Unpack[Options],
+) -> Decorator: ...
+def locked(func_or_name: Any = None, /, **options: Any) -> Any:
     """Run a function, or a Django management command, under a lock.
 
     ``@locked``, ``@locked("name")`` and ``@locked(timeout=5, …)``, with the arguments of `lock`; the
     name is by default ``module.qualname`` of what is decorated. For functions, coroutine functions,
     generators of both kinds (the lock covers the body), methods, and subclasses of Django's
     ``BaseCommand``. Other classes: `NotImplementedError`.
+
+    A name may have fields, which the arguments of each call fill: ``@locked("tenant-{tenant_id}")``.
+    A brace is written twice, ``{{``. For more than that ``lock_name=`` takes a function that is called
+    with the same arguments and returns the name.
     """
+    return make_locked(None, func_or_name, options)
+
+
+def make_locked(locks: Locks | None, func_or_name: Any, options: dict[str, Any]) -> Any:
     if func_or_name is not None and not isinstance(func_or_name, str):
-        return decorate(func_or_name, _template(None, _locks, lock_kwargs))
+        return decorate(func_or_name, lock(**options)._on(locks))
     if isinstance(func_or_name, str):
-        if "lock_name" in lock_kwargs:
+        if "lock_name" in options:
             raise LockConfigError("the name of the lock is given twice")
-        lock_kwargs["lock_name"] = func_or_name
-    template = _template(lock_kwargs.pop("lock_name", None), _locks, lock_kwargs)
-    return functools.partial(decorate, template=template)
+        options["lock_name"] = func_or_name
+    name = options.pop("lock_name", None)
+    naming = name if callable(name) else None
+    template = lock(None if naming is not None else name, **options)._on(locks)
+
+    def decorator(func: Any) -> Any:
+        return decorate(func, template, naming)
+
+    return decorator
 
 
-def _template(name: str | None, locks: Locks | None, words: Mapping[str, Any]) -> lock:
-    return lock(name, **words)._on(locks)
+def is_locked(lock_name: str) -> bool:
+    """Whether any holder has this lock now, by the clock of the database of the project.
 
-
-class DBLock:
-    """A lock without a block: acquired and released by hand, and not renewed in between.
-
-    ``locked_by`` as for `lock`. Two objects exclude each other, within one thread too.
+    It may be otherwise by the time that this returns. Raises `LockUnavailable`, and `LockConfigError`
+    for a bad name.
     """
+    locks: Locks = _settings.django().locks()
+    return locks.is_locked(lock_name)
 
-    def __init__(self, name: str, locked_by: str | None = None) -> None:
-        self._name = name
-        self._locked_by = locked_by
-        self._guard: _core.Guard | None = None
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    def acquire(self, lock_ttl: Seconds | None = 10) -> bool:
-        """Try once; for ``lock_ttl`` seconds, ``None``: without end. Whether it is ours.
-
-        Where this object holds it already, it holds it for ``lock_ttl`` seconds from now. A
-        ``lock_ttl`` of zero or less lets it expire at once.
-        """
-        conf = _settings.django()
-        ttl = None
-        if lock_ttl is not None:
-            ttl = _names.seconds("lock_ttl", lock_ttl, allowed=TTL)
-        at_once = ttl is not None and ttl <= 0
-        if self._guard is not None:
-            if at_once:
-                self.release()
-                return True
-            try:
-                wait(self._guard.extend(ttl_of(ttl)))
-                logger.debug("lock %s acquired/renewed", self._name)
-                return True
-            except LockLost:
-                self._guard = None
-        _log.follow()
-        guard = wait(
-            conf.locks()._core.acquire(
-                self._name,
-                ttl=10.0 if at_once else ttl_of(ttl),
-                wait=0.0,
-                auto_renew=False,
-                holder=self._locked_by,
-            )
-        )
-        if guard is None:
-            return False
-        logger.debug("lock %s acquired/renewed", self._name)
-        if guard.loss() is not None:
-            return False
-        if at_once:
-            wait(guard.release())
-        else:
-            self._guard = guard
-        return True
-
-    def release(self) -> None:
-        """Release it, if this object holds it."""
-        logger.debug("releasing lock %s", self._name)
-        guard, self._guard = self._guard, None
-        if guard is None:
-            return
-        try:
-            wait(guard.release())
-        except LockLost:
-            return
-        logger.debug("released lock %s", self._name)
+from ._dblock import DBLock  # noqa: E402 - where 0.5 has it

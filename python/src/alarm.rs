@@ -2,9 +2,8 @@
 //!
 //! An asynchronous exception reaches a thread at one of its next bytecodes, wherever that is: in the
 //! `finally` of a block that has just ended, in another library, in the next request. So the way out
-//! of a block is here and not in Python. Between the last bytecode of a body and
-//! [`Scope::__exit__`] there is none at which an exception could arrive, and the first thing that
-//! happens there is that the alarm is switched off and what it had under way is taken back.
+//! of a block is in Rust, see [`crate::scope`]: the alarm is switched off there before any bytecode
+//! runs, and an exception that has not arrived yet is taken back.
 
 use std::os::raw::c_long;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -48,7 +47,7 @@ fn set_async_exc(_py: Python<'_>, thread: c_long, exception: Option<&Bound<'_, P
     threads > 0
 }
 
-fn current_thread(py: Python<'_>) -> PyResult<c_long> {
+pub(crate) fn current_thread(py: Python<'_>) -> PyResult<c_long> {
     static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let get_ident = GET_IDENT.get_or_try_init(py, || {
         let module = PyModule::import(py, "threading")?;
@@ -63,7 +62,7 @@ fn current_thread(py: Python<'_>) -> PyResult<c_long> {
 impl Alarm {
     /// For the thread that calls this.
     #[new]
-    fn new(py: Python<'_>) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         Ok(Self {
             thread: Mutex::new(current_thread(py)?),
             state: Mutex::new(State::Armed),
@@ -99,18 +98,29 @@ impl Alarm {
         first
     }
 
-    /// The body stops for a while.
-    fn pause(&self, py: Python<'_>) -> PyResult<()> {
+    /// The body stops for a while. Whether it was running.
+    pub(crate) fn pause(&self, py: Python<'_>) -> PyResult<bool> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
-        if matches!(*state, State::Armed) {
+        let running = matches!(*state, State::Armed);
+        if running {
             *state = State::Paused;
         }
-        Ok(())
+        Ok(running)
+    }
+
+    /// The body, which is paused, is told by other means. Whether it had not been before.
+    fn told_in_pause(&self) -> bool {
+        let mut state = locked(&self.state);
+        let first = matches!(*state, State::Paused);
+        if first {
+            *state = State::Off { told: true };
+        }
+        first
     }
 
     /// It goes on, in the thread that calls this.
-    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn resume(&self, py: Python<'_>) -> PyResult<()> {
         *locked(&self.thread) = current_thread(py)?;
         let mut state = locked(&self.state);
         if matches!(*state, State::Paused) {
@@ -120,7 +130,7 @@ impl Alarm {
     }
 
     /// The body has ended.
-    fn off(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn off(&self, py: Python<'_>) -> PyResult<()> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
         *state = State::Off {
@@ -137,6 +147,14 @@ impl Alarm {
 }
 
 impl Alarm {
+    /// The same where no exception of this alarm can be under way: for a task, which is told otherwise.
+    pub(crate) fn disarm(&self) {
+        let mut state = locked(&self.state);
+        if matches!(*state, State::Armed | State::Paused) {
+            *state = State::Off { told: false };
+        }
+    }
+
     /// Take back an exception that has not arrived: its `arrived` is set when it is made.
     fn take_back(&self, py: Python<'_>) -> PyResult<()> {
         let raised = match &*locked(&self.state) {
@@ -148,56 +166,5 @@ impl Alarm {
             *locked(&self.state) = State::Armed;
         }
         Ok(())
-    }
-}
-
-/// What `lock` derives from: the way out of a `with` block.
-#[pyclass(subclass, frozen, module = "database_locks._core")]
-pub(crate) struct Scope {
-    /// Which blocks are open, innermost last: the thread and the alarm of each.
-    open: Mutex<Vec<(c_long, Option<Py<Alarm>>)>>,
-}
-
-#[pymethods]
-impl Scope {
-    #[new]
-    #[pyo3(signature = (*_args, **_words))]
-    fn new(
-        _args: &Bound<'_, pyo3::types::PyTuple>,
-        _words: Option<&Bound<'_, pyo3::types::PyDict>>,
-    ) -> Self {
-        Self {
-            open: Mutex::default(),
-        }
-    }
-
-    /// A block begins in this thread.
-    fn _opened(&self, py: Python<'_>, alarm: Option<Py<Alarm>>) -> PyResult<()> {
-        let thread = current_thread(py)?;
-        locked(&self.open).push((thread, alarm));
-        Ok(())
-    }
-
-    /// The alarm goes off first; then `_leave`, in Python, does the rest.
-    fn __exit__(
-        slf: &Bound<'_, Self>,
-        kind: Bound<'_, PyAny>,
-        raised: Bound<'_, PyAny>,
-        traceback: Bound<'_, PyAny>,
-    ) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let thread = current_thread(py)?;
-        let alarm = {
-            let mut open = locked(&slf.get().open);
-            // Another thread may end what this one began: a generator that the collector closes.
-            let own = open.iter().rposition(|(of, _)| *of == thread);
-            own.or(open.len().checked_sub(1))
-                .and_then(|i| open.remove(i).1)
-        };
-        if let Some(alarm) = alarm {
-            alarm.get().off(py)?;
-        }
-        slf.call_method1("_leave", (kind, raised, traceback))
-            .map(Bound::unbind)
     }
 }

@@ -36,7 +36,15 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             words.update(said(py, loss)?.as_mapping())?;
             ("LockLost", "lost lock, terminating".into())
         }
-        Error::Config { .. } => ("LockConfigError", error.chain()),
+        Error::Config {
+            setting,
+            got,
+            allowed,
+            ..
+        } => (
+            "LockConfigError",
+            format!("`{}` is {got}, must be {allowed}", parameter(setting)),
+        ),
         _ => ("LockUnavailable", error.chain()),
     };
     let cause = match error {
@@ -48,6 +56,27 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         made.setattr("__cause__", cause)?;
     }
     Ok(PyErr::from_value(made))
+}
+
+/// What an acquire comes to while the process ends.
+pub(crate) fn ending(py: Python<'_>) -> PyErr {
+    let said = "could not acquire a lock: this process is ending, and has given back all its locks";
+    let made = class_of(py, "LockUnavailable").and_then(|class| class.call1((said,)));
+    made.map_or_else(|failed| failed, PyErr::from_value)
+}
+
+/// What a setting of the core is called in Python.
+fn parameter(setting: &str) -> &str {
+    match setting {
+        "name" => "lock_name",
+        "holder" => "locked_by",
+        "ttl" => "lock_ttl",
+        "wait" => "timeout",
+        "poll" => "retry",
+        "renew_every" => "lock_ttl_renew",
+        "metadata" => "meta",
+        other => other,
+    }
 }
 
 /// A loss as what `LockLost` takes by name: `_loss.Loss`.

@@ -14,6 +14,8 @@ mod locks;
 mod logging;
 mod login;
 mod pending;
+mod scope;
+mod transactions;
 
 use pyo3::prelude::*;
 
@@ -21,13 +23,13 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::alarm::{Alarm, Scope};
+    use super::alarm::Alarm;
     #[pymodule_export]
     use super::courier::close;
     #[pymodule_export]
     use super::fence::{Fence, is_fence_conflict};
     #[pymodule_export]
-    use super::guard::Guard;
+    use super::guard::{Guard, give_all_back};
     #[pymodule_export]
     use super::locks::Locks;
     #[pymodule_export]
@@ -36,6 +38,10 @@ mod _core {
     use super::login::Answer;
     #[pymodule_export]
     use super::pending::Pending;
+    #[pymodule_export]
+    use super::scope::{Entry, Scope, Steps};
+    #[pymodule_export]
+    use super::transactions::Undisturbed;
 
     use super::*;
 

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use serde_json::Value as Json;
 
 use crate::errors::raise;
+use crate::guard;
 use crate::listed::{self, Wanted};
 use crate::login::asking;
 use crate::pending::{Pending, Value};
@@ -106,14 +107,12 @@ impl Locks {
         if let Some(wait) = wait {
             lock = lock.wait(seconds(py, "timeout", wait)?);
         }
-        Ok(Pending::new(async move {
-            let guard = if once {
-                lock.try_acquire().await?
-            } else {
-                Some(lock.acquire().await?)
-            };
-            Ok(Value::Guard(guard))
-        }))
+        Ok(Pending::new(guard::acquire(async move {
+            if once {
+                return lock.try_acquire().await;
+            }
+            lock.acquire().await.map(Some)
+        })))
     }
 
     #[pyo3(signature = (ticket, *, ttl, auto_renew=true, renew_every=None))]
@@ -131,9 +130,9 @@ impl Locks {
         if let Some(every) = renew_every {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
-        Ok(Pending::new(async move {
-            Ok(Value::Guard(Some(lock.resume(&ticket).await?)))
-        }))
+        Ok(Pending::new(guard::acquire(async move {
+            lock.resume(&ticket).await.map(Some)
+        })))
     }
 
     fn migrate(&self) -> Pending {

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use database_locks::blocking::wait_for;
-use database_locks::{Error, LockGuard, OpenFence, PreviousHolder};
+use database_locks::{Error, Loss, OpenFence, PreviousHolder};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::task::AbortHandle;
 
 use crate::fence::Fence;
-use crate::guard::Guard;
+use crate::guard::{Grant, Guard};
 use crate::{courier, errors};
 
 /// How long Ctrl-C may have to wait.
@@ -26,7 +26,12 @@ pub(crate) enum Value {
     Count(u64),
     Text(Option<String>),
     PreviousHolder(Option<PreviousHolder>),
-    Guard(Option<LockGuard>),
+    /// `None`: another holder has it.
+    Guard(Option<Grant>),
+    /// The process is ending: nothing is granted any more.
+    Ending,
+    /// The grant that was asked about is lost.
+    Lost(Loss),
     Fence(database_locks::Fence, OpenFence),
 }
 
@@ -40,7 +45,13 @@ impl Value {
             Self::PreviousHolder(freed) => freed
                 .map(|freed| (freed.holder, freed.held_for.map(|age| age.as_secs_f64())))
                 .into_py_any(py),
-            Self::Guard(guard) => guard.map(Guard::new).into_py_any(py),
+            Self::Guard(None) => Ok(py.None()),
+            Self::Guard(Some(grant)) => match Guard::new(grant) {
+                Some(guard) => guard.into_py_any(py),
+                None => Err(errors::ending(py)),
+            },
+            Self::Ending => Err(errors::ending(py)),
+            Self::Lost(loss) => errors::said(py, &loss)?.into_py_any(py),
             Self::Fence(statement, open) => Fence::new(statement, open).into_py_any(py),
         }
     }
@@ -108,7 +119,7 @@ impl Pending {
         }
     }
 
-    fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+    pub(crate) fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let state = std::mem::replace(&mut *locked(&self.state), State::Taken);
         match state {
             State::Done(Ok(value)) => value.into_python(py),
@@ -128,7 +139,13 @@ impl Pending {
                 let shared = Arc::clone(&self.state);
                 let task = courier::spawn(async move {
                     let outcome = work.await;
-                    *locked(&shared) = State::Done(outcome);
+                    {
+                        let mut state = locked(&shared);
+                        // Given up meanwhile, what it came to is dropped: a grant is given back.
+                        if matches!(*state, State::Couriers) {
+                            *state = State::Done(outcome);
+                        }
+                    }
                     courier::now(|py| callback.call0(py).map(drop));
                 })?;
                 *locked(&self.couriers) = Some(task.abort_handle());
@@ -146,7 +163,7 @@ impl Pending {
         }
     }
 
-    fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         if let Some(task) = locked(&self.couriers).take() {
             task.abort();
         }

@@ -51,8 +51,8 @@ def test_a_child_task_is_not_its_parent(here: Locks) -> None:
     asyncio.run(main())
 
 
-def test_waiting_leaves_the_loop_free(here: Locks) -> None:
-    ticks = 0
+def test_waiting_leaves_the_loop_free(here: Locks, memory_url: str) -> None:
+    ticks, other = 0, connect(memory_url)
 
     async def tick() -> None:
         nonlocal ticks
@@ -65,7 +65,7 @@ def test_waiting_leaves_the_loop_free(here: Locks) -> None:
         async with here.lock("job"):
 
             async def wait() -> None:
-                async with here.lock("job", timeout=0.5):
+                async with other.lock("job", timeout=0.5):
                     pytest.fail("got it")
 
             with pytest.raises(LockTimeout):
@@ -97,12 +97,14 @@ def test_a_cancelled_wait_leaves_nothing_held(locks: Locks) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_timeout_around_it_is_a_timeout(here: Locks) -> None:
+def test_a_timeout_around_it_is_a_timeout(here: Locks, memory_url: str) -> None:
+    other = connect(memory_url)
+
     async def main() -> None:
         async with here.lock("job"):
 
             async def wait() -> None:
-                async with here.lock("job"):
+                async with other.lock("job"):
                     pytest.fail("got it")
 
             with pytest.raises(asyncio.TimeoutError):

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import Program, dblock, environment, eventually
+from support import Program, dblock, environment, eventually, old_python, sql
 
 PROGRAMS = Path(__file__).parent / "programs"
 KINDS = {
@@ -28,12 +28,19 @@ KINDS = {
 class Gunicorn(Program):
     """Listens on a Unix socket; ``log`` is its error log, which says what happens to it."""
 
-    def __init__(self, url: str, kind: str, folder: Path) -> None:
+    def __init__(
+        self,
+        url: str,
+        kind: str,
+        folder: Path,
+        application: str = "wsgi",
+        python: str = sys.executable,
+    ) -> None:
         self.socket = folder / "socket"
         self.log = folder / "log"
         how = ["--preload", "-b", f"unix:{self.socket}", "--error-logfile", str(self.log)]
         super().__init__(
-            [sys.executable, "-m", "gunicorn", *how, *KINDS[kind], "--log-level=debug", "wsgi"],
+            [python, "-m", "gunicorn", *how, *KINDS[kind], "--log-level=debug", application],
             env=environment(LOCKS_URL=url),
             cwd=PROGRAMS,
             group=True,
@@ -142,3 +149,31 @@ def test_a_request_that_loses_its_lock_is_told(
     assert answer.result(30)["lost"] == "forced"
     # And it goes on serving.
     server.get("/inherited")
+
+
+#: 0.5 takes a signal for each lock, which only a main thread may.
+OLD = {"kind": "sync", "lock": {"auto_renew": False}, "old": True}
+CASES = {
+    "postgres": {"engine": "postgres", "kind": "gthread"},
+    "mariadb": {"engine": "mariadb", "kind": "gthread"},
+    "postgres-0.5": {"engine": "postgres", **OLD},
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_no_update_is_lost_where_each_request_is_a_transaction(
+    case: str, fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    """With a plain ``with lock``, as in 0.5, and whatever else the request does before it commits."""
+    how: dict[str, Any] = CASES[case]
+    url = fresh_database(how["engine"])
+    python = old_python() if "old" in how else sys.executable
+    server = Gunicorn(url, how["kind"], tmp_path, "wsgi_django", python)
+    lock = json.dumps(how.get("lock", {}))
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: server.get("/count", lock=lock), range(150)))
+        assert len({answer["pid"] for answer in answers}) >= 2
+        assert sql(url, "SELECT n FROM counter") == [(150,)]
+    finally:
+        server.close()

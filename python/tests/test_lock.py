@@ -92,7 +92,7 @@ def test_without_retry_it_tries_once(here: Locks, retry: Any) -> None:
     assert caught.value.holder == "me"
 
 
-@pytest.mark.parametrize("timeout", [0, -1, None])
+@pytest.mark.parametrize("timeout", [0, None])
 def test_no_timeout_waits_as_long_as_it_takes(here: Locks, timeout: Any) -> None:
     got = threading.Event()
 
@@ -279,17 +279,24 @@ def test_what_is_no_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
         ({"timeout": "5"}, "`timeout` is '5'"),
         ({"timeout": float("nan")}, "`timeout`"),
         ({"timeout": True}, "`timeout`"),
+        ({"timeout": -1}, "`timeout` is -1, must be .* 0 or None: without limit"),
         ({"lock_ttl": 0}, "ten years"),
-        ({"lock_ttl": 1e12}, "10 years"),
+        ({"lock_ttl": 1e12}, "ten years"),
         ({"lock_ttl": -1}, "`lock_ttl` is -1"),
         ({"retry": -1}, "`retry`"),
         ({"lock_ttl_renew": -1}, "`lock_ttl_renew`"),
-        ({"locked_by": ""}, "1 to 255 characters"),
+        ({"locked_by": ""}, "`locked_by` is empty, must be 1 to 255 characters"),
+        ({"locked_by": 5}, "`locked_by` is 5, must be a text"),
+        ({"locked_by": "x" * 256}, "`locked_by` is 256 characters long"),
+        ({"locked_by": "\ud800"}, "surrogate"),
+        ({"lock_name": "job \udfff"}, "`lock_name` .* character 4 is half of a surrogate"),
+        ({"auto_renew": "no"}, "`auto_renew` is 'no', must be True or False"),
         ({"on_busy": "wiat"}, "wait, skip, raise"),
         ({"until": "comit"}, "exit, commit"),
         ({"lost_lock_cb": 5}, "callable"),
+        ({"lost_lock_cb": lambda: None}, "must take two arguments"),
         ({"meta": {"a": object()}}, "JSON"),
-        ({"meta": {"a": "x" * 5000}}, "4096 bytes"),
+        ({"meta": {"a": "x" * 5000}}, "`meta` is .* 4096 bytes"),
     ],
 )
 def test_what_is_out_of_range_is_refused_with_what_is_allowed(
@@ -301,12 +308,12 @@ def test_what_is_out_of_range_is_refused_with_what_is_allowed(
 
 
 def test_a_renewal_may_be_wished_earlier_but_not_later(here: Locks) -> None:
-    from database_locks.locks import _renew_every
+    from database_locks._wanted import renew_every
 
-    assert _renew_every(30, 25) == 5
-    assert _renew_every(30, 2) == 10
-    assert _renew_every(2, 2) == pytest.approx(0.2)
-    assert _renew_every(None, 2) is None
+    assert renew_every(30, 25) == 5
+    assert renew_every(30, 2) == 10
+    assert renew_every(2, 2) == pytest.approx(0.2)
+    assert renew_every(None, 2) is None
 
 
 def test_a_bad_url_is_refused_without_repeating_it() -> None:
@@ -339,7 +346,7 @@ def test_the_errors_are_one_family() -> None:
         LockLost(
             name="job",
             token=5,
-            reason="taken_over",
+            reason="preempted",
             detail="lost after 12s: preempted by another holder",
             held_for=12.0,
             holder="me",

@@ -252,3 +252,117 @@ def test_a_name_twice_and_a_typing_error_are_told_when_decorating() -> None:
         locked("a", tiemout=5)
     with pytest.raises(LockConfigError, match="on_busy"):
         locked("a", on_busy="sometimes")
+
+
+def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
+    @here.locked("tenant-{tenant_id}-{kind:>3}")
+    def job(tenant_id: int, kind: str = "x", **more: Any) -> list[str]:
+        return held_names(here)
+
+    assert job(5) == ["tenant-5-  x"]
+    assert job(kind="abc", tenant_id=7) == ["tenant-7-abc"]
+
+    class Jobs:
+        region = "eu"
+
+        @here.locked("{self.region}/{n}")
+        def method(self, n: int) -> list[str]:
+            return held_names(here)
+
+        @here.locked("{n}")
+        async def task(self, n: int) -> list[str]:
+            return [row["name"] for row in await here.alist() if row["state"] == "held"]
+
+        @here.lock("{n}")
+        def steps(self, n: int) -> Iterator[list[str]]:
+            yield held_names(here)
+
+    assert Jobs().method(1) == ["eu/1"]
+    assert asyncio.run(Jobs().task(2)) == ["2"]
+    assert list(Jobs().steps(3)) == [["3"]]
+
+    @here.locked("{{braces}}")
+    def braces() -> list[str]:
+        return held_names(here)
+
+    assert braces() == ["{braces}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tenant-{tenant}", "job has no parameter 'tenant'; it has tenant_id"),
+        ("tenant-{}", "has no parameter ''"),
+        ("tenant-{0}", "has no parameter '0'"),
+        ("tenant-{tenant_id", "cannot be understood"),
+    ],
+)
+def test_a_field_that_is_no_parameter_is_told_when_decorating(
+    here: Locks, name: str, said: str
+) -> None:
+    with pytest.raises(LockConfigError, match=said):
+
+        @here.locked(name)
+        def job(tenant_id: int) -> None:
+            pytest.fail("ran")
+
+
+def test_a_name_from_arguments_that_cannot_be_is_told_at_the_call(here: Locks) -> None:
+    @here.locked("{name}")
+    def job(name: str) -> None:
+        pytest.fail("ran")
+
+    for name, said in (("", "empty"), ("x" * 256, "256 characters"), ("a\0", "NUL")):
+        with pytest.raises(LockConfigError, match=said):
+            job(name)
+
+    @here.locked("{missing}")
+    def open_ended(**fields: Any) -> list[str]:
+        return held_names(here)
+
+    assert open_ended(missing=1) == ["1"]
+    with pytest.raises(LockConfigError, match="missing"):
+        open_ended()
+
+
+def test_a_name_may_come_from_a_function_of_the_arguments(here: Locks) -> None:
+    @here.locked(lock_name=lambda a, b=2: f"{a + b}", timeout=5)
+    def job(a: int, b: int = 2) -> list[str]:
+        return held_names(here)
+
+    assert job(1) == ["3"]
+    assert job(1, b=5) == ["6"]
+    with pytest.raises(LockConfigError, match="a lambda has no name of its own"):
+        here.locked(lambda tenant_id: f"tenant-{tenant_id}")
+    assert here.locked("named")(lambda: held_names(here))() == ["named"]
+
+
+def test_each_class_that_a_method_decorator_decorates_has_a_lock_of_its_own(here: Locks) -> None:
+    from django.utils.decorators import method_decorator
+
+    class View:
+        def dispatch(self) -> list[str]:
+            return held_names(here)
+
+    @method_decorator(here.locked, name="dispatch")
+    class First(View):
+        pass
+
+    @method_decorator(here.locked, name="dispatch")
+    class Second(View):
+        pass
+
+    class Below(First):
+        def dispatch(self) -> list[str]:
+            return super().dispatch()
+
+    class Own(View):
+        @method_decorator(here.locked)
+        def dispatch(self) -> list[str]:
+            return held_names(here)
+
+    prefix = "test_each_class_that_a_method_decorator_decorates_has_a_lock_of_its_own.<locals>"
+    assert First().dispatch() == [f"{__name__}.{prefix}.First"]
+    assert Second().dispatch() == [f"{__name__}.{prefix}.Second"]
+    assert Below().dispatch() == [f"{__name__}.{prefix}.First"]
+    assert Own().dispatch() == [f"{__name__}.{prefix}.Own.dispatch"]

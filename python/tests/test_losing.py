@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_loss_says_since_when_and_who_has_the_lock_now(sqlite_url: str) -> Non
                 held.check()
             time.sleep(60)
         lost = caught.value
-        assert (lost.reason, lost.holder) == ("taken_over", "the thief")
+        assert (lost.reason, lost.holder) == ("preempted", "the thief")
         assert lost.holder_token == thief.token
         assert lost.token == held.token
         assert lost.held_for is not None
@@ -319,13 +320,93 @@ def test_a_paused_generator_hurts_nobody_else(here: Locks) -> None:
         next(steps)
 
 
-def test_a_check_tells_the_loss_and_is_the_only_one_to_do_so(here: Locks) -> None:
-    with here.lock("job") as held:
-        here.force_release("job")
-        with pytest.raises(LockLost) as caught:
-            held.check()
+def test_a_check_tells_the_loss_at_once_and_the_end_of_the_block_again(here: Locks) -> None:
+    with pytest.raises(LockLost) as at_the_end:
+        with here.lock("job") as held:
+            here.force_release("job")
+            with pytest.raises(LockLost) as caught:
+                held.check()
+            assert caught.value.reason == "forced"
+            time.sleep(0.3)  # where a second one would arrive
+    assert (at_the_end.value.name, at_the_end.value.token) == ("job", held.token)
+
+
+def catch_all(seconds: float) -> None:
+    """A body that catches each item's exceptions."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(Exception):
+            time.sleep(0.02)
+
+
+def test_a_loss_that_the_body_swallows_is_raised_at_the_end_of_the_block(here: Locks) -> None:
+    """In the main thread, which a signal tells, and in another one."""
+
+    def work() -> None:
+        with pytest.raises(LockLost) as caught, here.lock("job") as held:
+            lose_after(here, 0.05)
+            catch_all(0.5)
+        assert (caught.value.name, caught.value.token) == ("job", held.token)
         assert caught.value.reason == "forced"
-        time.sleep(0.3)
+
+    work()
+    in_thread(work)
+
+
+def test_a_loss_that_a_task_swallows_is_raised_at_the_end_of_the_block(here: Locks) -> None:
+    async def work() -> str:
+        with pytest.raises(LockLost, match="job"):
+            async with here.lock("job"):
+                asyncio.get_running_loop().call_later(0.05, here.lose, "job")
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+        # It counts as cancelled no more.
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0.01)
+        return "went on"
+
+    assert asyncio.run(work()) == "went on"
+
+
+def test_a_swallowed_loss_with_a_callback_is_the_callbacks_alone(here: Locks) -> None:
+    told: list[Any] = []
+    with here.lock("job", lost_lock_cb=lambda *args: told.append(args)):
+        lose_after(here, 0.05)
+        catch_all(0.5)
+    assert len(told) == 1
+
+
+def test_an_exception_of_the_body_goes_before_a_loss_that_it_swallowed(here: Locks) -> None:
+    with pytest.raises(ValueError, match="mine"), here.lock("job"):
+        lose_after(here, 0.05)
+        catch_all(0.3)
+        raise ValueError("mine")
+
+
+def test_a_loss_names_its_own_lock_while_an_inner_one_comes_and_goes(here: Locks) -> None:
+    """Arriving in the middle of an inner acquire, release, check or extension."""
+    delays = random.Random(5)
+    said = set()
+
+    def work(rounds: int) -> None:
+        for i in range(rounds):
+            try:
+                with here.lock("ledger", timeout=10, lock_ttl=60) as outer:
+                    lose_after(here, delays.random() * 0.01, "ledger")
+                    while True:
+                        with here.lock("item", timeout=10, lock_ttl=60) as item:
+                            if i % 3 == 1:
+                                item.check()
+                            elif i % 3 == 2:
+                                item.extend(60)
+            except LockLost as lost:
+                said.add((lost.name, lost.token == outer.token))
+
+    work(60)
+    in_thread(lambda: work(30))
+    assert said == {("ledger", True)}
+    assert [row["name"] for row in here.list() if row["state"] == "held"] == []
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from support import Program, dblock
 
 LOSING = str(Path(__file__).parent / "programs" / "losing.py")
+LOSING_DJANGO = str(Path(__file__).parent / "programs" / "losing_django.py")
 Start = Callable[[list[str]], Program]
 
 SECONDS = 5.0
@@ -60,3 +61,38 @@ def test_psycopg2_gives_in_when_its_query_ends(postgres_url: str, start: Start) 
 
 def test_mysqlclient_gives_in_when_its_query_ends(mariadb_url: str, start: Start) -> None:
     assert lose(start, mariadb_url, "mysqlclient") < 8 + SECONDS
+
+
+def lose_in_django(start: Start, url: str, driver: str, where: str) -> str:
+    """What the application's next query answers after a loss in the middle of one."""
+    program = start([sys.executable, LOSING_DJANGO, url, driver, where])
+    program.expect("held")
+    program.silent(0.5)
+    dblock("release", "job", "--force", url=url)
+    assert program.expect("lost", within=20) == "job"
+    answer = program.expect("answer")
+    assert program.wait() == 0, program.stderr
+    return answer
+
+
+@pytest.mark.parametrize("where", ["plain", "around", "inside", "swallowed"])
+@pytest.mark.parametrize("driver", ["psycopg3", "pymysql"])
+def test_a_connection_that_a_loss_interrupted_works_after_the_block(
+    driver: str, where: str, request: pytest.FixtureRequest, start: Start
+) -> None:
+    engine = "postgres" if driver == "psycopg3" else "mariadb"
+    url = request.getfixturevalue(f"{engine}_url")
+    assert lose_in_django(start, url, driver, where) == "1"
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "mysqlclient"])
+def test_a_connection_works_after_a_loss_that_arrives_when_its_query_ends(
+    driver: str, request: pytest.FixtureRequest, start: Start
+) -> None:
+    engine = "postgres" if driver == "psycopg2" else "mysql"
+    url = request.getfixturevalue(f"{engine}_url")
+    assert lose_in_django(start, url, driver, "plain") == "1"
+
+
+def test_a_connection_works_after_a_loss_in_another_thread(mariadb_url: str, start: Start) -> None:
+    assert lose_in_django(start, mariadb_url, "mysqlclient", "thread") == "1"

@@ -130,7 +130,7 @@ def test_a_holder_of_ours_learns_that_0_5_has_its_lock(
     old.begin("job")
     old.expect_held()
     ours.thaw()
-    assert ours.expect("lost") in {"expired", "taken_over"}
+    assert ours.expect("lost") in {"expired", "preempted"}
     assert old.is_held()
     old.release()
 

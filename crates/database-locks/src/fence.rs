@@ -8,7 +8,7 @@ use crate::acquire::PATIENCE;
 use crate::error::{Error, Human};
 use crate::fork::Here;
 use crate::guard::{LockGuard, not_ours};
-use crate::held::Status;
+use crate::held::{Held, Status};
 use crate::inner::Inner;
 use crate::locks::again;
 use crate::metrics::Engine;
@@ -18,8 +18,10 @@ use crate::store::{Barrier, FenceText};
 use crate::timing::{Renewing, Timing, Ttl};
 use crate::token::{GrantId, Token};
 
+mod registry;
 mod transaction;
 
+pub(crate) use registry::OpenFences;
 pub(crate) use transaction::Failed;
 pub use transaction::FenceTransaction;
 
@@ -179,7 +181,8 @@ impl FenceFailure {
 /// `memory:` it is the fence itself, and keeps everybody else from getting the lock.
 ///
 /// Dropped too early, it does no harm on a server: there the transaction's own statement is the fence.
-/// On SQLite and `memory:` the fence ends there and then. It may outlive its guard. When the process
+/// On SQLite and `memory:` the fence ends there and then. It may outlive its guard: a lock that is
+/// released under its own open fence is free when the transaction ends. When the process
 /// dies, it ends with it.
 #[must_use = "the fenced transaction counts as ended when this is dropped"]
 pub struct OpenFence(Here<Open>);
@@ -192,9 +195,28 @@ struct Open {
     barrier: Option<Barrier>,
 }
 
+impl Open {
+    fn new(
+        inner: &Arc<Inner>,
+        held: &Arc<Held>,
+        holds_back: bool,
+        barrier: Option<Barrier>,
+    ) -> Self {
+        inner.fences.opened(held);
+        Self {
+            inner: Arc::clone(inner),
+            grant: held.grant.id,
+            holds_back,
+            barrier,
+        }
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         self.barrier = None;
+        // What waits for this end finds the row unlocked.
+        self.inner.fences.closed(self.grant);
         if self.holds_back {
             self.inner.scheduler.with(self.grant, |lease, now| {
                 lease.fence_closed(now);
@@ -275,24 +297,17 @@ impl LockGuard {
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(Here::new(Open {
-                inner,
-                grant: id,
-                holds_back: opened,
-                barrier: None,
-            })));
+            return Ok(OpenFence(Here::new(Open::new(&inner, &held, opened, None))));
         }
         runtime::run(async move {
             let name = &held.grant.name;
             let opened = again(PATIENCE, || inner.store.open_fence(&held.grant, PATIENCE)).await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
-                Ok(barrier) => Ok(OpenFence(Here::new(Open {
-                    inner: Arc::clone(&inner),
-                    grant: id,
-                    holds_back: false,
-                    barrier: Some(barrier),
-                }))),
+                Ok(barrier) => {
+                    let open = Open::new(&inner, &held, false, Some(barrier));
+                    Ok(OpenFence(Here::new(open)))
+                }
                 Err(gone) => Err(not_ours(&inner, &held, gone)),
             }
         })

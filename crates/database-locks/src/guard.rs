@@ -473,6 +473,10 @@ impl LockGuard {
 
     /// Release the lock.
     ///
+    /// If one of its own [fences](LockGuard::fence) is open and holds the lock's row, on MySQL and MariaDB,
+    /// this does not wait for it: the lock is released when that transaction ends, which a log line at
+    /// `info` says.
+    ///
     /// # Errors
     ///
     /// [`Error::Lost`] if this grant no longer held it: the work was not protected to its end, and

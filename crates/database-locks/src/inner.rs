@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::acquire::{HeadStarts, Outages, PATIENCE};
 use crate::batch::Batch;
 use crate::error::Error;
+use crate::fence::OpenFences;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::looks::Looks;
@@ -31,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) turns: Turns,
     pub(crate) head_starts: HeadStarts,
     pub(crate) outages: Outages,
+    pub(crate) fences: OpenFences,
     pub(crate) watches: Watches<LockName, Version>,
     /// Cloned for each release in the background.
     pub(crate) pending: Pending,
@@ -59,6 +61,7 @@ impl Inner {
             turns: Turns::default(),
             head_starts: HeadStarts::default(),
             outages: Outages::default(),
+            fences: OpenFences::default(),
             watches: Watches::default(),
             pending: Pending::new(pending),
             all_done,
@@ -96,8 +99,8 @@ pub(crate) fn all() -> Vec<Arc<Inner>> {
 
 /// Where the locks are, and what each process made of it.
 pub(crate) struct Place {
-    given: Given,
     engine: Engine,
+    given: Given,
     table: Table,
     inner: PerProcess<Arc<Inner>>,
 }

@@ -16,6 +16,7 @@ use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
 use crate::name::LockName;
+use crate::release::force_after_fence;
 use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
 use crate::store::{Force, Lapse, Occupant, StoreError};
@@ -269,11 +270,14 @@ impl Locks {
     /// Release a lock by force, and return its former holder; `None` if it was free already.
     ///
     /// The holder learns it at its next renewal (on PostgreSQL at once if its renewals are more than
-    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped.
+    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped. If a
+    /// fenced transaction of this very process is open under the lock, it is released when that
+    /// transaction ends, and a warning is logged that says so.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction may be open.
+    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction of another process
+    /// may be open.
     /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Cancel safety
@@ -314,16 +318,22 @@ impl Locks {
         self.in_background(move |inner| async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
-                    Force::Freed(from) => Ok(Some(from)),
-                    Force::WasFree => Ok(None),
-                    Force::Busy => Err(StoreError::Contention(
-                        "its row is locked: a fenced transaction may be open".into(),
-                    )),
+                    Force::Freed(from) => Ok((Some(from), true)),
+                    Force::WasFree => Ok((None, true)),
+                    Force::Busy => match force_after_fence(&inner, &name) {
+                        Some(from) => Ok((Some(from), false)),
+                        None => Err(StoreError::Contention(
+                            "its row is locked: a fenced transaction may be open".into(),
+                        )),
+                    },
                 }
             });
-            let from = forced
+            let (from, done) = forced
                 .await
                 .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            if !done {
+                return Ok(from);
+            }
             inner.turns.ring(&name);
             if let Some(from) = &from {
                 tracing::warn!(

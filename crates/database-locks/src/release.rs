@@ -9,7 +9,9 @@ use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::held::ms;
 use crate::inner::Inner;
-use crate::store::{Released, Return, StoreError};
+use crate::locks::again;
+use crate::name::LockName;
+use crate::store::{Force, Occupant, Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
 use crate::turns::{Next, Others};
@@ -20,6 +22,10 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
 /// Release, again and again until the database has answered, or the lease has ended by itself.
+///
+/// If the row is locked while a fence of this grant is open, the transaction that locks it is the
+/// caller's own: the answer is [`Released::Busy`] at once, and the release is done when that
+/// transaction ends.
 ///
 /// It counts as pending from now on, and not from when it is first polled: whoever drops a guard and
 /// drains at once waits for it.
@@ -41,19 +47,28 @@ pub(crate) fn give_back(
             Ttl::Finite(ttl) => clock::now().saturating_add(ttl),
             Ttl::Infinite => Time::MAX,
         };
-        let done = until_answered(&inner, what, end, held_for, false).await;
+        let done = until_answered(&inner, what, end, held_for, Try::First).await;
         drop(pending);
         done
     }
 }
 
-/// `patient`: a refusal does not end it either.
+/// What came before the present tries of one release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Try {
+    First,
+    /// A fence of the same grant was open; the caller has its answer.
+    AfterFence,
+    /// The database refused it; the caller has its answer, and another refusal does not end it.
+    AfterRefusal,
+}
+
 async fn until_answered(
     inner: &Arc<Inner>,
     mut what: Return,
     end: Time,
     held_for: Option<Duration>,
-    patient: bool,
+    which: Try,
 ) -> Result<Released, Error> {
     let (name, holder) = (what.name.clone(), Arc::clone(&what.holder));
     let token = what.token.map(Token::get);
@@ -88,6 +103,13 @@ async fn until_answered(
                 );
                 return Ok(done);
             }
+            Ok(Released::Busy) if inner.fences.end_of(what.grant).is_some() => {
+                if which != Try::AfterFence {
+                    note_fence(&what);
+                }
+                tokio::spawn(after_fence(Arc::clone(inner), what, end, held_for));
+                return Ok(Released::Busy);
+            }
             Ok(Released::Busy) => StoreError::Contention("its row is locked by somebody".into()),
             Err(failure) => {
                 unsure |= matches!(failure, StoreError::Unavailable(_));
@@ -96,7 +118,7 @@ async fn until_answered(
         };
         let refused = matches!(failure, StoreError::Rejected { .. });
         let over = clock::now() + pause >= end;
-        if over || (refused && !patient) {
+        if over || (refused && which != Try::AfterRefusal) {
             let error = failure.into_error(format!("release lock `{name}`"));
             let then = match over {
                 true => "it stays held until its lease ends",
@@ -139,8 +161,103 @@ fn go_on(
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        let _ = until_answered(&inner, what, end, held_for, true).await;
+        let _ = until_answered(&inner, what, end, held_for, Try::AfterRefusal).await;
     })
+}
+
+/// Release when the open fence of this grant ends. The caller has its answer.
+fn after_fence(
+    inner: Arc<Inner>,
+    what: Return,
+    end: Time,
+    held_for: Option<Duration>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        if let Some(fence) = inner.fences.end_of(what.grant) {
+            // The fence may be kept for longer than its transaction.
+            let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
+        }
+        let pending = inner
+            .fences
+            .end_of(what.grant)
+            .is_none()
+            .then(|| inner.pending.clone());
+        // The lease may have ended under the fence; the row is the grant's until another takes it.
+        let end = end.max(clock::now().saturating_add(PATIENCE));
+        let _ = until_answered(&inner, what, end, held_for, Try::AfterFence).await;
+        drop(pending);
+    })
+}
+
+fn note_fence(what: &Return) {
+    tracing::info!(
+        lock.name = what.name.as_str(),
+        lock.token = what.token.map(Token::get),
+        lock.holder = &*what.holder,
+        "lock released while its own fenced transaction is open: it is free when that ends"
+    );
+}
+
+/// A release of a grant whose row is locked, done when the open fence of that grant ends.
+///
+/// Whether there is such a fence in this process. Without one nothing is done.
+pub(crate) fn defer(inner: &Arc<Inner>, what: &Return) -> bool {
+    let open = inner.fences.end_of(what.grant).is_some();
+    if open {
+        note_fence(what);
+        let end = clock::now();
+        tokio::spawn(after_fence(Arc::clone(inner), what.clone(), end, None));
+    }
+    open
+}
+
+/// Release by force when the open fence of the lock's grant ends, if this process has one open.
+///
+/// Answers with who has the lock. Without such a fence nothing is done.
+pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<Occupant> {
+    let held = inner.fences.of_lock(name)?;
+    let fence = inner.fences.end_of(held.grant.id)?;
+    let holder = Occupant {
+        holder: Some(held.grant.holder.as_ref().to_owned()),
+        token: Some(held.grant.token),
+        held_for: Some(held.held_for()),
+        ..Occupant::default()
+    };
+    tracing::warn!(
+        lock.name = name.as_str(),
+        lock.token = held.grant.token.get(),
+        lock.holder = &*held.grant.holder,
+        "lock to be released by force when its own fenced transaction ends"
+    );
+    let inner = Arc::clone(inner);
+    tokio::spawn(async move {
+        fence.wait().await;
+        let pending = inner.pending.clone();
+        let (name, grant) = (&held.grant.name, held.grant.id.as_str());
+        let forced = again(PATIENCE, || async {
+            let row = inner
+                .store
+                .read(std::slice::from_ref(name), PATIENCE)
+                .await?;
+            // Another grant of the lock is not meant.
+            if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
+                return Ok(());
+            }
+            match inner.store.force(name, PATIENCE).await? {
+                Force::Freed(_) | Force::WasFree => Ok(()),
+                Force::Busy => Err(StoreError::Contention("its row is locked".into())),
+            }
+        });
+        match forced.await {
+            Ok(()) => inner.turns.ring(name),
+            Err(failure) => tracing::warn!(
+                lock.name = name.as_str(),
+                "not released by force: {failure}"
+            ),
+        }
+        drop(pending);
+    });
+    Some(holder)
 }
 
 /// Other processes have a head start now, whichever caller of this one asks next.

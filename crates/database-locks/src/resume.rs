@@ -15,7 +15,7 @@ use crate::locks::again;
 use crate::loss::Loss;
 use crate::metrics;
 use crate::ours::Ours;
-use crate::release::give_back;
+use crate::release::{defer, give_back};
 use crate::store::{Ask, Gone, Grant, Released, Renewal, Resume, Return, StoreError};
 use crate::ticket::Ticket;
 use crate::timing::Ttl;
@@ -162,7 +162,7 @@ pub(crate) async fn by_ticket(
     .await
 }
 
-async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
     // A ticket does not know who holds it, which a statement asks for.
     let holder = match inner.store.read(&names, PATIENCE).await?.pop() {
@@ -196,6 +196,7 @@ async fn do_it(inner: &Inner, ticket: &Ticket, what: ByTicket) -> Result<Renewal
                     Renewal::Renewed
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
+                Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }

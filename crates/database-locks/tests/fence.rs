@@ -325,6 +325,56 @@ async fn a_release_by_force_never_overtakes_an_open_fence(lab: &Lab) {
     promise("P9", lab.engine);
 }
 
+/// A guard that is released under its own fence does not wait for it, whatever the lease has left.
+async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
+    let (locks, other, mut user) = (
+        lab.locks().await,
+        lab.locks().await,
+        connection(&lab.url).await,
+    );
+    for ttl in [SOON * 3, ms(1500)] {
+        let guard = held(&locks, ttl).await;
+        let mut tx = user.start_transaction(TxOpts::default()).await.unwrap();
+        let open = guard.fence(&mut tx).await.unwrap();
+        let began = now();
+        guard.release().await.unwrap();
+        assert!(began.elapsed() < ms(1000), "it waited for itself");
+        tokio::time::sleep(ms(2000)).await;
+        let taken = other.lock("job").try_acquire().await.unwrap();
+        assert!(taken.is_none(), "while the transaction is open");
+        tx.commit().await.unwrap();
+        drop(open);
+        drop(held(&other, SOON).await);
+        other.drain().await;
+    }
+}
+
+/// The same of a release by ticket, and by force: the process that has the fence open is asked.
+async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
+    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+    for by_force in [false, true] {
+        let guard = held(&locks, SOON * 3).await;
+        user.under(&guard, None, async |_| {
+            let began = now();
+            if by_force {
+                let from = locks.force_release("job").await.unwrap();
+                assert_eq!(from.unwrap().holder.as_deref(), Some(guard.holder()));
+            } else {
+                locks.release(&guard.ticket()).await.unwrap();
+            }
+            assert!(began.elapsed() < ms(1000), "it waited for itself");
+            let taken = other.lock("job").try_acquire().await.unwrap();
+            assert!(taken.is_none(), "while the transaction is open");
+        })
+        .await
+        .unwrap();
+        drop(held(&other, SOON).await);
+        other.drain().await;
+        assert!(matches!(guard.check().await, Err(Error::Lost { .. })));
+    }
+    promise("P9", lab.engine);
+}
+
 /// Two of them at once, where that goes; and a release under one frees the lock only for afterwards.
 async fn fences_of_one_guard_may_overlap(lab: &Lab) {
     let (locks, other) = (lab.locks().await, lab.locks().await);
@@ -481,14 +531,14 @@ async fn it_takes_the_rights_to_read_and_update_alone(lab: &Lab) {
 
 /// Statement by statement there is nothing that the fence could hold.
 async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
-    let locks = lab.locks().await;
+    let (locks, other) = (lab.locks().await, lab.locks().await);
     let guard = held(&locks, SOON).await;
     let mut client = client(&lab.url).await;
     let refused = guard.fence(&mut client).await.unwrap_err();
     assert!(refused.to_string().contains("outside"), "{refused}");
     client.batch_execute("BEGIN").await.unwrap();
     let open = guard.fence(&mut client).await.unwrap();
-    let error = locks.force_release("job").await.unwrap_err();
+    let error = other.force_release("job").await.unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }));
     client.batch_execute("COMMIT").await.unwrap();
     drop(open);
@@ -511,25 +561,31 @@ async fn nothing_piles_up(lab: &Lab) {
 
 lab_tests!(memory: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap);
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
 lab_tests!(sqlite: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused, nothing_piles_up);
 lab_tests!(postgres: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
     outside_of_a_transaction_nothing_is_fenced, it_takes_the_rights_to_read_and_update_alone);
 lab_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
-    a_release_by_force_never_overtakes_an_open_fence, fences_of_one_guard_may_overlap,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
     a_transaction_in_another_database_is_refused);
 lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
     where_trust_runs_out_under_a_fence_the_guard_is_suspended,
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
+    a_release_under_its_own_fence_is_done_when_the_transaction_ends,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
     one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
 lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
@@ -537,5 +593,7 @@ lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_
     where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
     a_suspended_guard_can_be_released, a_long_transaction_is_covered,
     a_release_by_force_never_overtakes_an_open_fence,
+    a_release_under_its_own_fence_is_done_when_the_transaction_ends,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
     a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
     one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);

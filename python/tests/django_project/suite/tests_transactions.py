@@ -1,112 +1,20 @@
-"""Locks and the transactions of their caller: kept until the commit, and fenced writes."""
+"""Fenced writes: `held.atomic()` and `held.fence()`."""
 
 import threading
+import time
 
 from django.contrib.auth.models import Group
-from django.db import connection, connections, transaction
-from django.http import HttpResponse
-from django.test import TestCase, TransactionTestCase, override_settings
-from django.urls import path
+from django.db import connection, transaction
+from django.test import TestCase, TransactionTestCase
 
 from database_locks import LockConfigError, LockLost, LockTimeout, LockUnavailable, connect, lock
 
 from .tests_conf import _state, _url, other_aliases
+from .tests_until import soon
 
 
 def written():
     return set(Group.objects.values_list("name", flat=True))
-
-
-class UntilCommitTests(TransactionTestCase):
-    def test_outside_of_a_transaction_it_ends_with_its_block(self):
-        with lock("job", until="commit"):
-            self.assertEqual(_state("job"), "held")
-        self.assertEqual(_state("job"), "free")
-
-    def test_it_is_kept_until_the_commit(self):
-        with transaction.atomic():
-            with lock("job", until="commit") as held:
-                Group.objects.create(name="inside")
-            self.assertEqual(_state("job"), "held")
-            with lock("job", until="commit") as again:
-                self.assertIs(again, held)
-            self.assertEqual(_state("job"), "held")
-        self.assertEqual(_state("job"), "free")
-
-    def test_it_is_kept_until_the_rollback(self):
-        with self.assertRaises(ZeroDivisionError), transaction.atomic():
-            with lock("job", until="commit"):
-                pass
-            self.assertEqual(_state("job"), "held")
-            raise ZeroDivisionError
-        self.assertEqual(_state("job"), "free")
-
-    def test_a_savepoint_that_is_rolled_back_does_not_end_it(self):
-        with transaction.atomic():
-            with self.assertRaises(ZeroDivisionError), transaction.atomic():
-                with lock("job", until="commit"):
-                    pass
-                raise ZeroDivisionError
-            self.assertEqual(_state("job"), "held")
-        self.assertEqual(_state("job"), "free")
-
-    def test_a_connection_that_is_closed_ends_it(self):
-        with self.assertRaises(Exception), transaction.atomic():  # noqa: B017 - the driver's own
-            with lock("job", until="commit"):
-                pass
-            connection.close()
-            self.assertEqual(_state("job"), "free")
-            Group.objects.count()
-
-
-class UntilCommitInTestCaseTests(TestCase):
-    def test_a_test_case_is_a_transaction(self):
-        with lock("in a test case", until="commit"):
-            pass
-        self.assertEqual(_state("in a test case"), "held")
-        # The transaction of the test ends after it.
-        self.addClassCleanup(lambda: self.assertEqual(_state("in a test case"), "free"))
-
-    def test_callbacks_of_the_commit_may_be_run_in_a_test(self):
-        with self.captureOnCommitCallbacks(execute=True):
-            with lock("captured", until="commit"):
-                pass
-            self.assertEqual(_state("captured"), "held")
-        self.assertEqual(_state("captured"), "free")
-
-
-def work(request):
-    """A view that is one transaction, and the lock with it."""
-    assert connection.in_atomic_block
-    with lock("request", until="commit"):
-        Group.objects.create(name="by a request")
-    with lock("another", timeout=5), connect(_url()).lock("third", timeout=5):
-        pass
-    if "fail" in request.GET:
-        raise ZeroDivisionError
-    return HttpResponse(_state("request"))
-
-
-urlpatterns = [path("job/", work)]
-
-
-@override_settings(ROOT_URLCONF=__name__)
-class AtomicRequestsTests(TransactionTestCase):
-    def setUp(self):
-        for entry in (connection.settings_dict, connections.settings["default"]):
-            self.addCleanup(entry.update, ATOMIC_REQUESTS=entry["ATOMIC_REQUESTS"])
-            entry["ATOMIC_REQUESTS"] = True
-
-    def test_a_request_that_commits_frees_the_lock_with_it(self):
-        self.assertEqual(self.client.get("/job/").content, b"held")
-        self.assertEqual(_state("request"), "free")
-        self.assertEqual(written(), {"by a request"})
-
-    def test_a_request_that_fails_frees_it_too_and_has_written_nothing(self):
-        self.client.raise_request_exception = False
-        self.assertEqual(self.client.get("/job/?fail").status_code, 500)
-        self.assertEqual(_state("request"), "free")
-        self.assertEqual(written(), set())
 
 
 class FencedTests(TransactionTestCase):
@@ -186,6 +94,28 @@ class FencedTests(TransactionTestCase):
             held.check()
             self.assertEqual(written(), {"inner", "second"})
 
+    def test_a_lock_that_ends_within_the_transaction_of_its_fence_does_not_wait_for_itself(self):
+        for until in ("commit", "exit"):
+            for ttl in (60, 2):
+                with self.subTest(until=until, ttl=ttl), transaction.atomic():
+                    began = time.monotonic()
+                    with lock("job", lock_ttl=ttl, until=until) as held, held.atomic():
+                        Group.objects.create(name=f"fenced {until} {ttl}")
+                    # Half of what a release waits for an answer.
+                    self.assertLess(time.monotonic() - began, 2.5)
+                soon(lambda: _state("job") == "free")
+        self.assertEqual(len(written()), 4)
+
+    def test_who_frees_the_lock_before_the_commit_is_told_that_its_fence_is_open(self):
+        if connection.vendor != "mysql":
+            self.skipTest("a fence is in the way of its own release only there")
+        with self.assertLogs("database_locks.core", "INFO") as logs, transaction.atomic():
+            with lock("job", until="exit") as held, held.atomic():
+                pass
+            soon(lambda: "its own fenced transaction is open" in str(logs.output))
+            self.assertEqual(_state("job"), "held")
+        soon(lambda: _state("job") == "free")
+
     def test_how_long_it_may_last_is_checked(self):
         with lock("job") as held:
             with held.atomic(lasting=60):
@@ -205,11 +135,20 @@ class FencedTests(TransactionTestCase):
                     self.fail("entered")
 
     def test_a_plain_cursor_is_fenced(self):
-        with lock("job") as held:
+        with self.assertRaises(LockLost), lock("job") as held:
             with transaction.atomic(), connection.cursor() as cursor, held.fence(cursor):
                 Group.objects.create(name="plain")
             connect(_url()).force_release("job")
-            with self.assertRaises(LockLost), transaction.atomic(), connection.cursor() as cursor:
-                with held.fence(cursor):
-                    self.fail("passed")
+            with transaction.atomic(), connection.cursor() as cursor, held.fence(cursor):
+                self.fail("passed")
         self.assertEqual(written(), {"plain"})
+
+
+class FencedInTestCaseTests(TestCase):
+    def test_a_fence_in_a_test_case_does_not_hold_up_the_end_of_its_lock(self):
+        began = time.monotonic()
+        with lock("fenced in a test case") as held:
+            with held.atomic():
+                Group.objects.create(name="fenced")
+        self.assertLess(time.monotonic() - began, 2.5)
+        self.assertEqual(written(), {"fenced"})

@@ -1,0 +1,81 @@
+"""Types of the API, for type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
+
+from ._held import Held
+from ._wanted import Seconds
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Y = TypeVar("Y")
+S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type[Any])
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `lock` but ``lock_name`` and ``on_busy``."""
+
+    timeout: Seconds | None
+    lock_ttl: Seconds | None
+    locked_by: str | None
+    auto_renew: bool
+    retry: Seconds | None
+    lost_lock_cb: Callable[[int, Any], Any] | None
+    lock_ttl_renew: Seconds | None
+    until: Literal["commit", "exit"]
+    until_using: str | None
+    meta: Mapping[str, Any] | None
+    ticket: str | None
+
+
+class Decorator(Protocol):
+    """What is decorated keeps its signature."""
+
+    def __call__(self, func: F, /) -> F: ...
+
+
+class SkippingDecorator(Protocol):
+    """A call that is skipped returns ``None``."""
+
+    @overload
+    def __call__(self, func: C, /) -> C: ...
+    @overload
+    def __call__(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R | None]]: ...
+    @overload
+    def __call__(
+        self, func: Callable[P, AsyncGenerator[Y, S]], /
+    ) -> Callable[P, AsyncGenerator[Y, S]]: ...
+    @overload
+    def __call__(
+        self, func: Callable[P, Generator[Y, S, R]], /
+    ) -> Callable[P, Generator[Y, S, R | None]]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Callable[P, R | None]: ...
+
+
+class Attempt(Protocol):
+    """The block of ``lock(…).try_()``."""
+
+    def __enter__(self) -> Held | None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    async def __aenter__(self) -> Held | None: ...
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...

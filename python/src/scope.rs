@@ -1,0 +1,444 @@
+//! The way into and out of a `with` block.
+//!
+//! Python runs signal handlers, and raises what another thread has sent, between any two bytecodes.
+//! What must not be interrupted is here: a grant belongs to its [`Entry`] until the block has begun,
+//! and an exception on the way in gives it back. Between the return of `__enter__` and the block, and
+//! between the last bytecode of the body and the call of `__exit__`, the interpreter looks for no such
+//! exception. Whatever happens in Python on the way out, the guard is closed at its end.
+
+use std::os::raw::c_long;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::alarm::{Alarm, current_thread};
+use crate::guard::Guard;
+use crate::pending::Pending;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One attempt to enter a block: owns what it is granted until the block has begun.
+#[pyclass(frozen, module = "database_locks._core")]
+pub(crate) struct Entry {
+    #[pyo3(get)]
+    alarm: Py<Alarm>,
+    asked: Mutex<Option<Py<Pending>>>,
+    granted: Mutex<Option<Py<Guard>>>,
+}
+
+#[pymethods]
+impl Entry {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        Ok(Self {
+            alarm: Py::new(py, Alarm::new(py)?)?,
+            asked: Mutex::default(),
+            granted: Mutex::default(),
+        })
+    }
+
+    /// Take charge of an operation that may grant the lock; what came before is given back.
+    fn ask(&self, pending: Py<Pending>) {
+        self.give_back();
+        *locked(&self.asked) = Some(pending);
+    }
+
+    /// The result of that operation; a guard is this entry's from here on.
+    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<Guard>>> {
+        let asked = locked(&self.asked).take();
+        let Some(pending) = asked else {
+            return Err(PyRuntimeError::new_err("nothing was asked for"));
+        };
+        let guard: Option<Py<Guard>> = pending.get().result(py)?.extract(py)?;
+        *locked(&self.granted) = guard.as_ref().map(|guard| guard.clone_ref(py));
+        Ok(guard)
+    }
+
+    /// Give up what was asked for, and give back what was granted.
+    fn give_back(&self) {
+        let (asked, granted) = (locked(&self.asked).take(), locked(&self.granted).take());
+        if let Some(pending) = asked {
+            pending.get().cancel();
+        }
+        if let Some(guard) = granted {
+            guard.get().close();
+        }
+    }
+
+    /// The lock is held from here on without this entry.
+    fn keep(&self) {
+        locked(&self.granted).take();
+    }
+}
+
+impl Entry {
+    fn abandon(&self, py: Python<'_>) {
+        // It fails only where threading cannot be imported, and then there was no alarm.
+        let _ = self.alarm.get().off(py);
+        self.give_back();
+    }
+}
+
+/// A block that has begun.
+struct Block {
+    /// The task or greenlet; for a thread its ident.
+    owner: Py<PyAny>,
+    /// `None`: a `try_()` that did not get the lock.
+    held: Py<PyAny>,
+    /// `None`: locks are switched off.
+    guard: Option<Py<Guard>>,
+    alarm: Option<Py<Alarm>>,
+}
+
+impl Block {
+    /// Whether the lock ends with this block. The alarm is off then.
+    fn ends(&self, py: Python<'_>) -> PyResult<bool> {
+        if let Some(guard) = &self.guard
+            && guard.get().left() > 0
+        {
+            return Ok(false);
+        }
+        if let Some(alarm) = &self.alarm {
+            alarm.get().off(py)?;
+        }
+        Ok(!self.held.is_none(py))
+    }
+}
+
+/// What `lock` derives from: its blocks.
+#[pyclass(subclass, frozen, module = "database_locks._core")]
+pub(crate) struct Scope {
+    /// The innermost last.
+    open: Mutex<Vec<Block>>,
+}
+
+impl Scope {
+    fn begin(&self, held: &Bound<'_, PyAny>, entry: &Entry) -> PyResult<()> {
+        let py = held.py();
+        let block = if held.is_none() {
+            Block {
+                owner: owner(py, None)?,
+                held: py.None(),
+                guard: None,
+                alarm: None,
+            }
+        } else {
+            Block {
+                owner: owner(py, Some(held.getattr("_task")?))?,
+                held: held.clone().unbind(),
+                guard: held.getattr("_guard")?.extract()?,
+                alarm: Some(held.getattr("_alarm")?.extract()?),
+            }
+        };
+        if let Some(guard) = &block.guard {
+            guard.get().entered();
+        }
+        locked(&self.open).push(block);
+        entry.keep();
+        Ok(())
+    }
+
+    /// The innermost block of the task or thread that calls this, and what came up meanwhile.
+    fn pop(&self, py: Python<'_>) -> PyResult<(Block, Option<PyErr>)> {
+        let (mut late, mut which) = (None, None);
+        if self.is_shared(py)? {
+            // Asked in Python, where an exception may arrive: it goes on once the block has ended.
+            for _ in 0..8 {
+                match current_owner(py) {
+                    Ok(owner) => {
+                        which = Some(owner);
+                        break;
+                    }
+                    Err(error) => late = Some(error),
+                }
+            }
+        }
+        let mut open = locked(&self.open);
+        let mut found = None;
+        if let Some(owner) = which {
+            for (i, block) in open.iter().enumerate() {
+                if owner.bind(py).eq(&block.owner)? {
+                    found = Some(i);
+                }
+            }
+        }
+        // Ended elsewhere than it began: a generator that the collector closes.
+        match found.or(open.len().checked_sub(1)) {
+            Some(i) => Ok((open.remove(i), late)),
+            None => Err(PyRuntimeError::new_err(
+                "this lock has no block that could end",
+            )),
+        }
+    }
+
+    /// Whether blocks of several tasks or threads are open.
+    fn is_shared(&self, py: Python<'_>) -> PyResult<bool> {
+        let open = locked(&self.open);
+        let Some((first, rest)) = open.split_first() else {
+            return Ok(false);
+        };
+        for block in rest {
+            if !first.owner.bind(py).eq(&block.owner)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// `task`, or for a thread its ident.
+fn owner(py: Python<'_>, task: Option<Bound<'_, PyAny>>) -> PyResult<Py<PyAny>> {
+    match task {
+        Some(task) if !task.is_none() => Ok(task.unbind()),
+        _ => Ok(c_long::into_pyobject(current_thread(py)?, py)?
+            .into_any()
+            .unbind()),
+    }
+}
+
+fn current_owner(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    let task = PyModule::import(py, "database_locks._owner")?.call_method0("current")?;
+    owner(py, Some(task))
+}
+
+#[pymethods]
+impl Scope {
+    #[new]
+    #[pyo3(signature = (*_args, **_words))]
+    fn new(_args: &Bound<'_, PyTuple>, _words: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            open: Mutex::default(),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(open) = self.open.try_lock() {
+            for block in open.iter() {
+                visit.call(&block.owner)?;
+                visit.call(&block.held)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let blocks = std::mem::take(&mut *locked(&self.open));
+        drop(blocks);
+    }
+
+    /// Acquire the lock, and begin a block.
+    fn __enter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let entry = Py::new(py, Entry::new(py)?)?;
+        let entered = slf
+            .call_method1("_enter", (entry.clone_ref(py),))
+            .and_then(|held| slf.get().begin(&held, entry.get()).map(|()| held));
+        if entered.is_err() {
+            entry.get().abandon(py);
+        }
+        entered.map(Bound::unbind)
+    }
+
+    /// End the block: the outermost one frees the lock.
+    fn __exit__(
+        slf: &Bound<'_, Self>,
+        _kind: Bound<'_, PyAny>,
+        raised: Bound<'_, PyAny>,
+        _traceback: Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let py = slf.py();
+        let (block, late) = slf.get().pop(py)?;
+        if block.ends(py)? {
+            let kept = slf
+                .call_method1("_leave", (block.held.clone_ref(py), raised))
+                .and_then(|kept| kept.extract::<bool>());
+            if let (Some(guard), Ok(false) | Err(_)) = (&block.guard, &kept) {
+                guard.get().close();
+            }
+            kept?;
+        }
+        late.map_or(Ok(false), Err)
+    }
+
+    /// The same for a task: to be awaited.
+    fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Steps> {
+        let py = slf.py();
+        let entry = Py::new(py, Entry::new(py)?)?;
+        let coroutine = slf.call_method1("_aenter", (entry.clone_ref(py),))?;
+        let end = End::Enter(slf.clone().unbind(), entry);
+        Ok(Steps::new(Some(coroutine.unbind()), end))
+    }
+
+    /// The same for a task: to be awaited.
+    fn __aexit__(
+        slf: &Bound<'_, Self>,
+        _kind: Bound<'_, PyAny>,
+        raised: Bound<'_, PyAny>,
+        _traceback: Bound<'_, PyAny>,
+    ) -> PyResult<Steps> {
+        let py = slf.py();
+        let (block, late) = slf.get().pop(py)?;
+        if let Some(late) = late {
+            // Tasks are not told in that way, so it is a signal handler's.
+            late.write_unraisable(py, None);
+        }
+        if !block.ends(py)? {
+            return Ok(Steps::new(None, End::Nothing));
+        }
+        let end = block.guard.map_or(End::Nothing, End::Leave);
+        let made = slf.call_method1("_aleave", (block.held, raised));
+        match made {
+            Ok(coroutine) => Ok(Steps::new(Some(coroutine.unbind()), end)),
+            Err(error) => {
+                end.abandon();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What the end of a coroutine means for the lock.
+enum End {
+    Nothing,
+    Enter(Py<Scope>, Py<Entry>),
+    Leave(Py<Guard>),
+}
+
+impl End {
+    fn reached(self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        match &self {
+            Self::Nothing => Ok(()),
+            Self::Enter(scope, entry) => {
+                let begun = scope.get().begin(value, entry.get());
+                if begun.is_err() {
+                    self.abandon();
+                }
+                begun
+            }
+            Self::Leave(guard) => {
+                if !value.extract::<bool>().unwrap_or(false) {
+                    guard.get().close();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The coroutine failed, or was not carried on.
+    fn abandon(&self) {
+        match self {
+            Self::Nothing => {}
+            Self::Enter(_, entry) => {
+                entry.get().alarm.get().disarm();
+                entry.get().give_back();
+            }
+            Self::Leave(guard) => guard.get().close(),
+        }
+    }
+}
+
+/// `__aenter__` or `__aexit__` of a lock: a coroutine in Python, with an end in Rust.
+#[pyclass(frozen, module = "database_locks._core")]
+pub(crate) struct Steps {
+    coroutine: Mutex<Option<Py<PyAny>>>,
+    end: Mutex<Option<End>>,
+}
+
+impl Steps {
+    fn new(coroutine: Option<Py<PyAny>>, end: End) -> Self {
+        Self {
+            coroutine: Mutex::new(coroutine),
+            end: Mutex::new(Some(end)),
+        }
+    }
+
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        step: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let coroutine = locked(&self.coroutine)
+            .as_ref()
+            .map(|one| one.clone_ref(py));
+        let Some(coroutine) = coroutine else {
+            return Err(PyStopIteration::new_err((false,)));
+        };
+        let error = match step(coroutine.bind(py)) {
+            Ok(item) => return Ok(item.unbind()),
+            Err(error) => error,
+        };
+        let end = locked(&self.end).take();
+        if let Some(end) = end {
+            if error.is_instance_of::<PyStopIteration>(py) {
+                end.reached(&error.value(py).getattr("value")?)?;
+            } else {
+                end.abandon();
+            }
+        }
+        Err(error)
+    }
+}
+
+#[pymethods]
+impl Steps {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(coroutine) = self.coroutine.try_lock()
+            && let Some(coroutine) = &*coroutine
+        {
+            visit.call(coroutine)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let coroutine = locked(&self.coroutine).take();
+        drop(coroutine);
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.step(py, |coroutine| coroutine.call_method1("send", (py.None(),)))
+    }
+
+    fn send(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        self.step(py, |coroutine| coroutine.call_method1("send", (value,)))
+    }
+
+    #[pyo3(signature = (*what))]
+    fn throw(&self, py: Python<'_>, what: &Bound<'_, PyTuple>) -> PyResult<Py<PyAny>> {
+        self.step(py, |coroutine| {
+            coroutine.call_method1("throw", what.clone())
+        })
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let coroutine = locked(&self.coroutine)
+            .as_ref()
+            .map(|one| one.clone_ref(py));
+        let closed = coroutine.map_or(Ok(()), |one| one.call_method0(py, "close").map(drop));
+        if let Some(end) = locked(&self.end).take() {
+            end.abandon();
+        }
+        closed
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(end) = locked(&self.end).take() {
+            end.abandon();
+        }
+    }
+}

@@ -1,0 +1,504 @@
+"""Locks and the transactions of their caller: `until`."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import queue
+import threading
+import time
+import unittest
+from unittest import mock
+
+from django.contrib.auth.models import Group
+from django.db import connection, connections, transaction
+from django.http import HttpResponse
+from django.test import TestCase, TransactionTestCase, override_settings
+from django.urls import path
+
+from database_locks import LockConfigError, LockLost, LockTimeout, connect, lock, locked
+from database_locks.testing import LocksTestMixin
+
+from .tests_conf import _state, _url, other_aliases
+
+OTHER = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+
+
+def written():
+    return set(Group.objects.values_list("name", flat=True))
+
+
+def write(name="written"):
+    Group.objects.create(name=name)
+
+
+def soon(done, seconds=20):
+    until = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {seconds} seconds")
+        time.sleep(0.01)
+
+
+def lose(name="job"):
+    """Take it from its holder, as another process would."""
+    connect(_url()).force_release(name)
+
+
+def lose_and_wait(held):
+    """The same; its holder is told where it waits. Its ttl is short, so that it learns of it soon."""
+    lose(held.name)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+class KeptTests(TransactionTestCase):
+    def test_outside_of_a_transaction_it_ends_with_its_block(self):
+        for until in ("commit", "exit"):
+            with lock("job", until=until):
+                self.assertEqual(_state("job"), "held")
+            self.assertEqual(_state("job"), "free")
+
+    def test_it_is_kept_until_the_commit(self):
+        with transaction.atomic():
+            with lock("job"):
+                write()
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_it_is_kept_until_the_rollback(self):
+        with self.assertRaises(ZeroDivisionError), transaction.atomic():
+            with lock("job"):
+                write()
+            self.assertEqual(_state("job"), "held")
+            raise ZeroDivisionError
+        self.assertEqual(_state("job"), "free")
+
+    def test_it_is_kept_where_its_block_was_left_with_an_exception(self):
+        with transaction.atomic():
+            with self.assertRaises(ZeroDivisionError), lock("job"):
+                raise ZeroDivisionError
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_until_exit_ends_it_with_its_block(self):
+        with transaction.atomic():
+            with lock("job", until="exit"):
+                pass
+            self.assertEqual(_state("job"), "free")
+
+    def test_a_savepoint_that_is_rolled_back_does_not_end_it(self):
+        for savepoint in (True, False):
+            with self.subTest(savepoint=savepoint), transaction.atomic():
+                with self.assertRaises(ZeroDivisionError), transaction.atomic(savepoint=savepoint):
+                    with lock("job"):
+                        pass
+                    raise ZeroDivisionError
+                self.assertEqual(_state("job"), "held")
+            self.assertEqual(_state("job"), "free")
+
+    def test_a_durable_transaction_and_one_block_entered_twice(self):
+        twice = transaction.atomic()
+        with transaction.atomic(durable=True), twice, twice:
+            with lock("job"):
+                pass
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_a_generator_is_kept_until_the_end_of_the_transaction_that_it_ends_in(self):
+        @locked("job")
+        def items():
+            yield 1
+
+        with transaction.atomic():
+            self.assertEqual(list(items()), [1])
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_a_task_in_a_transaction(self):
+        async def work():
+            with transaction.atomic():
+                async with lock("job"):
+                    pass
+                self.assertEqual(_state("job"), "held")
+            self.assertEqual(_state("job"), "free")
+
+        with mock.patch.dict(os.environ, DJANGO_ALLOW_ASYNC_UNSAFE="1"):
+            asyncio.run(work())
+
+    def test_a_connection_that_is_closed_within_its_transaction(self):
+        with transaction.atomic():
+            with lock("job"):
+                pass
+            connection.close()
+        self.assertEqual(_state("job"), "free")
+
+    def test_a_commit_that_fails_ends_it(self):
+        with self.assertRaises(ZeroDivisionError), transaction.atomic():
+            with lock("job"):
+                pass
+            self.enterContext(
+                mock.patch.object(connection, "commit", side_effect=ZeroDivisionError)
+            )
+        self.assertEqual(_state("job"), "free")
+
+    def test_it_is_free_before_the_callbacks_of_the_commit_which_may_raise(self):
+        states = []
+
+        def callback():
+            states.append(_state("job"))
+            with lock("job"):
+                states.append(_state("job"))
+            raise ZeroDivisionError
+
+        try:
+            with transaction.atomic():
+                transaction.on_commit(callback)
+                with lock("job"):
+                    pass
+        except ZeroDivisionError as error:
+            # With what its frames refer to.
+            self.assertIsNotNone(error.__traceback__)
+            self.assertEqual([*states, _state("job")], ["free", "held", "free"])
+        else:
+            self.fail("the error of the callback was lost")
+
+    def test_the_same_thread_enters_it_again_and_other_threads_do_not(self):
+        failures = []
+
+        def other():
+            try:
+                with lock("job", timeout=0.5, retry=0.1):
+                    pass
+            except LockTimeout as error:
+                failures.append(error)
+            with lock("job", timeout=20):
+                failures.append(_state("job"))
+
+        with transaction.atomic():
+            with lock("job") as held:
+                pass
+            thread = threading.Thread(target=other)
+            thread.start()
+            with transaction.atomic(), lock("job") as again, lock("job"):
+                self.assertIs(again, held)
+            soon(lambda: failures)
+            self.assertEqual(_state("job"), "held")
+        thread.join(30)
+        self.assertIsInstance(failures[0], LockTimeout)
+        self.assertEqual(failures[1:], ["held"])
+
+    def test_the_transactions_of_other_threads_do_not_count(self):
+        states = []
+
+        def other():
+            with lock("job"):
+                pass
+            states.append(_state("job"))
+
+        with transaction.atomic():
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(30)
+        self.assertEqual(states, ["free"])
+
+    def test_a_thread_that_ends_within_its_transaction_frees_it(self):
+        def other():
+            transaction.atomic().__enter__()
+            with lock("job"):
+                pass
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(30)
+        # With its connection, which is a cycle.
+        soon(lambda: gc.collect() >= 0 and _state("job") == "free")
+
+
+class AliasTests(unittest.TestCase):
+    """Those of Django let a test connect only to aliases that were there before."""
+
+    def setUp(self):
+        self.enterContext(other_aliases(other=OTHER))
+        self.addCleanup(lambda: connections["other"].close())
+
+    def test_a_transaction_on_another_alias_keeps_it(self):
+        with transaction.atomic(using="other"):
+            with lock("job"):
+                pass
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_it_is_kept_until_the_last_of_them_has_ended(self):
+        outer, inner = transaction.atomic(using="other"), transaction.atomic()
+        with outer:
+            with inner:
+                with lock("job"):
+                    pass
+            self.assertEqual(_state("job"), "held")
+        self.assertEqual(_state("job"), "free")
+
+    def test_it_may_be_restricted_to_one(self):
+        with transaction.atomic(using="other"), transaction.atomic():
+            with lock("job", until_using="other"):
+                pass
+            self.assertEqual(_state("job"), "held")
+        with transaction.atomic(using="other"):
+            with lock("job", until_using="default"):
+                pass
+            self.assertEqual(_state("job"), "free")
+        for wrong in ("nowhere", 5):
+            with self.assertRaisesRegex(
+                LockConfigError, "`until_using` is .*, must be one of DATAB"
+            ):
+                lock("job", until_using=wrong).__enter__()
+
+    def test_where_autocommit_is_off_until_has_to_be_said(self):
+        with other_aliases(manual={**OTHER, "AUTOCOMMIT": False}):
+            # Whether this thread has connected or not.
+            for _ in range(2):
+                with self.assertRaisesRegex(LockConfigError, "autocommit is off .* 'manual'"):
+                    lock("job").__enter__()
+                with connections["manual"].cursor() as cursor:
+                    cursor.execute("SELECT 1")
+            with transaction.atomic(using="manual"):
+                with self.assertRaisesRegex(LockConfigError, 'must be "exit"'):
+                    lock("job").__enter__()
+                with lock("job", until="exit"):
+                    pass
+                self.assertEqual(_state("job"), "free")
+            with lock("job", until_using="default"):
+                pass
+            connections["manual"].close()
+        self.assertEqual(_state("job"), "free")
+
+    def test_autocommit_that_is_switched_off_within_the_block_is_an_error_at_its_end(self):
+        with self.assertRaisesRegex(LockConfigError, "autocommit is off"):
+            with lock("job"):
+                transaction.set_autocommit(False, using="other")
+        self.assertEqual(_state("job"), "free")
+        with self.assertRaisesRegex(LockConfigError, "autocommit is off"):
+            lock("job").__enter__()
+        transaction.set_autocommit(True, using="other")
+        with lock("job"):
+            pass
+
+
+class LostTests(TransactionTestCase):
+    """A lock that is lost between the end of its block and the commit."""
+
+    def test_the_transaction_is_told_and_rolled_back(self):
+        began = time.monotonic()
+        with self.assertRaises(LockLost) as caught, transaction.atomic():
+            with lock("job", lock_ttl=0.9) as held:
+                write()
+            lose_and_wait(held)
+        self.assertLess(time.monotonic() - began, 15)
+        self.assertEqual(caught.exception.name, "job")
+        self.assertEqual(caught.exception.token, held.token)
+        self.assertEqual((written(), _state("job")), (set(), "free"))
+
+    def test_in_another_thread_too(self):
+        raised = []
+
+        def work():
+            try:
+                with transaction.atomic():
+                    with lock("job", lock_ttl=0.9) as held:
+                        write()
+                    lose_and_wait(held)
+            except LockLost as error:
+                raised.append(error.name)
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(30)
+        self.assertEqual((raised, written()), (["job"], set()))
+
+    def test_who_swallows_it_cannot_commit_nor_go_on(self):
+        with self.assertRaises(LockLost), transaction.atomic():
+            with lock("job", lock_ttl=0.9) as held:
+                write()
+            with self.assertRaises(LockLost):
+                lose_and_wait(held)
+            with self.assertRaises(transaction.TransactionManagementError):
+                write("after it")
+        self.assertEqual(written(), set())
+
+    def test_a_loss_within_the_block_counts_too(self):
+        with self.assertRaises(LockLost), transaction.atomic():
+            with self.assertRaises(LockLost), lock("job", lock_ttl=0.9) as held:
+                write()
+                lose_and_wait(held)
+        self.assertEqual((written(), _state("job")), (set(), "free"))
+
+    def test_a_savepoint_that_is_rolled_back_is_enough(self):
+        with transaction.atomic():
+            write("before")
+            with self.assertRaises(LockLost), transaction.atomic():
+                with lock("job", lock_ttl=0.9) as held:
+                    write()
+                lose_and_wait(held)
+            write("after")
+        self.assertEqual(written(), {"before", "after"})
+
+    def test_without_a_savepoint_all_of_it_is_rolled_back(self):
+        with self.assertRaises(LockLost), transaction.atomic():
+            write("before")
+            with self.assertRaises(LockLost), transaction.atomic(savepoint=False):
+                with lock("job", lock_ttl=0.9) as held:
+                    write()
+                lose_and_wait(held)
+        self.assertEqual(written(), set())
+
+    def test_a_callback_is_called_instead(self):
+        called = threading.Event()
+        with transaction.atomic():
+            with lock("job", lock_ttl=0.9, lost_lock_cb=lambda *_: called.set()):
+                write()
+            lose()
+            soon(called.is_set)
+        self.assertEqual(written(), {"written"})
+
+    def test_until_exit_is_not_told_after_its_block(self):
+        with transaction.atomic():
+            with lock("job", lock_ttl=0.9, until="exit"):
+                write()
+            lose()
+            time.sleep(0.8)
+        self.assertEqual(written(), {"written"})
+
+    def test_what_is_found_after_the_commit_is_logged_and_not_raised(self):
+        # Nobody is told of it within 4 seconds.
+        with self.assertLogs("database_locks.locks", "WARNING") as logs, transaction.atomic():
+            with lock("job", lock_ttl=14):
+                write()
+            lose()
+        self.assertIn("lost before its transaction had ended", str(logs.output))
+        self.assertEqual(written(), {"written"})
+
+    def test_a_loss_around_a_transaction_never_breaks_its_connection(self):
+        """It is told before the end of a transaction or after it, and at no bytecode in between."""
+        locks, rounds, failures = connect("memory:storm"), queue.SimpleQueue(), []
+
+        def take():
+            for n in iter(rounds.get, None):
+                time.sleep(n % 30 / 10_000)
+                locks.lose("storm")
+
+        def work():
+            for n in range(300):
+                with contextlib.suppress(LockLost), locks.lock("storm"), transaction.atomic():
+                    rounds.put(n)
+                    time.sleep(n % 7 / 5_000)
+                if connection.in_atomic_block or not connection.get_autocommit():
+                    failures.append(n)
+                    break
+            rounds.put(None)
+            connection.close()
+
+        # No thread is started meanwhile.
+        threads = [threading.Thread(target=target) for target in (take, work)]
+        with self.assertLogs("database_locks.core"):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+                self.assertFalse(thread.is_alive())
+        self.assertEqual(failures, [])
+
+
+class InTestCaseTests(TestCase):
+    def test_the_transaction_of_a_test_does_not_count(self):
+        for until in ("commit", "exit"):
+            with lock("job", until=until):
+                pass
+            self.assertEqual(_state("job"), "free")
+
+    def test_that_of_the_application_does(self):
+        with self.captureOnCommitCallbacks() as callbacks:
+            with transaction.atomic():
+                with lock("job"):
+                    write()
+                self.assertEqual(_state("job"), "held")
+            self.assertEqual(_state("job"), "free")
+        self.assertEqual(callbacks, [])
+
+    def test_a_loss_rolls_back_what_is_a_savepoint_there(self):
+        with self.assertRaises(LockLost), transaction.atomic():
+            with lock("job", lock_ttl=0.9) as held:
+                write()
+            lose_and_wait(held)
+        self.assertEqual(written(), set())
+
+
+class KitTests(LocksTestMixin, TestCase):
+    def test_the_kit_and_transactions_go_together(self):
+        with lock("job"):
+            self.locks.assert_locked("job")
+        self.locks.assert_not_locked("job")
+        with self.assertRaises(LockLost), transaction.atomic():
+            with lock("job"):
+                write("lost")
+            self.locks.assert_locked("job")
+            self.locks.lose("job")
+        self.locks.assert_not_locked("job")
+        with lock("job") as held, held.atomic():
+            write("fenced")
+        self.locks.assert_not_locked("job")
+        self.assertEqual(written(), {"fenced"})
+
+
+def work(request):
+    """A view that is one transaction, and the lock with it."""
+    assert connection.in_atomic_block
+    with lock("request", lock_ttl=0.9) as held:
+        write("by a request")
+    with lock("another", timeout=5), connect(_url()).lock("third", timeout=5):
+        pass
+    if "fail" in request.GET:
+        raise ZeroDivisionError
+    if "lose" in request.GET:
+        lose_and_wait(held)
+    return HttpResponse(_state("request"))
+
+
+urlpatterns = [path("job/", work)]
+
+
+@contextlib.contextmanager
+def atomic_requests():
+    with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+        with mock.patch.dict(connections.settings["default"], ATOMIC_REQUESTS=True):
+            yield
+
+
+@override_settings(ROOT_URLCONF=__name__)
+class AtomicRequestsTests(TransactionTestCase):
+    def setUp(self):
+        self.enterContext(atomic_requests())
+        self.client.raise_request_exception = False
+
+    def test_a_request_that_commits_frees_the_lock_with_it(self):
+        self.assertEqual(self.client.get("/job/").content, b"held")
+        self.assertEqual([_state(name) for name in ("request", "another", "third")], ["free"] * 3)
+        self.assertEqual(written(), {"by a request"})
+
+    def test_a_request_that_fails_frees_it_too_and_has_written_nothing(self):
+        self.assertEqual(self.client.get("/job/?fail").status_code, 500)
+        self.assertEqual((_state("request"), written()), ("free", set()))
+
+    def test_a_request_that_loses_it_has_written_nothing(self):
+        self.assertEqual(self.client.get("/job/?lose").status_code, 500)
+        self.assertEqual(written(), set())
+
+
+@override_settings(ROOT_URLCONF=__name__)
+class AtomicRequestsInTestCaseTests(TestCase):
+    def test_a_view_behaves_as_in_production(self):
+        with atomic_requests():
+            self.assertEqual(self.client.get("/job/").content, b"held")
+        self.assertEqual(_state("request"), "free")

@@ -1,0 +1,189 @@
+"""The lock as an object, and what a `Held` says after its block."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from database_locks import (
+    LockConfigError,
+    LockLost,
+    LockReleased,
+    Locks,
+    LockTimeout,
+    LockUnavailable,
+    connect,
+)
+from support import in_thread
+
+
+@pytest.fixture
+def here(memory_url: str) -> Locks:
+    return connect(memory_url)
+
+
+def test_every_method_of_held_says_that_its_block_is_over(here: Locks) -> None:
+    with here.lock("job") as held:
+        pass
+    with here.lock("job"):
+        for use in (
+            held.check,
+            lambda: held.extend(60),
+            held.hand_over,
+            held.atomic,
+            lambda: held.fence(None),
+            lambda: held.ticket,
+            lambda: asyncio.run(held.acheck()),
+            lambda: asyncio.run(held.aextend(60)),
+        ):
+            with pytest.raises(LockReleased, match="`job`: the lock is not held any more"):
+                use()
+        assert (held.remaining(), held.lost) == (0.0, False)
+        held.release()
+        assert here.is_locked("job")
+
+
+def test_a_lost_one_goes_on_saying_so(here: Locks) -> None:
+    with pytest.raises(LockLost), here.lock("job") as held:
+        here.lose("job")
+        time.sleep(10)
+    assert held.lost
+    for use in (held.check, held.hand_over, lambda: held.ticket):
+        with pytest.raises(LockLost, match=r"`job` .*released by force"):
+            use()
+
+
+def test_a_loss_that_only_the_release_finds_is_truth_afterwards(here: Locks) -> None:
+    with pytest.raises(LockLost), here.lock("job") as held:
+        here.force_release("job")
+    assert held.lost
+
+
+def test_it_may_be_released_before_the_end_of_its_block(here: Locks) -> None:
+    with here.lock("job") as held, here.lock("job"):
+        held.release()
+        assert not here.is_locked("job")
+        held.release()
+        with here.lock("job") as again:
+            assert again.token is not None
+            assert held.token is not None
+            assert again.token > held.token
+        assert not here.is_locked("job")
+
+    async def task() -> None:
+        async with here.lock("job") as held:
+            await held.arelease()
+            assert not await here.ais_locked("job")
+
+    asyncio.run(task())
+    with pytest.raises(LockLost), here.lock("job") as held:
+        here.force_release("job")
+        with pytest.raises(LockLost):
+            held.release()
+        raise LockLost(name="the one that was caught")
+
+
+def test_a_try_gives_none_where_it_is_busy(here: Locks) -> None:
+    def tries(**words: Any) -> bool:
+        with here.lock("job", **words).try_() as held:
+            return held is not None
+
+    async def atries() -> bool:
+        async with here.lock("job").try_() as held:
+            return held is not None
+
+    assert tries()
+    assert asyncio.run(atries())
+    with here.lock("job"):
+        assert tries()
+        assert not in_thread(tries)
+        assert not in_thread(lambda: asyncio.run(atries()))
+        began = time.monotonic()
+        assert not in_thread(lambda: tries(timeout=0.3))
+        assert time.monotonic() - began > 0.25
+    assert not here.is_locked("job")
+
+
+def test_a_try_raises_what_is_not_about_being_busy() -> None:
+    locks = connect("postgres://u:hunter2@127.0.0.1:1/db")
+    with pytest.raises(LockUnavailable), locks.lock("job", retry=0).try_():
+        pytest.fail("entered")
+
+
+def test_an_object_holds_and_is_renewed_until_its_release(here: Locks) -> None:
+    job = here.lock("job", lock_ttl=0.6)
+    held = job.acquire()
+    assert held
+    time.sleep(1.2)
+    held.check()
+    assert here.is_locked("job")
+    # Another thread may release it.
+    in_thread(job.release)
+    assert not here.is_locked("job")
+    job.release()
+    job.acquire()
+    job.release()
+
+
+def test_an_object_excludes_its_own_thread_and_says_so(here: Locks) -> None:
+    job = here.lock("job")
+    job.acquire()
+    with pytest.raises(LockConfigError, match="this very thread holds it"), here.lock("job"):
+        pytest.fail("entered")
+    with pytest.raises(LockConfigError, match="acquired by this object already"):
+        job.acquire()
+    with pytest.raises(LockTimeout):
+        here.lock("job", retry=0).acquire()
+    job.release()
+
+
+def test_an_object_in_a_task(here: Locks) -> None:
+    async def main() -> None:
+        job = here.lock("job")
+        held = await job.aacquire()
+        await held.acheck()
+        await asyncio.create_task(job.arelease())
+        assert not await here.ais_locked("job")
+
+    asyncio.run(main())
+
+
+def test_an_object_that_is_dropped_stays_held_until_its_lease_ends(here: Locks) -> None:
+    here.lock("job", lock_ttl=0.8).acquire()
+    gc.collect()
+    assert here.is_locked("job")
+    with here.lock("job", timeout=10):
+        pass
+
+
+def test_the_loss_of_an_object_is_told_by_its_callback_and_its_release(here: Locks) -> None:
+    told = threading.Event()
+    job = here.lock("job", lost_lock_cb=lambda *_: told.set())
+    held = job.acquire()
+    here.lose("job")
+    assert told.wait(10)
+    assert held.lost
+    job.release()
+    job = here.lock("job")
+    job.acquire()
+    here.lose("job")
+    time.sleep(0.1)  # where an exception would arrive
+    with pytest.raises(LockLost, match="`job`"):
+        job.release()
+
+
+def test_arguments_of_other_libraries_are_answered_with_ours(here: Locks) -> None:
+    for lock in (here.lock, here.locked):
+        with pytest.raises(TypeError, match='on_busy="raise"'):
+            lock("job", blocking=False)  # type: ignore[operator]
+
+
+def test_errors_name_their_lock_when_they_are_logged(here: Locks) -> None:
+    with here.lock("job"), pytest.raises(LockTimeout) as caught:
+        in_thread(lambda: here.lock("job", retry=0).__enter__())
+    assert repr(caught.value) == "LockTimeout('failed to acquire lock', name='job')"
