@@ -565,6 +565,17 @@ impl StoreError {
         Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
     }
 
+    #[cfg(feature = "mysql")]
+    fn late_for(within: Duration, what: &str) -> Self {
+        Self::Unavailable(
+            format!(
+                "no connection within {}: {what}",
+                crate::error::Human(within)
+            )
+            .into(),
+        )
+    }
+
     /// The same in the words of the public API.
     pub fn into_error(self, op: impl Into<String>) -> Error {
         let op = op.into();

@@ -390,9 +390,19 @@ impl Line {
         // Never closed: the inbox is ours.
         let _ = self.jobs.send(Job { deadline, work });
         self.employ();
-        let done = keep_to(within, reply, || self.give_up(within)).await;
+        let mut late = false;
+        let done = keep_to(within, reply, || {
+            late = true;
+            self.give_up(within);
+        });
+        let done = done.await;
+        let function = self.server.source.waits_for();
+        let waited_for = function.filter(|_| late && !self.is_up());
         done.map_err(|failure| Failed {
-            failure: place(&self.server, failure),
+            failure: match waited_for {
+                Some(function) => StoreError::late_for(within, function),
+                None => place(&self.server, failure),
+            },
             unsent: unsent.load(Ordering::Acquire),
         })
     }

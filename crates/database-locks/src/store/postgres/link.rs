@@ -270,8 +270,11 @@ impl Link {
         }
         if unconnected {
             let failure = self.0.state().failure.take();
-            let why =
-                failure.map_or_else(String::new, |failure| format!("; before that, {failure}"));
+            let why = match (self.0.source.waits_for(), failure) {
+                (Some(function), _) => format!(": {function}"),
+                (None, Some(failure)) => format!("; before that, {failure}"),
+                (None, None) => String::new(),
+            };
             let said = format!(
                 "no connection to {} within {}{why}",
                 list(self.0.endpoint().addresses()),
