@@ -212,7 +212,8 @@ impl Link {
     {
         let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
-            let on = self.connected().await?;
+            let connected = self.connected().await;
+            let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
             let _ = used.set(Arc::clone(&on));
             let mut forsaken = on.forsaken.subscribe();
             let done = tokio::select! {
@@ -279,7 +280,7 @@ impl Link {
                 list(self.0.endpoint().addresses()),
                 Human(within)
             );
-            return Err(StoreError::Unavailable(said.into()));
+            return Err(StoreError::Unavailable(said.into()).undone());
         }
         answer
     }
