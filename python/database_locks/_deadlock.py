@@ -43,6 +43,9 @@ def reason(held: Held, limited: bool) -> str | None:
     ``limited``: it has a time limit of its own. A thread that joins this one is no reason then: that is
     how a test tries a busy lock.
     """
+    if held._detached and not held._wanted.auto_renew:
+        # Its lease ends by itself.
+        return None
     waiter, here = _owner.current(), threading.get_ident()
     if held._task is None and held._thread == here:
         return "this very thread holds it"

@@ -51,6 +51,12 @@ def held_here(key: Key) -> Held | None:
     return _living(_of(_owner.current()).get(key))
 
 
+def kept_here(key: Key) -> Held | None:
+    """What a transaction keeps for this thread or task, and nothing else holds."""
+    held = held_here(key)
+    return None if held is None or held._is_used() else held
+
+
 def held_in_process(key: Key) -> Held | None:
     """What any thread or task of this process holds."""
     ref = _process.get(key)
@@ -66,7 +72,8 @@ def holds() -> dict[Key, Held]:
 def is_of_this_process(name: str, holder: str | None) -> bool:
     """Whether the holder that the database names is in this process."""
     for key in list(_process):
-        held = held_in_process(key)
+        # What a fork has inherited is its parent's.
+        held = held_in_process(key) if key[0] == _core.generation() else None
         if held is not None and (held.name, held.holder) == (name, holder):
             return True
     return False
@@ -94,6 +101,9 @@ class Held:
         self._cancelled = False
         self._scope: Any = None
         self._detached = False
+        """An object holds it, and has not released it."""
+        self._released_blocks = 0
+        """So many of its open blocks, the outermost, were released before their end."""
         self._loss: _loss.Loss | None = None
         self._interrupted: list[Any] = []
         self._kept_on: list[weakref.ReferenceType[Any]] = []
@@ -165,14 +175,16 @@ class Held:
     def release(self) -> None:
         """Release the lock before the end of the block, also where blocks of this lock nest.
 
-        A second call, and the end of the block, do nothing then. Raises `LockLost` if it was lost.
+        Inside of a transaction it is kept until that has ended, as at the end of the block, unless
+        ``until="exit"`` was given. A second call, and the end of the block, do nothing then. Raises
+        `LockLost` if it was lost.
         """
-        if not self._ended:
+        if not self._let_go():
             self._finish()
 
     async def arelease(self) -> None:
         """`release` for a task."""
-        if not self._ended:
+        if not self._let_go():
             await self._afinish()
 
     def hand_over(self) -> str | None:
@@ -228,6 +240,10 @@ class Held:
             return False
         return self._detached or self._guard.depth > 0 or bool(self._kept_on)
 
+    def _is_used(self) -> bool:
+        """Whether a block or an object holds it, which has not released it yet."""
+        return self._detached or self._guard.depth > self._released_blocks
+
     def _not_ended(self) -> None:
         if self._ended:
             if self.lost:
@@ -264,6 +280,7 @@ class Held:
         if self.lost:
             self._alarm.told()
             raise _loss.error_of(self)
+        self._released_blocks = min(self._released_blocks, self._guard.depth)
         return self
 
     def _start(self) -> None:
@@ -281,9 +298,34 @@ class Held:
         """It is held by an object and not by a block: nothing is told, and nothing nests."""
         self._detached = True
         if self._guard is not None:
+            _signals.acquired(self)
             _process[self._wanted.key] = weakref.ref(self)
-            if self._callback is not None:
-                _loss.watch_detached(self)
+            _loss.watch_detached(self)
+
+    def _let_go(self) -> bool:
+        """It is released by a call: nothing is left to do, as it has ended, or is kept by a transaction."""
+        if self._ended:
+            return True
+        if self._detached:
+            self._detached = False
+            # The rest of its transaction belongs to this thread or task, in which it nests.
+            self._task, self._thread = _owner.current(), threading.get_ident()
+            self._holds = _of(self._task)
+        else:
+            self._released_blocks = 0 if self._guard is None else self._guard.depth
+        if not self._stays(None):
+            return False
+        self._holds[self._wanted.key] = self
+        return True
+
+    def _resume_detached(self) -> Held:
+        """An object acquires what a transaction keeps for this thread: see `kept_here`."""
+        self._enter_again()
+        self._holds.pop(self._wanted.key, None)
+        self._detached = True
+        if self._callback is None:
+            self._alarm.off()
+        return self
 
     def _left(self, raised: BaseException | None) -> BaseException | None:
         """What is on its way out of the block, without what trio has sent to tell it."""
@@ -302,7 +344,7 @@ class Held:
 
     def _goes_on(self, raised: BaseException | None) -> None:
         """It is kept, and a loss is told, until the end of a transaction."""
-        if not self.lost:
+        if not self.lost and self._guard.depth == 0:
             # That of the block went off with it.
             self._alarm = _core.Alarm()
         if self.lost:

@@ -130,14 +130,17 @@ def watch(held: Held) -> None:
 
 
 def watch_detached(held: Held) -> None:
-    """Call ``lost_lock_cb`` for a lock that no block holds, in a thread of its own."""
+    """For a lock that no block holds: nothing is raised, and ``lost_lock_cb`` has a thread of its own."""
     ref = weakref.ref(held)
 
     def on_lost(loss: Loss) -> None:
         held = ref()
-        if held is not None and held._callback is not None and held._alarm.told():
-            held._loss = loss
-            _signals.lost(held, loss)
+        if held is None:
+            return
+        held._loss = loss
+        _transactions.mark_lost(held)
+        _signals.lost(held, loss)
+        if held._callback is not None and held._alarm.told():
             _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
 
     held._guard.on_lost(on_lost)

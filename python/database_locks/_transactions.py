@@ -14,15 +14,17 @@ but for `mark_lost`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _loss, _settings, _signals
+from . import _core, _loss, _owner, _settings, _signals
 from ._wait import wait
 from .exceptions import LockConfigError, LockLost, LockUnavailable
 
@@ -67,6 +69,9 @@ _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
 
 _SEEN = "_database_locks_see_its_end"
 """Set on a block of `atomic` that began after `install`."""
+
+_QUICK = 2.0
+"""Seconds at most that a question may stop an event loop."""
 
 _settled = threading.Lock()
 """A loss is marked before the end of a transaction is settled, or not at all."""
@@ -119,6 +124,59 @@ def check(using: str | None) -> None:
             raise _unseen_end(alias)
 
 
+async def acheck(using: str | None) -> None:
+    """Raise `LockConfigError` in a task that `async_to_sync` runs for a thread with an open transaction.
+
+    Queries of the task run in that thread, and so within its transaction, whose end is not seen from the
+    thread of the task.
+    """
+    executor = _caller()
+    if executor is not None:
+        _refuse(await asyncio.wrap_future(executor.submit(_open_alias, using)))
+
+
+def check_in_task(using: str | None) -> None:
+    """`acheck` for a task that takes the lock without ``await``: it may stop the loop for a moment."""
+    executor = _caller() if _owner.runs_event_loop() else None
+    if executor is None:
+        return
+    try:
+        _refuse(executor.submit(_open_alias, using).result(_QUICK))
+    except FutureTimeoutError:
+        raise LockConfigError(
+            "the thread that called async_to_sync is busy, and whether it has a transaction open could not "
+            "be asked: use `async with`, or take the lock in that thread"
+        ) from None
+
+
+def _caller() -> Any:
+    """What runs calls in the thread that called `async_to_sync` for this task."""
+    asgiref = sys.modules.get("asgiref.sync")
+    if asgiref is None or _connections() is None:
+        return None
+    return getattr(asgiref.AsyncToSync.executors, "current", None)
+
+
+def _refuse(alias: str | None) -> None:
+    if alias is not None:
+        raise LockConfigError(
+            f"the thread that called async_to_sync has a transaction open on the database {alias!r}, and a "
+            "lock of the task could not be kept until that ends: take the lock in that thread, with "
+            '`with lock(…)` around the call of async_to_sync, or give until="exit", which frees it at the '
+            "end of its block, before the commit"
+        )
+
+
+def _open_alias(using: str | None) -> str | None:
+    """A database on which this thread has a transaction open."""
+    connections = _connections()
+    for connection in connections.all(initialized_only=True):
+        if using in (None, connection.alias) and _outermost(connection) is not None:
+            alias: str = connection.alias
+            return alias
+    return None
+
+
 def _is_manual(connection: Any) -> bool:
     """Whether transactions are begun and ended by hand."""
     if connection.in_atomic_block:
@@ -143,10 +201,11 @@ def _outermost(connection: Any) -> int | None:
 
 
 def keep(held: Held, raised: BaseException | None) -> bool:
-    """Keep a lock whose block ends, until the transactions that this thread has open have ended.
+    """Keep a lock that is released until the transactions that this thread has open have ended.
 
-    `False` where none is open. ``raised``: what is on its way out of the block. Raises `LockLost` where
-    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where autocommit was switched off within the block.
+    `False` where none is open. ``raised``: what is on its way out of its block. Raises `LockLost` where
+    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where
+    autocommit was switched off within the block.
     """
     connections = _connections()
     if connections is None:
@@ -393,8 +452,8 @@ def _free(
         state.kept = [kept for kept in state.kept if not is_over(kept)]
         for held in over:
             _forget(connection, held)
-    # One that was entered again ends with its block.
-    _free_these([held for held in over if not held._kept_on and held._guard.depth == 0], told)
+    # One that was entered or acquired again ends with its block, or its release.
+    _free_these([held for held in over if not held._kept_on and not held._is_used()], told)
 
 
 def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:

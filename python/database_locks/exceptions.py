@@ -21,7 +21,7 @@ class LockException(Exception):
 
 
 class LockTimeout(LockException):
-    """The wait ran out, or the one try failed, while somebody else had the lock.
+    """The wait ran out, or the one try failed, while another holder had the lock.
 
     Nothing was acquired. ``name`` is the lock's, ``timeout`` the seconds that were allowed
     (``None``: one try), ``holder`` who had it, as ``locked_by`` says, ``held_for`` for how many
@@ -62,7 +62,7 @@ class LockTimeout(LockException):
 
 
 class LockLost(LockException):
-    """The lease ended before it was released: somebody else may hold the lock by now.
+    """The lease ended before it was released: another client may hold the lock by now.
 
     ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
     ``expired``, ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from . import _busy, _core, _log, _loss, _names, _owner, _settings, _transactions, _wanted
-from ._held import Held, held_here, is_of_this_process
+from ._held import Held, held_here, is_of_this_process, kept_here
 from ._wait import until, until_async
 from ._wanted import NOTSET, Seconds, Wanted
 from ._wrap import Skip, decorate
@@ -202,6 +202,10 @@ class lock(_core.Scope):
         entry = _core.Entry()
         try:
             wanted = self._resolve()
+            kept = kept_here(wanted.key)
+            if kept is not None and self._ticket is None:
+                self._acquired = kept._resume_detached()
+                return kept
             guard = None if wanted.locks is None else self._acquire(entry, wanted)
             return self._has_acquired(entry, guard, wanted)
         except BaseException:
@@ -211,7 +215,7 @@ class lock(_core.Scope):
     def release(self) -> None:
         """Release what `acquire` has acquired; does nothing where that was released already.
 
-        Raises `LockLost` if it was lost.
+        Inside of a transaction it is kept until that has ended: see ``until``. Raises `LockLost` if it was lost.
         """
         held, self._acquired = self._acquired, None
         if held is not None:
@@ -223,6 +227,10 @@ class lock(_core.Scope):
         entry = _core.Entry()
         try:
             wanted = self._resolve()
+            kept = kept_here(wanted.key)
+            if kept is not None and self._ticket is None:
+                self._acquired = kept._resume_detached()
+                return kept
             guard = None if wanted.locks is None else await self._aacquire(entry, wanted)
             return self._has_acquired(entry, guard, wanted)
         except BaseException:
@@ -237,9 +245,10 @@ class lock(_core.Scope):
 
     def _may_acquire(self) -> None:
         self._may_skip()
-        if self._acquired is not None and not self._acquired._ended:
+        held = self._acquired
+        if held is not None and held._detached and not held._ended:
             raise LockConfigError(
-                f"lock `{self._acquired.name}` is acquired by this object already: release it first, "
+                f"lock `{held.name}` is acquired by this object already: release it first, "
                 "or use another lock(…)"
             )
 
@@ -389,6 +398,8 @@ class lock(_core.Scope):
 
     def _acquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
         asked, began = wanted, time.monotonic()
+        if self._until != "exit":
+            _transactions.check_in_task(self._until_using)
         stops_loop = wanted.wait != 0.0 and _owner.runs_event_loop() and not _busy.may_stop_loop()
         while True:
             if stops_loop:
@@ -410,6 +421,8 @@ class lock(_core.Scope):
 
     async def _aacquire(self, entry: _core.Entry, wanted: Wanted) -> _core.Guard:
         asked, began = wanted, time.monotonic()
+        if self._until != "exit":
+            await _transactions.acheck(self._until_using)
         while True:
             pending = self._ask(asked)
             entry.ask(pending)

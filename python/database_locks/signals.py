@@ -10,7 +10,7 @@ does no harm to a lock. ``sender`` is the class `database_locks.lock`.
 ...     print(name, reason)
 
 Each is sent for an outermost hold: not for a lock that nests in itself, and not where
-``DATABASE_LOCKS_ENABLED`` is ``False``. A lock that is handed over is not released here. `DBLock` sends none.
+``DATABASE_LOCKS_ENABLED`` is ``False``. A lock that is handed over is not released here.
 """
 
 from __future__ import annotations

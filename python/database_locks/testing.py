@@ -138,7 +138,7 @@ class MemoryLocks(Locks):
         )
 
     def expire(self, name: str) -> bool:
-        """End a lease now: anybody can have the lock, and its holder learns it at its next renewal.
+        """End a lease now: another holder can have the lock, and its holder learns it at its next renewal.
 
         `AssertionError` where it is not held.
         """

@@ -168,7 +168,7 @@ async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, 
         }
         Ok(None) => "busy",
         Err(Error::TimedOut { .. }) => "timed_out",
-        Err(Error::Conflict { .. }) => "held_off",
+        Err(Error::Conflict { .. }) => "conflict",
         Err(Error::Unavailable { .. }) => "unavailable",
         Err(Error::Lost { .. }) => "lost",
         Err(Error::Rejected { .. } | Error::Config { .. }) => "rejected",

@@ -6,8 +6,8 @@ use crate::acquire::PATIENCE;
 use crate::error::{BoxError, Error};
 use crate::inner::Place;
 use crate::locks::Locks;
+use crate::runtime;
 use crate::store::Given;
-use crate::{pending, runtime};
 
 /// Settings of a connection; made by [`Locks::builder`].
 ///
@@ -49,23 +49,23 @@ impl LocksBuilder {
     ///
     /// The function is called on a thread of its own and may block. A call that takes longer than
     /// 10 s, panics or returns an error counts as a database that cannot be reached: the first
-    /// connection fails with [`Error::Unavailable`], which has the error's text, and waits and
+    /// connection, which waits 5 s at most, fails with [`Error::Unavailable`], which has the error's text, and waits and
     /// renewals try again; an [`std::io::Error`] of the kind `InvalidInput` says that this is of no
     /// use, and is [`Error::Rejected`]. At most one call of it runs at a time. Where it was let in before, a login
     /// that the server refuses is tried again too: the password may just have changed.
     ///
-    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut. SQLite
-    /// and `memory:` ask for none.
+    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut, and more
+    /// than 16 KiB are refused. SQLite and `memory:` ask for none.
     ///
     /// # Example
     ///
-    /// ```
+    /// ```no_run
     /// use database_locks::Locks;
     ///
     /// # fn main() -> Result<(), database_locks::Error> {
     /// let locks = Locks::builder("postgres://app@db.example/app?sslmode=verify-full")
     ///     .password(|| Ok(std::fs::read_to_string("/run/secrets/db-password")?))
-    ///     .connect_lazy();
+    ///     .connect_lazy()?;
     /// # drop(locks);
     /// # Ok(()) }
     /// ```
@@ -152,8 +152,6 @@ impl LocksBuilder {
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
         let place = Place::new(self.given, self.table.as_deref())?;
-        // Usually the thread that ends the process in the end.
-        pending::watch_this_thread();
         Ok(Locks::at(Arc::new(place)))
     }
 }

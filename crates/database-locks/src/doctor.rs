@@ -146,7 +146,7 @@ kinds! {
          it is to prune); on PostgreSQL also USAGE on its schema, and on the sequence of its column id \
          if it has one";
     NO_DELETE = "no-delete", "rights", Warning,
-        "locks work, but `prune` cannot delete the rows of locks that nobody uses any more",
+        "locks work, but `prune` cannot delete the rows of locks that are no longer used",
         "as the owner of the table: GRANT DELETE ON {table} to this user, or prune as another one";
     TABLE_MISSING = "table-missing", "table", Error,
         "no lock can be taken",
@@ -191,7 +191,7 @@ kinds! {
          bigint for a column made by serial; on MySQL and MariaDB ALTER TABLE {table} MODIFY id bigint NOT \
          NULL AUTO_INCREMENT";
     ROW_SECURITY = "row-security", "table", Error,
-        "rows that a policy hides look like locks that nobody has, and cannot be taken",
+        "rows that a policy hides look like free locks, and cannot be taken",
         "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, or connect as its owner or a role with \
          BYPASSRLS";
     AUTOVACUUM_OFF = "autovacuum-off", "table", Warning,
@@ -200,7 +200,7 @@ kinds! {
     DEAD_ROWS = "dead-rows", "table", Warning,
         "reading a lock has to pass over them",
         "end the transactions that have been open for long (pg_stat_activity, by xact_start) and drop \
-         replication slots that nobody uses, then: VACUUM {table}";
+         replication slots that are not used, then: VACUUM {table}";
     NOT_FLUSHED = "not-flushed", "durability", Error,
         "a power cut or a crash of the machine may forget grants: the same token may then come twice, \
          and two may hold one lock",
@@ -208,7 +208,7 @@ kinds! {
          synchronous = FULL";
     BINLOG_NOT_FLUSHED = "binlog-not-flushed", "durability", Error,
         "after a power cut the server rolls back commits that its binary log lacks, grants among them",
-        "set sync_binlog = 1, or switch the binary log off if nobody reads it";
+        "set sync_binlog = 1, or switch the binary log off if no replica reads it";
     TORN_PAGES = "torn-pages", "durability", Error,
         "a power cut may leave a page of the table half written, and the locks on it lost",
         "PostgreSQL: full_page_writes = on; MySQL and MariaDB: innodb_doublewrite = ON. Leave it only \
@@ -293,8 +293,8 @@ kinds! {
         "looking at a lock and renewing it stand in each other's way",
         "end all programs that have the file open, then: PRAGMA journal_mode = WAL";
     LEASES_EXPIRED = "leases-expired", "locks", Warning,
-        "their holders have died, were cut off or frozen, and nobody has taken the lock since; whoever \
-         comes next gets it",
+        "their holders have died, were cut off or frozen, and no other client has taken the lock \
+         since; the next caller gets it",
         "look into what became of the holders (`dblock list`, by name); `dblock release NAME --force` \
          makes such a lock plainly free";
     HELD_WITHOUT_END = "held-without-end", "locks", Warning,

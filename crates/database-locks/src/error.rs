@@ -215,22 +215,39 @@ impl From<Error> for std::io::Error {
     }
 }
 
-/// The cause of an [`Error::Unavailable`] where the database has answered: it is there, and cannot
-/// do what it was asked just now.
+/// The cause of an [`Error::Unavailable`] of which more is known than its text.
 #[derive(Debug)]
-pub(crate) struct CannotServe(pub(crate) String);
+pub(crate) struct Cause {
+    pub(crate) said: String,
+    /// The database has answered: it is there, and cannot do what it was asked just now.
+    pub(crate) answered: bool,
+    /// What was asked for was not done, and will not be: it was never sent, or was refused.
+    pub(crate) undone: bool,
+}
 
-impl fmt::Display for CannotServe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl Cause {
+    /// What is known of a cause.
+    pub(crate) fn of(source: &BoxError, said: String) -> Self {
+        let known = source.downcast_ref::<Self>();
+        Self {
+            said,
+            answered: known.is_some_and(|cause| cause.answered),
+            undone: known.is_some_and(|cause| cause.undone),
+        }
     }
 }
 
-impl StdError for CannotServe {}
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.said)
+    }
+}
+
+impl StdError for Cause {}
 
 /// How it is with a database that is unavailable.
 fn state(source: &BoxError) -> &'static str {
-    match source.is::<CannotServe>() {
+    match Cause::of(source, String::new()).answered {
         true => "cannot do it now",
         false => "cannot be reached",
     }
@@ -369,7 +386,14 @@ mod tests {
             "could not acquire lock `job`: the database cannot be reached: connection refused"
         );
         assert_eq!(
-            error(CannotServe("its disk is full".into()).into()),
+            error(
+                Cause {
+                    said: "its disk is full".into(),
+                    answered: true,
+                    undone: false,
+                }
+                .into(),
+            ),
             "could not acquire lock `job`: the database cannot do it now: its disk is full"
         );
     }

@@ -52,8 +52,8 @@ pub enum ParamStyle {
 ///    come back where it [`is_query`](Fence::is_query), else those that it affected.
 /// 3. Where one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
 ///
-/// From then on nobody is granted the lock until the transaction has ended. Not within a savepoint: to
-/// roll back to it takes the fence away.
+/// From then on no other client is granted the lock until the transaction has ended. Not within a
+/// savepoint: to roll back to it takes the fence away.
 ///
 /// No secret: it names the lock and its grant.
 ///
@@ -178,7 +178,7 @@ impl FenceFailure {
 /// Says that a fenced transaction is open. Drop it when that has ended, committed or rolled back.
 ///
 /// On MySQL and MariaDB no renewal gets past the fence, so they are held back meanwhile; on SQLite and
-/// `memory:` it is the fence itself, and keeps everybody else from getting the lock.
+/// `memory:` it is the fence itself, and keeps all others from getting the lock.
 ///
 /// Dropped too early, it does no harm on a server: there the transaction's own statement is the fence.
 /// On SQLite and `memory:` the fence ends there and then. It may outlive its guard: a lock that is
@@ -258,8 +258,8 @@ impl LockGuard {
     ///
     /// `lasting` is how long it may last. On MySQL and MariaDB no renewal gets past a fence, so where the
     /// lease has less than that, it is renewed to as much first; in the other engines renewals go on,
-    /// and it changes nothing. A transaction that lasts longer than the lease is still safe: nobody is
-    /// granted the lock before its end. But the guard is not [held](LockGuard::is_held) meanwhile, and
+    /// and it changes nothing. A transaction that lasts longer than the lease is still safe: no other
+    /// client is granted the lock before its end. But the guard is not [held](LockGuard::is_held) meanwhile, and
     /// lost after it if the lease has ended.
     ///
     /// # Errors
@@ -343,16 +343,16 @@ impl LockGuard {
             return error;
         }
         let name = self.name();
-        let held_off = |source: &str| Error::Conflict {
+        let conflict = |source: &str| Error::Conflict {
             op: format!("fence lock `{name}`"),
             source: source.into(),
         };
         let may_lag = self.inner.store.fence().is_some_and(|text| text.may_lag);
         match failure {
             FenceFailure::Conflict => {
-                held_off("it is still held: roll back, and try the transaction again")
+                conflict("it is still held: roll back, and try the transaction again")
             }
-            FenceFailure::NoRow if may_lag => held_off(
+            FenceFailure::NoRow if may_lag => conflict(
                 "it is still held, which the transaction does not see: roll back and try it again, \
                  begun after the lock was acquired, in the database of the lock, when its node of \
                  the cluster has caught up",
@@ -368,8 +368,8 @@ impl LockGuard {
 
     /// Let a transaction commit only while this lock is really still held. Its first statement.
     ///
-    /// From then on nobody is granted the lock until the transaction has ended: a holder that was frozen
-    /// for an hour and thawed cannot write, and neither can one that reads and writes in between.
+    /// From then on no other client is granted the lock until the transaction has ended: a holder that
+    /// was frozen for an hour and thawed cannot write, and neither can one that reads and writes in between.
     ///
     /// In any isolation level. Not in a savepoint (a transaction within a transaction): to roll back to
     /// it would take the fence away.

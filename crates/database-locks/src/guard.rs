@@ -31,17 +31,15 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # At the end of the process
 ///
-/// A return from `main` and `std::process::exit` wait until the releases that are under way are
-/// done, for 2 s at most: a guard that a `?` dropped in `main` is free when the process has ended.
-/// On Linux the end of the process also releases what other threads, a `static` or a leaked guard
+/// A return from `main` and `std::process::exit`, on whichever thread, wait until the releases that
+/// are under way are done, for 2 s at most: a guard that a `?` dropped in `main` is free when the
+/// process has ended. They also release what other threads, a `static` or a leaked guard
 /// (`std::mem::forget`) still hold; from then on [`is_held`](LockGuard::is_held) is `false`. What
 /// such a thread does in the moment until it is gone is not protected, so join the threads whose
 /// work matters.
 ///
-/// If the database does not answer within these 2 s, if the process is killed or aborts, or if a
-/// thread other than the main one calls `std::process::exit` while others hold locks, these locks
-/// stay held until their ttl ends. On musl nothing waits at the end of `main`: call
-/// [`Locks::drain`](crate::Locks::drain) there.
+/// If the database does not answer within these 2 s, or if the process is killed or aborts, these
+/// locks stay held until their ttl ends. This is tested with glibc on Linux.
 ///
 /// A thread that ends in the middle of the program waits in the same way if it has dropped a guard
 /// or an unfinished acquire: for what is being released at that moment, usually less than a

@@ -280,7 +280,7 @@ impl Held {
             lock.name = name.as_str(),
             lock.token = token.get(),
             lock.holder = &**holder,
-            "not renewed, trying again: somebody has its row locked"
+            "not renewed, trying again: another transaction has its row locked"
         );
     }
 

@@ -15,7 +15,7 @@ use crate::holder::default_holder;
 use crate::looks::Looks;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
-use crate::pending::Pending;
+use crate::pending::{self, Pending};
 use crate::renew::Scheduler;
 use crate::store::{self, Ask, Given, Observed, Return, Table, Version};
 use crate::turns::Turns;
@@ -44,6 +44,7 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
+        pending::watch_the_process();
         let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let told = Arc::downgrade(&scheduler);

@@ -170,8 +170,8 @@ impl Lock {
     /// Stop trusting the lease this long before the database ends it; less than half of the ttl.
     ///
     /// It is the time to stop the work in when the lock is lost. It also absorbs drift of the local
-    /// clock. By default it is a tenth of the ttl up to 30 s, 3 s for a ttl of 30 s to 5 min, and 1
-    /// % above that.
+    /// clock. By default it is a tenth of the ttl up to 30 s, 3 s for a ttl of 30 s to 5 min, and 1 %
+    /// above that.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.margin = Some(margin);
         self
@@ -306,7 +306,9 @@ impl Lock {
     ///
     /// # Cancel safety
     ///
-    /// As [`Lock::try_acquire`]; its place in the queue is lost.
+    /// As [`Lock::try_acquire`]; its place in the queue is lost. A future that was polled and is then kept
+    /// without being polled keeps its place, and may be granted the lock, which is renewed until it is
+    /// dropped: no other client gets it meanwhile.
     ///
     /// # Example
     ///

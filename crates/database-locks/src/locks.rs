@@ -105,11 +105,12 @@ impl Locks {
     }
 
     /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
-    /// White space around the URL is cut. The file is read now, to check it, and again at each connect.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect;
+    /// a pipe, as of a shell's `<(command)`, can be read once alone, and is.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a file that cannot be read.
+    /// [`Error::Config`] for a file that cannot be read, or is larger than 64 KiB.
     ///
     /// # Example
     ///
@@ -130,6 +131,10 @@ impl Locks {
             );
             Error::config("url", got, "give one that this user can read")
         })?;
+        // What a pipe said once it does not say again.
+        if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
+            return Ok(Self::builder(url));
+        }
         Ok(Self::builder(url).url_with(move || {
             read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
         }))
@@ -466,7 +471,9 @@ impl Locks {
             loop {
                 let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
                 let page = again(PATIENCE, prune).await;
-                let page = page.map_err(|e| e.into_error("delete what nobody has had for long"))?;
+                let page = page.map_err(|e| {
+                    e.into_error("delete the rows of locks that have been free for long")
+                })?;
                 total += page.deleted;
                 match page.last {
                     Some(last) => after = Some(last),
@@ -574,11 +581,16 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
 /// What stands in a file that is no larger than a URL can be.
 fn read_url(path: &Path) -> io::Result<String> {
     const MOST: u64 = 1 << 16;
-    let mut text = String::new();
-    std::fs::File::open(path)?
-        .take(MOST)
-        .read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path)?
+        .take(MOST + 1)
+        .read_to_end(&mut bytes)?;
+    if read as u64 > MOST {
+        return Err(io::Error::other(
+            "it is larger than 64 KiB, which no URL is",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text in UTF-8"))
 }
 
 /// The holder that lost a lock by [`Locks::force_release`].

@@ -1,16 +1,16 @@
-//! Releases that are carried out in the background, and the end of a thread that waits for them.
+//! Releases that are carried out in the background, and the ends of threads and of the process, which
+//! wait for them.
 //!
-//! A process that ends takes its background thread with it, and what that had not sent yet. Rust
-//! has no hook for the end of a process, but `exit`, which a return from `main` calls too, runs the
-//! destructors of the thread-local values of the thread that calls it, while the other threads go
-//! on. So a thread that drops a guard, gives an acquire up or connects has such a value. Those of
-//! the main thread are dropped at the end of the process alone, and then what any thread still
-//! holds is released too.
+//! A process that ends takes its background thread with it, and what that had not sent yet. `exit`,
+//! which a return from `main` calls too, runs the destructors of the thread-local values of the thread
+//! that calls it, and then what was registered with `atexit`, while the other threads go on. So a thread
+//! that drops a guard or gives an acquire up has a thread-local value whose destructor waits; and what is
+//! registered releases what any thread still holds, whichever threads have used the library.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -102,29 +102,48 @@ struct AtEnd;
 impl Drop for AtEnd {
     fn drop(&mut self) {
         // The thread that carries the releases out would wait for itself.
-        if runtime::drives() {
-            return;
+        if !runtime::drives() {
+            wait();
         }
-        if is_main_thread() && !inner::all().is_empty() {
-            // In the background: thread-local values of this thread are gone, such as a log subscriber's.
-            let release = Here::new(Release::begin());
-            let _ = runtime::spawn(async move {
-                inner::all().iter().for_each(release_all);
-                drop(release);
-            });
-        }
-        wait();
     }
 }
 
-#[cfg(target_os = "linux")]
-fn is_main_thread() -> bool {
-    rustix::thread::gettid() == rustix::process::getpid()
+/// From now on the end of this process releases what its threads still hold, and waits for that.
+///
+/// A forked child inherits this, and has nothing to be released until it holds something itself.
+pub(crate) fn watch_the_process() {
+    static REGISTERED: Once = Once::new();
+    let mut failed = false;
+    REGISTERED.call_once(|| {
+        #[allow(
+            unsafe_code,
+            reason = "there is no other way to be told of the end of a process"
+        )]
+        // SAFETY: the function has the type that is asked for and stays loaded for as long as it is
+        // registered: where a library is unloaded, that calls it first. It does not unwind.
+        let registered = unsafe { libc::atexit(at_exit) };
+        failed = registered != 0;
+    });
+    // Not in there: a subscriber that calls us would wait for itself.
+    if failed {
+        tracing::warn!("the end of the process cannot be noticed: release all locks before it");
+    }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn is_main_thread() -> bool {
-    false
+extern "C" fn at_exit() {
+    // As above: the thread that ends the process may be the one that carries the releases out.
+    if runtime::drives() {
+        return;
+    }
+    if !inner::all().is_empty() {
+        // In the background: thread-local values of this thread are gone, such as a log subscriber's.
+        let release = Here::new(Release::begin());
+        let _ = runtime::spawn(async move {
+            inner::all().iter().for_each(release_all);
+            drop(release);
+        });
+    }
+    wait();
 }
 
 /// Release what threads hold that end with the process.

@@ -110,7 +110,9 @@ async fn until_answered(
                 tokio::spawn(after_fence(Arc::clone(inner), what, end, held_for));
                 return Ok(Released::Busy);
             }
-            Ok(Released::Busy) => StoreError::Contention("its row is locked by somebody".into()),
+            Ok(Released::Busy) => {
+                StoreError::Contention("its row is locked by another transaction".into())
+            }
             Err(failure) => {
                 unsure |= matches!(failure, StoreError::Unavailable(_));
                 failure

@@ -90,7 +90,9 @@ async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
         let failure = match inner.store.resume(what, PATIENCE).await {
             Ok(Renewal::Renewed) => return Ok(sent),
             Ok(Renewal::Lost(gone)) => return Err(Loss::of_another(gone).error(&what.to.name)),
-            Ok(Renewal::Busy) => StoreError::Contention("its row is locked by somebody".into()),
+            Ok(Renewal::Busy) => {
+                StoreError::Contention("its row is locked by another transaction".into())
+            }
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
@@ -149,7 +151,7 @@ pub(crate) async fn by_ticket(
         let done = again(PATIENCE, || async {
             match do_it(&inner, &ticket, what).await? {
                 Renewal::Busy => Err(StoreError::Contention(
-                    "its row is locked by somebody".into(),
+                    "its row is locked by another transaction".into(),
                 )),
                 done => Ok(done),
             }

@@ -34,7 +34,7 @@ const USUAL_MARGIN: Duration = Duration::from_secs(3);
 pub enum Ttl {
     /// It ends this long after each renewal, by the database's clock.
     Finite(Duration),
-    /// It never ends: a holder that dies keeps it until somebody releases it by force.
+    /// It never ends: a holder that dies keeps it until it is released by force.
     Infinite,
 }
 

@@ -78,7 +78,7 @@ async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab:
     };
     // Until it is granted, as far as the database is concerned.
     let began = now();
-    while other.show("job").await.unwrap().unwrap().holder.is_none() {
+    while !other.show("job").await.unwrap().unwrap().is_held() {
         assert!(began.elapsed() < SOON, "it is not granted");
     }
     assert!(other.lock("job").try_acquire().await.unwrap().is_none());

@@ -377,9 +377,9 @@ async fn a_subscriber_may_drop_a_guard_when_a_row_is_busy() {
     meddle();
     let locks = lab.locks().await;
     let guard = held(&locks, "busy").await;
-    meddle_when(&locks, "somebody has its row locked").await;
+    meddle_when(&locks, "another transaction has its row locked").await;
     let row = lab.hold_row("busy");
-    told("somebody has its row locked").await;
+    told("another transaction has its row locked").await;
     row.leave();
     losses_are_still_noticed(&locks).await;
     assert!(guard.is_held());

@@ -207,6 +207,12 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
         let _ = wait.lock().unwrap().recv();
         Ok(String::new())
     });
+    // Not put down to the network.
+    let late = locks.clone().connect().await.expect_err("no password");
+    let said = late.chain();
+    let why = "the function for the password has not returned yet";
+    assert!(said.contains(why), "{said}");
+    assert_eq!(asked.swap(0, Ordering::SeqCst), 1);
     let locks = locks.connect_lazy().unwrap();
     for _ in 0..3 {
         let late = locks.lock("job").wait(ms(700)).acquire().await;
@@ -226,10 +232,42 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
     promise("P12", lab.engine);
 }
 
+/// A secret that is read from the wrong file. To hash it for a login would take minutes, on the thread that
+/// renews leases.
+async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
+    change_password(lab, "short");
+    let others = lab.locks().await;
+    let held = others.lock("held").ttl(ms(3000)).acquire().await.unwrap();
+    let long = "x".repeat(4 << 20);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("passwords");
+    replace(&file, &format!("*:*:*:*:{long}\n"));
+    let by_url = Locks::builder(url(lab, Some(&long))).connect_lazy();
+    assert!(matches!(by_url, Err(Error::Config { .. })), "{by_url:?}");
+    let by_function = Locks::builder(url(lab, None)).password(move || Ok(long.clone()));
+    let mut all = vec![by_function];
+    if !lab.is_mysql_like() {
+        let url = format!("{}?passfile={}", url(lab, None), file.display());
+        all.push(Locks::builder(url));
+    }
+    for builder in all {
+        let refused = tokio::time::timeout(SOON, builder.connect()).await;
+        let refused = refused.expect("at once").expect_err("no password");
+        let said = refused.chain();
+        assert!(said.contains("4194304 bytes long"), "{said}");
+        assert!(!said.contains("xxx"), "{said}");
+    }
+    held.check().await.unwrap();
+    held.release().await.unwrap();
+    promise("P17", lab.engine);
+}
+
 lab_tests!(postgres: a_held_lock_reconnects_with_the_new_password,
-    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up);
+    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up,
+    a_password_longer_than_any_is_refused_and_holds_nothing_up);
 lab_tests!(mariadb: a_held_lock_reconnects_with_the_new_password,
-    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up);
+    a_function_that_fails_is_asked_again_within_the_wait, a_function_that_hangs_holds_nothing_up,
+    a_password_longer_than_any_is_refused_and_holds_nothing_up);
 lab_tests!(mysql: a_held_lock_reconnects_with_the_new_password);
 
 #[test]

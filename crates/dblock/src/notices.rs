@@ -4,6 +4,7 @@
 //! text of an event is only printed. Events arrive on any thread. They are printed by a task of the
 //! main thread, where SIGTTOU is blocked while CMD has the terminal.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ enum Topic {
     Loss,
     /// A wait, and who has the lock.
     Wait,
+    /// A file of settings is passed over.
+    Warning,
     Other,
 }
 
@@ -49,8 +52,7 @@ enum Topic {
 #[derive(Debug)]
 struct Report {
     level: Level,
-    /// From the part of the library that acquires.
-    of_wait: bool,
+    part: Part,
     fields: Fields,
 }
 
@@ -66,21 +68,34 @@ impl Report {
             (Level::INFO, None) if fields.outage.is_some() || fields.grant => {
                 Topic::Ended(Outage::Renewals)
             }
-            _ if self.of_wait => Topic::Wait,
+            (Level::WARN, _) if self.part == Part::Settings => Topic::Warning,
+            _ if self.part == Part::Acquire => Topic::Wait,
             _ => Topic::Other,
         }
     }
 }
 
-/// Whether a target is the library's; and whether it is of the part that acquires.
+/// A part of the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// It acquires.
+    Acquire,
+    /// It reads the URL, and the files for what that leaves out.
+    Settings,
+    Other,
+}
+
+/// The part of the library that a target is, if it is one.
 ///
-/// Not those of the part that releases: the command reports that itself, and nothing goes on in the
-/// background of a process that ends.
-fn of_wait(target: &str) -> Option<bool> {
+/// Not that which releases: the command reports that itself, and nothing goes on in the background of
+/// a process that ends.
+fn part_of(target: &str) -> Option<Part> {
     let mut modules = target.split("::");
-    match (modules.next(), modules.next()) {
-        (Some("database_locks"), Some("release")) => None,
-        (Some("database_locks"), part) => Some(part == Some("acquire")),
+    match (modules.next(), modules.next(), modules.next()) {
+        (Some("database_locks"), Some("release"), _) => None,
+        (Some("database_locks"), Some("acquire"), _) => Some(Part::Acquire),
+        (Some("database_locks"), Some("store"), Some("url")) => Some(Part::Settings),
+        (Some("database_locks"), ..) => Some(Part::Other),
         _ => None,
     }
 }
@@ -140,10 +155,10 @@ struct Collector {
 
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let least = match of_wait(metadata.target()) {
+        let least = match part_of(metadata.target()) {
             // Who holds the lock is reported there.
-            Some(true) => Level::DEBUG,
-            Some(false) => Level::INFO,
+            Some(Part::Acquire) => Level::DEBUG,
+            Some(Part::Settings | Part::Other) => Level::INFO,
             None => return false,
         };
         metadata.is_event() && *metadata.level() <= least
@@ -155,7 +170,7 @@ impl Subscriber for Collector {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let Some(of_wait) = of_wait(metadata.target()) else {
+        let Some(part) = part_of(metadata.target()) else {
             return;
         };
         let mut fields = Fields::default();
@@ -163,7 +178,7 @@ impl Subscriber for Collector {
         let level = *metadata.level();
         let report = Report {
             level,
-            of_wait,
+            part,
             fields,
         };
         // The task is gone at the end of the process only.
@@ -266,6 +281,8 @@ struct Printer {
     holder: Option<(String, Option<Instant>)>,
     /// An outage that was told: where it was found, and when.
     outage: Option<(Outage, Instant)>,
+    /// Warnings that were told: each connect may repeat them.
+    warnings: BTreeSet<String>,
 }
 
 impl Printer {
@@ -279,6 +296,7 @@ impl Printer {
             told: None,
             holder: None,
             outage: None,
+            warnings: BTreeSet::new(),
         }
     }
 
@@ -319,6 +337,12 @@ impl Printer {
             Topic::Began(Outage::Renewals) | Topic::Ended(Outage::Renewals) if over => return,
             Topic::Began(outage) => self.begin_outage(outage, fields),
             Topic::Ended(outage) => self.end_outage(outage, fields.outage),
+            Topic::Warning => {
+                if self.warnings.insert(fields.message.clone()) {
+                    output::notice(&fields.message);
+                }
+                return;
+            }
             Topic::Wait if fields.holder.is_some() => {
                 self.held_by(fields);
                 false
@@ -440,6 +464,7 @@ mod tests {
             tracing::info!(target: HELD, { outage_ms = 5_u64 }, "x");
             tracing::info!(target: HELD, { lock.token = 1_i64 }, "x");
             tracing::warn!(target: HELD, { lock.token = 1_i64, lock.lost_reason = "forced" }, "x");
+            tracing::warn!(target: "database_locks::store::url::libpq", "x");
             tracing::warn!(target: "database_locks::store::postgres", "x");
         });
         let topics: Vec<Topic> = told.iter().map(Report::topic).collect();
@@ -455,6 +480,7 @@ mod tests {
                 Topic::Ended(Outage::Renewals),
                 Topic::Ended(Outage::Renewals),
                 Topic::Loss,
+                Topic::Warning,
                 Topic::Other,
             ]
         );

@@ -1,6 +1,5 @@
 //! Which database, and where it is when nobody says.
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::DirBuilder;
@@ -83,6 +82,11 @@ impl Place {
                     )));
                 }
                 (Some(url), None) => Database::Url(url),
+                (None, Some(file)) if file.is_empty() => {
+                    return Err(Failure::usage(format!(
+                        "{FILE_VARIABLE} is empty: name a file with the URL, or unset it"
+                    )));
+                }
                 (None, Some(file)) => Database::File(file.into()),
                 (None, None) => Database::Own,
             },
@@ -95,18 +99,18 @@ impl Place {
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
         // That of this user may be made by each command: it is where it ought to be.
         let own = matches!(self.database, Database::Own);
-        Ok(self.builder()?.create(own).connect().await?)
+        shared(self.builder()?.create(own).connect().await?)
     }
 
     /// The same, and make a file of SQLite that is not there.
     pub(crate) async fn connect_and_create(&self) -> Result<Locks, Failure> {
-        Ok(self.builder()?.connect().await?)
+        shared(self.builder()?.connect().await?)
     }
 
     /// Connect when it is needed: an acquire then tries to for as long as it may wait. Makes a file of
     /// SQLite that is not there.
     pub(crate) fn open(&self) -> Result<Locks, Failure> {
-        Ok(self.builder()?.connect_lazy()?)
+        shared(self.builder()?.connect_lazy()?)
     }
 
     fn builder(&self) -> Result<LocksBuilder, Failure> {
@@ -115,31 +119,10 @@ impl Place {
             Database::Url(url) => Locks::builder(url),
             Database::File(path) => Locks::builder_from_file(path)?,
         };
-        // One process alone has it, and that is this one.
-        if self
-            .url()
-            .trim_start()
-            .to_ascii_lowercase()
-            .starts_with("memory:")
-        {
-            return Err(Failure::usage(
-                "the URL (--url, DATABASE_LOCKS_URL) is that of locks in memory, which exclude no \
-                 other process: give a database, or no URL for a file of this user",
-            ));
-        }
         Ok(match &self.table {
             Some(table) => builder.table(table),
             None => builder,
         })
-    }
-
-    /// The URL as it was given; empty where there is none.
-    fn url(&self) -> Cow<'_, str> {
-        match &self.database {
-            Database::Own => "".into(),
-            Database::Url(url) => url.into(),
-            Database::File(path) => std::fs::read_to_string(path).unwrap_or_default().into(),
-        }
     }
 
     pub(crate) fn table(&self) -> &str {
@@ -152,8 +135,20 @@ impl Place {
             Database::Own => usual_file()
                 .map(|file| file.display().to_string())
                 .unwrap_or_default(),
-            _ => output::without_secrets(self.url().trim()),
+            Database::Url(url) => output::without_secrets(url.trim()),
+            Database::File(path) => format!("the database of {}", path.display()),
         }
+    }
+}
+
+/// Locks that another process can see.
+fn shared(locks: Locks) -> Result<Locks, Failure> {
+    match locks.engine() {
+        "memory" => Err(Failure::usage(
+            "the URL (--url, --url-file, DATABASE_LOCKS_URL) is that of locks in memory, which exclude \
+             no other process: give a database, or no URL for a file of this user",
+        )),
+        _ => Ok(locks),
     }
 }
 
@@ -262,6 +257,11 @@ mod tests {
             assert_eq!(at(url, file, set), Ok(format!("{expected} {usual}")));
         }
         assert!(at(None, None, &both).unwrap_err().contains("two databases"));
+        let empty = at(None, None, &[(FILE_VARIABLE, "")]).unwrap_err();
+        assert!(
+            empty.starts_with("DATABASE_LOCKS_URL_FILE is empty"),
+            "{empty}"
+        );
         let table = at(None, None, &[(TABLE_VARIABLE, "app.locks")]);
         assert_eq!(table, Ok("own app.locks".into()));
     }

@@ -7,7 +7,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use support::{Done, Lab};
+use support::{DBLOCK, Done, Lab};
 use testkit::sql::LOCKER_PASSWORD;
 use testkit::{MariaDb, Postgres, promise};
 
@@ -156,8 +156,56 @@ fn a_url_stands_in_a_file_which_cmd_does_not_get() {
         said.contains("line break") && !said.contains("hunter2"),
         "{said}"
     );
+    let endless = lab.run(["--url-file", "/dev/zero", "list"]);
+    assert!(
+        endless.refused(2).contains("larger than 64 KiB"),
+        "{endless:?}"
+    );
     let empty = lab.run(["--url-file", "/dev/null", "list"]);
     assert!(empty.refused(2).contains("is empty"), "{empty:?}");
+}
+
+#[test]
+fn a_url_may_come_through_a_pipe_which_can_be_read_once() {
+    let lab = Lab::new();
+    let url = format!("sqlite://{}", lab.path("a.sqlite3").display());
+    for (command, said) in [
+        (
+            "init",
+            "table `database_locks_lock` is ready in the database of /dev/fd/",
+        ),
+        ("run -n job -- echo done", "done"),
+        ("show job", "job"),
+    ] {
+        let script = format!("{DBLOCK} --url-file <(echo '{url}') {command}");
+        let done = lab.start(lab.command("bash").args(["-c", &script])).end();
+        assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
+        assert!(done.out.contains(said), "{done:?}");
+    }
+}
+
+#[test]
+fn a_file_of_passwords_that_is_passed_over_is_told_once() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let lab = Lab::new();
+    let with_password = server.locker_url(&server.fresh_database());
+    let (url, _, _) = parts(&with_password);
+    let path = file(&lab, "pass", &format!("*:*:*:*:{LOCKER_PASSWORD}\n"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let place = path.display().to_string();
+    let done = runs(&lab, &url, &[("PGPASSFILE", &place)]);
+    let lines: Vec<&str> = done.err.lines().collect();
+    let [warning, refusal] = &*lines else {
+        panic!("not two lines: {done:?}");
+    };
+    assert_eq!(done.code(), 69, "{done:?}");
+    assert!(
+        warning.contains(&format!("password file {place} is passed over")),
+        "{done:?}"
+    );
+    assert!(refusal.contains("password"), "{done:?}");
 }
 
 #[test]

@@ -329,10 +329,13 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// When it takes far too long.
     pub fn catch_up(&self, node: usize) {
         let read = "SET SESSION group_replication_consistency = 'BEFORE'; SELECT COUNT(*) FROM db";
-        self.run(node, read);
+        // Refused (3796) for as long as the node itself does not know yet that it is online.
+        self.wait_for(node, "up to date", || {
+            self.query(node, "mysql", read).is_ok()
+        });
     }
 
     /// Wait until all nodes belong together and serve.

@@ -13,7 +13,7 @@ const ENDER: &str = env!("CARGO_BIN_EXE_lock-ender");
 const SOON: Duration = Duration::from_secs(60);
 /// As often as the main way is tried on each engine: a program that does not wait is seen by then.
 const OFTEN: usize = 20;
-const OTHER_WAYS: [&str; 12] = [
+const OTHER_WAYS: [&str; 16] = [
     "current-thread",
     "exit",
     "panic",
@@ -24,6 +24,10 @@ const OTHER_WAYS: [&str; 12] = [
     "leaked",
     "thread",
     "thread-local",
+    "elsewhere",
+    "elsewhere-dropped",
+    "exit-elsewhere",
+    "exit-beside",
     "given-up",
     "fork",
 ];
@@ -45,7 +49,7 @@ async fn free_after(lab: &Lab, locks: &Locks, how: &str) {
     let (code, said) = ended(&lab.url, how);
     let expected = match how {
         "question-mark" | "current-thread" => Some(1),
-        "exit" | "exit-holding" => Some(3),
+        "exit" | "exit-holding" | "exit-elsewhere" | "exit-beside" => Some(3),
         "panic" => Some(101),
         _ => Some(0),
     };

@@ -46,8 +46,8 @@ def look(locks: Locks, held: Held, who: str = "child") -> None:
     try:
         with locks.lock("parent's", retry=None):
             say(f"{who}: got the parent's")
-    except LockTimeout:
-        say(f"{who}: did not get the parent's")
+    except LockTimeout as busy:
+        say(f"{who}: did not get the parent's{', which is called its own' * busy.in_this_process}")
     with locks.lock("of its own", lock_ttl=TTL) as own:
         time.sleep(TTL * 1.25)
         own.check()

@@ -103,7 +103,7 @@ impl<'a> Attempt<'a> {
         self.sent = clock::now();
         self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
         let answer = self.inner.asks.ask(self.ask.clone()).await;
-        if let Err(StoreError::Rejected { .. }) = answer {
+        if answer.as_ref().is_err_and(StoreError::is_undone) {
             // Nothing was granted, so there is nothing to give back.
             self.unsettled = before;
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::doctor::Report;
-use crate::error::{BoxError, CannotServe, Error, LostReason};
+use crate::error::{BoxError, Cause, Error, LostReason};
 use crate::info::{ListFilter, LockInfo};
 use crate::loss::HeldBy;
 use crate::metrics::Engine;
@@ -484,7 +484,8 @@ impl fmt::Debug for Barrier {
     }
 }
 
-/// Why a store has no answer. What it was asked to do may have been done all the same.
+/// Why a store has no answer. What it was asked to do may have been done all the same, unless it was
+/// rejected or [`is_undone`](Self::is_undone).
 #[derive(Debug)]
 pub enum StoreError {
     /// The database ended a conflict in favour of somebody else. Try again soon.
@@ -510,25 +511,46 @@ impl StoreError {
 
     /// It answered that it cannot do it just now: that passes, or is seen to.
     pub(crate) fn cannot_serve(said: impl Into<String>) -> Self {
-        Self::Unavailable(CannotServe(said.into()).into())
+        let cause = Cause {
+            said: said.into(),
+            answered: true,
+            undone: false,
+        };
+        Self::Unavailable(cause.into())
+    }
+
+    /// The same, and nothing was done: there was no connection to send it on, or it was refused.
+    pub(crate) fn undone(self) -> Self {
+        match self {
+            Self::Unavailable(source) => {
+                let cause = Cause::of(&source, source.to_string());
+                let undone = true;
+                Self::Unavailable(Cause { undone, ..cause }.into())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether it is known that nothing was done, and that nothing will be.
+    pub(crate) fn is_undone(&self) -> bool {
+        match self {
+            Self::Unavailable(source) => Cause::of(source, String::new()).undone,
+            Self::Rejected { .. } => true,
+            Self::Contention(_) => false,
+        }
     }
 
     /// The database answered, and that it cannot serve just now is its answer.
     pub(crate) fn is_answer(&self) -> bool {
         match self {
-            Self::Unavailable(source) => source.is::<CannotServe>(),
+            Self::Unavailable(source) => Cause::of(source, String::new()).answered,
             Self::Contention(_) | Self::Rejected { .. } => true,
         }
     }
 
     /// The same once more, for another who was to be answered together.
     pub(crate) fn again(&self) -> Self {
-        let said = |source: &BoxError| -> BoxError {
-            match source.is::<CannotServe>() {
-                true => CannotServe(source.to_string()).into(),
-                false => source.to_string().into(),
-            }
-        };
+        let said = |source: &BoxError| -> BoxError { Cause::of(source, source.to_string()).into() };
         match self {
             Self::Contention(source) => Self::Contention(said(source)),
             Self::Unavailable(source) => Self::Unavailable(said(source)),
@@ -541,6 +563,17 @@ impl StoreError {
 
     fn late(within: Duration) -> Self {
         Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
+    }
+
+    #[cfg(feature = "mysql")]
+    fn late_for(within: Duration, what: &str) -> Self {
+        Self::Unavailable(
+            format!(
+                "no connection within {}: {what}",
+                crate::error::Human(within)
+            )
+            .into(),
+        )
     }
 
     /// The same in the words of the public API.

@@ -128,7 +128,7 @@ impl Observed {
         what: &TakeOver,
         within: Duration,
     ) -> Result<Outcome, StoreError> {
-        self.timed("take_over", self.store.take_over(what, within))
+        self.timed("preempt", self.store.take_over(what, within))
             .await
     }
 

@@ -149,6 +149,20 @@ impl Source {
         self.given.ask_url.is_some() || self.given.ask_password.is_some()
     }
 
+    /// What a connect waits for at present, where that is a function of the program's.
+    pub(super) fn waits_for(&self) -> Option<&'static str> {
+        let under_way = self.under_way.lock();
+        let under_way = under_way.unwrap_or_else(PoisonError::into_inner);
+        let waits = under_way
+            .as_ref()
+            .is_some_and(|answer| answer.borrow().is_none() && answer.has_changed().is_ok());
+        match (&self.given.ask_url, &self.given.ask_password) {
+            (_, Some(_)) if waits => Some("the function for the password has not returned yet"),
+            (Some(_), None) if waits => Some("the function for the URL has not returned yet"),
+            _ => None,
+        }
+    }
+
     /// Ask for the server and for what to log in with.
     pub(super) async fn ask(&self) -> Result<Server, Missing> {
         let answer = match self.given.environment || self.may_change() {

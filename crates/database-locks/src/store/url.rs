@@ -108,13 +108,16 @@ pub(super) fn resolve(
                 server.user = whoami::username().ok();
             }
             libpq::passwords(&mut server, around);
+            server.check_passwords()?;
             Ok(Target::Postgres(server))
         }
         Said::Mysql(mut draft) => {
             ask(&mut draft)?;
             let options = option_file::options(&draft, around)?;
             draft.fill(options);
-            Ok(Target::Mysql(draft.finish(&MYSQL)?))
+            let server = draft.finish(&MYSQL)?;
+            server.check_passwords()?;
+            Ok(Target::Mysql(server))
         }
     }
 }

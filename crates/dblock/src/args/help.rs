@@ -173,8 +173,8 @@ never shortens.
 
 Exit codes:
   0   renewed
-  76  the ticket is dead: the lease has expired, or the lock was released, taken
-      up or taken over; nothing is changed then
+  76  the ticket is dead: the lease has expired, or the lock was released or
+      resumed, or another client has had it since; nothing is changed then
   69  the database cannot be reached, or refuses
   2   usage, a bad URL, a bad setting
 
@@ -195,8 +195,8 @@ stopped.
 Exit codes:
   0   released, or, with --force, free already
   75  with --force: an open transaction holds it off; try again later
-  76  the ticket is dead: the lock was released, resumed or taken over; nothing
-      is changed then
+  76  the ticket is dead: the lock was released or resumed, or another client
+      has had it since; nothing is changed then
   69  the database cannot be reached, or refuses
   2   usage, a bad URL, a bad setting
 
@@ -226,8 +226,8 @@ Examples:
   dblock show nightly --json | jq .free_in";
 
 pub(super) const PRUNE: &str = "\
-A lock leaves a row behind when it is released, and who names locks after dates
-or customers leaves many. Deleting them changes nothing about the locks: tokens
+A lock leaves a row behind when it is released, and names that contain dates or
+customers leave many. Deleting them changes nothing about the locks: tokens
 go on growing if such a lock is used again. What is held is never deleted.
 
 Examples:

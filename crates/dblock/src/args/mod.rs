@@ -55,7 +55,7 @@ fn task(command: Words) -> Result<Task, Failure> {
         Words::Run(run) => Task::Run(Job {
             wish: run.wish.of(run.name, run.ttl),
             ticket: run.ticket.map(TicketFrom::words),
-            command: run.command,
+            command: without_dashes(run.command),
             on_lost: run.on_lost,
             grace: run.grace,
         }),
@@ -115,6 +115,14 @@ fn task(command: Words) -> Result<Task, Failure> {
             ignored: ignore,
         }),
     })
+}
+
+/// CMD of `run -- -NAME -- CMD`, where the first `--` is for the sake of NAME.
+fn without_dashes(mut command: Vec<OsString>) -> Vec<OsString> {
+    if command.len() > 1 && command[0] == "--" {
+        command.remove(0);
+    }
+    command
 }
 
 /// Prints what `dblock COMMAND --help` prints.
@@ -276,6 +284,18 @@ mod tests {
     }
 
     #[test]
+    fn a_name_may_begin_with_a_dash() {
+        for words in [
+            "dblock run -n -- -j -- c -- x",
+            "dblock run -n -- -j c -- x",
+        ] {
+            let job = job(words);
+            assert_eq!(job.wish.name.as_str(), "-j", "{words}");
+            assert_eq!(job.command, ["c", "--", "x"], "{words}");
+        }
+    }
+
+    #[test]
     fn a_missing_name_is_not_told_as_a_missing_command() {
         let said = refusal("dblock run -- make");
         assert!(said.contains("it is `dblock run NAME -- CMD`"), "{said}");
@@ -284,11 +304,13 @@ mod tests {
 
     #[test]
     fn words_to_choose_from_are_listed() {
-        let said = refusal("dblock run --on-lost TERM j -- c");
-        assert!(
-            said.contains("': must be one of term, kill, ignore; see"),
-            "{said}"
-        );
+        for meant in ["TERM", "tern"] {
+            let said = refusal(&format!("dblock run --on-lost {meant} j -- c"));
+            assert!(
+                said.contains("': must be one of term, kill, ignore; see"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub(super) fn refused(error: clap::Error, words: &[OsString]) -> Failure {
             let line = line.replace(" tip: ", ": ");
             let line = match line.split_once(" [possible values: ") {
                 Some((said, values)) => {
-                    format!("{said}: must be one of {}", values.trim_end_matches(']'))
+                    // Behind them clap may guess at the one that was meant.
+                    let values = values.split(']').next().unwrap_or_default();
+                    format!("{said}: must be one of {values}")
                 }
                 None => line,
             };

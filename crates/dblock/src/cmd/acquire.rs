@@ -12,7 +12,7 @@ use crate::place::Place;
 use crate::signals::{Ignored, Signals};
 
 use super::renew::held;
-use super::take::{cannot_listen, drain, take};
+use super::take::{cannot_listen, take};
 
 /// Take the lock, and leave it held by its ticket alone.
 pub(crate) async fn acquire(
@@ -37,7 +37,6 @@ pub(crate) async fn acquire(
     // Without its ticket the lock would be held for nothing.
     if let Err(error) = printed {
         let released = locks.release(&ticket).await;
-        drain(&locks).await;
         let next = match released {
             Ok(()) => "the lock was released again".to_owned(),
             Err(error) => format!("and the lock is held until its ttl ends: {}", error.chain()),

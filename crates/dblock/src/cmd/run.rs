@@ -21,7 +21,7 @@ use crate::release_notice::{Listener, ReleaseNotice};
 use crate::signals::{Ignored, Signals};
 use crate::terminal::Terminal;
 
-use super::take::{cannot_listen, drain, row, take};
+use super::take::{cannot_listen, row, take};
 
 /// How long after it was stopped for touching the terminal CMD is continued in the background, so
 /// that one which tries again and again does not keep the machine busy.
@@ -350,8 +350,8 @@ async fn finish(
             complain(&format!(
                 "lock `{name}` {lost}; CMD was stopped, its process group got {how}{now}"
             ));
+            // The end of the process waits for what it gives back.
             drop(guard);
-            drain(locks).await;
             exit::LOST
         }
         Outcome::Ended(end) => {
@@ -379,7 +379,6 @@ async fn finish(
                     ));
                 }
             }
-            drain(locks).await;
             end.code()
         }
     }

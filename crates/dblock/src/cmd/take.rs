@@ -14,9 +14,8 @@ use crate::notices::{Notices, now};
 use crate::place::Place;
 use crate::signals::Signals;
 
-/// How long what is given back in the background may take before we end all the same. The lease
-/// then frees the lock.
-const DRAIN: Duration = Duration::from_secs(2);
+/// For how long we ask who has a lock, to name that client in a message.
+const ASKING: Duration = Duration::from_secs(2);
 
 /// For how long a lock without a holder is tried before it counts as blocked.
 const UNCLEAR: Duration = Duration::from_secs(1);
@@ -58,11 +57,8 @@ pub(super) async fn take(
             Ok((locks, guard))
         }
         // A try that was not answered may be carried out yet: it is cancelled, or given back, before
-        // this process ends.
-        Ok(Err(failure)) | Err(failure) => {
-            drain(&locks).await;
-            Err(failure)
-        }
+        // this process ends. The library waits for that.
+        Ok(Err(failure)) | Err(failure) => Err(failure),
     }
 }
 
@@ -193,11 +189,6 @@ pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
 
 /// How the lock stands, to be told with a loss; none where that cannot be had soon.
 pub(super) async fn row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
-    let row = timeout(DRAIN, locks.show(name.as_str())).await.ok()?;
+    let row = timeout(ASKING, locks.show(name.as_str())).await.ok()?;
     row.ok()?
-}
-
-pub(super) async fn drain(locks: &Locks) {
-    // Over time: the lease ends by itself.
-    let _ = timeout(DRAIN, locks.drain()).await;
 }

@@ -13,6 +13,10 @@
 //! - `leaked`: the guard is leaked;
 //! - `thread`: a thread drops the guard, and `main` does not wait for that thread to end;
 //! - `thread-local`: a thread-local value has the guard;
+//! - `elsewhere`: a thread has done it all and goes on, and `main` has never used the library;
+//! - `elsewhere-dropped`: the same, and that thread has dropped the guard;
+//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard in hand;
+//! - `exit-beside`: such a thread calls it while the main thread has the guard;
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, which must not wait for anything of its parent.
@@ -81,6 +85,16 @@ fn main() -> Done {
                 Ok(())
             })
         }
+        "elsewhere" => elsewhere(url, name, Some),
+        "elsewhere-dropped" => elsewhere(url, name, |guard| {
+            drop(guard);
+            None
+        }),
+        "exit-elsewhere" => elsewhere(url, name, |_guard| std::process::exit(3)),
+        "exit-beside" => on(one_thread(), url, name, async |_guard| {
+            std::thread::spawn(|| std::process::exit(3));
+            std::future::pending().await
+        }),
         "given-up" => threads().block_on(async {
             let lock = lock(url, name).await?;
             let mut acquire = pin!(lock.acquire());
@@ -130,6 +144,23 @@ fn on(runtime: Runtime, url: &str, name: &str, then: impl AsyncFnOnce(LockGuard)
 fn fails(guard: &LockGuard) -> Done {
     assert!(guard.is_held());
     Err("as programs do")?
+}
+
+/// On another thread, which goes on with what `then` returns until the process has ended.
+fn elsewhere(url: &str, name: &str, then: fn(LockGuard) -> Option<LockGuard>) -> Done {
+    let (url, name) = (url.to_owned(), name.to_owned());
+    let (begin, begun) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        on(one_thread(), &url, &name, async |guard| {
+            let _kept = then(guard);
+            begin.send(())?;
+            loop {
+                std::thread::park();
+            }
+        })
+        .expect("it has the lock");
+    });
+    Ok(begun.recv()?)
 }
 
 async fn holding_task(guard: LockGuard) -> Done {

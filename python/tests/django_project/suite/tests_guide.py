@@ -1,5 +1,6 @@
 """The guide of django-database-locks 0.5, line by line, and what it promised."""
 
+import gc
 import logging
 import tempfile
 import threading
@@ -185,7 +186,16 @@ class DBLockTests(TransactionTestCase):
     def test_a_negative_ttl_expires_at_once(self):
         first = DBLock("x1")
         self.assertTrue(first.acquire(lock_ttl=-1))
-        self.assertTrue(DBLock("x1").acquire())
+        second = DBLock("x1")
+        self.assertTrue(second.acquire())
+        second.release()
+
+    def test_dropped_without_a_release_it_stays_held_for_its_ttl(self):
+        self.assertTrue(DBLock("dropped").acquire(lock_ttl=1))
+        gc.collect()
+        self.assertFalse(DBLock("dropped").acquire())
+        with lock("dropped", timeout=10, retry=0.1):
+            pass
 
     def test_it_is_not_renewed(self):
         self.assertTrue(DBLock("x1").acquire(lock_ttl=0.3))

@@ -10,6 +10,7 @@ import time
 import unittest
 from unittest import mock
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group
 from django.db import connection, connections, transaction
 from django.http import HttpResponse
@@ -17,6 +18,8 @@ from django.test import TestCase, TransactionTestCase, override_settings
 from django.urls import path
 
 from database_locks import LockConfigError, LockLost, LockTimeout, connect, lock, locked
+from database_locks.locks import DBLock
+from database_locks.signals import lock_acquired, lock_released
 from database_locks.testing import LocksTestMixin
 
 from .tests_conf import _state, _url, other_aliases
@@ -127,6 +130,37 @@ class KeptTests(TransactionTestCase):
         with mock.patch.dict(os.environ, DJANGO_ALLOW_ASYNC_UNSAFE="1"):
             asyncio.run(work())
 
+    def test_a_task_of_async_to_sync_cannot_keep_it_for_the_transaction_of_the_calling_thread(self):
+        async def work(**options):
+            async with lock("job", **options):
+                await sync_to_async(written)()
+
+        async def by_hand():
+            job = lock("job")
+            await job.aacquire()
+
+        async def without_await():
+            with lock("job"):
+                pass
+
+        async def dblock():
+            DBLock("job").acquire()
+
+        with transaction.atomic():
+            for take in (work, by_hand, without_await, dblock):
+                with self.assertRaisesMessage(
+                    LockConfigError, "transaction open on the database 'd"
+                ):
+                    async_to_sync(take)()
+            self.assertNotEqual(_state("job"), "held")
+            async_to_sync(work)(until="exit")
+            with lock("job"):
+                async_to_sync(work)
+            self.assertEqual(_state("job"), "held")
+        async_to_sync(work)(until_using="default")
+        async_to_sync(without_await)()
+        self.assertEqual(_state("job"), "free")
+
     def test_a_connection_that_is_closed_within_its_transaction(self):
         with transaction.atomic():
             with lock("job"):
@@ -214,6 +248,113 @@ class KeptTests(TransactionTestCase):
         thread.join(30)
         # With its connection, which is a cycle.
         soon(lambda: gc.collect() >= 0 and _state("job") == "free")
+
+
+class ByHandTests(TransactionTestCase):
+    """Released by a call: of an object, early in a block, and of the `DBLock` of 0.5."""
+
+    def ways(self, ttl=60, **options):
+        """Each acquires it, and answers with its release."""
+
+        def of_object():
+            job = lock("job", lock_ttl=ttl, **options)
+            job.acquire()
+            return job.release
+
+        def of_dblock():
+            job = DBLock("job", **options)
+            self.assertTrue(job.acquire(lock_ttl=ttl))
+            return job.release
+
+        def early():
+            blocks = contextlib.ExitStack()
+            self.addCleanup(blocks.close)
+            return blocks.enter_context(lock("job", lock_ttl=ttl, **options)).release
+
+        return of_object, of_dblock, early
+
+    def test_it_is_kept_until_the_transaction_ends(self):
+        for acquire in self.ways():
+            for end in (contextlib.nullcontext(), self.assertRaises(ZeroDivisionError)):
+                with end, transaction.atomic():
+                    release = acquire()
+                    release()
+                    release()
+                    self.assertEqual(_state("job"), "held")
+                    if not isinstance(end, contextlib.nullcontext):
+                        raise ZeroDivisionError
+                self.assertEqual(_state("job"), "free")
+
+    def test_until_exit_frees_it_at_once(self):
+        for acquire in self.ways(until="exit"):
+            with transaction.atomic():
+                acquire()()
+                self.assertEqual(_state("job"), "free")
+
+    def test_without_a_transaction_it_is_free_at_once(self):
+        for acquire in self.ways():
+            acquire()()
+            self.assertEqual(_state("job"), "free")
+
+    def test_the_same_thread_acquires_it_again_in_any_way(self):
+        for acquire in self.ways():
+            for again in self.ways():
+                with transaction.atomic():
+                    acquire()()
+                    release = again()
+                    release()
+                    with lock("job"):
+                        pass
+                    self.assertEqual(_state("job"), "held")
+                self.assertEqual(_state("job"), "free")
+
+    def test_an_object_that_acquires_it_again_holds_it_beyond_the_commit(self):
+        job = lock("job")
+        with transaction.atomic():
+            with lock("job"):
+                pass
+            job.acquire()
+        self.assertEqual(_state("job"), "held")
+        with self.assertRaises(LockTimeout), lock("job", retry=0):
+            pass
+        job.release()
+        self.assertEqual(_state("job"), "free")
+
+    def test_if_it_is_lost_before_the_commit_nothing_is_committed(self):
+        for acquire in self.ways(ttl=1):
+            with self.assertRaises(LockLost), transaction.atomic():
+                release = acquire()
+                write()
+                release()
+                lose()
+                soon(lambda: connection.needs_rollback)
+            self.assertEqual(written(), set())
+
+    def test_if_it_is_lost_before_its_release_nothing_is_committed(self):
+        for acquire in self.ways(ttl=1):
+            with self.assertRaises(LockLost), transaction.atomic():
+                release = acquire()
+                write()
+                lose()
+                release()
+                raise LockLost(name="job")
+            self.assertEqual(written(), set())
+
+    def test_its_signals_come_in_pairs(self):
+        seen = []
+
+        def see(signal, name, **_):
+            seen.append(signal)
+
+        for signal in (lock_acquired, lock_released):
+            signal.connect(see)
+            self.addCleanup(signal.disconnect, see)
+        for acquire in self.ways():
+            seen.clear()
+            with transaction.atomic():
+                acquire()()
+                self.assertEqual(seen, [lock_acquired])
+            self.assertEqual(seen, [lock_acquired, lock_released])
 
 
 class AliasTests(unittest.TestCase):

@@ -23,7 +23,7 @@ use super::super::url::Address;
 use super::super::{StoreError, Table, keep_to, url};
 use super::session::Session;
 use crate::clock::{self, Time};
-use crate::error::{CannotServe, Error};
+use crate::error::{Cause, Error};
 
 /// How long a connection may take to be made, all hosts of the list included. Longer than the patience
 /// of a short lease on purpose: where the way to the server is slow, attempts cut off at 100 ms would
@@ -369,7 +369,7 @@ impl Line {
                     Ok(session) => work(session).await,
                     Err(failure) => {
                         not_sent.store(true, Ordering::Release);
-                        Err(failure)
+                        Err(failure.undone())
                     }
                 };
                 // The caller may have gone away.
@@ -390,9 +390,19 @@ impl Line {
         // Never closed: the inbox is ours.
         let _ = self.jobs.send(Job { deadline, work });
         self.employ();
-        let done = keep_to(within, reply, || self.give_up(within)).await;
+        let mut late = false;
+        let done = keep_to(within, reply, || {
+            late = true;
+            self.give_up(within);
+        });
+        let done = done.await;
+        let function = self.server.source.waits_for();
+        let waited_for = function.filter(|_| late && !self.is_up());
         done.map_err(|failure| Failed {
-            failure: place(&self.server, failure),
+            failure: match waited_for {
+                Some(function) => StoreError::late_for(within, function),
+                None => place(&self.server, failure),
+            },
             unsent: unsent.load(Ordering::Acquire),
         })
     }
@@ -549,10 +559,7 @@ pub(super) fn place(server: &Server, failure: StoreError) -> StoreError {
     match failure {
         StoreError::Unavailable(said) if !named(&said.to_string()) => {
             let placed = format!("{}: {said}", server.at());
-            match said.is::<CannotServe>() {
-                true => StoreError::cannot_serve(placed),
-                false => StoreError::Unavailable(placed.into()),
-            }
+            StoreError::Unavailable(Cause::of(&said, placed).into())
         }
         failure => failure,
     }
@@ -594,6 +601,9 @@ mod tests {
             assert!(placed.to_string().contains("h:3307"), "{placed}");
             let late = place(&server, StoreError::Unavailable(said.into()));
             assert!(!late.is_answer(), "{late}");
+            let undone = place(&server, StoreError::cannot_serve(said).undone()).again();
+            assert!(undone.is_answer() && undone.is_undone(), "{undone}");
+            assert!(!placed.is_undone() && !late.is_undone(), "{placed}");
             let refused = super::super::super::hosts::Failure::from(placed);
             assert!(StoreError::from(refused).is_answer(), "{said}");
         }

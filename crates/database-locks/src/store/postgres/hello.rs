@@ -193,7 +193,7 @@ impl Hello {
                 "ALTER TABLE … SET LOGGED",
             ),
             Some("t") => (
-                "the table is TEMPORARY: nobody else can see it",
+                "the table is TEMPORARY: no other client can see it",
                 "drop it, and make one with `dblock init` or `locks.migrate()`",
             ),
             _ if of.is_some_and(|of| !TEXTS.contains(of)) => (

@@ -212,7 +212,8 @@ impl Link {
     {
         let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
-            let on = self.connected().await?;
+            let connected = self.connected().await;
+            let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
             let _ = used.set(Arc::clone(&on));
             let mut forsaken = on.forsaken.subscribe();
             let done = tokio::select! {
@@ -269,14 +270,17 @@ impl Link {
         }
         if unconnected {
             let failure = self.0.state().failure.take();
-            let why =
-                failure.map_or_else(String::new, |failure| format!("; before that, {failure}"));
+            let why = match (self.0.source.waits_for(), failure) {
+                (Some(function), _) => format!(": {function}"),
+                (None, Some(failure)) => format!("; before that, {failure}"),
+                (None, None) => String::new(),
+            };
             let said = format!(
                 "no connection to {} within {}{why}",
                 list(self.0.endpoint().addresses()),
                 Human(within)
             );
-            return Err(StoreError::Unavailable(said.into()));
+            return Err(StoreError::Unavailable(said.into()).undone());
         }
         answer
     }

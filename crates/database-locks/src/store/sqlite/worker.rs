@@ -158,7 +158,8 @@ impl Worker {
             | ErrorCode::FileLockingProtocolFailed
             | ErrorCode::SchemaChanged => return StoreError::Contention(said.into()),
             ErrorCode::DiskFull => {
-                return StoreError::cannot_serve(format!("{shown}: the disk is full"));
+                // And what it was in the midst of is rolled back.
+                return StoreError::cannot_serve(format!("{shown}: the disk is full")).undone();
             }
             // A disk that fails, memory that is short, a statement that was interrupted.
             ErrorCode::SystemIoFailure

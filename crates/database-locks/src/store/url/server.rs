@@ -53,6 +53,22 @@ impl Server {
         self.password.as_deref().or_else(of_host)
     }
 
+    /// A login may hash the password thousands of times over, on the thread that renews leases: what is
+    /// longer than passwords and tokens are would keep that thread busy for minutes.
+    pub(super) fn check_passwords(&self) -> Result<(), Error> {
+        let by_host = self.passwords_by_host.iter().flatten();
+        let mut own = self.password.iter().chain(by_host);
+        if let Some(long) = own.find(|password| password.len() > LONGEST_PASSWORD) {
+            let got = format!("{} bytes long", long.len());
+            let allowed = "16 KiB at most; see whether it is read from the right place";
+            return Err(Error::config("password", got, allowed));
+        }
+        match &self.listen {
+            Some(listen) => listen.check_passwords(),
+            None => Ok(()),
+        }
+    }
+
     /// The same without what a login alone needs. Two that are equal so differ in nothing that a
     /// connection is prepared with.
     pub(in crate::store) fn without_passwords(&self) -> Self {
@@ -138,6 +154,9 @@ pub(super) struct Dialect {
     socket: fn(&Path, u16) -> PathBuf,
     options: &'static [(&'static str, Key)],
 }
+
+/// In bytes. A cloud's tokens have some KiB.
+const LONGEST_PASSWORD: usize = 16 << 10;
 
 pub(super) const POSTGRES: Dialect = Dialect {
     port: 5432,

@@ -147,7 +147,7 @@ impl Patient<'_> {
         if !row.try_get::<_, bool>(5)? {
             self.notes.found(
                 &doctor::AUTOVACUUM_OFF,
-                format!("nobody vacuums {table} by itself"),
+                format!("{table} is not vacuumed by itself"),
             );
         }
         let (live, dead): (i64, i64) = (row.try_get(6)?, row.try_get(7)?);
