@@ -45,8 +45,6 @@ class Interrupter:
     def handler(self, _: int, frame: Any) -> None:
         # An exception within asyncio would break the event loop and prove nothing.
         inside = frame.f_globals.get("__name__", "").startswith(("database_locks", __name__))
-        # A callback of the loop is within it: asyncio logs what that raises, and goes on.
-        inside = inside and frame.f_code.co_name != "finish"
         if self._armed and inside:
             self._armed = False
             raise self._kind
