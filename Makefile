@@ -40,7 +40,7 @@ test-rust: ## the part of them that is in Rust
 	@mkdir -p target && rm -f $(PROMISES)
 	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES); \
 	cargo build --workspace --all-features --bins; \
-	cargo test --workspace --all-features $(FILTER)
+	cargo test --workspace --all-features --no-fail-fast $(FILTER)
 # A part of the tests keeps a part of the promises.
 ifndef FILTER
 	scripts/check-promises $(PROMISES) scripts/promises.expected $(UNTESTED)
