@@ -227,7 +227,7 @@ async fn a_table_that_was_altered_is_found() {
     only(
         &locks.doctor().await.unwrap(),
         "autovacuum-off",
-        "nobody vacuums",
+        "is not vacuumed by itself",
     );
     alter("RESET (autovacuum_enabled)");
     assert!(ids(&locks.doctor().await.unwrap()).is_empty());

@@ -25,8 +25,8 @@ struct Tally {
     committed: usize,
 }
 
-/// In each round a fenced transaction at one node, and at another a grant to the same holder, who comes
-/// again and so needs not wait.
+/// In each round a fenced transaction at one node, and at another a grant to the same holder, which preempts
+/// itself and so need not wait. In every second round that is asked for once the fence has been passed.
 async fn race(group: &Group, url: &str) -> Tally {
     let conn = async |node| {
         let opts = Opts::from_url(&format!("{}?prefer_socket=false", group.url_at(node, url)));
@@ -45,7 +45,12 @@ async fn race(group: &Group, url: &str) -> Tally {
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),
         };
+        let (passed, has_passed) = tokio::sync::oneshot::channel();
         let succeed = async {
+            if round % 2 == 1 {
+                // Dropped where the fence was not passed.
+                let _: Result<(), _> = has_passed.await;
+            }
             let began = time::now();
             let token = loop {
                 match take_over(&*store, &over).await {
@@ -65,6 +70,7 @@ async fn race(group: &Group, url: &str) -> Tally {
                 tally.at_the_fence += 1;
                 return;
             }
+            let _ = passed.send(());
             // The work between the fence and the commit.
             tokio::time::sleep(ms(fastrand::u64(0..20))).await;
             let token = old.token().get();
