@@ -1,4 +1,4 @@
-"""The file of the locks beside an SQLite database: whoever may use the one may use the other."""
+"""The file of the locks beside an SQLite database: a user of the one may use the other."""
 
 import os
 import tempfile

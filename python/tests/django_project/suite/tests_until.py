@@ -513,7 +513,7 @@ class LostTests(TransactionTestCase):
         self.assertEqual(written(), {"written"})
 
     def test_what_is_found_after_the_commit_is_logged_and_not_raised(self):
-        # Nobody is told of it within 4 seconds.
+        # The block is not told of it within 4 seconds.
         with self.assertLogs("database_locks.locks", "WARNING") as logs, transaction.atomic():
             with lock("job", lock_ttl=14):
                 write()
