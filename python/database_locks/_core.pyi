@@ -27,6 +27,7 @@ __all__ = [
     "close_log",
     "generation",
     "give_all_back",
+    "is_critical",
     "is_fence_conflict",
     "next_record",
     "schema",
