@@ -54,6 +54,7 @@ fn shares(lab: &Lab, loops: usize, hold_ms: u32, total: u32) -> Vec<u32> {
 fn is_fair(lab: &Lab, loops: u32, hold_ms: u32, total: u32) {
     let shares = shares(lab, loops as usize, hold_ms, total);
     let least = total / (4 * loops);
+    eprintln!("{}: {shares:?} of {hold_ms} ms", lab.engine);
     assert!(
         shares.iter().all(|share| *share >= least),
         "{}: {shares:?} of {hold_ms} ms, and {least} would be fair",

@@ -234,7 +234,7 @@ impl<'a> Acquisition<'a> {
                     held_here = is_held_by(self.inner, occupant);
                     if !held_here {
                         self.inner.turns.taken_elsewhere(name);
-                        self.inner.head_starts.held_elsewhere(name);
+                        self.inner.head_starts.held_elsewhere(name, now);
                     }
                 }
             }
