@@ -5,9 +5,12 @@
 //! made is used there, not even dropped.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Once, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -57,6 +60,36 @@ impl AtWork {
 impl Drop for AtWork {
     fn drop(&mut self) {
         rest();
+    }
+}
+
+/// A future of ours on a runtime of the application: while it is polled the process is not forked, and in a
+/// forked child it is leaked rather than dropped.
+///
+/// A child that drops an inherited socket takes it out of the event queue that it shares with its parent,
+/// which then waits for ever (`EPOLL_CTL_DEL`).
+#[derive(Debug)]
+pub(crate) struct Gated<F>(Here<Pin<Box<F>>>);
+
+impl<F> Gated<F> {
+    pub(crate) fn new(future: F) -> Self {
+        Self(Here::new(Box::pin(future)))
+    }
+}
+
+impl<F: Future> Future for Gated<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(future) = self.0.here_mut() else {
+            // The runtime was forked, and is used on all the same.
+            return Poll::Pending;
+        };
+        if WORKS.get() {
+            return future.as_mut().poll(context);
+        }
+        let _at_work = AtWork::begin();
+        future.as_mut().poll(context)
     }
 }
 
@@ -184,6 +217,14 @@ impl<T> Here<T> {
     /// Whether this is the process that made it.
     pub(crate) fn is_here(&self) -> bool {
         self.generation == generation()
+    }
+
+    /// The value, in the process that made it.
+    fn here_mut(&mut self) -> Option<&mut T> {
+        match self.is_here() {
+            true => self.value.as_mut(),
+            false => None,
+        }
     }
 }
 

@@ -69,6 +69,11 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Sen
 /// Dropping a reply leaves it unknown as well, but orderly: calls that are made later are carried out
 /// later, as long as the connection lasts.
 pub trait Store: Send + Sync + fmt::Debug {
+    /// The direct path to the same database; none where the engine has none. The same one at each call.
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        None
+    }
+
     /// Connect if need be, and refuse a server that cannot serve: too old, read-only.
     fn connect(&self, within: Duration) -> Reply<'_, ()>;
 
@@ -202,6 +207,36 @@ pub trait Store: Send + Sync + fmt::Debug {
         let _ = (name, within);
         Box::pin(std::future::ready(Ok(())))
     }
+}
+
+/// The direct path of a caller to the database: a connection of its own, whose I/O the runtime of the caller
+/// drives, so that no thread has to wake another.
+///
+/// It is used on one runtime at a time, its *home*, within whose context every call is made and polled. It
+/// connects by itself at the first call, and anew when the connection is gone: tasks that it spawns
+/// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::fork::Gated). When the home ends, so do
+/// they, and the next call is made on another runtime.
+///
+/// Calls have no deadline of their own: the caller drops what is late, and then calls
+/// [`give_up`](Lane::give_up). Otherwise a call that was polled once is never dropped, unless its runtime
+/// ends. What a call that failed or was dropped has done is *unknown*, as for [`Store`].
+pub trait Lane: Send + Sync + fmt::Debug {
+    /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for them alone.
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    /// See [`Store::connect`].
+    fn connect(&self) -> Reply<'_, ()>;
+
+    /// See [`Store::acquire`].
+    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>>;
+
+    /// See [`Store::release`].
+    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>>;
+
+    /// A call was late: the next one is made on a new connection.
+    fn give_up(&self);
 }
 
 /// How many rows a page looks at.
