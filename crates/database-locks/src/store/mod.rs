@@ -596,7 +596,7 @@ impl StoreError {
         }
     }
 
-    fn late(within: Duration) -> Self {
+    pub(crate) fn late(within: Duration) -> Self {
         Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
     }
 
