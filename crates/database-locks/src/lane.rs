@@ -80,20 +80,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl DirectPath {
     /// None: the engine has no such path.
     pub(crate) fn of(store: &Observed) -> Result<Option<Self>, Error> {
-        let Some(lane) = store.lane() else {
-            return Ok(None);
-        };
+        store.lane().map(|lane| Self::new(store, lane)).transpose()
+    }
+
+    fn new(store: &Observed, lane: Arc<dyn Lane>) -> Result<Self, Error> {
         let calls = Arc::new(Calls::default());
         runtime::spawn(find_late(Arc::downgrade(&calls), Arc::clone(&calls.more)))?;
         let (acquiring, releasing) = (store.clone(), store.clone());
         let [a, r] = [(); 2].map(|()| Arc::clone(&lane));
-        Ok(Some(Self {
+        Ok(Self {
             acquires: Batch::new(move |asks| acquiring.acquire_on(Arc::clone(&a), asks)),
             releases: Batch::new(move |returns| releasing.release_on(Arc::clone(&r), returns)),
             lane,
             election: Arc::default(),
             calls,
-        }))
+        })
     }
 
     /// The runtime of this caller, if it is the home of the lane.
@@ -417,3 +418,6 @@ impl Drop for DirectPath {
         self.calls.more.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests;
