@@ -567,7 +567,7 @@ impl StoreError {
     }
 
     /// Whether it is known that nothing was done, and that nothing will be.
-    pub(crate) fn is_undone(&self) -> bool {
+    pub fn is_undone(&self) -> bool {
         match self {
             Self::Unavailable(source) => Cause::of(source, String::new()).undone,
             Self::Rejected { .. } => true,
