@@ -435,7 +435,7 @@ impl Bells {
             if unheard {
                 let rings = *post.rings.borrow();
                 let doubt = doubt(self.listener(), name.clone(), rings);
-                let _ = runtime::spawn_service(doubt);
+                let _ = runtime::spawn(doubt);
             }
         }
     }
@@ -572,7 +572,7 @@ impl Bells {
         let main = link.current().as_ref().map(Arc::downgrade);
         // Not on the runtime of a caller: it listens on the background connection.
         let listen = listen_soon(self.listener(), main.unwrap_or_default());
-        let _ = runtime::spawn_service(listen);
+        let _ = runtime::spawn(listen);
     }
 
     /// These are held no more.
