@@ -51,7 +51,6 @@ mod text;
 
 use cluster::version;
 use connection::{Failed, Line, Server, place};
-use many::is_of;
 use rows::packed;
 use session::{Done, Session};
 
@@ -732,7 +731,7 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| is_of(row, what));
+        let ours = rows.first().is_some_and(|row| row.is_of(what));
         Ok(if ours {
             Released::Busy
         } else {
