@@ -32,6 +32,10 @@ mod split;
 /// milliseconds, behind which every acquire on the connection waits.
 const LARGEST_ROUND: usize = 5_000;
 
+/// How long before a renewal is due its connection is made, where there is none: longer than that takes
+/// where it succeeds at all.
+const CONNECT_AHEAD: Duration = Duration::from_secs(4);
+
 /// What one statement renews.
 type Round = Vec<(Grant, Ttl)>;
 
@@ -352,6 +356,9 @@ impl Scheduler {
                     .map(|(at, _)| at.saturating_sub(now).min(LONGEST_NAP))
             };
             news.tell();
+            if nap.is_some_and(|nap| nap <= CONNECT_AHEAD) {
+                self.store.prepare_to_renew();
+            }
             tokio::select! {
                 () = self.changed.notified() => {}
                 Some(_) = rounds.join_next() => {}
