@@ -3,10 +3,10 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Id};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
 use super::super::backoff::Backoff;
@@ -27,7 +27,7 @@ pub(super) trait Command: Sync {
         session: &mut Session,
     ) -> impl Future<Output = Result<Self::Answer, StoreError>> + Send;
 
-    /// Whether the answer to the second says what became of the first.
+    /// Whether the answer to the second one says what became of the first.
     fn tells(_: &Self::Answer) -> bool {
         true
     }
@@ -42,6 +42,11 @@ impl Command for [Ask] {
             [ask] => Ok(vec![session.acquire(ask).await?]),
             asks => session.acquire_many(asks).await,
         }
+    }
+
+    /// What has the row locked may be the first.
+    fn tells(answer: &Vec<Outcome>) -> bool {
+        !answer.contains(&Outcome::Busy)
     }
 }
 
@@ -69,12 +74,9 @@ impl Command for [(Grant, Ttl)] {
     }
 }
 
-/// A connection, and the runtime that drives it.
+/// A connection, and the word that there is one.
 struct Connected {
     session: Session,
-    home: Id,
-    /// Whether it has answered before.
-    used: bool,
     _up: Flag,
 }
 
@@ -85,16 +87,17 @@ struct Place {
     backoff: Backoff,
     /// Why the latest attempt to connect failed.
     failure: Option<StoreError>,
-    /// A runtime that cannot drive it, such as one without timers.
-    unfit: Option<Id>,
 }
 
-/// A place, which is locked by the call that uses the connection, and while one is made.
-#[derive(Clone, Default)]
+/// The connection of one runtime.
 struct Slot {
+    home: Handle,
+    /// Locked by the call that uses the connection, and while one is made.
     place: Arc<tokio::sync::Mutex<Place>>,
     /// Whether one is being made.
     dialled: Arc<AtomicBool>,
+    /// Whether there is one.
+    up: Arc<AtomicBool>,
 }
 
 /// The lane of MySQL and MariaDB.
@@ -103,11 +106,7 @@ struct Slot {
 /// One that is dropped meanwhile, since it was late or its runtime ended, drops the connection with it.
 pub(super) struct DirectPath {
     server: Arc<Server>,
-    slot: Mutex<Slot>,
-    /// Whether there is a connection.
-    up: Arc<AtomicBool>,
-    /// The runtime that made it.
-    home: Mutex<Option<Handle>>,
+    slot: Mutex<Option<Arc<Slot>>>,
 }
 
 impl fmt::Debug for DirectPath {
@@ -120,26 +119,44 @@ impl fmt::Debug for DirectPath {
 
 impl DirectPath {
     pub(super) fn new(server: Arc<Server>) -> Self {
-        Self {
-            server,
-            slot: Mutex::default(),
-            up: Arc::default(),
-            home: Mutex::default(),
-        }
+        let slot = Mutex::default();
+        Self { server, slot }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Slot>>> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there is a connection, as far as is known.
     pub(super) fn is_up(&self) -> bool {
-        self.up.load(Ordering::Acquire)
+        let slot = self.slot();
+        slot.as_ref()
+            .is_some_and(|slot| slot.up.load(Ordering::Acquire))
     }
 
-    fn slot(&self) -> Slot {
-        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.clone()
+    /// That of the runtime which calls. The connection of another one, which has ended or rests, would
+    /// never answer: it is dropped as it is.
+    fn slot_here(&self) -> Result<Arc<Slot>, StoreError> {
+        let home = Handle::try_current()
+            .map_err(|error| StoreError::Unavailable(error.into()).undone())?;
+        let mut slot = self.slot();
+        if let Some(here) = slot.as_ref().filter(|slot| slot.home.id() == home.id()) {
+            return Ok(Arc::clone(here));
+        }
+        let here = Arc::new(Slot {
+            home,
+            place: Arc::default(),
+            dialled: Arc::default(),
+            up: Arc::default(),
+        });
+        let other = slot.replace(Arc::clone(&here));
+        drop(slot);
+        drop(other);
+        Ok(here)
     }
 
     /// Take the connection out of its place, which stays locked until it is put back. Where there is
-    /// none, one is made.
+    /// none, one is made; the answer says whether that was so.
     ///
     /// A task makes it, so that callers who wait for less time than that takes come to have one. After a
     /// failure none is made for a while: what was said the last time still stands.
@@ -147,29 +164,23 @@ impl DirectPath {
     /// # Errors
     ///
     /// Nothing was sent.
-    async fn take(&self) -> Result<(OwnedMutexGuard<Place>, Connected), StoreError> {
-        let home = Handle::try_current()
-            .map_err(|error| StoreError::Unavailable(error.into()).undone())?;
-        let slot = self.slot();
-        let mut attempted = false;
+    async fn take(&self) -> Result<(OwnedMutexGuard<Place>, Connected, bool), StoreError> {
+        let slot = self.slot_here()?;
+        let mut made = false;
         loop {
             let mut place = Arc::clone(&slot.place).lock_owned().await;
-            match place.connected.take() {
-                Some(connected) if connected.home == home.id() => return Ok((place, connected)),
-                // Its runtime has ended, so nothing would come of it any more.
-                other => drop(other),
+            if let Some(connected) = place.connected.take() {
+                return Ok((place, connected, made));
             }
-            let stands = attempted
-                || place.unfit == Some(home.id())
-                || !place.backoff.pause().is_zero();
+            let stands = made || !place.backoff.pause().is_zero();
             if let Some(failure) = place.failure.as_ref().filter(|_| stands) {
-                return Err(not_here(failure.again()));
+                return Err(not_here(failure));
             }
-            attempted = true;
-            *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(home.clone());
-            let (server, up) = (Arc::clone(&self.server), Arc::clone(&self.up));
+            made = true;
+            let (server, up) = (Arc::clone(&self.server), Arc::clone(&slot.up));
             let dialled = Flag::set(&slot.dialled);
-            home.spawn(Gated::new(dial(server, place, up, dialled)));
+            let dial = Gated::new(dial(server, place, up, dialled));
+            slot.home.spawn(dial);
         }
     }
 
@@ -181,23 +192,23 @@ impl DirectPath {
     async fn call<C: Command + ?Sized>(&self, command: &C) -> Result<C::Answer, StoreError> {
         let mut unknown: Option<StoreError> = None;
         let done = loop {
-            let (mut place, mut connected) = match self.take().await {
+            let (mut place, mut connected, made) = match self.take().await {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
             let done = caught(command.run(&mut connected.session)).await;
-            let was_used = std::mem::replace(&mut connected.used, true);
             let broken = done.is_err() || connected.session.is_broken();
             if !broken {
                 place.connected = Some(connected);
             }
             drop(place);
             match (done.unwrap_or_else(|panic| Err(panicked(panic))), unknown) {
-                (Err(failure), None) if broken && was_used && !failure.is_answer() => {
+                (Err(failure), None) if broken && !made && !failure.is_answer() => {
                     unknown = Some(failure);
                 }
-                (Ok(answer), Some(failure)) if !C::tells(&answer) => break Err(failure),
-                (done, _) => break done,
+                (Ok(answer), Some(_)) if C::tells(&answer) => break Ok(answer),
+                (_, Some(failure)) => break Err(failure),
+                (done, None) => break done,
             }
         };
         done.map_err(|failure| place(&self.server, failure))
@@ -210,10 +221,8 @@ impl DirectPath {
         within: Duration,
     ) -> Result<Vec<Renewal>, StoreError> {
         let ended = || StoreError::Unavailable("the runtime of the connection has ended".into());
-        let home = {
-            let home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-            home.clone().ok_or_else(ended)?
-        };
+        let slot = self.slot().clone();
+        let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
         let lane = Arc::clone(self);
         let task = home.spawn(Gated::new(async move { lane.call(&*grants).await }));
         let stop = task.abort_handle();
@@ -222,13 +231,10 @@ impl DirectPath {
     }
 }
 
-/// There is no connection of the lane. Whether that is final, such as a wrong password, that of the
-/// background finds out: this runtime may be what is wrong.
-fn not_here(failure: StoreError) -> StoreError {
-    match failure {
-        StoreError::Rejected { source, .. } => StoreError::Unavailable(source).undone(),
-        failure => failure.undone(),
-    }
+/// There is no connection of the lane, which says nothing of the server: it may have no room for two, and
+/// a wrong password is found out by that of the background.
+fn not_here(failure: &StoreError) -> StoreError {
+    StoreError::Unavailable(failure.to_string().into()).undone()
 }
 
 /// Connect, and put the connection into its place.
@@ -238,21 +244,11 @@ async fn dial(
     up: Arc<AtomicBool>,
     _dialled: Flag,
 ) {
-    let home = Handle::current().id();
-    let made = match caught(needs()).await {
-        Ok(()) => connect(&server, &mut place.backoff).await,
-        Err(lacks) => {
-            place.unfit = Some(home);
-            Err(StoreError::Unavailable(lacks.into()))
-        }
-    };
-    match made {
+    match connect(&server, &mut place.backoff).await {
         Ok(session) => {
             place.failure = None;
             place.connected = Some(Connected {
                 session,
-                home,
-                used: false,
                 _up: Flag::set(&up),
             });
         }
@@ -260,37 +256,33 @@ async fn dial(
     }
 }
 
-/// What a runtime has to have. One that lacks it panics.
-async fn needs() {
-    drop(tokio::time::sleep(Duration::ZERO));
-    let _ = tokio::net::UnixDatagram::unbound();
-}
-
 impl Lane for DirectPath {
     fn connect(&self) -> Reply<'_, ()> {
-        Box::pin(Gated::new(async {
-            let (mut place, connected) = self.take().await?;
+        Box::pin(async {
+            let (mut place, connected, _) = self.take().await?;
             place.connected = Some(connected);
             Ok(())
-        }))
+        })
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(Gated::new(self.call(asks)))
+        Box::pin(self.call(asks))
     }
 
     fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
-        Box::pin(Gated::new(self.call(returns)))
+        Box::pin(self.call(returns))
     }
 
     /// A call that was late has taken its connection with it. One that waited for another has not: that
     /// one may be the call of a future that its owner does not poll any more. It keeps its connection, and
-    /// calls that come now make another.
+    /// calls that come now make another. One that waited while a connection is made shall have it the
+    /// next time.
     fn give_up(&self) {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_dialled = slot.dialled.load(Ordering::Acquire);
-        if !is_dialled && slot.place.try_lock().is_err() {
-            *slot = Slot::default();
-        }
+        let mut slot = self.slot();
+        let hangs = slot.take_if(|slot| {
+            !slot.dialled.load(Ordering::Acquire) && slot.place.try_lock().is_err()
+        });
+        drop(slot);
+        drop(hangs);
     }
 }
