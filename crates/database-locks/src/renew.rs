@@ -35,6 +35,9 @@ const LARGEST_ROUND: usize = 5_000;
 /// The longest that the task sleeps while it keeps a lease: that far a sleep may go on for nothing once the
 /// leases it was meant for are gone.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// How long before a renewal is due its connection is made, where there is none: longer than that takes
+/// where it succeeds at all.
+const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
 /// What one statement renews.
 type Round = Vec<(Grant, Ttl)>;
@@ -121,9 +124,18 @@ impl Book {
 
     /// Let the task sleep until something is due; none: until it is woken.
     fn sleep(&mut self, now: Time) -> Option<Time> {
-        let first = self.agenda.first();
-        self.sleeps_until = first.map(|(at, _)| (*at).min(now.saturating_add(LONGEST_SLEEP)));
+        let first = self.agenda.first().map(|(at, _)| *at);
+        self.sleeps_until = first.map(|at| {
+            let ahead = at.checked_sub(CONNECT_AHEAD).filter(|ahead| *ahead > now);
+            ahead.unwrap_or(at).min(now.saturating_add(LONGEST_SLEEP))
+        });
         self.sleeps_until
+    }
+
+    /// Whether the connection that renewals go out on had better be there.
+    fn renews_soon(&self, now: Time) -> bool {
+        let soon = now.saturating_add(CONNECT_AHEAD);
+        self.agenda.first().is_some_and(|(at, _)| *at <= soon)
     }
 
     /// Whether the task would come too late for what is due first. A sleep that should be over by now counts
@@ -366,7 +378,7 @@ impl Scheduler {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
             let mut news = News::default();
-            let until = {
+            let (until, soon) = {
                 let (mut book, now) = (self.book(), clock::now());
                 let Due { together, apart } = book.due(now, &mut news);
                 let mut behind = 0;
@@ -379,9 +391,12 @@ impl Scheduler {
                         behind += 1;
                     }
                 }
-                book.sleep(now)
+                (book.sleep(now), book.renews_soon(now))
             };
             news.tell();
+            if soon {
+                self.store.prepare_to_renew();
+            }
             tokio::select! {
                 () = self.changed.notified() => {}
                 Some(_) = rounds.join_next() => {}
@@ -447,10 +462,10 @@ mod tests {
         let (mut book, start) = (Book::default(), clock::now());
         let secs = Duration::from_secs;
         assert!(wakes(&mut book, secs(30), start).0, "it sleeps for good");
-        assert_eq!(book.sleep(start), Some(start + secs(10)));
-        assert!(!wakes(&mut book, secs(30), start + secs(9)).0);
-        assert!(!wakes(&mut book, secs(300), start + secs(9)).0);
-        assert!(!wakes(&mut book, secs(6), start + secs(9)).0, "due later");
+        assert_eq!(book.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
+        assert!(!wakes(&mut book, secs(30), start + secs(5)).0);
+        assert!(!wakes(&mut book, secs(300), start + secs(5)).0);
+        assert!(!wakes(&mut book, secs(6), start + secs(5)).0, "due later");
         let (wake, id) = wakes(&mut book, secs(6), start + secs(1));
         assert!(wake, "due earlier");
         book.remove(id);
