@@ -462,38 +462,4 @@ mod tests {
         runtime.block_on(subject.store.read(&[], SOON)).unwrap();
         assert_eq!(open(), 2);
     }
-
-    #[test]
-    fn threads_that_share_the_lane_have_their_locks_one_at_a_time() {
-        let _alone = ALONE.blocking_lock();
-        let subject = Subject::new();
-        let lane = subject.lane();
-        let (holders, cycles) = (std::sync::atomic::AtomicUsize::new(0), 25);
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let mut done = 0;
-                    while done < cycles {
-                        let ask = ask("job");
-                        let Ok(Outcome::Granted { .. }) = try_once(&*lane, &ask) else {
-                            continue;
-                        };
-                        use std::sync::atomic::Ordering::SeqCst;
-                        assert_eq!(holders.fetch_add(1, SeqCst), 0);
-                        holders.fetch_sub(1, SeqCst);
-                        let what = Return {
-                            name: ask.name,
-                            token: None,
-                            grant: ask.grant,
-                            holder: ask.holder,
-                            durable: false,
-                            quietly: false,
-                        };
-                        within_time(|| release(&*lane, &what).is_ok());
-                        done += 1;
-                    }
-                });
-            }
-        });
-    }
 }
