@@ -238,7 +238,7 @@ pub trait Lane: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>>;
 
-    /// A call was late: the next one is made on a new connection.
+    /// A call was late, or the lane moves to another runtime: the next one is made on a new connection.
     fn give_up(&self);
 }
 
