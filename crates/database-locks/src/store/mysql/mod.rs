@@ -54,7 +54,6 @@ mod wire;
 use cluster::version;
 use connection::{Line, Server, place};
 use lane::{Command, DirectPath};
-use many::is_of;
 use rows::packed;
 use session::{Done, Session};
 
@@ -695,7 +694,7 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| is_of(row, what));
+        let ours = rows.first().is_some_and(|row| row.is_of(what));
         Ok(if ours {
             Released::Busy
         } else {

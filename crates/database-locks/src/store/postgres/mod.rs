@@ -1,11 +1,15 @@
 //! PostgreSQL 12 and later.
 //!
-//! Each call is one statement, and so one transaction and one round trip; only a name that has no
-//! row yet costs a second one. The statements hold these rules, which whoever joins from another
-//! language has to hold too:
+//! Each call is one statement, and so one transaction and one round trip. Only a call that did not do
+//! all that it was asked for costs a second one, which tells why: "look or make" of an acquire, which
+//! makes the row of a new name too, and a plain read of the others. The statements hold these rules,
+//! which whoever joins from another language has to hold too:
 //!
-//! - The time is `clock_timestamp()`, never `now()`, which is when the transaction began. It is asked
-//!   once for each row, so that `granted_until` is the same as `expires_at` to the microsecond.
+//! - The time is `statement_timestamp()`: when the server began to execute the message that carries the
+//!   statement. So it is one value throughout a statement, to the microsecond; it is never later than
+//!   the lock on a row, so an expiry is judged late and never early; and never earlier than the request,
+//!   from which trust counts. It takes a message of its own for each statement: it is one value for a
+//!   whole string of statements, and for all that a function runs. `now()` is when the transaction began.
 //! - No statement waits for a row. What is locked by somebody is skipped, and the answer says so.
 //! - Whatever changes a token, a grant id, or frees a row by force, picks it with `FOR UPDATE`, which
 //!   is what a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO KEY UPDATE`,
@@ -15,8 +19,10 @@
 //! - Nothing is set but for the statement's own transaction (`set_config(…, true)`), since behind a
 //!   pooler a session is not ours.
 //!
-//! What is picked stands in a CTE of its own, `MATERIALIZED`: an UPDATE would wait for a row, a
-//! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
+//! An UPDATE would wait for a row, a `SELECT … FOR UPDATE SKIP LOCKED` does not. For one lock it stands in
+//! a sub-select behind a plain `=`, for many in a CTE that is `MATERIALIZED`: both are carried out once
+//! and first. What is set for the transaction stands in `RETURNING`, and so is set only where a row was
+//! written.
 
 #[macro_use]
 mod rows;
@@ -32,6 +38,7 @@ mod endpoint;
 mod ends;
 mod hello;
 mod identity;
+mod lane;
 mod link;
 mod product;
 mod refusal;
@@ -47,10 +54,11 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
+use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
 use self::bells::{ABOUT, Bells, WAIT};
 use self::connection::Connection;
 use self::endpoint::Which;
+use self::lane::Direct;
 use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
@@ -61,8 +69,8 @@ use super::rows::Seen;
 use super::source::Source;
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, Table, TakeOver, Woken, bounded,
+    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Resume, Return, Store, StoreError, Table, TakeOver, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -82,7 +90,8 @@ const LARGE: usize = 64;
 enum Sql {
     AcquireOne,
     Acquire,
-    Insert,
+    MakeOne,
+    Make,
     Renew,
     TakeOver,
     Resume,
@@ -96,10 +105,11 @@ enum Sql {
     Ring,
 }
 
-const STATEMENTS: [&str; 14] = [
+const STATEMENTS: [&str; 15] = [
     ACQUIRE_ONE,
     ACQUIRE,
-    INSERT,
+    MAKE_ONE,
+    MAKE,
     RENEW,
     TAKE_OVER,
     RESUME,
@@ -118,7 +128,8 @@ const STATEMENTS: [&str; 14] = [
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire one", ACQUIRE_ONE),
     ("acquire many", ACQUIRE),
-    ("make a row, granted", INSERT),
+    ("look or make one", MAKE_ONE),
+    ("look or make many", MAKE),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
     ("take up", RESUME),
@@ -137,6 +148,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    lane: Arc<Direct>,
     bells: Bells,
     table: Table,
     install: String,
@@ -154,8 +166,10 @@ impl Postgres {
             server.listen.as_deref().map(link).transpose()
         })?;
         let way = (Which::Main, source);
+        let link = Link::new(server, way, table, texts, bells.listener())?;
         Ok(Self {
-            link: Link::new(server, way, table, texts, bells.listener())?,
+            lane: Arc::new(Direct::new(&link, &bells)),
+            link,
             bells,
             table: table.clone(),
             install: table.fill(INSTALL),
@@ -264,11 +278,11 @@ WITH page AS MATERIALIZED (
     SELECT id
       FROM {table}
      WHERE id > $3 AND id <= (SELECT max(id) FROM page)
-       AND (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+       AND (expires_at <= statement_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
-            AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
+            AND renewed_at <= statement_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
-       AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+       AND token < (extract(epoch FROM statement_timestamp()) * 1000)::bigint
        FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
@@ -328,30 +342,39 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
         })
 }
 
+/// Take locks by one of the two connections; waiters, and who listens, know what came of it.
+async fn acquire_by(
+    (bells, background): (&Bells, &Link),
+    asks: &[Ask],
+    outcomes: impl Future<Output = Result<Vec<Outcome>, StoreError>>,
+) -> Result<Vec<Outcome>, StoreError> {
+    let looks = bells.looking(asks);
+    let outcomes = outcomes.await?;
+    bells.looked(asks, looks, &outcomes);
+    let granted = asks.iter().zip(&outcomes);
+    let granted = granted.filter_map(|(ask, outcome)| match outcome {
+        Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
+        Outcome::Held(_) | Outcome::Busy => None,
+    });
+    bells.holds(background, granted);
+    Ok(outcomes)
+}
+
 impl Store for Postgres {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.lane) as _)
+    }
+
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         let within = self.link.patience(within);
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let looks = self.bells.looking(asks);
-            let outcomes = self
-                .link
-                .on(within, move |on| async move { acquire(&on, asks).await })
-                .await?;
-            self.bells.looked(asks, looks, &outcomes);
-            let granted = asks.iter().zip(&outcomes);
-            self.bells.holds(
-                &self.link,
-                granted.filter_map(|(ask, outcome)| match outcome {
-                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
-                    Outcome::Held(_) | Outcome::Busy => None,
-                }),
-            );
-            Ok(outcomes)
-        })
+        let outcomes = self
+            .link
+            .on(within, move |on| async move { acquire(&on, asks).await });
+        Box::pin(acquire_by((&self.bells, &self.link), asks, outcomes))
     }
 
     fn freed<'a>(
