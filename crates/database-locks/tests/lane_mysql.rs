@@ -120,8 +120,7 @@ impl Database {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let waits = tokio::time::timeout(SOON, waits).await;
-        waits.expect("no statement waits for the table");
+        soon(waits).await;
     }
 }
 
@@ -138,8 +137,13 @@ fn want(lock: &str) -> Ask {
     ask(lock, "me", LONG)
 }
 
+async fn soon<T>(answer: impl Future<Output = T>) -> T {
+    let answer = tokio::time::timeout(SOON, answer).await;
+    answer.expect("no answer")
+}
+
 async fn acquired(lane: &dyn Lane, ask: &Ask) -> Grant {
-    match lane.acquire(from_ref(ask)).await.as_deref() {
+    match soon(lane.acquire(from_ref(ask))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
             name: ask.name.clone(),
             token: *token,
@@ -152,7 +156,7 @@ async fn acquired(lane: &dyn Lane, ask: &Ask) -> Grant {
 
 async fn release(lane: &dyn Lane, grant: &Grant) -> Result<Released, StoreError> {
     let what = Return::of(grant, Ttl::from(LONG));
-    Ok(lane.release(&[what]).await?.remove(0))
+    Ok(soon(lane.release(&[what])).await?.remove(0))
 }
 
 fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
@@ -297,8 +301,7 @@ fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane(database: &D
         let waits = tokio::time::timeout(Duration::from_millis(100), lane.acquire(from_ref(&ask)));
         assert!(waits.await.is_err(), "two calls at once on one connection");
         lane.give_up();
-        let call = tokio::time::timeout(SOON, acquired(&*lane, &ask));
-        let grant = call.await.expect("it waits for the first for ever");
+        let grant = acquired(&*lane, &ask).await;
         assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
         let first = stuck.await.unwrap();
         assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
@@ -319,8 +322,7 @@ fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Databa
             lane.give_up();
         }
         proxy.resume();
-        let connected = tokio::time::timeout(SOON, lane.connect()).await;
-        connected.unwrap().unwrap();
+        soon(lane.connect()).await.unwrap();
         assert_eq!(proxy.counts().connections, 1, "each caller made one");
     });
 }
@@ -343,7 +345,7 @@ fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
             }
             acquired(&*lane, &want("job")).await
         };
-        tokio::time::timeout(SOON, granted).await.unwrap();
+        soon(granted).await;
     });
 }
 
