@@ -194,6 +194,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// A renewal is due within seconds: make the connection for it in the background, unless it is there.
+    fn prepare_to_renew(&self) {}
+
     /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
     fn reconnect(&self) {}
 
