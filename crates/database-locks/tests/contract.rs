@@ -5,6 +5,8 @@ use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
+contract_tests!(memory_lane, Lab::memory().map(LaneLab));
+contract_tests!(sqlite_lane, Lab::sqlite().map(LaneLab));
 contract_tests!(postgres, Lab::postgres());
 contract_tests!(postgres18, Lab::postgres18());
 contract_tests!(postgres_lane, Lab::postgres().map(LaneLab));
