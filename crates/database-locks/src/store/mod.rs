@@ -194,6 +194,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// A renewal is due within seconds: make the connection for it in the background, unless it is there.
+    fn prepare_to_renew(&self) {}
+
     /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
     fn reconnect(&self) {}
 
@@ -567,7 +570,7 @@ impl StoreError {
     }
 
     /// Whether it is known that nothing was done, and that nothing will be.
-    pub(crate) fn is_undone(&self) -> bool {
+    pub fn is_undone(&self) -> bool {
         match self {
             Self::Unavailable(source) => Cause::of(source, String::new()).undone,
             Self::Rejected { .. } => true,
@@ -596,7 +599,7 @@ impl StoreError {
         }
     }
 
-    fn late(within: Duration) -> Self {
+    pub(crate) fn late(within: Duration) -> Self {
         Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
     }
 
