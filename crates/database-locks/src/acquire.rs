@@ -116,7 +116,7 @@ struct Tried(Attempt, Result<Outcome, StoreError>);
 enum Direct {
     Done(Option<LockGuard>),
     /// The background goes on, from the try if there was one.
-    Undecided(Option<Tried>),
+    Undecided(Option<Box<Tried>>),
 }
 
 /// Try on the lane, where the caller's runtime is its home and nobody comes first.
@@ -156,14 +156,14 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         }
         // Nothing was sent. The background may have a connection.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        outcome => Direct::Undecided(Some(Tried(attempt, outcome))),
+        outcome => Direct::Undecided(Some(Box::new(Tried(attempt, outcome)))),
     })
 }
 
 async fn in_background(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    tried: Option<Tried>,
+    tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
@@ -343,7 +343,7 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 async fn within_wait(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    tried: Option<Tried>,
+    tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
     let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
     let limit = want.wait.filter(|wait| !wait.is_zero());

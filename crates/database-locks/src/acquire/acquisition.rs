@@ -53,12 +53,12 @@ impl<'a> Acquisition<'a> {
     pub(super) fn new(
         inner: &'a Arc<Inner>,
         want: &'a Arc<Want>,
-        tried: Option<Tried>,
+        tried: Option<Box<Tried>>,
         progress: &'a Mutex<Progress>,
         deadline: Option<Time>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match tried {
-            Some(Tried(attempt, outcome)) => (attempt, Some(outcome)),
+            Some(tried) => (tried.0, Some(tried.1)),
             None => (Attempt::new(inner, want)?, None),
         };
         Ok(Self {
