@@ -6,7 +6,7 @@
 //! first. On PostgreSQL three equal loops shared a lock 1,411 : 396 : 3, and a lone waiter got nothing for 19 s.
 //!
 //! A release that is notified also says whether clients wait. If several processes are notified, each
-//! lets those try first that had the lock before it did and have not had it since. Where waiters poll, the release
+//! counts whose turn comes before its own. Where waiters poll, the release
 //! does not know of them. There a pause is made after each release as long as another process was seen to hold
 //! the lock; if none was, the next pause comes only after a while, and that while doubles each time.
 //!
@@ -26,7 +26,7 @@ const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;
 /// others as long once.
 const TURN: Duration = Duration::from_millis(10);
 /// For how many of them at most.
-const TURNS: u32 = 10;
+const TURNS: usize = 50;
 /// One time in so many it tries a little later although no turn is known to come before: a process that has
 /// never had the lock is unknown to the others, and the server wakes those that listen in the same order each
 /// time. Without it two of three loops handed the lock to and fro, and the third starved.
@@ -63,12 +63,13 @@ pub(crate) enum Waiters {
 pub(super) struct HeadStart {
     /// When this process last released it, and others may have waited; zero: never.
     released: Time,
-    /// When it did so before that.
-    released_before: Time,
     /// Until then this process does not try.
     others_first: Time,
-    /// Which other backends released it since then, and when each did so last.
-    contenders: Vec<(i32, Time)>,
+    /// The other backends that released it since then.
+    since: Vec<i32>,
+    /// How many others have their turn before this process: as many as had it between its last two releases, less
+    /// one for each release since.
+    before: u32,
     /// Since when this process has held it again and again.
     row_since: Time,
     /// How often since then.
@@ -87,10 +88,12 @@ impl HeadStart {
         }
         let began = now.saturating_sub(held_for);
         let asked_again_after = began.saturating_sub(self.released.max(self.others_first));
-        self.released_before = std::mem::replace(&mut self.released, now);
+        self.released = now;
         if waiters == Waiters::Notified {
+            self.before = self.since.len() as u32;
+            self.since.clear();
             let awake = Duration::from_micros(fastrand::u64(NOTIFIED));
-            self.others_first = now + awake.max(TURN * self.turns_before());
+            self.others_first = now + awake.max(TURN * self.before);
             return;
         }
         if asked_again_after > ROW_ENDS {
@@ -122,20 +125,13 @@ impl HeadStart {
     /// and the others still try first.
     pub(super) fn notified(&mut self, by: Option<i32>, now: Time) {
         let Some(by) = by else { return };
-        let since = self.released_before;
-        self.contenders
-            .retain(|(backend, at)| *backend != by && *at >= since);
+        self.before = self.before.saturating_sub(1);
+        if self.since.len() < TURNS && !self.since.contains(&by) {
+            self.since.push(by);
+        }
         let yields = !self.released.is_zero() && fastrand::u32(..YIELDS) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
-        self.others_first = now + pause.max(TURN * self.turns_before());
-        self.contenders.push((by, now));
-    }
-
-    /// How many other processes had it between the last two turns of this one, and have not had it since.
-    fn turns_before(&self) -> u32 {
-        let round = self.released_before..self.released;
-        let before = self.contenders.iter().filter(|(_, at)| round.contains(at));
-        TURNS.min(before.count() as u32)
+        self.others_first = now + pause.max(TURN * self.before);
     }
 
     /// How long other processes have to be left to try first.
@@ -173,7 +169,7 @@ mod tests {
         start.notified(None, BEGAN);
         assert_eq!(start.left(BEGAN), left);
         start.notified(Some(1), BEGAN + ms(1));
-        assert!(start.left(BEGAN + ms(1)).is_zero());
+        assert!(start.left(BEGAN + ms(1)) <= YIELD);
     }
 
     /// Four processes that all hear of each release, and try when the arithmetic lets them; at the same moment
@@ -197,6 +193,20 @@ mod tests {
         }
         let fair = shares.iter().all(|share| (75..=125).contains(share));
         assert!(fair, "{shares:?}");
+    }
+
+    #[test]
+    fn each_release_of_others_brings_the_turn_nearer_whichever_process_it_was() {
+        let mut start = HeadStart::default();
+        start.notified(Some(1), BEGAN);
+        start.notified(Some(2), BEGAN);
+        start.released(Waiters::Notified, ms(1), BEGAN);
+        assert_eq!(start.left(BEGAN), TURN * 2);
+        start.notified(Some(2), BEGAN);
+        assert_eq!(start.left(BEGAN), TURN);
+        // The other one does not want it any more.
+        start.notified(Some(2), BEGAN);
+        assert!(start.left(BEGAN) <= YIELD);
     }
 
     /// A loop that holds the lock for so long, until `end`; how often it paused.
