@@ -205,7 +205,6 @@ fn store(engine: &Engine) -> Contender {
                     grant: ask[0].grant,
                     holder: "bench".into(),
                     durable: false,
-                    quietly: false,
                 }];
                 let t2 = time::now();
                 runtime

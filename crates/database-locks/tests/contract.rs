@@ -5,6 +5,8 @@ use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
+contract_tests!(memory_lane, Lab::memory().map(LaneLab));
+contract_tests!(sqlite_lane, Lab::sqlite().map(LaneLab));
 contract_tests!(postgres, Lab::postgres());
 contract_tests!(postgres18, Lab::postgres18());
 contract_tests!(postgres_lane, Lab::postgres().map(LaneLab));
@@ -12,6 +14,8 @@ contract_tests!(pgbouncer_lane, Lab::pgbouncer().map(LaneLab));
 contract_tests!(pgbouncer, Lab::pgbouncer());
 contract_tests!(mariadb, Lab::mariadb());
 contract_tests!(mysql, Lab::mysql());
+contract_tests!(mariadb_lane, Lab::mariadb().map(LaneLab));
+contract_tests!(mysql_lane, Lab::mysql().map(LaneLab));
 contract_tests!(postgres_odd, Lab::postgres_odd());
 contract_tests!(mariadb_odd, Lab::mariadb_odd());
 contract_tests!(mysql_odd, Lab::mysql_odd());

@@ -242,7 +242,6 @@ impl Drop for Attempt {
             grant: ask.grant,
             holder: Arc::clone(&ask.holder),
             durable: false,
-            quietly: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);

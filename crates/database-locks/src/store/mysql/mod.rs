@@ -81,7 +81,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
-    ("look whether somebody is making the row", Session::PROBE),
+    (
+        "look whether another client is making the row (MySQL)",
+        Session::PROBE,
+    ),
     ("acquire many", Session::ACQUIRE_MANY),
     (
         "look whether somebody is making one of many rows",
@@ -396,9 +399,10 @@ impl Session {
         }
     }
 
-    /// Whether somebody is just creating this row: then it fails at once.
+    /// Whether another client is just creating this row: then it fails at once.
     ///
-    /// The INSERT would wait for him, and MySQL cannot be told to wait for less than a second.
+    /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a second. On
+    /// MariaDB the INSERT itself fails at once.
     const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
 
     /// Make a row that is granted from the beginning.
@@ -414,10 +418,12 @@ impl Session {
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
     async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
-        let name = params! { "name" => ask.name.as_str() };
-        let probed = self.query(Self::PROBE, name).await;
-        if self.unless_contended(probed)?.is_none() {
-            return Ok(Outcome::Busy);
+        if !self.never_waits {
+            let name = params! { "name" => ask.name.as_str() };
+            let probed = self.query(Self::PROBE, name).await;
+            if self.unless_contended(probed)?.is_none() {
+                return Ok(Outcome::Busy);
+            }
         }
         let began = clock::now();
         let made = self.execute(Self::CREATE, params_of(ask)).await;
