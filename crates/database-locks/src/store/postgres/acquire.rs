@@ -189,7 +189,7 @@ async fn with_asks(
     [one, many]: [Sql; 2],
     asks: &[&Ask],
 ) -> Result<Vec<Row>, Refusal> {
-    if let [] = asks {
+    if asks.is_empty() {
         return Ok(Vec::new());
     }
     if let [ask] = asks {
