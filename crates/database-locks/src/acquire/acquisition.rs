@@ -88,8 +88,9 @@ impl<'a> Acquisition<'a> {
                 if self.polled.is_none() {
                     tokio::time::sleep(self.inner.queues.head_start(name)).await;
                 }
-            } else if self.inner.queues.is_busy(name) && !self.take_place().await {
-                // What was seen before is old.
+            } else if self.inner.queues.is_busy(name) {
+                self.take_place().await;
+                // What was seen before the slot was there is old: what woke the queue since then is lost.
                 self.polled = None;
             }
         }
@@ -123,8 +124,8 @@ impl<'a> Acquisition<'a> {
                 continue;
             }
             let first_wait = self.slot.is_none();
-            if first_wait && !self.take_place().await {
-                // What was seen before is old.
+            if first_wait && (!self.take_place().await || held_here) {
+                // What was seen before is old: a release of this process may have come between.
             } else if held_here {
                 self.held_here = Some(hint.notified.unwrap_or(hint.polling));
             } else {

@@ -186,7 +186,8 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
                 let seen = &seen[i % 2];
                 let grant = contended(&*store, ["even", "odd"][i % 2], client).await;
                 let token = grant.token.get();
-                let (held, before) = std::mem::replace(&mut *seen.lock().unwrap(), (true, token));
+                let (held, before) =
+                    std::mem::replace(&mut *seen.lock().expect("no panic"), (true, token));
                 assert!(!held, "client {client} is not alone");
                 assert!(token > before, "{token} after {before}");
                 let renewed = store
@@ -196,7 +197,7 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
                     Ok([Renewal::Renewed | Renewal::Busy]) | Err(StoreError::Contention(_)) => {}
                     other => panic!("{other:?}"),
                 }
-                seen.lock().unwrap().0 = false;
+                seen.lock().expect("no panic").0 = false;
                 let what = [Return::of(&grant, Ttl::from(LONG))];
                 loop {
                     match store.release(&what, WITHIN).await.as_deref() {
