@@ -216,6 +216,7 @@ async fn until_answered(
     let token = what.token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
+        let sent = clock::now();
         let answer = match first.take() {
             Some(answer) => answer,
             None => inner.returns.ask(what.clone()).await,
@@ -268,7 +269,9 @@ async fn until_answered(
                 "release failed, trying again: {failure}"
             );
         }
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        // What takes long keeps others from the connection, such as an acquire of a lock that is held.
+        let took = (clock::now() - sent).min(LONGEST_RETRY);
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(took)).await;
         pause = (pause * 2).min(match refused {
             true => LONGEST_REFUSED,
             false => LONGEST_RETRY,
