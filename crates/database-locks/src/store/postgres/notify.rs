@@ -41,6 +41,8 @@ use crate::token::GrantId;
 /// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after
 /// the last waiter has gone, releases notify in vain.
 const AHEAD: Duration = Duration::from_secs(10);
+/// The longest pause that it reckons with.
+const LONGEST: Duration = Duration::from_secs(3_600);
 /// How long the statement that says so may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take until the process listens; a second connection may have to be made.
@@ -288,6 +290,8 @@ impl Listener {
         if !link.current().is_some_and(|on| self.0.listens(on)) {
             return false;
         }
+        // A wait whose end comes before the next poll has no pause of its own.
+        let pause = pause.min(LONGEST);
         let now = clock::now();
         let known = self.0.state().announced.of.get(name).copied();
         if !anew && known.is_some_and(|until| until > now + pause) {
