@@ -23,7 +23,7 @@ fn grants(lab: &Lab, threads: &[usize], hold_ms: u32, total: u32) -> Vec<Vec<u32
         let [hold, threads] = [hold_ms.to_string(), threads.to_string()];
         Killable::spawn(
             TAKER,
-            &["loop", &lab.url, &name, &hold, &threads].map(String::from),
+            ["loop", &lab.url, &name, &hold, &threads].map(String::from),
         )
     };
     let mut takers: Vec<_> = threads.iter().map(start).collect();
@@ -79,7 +79,7 @@ async fn equal_loops_have_equal_shares(lab: &Lab) {
         scope.spawn(|| fair(3, 200, 24));
         scope.spawn(|| fair(3, 50, 72));
         fair(3, 5, 300);
-        fair(6, 0, 300);
+        fair(6, 0, 600);
     });
     promise("P12", lab.engine);
 }
