@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{self, Time};
 use crate::name::LockName;
+use crate::token::Token;
 
 mod head_start;
 
@@ -41,6 +42,8 @@ struct Queue {
     /// A guard of this process holds the lock, and its release wakes the first waiter.
     held_here: bool,
     head_start: HeadStart,
+    /// Of the grant that this process released last.
+    token: Option<Token>,
 }
 
 impl Queue {
@@ -135,8 +138,24 @@ impl Queues {
         });
     }
 
+    /// The token that the row has if no other process had the lock in the pause that is over, if that is to be
+    /// found out.
+    pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
+        let mut token = None;
+        self.with(name, |queue| {
+            token = queue.token.filter(|_| queue.head_start.probes());
+        });
+        token
+    }
+
     /// This process released the lock, which it had held for so long.
-    pub(crate) fn released(&self, name: &LockName, waiters: Waiters, held_for: Duration) {
+    pub(crate) fn released(
+        &self,
+        name: &LockName,
+        token: Option<Token>,
+        waiters: Waiters,
+        held_for: Duration,
+    ) {
         let now = clock::now();
         let mut names = self.names();
         let queue = match waiters {
@@ -144,7 +163,7 @@ impl Queues {
             Waiters::Notified | Waiters::Poll => Some(names.queue(name, now)),
         };
         if let Some(queue) = queue {
-            queue.held_here = false;
+            (queue.held_here, queue.token) = (false, token);
             queue.head_start.released(waiters, held_for, now);
             queue.wake();
         }
@@ -257,7 +276,7 @@ mod tests {
     async fn a_release_and_a_notification_wake_the_first_waiter_alone() {
         let (queues, name) = job();
         let (first, second) = (queues.join(&name), queues.join(&name));
-        queues.released(&name, Waiters::None, Duration::ZERO);
+        queues.released(&name, None, Waiters::None, Duration::ZERO);
         assert!(is_woken(&first).await && !is_woken(&second).await);
         assert!(first.head_start().is_zero(), "it is handed on directly");
         queues.notified(&name, Some(1));
@@ -271,7 +290,7 @@ mod tests {
     fn a_new_caller_queues_while_others_have_a_head_start() {
         let (queues, name) = job();
         assert!(!queues.is_busy(&name));
-        queues.released(&name, Waiters::Notified, Duration::ZERO);
+        queues.released(&name, None, Waiters::Notified, Duration::ZERO);
         assert!(queues.is_busy(&name) && !queues.head_start(&name).is_zero());
     }
 
@@ -285,7 +304,7 @@ mod tests {
         queues.left(&name);
         assert!(!second.is_held_here());
         queues.acquired(&name);
-        queues.released(&name, Waiters::None, Duration::ZERO);
+        queues.released(&name, None, Waiters::None, Duration::ZERO);
         assert!(!second.is_held_here());
         queues.acquired(&name);
         queues.held_elsewhere(&name);

@@ -175,9 +175,12 @@ fn freed(
         Released::Freed if inner.store.waiters_poll() => Waiters::Poll,
         _ => Waiters::None,
     };
-    inner
-        .queues
-        .released(&what.name, waiters, held_for.unwrap_or_default());
+    inner.queues.released(
+        &what.name,
+        what.token,
+        waiters,
+        held_for.unwrap_or_default(),
+    );
     let done = if unsure { Released::Freed } else { done };
     let said = match (done, held_for) {
         (Released::NotOurs, _) => "nothing left to release",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
-use super::{Progress, Tried, Want, op};
+use super::{PATIENCE, Progress, Tried, Want, op};
 use crate::clock::{self, Time};
 use crate::error::{Error, Human, LostReason};
 use crate::guard::LockGuard;
@@ -87,6 +87,7 @@ impl<'a> Acquisition<'a> {
             if self.want.once() {
                 if self.polled.is_none() {
                     tokio::time::sleep(self.inner.queues.head_start(name)).await;
+                    self.probe().await;
                 }
             } else if self.inner.queues.is_busy(name) {
                 self.take_place().await;
@@ -171,7 +172,20 @@ impl<'a> Acquisition<'a> {
             // A notification may change it.
             slot.woken_within(left.min(until_end)).await;
         }
+        self.probe().await;
         slot.clear();
+    }
+
+    /// After a pause for others that may not be there, find out if one had the lock.
+    async fn probe(&self) {
+        let (inner, name) = (self.inner, &self.want.name);
+        let Some(token) = inner.queues.probe(name) else {
+            return;
+        };
+        let row = inner.store.read(std::slice::from_ref(name), PATIENCE).await;
+        if row.is_ok_and(|rows| rows.first().is_some_and(|row| row.token != token)) {
+            inner.queues.held_elsewhere(name);
+        }
     }
 
     /// The database granted it. None: trust in it had ended before it could be handed out, and the wait goes on.

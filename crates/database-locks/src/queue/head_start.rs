@@ -8,7 +8,7 @@
 //! A release that notifies also tells whether clients wait. Each process that is notified counts how many others
 //! have their turn before it. Where waiters poll, the release does not know of them. There a pause is made after
 //! each release as long as another process was seen to hold the lock; if none was, the next pause comes only
-//! after a while, and that while doubles each time.
+//! after a while, and that while doubles each time. A read after such a pause shows whether another one had it.
 //!
 //! Pure arithmetic on points in time that it is given.
 
@@ -78,6 +78,9 @@ pub(super) struct HeadStart {
     row: Duration,
     /// When another process was last seen to hold it.
     elsewhere: Option<Time>,
+    /// The present pause was made although no other process was seen: it may not be seen now either, if its grant
+    /// is over before the pause is.
+    probes: bool,
 }
 
 impl HeadStart {
@@ -111,6 +114,7 @@ impl HeadStart {
         // As long as a waiter pauses that sees the lock held for so long: one poll falls into it.
         self.others_first = now + poll_pause(held_for).mul_f64(1.0 + fastrand::f64() / 4.0);
         (self.row_since, self.grants) = (self.others_first, 0);
+        self.probes = !contended;
         self.row = match contended {
             true => FIRST_ROW,
             false => (self.row * 2).min(LONGEST_ROW),
@@ -133,6 +137,11 @@ impl HeadStart {
         let yields = !self.released.is_zero() && fastrand::u32(..YIELDS) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
         self.others_first = now + pause.max(TURN * self.before);
+    }
+
+    /// Whether to find out if another process had it in the pause that is over; once.
+    pub(super) fn probes(&mut self) -> bool {
+        std::mem::take(&mut self.probes)
     }
 
     /// How long other processes have to be left to try first.
@@ -260,7 +269,10 @@ mod tests {
     fn the_longer_it_was_held_the_longer_is_the_pause() {
         let mut start = HeadStart::default();
         start.released(Waiters::Poll, Duration::from_secs(2), BEGAN);
-        assert!(start.left(BEGAN).is_zero(), "a waiter of the process comes first");
+        assert!(
+            start.left(BEGAN).is_zero(),
+            "a waiter of the process comes first"
+        );
         start.released(Waiters::Poll, Duration::from_secs(2), BEGAN);
         let left = start.left(BEGAN);
         assert!(left >= ms(50) && left <= ms(63), "{left:?}");
