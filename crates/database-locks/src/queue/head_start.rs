@@ -260,7 +260,10 @@ mod tests {
     fn the_longer_it_was_held_the_longer_is_the_pause() {
         let mut start = HeadStart::default();
         start.released(Waiters::Poll, Duration::from_secs(2), BEGAN);
-        assert!(start.left(BEGAN).is_zero(), "a waiter of the process comes first");
+        assert!(
+            start.left(BEGAN).is_zero(),
+            "a waiter of the process comes first"
+        );
         start.released(Waiters::Poll, Duration::from_secs(2), BEGAN);
         let left = start.left(BEGAN);
         assert!(left >= ms(50) && left <= ms(63), "{left:?}");
