@@ -33,8 +33,7 @@ use reports::{Rarer, log_held};
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a first try on the lane waits for its answer, where it is not the only one. The background tries on
-/// after it.
+/// How long a call on the lane waits for its answer. After it the background goes on.
 pub(crate) const DIRECT: Duration = Duration::from_secs(1);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
@@ -105,9 +104,9 @@ async fn until_trusted(
     }
 }
 
-/// A try that did not decide it.
+/// A try that did not decide it. None: its answer was late.
 #[derive(Debug)]
-struct Tried(Attempt, Result<Outcome, StoreError>);
+struct Tried(Attempt, Option<Result<Outcome, StoreError>>);
 
 /// What came of a try on the lane.
 enum Direct {
@@ -128,7 +127,9 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         return Ok(Direct::Undecided(None));
     };
     let mut attempt = Attempt::new(inner, want)?;
-    let outcome = attempt.directly(path, home).await;
+    let Some(outcome) = attempt.directly(path, home).await else {
+        return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
+    };
     Ok(match outcome {
         Ok(Outcome::Granted { token, length }) => {
             inner.outages.log_answered(attempt.sent());
@@ -153,7 +154,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         }
         // Nothing was sent. The background may have a connection.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        outcome => Direct::Undecided(Some(Box::new(Tried(attempt, outcome)))),
+        outcome => Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome))))),
     })
 }
 

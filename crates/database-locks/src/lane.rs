@@ -193,7 +193,7 @@ impl DirectPath {
         ask: Ask,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Option<Result<Outcome, StoreError>> {
         let path = Arc::clone(self);
         let reply = async move { path.acquires.ask(ask).await };
         self.call(home, reply, patience, under_way).await
@@ -206,13 +206,13 @@ impl DirectPath {
         what: Return,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<Released, StoreError> {
+    ) -> Option<Result<Released, StoreError>> {
         let path = Arc::clone(self);
         let reply = async move { path.releases.ask(what).await };
         self.call(home, reply, patience, under_way).await
     }
 
-    /// Wait for a reply, for about so long.
+    /// Wait for a reply, for about so long; none: it is late.
     ///
     /// # Cancel safety
     ///
@@ -224,7 +224,7 @@ impl DirectPath {
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<T, StoreError> {
+    ) -> Option<Result<T, StoreError>> {
         let reply = async move {
             let _under_way = under_way;
             reply.await
@@ -247,8 +247,7 @@ impl DirectPath {
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => election.shun(),
             Some(_) => election.late = false,
         }
-        drop(election);
-        answer.unwrap_or_else(|| Err(StoreError::late(patience)))
+        answer
     }
 }
 

@@ -98,7 +98,7 @@ impl GiveBack {
         task.under_way = Some(under_way);
         let answer = path.release(home, task.what.clone(), DIRECT, done).await;
         task.under_way = None;
-        match answer {
+        match answer.unwrap_or_else(|| Err(StoreError::late(DIRECT))) {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
                 let done = freed(&task.inner, &task.what, done, false, task.held_for);
                 self.0 = None;

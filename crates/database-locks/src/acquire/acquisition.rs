@@ -62,7 +62,7 @@ impl<'a> Acquisition<'a> {
         deadline: Option<Time>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match tried {
-            Some(tried) => (tried.0, Some(tried.1)),
+            Some(tried) => (tried.0, tried.1),
             None => (Attempt::new(inner, want)?, None),
         };
         Ok(Self {
