@@ -1,7 +1,7 @@
 //! Where the processor time of one process goes that acquires and releases: a flame graph, by `perf`.
 //!
-//! It shows what the client computes, and nothing of the time in which it waits: that is most of a cycle,
-//! and stands in the table of spans.
+//! It shows what the client computes, and nothing of the time in which it waits: that is most of a
+//! cycle, and the appendix counts its system calls.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use testkit::server::find_binary;
 use crate::report::digits;
 use crate::servers::Servers;
 use crate::svg::escaped;
-use crate::{floors, ours, say};
+use crate::{say, subject};
 
 /// How long each engine is profiled, in milliseconds.
 const LENGTH: &str = "5000";
@@ -37,7 +37,10 @@ pub(crate) fn run(folder: &Path) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|why| why.to_string())?;
     let servers = Servers::start();
     for engine in servers.engines() {
-        drop(ours::connected(&floors::runtime(), &engine.url));
+        drop(subject::connected(
+            &crate::worker::current_thread(),
+            &engine.url,
+        ));
         let data = servers.files.join(&format!("{}.perf", engine.name));
         let recorded = Command::new(&perf)
             .args(["record", "--quiet", "-e", "cpu-clock", "-F", FREQUENCY])
@@ -45,7 +48,7 @@ pub(crate) fn run(folder: &Path) -> Result<(), String> {
             .arg(&data)
             .arg("--")
             .arg(&program)
-            .args(["worker", "cycles", &engine.url, LENGTH])
+            .args(["worker", "profile", &engine.url, LENGTH])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status();

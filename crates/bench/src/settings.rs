@@ -24,7 +24,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// What is wrong, in words for whoever typed it.
+    /// What is wrong, in words for the one who typed it.
     pub(crate) fn read(parts: &[&'static str], root: &std::path::Path) -> Result<Self, String> {
         Self::from(parts, root, |name| {
             std::env::var(format!("BENCH_{name}")).ok()
@@ -40,23 +40,13 @@ impl Settings {
             let given = text(name)?.trim().to_owned();
             (!given.is_empty()).then_some(given)
         };
-        let long = match text("LONG").as_deref() {
-            None | Some("0") => false,
-            Some("1") => true,
-            Some(other) => return Err(format!("LONG={other}: it is 1 or nothing")),
-        };
         let only = match text("ONLY") {
-            Some(_) if long => {
-                return Err("LONG=1 is the long run alone: leave ONLY out".to_owned());
-            }
             Some(only) => chosen(&only, parts)?,
-            None if long => vec!["long"],
             None => parts.to_vec(),
         };
-        let seconds = if long { 1_300.0 } else { 700.0 };
         Ok(Self {
-            seconds: number("SECONDS", text("SECONDS"), seconds, SECONDS)?,
-            rounds: number("ROUNDS", text("ROUNDS"), 10, ROUNDS)?,
+            seconds: number("SECONDS", text("SECONDS"), 700.0, SECONDS)?,
+            rounds: number("ROUNDS", text("ROUNDS"), 20, ROUNDS)?,
             parts: only,
             docs: text("DOCS").map_or_else(|| root.join("docs"), PathBuf::from),
         })
@@ -104,7 +94,7 @@ fn number<T: std::str::FromStr + PartialOrd + Display>(
 mod tests {
     use super::*;
 
-    const PARTS: [&str; 3] = ["cycle", "held", "long"];
+    const PARTS: [&str; 3] = ["cycle", "held", "start"];
 
     fn read(given: &[(&str, &str)]) -> Result<Settings, String> {
         let root = std::path::Path::new("/where");
@@ -118,7 +108,7 @@ mod tests {
     fn nothing_given_is_all_of_it() {
         let settings = read(&[("ONLY", ""), ("SECONDS", "")]).unwrap();
         assert_eq!(settings.parts, PARTS);
-        assert_eq!((settings.seconds, settings.rounds), (700.0, 10));
+        assert_eq!((settings.seconds, settings.rounds), (700.0, 20));
         assert_eq!(settings.docs, std::path::Path::new("/where/docs"));
     }
 
@@ -126,10 +116,9 @@ mod tests {
     fn parts_run_in_their_own_order_and_an_unknown_one_is_refused() {
         let settings = read(&[("ONLY", "held, cycle")]).unwrap();
         assert_eq!(settings.parts, ["cycle", "held"]);
-        assert_eq!(read(&[("LONG", "1")]).unwrap().parts, ["long"]);
         let error = read(&[("ONLY", "cycle,speed")]).unwrap_err();
         assert!(
-            error.contains("`speed`") && error.contains("cycle, held, long"),
+            error.contains("`speed`") && error.contains("cycle, held, start"),
             "{error}"
         );
         assert!(read(&[("ONLY", "cycle,")]).is_err());
@@ -144,7 +133,6 @@ mod tests {
             ("SECONDS", "1e9"),
             ("ROUNDS", "2.5"),
             ("ROUNDS", "0"),
-            ("LONG", "yes"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.contains(&format!("{name}={value}")), "{error}");
