@@ -11,8 +11,9 @@ use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::held::ms;
 use crate::inner::Inner;
-use crate::metrics::{self, Waiting};
+use crate::metrics::{self, Engine, Waiting};
 use crate::name::LockName;
+use crate::runtime;
 use crate::store::{Occupant, Outcome, StoreError};
 use crate::timing::Timing;
 use crate::token::Token;
@@ -24,7 +25,8 @@ mod head_start;
 mod pace;
 mod reports;
 
-use acquisition::Acquisition;
+use acquisition::{Acquisition, may_try_at_once, note_holder};
+use attempt::Attempt;
 pub(crate) use attempt::begin;
 pub(crate) use head_start::{HeadStarts, Waiters};
 pub(crate) use pace::LONGEST_POLL;
@@ -34,6 +36,9 @@ use reports::{Rarer, log_held};
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a first try on the lane waits for its answer, where it is not the only one. The background tries on
+/// after it.
+pub(crate) const DIRECT: Duration = Duration::from_secs(1);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
 
@@ -58,15 +63,35 @@ impl Want {
     }
 }
 
-/// Acquire on the background thread. If the caller stops waiting, nothing stays held.
+/// Acquire. If the caller stops waiting, nothing stays held.
 ///
 /// What is handed out is held: trust is checked here, at the last moment on the caller's own thread, which may
 /// have been late to take the answer. A grant whose trust has ended is given back, and the wait goes on.
 pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
+    // Made here, where the caller's own span is current.
+    let span = tracing::debug_span!(
+        "acquire",
+        lock.name = want.name.as_str(),
+        lock.token = Empty,
+        lock.holder = Empty,
+        lock.waited_ms = Empty
+    );
+    let acquired = observed(&inner, &want.name, until_trusted(&inner, &want, &span));
+    acquired.instrument(span.clone()).await
+}
+
+async fn until_trusted(
+    inner: &Arc<Inner>,
+    want: &Want,
+    span: &Span,
+) -> Result<Option<LockGuard>, Error> {
     let (began, limit) = (clock::now(), want.wait);
-    let mut want = Arc::new(want);
+    let mut want = Arc::new(want.clone());
     loop {
-        let done = in_background(Arc::clone(&inner), Arc::clone(&want)).await?;
+        let done = match directly(inner, &want).await? {
+            Direct::Done(done) => done,
+            Direct::Undecided(tried) => in_background(inner, &want, tried, span).await?,
+        };
         let Some(guard) = done else { return Ok(None) };
         let Err(lost) = guard.still_trusted() else {
             return Ok(Some(guard));
@@ -83,32 +108,78 @@ pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<Lock
     }
 }
 
-async fn in_background(inner: Arc<Inner>, want: Arc<Want>) -> Result<Option<LockGuard>, Error> {
+/// A try that did not decide it.
+#[derive(Debug)]
+struct Tried(Attempt, Result<Outcome, StoreError>);
+
+/// What came of a try on the lane.
+enum Direct {
+    Done(Option<LockGuard>),
+    /// The background goes on, from the try if there was one.
+    Undecided(Option<Tried>),
+}
+
+/// Try on the lane, where the caller's runtime is its home and nobody comes first.
+async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error> {
+    let home = match &inner.direct {
+        Some(path) if !want.preempt && may_try_at_once(inner, want) => {
+            path.here().map(|home| (path, home))
+        }
+        _ => None,
+    };
+    let Some((path, home)) = home else {
+        return Ok(Direct::Undecided(None));
+    };
+    let mut attempt = Attempt::new(inner, want)?;
+    let outcome = attempt.directly(path, home).await;
+    Ok(match outcome {
+        Ok(Outcome::Granted { token, length }) => {
+            inner.outages.log_answered(attempt.sent());
+            inner.turns.taken(&want.name);
+            match attempt.granted(token, length).await {
+                Ok(guard) => Direct::Done(Some(guard)),
+                Err(loss) if want.once() => {
+                    inner.turns.left(&want.name);
+                    return Err(loss.error(&want.name));
+                }
+                Err(_) => {
+                    inner.turns.left(&want.name);
+                    Direct::Undecided(None)
+                }
+            }
+        }
+        // Where it ends by being watched, the background sees to that.
+        Ok(Outcome::Held(by)) if want.once() && by.lapse.is_none() => {
+            inner.outages.log_answered(attempt.sent());
+            note_holder(inner, &want.name, &by, clock::now());
+            Direct::Done(None)
+        }
+        // Nothing was sent. The background may have a connection.
+        Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
+        outcome => Direct::Undecided(Some(Tried(attempt, outcome))),
+    })
+}
+
+async fn in_background(
+    inner: &Arc<Inner>,
+    want: &Arc<Want>,
+    tried: Option<Tried>,
+    span: &Span,
+) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
-    let shared = Arc::clone(&inner);
-    // Made here, where the caller's own span is current.
-    let span = tracing::debug_span!(
-        "acquire",
-        lock.name = want.name.as_str(),
-        lock.token = Empty,
-        lock.holder = Empty,
-        lock.waited_ms = Empty
-    );
+    let (shared, want) = (Arc::clone(inner), Arc::clone(want));
     let work = async move {
         // Dropping the work gives back what it may have acquired: see `Attempt`.
         let done = tokio::select! {
-            done = observed(&inner, &want) => done,
-            () = wanted.closed() => {
-                metrics::not_acquired(inner.store.engine(), "given_up");
-                return;
-            }
+            done = within_wait(&shared, &want, tried) => done,
+            () = wanted.closed() => return,
         };
         // A guard that the caller does not take is dropped, and so releases.
         drop(wanted.send(done));
     };
-    let task = crate::runtime::spawn(work.instrument(span))?;
+    let task = runtime::spawn(work.instrument(span.clone()))?;
     let mut abandoned = Abandoned {
-        inner: shared,
+        inner: Arc::clone(inner),
         task: Some(task),
     };
     let done = result.await;
@@ -134,7 +205,7 @@ impl Drop for Abandoned {
         if let Some(task) = self.task.take() {
             let pending = self.inner.pending.clone();
             // The runtime is there, since the task is.
-            let _ = crate::runtime::spawn(async move {
+            let _ = runtime::spawn(async move {
                 let _ = task.await;
                 drop(pending);
             });
@@ -142,11 +213,27 @@ impl Drop for Abandoned {
     }
 }
 
-/// `within_wait`, counted and logged.
-async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, Error> {
+/// Counts an acquire that its caller stops waiting for.
+struct GivenUp(Option<Engine>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let Some(engine) = self.0 {
+            metrics::not_acquired(engine, "given_up");
+        }
+    }
+}
+
+/// An acquire, counted and logged.
+async fn observed(
+    inner: &Inner,
+    name: &LockName,
+    acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
+) -> Result<Option<LockGuard>, Error> {
     let (engine, began) = (inner.store.engine(), clock::now());
-    let under_way = Waiting::new(engine);
-    let done = within_wait(inner, want).await;
+    let (under_way, mut given_up) = (Waiting::new(engine), GivenUp(Some(engine)));
+    let done = acquire.await;
+    given_up.0 = None;
     drop(under_way);
     let waited = clock::now() - began;
     let reason = match &done {
@@ -175,7 +262,7 @@ async fn observed(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, 
     };
     metrics::not_acquired(engine, reason);
     tracing::debug!(
-        lock.name = want.name.as_str(),
+        lock.name = name.as_str(),
         lock.waited_ms = ms(waited),
         reason,
         "lock not acquired"
@@ -253,11 +340,15 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 }
 
 /// The acquisition, stopped when the wait is over, whatever the database does.
-async fn within_wait(inner: &Arc<Inner>, want: &Want) -> Result<Option<LockGuard>, Error> {
+async fn within_wait(
+    inner: &Arc<Inner>,
+    want: &Arc<Want>,
+    tried: Option<Tried>,
+) -> Result<Option<LockGuard>, Error> {
     let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
     let limit = want.wait.filter(|wait| !wait.is_zero());
     let mut end = limit.map(|limit| began.saturating_add(limit));
-    let work = Acquisition::new(inner, want, &progress, end)?.run();
+    let work = Acquisition::new(inner, want, tried, &progress, end)?.run();
     if want.once() {
         return work.await;
     }

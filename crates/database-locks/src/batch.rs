@@ -8,98 +8,57 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::store::{Ask, Observed, Outcome, Released, Reply, Return, StoreError};
+use crate::store::{Reply, StoreError};
 
-/// How long somebody waits for the statement before his own. One that hangs must not hold up those
+/// How long a request waits for the statement before its own. One that hangs must not hold up those
 /// that may not hang, such as those of another row.
 const OVERTIME: Duration = Duration::from_millis(100);
 /// How many go together at most: a statement should not take longer than a waiter minds.
 const MOST: usize = 1_000;
 
-/// Ask the store for several of a kind.
-pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
-    type Answer: Send + 'static;
-
-    /// The answers, in the order of what is asked.
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Self::Answer>>
-    where
-        Self: Sized;
-}
-
-impl Operation for Ask {
-    type Answer = Outcome;
-
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(store.acquire(asked, within))
-    }
-}
-
-impl Operation for Return {
-    type Answer = Released;
-
-    fn carry_out<'a>(
-        asked: &'a [Self],
-        store: &'a Observed,
-        within: Duration,
-    ) -> Reply<'a, Vec<Released>> {
-        Box::pin(store.release(asked, within))
-    }
-}
+/// How several of a kind are sent. The answers come in the order of what is asked.
+type SendAll<Q, A> = Box<dyn for<'a> Fn(&'a [Q]) -> Reply<'a, Vec<A>> + Send + Sync>;
 
 /// Those who ask for one kind of thing.
-#[derive(Debug)]
-pub(crate) struct Batch<Q: Operation>(Arc<Shared<Q>>);
+pub(crate) struct Batch<Q, A>(Arc<Shared<Q, A>>);
 
-#[derive(Debug)]
-struct Shared<Q: Operation> {
-    store: Observed,
-    within: Duration,
-    state: Mutex<State<Q>>,
+struct Shared<Q, A> {
+    send: SendAll<Q, A>,
+    state: Mutex<State<Q, A>>,
 }
 
-struct State<Q: Operation> {
+struct State<Q, A> {
     under_way: bool,
-    waiting: Vec<Waiting<Q>>,
+    waiting: Vec<Waiting<Q, A>>,
 }
 
-struct Waiting<Q: Operation> {
+struct Waiting<Q, A> {
     asked: Q,
-    tell: oneshot::Sender<Result<Q::Answer, StoreError>>,
+    tell: oneshot::Sender<Result<A, StoreError>>,
 }
 
-type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
+type Answer<A> = oneshot::Receiver<Result<A, StoreError>>;
 
-impl<Q: Operation> fmt::Debug for State<Q> {
+impl<Q, A> fmt::Debug for Batch<Q, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State")
-            .field("under_way", &self.under_way)
-            .field("waiting", &self.waiting.len())
-            .finish()
+        f.write_str("Batch")
     }
 }
 
-impl<Q: Operation> Batch<Q> {
-    /// `within`: how long each statement may take.
-    pub(crate) fn new(store: Observed, within: Duration) -> Self {
+impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
+    /// `send` carries out one statement.
+    pub(crate) fn new(
+        send: impl for<'a> Fn(&'a [Q]) -> Reply<'a, Vec<A>> + Send + Sync + 'static,
+    ) -> Self {
         let state = Mutex::new(State {
             under_way: false,
             waiting: Vec::new(),
         });
-        Self(Arc::new(Shared {
-            store,
-            within,
-            state,
-        }))
+        let send = Box::new(send);
+        Self(Arc::new(Shared { send, state }))
     }
 
     /// Ask, alone or together with others. Dropped while it waits for others, it was never asked.
@@ -107,7 +66,7 @@ impl<Q: Operation> Batch<Q> {
     /// # Errors
     ///
     /// Those of the store. What fails one of several fails none of the others.
-    pub(crate) async fn ask(&self, asked: Q) -> Result<Q::Answer, StoreError> {
+    pub(crate) async fn ask(&self, asked: Q) -> Result<A, StoreError> {
         let mut answer = match self.0.stand_behind(asked) {
             Ok(answer) => answer,
             Err(asked) => {
@@ -123,33 +82,42 @@ impl<Q: Operation> Batch<Q> {
                 answer.await
             }
         };
-        // Whoever took it with him has stopped, with the runtime.
-        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
+        // The runtime of those who took it along has ended.
+        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("its runtime has ended".into())))
     }
 }
 
-/// What waits goes out when this is dropped: whoever asked first has his answer, or has gone away.
-struct Next<'a, Q: Operation>(&'a Arc<Shared<Q>>);
+/// What waits goes out when this is dropped: the request before it has its answer, or was dropped.
+struct Next<'a, Q: Send + Sync + 'static, A: Send + 'static>(&'a Arc<Shared<Q, A>>);
 
-impl<Q: Operation> Drop for Next<'_, Q> {
+impl<Q: Send + Sync + 'static, A: Send + 'static> Drop for Next<'_, Q, A> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         if state.waiting.is_empty() {
             state.under_way = false;
-        } else {
+        } else if let Ok(runtime) = Handle::try_current() {
             drop(state);
-            tokio::spawn(Arc::clone(self.0).go_on());
+            runtime.spawn(Arc::clone(self.0).go_on());
+        } else {
+            // Its runtime has ended.
+            state.under_way = false;
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            for waiting in waiting {
+                let not_asked = StoreError::Unavailable("it was not asked".into()).undone();
+                let _ = waiting.tell.send(Err(not_asked));
+            }
         }
     }
 }
 
-impl<Q: Operation> Shared<Q> {
-    fn state(&self) -> MutexGuard<'_, State<Q>> {
+impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
+    fn state(&self) -> MutexGuard<'_, State<Q, A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wait for what is under way; `Err` where nothing is, and this is it.
-    fn stand_behind(&self, asked: Q) -> Result<Answer<Q>, Q> {
+    fn stand_behind(&self, asked: Q) -> Result<Answer<A>, Q> {
         let mut state = self.state();
         if !state.under_way {
             state.under_way = true;
@@ -184,12 +152,12 @@ impl<Q: Operation> Shared<Q> {
         }
     }
 
-    async fn together(&self, batch: Vec<Waiting<Q>>) {
+    async fn together(&self, batch: Vec<Waiting<Q, A>>) {
         let (asked, tell): (Vec<Q>, Vec<_>) = batch
             .into_iter()
             .map(|waiting| (waiting.asked, waiting.tell))
             .unzip();
-        let answers = match Q::carry_out(&asked, &self.store, self.within).await {
+        let answers = match (self.send)(&asked).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
@@ -197,13 +165,13 @@ impl<Q: Operation> Shared<Q> {
             Err(_) => self.one_by_one(&asked).await,
         };
         for (tell, answer) in tell.into_iter().zip(answers) {
-            // He may have gone away; then he gives back what this has got him.
+            // The caller may have gone, and gives back what this has granted.
             let _ = tell.send(answer);
         }
     }
 
     /// One of them was the cause that all of them failed.
-    async fn one_by_one(&self, asked: &[Q]) -> Vec<Result<Q::Answer, StoreError>> {
+    async fn one_by_one(&self, asked: &[Q]) -> Vec<Result<A, StoreError>> {
         let mut answers = Vec::with_capacity(asked.len());
         for one in asked {
             answers.push(self.alone(one).await);
@@ -211,17 +179,17 @@ impl<Q: Operation> Shared<Q> {
         answers
     }
 
-    async fn alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
+    async fn alone(&self, asked: &Q) -> Result<A, StoreError> {
         let asked = std::slice::from_ref(asked);
-        let mut answers = Q::carry_out(asked, &self.store, self.within).await?;
+        let mut answers = (self.send)(asked).await?;
         let none = || StoreError::Unavailable("the store gave no answer".into());
         answers.pop().ok_or_else(none)
     }
 }
 
-impl<Q: Operation> State<Q> {
+impl<Q, A> State<Q, A> {
     /// The first of those who still want it, in their order.
-    fn take(&mut self) -> Vec<Waiting<Q>> {
+    fn take(&mut self) -> Vec<Waiting<Q, A>> {
         self.waiting.retain(|waiting| !waiting.tell.is_closed());
         let rest = self.waiting.split_off(self.waiting.len().min(MOST));
         std::mem::replace(&mut self.waiting, rest)
@@ -233,7 +201,6 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::store::{self, Table};
 
     /// One statement at a time, and what each asked for; those of the same `world`.
     #[derive(Debug, Default)]
@@ -252,29 +219,23 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Number(u8, Arc<World>);
 
-    impl Operation for Number {
-        type Answer = u8;
-
-        fn carry_out<'a>(asked: &'a [Self], _: &'a Observed, _: Duration) -> Reply<'a, Vec<u8>> {
-            Box::pin(async move {
-                let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
-                let world = &asked[0].1;
-                world.statements.lock().unwrap().push(numbers.clone());
-                if numbers.contains(&0) {
-                    world.go.notified().await;
-                }
-                match numbers.contains(&13) {
-                    true => Err(StoreError::rejected("thirteen", None)),
-                    false => Ok(numbers),
-                }
-            })
-        }
+    fn carry_out(asked: &[Number]) -> Reply<'_, Vec<u8>> {
+        Box::pin(async move {
+            let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
+            let world = &asked[0].1;
+            world.statements.lock().unwrap().push(numbers.clone());
+            if numbers.contains(&0) {
+                world.go.notified().await;
+            }
+            match numbers.contains(&13) {
+                true => Err(StoreError::rejected("thirteen", None)),
+                false => Ok(numbers),
+            }
+        })
     }
 
-    fn batch() -> (Arc<World>, Arc<Batch<Number>>) {
-        let store = store::open("memory:", &Table::default()).unwrap();
-        let batch = Batch::new(Observed::new(store, "memory:"), Duration::from_secs(5));
-        (Arc::default(), Arc::new(batch))
+    fn batch() -> (Arc<World>, Arc<Batch<Number, u8>>) {
+        (Arc::default(), Arc::new(Batch::new(carry_out)))
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -284,7 +245,7 @@ mod tests {
 
     type Asked = tokio::task::JoinHandle<Result<u8, StoreError>>;
 
-    async fn ask(batch: &Arc<Batch<Number>>, world: &Arc<World>, numbers: &[u8]) -> Vec<Asked> {
+    async fn ask(batch: &Arc<Batch<Number, u8>>, world: &Arc<World>, numbers: &[u8]) -> Vec<Asked> {
         let mut asked = Vec::new();
         for number in numbers {
             let (batch, number) = (Arc::clone(batch), Number(*number, Arc::clone(world)));

@@ -1,8 +1,9 @@
 //! The same without async, for code that blocks.
 //!
-//! Each call waits on the thread that makes it, and what it waits for is carried out on that thread too;
-//! renewals go on in the background all the same. Such a thread needs a stack as threads have it by
-//! default, not of a few KiB. Do not call it from async code: it would block the worker.
+//! Each call waits on the thread that makes it. A first try and a release are also sent and answered on that
+//! thread, without another one in between; renewals and waits go on in the background. Such a thread needs a
+//! stack as threads have it by default, not of a few KiB. Do not call it from async code: it would block the
+//! worker.
 //!
 //! ```
 //! use database_locks::blocking::Locks;
@@ -43,7 +44,7 @@ use crate::timing::Ttl;
 /// waited for again.
 ///
 /// For callers that have to look after something else now and then, signals for example. It is as fast as
-/// the calls of this module: what is waited for is carried out on this very thread.
+/// the calls of this module.
 ///
 /// # Panics
 ///

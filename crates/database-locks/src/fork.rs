@@ -75,6 +75,11 @@ impl<F> Gated<F> {
     pub(crate) fn new(future: F) -> Self {
         Self(Here::new(Box::pin(future)))
     }
+
+    /// Whether this is the process that made it.
+    pub(crate) fn is_here(&self) -> bool {
+        self.0.is_here()
+    }
 }
 
 impl<F: Future> Future for Gated<F> {
@@ -219,8 +224,16 @@ impl<T> Here<T> {
         self.generation == generation()
     }
 
+    /// The value, in the process that made it. Elsewhere it is leaked.
+    pub(crate) fn into_inner(mut self) -> Option<T> {
+        match self.is_here() {
+            true => self.value.take(),
+            false => None,
+        }
+    }
+
     /// The value, in the process that made it.
-    fn here_mut(&mut self) -> Option<&mut T> {
+    pub(crate) fn here_mut(&mut self) -> Option<&mut T> {
         match self.is_here() {
             true => self.value.as_mut(),
             false => None,

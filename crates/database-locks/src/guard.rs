@@ -14,7 +14,7 @@ use crate::inner::Inner;
 use crate::loss::Loss;
 use crate::name::{LockName, Short};
 use crate::pending;
-use crate::release::give_back;
+use crate::release::GiveBack;
 use crate::runtime;
 use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
 use crate::ticket::Ticket;
@@ -506,27 +506,14 @@ impl LockGuard {
             Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(lost) => return Err(lost),
         }
-        let Some(work) = self.begin_release() else {
+        let Some(mut release) = self.begin_release() else {
             return Ok(());
         };
-        let work = runtime::spawn(work)?;
-        let late = async move {
-            tokio::time::sleep(RELEASE_PATIENCE).await;
-            Err(Error::Unavailable {
-                op: format!("release lock `{name}`"),
-                source: "no answer within 5s; trying on in the background".into(),
-            })
+        let done = match release.directly().await {
+            Some(done) => done,
+            None => in_background(name, release).await?,
         };
-        let done = runtime::run(async {
-            tokio::select! {
-                done = work => done.unwrap_or_else(|stopped| Err(Error::Unavailable {
-                    op: "release a lock".into(),
-                    source: Box::new(stopped),
-                })),
-                late = late => late,
-            }
-        });
-        if done.await? != Released::NotOurs {
+        if done != Released::NotOurs {
             return Ok(());
         }
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
@@ -546,9 +533,7 @@ impl LockGuard {
     }
 
     /// Stop the renewals; what is left is to tell the database.
-    fn begin_release(
-        &mut self,
-    ) -> Option<impl Future<Output = Result<Released, Error>> + Send + 'static + use<>> {
+    fn begin_release(&mut self) -> Option<GiveBack> {
         // In a forked child there is nothing of ours to be released, nor to be touched.
         if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
             return None;
@@ -570,8 +555,26 @@ impl LockGuard {
         let ttl = *self.longest();
         let what = Return::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| give_back(Arc::clone(&self.inner), what, ttl, held_for))
+        ours.then(|| GiveBack::new(Arc::clone(&self.inner), what, ttl, held_for))
     }
+}
+
+/// Release in the background, and wait for it no longer than a caller should.
+async fn in_background(name: LockName, release: GiveBack) -> Result<Released, Error> {
+    let work = runtime::spawn(release.carry_on())?;
+    runtime::run(async move {
+        tokio::select! {
+            done = work => done.unwrap_or_else(|stopped| Err(Error::Unavailable {
+                op: "release a lock".into(),
+                source: Box::new(stopped),
+            })),
+            () = tokio::time::sleep(RELEASE_PATIENCE) => Err(Error::Unavailable {
+                op: format!("release lock `{name}`"),
+                source: "no answer within 5s; trying on in the background".into(),
+            }),
+        }
+    })
+    .await
 }
 
 /// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
@@ -595,9 +598,8 @@ pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let Some(work) = self.begin_release() {
-            // The runtime is there, since the guard is.
-            let _ = runtime::spawn(work);
+        if let Some(release) = self.begin_release() {
+            drop(release);
             pending::guard_dropped();
         }
     }

@@ -12,12 +12,13 @@ use crate::error::Error;
 use crate::fence::OpenFences;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
+use crate::lane::DirectPath;
 use crate::looks::Looks;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
 use crate::pending::{self, Pending};
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Given, Observed, Return, Table, Version};
+use crate::store::{self, Ask, Given, Observed, Outcome, Released, Return, Table, Version};
 use crate::turns::Turns;
 use crate::watch::Watches;
 
@@ -25,8 +26,9 @@ use crate::watch::Watches;
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<Ask>,
-    pub(crate) returns: Batch<Return>,
+    pub(crate) asks: Batch<Ask, Outcome>,
+    pub(crate) returns: Batch<Return, Released>,
+    pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) looks: Looks,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) turns: Turns,
@@ -53,10 +55,12 @@ impl Inner {
                 scheduler.check_soon(name);
             }
         }));
+        let (acquiring, releasing) = (store.clone(), store.clone());
         let inner = Arc::new(Self {
             scheduler,
-            asks: Batch::new(store.clone(), PATIENCE),
-            returns: Batch::new(store.clone(), PATIENCE),
+            asks: Batch::new(move |asks| acquiring.acquire(asks, PATIENCE)),
+            returns: Batch::new(move |returns| releasing.release(returns, PATIENCE)),
+            direct: DirectPath::of(&store)?.map(Arc::new),
             looks: Looks::new(store.clone(), PATIENCE),
             store,
             turns: Turns::default(),

@@ -75,6 +75,7 @@ mod held;
 mod holder;
 mod info;
 mod inner;
+mod lane;
 mod lease;
 mod lock;
 #[cfg(feature = "macros")]

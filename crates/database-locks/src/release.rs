@@ -4,13 +4,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::acquire::{PATIENCE, Waiters};
+use tokio::sync::oneshot;
+
+use crate::acquire::{DIRECT, PATIENCE, Waiters};
 use crate::clock::{self, Time};
 use crate::error::Error;
+use crate::fork::Here;
 use crate::held::ms;
 use crate::inner::Inner;
 use crate::locks::again;
 use crate::name::LockName;
+use crate::pending::Pending;
+use crate::runtime;
 use crate::store::{Force, Occupant, Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
@@ -21,16 +26,17 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 /// The longest pause after a refusal: rights are seldom given back within seconds.
 const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
-/// Release, again and again until the database has answered, or the lease has ended by itself.
+/// Release, again and again until the database has answered, or the lease has ended by itself; in the
+/// background.
 ///
 /// If the row is locked while a fence of this grant is open, the transaction that locks it is the
 /// caller's own: the answer is [`Released::Busy`] at once, and the release is done when that
 /// transaction ends.
 ///
-/// It counts as pending from now on, and not from when it is first polled: whoever drops a guard and
-/// drains at once waits for it.
+/// It counts as pending from now on, and not from when it is first polled: a drain that begins after the drop
+/// of a guard waits for it.
 ///
-/// `held_for` is for the log; none where nobody ever held it: an acquire that was given up.
+/// `held_for` is for the log; none for an acquire that was given up, whose grant nobody ever held.
 ///
 /// # Errors
 ///
@@ -41,16 +47,152 @@ pub(crate) fn give_back(
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    let pending = inner.pending.clone();
-    async move {
+    GiveBack::new(inner, what, ttl, held_for).carry_on()
+}
+
+/// A grant that is being given back. Dropped before it is, that is carried on in the background.
+#[derive(Debug)]
+pub(crate) struct GiveBack(Option<Here<Task>>);
+
+#[derive(Debug)]
+struct Task {
+    inner: Arc<Inner>,
+    what: Return,
+    end: Time,
+    held_for: Option<Duration>,
+    /// What the lane answered.
+    first: Option<Result<Released, StoreError>>,
+    /// Ends when the request on the lane is carried through that the caller has dropped.
+    under_way: Option<oneshot::Receiver<()>>,
+    _pending: Pending,
+}
+
+impl GiveBack {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        what: Return,
+        ttl: Ttl,
+        held_for: Option<Duration>,
+    ) -> Self {
         let end = match ttl {
             Ttl::Finite(ttl) => clock::now().saturating_add(ttl),
             Ttl::Infinite => Time::MAX,
         };
-        let done = until_answered(&inner, what, end, held_for, Try::First).await;
-        drop(pending);
-        done
+        Self(Some(Here::new(Task {
+            _pending: inner.pending.clone(),
+            inner,
+            what,
+            end,
+            held_for,
+            first: None,
+            under_way: None,
+        })))
     }
+
+    /// One try on the lane, where the caller's runtime is its home; what came of it, if that was an answer.
+    pub(crate) async fn directly(&mut self) -> Option<Released> {
+        let task = self.0.as_mut()?.here_mut()?;
+        let path = task.inner.direct.clone()?;
+        let home = path.here()?;
+        let (done, under_way) = oneshot::channel();
+        task.under_way = Some(under_way);
+        task.what.quietly = task.inner.turns.has_next(&task.what.name);
+        let answer = path.release(home, task.what.clone(), DIRECT, done).await;
+        task.under_way = None;
+        match answer {
+            Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+                let done = freed(&task.inner, &task.what, done, false, task.held_for);
+                self.0 = None;
+                Some(done)
+            }
+            // Nothing was sent. The background may have a connection.
+            Err(failure) if failure.is_undone() && !failure.is_answer() => None,
+            answer => {
+                task.first = Some(answer);
+                None
+            }
+        }
+    }
+
+    /// Until it is done, in the background.
+    pub(crate) fn carry_on(
+        mut self,
+    ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
+        let task = self.0.take().and_then(Here::into_inner);
+        async move {
+            match task {
+                Some(task) => task.carry_on().await,
+                None => Ok(Released::NotOurs),
+            }
+        }
+    }
+}
+
+impl Task {
+    async fn carry_on(self) -> Result<Released, Error> {
+        let unsure = self.under_way.is_some();
+        if let Some(under_way) = self.under_way {
+            // Its runtime may never go on with it.
+            let _ = tokio::time::timeout(PATIENCE, under_way).await;
+        }
+        let first = match unsure {
+            true => Some(Err(StoreError::Unavailable("its caller has gone".into()))),
+            false => self.first,
+        };
+        until_answered(
+            &self.inner,
+            self.what,
+            self.end,
+            self.held_for,
+            Try::First,
+            first,
+        )
+        .await
+    }
+}
+
+impl Drop for GiveBack {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take().and_then(Here::into_inner) {
+            let _ = runtime::spawn(task.carry_on());
+        }
+    }
+}
+
+/// It is free, or another's; what its caller is told.
+///
+/// `unsure`: an earlier try whose reply was lost may have been the one that freed it.
+fn freed(
+    inner: &Arc<Inner>,
+    what: &Return,
+    done: Released,
+    unsure: bool,
+    held_for: Option<Duration>,
+) -> Released {
+    if done != Released::NotOurs && !what.quietly {
+        note_release(inner, what, done == Released::Awaited || unsure, held_for);
+    }
+    // What was asked for quietly before may have been done.
+    let others = match done {
+        _ if unsure || done == Released::Awaited => Others::Some,
+        _ if inner.store.waiters_poll() => Others::Perhaps,
+        _ => Others::Nobody,
+    };
+    pass_on(inner, what, others);
+    let done = if unsure { Released::Freed } else { done };
+    let said = match (done, held_for) {
+        (Released::NotOurs, _) => "nothing left to release",
+        (_, Some(_)) => "lock released",
+        (_, None) => "given back what a given-up acquire got",
+    };
+    tracing::debug!(
+        lock.name = what.name.as_str(),
+        lock.token = what.token.map(Token::get),
+        lock.holder = &*what.holder,
+        lock.held_ms = held_for.map(ms),
+        "{said}"
+    );
+    done
 }
 
 /// What came before the present tries of one release.
@@ -69,45 +211,26 @@ async fn until_answered(
     end: Time,
     held_for: Option<Duration>,
     which: Try,
+    mut first: Option<Result<Released, StoreError>>,
 ) -> Result<Released, Error> {
     let (name, holder) = (what.name.clone(), Arc::clone(&what.holder));
     let token = what.token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
         what.quietly = inner.turns.has_next(&what.name);
-        let failure = match inner.returns.ask(what.clone()).await {
+        let answer = match first.take() {
+            Some(answer) => answer,
+            None => inner.returns.ask(what.clone()).await,
+        };
+        let failure = match answer {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
-                if done != Released::NotOurs && !what.quietly {
-                    note_release(inner, &what, done == Released::Awaited || unsure, held_for);
-                }
-                // What was asked for quietly before may have been done.
-                let others = match done {
-                    _ if unsure || done == Released::Awaited => Others::Some,
-                    _ if inner.store.waiters_poll() => Others::Perhaps,
-                    _ => Others::Nobody,
-                };
-                pass_on(inner, &what, others);
-                // An earlier try whose reply was lost may have been the one that freed it.
-                let done = if unsure { Released::Freed } else { done };
-                let said = match (done, held_for) {
-                    (Released::NotOurs, _) => "nothing left to release",
-                    (_, Some(_)) => "lock released",
-                    (_, None) => "given back what a given-up acquire got",
-                };
-                tracing::debug!(
-                    lock.name = name.as_str(),
-                    lock.token = token,
-                    lock.holder = &*holder,
-                    lock.held_ms = held_for.map(ms),
-                    "{said}"
-                );
-                return Ok(done);
+                return Ok(freed(inner, &what, done, unsure, held_for));
             }
             Ok(Released::Busy) if inner.fences.end_of(what.grant).is_some() => {
                 if which != Try::AfterFence {
                     note_fence(&what);
                 }
-                tokio::spawn(after_fence(Arc::clone(inner), what, end, held_for));
+                let _ = runtime::spawn(after_fence(Arc::clone(inner), what, end, held_for));
                 return Ok(Released::Busy);
             }
             Ok(Released::Busy) => {
@@ -135,7 +258,7 @@ async fn until_answered(
                 error.chain()
             );
             if !over {
-                tokio::spawn(go_on(Arc::clone(inner), what, end, held_for));
+                let _ = runtime::spawn(go_on(Arc::clone(inner), what, end, held_for));
             }
             return Err(error);
         }
@@ -163,7 +286,7 @@ fn go_on(
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterRefusal).await;
+        let _ = until_answered(&inner, what, end, held_for, Try::AfterRefusal, None).await;
     })
 }
 
@@ -186,7 +309,7 @@ fn after_fence(
             .then(|| inner.pending.clone());
         // The lease may have ended under the fence; the row is the grant's until another takes it.
         let end = end.max(clock::now().saturating_add(PATIENCE));
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterFence).await;
+        let _ = until_answered(&inner, what, end, held_for, Try::AfterFence, None).await;
         drop(pending);
     })
 }
@@ -208,7 +331,7 @@ pub(crate) fn defer(inner: &Arc<Inner>, what: &Return) -> bool {
     if open {
         note_fence(what);
         let end = clock::now();
-        tokio::spawn(after_fence(Arc::clone(inner), what.clone(), end, None));
+        let _ = runtime::spawn(after_fence(Arc::clone(inner), what.clone(), end, None));
     }
     open
 }
@@ -232,7 +355,7 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<O
         "lock to be released by force when its own fenced transaction ends"
     );
     let inner = Arc::clone(inner);
-    tokio::spawn(async move {
+    let _ = runtime::spawn(async move {
         fence.wait().await;
         let pending = inner.pending.clone();
         let (name, grant) = (&held.grant.name, held.grant.id.as_str());
@@ -283,14 +406,14 @@ fn pass_on(inner: &Arc<Inner>, what: &Return, others: Others) {
         Next::Nothing => {}
         Next::Behind(pause) => {
             let (inner, name) = (Arc::clone(inner), name.clone());
-            tokio::spawn(async move {
+            let _ = runtime::spawn(async move {
                 tokio::time::sleep(pause).await;
                 inner.turns.ring(&name);
             });
         }
         Next::Owed(pause, release) => {
             let (inner, name) = (Arc::clone(inner), name.clone());
-            tokio::spawn(async move {
+            let _ = runtime::spawn(async move {
                 tokio::time::sleep(pause).await;
                 if inner.turns.pays(&name, release) {
                     // Should it fail, they look for themselves in a few seconds.

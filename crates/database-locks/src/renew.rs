@@ -236,7 +236,7 @@ impl Scheduler {
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
-        runtime::spawn_service(Arc::clone(&scheduler).work())?;
+        runtime::spawn(Arc::clone(&scheduler).work())?;
         Ok(scheduler)
     }
 

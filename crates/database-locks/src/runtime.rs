@@ -1,165 +1,112 @@
-//! The one background runtime of the process: all I/O and all renewals happen there.
+//! The background runtime of the process, and waiting on a thread.
 //!
-//! A runtime of our own rather than the caller's, since a caller that blocks its workers, drops its
-//! runtime while holding a lock, or has none at all must not lose its locks for it.
+//! All renewals happen on the background runtime, on a thread of its own, rather than on the runtime of a
+//! caller: one that blocks its workers, ends its runtime while it holds a lock, or has none at all must not
+//! lose its locks for it.
 //!
-//! A thread of its own drives it, and makes way for threads that block until something is done: see
-//! `baton`.
+//! A thread that blocks drives a second runtime, which all such threads share: a request to the database is
+//! sent, and its answer heard, on the very thread that waits for it. Otherwise two threads would have to wake
+//! each other at each call, a third of what an acquire takes. A wait that needs nothing of that runtime is
+//! spent outside it, so that no thread keeps it from the others.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
-use self::baton::Baton;
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::fork::{self, AtWork, PerProcess};
 
-mod baton;
 pub(crate) mod callbacks;
 
-/// The runtime, and who drives it.
-struct Background {
-    runtime: Runtime,
-    baton: Baton,
+/// The background runtime of this process, which is started by the first call.
+fn background() -> Result<&'static Handle, Error> {
+    static BACKGROUND: PerProcess<Handle> = PerProcess::new();
+    BACKGROUND.get_or_try_init(|| {
+        // Before there is a thread for a fork to wait for.
+        fork::generation();
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(fork::rest)
+            .on_thread_unpark(fork::begin)
+            .build()
+            .map_err(not_started)?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("database-locks".into())
+            .spawn(move || {
+                let _at_work = AtWork::begin();
+                DRIVES.set(Some(fork::generation()));
+                runtime.block_on(std::future::pending::<()>());
+            })
+            .map_err(not_started)?;
+        Ok(handle)
+    })
 }
 
-/// That of this process, which is started by the first call.
-fn background() -> Result<&'static Background, Error> {
-    static BACKGROUND: PerProcess<&Background> = PerProcess::new();
-    BACKGROUND.get_or_try_init(start).copied()
-}
-
-fn start() -> Result<&'static Background, Error> {
-    let failed = |source: std::io::Error| Error::Unavailable {
+fn not_started(source: std::io::Error) -> Error {
+    Error::Unavailable {
         op: "start the thread that renews leases".into(),
         source: Box::new(source),
+    }
+}
+
+/// The runtime that threads drive while they block. It is never dropped: nothing of it is stopped with a
+/// thread that ends.
+fn blocking() -> Result<&'static Runtime, Error> {
+    static BLOCKING: PerProcess<&Runtime> = PerProcess::new();
+    let start = || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        Ok(&*Box::leak(Box::new(runtime.map_err(not_started)?)))
     };
-    // Before there is a thread for a fork to wait for.
-    fork::generation();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .on_thread_park(fork::rest)
-        .on_thread_unpark(fork::begin)
-        .build()
-        .map_err(failed)?;
-    // For as long as the process: so is the thread.
-    let background: &Background = Box::leak(Box::new(Background {
-        runtime,
-        baton: Baton::new().map_err(failed)?,
-    }));
-    std::thread::Builder::new()
-        .name("database-locks".into())
-        .spawn(|| background.drive())
-        .map_err(failed)?;
-    Ok(background)
+    BLOCKING.get_or_try_init(start).copied()
 }
 
 thread_local! {
-    /// In which generation of forks this thread drives the runtime of its process, if it does.
+    /// In which generation of forks this thread is the background thread, if it is.
     static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
+    /// What this thread waits for needs the runtime that the thread drives.
+    static NEEDED: Cell<bool> = const { Cell::new(false) };
+    /// This thread waits outside the runtime that it is in, which may not go on until the wait is over.
+    static PARKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// This thread drives the runtime, for as long as this lives.
-struct Driving(AtWork);
-
-impl Driving {
-    fn begin() -> Self {
-        let at_work = AtWork::begin();
-        DRIVES.set(Some(fork::generation()));
-        Self(at_work)
-    }
-}
-
-impl Drop for Driving {
-    fn drop(&mut self) {
-        DRIVES.set(None);
-    }
-}
-
-/// Whether this thread is in the midst of driving the runtime, so that nothing goes on until it returns:
-/// foreign code runs there where it is a waker, a log subscriber or a future that is waited for.
+/// Whether this thread is the background thread, so that nothing goes on until it returns: foreign code runs
+/// there where it is a waker, a log subscriber or a future that is waited for.
 pub(crate) fn drives() -> bool {
-    // A child that is forked from within is driven by another thread.
+    // A child that is forked from within has another.
     DRIVES.get() == Some(fork::generation())
 }
 
-impl Background {
-    /// What the background thread does for ever.
-    fn drive(&self) {
-        loop {
-            let turn = self.baton.needs_background();
-            let _driving = Driving::begin();
-            self.runtime.block_on(turn.wanted());
-        }
+/// The runtime that polls the caller and will go on polling it, if there is one that is not the background
+/// runtime; and whether it is the one that threads drive while they block.
+pub(crate) fn of_caller() -> Option<(Handle, bool)> {
+    if PARKED.get() || drives() {
+        return None;
     }
+    let handle = Handle::try_current().ok()?;
+    let blocks = blocking().is_ok_and(|runtime| runtime.handle().id() == handle.id());
+    Some((handle, blocks))
+}
 
-    fn wait<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        loop {
-            if let Some(done) = self.wait_until(future.as_mut(), None) {
-                return done;
-            }
-        }
-    }
-
-    /// None: it takes longer than that.
-    fn wait_until<F: Future + ?Sized>(
-        &self,
-        mut future: Pin<&mut F>,
-        until: Option<Time>,
-    ) -> Option<F::Output> {
-        // Within another runtime tokio refuses to drive ours, and when a thread is about to end too.
-        let may_drive = Handle::try_current().is_err_and(|why| why.is_missing_context());
-        let mut place = self.baton.stand_in_line();
-        loop {
-            if may_drive && let Some(turn) = place.comes() {
-                let _driving = Driving::begin();
-                let left = until.map(|until| until.saturating_sub(clock::now()));
-                let done = self.runtime.block_on(async {
-                    match left {
-                        Some(left) => tokio::time::timeout(left, future).await.ok(),
-                        None => Some(future.await),
-                    }
-                });
-                if done.is_none() {
-                    turn.interrupt();
-                }
-                return done;
-            }
-            if let Poll::Ready(done) = place.poll(future.as_mut(), until) {
-                return Some(done);
-            }
-            if until.is_some_and(|until| clock::now() >= until) {
-                return None;
-            }
-        }
-    }
+/// What is being polled waits for something that the runtime of this thread has to do.
+pub(crate) fn needed() {
+    NEEDED.set(true);
 }
 
 /// Carry out `work` in the background. Dropping what this answers does not stop it.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
-    let Background { runtime, baton } = background()?;
-    let begun = baton.begin();
-    let task = runtime.spawn(async move {
-        let _begun = begun;
-        work.await
-    });
-    baton.begun();
-    Ok(task)
-}
-
-/// The same with what goes on for ever, and nobody waits for.
-pub(crate) fn spawn_service(work: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-    background()?.runtime.spawn(work);
-    Ok(())
+    Ok(background()?.spawn(work))
 }
 
 /// Carry out `work` in the background, and wait for it. Dropping this future does not stop it.
@@ -174,10 +121,7 @@ pub(crate) async fn run<T: Send + 'static>(
     })
 }
 
-/// Whether this thread may wait for what the runtime does.
-///
-/// Not where it is this thread that drives it: it would wait for itself, and every lease of the process
-/// with it.
+/// Whether this thread may wait for what the background runtime does.
 fn may_block() -> Result<(), Error> {
     match drives() {
         false => Ok(()),
@@ -193,22 +137,133 @@ fn may_block() -> Result<(), Error> {
 /// Wait for it on this thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
     may_block()?;
-    Ok(match background() {
-        Ok(background) => background.wait(future),
-        // It will say so itself, if it needs it.
-        Err(_) => pollster::block_on(future),
-    })
+    let mut future = pin!(future);
+    loop {
+        if let Some(done) = wait(future.as_mut(), None) {
+            return Ok(done);
+        }
+    }
 }
 
-/// Wait for it on this thread, for so long.
+/// Wait for it on this thread, for so long. None: it takes longer.
 pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
 ) -> Result<Option<F::Output>, Error> {
     may_block()?;
-    let until = clock::now().saturating_add(at_most);
-    let background = background().ok();
-    Ok(background.and_then(|background| background.wait_until(future, Some(until))))
+    Ok(wait(future, Some(clock::now().saturating_add(at_most))))
+}
+
+fn wait<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+    // Within a runtime tokio refuses to drive another, and while a thread ends too.
+    let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
+    if outside && let Ok(runtime) = blocking() {
+        let done = runtime.block_on(drive(future.as_mut(), until));
+        if let Driven::Done(done) = done {
+            return Some(done);
+        } else if let Driven::Late = done {
+            return None;
+        }
+    }
+    park(future, until)
+}
+
+enum Driven<T> {
+    Done(T),
+    /// It needs nothing of the runtime any more.
+    Elsewhere,
+    Late,
+}
+
+/// Wait for it within the blocking runtime, for as long as it needs that.
+async fn drive<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    until: Option<Time>,
+) -> Driven<F::Output> {
+    // The tasks of the runtime come first: nobody may have polled them for long, and one of them knows whether
+    // the server has ended the connection.
+    tokio::task::yield_now().await;
+    let driven = poll_fn(|context| {
+        NEEDED.set(false);
+        let polled = {
+            let _at_work = AtWork::begin();
+            future.as_mut().poll(context)
+        };
+        match polled {
+            Poll::Ready(done) => Poll::Ready(Driven::Done(done)),
+            Poll::Pending if NEEDED.get() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Driven::Elsewhere),
+        }
+    });
+    match until {
+        None => driven.await,
+        Some(until) => {
+            let left = until.saturating_sub(clock::now());
+            let driven = tokio::time::timeout(left, driven).await;
+            driven.unwrap_or(Driven::Late)
+        }
+    }
+}
+
+/// Wait for it on this thread, outside any runtime.
+fn park<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+    let _parked = Parked(PARKED.replace(true));
+    let signal = Arc::new(Signal {
+        thread: std::thread::current(),
+        set: AtomicBool::new(false),
+    });
+    let waker = Waker::from(Arc::clone(&signal));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut context) {
+            return Some(done);
+        }
+        if !signal.wait(until) {
+            return None;
+        }
+    }
+}
+
+/// Puts [`PARKED`] back.
+struct Parked(bool);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        PARKED.set(self.0);
+    }
+}
+
+/// Wakes one thread.
+#[derive(Debug)]
+struct Signal {
+    thread: Thread,
+    set: AtomicBool,
+}
+
+impl Signal {
+    /// Whether it was set, rather than that the time was over.
+    fn wait(&self, until: Option<Time>) -> bool {
+        while !self.set.swap(false, Ordering::Acquire) {
+            match until.map(|until| until.saturating_sub(clock::now())) {
+                None => std::thread::park(),
+                Some(Duration::ZERO) => return false,
+                Some(left) => std::thread::park_timeout(left),
+            }
+        }
+        true
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.set.swap(true, Ordering::Release) {
+            self.thread.unpark();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -228,15 +283,24 @@ mod tests {
     }
 
     #[test]
-    fn who_blocks_carries_it_out_himself_and_who_does_not_has_it_done() {
-        let me = thread::current().id();
-        // Not at once, perhaps: whoever drives when it is asked for carries it out, and another test may.
-        let began = clock::now();
-        while block_on(carried_out_by()).unwrap() != me {
-            assert!(clock::now() < began + LONG, "others do it all");
+    fn a_wait_leaves_the_shared_runtime_once_it_needs_it_no_more() {
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let long = thread::spawn(move || block_on(told).unwrap());
+        // Another thread gets to drive it while that one waits.
+        let sleeps = || async {
+            let mut sleep = pin!(tokio::time::sleep(Duration::from_millis(1)));
+            poll_fn(|context| {
+                needed();
+                sleep.as_mut().poll(context)
+            })
+            .await;
+            of_caller().is_some_and(|(_, blocking)| blocking)
+        };
+        for _ in 0..3 {
+            assert!(block_on(sleeps()).unwrap());
         }
-        let by = pollster::block_on(carried_out_by());
-        assert_ne!(by, me);
+        tell.send(()).unwrap();
+        long.join().unwrap().unwrap();
     }
 
     #[test]
@@ -313,15 +377,8 @@ mod tests {
             refused(block_on(async {}));
             refused(block_on_for(pin!(async {}), LONG).map(drop));
         };
-        // In the background, on the thread that drives it just then, and on a thread that blocks.
         block_on(spawn(nested()).unwrap()).unwrap().unwrap();
-        pollster::block_on(spawn(nested()).unwrap()).unwrap();
-        let me = thread::current().id();
-        let began = clock::now();
-        while block_on(carried_out_by()).unwrap() != me {
-            assert!(clock::now() < began + LONG, "others do it all");
-        }
-        // It may again once it does not drive any more.
+        // Elsewhere it may.
         block_on(async {}).unwrap();
     }
 

@@ -1,11 +1,14 @@
 //! Every clause of the store contract, on every engine.
 
+use testkit::contract::LaneLab;
 use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
 contract_tests!(postgres, Lab::postgres());
 contract_tests!(postgres18, Lab::postgres18());
+contract_tests!(postgres_lane, Lab::postgres().map(LaneLab));
+contract_tests!(pgbouncer_lane, Lab::pgbouncer().map(LaneLab));
 contract_tests!(pgbouncer, Lab::pgbouncer());
 contract_tests!(mariadb, Lab::mariadb());
 contract_tests!(mysql, Lab::mysql());

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::pace::Pace;
-use super::{Progress, Want, op};
+use super::{Progress, Tried, Want, op};
 use crate::clock::{self, Time};
 use crate::error::{Error, Human, LostReason};
 use crate::guard::LockGuard;
 use crate::inner::Inner;
 use crate::looks;
+use crate::name::LockName;
 use crate::store::{Occupant, Outcome, Pauses, StoreError, Version, Woken};
 use crate::token::{GrantId, Token};
 use crate::turns::Turn;
@@ -31,10 +32,10 @@ const LAST_TRY: Duration = Duration::from_millis(20);
 /// Dropped at any point, it leaves nothing held: see [`Attempt`].
 pub(super) struct Acquisition<'a> {
     inner: &'a Arc<Inner>,
-    want: &'a Want,
+    want: &'a Arc<Want>,
     progress: &'a Mutex<Progress>,
     deadline: Option<Time>,
-    attempt: Attempt<'a>,
+    attempt: Attempt,
     pace: Pace,
     /// Our place among the waiters of this process.
     turn: Option<Turn>,
@@ -51,19 +52,24 @@ pub(super) struct Acquisition<'a> {
 impl<'a> Acquisition<'a> {
     pub(super) fn new(
         inner: &'a Arc<Inner>,
-        want: &'a Want,
+        want: &'a Arc<Want>,
+        tried: Option<Tried>,
         progress: &'a Mutex<Progress>,
         deadline: Option<Time>,
     ) -> Result<Self, Error> {
+        let (attempt, polled) = match tried {
+            Some(Tried(attempt, outcome)) => (attempt, Some(outcome)),
+            None => (Attempt::new(inner, want)?, None),
+        };
         Ok(Self {
             inner,
             want,
             progress,
             deadline,
-            attempt: Attempt::new(inner, want)?,
+            attempt,
             pace: Pace::new(want.poll),
             turn: None,
-            polled: None,
+            polled,
             held_here: None,
             unclear_since: clock::now(),
             stretch: Stretch::default(),
@@ -71,13 +77,17 @@ impl<'a> Acquisition<'a> {
     }
 
     pub(super) async fn run(mut self) -> Result<Option<LockGuard>, Error> {
-        self.leave_head_start().await;
+        if self.polled.is_none() {
+            self.leave_head_start().await;
+        }
         // A client that may take it over need not wait behind those that may not.
         if !self.want.once()
             && !self.want.preempt
             && self.inner.turns.is_waited_for(&self.want.name)
+            && !self.take_turn().await
         {
-            self.take_turn().await;
+            // What was seen before is old.
+            self.polled = None;
         }
         loop {
             self.wait_for_release_here().await;
@@ -231,11 +241,7 @@ impl<'a> Acquisition<'a> {
                 self.inner.outages.log_answered(sent);
                 if let Outcome::Held(occupant) = outcome {
                     self.unclear_since = now;
-                    held_here = is_held_by(self.inner, occupant);
-                    if !held_here {
-                        self.inner.turns.taken_elsewhere(name);
-                        self.inner.head_starts.held_elsewhere(name, now);
-                    }
+                    held_here = note_holder(self.inner, name, occupant, now);
                 }
             }
         }
@@ -296,6 +302,23 @@ impl<'a> Acquisition<'a> {
             };
         }
     }
+}
+
+/// Whether a caller may try before it has waited for anything: no waiter of this process comes first, nor
+/// other processes.
+pub(super) fn may_try_at_once(inner: &Inner, want: &Want) -> bool {
+    let name = &want.name;
+    !inner.turns.is_waited_for(name) && inner.head_starts.left(name, clock::now()).is_zero()
+}
+
+/// Take note of who has it; whether a guard of this process has.
+pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Occupant, now: Time) -> bool {
+    let here = is_held_by(inner, by);
+    if !here {
+        inner.turns.taken_elsewhere(name);
+        inner.head_starts.held_elsewhere(name, now);
+    }
+    here
 }
 
 /// Whether it is a guard of these very locks that has it, whose release is heard of here.

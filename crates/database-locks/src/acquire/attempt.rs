@@ -3,37 +3,47 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{PATIENCE, Want};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::{DIRECT, PATIENCE, Want};
 use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
+use crate::fork::Here;
 use crate::guard::LockGuard;
 use crate::held::{Held, Status};
 use crate::holder::over;
 use crate::inner::Inner;
+use crate::lane::DirectPath;
 use crate::lease::Lease;
 use crate::loss::Loss;
 use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
-use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Return, StoreError, TakeOver};
+use crate::runtime;
+use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Released, Return, StoreError, TakeOver};
 use crate::timing::{MAX_FIRST_GRANT, Ttl};
 use crate::token::{GrantId, Token};
 
 /// One grant that is being asked for.
 ///
 /// Dropped while it is unknown whether it was made, it is given back in the background.
-pub(super) struct Attempt<'a> {
-    inner: &'a Arc<Inner>,
-    want: &'a Want,
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// In a forked child it is left alone.
+    inner: Here<Arc<Inner>>,
+    want: Arc<Want>,
     ask: Ask,
     /// From before the request is sent: then it may stand in the row.
     _ours: Ours,
     /// When the latest request was sent.
     sent: Time,
     unsettled: bool,
+    /// Ends when the request on the lane is carried through that the caller has dropped.
+    under_way: Option<oneshot::Receiver<()>>,
 }
 
-impl<'a> Attempt<'a> {
-    pub(super) fn new(inner: &'a Arc<Inner>, want: &'a Want) -> Result<Self, Error> {
+impl Attempt {
+    pub(super) fn new(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Self, Error> {
         let ask = Ask {
             name: want.name.clone(),
             grant: GrantId::random()?,
@@ -43,13 +53,38 @@ impl<'a> Attempt<'a> {
             lapsed: None,
         };
         Ok(Self {
-            inner,
-            want,
+            inner: Here::new(Arc::clone(inner)),
+            want: Arc::clone(want),
             _ours: Ours::new(ask.grant),
             ask,
             sent: Time::ZERO,
             unsettled: false,
+            under_way: None,
         })
+    }
+
+    /// When the latest request was sent.
+    pub(super) fn sent(&self) -> Time {
+        self.sent
+    }
+
+    /// Try on the lane, whose home the caller's runtime is. Whom it would be taken over from is left alone.
+    pub(super) async fn directly(
+        &mut self,
+        path: &Arc<DirectPath>,
+        home: Handle,
+    ) -> Result<Outcome, StoreError> {
+        let patience = match self.want.wait {
+            Some(wait) if wait.is_zero() => PATIENCE,
+            Some(wait) => (wait / 2).min(DIRECT),
+            None => DIRECT,
+        };
+        let (done, under_way) = oneshot::channel();
+        self.under_way = Some(under_way);
+        let before = self.begin();
+        let answer = path.acquire(home, self.ask.clone(), patience, done).await;
+        self.under_way = None;
+        self.answered(before, answer)
     }
 
     pub(super) async fn once(&mut self) -> Result<Outcome, StoreError> {
@@ -99,10 +134,23 @@ impl<'a> Attempt<'a> {
     }
 
     async fn ask(&mut self) -> Result<Outcome, StoreError> {
-        let before = std::mem::replace(&mut self.unsettled, true);
+        let before = self.begin();
+        let answer = self.inner.asks.ask(self.ask.clone()).await;
+        self.answered(before, answer)
+    }
+
+    /// A request is about to be sent; whether an earlier one was unsettled.
+    fn begin(&mut self) -> bool {
         self.sent = clock::now();
         self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
-        let answer = self.inner.asks.ask(self.ask.clone()).await;
+        std::mem::replace(&mut self.unsettled, true)
+    }
+
+    fn answered(
+        &mut self,
+        before: bool,
+        answer: Result<Outcome, StoreError>,
+    ) -> Result<Outcome, StoreError> {
         if answer.as_ref().is_err_and(StoreError::is_undone) {
             // Nothing was granted, so there is nothing to give back.
             self.unsettled = before;
@@ -178,13 +226,13 @@ impl<'a> Attempt<'a> {
             id: self.ask.grant,
             holder: Arc::clone(&self.want.holder),
         };
-        begin(self.inner, grant, lease).await
+        begin(&self.inner, grant, lease).await
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.unsettled {
+        if !self.unsettled || !self.inner.is_here() {
             return;
         }
         let ask = &self.ask;
@@ -197,12 +245,22 @@ impl Drop for Attempt<'_> {
             quietly: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
-        tokio::spawn(give_back(
-            Arc::clone(self.inner),
-            what,
-            Ttl::Finite(MAX_FIRST_GRANT),
-            None,
-        ));
+        let ttl = Ttl::Finite(MAX_FIRST_GRANT);
+        let inner = Arc::clone(&self.inner);
+        let release = move |what| give_back(Arc::clone(&inner), what, ttl, None);
+        let (first, under_way) = (release(what.clone()), self.under_way.take());
+        let _ = runtime::spawn(async move {
+            let Some(under_way) = under_way else {
+                let _ = first.await;
+                return;
+            };
+            // Its runtime may never go on with it, or have ended: then the server may come to it later.
+            let _ = tokio::time::timeout(PATIENCE, under_way).await;
+            if let Ok(Released::NotOurs) = first.await {
+                tokio::time::sleep(DIRECT).await;
+                let _ = release(what).await;
+            }
+        });
     }
 }
 

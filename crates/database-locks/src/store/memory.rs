@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, Table, TakeOver, Woken,
+    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pauses, Pruned, Released,
+    Renewal, Reply, Resume, Return, Store, Table, TakeOver, Woken,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -145,6 +145,12 @@ struct Shared {
     freed: Notify,
 }
 
+impl Shared {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An open fence.
 #[derive(Debug)]
 struct Fence {
@@ -154,11 +160,7 @@ struct Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        let mut rows = self
-            .shared
-            .rows
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut rows = self.shared.rows();
         if let Some(row) = rows.get_mut(&self.name) {
             row.fences -= 1;
         }
@@ -185,7 +187,7 @@ impl Memory {
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {
-        self.0.rows.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.rows()
     }
 }
 
@@ -267,14 +269,42 @@ fn release(rows: &mut Rows, what: &Return) -> Released {
     }
 }
 
+/// There is nothing to connect to, and each call is answered at once.
+impl Lane for Shared {
+    fn connect(&self) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+        let mut rows = self.rows();
+        ready(asks.iter().map(|ask| acquire(&mut rows, ask)).collect())
+    }
+
+    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+        let mut rows = self.rows();
+        let done = returns
+            .iter()
+            .map(|what| release(&mut rows, what))
+            .collect();
+        drop(rows);
+        self.freed.notify_waiters();
+        ready(done)
+    }
+
+    fn give_up(&self) {}
+}
+
 impl Store for Memory {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Lane>)
+    }
+
     fn connect(&self, _: Duration) -> Reply<'_, ()> {
         ready(())
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], _: Duration) -> Reply<'a, Vec<Outcome>> {
-        let mut rows = self.rows();
-        ready(asks.iter().map(|ask| acquire(&mut rows, ask)).collect())
+        Lane::acquire(&*self.0, asks)
     }
 
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
@@ -288,14 +318,7 @@ impl Store for Memory {
     }
 
     fn release<'a>(&'a self, returns: &'a [Return], _: Duration) -> Reply<'a, Vec<Released>> {
-        let mut rows = self.rows();
-        let done = returns
-            .iter()
-            .map(|what| release(&mut rows, what))
-            .collect();
-        drop(rows);
-        self.0.freed.notify_waiters();
-        ready(done)
+        Lane::release(&*self.0, returns)
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {

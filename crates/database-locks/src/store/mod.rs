@@ -567,7 +567,7 @@ impl StoreError {
     }
 
     /// Whether it is known that nothing was done, and that nothing will be.
-    pub(crate) fn is_undone(&self) -> bool {
+    pub fn is_undone(&self) -> bool {
         match self {
             Self::Unavailable(source) => Cause::of(source, String::new()).undone,
             Self::Rejected { .. } => true,
@@ -596,7 +596,7 @@ impl StoreError {
         }
     }
 
-    fn late(within: Duration) -> Self {
+    pub(crate) fn late(within: Duration) -> Self {
         Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
     }
 

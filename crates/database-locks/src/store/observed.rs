@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Resume, Return, Store, StoreError, TakeOver,
+    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
+    Reply, Resume, Return, Store, StoreError, TakeOver,
 };
 use crate::clock;
 use crate::info::{ListFilter, LockInfo};
@@ -71,13 +71,33 @@ impl Observed {
         self.timed("connect", self.store.connect(within)).await
     }
 
-    pub(crate) async fn acquire(
+    pub(crate) fn acquire<'a>(&self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+        let store = self.clone();
+        Box::pin(async move {
+            store
+                .timed("acquire", store.store.acquire(asks, within))
+                .await
+        })
+    }
+
+    /// The same on a lane of the store.
+    pub(crate) fn acquire_on<'a>(
         &self,
-        asks: &[Ask],
-        within: Duration,
-    ) -> Result<Vec<Outcome>, StoreError> {
-        self.timed("acquire", self.store.acquire(asks, within))
-            .await
+        lane: Arc<dyn Lane>,
+        asks: &'a [Ask],
+    ) -> Reply<'a, Vec<Outcome>> {
+        let store = self.clone();
+        Box::pin(async move { store.timed("acquire", lane.acquire(asks)).await })
+    }
+
+    /// See [`acquire_on`](Self::acquire_on).
+    pub(crate) fn release_on<'a>(
+        &self,
+        lane: Arc<dyn Lane>,
+        returns: &'a [Return],
+    ) -> Reply<'a, Vec<Released>> {
+        let store = self.clone();
+        Box::pin(async move { store.timed("release", lane.release(returns)).await })
     }
 
     pub(crate) async fn renew(
@@ -88,13 +108,17 @@ impl Observed {
         self.timed("renew", self.store.renew(grants, within)).await
     }
 
-    pub(crate) async fn release(
+    pub(crate) fn release<'a>(
         &self,
-        returns: &[Return],
+        returns: &'a [Return],
         within: Duration,
-    ) -> Result<Vec<Released>, StoreError> {
-        self.timed("release", self.store.release(returns, within))
-            .await
+    ) -> Reply<'a, Vec<Released>> {
+        let store = self.clone();
+        Box::pin(async move {
+            store
+                .timed("release", store.store.release(returns, within))
+                .await
+        })
     }
 
     pub(crate) async fn read(

@@ -1,21 +1,22 @@
 //! SQLite: one file for all processes of one machine.
 //!
 //! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Its clock is
+//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Callers that
+//! block anyway have a second connection, on their own threads: [`lane`]. The clock is
 //! the machine's, read by SQLite itself while it has the write lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
 //! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use self::fence::Fences;
-use self::statements::Statements;
+use self::lane::BlockingLane;
 use self::thread::Thread;
-use self::worker::Worker;
+use self::worker::{Database, Worker};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Resume, Return, Store, StoreError, Table, TakeOver,
+    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
+    Reply, Resume, Return, Store, StoreError, Table, TakeOver,
 };
 use crate::doctor::Report;
 use crate::info::{ListFilter, LockInfo};
@@ -24,6 +25,7 @@ use crate::timing::Ttl;
 
 mod doctor;
 mod fence;
+mod lane;
 mod statements;
 mod thread;
 mod worker;
@@ -34,26 +36,29 @@ pub(super) use statements::PUBLISHED;
 /// The engine `sqlite:`.
 pub(super) struct Sqlite {
     table: Table,
+    database: Arc<Database>,
     thread: Thread,
+    lane: Arc<BlockingLane>,
 }
 
 impl fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sqlite")
-            .field("path", &self.thread.path())
+            .field("path", &self.database.path)
             .finish_non_exhaustive()
     }
 }
 
 impl Sqlite {
     pub(super) fn new(path: PathBuf, create: bool, table: &Table) -> Self {
-        let statements = Statements::of(table);
         // A relative path must not change its meaning with the program's folder.
         let path = std::path::absolute(&path).unwrap_or(path);
-        let fences = Fences::beside(&path, table.as_str());
+        let database = Arc::new(Database::new(path, create, table));
         Self {
             table: table.clone(),
-            thread: Thread::new((path, create), fences, statements),
+            thread: Thread::new(Arc::clone(&database)),
+            lane: Arc::new(BlockingLane::new(Arc::clone(&database))),
+            database,
         }
     }
 
@@ -67,6 +72,10 @@ impl Sqlite {
 }
 
 impl Store for Sqlite {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.lane) as Arc<dyn Lane>)
+    }
+
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
             let until = crate::clock::now().saturating_add(within);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::by_lane::ByLane;
 use database_locks::seam::{
     Ask, Grant, GrantId, Lapse, Occupant, Outcome, PAGE, Released, Renewal, Return, Store,
     StoreError, Table, Version, open,
@@ -30,6 +31,7 @@ pub struct Bench {
     /// The table, if it is not the usual one.
     pub table: Table,
     by_hand: Option<ByHand>,
+    by_lane: bool,
 }
 
 /// Runs a statement on the database as another client than those that are tested.
@@ -56,6 +58,7 @@ impl Bench {
             clients: Arc::default(),
             table: Table::default(),
             by_hand: None,
+            by_lane: false,
         }
     }
 
@@ -63,6 +66,13 @@ impl Bench {
     #[must_use]
     pub fn with_sql(mut self, run: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.by_hand = Some(ByHand(Arc::new(run)));
+        self
+    }
+
+    /// The same with clients that take and release locks by their lanes.
+    #[must_use]
+    pub fn by_lane(mut self) -> Self {
+        self.by_lane = true;
         self
     }
 
@@ -84,7 +94,11 @@ impl Bench {
     /// Another client: a connection of its own.
     pub fn store(&self) -> Arc<dyn Store> {
         let client = self.clients.fetch_add(1, Ordering::Relaxed);
-        open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL")
+        let store = open(&self.urls[client % self.urls.len()], &self.table).expect("a good URL");
+        match self.by_lane {
+            true => Arc::new(ByLane(store)),
+            false => store,
+        }
     }
 
     /// A client of a table that is there.

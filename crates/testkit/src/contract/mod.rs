@@ -6,6 +6,7 @@
 
 mod acquiring;
 mod bench;
+mod by_lane;
 mod crowds;
 mod giving_back;
 mod renewing;
@@ -16,6 +17,7 @@ mod tickets;
 
 pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
+pub use by_lane::LaneLab;
 pub use crowds::*;
 pub use giving_back::*;
 pub use renewing::*;

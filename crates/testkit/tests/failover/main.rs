@@ -7,6 +7,7 @@ use database_locks::{Error, LockGuard, Locks};
 use testkit::{Commits, Pair, Postgres};
 
 mod asynchronous;
+mod lane;
 mod pooled;
 mod synchronous;
 

@@ -16,6 +16,7 @@ mod listen;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Notification, Row};
 
 use self::listen::Ear;
-pub(super) use self::listen::{ABOUT, Deaf};
+pub(super) use self::listen::{ABOUT, Deaf, backend_of_handshake};
 use super::Sql;
 use super::connection::{Connection, Param};
 use super::link::Link;
@@ -33,6 +34,7 @@ use super::rows::{micros, seen};
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::name::LockName;
+use crate::runtime;
 use crate::store::{Ask, Occupant, Outcome, Pauses, Woken};
 use crate::timing::Ttl;
 use crate::token::{GrantId, Token};
@@ -101,6 +103,7 @@ SELECT false, ",
 );
 
 /// Who waits at this store, and what is heard.
+#[derive(Clone)]
 pub(super) struct Bells(Arc<Shared>);
 
 impl fmt::Debug for Bells {
@@ -120,6 +123,35 @@ pub(super) struct Shared {
     posts: Mutex<Posts>,
     hearing: watch::Sender<Hearing>,
     forced: OnceLock<Tell>,
+    /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
+    rare: AtomicBool,
+    /// The backends of our connections.
+    own: Mutex<Vec<i32>>,
+}
+
+/// A backend of a connection of ours, as long as that lasts: whose notifications are our own.
+pub(super) struct OwnBackend {
+    bells: Weak<Shared>,
+    pid: i32,
+}
+
+impl OwnBackend {
+    pub(super) fn new(bells: &Arc<Shared>, pid: i32) -> Self {
+        bells.own().push(pid);
+        let bells = Arc::downgrade(bells);
+        Self { bells, pid }
+    }
+}
+
+impl Drop for OwnBackend {
+    fn drop(&mut self) {
+        if let Some(bells) = self.bells.upgrade() {
+            let mut own = bells.own();
+            if let Some(at) = own.iter().position(|pid| *pid == self.pid) {
+                own.swap_remove(at);
+            }
+        }
+    }
 }
 
 /// Whom to tell of a lock that may have been taken from its holder.
@@ -222,8 +254,6 @@ enum Hearing {
     Listening {
         main: Weak<Connection>,
         ear: Weak<Connection>,
-        /// Of the backend that carries out our own releases; none where a pooler chooses one.
-        own: Option<i32>,
         round: u64,
     },
 }
@@ -242,12 +272,13 @@ impl Shared {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn own(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A notification has come.
     pub(super) fn rung(&self, by: &Notification) {
-        let own = match &*self.hearing.borrow() {
-            Hearing::Listening { own, .. } => *own == Some(by.process_id()),
-            _ => false,
-        };
+        let own = self.own().contains(&by.process_id());
         let mut posts = self.posts();
         if let Some(proof) = posts.proofs.remove(by.channel()) {
             let _ = proof.send(());
@@ -334,6 +365,8 @@ impl Bells {
             posts: Mutex::default(),
             hearing: watch::Sender::default(),
             forced: OnceLock::new(),
+            rare: AtomicBool::new(false),
+            own: Mutex::default(),
         });
         refused.map_or(Ok(Self(shared)), Err)
     }
@@ -401,7 +434,8 @@ impl Bells {
             post.seen = now;
             if unheard {
                 let rings = *post.rings.borrow();
-                tokio::spawn(doubt(self.listener(), name.clone(), rings));
+                let doubt = doubt(self.listener(), name.clone(), rings);
+                let _ = runtime::spawn(doubt);
             }
         }
     }
@@ -513,6 +547,7 @@ impl Bells {
         if rare.peek().is_none() {
             return;
         }
+        self.0.rare.store(true, Ordering::Relaxed);
         let mut posts = self.0.posts();
         if posts.leases.len() > 2 * posts.leases_left + 64 {
             posts.leases.retain(|_, lease| now < lease.until);
@@ -535,13 +570,15 @@ impl Bells {
         }
         drop(posts);
         let main = link.current().as_ref().map(Arc::downgrade);
-        tokio::spawn(listen_soon(self.listener(), main.unwrap_or_default()));
+        // Not on the runtime of a caller: it listens on the background connection.
+        let listen = listen_soon(self.listener(), main.unwrap_or_default());
+        let _ = runtime::spawn(listen);
     }
 
     /// These are held no more.
     pub(super) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
-        let mut posts = self.0.posts();
-        if !posts.leases.is_empty() {
+        if self.0.rare.load(Ordering::Relaxed) {
+            let mut posts = self.0.posts();
             for id in grants {
                 posts.leases.remove(id);
             }
@@ -722,7 +759,6 @@ async fn arrange_for(bells: Weak<Shared>, main: Arc<Connection>) {
             Hearing::Listening {
                 main: known,
                 ear: Arc::downgrade(&on),
-                own,
                 round: fastrand::u64(..),
             }
         }

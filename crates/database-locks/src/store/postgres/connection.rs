@@ -1,15 +1,17 @@
 //! One connection that has been found fit to serve, and how a statement runs on it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client, Row, Statement};
 
 use super::Sql;
+use super::bells::OwnBackend;
 use super::refusal::{Kind, Refusal};
 use crate::ours::Primary;
+use crate::store::url::Address;
 
 /// A parameter of a statement. Its type is stated, since asking the server for it would be a round
 /// trip more.
@@ -18,6 +20,8 @@ pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 /// One connection that has been found fit to serve.
 pub(super) struct Connection {
     pub(super) client: Client,
+    /// Where it leads.
+    pub(super) address: Address,
     pub(super) texts: Arc<[String]>,
     /// One for each statement; none where a pooler may be in between.
     ///
@@ -38,7 +42,9 @@ pub(super) struct Connection {
     /// Nobody shall wait for it any longer.
     pub(super) forsaken: watch::Sender<bool>,
     /// Dropped with the last user, and so tells the driver.
-    pub(super) _in_use: oneshot::Sender<()>,
+    pub(super) in_use: Mutex<Option<oneshot::Sender<()>>>,
+    /// So that what its backend notifies is known as our own.
+    pub(super) _own: Option<OwnBackend>,
 }
 
 #[derive(Default)]
@@ -98,6 +104,9 @@ impl Connection {
         prepared: &'a Prepared,
         params: &[Param<'_>],
     ) -> Result<Option<&'a Statement>, Refusal> {
+        if let Some(statement) = prepared.statement.get() {
+            return Ok(Some(statement));
+        }
         if !prepared.used.swap(true, Ordering::Relaxed) {
             return Ok(None);
         }
@@ -118,6 +127,12 @@ impl Connection {
     /// Whether it has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// End it, whoever uses it: what still runs is cancelled if it is late, and nothing is answered after that.
+    pub(super) fn end(&self) {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(in_use.take());
     }
 
     /// What a request to cancel is made with.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
-use super::bells::Shared as Bells;
+use super::bells::{OwnBackend, Shared as Bells, backend_of_handshake};
 use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, Prepared};
 use super::endpoint::Endpoint;
@@ -23,6 +23,7 @@ use super::hello::Hello;
 use super::identity;
 use super::link::Shared;
 use super::refusal::{Kind, Refusal};
+use crate::fork::Gated;
 use crate::store::hosts::Failure;
 use crate::store::url::Address;
 
@@ -87,11 +88,16 @@ impl Connection {
         hello.obeys(address, endpoint.search_path())?;
         identity::no_step_back(address, server, link.latest_server())?;
         let direct = !link.pooled.load(Ordering::Relaxed) && ends.is_some_and(|e| e.meet(&hello));
-        let backend = direct.then_some(hello.backend);
+        // Something in between that passes the whole session on passes the handshake on as well.
+        let known =
+            direct || backend_of_handshake(client.cancel_token()).await == Some(hello.backend);
+        let backend = known.then_some(hello.backend);
+        let own = backend.zip(link.bells.upgrade());
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
         Ok(Arc::new(Self {
             client,
+            address: address.clone(),
             texts,
             prepared,
             used: Arc::clone(&link.used),
@@ -100,7 +106,8 @@ impl Connection {
             server,
             late,
             forsaken: watch::Sender::new(false),
-            _in_use: in_use,
+            in_use: Mutex::new(Some(in_use)),
+            _own: own.map(|(backend, bells)| OwnBackend::new(&bells, backend)),
         }))
     }
 }
@@ -164,7 +171,7 @@ where
     let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
     let bells = Weak::clone(bells);
-    tokio::spawn(async move {
+    tokio::spawn(Gated::new(async move {
         let mut driven = std::pin::pin!(drive(connection, Weak::clone(&bells)));
         let ended = tokio::select! {
             biased;
@@ -180,7 +187,7 @@ where
         if let Some(bells) = bells.upgrade() {
             bells.ended();
         }
-    });
+    }));
     Ok((client, in_use))
 }
 

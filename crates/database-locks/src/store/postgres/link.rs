@@ -1,5 +1,8 @@
-//! The one connection of a store: made when it is needed, shared by all calls, made anew when it
+//! A connection of a store: made when it is needed, shared by all calls of its path, made anew when it
 //! breaks.
+//!
+//! A store has two: the background connection, and that of the lane. What they know of the database they
+//! know together, so that an answer of a server that was replaced is believed on neither.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,11 +20,12 @@ use super::hello::HELLO;
 use super::identity;
 use super::refusal::{Kind, Refusal};
 use crate::error::{Error, Human};
+use crate::fork::Gated;
 use crate::ours::Primary;
 use crate::store::backoff::Backoff;
 use crate::store::hosts::{first_of, list};
 use crate::store::source::{Missing, Source};
-use crate::store::url::Server;
+use crate::store::url::{Address, Server};
 use crate::store::{StoreError, Table, keep_to};
 
 /// How many connections that were given up may still owe answers to others. A table that is locked as
@@ -31,19 +35,30 @@ const OWING: usize = 4;
 /// What a caller that waits for the connection gets on top of the time that it may take.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
+/// The longest pause of the lane before it connects again. Meanwhile the background connection serves; where
+/// the server allows no second one, each attempt costs it a process and a line in its log.
+const LANE_PAUSE: Duration = Duration::from_secs(30);
+
 /// The way to one server, or to that of several which can be written to: at most one connection at a
 /// time, and at most one attempt to make it.
-pub(super) struct Link(Arc<Shared>);
+#[derive(Clone)]
+pub(super) struct Link(Arc<Inner>);
 
 /// Without the configuration, which holds the password.
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Link")
-            .field(&list(self.0.endpoint().addresses()))
+            .field(&list(self.0.shared.endpoint().addresses()))
             .finish()
     }
 }
 
+struct Inner {
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+/// What the links of a store to the same database have in common.
 pub(super) struct Shared {
     /// Where the endpoint is asked for, and which of two.
     source: Arc<Source>,
@@ -61,32 +76,26 @@ pub(super) struct Shared {
     pub(super) used: Arc<AtomicBool>,
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
-    state: Mutex<State>,
+    serving: Mutex<Serving>,
+}
+
+/// The server that a connection was made to last.
+#[derive(Default)]
+struct Serving {
+    /// None: none has served yet. Once one has, what is wrong with it may be a failover that is going on.
+    at: Option<Address>,
+    /// Which server that was.
+    server: Option<Primary>,
 }
 
 #[derive(Default)]
 struct State {
     slot: Slot,
     backoff: Backoff,
-    /// Which of the addresses served last.
-    latest: usize,
-    /// It has served us once: what is wrong with it now may be a failover that is going on.
-    served: bool,
-    /// Which server that was.
-    server: Option<Primary>,
     /// Those that were given up, the oldest first.
     given_up: VecDeque<Weak<Connection>>,
     /// Why the latest attempt to connect failed.
     failure: Option<String>,
-}
-
-impl State {
-    /// Remember which server it is that serves from now on; which it was, where it is another one.
-    fn replace(&mut self, by: Option<Primary>) -> Option<(Primary, Primary)> {
-        let before = self.server;
-        self.server = by.or(before);
-        before.zip(by).filter(|(before, now)| before != now)
-    }
 }
 
 #[derive(Default)]
@@ -102,22 +111,40 @@ type Dialled = Result<Arc<Connection>, Refusal>;
 impl Shared {
     /// Whether a server that was found fit has been reached before.
     pub(super) fn has_served(&self) -> bool {
-        self.state().served
+        self.serving().at.is_some()
     }
 
-    /// Which of the addresses has served latest; the first one where the list is another one by now.
-    pub(super) fn serving(&self, endpoint: &Endpoint) -> usize {
-        let latest = self.state().latest;
-        if latest < endpoint.addresses().len() {
-            latest
-        } else {
-            0
-        }
+    /// Which of the addresses has served latest; the first one where that is not in the list any more.
+    pub(super) fn first(&self, endpoint: &Endpoint) -> usize {
+        let serving = self.serving();
+        let latest = |at: &Address| endpoint.addresses().iter().position(|it| it == at);
+        serving.at.as_ref().and_then(latest).unwrap_or(0)
     }
 
     /// Which server has served latest, where that is known.
     pub(super) fn latest_server(&self) -> Option<Primary> {
-        self.state().server
+        self.serving().server
+    }
+
+    /// The server of this connection serves from now on; which did and which does, where it is another one.
+    fn serves(&self, on: &Connection) -> Result<Option<(Primary, Primary)>, Refusal> {
+        let mut serving = self.serving();
+        // Another link may have found a later one since this one was asked.
+        identity::no_step_back(&on.address, on.server, serving.server)?;
+        serving.at = Some(on.address.clone());
+        let before = serving.server;
+        serving.server = on.server.or(before);
+        Ok(before.zip(on.server).filter(|(before, now)| before != now))
+    }
+
+    /// Whether another server than that of this connection has served since. Where servers do not say which
+    /// they are, whether one at another address has.
+    fn has_replaced(&self, on: &Connection) -> bool {
+        let serving = self.serving();
+        match (on.server, serving.server) {
+            (Some(then), Some(now)) => then != now,
+            _ => serving.at.as_ref().is_some_and(|at| *at != on.address),
+        }
     }
 
     pub(super) fn endpoint(&self) -> Arc<Endpoint> {
@@ -144,8 +171,24 @@ impl Shared {
         Ok(endpoint)
     }
 
+    fn serving(&self) -> MutexGuard<'_, Serving> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, if it can be used.
+    fn up(&self, state: &State) -> Option<Arc<Connection>> {
+        match &state.slot {
+            Slot::Up(on) if !on.is_closed() && !self.shared.has_replaced(on) => {
+                Some(Arc::clone(on))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -158,7 +201,7 @@ impl Link {
         bells: Weak<Bells>,
     ) -> Result<Self, Error> {
         let endpoint = Arc::new(Endpoint::new(server)?);
-        Ok(Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             source,
             which,
             endpoint: Mutex::new(endpoint),
@@ -168,13 +211,25 @@ impl Link {
             blocked: Blocked::default(),
             used: Arc::default(),
             pooled: AtomicBool::new(false),
-            state: Mutex::default(),
-        })))
+            serving: Mutex::default(),
+        });
+        let state = Mutex::default();
+        Ok(Self(Arc::new(Inner { shared, state })))
+    }
+
+    /// Another link to the same database, for the lane.
+    pub(super) fn for_lane(&self) -> Self {
+        let shared = Arc::clone(&self.0.shared);
+        let state = Mutex::new(State {
+            backoff: Backoff::up_to(LANE_PAUSE),
+            ..State::default()
+        });
+        Self(Arc::new(Inner { shared, state }))
     }
 
     /// How long a caller waits who wants to know whether there is a connection.
     pub(super) fn patience(&self, within: Duration) -> Duration {
-        within.max(self.0.endpoint().dialling() + AFTERWARDS)
+        within.max(self.0.shared.endpoint().dialling() + AFTERWARDS)
     }
 
     /// Do some work on the connection, within a time that includes making it.
@@ -201,6 +256,50 @@ impl Link {
         self.carry_out(within, true, work).await
     }
 
+    /// Do some work for the lane: without a deadline, and without a timer once there is a connection.
+    pub(super) async fn directly<T, F>(
+        &self,
+        work: impl FnOnce(Arc<Connection>) -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Refusal>> + Send,
+    {
+        let connected = self.connected(false).await;
+        let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
+        let owed = Owed(&on);
+        let done = work(Arc::clone(&on)).await;
+        owed.was_answered();
+        self.settled(&on, done)
+    }
+
+    /// What an answer means, and what it means for the connection that it came on.
+    fn settled<T>(&self, on: &Arc<Connection>, done: Result<T, Refusal>) -> Result<T, StoreError> {
+        let shared = &self.0.shared;
+        // An old primary that answers once another has taken its place confirms nothing: the new
+        // one may have given the lock to another client.
+        let done = match shared.has_replaced(on) {
+            true => Err(Refusal {
+                kind: Kind::Gone,
+                said: "it was answered by a server that another one has replaced since".into(),
+                code: None,
+            }),
+            false => done,
+        };
+        // The next connection looks at the table anew: it may have been altered.
+        if on.unfit.is_some() {
+            self.retire(on);
+        }
+        done.map_err(|refusal| {
+            if matches!(refusal.kind, Kind::Gone | Kind::Pooled) {
+                self.retire(on);
+            }
+            if refusal.kind == Kind::Pooled {
+                shared.pooled.store(true, Ordering::Relaxed);
+            }
+            refusal.settled(shared.used.load(Ordering::Relaxed)).into()
+        })
+    }
+
     async fn carry_out<T, F>(
         &self,
         within: Duration,
@@ -212,7 +311,7 @@ impl Link {
     {
         let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
-            let connected = self.connected().await;
+            let connected = self.connected(true).await;
             let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
             let _ = used.set(Arc::clone(&on));
             let mut forsaken = on.forsaken.subscribe();
@@ -223,27 +322,7 @@ impl Link {
                     Err(Refusal::unavailable("the connection was given up, and others after it"))
                 }
             };
-            // An old primary that answers once another has taken its place confirms nothing: the new
-            // one may have given the lock to somebody else.
-            let done = match (on.server, self.0.latest_server()) {
-                (Some(then), Some(now)) if then != now => Err(Refusal::unavailable(
-                    "it was answered by a server that another one has replaced since",
-                )),
-                _ => done,
-            };
-            // The next connection looks at the table anew: it may have been altered.
-            if on.unfit.is_some() {
-                self.retire(&on);
-            }
-            done.map_err(|refusal| {
-                if matches!(refusal.kind, Kind::Gone | Kind::Pooled) {
-                    self.retire(&on);
-                }
-                if refusal.kind == Kind::Pooled {
-                    self.0.pooled.store(true, Ordering::Relaxed);
-                }
-                refusal.settled(self.0.used.load(Ordering::Relaxed)).into()
-            })
+            self.settled(&on, done)
         };
         let kept = keep_to(within, reply, || match used.get() {
             Some(on) => {
@@ -255,7 +334,7 @@ impl Link {
         let watch = async {
             tokio::time::sleep(blocked::LONG.min(within / 2)).await;
             if let Some(on) = used.get() {
-                match blocked::look(&self.0, on).await {}
+                match blocked::look(&self.0.shared, on).await {}
             }
             std::future::pending().await
         };
@@ -264,20 +343,20 @@ impl Link {
             answer = kept => answer,
             never = watch => never,
         };
-        if late && let Some(by) = self.0.blocked.by() {
+        if late && let Some(by) = self.blocked_by() {
             let said = format!("blocked for {} by {by}", Human(within));
             return Err(StoreError::cannot_serve(said));
         }
         if unconnected {
             let failure = self.0.state().failure.take();
-            let why = match (self.0.source.waits_for(), failure) {
+            let why = match (self.0.shared.source.waits_for(), failure) {
                 (Some(function), _) => format!(": {function}"),
                 (None, Some(failure)) => format!("; before that, {failure}"),
                 (None, None) => String::new(),
             };
             let said = format!(
                 "no connection to {} within {}{why}",
-                list(self.0.endpoint().addresses()),
+                list(self.0.shared.endpoint().addresses()),
                 Human(within)
             );
             return Err(StoreError::Unavailable(said.into()).undone());
@@ -287,7 +366,7 @@ impl Link {
 
     /// Who has what we want locked, where a call that is under way found that out.
     pub(super) fn blocked_by(&self) -> Option<String> {
-        self.0.blocked.by()
+        self.0.shared.blocked.by()
     }
 
     /// Use this connection for no further call. Those that wait for its answers may still get them.
@@ -323,27 +402,44 @@ impl Link {
         }
     }
 
-    /// The connection, if there is one just now.
-    pub(super) fn current(&self) -> Option<Arc<Connection>> {
-        match &self.0.state().slot {
-            Slot::Up(on) if !on.is_closed() => Some(Arc::clone(on)),
-            _ => None,
+    /// A call of the lane was late, and dropped: end its connection, and what the server still does for it.
+    ///
+    /// That may be in use no more. Other calls that wait for its answers fail within some seconds.
+    pub(super) fn give_up_late(&self) {
+        let current = self.current();
+        if let Some(on) = current.filter(|on| on.late.load(Ordering::Relaxed)) {
+            self.retire(&on);
+            on.end();
         }
     }
 
-    async fn connected(&self) -> Dialled {
+    /// The connection, if there is one just now.
+    pub(super) fn current(&self) -> Option<Arc<Connection>> {
+        self.0.up(&self.0.state())
+    }
+
+    /// The connection, which is made where there is none. Where the latest attempt has just failed the next one
+    /// is to be waited for, unless the caller does not: the answer is then why it failed.
+    async fn connected(&self, waits: bool) -> Dialled {
         let mut attempt = {
             let mut state = self.0.state();
+            if let Some(on) = self.0.up(&state) {
+                return Ok(on);
+            }
             match &state.slot {
-                Slot::Up(on) if !on.client.is_closed() => return Ok(Arc::clone(on)),
                 // An attempt that was stopped, with its runtime, has dropped its sender.
                 Slot::Dialling(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
                 _ => {
+                    let pause = state.backoff.pause();
+                    if !waits && !pause.is_zero() {
+                        let why = state.failure.clone().unwrap_or_default();
+                        return Err(Refusal::unavailable(why));
+                    }
                     let (done, attempt) = watch::channel(None);
                     // In a task of its own: a caller in a hurry, which gives up after 100 ms, would
                     // otherwise never get through to a server that takes 200 ms to answer.
-                    let pause = state.backoff.pause();
-                    tokio::spawn(dial_after(pause, Arc::downgrade(&self.0), done));
+                    let link = Arc::downgrade(&self.0);
+                    tokio::spawn(Gated::new(dial_after(pause, link, done)));
                     state.slot = Slot::Dialling(attempt.clone());
                     attempt
                 }
@@ -356,36 +452,51 @@ impl Link {
     }
 }
 
-/// Ask for all that it takes, and connect.
-async fn dial(link: &Shared) -> Dialled {
+/// A call that its connection has not answered yet. Dropped so, the connection counts as late.
+struct Owed<'a>(&'a Connection);
+
+impl Owed<'_> {
+    fn was_answered(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        self.0.late.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ask for all that it takes, and connect. And which server has taken the place of which, if one has.
+async fn dial(link: &Shared) -> Result<(Arc<Connection>, Option<(Primary, Primary)>), Refusal> {
     let endpoint = link.ask().await?;
-    let (addresses, first) = (endpoint.addresses(), link.serving(&endpoint));
+    let (addresses, first) = (endpoint.addresses(), link.first(&endpoint));
     let dialled = first_of(addresses, first, endpoint.dialling(), |at, within| {
         Connection::dial(link, &endpoint, at, within)
     });
-    let (at, on) = dialled.await.map_err(Refusal::from)?;
-    link.state().latest = at;
+    let (_, on) = dialled.await.map_err(Refusal::from)?;
+    let replaced = link.serves(&on)?;
     tracing::debug!(
         direct = on.prepared.is_some(),
         "connected to {}",
-        addresses[at]
+        on.address
     );
-    Ok(on)
+    Ok((on, replaced))
 }
 
-async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Option<Dialled>>) {
+async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Option<Dialled>>) {
     tokio::time::sleep(pause).await;
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
-    let dialled = dial(&link).await;
-    let mut replaced = None;
+    let (dialled, replaced) = match dial(&link.shared).await {
+        Ok((on, replaced)) => (Ok(on), replaced),
+        Err(refusal) => (Err(refusal), None),
+    };
     let mut state = link.state();
     match &dialled {
         Ok(on) => {
             state.backoff.succeeded();
             state.failure = None;
-            state.served = true;
-            replaced = state.replace(on.server);
             state.slot = Slot::Up(Arc::clone(on));
         }
         Err(refusal) => {
@@ -398,5 +509,9 @@ async fn dial_after(pause: Duration, link: Weak<Shared>, done: watch::Sender<Opt
     done.send_replace(Some(dialled));
     if let Some((before, now)) = replaced {
         identity::tell(before, now);
+        // Waiters may be listening to the server that was replaced.
+        if let Some(bells) = link.shared.bells.upgrade() {
+            bells.ended();
+        }
     }
 }

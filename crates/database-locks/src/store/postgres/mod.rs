@@ -32,6 +32,7 @@ mod endpoint;
 mod ends;
 mod hello;
 mod identity;
+mod lane;
 mod link;
 mod product;
 mod refusal;
@@ -51,6 +52,7 @@ use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
 use self::bells::{ABOUT, Bells, WAIT};
 use self::connection::Connection;
 use self::endpoint::Which;
+use self::lane::Direct;
 use self::link::Link;
 use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
@@ -61,8 +63,8 @@ use super::rows::Seen;
 use super::source::Source;
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, Table, TakeOver, Woken, bounded,
+    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
+    Reply, Resume, Return, Store, StoreError, Table, TakeOver, Woken, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -137,6 +139,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 #[derive(Debug)]
 pub(super) struct Postgres {
     link: Link,
+    lane: Arc<Direct>,
     bells: Bells,
     table: Table,
     install: String,
@@ -154,8 +157,10 @@ impl Postgres {
             server.listen.as_deref().map(link).transpose()
         })?;
         let way = (Which::Main, source);
+        let link = Link::new(server, way, table, texts, bells.listener())?;
         Ok(Self {
-            link: Link::new(server, way, table, texts, bells.listener())?,
+            lane: Arc::new(Direct::new(&link, &bells)),
+            link,
             bells,
             table: table.clone(),
             install: table.fill(INSTALL),
@@ -328,30 +333,39 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
         })
 }
 
+/// Take locks by one of the two connections; waiters, and who listens, know what came of it.
+async fn acquire_by(
+    (bells, background): (&Bells, &Link),
+    asks: &[Ask],
+    outcomes: impl Future<Output = Result<Vec<Outcome>, StoreError>>,
+) -> Result<Vec<Outcome>, StoreError> {
+    let looks = bells.looking(asks);
+    let outcomes = outcomes.await?;
+    bells.looked(asks, looks, &outcomes);
+    let granted = asks.iter().zip(&outcomes);
+    let granted = granted.filter_map(|(ask, outcome)| match outcome {
+        Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
+        Outcome::Held(_) | Outcome::Busy => None,
+    });
+    bells.holds(background, granted);
+    Ok(outcomes)
+}
+
 impl Store for Postgres {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.lane) as _)
+    }
+
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         let within = self.link.patience(within);
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(async move {
-            let looks = self.bells.looking(asks);
-            let outcomes = self
-                .link
-                .on(within, move |on| async move { acquire(&on, asks).await })
-                .await?;
-            self.bells.looked(asks, looks, &outcomes);
-            let granted = asks.iter().zip(&outcomes);
-            self.bells.holds(
-                &self.link,
-                granted.filter_map(|(ask, outcome)| match outcome {
-                    Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
-                    Outcome::Held(_) | Outcome::Busy => None,
-                }),
-            );
-            Ok(outcomes)
-        })
+        let outcomes = self
+            .link
+            .on(within, move |on| async move { acquire(&on, asks).await });
+        Box::pin(acquire_by((&self.bells, &self.link), asks, outcomes))
     }
 
     fn freed<'a>(

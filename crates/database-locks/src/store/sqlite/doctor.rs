@@ -51,7 +51,7 @@ const COUNTS: &str = "
 
 /// Look at everything.
 pub(super) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
-    let path = worker.path.clone();
+    let path = worker.database.path.clone();
     let mut notes = Notes::new(table);
     worker.with(|connection, _| {
         server(connection, &mut notes)?;

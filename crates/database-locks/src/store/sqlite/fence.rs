@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 /// The folder of these files, beside the database.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Fences {
     database: PathBuf,
     folder: PathBuf,

@@ -163,7 +163,6 @@ pub(in crate::store) const PUBLISHED: &[(&str, &str)] = &[
 ];
 
 /// The statements with the table's name in them.
-#[derive(Clone)]
 pub(super) struct Statements {
     pub(super) look: String,
     pub(super) page_end: String,
@@ -264,7 +263,7 @@ pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>,
             .collect()
     });
     let mut outcomes: Vec<Outcome> = looked?;
-    worker.used = true;
+    worker.database.note_used();
     if !outcomes.contains(&Outcome::Busy) {
         return Ok(outcomes);
     }

@@ -1,24 +1,18 @@
 //! The thread that has the file open.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::fence::Fences;
-use super::statements::Statements;
-use super::worker::Worker;
+use super::worker::{Database, Worker};
 use crate::store::{StoreError, keep_to};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 pub(super) struct Thread {
-    path: PathBuf,
-    create: bool,
-    fences: Fences,
-    statements: Statements,
+    database: Arc<Database>,
     /// What the thread takes its jobs from; none: not started, or it has ended.
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     queue: Arc<Queue>,
@@ -37,23 +31,12 @@ struct Queue {
 const MOST_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
-    pub(super) fn new(
-        (path, create): (PathBuf, bool),
-        fences: Fences,
-        statements: Statements,
-    ) -> Self {
+    pub(super) fn new(database: Arc<Database>) -> Self {
         Self {
-            path,
-            create,
-            fences,
-            statements,
+            database,
             jobs: Mutex::new(None),
             queue: Arc::default(),
         }
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Hand a job to the thread, which carries jobs out in their order.
@@ -66,15 +49,7 @@ impl Thread {
             }
         }
         let (sender, jobs) = mpsc::channel::<Job>();
-        let mut worker = Worker {
-            path: self.path.clone(),
-            create: self.create,
-            fences: self.fences.clone(),
-            statements: self.statements.clone(),
-            file: None,
-            used: false,
-            written: false,
-        };
+        let mut worker = Worker::new(Arc::clone(&self.database));
         std::thread::Builder::new()
             .name("database-locks-sqlite".into())
             .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
@@ -97,7 +72,7 @@ impl Thread {
         if queue.stuck.load(Ordering::Acquire)
             && queue.waiting.load(Ordering::Acquire) >= MOST_BEHIND_A_HANG
         {
-            let said = format!("{} does not answer", self.path.display());
+            let said = format!("{} does not answer", self.database.path.display());
             return Err(StoreError::Unavailable(said.into()));
         }
         let (answer, answered) = oneshot::channel();

@@ -1,21 +1,22 @@
-//! What the thread of a connection works with: the open file, and what its errors mean.
+//! One connection to the file: opening it, and what its errors mean.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
-use super::super::{NO_TOKEN, StoreError};
+use super::super::{NO_TOKEN, StoreError, Table};
 use super::fence::Fences;
 use super::statements::Statements;
 use crate::fork;
 
 /// How long SQLite itself tries where the file is busy, before the caller may do something else:
 /// enough for other processes' writes, short enough that a renewal does not queue long behind it.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// SQLite 3.42, as `sqlite3_libversion_number` has it. Only a library of the system can be older.
 const LEAST_VERSION: i32 = 3_042_000;
@@ -27,18 +28,40 @@ pub(super) struct File {
     identity: (u64, u64),
 }
 
-/// What the thread of a connection works with.
-pub(super) struct Worker {
+/// A file of locks, as all connections of one store know it.
+pub(super) struct Database {
     pub(super) path: PathBuf,
     /// Whether the file is made where it is missing.
-    pub(super) create: bool,
+    create: bool,
     pub(super) fences: Fences,
     pub(super) statements: Statements,
-    pub(super) file: Option<File>,
     /// The table has been used.
-    pub(super) used: bool,
+    used: AtomicBool,
     /// It has been written to.
-    pub(super) written: bool,
+    written: AtomicBool,
+}
+
+impl Database {
+    pub(super) fn new(path: PathBuf, create: bool, table: &Table) -> Self {
+        Self {
+            create,
+            fences: Fences::beside(&path, table.as_str()),
+            statements: Statements::of(table),
+            path,
+            used: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn note_used(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A connection, used by one thread at a time.
+pub(super) struct Worker {
+    pub(super) database: Arc<Database>,
+    pub(super) file: Option<File>,
 }
 
 pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -46,6 +69,12 @@ pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Worker {
+    /// One that opens the file when it is first needed.
+    pub(super) fn new(database: Arc<Database>) -> Self {
+        let file = None;
+        Self { database, file }
+    }
+
     /// The file, opened if it is not yet.
     ///
     /// A file that was deleted or replaced under us is given up: its locks would exclude nobody but
@@ -54,14 +83,58 @@ impl Worker {
         let gone = self
             .file
             .as_ref()
-            .is_some_and(|f| identity(&self.path) != Some(f.identity));
+            .is_some_and(|f| identity(&self.database.path) != Some(f.identity));
         let file = match self.file.take() {
             Some(file) if !gone => file,
-            _ => self.open()?,
+            _ => self.database.open()?,
         };
-        Ok((&mut self.file.insert(file).connection, &self.statements))
+        let connection = &mut self.file.insert(file).connection;
+        Ok((connection, &self.database.statements))
     }
 
+    /// Carry out `work` on the open file.
+    pub(super) fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let (connection, statements) = self.connection()?;
+        let done = work(connection, statements);
+        done.map_err(|error| {
+            let error = self.database.explain(error);
+            if matches!(error, StoreError::Unavailable(_)) {
+                self.file = None;
+            }
+            error
+        })
+    }
+
+    /// The same with the write lock, committed at the end.
+    pub(super) fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.write_unless_fenced(|tx, statements, _| work(tx, statements))
+    }
+
+    /// The same for what gives a lock to somebody, which an open fence keeps out.
+    pub(super) fn write_unless_fenced<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &Statements, &Fences) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let database = Arc::clone(&self.database);
+        let done = self.with(|connection, statements| {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&tx, statements, &database.fences)?;
+            tx.commit()?;
+            Ok(done)
+        })?;
+        database.note_used();
+        database.written.store(true, Ordering::Relaxed);
+        Ok(done)
+    }
+}
+
+impl Database {
     fn open(&self) -> Result<File, StoreError> {
         // SQLite keeps account of its file locks for the whole process, and a forked child inherits
         // the account without the locks: https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_
@@ -125,7 +198,7 @@ impl Worker {
             }
             Ok(connection)
         };
-        let connection = open().map_err(|error| self.explain(error, self.used))?;
+        let connection = open().map_err(|error| self.explain(error))?;
         match identity(&self.path) {
             Some(identity) => Ok(File {
                 connection,
@@ -137,8 +210,9 @@ impl Worker {
         }
     }
 
-    /// What an error means; `used`: the file has been used, so what is lacking now may come back.
-    pub(super) fn explain(&self, error: rusqlite::Error, used: bool) -> StoreError {
+    /// What an error means. What is lacking in a file that has been used may come back.
+    fn explain(&self, error: rusqlite::Error) -> StoreError {
+        let used = self.used.load(Ordering::Relaxed);
         let (message, code) = message_and_code(&error);
         let shown = self.path.display();
         let said = format!("{shown}: {message}");
@@ -168,7 +242,9 @@ impl Worker {
             | ErrorCode::OperationAborted => return StoreError::cannot_serve(said),
             // Too many open files, a disk that is full or mounted read-only for a while.
             ErrorCode::CannotOpen if used => return StoreError::cannot_serve(said),
-            ErrorCode::ReadOnly if self.written => return StoreError::cannot_serve(said),
+            ErrorCode::ReadOnly if self.written.load(Ordering::Relaxed) => {
+                return StoreError::cannot_serve(said);
+            }
             _ if missing && used => return StoreError::cannot_serve(said),
             ErrorCode::CannotOpen => Some("the file and its folder must be writable by this user"),
             ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
@@ -184,46 +260,6 @@ impl Worker {
             _ => None,
         };
         StoreError::rejected(said, hint)
-    }
-
-    /// Carry out `work` on the open file.
-    pub(super) fn with<T>(
-        &mut self,
-        work: impl FnOnce(&mut Connection, &Statements) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
-        let (connection, statements) = self.connection()?;
-        let done = work(connection, statements);
-        done.map_err(|error| {
-            let error = self.explain(error, self.used);
-            if matches!(error, StoreError::Unavailable(_)) {
-                self.file = None;
-            }
-            error
-        })
-    }
-
-    /// The same with the write lock, committed at the end.
-    pub(super) fn write<T>(
-        &mut self,
-        work: impl FnOnce(&Connection, &Statements) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
-        self.write_unless_fenced(|tx, statements, _| work(tx, statements))
-    }
-
-    /// The same for what gives a lock to somebody, which an open fence keeps out.
-    pub(super) fn write_unless_fenced<T>(
-        &mut self,
-        work: impl FnOnce(&Connection, &Statements, &Fences) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
-        let fences = self.fences.clone();
-        let done = self.with(|connection, statements| {
-            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let done = work(&tx, statements, &fences)?;
-            tx.commit()?;
-            Ok(done)
-        })?;
-        (self.used, self.written) = (true, true);
-        Ok(done)
     }
 }
 

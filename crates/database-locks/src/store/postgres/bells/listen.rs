@@ -157,7 +157,7 @@ async fn prove(bells: &Shared, main: &Connection, ear: &Connection) -> Result<()
 /// The backend that greeted us. The driver keeps that to itself, but writes it into a request to cancel.
 ///
 /// A pooler greets with a number of its own.
-async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
+pub(in super::super) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
     let (theirs, mut ours) = tokio::io::duplex(64);
     let asked = token.cancel_query_raw(theirs, Plain);
     let read = async {

@@ -1,0 +1,128 @@
+//! The contract on the direct path: a store whose locks are taken and released by its lane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::seam::{
+    Ask, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply, Resume,
+    Return, Store, StoreError, TakeOver,
+};
+use database_locks::{ListFilter, LockInfo, LockName, Ttl};
+
+use super::Bench;
+use crate::lab::Lab;
+
+/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use their lanes.
+#[derive(Debug)]
+pub struct LaneLab(pub Lab);
+
+impl LaneLab {
+    /// For the store contract.
+    pub fn bench(&self) -> Bench {
+        self.0.bench().by_lane()
+    }
+}
+
+/// A store that takes and releases by its lane.
+#[derive(Debug)]
+pub(super) struct ByLane(pub(super) Arc<dyn Store>);
+
+impl ByLane {
+    fn lane(&self) -> Arc<dyn Lane> {
+        self.0.lane().expect("the engine has a lane")
+    }
+}
+
+/// The answer of a lane, kept to a deadline as its callers do.
+async fn kept<T>(within: Duration, lane: &dyn Lane, reply: Reply<'_, T>) -> Result<T, StoreError> {
+    match tokio::time::timeout(within, reply).await {
+        Ok(answer) => answer,
+        Err(late) => {
+            lane.give_up();
+            Err(StoreError::Unavailable(late.into()))
+        }
+    }
+}
+
+impl Store for ByLane {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        self.0.lane()
+    }
+
+    fn connect(&self, within: Duration) -> Reply<'_, ()> {
+        Box::pin(async move {
+            self.0.connect(within).await?;
+            let lane = self.lane();
+            kept(within, &*lane, lane.connect()).await
+        })
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let lane = self.lane();
+            kept(within, &*lane, lane.acquire(asks)).await
+        })
+    }
+
+    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+        Box::pin(async move {
+            let lane = self.lane();
+            kept(within, &*lane, lane.release(returns)).await
+        })
+    }
+
+    fn renew<'a>(&'a self, of: &'a [(Grant, Ttl)], within: Duration) -> Reply<'a, Vec<Renewal>> {
+        self.0.renew(of, within)
+    }
+
+    fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
+        self.0.read(names, within)
+    }
+
+    fn page<'a>(
+        &'a self,
+        filter: &'a ListFilter,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'a, Page> {
+        self.0.page(filter, after, within)
+    }
+
+    fn look<'a>(
+        &'a self,
+        names: &'a [LockName],
+        within: Duration,
+    ) -> Reply<'a, Vec<Option<Occupant>>> {
+        self.0.look(names, within)
+    }
+
+    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+        self.0.take_over(what, within)
+    }
+
+    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+        self.0.resume(what, within)
+    }
+
+    fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
+        self.0.force(name, within)
+    }
+
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+        within: Duration,
+    ) -> Reply<'_, Pruned> {
+        self.0.prune(idle, unknown, after, within)
+    }
+
+    fn install(&self, within: Duration) -> Reply<'_, ()> {
+        self.0.install(within)
+    }
+
+    fn examine(&self, within: Duration) -> Reply<'_, database_locks::doctor::Report> {
+        self.0.examine(within)
+    }
+}
