@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench flame example package install clean
+.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench profile example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -102,10 +102,10 @@ bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700
 	scripts/bench-env
 	. target/bench-servers; $(BENCH)
 
-flame: ## profile a client's acquire and release with perf, and write flame graphs to target/flame
-	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/flame \
+profile: ## profile a client's acquire and release with perf, a text for each engine in target/profile
+	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/profile \
 		cargo build --release -p bench
-	servers=$$(scripts/install-servers) && eval "$$servers" && target/flame/release/bench flame target/flame
+	servers=$$(scripts/install-servers) && eval "$$servers" && target/profile/release/bench profile target/profile
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

@@ -26,13 +26,13 @@ POSTGRES = {
     "CONN_MAX_AGE": None,
 }
 
-def django(database: dict[str, Any], **settings: Any) -> None:
+def django(database: dict[str, Any], *apps: str, **settings: Any) -> None:
     import django as package
     from django.conf import settings as all_settings
 
     all_settings.configure(
         DATABASES={"default": database},
-        INSTALLED_APPS=["database_locks"],
+        INSTALLED_APPS=apps,
         USE_TZ=True,
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
         **settings,
@@ -53,7 +53,8 @@ def pair(manager: Callable[[], Any]) -> tuple[Callable[[], None], Callable[[], N
 
 
 def subject(url: str) -> tuple[Any, Any, str]:
-    django({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}, DATABASE_LOCKS_URL=url)
+    in_memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    django(in_memory, "database_locks", DATABASE_LOCKS_URL=url)
     from database_locks import lock
 
     enter, leave = pair(lambda: lock(NAME))
@@ -61,7 +62,7 @@ def subject(url: str) -> tuple[Any, Any, str]:
 
 
 def old(auto_renew: bool) -> tuple[Any, Any, str]:
-    django(POSTGRES)
+    django(POSTGRES, "database_locks")
     from django.core.management import call_command
 
     call_command("migrate", verbosity=0)

@@ -33,7 +33,7 @@ impl Row {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg(lock);
-        Taker::start(&command)
+        Taker::start(&self.name, &command)
     }
 
     /// Those that are measured right after each other: a row and what it is compared with.

@@ -15,7 +15,7 @@ use crate::say;
 
 /// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
 /// and again.
-pub(crate) const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
+const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
 
 /// MySQL's own defaults, where the tests' servers have less: the binary log is on, and each commit
 /// waits until it is on the disk (`sync_binlog` is 1 by default).

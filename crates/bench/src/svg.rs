@@ -132,7 +132,7 @@ fn shown(value: f64) -> String {
     }
 }
 
-pub(crate) fn escaped(text: &str) -> String {
+fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -212,7 +212,7 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
                 path.join("L")
             );
         }
-        for (px, py) in places.iter() {
+        for (px, py) in &places {
             let _ = writeln!(
                 svg,
                 "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" class=\"d{colour}\"/>"

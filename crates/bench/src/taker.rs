@@ -53,11 +53,10 @@ pub(crate) struct Taker {
 
 impl Taker {
     /// `None`, and a line that says so, where it does not come up.
-    pub(crate) fn start(command: &Command) -> Option<Self> {
+    pub(crate) fn start(name: &str, command: &Command) -> Option<Self> {
         let process = Killable::spawn_command(command);
         let Some(what) = process.line(PATIENCE) else {
-            let what: Vec<_> = command.get_args().take(4).collect();
-            crate::say(&format!("left out, it does not start: {what:.80?}"));
+            crate::say(&format!("left out, it does not start: {name}"));
             return None;
         };
         Some(Self { process, what })

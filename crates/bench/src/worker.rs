@@ -7,7 +7,7 @@
 //!   answered with what they cost
 //! - `idle URL NAME WAITERS`: so many tasks that wait for one lock
 //! - `contend URL NAME TASKS HOLD_US MS`: so many tasks that take turns on one lock, from the next line on
-//! - `profile URL MS`: cycles for `make flame`, from code that blocks
+//! - `profile URL MS`: cycles for `make profile`, from code that blocks
 
 use std::future::Future;
 use std::io::{BufRead, Write};
@@ -72,7 +72,7 @@ impl<C: Cycle> BlockingCycle for BlockOn<C> {
 pub(crate) fn start(args: &[&str]) -> Option<Taker> {
     let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
     command.arg("worker").args(args);
-    Taker::start(&command)
+    Taker::start(&args.join(" "), &command)
 }
 
 /// The clock that all processes of the machine share.
