@@ -30,7 +30,7 @@ pub(crate) fn now() -> Time {
 /// The runtime's timers count on a clock that stops during a suspend. After one, a lease that has
 /// ended meanwhile is noticed at most this much later by those who wait for its loss; those who ask
 /// learn it at once.
-pub(crate) const LONGEST_NAP: Duration = Duration::from_secs(1);
+const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 /// Sleep until then; a suspend of the machine counts.
 pub(crate) async fn sleep_until(then: Time) {

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
+use crate::fork::PerProcess;
 use crate::token::GrantId;
 
 /// The most that the column `metadata` is given, so that a list of locks stays quick to read.
@@ -64,6 +65,13 @@ pub fn set_program(path: &Path) {
     let _ = PROGRAM.set(program_name(path));
 }
 
+/// A process as its metadata shows it. A host that is renamed later keeps its old name there.
+struct Process {
+    program: String,
+    host: String,
+    pid: u32,
+}
+
 /// What the holder says of itself: program, host, pid and version, the grant that it was handed if
 /// there was one, and the caller's own keys under `meta`. Of the command line only the program's name:
 /// arguments may hold passwords.
@@ -76,20 +84,36 @@ pub(crate) fn metadata(
     own: &Map<String, Value>,
     from: Option<GrantId>,
     may_add: bool,
-) -> Result<String, Error> {
+) -> Result<Arc<str>, Error> {
+    static THIS: PerProcess<(Process, Arc<str>)> = PerProcess::new();
+    let (process, plain) = THIS.get_or_try_init(|| {
+        let process = this_process();
+        let plain = describe(&Map::new(), None, true, &process)?;
+        Ok((process, plain.into()))
+    })?;
+    if own.is_empty() && from.is_none() {
+        return Ok(Arc::clone(plain));
+    }
+    describe(own, from, may_add, process).map(Arc::from)
+}
+
+fn this_process() -> Process {
     let program = PROGRAM.get_or_init(|| {
         let first = std::env::args_os().next().unwrap_or_default();
         program_name(Path::new(&first))
     });
-    describe(own, from, may_add, program, &host())
+    Process {
+        program: program.clone(),
+        host: host(),
+        pid: std::process::id(),
+    }
 }
 
 fn describe(
     own: &Map<String, Value>,
     from: Option<GrantId>,
     may_add: bool,
-    program: &str,
-    host: &str,
+    process: &Process,
 ) -> Result<String, Error> {
     let mut all = Map::new();
     if let Some(from) = from {
@@ -105,10 +129,10 @@ fn describe(
         return Err(Error::config("metadata", got, "at most 4096 bytes"));
     }
     for (key, value) in [
-        ("pid", json!(std::process::id())),
+        ("pid", json!(process.pid)),
         ("version", json!(env!("CARGO_PKG_VERSION"))),
-        ("program", json!(program)),
-        ("host", json!(host)),
+        ("program", json!(process.program)),
+        ("host", json!(process.host)),
     ] {
         add(&mut all, key, value, MAX_METADATA_BYTES - reserved);
     }
@@ -144,7 +168,7 @@ fn add(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
 
 /// As JSON, with `\u` escapes for everything that is not ASCII.
 fn ascii(all: &Map<String, Value>) -> String {
-    let text = Value::Object(all.clone()).to_string();
+    let text = serde_json::to_string(all).unwrap_or_default();
     if text.is_ascii() {
         return text;
     }
@@ -172,6 +196,14 @@ pub(crate) fn over(metadata: &str, ended: GrantId) -> String {
 mod tests {
     use super::*;
 
+    fn process(program: &str, host: &str) -> Process {
+        Process {
+            program: program.to_owned(),
+            host: host.to_owned(),
+            pid: 4711,
+        }
+    }
+
     #[test]
     fn two_holders_of_one_process_are_told_apart() {
         assert_ne!(default_holder(), default_holder());
@@ -194,7 +226,7 @@ mod tests {
     #[test]
     fn what_a_database_of_another_encoding_lacks_is_escaped_and_read_back_as_it_was() {
         let own = Map::from_iter([("why".to_owned(), json!("日本 ä 🔒 \"\\u0041\""))]);
-        let text = describe(&own, None, false, "仕事", "høst").unwrap();
+        let text = describe(&own, None, false, &process("仕事", "høst")).unwrap();
         assert!(text.is_ascii(), "{text}");
         let all: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(all["meta"], Value::Object(own));
@@ -225,7 +257,7 @@ mod tests {
             let why = "x".repeat(MAX_METADATA_BYTES - bare - left);
             let own = Map::from_iter([("why".to_owned(), json!(why))]);
             let program = "仕".repeat(100);
-            let text = describe(&own, Some(from), true, &program, "host").unwrap();
+            let text = describe(&own, Some(from), true, &process(&program, "host")).unwrap();
             assert!(
                 text.len() + OVER <= MAX_METADATA_BYTES,
                 "{left}: {}",
@@ -239,6 +271,6 @@ mod tests {
         }
         let longer = "x".repeat(MAX_METADATA_BYTES - bare + 1);
         let own = Map::from_iter([("why".to_owned(), json!(longer))]);
-        describe(&own, Some(from), true, "", "").unwrap_err();
+        describe(&own, Some(from), true, &process("", "")).unwrap_err();
     }
 }

@@ -246,7 +246,7 @@ impl Lock {
         Ok(Want {
             name: LockName::new(&self.name)?,
             holder,
-            metadata: metadata(&self.metadata, from, self.preempt)?.into(),
+            metadata: metadata(&self.metadata, from, self.preempt)?,
             timing: Timing::new(self.ttl, self.renewing, self.margin)?,
             wait,
             preempt: self.preempt,

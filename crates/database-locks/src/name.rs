@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::Error;
 
@@ -29,7 +30,7 @@ pub(crate) const MAX_CHARS: usize = 255;
 /// # Ok::<(), database_locks::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LockName(Box<str>);
+pub struct LockName(Arc<str>);
 
 impl LockName {
     /// Check a name.
@@ -77,7 +78,7 @@ impl FromStr for LockName {
 
 impl From<LockName> for String {
     fn from(name: LockName) -> Self {
-        name.0.into()
+        name.as_str().to_owned()
     }
 }
 

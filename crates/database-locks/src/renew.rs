@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::clock::{self, LONGEST_NAP, Time};
+use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::held::{Confirmed, Held, Trouble};
 use crate::lease::{Answer, Lease, Next};
@@ -31,6 +31,13 @@ mod split;
 /// The most leases that one statement renews. More would make a statement of some hundred
 /// milliseconds, behind which every acquire on the connection waits.
 const LARGEST_ROUND: usize = 5_000;
+
+/// The longest that the task sleeps while it keeps a lease: that far a sleep may go on for nothing once the
+/// leases it was meant for are gone.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// How long before a renewal is due its connection is made, where there is none: longer than that takes
+/// where it succeeds at all.
+const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
 /// What one statement renews.
 type Round = Vec<(Grant, Ttl)>;
@@ -58,8 +65,18 @@ impl Entry {
 struct Book {
     entries: HashMap<GrantId, Entry>,
     agenda: BTreeSet<(Time, GrantId)>,
+    /// Until when the task sleeps, whatever becomes of the leases; none: until it is woken.
+    sleeps_until: Option<Time>,
     outage: Outage,
     reconnects: Reconnects,
+}
+
+/// When something is to be done about a lease.
+fn due_at(lease: &Lease, now: Time) -> Time {
+    match lease.next(now) {
+        Next::Wait(until) => until,
+        Next::Renew | Next::Lost(_) => now,
+    }
 }
 
 /// What is due to be renewed.
@@ -71,19 +88,18 @@ struct Due {
 
 impl Book {
     fn add(&mut self, lease: Lease, held: Arc<Held>, now: Time) {
-        let id = held.grant.id;
+        let (id, at) = (held.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
             Entry {
                 lease,
                 held,
-                at: now,
+                at,
                 apart: false,
                 failing_since: None,
             },
         );
-        self.agenda.insert((now, id));
-        self.plan(id, now);
+        self.agenda.insert((at, id));
     }
 
     fn remove(&mut self, id: GrantId) -> Option<Entry> {
@@ -101,13 +117,35 @@ impl Book {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        let at = match entry.lease.next(now) {
-            Next::Wait(until) => until,
-            Next::Renew | Next::Lost(_) => now,
-        };
         self.agenda.remove(&(entry.at, id));
-        entry.at = at;
-        self.agenda.insert((at, id));
+        entry.at = due_at(&entry.lease, now);
+        self.agenda.insert((entry.at, id));
+    }
+
+    /// Let the task sleep until something is due; none: until it is woken.
+    fn sleep(&mut self, now: Time) -> Option<Time> {
+        let first = self.agenda.first().map(|(at, _)| *at);
+        self.sleeps_until = first.map(|at| {
+            let ahead = at.checked_sub(CONNECT_AHEAD).filter(|ahead| *ahead > now);
+            ahead.unwrap_or(at).min(now.saturating_add(LONGEST_SLEEP))
+        });
+        self.sleeps_until
+    }
+
+    /// Whether the connection that renewals go out on had better be there.
+    fn renews_soon(&self, now: Time) -> bool {
+        let soon = now.saturating_add(CONNECT_AHEAD);
+        self.agenda.first().is_some_and(|(at, _)| *at <= soon)
+    }
+
+    /// Whether the task would come too late for what is due first. A sleep that should be over by now counts
+    /// for nothing: the machine was suspended meanwhile.
+    fn oversleeps(&self, now: Time) -> bool {
+        let in_time = |at| {
+            self.sleeps_until
+                .is_some_and(|until| (now..=at).contains(&until))
+        };
+        self.agenda.first().is_some_and(|(at, _)| !in_time(*at))
     }
 
     /// What is due to be renewed.
@@ -246,8 +284,19 @@ impl Scheduler {
 
     /// Keep this lease alive from now on.
     pub(crate) fn add(&self, lease: Lease, held: Arc<Held>) {
-        self.book().add(lease, held, clock::now());
-        self.changed.notify_one();
+        let (mut book, now) = (self.book(), clock::now());
+        book.add(lease, held, now);
+        self.close_book(book, now, News::default());
+    }
+
+    /// Close the book, wake the task where it would oversleep what was planned, and tell.
+    fn close_book(&self, book: MutexGuard<'_, Book>, now: Time, news: News) {
+        let wake = book.oversleeps(now);
+        drop(book);
+        if wake {
+            self.changed.notify_one();
+        }
+        news.tell();
     }
 
     /// Renew it no more. What was sent before and arrives late finds its grant id gone.
@@ -291,9 +340,7 @@ impl Scheduler {
         };
         let done = what(&mut entry.lease, now);
         book.confirm(id, now, &mut news);
-        drop(book);
-        news.tell();
-        self.changed.notify_one();
+        self.close_book(book, now, news);
         done
     }
 
@@ -308,13 +355,10 @@ impl Scheduler {
                 *id
             })
             .collect();
-        for id in &ids {
-            book.plan(*id, now);
+        for id in ids {
+            book.plan(id, now);
         }
-        drop(book);
-        if !ids.is_empty() {
-            self.changed.notify_one();
-        }
+        self.close_book(book, now, News::default());
     }
 
     /// The database said that it is not ours any more.
@@ -334,7 +378,7 @@ impl Scheduler {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
             let mut news = News::default();
-            let nap = {
+            let (until, soon) = {
                 let (mut book, now) = (self.book(), clock::now());
                 let Due { together, apart } = book.due(now, &mut news);
                 let mut behind = 0;
@@ -347,15 +391,16 @@ impl Scheduler {
                         behind += 1;
                     }
                 }
-                book.agenda
-                    .first()
-                    .map(|(at, _)| at.saturating_sub(now).min(LONGEST_NAP))
+                (book.sleep(now), book.renews_soon(now))
             };
             news.tell();
+            if soon {
+                self.store.prepare_to_renew();
+            }
             tokio::select! {
                 () = self.changed.notified() => {}
                 Some(_) = rounds.join_next() => {}
-                () = tokio::time::sleep(nap.unwrap_or_default()), if nap.is_some() => {}
+                () = clock::sleep_until(until.unwrap_or_default()), if until.is_some() => {}
             }
         }
     }
@@ -371,21 +416,76 @@ mod tests {
 
     fn book_of(n: u64) -> (Book, Time) {
         let (mut book, start) = (Book::default(), clock::now());
-        let ttl = Duration::from_secs(30);
-        let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         for i in 0..n {
-            let grant = Grant {
-                name: LockName::new(format!("job {i}")).unwrap(),
-                token: Token::from_db(1),
-                id: GrantId::random().unwrap(),
-                holder: "me".into(),
-            };
             let sent = start + Duration::from_millis(i);
-            let lease = Lease::granted(timing, sent, ttl);
-            let held = Held::new("memory", grant, &lease);
+            let (held, lease) = held_for(Duration::from_secs(30), sent);
             book.add(lease, held, sent);
         }
         (book, start)
+    }
+
+    /// Takes a lease of that ttl; whether the task has to be woken for it.
+    fn wakes(book: &mut Book, ttl: Duration, now: Time) -> (bool, GrantId) {
+        let (held, lease) = held_for(ttl, now);
+        let id = held.grant.id;
+        book.add(lease, held, now);
+        (book.oversleeps(now), id)
+    }
+
+    #[test]
+    fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
+        let (mut book, start) = (Book::default(), clock::now());
+        let (mut woken, mut until) = (0, None);
+        for ms in 0..60_000 {
+            let now = start + Duration::from_millis(ms);
+            if until.is_some_and(|until| until <= now) {
+                assert!(book.due(now, &mut News::default()).together.is_empty());
+                until = book.sleep(now);
+            }
+            let (wake, id) = wakes(&mut book, Duration::from_secs(30), now);
+            if wake {
+                woken += 1;
+                until = book.sleep(now);
+            }
+            book.remove(id);
+            assert!(!book.oversleeps(now), "woken by a release");
+        }
+        assert_eq!(woken, 10);
+        // After the last release it sleeps on until it is woken.
+        let end = start + Duration::from_secs(70);
+        book.due(end, &mut News::default());
+        assert_eq!(book.sleep(end), None);
+    }
+
+    #[test]
+    fn what_is_due_before_the_task_would_look_wakes_it() {
+        let (mut book, start) = (Book::default(), clock::now());
+        let secs = Duration::from_secs;
+        assert!(wakes(&mut book, secs(30), start).0, "it sleeps for good");
+        assert_eq!(book.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
+        assert!(!wakes(&mut book, secs(30), start + secs(5)).0);
+        assert!(!wakes(&mut book, secs(300), start + secs(5)).0);
+        assert!(!wakes(&mut book, secs(6), start + secs(5)).0, "due later");
+        let (wake, id) = wakes(&mut book, secs(6), start + secs(1));
+        assert!(wake, "due earlier");
+        book.remove(id);
+        // An extension, or a check.
+        let now = start + secs(2);
+        let id = *book.entries.keys().next().unwrap();
+        book.entries.get_mut(&id).unwrap().lease.check(now);
+        book.plan(id, now);
+        assert!(book.oversleeps(now));
+        book.remove(id);
+        assert!(!book.oversleeps(now));
+        // The machine was suspended, and the task sleeps on for a moment.
+        assert!(wakes(&mut book, secs(30), start + secs(60)).0);
+    }
+
+    #[test]
+    fn a_lease_that_is_due_late_has_the_task_look_now_and_then() {
+        let (mut book, start) = (Book::default(), clock::now());
+        wakes(&mut book, Duration::from_secs(3_600), start);
+        assert_eq!(book.sleep(start), Some(start + LONGEST_SLEEP));
     }
 
     #[test]
@@ -435,7 +535,13 @@ mod tests {
 
     /// Held until `until`, and the lease of a renewal that confirms it for long.
     fn nearly_over(until: Time) -> (Arc<Held>, Lease) {
-        let ttl = Duration::from_secs(30);
+        let (held, lease) = held_for(Duration::from_secs(30), clock::now());
+        held.trust_until(until);
+        (held, lease)
+    }
+
+    /// A grant that was asked for at `sent`.
+    fn held_for(ttl: Duration, sent: Time) -> (Arc<Held>, Lease) {
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         let grant = Grant {
             name: LockName::new("job").unwrap(),
@@ -443,10 +549,8 @@ mod tests {
             id: GrantId::random().unwrap(),
             holder: "me".into(),
         };
-        let lease = Lease::granted(timing, clock::now(), ttl);
-        let held = Held::new("memory", grant, &lease);
-        held.trust_until(until);
-        (held, lease)
+        let lease = Lease::granted(timing, sent, ttl);
+        (Held::new("memory", grant, &lease), lease)
     }
 
     #[test]

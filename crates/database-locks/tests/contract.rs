@@ -5,6 +5,8 @@ use testkit::{Lab, contract_tests};
 
 contract_tests!(memory, Lab::memory());
 contract_tests!(sqlite, Lab::sqlite());
+contract_tests!(memory_lane, Lab::memory().map(LaneLab));
+contract_tests!(sqlite_lane, Lab::sqlite().map(LaneLab));
 contract_tests!(postgres, Lab::postgres());
 contract_tests!(postgres18, Lab::postgres18());
 contract_tests!(postgres_lane, Lab::postgres().map(LaneLab));
@@ -15,3 +17,15 @@ contract_tests!(mysql, Lab::mysql());
 contract_tests!(postgres_odd, Lab::postgres_odd());
 contract_tests!(mariadb_odd, Lab::mariadb_odd());
 contract_tests!(mysql_odd, Lab::mysql_odd());
+contract_tests!(
+    postgres_repeatable_read,
+    Lab::postgres_isolated("repeatable read"),
+    contending_clients_hold_a_lock_one_at_a_time,
+    first_use_by_twenty_at_once_has_one_winner,
+    an_expired_lease_has_one_successor,
+);
+contract_tests!(
+    postgres_serializable,
+    Lab::postgres_isolated("serializable"),
+    contending_clients_hold_a_lock_one_at_a_time,
+);

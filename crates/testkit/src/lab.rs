@@ -130,6 +130,14 @@ impl Lab {
         Some(lab)
     }
 
+    /// A PostgreSQL database whose transactions are of that level, unless they say otherwise.
+    pub fn postgres_isolated(level: &str) -> Option<Self> {
+        let lab = Self::postgres()?;
+        let set = format!("SET default_transaction_isolation = '{level}'");
+        lab.sql(&format!("ALTER DATABASE {} {set}", lab.database()));
+        Some(lab)
+    }
+
     /// A MariaDB database on a server whose sessions begin with such settings.
     pub fn mariadb_odd() -> Option<Self> {
         static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();

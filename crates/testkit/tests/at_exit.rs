@@ -95,6 +95,12 @@ async fn a_release_that_is_not_answered_holds_up_the_end_for_some_two_seconds(la
     assert!(!is_free(&locks).await);
 }
 
+async fn a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls(lab: &Lab) {
+    let locks = lab.locks().await;
+    free_after(lab, &locks, "fork-lane").await;
+    promise("P13", lab.engine);
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $(
         lab_tests!($engine:
@@ -104,6 +110,13 @@ macro_rules! on {
     )* };
 }
 on!(sqlite, postgres, mariadb, mysql);
+
+mod with_a_lane {
+    //! Where calls on it do not block.
+    use super::*;
+    lab_tests!(mariadb: a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls);
+    lab_tests!(mysql: a_child_that_drops_an_inherited_lane_holds_up_none_of_its_parents_calls);
+}
 
 mod blocked {
     //! Where a test can keep a release from being carried out.

@@ -1,6 +1,7 @@
 //! Real processes that take locks, and are killed and frozen.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -254,6 +255,24 @@ async fn a_forked_child_touches_nothing_of_its_parents(lab: &Lab) {
         ]
     );
     promise("P13", lab.engine);
+}
+
+#[test]
+fn a_forked_child_draws_its_own_grant_ids_and_names_its_own_pid() {
+    let mut taker = Killable::spawn(TAKER, ["fork-ids"]);
+    let said: Vec<String> = (0..3).map(|_| taker.expect_line(SOON)).collect();
+    assert!(taker.wait(SOON).is_some_and(|status| status.success()));
+    let (mut ids, mut pids) = (BTreeSet::new(), Vec::new());
+    for line in &said {
+        let mut words = line.split(' ');
+        let pid = words.next();
+        assert_eq!(words.next(), pid, "the pid that its locks name");
+        pids.push(pid);
+        ids.extend(words);
+    }
+    assert_eq!(ids.len(), 300);
+    assert_eq!(pids[0], pids[2]);
+    assert_ne!(pids[0], pids[1]);
 }
 
 /// A client whose wall clock is an hour off takes nothing early and gives nothing away late.

@@ -129,8 +129,7 @@ impl Scheduler {
                 }
             }
         }
-        drop(book);
-        news.tell();
+        self.close_book(book, clock::now(), news);
     }
 
     /// A part failed, and is tried again later.
@@ -151,8 +150,7 @@ impl Scheduler {
             let answer = (answer, Some(trouble.clone()));
             book.answered(grant.id, failed.sent, answer, &mut news);
         }
-        drop(book);
-        news.tell();
+        self.close_book(book, clock::now(), news);
         failed
     }
 

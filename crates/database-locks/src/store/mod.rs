@@ -194,6 +194,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// A renewal is due within seconds: make the connection for it in the background, unless it is there.
+    fn prepare_to_renew(&self) {}
+
     /// Send the next renewal on a new connection. Calls that wait for an answer still get it.
     fn reconnect(&self) {}
 
@@ -235,7 +238,7 @@ pub trait Lane: Send + Sync + fmt::Debug {
     /// See [`Store::release`].
     fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>>;
 
-    /// A call was late: the next one is made on a new connection.
+    /// A call was late, or the lane moves to another runtime: the next one is made on a new connection.
     fn give_up(&self);
 }
 

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use super::Return;
 use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, Resume, TakeOver, Version};
 use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
@@ -52,6 +54,15 @@ impl Seen {
     /// Whether that grant has the lock.
     pub(super) fn is_granted(&self, grant: &str) -> bool {
         self.intact && self.grant.as_deref() == Some(grant) && self.is_held()
+    }
+
+    /// Whether that grant has the lock, be its lease over or not.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    pub(super) fn is_of(&self, what: &Return) -> bool {
+        self.intact
+            && self.grant.as_deref() == Some(what.grant.as_str())
+            && self.holder.as_deref() == Some(&*what.holder)
+            && what.token.is_none_or(|token| token.get() == self.token)
     }
 
     /// How the lease ends, where that is by being watched.

@@ -203,7 +203,7 @@ mod tests {
     /// One test counts the threads of this process.
     pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-    fn ask(name: &str) -> Ask {
+    pub(super) fn ask(name: &str) -> Ask {
         Ask {
             name: LockName::new(name).unwrap(),
             grant: crate::token::GrantId::random().unwrap(),

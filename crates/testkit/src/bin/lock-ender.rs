@@ -19,17 +19,23 @@
 //! - `exit-beside`: such a thread calls it while the main thread has the guard;
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
-//! - `fork`: a forked child ends first, which must not wait for anything of its parent.
+//! - `fork`: a forked child ends first, which must not wait for anything of its parent;
+//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a call is under
+//!   way.
 #![allow(clippy::print_stdout, reason = "printing is how it answers")]
 
 use std::cell::RefCell;
 use std::error::Error;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use database_locks::seam::{Outcome, Released, Return, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
+use rustix::process::Pid;
+use testkit::contract::ask;
 use tokio::runtime::{Builder, Runtime};
 
 type Done = Result<(), Box<dyn Error>>;
@@ -110,8 +116,12 @@ fn main() -> Done {
         }),
         "fork" => on(one_thread(), url, name, async |guard| {
             drop(guard);
-            fork()
+            match fork() {
+                None => std::process::exit(0),
+                child => child_ends(child),
+            }
         }),
+        "fork-lane" => fork_lane(url, name),
         other => panic!("unknown: {other}"),
     }
 }
@@ -173,16 +183,59 @@ async fn holding_task(guard: LockGuard) -> Done {
     Ok(begun.await?)
 }
 
-fn fork() -> Done {
+/// None in the child.
+fn fork() -> Option<Pid> {
     #[allow(unsafe_code, reason = "there is no other way to fork")]
-    // SAFETY: the child ends at once.
-    match unsafe { libc::fork() } {
-        0 => std::process::exit(0),
-        child => {
-            let child = rustix::process::Pid::from_raw(child);
-            rustix::process::waitpid(child, rustix::process::WaitOptions::empty())?;
-            println!("the child has ended");
-            Ok(())
+    // SAFETY: there is no other thread, or the child ends at once.
+    Pid::from_raw(unsafe { libc::fork() })
+}
+
+fn child_ends(child: Option<Pid>) -> Done {
+    rustix::process::waitpid(child, rustix::process::WaitOptions::empty())?;
+    println!("the child has ended");
+    Ok(())
+}
+
+fn fork_lane(url: &str, name: &str) -> Done {
+    let runtime = one_thread();
+    let store = open(url, &Table::default())?;
+    let lane = store.lane().ok_or("the engine has no lane")?;
+    let acquire = |name: &str| {
+        let (lane, ask) = (Arc::clone(&lane), ask(name, "me", Duration::from_secs(25)));
+        async move {
+            let outcomes = lane.acquire(std::slice::from_ref(&ask)).await;
+            match outcomes.map_err(|error| error.to_string())?[..] {
+                [Outcome::Granted { token, .. }] => Ok((ask, token)),
+                ref other => Err(format!("{other:?}")),
+            }
         }
+    };
+    let (ask, token) = runtime.block_on(acquire(name))?;
+    let call = runtime.spawn(acquire("another"));
+    // The request is sent.
+    runtime.block_on(tokio::task::yield_now());
+    let child = fork();
+    if child.is_none() {
+        drop((lane, store, runtime));
+        std::process::exit(0);
     }
+    child_ends(child)?;
+    let what = Return {
+        name: ask.name,
+        token: Some(token),
+        grant: ask.grant,
+        holder: ask.holder,
+        durable: false,
+        quietly: false,
+    };
+    let goes_on = async {
+        call.await??;
+        let released = lane.release(&[what]).await;
+        assert!(
+            matches!(released.as_deref(), Ok([Released::Freed])),
+            "{released:?}"
+        );
+        Ok(())
+    };
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), goes_on).await })?
 }

@@ -13,6 +13,8 @@
 //!   begins anew at once, until it is killed.
 //! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
 //!   parent whether it still has it when the child has ended.
+//! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for each process
+//!   its pid, the one that the locks name, and the grant ids.
 #![allow(clippy::print_stdout, reason = "printing is how it answers")]
 
 use std::io::Write;
@@ -38,6 +40,7 @@ fn main() {
         ["loop", url, name, hold] => repeat(url, name, hold.parse().expect("a number")),
         ["fork-as", url, name, holder] => fork_as(url, name, holder),
         ["fork", url, name] => fork(url, name),
+        ["fork-ids"] => fork_ids(),
         _ => panic!("bad arguments: {args:?}"),
     };
     if let Err(error) = done {
@@ -188,6 +191,32 @@ fn fork_as(url: &str, name: &str, holder: &str) -> Result<(), Error> {
         guard.check().err().map(|e| e.to_string())
     ));
     Ok(())
+}
+
+fn fork_ids() -> Result<(), Error> {
+    let locks = Locks::connect("memory:")?;
+    let report = || -> Result<(), Error> {
+        let (mut ids, mut named) = (Vec::new(), None);
+        for _ in 0..100 {
+            let guard = locks.lock("job").acquire()?;
+            ids.push(guard.grant_id().to_owned());
+            named = locks
+                .show("job")?
+                .map(|row| row.parsed_metadata()["pid"].clone());
+        }
+        let named = named.expect("a row");
+        say(&format!("{} {named} {}", std::process::id(), ids.join(" ")));
+        Ok(())
+    };
+    report()?;
+    let pid = split();
+    if pid == 0 {
+        report()?;
+        std::process::exit(0);
+    }
+    let child = rustix::process::Pid::from_raw(pid).expect("a child");
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    report()
 }
 
 /// Fork: 0 in the child.

@@ -1,12 +1,16 @@
 //! Many locks in one call: what is quick about most of them must be right about each.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use database_locks::seam::{Ask, Force, GrantId, Outcome, Released, Return, Store};
+use database_locks::seam::{
+    Ask, Force, Grant, GrantId, Outcome, Released, Renewal, Return, Store, StoreError,
+};
 use database_locks::{LockInfo, LockName, LockState, Ttl};
 
-use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release};
+use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release, try_once};
+use crate::promise::promise;
 
 /// More than a statement is about, whatever the engine.
 const CROWD: usize = 300;
@@ -165,4 +169,65 @@ async fn releases(bench: &Bench, size: usize) {
         let forced = store.force(&asks[i].name, WITHIN).await.expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     }
+}
+
+/// Clients that contend for two locks, and renew what they hold, hold each lock one at a time; each grant
+/// has a greater token than all before it.
+pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
+    const CLIENTS: usize = 12;
+    const GRANTS: usize = 10;
+    bench.ready().await;
+    // Whether it is held, and the latest token; changed by the holder alone.
+    let seen: Arc<[Mutex<(bool, i64)>; 2]> = Arc::default();
+    let clients = (0..CLIENTS).map(|client| {
+        let (store, seen) = (bench.store(), Arc::clone(&seen));
+        tokio::spawn(async move {
+            for i in client..client + GRANTS {
+                let seen = &seen[i % 2];
+                let grant = contended(&*store, ["even", "odd"][i % 2], client).await;
+                let token = grant.token.get();
+                let (held, before) =
+                    std::mem::replace(&mut *seen.lock().expect("no panic"), (true, token));
+                assert!(!held, "client {client} is not alone");
+                assert!(token > before, "{token} after {before}");
+                let renewed = store
+                    .renew(&[(grant.clone(), Ttl::from(LONG))], WITHIN)
+                    .await;
+                match renewed.as_deref() {
+                    Ok([Renewal::Renewed | Renewal::Busy]) | Err(StoreError::Contention(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+                seen.lock().expect("no panic").0 = false;
+                let what = [Return::of(&grant, Ttl::from(LONG))];
+                loop {
+                    match store.release(&what, WITHIN).await.as_deref() {
+                        Ok([Released::Freed | Released::Awaited]) => break,
+                        Ok([Released::Busy]) | Err(StoreError::Contention(_)) => pause().await,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.expect("no panic");
+    }
+    for promised in ["P1", "P2", "P15"] {
+        promise(promised, bench.engine);
+    }
+}
+
+async fn contended(store: &dyn Store, lock: &str, client: usize) -> Grant {
+    let ask = ask(lock, &format!("client {client}"), LONG);
+    for _ in 0..50_000 {
+        match try_once(store, &ask).await {
+            Outcome::Granted { token, .. } => return grant_of(&ask, token),
+            Outcome::Held(_) | Outcome::Busy => pause().await,
+        }
+    }
+    panic!("{lock} is not to be had")
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
 }

@@ -65,6 +65,7 @@ macro_rules! contract_tests {
             two_thousand_leases_are_renewed_by_one_call,
             first_use_by_twenty_at_once_has_one_winner,
             an_expired_lease_has_one_successor,
+            contending_clients_hold_a_lock_one_at_a_time,
             a_reader_sees_what_the_holder_wrote,
             a_list_is_read_in_pages_and_filtered_where_the_rows_are,
             a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try,

@@ -1,7 +1,7 @@
-//! One connection to the server: who owns it, and when it is made anew.
+//! The connection of the background: the task that owns it, the queue before it, and when it is made
+//! anew.
 //!
-//! A `Conn` of the driver does one thing at a time and must not be dropped in the midst of it (see
-//! <https://github.com/blackbeam/mysql_async/issues/401>), so a task owns it and callers queue.
+//! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,7 +32,7 @@ pub(super) const CONNECT: Duration = Duration::from_secs(3);
 /// What a caller that waits for the connection gets on top of the time that it may take.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
-/// firewall: it is asked first, since a statement that was sent must not be sent again.
+/// firewall: it is asked first, since not every statement may be sent again.
 const IDLE: Duration = Duration::from_millis(100);
 /// So that a firewall does not forget an idle connection in the first place.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -255,10 +255,10 @@ struct Worker {
 }
 
 /// Set as long as this lives.
-struct Flag(Arc<AtomicBool>);
+pub(super) struct Flag(Arc<AtomicBool>);
 
 impl Flag {
-    fn set(flag: &Arc<AtomicBool>) -> Self {
+    pub(super) fn set(flag: &Arc<AtomicBool>) -> Self {
         flag.store(true, Ordering::Release);
         Self(Arc::clone(flag))
     }
@@ -279,8 +279,33 @@ struct Connected {
 /// Why a call has no answer.
 pub(super) struct Failed {
     pub(super) failure: StoreError,
-    /// There was no connection, so nothing was sent.
+    /// There was no connection yet, so nothing was sent.
     pub(super) unsent: bool,
+}
+
+/// What waits for the connection.
+struct Inbox {
+    /// Renewals. They go before all the rest: a lease ends while they wait, and behind a crowd of
+    /// acquires there is always one statement more.
+    urgent: mpsc::UnboundedReceiver<Job>,
+    jobs: mpsc::UnboundedReceiver<Job>,
+}
+
+impl Inbox {
+    /// None: there will be no more.
+    async fn next(&mut self) -> Option<Job> {
+        tokio::select! {
+            biased;
+            job = self.urgent.recv() => job,
+            job = self.jobs.recv() => job,
+        }
+    }
+
+    /// One that is there already.
+    fn try_next(&mut self) -> Option<Job> {
+        let urgent = self.urgent.try_recv();
+        urgent.or_else(|_| self.jobs.try_recv()).ok()
+    }
 }
 
 /// A queue of jobs and the connection that they are done on, one after another.
@@ -290,9 +315,10 @@ pub(super) struct Line {
     up: Arc<AtomicBool>,
     /// Whether one is being made by [`Line::dial`].
     dialled: Arc<AtomicBool>,
+    urgent: mpsc::UnboundedSender<Job>,
     jobs: mpsc::UnboundedSender<Job>,
     /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
-    inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
+    inbox: Arc<tokio::sync::Mutex<Inbox>>,
     worker: Mutex<Option<Worker>>,
     /// The connection is to be made anew before the next job.
     renew: Arc<AtomicBool>,
@@ -300,14 +326,19 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(server: Arc<Server>) -> Self {
-        let (jobs, inbox) = mpsc::unbounded_channel();
-        let inbox = Arc::new(tokio::sync::Mutex::new(inbox));
+        let (urgent, first) = mpsc::unbounded_channel();
+        let (jobs, then) = mpsc::unbounded_channel();
+        let inbox = Inbox {
+            urgent: first,
+            jobs: then,
+        };
         Self {
             server,
             up: Arc::default(),
             dialled: Arc::default(),
+            urgent,
             jobs,
-            inbox,
+            inbox: Arc::new(tokio::sync::Mutex::new(inbox)),
             worker: Mutex::default(),
             renew: Arc::default(),
         }
@@ -348,29 +379,40 @@ impl Line {
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
-        let done = self.attempt(within, work).await;
+        let done = self.ask(&self.jobs, within, work).await;
         done.map_err(|failed| failed.failure)
     }
 
-    /// The same, with a word on whether anything was sent.
-    pub(super) async fn attempt<T: Send + 'static>(
+    /// The same before all that waits, with a word on whether anything was sent.
+    pub(super) async fn call_first<T: Send + 'static>(
         &self,
         within: Duration,
         work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
         + Send
         + 'static,
     ) -> Result<T, Failed> {
+        self.ask(&self.urgent, within, work).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        queue: &mpsc::UnboundedSender<Job>,
+        within: Duration,
+        work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
+        + Send
+        + 'static,
+    ) -> Result<T, Failed> {
         let (tell, answer) = oneshot::channel();
-        let unsent = Arc::new(AtomicBool::new(false));
-        let not_sent = Arc::clone(&unsent);
+        let sent = Arc::new(AtomicBool::new(false));
+        let begun = Arc::clone(&sent);
         let work: Work = Box::new(move |session| {
             Box::pin(async move {
                 let done = match session {
-                    Ok(session) => work(session).await,
-                    Err(failure) => {
-                        not_sent.store(true, Ordering::Release);
-                        Err(failure.undone())
+                    Ok(session) => {
+                        begun.store(true, Ordering::Release);
+                        work(session).await
                     }
+                    Err(failure) => Err(failure.undone()),
                 };
                 // The caller may have gone away.
                 let _ = tell.send(done);
@@ -388,7 +430,7 @@ impl Line {
             })
         };
         // Never closed: the inbox is ours.
-        let _ = self.jobs.send(Job { deadline, work });
+        let _ = queue.send(Job { deadline, work });
         self.employ();
         let mut late = false;
         let done = keep_to(within, reply, || {
@@ -403,7 +445,7 @@ impl Line {
                 Some(function) => StoreError::late_for(within, function),
                 None => place(&self.server, failure),
             },
-            unsent: unsent.load(Ordering::Acquire),
+            unsent: !sent.load(Ordering::Acquire),
         })
     }
 
@@ -449,7 +491,7 @@ impl Line {
 /// Carry out jobs, until nobody can send any more.
 async fn serve(
     server: Arc<Server>,
-    inbox: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>>,
+    inbox: Arc<tokio::sync::Mutex<Inbox>>,
     up: Arc<AtomicBool>,
     busy_since: Arc<AtomicU64>,
     renew: Arc<AtomicBool>,
@@ -458,7 +500,7 @@ async fn serve(
     let (mut backoff, mut failure) = (Backoff::default(), None);
     let mut session: Option<Connected> = None;
     let mut last_used = clock::now();
-    while let Some(job) = inbox.recv().await {
+    while let Some(job) = inbox.next().await {
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
@@ -491,7 +533,7 @@ async fn serve(
                     }
                     Err(said) => {
                         (job.work)(Err(said.again())).await;
-                        while let Ok(job) = inbox.try_recv() {
+                        while let Some(job) = inbox.try_next() {
                             (job.work)(Err(said.again())).await;
                         }
                         failure = Some(said);
@@ -534,11 +576,17 @@ pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String
     .await
 }
 
-async fn connect(server: &Arc<Server>, backoff: &mut Backoff) -> Result<Session, StoreError> {
-    let made = caught(Session::open(server)).await.unwrap_or_else(|panic| {
-        let said = format!("the MySQL driver panicked: {panic}");
-        Err(StoreError::Unavailable(said.into()))
-    });
+/// What a panic of the driver comes to.
+pub(super) fn panicked(panic: String) -> StoreError {
+    StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
+}
+
+pub(super) async fn connect(
+    server: &Arc<Server>,
+    backoff: &mut Backoff,
+) -> Result<Session, StoreError> {
+    let made = caught(Session::open(server)).await;
+    let made = made.unwrap_or_else(|panic| Err(panicked(panic)));
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {

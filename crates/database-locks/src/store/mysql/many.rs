@@ -259,7 +259,7 @@ impl Session {
                 let at = row.and_then(|row| row.renewed_at);
                 let at = at.and_then(|at| u64::try_from(at).ok());
                 match row {
-                    Some(row) if is_of(row, what) => Some(Released::Busy),
+                    Some(row) if row.is_of(what) => Some(Released::Busy),
                     Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
                         Some(Released::Freed)
                     }
@@ -293,12 +293,4 @@ fn described(ask: &Ask) -> serde_json::Value {
 
 fn by_name(rows: &[Seen]) -> HashMap<&str, &Seen> {
     rows.iter().map(|row| (row.name.as_str(), row)).collect()
-}
-
-/// Whether that grant has the lock.
-pub(super) fn is_of(row: &Seen, what: &Return) -> bool {
-    row.intact
-        && row.grant.as_deref() == Some(what.grant.as_str())
-        && row.holder.as_deref() == Some(&*what.holder)
-        && what.token.is_none_or(|token| token.get() == row.token)
 }

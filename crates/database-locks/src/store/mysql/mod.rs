@@ -26,7 +26,7 @@ use serde_json::json;
 use super::rows::{Seen, judge, judge_ticket};
 use super::source::Source;
 use super::{
-    Ask, FenceText, Force, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
     Resume, Return, Store, StoreError, Table, TakeOver, bounded, keep_to, url,
 };
 use crate::clock;
@@ -44,14 +44,16 @@ mod doctor;
 mod error;
 mod fence;
 mod install;
+mod lane;
 mod many;
 mod rows;
 mod session;
 mod text;
+mod wire;
 
 use cluster::version;
-use connection::{Failed, Line, Server, place};
-use many::is_of;
+use connection::{Line, Server, place};
+use lane::{Command, DirectPath};
 use rows::packed;
 use session::{Done, Session};
 
@@ -79,7 +81,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("`{live}` on a cluster", cluster::LIVE_ON_CLUSTER),
     ("`{writable}`", cluster::WRITABLE),
     ("whether the server can be written to", Session::IS_WRITABLE),
-    ("look whether somebody is making the row", Session::PROBE),
+    (
+        "look whether another client is making the row (MySQL)",
+        Session::PROBE,
+    ),
     ("acquire many", Session::ACQUIRE_MANY),
     (
         "look whether somebody is making one of many rows",
@@ -115,10 +120,10 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 /// The engine `mysql://` and `mariadb://`.
 pub(super) struct Mysql {
     server: Arc<Server>,
-    /// Of their own, so that no crowd of acquires keeps a lease from being renewed. It is there from the
-    /// first grant on; while it cannot be had, renewals go over the other one.
-    renewals: Line,
-    rest: Line,
+    /// The connection of the background thread.
+    line: Line,
+    /// That of callers. While the other one cannot be had, renewals go over it.
+    lane: Arc<DirectPath>,
     /// Where there is one server, and on a cluster.
     fence: [FenceText; 2],
 }
@@ -140,47 +145,38 @@ impl Mysql {
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(said, source, table)?);
-        let line = || Line::new(Arc::clone(&server));
-        let (renewals, rest) = (line(), line());
         let fence = |may_lag| FenceText {
             before: Some(table.fill(fence::BEFORE)),
             fence: table.fill(fence::FENCE),
             may_lag,
         };
         Ok(Self {
+            line: Line::new(Arc::clone(&server)),
+            lane: Arc::new(DirectPath::new(Arc::clone(&server))),
             server,
-            renewals,
-            rest,
             fence: [fence(false), fence(true)],
         })
     }
 }
 
 impl Store for Mysql {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.lane) as Arc<dyn Lane>)
+    }
+
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         let within = self.server.patience(within);
-        Box::pin(self.rest.call(within, |_| Box::pin(async { Ok(()) })))
+        Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
-        Box::pin(async move {
-            let work = self.rest.call(within, |session| {
-                Box::pin(async move {
-                    match &*asks {
-                        [ask] => Ok(vec![session.acquire(ask).await?]),
-                        asks => session.acquire_many(asks).await,
-                    }
-                })
-            });
-            let outcomes = work.await?;
-            if outcomes.iter().any(is_granted) {
-                self.renewals.dial();
-            }
-            Ok(outcomes)
-        })
+        Box::pin(self.line.call(within, |session| {
+            Box::pin(async move { asks.run(session).await })
+        }))
     }
 
+    /// A connection that cannot be had leaves half of the time to that of the lane.
     fn renew<'a>(
         &'a self,
         grants: &'a [(Grant, Ttl)],
@@ -188,41 +184,40 @@ impl Store for Mysql {
     ) -> Reply<'a, Vec<Renewal>> {
         Box::pin(async move {
             let until = clock::now() + within;
-            let unsent = if self.renewals.is_up() || !self.rest.is_up() {
-                match renew_on(&self.renewals, grants, within).await {
-                    Err(Failed { failure, unsent }) if unsent && self.rest.is_up() => Some(failure),
-                    done => return done.map_err(|failed| failed.failure),
-                }
-            } else {
-                self.renewals.dial();
-                None
+            let first = match self.line.is_up() || !self.lane.is_up() {
+                true => within,
+                false => within / 2,
+            };
+            let asked = grants.to_vec();
+            let done = self.line.call_first(first, |session| {
+                Box::pin(async move { asked.run(session).await })
+            });
+            let failed = match done.await {
+                Ok(renewals) => return Ok(renewals),
+                Err(failed) => failed,
             };
             let left = until.saturating_sub(clock::now());
-            match unsent {
-                Some(failure) if left.is_zero() => Err(failure),
-                _ => {
-                    let done = renew_on(&self.rest, grants, left).await;
-                    done.map_err(|failed| failed.failure)
-                }
+            match failed.unsent && self.lane.is_up() && !left.is_zero() {
+                true => self.lane.renew(grants.to_vec(), left).await,
+                false => Err(failed.failure),
             }
         })
     }
 
+    fn prepare_to_renew(&self) {
+        self.line.dial();
+    }
+
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
-        Box::pin(self.rest.call(within, |session| {
-            Box::pin(async move {
-                match &*returns {
-                    [what] => Ok(vec![session.release(what).await?]),
-                    returns => session.release_many(returns).await,
-                }
-            })
+        Box::pin(self.line.call(within, |session| {
+            Box::pin(async move { returns.run(session).await })
         }))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         let names = names.to_vec();
-        Box::pin(self.rest.call(within, |session| {
+        Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read_latest(&names).await?;
                 Ok(rows.into_iter().map(Seen::into_info).collect())
@@ -237,7 +232,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.rest.call(within, move |session| {
+        Box::pin(self.line.call(within, move |session| {
             Box::pin(async move { session.page(&filter, after).await })
         }))
     }
@@ -248,7 +243,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Vec<Option<Occupant>>> {
         let names = names.to_vec();
-        Box::pin(self.rest.call(within, |session| {
+        Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read(&names).await?;
                 Ok(Seen::occupants(&names, &rows))
@@ -258,30 +253,16 @@ impl Store for Mysql {
 
     fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
-        Box::pin(async move {
-            let work = self.rest.call(within, |session| {
-                Box::pin(async move { session.take_over(&what).await })
-            });
-            let outcome = work.await?;
-            if is_granted(&outcome) {
-                self.renewals.dial();
-            }
-            Ok(outcome)
-        })
+        Box::pin(self.line.call(within, |session| {
+            Box::pin(async move { session.take_over(&what).await })
+        }))
     }
 
     fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
-        Box::pin(async move {
-            let work = self.rest.call(within, |session| {
-                Box::pin(async move { session.resume(&what).await })
-            });
-            let renewal = work.await?;
-            if renewal == Renewal::Renewed {
-                self.renewals.dial();
-            }
-            Ok(renewal)
-        })
+        Box::pin(self.line.call(within, |session| {
+            Box::pin(async move { session.resume(&what).await })
+        }))
     }
 
     fn prune(
@@ -291,14 +272,14 @@ impl Store for Mysql {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        Box::pin(self.rest.call(within, move |session| {
+        Box::pin(self.line.call(within, move |session| {
             Box::pin(async move { session.prune(idle, unknown, after).await })
         }))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.rest.call(within, |session| {
+        Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.force(&name).await })
         }))
     }
@@ -309,7 +290,7 @@ impl Store for Mysql {
     }
 
     fn reconnect(&self) {
-        self.renewals.reconnect();
+        self.line.reconnect();
     }
 
     /// It changes the row that the renewal would have to change.
@@ -327,26 +308,10 @@ impl Store for Mysql {
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        Box::pin(self.rest.call(within, |session| {
+        Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.examine().await })
         }))
     }
-}
-
-async fn renew_on(
-    line: &Line,
-    grants: &[(Grant, Ttl)],
-    within: Duration,
-) -> Result<Vec<Renewal>, Failed> {
-    let grants = grants.to_vec();
-    let work = line.attempt(within, |session| {
-        Box::pin(async move { session.renew(&grants).await })
-    });
-    work.await
-}
-
-fn is_granted(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Granted { .. })
 }
 
 fn micros(length: Duration) -> i64 {
@@ -430,9 +395,10 @@ impl Session {
         }
     }
 
-    /// Whether somebody is just creating this row: then it fails at once.
+    /// Whether another client is just creating this row: then it fails at once.
     ///
-    /// The INSERT would wait for him, and MySQL cannot be told to wait for less than a second.
+    /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a second. On
+    /// MariaDB the INSERT itself fails at once.
     const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
 
     /// Make a row that is granted from the beginning.
@@ -448,10 +414,12 @@ impl Session {
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
     async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
-        let name = params! { "name" => ask.name.as_str() };
-        let probed = self.query(Self::PROBE, name).await;
-        if self.unless_contended(probed)?.is_none() {
-            return Ok(Outcome::Busy);
+        if !self.never_waits {
+            let name = params! { "name" => ask.name.as_str() };
+            let probed = self.query(Self::PROBE, name).await;
+            if self.unless_contended(probed)?.is_none() {
+                return Ok(Outcome::Busy);
+            }
         }
         let began = clock::now();
         let made = self.execute(Self::CREATE, params_of(ask)).await;
@@ -732,7 +700,7 @@ impl Session {
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
-        let ours = rows.first().is_some_and(|row| is_of(row, what));
+        let ours = rows.first().is_some_and(|row| row.is_of(what));
         Ok(if ours {
             Released::Busy
         } else {

@@ -17,6 +17,7 @@ use super::cluster::{self, Cluster};
 use super::connection::{Endpoint, Host, Server, caught};
 use super::error::{INIT, meaning};
 use super::text;
+use super::wire::Wire;
 use crate::clock::{self, Time};
 
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
@@ -35,7 +36,7 @@ pub(super) struct Done {
 
 /// A connection, set up, to a server that was found fit.
 pub(super) struct Session {
-    conn: Conn,
+    conn: Wire,
     /// What has been prepared on it, by the text before the table and the like are put into it.
     prepared: HashMap<&'static str, Statement>,
     pub(super) server: Arc<Server>,
@@ -90,7 +91,7 @@ impl Session {
         let host = &endpoint.hosts[at];
         let at = host.address.to_string();
         let mut session = Self {
-            conn: log_in(server, host, &at).await?,
+            conn: Wire::new(log_in(server, host, &at).await?),
             prepared: HashMap::new(),
             server: Arc::clone(server),
             at,

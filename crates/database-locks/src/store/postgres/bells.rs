@@ -80,10 +80,10 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) const WAIT: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() + $2 * interval '1 microsecond' AS until,
+    SELECT id, statement_timestamp() + $2 * interval '1 microsecond' AS until,
            set_config('synchronous_commit', 'off', true)
       FROM {table}
-     WHERE name = $1 AND expires_at > clock_timestamp()
+     WHERE name = $1 AND expires_at > statement_timestamp()
        FOR NO KEY UPDATE SKIP LOCKED
 ), awaited AS (
     UPDATE {table} l SET waiting_until = GREATEST(l.waiting_until, p.until)
@@ -99,7 +99,7 @@ SELECT false, ",
     seen!(),
     "
   FROM {table} l
- WHERE name = $1 AND expires_at > clock_timestamp() AND NOT EXISTS (SELECT FROM awaited)"
+ WHERE name = $1 AND expires_at > statement_timestamp() AND NOT EXISTS (SELECT FROM awaited)"
 );
 
 /// Who waits at this store, and what is heard.

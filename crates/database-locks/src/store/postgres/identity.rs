@@ -101,15 +101,15 @@ pub(super) fn confirmed<'a>(on: &Connection, grants: impl Iterator<Item = &'a Gr
 /// happened to it, but that it was forgotten.
 pub(super) async fn judge_all(
     on: &Connection,
-    unrenewed: Vec<(&Grant, Option<Seen>)>,
+    unrenewed: Vec<(&Grant, Option<&Seen>)>,
 ) -> Result<Vec<Renewal>, Refusal> {
     let verdicts: Vec<_> = unrenewed
         .iter()
         .map(|(grant, row)| {
             let before = ours::confirmer(grant.id);
             match (before, on.server) {
-                (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row.as_ref()),
-                _ => judge(grant, row.as_ref()),
+                (Some(before), Some(now)) if before != now => judge_elsewhere(grant, *row),
+                _ => judge(grant, *row),
             }
         })
         .collect();

@@ -49,6 +49,6 @@ impl Lane for Direct {
     }
 
     fn give_up(&self) {
-        self.link.give_up_late();
+        self.link.retire_lane();
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::runtime;
 use tokio::sync::watch;
 
 use super::bells::Shared as Bells;
@@ -55,6 +56,8 @@ impl fmt::Debug for Link {
 
 struct Inner {
     shared: Arc<Shared>,
+    /// Whether it is that of the lane: see [`Lane`](crate::store::Lane).
+    of_lane: bool,
     state: Mutex<State>,
 }
 
@@ -102,7 +105,8 @@ struct State {
 enum Slot {
     #[default]
     Empty,
-    Dialling(watch::Receiver<Option<Dialled>>),
+    /// By a task of that runtime.
+    Dialling(runtime::Id, watch::Receiver<Option<Dialled>>),
     Up(Arc<Connection>),
 }
 
@@ -213,18 +217,23 @@ impl Link {
             pooled: AtomicBool::new(false),
             serving: Mutex::default(),
         });
-        let state = Mutex::default();
-        Ok(Self(Arc::new(Inner { shared, state })))
+        Ok(Self(Arc::new(Inner {
+            shared,
+            of_lane: false,
+            state: Mutex::default(),
+        })))
     }
 
     /// Another link to the same database, for the lane.
     pub(super) fn for_lane(&self) -> Self {
-        let shared = Arc::clone(&self.0.shared);
-        let state = Mutex::new(State {
-            backoff: Backoff::up_to(LANE_PAUSE),
-            ..State::default()
-        });
-        Self(Arc::new(Inner { shared, state }))
+        Self(Arc::new(Inner {
+            shared: Arc::clone(&self.0.shared),
+            of_lane: true,
+            state: Mutex::new(State {
+                backoff: Backoff::up_to(LANE_PAUSE),
+                ..State::default()
+            }),
+        }))
     }
 
     /// How long a caller waits who wants to know whether there is a connection.
@@ -264,7 +273,7 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        let connected = self.connected(false).await;
+        let connected = self.connected().await;
         let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
         let owed = Owed(&on);
         let done = work(Arc::clone(&on)).await;
@@ -311,7 +320,7 @@ impl Link {
     {
         let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
         let reply = async {
-            let connected = self.connected(true).await;
+            let connected = self.connected().await;
             let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
             let _ = used.set(Arc::clone(&on));
             let mut forsaken = on.forsaken.subscribe();
@@ -402,13 +411,12 @@ impl Link {
         }
     }
 
-    /// A call of the lane was late, and dropped: end its connection, and what the server still does for it.
-    ///
-    /// That may be in use no more. Other calls that wait for its answers fail within some seconds.
-    pub(super) fn give_up_late(&self) {
-        let current = self.current();
-        if let Some(on) = current.filter(|on| on.late.load(Ordering::Relaxed)) {
-            self.retire(&on);
+    /// Retire the connection of the lane. If a call on it was dropped because it was late, what the server
+    /// still does for it is cancelled, and other calls that wait for answers on it fail within some seconds.
+    pub(super) fn retire_lane(&self) {
+        let Some(on) = self.current() else { return };
+        self.retire(&on);
+        if on.late.load(Ordering::Relaxed) {
             on.end();
         }
     }
@@ -418,20 +426,28 @@ impl Link {
         self.0.up(&self.0.state())
     }
 
-    /// The connection, which is made where there is none. Where the latest attempt has just failed the next one
-    /// is to be waited for, unless the caller does not: the answer is then why it failed.
-    async fn connected(&self, waits: bool) -> Dialled {
+    /// The connection, which is made where there is none.
+    ///
+    /// The lane does not wait after an attempt that failed: the background connection serves meanwhile.
+    async fn connected(&self) -> Dialled {
+        let of_lane = self.0.of_lane;
         let mut attempt = {
             let mut state = self.0.state();
             if let Some(on) = self.0.up(&state) {
                 return Ok(on);
             }
             match &state.slot {
-                // An attempt that was stopped, with its runtime, has dropped its sender.
-                Slot::Dialling(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
+                // An attempt that was stopped, with its runtime, has dropped its sender. The lane may have moved
+                // to another runtime, and nothing drives the one that it has left.
+                Slot::Dialling(by, attempt)
+                    if attempt.has_changed().is_ok()
+                        && (!of_lane || *by == runtime::Handle::current().id()) =>
+                {
+                    attempt.clone()
+                }
                 _ => {
                     let pause = state.backoff.pause();
-                    if !waits && !pause.is_zero() {
+                    if of_lane && !pause.is_zero() {
                         let why = state.failure.clone().unwrap_or_default();
                         return Err(Refusal::unavailable(why));
                     }
@@ -440,7 +456,8 @@ impl Link {
                     // otherwise never get through to a server that takes 200 ms to answer.
                     let link = Arc::downgrade(&self.0);
                     tokio::spawn(Gated::new(dial_after(pause, link, done)));
-                    state.slot = Slot::Dialling(attempt.clone());
+                    let by = runtime::Handle::current().id();
+                    state.slot = Slot::Dialling(by, attempt.clone());
                     attempt
                 }
             }
@@ -493,7 +510,12 @@ async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Opti
         Err(refusal) => (Err(refusal), None),
     };
     let mut state = link.state();
+    let waited_for = match &state.slot {
+        Slot::Dialling(_, attempt) => attempt.same_channel(&done.subscribe()),
+        _ => false,
+    };
     match &dialled {
+        _ if !waited_for => {}
         Ok(on) => {
             state.backoff.succeeded();
             state.failure = None;

@@ -1,11 +1,15 @@
 //! PostgreSQL 12 and later.
 //!
-//! Each call is one statement, and so one transaction and one round trip; only a name that has no
-//! row yet costs a second one. The statements hold these rules, which whoever joins from another
-//! language has to hold too:
+//! Each call is one statement, and so one transaction and one round trip. Only a call that did not do
+//! all that it was asked for costs a second one, which tells why: "look or make" of an acquire, which
+//! makes the row of a new name too, and a plain read of the others. The statements hold these rules,
+//! which whoever joins from another language has to hold too:
 //!
-//! - The time is `clock_timestamp()`, never `now()`, which is when the transaction began. It is asked
-//!   once for each row, so that `granted_until` is the same as `expires_at` to the microsecond.
+//! - The time is `statement_timestamp()`: when the server began to execute the message that carries the
+//!   statement. So it is one value throughout a statement, to the microsecond; it is never later than
+//!   the lock on a row, so an expiry is judged late and never early; and never earlier than the request,
+//!   from which trust counts. It takes a message of its own for each statement: it is one value for a
+//!   whole string of statements, and for all that a function runs. `now()` is when the transaction began.
 //! - No statement waits for a row. What is locked by somebody is skipped, and the answer says so.
 //! - Whatever changes a token, a grant id, or frees a row by force, picks it with `FOR UPDATE`, which
 //!   is what a fence (`FOR KEY SHARE`) keeps out. Renewal and release pick with `FOR NO KEY UPDATE`,
@@ -15,8 +19,10 @@
 //! - Nothing is set but for the statement's own transaction (`set_config(…, true)`), since behind a
 //!   pooler a session is not ours.
 //!
-//! What is picked stands in a CTE of its own, `MATERIALIZED`: an UPDATE would wait for a row, a
-//! `SELECT … FOR UPDATE SKIP LOCKED` does not, and it has to be carried out once and first.
+//! An UPDATE would wait for a row, a `SELECT … FOR UPDATE SKIP LOCKED` does not. For one lock it stands in
+//! a sub-select behind a plain `=`, for many in a CTE that is `MATERIALIZED`: both are carried out once
+//! and first. What is set for the transaction stands in `RETURNING`, and so is set only where a row was
+//! written.
 
 #[macro_use]
 mod rows;
@@ -48,7 +54,7 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use self::acquire::{ACQUIRE, ACQUIRE_ONE, INSERT, acquire};
+use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
 use self::bells::{ABOUT, Bells, WAIT};
 use self::connection::Connection;
 use self::endpoint::Which;
@@ -84,7 +90,8 @@ const LARGE: usize = 64;
 enum Sql {
     AcquireOne,
     Acquire,
-    Insert,
+    MakeOne,
+    Make,
     Renew,
     TakeOver,
     Resume,
@@ -98,10 +105,11 @@ enum Sql {
     Ring,
 }
 
-const STATEMENTS: [&str; 14] = [
+const STATEMENTS: [&str; 15] = [
     ACQUIRE_ONE,
     ACQUIRE,
-    INSERT,
+    MAKE_ONE,
+    MAKE,
     RENEW,
     TAKE_OVER,
     RESUME,
@@ -120,7 +128,8 @@ const STATEMENTS: [&str; 14] = [
 pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire one", ACQUIRE_ONE),
     ("acquire many", ACQUIRE),
-    ("make a row, granted", INSERT),
+    ("look or make one", MAKE_ONE),
+    ("look or make many", MAKE),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
     ("take up", RESUME),
@@ -269,11 +278,11 @@ WITH page AS MATERIALIZED (
     SELECT id
       FROM {table}
      WHERE id > $3 AND id <= (SELECT max(id) FROM page)
-       AND (expires_at <= clock_timestamp() - $1 * interval '1 microsecond'
+       AND (expires_at <= statement_timestamp() - $1 * interval '1 microsecond'
         OR (expires_at IS NULL AND granted_until IS NULL
-            AND renewed_at <= clock_timestamp() - $1 * interval '1 microsecond')
+            AND renewed_at <= statement_timestamp() - $1 * interval '1 microsecond')
         OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
-       AND token < (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+       AND token < (extract(epoch FROM statement_timestamp()) * 1000)::bigint
        FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id

@@ -6,15 +6,23 @@ use super::super::{Force, Released, Return};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
 use super::rows::{place, seen};
-use super::{LARGE, Sql};
+use super::{LARGE, Sql, read};
 use crate::name::LockName;
 use crate::token::Token;
+
+/// Let a release not wait for the disk, unless it must survive a crash (`$5`).
+macro_rules! durable_if_asked {
+    () => {
+        "CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
+       THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END"
+    };
+}
 
 /// Free one lock that is still held by exactly this grant.
 ///
 /// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash, `$6`
-/// whether to wake nobody. One row: whether it is free now, or is still ours and locked by somebody, and
-/// whether others wait for it. No row: not ours.
+/// whether to wake nobody. One row: it is free now; its place among what was asked, and whether others
+/// wait for it. No row: it was not ours, or its row was locked, which a read tells.
 ///
 /// Nobody is woken where somebody of this process takes it next, with the statement behind this one: he
 /// would be woken in vain. The process that releases so owes it to the others not to go on with that for
@@ -25,68 +33,44 @@ use crate::token::Token;
 /// waiting for the disk halves its price.
 pub(super) const RELEASE_ONE: &str = concat!(
     "
-WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() AS now,
-           CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
-                WHEN current_setting('synchronous_commit') = 'off'
-                THEN set_config('synchronous_commit', 'on', true) END
-      FROM {table}
-     WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
-       AND granted_until = expires_at
-       FOR NO KEY UPDATE SKIP LOCKED
-), freed AS (
-    UPDATE {table} l SET
-           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING l.name, l.waiting_until > p.now AS awaited
-)
-SELECT 1::bigint, true, f.awaited, ",
-    ring!("f.awaited AND NOT $6"),
-    " FROM freed f
- UNION ALL
-SELECT 1::bigint, false, NULL, NULL
-  FROM {table}
- WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
-       AND granted_until = expires_at
-   AND NOT EXISTS (SELECT FROM freed)"
+UPDATE {table} f SET
+       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
+                AND granted_until = expires_at
+                FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING 1::bigint, waiting_until > statement_timestamp(),
+       ",
+    durable_if_asked!(),
+    ",
+       ",
+    ring!("waiting_until > statement_timestamp() AND NOT $6")
 );
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
 /// survive a crash, `$6` whether to wake nobody, for each.
 pub(super) const RELEASE: &str = concat!(
     "
-WITH durable AS MATERIALIZED (
-    SELECT CASE WHEN NOT $5 THEN set_config('synchronous_commit', 'off', true)
-                WHEN current_setting('synchronous_commit') = 'off'
-                THEN set_config('synchronous_commit', 'on', true) END
-), asked AS MATERIALIZED (
-    SELECT a.*
-      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::boolean[])
+WITH picked AS MATERIALIZED (
+    SELECT l.id, a.place, a.quietly
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::boolean[])
            WITH ORDINALITY AS a(name, token, grant_id, holder, quietly, place)
-), picked AS MATERIALIZED (
-    SELECT l.id, a.place, a.quietly, clock_timestamp() AS now
-      FROM asked a JOIN {table} l ON l.name = a.name
+           JOIN {table} l ON l.name = a.name
      WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
        AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
      ORDER BY l.id
        FOR NO KEY UPDATE OF l SKIP LOCKED
-), freed AS (
-    UPDATE {table} l SET
-           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING p.place, p.quietly, l.name, l.waiting_until > p.now AS awaited
 )
-SELECT place, true, f.awaited, ",
-    ring!("f.awaited AND NOT f.quietly"),
-    " FROM freed f
- UNION ALL
-SELECT a.place, false, NULL, NULL
-  FROM asked a JOIN {table} l ON l.name = a.name
- WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
-   AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
-   AND a.place NOT IN (SELECT place FROM freed)"
+UPDATE {table} f SET
+       expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
+  FROM picked p
+ WHERE f.id = p.id
+RETURNING p.place, f.waiting_until > statement_timestamp(),
+       ",
+    durable_if_asked!(),
+    ",
+       ",
+    ring!("f.waiting_until > statement_timestamp() AND NOT p.quietly")
 );
 
 pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
@@ -123,17 +107,31 @@ pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<R
                 .await?
         }
     };
-    let mut released = vec![Released::NotOurs; returns.len()];
+    let mut released = vec![None; returns.len()];
     for row in &rows {
-        let at = place(row, returns.len())?;
-        let awaited = row.try_get::<_, Option<bool>>(2)? == Some(true);
-        released[at] = match row.try_get(1)? {
-            true if awaited => Released::Awaited,
-            true => Released::Freed,
-            false => Released::Busy,
-        };
+        released[place(row, returns.len())?] = Some(match row.try_get(1)? {
+            Some(true) => Released::Awaited,
+            _ => Released::Freed,
+        });
     }
-    Ok(released)
+    let left = |done: &Option<Released>| done.is_none();
+    let unknown: Vec<LockName> = returns
+        .iter()
+        .zip(&released)
+        .filter(|(_, done)| left(done))
+        .map(|(what, _)| what.name.clone())
+        .collect();
+    let rows = match unknown.is_empty() {
+        true => Vec::new(),
+        false => read(on, &unknown).await?,
+    };
+    let ours = |what: &Return| rows.iter().any(|row| row.is_of(what));
+    let told = |(what, done): (&Return, Option<Released>)| match done {
+        Some(done) => done,
+        None if ours(what) => Released::Busy,
+        None => Released::NotOurs,
+    };
+    Ok(returns.iter().zip(released).map(told).collect())
 }
 
 /// Wake those who wait for `$1`.
@@ -147,20 +145,22 @@ pub(super) const RING: &str = "SELECT pg_notify('database_locks_' || '{table}'::
 pub(super) const FORCE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() AS now,
-           CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END,
-           locked_by, token, grant_id, expires_at, granted_until, acquired_at
+    SELECT id, locked_by, token, grant_id, expires_at, granted_until, acquired_at
       FROM {table}
-     WHERE name = $1 AND expires_at > clock_timestamp()
+     WHERE name = $1 AND expires_at > statement_timestamp()
        FOR UPDATE SKIP LOCKED
 ), freed AS (
     UPDATE {table} l SET
-           expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = p.now,
-           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint)
+           expires_at = NULL, granted_until = NULL, grant_id = NULL,
+           renewed_at = statement_timestamp(),
+           token = GREATEST(l.token + 1, ",
+    clock_ms!(),
+    ")
       FROM picked p
      WHERE l.id = p.id
- RETURNING l.name
+ RETURNING l.name, ",
+    durable!(),
+    "
 )
 SELECT freed, ",
     seen!(),
@@ -172,7 +172,7 @@ SELECT freed, ",
          UNION ALL
         SELECT false, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM {table}
-         WHERE name = $1 AND expires_at > clock_timestamp()
+         WHERE name = $1 AND expires_at > statement_timestamp()
            AND NOT EXISTS (SELECT FROM picked)) l"
 );
 

@@ -8,54 +8,43 @@ use super::super::rows::Seen;
 use super::super::{Grant, Renewal};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
-use super::rows::{micros, place, seen};
-use super::{LARGE, Sql, identity};
+use super::rows::{micros, place};
+use super::{LARGE, Sql, identity, read};
+use crate::name::LockName;
 use crate::timing::Ttl;
 
 /// Lengthen what is still held by exactly these grants.
 ///
 /// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
-/// lease without end. A row for each: renewed, or what a plain read says of it; no row: it is gone.
+/// lease without end. A row for each that was renewed: its place among what was asked. Of the others a
+/// read tells whether they are gone, or their rows were locked.
 ///
 /// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
 /// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
 /// would be given away while its holder trusts it.
 pub(super) const RENEW: &str = concat!(
     "
-WITH durable AS MATERIALIZED (
-    SELECT CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-), asked AS MATERIALIZED (
-    SELECT a.*
-      FROM durable, unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[])
+WITH picked AS MATERIALIZED (
+    SELECT l.id, a.place,
+           coalesce(statement_timestamp() + a.length * interval '1 microsecond',
+                    '9999-12-31 00:00:00+00') AS until
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[])
            WITH ORDINALITY AS a(name, token, grant_id, holder, length, place)
-), picked AS MATERIALIZED (
-    SELECT l.id, a.place, clock_timestamp() AS now, a.length
-      FROM asked a JOIN {table} l ON l.name = a.name
+           JOIN {table} l ON l.name = a.name
      WHERE l.token = a.token AND l.grant_id = a.grant_id AND l.locked_by = a.holder
-       AND l.expires_at > clock_timestamp() AND l.granted_until = l.expires_at
+       AND l.expires_at > statement_timestamp() AND l.granted_until = l.expires_at
      ORDER BY l.id
        FOR NO KEY UPDATE OF l SKIP LOCKED
-), renewed AS (
-    UPDATE {table} l SET
-           expires_at = GREATEST(l.expires_at, coalesce(
-                p.now + p.length * interval '1 microsecond', '9999-12-31 00:00:00+00')),
-           granted_until = GREATEST(l.expires_at, coalesce(
-                p.now + p.length * interval '1 microsecond', '9999-12-31 00:00:00+00')),
-           renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING p.place
 )
-SELECT place, true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint, NULL::text
-  FROM renewed
- UNION ALL
-SELECT a.place, false, ",
-    seen!(),
-    ", l.metadata::text
-  FROM asked a JOIN {table} l ON l.name = a.name
- WHERE a.place NOT IN (SELECT place FROM renewed)"
+UPDATE {table} l SET
+       expires_at = GREATEST(l.expires_at, p.until),
+       granted_until = GREATEST(l.expires_at, p.until),
+       renewed_at = statement_timestamp()
+  FROM picked p
+ WHERE l.id = p.id
+RETURNING p.place,
+       ",
+    durable!()
 );
 
 pub(super) async fn renew(
@@ -87,30 +76,23 @@ pub(super) async fn renew(
     let rows = on
         .rows(Sql::Renew as usize, grants.len() < LARGE, &params)
         .await?;
-    let (mut renewals, mut found) = (vec![None; grants.len()], HashMap::new());
+    let mut renewals = vec![None; grants.len()];
     for row in &rows {
-        let at = place(row, grants.len())?;
-        if row.try_get(1)? {
-            renewals[at] = Some(Renewal::Renewed);
-        } else {
-            let metadata = row.try_get(9)?;
-            let as_read = seen(row, 2)?;
-            found.insert(
-                at,
-                Seen {
-                    metadata,
-                    ..as_read
-                },
-            );
-        }
+        renewals[place(row, grants.len())?] = Some(Renewal::Renewed);
     }
     let of = |renewed: bool| {
-        let all = grants.iter().zip(&renewals).enumerate();
-        all.filter(move |(_, (_, done))| done.is_some() == renewed)
-            .map(|(at, ((grant, _), _))| (at, grant))
+        let all = grants.iter().zip(&renewals);
+        all.filter(move |(_, done)| done.is_some() == renewed)
+            .map(|((grant, _), _)| grant)
     };
-    identity::confirmed(on, of(true).map(|(_, grant)| &grant.id));
-    let unrenewed = of(false).map(|(at, grant)| (grant, found.remove(&at)));
+    identity::confirmed(on, of(true).map(|grant| &grant.id));
+    let names: Vec<LockName> = of(false).map(|grant| grant.name.clone()).collect();
+    let rows = match names.is_empty() {
+        true => return Ok(vec![Renewal::Renewed; grants.len()]),
+        false => read(on, &names).await?,
+    };
+    let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+    let unrenewed = of(false).map(|grant| (grant, rows.get(grant.name.as_str()).copied()));
     let mut verdicts = identity::judge_all(on, unrenewed.collect())
         .await?
         .into_iter();

@@ -32,13 +32,29 @@ macro_rules! seen {
         concat!(
             "l.locked_by::text, l.token, l.grant_id::text,
        ",
-            micros!("l.expires_at", "l.expires_at - clock_timestamp()"),
+            micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
             ",
        l.expires_at >= '9999-12-31 00:00:00+00',
        l.granted_until IS NOT DISTINCT FROM l.expires_at,
        ",
-            micros!("l.acquired_at", "clock_timestamp() - l.acquired_at")
+            micros!("l.acquired_at", "statement_timestamp() - l.acquired_at")
         )
+    };
+}
+
+/// The database's clock in milliseconds, below which no token is made.
+macro_rules! clock_ms {
+    () => {
+        "(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
+    };
+}
+
+/// Let the transaction that this row is written in survive a crash, where the role's setting would not. A
+/// stricter setting (`remote_apply`) stays.
+macro_rules! durable {
+    () => {
+        "CASE current_setting('synchronous_commit')
+       WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"
     };
 }
 

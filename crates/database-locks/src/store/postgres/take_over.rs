@@ -1,17 +1,20 @@
 //! Taking a lock from whoever has it: from the same holder, or by a ticket.
 
+use std::slice;
+
 use tokio_postgres::types::Type;
 
-use super::super::rows::{Seen, judge_ticket};
+use super::super::rows::judge_ticket;
 use super::super::{Outcome, Renewal, Resume, TakeOver};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
-use super::rows::{micros, seen};
-use super::{Sql, identity};
+use super::rows::micros;
+use super::{Sql, identity, read};
 use crate::token::Token;
 
-/// Take a lock from its own holder, who comes again: parameters and rows as for [`ACQUIRE_ONE`], with
-/// `$6` the token and `$7` the grant id that were seen.
+/// Take a lock from its own holder, who comes again: parameters as for [`ACQUIRE_ONE`](super::ACQUIRE_ONE),
+/// with `$6` the token and `$7` the grant id that were seen. One row: granted, with its token. No row: a
+/// read tells why.
 ///
 /// The grant that ends is notified, as by a release by force.
 ///
@@ -19,36 +22,24 @@ use crate::token::Token;
 /// as for every new token, so that an open fence keeps it out.
 pub(super) const TAKE_OVER: &str = concat!(
     "
-WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() AS now,
-           CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-      FROM {table}
-     WHERE name = $1 AND locked_by = $3 AND token = $6 AND grant_id IS NOT DISTINCT FROM $7
-       AND expires_at > clock_timestamp()
-       FOR UPDATE SKIP LOCKED
-), granted AS (
-    UPDATE {table} l SET
-           grant_id = $2, metadata = $5,
-           token = GREATEST(l.token + 1, (extract(epoch FROM p.now) * 1000)::bigint),
-           expires_at = p.now + $4 * interval '1 microsecond',
-           granted_until = p.now + $4 * interval '1 microsecond',
-           acquired_at = p.now, renewed_at = p.now
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING l.token, l.name
-)
-SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint, ",
-    ring!("true"),
-    "
-  FROM granted f
- UNION ALL
-SELECT 1::bigint, false, ",
-    seen!(),
-    ", NULL
-  FROM {table} l
- WHERE name = $1 AND NOT EXISTS (SELECT FROM granted)"
+UPDATE {table} f SET
+       grant_id = $2, metadata = $5,
+       token = GREATEST(token + 1, ",
+    clock_ms!(),
+    "),
+       expires_at = statement_timestamp() + $4 * interval '1 microsecond',
+       granted_until = statement_timestamp() + $4 * interval '1 microsecond',
+       acquired_at = statement_timestamp(), renewed_at = statement_timestamp()
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND locked_by = $3 AND token = $6
+                AND grant_id IS NOT DISTINCT FROM $7 AND expires_at > statement_timestamp()
+                FOR UPDATE SKIP LOCKED)
+RETURNING token,
+       ",
+    durable!(),
+    ",
+       ",
+    ring!("true")
 );
 
 pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal> {
@@ -64,12 +55,12 @@ pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcom
     ];
     let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
     let outcome = match rows.first() {
-        Some(row) if row.try_get(1)? => Outcome::Granted {
-            token: Token::from_db(row.try_get(3)?),
+        Some(row) => Outcome::Granted {
+            token: Token::from_db(row.try_get(0)?),
             length: to.length,
         },
-        Some(row) => seen(row, 2)?.not_taken_over(what),
-        None => Outcome::Busy,
+        None => (read(on, slice::from_ref(&to.name)).await?.first())
+            .map_or(Outcome::Busy, |row| row.not_taken_over(what)),
     };
     identity::granted(on, [(to, &outcome)].into_iter());
     Ok(outcome)
@@ -78,37 +69,21 @@ pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcom
 /// Put another grant in the place of one that is still held.
 ///
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6` its
-/// metadata, `$7` length in microseconds. One row: resumed, or what a plain read says. No row: gone.
+/// metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
 ///
 /// That `$4` may stand there already is for a request that is made again, since its reply was lost.
 pub(super) const RESUME: &str = concat!(
     "
-WITH picked AS MATERIALIZED (
-    SELECT id, clock_timestamp() AS now,
-           CASE current_setting('synchronous_commit')
-           WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
-      FROM {table}
-     WHERE name = $1 AND token = $2 AND grant_id IN ($3, $4)
-       AND expires_at > clock_timestamp() AND granted_until = expires_at
-       FOR UPDATE SKIP LOCKED
-), taken AS (
-    UPDATE {table} l SET
-           locked_by = $5, grant_id = $4, metadata = $6, renewed_at = p.now,
-           expires_at = GREATEST(l.expires_at, p.now + $7 * interval '1 microsecond'),
-           granted_until = GREATEST(l.expires_at, p.now + $7 * interval '1 microsecond')
-      FROM picked p
-     WHERE l.id = p.id
- RETURNING l.id
-)
-SELECT true, NULL::text, 0::bigint, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint, NULL::text
-  FROM taken
- UNION ALL
-SELECT false, ",
-    seen!(),
-    ", l.metadata::text
-  FROM {table} l
- WHERE l.name = $1 AND NOT EXISTS (SELECT FROM taken)"
+UPDATE {table} SET
+       locked_by = $5, grant_id = $4, metadata = $6, renewed_at = statement_timestamp(),
+       expires_at = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond'),
+       granted_until = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond')
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND token = $2 AND grant_id IN ($3, $4)
+                AND expires_at > statement_timestamp() AND granted_until = expires_at
+                FOR UPDATE SKIP LOCKED)
+RETURNING ",
+    durable!()
 );
 
 pub(super) async fn resume(on: &Connection, what: &Resume) -> Result<Renewal, Refusal> {
@@ -123,18 +98,10 @@ pub(super) async fn resume(on: &Connection, what: &Resume) -> Result<Renewal, Re
         (&micros(to.length), Type::INT8),
     ];
     let rows = on.rows(Sql::Resume as usize, true, &params).await?;
-    Ok(match rows.first() {
-        Some(row) if row.try_get(0)? => {
-            identity::confirmed(on, [&to.grant].into_iter());
-            Renewal::Renewed
-        }
-        Some(row) => {
-            let row = Seen {
-                metadata: row.try_get(8)?,
-                ..seen(row, 1)?
-            };
-            judge_ticket(what, Some(&row))
-        }
-        None => judge_ticket(what, None),
-    })
+    if rows.is_empty() {
+        let rows = read(on, slice::from_ref(&to.name)).await?;
+        return Ok(judge_ticket(what, rows.first()));
+    }
+    identity::confirmed(on, [&to.grant].into_iter());
+    Ok(Renewal::Renewed)
 }

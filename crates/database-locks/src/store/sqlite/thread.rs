@@ -114,14 +114,14 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 #[cfg(target_os = "linux")]
-mod tests {
+pub(super) mod tests {
     use std::fs;
 
     use super::super::Sqlite;
     use super::*;
     use crate::store::{Store, Table};
 
-    fn threads() -> usize {
+    pub(in super::super) fn threads() -> usize {
         let tasks = fs::read_dir("/proc/self/task").unwrap();
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
