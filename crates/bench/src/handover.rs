@@ -55,7 +55,9 @@ pub(crate) fn run(
         let Some(row) = rows.iter().find(|row| row.key == key) else {
             continue;
         };
-        if let (Some(one), Some(other)) = (row.start("hand over"), row.start("hand over")) {
+        // Rows of one server share its locks.
+        let lock = format!("hand over {key}");
+        if let (Some(one), Some(other)) = (row.start(&lock), row.start(&lock)) {
             turns.push((key, row.name.clone(), two(one, other)));
         }
     }

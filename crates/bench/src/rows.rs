@@ -179,7 +179,11 @@ pub(crate) fn all(servers: &Servers) -> Vec<Row> {
                 "old-postgres",
                 "django-database-locks 0.5, PostgreSQL",
             ),
-            python("old/off", "old-postgres-off", "the same, auto-renew off"),
+            python(
+                "old/off",
+                "old-postgres-off",
+                "django-database-locks 0.5, auto-renew off",
+            ),
         ]);
     }
     if url("mariadb").is_some() {
