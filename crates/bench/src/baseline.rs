@@ -7,7 +7,8 @@ use rusqlite::Connection;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Statement};
 
-use crate::worker::{BlockingCycle, Cycle};
+use crate::serve::Cycle;
+use crate::worker::BlockingCycle;
 
 const PG_ACQUIRE: &str = "UPDATE baseline SET locked_by = $2, token = token + 1, grant_id = $3, metadata = $4, \
     expires_at = clock_timestamp() + interval '30 s', granted_until = clock_timestamp() + interval '30 s', \

@@ -8,12 +8,13 @@ use tokio::sync::mpsc;
 
 use crate::report::{Section, digits};
 use crate::rows;
+use crate::serve::now_ns;
 use crate::servers::Servers;
 use crate::settings::Settings;
 use crate::stats::{median, spread};
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::taker::Taker;
-use crate::worker::{multi_thread, now_ns};
+use crate::worker::multi_thread;
 use crate::{Results, say, subject};
 
 /// For how long the holder has the lock while the other waits, in milliseconds; each is varied by a quarter, so

@@ -28,6 +28,7 @@ mod peers;
 mod profile;
 mod report;
 mod rows;
+mod serve;
 mod servers;
 mod settings;
 mod start;

@@ -3,7 +3,8 @@
 use database_locks::{Lock, LockGuard, Locks, blocking};
 use tokio::runtime::Runtime;
 
-use crate::worker::{BlockingCycle, Cycle};
+use crate::serve::Cycle;
+use crate::worker::BlockingCycle;
 
 /// Connected, with the table made.
 pub(crate) async fn connect(url: &str) -> Locks {

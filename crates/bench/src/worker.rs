@@ -10,28 +10,21 @@
 //! - `profile URL MS`: cycles for `make profile`, from code that blocks
 
 use std::future::Future;
-use std::io::{BufRead, Write};
 use std::pin::pin;
 use std::process::Command;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use testkit::time;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use crate::machine::{cpu_seconds, memory_kib};
+use crate::serve::{Cycle, answer, carry_out, in_tasks, lines};
 use crate::taker::{Taker, since};
 use crate::{baseline, subject};
-
-/// Acquire and release of one lock, or of what it is compared with.
-pub(crate) trait Cycle: Send + 'static {
-    fn acquire(&mut self) -> impl Future<Output = ()> + Send;
-    fn release(&mut self) -> impl Future<Output = ()> + Send;
-}
 
 /// The same from code that blocks.
 pub(crate) trait BlockingCycle: Send + 'static {
@@ -75,12 +68,6 @@ pub(crate) fn start(args: &[&str]) -> Option<Taker> {
     Taker::start(&args.join(" "), &command)
 }
 
-/// The clock that all processes of the machine share.
-pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 pub(crate) fn current_thread() -> Runtime {
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime can be made")
@@ -89,17 +76,6 @@ pub(crate) fn current_thread() -> Runtime {
 /// What `#[tokio::main]` makes.
 pub(crate) fn multi_thread() -> Runtime {
     Runtime::new().expect("a runtime can be made")
-}
-
-#[allow(clippy::print_stdout, reason = "printing is how it answers")]
-fn answer(line: &str) {
-    println!("{line}");
-    // The one that asks may have ended.
-    let _ = std::io::stdout().flush();
-}
-
-fn lines() -> impl Iterator<Item = String> {
-    std::io::stdin().lock().lines().map_while(Result::ok)
 }
 
 pub(crate) fn run(args: &[&str]) {
@@ -158,21 +134,7 @@ fn serve<C: Cycle>(runtime: &str, made: impl Future<Output = C>) {
                 answer(&runtime.block_on(carry_out(&mut cycle, &line)));
             }
         }
-        _ => {
-            let runtime = multi_thread();
-            let mut parts = Some(runtime.block_on(made));
-            answer("Rust, multi_thread");
-            for line in lines() {
-                let mut cycle = parts.take().expect("the task before gave it back");
-                let task = runtime.spawn(async move {
-                    let said = carry_out(&mut cycle, &line).await;
-                    (cycle, said)
-                });
-                let (cycle, said) = runtime.block_on(task).expect("the task ends");
-                parts = Some(cycle);
-                answer(&said);
-            }
-        }
+        _ => in_tasks("Rust, multi_thread", made),
     }
 }
 
@@ -184,43 +146,6 @@ fn serve_ready(cycle: impl BlockingCycle) {
         match pin!(carry_out(&mut cycle, &line)).poll(&mut context) {
             Poll::Ready(said) => answer(&said),
             Poll::Pending => unreachable!("blocking code leaves nothing pending"),
-        }
-    }
-}
-
-async fn carry_out<C: Cycle>(cycle: &mut C, line: &str) -> String {
-    match line.split_once(' ').unwrap_or((line, "")) {
-        ("cycles", ms) => {
-            let slice = Duration::from_millis(ms.parse().expect("milliseconds"));
-            let (mut acquire, mut release) = (Vec::new(), Vec::new());
-            let began = time::now();
-            while began.elapsed() < slice || acquire.len() < 3 {
-                let before = time::now();
-                cycle.acquire().await;
-                let between = time::now();
-                cycle.release().await;
-                acquire.push((between - before).as_nanos());
-                release.push(between.elapsed().as_nanos());
-            }
-            format!("{{\"acquire\": {acquire:?}, \"release\": {release:?}}}")
-        }
-        ("count", number) => {
-            for _ in 0..number.parse::<u32>().expect("a number") {
-                let _ = std::os::unix::process::parent_id();
-                cycle.acquire().await;
-                let _ = std::os::unix::process::parent_id();
-                cycle.release().await;
-            }
-            let _ = std::os::unix::process::parent_id();
-            "done".to_owned()
-        }
-        (call, _) => {
-            let before = now_ns();
-            match call {
-                "acquire" => cycle.acquire().await,
-                _ => cycle.release().await,
-            }
-            format!("{before} {}", now_ns())
         }
     }
 }
