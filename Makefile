@@ -14,7 +14,7 @@ DBLOCK_FEATURES := "" postgres mysql
 
 # That a filter leaves no test, 5, is no failure: it may be meant for those of another language.
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
-BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" target/release/bench
+BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ONLY="$(ONLY)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = unset MAKEFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
 	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
@@ -94,7 +94,7 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	stubtest database_locks._core
 
 # What cannot be had on some machine is left out, and a line says so.
-bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=20 ONLY=cycle,held…
+bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ONLY=cycle,held…
 	cargo build --release -p bench -p dblock
 	BENCH_CHECK=1 $(BENCH)
 	scripts/install-servers >target/bench-servers || \

@@ -6,7 +6,6 @@ use serde_json::Value;
 
 use crate::report::{Section, digits};
 use crate::servers::{Engine, Servers};
-use crate::settings::Settings;
 use crate::stats::spread;
 use crate::wire_counter::WireCounter;
 use crate::worker::{self, current_thread};
@@ -15,7 +14,7 @@ use crate::{Results, subject};
 /// Processes, tasks of each, and for how many µs each grant is held.
 const CROWDS: [(usize, usize, u32); 3] = [(3, 1, 0), (1, 50, 1_000), (10, 50, 1_000)];
 
-pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration, _: &mut Results) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     let engines = servers.engines();
     let slice = length

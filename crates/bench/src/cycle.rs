@@ -6,10 +6,13 @@ use std::time::Duration;
 use crate::report::{Section, digits};
 use crate::rows::{self, Row};
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::stats::{median, ratio, spread};
 use crate::taker::{Taker, Times};
 use crate::{Results, say};
+
+/// How often each row comes; less often where there is less time than this.
+const ROUNDS: usize = 20;
+const TIME_FOR_ALL: Duration = Duration::from_secs(60);
 
 /// What was measured of one row: all rounds together, and the median of each.
 #[derive(Debug, Default)]
@@ -21,12 +24,7 @@ pub(crate) struct Measured {
     cycle: Vec<f64>,
 }
 
-pub(crate) fn run(
-    settings: &Settings,
-    servers: &Servers,
-    length: Duration,
-    results: &mut Results,
-) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) -> Section {
     let mut groups: BTreeMap<String, Vec<(Row, Taker)>> = BTreeMap::new();
     let mut order = Vec::new();
     for row in rows::all(servers) {
@@ -46,7 +44,7 @@ pub(crate) fn run(
             .or_default()
             .push((row, taker));
     }
-    let rounds = settings.rounds.max(2);
+    let rounds = if length < TIME_FOR_ALL { 5 } else { ROUNDS };
     let slice = length.div_f64((rounds * order.len()) as f64);
     say(&format!(
         "cycle: {} rows, {rounds} rounds of {} ms each",

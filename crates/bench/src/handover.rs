@@ -10,7 +10,6 @@ use crate::report::{Section, digits};
 use crate::rows;
 use crate::serve::now_ns;
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::stats::{median, spread};
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::taker::Taker;
@@ -44,12 +43,7 @@ const PAIRS: [(&str, bool); 14] = [
 /// One hand-over, or one cold commit, after a sleep of that length; answers milliseconds.
 type Turn = Box<dyn FnMut(Duration) -> f64>;
 
-pub(crate) fn run(
-    _: &Settings,
-    servers: &Servers,
-    length: Duration,
-    results: &mut Results,
-) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) -> Section {
     let mut turns: Vec<(&str, String, Turn)> = Vec::new();
     let rows = rows::all(servers);
     for (key, _) in PAIRS {

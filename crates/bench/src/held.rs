@@ -7,7 +7,6 @@ use testkit::time;
 
 use crate::report::{Section, digits, thousands};
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::wire_counter::WireCounter;
 use crate::worker::{self, current_thread};
@@ -32,7 +31,7 @@ struct Held {
     acquired: f64,
 }
 
-pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration, _: &mut Results) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     section.paragraph(
         "A process that holds so many locks, each acquired by a task of its own, 2,000 at a time, and does \
@@ -161,7 +160,7 @@ fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
 }
 
 /// A thousand tasks of one process that wait for one lock, which another holds.
-pub(crate) fn idle(_: &Settings, servers: &Servers, length: Duration, _: &mut Results) -> Section {
+pub(crate) fn idle(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     let runtime = current_thread();
     let (mut watched, mut holders) = (Vec::new(), Vec::new());

@@ -8,7 +8,6 @@
 //! | variable | meaning | default |
 //! | --- | --- | --- |
 //! | `SECONDS` | how long all parts together may take, about | 700 |
-//! | `ROUNDS` | how often each row comes in the comparison of cycles | 20 |
 //! | `ONLY` | the parts to run, with commas; each takes the time that it takes in a whole run | all |
 //! | `DOCS` | the folder to write to | `docs` |
 //! | `CHECK` | anything: these settings are checked, and that is all | |
@@ -55,7 +54,7 @@ struct Results {
     handovers: BTreeMap<String, f64>,
 }
 
-type Run = fn(&Settings, &Servers, Duration, &mut Results) -> Section;
+type Run = fn(&Servers, Duration, &mut Results) -> Section;
 
 /// One part of the appendix: its name, what share of the time it takes, and what measures it.
 struct Part {
@@ -150,7 +149,9 @@ fn write(file: &Path, text: &str) -> Result<(), String> {
 }
 
 fn measure() -> Result<(), String> {
-    let settings = Settings::read(&PARTS.map(|part| part.name), &root())?;
+    let settings = Settings::read(&PARTS.map(|part| part.name), &root(), |name| {
+        std::env::var(format!("BENCH_{name}")).ok()
+    })?;
     // Before `make` installs what a run needs.
     if std::env::var_os("BENCH_CHECK").is_some() {
         return Ok(());
@@ -190,7 +191,7 @@ fn measure() -> Result<(), String> {
     for part in &parts {
         let began = testkit::time::now();
         let length = settings.share(part.share);
-        let mut section = (part.run)(&settings, &servers, length, &mut results);
+        let mut section = (part.run)(&servers, length, &mut results);
         for (file, svg) in &section.plots {
             write(&folder.join(file), svg)?;
         }

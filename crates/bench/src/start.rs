@@ -7,12 +7,11 @@ use testkit::time;
 
 use crate::report::{Section, digits};
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::stats::spread;
 use crate::taker::since;
 use crate::{Results, say};
 
-pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration, _: &mut Results) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     let dblock = crate::root().join("target/release/dblock");
     let mut flock = Command::new("flock");

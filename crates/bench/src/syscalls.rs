@@ -14,7 +14,6 @@ use testkit::{Killable, time};
 use crate::report::{Section, counted};
 use crate::rows::{self, Row};
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::{Results, say};
 
 /// How many cycles are watched, and how many come before them.
@@ -70,7 +69,7 @@ impl Counts {
     }
 }
 
-pub(crate) fn run(_: &Settings, servers: &Servers, _: Duration, results: &mut Results) -> Section {
+pub(crate) fn run(servers: &Servers, _: Duration, results: &mut Results) -> Section {
     let mut section = Section::default();
     for row in rows::all(servers) {
         match count(&row, servers) {

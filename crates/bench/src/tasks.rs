@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 
 use crate::report::{Section, digits};
 use crate::servers::Servers;
-use crate::settings::Settings;
 use crate::stats::{median, ratio, spread};
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::taker::since;
@@ -22,7 +21,7 @@ const ROUNDS: usize = 5;
 /// How many different locks are acquired at once, and one after another.
 const MANY: usize = 1000;
 
-pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration, _: &mut Results) -> Section {
+pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let runtime = crate::worker::multi_thread();
     let engines: Vec<_> = servers
         .engines()
