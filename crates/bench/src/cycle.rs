@@ -162,7 +162,7 @@ fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
     // What a machine does not have is no goal there.
     let engines = engines
         .into_iter()
-        .filter(|(_, key)| of(&format!("{key}/multi")).is_some());
+        .filter(|(_, key)| of(&format!("{key}/multi/baseline")).is_some());
     for (name, key) in engines.clone() {
         let what = format!("uncontended acquire, {name} {each}");
         at_most(

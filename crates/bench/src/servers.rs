@@ -2,7 +2,7 @@
 //! commit on the disk.
 
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -107,12 +107,16 @@ impl Peer {
 
     fn zookeeper() -> Option<Self> {
         let jar = "/usr/share/java/zookeeper.jar";
-        let file = std::fs::canonicalize(jar).ok()?;
-        let version = file
-            .file_stem()?
-            .to_str()?
-            .trim_start_matches("zookeeper-")
-            .to_owned();
+        // Debian puts it under a name with its version too.
+        let jars = std::fs::read_dir(Path::new(jar).parent()?).ok()?.flatten();
+        let version = jars.filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            let version = name.strip_prefix("zookeeper-")?.strip_suffix(".jar")?;
+            version
+                .starts_with(|digit: char| digit.is_ascii_digit())
+                .then(|| version.to_owned())
+        });
+        let version = version.min().filter(|_| Path::new(jar).exists())?;
         let settings = "one server, forceSync=yes (its default), TCP on loopback";
         Self::start("java", settings, version, |folder, port| {
             let args = [
