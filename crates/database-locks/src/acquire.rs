@@ -21,23 +21,19 @@ use crate::watch::Stretch;
 
 mod acquisition;
 mod attempt;
-mod head_start;
-mod pace;
+mod poll_interval;
 mod reports;
 
-use acquisition::{Acquisition, may_try_at_once, note_holder};
+use acquisition::{Acquisition, note_holder};
 use attempt::Attempt;
 pub(crate) use attempt::begin;
-pub(crate) use head_start::{HeadStarts, Waiters};
-pub(crate) use pace::LONGEST_POLL;
-use pace::poll_pause;
+pub(crate) use poll_interval::{LONGEST_POLL, poll_pause};
 pub(crate) use reports::Outages;
 use reports::{Rarer, log_held};
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a first try on the lane waits for its answer, where it is not the only one. The background tries on
-/// after it.
+/// How long a call on the lane waits for its answer. After it the background goes on.
 pub(crate) const DIRECT: Duration = Duration::from_secs(1);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
@@ -108,21 +104,21 @@ async fn until_trusted(
     }
 }
 
-/// A try that did not decide it.
+/// A try that did not decide it. None: its answer was late.
 #[derive(Debug)]
-struct Tried(Attempt, Result<Outcome, StoreError>);
+struct Tried(Attempt, Option<Result<Outcome, StoreError>>);
 
 /// What came of a try on the lane.
 enum Direct {
     Done(Option<LockGuard>),
     /// The background goes on, from the try if there was one.
-    Undecided(Option<Tried>),
+    Undecided(Option<Box<Tried>>),
 }
 
 /// Try on the lane, where the caller's runtime is its home and nobody comes first.
 async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error> {
     let home = match &inner.direct {
-        Some(path) if !want.preempt && may_try_at_once(inner, want) => {
+        Some(path) if !want.preempt && !inner.queues.is_busy(&want.name) => {
             path.here().map(|home| (path, home))
         }
         _ => None,
@@ -131,19 +127,21 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         return Ok(Direct::Undecided(None));
     };
     let mut attempt = Attempt::new(inner, want)?;
-    let outcome = attempt.directly(path, home).await;
+    let Some(outcome) = attempt.directly(path, home).await else {
+        return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
+    };
     Ok(match outcome {
         Ok(Outcome::Granted { token, length }) => {
             inner.outages.log_answered(attempt.sent());
-            inner.turns.taken(&want.name);
+            inner.queues.acquired(&want.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if want.once() => {
-                    inner.turns.left(&want.name);
+                    inner.queues.left(&want.name);
                     return Err(loss.error(&want.name));
                 }
                 Err(_) => {
-                    inner.turns.left(&want.name);
+                    inner.queues.left(&want.name);
                     Direct::Undecided(None)
                 }
             }
@@ -151,19 +149,19 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         // Where it ends by being watched, the background sees to that.
         Ok(Outcome::Held(by)) if want.once() && by.lapse.is_none() => {
             inner.outages.log_answered(attempt.sent());
-            note_holder(inner, &want.name, &by, clock::now());
+            note_holder(inner, &want.name, &by, false);
             Direct::Done(None)
         }
         // Nothing was sent. The background may have a connection.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        outcome => Direct::Undecided(Some(Tried(attempt, outcome))),
+        outcome => Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome))))),
     })
 }
 
 async fn in_background(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    tried: Option<Tried>,
+    tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
@@ -343,7 +341,7 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 async fn within_wait(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    tried: Option<Tried>,
+    tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
     let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
     let limit = want.wait.filter(|wait| !wait.is_zero());

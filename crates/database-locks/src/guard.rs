@@ -452,7 +452,7 @@ impl LockGuard {
         self.released = true;
         self.inner.scheduler.remove(self.held.grant.id);
         self.held.released();
-        self.inner.turns.left(self.name());
+        self.inner.queues.left(self.name());
         let Grant {
             name,
             token,
@@ -550,7 +550,7 @@ impl LockGuard {
             Status::Released => false,
         };
         if !ours {
-            self.inner.turns.left(self.name());
+            self.inner.queues.left(self.name());
         }
         let ttl = *self.longest();
         let what = Return::of(&self.held.grant, ttl);

@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::acquire::{HeadStarts, Outages, PATIENCE};
+use crate::acquire::{Outages, PATIENCE};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::fence::OpenFences;
 use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::lane::DirectPath;
-use crate::looks::Looks;
 use crate::metrics::{self, Engine};
 use crate::name::LockName;
 use crate::pending::{self, Pending};
+use crate::poller::Poller;
+use crate::queue::Queues;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Given, Observed, Outcome, Released, Return, Table, Version};
-use crate::turns::Turns;
+use crate::store::{self, Ask, Given, Notice, Observed, Outcome, Released, Return, Table, Version};
 use crate::watch::Watches;
 
 /// The connection, the leases and the waiters of one process.
@@ -29,10 +29,9 @@ pub(crate) struct Inner {
     pub(crate) asks: Batch<Ask, Outcome>,
     pub(crate) returns: Batch<Return, Released>,
     pub(crate) direct: Option<Arc<DirectPath>>,
-    pub(crate) looks: Looks,
+    pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
-    pub(crate) turns: Turns,
-    pub(crate) head_starts: HeadStarts,
+    pub(crate) queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) watches: Watches<LockName, Version>,
@@ -49,11 +48,16 @@ impl Inner {
         pending::watch_the_process();
         let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
-        let told = Arc::downgrade(&scheduler);
-        store.on_forced(Arc::new(move |name| {
-            if let Some(scheduler) = told.upgrade() {
-                scheduler.check_soon(name);
+        let queues = Queues::default();
+        let told = (Arc::downgrade(&scheduler), queues.clone());
+        store.on_notified(Arc::new(move |notice| match notice {
+            Notice::Released(name, by) => {
+                told.1.notified(name, by);
+                if let Some(scheduler) = told.0.upgrade() {
+                    scheduler.check_soon(name);
+                }
             }
+            Notice::Missed => told.1.wake_all(),
         }));
         let (acquiring, releasing) = (store.clone(), store.clone());
         let inner = Arc::new(Self {
@@ -61,10 +65,9 @@ impl Inner {
             asks: Batch::new(move |asks| acquiring.acquire(asks, PATIENCE)),
             returns: Batch::new(move |returns| releasing.release(returns, PATIENCE)),
             direct: DirectPath::of(&store)?.map(Arc::new),
-            looks: Looks::new(store.clone(), PATIENCE),
+            poller: Poller::new(store.clone(), PATIENCE),
             store,
-            turns: Turns::default(),
-            head_starts: HeadStarts::default(),
+            queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
             watches: Watches::default(),

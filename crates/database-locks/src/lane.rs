@@ -30,7 +30,7 @@ use crate::store::{Ask, Lane, Observed, Outcome, Released, Return, StoreError};
 const CALLS: u32 = 3;
 /// A home that made no call for so long makes way for another runtime.
 const UNUSED: Duration = Duration::from_secs(10);
-/// For how long the lane is left alone after a call on it was late, or it could not be connected.
+/// For how long the lane is left alone after two calls in a row were late, or it could not be connected.
 const SHUNNED: Duration = Duration::from_secs(5);
 /// How often late calls are looked for, while there are calls.
 const TICK: Duration = Duration::from_millis(250);
@@ -54,6 +54,9 @@ struct Election {
     used: Time,
     /// The runtime that called last and is not the home, and how often in a row.
     candidate: Option<(Id, u32)>,
+    /// The last call was late. The second one in a row is the fault of the home, most likely, and not of the
+    /// database.
+    late: bool,
     shunned_until: Time,
 }
 
@@ -190,7 +193,7 @@ impl DirectPath {
         ask: Ask,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Option<Result<Outcome, StoreError>> {
         let path = Arc::clone(self);
         let reply = async move { path.acquires.ask(ask).await };
         self.call(home, reply, patience, under_way).await
@@ -203,13 +206,13 @@ impl DirectPath {
         what: Return,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<Released, StoreError> {
+    ) -> Option<Result<Released, StoreError>> {
         let path = Arc::clone(self);
         let reply = async move { path.releases.ask(what).await };
         self.call(home, reply, patience, under_way).await
     }
 
-    /// Wait for a reply, for about so long.
+    /// Wait for a reply, for about so long; none: it is late.
     ///
     /// # Cancel safety
     ///
@@ -221,7 +224,7 @@ impl DirectPath {
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
         patience: Duration,
         under_way: oneshot::Sender<()>,
-    ) -> Result<T, StoreError> {
+    ) -> Option<Result<T, StoreError>> {
         let reply = async move {
             let _under_way = under_way;
             reply.await
@@ -234,24 +237,24 @@ impl DirectPath {
             due: clock::now() + patience,
         };
         let answer = answer.await;
-        match &answer {
-            None => {
-                self.lane.give_up();
-                locked(&self.election).shun();
-            }
-            Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => {
-                locked(&self.election).shun();
-            }
-            Some(_) => {}
+        if answer.is_none() {
+            self.lane.give_up();
         }
-        answer.unwrap_or_else(|| Err(StoreError::late(patience)))
+        let mut election = locked(&self.election);
+        match &answer {
+            None if election.late => election.shun(),
+            None => election.late = true,
+            Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => election.shun(),
+            Some(_) => election.late = false,
+        }
+        answer
     }
 }
 
 impl Election {
     fn shun(&mut self) {
         self.shunned_until = clock::now() + SHUNNED;
-        (self.home, self.candidate) = (None, None);
+        (self.home, self.candidate, self.late) = (None, None, false);
     }
 }
 

@@ -81,7 +81,6 @@ mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
-mod looks;
 mod loss;
 mod metrics;
 mod name;
@@ -89,6 +88,8 @@ mod news;
 mod ours;
 mod outage;
 mod pending;
+mod poller;
+mod queue;
 mod release;
 mod renew;
 mod resume;
@@ -101,7 +102,6 @@ mod ticket;
 mod timing;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod token;
-mod turns;
 mod watch;
 
 pub use builder::LocksBuilder;

@@ -334,7 +334,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            inner.turns.ring(&name);
+            inner.queues.wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),

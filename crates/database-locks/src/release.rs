@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::acquire::{DIRECT, PATIENCE, Waiters};
+use crate::acquire::{DIRECT, PATIENCE};
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::fork::Here;
@@ -15,11 +15,11 @@ use crate::inner::Inner;
 use crate::locks::again;
 use crate::name::LockName;
 use crate::pending::Pending;
+use crate::queue::Waiters;
 use crate::runtime;
 use crate::store::{Force, Occupant, Released, Return, StoreError};
 use crate::timing::Ttl;
 use crate::token::Token;
-use crate::turns::{Next, Others};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -96,10 +96,9 @@ impl GiveBack {
         let home = path.here()?;
         let (done, under_way) = oneshot::channel();
         task.under_way = Some(under_way);
-        task.what.quietly = task.inner.turns.has_next(&task.what.name);
         let answer = path.release(home, task.what.clone(), DIRECT, done).await;
         task.under_way = None;
-        match answer {
+        match answer.unwrap_or_else(|| Err(StoreError::late(DIRECT))) {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
                 let done = freed(&task.inner, &task.what, done, false, task.held_for);
                 self.0 = None;
@@ -163,22 +162,22 @@ impl Drop for GiveBack {
 ///
 /// `unsure`: an earlier try whose reply was lost may have been the one that freed it.
 fn freed(
-    inner: &Arc<Inner>,
+    inner: &Inner,
     what: &Return,
     done: Released,
     unsure: bool,
     held_for: Option<Duration>,
 ) -> Released {
-    if done != Released::NotOurs && !what.quietly {
-        note_release(inner, what, done == Released::Awaited || unsure, held_for);
-    }
-    // What was asked for quietly before may have been done.
-    let others = match done {
-        _ if unsure || done == Released::Awaited => Others::Some,
-        _ if inner.store.waiters_poll() => Others::Perhaps,
-        _ => Others::Nobody,
+    let waiters = match done {
+        Released::Awaited => Waiters::Notified,
+        // The earlier try may have notified.
+        _ if unsure => Waiters::Notified,
+        Released::Freed if inner.store.waiters_poll() => Waiters::Poll,
+        _ => Waiters::None,
     };
-    pass_on(inner, what, others);
+    inner
+        .queues
+        .released(&what.name, waiters, held_for.unwrap_or_default());
     let done = if unsure { Released::Freed } else { done };
     let said = match (done, held_for) {
         (Released::NotOurs, _) => "nothing left to release",
@@ -207,7 +206,7 @@ enum Try {
 
 async fn until_answered(
     inner: &Arc<Inner>,
-    mut what: Return,
+    what: Return,
     end: Time,
     held_for: Option<Duration>,
     which: Try,
@@ -217,7 +216,7 @@ async fn until_answered(
     let token = what.token.map(Token::get);
     let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
     loop {
-        what.quietly = inner.turns.has_next(&what.name);
+        let sent = clock::now();
         let answer = match first.take() {
             Some(answer) => answer,
             None => inner.returns.ask(what.clone()).await,
@@ -270,7 +269,9 @@ async fn until_answered(
                 "release failed, trying again: {failure}"
             );
         }
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        // What takes long keeps others from the connection, such as an acquire of a lock that is held.
+        let took = (clock::now() - sent).min(LONGEST_RETRY);
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(took)).await;
         pause = (pause * 2).min(match refused {
             true => LONGEST_REFUSED,
             false => LONGEST_RETRY,
@@ -374,7 +375,7 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<O
             }
         });
         match forced.await {
-            Ok(()) => inner.turns.ring(name),
+            Ok(()) => inner.queues.wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"
@@ -383,43 +384,4 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<O
         drop(pending);
     });
     Some(holder)
-}
-
-/// Other processes have a head start now, whichever caller of this one asks next.
-fn note_release(inner: &Inner, what: &Return, awaited: bool, held_for: Option<Duration>) {
-    let waiters = match (awaited, inner.store.waiters_poll()) {
-        (true, _) => Waiters::Notified,
-        (false, true) => Waiters::Poll,
-        (false, false) => return,
-    };
-    let held_for = held_for.unwrap_or_default();
-    let now = clock::now();
-    inner
-        .head_starts
-        .released(&what.name, waiters, held_for, now);
-}
-
-/// It is free, or another's: see to it that somebody takes it who waits for it.
-fn pass_on(inner: &Arc<Inner>, what: &Return, others: Others) {
-    let name = &what.name;
-    match inner.turns.released(name, what.quietly, others) {
-        Next::Nothing => {}
-        Next::Behind(pause) => {
-            let (inner, name) = (Arc::clone(inner), name.clone());
-            let _ = runtime::spawn(async move {
-                tokio::time::sleep(pause).await;
-                inner.turns.ring(&name);
-            });
-        }
-        Next::Owed(pause, release) => {
-            let (inner, name) = (Arc::clone(inner), name.clone());
-            let _ = runtime::spawn(async move {
-                tokio::time::sleep(pause).await;
-                if inner.turns.pays(&name, release) {
-                    // Should it fail, they look for themselves in a few seconds.
-                    let _ = inner.store.ring(&name, PATIENCE).await;
-                }
-            });
-        }
-    }
 }

@@ -119,7 +119,6 @@ impl Drop for Unsettled<'_> {
             grant: to.grant,
             holder: Arc::clone(&to.holder),
             durable: true,
-            quietly: false,
         };
         tokio::spawn(give_back(
             Arc::clone(&self.inner),
@@ -194,7 +193,7 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
             let answers = inner.store.release(&returns, PATIENCE).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
-                    inner.turns.ring(&grant.name);
+                    inner.queues.wake(&grant.name);
                     Renewal::Renewed
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),

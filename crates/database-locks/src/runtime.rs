@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
@@ -69,6 +69,11 @@ fn blocking() -> Result<&'static Runtime, Error> {
     };
     BLOCKING.get_or_try_init(start).copied()
 }
+
+/// When a wait within the blocking runtime last began, in milliseconds.
+static DRIVEN: AtomicU64 = AtomicU64::new(0);
+/// For how long after it, in milliseconds, what the tasks of that runtime know is taken for new enough.
+const FRESH: u64 = 100;
 
 thread_local! {
     /// In which generation of forks this thread is the background thread, if it is.
@@ -180,9 +185,12 @@ async fn drive<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
     until: Option<Time>,
 ) -> Driven<F::Output> {
-    // The tasks of the runtime come first: nobody may have polled them for long, and one of them knows whether
-    // the server has ended the connection.
-    tokio::task::yield_now().await;
+    // The tasks of the runtime come first, if none was polled for a while: one of them knows whether the server
+    // has ended the connection meanwhile.
+    let now = u64::try_from(clock::now().as_millis()).unwrap_or(u64::MAX);
+    if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > FRESH {
+        tokio::task::yield_now().await;
+    }
     let driven = poll_fn(|context| {
         NEEDED.set(false);
         let polled = {

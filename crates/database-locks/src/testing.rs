@@ -32,7 +32,7 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
             return Err(Error::config("url", got, "memory: or memory:NAME"));
         };
         tell(expired.as_deref(), LostReason::Expired);
-        inner.turns.ring(&name);
+        inner.queues.wake(&name);
         Ok(expired.is_some())
     })
     .await

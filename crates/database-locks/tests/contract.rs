@@ -14,6 +14,8 @@ contract_tests!(pgbouncer_lane, Lab::pgbouncer().map(LaneLab));
 contract_tests!(pgbouncer, Lab::pgbouncer());
 contract_tests!(mariadb, Lab::mariadb());
 contract_tests!(mysql, Lab::mysql());
+contract_tests!(mariadb_lane, Lab::mariadb().map(LaneLab));
+contract_tests!(mysql_lane, Lab::mysql().map(LaneLab));
 contract_tests!(postgres_odd, Lab::postgres_odd());
 contract_tests!(mariadb_odd, Lab::mariadb_odd());
 contract_tests!(mysql_odd, Lab::mysql_odd());

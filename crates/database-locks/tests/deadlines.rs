@@ -65,12 +65,13 @@ async fn a_release_wakes_the_next_of_the_process(lab: &Lab) {
     let locks = lab.locks().await;
     let (mut guards, mut waiters, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..ROUNDS {
-        let name = format!("job {i}");
-        let guard = locks.lock(&name).acquire().await.unwrap();
+        let (name, other) = (format!("job {i}"), format!("alone {i}"));
+        let guard = locks.lock(&other).acquire().await.unwrap();
         let began = now();
         guard.release().await.unwrap();
-        guards.push(locks.lock(&name).acquire().await.unwrap());
+        drop(locks.lock(&other).acquire().await.unwrap());
         alone.push(began.elapsed());
+        guards.push(locks.lock(&name).acquire().await.unwrap());
         let locks = locks.clone();
         waiters.push(tokio::spawn(async move {
             let lock = locks.lock(&name).poll(ms(60_000));

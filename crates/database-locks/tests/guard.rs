@@ -345,7 +345,8 @@ async fn a_wait_keeps_to_its_limit_and_names_the_holder(lab: &Lab) {
         let took = began.elapsed();
         assert!(
             took >= limit && took < limit + Duration::from_secs(5),
-            "{limit:?}: {took:?}"
+            "{limit:?}: {took:?}: {}",
+            error.chain()
         );
         match error {
             Error::TimedOut { holder, .. } if limit > ms(100) => {

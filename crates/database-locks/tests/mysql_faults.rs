@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database_locks::{Error, LockState, Locks, LostReason};
 use testkit::contract::{self, Bench};
-use testkit::time::{now, wait_until};
+use testkit::time::now;
 use testkit::{MariaDb, MySql, MySqlServer as Server, promise};
 
 const SOON: Duration = Duration::from_secs(30);

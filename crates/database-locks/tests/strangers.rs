@@ -103,7 +103,6 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
                 grant: ask.grant,
                 holder: ask.holder.clone(),
                 durable: false,
-                quietly: false,
             }),
             _ => None,
         });

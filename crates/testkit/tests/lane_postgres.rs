@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database_locks::Token;
 use database_locks::seam::{
-    Ask, Lane, Outcome, Pauses, Released, Return, Store, StoreError, Table, Woken,
+    Ask, Lane, Notice, Outcome, Released, Return, Store, StoreError, Table,
 };
 use testkit::contract::{ask, granted, name};
 use testkit::sql::Stranger;
@@ -84,7 +84,6 @@ fn back(ask: &Ask, token: Option<Token>) -> Return {
         grant: ask.grant,
         holder: Arc::clone(&ask.holder),
         durable: false,
-        quietly: false,
     }
 }
 
@@ -343,7 +342,7 @@ fn where_the_server_allows_no_second_connection_nothing_was_done() {
     promise("P17", "postgres");
 }
 
-/// What the lane's connection announces is heard on the other one, and is no news there.
+/// What the lane's connection notifies is heard on the other one, and is no news there.
 #[test]
 fn a_release_by_the_lane_is_its_own() {
     let Some(server) = Postgres::shared() else {
@@ -353,33 +352,27 @@ fn a_release_by_the_lane_is_its_own() {
     let (client, other) = (Client::of(&url), Client::of(&url));
     let told = Arc::new(Mutex::new(Vec::new()));
     let tell = Arc::clone(&told);
-    client.store.on_forced(Arc::new(move |lock| {
-        tell.lock().unwrap().push(lock.clone())
+    client.store.on_notified(Arc::new(move |notice| {
+        if let Notice::Released(lock, _) = notice {
+            tell.lock().unwrap().push(lock.clone());
+        }
     }));
     let home = one_thread();
     for (by, lock) in [(&client, "ours"), (&other, "theirs")] {
         let held = home.block_on(by.acquire(lock)).unwrap();
-        let store = Arc::clone(&client.store);
-        let waits = client.background.spawn(async move {
-            let pauses = Pauses {
-                held: true,
-                announced: SOON,
-                unannounced: Duration::from_millis(50),
-            };
-            // Until it listens, a wait is over soon.
-            while store.freed(&name(lock), pauses).await == Woken::Unheard {}
-        });
-        let awaited = format!(
-            "SELECT waiting_until > clock_timestamp() FROM database_locks_lock WHERE name = '{lock}'"
-        );
-        let said = || server.query(&url, &awaited).unwrap() == "t";
-        assert!(time::wait_until(SOON, said));
+        let (lock, store) = (name(lock), &client.store);
+        // Until it listens it does not say that it waits.
+        let says = || {
+            client
+                .background
+                .block_on(store.announce(&lock, SOON, false))
+        };
+        assert!(time::wait_until(SOON, says));
         let released = home.block_on(by.release(&held)).unwrap();
         assert_eq!(released, Released::Awaited);
-        if lock == "theirs" {
-            client.background.block_on(soon(waits)).unwrap();
-        }
     }
+    let heard = || !told.lock().unwrap().is_empty();
+    assert!(time::wait_until(SOON, heard));
     assert_eq!(*told.lock().unwrap(), [name("theirs")]);
     promise("P12", "postgres");
 }

@@ -4,17 +4,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::attempt::Attempt;
-use super::pace::Pace;
+use super::poll_interval::{PollInterval, WaitHint};
 use super::{Progress, Tried, Want, op};
 use crate::clock::{self, Time};
 use crate::error::{Error, Human, LostReason};
 use crate::guard::LockGuard;
 use crate::inner::Inner;
-use crate::looks;
 use crate::name::LockName;
-use crate::store::{Occupant, Outcome, Pauses, StoreError, Version, Woken};
+use crate::ours::is_ours;
+use crate::poller;
+use crate::queue::QueueSlot;
+use crate::store::{Occupant, Outcome, StoreError, Version};
 use crate::token::{GrantId, Token};
-use crate::turns::Turn;
 use crate::watch::Stretch;
 
 /// How long a try-once goes on trying where the database answers with a conflict that is not about
@@ -26,6 +27,9 @@ const ONCE_BUSY: Duration = Duration::from_millis(30);
 const HELD_HERE: Duration = Duration::from_secs(1);
 /// The last try of a bounded wait begins this long before its end, so that its answer is in time.
 const LAST_TRY: Duration = Duration::from_millis(20);
+/// For so long before its end, or half of it, a bounded wait leaves others no head start: one try must
+/// be left.
+const NO_HEAD_START: Duration = Duration::from_millis(100);
 
 /// One acquisition.
 ///
@@ -36,13 +40,13 @@ pub(super) struct Acquisition<'a> {
     progress: &'a Mutex<Progress>,
     deadline: Option<Time>,
     attempt: Attempt,
-    pace: Pace,
-    /// Our place among the waiters of this process.
-    turn: Option<Turn>,
-    /// What a poll has said: then it is not worth a try yet.
+    interval: PollInterval,
+    /// The place in the queue of this process.
+    slot: Option<QueueSlot>,
+    /// What a poll has said, if the lock is not worth a try yet.
     polled: Option<Result<Outcome, StoreError>>,
-    /// How long to wait for a holder of this process, whose release wakes us without a notification of the
-    /// database's. The try after a while is for what else may become of it.
+    /// How long to wait for a holder of this process, whose release wakes the queue. The try after a while is
+    /// for what else may become of it.
     held_here: Option<Duration>,
     /// Since when no holder is known.
     unclear_since: Time,
@@ -53,12 +57,12 @@ impl<'a> Acquisition<'a> {
     pub(super) fn new(
         inner: &'a Arc<Inner>,
         want: &'a Arc<Want>,
-        tried: Option<Tried>,
+        tried: Option<Box<Tried>>,
         progress: &'a Mutex<Progress>,
         deadline: Option<Time>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match tried {
-            Some(Tried(attempt, outcome)) => (attempt, Some(outcome)),
+            Some(tried) => (tried.0, tried.1),
             None => (Attempt::new(inner, want)?, None),
         };
         Ok(Self {
@@ -67,8 +71,8 @@ impl<'a> Acquisition<'a> {
             progress,
             deadline,
             attempt,
-            pace: Pace::new(want.poll),
-            turn: None,
+            interval: PollInterval::new(want.poll),
+            slot: None,
             polled,
             held_here: None,
             unclear_since: clock::now(),
@@ -77,20 +81,21 @@ impl<'a> Acquisition<'a> {
     }
 
     pub(super) async fn run(mut self) -> Result<Option<LockGuard>, Error> {
-        if self.polled.is_none() {
-            self.leave_head_start().await;
-        }
+        let name = &self.want.name;
         // A client that may take it over need not wait behind those that may not.
-        if !self.want.once()
-            && !self.want.preempt
-            && self.inner.turns.is_waited_for(&self.want.name)
-            && !self.take_turn().await
-        {
-            // What was seen before is old.
-            self.polled = None;
+        if !self.want.preempt {
+            if self.want.once() {
+                if self.polled.is_none() {
+                    tokio::time::sleep(self.inner.queues.head_start(name)).await;
+                }
+            } else if self.inner.queues.is_busy(name) {
+                self.take_place().await;
+                // What was seen before the slot was there is old: what woke the queue since then is lost.
+                self.polled = None;
+            }
         }
         loop {
-            self.wait_for_release_here().await;
+            self.wait_until_due().await;
             let sent = clock::now();
             let outcome = match self.polled.take() {
                 Some(outcome) => outcome,
@@ -111,62 +116,62 @@ impl<'a> Acquisition<'a> {
                     Ok(_) => Ok(None),
                 };
             }
-            let pauses = self.pace.after(&outcome, now);
+            let hint = self.interval.after(&outcome, now);
+            let held = matches!(outcome, Ok(Outcome::Held(_)));
             let held_here = self.note(outcome, sent, now)?;
             if self.want.once() {
-                tokio::time::sleep(pauses.unannounced).await;
-            } else if self.turn.is_none() && !self.take_turn().await {
-                // What was seen before is old.
+                tokio::time::sleep(hint.polling).await;
+                continue;
+            }
+            let first_wait = self.slot.is_none();
+            if first_wait && (!self.take_place().await || held_here) {
+                // What was seen before is old: a release of this process may have come between.
             } else if held_here {
-                self.held_here = Some(self.within(pauses.announced));
+                self.held_here = Some(hint.notified.unwrap_or(hint.polling));
             } else {
-                self.wait(pauses).await;
+                self.wait(hint, held, first_wait).await;
             }
         }
     }
 
-    /// Let other processes try first, where this one has just released the lock.
-    async fn leave_head_start(&self) {
-        if self.want.preempt {
-            return;
-        }
-        let left = self.inner.head_starts.left(&self.want.name, clock::now());
-        // Of a short wait there must be time left for a try.
-        let most = match self.want.wait {
-            Some(wait) if !wait.is_zero() => wait / 2,
-            _ => Duration::MAX,
-        };
-        if !left.is_zero() {
-            tokio::time::sleep(left.min(most)).await;
-        }
-    }
-
-    /// Join the waiters of this process and wait for our turn; whether it came at once. A waiter behind others
-    /// need not ask the database who holds the lock: the first in line does.
-    async fn take_turn(&mut self) -> bool {
+    /// Join the queue of this process and wait until the slot is the first; whether it was so at once. A waiter
+    /// behind others need not ask the database who holds the lock: the first in line does.
+    async fn take_place(&mut self) -> bool {
         self.progress
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .occupant
             .get_or_insert_default();
-        let turn = self.inner.turns.join(&self.want.name);
-        let at_once = turn.comes().await;
-        self.turn = Some(turn);
+        let slot = self.inner.queues.join(&self.want.name);
+        let at_once = slot.is_first().await;
+        self.slot = Some(slot);
         at_once
     }
 
-    /// While a holder of this process has it, wait for its release rather than ask.
-    async fn wait_for_release_here(&mut self) {
-        let Some(turn) = &self.turn else { return };
-        let left = || {
-            self.deadline
-                .map(|at| at.saturating_sub(clock::now() + LAST_TRY))
-        };
-        let unseen = || left().map_or(HELD_HERE, |left| left.min(HELD_HERE));
+    /// Wait for a release of this process, if a guard of its own holds the lock, and leave other processes their
+    /// head start.
+    async fn wait_until_due(&mut self) {
         let pause = self.held_here.take();
-        if let Some(pause) = pause.or_else(|| turn.is_held_here().then(unseen)) {
-            turn.rings_within(pause).await;
+        let Some(slot) = self.slot.as_ref().filter(|_| self.polled.is_none()) else {
+            return;
+        };
+        if let Some(pause) = pause.or_else(|| slot.is_held_here().then_some(HELD_HERE)) {
+            slot.woken_within(self.within(pause)).await;
         }
+        let end = self.deadline.zip(self.want.wait).map(|(at, wait)| {
+            let short = NO_HEAD_START.min(wait / 2);
+            at.saturating_sub(short)
+        });
+        loop {
+            let left = slot.head_start();
+            let until_end = end.map_or(left, |end| end.saturating_sub(clock::now()));
+            if left.is_zero() || until_end.is_zero() || self.want.preempt {
+                break;
+            }
+            // A notification may change it.
+            slot.woken_within(left.min(until_end)).await;
+        }
+        slot.clear();
     }
 
     /// The database granted it. None: trust in it had ended before it could be handed out, and the wait goes on.
@@ -177,12 +182,12 @@ impl<'a> Acquisition<'a> {
         sent: Time,
     ) -> Result<Option<LockGuard>, Error> {
         let (inner, name) = (self.inner, &self.want.name);
-        inner.turns.taken(name);
+        inner.queues.acquired(name);
         let loss = match self.attempt.granted(token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
         };
-        inner.turns.left(name);
+        inner.queues.left(name);
         if self.want.once() {
             return Err(loss.error(name));
         }
@@ -196,9 +201,9 @@ impl<'a> Acquisition<'a> {
             _ => format!("it was granted, and {loss}"),
         });
         inner.outages.log_failed(name, sent, &late);
-        let pause = self.pace.after(&Err(late.again()), clock::now());
+        let hint = self.interval.after(&Err(late.again()), clock::now());
         self.noted(Err(late));
-        tokio::time::sleep(self.within(pause.unannounced)).await;
+        tokio::time::sleep(self.within(hint.polling)).await;
         // The old one gives back what was granted.
         self.attempt = Attempt::new(inner, self.want)?;
         Ok(None)
@@ -241,7 +246,8 @@ impl<'a> Acquisition<'a> {
                 self.inner.outages.log_answered(sent);
                 if let Outcome::Held(occupant) = outcome {
                     self.unclear_since = now;
-                    held_here = note_holder(self.inner, name, occupant, now);
+                    let queued = self.slot.is_some();
+                    held_here = note_holder(self.inner, name, occupant, queued);
                 }
             }
         }
@@ -278,45 +284,45 @@ impl<'a> Acquisition<'a> {
     }
 
     /// Wait until the lock may be free: a notification, a release of this process, or a poll says so.
-    async fn wait(&mut self, pauses: Pauses) {
-        let Some(turn) = &self.turn else { return };
+    ///
+    /// A notification that came before the slot was there, during the try that saw the lock `held`, was missed. So
+    /// the `first` wait is announced whatever was announced before, which tells if the lock is free by now.
+    async fn wait(&mut self, hint: WaitHint, held: bool, first: bool) {
+        let Some(slot) = &self.slot else { return };
         let (inner, name) = (self.inner, &self.want.name);
-        let unannounced = self.within(pauses.unannounced);
-        // One that is free or locked is tried for at once: a poll would say no more than that.
-        let alone = match pauses.held {
-            true => unannounced / looks::ALONE,
-            false => unannounced,
+        let notified = hint.notified.map(|pause| self.within(pause));
+        let polling = self.within(hint.polling);
+        let unwoken = async {
+            if let Some(pause) = notified
+                && inner.store.announce(name, pause, first).await
+            {
+                tokio::time::sleep(pause).await;
+                return None;
+            }
+            // One that is free or locked is tried for: a poll would say no more than that.
+            if !held {
+                tokio::time::sleep(polling).await;
+                return None;
+            }
+            let alone = polling / poller::ALONE;
+            tokio::time::sleep(alone).await;
+            Some(inner.poller.next(name, polling - alone).await)
         };
-        let woken = tokio::select! {
-            woken = inner.store.freed(name, Pauses {
-                held: pauses.held,
-                announced: self.within(pauses.announced),
-                unannounced: alone,
-            }) => woken,
-            () = turn.rings() => Woken::Rung,
+        let polled = tokio::select! {
+            polled = unwoken => polled,
+            () = slot.woken() => None,
         };
-        if pauses.held && woken == Woken::Unheard {
-            self.polled = tokio::select! {
-                seen = inner.looks.next(name, unannounced - alone) => self.attempt.judge(seen),
-                () = turn.rings() => None,
-            };
-        }
+        self.polled = polled.and_then(|seen| self.attempt.judge(seen));
     }
 }
 
-/// Whether a caller may try before it has waited for anything: no waiter of this process comes first, nor
-/// other processes.
-pub(super) fn may_try_at_once(inner: &Inner, want: &Want) -> bool {
-    let name = &want.name;
-    !inner.turns.is_waited_for(name) && inner.head_starts.left(name, clock::now()).is_zero()
-}
-
-/// Take note of who has it; whether a guard of this process has.
-pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Occupant, now: Time) -> bool {
+/// Take note of who holds it; whether a guard of this process does.
+///
+/// A caller that is not `queued` may see a grant of this process whose guard is not made yet.
+pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Occupant, queued: bool) -> bool {
     let here = is_held_by(inner, by);
-    if !here {
-        inner.turns.taken_elsewhere(name);
-        inner.head_starts.held_elsewhere(name, now);
+    if !here && (queued || !by.grant.as_deref().is_some_and(is_ours)) {
+        inner.queues.held_elsewhere(name);
     }
     here
 }

@@ -68,23 +68,22 @@ impl Attempt {
         self.sent
     }
 
-    /// Try on the lane, whose home the caller's runtime is. Whom it would be taken over from is left alone.
+    /// Try on the lane, whose home the caller's runtime is; none: the answer is late. It takes nothing over.
     pub(super) async fn directly(
         &mut self,
         path: &Arc<DirectPath>,
         home: Handle,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Option<Result<Outcome, StoreError>> {
         let patience = match self.want.wait {
-            Some(wait) if wait.is_zero() => PATIENCE,
-            Some(wait) => (wait / 2).min(DIRECT),
-            None => DIRECT,
+            Some(wait) if !wait.is_zero() => (wait / 2).min(DIRECT),
+            _ => DIRECT,
         };
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
         let before = self.begin();
         let answer = path.acquire(home, self.ask.clone(), patience, done).await;
         self.under_way = None;
-        self.answered(before, answer)
+        Some(self.answered(before, answer?))
     }
 
     pub(super) async fn once(&mut self) -> Result<Outcome, StoreError> {
@@ -242,7 +241,6 @@ impl Drop for Attempt {
             grant: ask.grant,
             holder: Arc::clone(&ask.holder),
             durable: false,
-            quietly: false,
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);

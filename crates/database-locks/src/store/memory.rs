@@ -7,12 +7,10 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
-
 use super::rows::{Seen, judge, judge_ticket};
 use super::{
-    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pauses, Pruned, Released,
-    Renewal, Reply, Resume, Return, Store, Table, TakeOver, Woken,
+    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
+    Reply, Resume, Return, Store, Table, TakeOver,
 };
 use crate::clock::{self, Time};
 use crate::doctor::{Counts, Notes, Report};
@@ -142,7 +140,6 @@ type Rows = BTreeMap<LockName, Row>;
 #[derive(Debug, Default)]
 struct Shared {
     rows: Mutex<Rows>,
-    freed: Notify,
 }
 
 impl Shared {
@@ -165,7 +162,6 @@ impl Drop for Fence {
             row.fences -= 1;
         }
         drop(rows);
-        self.shared.freed.notify_waiters();
     }
 }
 
@@ -287,7 +283,6 @@ impl Lane for Shared {
             .map(|what| release(&mut rows, what))
             .collect();
         drop(rows);
-        self.freed.notify_waiters();
         ready(done)
     }
 
@@ -399,7 +394,6 @@ impl Store for Memory {
             }
             _ => Force::WasFree,
         };
-        self.0.freed.notify_waiters();
         ready(done)
     }
 
@@ -412,7 +406,6 @@ impl Store for Memory {
             }
             _ => None,
         };
-        self.0.freed.notify_waiters();
         Some(held)
     }
 
@@ -462,20 +455,5 @@ impl Store for Memory {
         );
         notes.locks(&counts);
         ready(notes.into_report())
-    }
-
-    fn freed<'a>(
-        &'a self,
-        _: &'a LockName,
-        pauses: Pauses,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
-        let bell = self.0.freed.notified();
-        Box::pin(async move {
-            // What is freed between a look and this rings for nobody.
-            match tokio::time::timeout(pauses.unannounced, bell).await {
-                Ok(()) => Woken::Rung,
-                Err(_) => Woken::Unheard,
-            }
-        })
     }
 }

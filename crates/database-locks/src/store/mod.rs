@@ -166,25 +166,23 @@ pub trait Store: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Ok(Barrier::none()))))
     }
 
-    /// Wait until a release of `name` is announced, or for as long as `pauses` says.
+    /// Tell other clients that this process waits for `name`, for at least `pause`, so that a release is notified
+    /// to [`on_notified`](Store::on_notified). Whether it will be, and the lock is not free yet: if not, the caller
+    /// polls. It polls after `pause` in any case, since a notification may be lost.
     ///
-    /// An engine without announcements waits for all of the pause that is for such. One that has them
-    /// may lose some: callers look again whatever happens.
-    fn freed<'a>(
+    /// Without `anew`, nothing is asked if an earlier announcement lasts that long.
+    fn announce<'a>(
         &'a self,
         name: &'a LockName,
-        pauses: Pauses,
-    ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
-        let _ = name;
-        Box::pin(async move {
-            tokio::time::sleep(pauses.unannounced).await;
-            Woken::Unheard
-        })
+        pause: Duration,
+        anew: bool,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        let _ = (name, pause, anew);
+        Box::pin(std::future::ready(false))
     }
 
-    /// Tell of a release by force in another process, or of a take-over, with the name of the lock, where
-    /// the engine hears of it. It may be told in vain. Called once, before anything is held.
-    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
+    /// Whom to tell of notifications. It may be told in vain. Called once, before anything is held.
+    fn on_notified(&self, tell: Tell) {
         drop(tell);
     }
 
@@ -203,12 +201,6 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Whether waiters of other processes poll, so that a release does not know whether there are any.
     fn waiters_poll(&self) -> bool {
         true
-    }
-
-    /// Wake those who wait for `name` in other processes, where they can be woken.
-    fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
-        let _ = (name, within);
-        Box::pin(std::future::ready(Ok(())))
     }
 }
 
@@ -263,25 +255,18 @@ pub struct Pruned {
     pub last: Option<i64>,
 }
 
-/// Why a wait for a release is over.
+/// What a client hears from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
-    /// It was announced, or that may have been missed.
-    Rung,
-    /// None would have been announced, and the pause for that is over.
-    Unheard,
+pub enum Notice<'a> {
+    /// The lock was released, also by force, or taken over, as the backend of this number says; none where that
+    /// may be one of this process.
+    Released(&'a LockName, Option<i32>),
+    /// Notifications may have been missed, since the connection that hears them is a new one or none.
+    Missed,
 }
 
-/// How long to wait before the next look at a lock that was not to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pauses {
-    /// Whether somebody has it, who will release it. Else its row is locked by somebody, or nobody knows.
-    pub held: bool,
-    /// Where its release is announced to us.
-    pub announced: Duration,
-    /// Where it is not.
-    pub unannounced: Duration,
-}
+/// Who is told.
+pub type Tell = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
 
 /// What is asked for in an acquire.
 #[derive(Clone, Debug)]
@@ -447,8 +432,6 @@ pub struct Return {
     /// Whether a crash of the database must not forget it: so for a lease without end, which would
     /// otherwise stay held for ever.
     pub durable: bool,
-    /// Whether to wake nobody who waits in another process: somebody of this one is about to take it.
-    pub quietly: bool,
 }
 
 impl Return {
@@ -460,7 +443,6 @@ impl Return {
             grant: grant.id,
             holder: Arc::clone(&grant.holder),
             durable: ttl == Ttl::Infinite,
-            quietly: false,
         }
     }
 }
@@ -470,7 +452,7 @@ impl Return {
 pub enum Released {
     /// It was ours and is free now.
     Freed,
-    /// The same, and some wait for it; they were woken, unless quietly was asked for.
+    /// The same, and clients that wait for it were notified.
     Awaited,
     /// Still ours, but its row is locked by somebody.
     Busy,

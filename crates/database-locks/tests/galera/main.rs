@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
+use testkit::contract::LaneLab;
 use testkit::{Galera as Cluster, Lab, contract_tests};
 
 mod broken;
@@ -48,6 +49,15 @@ async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
 }
 
 contract_tests!(galera, Lab::galera());
+contract_tests!(
+    galera_lane,
+    Lab::galera().map(LaneLab),
+    a_repeated_acquire_recognises_its_own_grant,
+    first_use_by_twenty_at_once_has_one_winner,
+    an_expired_lease_has_one_successor,
+    a_crowd_of_acquires_is_answered_one_by_one,
+    a_crowd_of_releases_is_answered_one_by_one,
+);
 
 /// One node five minutes behind, and one ahead.
 fn set_clocks_wrong(cluster: &mut Cluster) {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
+use testkit::contract::LaneLab;
 use testkit::{Group as Cluster, Lab, contract_tests};
 
 #[path = "../galera/crowd.rs"]
@@ -44,6 +45,15 @@ async fn held(locks: &Locks, name: &str, ttl: Duration) -> LockGuard {
 }
 
 contract_tests!(group, Lab::group());
+contract_tests!(
+    group_lane,
+    Lab::group().map(LaneLab),
+    a_repeated_acquire_recognises_its_own_grant,
+    first_use_by_twenty_at_once_has_one_winner,
+    an_expired_lease_has_one_successor,
+    a_crowd_of_acquires_is_answered_one_by_one,
+    a_crowd_of_releases_is_answered_one_by_one,
+);
 
 /// Not here: servers of MySQL under faketime take all of a machine's processors, so clocks that differ are
 /// tested on Galera alone.

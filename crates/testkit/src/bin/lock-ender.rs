@@ -226,7 +226,6 @@ fn fork_lane(url: &str, name: &str) -> Done {
         grant: ask.grant,
         holder: ask.holder,
         durable: false,
-        quietly: false,
     };
     let goes_on = async {
         call.await??;

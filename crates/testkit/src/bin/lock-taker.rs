@@ -9,8 +9,8 @@
 //!   process of the same holder has it.
 //! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes as
 //!   the same one.
-//! - `lock-taker loop URL NAME HOLD_MS`: takes the lock, says `grant`, holds it for so long, gives it back, and
-//!   begins anew at once, until it is killed.
+//! - `lock-taker loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant` and which
+//!   thread it is, holds it for so long, gives it back, and begins anew at once, until it is killed.
 //! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
 //!   parent whether it still has it when the child has ended.
 //! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for each process
@@ -37,7 +37,10 @@ fn main() {
         ["hold", url, name, ttl] => hold(url, name, ttl, None, false),
         ["hold", url, name, ttl, "leak"] => hold(url, name, ttl, None, true),
         ["hold", url, name, ttl, "as", holder] => hold(url, name, ttl, Some(holder), false),
-        ["loop", url, name, hold] => repeat(url, name, hold.parse().expect("a number")),
+        ["loop", url, name, hold, threads] => {
+            let [hold, threads] = [hold, threads].map(|text| text.parse().expect("a number"));
+            repeat(url, name, Duration::from_millis(hold), threads)
+        }
         ["fork-as", url, name, holder] => fork_as(url, name, holder),
         ["fork", url, name] => fork(url, name),
         ["fork-ids"] => fork_ids(),
@@ -82,19 +85,27 @@ fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result
     Ok(())
 }
 
-fn repeat(url: &str, name: &str, hold: u64) -> Result<(), Error> {
+fn repeat(url: &str, name: &str, hold: Duration, threads: u64) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
     say("ready");
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a start");
-    let hold = Duration::from_millis(hold);
-    loop {
-        let guard = locks.lock(name).acquire()?;
-        say("grant");
-        testkit::time::sleep(hold);
-        guard.release()?;
-    }
+    let again = |thread| -> Result<(), Error> {
+        loop {
+            let guard = locks.lock(name).acquire()?;
+            say(&format!("grant {thread}"));
+            testkit::time::sleep(hold);
+            guard.release()?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || again(thread)))
+            .collect();
+        let mut ended = threads.into_iter().map(|thread| thread.join());
+        ended.try_for_each(|ended| ended.expect("no panic"))
+    })
 }
 
 fn hold(url: &str, name: &str, ttl: &str, holder: Option<&str>, leak: bool) -> Result<(), Error> {

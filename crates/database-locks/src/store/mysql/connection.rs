@@ -3,6 +3,7 @@
 //!
 //! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -285,6 +286,8 @@ pub(super) struct Failed {
 
 /// What waits for the connection.
 struct Inbox {
+    /// Renewals that came before a connection was made.
+    first: VecDeque<Job>,
     /// Renewals. They go before all the rest: a lease ends while they wait, and behind a crowd of
     /// acquires there is always one statement more.
     urgent: mpsc::UnboundedReceiver<Job>,
@@ -294,6 +297,9 @@ struct Inbox {
 impl Inbox {
     /// None: there will be no more.
     async fn next(&mut self) -> Option<Job> {
+        if let Some(job) = self.first.pop_front() {
+            return Some(job);
+        }
         tokio::select! {
             biased;
             job = self.urgent.recv() => job,
@@ -303,8 +309,25 @@ impl Inbox {
 
     /// One that is there already.
     fn try_next(&mut self) -> Option<Job> {
-        let urgent = self.urgent.try_recv();
-        urgent.or_else(|_| self.jobs.try_recv()).ok()
+        let first = self.first.pop_front();
+        let urgent = || self.urgent.try_recv().ok();
+        first.or_else(urgent).or_else(|| self.jobs.try_recv().ok())
+    }
+
+    /// Pause before the next attempt to connect. A renewal that comes meanwhile and cannot wait for so long is
+    /// told what was said the last time.
+    async fn pause(&mut self, pause: Duration, said: Option<&StoreError>) {
+        let until = clock::now() + pause;
+        let mut over = std::pin::pin!(tokio::time::sleep(pause));
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Some(job) = self.urgent.recv() => match said {
+                    Some(said) if until >= job.deadline => (job.work)(Err(said.again())).await,
+                    _ => self.first.push_back(job),
+                },
+            }
+        }
     }
 }
 
@@ -329,6 +352,7 @@ impl Line {
         let (urgent, first) = mpsc::unbounded_channel();
         let (jobs, then) = mpsc::unbounded_channel();
         let inbox = Inbox {
+            first: VecDeque::new(),
             urgent: first,
             jobs: then,
         };
@@ -518,11 +542,11 @@ async fn serve(
             Some(connected) => &mut connected.session,
             none => {
                 let pause = backoff.pause();
-                let made = match failure.take().filter(|_| pause >= job.left()) {
+                let made = match failure.take() {
                     // Too early to knock again: what was said the last time still stands.
-                    Some(failure) => Err(failure),
-                    None => {
-                        tokio::time::sleep(pause).await;
+                    Some(said) if pause >= job.left() => Err(said),
+                    said => {
+                        inbox.pause(pause, said.as_ref()).await;
                         connect(&server, &mut backoff).await
                     }
                 };

@@ -197,9 +197,13 @@ impl Store for Mysql {
                 Err(failed) => failed,
             };
             let left = until.saturating_sub(clock::now());
-            match failed.unsent && self.lane.is_up() && !left.is_zero() {
-                true => self.lane.renew(grants.to_vec(), left).await,
-                false => Err(failed.failure),
+            if !failed.unsent || !self.lane.is_up() || left.is_zero() {
+                return Err(failed.failure);
+            }
+            match self.lane.renew(grants.to_vec(), left).await {
+                // It has none either: what the server said of the first stands.
+                Err(other) if other.is_undone() => Err(failed.failure),
+                done => done,
             }
         })
     }

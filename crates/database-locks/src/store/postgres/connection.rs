@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, Client, Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::Sql;
-use super::bells::OwnBackend;
+use super::notify::OwnBackend;
 use super::refusal::{Kind, Refusal};
 use crate::ours::Primary;
 use crate::store::url::Address;
@@ -133,11 +133,6 @@ impl Connection {
     pub(super) fn end(&self) {
         let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         drop(in_use.take());
-    }
-
-    /// What a request to cancel is made with.
-    pub(super) fn cancel_token(&self) -> CancelToken {
-        self.client.cancel_token()
     }
 
     /// Whether nobody stands between us and the server.

@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
-use super::bells::{OwnBackend, Shared as Bells, backend_of_handshake};
 use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, Prepared};
 use super::endpoint::Endpoint;
@@ -22,6 +21,7 @@ use super::ends::Ends;
 use super::hello::Hello;
 use super::identity;
 use super::link::Shared;
+use super::notify::{OwnBackend, Shared as Listener, backend_of_handshake};
 use super::refusal::{Kind, Refusal};
 use crate::fork::Gated;
 use crate::store::hosts::Failure;
@@ -53,7 +53,7 @@ impl Connection {
             _ => Failure::from(refusal.settled(link.used.load(Ordering::Relaxed))),
         };
         let late = Arc::new(AtomicBool::new(false));
-        let to = (address, &link.bells);
+        let to = (address, &link.listener);
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
                 let stream = reach(host, *port, within).await.map_err(unreachable)?;
@@ -92,7 +92,7 @@ impl Connection {
         let known =
             direct || backend_of_handshake(client.cancel_token()).await == Some(hello.backend);
         let backend = known.then_some(hello.backend);
-        let own = backend.zip(link.bells.upgrade());
+        let own = backend.zip(link.listener.upgrade());
         let prepared = direct.then(|| link.texts.iter().map(|_| Prepared::default()).collect());
         let texts = Arc::clone(&link.texts);
         Ok(Arc::new(Self {
@@ -107,7 +107,7 @@ impl Connection {
             late,
             forsaken: watch::Sender::new(false),
             in_use: Mutex::new(Some(in_use)),
-            _own: own.map(|(backend, bells)| OwnBackend::new(&bells, backend)),
+            _own: own.map(|(backend, listener)| OwnBackend::new(&listener, backend)),
         }))
     }
 }
@@ -153,7 +153,7 @@ async fn greet<S, T>(
     stream: S,
     tls: T,
     config: &Config,
-    (address, bells): (&Address, &Weak<Bells>),
+    (address, listener): (&Address, &Weak<Listener>),
     way: Option<Way>,
     late: &Arc<AtomicBool>,
 ) -> Result<(Client, oneshot::Sender<()>), Refusal>
@@ -170,9 +170,9 @@ where
     let cancel = way.map(|way| Cancel::new(client.cancel_token(), way));
     let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
-    let bells = Weak::clone(bells);
+    let listener = Weak::clone(listener);
     tokio::spawn(Gated::new(async move {
-        let mut driven = std::pin::pin!(drive(connection, Weak::clone(&bells)));
+        let mut driven = std::pin::pin!(drive(connection, Weak::clone(&listener)));
         let ended = tokio::select! {
             biased;
             ended = &mut driven => ended,
@@ -184,8 +184,8 @@ where
         if let Err(error) = ended {
             tracing::debug!("connection lost: {}", Refusal::from(error).said);
         }
-        if let Some(bells) = bells.upgrade() {
-            bells.ended();
+        if let Some(listener) = listener.upgrade() {
+            listener.ended();
         }
     }));
     Ok((client, in_use))
@@ -194,7 +194,7 @@ where
 /// Carry what is sent and answered, and say what is heard, until the connection ends.
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
-    bells: Weak<Bells>,
+    listener: Weak<Listener>,
 ) -> Result<(), tokio_postgres::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -202,9 +202,9 @@ where
 {
     while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
         match message? {
-            AsyncMessage::Notification(ring) => {
-                if let Some(bells) = bells.upgrade() {
-                    bells.rung(&ring);
+            AsyncMessage::Notification(notification) => {
+                if let Some(listener) = listener.upgrade() {
+                    listener.notified(&notification);
                 }
             }
             AsyncMessage::Notice(notice) => {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::bells::{Bells, Deaf, Way};
 use super::connection::{Connection, Param};
+use super::notify::{Listener, Unsupported, Way};
 use super::refusal::{Kind, Refusal};
 use crate::doctor::{self, Beat, Notes, Report};
 use crate::store::Table;
@@ -45,12 +45,12 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
 pub(super) async fn examine(
     on: &Arc<Connection>,
     table: &Table,
-    bells: &Bells,
+    listener: &Listener,
 ) -> Result<Report, Refusal> {
     let mut patient = Patient {
         on,
         table,
-        bells,
+        listener,
         notes: Notes::new(table.as_str()),
     };
     let mut beats = Vec::with_capacity(BEATS);
@@ -101,7 +101,7 @@ impl Settings {
 struct Patient<'a> {
     on: &'a Arc<Connection>,
     table: &'a Table,
-    bells: &'a Bells,
+    listener: &'a Listener,
     notes: Notes,
 }
 
@@ -140,13 +140,13 @@ impl Patient<'_> {
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
                           statement is prepared";
-        let way = match (self.on.is_direct(), self.bells.examine(self.on).await) {
+        let way = match (self.on.is_direct(), self.listener.examine(self.on).await) {
             (true, _) => format!("direct connection, {tls}"),
             (false, Ok(Way::Same)) => format!("{unprepared}; waiters are woken all the same"),
             (false, Ok(Way::Second)) => {
                 format!("{unprepared}; waiters are woken by way of listen_url")
             }
-            (false, Err(Deaf { said, .. })) if self.bells.has_second() => {
+            (false, Err(Unsupported { said, .. })) if self.listener.has_second() => {
                 self.notes.found(&doctor::LISTEN_URL, said);
                 format!("{unprepared}, and waiters poll")
             }

@@ -4,8 +4,8 @@ use std::future::ready;
 
 use super::acquire::acquire;
 use super::acquire_by;
-use super::bells::Bells;
 use super::link::Link;
+use super::notify::Listener;
 use super::release::release;
 use crate::store::{Ask, Lane, Outcome, Released, Reply, Return};
 
@@ -14,15 +14,15 @@ pub(super) struct Direct {
     link: Link,
     /// The background connection, which listens.
     background: Link,
-    bells: Bells,
+    listener: Listener,
 }
 
 impl Direct {
-    pub(super) fn new(background: &Link, bells: &Bells) -> Self {
+    pub(super) fn new(background: &Link, listener: &Listener) -> Self {
         Self {
             link: background.for_lane(),
             background: background.clone(),
-            bells: bells.clone(),
+            listener: listener.clone(),
         }
     }
 }
@@ -36,11 +36,15 @@ impl Lane for Direct {
         let outcomes = self
             .link
             .directly(move |on| async move { acquire(&on, asks).await });
-        Box::pin(acquire_by((&self.bells, &self.background), asks, outcomes))
+        Box::pin(acquire_by(
+            (&self.listener, &self.background),
+            asks,
+            outcomes,
+        ))
     }
 
     fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
-        self.bells
+        self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
         Box::pin(
             self.link

@@ -13,12 +13,12 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::watch;
 
-use super::bells::Shared as Bells;
 use super::blocked::{self, Blocked};
 use super::connection::Connection;
 use super::endpoint::{Endpoint, Which};
 use super::hello::HELLO;
 use super::identity;
+use super::notify::Shared as Listener;
 use super::refusal::{Kind, Refusal};
 use crate::error::{Error, Human};
 use crate::fork::Gated;
@@ -72,7 +72,7 @@ pub(super) struct Shared {
     /// The statements, with the name of the table put in.
     pub(super) texts: Arc<[String]>,
     /// Who is told what a connection hears.
-    pub(super) bells: Weak<Bells>,
+    pub(super) listener: Weak<Listener>,
     /// Who has what we want locked.
     pub(super) blocked: Blocked,
     /// The table has been used through it.
@@ -202,7 +202,7 @@ impl Link {
         (which, source): (Which, Arc<Source>),
         table: &Table,
         texts: Vec<String>,
-        bells: Weak<Bells>,
+        listener: Weak<Listener>,
     ) -> Result<Self, Error> {
         let endpoint = Arc::new(Endpoint::new(server)?);
         let shared = Arc::new(Shared {
@@ -211,7 +211,7 @@ impl Link {
             endpoint: Mutex::new(endpoint),
             hello: table.fill(HELLO),
             texts: texts.into(),
-            bells,
+            listener,
             blocked: Blocked::default(),
             used: Arc::default(),
             pooled: AtomicBool::new(false),
@@ -532,8 +532,8 @@ async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Opti
     if let Some((before, now)) = replaced {
         identity::tell(before, now);
         // Waiters may be listening to the server that was replaced.
-        if let Some(bells) = link.shared.bells.upgrade() {
-            bells.ended();
+        if let Some(listener) = link.shared.listener.upgrade() {
+            listener.ended();
         }
     }
 }

@@ -28,7 +28,6 @@
 mod rows;
 
 mod acquire;
-mod bells;
 mod blocked;
 mod cancel;
 mod connection;
@@ -40,6 +39,7 @@ mod hello;
 mod identity;
 mod lane;
 mod link;
+mod notify;
 mod product;
 mod refusal;
 mod release;
@@ -55,13 +55,13 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
-use self::bells::{ABOUT, Bells, WAIT};
 use self::connection::Connection;
 use self::endpoint::Which;
 use self::lane::Direct;
 use self::link::Link;
+use self::notify::{ABOUT, Listener, WAIT};
 use self::refusal::{Kind, Refusal};
-use self::release::{FORCE, RELEASE, RELEASE_ONE, RING, force, release};
+use self::release::{FORCE, RELEASE, RELEASE_ONE, force, release};
 use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
 use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
@@ -69,8 +69,8 @@ use super::rows::Seen;
 use super::source::Source;
 use super::url::Server;
 use super::{
-    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pauses, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, StoreError, Table, TakeOver, Woken, bounded,
+    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
+    Resume, Return, Store, StoreError, Table, TakeOver, Tell, bounded,
 };
 use crate::doctor::Report;
 use crate::error::Error;
@@ -102,10 +102,9 @@ enum Sql {
     ReadPage,
     Prune,
     Wait,
-    Ring,
 }
 
-const STATEMENTS: [&str; 15] = [
+const STATEMENTS: [&str; 14] = [
     ACQUIRE_ONE,
     ACQUIRE,
     MAKE_ONE,
@@ -120,7 +119,6 @@ const STATEMENTS: [&str; 15] = [
     READ_PAGE,
     PRUNE,
     WAIT,
-    RING,
 ];
 
 /// What `docs/protocol.md` publishes.
@@ -137,7 +135,6 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("release many", RELEASE),
     ("release by force", FORCE),
     ("wait", WAIT),
-    ("wake", RING),
     ("read", READ),
     ("read a page", READ_PAGE),
     ("prune", PRUNE),
@@ -149,7 +146,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 pub(super) struct Postgres {
     link: Link,
     lane: Arc<Direct>,
-    bells: Bells,
+    listener: Listener,
     table: Table,
     install: String,
     fence: FenceText,
@@ -158,19 +155,19 @@ pub(super) struct Postgres {
 impl Postgres {
     pub(super) fn new(server: Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
         let texts: Vec<_> = STATEMENTS.iter().map(|text| table.fill(text)).collect();
-        let bells = Bells::new(table.fill(ABOUT), |bells| {
+        let listener = Listener::new(table.fill(ABOUT), |listener| {
             let link = |listen: &Server| {
                 let way = (Which::Listening, Arc::clone(&source));
-                Link::new(listen.clone(), way, table, texts.clone(), bells)
+                Link::new(listen.clone(), way, table, texts.clone(), listener)
             };
             server.listen.as_deref().map(link).transpose()
         })?;
         let way = (Which::Main, source);
-        let link = Link::new(server, way, table, texts, bells.listener())?;
+        let link = Link::new(server, way, table, texts, listener.shared())?;
         Ok(Self {
-            lane: Arc::new(Direct::new(&link, &bells)),
+            lane: Arc::new(Direct::new(&link, &listener)),
             link,
-            bells,
+            listener,
             table: table.clone(),
             install: table.fill(INSTALL),
             fence: FenceText {
@@ -344,19 +341,17 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
 
 /// Take locks by one of the two connections; waiters, and who listens, know what came of it.
 async fn acquire_by(
-    (bells, background): (&Bells, &Link),
+    (listener, background): (&Listener, &Link),
     asks: &[Ask],
     outcomes: impl Future<Output = Result<Vec<Outcome>, StoreError>>,
 ) -> Result<Vec<Outcome>, StoreError> {
-    let looks = bells.looking(asks);
     let outcomes = outcomes.await?;
-    bells.looked(asks, looks, &outcomes);
     let granted = asks.iter().zip(&outcomes);
     let granted = granted.filter_map(|(ask, outcome)| match outcome {
         Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
         Outcome::Held(_) | Outcome::Busy => None,
     });
-    bells.holds(background, granted);
+    listener.holds(background, granted);
     Ok(outcomes)
 }
 
@@ -374,15 +369,16 @@ impl Store for Postgres {
         let outcomes = self
             .link
             .on(within, move |on| async move { acquire(&on, asks).await });
-        Box::pin(acquire_by((&self.bells, &self.link), asks, outcomes))
+        Box::pin(acquire_by((&self.listener, &self.link), asks, outcomes))
     }
 
-    fn freed<'a>(
+    fn announce<'a>(
         &'a self,
         name: &'a LockName,
-        pauses: Pauses,
-    ) -> Pin<Box<dyn Future<Output = Woken> + Send + 'a>> {
-        Box::pin(self.bells.wait(&self.link, name, pauses))
+        pause: Duration,
+        anew: bool,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(self.listener.announce(&self.link, name, pause, anew))
     }
 
     fn blocked_by(&self) -> Option<String> {
@@ -398,14 +394,7 @@ impl Store for Postgres {
     /// Behind a pooler, where no process can listen.
     fn waiters_poll(&self) -> bool {
         let direct = self.link.current().is_some_and(|on| on.is_direct());
-        !direct && !self.bells.is_listening()
-    }
-
-    fn ring<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, ()> {
-        Box::pin(self.link.on(within, move |on| async move {
-            let params: [connection::Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
-            on.rows(Sql::Ring as usize, true, &params).await.map(drop)
-        }))
+        !direct && !self.listener.is_listening()
     }
 
     fn renew<'a>(
@@ -424,15 +413,15 @@ impl Store for Postgres {
                     .map(|(grant, _)| grant)
             };
             let held = of(false).map(|(grant, ttl)| (grant.id, *ttl));
-            self.bells.holds(&self.link, held);
-            self.bells
+            self.listener.holds(&self.link, held);
+            self.listener
                 .holds_no_more(of(true).map(|(grant, _)| &grant.id));
             Ok(renewals)
         })
     }
 
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
-        self.bells
+        self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
         Box::pin(
             self.link
@@ -477,9 +466,9 @@ impl Store for Postgres {
                 .on(within, move |on| async move { take_over(&on, what).await })
                 .await?;
             if let Outcome::Granted { length, .. } = outcome {
-                self.bells.forced(&what.to.name);
+                self.listener.released(&what.to.name);
                 let held = std::iter::once((what.to.grant, Ttl::Finite(length)));
-                self.bells.holds(&self.link, held);
+                self.listener.holds(&self.link, held);
             }
             Ok(outcome)
         })
@@ -493,7 +482,7 @@ impl Store for Postgres {
                 .await?;
             if let Renewal::Renewed = taken {
                 let held = std::iter::once((what.to.grant, Ttl::Finite(what.to.length)));
-                self.bells.holds(&self.link, held);
+                self.listener.holds(&self.link, held);
             }
             Ok(taken)
         })
@@ -518,14 +507,14 @@ impl Store for Postgres {
                 .on(within, move |on| async move { force(&on, name).await })
                 .await?;
             if let Force::Freed(_) = forced {
-                self.bells.forced(name);
+                self.listener.released(name);
             }
             Ok(forced)
         })
     }
 
-    fn on_forced(&self, tell: Arc<dyn Fn(&LockName) + Send + Sync>) {
-        self.bells.on_forced(tell);
+    fn on_notified(&self, tell: Tell) {
+        self.listener.on_notified(tell);
     }
 
     fn fence(&self) -> Option<&FenceText> {
@@ -540,7 +529,7 @@ impl Store for Postgres {
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
         Box::pin(self.link.on_patiently(within, move |on| async move {
-            doctor::examine(&on, &self.table, &self.bells).await
+            doctor::examine(&on, &self.table, &self.listener).await
         }))
     }
 }

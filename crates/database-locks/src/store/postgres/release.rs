@@ -1,4 +1,4 @@
-//! Freeing a lock: one's own, or by force; and waking those who wait for it.
+//! Freeing a lock: one's own, or by force; and notifying the clients that wait for it.
 
 use tokio_postgres::types::Type;
 
@@ -20,13 +20,9 @@ macro_rules! durable_if_asked {
 
 /// Free one lock that is still held by exactly this grant.
 ///
-/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash, `$6`
-/// whether to wake nobody. One row: it is free now; its place among what was asked, and whether others
-/// wait for it. No row: it was not ours, or its row was locked, which a read tells.
-///
-/// Nobody is woken where somebody of this process takes it next, with the statement behind this one: he
-/// would be woken in vain. The process that releases so owes it to the others not to go on with that for
-/// long, and to wake them (the statement "wake") where nobody takes it after all.
+/// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash. One row: it
+/// is free now; its place among what was asked, and whether clients wait for it, which are notified. No row: it
+/// was not ours, or its row was locked, which a read tells.
 ///
 /// The holder, the token and the times stay, for people to read; the token because the next grant's
 /// has to be greater. A crash that forgets a release costs the others a wait of one ttl, and not
@@ -44,17 +40,17 @@ RETURNING 1::bigint, waiting_until > statement_timestamp(),
     durable_if_asked!(),
     ",
        ",
-    ring!("waiting_until > statement_timestamp() AND NOT $6")
+    ring!("waiting_until > statement_timestamp()")
 );
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
-/// survive a crash, `$6` whether to wake nobody, for each.
+/// survive a crash, for each.
 pub(super) const RELEASE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
-    SELECT l.id, a.place, a.quietly
-      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $6::boolean[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, quietly, place)
+    SELECT l.id, a.place
+      FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+           WITH ORDINALITY AS a(name, token, grant_id, holder, place)
            JOIN {table} l ON l.name = a.name
      WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
        AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
@@ -70,7 +66,7 @@ RETURNING p.place, f.waiting_until > statement_timestamp(),
     durable_if_asked!(),
     ",
        ",
-    ring!("f.waiting_until > statement_timestamp() AND NOT p.quietly")
+    ring!("f.waiting_until > statement_timestamp()")
 );
 
 pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
@@ -79,13 +75,12 @@ pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<R
     let rows = match returns {
         [] => return Ok(Vec::new()),
         [what] => {
-            let params: [Param<'_>; 6] = [
+            let params: [Param<'_>; 5] = [
                 (&what.name.as_str(), Type::TEXT),
                 (&token(what), Type::INT8),
                 (&what.grant.as_str(), Type::TEXT),
                 (&&*what.holder, Type::TEXT),
                 (&durable, Type::BOOL),
-                (&what.quietly, Type::BOOL),
             ];
             on.rows(Sql::ReleaseOne as usize, true, &params).await?
         }
@@ -94,14 +89,12 @@ pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<R
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
-            let quietly: Vec<_> = many.iter().map(|what| what.quietly).collect();
-            let params: [Param<'_>; 6] = [
+            let params: [Param<'_>; 5] = [
                 (&names, Type::TEXT_ARRAY),
                 (&tokens, Type::INT8_ARRAY),
                 (&grants, Type::TEXT_ARRAY),
                 (&holders, Type::TEXT_ARRAY),
                 (&durable, Type::BOOL),
-                (&quietly, Type::BOOL_ARRAY),
             ];
             on.rows(Sql::Release as usize, many.len() < LARGE, &params)
                 .await?
@@ -133,9 +126,6 @@ pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<R
     };
     Ok(returns.iter().zip(released).map(told).collect())
 }
-
-/// Wake those who wait for `$1`.
-pub(super) const RING: &str = "SELECT pg_notify('database_locks_' || '{table}'::regclass::oid, $1)";
 
 /// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
 ///

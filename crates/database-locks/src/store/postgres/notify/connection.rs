@@ -1,8 +1,8 @@
-//! Which connection can hear bells, and whether it is in earnest.
+//! The connection that listens: which one can, and how that is known.
 //!
 //! A pooler that hands out its connections by transaction takes a LISTEN as any other statement: it
-//! stays behind on some connection of its own, and what rings there is heard by whoever has that one
-//! next. So nobody listens but on a connection that is known to lead to one backend.
+//! stays behind on some connection of the pooler's, and notifications go to the client that has that one
+//! next. So LISTEN is sent only on a connection that is known to lead to one backend.
 
 use std::io;
 use std::pin::Pin;
@@ -20,30 +20,30 @@ use super::super::connection::{Connection, Param};
 use super::super::refusal::Refusal;
 use super::Shared;
 
-/// How long a ring from the one connection may take to the other.
+/// How long a notification from the one connection may take to the other.
 const PROOF: Duration = Duration::from_secs(2);
 /// How long the second connection may take, and a statement on it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Which table of this database it is, for the channel's name, and which backend answers.
-pub(in crate::store::postgres) const ABOUT: &str =
-    "SELECT to_regclass('{table}')::oid::bigint, pg_backend_pid()";
+/// Which table of this database it is, for the channel's name.
+pub(in crate::store::postgres) const ABOUT: &str = "SELECT to_regclass('{table}')::oid::bigint";
 
-/// A connection that hears.
-pub(super) struct Ear {
+/// A connection that listens.
+pub(super) struct Subscription {
     pub(super) on: Arc<Connection>,
-    /// The backend, where it is also the one that carries out all other statements.
-    pub(super) own: Option<i32>,
+    /// It is also the one that carries out all other statements.
+    pub(super) direct: bool,
+    table: i64,
 }
 
-/// Why nothing can be heard.
-pub(in crate::store::postgres) struct Deaf {
+/// Why notifications cannot be heard.
+pub(in crate::store::postgres) struct Unsupported {
     pub(in crate::store::postgres) said: String,
     /// As long as the connection lasts.
     pub(super) for_good: bool,
 }
 
-impl Deaf {
+impl Unsupported {
     fn for_now(said: impl Into<String>) -> Self {
         let (said, for_good) = (said.into(), false);
         Self { said, for_good }
@@ -55,100 +55,91 @@ impl Deaf {
     }
 }
 
-impl From<Refusal> for Deaf {
+impl From<Refusal> for Unsupported {
     fn from(refusal: Refusal) -> Self {
         Self::for_now(refusal.said)
     }
 }
 
-/// What a connection is to the table.
-struct About {
-    table: i64,
-    backend: i32,
-    /// That backend and no other carries out all its statements.
-    one_backend: bool,
-}
-
-impl About {
-    async fn of(on: &Connection, text: &str) -> Result<Self, Deaf> {
-        let rows = on.ask(text, &[]).await?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Deaf::for_now("the server gave no answer"))?;
-        let (table, backend) = (row.try_get(0), row.try_get(1));
-        let table: Option<i64> = table.map_err(Refusal::from)?;
-        let backend = backend.map_err(Refusal::from)?;
-        Ok(Self {
-            table: table.ok_or_else(|| Deaf::for_now("there is no such table"))?,
-            backend,
-            one_backend: on.is_direct()
-                || backend_of_handshake(on.cancel_token()).await == Some(backend),
-        })
-    }
+async fn table(on: &Connection, about: &str) -> Result<i64, Unsupported> {
+    let rows = on.ask(about, &[]).await?;
+    let row = rows.first();
+    let row = row.ok_or_else(|| Unsupported::for_now("the server gave no answer"))?;
+    let table: Option<i64> = row.try_get(0).map_err(Refusal::from)?;
+    table.ok_or_else(|| Unsupported::for_now("there is no such table"))
 }
 
 /// Find a connection that hears, and listen there.
-pub(super) async fn arrange(bells: &Shared, main: &Arc<Connection>) -> Result<Ear, Deaf> {
-    let ear = find(bells, main).await?;
-    let about = About::of(&ear.on, &bells.about).await?;
-    ear.on
-        .script(&format!("LISTEN {}", channel(about.table)))
-        .await?;
-    Ok(ear)
-}
-
-fn channel(table: i64) -> String {
-    format!("database_locks_{table}")
+pub(super) async fn listen(
+    listener: &Shared,
+    main: &Arc<Connection>,
+) -> Result<Subscription, Unsupported> {
+    let found = find(listener, main).await?;
+    let channel = format!("database_locks_{}", found.table);
+    found.on.script(&format!("LISTEN {channel}")).await?;
+    Ok(found)
 }
 
 /// Find a connection that hears.
-pub(super) async fn find(bells: &Shared, main: &Arc<Connection>) -> Result<Ear, Deaf> {
-    let about = About::of(main, &bells.about).await?;
-    if about.one_backend {
-        let (on, own) = (Arc::clone(main), Some(about.backend));
-        return Ok(Ear { on, own });
+pub(super) async fn find(
+    listener: &Shared,
+    main: &Arc<Connection>,
+) -> Result<Subscription, Unsupported> {
+    let number = table(main, &listener.about).await?;
+    if main.backend.is_some() {
+        return Ok(Subscription {
+            on: Arc::clone(main),
+            direct: true,
+            table: number,
+        });
     }
-    let Some(link) = &bells.ear else {
+    let Some(link) = &listener.second else {
         let said = "the connection is not direct, and the URL has no listen_url";
-        return Err(Deaf::for_good(said));
+        return Err(Unsupported::for_good(said));
     };
     let second = link.on(PATIENCE, |on| async move { Ok(on) }).await;
-    let second = second.map_err(|failure| Deaf::for_now(format!("listen_url: {failure}")))?;
-    let there = About::of(&second, &bells.about)
+    let second =
+        second.map_err(|failure| Unsupported::for_now(format!("listen_url: {failure}")))?;
+    let there = table(&second, &listener.about)
         .await
-        .map_err(|deaf| Deaf::for_now(format!("listen_url: {}", deaf.said)))?;
-    if !there.one_backend {
-        return Err(Deaf::for_good(
+        .map_err(|unsupported| Unsupported::for_now(format!("listen_url: {}", unsupported.said)))?;
+    if second.backend.is_none() {
+        return Err(Unsupported::for_good(
             "listen_url leads through a pooler or proxy as well",
         ));
     }
-    if there.table != about.table {
-        return Err(Deaf::for_good(
+    if there != number {
+        return Err(Unsupported::for_good(
             "listen_url leads to another table or database than the URL itself",
         ));
     }
-    prove(bells, main, &second).await?;
-    Ok(Ear {
+    prove(listener, main, &second).await?;
+    Ok(Subscription {
         on: second,
-        own: None,
+        direct: false,
+        table: number,
     })
 }
 
-/// Ring on the one connection, and hear it on the other: so both lead to one database.
-async fn prove(bells: &Shared, main: &Connection, ear: &Connection) -> Result<(), Deaf> {
+/// Notify on the one connection, and hear it on the other: so both lead to one database.
+async fn prove(
+    listener: &Shared,
+    main: &Connection,
+    second: &Connection,
+) -> Result<(), Unsupported> {
     let channel = format!("database_locks_proof_{:032x}", fastrand::u128(..));
-    ear.script(&format!("LISTEN {channel}")).await?;
+    second.script(&format!("LISTEN {channel}")).await?;
     let (sender, heard) = oneshot::channel();
-    bells.posts().proofs.insert(channel.clone(), sender);
+    listener.state().proofs.insert(channel.clone(), sender);
     let params: [Param<'_>; 1] = [(&channel, Type::TEXT)];
-    let rung = main.ask("SELECT pg_notify($1, '')", &params).await;
+    let sent = main.ask("SELECT pg_notify($1, '')", &params).await;
     let heard = tokio::time::timeout(PROOF, heard).await;
-    bells.posts().proofs.remove(&channel);
-    ear.script(&format!("UNLISTEN {channel}")).await?;
-    rung?;
+    listener.state().proofs.remove(&channel);
+    second.script(&format!("UNLISTEN {channel}")).await?;
+    sent?;
     match heard {
         Ok(Ok(())) => Ok(()),
-        _ => Err(Deaf::for_good(
+        _ => Err(Unsupported::for_good(
             "listen_url leads to another database or server than the URL itself",
         )),
     }
@@ -157,7 +148,7 @@ async fn prove(bells: &Shared, main: &Connection, ear: &Connection) -> Result<()
 /// The backend that greeted us. The driver keeps that to itself, but writes it into a request to cancel.
 ///
 /// A pooler greets with a number of its own.
-pub(in super::super) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
+pub(in crate::store::postgres) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
     let (theirs, mut ours) = tokio::io::duplex(64);
     let asked = token.cancel_query_raw(theirs, Plain);
     let read = async {

@@ -1,29 +1,31 @@
-//! How long to wait before the next look: arithmetic on points in time that it is given.
+//! The pause before the next poll: arithmetic on points in time that it is given.
 //!
-//! Where no bell rings, a lock that is released lies idle until somebody looks: half a pause in the
-//! middle. A waiter that is to have it within 25 ms of its release has to look about 25 times a second.
-//! It does so for a minute; a lock that nobody has released by then is of a kind for which a moment more
-//! does not matter, and it is looked at ever less often.
+//! Without notifications a released lock stays free until the next poll: half a pause in the middle. A
+//! waiter that is to have it within 25 ms of its release has to poll about 25 times a second. It does so for a
+//! minute. For a lock that has not been released by then a moment more does not matter, and the polls become
+//! rarer.
 
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::store::{Occupant, Outcome, Pauses, StoreError};
+use crate::store::{Occupant, Outcome, StoreError};
 use crate::token::Token;
 
-/// The pause between the first looks at a grant. A lock that was taken for a moment is soon free; and who
-/// looks more seldom at one that changes hands all the time would hardly ever come in between.
+/// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a
+/// waiter that polls one that changes hands all the time more rarely would hardly ever come in between.
 const FIRST_POLL: Duration = Duration::from_millis(10);
-/// The pause between two looks at a lock that somebody has for longer, for the first minute: half of it
-/// is what a hand-over takes. A `poll` that is ten times as long or more makes it longer: who asks for
-/// seconds wants to spare the database.
+/// The pause between two polls of a lock that is held for longer, for the first minute: half of it
+/// is what a hand-over takes. A `poll` that is ten times as long or more makes it longer: a caller that asks
+/// for seconds wants to spare the database.
 const STEADY_POLL: Duration = Duration::from_millis(50);
 /// The longest one by default.
 pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
 /// For so long the pauses are steady; from then on they grow as the wait does.
 const STEADY_FOR: Duration = Duration::from_secs(60);
-/// The longest one where releases are announced, for a lost announcement must cost no more than that.
-const ANNOUNCED_POLL: Duration = Duration::from_secs(5);
+/// The longest one behind notifications, since one that is lost must cost no more than that …
+const NOTIFIED_POLL: Duration = Duration::from_secs(5);
+/// … unless `poll` is longer, up to this.
+const LONGEST_NOTIFIED: Duration = Duration::from_secs(30);
 /// A row that is locked or just being made is free in a moment, or for as long as a fence is open: the
 /// longest pause between two tries, at first and later.
 const BUSY_AT_FIRST: Duration = Duration::from_millis(20);
@@ -33,13 +35,29 @@ const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 
 /// The pause between two polls of a lock that another process has had for so long.
-pub(super) fn poll_pause(held_for: Duration) -> Duration {
+pub(crate) fn poll_pause(held_for: Duration) -> Duration {
     (held_for / 4).clamp(FIRST_POLL, STEADY_POLL)
 }
 
-/// How long to wait before the next look.
+/// How long to wait after a try that granted nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WaitHint {
+    /// Where the release is notified; none: it would not be.
+    pub(super) notified: Option<Duration>,
+    /// Where it is not.
+    pub(super) polling: Duration,
+}
+
+impl WaitHint {
+    fn polling(polling: Duration) -> Self {
+        let notified = None;
+        Self { notified, polling }
+    }
+}
+
+/// How long to wait before the next poll.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct PollInterval {
     longest: Duration,
     /// Which grant was seen last, and since when.
     seen: Option<(Option<Token>, Time)>,
@@ -48,12 +66,12 @@ pub(super) struct Pace {
     outage: Duration,
 }
 
-/// The same with jitter: waiters of many processes must not look in step, nor in step with a holder.
+/// The same with jitter: waiters of many processes must not poll in step, nor in step with a holder.
 fn jittered(pause: Duration, least: f64) -> Duration {
     pause.mul_f64(least + fastrand::f64() * (1.0 - least))
 }
 
-impl Pace {
+impl PollInterval {
     pub(super) fn new(longest: Duration) -> Self {
         Self {
             longest,
@@ -63,36 +81,24 @@ impl Pace {
         }
     }
 
-    /// After a look that came to this by `now`.
-    pub(super) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> Pauses {
-        let pauses = |announced, unannounced| Pauses {
-            held: false,
-            announced,
-            unannounced,
-        };
+    /// After a try or a poll that came to this by `now`.
+    pub(super) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> WaitHint {
         match outcome {
             Ok(Outcome::Held(occupant)) => self.held(occupant, now),
-            Err(StoreError::Unavailable(_)) => {
-                let pause = self.unavailable();
-                pauses(pause, pause)
-            }
-            // Mostly it is somebody who is just taking it, and who will ring.
-            Ok(Outcome::Busy) => {
-                let announced = Duration::from_millis(fastrand::u64(20..=200));
-                pauses(announced, self.busy(now))
-            }
-            _ => {
-                let pause = self.busy(now);
-                pauses(pause, pause)
-            }
+            Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
+            // Mostly another client is just taking it, and will notify.
+            Ok(Outcome::Busy) => WaitHint {
+                notified: Some(Duration::from_millis(fastrand::u64(20..=200))),
+                polling: self.busy(now),
+            },
+            _ => WaitHint::polling(self.busy(now)),
         }
     }
 
-    /// The longer the same grant has been seen, the rarer the looks; never later than its lease ends.
+    /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
     ///
-    /// Where its end is announced that is only in case it was not heard. A holder of 0.5 rings no bell,
-    /// and neither does the end of a lease.
-    fn held(&mut self, occupant: &Occupant, now: Time) -> Pauses {
+    /// A legacy holder notifies nobody, and neither does the end of a lease.
+    fn held(&mut self, occupant: &Occupant, now: Time) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
             Some((token, since)) if token == occupant.token => since,
@@ -103,14 +109,10 @@ impl Pace {
             .free_in
             .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
         let until_end = |pause: Duration| end.map_or(pause, |end| end.min(pause));
-        let unannounced = until_end(jittered(self.pause(now.saturating_sub(since)), 0.6));
-        Pauses {
-            held: true,
-            announced: match occupant.intact {
-                true => until_end(jittered(self.longest.max(ANNOUNCED_POLL), 0.5)),
-                false => unannounced,
-            },
-            unannounced,
+        let notified = self.longest.clamp(NOTIFIED_POLL, LONGEST_NOTIFIED);
+        WaitHint {
+            notified: occupant.intact.then(|| until_end(jittered(notified, 0.5))),
+            polling: until_end(jittered(self.pause(now.saturating_sub(since)), 0.6)),
         }
     }
 
@@ -157,14 +159,14 @@ mod tests {
     }
 
     /// What comes of waiting for a lock that is released after so long: how long it lay idle, and how
-    /// many looks that took.
+    /// many polls that took.
     fn wait(longest: Duration, held_for: Duration) -> (Duration, usize) {
-        let (mut pace, mut now, mut looks) = (Pace::new(longest), BEGAN, 1);
+        let (mut interval, mut now, mut polls) = (PollInterval::new(longest), BEGAN, 1);
         loop {
-            now += pace.after(&held(1, None), now).unannounced;
-            looks += 1;
+            now += interval.after(&held(1, None), now).polling;
+            polls += 1;
             if now >= BEGAN + held_for {
-                return (now - BEGAN - held_for, looks);
+                return (now - BEGAN - held_for, polls);
             }
         }
     }
@@ -194,16 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn a_long_wait_costs_ever_fewer_looks() {
-        let looks_of_a_second = |longest, at| {
-            let mut pace = Pace::new(longest);
-            pace.after(&held(1, None), BEGAN);
-            let (mut now, mut looks) = (BEGAN + Duration::from_secs(at), 0);
+    fn a_long_wait_costs_ever_fewer_polls() {
+        let polls_of_a_second = |longest, at| {
+            let mut interval = PollInterval::new(longest);
+            interval.after(&held(1, None), BEGAN);
+            let (mut now, mut polls) = (BEGAN + Duration::from_secs(at), 0);
             while now < BEGAN + Duration::from_secs(at + 10) {
-                now += pace.after(&held(1, None), now).unannounced;
-                looks += 1;
+                now += interval.after(&held(1, None), now).polling;
+                polls += 1;
             }
-            looks as f64 / 10.0
+            polls as f64 / 10.0
         };
         for (longest, at, most) in [
             (LONGEST_POLL, 1, 27.0),
@@ -213,42 +215,43 @@ mod tests {
             (ms(5_000), 10, 3.0),
             (ms(5_000), 3_600, 0.5),
         ] {
-            let looks = looks_of_a_second(longest, at);
-            assert!(looks <= most, "{longest:?} at {at}: {looks}");
-            assert!(looks >= most / 3.0, "{longest:?} at {at}: {looks}");
+            let polls = polls_of_a_second(longest, at);
+            assert!(polls <= most, "{longest:?} at {at}: {polls}");
+            assert!(polls >= most / 3.0, "{longest:?} at {at}: {polls}");
         }
     }
 
     #[test]
     fn no_pause_is_longer_than_what_was_asked_for_nor_goes_beyond_the_end_of_the_lease() {
         for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
-            let mut pace = Pace::new(longest);
+            let mut interval = PollInterval::new(longest);
             for waited in [0, 1, 10, 100, 1_000, 100_000, 10_000_000] {
                 let now = BEGAN + ms(waited);
-                let pause = pace.after(&held(1, None), now).unannounced;
+                let pause = interval.after(&held(1, None), now).polling;
                 assert!(pause <= longest, "{longest:?} after {waited}: {pause:?}");
-                assert!(pace.after(&held(1, Some(ms(2))), now).unannounced <= ms(10));
-                assert!(pace.after(&Ok(Outcome::Busy), now).unannounced <= longest);
+                assert!(interval.after(&held(1, Some(ms(2))), now).polling <= ms(10));
+                assert!(interval.after(&Ok(Outcome::Busy), now).polling <= longest);
             }
         }
     }
 
     #[test]
-    fn a_lock_that_changes_hands_is_looked_at_often_again() {
-        let mut pace = Pace::new(LONGEST_POLL);
-        pace.after(&held(1, None), BEGAN);
+    fn a_lock_that_changes_hands_is_polled_often_again() {
+        let mut interval = PollInterval::new(LONGEST_POLL);
+        interval.after(&held(1, None), BEGAN);
         let later = BEGAN + Duration::from_secs(600);
-        assert!(pace.after(&held(1, None), later).unannounced > STEADY_POLL);
-        let changed = pace.after(&held(2, None), later).unannounced;
+        assert!(interval.after(&held(1, None), later).polling > STEADY_POLL);
+        let changed = interval.after(&held(2, None), later).polling;
         assert!(changed <= FIRST_POLL, "{changed:?}");
     }
 
     #[test]
     fn a_row_that_stays_locked_is_tried_ever_less_often() {
-        let mut pace = Pace::new(LONGEST_POLL);
+        let mut interval = PollInterval::new(LONGEST_POLL);
         let mut after = |waited| {
-            pace.after(&Ok(Outcome::Busy), BEGAN + ms(waited))
-                .unannounced
+            interval
+                .after(&Ok(Outcome::Busy), BEGAN + ms(waited))
+                .polling
         };
         assert!(after(0) <= BUSY_AT_FIRST);
         assert!(after(30) <= BUSY_AT_FIRST);
@@ -257,10 +260,10 @@ mod tests {
             assert!((BUSY_LATER / 10..=BUSY_LATER).contains(&pause), "{pause:?}");
         }
         // Between times somebody had it.
-        pace.after(&held(1, None), BEGAN);
-        let pause = pace
+        interval.after(&held(1, None), BEGAN);
+        let pause = interval
             .after(&Ok(Outcome::Busy), BEGAN + ms(2_000))
-            .unannounced;
+            .polling;
         assert!(pause <= BUSY_AT_FIRST, "{pause:?}");
     }
 }

@@ -1,8 +1,8 @@
-//! Looking at locks that others have, where no release is announced: one look for all of them.
+//! Polling locks that are held, where releases are not notified: one statement for all of them.
 //!
-//! Once some of his pause is over a waiter stands here until the rest is. Whoever's time comes first looks
-//! for all who stand here, with one read-only statement: of a hundred locks that a process waits for all
-//! are soon in each of them. A lone waiter looks for himself, in his own task.
+//! Once some of its pause is over, a waiter stands here until the rest is. The waiter whose time comes first
+//! polls for all that stand here, with one read-only statement: of a hundred locks that a process waits for all
+//! are soon in each of them. A lone waiter polls for itself, in its own task.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,20 +13,20 @@ use tokio::sync::oneshot;
 use crate::name::LockName;
 use crate::store::{Observed, Occupant, StoreError};
 
-/// The part of a pause in which a look of somebody else would come too early to be of use.
+/// The part of a pause in which the poll of another waiter would come too early to be of use.
 ///
-/// The pauses of one age differ by jitter, down to 0.6 of the longest. Of two groups that look by turns
+/// The pauses of one age differ by jitter, down to 0.6 of the longest. Of two groups that poll by turns
 /// one is at least 0.3 of it behind the other: at a quarter they become one, at a half they might not.
 pub(crate) const ALONE: u32 = 4;
-/// How many are looked at together at most: a statement should not take longer than a waiter minds.
+/// How many are polled together at most: a statement should not take longer than a waiter minds.
 const MOST: usize = 1_000;
 
-/// Who has it; none: nobody does as it seems.
+/// Who holds it; none: it seems to be free.
 type Seen = Result<Option<Occupant>, StoreError>;
 
-/// Those who wait for a look.
+/// The waiters that wait for a poll.
 #[derive(Debug)]
-pub(crate) struct Looks(Arc<Shared>);
+pub(crate) struct Poller(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -53,8 +53,8 @@ impl fmt::Debug for Slot {
     }
 }
 
-impl Looks {
-    /// `within`: how long each look may take.
+impl Poller {
+    /// `within`: how long each poll may take.
     pub(crate) fn new(store: Observed, within: Duration) -> Self {
         Self(Arc::new(Shared {
             store,
@@ -63,7 +63,7 @@ impl Looks {
         }))
     }
 
-    /// Look at a lock at the latest after `pause`, or as soon as somebody looks at another.
+    /// Poll a lock at the latest after `pause`, or as soon as another waiter polls another lock.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl Looks {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it looks no more; those for whom it looked too get their answers.
+    /// Dropped, it polls no more; those for which it polled too get their answers.
     pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> Seen {
         let (tell, mut seen) = oneshot::channel();
         let place = self.0.join(name.clone(), tell);
@@ -81,15 +81,15 @@ impl Looks {
             () = tokio::time::sleep(pause) => {
                 let due = self.0.waiting().take(place.id);
                 match due.len() {
-                    // Somebody is just looking for us.
+                    // Another waiter is just polling for this one.
                     0 => {}
-                    1 => self.0.look(due).await,
-                    _ => drop(tokio::spawn(Arc::clone(&self.0).look_for_all(due))),
+                    1 => self.0.poll(due).await,
+                    _ => drop(tokio::spawn(Arc::clone(&self.0).poll_for_all(due))),
                 }
                 seen.await
             }
         };
-        // Whoever looked has stopped, with the runtime.
+        // The waiter that polled has stopped, with the runtime.
         seen.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
     }
 }
@@ -123,11 +123,11 @@ impl Shared {
         Place { shared: self, id }
     }
 
-    async fn look_for_all(self: Arc<Self>, due: Vec<Slot>) {
-        self.look(due).await;
+    async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {
+        self.poll(due).await;
     }
 
-    async fn look(&self, due: Vec<Slot>) {
+    async fn poll(&self, due: Vec<Slot>) {
         let (names, tell): (Vec<LockName>, Vec<_>) =
             due.into_iter().map(|slot| (slot.name, slot.tell)).unzip();
         let seen: Vec<Seen> = match self.store.look(&names, self.within).await {
@@ -135,14 +135,14 @@ impl Shared {
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
         for (tell, seen) in tell.into_iter().zip(seen) {
-            // He may have gone away.
+            // It may have gone away.
             let _ = tell.send(seen);
         }
     }
 }
 
 impl Waiting {
-    /// The one whose time has come, and those whose look it can be. None: somebody else has taken it.
+    /// The slot whose time has come, and those that are polled with it. None: another waiter has taken it.
     fn take(&mut self, id: u64) -> Vec<Slot> {
         let Some(at) = self.slots.iter().position(|slot| slot.id == id) else {
             return Vec::new();
@@ -168,8 +168,8 @@ mod tests {
         LockName::new(text).unwrap()
     }
 
-    /// Looks at a table in which this lock is held.
-    async fn looks(url: &str, held: &str) -> Arc<Looks> {
+    /// A poller of a table in which this lock is held.
+    async fn poller(url: &str, held: &str) -> Arc<Poller> {
         let (store, engine) =
             store::open_given(&store::Given::url(url), &Table::default()).unwrap();
         let store = Observed::new(store, engine);
@@ -183,19 +183,19 @@ mod tests {
         };
         let granted = store.acquire(&[ask], LONG).await.unwrap();
         assert!(matches!(granted[..], [Outcome::Granted { .. }]));
-        Arc::new(Looks::new(store, LONG))
+        Arc::new(Poller::new(store, LONG))
     }
 
-    type Looking = tokio::task::JoinHandle<Option<String>>;
+    type Polling = tokio::task::JoinHandle<Option<String>>;
 
-    async fn look(looks: &Arc<Looks>, of: &str, pause: Duration) -> Looking {
-        let (looks, of) = (Arc::clone(looks), name(of));
-        let looking = tokio::spawn(async move {
-            let seen = looks.next(&of, pause).await.unwrap();
+    async fn poll(poller: &Arc<Poller>, of: &str, pause: Duration) -> Polling {
+        let (poller, of) = (Arc::clone(poller), name(of));
+        let polling = tokio::spawn(async move {
+            let seen = poller.next(&of, pause).await.unwrap();
             seen.map(|by| by.holder.unwrap())
         });
         tokio::task::yield_now().await;
-        looking
+        polling
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -204,34 +204,34 @@ mod tests {
     }
 
     #[test]
-    fn the_first_whose_time_comes_looks_for_all_and_each_gets_his_own_answer() {
+    fn the_first_whose_time_comes_polls_for_all_and_each_gets_its_own_answer() {
         run(async {
-            let looks = looks("memory:looks of all", "held").await;
+            let poller = poller("memory:polls of all", "held").await;
             let mut late = Vec::new();
             for of in ["held", "free", "held"] {
-                late.push(look(&looks, of, LONG).await);
+                late.push(poll(&poller, of, LONG).await);
             }
-            let first = look(&looks, "another", SOON).await;
+            let first = poll(&poller, "another", SOON).await;
             assert_eq!(first.await.unwrap(), None);
             let mut holders = Vec::new();
-            for looking in late {
-                holders.push(looking.await.unwrap());
+            for polling in late {
+                holders.push(polling.await.unwrap());
             }
             let me = || Some("me".to_owned());
             assert_eq!(holders, [me(), None, me()]);
-            assert!(looks.0.waiting().slots.is_empty());
+            assert!(poller.0.waiting().slots.is_empty());
         });
     }
 
     #[test]
-    fn who_goes_away_is_forgotten_and_the_others_look_without_him() {
+    fn a_waiter_that_goes_away_is_forgotten_and_the_others_poll_without_it() {
         run(async {
-            let looks = looks("memory:looks of some", "held").await;
-            let gone = look(&looks, "held", SOON).await;
-            let stays = look(&looks, "held", SOON * 2).await;
+            let poller = poller("memory:polls of some", "held").await;
+            let gone = poll(&poller, "held", SOON).await;
+            let stays = poll(&poller, "held", SOON * 2).await;
             gone.abort();
             assert!(gone.await.unwrap_err().is_cancelled());
-            assert_eq!(looks.0.waiting().slots.len(), 1);
+            assert_eq!(poller.0.waiting().slots.len(), 1);
             assert_eq!(stays.await.unwrap().as_deref(), Some("me"));
         });
     }

@@ -1,0 +1,466 @@
+//! Notifications: LISTEN and NOTIFY, which wake a waiter when a lock is released.
+//!
+//! A waiter listens, and writes into the row until when clients wait. The client that frees the row sees
+//! that in the row it has just changed, and notifies: `NOTIFY` on the one channel of the table, with the
+//! name as its payload. Without waiters there is no NOTIFY, since the server carries out one commit that
+//! notifies at a time.
+//!
+//! A release by force notifies as well, and a take-over: for the holder that loses the lock. So a process
+//! also listens while it holds a lease that is renewed rarely. The scheduler is told, and its renewal
+//! decides; see [`Store::on_notified`](crate::store::Store::on_notified).
+//!
+//! A notification may be lost, so each waiter polls slowly all the same.
+
+mod connection;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_postgres::Notification;
+use tokio_postgres::types::Type;
+
+use self::connection::Subscription;
+pub(super) use self::connection::{ABOUT, Unsupported, backend_of_handshake};
+use super::Sql;
+use super::connection::{Connection, Param};
+use super::link::Link;
+use super::rows::micros;
+use crate::clock::{self, Time};
+use crate::error::Error;
+use crate::name::LockName;
+use crate::runtime;
+use crate::store::{Notice, Tell};
+use crate::timing::Ttl;
+use crate::token::GrantId;
+
+/// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after
+/// the last waiter has gone, releases notify in vain.
+const AHEAD: Duration = Duration::from_secs(10);
+/// The longest pause that it reckons with.
+const LONGEST: Duration = Duration::from_secs(3_600);
+/// How long the statement that says so may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take until the process listens; a second connection may have to be made.
+const ARRANGING: Duration = Duration::from_secs(12);
+/// How long a second connection that is of no use is left alone.
+const RETRY: Duration = Duration::from_secs(60);
+/// How often it is checked whether a second connection, which is there for listening alone, is needed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Leases that are longer than this are renewed more rarely than each 5 s, by default: for such a one
+/// the process listens. The holder of a shorter one learns of a release by force from its next renewal.
+const RARELY: Duration = Duration::from_secs(15);
+/// A lease that ends sooner is not worth the round trips of a LISTEN.
+const SETTLED: Duration = Duration::from_millis(500);
+/// For how long a lease without end counts as held unless it is renewed or released.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in microseconds. One
+/// row: it is said. No row: the lock is free, or its row is locked by another transaction.
+///
+/// The time is never shortened, since others may wait for longer, and no statement clears it: that would be a
+/// write more for each grant. It need not survive a crash, which ends the connection that listens as well.
+pub(super) const WAIT: &str = "
+UPDATE {table}
+   SET waiting_until = GREATEST(waiting_until, statement_timestamp() + $2 * interval '1 microsecond')
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND expires_at > statement_timestamp()
+                FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING set_config('synchronous_commit', 'off', true)";
+
+/// Keys, each until a time of its own.
+struct Until<K> {
+    of: HashMap<K, Time>,
+    /// How many were left when those that are past were last removed.
+    left: usize,
+}
+
+impl<K> Default for Until<K> {
+    fn default() -> Self {
+        let (of, left) = (HashMap::new(), 0);
+        Self { of, left }
+    }
+}
+
+impl<K: Eq + Hash> Until<K> {
+    fn set(&mut self, key: K, until: Time, now: Time) {
+        if self.of.len() > 2 * self.left + 64 {
+            self.of.retain(|_, until| now < *until);
+            self.left = self.of.len();
+        }
+        self.of.insert(key, until);
+    }
+
+    fn is_past(&self, now: Time) -> bool {
+        self.of.values().all(|until| *until <= now)
+    }
+}
+
+/// What one store hears.
+#[derive(Clone)]
+pub(super) struct Listener(Arc<Shared>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("second", &self.0.second)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the drivers of connections and the waiters share.
+pub(super) struct Shared {
+    /// The second connection, for listening where the first cannot.
+    second: Option<Link>,
+    /// Asks what a connection is to this table.
+    about: String,
+    state: Mutex<State>,
+    tell: OnceLock<Tell>,
+    /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
+    rare: AtomicBool,
+    /// The backends of the connections of this process, where no pooler chooses them.
+    own: Mutex<Vec<i32>>,
+}
+
+/// The backend of a connection of this process, as long as that lasts. What it notifies was told by its caller.
+pub(super) struct OwnBackend {
+    listener: Weak<Shared>,
+    pid: i32,
+}
+
+impl OwnBackend {
+    pub(super) fn new(listener: &Arc<Shared>, pid: i32) -> Self {
+        listener.own().push(pid);
+        let listener = Arc::downgrade(listener);
+        Self { listener, pid }
+    }
+}
+
+impl Drop for OwnBackend {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.upgrade() {
+            let mut own = listener.own();
+            if let Some(at) = own.iter().position(|pid| *pid == self.pid) {
+                own.swap_remove(at);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    listens: ListenState,
+    /// The names that clients of this process wait for, and until when the rows say so.
+    announced: Until<LockName>,
+    /// The leases that are renewed rarely, those that were handed over among them until they end.
+    leases: Until<GrantId>,
+    /// A task is about to listen for them.
+    soon: bool,
+    /// Of which a self-test waits for a notification.
+    proofs: HashMap<String, oneshot::Sender<()>>,
+}
+
+#[derive(Clone, Default)]
+enum ListenState {
+    #[default]
+    Unknown,
+    /// It is being found out whether this connection hears.
+    Arranging { main: Weak<Connection> },
+    /// As long as this is the connection, or until then.
+    Unsupported {
+        main: Weak<Connection>,
+        until: Option<Time>,
+    },
+    Listening {
+        main: Weak<Connection>,
+        on: Weak<Connection>,
+        /// The releases of this process are made by backends that are known.
+        direct: bool,
+    },
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A notification has come.
+    pub(super) fn notified(&self, by: &Notification) {
+        let mut state = self.state();
+        if let Some(proof) = state.proofs.remove(by.channel()) {
+            let _ = proof.send(());
+            return;
+        }
+        let direct = matches!(state.listens, ListenState::Listening { direct: true, .. });
+        drop(state);
+        if self.own().contains(&by.process_id()) {
+            return;
+        }
+        if let Ok(name) = LockName::new(by.payload()) {
+            self.tell(Notice::Released(&name, direct.then(|| by.process_id())));
+        }
+    }
+
+    fn tell(&self, notice: Notice<'_>) {
+        if let Some(tell) = self.tell.get() {
+            tell(notice);
+        }
+    }
+
+    /// Whether this process hears what concerns this connection. If it is not known, that is seen to.
+    fn listens(self: &Arc<Self>, on: Arc<Connection>) -> bool {
+        let is = |known: &Weak<Connection>| known.as_ptr() == Arc::as_ptr(&on);
+        let mut state = self.state();
+        match &state.listens {
+            ListenState::Listening { main, on, .. }
+                if is(main) && on.upgrade().is_some_and(|on| !on.is_closed()) =>
+            {
+                return true;
+            }
+            ListenState::Arranging { main } if is(main) => {}
+            ListenState::Unsupported { main, until }
+                if is(main) && until.is_none_or(|until| clock::now() < until) => {}
+            _ => {
+                let main = Arc::downgrade(&on);
+                state.listens = ListenState::Arranging { main };
+                tokio::spawn(arrange(Arc::downgrade(self), on));
+            }
+        }
+        false
+    }
+
+    /// A connection has ended, and with it what was on the way.
+    pub(super) fn ended(&self) {
+        self.tell(Notice::Missed);
+    }
+}
+
+impl Listener {
+    pub(super) fn new(
+        about: String,
+        second: impl FnOnce(Weak<Shared>) -> Result<Option<Link>, Error>,
+    ) -> Result<Self, Error> {
+        let mut refused = None;
+        let shared = Arc::new_cyclic(|shared| Shared {
+            second: second(Weak::clone(shared)).unwrap_or_else(|error| {
+                refused = Some(error);
+                None
+            }),
+            about,
+            state: Mutex::default(),
+            tell: OnceLock::new(),
+            rare: AtomicBool::new(false),
+            own: Mutex::default(),
+        });
+        refused.map_or(Ok(Self(shared)), Err)
+    }
+
+    /// For the connections of a link: whom to tell what is heard.
+    pub(super) fn shared(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.0)
+    }
+
+    /// Whom to tell of notifications; the first call counts.
+    pub(super) fn on_notified(&self, tell: Tell) {
+        let _ = self.0.tell.set(tell);
+    }
+
+    /// Whether this process hears of releases, and so others of its own.
+    pub(super) fn is_listening(&self) -> bool {
+        matches!(self.0.state().listens, ListenState::Listening { .. })
+    }
+
+    /// See [`Store::announce`](crate::store::Store::announce).
+    pub(super) async fn announce(
+        &self,
+        link: &Link,
+        name: &LockName,
+        pause: Duration,
+        anew: bool,
+    ) -> bool {
+        if !link.current().is_some_and(|on| self.0.listens(on)) {
+            return false;
+        }
+        // A wait whose end comes before the next poll has no pause of its own.
+        let pause = pause.min(LONGEST);
+        let now = clock::now();
+        let known = self.0.state().announced.of.get(name).copied();
+        if !anew && known.is_some_and(|until| until > now + pause) {
+            return true;
+        }
+        let ahead = AHEAD.max(pause * 2);
+        let said = link.on(PATIENCE, |on| async move {
+            let params: [Param<'_>; 2] =
+                [(&name.as_str(), Type::TEXT), (&micros(ahead), Type::INT8)];
+            on.rows(Sql::Wait as usize, true, &params).await
+        });
+        match said.await {
+            Ok(rows) if !rows.is_empty() => {
+                let announced = &mut self.0.state().announced;
+                announced.set(name.clone(), now + ahead, now);
+                true
+            }
+            Ok(_) => false,
+            Err(failure) => {
+                let name = name.as_str();
+                tracing::debug!(lock.name = name, "cannot say that we wait: {failure}");
+                false
+            }
+        }
+    }
+
+    /// This store itself has just taken it from its holder, who may be of this process.
+    pub(super) fn released(&self, name: &LockName) {
+        self.0.tell(Notice::Released(name, None));
+    }
+
+    /// These were granted or renewed: listen for those that are renewed rarely.
+    pub(super) fn holds(&self, link: &Link, leases: impl Iterator<Item = (GrantId, Ttl)>) {
+        let now = clock::now();
+        let mut rare = leases
+            .filter_map(|(id, ttl)| match ttl {
+                Ttl::Finite(length) if length <= RARELY => None,
+                Ttl::Finite(length) => Some((id, now.saturating_add(length))),
+                Ttl::Infinite => Some((id, now + DAY)),
+            })
+            .peekable();
+        if rare.peek().is_none() {
+            return;
+        }
+        self.0.rare.store(true, Ordering::Relaxed);
+        let mut state = self.0.state();
+        for (id, until) in rare {
+            state.leases.set(id, until, now);
+        }
+        let listening = match (&state.listens, link.current()) {
+            (ListenState::Listening { main, .. }, Some(now)) => main.as_ptr() == Arc::as_ptr(&now),
+            _ => false,
+        };
+        if !listening && !std::mem::replace(&mut state.soon, true) {
+            let main = link.current().as_ref().map(Arc::downgrade);
+            // Not on the runtime of a caller: it listens on the background connection.
+            let listen = listen_soon(self.shared(), main.unwrap_or_default());
+            let _ = runtime::spawn(listen);
+        }
+    }
+
+    /// These are held no more.
+    pub(super) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
+        if self.0.rare.load(Ordering::Relaxed) {
+            let leases = &mut self.0.state().leases.of;
+            for id in grants {
+                leases.remove(id);
+            }
+        }
+    }
+
+    /// Whether there is a second connection for listening.
+    pub(super) fn has_second(&self) -> bool {
+        self.0.second.is_some()
+    }
+
+    /// Whether waiters are woken through this connection, and how; or why not.
+    pub(super) async fn examine(&self, main: &Arc<Connection>) -> Result<Way, Unsupported> {
+        let found = connection::find(&self.0, main).await?;
+        Ok(match Arc::ptr_eq(&found.on, main) {
+            true => Way::Same,
+            false => Way::Second,
+        })
+    }
+}
+
+/// Which connection hears notifications.
+pub(super) enum Way {
+    /// The one for everything.
+    Same,
+    /// One of its own, by `listen_url`.
+    Second,
+}
+
+/// Listen once one of the leases has been held for a while, unless all have ended before.
+async fn listen_soon(shared: Weak<Shared>, main: Weak<Connection>) {
+    let mut before: Vec<GrantId> = Vec::new();
+    loop {
+        if let Some(listener) = shared.upgrade() {
+            let mut state = listener.state();
+            let ended = state.leases.is_past(clock::now());
+            let settled = before.iter().any(|id| state.leases.of.contains_key(id));
+            if ended || settled {
+                state.soon = false;
+                drop(state);
+                // If the connection has gone, the next renewal, on another one, sees to it.
+                if let Some(main) = main.upgrade().filter(|main| !ended && !main.is_closed()) {
+                    listener.listens(main);
+                }
+                return;
+            }
+            before = state.leases.of.keys().copied().collect();
+        } else {
+            return;
+        }
+        tokio::time::sleep(SETTLED).await;
+    }
+}
+
+/// Find out how to hear, and listen.
+async fn arrange(shared: Weak<Shared>, main: Arc<Connection>) {
+    let Some(listener) = shared.upgrade() else {
+        return;
+    };
+    let found = tokio::time::timeout(ARRANGING, connection::listen(&listener, &main)).await;
+    let known = Arc::downgrade(&main);
+    drop(main);
+    let unsupported = |until| ListenState::Unsupported {
+        main: Weak::clone(&known),
+        until,
+    };
+    let listens = match found {
+        Ok(Ok(Subscription { on, direct, .. })) => {
+            if !direct {
+                tokio::spawn(close_when_idle(shared, Arc::downgrade(&on)));
+            }
+            ListenState::Listening {
+                main: known,
+                on: Arc::downgrade(&on),
+                direct,
+            }
+        }
+        Ok(Err(Unsupported { said, for_good })) => {
+            match listener.second {
+                Some(_) => tracing::warn!("waiters are not notified but poll: {said}"),
+                None => tracing::debug!("waiters are not notified but poll: {said}"),
+            }
+            unsupported((!for_good).then(|| clock::now() + RETRY))
+        }
+        Err(_) => unsupported(Some(clock::now() + RETRY)),
+    };
+    listener.state().listens = listens;
+    // What was notified until now was not heard.
+    listener.tell(Notice::Missed);
+}
+
+/// Closes the second connection once this process neither waits nor holds a lease that is renewed rarely.
+async fn close_when_idle(shared: Weak<Shared>, on: Weak<Connection>) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let (Some(shared), Some(on)) = (shared.upgrade(), on.upgrade()) else {
+            return;
+        };
+        let (state, now) = (shared.state(), clock::now());
+        let idle = state.announced.is_past(now) && state.leases.is_past(now);
+        drop(state);
+        if idle && let Some(link) = &shared.second {
+            link.retire(&on);
+            return;
+        }
+    }
+}
