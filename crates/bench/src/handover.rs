@@ -27,7 +27,7 @@ const PAIRS: [(&str, bool); 14] = [
     ("postgres/multi", true),
     ("mariadb/multi", true),
     ("mysql/multi", true),
-    ("sqlite/multi", true),
+    ("sqlite/blocking", true),
     ("postgres/python", false),
     ("advisory", true),
     ("pglock", true),
@@ -188,7 +188,7 @@ fn goals(section: &mut Section, results: &Results) {
             "ms",
         ),
         ("the same, MySQL", 25.0, of("mysql/multi"), "ms"),
-        ("the same, SQLite", 25.0, of("sqlite/multi"), "ms"),
+        ("the same, SQLite", 25.0, of("sqlite/blocking"), "ms"),
     ] {
         // What a machine does not have is no goal there.
         if reached.is_none() && unit == "ms" {

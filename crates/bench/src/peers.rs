@@ -43,7 +43,7 @@ pub(crate) fn text(results: &Results) -> String {
             .find(|(of, ..)| of == key)
             .map(|(_, _, counts)| counts);
         let syncs = counts.map(|counts| counts.syncs().map(counted));
-        let handover = results.handovers.get(handed_over(key));
+        let handover = results.handovers.get(key);
         let name = match measured.what.starts_with("Rust, ") || measured.what == "Python" {
             true => measured.name.clone(),
             false => format!("{} ({})", measured.name, measured.what),
@@ -68,15 +68,4 @@ pub(crate) fn text(results: &Results) -> String {
         "the lock survives its server's",
     ];
     table(&head, &rows)
-}
-
-/// The row whose hand-over stands in this one: the same lock, waited for in the same way.
-fn handed_over(key: &str) -> &str {
-    match key {
-        "sqlite/blocking" => "sqlite/multi",
-        "etcd" => "etcd-shared",
-        "redis/python" => "redis-always/python",
-        "old" => "old/off",
-        other => other,
-    }
 }
