@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench flame example package install clean
+.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench profile example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -14,7 +14,7 @@ DBLOCK_FEATURES := "" postgres mysql
 
 # That a filter leaves no test, 5, is no failure: it may be meant for those of another language.
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
-BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ROUNDS="$(ROUNDS)" BENCH_ONLY="$(ONLY)" BENCH_LONG="$(LONG)" target/release/bench
+BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ONLY="$(ONLY)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
 SERVERS = unset MAKEFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
 	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
@@ -93,21 +93,19 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	mypy --strict database_locks; \
 	stubtest database_locks._core
 
-# A crate of others that does not build on some machine is left out, and the program says so.
-bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ROUNDS=10 ONLY=cycle,held… or LONG=1
+# What cannot be had on some machine is left out, and a line says so.
+bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ONLY=cycle,held…
 	cargo build --release -p bench -p dblock
 	BENCH_CHECK=1 $(BENCH)
 	scripts/install-servers >target/bench-servers || \
 		echo "bench: not all servers can be installed, those that are there are measured" >&2
 	scripts/bench-env
-	CARGO_TARGET_DIR=$(CURDIR)/target/peers cargo build --release --locked --manifest-path crates/bench/peers/rust/Cargo.toml || \
-		echo "bench: left out: the locks of others from Rust, which do not build here" >&2
 	. target/bench-servers; $(BENCH)
 
-flame: ## profile a client's acquire and release with perf, and write flame graphs to target/flame
-	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/flame \
+profile: ## profile a client's acquire and release with perf, a text for each engine in target/profile
+	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/profile \
 		cargo build --release -p bench
-	servers=$$(scripts/install-servers) && eval "$$servers" && target/flame/release/bench flame target/flame
+	servers=$$(scripts/install-servers) && eval "$$servers" && target/profile/release/bench profile target/profile
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

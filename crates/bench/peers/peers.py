@@ -1,14 +1,11 @@
-"""A process that takes locks from Python and says how long that took: `peers.py KIND PLACES`.
+"""A row of the benchmark that takes locks from Python: `peers.py KIND PLACES NAME`.
 
 PLACES is JSON: where the servers are. It says what it is made of when it is ready, and answers the
-lines of its standard input:
-
-- `cycles MS`: as many cycles as fit: `{"acquire": [ns, ...], "release": [ns, ...]}`
-- `acquire`, `release`: the monotonic clock when it was acquired, and before it was released
+lines of its standard input, as crates/bench/src/taker.rs describes them.
 """
 
-import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,33 +14,25 @@ from typing import Any
 
 KIND = sys.argv[1]
 AT = json.loads(sys.argv[2])
-NAME = f"bench {KIND}" if len(sys.argv) < 4 else sys.argv[3]
+NAME = sys.argv[3]
 clock = time.perf_counter_ns
 
 POSTGRES = {
     "ENGINE": "django.db.backends.postgresql",
-    "NAME": AT.get("postgres_db"),
+    "NAME": AT.get("old_db" if KIND.startswith("old") else "postgres_db"),
     "USER": "postgres",
     "HOST": AT.get("postgres_dir"),
     "PORT": AT.get("postgres_port"),
     "CONN_MAX_AGE": None,
 }
-MARIADB = {
-    "ENGINE": "django.db.backends.mysql",
-    "NAME": AT.get("mariadb_db"),
-    "USER": "root",
-    "HOST": AT.get("mariadb_socket"),
-    "CONN_MAX_AGE": None,
-}
 
-
-def django(database: dict[str, Any], **settings: Any) -> None:
+def django(database: dict[str, Any], *apps: str, **settings: Any) -> None:
     import django as package
     from django.conf import settings as all_settings
 
     all_settings.configure(
         DATABASES={"default": database},
-        INSTALLED_APPS=["database_locks"],
+        INSTALLED_APPS=apps,
         USE_TZ=True,
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
         **settings,
@@ -63,25 +52,24 @@ def pair(manager: Callable[[], Any]) -> tuple[Callable[[], None], Callable[[], N
     return enter, lambda: entered.pop().__exit__(None, None, None) and None
 
 
-def ours(url: str, auto_renew: bool) -> tuple[Any, Any, str]:
-    django({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}, DATABASE_LOCKS_URL=url)
-    import database_locks
+def subject(url: str) -> tuple[Any, Any, str]:
+    in_memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    django(in_memory, "database_locks", DATABASE_LOCKS_URL=url)
     from database_locks import lock
 
-    enter, leave = pair(lambda: lock(NAME, auto_renew=auto_renew))
-    return enter, leave, f"database_locks {database_locks.__version__}"
+    enter, leave = pair(lambda: lock(NAME))
+    return enter, leave, "Python"
 
 
-def old(database: dict[str, Any], auto_renew: bool) -> tuple[Any, Any, str]:
-    django(database)
+def old(auto_renew: bool) -> tuple[Any, Any, str]:
+    django(POSTGRES, "database_locks")
     from django.core.management import call_command
 
     call_command("migrate", verbosity=0)
     from database_locks import lock
 
     enter, leave = pair(lambda: lock(NAME, auto_renew=auto_renew))
-    driver = "psycopg2" if "postgresql" in database["ENGINE"] else "mysqlclient"
-    return enter, leave, f"django-database-locks 0.5, {driver}, Unix socket"
+    return enter, leave, "psycopg2, Unix socket"
 
 
 def pglock() -> tuple[Any, Any, str]:
@@ -93,25 +81,15 @@ def pglock() -> tuple[Any, Any, str]:
 
     connection.ensure_connection()
     enter, leave = pair(lambda: package.advisory(NAME))
-    return enter, leave, "django-pglock, session lock, prepared statements, Unix socket"
+    return enter, leave, f"django-pglock {version('django-pglock')}, prepared statements, Unix socket"
 
 
-def redis(plain: bool) -> tuple[Any, Any, str]:
-    if plain:
-        # As `pip install redis` alone leaves it: no hiredis to be imported.
-        sys.modules["hiredis"] = None  # type: ignore[assignment]
+def redis(socket: str) -> tuple[Any, Any, str]:
     import redis as package
-    from redis.utils import HIREDIS_AVAILABLE
 
-    if plain:
-        client = package.Redis(host="127.0.0.1", port=AT["redis_port"])
-        place = "TCP"
-    else:
-        client = package.Redis(unix_socket_path=AT["redis_socket"])
-        place = "Unix socket"
-    parser = "with hiredis" if HIREDIS_AVAILABLE else "without hiredis"
-    one = client.lock(NAME, timeout=30)
-    return one.acquire, one.release, f"redis {package.__version__} {parser}, {place}"
+    one = package.Redis(unix_socket_path=socket).lock(NAME, timeout=30)
+    hiredis = version("hiredis")
+    return one.acquire, one.release, f"redis-py {package.__version__}, hiredis {hiredis}"
 
 
 def get_lock() -> tuple[Any, Any, str]:
@@ -135,7 +113,7 @@ def get_lock() -> tuple[Any, Any, str]:
     )
 
 
-def floor(sql: list[str]) -> tuple[Any, Any, str]:
+def baseline(acquire: str, release: str) -> tuple[Any, Any, str]:
     import psycopg
 
     connection = psycopg.connect(
@@ -147,30 +125,24 @@ def floor(sql: list[str]) -> tuple[Any, Any, str]:
         prepare_threshold=0,
     )
     cursor = connection.cursor()
-    first, second = (lambda: cursor.execute(sql[0])), (lambda: cursor.execute(sql[1]))
-    return first, second, f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), Unix socket"
+    what = f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}), Unix socket"
+    return (lambda: cursor.execute(acquire)), (lambda: cursor.execute(release)), what
 
 
 def made() -> tuple[Any, Any, str]:
     match KIND.split("-"):
-        case ["ours", engine, *rest] if "async" not in rest:
-            return ours(AT[engine], "unrenewed" not in rest)
+        case ["subject", engine]:
+            return subject(AT[engine])
         case ["old", "postgres", *rest]:
-            return old({**POSTGRES, "NAME": AT["old_db"]}, "unrenewed" not in rest)
-        case ["old", "mariadb", *rest]:
-            return old({**MARIADB, "NAME": AT["old_db"]}, "unrenewed" not in rest)
+            return old(auto_renew="off" not in rest)
         case ["pglock"]:
             return pglock()
-        case ["redis"]:
-            return redis(plain=False)
-        case ["redis", "plain"]:
-            return redis(plain=True)
+        case ["redis", *_]:
+            return redis(AT[KIND])
         case ["getlock"]:
             return get_lock()
-        case ["floor"]:
-            return floor([AT["acquire_sql"], AT["release_sql"]])
-        case ["trip"]:
-            return floor(["SELECT 1", "SELECT 1"])
+        case ["baseline"]:
+            return baseline(*AT["baseline"])
     raise SystemExit(f"no such kind: {KIND}")
 
 
@@ -189,7 +161,7 @@ def serve() -> None:
             case ["cycles", ms]:
                 acquire, release = [], []
                 end = clock() + int(ms) * 1_000_000
-                while clock() < end:
+                while clock() < end or len(acquire) < 3:
                     t0 = clock()
                     enter()
                     t1 = clock()
@@ -198,42 +170,18 @@ def serve() -> None:
                     acquire.append(t1 - t0)
                     release.append(t2 - t1)
                 say(json.dumps({"acquire": acquire, "release": release}))
-            case ["acquire"]:
-                enter()
-                say(str(time.monotonic_ns()))
-            case ["release"]:
-                at = time.monotonic_ns()
-                leave()
-                say(str(at))
+            case ["count", cycles]:
+                for _ in range(int(cycles)):
+                    os.getppid()
+                    enter()
+                    os.getppid()
+                    leave()
+                os.getppid()
+                say("done")
+            case ["acquire" | "release" as call]:
+                before = time.monotonic_ns()
+                (enter if call == "acquire" else leave)()
+                say(f"{before} {time.monotonic_ns()}")
 
 
-async def serve_async() -> None:
-    from database_locks import lock
-
-    async def cycles(ms: int) -> tuple[list[int], list[int]]:
-        acquire, release = [], []
-        end = clock() + ms * 1_000_000
-        while clock() < end:
-            one = lock(NAME)
-            t0 = clock()
-            await one.__aenter__()
-            t1 = clock()
-            await one.__aexit__(None, None, None)
-            t2 = clock()
-            acquire.append(t1 - t0)
-            release.append(t2 - t1)
-        return acquire, release
-
-    await cycles(1)
-    say("asyncio")
-    for line in sys.stdin:
-        acquire, release = await cycles(int(line.split()[1]))
-        say(json.dumps({"acquire": acquire, "release": release}))
-
-
-if KIND.endswith("-async"):
-    in_memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    django(in_memory, DATABASE_LOCKS_URL=AT[KIND.split("-")[1]])
-    asyncio.run(serve_async())
-else:
-    serve()
+serve()

@@ -1,4 +1,4 @@
-//! How long it takes from one's release until another, who waits, has the lock.
+//! How long it takes from the call that releases until a waiter has the lock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,210 +6,252 @@ use std::time::Duration;
 use testkit::time;
 use tokio::sync::mpsc;
 
-use crate::contender::Taker;
-use crate::cycle::{places, python};
-use crate::report::{Section, ms};
+use crate::report::{Section, digits};
+use crate::rows;
+use crate::serve::now_ns;
 use crate::servers::Servers;
-use crate::settings::Settings;
-use crate::stats::spread;
+use crate::stats::{median, spread};
 use crate::svg::{Axis, Line, Plot, draw};
-use crate::worker::now_ns;
-use crate::{ours, say, worker};
+use crate::taker::Taker;
+use crate::worker::multi_thread;
+use crate::{Results, say, subject};
 
-/// How long the lock is held by one while the other waits. Never the same: a poll would come to be in
-/// step with it.
-fn meanwhile() -> Duration {
-    Duration::from_millis(fastrand::u64(20..=250))
-}
+/// For how long the holder has the lock while the other waits, in milliseconds; each is varied by a quarter, so
+/// that no poll comes to be in step with it.
+const HOLDS: [f64; 6] = [1.0, 4.0, 15.0, 50.0, 100.0, 200.0];
+/// Those from which everything sleeps in the meantime: the table's.
+const ASLEEP: f64 = 30.0;
 
-/// Two who take turns; answers milliseconds.
-type Turn = Box<dyn FnMut() -> f64>;
+/// What is handed over, by the keys of rows. A lock of polls is no curve.
+const PAIRS: [(&str, bool); 14] = [
+    ("postgres/multi", true),
+    ("mariadb/multi", true),
+    ("mysql/multi", true),
+    ("sqlite/blocking", true),
+    ("postgres/python", false),
+    ("advisory", true),
+    ("pglock", true),
+    ("getlock", false),
+    ("etcd-shared", true),
+    ("zookeeper", true),
+    ("redis-always", false),
+    ("redis-always/python", true),
+    ("redis", false),
+    ("old/off", false),
+];
 
-pub(crate) fn run(_: &Settings, servers: &Servers, length: Duration) -> Section {
-    let mut pairs: Vec<(&'static str, String, Turn)> = Vec::new();
-    for engine in servers.engines() {
-        let runtime = ours::connected(&crate::floors::runtime(), &engine.url);
-        drop(runtime);
-        let start = || worker::start(&["wait", &engine.url, "hand over"]);
-        if let (Some(one), Some(other)) = (start(), start()) {
-            pairs.push((
-                engine.key,
-                format!("**{}**, two processes", engine.name),
-                two(one, other),
-            ));
+/// One hand-over, or one cold commit, after a sleep of that length; answers milliseconds.
+type Turn = Box<dyn FnMut(Duration) -> f64>;
+
+pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) -> Section {
+    let mut turns: Vec<(&str, String, Turn)> = Vec::new();
+    let rows = rows::all(servers);
+    for (key, _) in PAIRS {
+        let Some(row) = rows.iter().find(|row| row.key == key) else {
+            continue;
+        };
+        // Rows of one server share its locks.
+        let lock = format!("hand over {key}");
+        if let (Some(one), Some(other)) = (row.start(&lock), row.start(&lock)) {
+            turns.push((key, row.name.clone(), two(one, other)));
         }
-        if engine.name == "PostgreSQL" {
-            pairs.push((
-                "within",
-                format!("{}, within one process", engine.name),
-                within(&engine.url),
+    }
+    if let Some(engine) = servers.postgres() {
+        turns.push((
+            "within",
+            "**PostgreSQL**, within one process".to_owned(),
+            within(&engine.url),
+        ));
+        let commit = rows.iter().find(|row| row.key == "postgres/multi/baseline");
+        if let Some(taker) = commit.and_then(|row| row.start("cold commit")) {
+            turns.push((
+                "commit",
+                "no lock: one bare commit on PostgreSQL after that sleep".to_owned(),
+                cold(taker),
             ));
         }
     }
-    let places = places(servers);
-    let peers = [
-        (
-            "old",
-            "old-postgres-unrenewed",
-            "0.5 on PostgreSQL, two processes",
-        ),
-        ("pglock", "pglock", "django-pglock, two processes"),
-        ("getlock", "getlock", "`GET_LOCK` on MariaDB, two processes"),
-        ("redis", "redis", "redis-py's `Lock`, two processes"),
-    ];
-    for (key, kind, name) in peers {
-        let start = || python(kind, &places, Some("hand over"));
-        if let (Some(one), Some(other)) = (start(), start()) {
-            pairs.push((key, name.to_owned(), two(one, other)));
-        }
+    // By key and length of the hold.
+    let mut found: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
+    let (began, mut rounds) = (time::now(), 0);
+    for turn in &mut turns {
+        turn.2(Duration::from_millis(5));
     }
-    let mut found: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let mut order: Vec<usize> = (0..pairs.len()).collect();
-    let (began, budget) = (time::now(), length);
-    let mut rounds = 0;
-    while began.elapsed() < budget || rounds < 5 {
+    while began.elapsed() < length || rounds < 2 * HOLDS.len() {
+        let hold = rounds % HOLDS.len();
         rounds += 1;
-        fastrand::shuffle(&mut order);
-        for &at in &order {
-            let (key, _, turn) = &mut pairs[at];
-            let took = turn();
-            // The first of each connects and makes the row.
-            if rounds > 1 {
-                found.entry(key).or_default().push(took);
-            }
+        let sleep = Duration::from_secs_f64(HOLDS[hold] / 1e3 * (0.75 + 0.5 * fastrand::f64()));
+        fastrand::shuffle(&mut turns);
+        for (key, _, turn) in &mut turns {
+            found.entry((*key, hold)).or_default().push(turn(sleep));
         }
     }
-    say(&format!("hand-over: {rounds} rounds"));
-
+    say(&format!("handover: {rounds} rounds"));
+    let asleep = |key: &str| -> Vec<f64> {
+        let these = found
+            .iter()
+            .filter(|((of, hold), _)| *of == key && HOLDS[*hold] >= ASLEEP);
+        these
+            .flat_map(|(_, values)| values.iter().copied())
+            .collect()
+    };
     let mut section = Section::default();
     section.paragraph(format!(
-        "Milliseconds from before the call that releases until after the one that acquires, {} of each, in \
-         rounds; the other had been waiting for 20 to 250 ms. Peers at their defaults: redis-py polls each \
-         100 ms, 0.5 each 500 ms.",
-        rounds - 1
+        "Milliseconds from before the call that releases until after the one that acquires, between two processes \
+         (Rust on `multi_thread`), after the waiter had waited for {:.0} to {:.0} ms; the same sleep for all rows \
+         of a round.",
+        HOLDS.into_iter().find(|hold| *hold >= ASLEEP).unwrap_or_default() * 0.75,
+        HOLDS[HOLDS.len() - 1] * 1.25
     ));
-    let rows: Vec<_> = pairs
-        .iter()
-        .filter_map(|(key, name, _)| {
-            let of = spread(found.get(key)?)?;
-            Some(vec![
-                name.clone(),
-                ms(of.p10),
-                ms(of.p50),
-                ms(of.p90),
-                ms(of.p99),
-                ms(of.max),
-            ])
-        })
-        .collect();
-    section.table(&["", "p10", "p50", "p90", "p99", "longest"], &rows);
-    let lines = pairs.iter().filter_map(|(key, name, _)| {
-        let mut values = found.get(key)?.clone();
-        values.sort_by(f64::total_cmp);
-        let count = values.len() as f64;
-        let points = values
+    turns.sort_by_key(|(key, ..)| {
+        PAIRS
             .iter()
-            .zip(1..)
-            .map(|(value, at)| (*value, f64::from(at) / count));
-        Some(Line {
-            name: name.replace(['*', '`'], "").replace(", two processes", ""),
-            points: points.collect(),
-            marked: false,
-        })
+            .position(|(of, _)| of == key)
+            .unwrap_or(PAIRS.len())
+    });
+    let mut table = Vec::new();
+    for (key, name, _) in &turns {
+        let Some(of) = spread(&asleep(key)) else {
+            continue;
+        };
+        results.handovers.insert((*key).to_owned(), of.p50);
+        let values = [of.p10, of.p50, of.p90, of.max].map(digits);
+        table.push(
+            [name.clone(), of.count.to_string()]
+                .into_iter()
+                .chain(values)
+                .collect(),
+        );
+    }
+    section.table(&["", "hand-overs", "p10", "p50", "p90", "longest"], &table);
+    let lines = turns
+        .iter()
+        .filter(|(key, ..)| PAIRS.contains(&(key, true)) || *key == "within");
+    let lines = lines.map(|(key, name, _)| Line {
+        name: short(name),
+        points: (0..HOLDS.len())
+            .filter_map(|hold| Some((HOLDS[hold], median(found.get(&(*key, hold))?)?)))
+            .collect(),
     });
     let plot = Plot {
-        title: "Hand-over: share of them that took no longer",
+        title: "Hand-over between two processes, over how long the waiter waited",
         x: Axis {
-            label: "milliseconds",
+            label: "milliseconds waited",
             log: true,
         },
         y: Axis {
-            label: "share of the hand-overs",
-            log: false,
+            label: "milliseconds to hand over, p50",
+            log: true,
         },
         lines: lines.collect(),
     };
-    section.plot(
-        "handover.svg",
-        "distribution of the time that a hand-over takes",
-        draw(&plot),
-    );
-    for (key, what, most) in [
-        (
-            "postgres",
-            "handing over between two processes, PostgreSQL, p50",
-            2.0,
-        ),
-        (
-            "mariadb",
-            "handing over between two processes, MariaDB, p50",
-            25.0,
-        ),
-        (
-            "mysql",
-            "handing over between two processes, MySQL, p50",
-            25.0,
-        ),
-        (
-            "sqlite",
-            "handing over between two processes, SQLite, p50",
-            25.0,
-        ),
-        ("within", "handing over within one process, p50", 1.0),
-    ] {
-        // A machine without MySQL misses no goal by that.
-        if key == "mysql" && servers.mysql.is_none() {
-            continue;
-        }
-        let reached = found
-            .get(key)
-            .and_then(|values| spread(values))
-            .map(|of| of.p50);
-        section.goal(
-            what,
-            &format!("{most} ms"),
-            reached.map(|reached| format!("{} ms", ms(reached))),
-            reached.is_some_and(|reached| reached <= most),
-        );
-    }
+    section.plot("handover.svg", draw(&plot));
+    goals(&mut section, results);
     section
 }
 
+/// A row's name for a legend.
+fn short(name: &str) -> String {
+    name.replace(['*', '`'], "")
+        .replace(", async, multi_thread", "")
+}
+
+fn goals(section: &mut Section, results: &Results) {
+    let of = |key: &str| results.handovers.get(key).copied();
+    let beside = |key: &str, other: Option<f64>| Some(of(key)? / other?);
+    let both = of("advisory")
+        .zip(of("commit"))
+        .map(|(lock, commit)| lock + commit);
+    for (what, most, reached, unit) in [
+        (
+            "handing over between two processes, PostgreSQL, p50",
+            1.5,
+            beside("postgres/multi", of("pglock")),
+            "× django-pglock's",
+        ),
+        (
+            "the same",
+            1.1,
+            beside("postgres/multi", both),
+            "× (an advisory lock's + one cold bare commit)",
+        ),
+        (
+            "handing over within one process, PostgreSQL, p50",
+            1.2,
+            beside("within", of("commit")),
+            "× one cold bare commit",
+        ),
+        (
+            "handing over between two processes, MariaDB, p50",
+            25.0,
+            of("mariadb/multi"),
+            "ms",
+        ),
+        ("the same, MySQL", 25.0, of("mysql/multi"), "ms"),
+        ("the same, SQLite", 25.0, of("sqlite/blocking"), "ms"),
+    ] {
+        // What a machine does not have is no goal there.
+        if reached.is_none() && unit == "ms" {
+            continue;
+        }
+        section.goal(
+            what,
+            &format!("at most {most} {unit}"),
+            reached.map(|reached| format!("{} {unit}", digits(reached))),
+            reached.is_some_and(|reached| reached <= most),
+        );
+    }
+}
+
 /// Each time the one that has it gives it to the other.
-pub(crate) fn two(mut holder: Taker, mut waiter: Taker) -> Turn {
+fn two(mut holder: Taker, mut waiter: Taker) -> Turn {
     let mut held = false;
-    Box::new(move || {
+    Box::new(move |sleep| {
         if !held {
             holder.ask("acquire");
             held = true;
         }
         waiter.tell("acquire");
-        time::sleep(meanwhile());
-        let released: u64 = holder.ask("release").parse().expect("a time");
-        let acquired: u64 = waiter.hear(Duration::ZERO).parse().expect("a time");
+        time::sleep(sleep);
+        holder.tell("release");
+        let (released, _) = holder.span();
+        let (_, acquired) = waiter.span();
         std::mem::swap(&mut holder, &mut waiter);
         acquired.saturating_sub(released) as f64 / 1e6
     })
 }
 
+/// One commit after a sleep.
+fn cold(mut taker: Taker) -> Turn {
+    Box::new(move |sleep| {
+        time::sleep(sleep);
+        taker.tell("acquire");
+        let (before, after) = taker.span();
+        taker.ask("release");
+        after.saturating_sub(before) as f64 / 1e6
+    })
+}
+
 fn within(url: &str) -> Turn {
-    let runtime = crate::tasks_runtime();
-    let lock = ours::connected(&runtime, url).lock("within");
-    Box::new(move || {
-        runtime.block_on(async {
-            let guard = lock.acquire().await.expect("acquires");
+    let runtime = multi_thread();
+    let lock = subject::connected(&runtime, url).lock("within");
+    Box::new(move |sleep| {
+        let holder = lock.clone();
+        let task = runtime.spawn(async move {
+            let guard = holder.acquire().await.expect("acquires");
             let (tell, mut hear) = mpsc::channel(1);
-            let other = lock.clone();
+            let waiter = holder.clone();
             tokio::spawn(async move {
-                let guard = other.acquire().await.expect("acquires");
+                let guard = waiter.acquire().await.expect("acquires");
                 let _ = tell.send(now_ns()).await;
                 guard.release().await.expect("releases");
             });
-            tokio::time::sleep(meanwhile()).await;
+            tokio::time::sleep(sleep).await;
             let released = now_ns();
             guard.release().await.expect("releases");
             let acquired = hear.recv().await.expect("the other acquires");
             acquired.saturating_sub(released) as f64 / 1e6
-        })
+        });
+        runtime.block_on(task).expect("the task ends")
     })
 }

@@ -14,19 +14,6 @@ pub(crate) fn memory_kib(pid: u32) -> u64 {
     field(&status, "VmRSS:")
 }
 
-/// How often the threads of a process have gone to sleep; without one, of this process.
-pub(crate) fn naps(process: Option<u32>) -> u64 {
-    let process = process.unwrap_or_else(std::process::id);
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let statuses = tasks.map(|task| read_to_string(task.path().join("status")).unwrap_or_default());
-    statuses
-        .map(|status| field(&status, "voluntary_ctxt_switches:"))
-        .sum()
-}
-
 fn field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
@@ -98,7 +85,7 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         ("processor", format!("{model}, {cores} cores")),
         ("memory", format!("{memory} GiB")),
         ("kernel", kernel.trim().to_owned()),
-        ("filesystem of the databases", filesystem(folder.path())),
+        ("filesystem of all data", filesystem(folder.path())),
         (
             "load average when it began, and when it ended",
             format!("{load_before}; {}", load()),
@@ -129,7 +116,10 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         ("MariaDB", &servers.mariadb, "information_schema"),
         ("MySQL", &servers.mysql, "performance_schema"),
     ] {
-        let Some(server) = server else { continue };
+        let Some(server) = server else {
+            rows.push((name, "left out: not on this machine".to_owned()));
+            continue;
+        };
         let ask = |sql: &str| {
             server
                 .query("mysql", sql)
@@ -146,11 +136,18 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         rows.push((name, ask("SELECT VERSION()")));
         rows.push(("its settings", ask(&set)));
     }
-    if let Some(redis) = &servers.redis {
-        rows.push((
-            "Redis",
-            format!("{}, nothing written to the disk", redis.version),
-        ));
+    for (name, peer) in [
+        ("etcd", &servers.etcd),
+        ("ZooKeeper", &servers.zookeeper),
+        ("Redis", &servers.redis),
+        ("Redis, `appendfsync always`", &servers.redis_always),
+    ] {
+        let Some(peer) = peer else {
+            rows.push((name, "left out: not on this machine".to_owned()));
+            continue;
+        };
+        rows.push((name, peer.version.clone()));
+        rows.push(("its settings", peer.settings.to_owned()));
     }
     let peers = crate::root().join("target/python");
     for (environment, what) in [("bench", "Python packages"), ("bench-old", "those of 0.5")] {

@@ -1,76 +1,82 @@
 //! Measures the locks beside what they stand on and beside their peers, on real servers that it starts
-//! itself, and writes what came of it into `docs/benchmarks.md` and `docs/benchmarks/*.svg`.
+//! itself, and writes what came of it into `docs/benchmarks.md`, `docs/benchmarks/appendix.md` and three
+//! pictures.
 //!
 //! `make bench` builds all that it needs and starts it; `make bench SECONDS=60` passes a setting on. Started
 //! by hand it reads them from the environment, as `BENCH_SECONDS` and so on:
 //!
 //! | variable | meaning | default |
 //! | --- | --- | --- |
-//! | `SECONDS` | how long all parts together may take, about | 700; of a long run by itself 1,300 |
-//! | `ROUNDS` | how often each contender comes in the comparison | 10 |
+//! | `SECONDS` | how long all parts together may take, about | 700 |
 //! | `ONLY` | the parts to run, with commas; each takes the time that it takes in a whole run | all |
-//! | `LONG` | `1`: the long run on a hot table, and longer than in a whole run | |
 //! | `DOCS` | the folder to write to | `docs` |
 //! | `CHECK` | anything: these settings are checked, and that is all | |
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-mod contender;
+mod baseline;
+mod contention;
 mod cycle;
-mod flame;
-mod floors;
-mod galera;
 mod handover;
 mod held;
-mod long;
 mod machine;
-mod ours;
+mod peers;
+mod profile;
 mod report;
+mod rows;
+mod serve;
 mod servers;
 mod settings;
-mod spans;
 mod start;
 mod stats;
-mod storm;
+mod subject;
 mod svg;
-mod tap;
-mod throughput;
-mod waiting;
+mod syscalls;
+mod taker;
+mod tasks;
+mod wire_counter;
 mod worker;
 
 use crate::report::{Section, goals, replace, table};
 use crate::servers::Servers;
 use crate::settings::Settings;
 
-/// One part of the document: its name, what share of the time it takes, and what measures it.
+/// What the table of peers is made of, by the keys of rows.
+#[derive(Debug, Default)]
+struct Results {
+    cycles: BTreeMap<String, cycle::Measured>,
+    /// With the name of the row.
+    counts: Vec<(String, String, syscalls::Counts)>,
+    /// The median, in milliseconds.
+    handovers: BTreeMap<String, f64>,
+}
+
+type Run = fn(&Servers, Duration, &mut Results) -> Section;
+
+/// One part of the appendix: its name, what share of the time it takes, and what measures it.
 struct Part {
     name: &'static str,
     share: f64,
-    run: fn(&Settings, &Servers, Duration) -> Section,
+    run: Run,
 }
 
-const PARTS: [Part; 10] = [
-    part("cycle", 0.21, cycle::run),
-    part("throughput", 0.09, throughput::run),
-    part("handover", 0.10, handover::run),
-    part("held", 0.18, held::run),
-    part("idle", 0.03, waiting::idle),
-    part("storm", 0.08, storm::run),
-    part("start", 0.02, start::run),
-    part("spans", 0.04, spans::run),
-    part("galera", 0.07, galera::run),
-    part("long", 0.18, long::run),
-];
-
-const fn part(
-    name: &'static str,
-    share: f64,
-    run: fn(&Settings, &Servers, Duration) -> Section,
-) -> Part {
+const fn part(name: &'static str, share: f64, run: Run) -> Part {
     Part { name, share, run }
 }
+
+const PARTS: [Part; 8] = [
+    part("cycle", 0.32, cycle::run),
+    part("syscalls", 0.10, syscalls::run),
+    part("handover", 0.17, handover::run),
+    part("held", 0.24, held::run),
+    part("tasks", 0.05, tasks::run),
+    part("idle", 0.03, held::idle),
+    part("contention", 0.07, contention::run),
+    part("start", 0.02, start::run),
+];
 
 /// The repository.
 fn root() -> PathBuf {
@@ -78,19 +84,9 @@ fn root() -> PathBuf {
     here.join("../..").canonicalize().unwrap_or(here)
 }
 
-/// A runtime for many tasks.
-fn tasks_runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made")
-}
-
-/// To whoever watches.
 #[allow(
     clippy::print_stderr,
-    reason = "who started it wants to see how it goes"
+    reason = "the one who started it wants to see how it goes"
 )]
 fn say(line: &str) {
     eprintln!("bench: {line}");
@@ -98,7 +94,7 @@ fn say(line: &str) {
 
 /// Ends the process where something hangs: no part takes so much longer than its share.
 fn watch_over(expected: Duration) {
-    let most = expected * 3 + Duration::from_secs(300);
+    let most = expected * 3 + Duration::from_secs(900);
     std::thread::spawn(move || {
         testkit::time::sleep(most);
         say(&format!("given up after {} s", most.as_secs()));
@@ -109,13 +105,13 @@ fn watch_over(expected: Duration) {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if let ["worker", rest @ ..] = args.as_slice() {
-        worker::run(rest);
-        return ExitCode::SUCCESS;
-    }
     let done = match args.as_slice() {
+        ["worker", rest @ ..] => {
+            worker::run(rest);
+            Ok(())
+        }
         [] => measure(),
-        ["flame", folder] => flame::run(std::path::Path::new(folder)),
+        ["profile", folder] => profile::run(Path::new(folder)),
         _ => Err(format!(
             "not understood: {}; see `make bench`",
             args.join(" ")
@@ -130,34 +126,58 @@ fn main() -> ExitCode {
     }
 }
 
+/// A document, of which a run replaces the blocks that it measured.
+struct Document {
+    file: PathBuf,
+    text: String,
+}
+
+impl Document {
+    fn open(file: PathBuf) -> Self {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        Self { file, text }
+    }
+
+    fn put(&mut self, block: &str, content: &str) -> Result<(), String> {
+        self.text = replace(&self.text, block, content);
+        write(&self.file, &self.text)
+    }
+}
+
+fn write(file: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(file, text).map_err(|why| format!("{}: {why}", file.display()))
+}
+
 fn measure() -> Result<(), String> {
-    let settings = Settings::read(&PARTS.map(|part| part.name), &root())?;
+    let settings = Settings::read(&PARTS.map(|part| part.name), &root(), |name| {
+        std::env::var(format!("BENCH_{name}")).ok()
+    })?;
     // Before `make` installs what a run needs.
     if std::env::var_os("BENCH_CHECK").is_some() {
         return Ok(());
     }
-    let file = settings.docs.join("benchmarks.md");
-    let plots = settings.docs.join("benchmarks");
-    let cannot = |what: &std::path::Path, why: std::io::Error| format!("{}: {why}", what.display());
-    std::fs::create_dir_all(&plots).map_err(|why| cannot(&plots, why))?;
-    let mut document = std::fs::read_to_string(&file).unwrap_or_default();
+    let folder = settings.docs.join("benchmarks");
+    std::fs::create_dir_all(&folder).map_err(|why| format!("{}: {why}", folder.display()))?;
+    let mut page = Document::open(settings.docs.join("benchmarks.md"));
+    let mut appendix = Document::open(folder.join("appendix.md"));
     let parts = PARTS
         .iter()
         .filter(|part| settings.parts.contains(&part.name));
     let parts: Vec<&Part> = parts.collect();
 
     let expected = settings.share(parts.iter().map(|part| part.share).sum());
-    let list = parts.iter().map(|part| {
+    let length = |part: &Part| {
         format!(
             "{} {:.0} s",
             part.name,
             settings.share(part.share).as_secs_f64()
         )
-    });
+    };
+    let list: Vec<String> = parts.iter().map(|part| length(part)).collect();
     say(&format!(
         "about {:.0} s: {}",
         expected.as_secs_f64(),
-        list.collect::<Vec<_>>().join(", ")
+        list.join(", ")
     ));
     watch_over(expected);
     if machine::filesystem(&std::env::temp_dir()) == "tmpfs" {
@@ -167,18 +187,17 @@ fn measure() -> Result<(), String> {
     }
     let load = machine::load();
     let servers = Servers::start();
-    let mut reached = Vec::new();
+    let (mut reached, mut results) = (Vec::new(), Results::default());
     for part in &parts {
         let began = testkit::time::now();
-        let mut section = (part.run)(&settings, &servers, settings.share(part.share));
+        let length = settings.share(part.share);
+        let mut section = (part.run)(&servers, length, &mut results);
         for (file, svg) in &section.plots {
-            let file = plots.join(file);
-            std::fs::write(&file, svg).map_err(|why| cannot(&file, why))?;
+            write(&folder.join(file), svg)?;
         }
-        document = replace(&document, part.name, &section.text);
         reached.append(&mut section.goals);
         // After each part: what is interrupted has lost the one that ran alone.
-        std::fs::write(&file, &document).map_err(|why| cannot(&file, why))?;
+        appendix.put(part.name, &section.text)?;
         say(&format!(
             "{}: done in {:.0} s",
             part.name,
@@ -186,11 +205,14 @@ fn measure() -> Result<(), String> {
         ));
     }
     if parts.len() == PARTS.len() {
-        document = replace(&document, "goals", &goals(&reached));
+        page.put("goals", &goals(&reached))?;
+        page.put("peers", &peers::text(&results))?;
         let facts = table(&["", ""], &machine::facts(&servers, &load)).replace("---:", "---");
-        document = replace(&document, "machine", &facts);
-        std::fs::write(&file, document).map_err(|why| cannot(&file, why))?;
+        appendix.put("machine", &facts)?;
+    } else {
+        // Those of a part are to be seen without the page.
+        say(&format!("the goals of these parts:\n{}", goals(&reached)));
     }
-    say(&format!("written: {}", file.display()));
+    say(&format!("written: {}", settings.docs.display()));
     Ok(())
 }

@@ -29,8 +29,8 @@ impl Section {
         let _ = writeln!(self.text, "{}", table(head, rows));
     }
 
-    pub(crate) fn plot(&mut self, file: &str, alt: &str, svg: String) {
-        let _ = writeln!(self.text, "![{alt}](benchmarks/{file})\n");
+    /// A picture, which the page shows.
+    pub(crate) fn plot(&mut self, file: &str, svg: String) {
         self.plots.push((file.to_owned(), svg));
     }
 
@@ -71,9 +71,13 @@ pub(crate) fn goals(goals: &[Goal]) -> String {
     table(&["what", "goal", "reached", ""], &rows)
 }
 
-/// Milliseconds, in three digits.
-pub(crate) fn ms(value: f64) -> String {
-    digits(value)
+/// Calls in one cycle: none where nothing but noise was seen.
+pub(crate) fn counted(value: f64) -> String {
+    match value {
+        _ if value < 0.05 => "0".to_owned(),
+        _ if (value - value.round()).abs() < 0.05 => format!("{:.0}", value.round()),
+        _ => format!("{value:.1}"),
+    }
 }
 
 /// Three digits that count.

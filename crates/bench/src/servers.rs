@@ -1,7 +1,8 @@
 //! The servers that are measured, each at its own defaults but for what is said here, and with every
 //! commit on the disk.
 
-use std::path::PathBuf;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::say;
 
 /// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
 /// and again.
-pub(crate) const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
+const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
 
 /// MySQL's own defaults, where the tests' servers have less: the binary log is on, and each commit
 /// waits until it is on the disk (`sync_binlog` is 1 by default).
@@ -40,46 +41,140 @@ pub(crate) struct Servers {
     pub(crate) postgres: Option<Postgres>,
     pub(crate) mariadb: Option<MySqlServer>,
     pub(crate) mysql: Option<MySqlServer>,
-    pub(crate) redis: Option<Redis>,
+    pub(crate) etcd: Option<Peer>,
+    pub(crate) zookeeper: Option<Peer>,
+    pub(crate) redis: Option<Peer>,
+    pub(crate) redis_always: Option<Peer>,
     pub(crate) files: ScratchDir,
 }
 
-/// A Redis server that writes nothing to the disk: the fastest that it can be.
+/// The server of another kind of lock, which keeps its data where the databases keep theirs.
 #[derive(Debug)]
-pub(crate) struct Redis {
-    _process: Killable,
+pub(crate) struct Peer {
+    process: Killable,
     folder: ScratchDir,
     pub(crate) port: u16,
     pub(crate) version: String,
+    /// What it was started with, for the reader.
+    pub(crate) settings: &'static str,
 }
 
-impl Redis {
+impl Peer {
+    /// `None` where its program is not there, or does not listen within ten seconds.
+    fn start(
+        program: &str,
+        settings: &'static str,
+        version: String,
+        args: impl Fn(&str, u16) -> Vec<String>,
+    ) -> Option<Self> {
+        let program = find_binary(program, &[])?;
+        let (folder, port) = (ScratchDir::new("peer"), free_port());
+        // What it logs is no part of the report. `exec`: the process keeps its id.
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$@\" >log 2>&1", "sh"]);
+        command.arg(program);
+        command.args(args(&folder.path().display().to_string(), port));
+        command.current_dir(folder.path());
+        let process = Killable::spawn_command(&command);
+        let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        time::wait_until(Duration::from_secs(20), listens).then_some(Self {
+            process,
+            folder,
+            port,
+            version,
+            settings,
+        })
+    }
+
+    fn etcd() -> Option<Self> {
+        let version = said("etcd", &["--version"]);
+        let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
+        let peers = format!("http://127.0.0.1:{}", free_port());
+        let settings = "one member, fsync of each entry (its default), TCP on loopback";
+        Self::start("etcd", settings, version, |folder, port| {
+            let clients = format!("http://127.0.0.1:{port}");
+            let args = [
+                ("data-dir", format!("{folder}/data")),
+                ("listen-client-urls", clients.clone()),
+                ("advertise-client-urls", clients),
+                ("listen-peer-urls", peers.clone()),
+                ("initial-advertise-peer-urls", peers.clone()),
+                ("initial-cluster", format!("default={peers}")),
+            ];
+            args.map(|(name, value)| format!("--{name}={value}")).into()
+        })
+    }
+
+    fn zookeeper() -> Option<Self> {
+        let jar = "/usr/share/java/zookeeper.jar";
+        // Debian puts it under a name with its version too.
+        let jars = std::fs::read_dir(Path::new(jar).parent()?).ok()?.flatten();
+        let version = jars.filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            let version = name.strip_prefix("zookeeper-")?.strip_suffix(".jar")?;
+            version
+                .starts_with(|digit: char| digit.is_ascii_digit())
+                .then(|| version.to_owned())
+        });
+        let version = version.min().filter(|_| Path::new(jar).exists())?;
+        let settings = "one server, forceSync=yes (its default), TCP on loopback";
+        Self::start("java", settings, version, |folder, port| {
+            let args = [
+                "-Xmx256m",
+                "-Dzookeeper.admin.enableServer=false",
+                "-cp",
+                jar,
+                "org.apache.zookeeper.server.ZooKeeperServerMain",
+                &port.to_string(),
+                folder,
+            ];
+            args.map(str::to_owned).into()
+        })
+    }
+
+    fn redis(always: bool) -> Option<Self> {
+        let version = said("redis-server", &["--version"]);
+        let version = version
+            .split_whitespace()
+            .nth(2)
+            .unwrap_or("?")
+            .trim_start_matches("v=");
+        let settings = match always {
+            true => "appendonly=yes, appendfsync=always, save=\"\", Unix socket",
+            false => "appendonly=no, save=\"\", Unix socket",
+        };
+        Self::start(
+            "redis-server",
+            settings,
+            version.to_owned(),
+            |folder, port| {
+                let appendonly = if always { "yes" } else { "no" };
+                let args = [
+                    ("port", port.to_string()),
+                    ("bind", "127.0.0.1".to_owned()),
+                    ("save", String::new()),
+                    ("appendonly", appendonly.to_owned()),
+                    ("appendfsync", "always".to_owned()),
+                    ("unixsocket", format!("{folder}/redis.sock")),
+                ];
+                let args = args.map(|(name, value)| [format!("--{name}"), value]);
+                args.concat()
+            },
+        )
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join("redis.sock")
     }
+}
 
-    fn start() -> Option<Self> {
-        let program = find_binary("redis-server", &[])?;
-        let version = Command::new(&program).arg("--version").output().ok()?;
-        let version = String::from_utf8_lossy(&version.stdout);
-        let version = version.split_whitespace().nth(2).unwrap_or("?");
-        let folder = ScratchDir::new("redis");
-        let port = free_port();
-        let mut command = Command::new(program);
-        command
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no", "--unixsocket"])
-            .arg(folder.join("redis.sock"))
-            .current_dir(folder.path());
-        let process = Killable::spawn_command(&command);
-        let redis = Self {
-            _process: process,
-            folder,
-            port,
-            version: version.trim_start_matches("v=").to_owned(),
-        };
-        time::wait_until(Duration::from_secs(10), || redis.socket().exists()).then_some(redis)
-    }
+/// What a program says of itself.
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    output.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
 /// An engine of this library, and where it is.
@@ -108,7 +203,10 @@ impl Servers {
             postgres: Postgres::options().fsync(true).start(),
             mariadb: with_fsync(MariaDb::options(), &MARIADB),
             mysql: with_fsync(MySql::options(), &MYSQL),
-            redis: Redis::start(),
+            etcd: Peer::etcd(),
+            zookeeper: Peer::zookeeper(),
+            redis: Peer::redis(false),
+            redis_always: Peer::redis(true),
             files: ScratchDir::new("bench"),
         };
         for (name, there) in [
@@ -118,7 +216,12 @@ impl Servers {
                 "MySQL (its mysqld is where DBLOCK_MYSQLD says)",
                 servers.mysql.is_some(),
             ),
-            ("Redis", servers.redis.is_some()),
+            ("etcd", servers.etcd.is_some()),
+            ("ZooKeeper", servers.zookeeper.is_some()),
+            (
+                "Redis",
+                servers.redis.is_some() && servers.redis_always.is_some(),
+            ),
         ] {
             if !there {
                 say(&format!("left out, it is not on this machine: {name}"));
@@ -155,12 +258,32 @@ impl Servers {
         Some(Engine::of("mysql", "MySQL", self.mysql.as_ref()?))
     }
 
-    /// The server of an engine that speaks MySQL's protocol.
-    pub(crate) fn speaking_mysql(&self, engine: &Engine) -> Option<&MySqlServer> {
-        match engine.key {
-            "mariadb" => self.mariadb.as_ref(),
-            "mysql" => self.mysql.as_ref(),
+    /// The process of a server, by the keys of engines and rows; none of SQLite, which is the client's own.
+    pub(crate) fn pid(&self, key: &str) -> Option<u32> {
+        let peer = |peer: &Option<Peer>| peer.as_ref().map(|peer| peer.process.pid());
+        match key {
+            "postgres" => self.postgres.as_ref()?.server().pid(),
+            "mariadb" => self.mariadb.as_ref()?.server().pid(),
+            "mysql" => self.mysql.as_ref()?.server().pid(),
+            "etcd" => peer(&self.etcd),
+            "zookeeper" => peer(&self.zookeeper),
+            "redis" => peer(&self.redis),
+            "redis-always" => peer(&self.redis_always),
             _ => None,
+        }
+    }
+
+    /// Carry out `sql` in the database of an engine; none of SQLite, whose rows make their own table.
+    pub(crate) fn run_sql(&self, engine: &Engine, sql: &str) {
+        let name = database(&engine.url);
+        let done = match engine.key {
+            "postgres" => self.postgres.as_ref().map(|server| server.query(name, sql)),
+            "mariadb" => self.mariadb.as_ref().map(|server| server.query(name, sql)),
+            "mysql" => self.mysql.as_ref().map(|server| server.query(name, sql)),
+            _ => None,
+        };
+        if let Some(done) = done {
+            done.expect("the server carries it out");
         }
     }
 
@@ -193,17 +316,6 @@ pub(crate) fn database(url: &str) -> &str {
     // A path in the options has slashes too.
     let place = url.split('?').next().unwrap_or_default();
     place.rsplit('/').next().unwrap_or_default()
-}
-
-/// The driver's own options for a database on that server, by its socket.
-pub(crate) fn postgres_config(server: &Postgres, database: &str) -> tokio_postgres::Config {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host_path(server.socket_dir())
-        .port(server.port())
-        .user("postgres")
-        .dbname(database);
-    config
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ pub(crate) struct Spread {
     pub(crate) p90: f64,
     pub(crate) p99: f64,
     pub(crate) max: f64,
-    pub(crate) mean: f64,
     pub(crate) count: usize,
 }
 
@@ -22,7 +21,6 @@ pub(crate) fn spread(values: &[f64]) -> Option<Spread> {
         p90: quantile(&sorted, 0.9)?,
         p99: quantile(&sorted, 0.99)?,
         max: *sorted.last()?,
-        mean: sorted.iter().sum::<f64>() / sorted.len() as f64,
         count: sorted.len(),
     })
 }
@@ -58,7 +56,7 @@ mod tests {
     #[test]
     fn quantiles_lie_between_their_neighbours() {
         let spread = spread(&[5.0, 1.0, 2.0, 4.0, 3.0]).unwrap();
-        assert_eq!((spread.p50, spread.max, spread.mean), (3.0, 5.0, 3.0));
+        assert_eq!((spread.p50, spread.max), (3.0, 5.0));
         assert!((spread.p10 - 1.4).abs() < 1e-9 && (spread.p90 - 4.6).abs() < 1e-9);
         assert_eq!(median(&[1.0, 2.0]), Some(1.5));
         assert_eq!(median(&[]), None);

@@ -60,8 +60,6 @@ pub(crate) struct Axis<'a> {
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
-    /// Whether each point is marked: there are few of them.
-    pub(crate) marked: bool,
 }
 
 /// The values at the ends of an axis, and those that are written beside it.
@@ -134,7 +132,7 @@ fn shown(value: f64) -> String {
     }
 }
 
-pub(crate) fn escaped(text: &str) -> String {
+fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -214,7 +212,7 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
                 path.join("L")
             );
         }
-        for (px, py) in places.iter().filter(|_| line.marked) {
+        for (px, py) in &places {
             let _ = writeln!(
                 svg,
                 "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" class=\"d{colour}\"/>"
@@ -254,7 +252,6 @@ mod tests {
             lines: vec![Line {
                 name: "one".into(),
                 points: vec![(1.0, 0.0), (1000.0, 95.0), (10.0, f64::NAN)],
-                marked: true,
             }],
         });
         assert!(

@@ -1,116 +1,163 @@
 //! Other processes of the benchmark: this program, started again as `bench worker …`.
 //!
-//! - `wait URL NAME`: `acquire` and `release` as the lines come, answered with the monotonic clock: when
-//!   it was acquired, and before it was released
+//! - `row KIND RUNTIME URL NAME`: one row of the tables, see [`crate::taker`]. `KIND` is `subject` (this
+//!   library), `subject-off` (without auto-renew), `baseline` or `advisory`; `RUNTIME` is `current` (tokio's
+//!   current-thread runtime, which runs the loop), `multi` (a task of its default runtime) or `blocking`
 //! - `hold URL LOCKS TTL_MS`: says how many milliseconds it took until it held so many locks; `stat` is
 //!   answered with what they cost
 //! - `idle URL NAME WAITERS`: so many tasks that wait for one lock
-//! - `cycles URL MS`: acquires and releases so long, from code that blocks
-//! - `storm URL NAME TASKS MS`: so many tasks that take turns on one lock, from the next line on
+//! - `contend URL NAME TASKS HOLD_US MS`: so many tasks that take turns on one lock, from the next line on
+//! - `profile URL MS`: cycles for `make profile`, from code that blocks
 
-use std::io::{BufRead, Write};
+use std::future::Future;
+use std::pin::pin;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use database_locks::{LockGuard, Locks};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use testkit::time;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use crate::contender::{Taker, since};
 use crate::machine::{cpu_seconds, memory_kib};
-use crate::ours::{self, SHORT};
+use crate::serve::{Cycle, answer, carry_out, in_tasks, lines};
+use crate::taker::{Taker, since};
+use crate::{baseline, subject};
+
+/// The same from code that blocks.
+pub(crate) trait BlockingCycle: Send + 'static {
+    fn acquire(&mut self);
+    fn release(&mut self);
+}
+
+/// Blocking code as futures that are ready when they are first polled.
+struct Ready<C>(C);
+
+impl<C: BlockingCycle> Cycle for Ready<C> {
+    async fn acquire(&mut self) {
+        self.0.acquire();
+    }
+
+    async fn release(&mut self) {
+        self.0.release();
+    }
+}
+
+/// An async driver under a `block_on` a call.
+struct BlockOn<C> {
+    runtime: Runtime,
+    cycle: C,
+}
+
+impl<C: Cycle> BlockingCycle for BlockOn<C> {
+    fn acquire(&mut self) {
+        self.runtime.block_on(self.cycle.acquire());
+    }
+
+    fn release(&mut self) {
+        self.runtime.block_on(self.cycle.release());
+    }
+}
 
 /// A worker, as soon as it is ready.
 pub(crate) fn start(args: &[&str]) -> Option<Taker> {
     let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
     command.arg("worker").args(args);
-    Taker::start(&command)
+    Taker::start(&args.join(" "), &command)
 }
 
-/// The clock that all processes of the machine share.
-pub(crate) fn now_ns() -> u128 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u128 * 1_000_000_000 + now.tv_nsec as u128
+pub(crate) fn current_thread() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be made")
 }
 
-#[allow(clippy::print_stdout, reason = "printing is how it answers")]
-fn answer(line: &str) {
-    println!("{line}");
-    // The one that asks may have ended.
-    let _ = std::io::stdout().flush();
+/// What `#[tokio::main]` makes.
+pub(crate) fn multi_thread() -> Runtime {
+    Runtime::new().expect("a runtime can be made")
 }
 
 pub(crate) fn run(args: &[&str]) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
     let number = |text: &str| text.parse::<u64>().expect("a number");
+    let millis = |text: &str| Duration::from_millis(number(text));
     match *args {
-        ["wait", url, name] => wait(&runtime, url, name),
-        ["hold", url, locks, ttl] => {
-            hold(
-                &runtime,
-                url,
-                number(locks),
-                Duration::from_millis(number(ttl)),
-            );
+        ["row", kind, runtime, url, name] => row(kind, runtime, url, name),
+        ["hold", url, locks, ttl] => hold(url, number(locks), millis(ttl)),
+        ["idle", url, name, waiters] => idle(url, name, number(waiters)),
+        ["contend", url, name, tasks, hold, ms] => {
+            let hold = Duration::from_micros(number(hold));
+            contend(url, name, number(tasks), hold, millis(ms));
         }
-        ["idle", url, name, waiters] => idle(&runtime, url, name, number(waiters)),
-        ["storm", url, name, tasks, ms] => {
-            storm(
-                &runtime,
-                url,
-                name,
-                number(tasks),
-                Duration::from_millis(number(ms)),
-            );
-        }
-        ["cycles", url, ms] => {
-            let mut lock = ours::blocking("cycles", "", url);
-            (lock.run)(Duration::from_millis(number(ms)));
+        ["profile", url, ms] => {
+            let mut lock = subject::Blocking::new(url, "profile", true);
+            let (began, length) = (time::now(), millis(ms));
+            while began.elapsed() < length {
+                lock.acquire();
+                lock.release();
+            }
         }
         _ => panic!("bad arguments: {args:?}"),
     }
 }
 
-fn lines() -> impl Iterator<Item = String> {
-    std::io::stdin().lock().lines().map_while(Result::ok)
+fn row(kind: &str, runtime: &str, url: &str, name: &str) {
+    let engine = url.split(':').next().unwrap_or_default();
+    match (kind, engine) {
+        ("subject" | "subject-off", _) if runtime == "blocking" => {
+            serve_ready(subject::Blocking::new(url, name, kind == "subject"));
+        }
+        ("subject" | "subject-off", _) => {
+            serve(runtime, subject::Async::new(url, name, kind == "subject"));
+        }
+        ("baseline", "postgres") => serve(runtime, baseline::Postgres::connect(url, name)),
+        ("baseline", "mysql") => serve(runtime, baseline::MySql::connect(url, name)),
+        ("baseline", _) => serve_ready(baseline::Sqlite::open(url, name)),
+        ("advisory", _) => serve(runtime, baseline::Advisory::connect(url)),
+        _ => panic!("no row {kind}"),
+    }
 }
 
-fn connect(runtime: &Runtime, url: &str) -> Locks {
-    runtime.block_on(Locks::connect(url)).expect("connects")
+/// Answer what is asked, on a runtime of that kind.
+fn serve<C: Cycle>(runtime: &str, made: impl Future<Output = C>) {
+    match runtime {
+        "blocking" => {
+            let runtime = current_thread();
+            let cycle = runtime.block_on(made);
+            serve_ready(BlockOn { runtime, cycle });
+        }
+        "current" => {
+            let runtime = current_thread();
+            let mut cycle = runtime.block_on(made);
+            answer("Rust, current_thread");
+            for line in lines() {
+                answer(&runtime.block_on(carry_out(&mut cycle, &line)));
+            }
+        }
+        _ => in_tasks("Rust, multi_thread", made),
+    }
 }
 
-fn wait(runtime: &Runtime, url: &str, name: &str) {
-    let lock = connect(runtime, url).lock(name);
-    let mut guard = None;
-    answer("ready");
+fn serve_ready(cycle: impl BlockingCycle) {
+    let mut cycle = Ready(cycle);
+    answer("Rust, blocking");
     for line in lines() {
-        match line.as_str() {
-            "acquire" => {
-                guard = Some(runtime.block_on(lock.acquire()).expect("acquires"));
-                answer(&now_ns().to_string());
-            }
-            "release" => {
-                let at = now_ns();
-                if let Some(guard) = guard.take() {
-                    runtime.block_on(guard.release()).expect("releases");
-                }
-                answer(&at.to_string());
-            }
-            other => panic!("not understood: {other}"),
+        let mut context = Context::from_waker(Waker::noop());
+        match pin!(carry_out(&mut cycle, &line)).poll(&mut context) {
+            Poll::Ready(said) => answer(&said),
+            Poll::Pending => unreachable!("blocking code leaves nothing pending"),
         }
     }
 }
 
-fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
-    let ours = connect(runtime, url);
+fn connect(url: &str) -> (Runtime, Locks) {
+    let runtime = multi_thread();
+    let locks = runtime.block_on(Locks::connect(url)).expect("connects");
+    (runtime, locks)
+}
+
+fn hold(url: &str, locks: u64, ttl: Duration) {
+    let (runtime, subject) = connect(url);
     let began = time::now();
     let guards: Vec<LockGuard> = runtime.block_on(async {
         let mut guards = Vec::new();
@@ -118,12 +165,10 @@ fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
         for part in numbers.chunks(2000) {
             let mut set = JoinSet::new();
             for number in part {
-                let lock = ours.lock(format!("{number} of {locks}")).ttl(ttl);
+                let lock = subject.lock(format!("{number} of {locks}")).ttl(ttl);
                 set.spawn(async move { lock.acquire().await.expect("acquires") });
             }
-            while let Some(guard) = set.join_next().await {
-                guards.push(guard.expect("the task ends"));
-            }
+            guards.extend(set.join_all().await);
         }
         guards
     });
@@ -140,8 +185,8 @@ fn hold(runtime: &Runtime, url: &str, locks: u64, ttl: Duration) {
     std::process::exit(0);
 }
 
-fn idle(runtime: &Runtime, url: &str, name: &str, waiters: u64) {
-    let locks = connect(runtime, url);
+fn idle(url: &str, name: &str, waiters: u64) {
+    let (runtime, locks) = connect(url);
     for _ in 0..waiters {
         let lock = locks.lock(name);
         runtime.spawn(async move { drop(lock.acquire().await) });
@@ -151,54 +196,39 @@ fn idle(runtime: &Runtime, url: &str, name: &str, waiters: u64) {
     std::process::exit(0);
 }
 
-fn storm(runtime: &Runtime, url: &str, name: &str, tasks: u64, length: Duration) {
-    let locks = connect(runtime, url);
+/// Answers how long each grant was waited for, in milliseconds, and how many tasks had none.
+fn contend(url: &str, name: &str, tasks: u64, hold: Duration, length: Duration) {
+    let (runtime, locks) = connect(url);
     answer("ready");
     if lines().next().is_none() {
         return;
     }
-    let waits = Arc::new(Mutex::new(Vec::new()));
     let began = time::now();
-    let starved = runtime.block_on(async {
+    let served = runtime.block_on(async {
         let mut set = JoinSet::new();
         for _ in 0..tasks {
-            let (lock, waits) = (locks.lock(name), Arc::clone(&waits));
+            let lock = locks.lock(name);
             set.spawn(async move {
-                let mut turns = 0u64;
-                while began.elapsed() < length {
+                let mut waits = Vec::new();
+                loop {
                     let asked = time::now();
-                    // Who waits at the end is counted with what it has waited until then.
                     let left = length.saturating_sub(began.elapsed());
                     let Ok(got) = tokio::time::timeout(left, lock.acquire()).await else {
-                        waits.lock().expect("no panic").push((since(asked), false));
-                        break;
+                        return waits;
                     };
-                    waits.lock().expect("no panic").push((since(asked), true));
-                    turns += 1;
-                    tokio::time::sleep(SHORT).await;
+                    waits.push(since(asked));
+                    if !hold.is_zero() {
+                        tokio::time::sleep(hold).await;
+                    }
                     got.expect("acquires").release().await.expect("releases");
                 }
-                turns
             });
         }
-        let mut never = 0;
-        while let Some(turns) = set.join_next().await {
-            never += u64::from(turns.is_ok_and(|turns| turns == 0));
-        }
-        never
+        set.join_all().await
     });
-    let waits = waits.lock().expect("no panic");
-    let served = waits.iter().filter(|(_, got)| *got);
-    let served: Vec<String> = served.map(|(wait, _)| format!("{wait:.3}")).collect();
-    let text = served.join(",");
-    let unserved: Vec<f64> = waits
-        .iter()
-        .filter(|(_, got)| !got)
-        .map(|(wait, _)| *wait)
-        .collect();
-    answer(&format!(
-        "{{\"waits\":[{text}],\"unserved\":{unserved:?},\"never\":{starved}}}"
-    ));
+    let never = served.iter().filter(|waits| waits.is_empty()).count();
+    let waits: Vec<f64> = served.into_iter().flatten().collect();
+    answer(&json!({"waits": waits, "never": never}).to_string());
     lines().for_each(drop);
     runtime.block_on(locks.drain());
 }

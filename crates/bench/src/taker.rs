@@ -1,16 +1,24 @@
-//! Whoever is measured, and those that are processes of their own.
+//! A row of the tables: a process that acquires and releases when it is told.
+//!
+//! Each row is a process of its own, in Rust or Python, so that the system calls of one are counted by
+//! themselves. Its first line says what it is made of; then it answers the lines of its standard input:
+//!
+//! | line | what it does | answer |
+//! | --- | --- | --- |
+//! | `cycles MS` | acquires and releases for so long | `{"acquire": [ns, …], "release": [ns, …]}` |
+//! | `count N` | so many cycles, with `getppid` before each call and after the last | `done` |
+//! | `acquire`, `release` | that | the monotonic clock before and after, in ns |
 
-use std::fmt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testkit::{Killable, time};
+use testkit::Killable;
 
 /// How long a process may take to connect, and to answer beyond what it was told to take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What was measured in one round, in milliseconds. `release` is empty where there is nothing to measure.
+/// What was measured in one round, in milliseconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times {
     pub(crate) acquire: Vec<f64>,
@@ -20,9 +28,6 @@ pub(crate) struct Times {
 impl Times {
     /// Acquire and release together.
     pub(crate) fn cycles(&self) -> Vec<f64> {
-        if self.release.is_empty() {
-            return self.acquire.clone();
-        }
         let pairs = self.acquire.iter().zip(&self.release);
         pairs.map(|(acquire, release)| acquire + release).collect()
     }
@@ -33,56 +38,9 @@ impl Times {
     }
 }
 
-type Run = Box<dyn FnMut(Duration) -> Times>;
-
-/// One row of a table.
-pub(crate) struct Contender {
-    /// By which it is found again.
-    pub(crate) key: String,
-    pub(crate) name: String,
-    pub(crate) run: Run,
-    /// Where it runs, when that is not here.
-    pub(crate) process: Option<u32>,
-}
-
-impl fmt::Debug for Contender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)
-    }
-}
-
-impl Contender {
-    pub(crate) fn new(
-        key: impl Into<String>,
-        name: impl Into<String>,
-        run: impl FnMut(Duration) -> Times + 'static,
-    ) -> Self {
-        Self {
-            key: key.into(),
-            name: name.into(),
-            run: Box::new(run),
-            process: None,
-        }
-    }
-
-    pub(crate) fn of_process(mut self, process: u32) -> Self {
-        self.process = Some(process);
-        self
-    }
-}
-
 /// Since then, in milliseconds.
 pub(crate) fn since(then: Instant) -> f64 {
     then.elapsed().as_secs_f64() * 1e3
-}
-
-/// Do `one` again and again until the time is over, three times at least.
-pub(crate) fn repeat(slice: Duration, mut one: impl FnMut(&mut Times)) -> Times {
-    let (began, mut times) = (time::now(), Times::default());
-    while began.elapsed() < slice || times.acquire.len() < 3 {
-        one(&mut times);
-    }
-    times
 }
 
 /// A process that takes locks when it is told.
@@ -95,11 +53,10 @@ pub(crate) struct Taker {
 
 impl Taker {
     /// `None`, and a line that says so, where it does not come up.
-    pub(crate) fn start(command: &Command) -> Option<Self> {
+    pub(crate) fn start(name: &str, command: &Command) -> Option<Self> {
         let process = Killable::spawn_command(command);
         let Some(what) = process.line(PATIENCE) else {
-            let what: Vec<_> = command.get_args().take(2).collect();
-            crate::say(&format!("not measured, it does not start: {what:.80?}"));
+            crate::say(&format!("left out, it does not start: {name}"));
             return None;
         };
         Some(Self { process, what })
@@ -110,7 +67,7 @@ impl Taker {
     }
 
     pub(crate) fn tell(&mut self, line: &str) {
-        self.process.send_line(line).expect("the taker reads");
+        self.process.send_line(line).expect("the process reads");
     }
 
     pub(crate) fn hear(&self, within: Duration) -> String {
@@ -120,6 +77,15 @@ impl Taker {
     pub(crate) fn ask(&mut self, line: &str) -> String {
         self.tell(line);
         self.hear(Duration::ZERO)
+    }
+
+    /// The answer to `acquire` or `release`: the clock before and after the call.
+    pub(crate) fn span(&self) -> (u64, u64) {
+        let line = self.hear(Duration::ZERO);
+        let span = line
+            .split_once(' ')
+            .and_then(|(before, after)| Some((before.parse().ok()?, after.parse().ok()?)));
+        span.unwrap_or_else(|| panic!("not two times: {line}"))
     }
 
     pub(crate) fn cycles(&mut self, slice: Duration) -> Times {
