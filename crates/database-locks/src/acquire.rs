@@ -84,9 +84,10 @@ async fn until_trusted(
     let (began, limit) = (clock::now(), want.wait);
     let mut want = Arc::new(want.clone());
     loop {
+        let from = clock::now();
         let done = match directly(inner, &want).await? {
             Direct::Done(done) => done,
-            Direct::Undecided(tried) => in_background(inner, &want, tried, span).await?,
+            Direct::Undecided(tried) => in_background(inner, &want, from, tried, span).await?,
         };
         let Some(guard) = done else { return Ok(None) };
         let Err(lost) = guard.still_trusted() else {
@@ -161,6 +162,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
 async fn in_background(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
+    began: clock::Time,
     tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
@@ -169,7 +171,7 @@ async fn in_background(
     let work = async move {
         // Dropping the work gives back what it may have acquired: see `Attempt`.
         let done = tokio::select! {
-            done = within_wait(&shared, &want, tried) => done,
+            done = within_wait(&shared, &want, began, tried) => done,
             () = wanted.closed() => return,
         };
         // A guard that the caller does not take is dropped, and so releases.
@@ -341,9 +343,10 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 async fn within_wait(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
+    began: clock::Time,
     tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
-    let (began, progress) = (clock::now(), Mutex::new(Progress::default()));
+    let progress = Mutex::new(Progress::default());
     let limit = want.wait.filter(|wait| !wait.is_zero());
     let mut end = limit.map(|limit| began.saturating_add(limit));
     let work = Acquisition::new(inner, want, tried, &progress, end)?.run();

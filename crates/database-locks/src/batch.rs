@@ -5,17 +5,20 @@
 //! <https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-COMMIT-DELAY>).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::fork::Gated;
 use crate::store::{Reply, StoreError};
 
 /// How long a request waits for the statement before its own. One that hangs must not hold up those
 /// that may not hang, such as those of another row.
 const OVERTIME: Duration = Duration::from_millis(100);
+/// For how long an answer to many is waited for. A store keeps to its deadline before that, a lane has none.
+const LONGEST: Duration = Duration::from_secs(10);
 /// How many go together at most: a statement should not take longer than a waiter minds.
 const MOST: usize = 1_000;
 
@@ -30,8 +33,11 @@ struct Shared<Q, A> {
     state: Mutex<State<Q, A>>,
 }
 
+/// The right to send: whoever has it also sends what waits when it is done, and it ends with them.
+type Turn = Arc<()>;
+
 struct State<Q, A> {
-    under_way: bool,
+    turn: Weak<()>,
     waiting: Vec<Waiting<Q, A>>,
 }
 
@@ -54,7 +60,7 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
         send: impl for<'a> Fn(&'a [Q]) -> Reply<'a, Vec<A>> + Send + Sync + 'static,
     ) -> Self {
         let state = Mutex::new(State {
-            under_way: false,
+            turn: Weak::new(),
             waiting: Vec::new(),
         });
         let send = Box::new(send);
@@ -69,8 +75,8 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
     pub(crate) async fn ask(&self, asked: Q) -> Result<A, StoreError> {
         let mut answer = match self.0.stand_behind(asked) {
             Ok(answer) => answer,
-            Err(asked) => {
-                let _next = Next(&self.0);
+            Err((asked, turn)) => {
+                let _next = Next(&self.0, turn);
                 return self.0.alone(&asked).await;
             }
         };
@@ -78,7 +84,9 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
             biased;
             answered = &mut answer => answered,
             () = tokio::time::sleep(OVERTIME) => {
-                tokio::spawn(Arc::clone(&self.0).overtake());
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(Gated::new(Arc::clone(&self.0).overtake()));
+                }
                 answer.await
             }
         };
@@ -88,25 +96,20 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
 }
 
 /// What waits goes out when this is dropped: the request before it has its answer, or was dropped.
-struct Next<'a, Q: Send + Sync + 'static, A: Send + 'static>(&'a Arc<Shared<Q, A>>);
+struct Next<'a, Q: Send + Sync + 'static, A: Send + 'static>(&'a Arc<Shared<Q, A>>, Turn);
 
 impl<Q: Send + Sync + 'static, A: Send + 'static> Drop for Next<'_, Q, A> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         if state.waiting.is_empty() {
-            state.under_way = false;
-        } else if let Ok(runtime) = Handle::try_current() {
-            drop(state);
-            runtime.spawn(Arc::clone(self.0).go_on());
-        } else {
-            // Its runtime has ended.
-            state.under_way = false;
-            let waiting = std::mem::take(&mut state.waiting);
-            drop(state);
-            for waiting in waiting {
-                let not_asked = StoreError::Unavailable("it was not asked".into()).undone();
-                let _ = waiting.tell.send(Err(not_asked));
-            }
+            state.turn = Weak::new();
+            return;
+        }
+        drop(state);
+        // A runtime that has ended drops it unpolled, and with it the turn.
+        if let Ok(runtime) = Handle::try_current() {
+            let turn = Arc::clone(&self.1);
+            runtime.spawn(Gated::new(Arc::clone(self.0).go_on(turn)));
         }
     }
 }
@@ -117,11 +120,12 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
     }
 
     /// Wait for what is under way; `Err` where nothing is, and this is it.
-    fn stand_behind(&self, asked: Q) -> Result<Answer<A>, Q> {
+    fn stand_behind(&self, asked: Q) -> Result<Answer<A>, (Q, Turn)> {
         let mut state = self.state();
-        if !state.under_way {
-            state.under_way = true;
-            return Err(asked);
+        if state.turn.strong_count() == 0 {
+            let turn = Turn::default();
+            state.turn = Arc::downgrade(&turn);
+            return Err((asked, turn));
         }
         let (tell, answer) = oneshot::channel();
         state.waiting.push(Waiting { asked, tell });
@@ -129,17 +133,18 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
     }
 
     /// Carry out what waits, batch by batch, until nobody waits any more.
-    async fn go_on(self: Arc<Self>) {
+    async fn go_on(self: Arc<Self>, turn: Turn) {
         loop {
             let batch = {
                 let mut state = self.state();
                 let batch = state.take();
-                state.under_way = !batch.is_empty();
+                if batch.is_empty() {
+                    state.turn = Weak::new();
+                    drop(turn);
+                    return;
+                }
                 batch
             };
-            if batch.is_empty() {
-                return;
-            }
             self.together(batch).await;
         }
     }
@@ -157,7 +162,8 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
             .into_iter()
             .map(|waiting| (waiting.asked, waiting.tell))
             .unzip();
-        let answers = match (self.send)(&asked).await {
+        let sent = tokio::time::timeout(LONGEST, (self.send)(&asked)).await;
+        let answers = match sent.unwrap_or_else(|_| Err(StoreError::late(LONGEST))) {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
@@ -272,6 +278,30 @@ mod tests {
             }
             assert_eq!(world.statements()[2..], [[4], [5]]);
         });
+    }
+
+    #[test]
+    fn a_runtime_that_ends_in_the_midst_leaves_the_next_request_alone() {
+        for under_way in [vec![0, 1], vec![2, 0, 1]] {
+            let (world, batch) = batch();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap();
+            // One alone with another behind it, and two together.
+            runtime.block_on(async { drop(ask(&batch, &world, &under_way).await) });
+            drop(runtime);
+            let before = world.statements().len();
+            run(async {
+                let asked = ask(&batch, &world, &[3]).await;
+                let sent = world.statements();
+                assert!(
+                    sent[before..].iter().any(|sent| sent.contains(&3)),
+                    "{sent:?}"
+                );
+                drop(asked);
+            });
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
+use crate::clock::{self, Time};
 use crate::error::{Error, LostReason};
 use crate::fork::Here;
 use crate::held::{Held, Status, ms};
@@ -499,7 +500,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn release(mut self) -> Result<(), Error> {
-        let name = self.name().clone();
+        let (name, began) = (self.name().clone(), clock::now());
         self.forget_listeners();
         match self.still_trusted() {
             // Where trust has run out under a fence it is ours to be released all the same.
@@ -511,7 +512,7 @@ impl LockGuard {
         };
         let done = match release.directly().await {
             Some(done) => done,
-            None => in_background(name, release).await?,
+            None => in_background(name, release, began + RELEASE_PATIENCE).await?,
         };
         if done != Released::NotOurs {
             return Ok(());
@@ -560,7 +561,7 @@ impl LockGuard {
 }
 
 /// Release in the background, and wait for it no longer than a caller should.
-async fn in_background(name: LockName, release: GiveBack) -> Result<Released, Error> {
+async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result<Released, Error> {
     let work = runtime::spawn(release.carry_on())?;
     runtime::run(async move {
         tokio::select! {
@@ -568,7 +569,7 @@ async fn in_background(name: LockName, release: GiveBack) -> Result<Released, Er
                 op: "release a lock".into(),
                 source: Box::new(stopped),
             })),
-            () = tokio::time::sleep(RELEASE_PATIENCE) => Err(Error::Unavailable {
+            () = clock::sleep_until(until) => Err(Error::Unavailable {
                 op: format!("release lock `{name}`"),
                 source: "no answer within 5s; trying on in the background".into(),
             }),

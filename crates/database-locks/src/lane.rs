@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
+use crate::acquire::PATIENCE;
 use crate::batch::Batch;
 use crate::clock::{self, Time};
 use crate::error::Error;
@@ -54,9 +55,8 @@ struct Election {
     used: Time,
     /// The runtime that called last and is not the home, and how often in a row.
     candidate: Option<(Id, u32)>,
-    /// The last call was late. The second one in a row is the fault of the home, most likely, and not of the
-    /// database.
-    late: bool,
+    /// By when the last call was due, if it was late.
+    late: Option<Time>,
     shunned_until: Time,
 }
 
@@ -129,29 +129,42 @@ impl DirectPath {
         if calls < CALLS && !blocking {
             return None;
         }
-        if election.home.is_some() {
-            self.lane.give_up();
-        }
+        // Whatever runtime it was on before: the connection belongs to that.
+        self.lane.give_up();
         election.used = now;
-        election.home = Some(match blocking {
-            true => Home {
+        if blocking {
+            election.home = Some(Home {
                 runtime: id,
                 ready: true,
                 ended: None,
-            },
-            false => self.move_in(&runtime),
-        });
-        blocking.then_some(runtime)
+            });
+            return Some(runtime);
+        }
+        election.candidate = None;
+        drop(election);
+        self.move_in(&runtime);
+        None
     }
 
     /// Make that runtime the home. Until the lane is connected its callers go by the background.
-    fn move_in(&self, runtime: &Handle) -> Home {
+    fn move_in(&self, runtime: &Handle) {
+        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic.
+        let fit = catch_unwind(|| {
+            drop(tokio::time::sleep(Duration::ZERO));
+            tokio::net::UnixDatagram::unbound().is_ok()
+        });
+        let id = runtime.id();
         let (ended, left) = oneshot::channel();
-        let (lane, election, id) = (
-            Arc::clone(&self.lane),
-            Arc::downgrade(&self.election),
-            runtime.id(),
-        );
+        locked(&self.election).home = Some(Home {
+            runtime: id,
+            ready: false,
+            ended: Some(ended),
+        });
+        if !matches!(fit, Ok(true)) {
+            locked(&self.election).shun();
+            return;
+        }
+        let (lane, election) = (Arc::clone(&self.lane), Arc::downgrade(&self.election));
         let stay = async move {
             let connected = lane.connect().await;
             drop(lane);
@@ -165,28 +178,11 @@ impl DirectPath {
             }
             let _ = left.await;
         };
-        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic.
-        let _guard = runtime.enter();
-        let fit = catch_unwind(AssertUnwindSafe(|| {
-            drop(tokio::time::sleep(Duration::ZERO));
-            tokio::net::UnixDatagram::unbound().is_ok()
-        }));
-        if matches!(fit, Ok(true)) {
-            runtime.spawn(Gated::new(stay));
-            return Home {
-                runtime: id,
-                ready: false,
-                ended: Some(ended),
-            };
-        }
-        Home {
-            runtime: id,
-            ready: false,
-            ended: None,
-        }
+        runtime.spawn(Gated::new(stay));
     }
 
-    /// Ask for a grant on the lane. See [`call`](Self::call).
+    /// Ask for a grant on the lane. See [`call`](Self::call): `under_way` is dropped when the request is carried
+    /// through, or when the runtime ends.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         home: Handle,
@@ -195,8 +191,11 @@ impl DirectPath {
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
         let path = Arc::clone(self);
-        let reply = async move { path.acquires.ask(ask).await };
-        self.call(home, reply, patience, under_way).await
+        let reply = async move {
+            let _under_way = under_way;
+            path.acquires.ask(ask).await
+        };
+        self.call(home, reply, patience).await
     }
 
     /// Give a grant back on the lane. See [`call`](Self::call).
@@ -205,11 +204,10 @@ impl DirectPath {
         home: Handle,
         what: Return,
         patience: Duration,
-        under_way: oneshot::Sender<()>,
     ) -> Option<Result<Released, StoreError>> {
         let path = Arc::clone(self);
         let reply = async move { path.releases.ask(what).await };
-        self.call(home, reply, patience, under_way).await
+        self.call(home, reply, patience).await
     }
 
     /// Wait for a reply, for about so long; none: it is late.
@@ -217,44 +215,56 @@ impl DirectPath {
     /// # Cancel safety
     ///
     /// A request whose reply is dropped half-way may be carried out at any later time. So it is carried through on
-    /// its runtime; `under_way` is dropped when that is done, or when the runtime ends.
+    /// its runtime.
     async fn call<T: Send + 'static>(
         &self,
         home: Handle,
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
         patience: Duration,
-        under_way: oneshot::Sender<()>,
     ) -> Option<Result<T, StoreError>> {
-        let reply = async move {
-            let _under_way = under_way;
-            reply.await
-        };
+        let (id, due) = (home.id(), clock::now() + patience);
         let answer = InFlight {
             reply: Some(Gated::new(reply)),
             home,
-            calls: &self.calls,
+            path: self,
             number: None,
-            due: clock::now() + patience,
+            due,
         };
         let answer = answer.await;
-        if answer.is_none() {
-            self.lane.give_up();
-        }
         let mut election = locked(&self.election);
+        if !election.is_home(id) {
+            // Another runtime has it by now, and another connection.
+            return answer;
+        }
         match &answer {
-            None if election.late => election.shun(),
-            None => election.late = true,
+            None => {
+                self.lane.give_up();
+                election.was_late(due);
+            }
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => election.shun(),
-            Some(_) => election.late = false,
+            Some(_) => election.late = None,
         }
         answer
     }
 }
 
 impl Election {
+    fn is_home(&self, id: Id) -> bool {
+        self.home.as_ref().is_some_and(|home| home.runtime == id)
+    }
+
+    /// A call that was due by then was late. The second one in a row is the fault of the home, most likely, and
+    /// not of the database; those that were under way together count as one.
+    fn was_late(&mut self, due: Time) {
+        match self.late {
+            Some(before) if due > before + TICK => self.shun(),
+            _ => self.late = Some(due),
+        }
+    }
+
     fn shun(&mut self) {
         self.shunned_until = clock::now() + SHUNNED;
-        (self.home, self.candidate, self.late) = (None, None, false);
+        (self.home, self.candidate, self.late) = (None, None, None);
     }
 }
 
@@ -266,7 +276,7 @@ where
     /// None: it is done.
     reply: Option<Gated<F>>,
     home: Handle,
-    calls: &'a Calls,
+    path: &'a DirectPath,
     number: Option<u64>,
     due: Time,
 }
@@ -280,23 +290,22 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let call = &mut *self;
-        let Some(reply) = &mut call.reply else {
+        // Taken: after a panic it is not polled again.
+        let Some(mut reply) = call.reply.take() else {
             return Poll::Pending;
         };
-        if let Poll::Ready(answer) = Pin::new(reply).poll(context) {
-            call.reply = None;
+        if let Poll::Ready(answer) = Pin::new(&mut reply).poll(context) {
             return Poll::Ready(Some(answer));
         }
         runtime::needed();
-        let number = *call
-            .number
-            .get_or_insert_with(|| call.calls.begin(call.due));
-        match call.calls.wait(number, context.waker()) {
-            true => Poll::Pending,
-            false => {
-                call.reply = None;
-                Poll::Ready(None)
+        let calls = &call.path.calls;
+        let number = *call.number.get_or_insert_with(|| calls.begin(call.due));
+        match calls.wait(number, context.waker()) {
+            true => {
+                call.reply = Some(reply);
+                Poll::Pending
             }
+            false => Poll::Ready(None),
         }
     }
 }
@@ -306,12 +315,21 @@ where
     F::Output: Send + 'static,
 {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
-            self.calls.end(number);
+        let reply = self.reply.take();
+        // In a forked child it is leaked, and a thread that is not there may have the mutex.
+        if reply.as_ref().is_some_and(|reply| !reply.is_here()) {
+            return;
         }
-        // In a forked child it is leaked.
-        if let Some(reply) = self.reply.take().filter(Gated::is_here) {
-            self.home.spawn(reply);
+        if let Some(number) = self.number {
+            self.path.calls.end(number);
+        }
+        if let Some(reply) = reply {
+            let lane = Arc::clone(&self.path.lane);
+            self.home.spawn(Gated::new(async move {
+                if tokio::time::timeout(PATIENCE, reply).await.is_err() {
+                    lane.give_up();
+                }
+            }));
         }
     }
 }
@@ -351,7 +369,8 @@ impl Calls {
             late: false,
             waker: None,
         });
-        if std::mem::take(&mut open.asleep) {
+        let soon = due < clock::now() + TICK;
+        if std::mem::take(&mut open.asleep) || soon {
             self.more.notify_one();
         }
         number
@@ -379,15 +398,20 @@ impl Calls {
             .retain(|call| call.number != number);
     }
 
-    /// Mark what is late; those to be woken, and whether there are any calls.
-    fn find_late(&self, now: Time) -> (Vec<Waker>, bool) {
+    /// Mark what is late; those to be woken, and when the next one will be.
+    fn find_late(&self, now: Time) -> (Vec<Waker>, Option<Time>) {
         let mut open = locked(&self.state);
         let mut late = Vec::new();
         for call in open.calls.iter_mut().filter(|call| call.due <= now) {
             call.late = true;
             late.extend(call.waker.take());
         }
-        (late, !open.calls.is_empty())
+        let due = open
+            .calls
+            .iter()
+            .filter(|call| !call.late)
+            .map(|call| call.due);
+        (late, due.min())
     }
 }
 
@@ -396,10 +420,11 @@ async fn find_late(calls: Weak<Calls>, more: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
         let Some(known) = calls.upgrade() else { return };
-        let (late, any) = known.find_late(clock::now());
+        let now = clock::now();
+        let (late, due) = known.find_late(now);
         let asleep = {
             let mut open = locked(&known.state);
-            idle = match any || open.next != last {
+            idle = match due.is_some() || open.next != last {
                 true => 0,
                 false => idle + 1,
             };
@@ -408,10 +433,14 @@ async fn find_late(calls: Weak<Calls>, more: Arc<Notify>) {
             open.asleep
         };
         drop(known);
-        late.into_iter().for_each(Waker::wake);
-        match asleep {
-            true => more.notified().await,
-            false => tokio::time::sleep(TICK).await,
+        for waker in late {
+            // Foreign code, without which the others would wait for ever.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        let nap = due.map_or(TICK, |due| due.saturating_sub(now).min(TICK));
+        tokio::select! {
+            () = more.notified() => {}
+            () = tokio::time::sleep(nap), if !asleep => {}
         }
     }
 }

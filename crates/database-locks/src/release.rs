@@ -4,8 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use crate::acquire::{DIRECT, PATIENCE};
 use crate::clock::{self, Time};
 use crate::error::Error;
@@ -60,10 +58,8 @@ struct Task {
     what: Return,
     end: Time,
     held_for: Option<Duration>,
-    /// What the lane answered.
+    /// What the lane answered, or that a request went out there whose answer nobody heard.
     first: Option<Result<Released, StoreError>>,
-    /// Ends when the request on the lane is carried through that the caller has dropped.
-    under_way: Option<oneshot::Receiver<()>>,
     _pending: Pending,
 }
 
@@ -85,7 +81,6 @@ impl GiveBack {
             end,
             held_for,
             first: None,
-            under_way: None,
         })))
     }
 
@@ -94,19 +89,22 @@ impl GiveBack {
         let task = self.0.as_mut()?.here_mut()?;
         let path = task.inner.direct.clone()?;
         let home = path.here()?;
-        let (done, under_way) = oneshot::channel();
-        task.under_way = Some(under_way);
-        let answer = path.release(home, task.what.clone(), DIRECT, done).await;
-        task.under_way = None;
-        match answer.unwrap_or_else(|| Err(StoreError::late(DIRECT))) {
-            Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+        // Until it is answered.
+        task.first = Some(Err(StoreError::late(DIRECT)));
+        match path.release(home, task.what.clone(), DIRECT).await {
+            // The background repeats it.
+            None => None,
+            Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs))) => {
                 let done = freed(&task.inner, &task.what, done, false, task.held_for);
                 self.0 = None;
                 Some(done)
             }
             // Nothing was sent. The background may have a connection.
-            Err(failure) if failure.is_undone() && !failure.is_answer() => None,
-            answer => {
+            Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => {
+                task.first = None;
+                None
+            }
+            Some(answer) => {
                 task.first = Some(answer);
                 None
             }
@@ -129,24 +127,14 @@ impl GiveBack {
 
 impl Task {
     async fn carry_on(self) -> Result<Released, Error> {
-        let unsure = self.under_way.is_some();
-        if let Some(under_way) = self.under_way {
-            // Its runtime may never go on with it.
-            let _ = tokio::time::timeout(PATIENCE, under_way).await;
-        }
-        let first = match unsure {
-            true => Some(Err(StoreError::Unavailable("its caller has gone".into()))),
-            false => self.first,
-        };
-        until_answered(
-            &self.inner,
-            self.what,
-            self.end,
-            self.held_for,
-            Try::First,
+        let Self {
+            what,
+            end,
+            held_for,
             first,
-        )
-        .await
+            ..
+        } = self;
+        until_answered(&self.inner, what, end, held_for, Try::First, first).await
     }
 }
 

@@ -15,7 +15,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::thread::{LocalKey, Thread};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -80,6 +80,8 @@ thread_local! {
     static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
     /// What this thread waits for needs the runtime that the thread drives.
     static NEEDED: Cell<bool> = const { Cell::new(false) };
+    /// This thread is in the blocking runtime.
+    static BLOCKS: Cell<bool> = const { Cell::new(false) };
     /// This thread waits outside the runtime that it is in, which may not go on until the wait is over.
     static PARKED: Cell<bool> = const { Cell::new(false) };
 }
@@ -98,8 +100,7 @@ pub(crate) fn of_caller() -> Option<(Handle, bool)> {
         return None;
     }
     let handle = Handle::try_current().ok()?;
-    let blocks = blocking().is_ok_and(|runtime| runtime.handle().id() == handle.id());
-    Some((handle, blocks))
+    Some((handle, BLOCKS.get()))
 }
 
 /// What is being polled waits for something that the runtime of this thread has to do.
@@ -163,7 +164,10 @@ fn wait<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Opt
     // Within a runtime tokio refuses to drive another, and while a thread ends too.
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
-        let done = runtime.block_on(drive(future.as_mut(), until));
+        let done = {
+            let _blocks = Set::begin(&BLOCKS);
+            runtime.block_on(drive(future.as_mut(), until))
+        };
         if let Driven::Done(done) = done {
             return Some(done);
         } else if let Driven::Late = done {
@@ -215,7 +219,7 @@ async fn drive<F: Future + ?Sized>(
 
 /// Wait for it on this thread, outside any runtime.
 fn park<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
-    let _parked = Parked(PARKED.replace(true));
+    let _parked = Set::begin(&PARKED);
     let signal = Arc::new(Signal {
         thread: std::thread::current(),
         set: AtomicBool::new(false),
@@ -232,12 +236,18 @@ fn park<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Opt
     }
 }
 
-/// Puts [`PARKED`] back.
-struct Parked(bool);
+/// A mark of this thread, set for as long as this lives.
+struct Set(&'static LocalKey<Cell<bool>>, bool);
 
-impl Drop for Parked {
+impl Set {
+    fn begin(mark: &'static LocalKey<Cell<bool>>) -> Self {
+        Self(mark, mark.replace(true))
+    }
+}
+
+impl Drop for Set {
     fn drop(&mut self) {
-        PARKED.set(self.0);
+        self.0.set(self.1);
     }
 }
 

@@ -403,7 +403,10 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
             .collect();
         database.is_waited_for().await;
         let grants = [(grant, Ttl::from(LONG))];
-        let renewal = store.renew(&grants, SOON);
+        let mut renewal = store.renew(&grants, SOON);
+        // It is queued once it is polled.
+        let queued = tokio::time::timeout(Duration::from_millis(50), &mut renewal).await;
+        assert!(queued.is_err(), "{queued:?}");
         closed.leave();
         assert_eq!(renewal.await.unwrap(), [Renewal::Renewed]);
         let before = done.load(Ordering::SeqCst);

@@ -245,19 +245,25 @@ impl Drop for Attempt {
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
         let inner = Arc::clone(&self.inner);
+        let pending = inner.pending.clone();
         let release = move |what| give_back(Arc::clone(&inner), what, ttl, None);
-        let (first, under_way) = (release(what.clone()), self.under_way.take());
+        let (first, mut under_way) = (release(what.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
-            let Some(under_way) = under_way else {
-                let _ = first.await;
+            if let Some(under_way) = &mut under_way {
+                let _ = tokio::time::timeout(DIRECT, under_way).await;
+            }
+            let Ok(Released::NotOurs) = first.await else {
                 return;
             };
-            // Its runtime may never go on with it, or have ended: then the server may come to it later.
-            let _ = tokio::time::timeout(PATIENCE, under_way).await;
-            if let Ok(Released::NotOurs) = first.await {
-                tokio::time::sleep(DIRECT).await;
+            // The server may come to it yet.
+            if let Some(under_way) = under_way {
+                if !under_way.is_terminated() {
+                    let _ = tokio::time::timeout(MAX_FIRST_GRANT, under_way).await;
+                }
+                tokio::time::sleep(DIRECT / 10).await;
                 let _ = release(what).await;
             }
+            drop(pending);
         });
     }
 }
