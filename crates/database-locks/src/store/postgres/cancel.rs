@@ -90,11 +90,8 @@ pub(super) async fn wind_up<E>(
     let Some(cancel) = cancel else { return };
     let all = async {
         for _ in 0..TRIES {
-            tokio::select! {
-                biased;
-                _ = connection.as_mut() => return,
-                () = cancel.ask() => {}
-            }
+            // Asked before the connection may end by itself, where nothing can be sent on it any more.
+            cancel.ask().await;
             if timeout(PAUSE, connection.as_mut()).await.is_ok() {
                 return;
             }
