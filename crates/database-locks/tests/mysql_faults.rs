@@ -45,6 +45,7 @@ on_servers!(
     a_prune_goes_by_pages_of_ids,
     a_waiter_outlives_a_table_that_is_away_for_a_moment,
     ids_that_are_used_up_say_what_to_do,
+    a_client_that_makes_many_rows_at_once_is_waited_for,
     every_grant_raises_the_token_to_the_clock,
     a_table_is_made_whatever_the_defaults_are(
         "innodb-default-row-format=compact",
@@ -511,4 +512,26 @@ async fn a_table_is_made_whatever_the_defaults_are(server: &Server, engine: &'st
         made.contains("DYNAMIC") && made.contains("`id` int"),
         "{made}"
     );
+}
+
+/// An INSERT … SELECT has the counter of the ids locked to its end, and others do not get an id meanwhile.
+async fn a_client_that_makes_many_rows_at_once_is_waited_for(server: &Server, engine: &str) {
+    let url = server.fresh_database();
+    let locks = connect(&url).await;
+    let mut stranger = server.stranger(&url);
+    stranger.send(
+        "INSERT INTO database_locks_lock (name)
+         SELECT CONCAT('row ', n.n, SLEEP(1)) FROM (SELECT 1 n UNION ALL SELECT 2 UNION ALL SELECT 3
+                UNION ALL SELECT 4) n",
+    );
+    // The first of its rows is there after a second.
+    tokio::time::sleep(ms(1_500)).await;
+    for i in 0..5 {
+        let lock = locks.lock(format!("new {i}")).wait(SOON);
+        let guard = lock.acquire().await;
+        let guard = guard.unwrap_or_else(|error| panic!("{}", error.chain()));
+        guard.release().await.unwrap();
+    }
+    stranger.answer(SOON).unwrap().unwrap();
+    promise("P15", engine);
 }

@@ -461,6 +461,13 @@ impl Session {
             {
                 StoreError::Contention(said)
             }
+            // On MariaDB, which is told not to wait, another client is just making rows. Ids that are used up
+            // are error 167 there.
+            (StoreError::Rejected { source, .. }, Error::Server(refused))
+                if self.never_waits && refused.code == 1467 =>
+            {
+                StoreError::Contention(source)
+            }
             // A table that was there may be away for a moment, while it is copied or restored.
             (StoreError::Rejected { source, .. }, Error::Server(refused))
                 if self.server.found.load(Ordering::Relaxed)
