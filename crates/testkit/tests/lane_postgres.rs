@@ -376,35 +376,3 @@ fn a_release_by_the_lane_is_its_own() {
     assert_eq!(*told.lock().unwrap(), [name("theirs")]);
     promise("P12", "postgres");
 }
-
-/// A task that blocks its runtime keeps the connection from being driven: what is late was not even sent.
-#[test]
-fn what_is_late_and_was_never_sent_is_not_sent_afterwards() {
-    let Some(server) = Postgres::shared() else {
-        return;
-    };
-    let url = server.fresh_database();
-    let client = Client::of(&url);
-    let home = one_thread();
-    home.block_on(async {
-        // There is a row, and the statement is prepared.
-        let held = client.acquire("late").await.unwrap();
-        client.release(&held).await.unwrap();
-        let asks = [ask("late", "me", TTL)];
-        let mut call = client.lane.acquire(&asks);
-        let waker = std::task::Waker::noop();
-        let mut context = std::task::Context::from_waker(waker);
-        assert!(call.as_mut().poll(&mut context).is_pending());
-        drop(call);
-        client.lane.give_up();
-        // From here on it is driven again.
-        client.cycle().await;
-        for _ in 0..20 {
-            tokio::time::sleep(Duration::from_millis(25)).await;
-            let names = [name("late")];
-            let rows = client.store.read(&names, SOON).await.unwrap();
-            assert!(!rows[0].is_held(), "it is granted to nobody: {rows:?}");
-        }
-    });
-    promise("P7", "postgres");
-}

@@ -90,8 +90,11 @@ pub(super) async fn wind_up<E>(
     let Some(cancel) = cancel else { return };
     let all = async {
         for _ in 0..TRIES {
-            // Asked before the connection may end by itself, where nothing can be sent on it any more.
-            cancel.ask().await;
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                () = cancel.ask() => {}
+            }
             if timeout(PAUSE, connection.as_mut()).await.is_ok() {
                 return;
             }

@@ -3,13 +3,11 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -161,14 +159,9 @@ async fn greet<S, T>(
 ) -> Result<(Client, oneshot::Sender<()>), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    T: TlsConnect<Silenced<S>>,
+    T: TlsConnect<S>,
     T::Stream: Send + 'static,
 {
-    let silent = Arc::new(AtomicBool::new(false));
-    let stream = Silenced {
-        stream,
-        silent: Arc::clone(&silent),
-    };
     let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| {
         let refusal = Refusal::from(error);
         let said = format!("cannot log in to {address}: {}", refusal.said);
@@ -182,13 +175,11 @@ where
         let mut driven = std::pin::pin!(drive(connection, Weak::clone(&listener)));
         let ended = tokio::select! {
             biased;
+            ended = &mut driven => ended,
             _ = unused => {
-                let late = late.load(Ordering::Relaxed);
-                silent.store(late, Ordering::Relaxed);
-                wind_up(driven, cancel, late).await;
+                wind_up(driven, cancel, late.load(Ordering::Relaxed)).await;
                 Ok(())
             }
-            ended = &mut driven => ended,
         };
         if let Err(error) = ended {
             tracing::debug!("connection lost: {}", Refusal::from(error).said);
@@ -198,46 +189,6 @@ where
         }
     }));
     Ok((client, in_use))
-}
-
-/// A stream on which nothing is sent any more once it is `silent`.
-///
-/// A statement that was late may not have been sent yet, because nothing drove the connection. Sent after its
-/// caller has gone, an acquire would be granted to nobody, until its lease ends.
-struct Silenced<S> {
-    stream: S,
-    silent: Arc<AtomicBool>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Silenced<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        read: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, read)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Silenced<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        written: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.silent.load(Ordering::Relaxed) {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 /// Carry what is sent and answered, and say what is heard, until the connection ends.
