@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
-use crate::acquire::PATIENCE;
+use crate::acquire::{DIRECT, PATIENCE};
 use crate::batch::Batch;
 use crate::clock::{self, Time};
 use crate::error::Error;
@@ -55,6 +55,8 @@ struct Election {
     used: Time,
     /// The runtime that called last and is not the home, and how often in a row.
     candidate: Option<(Id, u32)>,
+    /// A call has been answered since the home was made or the connection was given up.
+    connected: bool,
     /// By when the last call was due, if it was late.
     late: Option<Time>,
     shunned_until: Time,
@@ -131,7 +133,7 @@ impl DirectPath {
         }
         // Whatever runtime it was on before: the connection belongs to that.
         self.lane.give_up();
-        election.used = now;
+        (election.used, election.connected) = (now, false);
         if blocking {
             election.home = Some(Home {
                 runtime: id,
@@ -171,7 +173,10 @@ impl DirectPath {
             if let Some(election) = election.upgrade() {
                 let mut election = locked(&election);
                 match (&connected, &mut election.home) {
-                    (Ok(()), Some(home)) if home.runtime == id => home.ready = true,
+                    (Ok(()), Some(home)) if home.runtime == id => {
+                        home.ready = true;
+                        election.connected = true;
+                    }
                     (Err(_), Some(home)) if home.runtime == id => election.shun(),
                     _ => {}
                 }
@@ -210,7 +215,7 @@ impl DirectPath {
         self.call(home, reply, patience).await
     }
 
-    /// Wait for a reply, for about so long; none: it is late.
+    /// Wait for a reply, for [`DIRECT`] on a connection that is there and for `patience` at most; none: it is late.
     ///
     /// # Cancel safety
     ///
@@ -222,7 +227,15 @@ impl DirectPath {
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
         patience: Duration,
     ) -> Option<Result<T, StoreError>> {
-        let (id, due) = (home.id(), clock::now() + patience);
+        let id = home.id();
+        let connected = locked(&self.election).connected;
+        // A first call of threads that block includes the connecting, which may take long.
+        let due = clock::now()
+            + if connected {
+                patience.min(DIRECT)
+            } else {
+                patience
+            };
         let answer = InFlight {
             reply: Some(Gated::new(reply)),
             home,
@@ -239,10 +252,11 @@ impl DirectPath {
         match &answer {
             None => {
                 self.lane.give_up();
+                election.connected = false;
                 election.was_late(due);
             }
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => election.shun(),
-            Some(_) => election.late = None,
+            Some(_) => (election.late, election.connected) = (None, true),
         }
         answer
     }
@@ -265,6 +279,7 @@ impl Election {
     fn shun(&mut self) {
         self.shunned_until = clock::now() + SHUNNED;
         (self.home, self.candidate, self.late) = (None, None, None);
+        self.connected = false;
     }
 }
 

@@ -75,8 +75,8 @@ impl Attempt {
         home: Handle,
     ) -> Option<Result<Outcome, StoreError>> {
         let patience = match self.want.wait {
-            Some(wait) if !wait.is_zero() => (wait / 2).min(DIRECT),
-            _ => DIRECT,
+            Some(wait) if !wait.is_zero() => (wait / 2).min(PATIENCE),
+            _ => PATIENCE,
         };
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
