@@ -30,9 +30,9 @@ const FIRST_GRANTS: u128 = 16;
 const LONGEST_ROW: Duration = Duration::from_millis(1_600);
 /// A pause that is longer than this, made by the caller, gave others their chance already.
 const ROW_ENDS: Duration = Duration::from_millis(20);
-/// How long another process that was seen to hold the lock counts as a contender. One pause in which nobody
-/// took the lock does not end that: on a busy machine polls are late, and a row of 16 grants and then of 32
-/// went to the process that had just released (220 of 604 against 22, of six equal loops).
+/// How long another process that was seen to hold the lock counts as a contender. One pause in which no other
+/// process took the lock does not end that: on a busy machine polls are late, and a row of 16 grants and then
+/// of 32 went to the process that had just released (220 of 604 against 22, of six equal loops).
 const CONTENDED: Duration = Duration::from_secs(2);
 /// How long a name is remembered after its last release.
 const REMEMBERED: Duration = Duration::from_secs(4);
@@ -221,7 +221,7 @@ mod tests {
             starts.released(&name, Waiters::Poll, ms(5), now);
             assert!(starts.left(&name, now) >= ms(10));
         }
-        // Nobody took it in the last pause: they may have been late.
+        // No other process took it in the last pause: it may have been late.
         now += ms(12);
         starts.released(&name, Waiters::Poll, ms(5), now);
         assert!(starts.left(&name, now) >= ms(10));
