@@ -340,11 +340,12 @@ where
         }
         if let Some(reply) = reply {
             let lane = Arc::clone(&self.path.lane);
-            self.home.spawn(Gated::new(async move {
+            let through = self.home.spawn(Gated::new(async move {
                 if tokio::time::timeout(PATIENCE, reply).await.is_err() {
                     lane.give_up();
                 }
             }));
+            runtime::finish(&self.home, through);
         }
     }
 }

@@ -70,6 +70,19 @@ fn blocking() -> Result<&'static Runtime, Error> {
     BLOCKING.get_or_try_init(start).copied()
 }
 
+/// How long the background drives the blocking runtime for one piece of work.
+const FINISHING: Duration = Duration::from_secs(10);
+
+/// See to it that `work`, a task of `home`, comes to its end. While no thread blocks, nobody drives the runtime
+/// that they share: a connection that nobody uses any more stayed open, and kept its database from being dropped.
+pub(crate) fn finish(home: &Handle, work: JoinHandle<()>) {
+    let Ok(shared) = blocking() else { return };
+    if home.id() == shared.handle().id() {
+        let drive = move || shared.block_on(async { tokio::time::timeout(FINISHING, work).await });
+        let _ = spawn(async { drop(tokio::task::spawn_blocking(drive)) });
+    }
+}
+
 /// When a wait within the blocking runtime last began, in milliseconds.
 static DRIVEN: AtomicU64 = AtomicU64::new(0);
 /// For how long after it, in milliseconds, what the tasks of that runtime know is taken for new enough.

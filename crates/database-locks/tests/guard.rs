@@ -486,6 +486,36 @@ async fn the_blocking_face_does_the_same(lab: &Lab) {
     free_within(&other, "job", SOON).await;
 }
 
+/// Nobody drives the runtime of threads that block once none does.
+async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
+    let count = match lab.is_mysql_like() {
+        true => {
+            "SELECT count(*) FROM information_schema.processlist
+              WHERE db = database() AND id <> connection_id()"
+        }
+        false => {
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        }
+    };
+    let url = lab.url.clone();
+    let work = move || {
+        let locks = database_locks::blocking::Locks::connect(url).unwrap();
+        locks.migrate().unwrap();
+        for _ in 0..5 {
+            locks.lock("job").acquire().unwrap().release().unwrap();
+        }
+        locks
+    };
+    // A thread of no runtime.
+    let locks = std::thread::spawn(work).join().unwrap();
+    let ours: u32 = lab.sql(count).parse().unwrap();
+    assert!(ours >= 2, "{ours}");
+    drop(locks);
+    let gone = || lab.sql(count) == "0";
+    assert!(testkit::time::wait_until(SOON, gone), "{}", lab.sql(count));
+}
+
 macro_rules! on {
     ($($engine:ident),*) => { $(
         lab_tests!($engine:
@@ -515,7 +545,16 @@ mod rows {
     //! What needs a table that somebody else can write to.
     use super::*;
     lab_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
-    lab_tests!(postgres: a_deleted_row_is_a_loss_and_is_not_made_again);
-    lab_tests!(mariadb: a_deleted_row_is_a_loss_and_is_not_made_again);
-    lab_tests!(mysql: a_deleted_row_is_a_loss_and_is_not_made_again);
+    lab_tests!(postgres:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
+    lab_tests!(mariadb:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
+    lab_tests!(mysql:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
 }

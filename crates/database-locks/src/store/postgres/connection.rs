@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::Sql;
 use super::notify::OwnBackend;
 use super::refusal::{Kind, Refusal};
+use crate::fork::Here;
 use crate::ours::Primary;
+use crate::runtime;
 use crate::store::url::Address;
 
 /// A parameter of a statement. Its type is stated, since asking the server for it would be a round
@@ -41,10 +45,37 @@ pub(super) struct Connection {
     pub(super) late: Arc<AtomicBool>,
     /// Nobody shall wait for it any longer.
     pub(super) forsaken: watch::Sender<bool>,
-    /// Dropped with the last user, and so tells the driver.
-    pub(super) in_use: Mutex<Option<oneshot::Sender<()>>>,
+    /// Dropped with the last user.
+    pub(super) in_use: Mutex<Option<InUse>>,
     /// So that what its backend notifies is known as our own.
     pub(super) _own: Option<OwnBackend>,
+}
+
+/// Tells the task that drives a connection, when it is dropped, that nobody uses it any more, and sees to it that
+/// the connection is closed.
+pub(super) struct InUse {
+    tell: Option<oneshot::Sender<()>>,
+    home: Handle,
+    driver: Here<Option<JoinHandle<()>>>,
+}
+
+impl InUse {
+    pub(super) fn new(tell: oneshot::Sender<()>, driver: JoinHandle<()>) -> Self {
+        Self {
+            tell: Some(tell),
+            home: Handle::current(),
+            driver: Here::new(Some(driver)),
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        drop(self.tell.take());
+        if let Some(driver) = self.driver.here_mut().and_then(Option::take) {
+            runtime::finish(&self.home, driver);
+        }
+    }
 }
 
 #[derive(Default)]

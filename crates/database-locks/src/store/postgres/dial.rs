@@ -15,7 +15,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 use super::cancel::{Cancel, Way, wind_up};
-use super::connection::{Connection, Prepared};
+use super::connection::{Connection, InUse, Prepared};
 use super::endpoint::Endpoint;
 use super::ends::Ends;
 use super::hello::Hello;
@@ -156,7 +156,7 @@ async fn greet<S, T>(
     (address, listener): (&Address, &Weak<Listener>),
     way: Option<Way>,
     late: &Arc<AtomicBool>,
-) -> Result<(Client, oneshot::Sender<()>), Refusal>
+) -> Result<(Client, InUse), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: TlsConnect<S>,
@@ -171,7 +171,7 @@ where
     let late = Arc::clone(late);
     let (in_use, unused) = oneshot::channel();
     let listener = Weak::clone(listener);
-    tokio::spawn(Gated::new(async move {
+    let driver = tokio::spawn(Gated::new(async move {
         let mut driven = std::pin::pin!(drive(connection, Weak::clone(&listener)));
         let ended = tokio::select! {
             biased;
@@ -188,7 +188,7 @@ where
             listener.ended();
         }
     }));
-    Ok((client, in_use))
+    Ok((client, InUse::new(in_use, driver)))
 }
 
 /// Carry what is sent and answered, and say what is heard, until the connection ends.

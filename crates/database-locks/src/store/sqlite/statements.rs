@@ -52,26 +52,32 @@ const PAGE: &str = seen!(
               ORDER BY id"
 );
 
-/// Take a lock that is new, free, or whose lease has run out. One row: granted. No row: somebody
-/// holds it.
+/// Take a lock that is free, or whose lease has run out. One row: granted.
 ///
 /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds those of a
 /// row that was deleted, and of one that a backup or a copied table has put back.
 const ACQUIRE: &str = "
-    INSERT INTO {table} AS l
+    UPDATE {table} SET
+           locked_by = ?2, grant_id = ?3, metadata = ?4,
+           token = max(token + 1, CAST(unixepoch('now', 'subsec') * 1000 AS integer)),
+           expires_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           granted_until = strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
+           acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+           renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
+     WHERE name = ?1
+       AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))
+    RETURNING token";
+
+/// The same of a lock that has no row. It comes second: an INSERT writes the row of `sqlite_sequence` too, in
+/// another page.
+const MAKE: &str = "
+    INSERT INTO {table}
            (name, locked_by, grant_id, metadata, token,
             expires_at, granted_until, acquired_at, renewed_at)
     VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
             strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
             strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
-    ON CONFLICT (name) DO UPDATE SET
-           locked_by = excluded.locked_by, grant_id = excluded.grant_id,
-           metadata = excluded.metadata,
-           token = max(l.token + 1, excluded.token),
-           expires_at = excluded.expires_at, granted_until = excluded.granted_until,
-           acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at
-     WHERE l.expires_at IS NULL
-        OR l.expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    ON CONFLICT (name) DO NOTHING
     RETURNING token";
 
 /// Lengthen one lease, never shorten it. One row changed: renewed.
@@ -153,6 +159,7 @@ pub(in crate::store) const PUBLISHED: &[(&str, &str)] = &[
     ("find the end of a page", PAGE_END),
     ("read a page", PAGE),
     ("acquire", ACQUIRE),
+    ("acquire a lock that has no row", MAKE),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
     ("take up", RESUME),
@@ -168,6 +175,7 @@ pub(super) struct Statements {
     pub(super) page_end: String,
     pub(super) page: String,
     pub(super) acquire: String,
+    pub(super) make: String,
     pub(super) renew: String,
     pub(super) take_over: String,
     pub(super) resume: String,
@@ -185,6 +193,7 @@ impl Statements {
             page_end: table.fill(PAGE_END),
             page: table.fill(PAGE),
             acquire: table.fill(ACQUIRE),
+            make: table.fill(MAKE),
             renew: table.fill(RENEW),
             take_over: table.fill(TAKE_OVER),
             resume: table.fill(RESUME),
@@ -274,17 +283,24 @@ pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>,
             if *outcome != Outcome::Busy || fences.is_open(ask.name.as_str()).map_err(of_file)? {
                 continue;
             }
-            let token = take.query_row(
-                (
-                    ask.name.as_str(),
-                    &*ask.holder,
-                    ask.grant.as_str(),
-                    &*ask.metadata,
-                    modifier(ask.length),
-                ),
-                |row| row.get(0),
-            );
-            *outcome = match token.optional()? {
+            let granted = |statement: &mut CachedStatement<'_>| {
+                let token = statement.query_row(
+                    (
+                        ask.name.as_str(),
+                        &*ask.holder,
+                        ask.grant.as_str(),
+                        &*ask.metadata,
+                        modifier(ask.length),
+                    ),
+                    |row| row.get(0),
+                );
+                token.optional()
+            };
+            let token = match granted(&mut take)? {
+                None => granted(&mut tx.prepare_cached(&sql.make)?)?,
+                token => token,
+            };
+            *outcome = match token {
                 Some(token) => Outcome::Granted {
                     token: Token::from_db(token),
                     length: ask.length,
