@@ -150,11 +150,13 @@ impl DirectPath {
 
     /// Make that runtime the home. Until the lane is connected its callers go by the background.
     fn move_in(&self, runtime: &Handle) {
-        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic.
-        let fit = catch_unwind(|| {
+        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic. A program
+        // that ends at a panic must not be asked.
+        let drives = || {
             drop(tokio::time::sleep(Duration::ZERO));
             tokio::net::UnixDatagram::unbound().is_ok()
-        });
+        };
+        let fit = cfg!(panic = "unwind") && catch_unwind(drives).unwrap_or(false);
         let id = runtime.id();
         let (ended, left) = oneshot::channel();
         locked(&self.election).home = Some(Home {
@@ -162,7 +164,7 @@ impl DirectPath {
             ready: false,
             ended: Some(ended),
         });
-        if !matches!(fit, Ok(true)) {
+        if !fit {
             locked(&self.election).shun();
             return;
         }

@@ -47,7 +47,7 @@ class Carried(TransactionTestCase):
 
 @unittest.skipUnless(connection.vendor == "postgresql", "of PostgreSQL")
 class PostgresTests(Carried):
-    OURS = """SELECT {} FROM pg_stat_activity
+    OURS = """SELECT DISTINCT {} FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'carried'"""
 
     def named(self, **options):
