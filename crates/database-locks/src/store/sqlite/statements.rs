@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, OptionalExtension, Row};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row};
 
 use super::super::rows::{Seen, judge, judge_ticket};
 use super::super::{
@@ -52,7 +52,11 @@ const PAGE: &str = seen!(
               ORDER BY id"
 );
 
-/// Take a lock that is free, or whose lease has run out. One row: granted.
+/// Whether this lock is held. One row: it is, and a try would only wait for the lock on the file.
+const IS_HELD: &str = "
+    SELECT 1 FROM {table} WHERE name = ?1 AND expires_at > strftime('%Y-%m-%d %H:%M:%f000', 'now')";
+
+/// Take a lock that is free, or whose lease has run out. One row changed: granted.
 ///
 /// The token is the greater of the old one + 1 and the clock in milliseconds: so it exceeds those of a
 /// row that was deleted, and of one that a backup or a copied table has put back.
@@ -65,8 +69,11 @@ const ACQUIRE: &str = "
            acquired_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
            renewed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now')
      WHERE name = ?1
-       AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))
-    RETURNING token";
+       AND (expires_at IS NULL OR expires_at <= strftime('%Y-%m-%d %H:%M:%f000', 'now'))";
+
+/// The token of a grant that was just made. `RETURNING` would make a table in memory for its one row, which takes
+/// longer than the rest of the statement.
+const TOKEN: &str = "SELECT token FROM {table} WHERE name = ?1";
 
 /// The same of a lock that has no row. It comes second: an INSERT writes the row of `sqlite_sequence` too, in
 /// another page.
@@ -77,8 +84,7 @@ const MAKE: &str = "
     VALUES (?1, ?2, ?3, ?4, CAST(unixepoch('now', 'subsec') * 1000 AS integer),
             strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5), strftime('%Y-%m-%d %H:%M:%f000', 'now', ?5),
             strftime('%Y-%m-%d %H:%M:%f000', 'now'), strftime('%Y-%m-%d %H:%M:%f000', 'now'))
-    ON CONFLICT (name) DO NOTHING
-    RETURNING token";
+    ON CONFLICT (name) DO NOTHING";
 
 /// Lengthen one lease, never shorten it. One row changed: renewed.
 const RENEW: &str = "
@@ -158,8 +164,10 @@ pub(in crate::store) const PUBLISHED: &[(&str, &str)] = &[
     ("read", LOOK),
     ("find the end of a page", PAGE_END),
     ("read a page", PAGE),
+    ("see whether it is held", IS_HELD),
     ("acquire", ACQUIRE),
     ("acquire a lock that has no row", MAKE),
+    ("read the token of a grant", TOKEN),
     ("renew", RENEW),
     ("take over from the same holder", TAKE_OVER),
     ("take up", RESUME),
@@ -174,8 +182,10 @@ pub(super) struct Statements {
     pub(super) look: String,
     pub(super) page_end: String,
     pub(super) page: String,
+    pub(super) is_held: String,
     pub(super) acquire: String,
     pub(super) make: String,
+    pub(super) token: String,
     pub(super) renew: String,
     pub(super) take_over: String,
     pub(super) resume: String,
@@ -192,8 +202,10 @@ impl Statements {
             look: table.fill(LOOK),
             page_end: table.fill(PAGE_END),
             page: table.fill(PAGE),
+            is_held: table.fill(IS_HELD),
             acquire: table.fill(ACQUIRE),
             make: table.fill(MAKE),
+            token: table.fill(TOKEN),
             renew: table.fill(RENEW),
             take_over: table.fill(TAKE_OVER),
             resume: table.fill(RESUME),
@@ -262,14 +274,13 @@ pub(super) fn look_at(
 }
 
 pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
-    let refusal = |row: Option<Seen>, ask: &Ask| {
-        row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str()))
-    };
     let looked = worker.with(|connection, sql| {
-        let mut statement = connection.prepare_cached(&sql.look)?;
-        asks.iter()
-            .map(|ask| Ok(refusal(look(&mut statement, &ask.name)?, ask)))
-            .collect()
+        let mut is_held = connection.prepare_cached(&sql.is_held)?;
+        let one = |ask: &Ask| match is_held.exists([ask.name.as_str()])? {
+            true => refusal(connection, sql, ask),
+            false => Ok(Outcome::Busy),
+        };
+        asks.iter().map(one).collect()
     });
     let mut outcomes: Vec<Outcome> = looked?;
     worker.database.note_used();
@@ -277,40 +288,44 @@ pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>,
         return Ok(outcomes);
     }
     worker.write_unless_fenced(|tx, sql, fences| {
-        let mut take = tx.prepare_cached(&sql.acquire)?;
-        let mut read = tx.prepare_cached(&sql.look)?;
         for (ask, outcome) in asks.iter().zip(&mut outcomes) {
-            if *outcome != Outcome::Busy || fences.is_open(ask.name.as_str()).map_err(of_file)? {
-                continue;
+            let fenced = || fences.is_open(ask.name.as_str()).map_err(of_file);
+            if *outcome == Outcome::Busy && !fenced()? {
+                *outcome = take(tx, sql, ask)?;
             }
-            let granted = |statement: &mut CachedStatement<'_>| {
-                let token = statement.query_row(
-                    (
-                        ask.name.as_str(),
-                        &*ask.holder,
-                        ask.grant.as_str(),
-                        &*ask.metadata,
-                        modifier(ask.length),
-                    ),
-                    |row| row.get(0),
-                );
-                token.optional()
-            };
-            let token = match granted(&mut take)? {
-                None => granted(&mut tx.prepare_cached(&sql.make)?)?,
-                token => token,
-            };
-            *outcome = match token {
-                Some(token) => Outcome::Granted {
-                    token: Token::from_db(token),
-                    length: ask.length,
-                },
-                None => refusal(look(&mut read, &ask.name)?, ask),
-            };
         }
         Ok(())
     })?;
     Ok(outcomes)
+}
+
+/// Take it, with the write lock.
+fn take(tx: &Connection, sql: &Statements, ask: &Ask) -> rusqlite::Result<Outcome> {
+    let granted = |statement: &String| {
+        let changed = tx.prepare_cached(statement)?.execute((
+            ask.name.as_str(),
+            &*ask.holder,
+            ask.grant.as_str(),
+            &*ask.metadata,
+            modifier(ask.length),
+        ))?;
+        Ok::<_, rusqlite::Error>(changed == 1)
+    };
+    if !granted(&sql.acquire)? && !granted(&sql.make)? {
+        return refusal(tx, sql, ask);
+    }
+    let mut token = tx.prepare_cached(&sql.token)?;
+    let token = token.query_row([ask.name.as_str()], |row| row.get(0))?;
+    Ok(Outcome::Granted {
+        token: Token::from_db(token),
+        length: ask.length,
+    })
+}
+
+/// Who has it, or that its own grant does.
+fn refusal(on: &Connection, sql: &Statements, ask: &Ask) -> rusqlite::Result<Outcome> {
+    let row = look(&mut on.prepare_cached(&sql.look)?, &ask.name)?;
+    Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))
 }
 
 pub(super) fn renew(
