@@ -124,6 +124,7 @@ class DBLock:
             until=self._until,
             until_using=None,
             callback=None,
+            status_file=_settings.status_file(),
         )
 
     def release(self) -> None:

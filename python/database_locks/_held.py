@@ -360,7 +360,7 @@ class Held:
         except LockUnavailable as failed:
             self._unreleased(failed)
         finally:
-            _settings.status("0")
+            _settings.status(self._wanted.status_file, "0")
         self._was_released(answer, raised)
 
     async def _afinish(self, raised: BaseException | None = None) -> None:
@@ -372,7 +372,7 @@ class Held:
         except LockUnavailable as failed:
             self._unreleased(failed)
         finally:
-            _settings.status("0")
+            _settings.status(self._wanted.status_file, "0")
         self._was_released(answer, raised)
 
     def _ends(self) -> bool:
@@ -380,7 +380,7 @@ class Held:
             return False
         self._forget()
         if self._guard is None:
-            _settings.status("0")
+            _settings.status(self._wanted.status_file, "0")
             return False
         logger.debug("releasing lock %s", self.name)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -27,16 +28,20 @@ def django() -> Any:
     return conf
 
 
-def status(text: str) -> None:
-    """Write the status file of the settings, if there is one: '0', '1' trying, '2' held."""
+def status_file() -> str | os.PathLike[str] | None:
+    """Where the settings want the status, if anywhere; once a lock, since Django takes its time."""
     if "django" not in sys.modules:
-        return
+        return None
     from django.conf import settings
 
     from . import conf
 
     # Settings that nobody has read yet are not read for this.
-    path = conf.status_file() if settings.configured else None
+    return conf.status_file() if settings.configured else None
+
+
+def status(path: str | os.PathLike[str] | None, text: str) -> None:
+    """Write the status file, if there is one: '0', '1' trying, '2' held."""
     if path is None:
         return
     try:

@@ -107,9 +107,9 @@ def check(using: str | None) -> None:
     ``using``: the alias that the lock is restricted to.
     """
     connections = _connections()
-    aliases = [] if connections is None else sorted(connections.settings)
+    aliases = {} if connections is None else connections.settings
     if using is not None and using not in aliases:
-        known = ", ".join(aliases) or "none here"
+        known = ", ".join(sorted(aliases)) or "none here"
         raise LockConfigError(f"`until_using` is {using!r}, must be one of DATABASES: {known}")
     if connections is None:
         return
@@ -465,7 +465,7 @@ def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
             held._unreleased(failed)
             continue
         finally:
-            _settings.status("0")
+            _settings.status(held._wanted.status_file, "0")
         if lost is None:
             logger.debug("released lock %s", held.name)
             _signals.released(held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +52,7 @@ class Wanted:
     until: str
     until_using: str | None
     callback: Callable[[int, Any], Any] | None
+    status_file: str | os.PathLike[str] | None
 
 
 LONGEST_TTL = 315_576_000.0

@@ -313,6 +313,7 @@ class lock(_core.Scope):
             until=self._until,
             until_using=self._until_using,
             callback=self._callback,
+            status_file=_settings.status_file(),
         )
 
     def _already(self, wanted: Wanted, entry: _core.Entry) -> Held | None:
@@ -333,7 +334,7 @@ class lock(_core.Scope):
             raise LockConfigError("locks are switched off")
         _log.follow()
         logger.info("acquiring lock %s", wanted.name)
-        _settings.status("1")
+        _settings.status(wanted.status_file, "1")
         if self._ticket is not None:
             return wanted.locks._core.resume(
                 self._ticket,
@@ -376,7 +377,7 @@ class lock(_core.Scope):
     def _was_acquired(self, wanted: Wanted) -> None:
         """Before the last look at the guard: a log handler may take its time."""
         logger.debug("lock %s acquired/renewed", wanted.name)
-        _settings.status("2")
+        _settings.status(wanted.status_file, "2")
 
     def _may_skip(self) -> None:
         if self._on_busy == "skip" and not self._decorates:
@@ -386,7 +387,7 @@ class lock(_core.Scope):
             )
 
     def _not_acquired(self, wanted: Wanted, error: BaseException) -> None:
-        _settings.status("0")
+        _settings.status(wanted.status_file, "0")
         if isinstance(error, LockTimeout) and not isinstance(error, LockConfigError):
             error.in_this_process = is_of_this_process(wanted.name, error.holder)
             if self._on_busy == "skip":
@@ -439,8 +440,8 @@ class lock(_core.Scope):
     def _enter(self, entry: _core.Entry) -> Held | None:
         """The part of `__enter__` that may be interrupted: see `_core.Scope`."""
         self._may_skip()
-        _settings.status("0")
         wanted = self._resolve()
+        _settings.status(wanted.status_file, "0")
         held = self._already(wanted, entry)
         if held is not None:
             return held
@@ -455,8 +456,8 @@ class lock(_core.Scope):
 
     async def _aenter(self, entry: _core.Entry) -> Held | None:
         self._may_skip()
-        _settings.status("0")
         wanted = self._resolve()
+        _settings.status(wanted.status_file, "0")
         held = self._already(wanted, entry)
         if held is not None:
             return held

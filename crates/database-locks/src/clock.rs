@@ -39,6 +39,14 @@ pub(crate) async fn sleep_until(then: Time) {
     }
 }
 
+/// Sleep for so long. No time is none: the runtime makes at least a millisecond of it, which each connection and
+/// each try that is made once had to wait for.
+pub(crate) async fn sleep(pause: Duration) {
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

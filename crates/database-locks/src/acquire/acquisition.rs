@@ -86,7 +86,7 @@ impl<'a> Acquisition<'a> {
         if !self.want.preempt {
             if self.want.once() {
                 if self.polled.is_none() {
-                    tokio::time::sleep(self.inner.queues.head_start(name)).await;
+                    clock::sleep(self.inner.queues.head_start(name)).await;
                     self.probe().await;
                 }
             } else if self.inner.queues.is_busy(name) {

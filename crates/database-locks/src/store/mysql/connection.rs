@@ -318,7 +318,7 @@ impl Inbox {
     /// told what was said the last time.
     async fn pause(&mut self, pause: Duration, said: Option<&StoreError>) {
         let until = clock::now() + pause;
-        let mut over = std::pin::pin!(tokio::time::sleep(pause));
+        let mut over = std::pin::pin!(clock::sleep(pause));
         loop {
             tokio::select! {
                 () = &mut over => return,

@@ -20,6 +20,7 @@ use super::hello::HELLO;
 use super::identity;
 use super::notify::Shared as Listener;
 use super::refusal::{Kind, Refusal};
+use crate::clock;
 use crate::error::{Error, Human};
 use crate::fork::Gated;
 use crate::ours::Primary;
@@ -502,7 +503,7 @@ async fn dial(link: &Shared) -> Result<(Arc<Connection>, Option<(Primary, Primar
 }
 
 async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Option<Dialled>>) {
-    tokio::time::sleep(pause).await;
+    clock::sleep(pause).await;
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
     let (dialled, replaced) = match dial(&link.shared).await {
