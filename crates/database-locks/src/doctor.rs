@@ -267,10 +267,6 @@ kinds! {
         "a slow disk or a busy server makes renewals fail that would have come through; they are tried \
          again, but a lease has an end",
         "raise it to 5 s or more for this user, or switch it off: our calls have deadlines of their own";
-    LISTEN_URL = "listen-url", "server", Warning,
-        "waiters cannot be woken that way, and look for themselves: a lock that another process releases \
-         is noticed up to 250 ms later",
-        "give a listen_url that leads to the same database and not through a pooler";
     ENCODING = "encoding", "settings", Warning,
         "a lock whose name or holder has a character that it lacks is refused; all else works",
         "keep to names and holders of its characters, or to ASCII; a database of encoding UTF8 takes all";

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use database_locks::{Error, Lock, LockGuard, Locks};
-use testkit::sql::percent_encode;
 use testkit::time::now;
 use testkit::{Lab, PgBouncer, Postgres, Proxy, promise};
 use tokio::task::JoinHandle;
@@ -448,63 +447,6 @@ async fn through_a_pooler_waiters_poll() {
     promise("P12", lab.engine);
 }
 
-fn with_listen_url(url: &str, listen: &str) -> String {
-    format!("{url}?listen_url={}", percent_encode(listen))
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn through_a_pooler_a_direct_url_wakes() {
-    let Some(lab) = Lab::pgbouncer() else { return };
-    let here = lab.locks().await;
-    let direct = Proxy::to_url(&lab.direct_url());
-    // What it does not say is as in the URL itself.
-    let short = format!("postgres://127.0.0.1:{}", direct.port());
-    let there = lab.locks_at(&with_listen_url(&lab.url, &short)).await;
-    assert_eq!(direct.counts().connections, 0, "nobody waits");
-    let mut name = 0;
-    for _ in 0..3 {
-        name += 1;
-        let name = name.to_string();
-        let guard = slow(&here, &name).acquire().await.unwrap();
-        let waiting = waits(slow(&there, &name));
-        awaited(&lab, &name).await;
-        guard.release().await.unwrap();
-        let next = soon(waiting).await.unwrap().unwrap();
-        next.release().await.unwrap();
-        // The next one has to listen anew.
-        direct.cut();
-    }
-    assert!(direct.counts().connections >= 2);
-    promise("P12", lab.engine);
-}
-
-/// No waiter relies on notifications of another server.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_direct_url_that_leads_elsewhere_is_not_trusted() {
-    let (Some(lab), Some(other)) = (Lab::pgbouncer(), Lab::postgres()) else {
-        return;
-    };
-    let here = lab.locks().await;
-    other.locks().await;
-    // Of another database, and through the pooler as well; nobody at all.
-    let nobody = format!("postgres://127.0.0.1:{}", testkit::server::free_port());
-    for listen in [other.url.clone(), lab.url.clone(), nobody] {
-        let there = lab.locks_at(&with_listen_url(&lab.url, &listen)).await;
-        let guard = here.lock("job").ttl(TTL).acquire().await.unwrap();
-        let waiting = waits(there.lock("job").ttl(TTL));
-        tokio::time::sleep(ms(700)).await;
-        let began = now();
-        guard.release().await.unwrap();
-        let next = soon(waiting).await.unwrap().unwrap();
-        assert!(
-            began.elapsed() < ms(2200),
-            "{listen}: {:?}",
-            began.elapsed()
-        );
-        next.release().await.unwrap();
-    }
-}
-
 /// A pooler that dies takes no lock along.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
@@ -517,15 +459,14 @@ async fn a_pooler_that_is_killed_and_started_again_loses_nothing() {
         return;
     };
     let url = pooler.url(&server.fresh_database());
-    let direct = with_listen_url(&url, &server.url_of(&url));
     let (here, there) = (Locks::connect(&url).await, Locks::connect(&url).await);
     let (here, there) = (here.unwrap(), there.unwrap());
-    let woken = Locks::connect(&direct).await.unwrap();
+    let other = Locks::connect(&url).await.unwrap();
     here.migrate().await.unwrap();
     let ttl = Duration::from_secs(20);
     let lock = here.lock("job").ttl(ttl).renew_every(ms(300));
     let guard = lock.acquire().await.unwrap();
-    let waiting = [there.lock("job"), woken.lock("job")].map(|lock| {
+    let waiting = [there.lock("job"), other.lock("job")].map(|lock| {
         tokio::spawn(async move {
             let guard = lock.acquire().await.unwrap();
             let token = guard.token();

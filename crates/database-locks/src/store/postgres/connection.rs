@@ -39,6 +39,10 @@ pub(super) struct Connection {
     pub(super) unfit: Option<Refusal>,
     /// The backend that carries out all that is sent on it; none where a pooler may be in between.
     pub(super) backend: Option<i32>,
+    /// LISTEN has been sent on it, or is about to be.
+    pub(super) asked_to_listen: AtomicBool,
+    /// LISTEN has been carried out on it.
+    pub(super) listens: AtomicBool,
     /// Which server it is, where that is to be known. Behind a pooler, which one it was at first.
     pub(super) server: Option<Primary>,
     /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.

@@ -17,11 +17,11 @@ use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use super::cancel::{Cancel, Way, wind_up};
 use super::connection::{Connection, InUse, Prepared};
 use super::endpoint::Endpoint;
-use super::ends::Ends;
+use super::ends::{Ends, backend_of_handshake};
 use super::hello::Hello;
 use super::identity;
 use super::link::Shared;
-use super::notify::{OwnBackend, Shared as Listener, backend_of_handshake};
+use super::notify::{OwnBackend, Shared as Listener};
 use super::refusal::{Kind, Refusal};
 use crate::fork::Gated;
 use crate::store::hosts::Failure;
@@ -102,6 +102,8 @@ impl Connection {
             prepared,
             used: Arc::clone(&link.used),
             backend,
+            asked_to_listen: AtomicBool::new(false),
+            listens: AtomicBool::new(false),
             unfit: hello.unfit(),
             server,
             late,

@@ -3,13 +3,11 @@
 mod table;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
 
 use super::connection::{Connection, Param};
-use super::notify::{Listener, Unsupported, Way};
 use super::refusal::{Kind, Refusal};
 use crate::doctor::{self, Beat, Notes, Report};
 use crate::store::Table;
@@ -42,15 +40,10 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
 /// Look at everything.
-pub(super) async fn examine(
-    on: &Arc<Connection>,
-    table: &Table,
-    listener: &Listener,
-) -> Result<Report, Refusal> {
+pub(super) async fn examine(on: &Connection, table: &Table) -> Result<Report, Refusal> {
     let mut patient = Patient {
         on,
         table,
-        listener,
         notes: Notes::new(table.as_str()),
     };
     let mut beats = Vec::with_capacity(BEATS);
@@ -99,9 +92,8 @@ impl Settings {
 }
 
 struct Patient<'a> {
-    on: &'a Arc<Connection>,
+    on: &'a Connection,
     table: &'a Table,
-    listener: &'a Listener,
     notes: Notes,
 }
 
@@ -140,19 +132,10 @@ impl Patient<'_> {
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
                           statement is prepared";
-        let way = match (self.on.is_direct(), self.listener.examine(self.on).await) {
+        let way = match (self.on.is_direct(), self.on.backend) {
             (true, _) => format!("direct connection, {tls}"),
-            (false, Ok(Way::Same)) => format!("{unprepared}; waiters are woken all the same"),
-            (false, Ok(Way::Second)) => {
-                format!("{unprepared}; waiters are woken by way of listen_url")
-            }
-            (false, Err(Unsupported { said, .. })) if self.listener.has_second() => {
-                self.notes.found(&doctor::LISTEN_URL, said);
-                format!("{unprepared}, and waiters poll")
-            }
-            (false, Err(_)) => format!(
-                "{unprepared}, and waiters poll: a direct listen_url in the URL lets them be woken"
-            ),
+            (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
+            (false, None) => format!("{unprepared}, and waiters poll"),
         };
         let said = format!(
             "PostgreSQL {version}, primary, {way}, {}",

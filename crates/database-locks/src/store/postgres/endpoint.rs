@@ -18,15 +18,6 @@ use crate::store::url::{Address, Binding, Server};
 /// did not answer.
 const DIAL: Duration = Duration::from_secs(4);
 
-/// Which of the servers that a URL names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    /// The one that has the table.
-    Main,
-    /// The one to listen at.
-    Listening,
-}
-
 /// Where the server is, or the several of which one can be written to, and how to log in.
 pub(super) struct Endpoint {
     server: Server,
@@ -53,23 +44,8 @@ impl Endpoint {
 
     /// As it is now said to be. Where no more than the password has changed, files of certificates
     /// are not read again.
-    pub(super) async fn anew(
-        self: &Arc<Self>,
-        source: &Source,
-        which: Which,
-    ) -> Result<Arc<Self>, Missing> {
-        let main = source.ask().await?;
-        let server = match which {
-            Which::Main => main,
-            Which::Listening => match main.listen {
-                Some(listen) => *listen,
-                None => {
-                    return Err(Missing::Unusable(
-                        "the URL has no listen_url any more".into(),
-                    ));
-                }
-            },
-        };
+    pub(super) async fn anew(self: &Arc<Self>, source: &Source) -> Result<Arc<Self>, Missing> {
+        let server = source.ask().await?;
         if server == self.server {
             return Ok(Arc::clone(self));
         }

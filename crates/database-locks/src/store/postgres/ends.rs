@@ -1,8 +1,14 @@
 //! Whether the server itself is at the other end of a connection, or somebody in between.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::CancelToken;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::hello::Hello;
 
@@ -57,6 +63,77 @@ fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // `PID (NAME) STATE PARENT …`, and the name may hold anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// The backend that greeted us. The driver keeps that to itself, but writes it into a request to cancel.
+///
+/// A pooler greets with a number of its own.
+pub(super) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
+    let (theirs, mut ours) = tokio::io::duplex(64);
+    let asked = token.cancel_query_raw(theirs, Plain);
+    let read = async {
+        loop {
+            let length = ours.read_u32().await.ok()?;
+            let code = ours.read_u32().await.ok()?;
+            match (length, code) {
+                // It asks for TLS.
+                (8, 80_877_103) => ours.write_all(b"S").await.ok()?,
+                (16, 80_877_102) => return ours.read_i32().await.ok(),
+                _ => return None,
+            }
+        }
+    };
+    let (_, pid) = tokio::join!(asked, read);
+    pid
+}
+
+/// What stands for TLS there: nothing leaves this process.
+struct Plain;
+
+struct Unprotected(DuplexStream);
+
+impl TlsConnect<DuplexStream> for Plain {
+    type Stream = Unprotected;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Unprotected, Self::Error>>;
+
+    fn connect(self, stream: DuplexStream) -> Self::Future {
+        std::future::ready(Ok(Unprotected(stream)))
+    }
+}
+
+impl TlsStream for Unprotected {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for Unprotected {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Unprotected {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::blocked::{self, Blocked};
 use super::connection::Connection;
-use super::endpoint::{Endpoint, Which};
+use super::endpoint::Endpoint;
 use super::hello::HELLO;
 use super::identity;
 use super::notify::Shared as Listener;
@@ -64,9 +64,8 @@ struct Inner {
 
 /// What the links of a store to the same database have in common.
 pub(super) struct Shared {
-    /// Where the endpoint is asked for, and which of two.
+    /// Where the endpoint is asked for.
     source: Arc<Source>,
-    which: Which,
     /// As it was said latest.
     endpoint: Mutex<Arc<Endpoint>>,
     pub(super) hello: String,
@@ -166,7 +165,7 @@ impl Shared {
 
     /// Ask where the server is, and what to log in with.
     pub(super) async fn ask(&self) -> Result<Arc<Endpoint>, Refusal> {
-        let asked = self.endpoint().anew(&self.source, self.which).await;
+        let asked = self.endpoint().anew(&self.source).await;
         let endpoint = asked.map_err(|missing| match missing {
             Missing::Unusable(said) if !self.has_served() => Refusal::rejected(said, None),
             Missing::Unusable(said) | Missing::Later(said) => Refusal::unavailable(said),
@@ -200,7 +199,7 @@ impl Inner {
 impl Link {
     pub(super) fn new(
         server: Server,
-        (which, source): (Which, Arc<Source>),
+        source: Arc<Source>,
         table: &Table,
         texts: Vec<String>,
         listener: Weak<Listener>,
@@ -208,7 +207,6 @@ impl Link {
         let endpoint = Arc::new(Endpoint::new(server)?);
         let shared = Arc::new(Shared {
             source,
-            which,
             endpoint: Mutex::new(endpoint),
             hello: table.fill(HELLO),
             texts: texts.into(),

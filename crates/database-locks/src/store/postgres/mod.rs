@@ -56,10 +56,9 @@ use tokio_postgres::types::Type;
 
 use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
 use self::connection::Connection;
-use self::endpoint::Which;
 use self::lane::Direct;
 use self::link::Link;
-use self::notify::{ABOUT, Listener, WAIT};
+use self::notify::{Listener, WAIT};
 use self::refusal::{Kind, Refusal};
 use self::release::{FORCE, RELEASE, RELEASE_ONE, force, release};
 use self::renew::{RENEW, renew};
@@ -155,15 +154,8 @@ pub(super) struct Postgres {
 impl Postgres {
     pub(super) fn new(server: Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
         let texts: Vec<_> = STATEMENTS.iter().map(|text| table.fill(text)).collect();
-        let listener = Listener::new(table.fill(ABOUT), |listener| {
-            let link = |listen: &Server| {
-                let way = (Which::Listening, Arc::clone(&source));
-                Link::new(listen.clone(), way, table, texts.clone(), listener)
-            };
-            server.listen.as_deref().map(link).transpose()
-        })?;
-        let way = (Which::Main, source);
-        let link = Link::new(server, way, table, texts, listener.shared())?;
+        let listener = Listener::new(table);
+        let link = Link::new(server, source, table, texts, listener.shared())?;
         Ok(Self {
             lane: Arc::new(Direct::new(&link, &listener)),
             link,
@@ -393,8 +385,8 @@ impl Store for Postgres {
 
     /// Behind a pooler, where no process can listen.
     fn waiters_poll(&self) -> bool {
-        let direct = self.link.current().is_some_and(|on| on.is_direct());
-        !direct && !self.listener.is_listening()
+        let current = self.link.current();
+        current.is_none_or(|on| on.backend.is_none())
     }
 
     fn renew<'a>(
@@ -529,7 +521,7 @@ impl Store for Postgres {
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
         Box::pin(self.link.on_patiently(within, move |on| async move {
-            doctor::examine(&on, &self.table, &self.listener).await
+            doctor::examine(&on, &self.table).await
         }))
     }
 }

@@ -10,8 +10,10 @@
 //! decides; see [`Store::on_notified`](crate::store::Store::on_notified).
 //!
 //! A notification may be lost, so each waiter polls slowly all the same.
-
-mod connection;
+//!
+//! A pooler that hands out its connections by transaction takes a LISTEN as any other statement: it
+//! stays behind on some connection of the pooler's, and notifications go to the client that has that one
+//! next. So LISTEN is sent only on a connection that is known to lead to one backend; else waiters poll.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,21 +22,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio_postgres::Notification;
 use tokio_postgres::types::Type;
 
-use self::connection::Subscription;
-pub(super) use self::connection::{ABOUT, Unsupported, backend_of_handshake};
 use super::Sql;
 use super::connection::{Connection, Param};
 use super::link::Link;
+use super::refusal::Refusal;
 use super::rows::micros;
 use crate::clock::{self, Time};
-use crate::error::Error;
 use crate::name::LockName;
 use crate::runtime;
-use crate::store::{Notice, Tell};
+use crate::store::{Notice, Table, Tell};
 use crate::timing::Ttl;
 use crate::token::GrantId;
 
@@ -45,12 +44,8 @@ const AHEAD: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(3_600);
 /// How long the statement that says so may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may take until the process listens; a second connection may have to be made.
+/// How long it may take until the process listens.
 const ARRANGING: Duration = Duration::from_secs(12);
-/// How long a second connection that is of no use is left alone.
-const RETRY: Duration = Duration::from_secs(60);
-/// How often it is checked whether a second connection, which is there for listening alone, is needed.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// Leases that are longer than this are renewed more rarely than each 5 s, by default: for such a one
 /// the process listens. The holder of a shorter one learns of a release by force from its next renewal.
@@ -59,6 +54,9 @@ const RARELY: Duration = Duration::from_secs(15);
 const SETTLED: Duration = Duration::from_millis(500);
 /// For how long a lease without end counts as held unless it is renewed or released.
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// Which table of this database it is, for the channel's name.
+const ABOUT: &str = "SELECT to_regclass('{table}')::oid::bigint";
 
 /// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in microseconds. One
 /// row: it is said. No row: the lock is free, or its row is locked by another transaction.
@@ -107,16 +105,12 @@ pub(super) struct Listener(Arc<Shared>);
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener")
-            .field("second", &self.0.second)
-            .finish_non_exhaustive()
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
 /// What the drivers of connections and the waiters share.
 pub(super) struct Shared {
-    /// The second connection, for listening where the first cannot.
-    second: Option<Link>,
     /// Asks what a connection is to this table.
     about: String,
     state: Mutex<State>,
@@ -154,34 +148,12 @@ impl Drop for OwnBackend {
 
 #[derive(Default)]
 struct State {
-    listens: ListenState,
     /// The names that clients of this process wait for, and until when the rows say so.
     announced: Until<LockName>,
     /// The leases that are renewed rarely, those that were handed over among them until they end.
     leases: Until<GrantId>,
     /// A task is about to listen for them.
     soon: bool,
-    /// Of which a self-test waits for a notification.
-    proofs: HashMap<String, oneshot::Sender<()>>,
-}
-
-#[derive(Clone, Default)]
-enum ListenState {
-    #[default]
-    Unknown,
-    /// It is being found out whether this connection hears.
-    Arranging { main: Weak<Connection> },
-    /// As long as this is the connection, or until then.
-    Unsupported {
-        main: Weak<Connection>,
-        until: Option<Time>,
-    },
-    Listening {
-        main: Weak<Connection>,
-        on: Weak<Connection>,
-        /// The releases of this process are made by backends that are known.
-        direct: bool,
-    },
 }
 
 impl Shared {
@@ -195,18 +167,12 @@ impl Shared {
 
     /// A notification has come.
     pub(super) fn notified(&self, by: &Notification) {
-        let mut state = self.state();
-        if let Some(proof) = state.proofs.remove(by.channel()) {
-            let _ = proof.send(());
-            return;
-        }
-        let direct = matches!(state.listens, ListenState::Listening { direct: true, .. });
-        drop(state);
-        if self.own().contains(&by.process_id()) {
+        let pid = by.process_id();
+        if self.own().contains(&pid) {
             return;
         }
         if let Ok(name) = LockName::new(by.payload()) {
-            self.tell(Notice::Released(&name, direct.then(|| by.process_id())));
+            self.tell(Notice::Released(&name, Some(pid)));
         }
     }
 
@@ -216,26 +182,13 @@ impl Shared {
         }
     }
 
-    /// Whether this process hears what concerns this connection. If it is not known, that is seen to.
+    /// Whether the process listens on this connection. If it can and does not yet, that is seen to, once.
     fn listens(self: &Arc<Self>, on: Arc<Connection>) -> bool {
-        let is = |known: &Weak<Connection>| known.as_ptr() == Arc::as_ptr(&on);
-        let mut state = self.state();
-        match &state.listens {
-            ListenState::Listening { main, on, .. }
-                if is(main) && on.upgrade().is_some_and(|on| !on.is_closed()) =>
-            {
-                return true;
-            }
-            ListenState::Arranging { main } if is(main) => {}
-            ListenState::Unsupported { main, until }
-                if is(main) && until.is_none_or(|until| clock::now() < until) => {}
-            _ => {
-                let main = Arc::downgrade(&on);
-                state.listens = ListenState::Arranging { main };
-                tokio::spawn(arrange(Arc::downgrade(self), on));
-            }
+        let listens = on.listens.load(Ordering::Relaxed);
+        if on.backend.is_some() && !on.asked_to_listen.swap(true, Ordering::Relaxed) {
+            tokio::spawn(arrange(Arc::downgrade(self), on));
         }
-        false
+        listens
     }
 
     /// A connection has ended, and with it what was on the way.
@@ -245,23 +198,14 @@ impl Shared {
 }
 
 impl Listener {
-    pub(super) fn new(
-        about: String,
-        second: impl FnOnce(Weak<Shared>) -> Result<Option<Link>, Error>,
-    ) -> Result<Self, Error> {
-        let mut refused = None;
-        let shared = Arc::new_cyclic(|shared| Shared {
-            second: second(Weak::clone(shared)).unwrap_or_else(|error| {
-                refused = Some(error);
-                None
-            }),
-            about,
+    pub(super) fn new(table: &Table) -> Self {
+        Self(Arc::new(Shared {
+            about: table.fill(ABOUT),
             state: Mutex::default(),
             tell: OnceLock::new(),
             rare: AtomicBool::new(false),
             own: Mutex::default(),
-        });
-        refused.map_or(Ok(Self(shared)), Err)
+        }))
     }
 
     /// For the connections of a link: whom to tell what is heard.
@@ -272,11 +216,6 @@ impl Listener {
     /// Whom to tell of notifications; the first call counts.
     pub(super) fn on_notified(&self, tell: Tell) {
         let _ = self.0.tell.set(tell);
-    }
-
-    /// Whether this process hears of releases, and so others of its own.
-    pub(super) fn is_listening(&self) -> bool {
-        matches!(self.0.state().listens, ListenState::Listening { .. })
     }
 
     /// See [`Store::announce`](crate::store::Store::announce).
@@ -341,15 +280,14 @@ impl Listener {
         for (id, until) in rare {
             state.leases.set(id, until, now);
         }
-        let listening = match (&state.listens, link.current()) {
-            (ListenState::Listening { main, .. }, Some(now)) => main.as_ptr() == Arc::as_ptr(&now),
-            _ => false,
+        let could_listen = |on: &Arc<Connection>| {
+            on.backend.is_some() && !on.asked_to_listen.load(Ordering::Relaxed)
         };
-        if !listening && !std::mem::replace(&mut state.soon, true) {
-            let main = link.current().as_ref().map(Arc::downgrade);
+        if let Some(on) = link.current().filter(could_listen)
+            && !std::mem::replace(&mut state.soon, true)
+        {
             // Not on the runtime of a caller: it listens on the background connection.
-            let listen = listen_soon(self.shared(), main.unwrap_or_default());
-            let _ = runtime::spawn(listen);
+            let _ = runtime::spawn(listen_soon(self.shared(), Arc::downgrade(&on)));
         }
     }
 
@@ -362,32 +300,10 @@ impl Listener {
             }
         }
     }
-
-    /// Whether there is a second connection for listening.
-    pub(super) fn has_second(&self) -> bool {
-        self.0.second.is_some()
-    }
-
-    /// Whether waiters are woken through this connection, and how; or why not.
-    pub(super) async fn examine(&self, main: &Arc<Connection>) -> Result<Way, Unsupported> {
-        let found = connection::find(&self.0, main).await?;
-        Ok(match Arc::ptr_eq(&found.on, main) {
-            true => Way::Same,
-            false => Way::Second,
-        })
-    }
-}
-
-/// Which connection hears notifications.
-pub(super) enum Way {
-    /// The one for everything.
-    Same,
-    /// One of its own, by `listen_url`.
-    Second,
 }
 
 /// Listen once one of the leases has been held for a while, unless all have ended before.
-async fn listen_soon(shared: Weak<Shared>, main: Weak<Connection>) {
+async fn listen_soon(shared: Weak<Shared>, on: Weak<Connection>) {
     let mut before: Vec<GrantId> = Vec::new();
     loop {
         if let Some(listener) = shared.upgrade() {
@@ -398,8 +314,8 @@ async fn listen_soon(shared: Weak<Shared>, main: Weak<Connection>) {
                 state.soon = false;
                 drop(state);
                 // If the connection has gone, the next renewal, on another one, sees to it.
-                if let Some(main) = main.upgrade().filter(|main| !ended && !main.is_closed()) {
-                    listener.listens(main);
+                if let Some(on) = on.upgrade().filter(|on| !ended && !on.is_closed()) {
+                    listener.listens(on);
                 }
                 return;
             }
@@ -411,56 +327,27 @@ async fn listen_soon(shared: Weak<Shared>, main: Weak<Connection>) {
     }
 }
 
-/// Find out how to hear, and listen.
-async fn arrange(shared: Weak<Shared>, main: Arc<Connection>) {
+/// Listen. If that fails, waiters poll as long as the connection lasts.
+async fn arrange(shared: Weak<Shared>, on: Arc<Connection>) {
     let Some(listener) = shared.upgrade() else {
         return;
     };
-    let found = tokio::time::timeout(ARRANGING, connection::listen(&listener, &main)).await;
-    let known = Arc::downgrade(&main);
-    drop(main);
-    let unsupported = |until| ListenState::Unsupported {
-        main: Weak::clone(&known),
-        until,
-    };
-    let listens = match found {
-        Ok(Ok(Subscription { on, direct, .. })) => {
-            if !direct {
-                tokio::spawn(close_when_idle(shared, Arc::downgrade(&on)));
-            }
-            ListenState::Listening {
-                main: known,
-                on: Arc::downgrade(&on),
-                direct,
-            }
+    match tokio::time::timeout(ARRANGING, listen(&on, &listener.about)).await {
+        Ok(Ok(())) => {
+            on.listens.store(true, Ordering::Relaxed);
+            // What was notified until now was not heard.
+            listener.tell(Notice::Missed);
         }
-        Ok(Err(Unsupported { said, for_good })) => {
-            match listener.second {
-                Some(_) => tracing::warn!("waiters are not notified but poll: {said}"),
-                None => tracing::debug!("waiters are not notified but poll: {said}"),
-            }
-            unsupported((!for_good).then(|| clock::now() + RETRY))
+        Ok(Err(refusal)) => {
+            tracing::debug!("waiters are not notified but poll: {}", refusal.said);
         }
-        Err(_) => unsupported(Some(clock::now() + RETRY)),
-    };
-    listener.state().listens = listens;
-    // What was notified until now was not heard.
-    listener.tell(Notice::Missed);
+        Err(_) => {}
+    }
 }
 
-/// Closes the second connection once this process neither waits nor holds a lease that is renewed rarely.
-async fn close_when_idle(shared: Weak<Shared>, on: Weak<Connection>) {
-    loop {
-        tokio::time::sleep(IDLE).await;
-        let (Some(shared), Some(on)) = (shared.upgrade(), on.upgrade()) else {
-            return;
-        };
-        let (state, now) = (shared.state(), clock::now());
-        let idle = state.announced.is_past(now) && state.leases.is_past(now);
-        drop(state);
-        if idle && let Some(link) = &shared.second {
-            link.retire(&on);
-            return;
-        }
-    }
+async fn listen(on: &Connection, about: &str) -> Result<(), Refusal> {
+    let rows = on.ask(about, &[]).await?;
+    let table: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+    let table = table.ok_or_else(|| Refusal::unavailable("there is no such table"))?;
+    on.script(&format!("LISTEN database_locks_{table}")).await
 }

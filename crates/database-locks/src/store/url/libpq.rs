@@ -126,7 +126,7 @@ fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Erro
         }
         seen.push(option);
         let known = POSTGRES.key(option);
-        match known.filter(|key| !matches!(key, Key::Service | Key::Listen)) {
+        match known.filter(|key| *key != Key::Service) {
             Some(_) if option == "connect_timeout" => about(SERVICE, draft.libpq_timeout(value))?,
             Some(key) => about(SERVICE, draft.take(key, option, value.to_owned()))?,
             None => {
@@ -146,9 +146,6 @@ fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Erro
 
 /// Look up what is still missing in libpq's file of passwords: for each host by itself.
 pub(super) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
-    if let Some(listen) = &mut server.listen {
-        passwords(listen, around);
-    }
     if server.password.is_some() {
         return;
     }

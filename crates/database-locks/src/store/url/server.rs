@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::settings::Settings;
-use super::{FORMS, Target, decode, refuse};
+use super::{FORMS, decode, refuse};
 use crate::error::Error;
 use crate::store::tls;
 
@@ -33,8 +33,6 @@ pub(in crate::store) struct Server {
     pub settings: Settings,
     /// What is run on each new connection; MySQL.
     pub init_command: Option<String>,
-    /// Where to listen, if that is not the same; PostgreSQL.
-    pub listen: Option<Box<Server>>,
     /// For how long a host is tried; none: as long as the engine thinks fit.
     pub connect_timeout: Option<Duration>,
 }
@@ -63,10 +61,7 @@ impl Server {
             let allowed = "16 KiB at most; see whether it is read from the right place";
             return Err(Error::config("password", got, allowed));
         }
-        match &self.listen {
-            Some(listen) => listen.check_passwords(),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The same without what a login alone needs. Two that are equal so differ in nothing that a
@@ -75,10 +70,6 @@ impl Server {
         Self {
             password: None,
             passwords_by_host: Vec::new(),
-            listen: self
-                .listen
-                .as_ref()
-                .map(|listen| Box::new(listen.without_passwords())),
             ..self.clone()
         }
     }
@@ -142,7 +133,6 @@ pub(super) enum Key {
     SearchPath,
     InitCommand,
     ConnectTimeout,
-    Listen,
     Service,
     Passfile,
 }
@@ -179,7 +169,6 @@ pub(super) const POSTGRES: Dialect = Dialect {
         ("target_session_attrs", Key::Session),
         ("service", Key::Service),
         ("passfile", Key::Passfile),
-        ("listen_url", Key::Listen),
     ],
 };
 
@@ -217,7 +206,6 @@ pub(super) struct Draft {
     binding: Option<Binding>,
     settings: Settings,
     init_command: Option<String>,
-    listen: Option<String>,
     connect_timeout: Option<Duration>,
     passfile: Option<PathBuf>,
     password_of_file: bool,
@@ -298,7 +286,6 @@ impl Draft {
             }
             Key::InitCommand => self.init_command = Some(value),
             Key::ConnectTimeout => self.connect_timeout = Some(seconds(&value)?),
-            Key::Listen => self.listen = Some(value),
             Key::Service => self.service = some(value),
             Key::Passfile => self.passfile = some(value).map(Into::into),
         }
@@ -376,7 +363,7 @@ impl Draft {
 
     pub(super) fn finish(self, dialect: &Dialect) -> Result<Server, Error> {
         self.tls.check()?;
-        let mut server = Server {
+        Ok(Server {
             user: self.user,
             password: self.password,
             passwords_by_host: Vec::new(),
@@ -389,56 +376,9 @@ impl Draft {
             binding: self.binding.unwrap_or_default(),
             settings: self.settings,
             init_command: self.init_command,
-            listen: None,
             connect_timeout: self.connect_timeout,
-        };
-        if let Some(url) = self.listen {
-            server.listen = Some(Box::new(listening(&url, &server)?));
-        }
-        Ok(server)
+        })
     }
-}
-
-/// What `listen_url` names: what it does not say is as in the URL that it is an option of.
-fn listening(url: &str, main: &Server) -> Result<Server, Error> {
-    let form = "a percent-encoded postgres:// URL without a listen_url of its own: \
-                listen_url=postgres%3A%2F%2FHOST%3A5432";
-    // Its own complaints begin with "`url` is".
-    let mut listen = match super::parse(url) {
-        Ok(Target::Postgres(listen)) if listen.listen.is_none() => listen,
-        Err(Error::Config { got, allowed, .. }) if got.starts_with("has ") => {
-            return refuse(format!("has a listen_url that {got}"), &allowed);
-        }
-        Err(Error::Config { got, allowed, .. }) => {
-            return refuse(
-                format!("has a listen_url that is {got}"),
-                &format!("write {allowed}"),
-            );
-        }
-        _ => return refuse("has a listen_url of another form", &format!("write {form}")),
-    };
-    if listen.user.is_none() {
-        listen.user.clone_from(&main.user);
-        if listen.password.is_none() {
-            listen.password.clone_from(&main.password);
-            listen.password_of_file = main.password_of_file;
-        }
-    }
-    if listen.database.is_none() {
-        listen.database.clone_from(&main.database);
-    }
-    if listen.tls == tls::Wanted::default() {
-        listen.tls = main.tls.clone();
-        listen.binding = main.binding;
-    }
-    // Where the table is found.
-    if listen.settings == Settings::default() {
-        listen.settings = main.settings.clone();
-    }
-    listen.application = listen.application.or_else(|| main.application.clone());
-    listen.passfile = listen.passfile.or_else(|| main.passfile.clone());
-    listen.connect_timeout = listen.connect_timeout.or(main.connect_timeout);
-    Ok(listen)
 }
 
 fn some(text: String) -> Option<String> {
@@ -729,47 +669,7 @@ mod tests {
 
     #[test]
     fn a_server_is_shown_without_its_password() {
-        for url in [
-            "postgres://u:hunter2@h/d?password=hunter2",
-            "postgres://u@h/d?listen_url=postgres%3A%2F%2Fu%3Ahunter2%40h",
-        ] {
-            let shown = format!("{:?}", server(url));
-            assert!(!shown.contains("hunter2"), "{shown}");
-        }
-    }
-
-    #[test]
-    fn where_to_listen_is_as_in_the_url_but_for_what_it_says() {
-        let main = "postgres://u:p@pooler:6432/d?sslmode=require&search_path=app";
-        let listen = |url: &str| {
-            let all = server(&format!("{main}&listen_url={url}"));
-            *all.listen.expect("it is given")
-        };
-        let s = listen("postgres%3A%2F%2Fdb%3A5433");
-        assert_eq!(s.addresses, [Address::Tcp("db".into(), 5433)]);
-        assert_eq!(
-            (s.user.as_deref(), s.password.as_deref()),
-            (Some("u"), Some("p"))
-        );
-        assert_eq!(s.database.as_deref(), Some("d"));
-        assert_eq!(s.tls.mode, Some(tls::Mode::Require));
-        assert_eq!(s.settings.get("search_path"), Some("app"));
-        // Another user has another password, or none.
-        let s = listen("postgres%3A%2F%2Fw%40db%2Fe%3Fsslmode%3Ddisable%26search_path%3Db");
-        assert_eq!(
-            (s.user.as_deref(), s.password.as_deref()),
-            (Some("w"), None)
-        );
-        assert_eq!(s.database.as_deref(), Some("e"));
-        assert_eq!(s.tls.mode, Some(tls::Mode::Disable));
-        assert_eq!(s.settings.get("search_path"), Some("b"));
-        let said = parse(&format!(
-            "{main}&listen_url=postgres%3A%2F%2Fdb%3Fsslmode%3Dx"
-        ));
-        let said = said.unwrap_err().to_string();
-        assert!(
-            said.contains("has a listen_url that has an unknown `sslmode`"),
-            "{said}"
-        );
+        let shown = format!("{:?}", server("postgres://u:hunter2@h/d?password=hunter2"));
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
