@@ -29,7 +29,8 @@ const TURN: Duration = Duration::from_millis(10);
 const TURNS: usize = 50;
 /// One time in so many it tries a little later although no turn is known to come before: a process that has
 /// never had the lock is unknown to the others, and the server wakes those that listen in the same order each
-/// time. Without it two of three loops handed the lock to and fro, and the third starved.
+/// time. Without it two of three loops handed the lock to and fro, and the third starved. Once it has had the lock the
+/// others count it.
 const YIELDS: u32 = 16;
 const YIELD: Duration = Duration::from_millis(1);
 /// Where no other process was seen, the first pause comes after so long in a row, or so many grants …
