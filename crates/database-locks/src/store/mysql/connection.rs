@@ -233,7 +233,7 @@ fn secured(tls: &Tls) -> SslOpts {
     }))
 }
 
-type Promise<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
+pub(super) type Promise<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
 type Work = Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> Promise<'s, ()> + Send>;
 
 /// What a caller wants done on the connection.
@@ -269,19 +269,6 @@ impl Drop for Flag {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
-}
-
-/// A session, and the word that there is one.
-struct Connected {
-    session: Session,
-    _up: Flag,
-}
-
-/// Why a call has no answer.
-pub(super) struct Failed {
-    pub(super) failure: StoreError,
-    /// There was no connection yet, so nothing was sent.
-    pub(super) unsent: bool,
 }
 
 /// What waits for the connection.
@@ -331,20 +318,25 @@ impl Inbox {
     }
 }
 
-/// A queue of jobs and the connection that they are done on, one after another.
-pub(super) struct Line {
+/// What a [`Line`] and its workers have in common.
+struct Shared {
     server: Arc<Server>,
+    /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
+    inbox: tokio::sync::Mutex<Inbox>,
     /// Whether there is a connection.
     up: Arc<AtomicBool>,
+    /// The connection is to be made anew before the next job.
+    renew: AtomicBool,
+}
+
+/// A queue of jobs and the connection that they are done on, one after another.
+pub(super) struct Line {
+    shared: Arc<Shared>,
     /// Whether one is being made by [`Line::dial`].
     dialled: Arc<AtomicBool>,
     urgent: mpsc::UnboundedSender<Job>,
     jobs: mpsc::UnboundedSender<Job>,
-    /// Outlives a worker, so that what waited behind a call that hung is done on a new connection.
-    inbox: Arc<tokio::sync::Mutex<Inbox>>,
     worker: Mutex<Option<Worker>>,
-    /// The connection is to be made anew before the next job.
-    renew: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -357,20 +349,22 @@ impl Line {
             jobs: then,
         };
         Self {
-            server,
-            up: Arc::default(),
+            shared: Arc::new(Shared {
+                server,
+                inbox: tokio::sync::Mutex::new(inbox),
+                up: Arc::default(),
+                renew: AtomicBool::new(false),
+            }),
             dialled: Arc::default(),
             urgent,
             jobs,
-            inbox: Arc::new(tokio::sync::Mutex::new(inbox)),
             worker: Mutex::default(),
-            renew: Arc::default(),
         }
     }
 
     /// Whether there is a connection, as far as is known.
     pub(super) fn is_up(&self) -> bool {
-        self.up.load(Ordering::Acquire)
+        self.shared.up.load(Ordering::Acquire)
     }
 
     /// Connect in the background, unless that is done or under way.
@@ -380,7 +374,7 @@ impl Line {
         }
         if !self.dialled.swap(true, Ordering::AcqRel) {
             let under_way = Flag::set(&self.dialled);
-            let deadline = clock::now() + self.server.patience(Duration::ZERO);
+            let deadline = clock::now() + self.shared.server.patience(Duration::ZERO);
             let work: Work = Box::new(move |_| {
                 drop(under_way);
                 Box::pin(std::future::ready(()))
@@ -392,7 +386,7 @@ impl Line {
 
     /// Do the next job on a new connection.
     pub(super) fn reconnect(&self) {
-        self.renew.store(true, Ordering::Release);
+        self.shared.renew.store(true, Ordering::Release);
     }
 
     /// Do this in its turn. Once begun it is carried through, even if the caller has gone away.
@@ -403,18 +397,17 @@ impl Line {
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
-        let done = self.ask(&self.jobs, within, work).await;
-        done.map_err(|failed| failed.failure)
+        self.ask(&self.jobs, within, work).await
     }
 
-    /// The same before all that waits, with a word on whether anything was sent.
+    /// The same before all that waits.
     pub(super) async fn call_first<T: Send + 'static>(
         &self,
         within: Duration,
         work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
         + Send
         + 'static,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, StoreError> {
         self.ask(&self.urgent, within, work).await
     }
 
@@ -425,17 +418,12 @@ impl Line {
         work: impl for<'s> FnOnce(&'s mut Session) -> Promise<'s, Result<T, StoreError>>
         + Send
         + 'static,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, StoreError> {
         let (tell, answer) = oneshot::channel();
-        let sent = Arc::new(AtomicBool::new(false));
-        let begun = Arc::clone(&sent);
         let work: Work = Box::new(move |session| {
             Box::pin(async move {
                 let done = match session {
-                    Ok(session) => {
-                        begun.store(true, Ordering::Release);
-                        work(session).await
-                    }
+                    Ok(session) => work(session).await,
                     Err(failure) => Err(failure.undone()),
                 };
                 // The caller may have gone away.
@@ -462,18 +450,15 @@ impl Line {
             self.give_up(within);
         });
         let done = done.await;
-        let function = self.server.source.waits_for();
+        let function = self.shared.server.source.waits_for();
         let waited_for = function.filter(|_| late && !self.is_up());
-        done.map_err(|failure| Failed {
-            failure: match waited_for {
-                Some(function) => StoreError::late_for(within, function),
-                None => place(&self.server, failure),
-            },
-            unsent: !sent.load(Ordering::Acquire),
+        done.map_err(|failure| match waited_for {
+            Some(function) => StoreError::late_for(within, function),
+            None => place(&self.shared.server, failure),
         })
     }
 
-    /// See to it that somebody works, on the runtime that calls: the one that did may be gone.
+    /// Start a worker on the runtime that calls, unless one runs: the runtime of the last one may be gone.
     fn employ(&self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker
@@ -481,10 +466,7 @@ impl Line {
             .is_none_or(|worker| worker.task.is_finished())
         {
             let busy_since = Arc::new(AtomicU64::new(0));
-            let (server, inbox) = (Arc::clone(&self.server), Arc::clone(&self.inbox));
-            let (up, busy) = (Arc::clone(&self.up), Arc::clone(&busy_since));
-            let renew = Arc::clone(&self.renew);
-            let task = tokio::spawn(serve(server, inbox, up, busy, renew));
+            let task = tokio::spawn(serve(Arc::clone(&self.shared), Arc::clone(&busy_since)));
             *worker = Some(Worker {
                 task: task.abort_handle(),
                 busy_since,
@@ -497,49 +479,43 @@ impl Line {
     /// A caller may also have waited too long because many others came first: then the connection is
     /// as good as ever, and to drop it would make all of them wait longer.
     fn give_up(&self, within: Duration) {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = worker
-            .as_ref()
-            .map_or(0, |worker| worker.busy_since.load(Ordering::Acquire));
-        let busy_for = clock::now().saturating_sub(Duration::from_nanos(since));
-        if since > 0 && busy_for >= within / 2 {
-            if let Some(worker) = worker.take() {
-                worker.task.abort();
-            }
-            drop(worker);
+        let hangs = |worker: &mut Worker| {
+            let since = Duration::from_nanos(worker.busy_since.load(Ordering::Acquire));
+            !since.is_zero() && clock::now().saturating_sub(since) >= within / 2
+        };
+        let worker = self.worker.lock();
+        let given_up = worker
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_if(hangs);
+        if let Some(worker) = given_up {
+            worker.task.abort();
             self.employ();
         }
     }
 }
 
-/// Carry out jobs, until nobody can send any more.
-async fn serve(
-    server: Arc<Server>,
-    inbox: Arc<tokio::sync::Mutex<Inbox>>,
-    up: Arc<AtomicBool>,
-    busy_since: Arc<AtomicU64>,
-    renew: Arc<AtomicBool>,
-) {
-    let mut inbox = inbox.lock().await;
+/// Carry out jobs until the [`Line`] is dropped and none is left.
+async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
+    let mut inbox = shared.inbox.lock().await;
     let (mut backoff, mut failure) = (Backoff::default(), None);
-    let mut session: Option<Connected> = None;
+    let mut session: Option<(Session, Flag)> = None;
     let mut last_used = clock::now();
     while let Some(job) = inbox.next().await {
         // Nobody waits for it any more.
         if job.left().is_zero() {
             continue;
         }
-        if renew.swap(false, Ordering::AcqRel) {
+        if shared.renew.swap(false, Ordering::AcqRel) {
             session = None;
         }
-        if let Some(old) = &mut session
+        if let Some((old, _)) = &mut session
             && clock::now().saturating_sub(last_used) >= IDLE
-            && !old.session.answers(job.left() / 3).await
+            && !old.answers(job.left() / 3).await
         {
             session = None;
         }
         let ready = match &mut session {
-            Some(connected) => &mut connected.session,
+            Some((session, _)) => session,
             none => {
                 let pause = backoff.pause();
                 let made = match failure.take() {
@@ -547,14 +523,11 @@ async fn serve(
                     Some(said) if pause >= job.left() => Err(said),
                     said => {
                         inbox.pause(pause, said.as_ref()).await;
-                        connect(&server, &mut backoff).await
+                        connect(&shared.server, &mut backoff).await
                     }
                 };
                 match made {
-                    Ok(session) => {
-                        let _up = Flag::set(&up);
-                        &mut none.insert(Connected { session, _up }).session
-                    }
+                    Ok(session) => &mut none.insert((session, Flag::set(&shared.up))).0,
                     Err(said) => {
                         (job.work)(Err(said.again())).await;
                         while let Some(job) = inbox.try_next() {
@@ -610,7 +583,7 @@ pub(super) async fn connect(
     backoff: &mut Backoff,
 ) -> Result<Session, StoreError> {
     let made = caught(Session::open(server)).await;
-    let made = made.unwrap_or_else(|panic| Err(panicked(panic)));
+    let made = made.map_err(panicked).flatten();
     match &made {
         Ok(_) => backoff.succeeded(),
         Err(failure) => {

@@ -1,7 +1,6 @@
 //! The direct path of callers: a connection whose I/O the caller's own runtime drives.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,77 +12,15 @@ use super::super::backoff::Backoff;
 use super::super::{
     Ask, Grant, Lane, Outcome, Released, Renewal, Reply, Return, StoreError, keep_to,
 };
-use super::connection::{Flag, Server, caught, connect, panicked, place};
+use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
 use super::session::Session;
 use crate::fork::Gated;
 use crate::timing::Ttl;
 
-/// What a caller may ask for twice: carried out again after it was carried out, it changes nothing.
-pub(super) trait Command: Sync {
-    type Answer: Send;
-
-    fn run(
-        &self,
-        session: &mut Session,
-    ) -> impl Future<Output = Result<Self::Answer, StoreError>> + Send;
-
-    /// Whether the answer to the second one says what became of the first.
-    fn tells(_: &Self::Answer) -> bool {
-        true
-    }
-}
-
-/// A grant that is there already is recognised by its id.
-impl Command for [Ask] {
-    type Answer = Vec<Outcome>;
-
-    async fn run(&self, session: &mut Session) -> Result<Vec<Outcome>, StoreError> {
-        match self {
-            [ask] => Ok(vec![session.acquire(ask).await?]),
-            asks => session.acquire_many(asks).await,
-        }
-    }
-
-    /// What has the row locked may be the first.
-    fn tells(answer: &Vec<Outcome>) -> bool {
-        !answer.contains(&Outcome::Busy)
-    }
-}
-
-/// A lock that was released is as little ours as one that was lost.
-impl Command for [Return] {
-    type Answer = Vec<Released>;
-
-    async fn run(&self, session: &mut Session) -> Result<Vec<Released>, StoreError> {
-        match self {
-            [what] => Ok(vec![session.release(what).await?]),
-            returns => session.release_many(returns).await,
-        }
-    }
-
-    fn tells(answer: &Vec<Released>) -> bool {
-        !answer.contains(&Released::NotOurs)
-    }
-}
-
-impl Command for [(Grant, Ttl)] {
-    type Answer = Vec<Renewal>;
-
-    async fn run(&self, session: &mut Session) -> Result<Vec<Renewal>, StoreError> {
-        session.renew(self).await
-    }
-}
-
-/// A connection, and the word that there is one.
-struct Connected {
-    session: Session,
-    _up: Flag,
-}
-
 /// Where the connection is while no call uses it.
 #[derive(Default)]
 struct Place {
-    connected: Option<Connected>,
+    session: Option<Session>,
     backoff: Backoff,
     /// Why the latest attempt to connect failed.
     failure: Option<StoreError>,
@@ -96,8 +33,23 @@ struct Slot {
     place: Arc<tokio::sync::Mutex<Place>>,
     /// Whether one is being made.
     dialled: Arc<AtomicBool>,
+}
+
+/// Both look whether the place is locked, and lock it for that: with the slot of the lane locked, so that
+/// neither takes the other for a call.
+impl Slot {
+    /// Whether a call uses the connection, or is about to.
+    fn is_in_use(&self) -> bool {
+        !self.dialled.load(Ordering::Acquire) && self.place.try_lock().is_err()
+    }
+
     /// Whether there is one.
-    up: Arc<AtomicBool>,
+    fn is_up(&self) -> bool {
+        match self.place.try_lock() {
+            Ok(place) => place.session.is_some(),
+            Err(_) => self.is_in_use(),
+        }
+    }
 }
 
 /// The lane of MySQL and MariaDB.
@@ -129,9 +81,7 @@ impl DirectPath {
 
     /// Whether there is a connection, as far as is known.
     pub(super) fn is_up(&self) -> bool {
-        let slot = self.slot();
-        slot.as_ref()
-            .is_some_and(|slot| slot.up.load(Ordering::Acquire))
+        self.slot().as_ref().is_some_and(|slot| slot.is_up())
     }
 
     /// That of the runtime which calls. The connection of another one, which has ended or rests, would
@@ -147,7 +97,6 @@ impl DirectPath {
             home,
             place: Arc::default(),
             dialled: Arc::default(),
-            up: Arc::default(),
         });
         let other = slot.replace(Arc::clone(&here));
         drop(slot);
@@ -164,49 +113,59 @@ impl DirectPath {
     /// # Errors
     ///
     /// Nothing was sent.
-    async fn take(&self) -> Result<(OwnedMutexGuard<Place>, Connected, bool), StoreError> {
+    async fn take(&self) -> Result<(OwnedMutexGuard<Place>, Session, bool), StoreError> {
         let slot = self.slot_here()?;
         let mut made = false;
         loop {
             let mut place = Arc::clone(&slot.place).lock_owned().await;
-            if let Some(connected) = place.connected.take() {
-                return Ok((place, connected, made));
+            if let Some(session) = place.session.take() {
+                return Ok((place, session, made));
             }
             let stands = made || !place.backoff.pause().is_zero();
             if let Some(failure) = place.failure.as_ref().filter(|_| stands) {
                 return Err(not_here(failure));
             }
             made = true;
-            let (server, up) = (Arc::clone(&self.server), Arc::clone(&slot.up));
-            let dialled = Flag::set(&slot.dialled);
-            let dial = Gated::new(dial(server, place, up, dialled));
-            slot.home.spawn(dial);
+            let (server, dialled) = (Arc::clone(&self.server), Flag::set(&slot.dialled));
+            slot.home.spawn(Gated::new(async move {
+                let _dialled = dialled;
+                match connect(&server, &mut place.backoff).await {
+                    Ok(session) => (place.session, place.failure) = (Some(session), None),
+                    Err(failure) => place.failure = Some(failure),
+                }
+            }));
         }
     }
 
-    /// Carry out a command.
+    /// Carry out `work` with `what`, which changes nothing if it was carried out before.
     ///
-    /// A connection that the server has closed meanwhile is noticed by the command that is sent on it. To
-    /// ask first whether it is still there would cost each call a second round trip, and tells nothing
-    /// of the moment after. Commands may be repeated, so this one is, on a new connection.
-    async fn call<C: Command + ?Sized>(&self, command: &C) -> Result<C::Answer, StoreError> {
+    /// A connection that the server has closed meanwhile is noticed by what is sent on it. To ask first
+    /// whether it is still there would cost each call a second round trip, and tells nothing of the
+    /// moment after. So the work is repeated once, on a new connection. `tells`: whether the second
+    /// answer says what became of the first.
+    async fn call<W: Sync + ?Sized, T>(
+        &self,
+        what: &W,
+        work: for<'s> fn(&'s mut Session, &'s W) -> Promise<'s, Result<T, StoreError>>,
+        tells: fn(&T) -> bool,
+    ) -> Result<T, StoreError> {
         let mut unknown: Option<StoreError> = None;
         let done = loop {
-            let (mut place, mut connected, made) = match self.take().await {
+            let (mut place, mut session, made) = match self.take().await {
                 Ok(taken) => taken,
                 Err(refused) => break Err(unknown.unwrap_or(refused)),
             };
-            let done = caught(command.run(&mut connected.session)).await;
-            let broken = done.is_err() || connected.session.is_broken();
-            if !broken {
-                place.connected = Some(connected);
+            let done = caught(work(&mut session, what)).await;
+            let done = done.map_err(panicked).flatten();
+            // A connection that did not answer is of no use.
+            let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
+            if answered && !session.is_broken() {
+                place.session = Some(session);
             }
             drop(place);
-            match (done.unwrap_or_else(|panic| Err(panicked(panic))), unknown) {
-                (Err(failure), None) if broken && !made && !failure.is_answer() => {
-                    unknown = Some(failure);
-                }
-                (Ok(answer), Some(_)) if C::tells(&answer) => break Ok(answer),
+            match (done, unknown) {
+                (Err(failure), None) if !answered && !made => unknown = Some(failure),
+                (Ok(answer), Some(_)) if tells(&answer) => break Ok(answer),
                 (_, Some(failure)) => break Err(failure),
                 (done, None) => break done,
             }
@@ -224,7 +183,10 @@ impl DirectPath {
         let slot = self.slot().clone();
         let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
         let lane = Arc::clone(self);
-        let task = home.spawn(Gated::new(async move { lane.call(&*grants).await }));
+        let task = home.spawn(Gated::new(async move {
+            let done = lane.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
+            done.await
+        }));
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
         keep_to(within, answer, || stop.abort()).await
@@ -237,40 +199,25 @@ fn not_here(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }
 
-/// Connect, and put the connection into its place.
-async fn dial(
-    server: Arc<Server>,
-    mut place: OwnedMutexGuard<Place>,
-    up: Arc<AtomicBool>,
-    _dialled: Flag,
-) {
-    match connect(&server, &mut place.backoff).await {
-        Ok(session) => {
-            place.failure = None;
-            place.connected = Some(Connected {
-                session,
-                _up: Flag::set(&up),
-            });
-        }
-        Err(failure) => place.failure = Some(failure),
-    }
-}
-
 impl Lane for DirectPath {
     fn connect(&self) -> Reply<'_, ()> {
         Box::pin(async {
-            let (mut place, connected, _) = self.take().await?;
-            place.connected = Some(connected);
+            let (mut place, session, _) = self.take().await?;
+            place.session = Some(session);
             Ok(())
         })
     }
 
     fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(self.call(asks))
+        // A grant that is there already is recognised by its id. What has the row locked may be the first.
+        let tells = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
+        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire_many(all)), tells))
     }
 
     fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
-        Box::pin(self.call(returns))
+        // A lock that was released is as little ours as one that was lost.
+        let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
+        Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))
     }
 
     /// A call that was late has taken its connection with it. One that waited for another has not: that
@@ -278,11 +225,7 @@ impl Lane for DirectPath {
     /// calls that come now make another. One that waited while a connection is made shall have it the
     /// next time.
     fn give_up(&self) {
-        let mut slot = self.slot();
-        let hangs = slot.take_if(|slot| {
-            !slot.dialled.load(Ordering::Acquire) && slot.place.try_lock().is_err()
-        });
-        drop(slot);
+        let hangs = self.slot().take_if(|slot| slot.is_in_use());
         drop(hangs);
     }
 }

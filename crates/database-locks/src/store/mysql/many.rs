@@ -109,6 +109,9 @@ impl Session {
                ) MICROSECOND";
 
     pub(super) async fn acquire_many(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+        if let [ask] = asks {
+            return Ok(vec![self.acquire(ask).await?]);
+        }
         let mut outcomes = self.acquire_at_once(asks).await?;
         let left = |outcome: &Option<Outcome>| outcome.is_none();
         let rest: Vec<Ask> = asks
@@ -217,9 +220,9 @@ impl Session {
         &mut self,
         returns: &[Return],
     ) -> Result<Vec<Released>, StoreError> {
-        let names: HashSet<&LockName> = returns.iter().map(|what| &what.name).collect();
+        let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
         // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
-        if names.len() < returns.len() {
+        if returns.len() == 1 || names().len() < returns.len() {
             let mut answers = Vec::with_capacity(returns.len());
             for what in returns {
                 answers.push(self.release(what).await?);

@@ -17,7 +17,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mysql_async::{Params, Value, params};
@@ -53,7 +53,7 @@ mod wire;
 
 use cluster::version;
 use connection::{Line, Server, place};
-use lane::{Command, DirectPath};
+use lane::DirectPath;
 use rows::packed;
 use session::{Done, Session};
 
@@ -172,7 +172,7 @@ impl Store for Mysql {
     fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
         Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { asks.run(session).await })
+            Box::pin(async move { session.acquire_many(&asks).await })
         }))
     }
 
@@ -188,21 +188,22 @@ impl Store for Mysql {
                 true => within,
                 false => within / 2,
             };
-            let asked = grants.to_vec();
-            let done = self.line.call_first(first, |session| {
-                Box::pin(async move { asked.run(session).await })
+            let sent = Arc::new(AtomicBool::new(false));
+            let (asked, begun) = (grants.to_vec(), Arc::clone(&sent));
+            let done = self.line.call_first(first, move |session| {
+                begun.store(true, Ordering::Release);
+                Box::pin(async move { session.renew(&asked).await })
             });
-            let failed = match done.await {
-                Ok(renewals) => return Ok(renewals),
-                Err(failed) => failed,
-            };
+            let done = done.await;
             let left = until.saturating_sub(clock::now());
-            if !failed.unsent || !self.lane.is_up() || left.is_zero() {
-                return Err(failed.failure);
-            }
+            let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
+            let failure = match done {
+                Err(failure) if may_ask_again && !left.is_zero() => failure,
+                done => return done,
+            };
             match self.lane.renew(grants.to_vec(), left).await {
                 // It has none either: what the server said of the first stands.
-                Err(other) if other.is_undone() => Err(failed.failure),
+                Err(other) if other.is_undone() => Err(failure),
                 done => done,
             }
         })
@@ -215,7 +216,7 @@ impl Store for Mysql {
     fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
         Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { returns.run(session).await })
+            Box::pin(async move { session.release_many(&returns).await })
         }))
     }
 

@@ -249,7 +249,17 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        self.carry_out(within, false, work).await
+        let work = |on: Arc<Connection>| async move {
+            let mut forsaken = on.forsaken.subscribe();
+            tokio::select! {
+                biased;
+                done = work(on) => done,
+                Ok(_) = forsaken.wait_for(|forsaken| *forsaken) => {
+                    Err(Refusal::unavailable("the connection was given up, and others after it"))
+                }
+            }
+        };
+        self.on_patiently(within, work).await
     }
 
     /// The same with work that may rightly take long, whatever becomes of that of others.
@@ -261,7 +271,39 @@ impl Link {
     where
         F: Future<Output = Result<T, Refusal>> + Send,
     {
-        self.carry_out(within, true, work).await
+        let (used, mut late) = (OnceLock::new(), false);
+        let reply = async {
+            let connected = self.connected().await;
+            let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
+            let _ = used.set(Arc::clone(&on));
+            let done = work(Arc::clone(&on)).await;
+            self.settled(&on, done)
+        };
+        let kept = keep_to(within, reply, || late = true);
+        let watch = async {
+            tokio::time::sleep(blocked::LONG.min(within / 2)).await;
+            if let Some(on) = used.get() {
+                match blocked::look(&self.0.shared, on).await {}
+            }
+            std::future::pending().await
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = kept => answer,
+            never = watch => never,
+        };
+        if !late {
+            return answer;
+        }
+        let Some(on) = used.get() else {
+            return Err(self.unconnected(within));
+        };
+        self.give_up(on);
+        let said = |by| format!("blocked for {} by {by}", Human(within));
+        match self.blocked_by() {
+            Some(by) => Err(StoreError::cannot_serve(said(by))),
+            None => answer,
+        }
     }
 
     /// Do some work for the lane: without a deadline, and without a timer once there is a connection.
@@ -276,7 +318,7 @@ impl Link {
         let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
         let owed = Owed(&on);
         let done = work(Arc::clone(&on)).await;
-        owed.was_answered();
+        std::mem::forget(owed);
         self.settled(&on, done)
     }
 
@@ -308,68 +350,18 @@ impl Link {
         })
     }
 
-    async fn carry_out<T, F>(
-        &self,
-        within: Duration,
-        patient: bool,
-        work: impl FnOnce(Arc<Connection>) -> F + Send,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, Refusal>> + Send,
-    {
-        let (used, mut unconnected, mut late) = (OnceLock::new(), false, false);
-        let reply = async {
-            let connected = self.connected().await;
-            let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
-            let _ = used.set(Arc::clone(&on));
-            let mut forsaken = on.forsaken.subscribe();
-            let done = tokio::select! {
-                biased;
-                done = work(Arc::clone(&on)) => done,
-                Ok(_) = forsaken.wait_for(|forsaken| *forsaken), if !patient => {
-                    Err(Refusal::unavailable("the connection was given up, and others after it"))
-                }
-            };
-            self.settled(&on, done)
+    /// No connection was made in time.
+    fn unconnected(&self, within: Duration) -> StoreError {
+        let shared = &self.0.shared;
+        let failure = self.0.state().failure.take();
+        let why = match (shared.source.waits_for(), failure) {
+            (Some(function), _) => format!(": {function}"),
+            (None, Some(failure)) => format!("; before that, {failure}"),
+            (None, None) => String::new(),
         };
-        let kept = keep_to(within, reply, || match used.get() {
-            Some(on) => {
-                late = true;
-                self.give_up(on);
-            }
-            None => unconnected = true,
-        });
-        let watch = async {
-            tokio::time::sleep(blocked::LONG.min(within / 2)).await;
-            if let Some(on) = used.get() {
-                match blocked::look(&self.0.shared, on).await {}
-            }
-            std::future::pending().await
-        };
-        let answer = tokio::select! {
-            biased;
-            answer = kept => answer,
-            never = watch => never,
-        };
-        if late && let Some(by) = self.blocked_by() {
-            let said = format!("blocked for {} by {by}", Human(within));
-            return Err(StoreError::cannot_serve(said));
-        }
-        if unconnected {
-            let failure = self.0.state().failure.take();
-            let why = match (self.0.shared.source.waits_for(), failure) {
-                (Some(function), _) => format!(": {function}"),
-                (None, Some(failure)) => format!("; before that, {failure}"),
-                (None, None) => String::new(),
-            };
-            let said = format!(
-                "no connection to {} within {}{why}",
-                list(self.0.shared.endpoint().addresses()),
-                Human(within)
-            );
-            return Err(StoreError::Unavailable(said.into()).undone());
-        }
-        answer
+        let (at, within) = (list(shared.endpoint().addresses()), Human(within));
+        let said = format!("no connection to {at} within {within}{why}");
+        StoreError::Unavailable(said.into()).undone()
     }
 
     /// Who has what we want locked, where a call that is under way found that out.
@@ -468,14 +460,8 @@ impl Link {
     }
 }
 
-/// A call that its connection has not answered yet. Dropped so, the connection counts as late.
+/// A call that its connection has not answered yet. Dropped, it makes the connection count as late.
 struct Owed<'a>(&'a Connection);
-
-impl Owed<'_> {
-    fn was_answered(self) {
-        std::mem::forget(self);
-    }
-}
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {

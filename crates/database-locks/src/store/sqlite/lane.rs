@@ -5,13 +5,12 @@
 //! the store does, and as long for another thread of this process. Only a disk that hangs keeps a call, and
 //! those behind it are told that the lane is busy.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::statements;
-use super::worker::{BUSY_TIMEOUT, Database, File, Worker};
+use super::worker::{BUSY_TIMEOUT, Database, Worker};
 use crate::fork::PerProcess;
 use crate::store::{Ask, Lane, Outcome, Released, Reply, Return, StoreError};
 
@@ -22,60 +21,20 @@ pub(super) struct BlockingLane {
     connection: PerProcess<Connection>,
 }
 
-/// The connection, which threads use in turn.
-#[derive(Default)]
+/// The connection, which one thread uses at a time.
 struct Connection {
-    state: Mutex<State>,
+    in_use: Mutex<bool>,
     returned: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    in_use: bool,
-    file: Option<File>,
-    /// The threads that wait, in the order in which they came.
-    queue: VecDeque<u64>,
-    next_ticket: u64,
-}
-
-impl Connection {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Take it in turn; none if the turn does not come in time.
-    fn take(&self, database: &Arc<Database>) -> Option<InUse<'_>> {
-        let mut state = self.state();
-        if state.in_use || !state.queue.is_empty() {
-            let ticket = state.next_ticket;
-            state.next_ticket += 1;
-            state.queue.push_back(ticket);
-            let waits = |state: &mut State| state.in_use || state.queue.front() != Some(&ticket);
-            let waited = self.returned.wait_timeout_while(state, BUSY_TIMEOUT, waits);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            let late = waits(&mut state);
-            state.queue.retain(|waiting| *waiting != ticket);
-            if late {
-                return None;
-            }
-        }
-        state.in_use = true;
-        let worker = Worker {
-            database: Arc::clone(database),
-            file: state.file.take(),
-        };
-        Some(InUse {
-            connection: self,
-            worker,
-        })
-    }
+    /// Locked by the thread that has set `in_use`. A wait for a mutex alone would have no bound.
+    worker: Mutex<Worker>,
 }
 
 /// The file is closed on a thread of its own: closing it writes to the disk, and the last handle may be
 /// dropped on the thread that renews the leases.
 impl Drop for Connection {
     fn drop(&mut self) {
-        let file = self.state().file.take();
+        let worker = self.worker.get_mut();
+        let file = worker.unwrap_or_else(PoisonError::into_inner).file.take();
         if file.is_some() {
             // Without a thread it is closed here.
             let _ = std::thread::Builder::new()
@@ -85,21 +44,14 @@ impl Drop for Connection {
     }
 }
 
-/// The connection while a thread uses it.
-struct InUse<'a> {
-    connection: &'a Connection,
-    worker: Worker,
-}
+/// A use of the connection. Once it is dropped, the connection is free.
+struct Use<'a>(&'a Connection);
 
-impl Drop for InUse<'_> {
+impl Drop for Use<'_> {
     fn drop(&mut self) {
-        let mut state = self.connection.state();
-        state.file = self.worker.file.take();
-        state.in_use = false;
-        // A notification is a system call even if no thread waits.
-        if !state.queue.is_empty() {
-            self.connection.returned.notify_all();
-        }
+        let in_use = self.0.in_use.lock();
+        *in_use.unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.returned.notify_one();
     }
 }
 
@@ -111,20 +63,32 @@ impl BlockingLane {
         }
     }
 
-    /// Carry out `work` on this thread.
+    /// Carry out `work` on this thread, once no other thread uses the connection.
     fn call<T>(
         &self,
         work: impl FnOnce(&mut Worker) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let make = || Ok::<_, Infallible>(Connection::default());
-        let Ok(connection) = self.connection.get_or_try_init(make);
-        match connection.take(&self.database) {
-            Some(mut in_use) => work(&mut in_use.worker),
-            None => {
-                let said = "another thread of this process is using the connection";
-                Err(StoreError::Contention(said.into()))
-            }
+        let Ok(connection) = self.connection.get_or_try_init(|| {
+            Ok::<_, Infallible>(Connection {
+                in_use: Mutex::new(false),
+                returned: Condvar::new(),
+                worker: Mutex::new(Worker::new(Arc::clone(&self.database))),
+            })
+        });
+        let in_use = connection.in_use.lock();
+        let in_use = in_use.unwrap_or_else(PoisonError::into_inner);
+        let returned = &connection.returned;
+        let waited = returned.wait_timeout_while(in_use, BUSY_TIMEOUT, |in_use| *in_use);
+        let (mut in_use, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *in_use {
+            let said = "another thread of this process is using the connection";
+            return Err(StoreError::Contention(said.into()));
         }
+        *in_use = true;
+        drop(in_use);
+        let _use = Use(connection);
+        let worker = connection.worker.lock();
+        work(&mut worker.unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -384,36 +348,6 @@ mod tests {
             hangs.join().unwrap().unwrap();
         });
         granted(&**lane, &ask("job"));
-    }
-
-    #[test]
-    fn threads_use_the_connection_in_the_order_in_which_they_came() {
-        let connection = Connection::default();
-        let database = Arc::new(Database::new("unused".into(), false, &Table::default()));
-        let order = Mutex::new(Vec::new());
-        let in_time = || {
-            order.lock().unwrap().clear();
-            let in_use = connection.take(&database).unwrap();
-            thread::scope(|scope| {
-                let mut waiting = Vec::new();
-                for at in 0..4 {
-                    let (connection, database, order) = (&connection, &database, &order);
-                    waiting.push(scope.spawn(move || {
-                        let in_use = connection.take(database);
-                        order.lock().unwrap().push(at);
-                        in_use.is_some()
-                    }));
-                    within_time(|| {
-                        connection.state().queue.len() > at || waiting[at].is_finished()
-                    });
-                }
-                drop(in_use);
-                waiting.into_iter().all(|waited| waited.join().unwrap())
-            })
-        };
-        // On a busy machine they may all be too late.
-        within_time(in_time);
-        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
     }
 
     #[test]
