@@ -69,4 +69,4 @@ def test_200_locks_need_no_more_threads_and_connections_than_one(
 
     of_one, of_200 = cost(1), cost(200)
     assert of_200 == of_one
-    assert of_one[0] == (1 if engine == "postgres" else 2)
+    assert of_one[0] == 2

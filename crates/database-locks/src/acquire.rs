@@ -118,17 +118,15 @@ enum Direct {
 
 /// Try on the lane, where the caller's runtime is its home and nobody comes first.
 async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error> {
-    let home = match &inner.direct {
-        Some(path) if !want.preempt && !inner.queues.is_busy(&want.name) => {
-            path.here().map(|home| (path, home))
-        }
+    let entry = match &inner.direct {
+        Some(path) if !want.preempt && !inner.queues.is_busy(&want.name) => path.enter(),
         _ => None,
     };
-    let Some((path, home)) = home else {
+    let Some(entry) = entry else {
         return Ok(Direct::Undecided(None));
     };
     let mut attempt = Attempt::new(inner, want)?;
-    let Some(outcome) = attempt.directly(path, home).await else {
+    let Some(outcome) = attempt.directly(entry).await else {
         return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
     };
     Ok(match outcome {

@@ -5,66 +5,101 @@
 //! <https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-COMMIT-DELAY>).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::fork::Gated;
-use crate::store::{Reply, StoreError};
+use crate::store::{Ask, Observed, Outcome, Released, Reply, Return, StoreError};
 
-/// How long a request waits for the statement before its own. One that hangs must not hold up those
+/// How long somebody waits for the statement before his own. One that hangs must not hold up those
 /// that may not hang, such as those of another row.
 const OVERTIME: Duration = Duration::from_millis(100);
-/// For how long an answer to many is waited for. A store keeps to its deadline before that, a lane has none.
-const LONGEST: Duration = Duration::from_secs(10);
 /// How many go together at most: a statement should not take longer than a waiter minds.
 const MOST: usize = 1_000;
 
-/// How several of a kind are sent. The answers come in the order of what is asked.
-type SendAll<Q, A> = Box<dyn for<'a> Fn(&'a [Q]) -> Reply<'a, Vec<A>> + Send + Sync>;
+/// Ask the store for several of a kind.
+pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
+    type Answer: Send + 'static;
 
-/// Those who ask for one kind of thing.
-pub(crate) struct Batch<Q, A>(Arc<Shared<Q, A>>);
-
-struct Shared<Q, A> {
-    send: SendAll<Q, A>,
-    state: Mutex<State<Q, A>>,
+    /// The answers, in the order of what is asked.
+    fn carry_out<'a>(
+        asked: &'a [Self],
+        store: &'a Observed,
+        within: Duration,
+    ) -> Reply<'a, Vec<Self::Answer>>
+    where
+        Self: Sized;
 }
 
-/// The right to send: whoever has it also sends what waits when it is done, and it ends with them.
-type Turn = Arc<()>;
+impl Operation for Ask {
+    type Answer = Outcome;
 
-struct State<Q, A> {
-    turn: Weak<()>,
-    waiting: Vec<Waiting<Q, A>>,
-}
-
-struct Waiting<Q, A> {
-    asked: Q,
-    tell: oneshot::Sender<Result<A, StoreError>>,
-}
-
-type Answer<A> = oneshot::Receiver<Result<A, StoreError>>;
-
-impl<Q, A> fmt::Debug for Batch<Q, A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Batch")
+    fn carry_out<'a>(
+        asked: &'a [Self],
+        store: &'a Observed,
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
+        Box::pin(store.acquire(asked, within))
     }
 }
 
-impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
-    /// `send` carries out one statement.
-    pub(crate) fn new(
-        send: impl for<'a> Fn(&'a [Q]) -> Reply<'a, Vec<A>> + Send + Sync + 'static,
-    ) -> Self {
+impl Operation for Return {
+    type Answer = Released;
+
+    fn carry_out<'a>(
+        asked: &'a [Self],
+        store: &'a Observed,
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
+        Box::pin(store.release(asked, within))
+    }
+}
+
+/// Those who ask for one kind of thing.
+#[derive(Debug)]
+pub(crate) struct Batch<Q: Operation>(Arc<Shared<Q>>);
+
+#[derive(Debug)]
+struct Shared<Q: Operation> {
+    store: Observed,
+    within: Duration,
+    state: Mutex<State<Q>>,
+}
+
+struct State<Q: Operation> {
+    under_way: bool,
+    waiting: Vec<Waiting<Q>>,
+}
+
+struct Waiting<Q: Operation> {
+    asked: Q,
+    tell: oneshot::Sender<Result<Q::Answer, StoreError>>,
+}
+
+type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
+
+impl<Q: Operation> fmt::Debug for State<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("under_way", &self.under_way)
+            .field("waiting", &self.waiting.len())
+            .finish()
+    }
+}
+
+impl<Q: Operation> Batch<Q> {
+    /// `within`: how long each statement may take.
+    pub(crate) fn new(store: Observed, within: Duration) -> Self {
         let state = Mutex::new(State {
-            turn: Weak::new(),
+            under_way: false,
             waiting: Vec::new(),
         });
-        let send = Box::new(send);
-        Self(Arc::new(Shared { send, state }))
+        Self(Arc::new(Shared {
+            store,
+            within,
+            state,
+        }))
     }
 
     /// Ask, alone or together with others. Dropped while it waits for others, it was never asked.
@@ -72,11 +107,11 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
     /// # Errors
     ///
     /// Those of the store. What fails one of several fails none of the others.
-    pub(crate) async fn ask(&self, asked: Q) -> Result<A, StoreError> {
+    pub(crate) async fn ask(&self, asked: Q) -> Result<Q::Answer, StoreError> {
         let mut answer = match self.0.stand_behind(asked) {
             Ok(answer) => answer,
-            Err((asked, turn)) => {
-                let _next = Next(&self.0, turn);
+            Err(asked) => {
+                let _next = Next(&self.0);
                 return self.0.alone(&asked).await;
             }
         };
@@ -84,48 +119,41 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Batch<Q, A> {
             biased;
             answered = &mut answer => answered,
             () = tokio::time::sleep(OVERTIME) => {
-                if let Ok(runtime) = Handle::try_current() {
-                    runtime.spawn(Gated::new(Arc::clone(&self.0).overtake()));
-                }
+                tokio::spawn(Arc::clone(&self.0).overtake());
                 answer.await
             }
         };
-        // The runtime of those who took it along has ended.
-        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("its runtime has ended".into())))
+        // Whoever took it with him has stopped, with the runtime.
+        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
     }
 }
 
-/// What waits goes out when this is dropped: the request before it has its answer, or was dropped.
-struct Next<'a, Q: Send + Sync + 'static, A: Send + 'static>(&'a Arc<Shared<Q, A>>, Turn);
+/// What waits goes out when this is dropped: whoever asked first has his answer, or has gone away.
+struct Next<'a, Q: Operation>(&'a Arc<Shared<Q>>);
 
-impl<Q: Send + Sync + 'static, A: Send + 'static> Drop for Next<'_, Q, A> {
+impl<Q: Operation> Drop for Next<'_, Q> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         if state.waiting.is_empty() {
-            state.turn = Weak::new();
-            return;
-        }
-        drop(state);
-        // A runtime that has ended drops it unpolled, and with it the turn.
-        if let Ok(runtime) = Handle::try_current() {
-            let turn = Arc::clone(&self.1);
-            runtime.spawn(Gated::new(Arc::clone(self.0).go_on(turn)));
+            state.under_way = false;
+        } else {
+            drop(state);
+            tokio::spawn(Arc::clone(self.0).go_on());
         }
     }
 }
 
-impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
-    fn state(&self) -> MutexGuard<'_, State<Q, A>> {
+impl<Q: Operation> Shared<Q> {
+    fn state(&self) -> MutexGuard<'_, State<Q>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wait for what is under way; `Err` where nothing is, and this is it.
-    fn stand_behind(&self, asked: Q) -> Result<Answer<A>, (Q, Turn)> {
+    fn stand_behind(&self, asked: Q) -> Result<Answer<Q>, Q> {
         let mut state = self.state();
-        if state.turn.strong_count() == 0 {
-            let turn = Turn::default();
-            state.turn = Arc::downgrade(&turn);
-            return Err((asked, turn));
+        if !state.under_way {
+            state.under_way = true;
+            return Err(asked);
         }
         let (tell, answer) = oneshot::channel();
         state.waiting.push(Waiting { asked, tell });
@@ -133,18 +161,17 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
     }
 
     /// Carry out what waits, batch by batch, until nobody waits any more.
-    async fn go_on(self: Arc<Self>, turn: Turn) {
+    async fn go_on(self: Arc<Self>) {
         loop {
             let batch = {
                 let mut state = self.state();
                 let batch = state.take();
-                if batch.is_empty() {
-                    state.turn = Weak::new();
-                    drop(turn);
-                    return;
-                }
+                state.under_way = !batch.is_empty();
                 batch
             };
+            if batch.is_empty() {
+                return;
+            }
             self.together(batch).await;
         }
     }
@@ -157,13 +184,12 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
         }
     }
 
-    async fn together(&self, batch: Vec<Waiting<Q, A>>) {
+    async fn together(&self, batch: Vec<Waiting<Q>>) {
         let (asked, tell): (Vec<Q>, Vec<_>) = batch
             .into_iter()
             .map(|waiting| (waiting.asked, waiting.tell))
             .unzip();
-        let sent = tokio::time::timeout(LONGEST, (self.send)(&asked)).await;
-        let answers = match sent.unwrap_or_else(|_| Err(StoreError::late(LONGEST))) {
+        let answers = match Q::carry_out(&asked, &self.store, self.within).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
@@ -171,13 +197,13 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
             Err(_) => self.one_by_one(&asked).await,
         };
         for (tell, answer) in tell.into_iter().zip(answers) {
-            // The caller may have gone, and gives back what this has granted.
+            // He may have gone away; then he gives back what this has got him.
             let _ = tell.send(answer);
         }
     }
 
     /// One of them was the cause that all of them failed.
-    async fn one_by_one(&self, asked: &[Q]) -> Vec<Result<A, StoreError>> {
+    async fn one_by_one(&self, asked: &[Q]) -> Vec<Result<Q::Answer, StoreError>> {
         let mut answers = Vec::with_capacity(asked.len());
         for one in asked {
             answers.push(self.alone(one).await);
@@ -185,17 +211,17 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Shared<Q, A> {
         answers
     }
 
-    async fn alone(&self, asked: &Q) -> Result<A, StoreError> {
+    async fn alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
         let asked = std::slice::from_ref(asked);
-        let mut answers = (self.send)(asked).await?;
+        let mut answers = Q::carry_out(asked, &self.store, self.within).await?;
         let none = || StoreError::Unavailable("the store gave no answer".into());
         answers.pop().ok_or_else(none)
     }
 }
 
-impl<Q, A> State<Q, A> {
+impl<Q: Operation> State<Q> {
     /// The first of those who still want it, in their order.
-    fn take(&mut self) -> Vec<Waiting<Q, A>> {
+    fn take(&mut self) -> Vec<Waiting<Q>> {
         self.waiting.retain(|waiting| !waiting.tell.is_closed());
         let rest = self.waiting.split_off(self.waiting.len().min(MOST));
         std::mem::replace(&mut self.waiting, rest)
@@ -207,6 +233,7 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
+    use crate::store::{self, Table};
 
     /// One statement at a time, and what each asked for; those of the same `world`.
     #[derive(Debug, Default)]
@@ -225,23 +252,29 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Number(u8, Arc<World>);
 
-    fn carry_out(asked: &[Number]) -> Reply<'_, Vec<u8>> {
-        Box::pin(async move {
-            let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
-            let world = &asked[0].1;
-            world.statements.lock().unwrap().push(numbers.clone());
-            if numbers.contains(&0) {
-                world.go.notified().await;
-            }
-            match numbers.contains(&13) {
-                true => Err(StoreError::rejected("thirteen", None)),
-                false => Ok(numbers),
-            }
-        })
+    impl Operation for Number {
+        type Answer = u8;
+
+        fn carry_out<'a>(asked: &'a [Self], _: &'a Observed, _: Duration) -> Reply<'a, Vec<u8>> {
+            Box::pin(async move {
+                let numbers: Vec<u8> = asked.iter().map(|number| number.0).collect();
+                let world = &asked[0].1;
+                world.statements.lock().unwrap().push(numbers.clone());
+                if numbers.contains(&0) {
+                    world.go.notified().await;
+                }
+                match numbers.contains(&13) {
+                    true => Err(StoreError::rejected("thirteen", None)),
+                    false => Ok(numbers),
+                }
+            })
+        }
     }
 
-    fn batch() -> (Arc<World>, Arc<Batch<Number, u8>>) {
-        (Arc::default(), Arc::new(Batch::new(carry_out)))
+    fn batch() -> (Arc<World>, Arc<Batch<Number>>) {
+        let store = store::open("memory:", &Table::default()).unwrap();
+        let batch = Batch::new(Observed::new(store, "memory:"), Duration::from_secs(5));
+        (Arc::default(), Arc::new(batch))
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -251,7 +284,7 @@ mod tests {
 
     type Asked = tokio::task::JoinHandle<Result<u8, StoreError>>;
 
-    async fn ask(batch: &Arc<Batch<Number, u8>>, world: &Arc<World>, numbers: &[u8]) -> Vec<Asked> {
+    async fn ask(batch: &Arc<Batch<Number>>, world: &Arc<World>, numbers: &[u8]) -> Vec<Asked> {
         let mut asked = Vec::new();
         for number in numbers {
             let (batch, number) = (Arc::clone(batch), Number(*number, Arc::clone(world)));
@@ -278,30 +311,6 @@ mod tests {
             }
             assert_eq!(world.statements()[2..], [[4], [5]]);
         });
-    }
-
-    #[test]
-    fn a_runtime_that_ends_in_the_midst_leaves_the_next_request_alone() {
-        for under_way in [vec![0, 1], vec![2, 0, 1]] {
-            let (world, batch) = batch();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .build()
-                .unwrap();
-            // One alone with another behind it, and two together.
-            runtime.block_on(async { drop(ask(&batch, &world, &under_way).await) });
-            drop(runtime);
-            let before = world.statements().len();
-            run(async {
-                let asked = ask(&batch, &world, &[3]).await;
-                let sent = world.statements();
-                assert!(
-                    sent[before..].iter().any(|sent| sent.contains(&3)),
-                    "{sent:?}"
-                );
-                drop(asked);
-            });
-        }
     }
 
     #[test]

@@ -69,11 +69,17 @@ impl Drop for AtWork {
 /// A child that drops an inherited socket takes it out of the event queue that it shares with its parent,
 /// which then waits for ever (`EPOLL_CTL_DEL`).
 #[derive(Debug)]
-pub(crate) struct Gated<F>(Here<Pin<Box<F>>>);
+pub(crate) struct Gated<F: ?Sized>(Here<Pin<Box<F>>>);
 
 impl<F> Gated<F> {
     pub(crate) fn new(future: F) -> Self {
-        Self(Here::new(Box::pin(future)))
+        Self::of(Box::pin(future))
+    }
+}
+
+impl<F: ?Sized> Gated<F> {
+    pub(crate) fn of(future: Pin<Box<F>>) -> Self {
+        Self(Here::new(future))
     }
 
     /// Whether this is the process that made it.
@@ -82,7 +88,7 @@ impl<F> Gated<F> {
     }
 }
 
-impl<F: Future> Future for Gated<F> {
+impl<F: Future + ?Sized> Future for Gated<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {

@@ -19,15 +19,15 @@ use crate::pending::{self, Pending};
 use crate::poller::Poller;
 use crate::queue::Queues;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Given, Notice, Observed, Outcome, Released, Return, Table, Version};
+use crate::store::{self, Ask, Given, Notice, Observed, Return, Table, Version};
 use crate::watch::Watches;
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<Ask, Outcome>,
-    pub(crate) returns: Batch<Return, Released>,
+    pub(crate) asks: Batch<Ask>,
+    pub(crate) returns: Batch<Return>,
     pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
@@ -59,12 +59,11 @@ impl Inner {
             }
             Notice::Missed => told.1.wake_all(),
         }));
-        let (acquiring, releasing) = (store.clone(), store.clone());
         let inner = Arc::new(Self {
             scheduler,
-            asks: Batch::new(move |asks| acquiring.acquire(asks, PATIENCE)),
-            returns: Batch::new(move |returns| releasing.release(returns, PATIENCE)),
-            direct: DirectPath::of(&store)?.map(Arc::new),
+            asks: Batch::new(store.clone(), PATIENCE),
+            returns: Batch::new(store.clone(), PATIENCE),
+            direct: DirectPath::of(&store)?,
             poller: Poller::new(store.clone(), PATIENCE),
             store,
             queues,

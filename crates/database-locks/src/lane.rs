@@ -6,11 +6,13 @@
 //!
 //! The lane has one home at a time: the first runtime of callers that uses it for more than a moment, or the
 //! one that threads share while they block. It ends with its home, and the next runtime takes over. Callers
-//! elsewhere go by the background.
+//! elsewhere go by the background, and so does a crowd: the lane serves one call at a time, and the background
+//! carries out together what comes meanwhile.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::slice::from_ref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -19,10 +21,9 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
 use crate::acquire::{DIRECT, PATIENCE};
-use crate::batch::Batch;
 use crate::clock::{self, Time};
 use crate::error::Error;
-use crate::fork::Gated;
+use crate::fork::{Gated, Here};
 use crate::runtime;
 use crate::store::{Ask, Lane, Observed, Outcome, Released, Return, StoreError};
 
@@ -31,9 +32,11 @@ use crate::store::{Ask, Lane, Observed, Outcome, Released, Return, StoreError};
 const CALLS: u32 = 3;
 /// A home that made no call for so long makes way for another runtime.
 const UNUSED: Duration = Duration::from_secs(10);
-/// For how long the lane is left alone after two calls in a row were late, or it could not be connected.
+/// For how long the lane is left alone after a call was late, or it could not be connected. Twice as long after
+/// each failure in a row, up to a minute: a runtime that its callers block goes on being blocked.
 const SHUNNED: Duration = Duration::from_secs(5);
-/// How often late calls are looked for, while there are calls.
+const LONGEST_SHUNNED: Duration = Duration::from_secs(60);
+/// How often a late call is looked for, while there are calls.
 const TICK: Duration = Duration::from_millis(250);
 /// After how many ticks without a call the search ends until the next one.
 const TICKS_IDLE: u32 = 40;
@@ -41,25 +44,29 @@ const TICKS_IDLE: u32 = 40;
 /// The direct path of one [`Locks`](crate::Locks).
 #[derive(Debug)]
 pub(crate) struct DirectPath {
+    store: Observed,
     lane: Arc<dyn Lane>,
-    acquires: Batch<Ask, Outcome>,
-    releases: Batch<Return, Released>,
-    election: Arc<Mutex<Election>>,
-    calls: Arc<Calls>,
+    state: Mutex<State>,
+    more: Arc<Notify>,
 }
 
-/// Which runtime is the home.
 #[derive(Debug, Default)]
-struct Election {
+struct State {
     home: Option<Home>,
+    /// When the home called last.
     used: Time,
     /// The runtime that called last and is not the home, and how often in a row.
     candidate: Option<(Id, u32)>,
-    /// A call has been answered since the home was made or the connection was given up.
-    connected: bool,
-    /// By when the last call was due, if it was late.
-    late: Option<Time>,
+    /// Runtimes that cannot drive a connection.
+    unfit: Vec<Id>,
     shunned_until: Time,
+    /// For how long it was shunned the last time.
+    shunned: Duration,
+    call: Option<Call>,
+    /// The number of the latest call.
+    latest: u64,
+    /// Nobody looks for a late call.
+    asleep: bool,
 }
 
 #[derive(Debug)]
@@ -67,6 +74,8 @@ struct Home {
     runtime: Id,
     /// Whether the lane is connected, or connects at the first call.
     ready: bool,
+    /// The first call of threads that block connects, which may take long.
+    first: bool,
     /// Closed when the runtime has ended; none: the runtime of threads that block, which never does. Dropping it
     /// ends the task that stands for the home.
     ended: Option<oneshot::Sender<()>>,
@@ -78,108 +87,162 @@ impl Home {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The call that is under way.
+#[derive(Debug)]
+struct Call {
+    number: u64,
+    /// By when the lane has to answer. The background looks: the runtime of the caller might not, where the
+    /// caller blocks it.
+    due: Time,
+    /// How long its caller waits for it.
+    until: Time,
+    waker: Option<Waker>,
+}
+
+impl State {
+    fn shun(&mut self) {
+        self.shunned = (self.shunned * 2).clamp(SHUNNED, LONGEST_SHUNNED);
+        self.shunned_until = clock::now() + self.shunned;
+        (self.home, self.candidate, self.call) = (None, None, None);
+    }
+
+    fn is_home(&self, id: Id) -> bool {
+        self.home.as_ref().is_some_and(|home| home.runtime == id)
+    }
+
+    fn call(&mut self, number: u64) -> Option<&mut Call> {
+        self.call.as_mut().filter(|call| call.number == number)
+    }
 }
 
 impl DirectPath {
     /// None: the engine has no such path.
-    pub(crate) fn of(store: &Observed) -> Result<Option<Self>, Error> {
+    pub(crate) fn of(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
         store.lane().map(|lane| Self::new(store, lane)).transpose()
     }
 
-    fn new(store: &Observed, lane: Arc<dyn Lane>) -> Result<Self, Error> {
-        let calls = Arc::new(Calls::default());
-        runtime::spawn(find_late(Arc::downgrade(&calls), Arc::clone(&calls.more)))?;
-        let (acquiring, releasing) = (store.clone(), store.clone());
-        let [a, r] = [(); 2].map(|()| Arc::clone(&lane));
-        Ok(Self {
-            acquires: Batch::new(move |asks| acquiring.acquire_on(Arc::clone(&a), asks)),
-            releases: Batch::new(move |returns| releasing.release_on(Arc::clone(&r), returns)),
+    fn new(store: &Observed, lane: Arc<dyn Lane>) -> Result<Arc<Self>, Error> {
+        let path = Arc::new(Self {
+            store: store.clone(),
             lane,
-            election: Arc::default(),
-            calls,
-        })
+            state: Mutex::default(),
+            more: Arc::default(),
+        });
+        runtime::spawn(find_late(Arc::downgrade(&path), Arc::clone(&path.more)))?;
+        Ok(path)
     }
 
-    /// The runtime of this caller, if it is the home of the lane.
-    pub(crate) fn here(&self) -> Option<Handle> {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take the lane for one call, if the runtime of this caller is its home and no other call is under way.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
         let (runtime, blocking) = runtime::of_caller()?;
         if self.lane.blocks() && !blocking {
             return None;
         }
         let (id, now) = (runtime.id(), clock::now());
-        let mut election = locked(&self.election);
-        if now < election.shunned_until {
+        let mut state = self.state();
+        if now < state.shunned_until || state.unfit.contains(&id) {
             return None;
         }
-        match &election.home {
+        let others_are_here = now < state.used + UNUSED;
+        match &state.home {
             Some(home) if home.has_ended() => {}
             Some(home) if home.runtime == id => {
-                let ready = home.ready;
-                election.used = now;
-                return ready.then_some(runtime);
+                let (ready, first) = (home.ready, home.first);
+                state.used = now;
+                // A call that blocks is over when it has begun, and the engine has the threads take turns.
+                if !ready || (state.call.is_some() && !self.lane.blocks()) {
+                    return None;
+                }
+                return Some(self.begin(state, runtime, if first { PATIENCE } else { DIRECT }));
             }
-            Some(_) if now < election.used + UNUSED => return None,
+            Some(_) if others_are_here => return None,
             _ => {}
         }
-        let calls = match election.candidate {
+        let calls = match state.candidate {
             Some((candidate, calls)) if candidate == id => calls + 1,
             _ => 1,
         };
-        election.candidate = Some((id, calls));
+        state.candidate = Some((id, calls));
         if calls < CALLS && !blocking {
             return None;
         }
+        (state.used, state.candidate, state.call) = (now, None, None);
         // Whatever runtime it was on before: the connection belongs to that.
         self.lane.give_up();
-        (election.used, election.connected) = (now, false);
         if blocking {
-            election.home = Some(Home {
+            state.home = Some(Home {
                 runtime: id,
                 ready: true,
+                first: true,
                 ended: None,
             });
-            return Some(runtime);
+            return Some(self.begin(state, runtime, PATIENCE));
         }
-        election.candidate = None;
-        drop(election);
+        drop(state);
         self.move_in(&runtime);
         None
     }
 
+    fn begin(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        home: Handle,
+        patience: Duration,
+    ) -> Entry {
+        state.latest += 1;
+        let number = state.latest;
+        state.call = Some(Call {
+            number,
+            due: clock::now() + patience,
+            until: Time::MAX,
+            waker: None,
+        });
+        if std::mem::take(&mut state.asleep) {
+            self.more.notify_one();
+        }
+        Entry {
+            path: Here::new(Arc::clone(self)),
+            home,
+            number,
+        }
+    }
+
     /// Make that runtime the home. Until the lane is connected its callers go by the background.
-    fn move_in(&self, runtime: &Handle) {
-        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic. A program
-        // that ends at a panic must not be asked.
+    fn move_in(self: &Arc<Self>, runtime: &Handle) {
+        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic, once for
+        // each such runtime. A program that ends at a panic must not be asked.
         let drives = || {
             drop(tokio::time::sleep(Duration::ZERO));
             tokio::net::UnixDatagram::unbound().is_ok()
         };
         let fit = cfg!(panic = "unwind") && catch_unwind(drives).unwrap_or(false);
         let id = runtime.id();
-        let (ended, left) = oneshot::channel();
-        locked(&self.election).home = Some(Home {
-            runtime: id,
-            ready: false,
-            ended: Some(ended),
-        });
+        let mut state = self.state();
         if !fit {
-            locked(&self.election).shun();
+            state.unfit.push(id);
             return;
         }
-        let (lane, election) = (Arc::clone(&self.lane), Arc::downgrade(&self.election));
+        let (ended, left) = oneshot::channel();
+        state.home = Some(Home {
+            runtime: id,
+            ready: false,
+            first: false,
+            ended: Some(ended),
+        });
+        drop(state);
+        let (lane, path) = (Arc::clone(&self.lane), Arc::downgrade(self));
         let stay = async move {
             let connected = lane.connect().await;
             drop(lane);
-            if let Some(election) = election.upgrade() {
-                let mut election = locked(&election);
-                match (&connected, &mut election.home) {
-                    (Ok(()), Some(home)) if home.runtime == id => {
-                        home.ready = true;
-                        election.connected = true;
-                    }
-                    (Err(_), Some(home)) if home.runtime == id => election.shun(),
+            if let Some(path) = path.upgrade() {
+                let mut state = path.state();
+                match (&connected, &mut state.home) {
+                    (Ok(()), Some(home)) if home.runtime == id => home.ready = true,
+                    (Err(_), Some(home)) if home.runtime == id => state.shun(),
                     _ => {}
                 }
             }
@@ -188,284 +251,236 @@ impl DirectPath {
         runtime.spawn(Gated::new(stay));
     }
 
+    /// Look whether the call under way is late, or its caller waits no longer. Who has to be woken, and when to
+    /// look again.
+    fn look(&self) -> (Option<Waker>, Duration) {
+        let now = clock::now();
+        let mut state = self.state();
+        let Some(call) = &mut state.call else {
+            return (None, TICK);
+        };
+        if call.due <= now {
+            let waker = call.waker.take();
+            state.shun();
+            drop(state);
+            self.lane.give_up();
+            return (waker, TICK);
+        }
+        let next = match call.until <= now {
+            true => call.due,
+            false => call.due.min(call.until),
+        };
+        let waker = (call.until <= now).then(|| call.waker.take()).flatten();
+        (waker, next.saturating_sub(now).min(TICK))
+    }
+}
+
+/// The right to make one call on the lane. Dropping it leaves the lane to others.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// In a forked child it is left alone: a thread that is not there may have the mutex.
+    path: Here<Arc<DirectPath>>,
+    home: Handle,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.path.is_here() {
+            let mut state = self.path.state();
+            if state.call(self.number).is_some() {
+                state.call = None;
+            }
+        }
+    }
+}
+
+impl Entry {
     /// Ask for a grant on the lane. See [`call`](Self::call): `under_way` is dropped when the request is carried
     /// through, or when the runtime ends.
     pub(crate) async fn acquire(
-        self: &Arc<Self>,
-        home: Handle,
+        self,
         ask: Ask,
-        patience: Duration,
+        wait: Option<Duration>,
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let path = Arc::clone(self);
+        let (store, lane) = (self.path.store.clone(), Arc::clone(&self.path.lane));
         let reply = async move {
             let _under_way = under_way;
-            path.acquires.ask(ask).await
+            only(store.acquire_on(&*lane, from_ref(&ask)).await)
         };
-        self.call(home, reply, patience).await
+        self.call(reply, wait).await
     }
 
     /// Give a grant back on the lane. See [`call`](Self::call).
-    pub(crate) async fn release(
-        self: &Arc<Self>,
-        home: Handle,
-        what: Return,
-        patience: Duration,
-    ) -> Option<Result<Released, StoreError>> {
-        let path = Arc::clone(self);
-        let reply = async move { path.releases.ask(what).await };
-        self.call(home, reply, patience).await
+    pub(crate) async fn release(self, what: Return) -> Option<Result<Released, StoreError>> {
+        let (store, lane) = (self.path.store.clone(), Arc::clone(&self.path.lane));
+        let reply = async move { only(store.release_on(&*lane, from_ref(&what)).await) };
+        self.call(reply, None).await
     }
 
-    /// Wait for a reply, for [`DIRECT`] on a connection that is there and for `patience` at most; none: it is late.
+    /// Wait for a reply, for `wait` at most, if that is given; none: it has not come.
     ///
     /// # Cancel safety
     ///
     /// A request whose reply is dropped half-way may be carried out at any later time. So it is carried through on
-    /// its runtime.
+    /// its runtime, and the lane is in use until it is.
     async fn call<T: Send + 'static>(
-        &self,
-        home: Handle,
+        self,
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        patience: Duration,
+        wait: Option<Duration>,
     ) -> Option<Result<T, StoreError>> {
-        let id = home.id();
-        let connected = locked(&self.election).connected;
-        // A first call of threads that block includes the connecting, which may take long.
-        let due = clock::now()
-            + if connected {
-                patience.min(DIRECT)
-            } else {
-                patience
-            };
-        let answer = InFlight {
-            reply: Some(Gated::new(reply)),
-            home,
-            path: self,
-            number: None,
-            due,
-        };
-        let answer = answer.await;
-        let mut election = locked(&self.election);
-        if !election.is_home(id) {
-            // Another runtime has it by now, and another connection.
-            return answer;
-        }
-        match &answer {
-            None => {
-                self.lane.give_up();
-                election.connected = false;
-                election.was_late(due);
+        if let Some(wait) = wait {
+            if let Some(call) = self.path.state().call(self.number) {
+                call.until = clock::now().saturating_add(wait);
             }
-            Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => election.shun(),
-            Some(_) => (election.late, election.connected) = (None, true),
+            if wait < TICK {
+                self.path.more.notify_one();
+            }
         }
-        answer
+        InFlight {
+            reply: Some(Gated::of(Box::pin(reply))),
+            entry: Some(self),
+            dropped: false,
+        }
+        .await
+    }
+
+    /// What is to become of a call that is not answered yet.
+    fn wait(&self, waker: &Waker) -> Wait {
+        let mut state = self.path.state();
+        match state.call(self.number) {
+            None => Wait::Late,
+            Some(call) if call.until <= clock::now() => Wait::Over,
+            Some(call) => {
+                if !call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) {
+                    call.waker = Some(waker.clone());
+                }
+                Wait::On
+            }
+        }
+    }
+
+    /// It was answered; or nothing was sent, since there is no connection.
+    fn answered(&self, connected: bool) {
+        let mut state = self.path.state();
+        if state.call(self.number).is_none() || !state.is_home(self.home.id()) {
+            return;
+        }
+        if !connected {
+            return state.shun();
+        }
+        state.call = None;
+        state.shunned = Duration::ZERO;
+        if let Some(home) = &mut state.home {
+            home.first = false;
+        }
     }
 }
 
-impl Election {
-    fn is_home(&self, id: Id) -> bool {
-        self.home.as_ref().is_some_and(|home| home.runtime == id)
-    }
-
-    /// A call that was due by then was late. The second one in a row is the fault of the home, most likely, and
-    /// not of the database; those that were under way together count as one.
-    fn was_late(&mut self, due: Time) {
-        match self.late {
-            Some(before) if due > before + TICK => self.shun(),
-            _ => self.late = Some(due),
-        }
-    }
-
-    fn shun(&mut self) {
-        self.shunned_until = clock::now() + SHUNNED;
-        (self.home, self.candidate, self.late) = (None, None, None);
-        self.connected = false;
-    }
+enum Wait {
+    On,
+    /// Its caller waits no longer.
+    Over,
+    /// The lane did not answer in time, and its connection has been given up.
+    Late,
 }
+
+/// The one answer to what was asked alone.
+fn only<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
+    let none = || StoreError::Unavailable("the store gave no answer".into());
+    answers?.pop().ok_or_else(none)
+}
+
+type Answer<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 
 /// One call on the lane.
-struct InFlight<'a, F: Future + Send + 'static>
-where
-    F::Output: Send + 'static,
-{
+struct InFlight<T: Send + 'static> {
     /// None: it is done.
-    reply: Option<Gated<F>>,
-    home: Handle,
-    path: &'a DirectPath,
-    number: Option<u64>,
-    due: Time,
+    reply: Option<Gated<Answer<T>>>,
+    entry: Option<Entry>,
+    /// Its caller has dropped it.
+    dropped: bool,
 }
 
-impl<F: Future + Send + 'static> Future for InFlight<'_, F>
-where
-    F::Output: Send + 'static,
-{
-    /// None: it is late.
-    type Output = Option<F::Output>;
+impl<T: Send + 'static> Future for InFlight<T> {
+    /// None: it has not come in time.
+    type Output = Option<Result<T, StoreError>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let call = &mut *self;
         // Taken: after a panic it is not polled again.
-        let Some(mut reply) = call.reply.take() else {
+        let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
             return Poll::Pending;
         };
         if let Poll::Ready(answer) = Pin::new(&mut reply).poll(context) {
+            let unsent = |failure: &StoreError| failure.is_undone() && !failure.is_answer();
+            entry.answered(!answer.as_ref().is_err_and(unsent));
             return Poll::Ready(Some(answer));
         }
         runtime::needed();
-        let calls = &call.path.calls;
-        let number = *call.number.get_or_insert_with(|| calls.begin(call.due));
-        match calls.wait(number, context.waker()) {
-            true => {
+        match entry.wait(context.waker()) {
+            Wait::Late => Poll::Ready(None),
+            Wait::On => {
                 call.reply = Some(reply);
                 Poll::Pending
             }
-            false => Poll::Ready(None),
+            Wait::Over => {
+                call.reply = Some(reply);
+                Poll::Ready(None)
+            }
         }
     }
 }
 
-impl<F: Future + Send + 'static> Drop for InFlight<'_, F>
-where
-    F::Output: Send + 'static,
-{
+impl<T: Send + 'static> Drop for InFlight<T> {
     fn drop(&mut self) {
-        let reply = self.reply.take();
-        // In a forked child it is leaked, and a thread that is not there may have the mutex.
-        if reply.as_ref().is_some_and(|reply| !reply.is_here()) {
+        let (Some(reply), Some(entry)) = (self.reply.take(), self.entry.take()) else {
+            return;
+        };
+        // In a forked child it is leaked. A runtime that has ended drops what is spawned there.
+        if !reply.is_here() || self.dropped {
             return;
         }
-        if let Some(number) = self.number {
-            self.path.calls.end(number);
+        if let Some(call) = entry.path.state().call(entry.number) {
+            call.until = Time::MAX;
         }
-        if let Some(reply) = reply {
-            let lane = Arc::clone(&self.path.lane);
-            let through = self.home.spawn(Gated::new(async move {
-                if tokio::time::timeout(PATIENCE, reply).await.is_err() {
-                    lane.give_up();
-                }
-            }));
-            runtime::finish(&self.home, through);
-        }
-    }
-}
-
-/// The calls that are under way. The background looks for late ones: the runtime of the caller might not,
-/// where the caller blocks it.
-#[derive(Debug, Default)]
-struct Calls {
-    state: Mutex<Open>,
-    more: Arc<Notify>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    calls: Vec<Call>,
-    next: u64,
-    /// Nobody looks for late ones.
-    asleep: bool,
-}
-
-#[derive(Debug)]
-struct Call {
-    number: u64,
-    due: Time,
-    late: bool,
-    waker: Option<Waker>,
-}
-
-impl Calls {
-    fn begin(&self, due: Time) -> u64 {
-        let mut open = locked(&self.state);
-        let number = open.next;
-        open.next += 1;
-        open.calls.push(Call {
-            number,
-            due,
-            late: false,
-            waker: None,
-        });
-        let soon = due < clock::now() + TICK;
-        if std::mem::take(&mut open.asleep) || soon {
-            self.more.notify_one();
-        }
-        number
-    }
-
-    /// Whether to go on waiting.
-    fn wait(&self, number: u64, waker: &Waker) -> bool {
-        let mut open = locked(&self.state);
-        let Some(call) = open.calls.iter_mut().find(|call| call.number == number) else {
-            return false;
+        let home = entry.home.clone();
+        let through = InFlight {
+            reply: Some(reply),
+            entry: Some(entry),
+            dropped: true,
         };
-        if !call
-            .waker
-            .as_ref()
-            .is_some_and(|known| known.will_wake(waker))
-        {
-            call.waker = Some(waker.clone());
-        }
-        !call.late
-    }
-
-    fn end(&self, number: u64) {
-        locked(&self.state)
-            .calls
-            .retain(|call| call.number != number);
-    }
-
-    /// Mark what is late; those to be woken, and when the next one will be.
-    fn find_late(&self, now: Time) -> (Vec<Waker>, Option<Time>) {
-        let mut open = locked(&self.state);
-        let mut late = Vec::new();
-        for call in open.calls.iter_mut().filter(|call| call.due <= now) {
-            call.late = true;
-            late.extend(call.waker.take());
-        }
-        let due = open
-            .calls
-            .iter()
-            .filter(|call| !call.late)
-            .map(|call| call.due);
-        (late, due.min())
+        let through = home.spawn(Gated::new(async move { drop(through.await) }));
+        runtime::finish(&home, through);
     }
 }
 
 /// Find late calls, for as long as the path is there.
-async fn find_late(calls: Weak<Calls>, more: Arc<Notify>) {
+async fn find_late(path: Weak<DirectPath>, more: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
-        let Some(known) = calls.upgrade() else { return };
-        let now = clock::now();
-        let (late, due) = known.find_late(now);
+        let Some(known) = path.upgrade() else { return };
+        let (waker, nap) = known.look();
         let asleep = {
-            let mut open = locked(&known.state);
-            idle = match due.is_some() || open.next != last {
+            let mut state = known.state();
+            idle = match state.call.is_some() || state.latest != last {
                 true => 0,
                 false => idle + 1,
             };
-            last = open.next;
-            open.asleep = idle > TICKS_IDLE;
-            open.asleep
+            last = state.latest;
+            state.asleep = idle > TICKS_IDLE;
+            state.asleep
         };
         drop(known);
-        for waker in late {
-            // Foreign code, without which the others would wait for ever.
+        if let Some(waker) = waker {
+            // Foreign code, without which the search would end.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
-        let nap = due.map_or(TICK, |due| due.saturating_sub(now).min(TICK));
         tokio::select! {
             () = more.notified() => {}
             () = tokio::time::sleep(nap), if !asleep => {}
         }
-    }
-}
-
-impl Drop for DirectPath {
-    fn drop(&mut self) {
-        self.calls.more.notify_one();
     }
 }
 

@@ -87,11 +87,10 @@ impl GiveBack {
     /// One try on the lane, where the caller's runtime is its home; what came of it, if that was an answer.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
         let task = self.0.as_mut()?.here_mut()?;
-        let path = task.inner.direct.clone()?;
-        let home = path.here()?;
+        let entry = task.inner.direct.as_ref()?.enter()?;
         // Until it is answered.
         task.first = Some(Err(StoreError::late(DIRECT)));
-        match path.release(home, task.what.clone(), DIRECT).await {
+        match entry.release(task.what.clone()).await {
             // The background repeats it.
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs))) => {

@@ -73,9 +73,12 @@ fn blocking() -> Result<&'static Runtime, Error> {
 /// How long the background drives the blocking runtime for one piece of work.
 const FINISHING: Duration = Duration::from_secs(10);
 
-/// See to it that `work`, a task of `home`, comes to its end. While no thread blocks, nobody drives the runtime
+/// See to it that `work`, the end of a task of `home`, comes. While no thread blocks, nobody drives the runtime
 /// that they share: a connection that nobody uses any more stayed open, and kept its database from being dropped.
-pub(crate) fn finish(home: &Handle, work: JoinHandle<()>) {
+pub(crate) fn finish<T: Send + 'static>(
+    home: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) {
     let Ok(shared) = blocking() else { return };
     if home.id() == shared.handle().id() {
         let drive = move || shared.block_on(async { tokio::time::timeout(FINISHING, work).await });

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::{DIRECT, PATIENCE, Want};
@@ -14,7 +13,7 @@ use crate::guard::LockGuard;
 use crate::held::{Held, Status};
 use crate::holder::over;
 use crate::inner::Inner;
-use crate::lane::DirectPath;
+use crate::lane::Entry;
 use crate::lease::Lease;
 use crate::loss::Loss;
 use crate::ours::{Ours, is_ours};
@@ -68,22 +67,15 @@ impl Attempt {
         self.sent
     }
 
-    /// Try on the lane, whose home the caller's runtime is; none: the answer is late. It takes nothing over.
-    pub(super) async fn directly(
-        &mut self,
-        path: &Arc<DirectPath>,
-        home: Handle,
-    ) -> Option<Result<Outcome, StoreError>> {
-        let patience = match self.want.wait {
-            Some(wait) if !wait.is_zero() => (wait / 2).min(PATIENCE),
-            _ => PATIENCE,
-        };
+    /// Try on the lane; none: the answer is late. It takes nothing over.
+    pub(super) async fn directly(&mut self, entry: Entry) -> Option<Result<Outcome, StoreError>> {
+        let wait = self.want.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
         let before = self.begin();
-        let answer = path.acquire(home, self.ask.clone(), patience, done).await;
+        let answer = entry.acquire(self.ask.clone(), wait, done).await?;
         self.under_way = None;
-        Some(self.answered(before, answer?))
+        Some(self.answered(before, answer))
     }
 
     pub(super) async fn once(&mut self) -> Result<Outcome, StoreError> {

@@ -55,16 +55,12 @@ impl Lane for Server {
     }
 }
 
-fn path(server: &Arc<Server>) -> Arc<DirectPath> {
-    let (store, engine) =
-        store::open_given(&store::Given::url("memory:"), &Table::default()).unwrap();
-    let store = Observed::new(store, engine);
-    Arc::new(DirectPath::new(&store, Arc::clone(server) as Arc<dyn Lane>).unwrap())
-}
-
 fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
     let server = Arc::new(server);
-    let path = path(&server);
+    let (store, engine) =
+        store::open_given(&store::Given::url("memory:"), &Table::default()).unwrap();
+    let lane = Arc::clone(&server) as Arc<dyn Lane>;
+    let path = DirectPath::new(&Observed::new(store, engine), lane).unwrap();
     (server, path)
 }
 
@@ -84,10 +80,10 @@ fn ask() -> Ask {
 }
 
 /// Call until this runtime is the home.
-async fn settled(path: &DirectPath) -> Handle {
+async fn settled(path: &Arc<DirectPath>) -> Entry {
     for _ in 0..1_000 {
-        if let Some(home) = path.here() {
-            return home;
+        if let Some(entry) = path.enter() {
+            return entry;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -96,11 +92,10 @@ async fn settled(path: &DirectPath) -> Handle {
 
 async fn acquire(
     path: &Arc<DirectPath>,
-    patience: Duration,
+    wait: Option<Duration>,
 ) -> Option<Result<Outcome, StoreError>> {
-    let home = settled(path).await;
-    path.acquire(home, ask(), patience, oneshot::channel().0)
-        .await
+    let entry = settled(path).await;
+    entry.acquire(ask(), wait, oneshot::channel().0).await
 }
 
 #[test]
@@ -109,13 +104,13 @@ fn a_runtime_is_the_home_from_its_third_call_on_until_it_ends() {
     let (first, second) = (runtime(), runtime());
     first.block_on(async {
         for _ in 0..CALLS {
-            assert!(path.here().is_none(), "its calls go by the background");
+            assert!(path.enter().is_none(), "its calls go by the background");
         }
         settled(&path).await;
     });
     second.block_on(async {
         for _ in 0..10 * CALLS {
-            assert!(path.here().is_none(), "another is the home");
+            assert!(path.enter().is_none(), "another is the home");
         }
     });
     drop(first);
@@ -125,39 +120,53 @@ fn a_runtime_is_the_home_from_its_third_call_on_until_it_ends() {
 #[test]
 fn threads_that_block_share_a_home_from_the_first_call_on() {
     let (_, path) = served(Server::default());
+    let granted = || {
+        crate::runtime::block_on(async {
+            let answer = path.enter()?.acquire(ask(), None, oneshot::channel().0);
+            answer.await
+        })
+    };
+    assert!(granted().unwrap().unwrap().is_ok());
+    let all = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                for _ in 0..100 {
-                    let acquired = crate::runtime::block_on(async {
-                        let home = path.here().unwrap();
-                        path.acquire(home, ask(), LONG, oneshot::channel().0).await
-                    });
-                    assert!(matches!(
-                        acquired.unwrap().unwrap().unwrap(),
-                        Outcome::Granted { .. }
-                    ));
-                }
+                let granted = (0..100).filter(|_| granted().unwrap().is_some());
+                all.fetch_add(granted.count(), Ordering::SeqCst);
             });
         }
+    });
+    assert!(all.into_inner() > 0);
+}
+
+#[test]
+fn one_call_at_a_time_has_the_lane_and_those_beside_it_go_by_the_background() {
+    let (_, path) = served(Server::default());
+    runtime().block_on(async {
+        let entry = settled(&path).await;
+        assert!(path.enter().is_none());
+        drop(entry);
+        let entry = path.enter().unwrap();
+        entry.acquire(ask(), None, oneshot::channel().0).await;
+        assert!(path.enter().is_some());
     });
 }
 
 #[test]
 fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_by_the_background() {
     let (_, path) = served(Server::default());
-    assert!(path.here().is_none());
+    assert!(path.enter().is_none());
     runtime().block_on(async {
         settled(&path).await;
         // A blocking call in a task: its runtime stands still until it returns.
-        let here = crate::runtime::block_on(async { path.here().is_some() });
+        let here = crate::runtime::block_on(async { path.enter().is_some() });
         assert!(!here.unwrap());
-        assert!(path.here().is_some());
+        assert!(path.enter().is_some());
     });
 }
 
 #[test]
-fn a_late_call_ends_with_its_connection_and_the_second_one_in_a_row_ends_the_home() {
+fn a_late_call_ends_with_its_connection_and_with_its_home_for_a_while() {
     let (server, path) = served(Server {
         hangs: true,
         ..Server::default()
@@ -165,14 +174,16 @@ fn a_late_call_ends_with_its_connection_and_the_second_one_in_a_row_ends_the_hom
     runtime().block_on(async {
         settled(&path).await;
         let before = server.given_up.load(Ordering::SeqCst);
-        for late_calls in [1, 2] {
-            // Longer than calls of one moment count as one.
-            let late = acquire(&path, TICK + Duration::from_millis(50)).await;
-            assert!(late.is_none(), "{late:?}");
-            assert_eq!(server.given_up.load(Ordering::SeqCst), before + late_calls);
-            assert_eq!(path.here().is_some(), late_calls == 1);
-        }
+        let late = acquire(&path, None).await;
+        assert!(late.is_none(), "{late:?}");
+        assert_eq!(server.given_up.load(Ordering::SeqCst), before + 1);
+        assert!(path.enter().is_none(), "it is left alone");
     });
+    let mut state = State::default();
+    for shunned in [5, 10, 20, 40, 60, 60] {
+        state.shun();
+        assert_eq!(state.shunned, Duration::from_secs(shunned));
+    }
 }
 
 #[test]
@@ -184,8 +195,50 @@ fn a_call_in_a_runtime_that_stands_still_is_late_all_the_same() {
     runtime().block_on(async {
         settled(&path).await;
         // No timer of this runtime fires before this returns.
-        let late = pollster::block_on(acquire(&path, Duration::from_millis(50)));
+        let late = pollster::block_on(acquire(&path, None));
         assert!(late.is_none(), "{late:?}");
+    });
+}
+
+/// It may be kept for as long as its owner likes, as by `select!` with `&mut`.
+#[test]
+fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
+    let (_, path) = served(Server {
+        takes: Duration::from_millis(1),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        let entry = settled(&path).await;
+        let mut kept = Box::pin(entry.acquire(ask(), None, oneshot::channel().0));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(kept.as_mut().poll(&mut context).is_pending());
+        assert!(path.enter().is_none(), "it is in use");
+        tokio::time::sleep(DIRECT + 2 * TICK).await;
+        assert!(path.state().call.is_none());
+        drop(kept);
+    });
+}
+
+/// A free lock is acquired in one round trip, and so within a wait that is as long as that.
+#[test]
+fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
+    let (server, path) = served(Server {
+        takes: Duration::from_millis(100),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        let before = {
+            settled(&path).await;
+            server.given_up.load(Ordering::SeqCst)
+        };
+        let over = acquire(&path, Some(Duration::from_millis(20))).await;
+        assert!(over.is_none(), "{over:?}");
+        assert!(path.enter().is_none(), "it is carried through");
+        settled(&path).await;
+        assert_eq!(server.answered.load(Ordering::SeqCst), 1);
+        let answer = acquire(&path, Some(LONG)).await;
+        assert!(answer.unwrap().is_ok());
+        assert_eq!(server.given_up.load(Ordering::SeqCst), before);
     });
 }
 
@@ -196,9 +249,9 @@ fn a_call_that_is_dropped_is_carried_through_and_then_says_so() {
         ..Server::default()
     });
     runtime().block_on(async {
-        let home = settled(&path).await;
+        let entry = settled(&path).await;
         let (done, under_way) = oneshot::channel();
-        let call = path.acquire(home, ask(), LONG, done);
+        let call = entry.acquire(ask(), None, done);
         assert!(
             tokio::time::timeout(Duration::from_millis(1), call)
                 .await
@@ -223,8 +276,8 @@ fn a_runtime_that_ends_with_a_call_under_way_says_so() {
     let calling = {
         let path = Arc::clone(&path);
         home.spawn(async move {
-            let home = settled(&path).await;
-            path.acquire(home, ask(), LONG, done).await
+            let entry = settled(&path).await;
+            entry.acquire(ask(), None, done).await
         })
     };
     home.block_on(async {
@@ -235,6 +288,7 @@ fn a_runtime_that_ends_with_a_call_under_way_says_so() {
     drop(home);
     assert!(pollster::block_on(calling).unwrap_err().is_cancelled());
     assert!(pollster::block_on(under_way).is_err(), "dropped");
+    assert!(path.state().call.is_none(), "others may call");
 }
 
 #[test]
@@ -243,26 +297,9 @@ fn a_runtime_without_timers_is_no_home() {
     let bare = Builder::new_current_thread().build().unwrap();
     bare.block_on(async {
         for _ in 0..10 * CALLS {
-            assert!(path.here().is_none());
+            assert!(path.enter().is_none());
             tokio::task::yield_now().await;
         }
     });
-}
-
-#[test]
-fn calls_of_a_crowd_travel_together() {
-    let (server, path) = served(Server {
-        takes: Duration::from_millis(5),
-        ..Server::default()
-    });
-    runtime().block_on(async {
-        settled(&path).await;
-        let mut calls = tokio::task::JoinSet::new();
-        for _ in 0..100 {
-            let path = Arc::clone(&path);
-            calls.spawn(async move { acquire(&path, LONG).await.unwrap().unwrap() });
-        }
-        assert_eq!(calls.join_all().await.len(), 100);
-    });
-    assert!(server.asked.load(Ordering::SeqCst) <= 10);
+    assert_eq!(path.state().unfit.len(), 1, "tokio is asked once");
 }

@@ -71,33 +71,31 @@ impl Observed {
         self.timed("connect", self.store.connect(within)).await
     }
 
-    pub(crate) fn acquire<'a>(&self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
-        let store = self.clone();
-        Box::pin(async move {
-            store
-                .timed("acquire", store.store.acquire(asks, within))
-                .await
-        })
+    pub(crate) async fn acquire(
+        &self,
+        asks: &[Ask],
+        within: Duration,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.timed("acquire", self.store.acquire(asks, within))
+            .await
     }
 
     /// The same on a lane of the store.
-    pub(crate) fn acquire_on<'a>(
+    pub(crate) async fn acquire_on(
         &self,
-        lane: Arc<dyn Lane>,
-        asks: &'a [Ask],
-    ) -> Reply<'a, Vec<Outcome>> {
-        let store = self.clone();
-        Box::pin(async move { store.timed("acquire", lane.acquire(asks)).await })
+        lane: &dyn Lane,
+        asks: &[Ask],
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.timed("acquire", lane.acquire(asks)).await
     }
 
     /// See [`acquire_on`](Self::acquire_on).
-    pub(crate) fn release_on<'a>(
+    pub(crate) async fn release_on(
         &self,
-        lane: Arc<dyn Lane>,
-        returns: &'a [Return],
-    ) -> Reply<'a, Vec<Released>> {
-        let store = self.clone();
-        Box::pin(async move { store.timed("release", lane.release(returns)).await })
+        lane: &dyn Lane,
+        returns: &[Return],
+    ) -> Result<Vec<Released>, StoreError> {
+        self.timed("release", lane.release(returns)).await
     }
 
     pub(crate) async fn renew(
@@ -108,17 +106,13 @@ impl Observed {
         self.timed("renew", self.store.renew(grants, within)).await
     }
 
-    pub(crate) fn release<'a>(
+    pub(crate) async fn release(
         &self,
-        returns: &'a [Return],
+        returns: &[Return],
         within: Duration,
-    ) -> Reply<'a, Vec<Released>> {
-        let store = self.clone();
-        Box::pin(async move {
-            store
-                .timed("release", store.store.release(returns, within))
-                .await
-        })
+    ) -> Result<Vec<Released>, StoreError> {
+        self.timed("release", self.store.release(returns, within))
+            .await
     }
 
     pub(crate) async fn read(

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::super::backoff::Backoff;
 use super::super::{
@@ -15,6 +15,7 @@ use super::super::{
 use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
 use super::session::Session;
 use crate::fork::Gated;
+use crate::runtime;
 use crate::timing::Ttl;
 
 /// Where the connection is while no call uses it.
@@ -122,8 +123,11 @@ impl DirectPath {
                 return Ok((place, session, made));
             }
             let stands = made || !place.backoff.pause().is_zero();
-            if let Some(failure) = place.failure.as_ref().filter(|_| stands) {
-                return Err(not_here(failure));
+            match place.failure.as_ref() {
+                Some(failure) if stands => return Err(not_here(failure)),
+                // The runtime has ended, and with it the task that was to make one.
+                None if made => return Err(not_here(&StoreError::cannot_serve("no connection"))),
+                _ => {}
             }
             made = true;
             let (server, dialled) = (Arc::clone(&self.server), Flag::set(&slot.dialled));
@@ -183,10 +187,14 @@ impl DirectPath {
         let slot = self.slot().clone();
         let home = slot.map(|slot| slot.home.clone()).ok_or_else(ended)?;
         let lane = Arc::clone(self);
+        let (driven, ended_too) = oneshot::channel::<()>();
         let task = home.spawn(Gated::new(async move {
+            let _driven = driven;
             let done = lane.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
+        // Nobody drives the runtime of threads that block while none does.
+        runtime::finish(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
         keep_to(within, answer, || stop.abort()).await

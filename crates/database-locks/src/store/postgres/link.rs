@@ -80,6 +80,11 @@ pub(super) struct Shared {
     /// A pooler was caught handing our prepared statements to others.
     pub(super) pooled: AtomicBool,
     serving: Mutex<Serving>,
+    /// The link of the lane.
+    lane: OnceLock<Weak<Inner>>,
+    /// The latest attempt to make the background connection failed. Where the server has room for one alone, that
+    /// is the one that renews: so the lane has none meanwhile.
+    failing: AtomicBool,
 }
 
 /// The server that a connection was made to last.
@@ -215,6 +220,8 @@ impl Link {
             used: Arc::default(),
             pooled: AtomicBool::new(false),
             serving: Mutex::default(),
+            lane: OnceLock::new(),
+            failing: AtomicBool::new(false),
         });
         Ok(Self(Arc::new(Inner {
             shared,
@@ -225,14 +232,16 @@ impl Link {
 
     /// Another link to the same database, for the lane.
     pub(super) fn for_lane(&self) -> Self {
-        Self(Arc::new(Inner {
+        let lane = Arc::new(Inner {
             shared: Arc::clone(&self.0.shared),
             of_lane: true,
             state: Mutex::new(State {
                 backoff: Backoff::up_to(LANE_PAUSE),
                 ..State::default()
             }),
-        }))
+        });
+        let _ = self.0.shared.lane.set(Arc::downgrade(&lane));
+        Self(lane)
     }
 
     /// How long a caller waits who wants to know whether there is a connection.
@@ -438,7 +447,8 @@ impl Link {
                 }
                 _ => {
                     let pause = state.backoff.pause();
-                    if of_lane && !pause.is_zero() {
+                    let failing = self.0.shared.failing.load(Ordering::Relaxed);
+                    if of_lane && (failing || !pause.is_zero()) {
                         let why = state.failure.clone().unwrap_or_default();
                         return Err(Refusal::unavailable(why));
                     }
@@ -494,6 +504,15 @@ async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Opti
         Ok((on, replaced)) => (Ok(on), replaced),
         Err(refusal) => (Err(refusal), None),
     };
+    if !link.of_lane {
+        link.shared
+            .failing
+            .store(dialled.is_err(), Ordering::Relaxed);
+        let lane = link.shared.lane.get().and_then(Weak::upgrade);
+        if let Some(lane) = lane.filter(|_| dialled.is_err()) {
+            Link(lane).retire_lane();
+        }
+    }
     let mut state = link.state();
     let waited_for = match &state.slot {
         Slot::Dialling(_, attempt) => attempt.same_channel(&done.subscribe()),
