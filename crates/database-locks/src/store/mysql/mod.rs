@@ -394,9 +394,13 @@ impl Session {
         match rows.ok().as_deref() {
             Some([row]) => match self.refused(ask, row).await? {
                 held @ Outcome::Held(_) => Ok(held),
-                _ => Err(failure),
+                // An earlier request may have made it.
+                Outcome::Granted { .. } => Err(failure),
+                Outcome::Busy => Err(failure.undone()),
             },
-            _ => Err(failure),
+            // There is nothing to be given back, behind what blocks this.
+            Some(_) => Err(failure.undone()),
+            None => Err(failure),
         }
     }
 
