@@ -53,6 +53,7 @@ on_servers!(
     renewals_go_over_the_lane_while_the_background_has_no_connection,
     the_background_connects_once_a_renewal_is_due_soon,
     a_renewal_goes_before_the_acquires_that_wait,
+    where_there_is_room_for_one_connection_leases_are_renewed,
 );
 
 /// One of a test's own.
@@ -415,4 +416,25 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
             task.await.unwrap();
         }
     });
+}
+
+/// The lane has the only connection that the server allows, and nobody blocks on its runtime.
+fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
+    let user = format!("alone_{}", database.name);
+    for sql in [
+        format!("CREATE USER {user} IDENTIFIED BY 'x' WITH MAX_USER_CONNECTIONS 1"),
+        format!("GRANT ALL ON {}.* TO {user}", database.name),
+    ] {
+        database.server.query("mysql", &sql).unwrap();
+    }
+    let url = database.server.url_of(&database.name);
+    let host = url.rsplit_once('@').unwrap().1;
+    let url = format!("mysql://{user}:x@{host}?sslmode=disable");
+    let locks = database_locks::blocking::Locks::builder(url);
+    let locks = locks.connect_lazy().unwrap();
+    let lock = locks.lock("kept").ttl(Duration::from_secs(2));
+    let guard = lock.acquire().unwrap();
+    let lost = wait_until(Duration::from_secs(6), || !guard.is_held());
+    assert!(!lost, "{guard:?}");
+    guard.release().unwrap();
 }

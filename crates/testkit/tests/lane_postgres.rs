@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::Token;
+use database_locks::blocking::Locks;
 use database_locks::seam::{
     Ask, Lane, Notice, Outcome, Released, Return, Store, StoreError, Table,
 };
@@ -375,4 +376,33 @@ fn a_release_by_the_lane_is_its_own() {
     assert!(time::wait_until(SOON, heard));
     assert_eq!(*told.lock().unwrap(), [name("theirs")]);
     promise("P12", "postgres");
+}
+
+/// The lane has the only connection that the server allows: it makes way for the one that renews.
+#[test]
+fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let user = format!("alone_{}", url.rsplit_once('/').unwrap().1);
+    drop(Client::of(&url));
+    for sql in [
+        format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT 1"),
+        format!("GRANT SELECT, INSERT, UPDATE ON database_locks_lock TO {user}"),
+    ] {
+        server.query(&url, &sql).unwrap();
+    }
+    let host = url.rsplit_once('@').unwrap().1;
+    let builder = Locks::builder(format!("postgres://{user}:x@{host}"));
+    let locks = builder.connect_lazy().unwrap();
+    let guard = locks
+        .lock("kept")
+        .ttl(Duration::from_secs(2))
+        .acquire()
+        .unwrap();
+    let lost = time::wait_until(Duration::from_secs(6), || !guard.is_held());
+    assert!(!lost, "{guard:?}");
+    guard.release().unwrap();
+    promise("P17", "postgres");
 }
