@@ -33,8 +33,8 @@ use reports::{Rarer, log_held};
 
 /// How long one request to the database may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a call on the lane waits for its answer. After it the background goes on. Longer than MySQL waits for
-/// a table that is locked as a whole, a second at least.
+/// How long a call on the lane waits for its answer. After it the background goes on. Longer than our
+/// statements wait for a table of MySQL's that is locked as a whole: a second, which is the least that can be set.
 pub(crate) const DIRECT: Duration = Duration::from_millis(1_500);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);

@@ -9,6 +9,7 @@
 //! elsewhere go by the background, and so does a crowd: the lane serves one call at a time, and the background
 //! carries out together what comes meanwhile.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
-use crate::acquire::{DIRECT, PATIENCE};
+use crate::acquire::DIRECT;
 use crate::clock::{self, Time};
 use crate::error::Error;
 use crate::fork::{Gated, Here};
@@ -36,6 +37,8 @@ const UNUSED: Duration = Duration::from_secs(10);
 /// each failure in a row, up to a minute: a runtime that its callers block goes on being blocked.
 const SHUNNED: Duration = Duration::from_secs(5);
 const LONGEST_SHUNNED: Duration = Duration::from_secs(60);
+/// How long the first call of threads that block may take, which connects.
+const CONNECTING: Duration = Duration::from_millis(2_500);
 /// How often a late call is looked for, while there are calls.
 const TICK: Duration = Duration::from_millis(250);
 /// After how many ticks without a call the search ends until the next one.
@@ -65,7 +68,7 @@ struct State {
     call: Option<Call>,
     /// The number of the latest call.
     latest: u64,
-    /// Nobody looks for a late call.
+    /// The search for late calls sleeps until `more` is notified.
     asleep: bool,
 }
 
@@ -74,11 +77,11 @@ struct Home {
     runtime: Id,
     /// Whether the lane is connected, or connects at the first call.
     ready: bool,
-    /// The first call of threads that block connects, which may take long.
+    /// The next call has to connect: it has [`CONNECTING`] rather than [`DIRECT`].
     first: bool,
     /// Closed when the runtime has ended; none: the runtime of threads that block, which never does. Dropping it
     /// ends the task that stands for the home.
-    ended: Option<oneshot::Sender<()>>,
+    ended: Option<oneshot::Sender<Infallible>>,
 }
 
 impl Home {
@@ -94,7 +97,7 @@ struct Call {
     /// By when the lane has to answer. The background looks: the runtime of the caller might not, where the
     /// caller blocks it.
     due: Time,
-    /// How long its caller waits for it.
+    /// When its caller stops waiting.
     until: Time,
     waker: Option<Waker>,
 }
@@ -104,10 +107,6 @@ impl State {
         self.shunned = (self.shunned * 2).clamp(SHUNNED, LONGEST_SHUNNED);
         self.shunned_until = clock::now() + self.shunned;
         (self.home, self.candidate, self.call) = (None, None, None);
-    }
-
-    fn is_home(&self, id: Id) -> bool {
-        self.home.as_ref().is_some_and(|home| home.runtime == id)
     }
 
     fn call(&mut self, number: u64) -> Option<&mut Call> {
@@ -157,7 +156,8 @@ impl DirectPath {
                 if !ready || (state.call.is_some() && !self.lane.blocks()) {
                     return None;
                 }
-                return Some(self.begin(state, runtime, if first { PATIENCE } else { DIRECT }));
+                let patience = if first { CONNECTING } else { DIRECT };
+                return Some(self.begin(state, runtime, patience));
             }
             Some(_) if others_are_here => return None,
             _ => {}
@@ -170,21 +170,30 @@ impl DirectPath {
         if calls < CALLS && !blocking {
             return None;
         }
+        if !blocking && !is_fit() {
+            state.unfit.push(id);
+            return None;
+        }
         (state.used, state.candidate, state.call) = (now, None, None);
         // Whatever runtime it was on before: the connection belongs to that.
         self.lane.give_up();
-        if blocking {
-            state.home = Some(Home {
-                runtime: id,
-                ready: true,
-                first: true,
-                ended: None,
-            });
-            return Some(self.begin(state, runtime, PATIENCE));
+        let (ended, left) = match blocking {
+            true => (None, None),
+            false => Some(oneshot::channel()).unzip(),
+        };
+        state.home = Some(Home {
+            runtime: id,
+            ready: blocking,
+            first: blocking,
+            ended,
+        });
+        match left {
+            None => Some(self.begin(state, runtime, CONNECTING)),
+            Some(left) => {
+                self.move_in(&runtime, left);
+                None
+            }
         }
-        drop(state);
-        self.move_in(&runtime);
-        None
     }
 
     fn begin(
@@ -211,29 +220,9 @@ impl DirectPath {
         }
     }
 
-    /// Make that runtime the home. Until the lane is connected its callers go by the background.
-    fn move_in(self: &Arc<Self>, runtime: &Handle) {
-        // A runtime without timers or I/O has no use for the lane, and tokio can tell only by a panic, once for
-        // each such runtime. A program that ends at a panic must not be asked.
-        let drives = || {
-            drop(tokio::time::sleep(Duration::ZERO));
-            tokio::net::UnixDatagram::unbound().is_ok()
-        };
-        let fit = cfg!(panic = "unwind") && catch_unwind(drives).unwrap_or(false);
+    /// Connect on the home, and stay until it ends. Until then its callers go by the background.
+    fn move_in(self: &Arc<Self>, runtime: &Handle, left: oneshot::Receiver<Infallible>) {
         let id = runtime.id();
-        let mut state = self.state();
-        if !fit {
-            state.unfit.push(id);
-            return;
-        }
-        let (ended, left) = oneshot::channel();
-        state.home = Some(Home {
-            runtime: id,
-            ready: false,
-            first: false,
-            ended: Some(ended),
-        });
-        drop(state);
         let (lane, path) = (Arc::clone(&self.lane), Arc::downgrade(self));
         let stay = async move {
             let connected = lane.connect().await;
@@ -275,6 +264,16 @@ impl DirectPath {
     }
 }
 
+/// Whether the runtime of this thread drives timers and I/O. Tokio can tell only by a panic, once for each runtime
+/// that does not. A program that ends at a panic must not be asked.
+fn is_fit() -> bool {
+    let drives = || {
+        drop(tokio::time::sleep(Duration::ZERO));
+        tokio::net::UnixDatagram::unbound().is_ok()
+    };
+    cfg!(panic = "unwind") && catch_unwind(drives).unwrap_or(false)
+}
+
 /// The right to make one call on the lane. Dropping it leaves the lane to others.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -282,6 +281,13 @@ pub(crate) struct Entry {
     path: Here<Arc<DirectPath>>,
     home: Handle,
     number: u64,
+}
+
+impl Drop for DirectPath {
+    fn drop(&mut self) {
+        // Nobody looks for late calls any more.
+        self.more.notify_one();
+    }
 }
 
 impl Drop for Entry {
@@ -364,7 +370,7 @@ impl Entry {
     /// It was answered; or nothing was sent, since there is no connection.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
-        if state.call(self.number).is_none() || !state.is_home(self.home.id()) {
+        if state.call(self.number).is_none() {
             return;
         }
         if !connected {

@@ -58,7 +58,7 @@ struct Task {
     what: Return,
     end: Time,
     held_for: Option<Duration>,
-    /// What the lane answered, or that a request went out there whose answer nobody heard.
+    /// The lane's answer; that it is late, while its request is unanswered.
     first: Option<Result<Released, StoreError>>,
     _pending: Pending,
 }

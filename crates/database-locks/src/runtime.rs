@@ -73,7 +73,7 @@ fn blocking() -> Result<&'static Runtime, Error> {
 /// How long the background drives the blocking runtime for one piece of work.
 const FINISHING: Duration = Duration::from_secs(10);
 
-/// See to it that `work`, the end of a task of `home`, comes. While no thread blocks, nobody drives the runtime
+/// Drive the blocking runtime, if that is the `home`, until `work`, the end of one of its tasks, is done. While no thread blocks, nobody drives the runtime
 /// that they share: a connection that nobody uses any more stayed open, and kept its database from being dropped.
 pub(crate) fn finish<T: Send + 'static>(
     home: &Handle,

@@ -37,7 +37,7 @@ pub(super) struct Attempt {
     /// When the latest request was sent.
     sent: Time,
     unsettled: bool,
-    /// Ends when the request on the lane is carried through that the caller has dropped.
+    /// Closes when the request on the lane has ended: answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
 }
 

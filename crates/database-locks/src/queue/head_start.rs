@@ -35,9 +35,9 @@ const YIELDS: u32 = 16;
 const YIELD: Duration = Duration::from_millis(1);
 /// Where no other process was seen, the first pause comes after so long in a row, or so many grants …
 const FIRST_ROW: Duration = Duration::from_millis(100);
-const FIRST_GRANTS: u128 = 16;
-/// … and the later ones after twice as much each time, up to this. It bounds how long a new waiter that
-/// polls is kept out, and what the pauses cost a process that is alone.
+const FIRST_GRANTS: u32 = 16;
+/// … and the later ones after twice as much time as before, up to this, however many grants that is. It bounds how
+/// long a new waiter that polls is kept out, and what the pauses cost a process that is alone.
 const LONGEST_ROW: Duration = Duration::from_millis(1_600);
 /// A pause that is longer than this, made by the caller, gave others their chance already.
 const ROW_ENDS: Duration = Duration::from_millis(20);
@@ -68,7 +68,7 @@ pub(super) struct HeadStart {
     others_first: Time,
     /// The other backends that released it since then.
     since: Vec<i32>,
-    /// How many others have their turn before this process: as many as had it between its last two releases, less
+    /// How many other processes have their turn first: those that released it between our last two releases, less
     /// one for each release since.
     before: u32,
     /// Since when this process has held it again and again.
@@ -105,9 +105,9 @@ impl HeadStart {
         }
         self.grants += 1;
         let contended = self.elsewhere.is_some_and(|at| now < at + CONTENDED);
-        let most = FIRST_GRANTS * self.row.as_millis() / FIRST_ROW.as_millis();
+        let first = self.row == FIRST_ROW;
         let goes_on =
-            now.saturating_sub(self.row_since) < self.row && u128::from(self.grants) < most;
+            now.saturating_sub(self.row_since) < self.row && (!first || self.grants < FIRST_GRANTS);
         // After one grant, however long, the next one goes to a waiter of this process without a pause.
         if (goes_on || self.grants == 1) && !contended {
             return;

@@ -10,29 +10,13 @@ const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// Doubles with each failure, with jitter so that clients do not knock in step.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Backoff {
-    longest: Duration,
     failures: u32,
     not_before: Option<Time>,
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self::up_to(LONGEST)
-    }
-}
-
 impl Backoff {
-    /// With pauses that are no longer than that.
-    pub(super) fn up_to(longest: Duration) -> Self {
-        Self {
-            longest,
-            failures: 0,
-            not_before: None,
-        }
-    }
-
     /// How long to wait from now.
     pub(super) fn pause(&self) -> Duration {
         self.not_before
@@ -42,12 +26,12 @@ impl Backoff {
     pub(super) fn failed(&mut self) {
         let step = SHORTEST
             .saturating_mul(1 << self.failures.min(12))
-            .min(self.longest);
+            .min(LONGEST);
         self.failures += 1;
         self.not_before = Some(clock::now() + step.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 
     pub(super) fn succeeded(&mut self) {
-        *self = Self::up_to(self.longest);
+        *self = Self::default();
     }
 }

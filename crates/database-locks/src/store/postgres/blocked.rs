@@ -87,7 +87,7 @@ async fn look_once(link: &Shared, on: &Connection) {
 async fn ask(link: &Shared, backend: i32) -> Result<Option<String>, Refusal> {
     let endpoint = link.ask().await?;
     let at = link.first(&endpoint);
-    let other = Connection::dial(link, &endpoint, at, PATIENCE).await?;
+    let other = Connection::dial((link, true), &endpoint, at, PATIENCE).await?;
     let params: [Param<'_>; 1] = [(&backend, Type::INT4)];
     let rows = other.ask(BLOCKERS, &params).await?;
     rows.first().map(described).transpose()

@@ -1,7 +1,7 @@
 //! One connection that has been found fit to serve, and how a statement runs on it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot, watch};
@@ -50,7 +50,7 @@ pub(super) struct Connection {
     /// Nobody shall wait for it any longer.
     pub(super) forsaken: watch::Sender<bool>,
     /// Dropped with the last user.
-    pub(super) in_use: Mutex<Option<InUse>>,
+    pub(super) _in_use: InUse,
     /// So that what its backend notifies is known as our own.
     pub(super) _own: Option<OwnBackend>,
 }
@@ -162,12 +162,6 @@ impl Connection {
     /// Whether it has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
-    }
-
-    /// End it, whoever uses it: what still runs is cancelled if it is late, and nothing is answered after that.
-    pub(super) fn end(&self) {
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(in_use.take());
     }
 
     /// Whether nobody stands between us and the server.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -36,7 +36,7 @@ const KEEPALIVE_COUNT: u32 = 3;
 impl Connection {
     /// Connect to one of the addresses.
     pub(super) async fn dial(
-        link: &Shared,
+        (link, of_lane): (&Shared, bool),
         endpoint: &Endpoint,
         at: usize,
         within: Duration,
@@ -53,7 +53,12 @@ impl Connection {
             _ => Failure::from(refusal.settled(link.used.load(Ordering::Relaxed))),
         };
         let late = Arc::new(AtomicBool::new(false));
-        let to = (address, &link.listener);
+        // That of the lane hears nothing.
+        let listener = match of_lane {
+            true => Weak::new(),
+            false => Weak::clone(&link.listener),
+        };
+        let to = (address, &listener);
         let ((client, in_use), ends) = match address {
             Address::Tcp(host, port) => {
                 let stream = reach(host, *port, within).await.map_err(unreachable)?;
@@ -108,7 +113,7 @@ impl Connection {
             server,
             late,
             forsaken: watch::Sender::new(false),
-            in_use: Mutex::new(Some(in_use)),
+            _in_use: in_use,
             _own: own.map(|(backend, listener)| OwnBackend::new(&listener, backend)),
         }))
     }

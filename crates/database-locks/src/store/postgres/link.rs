@@ -37,10 +37,6 @@ const OWING: usize = 4;
 /// What a caller that waits for the connection gets on top of the time that it may take.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// The longest pause of the lane before it connects again. Meanwhile the background connection serves; where
-/// the server allows no second one, each attempt costs it a process and a line in its log.
-const LANE_PAUSE: Duration = Duration::from_secs(30);
-
 /// The way to one server, or to that of several which can be written to: at most one connection at a
 /// time, and at most one attempt to make it.
 #[derive(Clone)]
@@ -235,10 +231,7 @@ impl Link {
         let lane = Arc::new(Inner {
             shared: Arc::clone(&self.0.shared),
             of_lane: true,
-            state: Mutex::new(State {
-                backoff: Backoff::up_to(LANE_PAUSE),
-                ..State::default()
-            }),
+            state: Mutex::default(),
         });
         let _ = self.0.shared.lane.set(Arc::downgrade(&lane));
         Self(lane)
@@ -324,7 +317,9 @@ impl Link {
         F: Future<Output = Result<T, Refusal>> + Send,
     {
         let connected = self.connected().await;
-        let on = connected.map_err(|refusal| StoreError::from(refusal).undone())?;
+        // Whatever the server said: nothing was sent, and the background may have a connection.
+        let unsent = |refusal: Refusal| StoreError::Unavailable(refusal.said.into()).undone();
+        let on = connected.map_err(unsent)?;
         let owed = Owed(&on);
         let done = work(Arc::clone(&on)).await;
         std::mem::forget(owed);
@@ -411,14 +406,11 @@ impl Link {
         }
     }
 
-    /// Retire the connection of the lane. If a call on it was dropped because it was late, what the server
-    /// still does for it is cancelled, and other calls that wait for answers on it fail within some seconds.
+    /// Give up the connection of the lane, or what is to become one: it may be of a runtime that is not the home any
+    /// more. If a call on it was late, what the server still does for it is cancelled when that is dropped.
     pub(super) fn retire_lane(&self) {
-        let Some(on) = self.current() else { return };
-        self.retire(&on);
-        if on.late.load(Ordering::Relaxed) {
-            on.end();
-        }
+        let retired = std::mem::take(&mut self.0.state().slot);
+        drop(retired);
     }
 
     /// The connection, if there is one just now.
@@ -480,11 +472,14 @@ impl Drop for Owed<'_> {
 }
 
 /// Ask for all that it takes, and connect. And which server has taken the place of which, if one has.
-async fn dial(link: &Shared) -> Result<(Arc<Connection>, Option<(Primary, Primary)>), Refusal> {
+async fn dial(
+    link: &Shared,
+    of_lane: bool,
+) -> Result<(Arc<Connection>, Option<(Primary, Primary)>), Refusal> {
     let endpoint = link.ask().await?;
     let (addresses, first) = (endpoint.addresses(), link.first(&endpoint));
     let dialled = first_of(addresses, first, endpoint.dialling(), |at, within| {
-        Connection::dial(link, &endpoint, at, within)
+        Connection::dial((link, of_lane), &endpoint, at, within)
     });
     let (_, on) = dialled.await.map_err(Refusal::from)?;
     let replaced = link.serves(&on)?;
@@ -500,7 +495,7 @@ async fn dial_after(pause: Duration, link: Weak<Inner>, done: watch::Sender<Opti
     clock::sleep(pause).await;
     // Nobody is there any more to use it.
     let Some(link) = link.upgrade() else { return };
-    let (dialled, replaced) = match dial(&link.shared).await {
+    let (dialled, replaced) = match dial(&link.shared, link.of_lane).await {
         Ok((on, replaced)) => (Ok(on), replaced),
         Err(refusal) => (Err(refusal), None),
     };

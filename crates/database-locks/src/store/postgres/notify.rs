@@ -62,7 +62,7 @@ const ABOUT: &str = "SELECT to_regclass('{table}')::oid::bigint";
 /// row: it is said. No row: the lock is free, or its row is locked by another transaction.
 ///
 /// The time is never shortened, since others may wait for longer, and no statement clears it: that would be a
-/// write more for each grant. It need not survive a crash, which ends the connection that listens as well.
+/// write more for each grant. It need not survive a crash: waiters say it anew on a new connection.
 pub(super) const WAIT: &str = "
 UPDATE {table}
    SET waiting_until = GREATEST(waiting_until, statement_timestamp() + $2 * interval '1 microsecond')
@@ -193,6 +193,8 @@ impl Shared {
 
     /// A connection has ended, and with it what was on the way.
     pub(super) fn ended(&self) {
+        // A server that crashed, or that another one has replaced, may have forgotten it.
+        self.state().announced = Until::default();
         self.tell(Notice::Missed);
     }
 }
