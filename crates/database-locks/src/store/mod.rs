@@ -212,9 +212,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 /// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::fork::Gated). When the home ends, so do
 /// they, and the next call is made on another runtime.
 ///
-/// Calls have no deadline of their own: the caller drops what is late, and then calls
-/// [`give_up`](Lane::give_up). Otherwise a call that was polled once is never dropped, unless its runtime
-/// ends. What a call that failed or was dropped has done is *unknown*, as for [`Store`].
+/// There is one call at a time, unless calls [block](Lane::blocks). It has no deadline of its own: when it is late the
+/// client calls [`give_up`](Lane::give_up), and drops it as soon as its owner lets it. Otherwise a call that was
+/// polled once is never dropped, unless its runtime ends. What a call that failed or was dropped has done is *unknown*, as for [`Store`].
 pub trait Lane: Send + Sync + fmt::Debug {
     /// Whether a call blocks the thread that polls it. Then it is for callers that block, and for them alone.
     fn blocks(&self) -> bool {

@@ -228,9 +228,8 @@ impl Lane for DirectPath {
         Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))
     }
 
-    /// A call that was late has taken its connection with it. One that waited for another has not: that
-    /// one may be the call of a future that its owner does not poll any more. It keeps its connection, and
-    /// calls that come now make another. One that waited while a connection is made shall have it the
+    /// A call that is late keeps its connection until it is dropped, which may be never: its owner may not poll it
+    /// any more. Calls that come now make another. One that waited while a connection is made shall have that the
     /// next time.
     fn give_up(&self) {
         let hangs = self.slot().take_if(|slot| slot.is_in_use());
