@@ -131,6 +131,10 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
     };
     Ok(match outcome {
+        // The wait for its confirmation has an end, and the background a timer for it.
+        Ok(Outcome::Granted { .. }) if want.timing.is_confirmed_later() => {
+            Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome)))))
+        }
         Ok(Outcome::Granted { token, length }) => {
             inner.outages.log_answered(attempt.sent());
             inner.queues.acquired(&want.name);
@@ -154,6 +158,10 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         }
         // Nothing was sent. The background may have a connection.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
+        // The connection broke, and the server may be well.
+        Err(failure) if !failure.is_answer() => {
+            Direct::Undecided(Some(Box::new(Tried(attempt, None))))
+        }
         outcome => Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome))))),
     })
 }

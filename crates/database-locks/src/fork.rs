@@ -290,6 +290,18 @@ impl<T> PerProcess<T> {
         Self(OnceLock::new())
     }
 
+    /// The value of this process, if it has been made.
+    pub fn get(&self) -> Option<&T> {
+        let mut slot = self;
+        while let Some(node) = slot.0.get() {
+            if node.value.is_here() {
+                return Some(&node.value);
+            }
+            slot = &node.next;
+        }
+        None
+    }
+
     /// The value of this process. Where two threads make it at once, one of them does so in vain.
     pub fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let (mut slot, mut make) = (self, Some(make));

@@ -58,7 +58,7 @@ struct State {
     home: Option<Home>,
     /// When the home called last.
     used: Time,
-    /// The runtime that called last and is not the home, and how often in a row.
+    /// The runtime that called last while there was no home, and how often in a row.
     candidate: Option<(Id, u32)>,
     /// Runtimes that cannot drive a connection.
     unfit: Vec<Id>,
@@ -112,6 +112,10 @@ impl State {
     fn call(&mut self, number: u64) -> Option<&mut Call> {
         self.call.as_mut().filter(|call| call.number == number)
     }
+
+    fn take(&mut self, number: u64) -> Option<Call> {
+        self.call.take_if(|call| call.number == number)
+    }
 }
 
 impl DirectPath {
@@ -160,6 +164,8 @@ impl DirectPath {
                 return Some(self.begin(state, runtime, patience));
             }
             Some(_) if others_are_here => return None,
+            // One that is late is found to be so first.
+            _ if state.call.is_some() && !self.lane.blocks() => return None,
             _ => {}
         }
         let calls = match state.candidate {
@@ -170,9 +176,19 @@ impl DirectPath {
         if calls < CALLS && !blocking {
             return None;
         }
-        if !blocking && !is_fit() {
-            state.unfit.push(id);
-            return None;
+        if !blocking {
+            // Not with the mutex: a panic runs a hook of the application's.
+            drop(state);
+            let fit = is_fit();
+            state = self.state();
+            if !fit {
+                state.unfit.push(id);
+                return None;
+            }
+            // Another has come meanwhile.
+            if state.candidate != Some((id, calls)) {
+                return None;
+            }
         }
         (state.used, state.candidate, state.call) = (now, None, None);
         // Whatever runtime it was on before: the connection belongs to that.
@@ -269,9 +285,9 @@ impl DirectPath {
 fn is_fit() -> bool {
     let drives = || {
         drop(tokio::time::sleep(Duration::ZERO));
-        tokio::net::UnixDatagram::unbound().is_ok()
+        drop(tokio::net::UnixDatagram::unbound());
     };
-    cfg!(panic = "unwind") && catch_unwind(drives).unwrap_or(false)
+    cfg!(panic = "unwind") && catch_unwind(drives).is_ok()
 }
 
 /// The right to make one call on the lane. Dropping it leaves the lane to others.
@@ -293,17 +309,16 @@ impl Drop for DirectPath {
 impl Drop for Entry {
     fn drop(&mut self) {
         if self.path.is_here() {
-            let mut state = self.path.state();
-            if state.call(self.number).is_some() {
-                state.call = None;
-            }
+            let over = self.path.state().take(self.number);
+            // Not with the mutex: its waker is foreign code.
+            drop(over);
         }
     }
 }
 
 impl Entry {
     /// Ask for a grant on the lane. See [`call`](Self::call): `under_way` is dropped when the request is carried
-    /// through, or when the runtime ends.
+    /// through or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
         ask: Ask,
@@ -355,32 +370,38 @@ impl Entry {
     /// What is to become of a call that is not answered yet.
     fn wait(&self, waker: &Waker) -> Wait {
         let mut state = self.path.state();
-        match state.call(self.number) {
-            None => Wait::Late,
-            Some(call) if call.until <= clock::now() => Wait::Over,
-            Some(call) => {
-                if !call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) {
-                    call.waker = Some(waker.clone());
-                }
-                Wait::On
-            }
-        }
+        let old = match state.call(self.number) {
+            None => return Wait::Late,
+            Some(call) if call.until <= clock::now() => return Wait::Over,
+            Some(call) if call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) => None,
+            Some(call) => call.waker.replace(waker.clone()),
+        };
+        drop(state);
+        drop(old);
+        Wait::On
+    }
+
+    /// Whether the lane was given up meanwhile. Those that block have their answer at once.
+    fn is_late(&self) -> bool {
+        !self.path.lane.blocks() && self.path.state().call(self.number).is_none()
     }
 
     /// It was answered; or nothing was sent, since there is no connection.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
-        if state.call(self.number).is_none() {
+        let Some(over) = state.take(self.number) else {
             return;
-        }
+        };
         if !connected {
-            return state.shun();
+            state.shun();
+        } else {
+            state.shunned = Duration::ZERO;
+            if let Some(home) = &mut state.home {
+                home.first = false;
+            }
         }
-        state.call = None;
-        state.shunned = Duration::ZERO;
-        if let Some(home) = &mut state.home {
-            home.first = false;
-        }
+        drop(state);
+        drop(over);
     }
 }
 
@@ -419,15 +440,22 @@ impl<T: Send + 'static> Future for InFlight<T> {
         let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
             return Poll::Pending;
         };
+        if !reply.is_here() {
+            return Poll::Pending;
+        }
+        // Then nothing more of it is sent.
+        if entry.is_late() {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(answer) = Pin::new(&mut reply).poll(context) {
             let unsent = |failure: &StoreError| failure.is_undone() && !failure.is_answer();
             entry.answered(!answer.as_ref().is_err_and(unsent));
             return Poll::Ready(Some(answer));
         }
-        runtime::needed();
         match entry.wait(context.waker()) {
             Wait::Late => Poll::Ready(None),
             Wait::On => {
+                runtime::needed();
                 call.reply = Some(reply);
                 Poll::Pending
             }

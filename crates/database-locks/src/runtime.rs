@@ -59,10 +59,11 @@ fn not_started(source: std::io::Error) -> Error {
     }
 }
 
+static BLOCKING: PerProcess<&Runtime> = PerProcess::new();
+
 /// The runtime that threads drive while they block. It is never dropped: nothing of it is stopped with a
 /// thread that ends.
 fn blocking() -> Result<&'static Runtime, Error> {
-    static BLOCKING: PerProcess<&Runtime> = PerProcess::new();
     let start = || {
         let runtime = Builder::new_current_thread().enable_all().build();
         Ok(&*Box::leak(Box::new(runtime.map_err(not_started)?)))
@@ -73,13 +74,16 @@ fn blocking() -> Result<&'static Runtime, Error> {
 /// How long the background drives the blocking runtime for one piece of work.
 const FINISHING: Duration = Duration::from_secs(10);
 
-/// Drive the blocking runtime, if that is the `home`, until `work`, the end of one of its tasks, is done. While no thread blocks, nobody drives the runtime
-/// that they share: a connection that nobody uses any more stayed open, and kept its database from being dropped.
+/// Drive the blocking runtime, if that is the `home`, until `work`, the end of one of its tasks, is done, for some
+/// seconds at most. While no thread blocks, nobody drives it: a connection that nobody uses any more stayed open,
+/// and kept its database from being dropped.
 pub(crate) fn finish<T: Send + 'static>(
     home: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) {
-    let Ok(shared) = blocking() else { return };
+    let Some(shared) = BLOCKING.get().copied() else {
+        return;
+    };
     if home.id() == shared.handle().id() {
         let drive = move || shared.block_on(async { tokio::time::timeout(FINISHING, work).await });
         let _ = spawn(async { drop(tokio::task::spawn_blocking(drive)) });

@@ -223,6 +223,11 @@ impl Timing {
         }
     }
 
+    /// Whether a renewal has to confirm the rest of it.
+    pub(crate) fn is_confirmed_later(&self) -> bool {
+        self.ttl != Ttl::Finite(self.first_grant())
+    }
+
     pub(crate) fn renew_every(&self) -> Option<Duration> {
         self.renew_every
     }

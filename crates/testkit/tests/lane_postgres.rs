@@ -402,3 +402,38 @@ fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
     guard.release().unwrap();
     promise("P17", "postgres");
 }
+
+/// Its runtime rests between two calls, and so does not see that the connection has ended.
+#[test]
+fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let mut admin = server.stranger(&url);
+    let home = one_thread();
+    let locks = home.block_on(async {
+        let locks = database_locks::Locks::connect(&url).await.unwrap();
+        locks.migrate().await.unwrap();
+        locks
+    });
+    let cycle = async || {
+        let guard = locks.lock("job").try_acquire().await.unwrap();
+        guard.expect("free").release().await.unwrap();
+    };
+    let moved_in = || {
+        home.block_on(async {
+            cycle().await;
+            look_up().await;
+        });
+        sessions(&mut admin, &[]).len() == 2
+    };
+    assert!(time::wait_until(SOON, moved_in));
+    home.block_on(cycle());
+    let lane = sessions(&mut admin, &[])[1];
+    admin
+        .run(&format!("SELECT pg_terminate_backend({lane}, 5000)"))
+        .unwrap();
+    home.block_on(cycle());
+    promise("P17", "postgres");
+}

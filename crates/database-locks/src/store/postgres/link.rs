@@ -107,7 +107,7 @@ enum Slot {
     #[default]
     Empty,
     /// By a task of that runtime.
-    Dialling(runtime::Id, watch::Receiver<Option<Dialled>>),
+    Dialling(runtime::Handle, watch::Receiver<Option<Dialled>>),
     Up(Arc<Connection>),
 }
 
@@ -410,7 +410,10 @@ impl Link {
     /// more. If a call on it was late, what the server still does for it is cancelled when that is dropped.
     pub(super) fn retire_lane(&self) {
         let retired = std::mem::take(&mut self.0.state().slot);
-        drop(retired);
+        if let Slot::Dialling(by, mut attempt) = retired {
+            let over = async move { drop(attempt.wait_for(Option::is_some).await) };
+            crate::runtime::finish(&by, over);
+        }
     }
 
     /// The connection, if there is one just now.
@@ -433,7 +436,7 @@ impl Link {
                 // to another runtime, and nothing drives the one that it has left.
                 Slot::Dialling(by, attempt)
                     if attempt.has_changed().is_ok()
-                        && (!of_lane || *by == runtime::Handle::current().id()) =>
+                        && (!of_lane || by.id() == runtime::Handle::current().id()) =>
                 {
                     attempt.clone()
                 }
@@ -449,7 +452,7 @@ impl Link {
                     // otherwise never get through to a server that takes 200 ms to answer.
                     let link = Arc::downgrade(&self.0);
                     tokio::spawn(Gated::new(dial_after(pause, link, done)));
-                    let by = runtime::Handle::current().id();
+                    let by = runtime::Handle::current();
                     state.slot = Slot::Dialling(by, attempt.clone());
                     attempt
                 }
