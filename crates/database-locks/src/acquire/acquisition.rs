@@ -48,8 +48,8 @@ pub(super) struct Acquisition<'a> {
     /// How long to wait for a holder of this process, whose release wakes the queue. The try after a while is
     /// for what else may become of it.
     held_here: Option<Duration>,
-    /// Since when no holder is known.
-    unclear_since: Time,
+    /// When an answer first left open who has it, since one that told.
+    unclear_since: Option<Time>,
     stretch: Stretch<Version>,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Acquisition<'a> {
             slot: None,
             polled,
             held_here: None,
-            unclear_since: clock::now(),
+            unclear_since: None,
             stretch: Stretch::default(),
         })
     }
@@ -225,7 +225,8 @@ impl<'a> Acquisition<'a> {
 
     /// Whether a try-once is over after this.
     fn gives_up(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> bool {
-        let unclear = now - self.unclear_since;
+        // Not from before the request: an answer that was long on its way is a moment old, and worth another try.
+        let unclear = now - *self.unclear_since.get_or_insert(now);
         let over = match outcome {
             Ok(Outcome::Held(_)) => true,
             Ok(Outcome::Busy) => unclear >= ONCE_BUSY,
@@ -259,7 +260,7 @@ impl<'a> Acquisition<'a> {
             Ok(outcome) => {
                 self.inner.outages.log_answered(sent);
                 if let Outcome::Held(occupant) = outcome {
-                    self.unclear_since = now;
+                    self.unclear_since = None;
                     let queued = self.slot.is_some();
                     held_here = note_holder(self.inner, name, occupant, queued);
                 }
