@@ -119,7 +119,7 @@ impl<'a> Acquisition<'a> {
             }
             let hint = self.interval.after(&outcome, now);
             let held = matches!(outcome, Ok(Outcome::Held(_)));
-            let held_here = self.note(outcome, sent, now)?;
+            let held_here = self.note(outcome, sent)?;
             if self.want.once() {
                 tokio::time::sleep(hint.polling).await;
                 continue;
@@ -246,12 +246,7 @@ impl<'a> Acquisition<'a> {
     /// # Errors
     ///
     /// A refusal ends the acquisition.
-    fn note(
-        &mut self,
-        outcome: Result<Outcome, StoreError>,
-        sent: Time,
-        now: Time,
-    ) -> Result<bool, Error> {
+    fn note(&mut self, outcome: Result<Outcome, StoreError>, sent: Time) -> Result<bool, Error> {
         let name = &self.want.name;
         let mut held_here = false;
         match &outcome {

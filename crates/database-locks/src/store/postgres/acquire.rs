@@ -66,17 +66,18 @@ RETURNING 1::bigint, token,
 
 /// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
-/// Asked for twice, a lock is granted once: an UPDATE writes a row only once.
+/// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Each row is looked up by its name: see
+/// [`RENEW`](super::renew::RENEW).
 pub(super) const ACQUIRE: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, place)
-           JOIN {table} l ON l.name = a.name
-     WHERE l.expires_at IS NULL OR l.expires_at <= statement_timestamp()
-     ORDER BY l.id
-       FOR UPDATE OF l SKIP LOCKED
+           WITH ORDINALITY AS a(name, grant_id, holder, length, metadata, place),
+           LATERAL (SELECT id FROM {table}
+                     WHERE name = a.name
+                       AND (expires_at IS NULL OR expires_at <= statement_timestamp())
+                       FOR UPDATE SKIP LOCKED) l
 )
 UPDATE {table} l SET",
     grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),

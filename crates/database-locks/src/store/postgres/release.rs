@@ -50,12 +50,11 @@ pub(super) const RELEASE: &str = concat!(
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.place
       FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, place)
-           JOIN {table} l ON l.name = a.name
-     WHERE l.grant_id = a.grant_id AND l.locked_by = a.holder
-       AND (a.token IS NULL OR l.token = a.token) AND l.granted_until = l.expires_at
-     ORDER BY l.id
-       FOR NO KEY UPDATE OF l SKIP LOCKED
+           WITH ORDINALITY AS a(name, token, grant_id, holder, place),
+           LATERAL (SELECT id FROM {table}
+                     WHERE name = a.name AND grant_id = a.grant_id AND locked_by = a.holder
+                       AND (a.token IS NULL OR token = a.token) AND granted_until = expires_at
+                       FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} f SET
        expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()

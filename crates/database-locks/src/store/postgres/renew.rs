@@ -22,6 +22,9 @@ use crate::timing::Ttl;
 /// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
 /// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
 /// would be given away while its holder trusts it.
+///
+/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the statistics are older
+/// than a ttl, all that they know of has expired, the server expects one row, and compares each with each.
 pub(super) const RENEW: &str = concat!(
     "
 WITH picked AS MATERIALIZED (
@@ -29,12 +32,12 @@ WITH picked AS MATERIALIZED (
            coalesce(statement_timestamp() + a.length * interval '1 microsecond',
                     '9999-12-31 00:00:00+00') AS until
       FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[])
-           WITH ORDINALITY AS a(name, token, grant_id, holder, length, place)
-           JOIN {table} l ON l.name = a.name
-     WHERE l.token = a.token AND l.grant_id = a.grant_id AND l.locked_by = a.holder
-       AND l.expires_at > statement_timestamp() AND l.granted_until = l.expires_at
-     ORDER BY l.id
-       FOR NO KEY UPDATE OF l SKIP LOCKED
+           WITH ORDINALITY AS a(name, token, grant_id, holder, length, place),
+           LATERAL (SELECT id FROM {table}
+                     WHERE name = a.name AND token = a.token AND grant_id = a.grant_id
+                       AND locked_by = a.holder AND expires_at > statement_timestamp()
+                       AND granted_until = expires_at
+                       FOR NO KEY UPDATE SKIP LOCKED) l
 )
 UPDATE {table} l SET
        expires_at = GREATEST(l.expires_at, p.until),
