@@ -1,6 +1,6 @@
 //! What arrives while a statement is under way goes out together, as one statement after it.
 //!
-//! A lone caller pays nothing: he asks the store himself, at once. In a crowd each commit is shared by
+//! A lone caller pays nothing: it asks the store itself, at once. In a crowd each commit is shared by
 //! all who came during the one before, as databases themselves do with their log ("group commit",
 //! <https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-COMMIT-DELAY>).
 
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::store::{Ask, Observed, Outcome, Released, Reply, Return, StoreError};
 
-/// How long somebody waits for the statement before his own. One that hangs must not hold up those
+/// How long a request waits for the statement before its own. One that hangs must not hold up those
 /// that may not hang, such as those of another row.
 const OVERTIME: Duration = Duration::from_millis(100);
 /// How many go together at most: a statement should not take longer than a waiter minds.
@@ -123,12 +123,12 @@ impl<Q: Operation> Batch<Q> {
                 answer.await
             }
         };
-        // Whoever took it with him has stopped, with the runtime.
+        // The task that took it along has stopped, with the runtime.
         answered.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
     }
 }
 
-/// What waits goes out when this is dropped: whoever asked first has his answer, or has gone away.
+/// What waits goes out when this is dropped: the first request has its answer, or was dropped.
 struct Next<'a, Q: Operation>(&'a Arc<Shared<Q>>);
 
 impl<Q: Operation> Drop for Next<'_, Q> {
@@ -197,7 +197,7 @@ impl<Q: Operation> Shared<Q> {
             Err(_) => self.one_by_one(&asked).await,
         };
         for (tell, answer) in tell.into_iter().zip(answers) {
-            // He may have gone away; then he gives back what this has got him.
+            // The caller may have gone, and gives back what this has granted.
             let _ = tell.send(answer);
         }
     }

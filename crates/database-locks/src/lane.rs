@@ -301,7 +301,7 @@ pub(crate) struct Entry {
 
 impl Drop for DirectPath {
     fn drop(&mut self) {
-        // Nobody looks for late calls any more.
+        // The search for late calls ends.
         self.more.notify_one();
     }
 }

@@ -75,7 +75,7 @@ fn blocking() -> Result<&'static Runtime, Error> {
 const FINISHING: Duration = Duration::from_secs(10);
 
 /// Drive the blocking runtime, if that is the `home`, until `work`, the end of one of its tasks, is done, for some
-/// seconds at most. While no thread blocks, nobody drives it: a connection that nobody uses any more stayed open,
+/// seconds at most. While no thread blocks, no thread drives it: a connection that was no longer used stayed open,
 /// and kept its database from being dropped.
 pub(crate) fn finish<T: Send + 'static>(
     home: &Handle,

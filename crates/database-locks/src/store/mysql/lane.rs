@@ -193,7 +193,7 @@ impl DirectPath {
             let done = lane.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
-        // Nobody drives the runtime of threads that block while none does.
+        // The runtime of threads that block is driven by none while none blocks.
         runtime::finish(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };

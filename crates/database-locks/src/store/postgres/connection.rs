@@ -55,7 +55,7 @@ pub(super) struct Connection {
     pub(super) _own: Option<OwnBackend>,
 }
 
-/// Tells the task that drives a connection, when it is dropped, that nobody uses it any more, and sees to it that
+/// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees to it that
 /// the connection is closed.
 pub(super) struct InUse {
     tell: Option<oneshot::Sender<()>>,
