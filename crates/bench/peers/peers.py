@@ -26,6 +26,7 @@ POSTGRES = {
     "CONN_MAX_AGE": None,
 }
 
+
 def django(database: dict[str, Any], *apps: str, **settings: Any) -> None:
     import django as package
     from django.conf import settings as all_settings
@@ -81,7 +82,11 @@ def pglock() -> tuple[Any, Any, str]:
 
     connection.ensure_connection()
     enter, leave = pair(lambda: package.advisory(NAME))
-    return enter, leave, f"django-pglock {version('django-pglock')}, prepared statements, Unix socket"
+    return (
+        enter,
+        leave,
+        f"django-pglock {version('django-pglock')}, prepared statements, Unix socket",
+    )
 
 
 def redis(socket: str) -> tuple[Any, Any, str]:
