@@ -486,7 +486,7 @@ async fn the_blocking_face_does_the_same(lab: &Lab) {
     free_within(&other, "job", SOON).await;
 }
 
-/// Nobody drives the runtime of threads that block once none does.
+/// The runtime of threads that block is driven by no thread once none blocks.
 async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
     let count = match lab.is_mysql_like() {
         true => {

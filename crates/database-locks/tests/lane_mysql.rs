@@ -418,7 +418,7 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
     });
 }
 
-/// The lane has the only connection that the server allows, and nobody blocks on its runtime.
+/// The lane has the only connection that the server allows, and no thread blocks on its runtime.
 fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
     let user = format!("alone_{}", database.name);
     for sql in [

@@ -161,7 +161,7 @@ async fn what_an_old_primary_answers_late_confirms_nothing() {
             );
             checked(&guard).await.unwrap();
         }
-        Ok(None) => panic!("nobody has it"),
+        Ok(None) => panic!("the lock is free"),
         Err(error) => panic!("{}", error.chain()),
     }
     checked(&keeper).await.unwrap();

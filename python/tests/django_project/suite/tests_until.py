@@ -50,7 +50,7 @@ def lose(name="job"):
 
 
 def lose_unheard(name="job"):
-    """The same, and nobody is notified: on PostgreSQL a process that has waited for a lock hears of it."""
+    """The same without a notification, which on PostgreSQL a process hears that has waited for a lock."""
     if connection.vendor != "postgresql":
         return lose(name)
 
