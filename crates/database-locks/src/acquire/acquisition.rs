@@ -251,6 +251,8 @@ impl<'a> Acquisition<'a> {
         let mut held_here = false;
         match &outcome {
             Err(StoreError::Rejected { .. }) => {}
+            // A single try does not wait: its error says all.
+            Err(_) if self.want.once() => {}
             Err(failure) => self.inner.outages.log_failed(name, sent, failure),
             Ok(outcome) => {
                 self.inner.outages.log_answered(sent);

@@ -208,7 +208,7 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
 
 /// Twenty clients that use a name for the first time at once: one of them gets it.
 pub async fn first_use_by_twenty_at_once_has_one_winner(bench: &Bench) {
-    bench.ready().await;
+    let _first = bench.ready().await;
     let winners = race(bench, "never seen", None, 20).await;
     assert_eq!(winners.len(), 1);
     promise("P1", bench.engine);
