@@ -1,4 +1,4 @@
-"""The servers of ``crates/testkit``, started and broken by its program ``lab``."""
+"""The servers of ``tools/testkit``, started and broken by its program ``lab``."""
 
 from __future__ import annotations
 

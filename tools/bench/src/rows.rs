@@ -86,7 +86,7 @@ impl Maker {
                 .join(format!("target/python/{environment}/bin/python")),
             args: vec![
                 self.root
-                    .join("crates/bench/peers/peers.py")
+                    .join("tools/bench/peers/peers.py")
                     .display()
                     .to_string(),
                 kind.to_owned(),

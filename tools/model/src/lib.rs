@@ -62,7 +62,7 @@ mod error {
     }
 }
 
-#[path = "../../database-locks/src/lease.rs"]
+#[path = "../../../crates/database-locks/src/lease.rs"]
 #[allow(
     dead_code,
     unused_imports,
@@ -70,7 +70,7 @@ mod error {
 )]
 mod lease;
 
-#[path = "../../database-locks/src/timing.rs"]
+#[path = "../../../crates/database-locks/src/timing.rs"]
 #[allow(
     dead_code,
     missing_docs,

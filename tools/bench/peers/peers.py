@@ -1,7 +1,7 @@
 """A row of the benchmark that takes locks from Python: `peers.py KIND PLACES NAME`.
 
 PLACES is JSON: where the servers are. It says what it is made of when it is ready, and answers the
-lines of its standard input, as crates/bench/src/taker.rs describes them.
+lines of its standard input, as tools/bench/src/taker.rs describes them.
 """
 
 import json

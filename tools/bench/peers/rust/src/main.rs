@@ -1,6 +1,6 @@
 //! A row of the benchmark that takes the locks of others: `bench-peer-rust KIND ADDRESS NAME`.
 //!
-//! It answers the lines of its standard input, as `crates/bench/src/taker.rs` describes them, each in a task
+//! It answers the lines of its standard input, as `tools/bench/src/taker.rs` describes them, each in a task
 //! of tokio's default runtime.
 
 #[path = "../../../src/serve.rs"]
