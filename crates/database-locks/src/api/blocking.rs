@@ -73,8 +73,8 @@ pub fn wait_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> O
 }
 
 /// For what has no way to answer an error.
-fn may_wait<T>(waited: Result<T, Error>) -> T {
-    waited.unwrap_or_else(|error| panic!("{error}"))
+fn may_wait<T, E: Into<Error>>(waited: Result<T, E>) -> T {
+    waited.unwrap_or_else(|error| panic!("{}", error.into()))
 }
 
 /// [`crate::LocksBuilder`] without async.
@@ -402,7 +402,7 @@ impl LockGuard {
 
     /// See [`crate::LockGuard::fence_failed`].
     pub fn fence_failed(&self, failure: FenceFailure) -> Error {
-        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(|error| error)
+        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(Error::from)
     }
 
     /// See [`crate::LockGuard::fence`]: for a transaction that blocks, such as that of rusqlite.

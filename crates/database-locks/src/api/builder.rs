@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::api::locks::Locks;
 use crate::client::Place;
-use crate::client::acquire::PATIENCE;
 use crate::error::{BoxError, Error};
 use crate::runtime;
-use crate::store::Given;
+use crate::store::connect::source::Given;
+use protocol::REQUEST_TIMEOUT;
 
 /// Settings of a connection; made by [`Locks::builder`].
 ///
@@ -122,7 +122,7 @@ impl LocksBuilder {
         let locks = self.connect_lazy()?;
         let inner = locks.inner()?;
         runtime::run(async move {
-            let connected = inner.store.connect(PATIENCE).await;
+            let connected = inner.store.connect(REQUEST_TIMEOUT).await;
             connected.map_err(|e| e.into_error("connect"))
         })
         .await?;

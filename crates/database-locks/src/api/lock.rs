@@ -467,7 +467,7 @@ async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, 
 
 /// Release the lock of work that has ended, and return what it came to.
 async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
-    let output = done.map_err(|loss| loss.error(guard.name()))?;
+    let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
     match guard.release().await {
         // The work blocked past the end of the lease, or the lock was released by force since the
         // last renewal.

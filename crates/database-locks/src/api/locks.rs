@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::api::builder::LocksBuilder;
 use crate::api::lock::Lock;
-use crate::client::acquire::PATIENCE;
 use crate::client::guard::LockGuard;
 use crate::client::handover::{ByTicket, by_ticket};
 use crate::client::release::force_after_fence;
@@ -17,10 +16,11 @@ use crate::client::{Inner, Place};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
+use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune, Renewing,
-    Ticket, Timing, Token, Ttl,
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune,
+    REQUEST_TIMEOUT, Renewing, Ticket, Timing, Token, Ttl,
 };
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
@@ -167,7 +167,7 @@ impl Locks {
     /// May be dropped at any time; what was begun is carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+            while_contended(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
@@ -215,7 +215,10 @@ impl Locks {
         self.in_background(move |inner| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
-                let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
+                let page = while_contended(REQUEST_TIMEOUT, || {
+                    inner.store.page(&filter, after, REQUEST_TIMEOUT)
+                })
+                .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                 observe(&inner, &mut page.rows);
                 // A row that was deleted and made anew meanwhile is found twice: the later one counts.
@@ -259,7 +262,10 @@ impl Locks {
         let name = LockName::new(name);
         self.in_background(move |inner| async move {
             let names = [name?];
-            let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
+            let read = while_contended(REQUEST_TIMEOUT, || {
+                inner.store.read(&names, REQUEST_TIMEOUT)
+            })
+            .await;
             let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
             observe(&inner, &mut rows);
             Ok(rows.pop())
@@ -315,8 +321,8 @@ impl Locks {
         name: LockName,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            let forced = again(FORCE_PATIENCE, || async {
-                match inner.store.force(&name, PATIENCE).await? {
+            let forced = while_contended(FORCE_PATIENCE, || async {
+                match inner.store.force(&name, REQUEST_TIMEOUT).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
                     Force::Busy => match force_after_fence(&inner, &name) {
@@ -468,8 +474,8 @@ impl Locks {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
-                let page = again(PATIENCE, prune).await;
+                let prune = || inner.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
+                let page = while_contended(REQUEST_TIMEOUT, prune).await;
                 let page = page.map_err(|e| {
                     e.into_error("delete the rows of locks that have been free for long")
                 })?;
@@ -498,7 +504,7 @@ impl Locks {
     /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+            while_contended(REQUEST_TIMEOUT, || inner.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
@@ -520,7 +526,7 @@ impl Locks {
             while inner.is_pending() {
                 let nap = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
-                    Ok(())
+                    Ok::<_, Error>(())
                 };
                 if runtime::run(nap).await.is_err() {
                     return;
@@ -602,20 +608,4 @@ pub struct PreviousHolder {
     pub token: Option<Token>,
     /// For how long it had held the lock, by the database's clock; none if 0.5 held it.
     pub held_for: Option<Duration>,
-}
-
-/// Try again while it is only contention that stands in the way, for so long at most.
-pub(crate) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
-    limit: Duration,
-    work: impl Fn() -> F,
-) -> Result<T, StoreError> {
-    let until = crate::runtime::clock::now() + limit;
-    loop {
-        match work().await {
-            Err(StoreError::Contention(_)) if crate::runtime::clock::now() < until => {
-                tokio::time::sleep(Duration::from_millis(fastrand::u64(5..=30))).await;
-            }
-            done => return done,
-        }
-    }
 }

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::client::Inner;
-use crate::client::acquire::PATIENCE;
 use crate::client::pending;
 use crate::client::release::GiveBack;
 use crate::client::renewal::grant_state::{Held, Status, ms};
@@ -15,10 +14,10 @@ use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::Here;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{
-    Gone, Grant, LockName, LockState, LostReason, ReleaseCommand, Released, Renewal, Short, Ticket,
-    Time, Token, Ttl,
+    Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand, Released,
+    Renewal, Short, Ticket, Time, Token, Ttl,
 };
 
 /// How long [`LockGuard::release`] waits for the database before it lets the background go on.
@@ -310,7 +309,7 @@ impl LockGuard {
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(&names, PATIENCE).await;
+            let rows = inner.store.read(&names, REQUEST_TIMEOUT).await;
             let ours = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
@@ -395,7 +394,10 @@ impl LockGuard {
             return Ok(());
         }
         if !self.held.is_here() {
-            return Err(Loss::of_another(LostReason::Forked).error(self.name()));
+            return Err(Error::lost(
+                self.name(),
+                Loss::of_another(LostReason::Forked),
+            ));
         }
         if suspended && matches!(self.held.status(), Status::Held(_)) {
             return Err(Error::Conflict {
@@ -406,7 +408,10 @@ impl LockGuard {
             });
         }
         // Where the scheduler has not come round to it: a thawed process asks first.
-        Err(self.held.lose(LostReason::Expired).error(self.name()))
+        Err(Error::lost(
+            self.name(),
+            self.held.lose(LostReason::Expired),
+        ))
     }
 
     /// A ticket of this grant, with which another process can release or renew the lock while this
@@ -518,10 +523,11 @@ impl LockGuard {
         }
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
         let ttl = *self.longest();
-        let why =
-            runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
+        let why = runtime::run(async move {
+            Ok::<_, Error>(why_lost(&inner, &held, ttl).await.ok().flatten())
+        });
         let gone = why.await?.unwrap_or(LostReason::Preempted.into());
-        Err(self.held.loss(gone).error(self.name()))
+        Err(Error::lost(self.name(), self.held.loss(gone)))
     }
 
     /// From now on no listener is told of a loss.
@@ -581,7 +587,7 @@ async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result
 async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
     let answers = inner
         .store
-        .renew(&[(held.grant.clone(), ttl)], PATIENCE)
+        .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
@@ -593,7 +599,7 @@ async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, 
 pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
     let loss = held.lose(gone);
     inner.scheduler.remove(held.grant.id);
-    loss.error(&held.grant.name)
+    Error::lost(&held.grant.name, loss)
 }
 
 impl Drop for LockGuard {

@@ -4,9 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
 use crate::runtime::clock;
-use protocol::{Gone, HeldBy, Human, LockName, LostReason, Time, escaped};
+use protocol::{Gone, HeldBy, Human, LostReason, Time, escaped};
 
 /// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
 const WORTH_A_DATE: Duration = Duration::from_secs(1);
@@ -70,14 +69,6 @@ impl Loss {
             held_for: None,
             at: clock::now(),
         }))
-    }
-
-    pub(crate) fn error(self, name: &LockName) -> Error {
-        Error::Lost {
-            name: name.clone(),
-            reason: self.reason(),
-            loss: self,
-        }
     }
 
     /// Why.

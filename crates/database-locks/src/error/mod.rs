@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::loss::Loss;
+use crate::runtime::RuntimeError;
 use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
 
 /// The cause of an [`Error`]. Its type is not part of the interface.
@@ -119,6 +120,14 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn lost(name: &LockName, loss: Loss) -> Self {
+        Self::Lost {
+            name: name.clone(),
+            reason: loss.reason(),
+            loss,
+        }
+    }
+
     pub(crate) fn config(
         setting: &'static str,
         got: impl Into<String>,
@@ -206,6 +215,27 @@ impl From<InvalidSetting> for Error {
             setting,
             got,
             allowed,
+        }
+    }
+}
+
+impl From<RuntimeError> for Error {
+    fn from(failed: RuntimeError) -> Self {
+        let unavailable = |op: &str, source: BoxError| Self::Unavailable {
+            op: op.into(),
+            source,
+        };
+        match failed {
+            RuntimeError::NotStarted(source) => {
+                unavailable("start the thread that renews leases", source.into())
+            }
+            RuntimeError::Stopped(source) => unavailable("finish what was begun", source.into()),
+            RuntimeError::DrivesRuntime => Self::config(
+                "a blocking call",
+                "made on the thread that renews leases, by a log subscriber, a waker or a future that is \
+                 waited for there",
+                "made on another thread",
+            ),
         }
     }
 }

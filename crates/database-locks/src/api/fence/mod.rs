@@ -4,17 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::locks::again;
 use crate::client::Inner;
-use crate::client::acquire::PATIENCE;
 use crate::client::guard::{LockGuard, not_ours};
 use crate::client::renewal::grant_state::{Held, Status};
 use crate::error::Error;
 use crate::metrics::Engine;
 use crate::runtime;
 use crate::runtime::fork::Here;
-use crate::store::{Barrier, FenceText};
-use protocol::{GrantId, Human, LockName, Renewing, Timing, Token, Ttl};
+use crate::store::api::{Barrier, FenceText};
+use crate::store::retry::while_contended;
+use protocol::{GrantId, Human, LockName, REQUEST_TIMEOUT, Renewing, Timing, Token, Ttl};
 
 #[cfg(any(
     feature = "sqlx-postgres",
@@ -24,7 +23,6 @@ use protocol::{GrantId, Human, LockName, Renewing, Timing, Token, Ttl};
 mod sqlx;
 mod transaction;
 
-pub(crate) use crate::client::open_fences::OpenFences;
 pub(crate) use transaction::Failed;
 pub use transaction::FenceTransaction;
 
@@ -304,7 +302,10 @@ impl LockGuard {
         }
         runtime::run(async move {
             let name = &held.grant.name;
-            let opened = again(PATIENCE, || inner.store.open_fence(&held.grant, PATIENCE)).await;
+            let opened = while_contended(REQUEST_TIMEOUT, || {
+                inner.store.open_fence(&held.grant, REQUEST_TIMEOUT)
+            })
+            .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
