@@ -6,10 +6,6 @@ use std::time::Duration;
 
 use crate::error::{Error, Human};
 
-/// The shortest ttl: below it, one slow round trip loses the lease.
-const MIN_TTL: Duration = Duration::from_millis(100);
-/// The longest ttl that is not without end: ten years of 365.25 days.
-const MAX_TTL: Duration = Duration::from_secs(315_576_000);
 /// What an acquire grants at most, so that one whose reply was lost holds the lock no longer.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
 /// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is how
@@ -36,6 +32,13 @@ pub enum Ttl {
     Finite(Duration),
     /// It never ends: a holder that dies keeps it until it is released by force.
     Infinite,
+}
+
+impl Ttl {
+    /// The shortest ttl, 100 ms: below it, one slow round trip loses the lease.
+    pub const MIN: Duration = Duration::from_millis(100);
+    /// The longest finite ttl: ten years of 365.25 days.
+    pub const MAX: Duration = Duration::from_secs(315_576_000);
 }
 
 impl From<Duration> for Ttl {
@@ -144,7 +147,7 @@ impl Timing {
         let given = (renewing, margin);
         let longest = match ttl {
             Ttl::Infinite => None,
-            Ttl::Finite(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
+            Ttl::Finite(length) if (Ttl::MIN..=Ttl::MAX).contains(&length) => Some(length),
             Ttl::Finite(length) => {
                 let allowed = "100ms to 10 years, or endless";
                 return Err(Error::config("ttl", Human(length).to_string(), allowed));

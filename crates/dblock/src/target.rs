@@ -1,4 +1,4 @@
-//! Which database, and where it is when nobody says.
+//! The database and table that a command works on.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,8 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use crate::exit::Failure;
 use crate::output;
 
-/// The name of the table unless it is given.
-const USUAL_TABLE: &str = "database_locks_lock";
+const DEFAULT_TABLE: &str = "database_locks_lock";
 
 /// All but the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -22,43 +21,43 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// The same in a path.
+/// The same in a path, whose separators stay.
 const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 
-/// Environment variables; `#[locked]` functions of programs read the same.
+// `#[locked]` functions read the same variables.
 const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
 const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
 const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
 
-/// A table of a database.
-pub(crate) struct Place {
+/// The database and table that a command works on.
+pub(crate) struct Target {
     database: Database,
     table: Option<String>,
 }
 
 enum Database {
-    /// A file of this user's own.
-    Own,
-    /// May hold a password.
+    /// Neither a URL nor a file was given: the SQLite file of this user.
+    Default,
+    /// May contain a password.
     Url(String),
-    /// The URL stands in this file.
-    File(PathBuf),
+    /// The path of a file that contains the URL.
+    UrlFile(PathBuf),
 }
 
-/// Without the URL, which may hold a password.
-impl fmt::Debug for Place {
+/// Does not show the URL, which may contain a password.
+impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place")
+        f.debug_struct("Target")
             .field("table", &self.table)
             .finish_non_exhaustive()
     }
 }
 
-impl Place {
-    /// Options come before the environment.
+impl Target {
+    /// Options take precedence over the environment.
     ///
-    /// A variable that is set and empty is not passed over: it may be a secret that is missing, and
-    /// locks in a file of this machine would exclude no other machine.
+    /// A variable that is set but empty is an error: it may be a secret that was not mounted, and
+    /// falling back to a local file would exclude no other machine.
     pub(crate) fn new(
         url: Option<String>,
         file: Option<PathBuf>,
@@ -67,57 +66,55 @@ impl Place {
     ) -> Result<Self, Failure> {
         let text = |name: &str| {
             let text = variable(name).map(OsString::into_string).transpose();
-            text.map_err(|_| {
-                Failure::usage(format!("{name} is not UTF-8, must be a text in UTF-8"))
-            })
+            text.map_err(|_| Failure::usage(format!("{name} is not UTF-8, must be UTF-8")))
         };
         let database = match (url, file) {
             (Some(url), _) => Database::Url(url),
-            (None, Some(file)) => Database::File(file),
+            (None, Some(file)) => Database::UrlFile(file),
             (None, None) => match (text(URL_VARIABLE)?, variable(FILE_VARIABLE)) {
                 (Some(_), Some(_)) => {
                     return Err(Failure::usage(format!(
-                        "{URL_VARIABLE} and {FILE_VARIABLE} are both set, and name two databases: \
-                         unset one of them"
+                        "{URL_VARIABLE} and {FILE_VARIABLE} are both set, and only one database can be \
+                         used: unset one of them"
                     )));
                 }
                 (Some(url), None) => Database::Url(url),
                 (None, Some(file)) if file.is_empty() => {
                     return Err(Failure::usage(format!(
-                        "{FILE_VARIABLE} is empty: name a file with the URL, or unset it"
+                        "{FILE_VARIABLE} is empty: set it to a file that contains the URL, or unset it"
                     )));
                 }
-                (None, Some(file)) => Database::File(file.into()),
-                (None, None) => Database::Own,
+                (None, Some(file)) => Database::UrlFile(file.into()),
+                (None, None) => Database::Default,
             },
         };
         let table = table.map_or_else(|| text(TABLE_VARIABLE), |table| Ok(Some(table)))?;
         Ok(Self { database, table })
     }
 
-    /// Connect now; a database that is away is an error. A file of SQLite has to be there.
+    /// Connects at once and creates no SQLite file, except the default one, which any command may
+    /// create.
     pub(crate) async fn connect(&self) -> Result<Locks, Failure> {
-        // That of this user may be made by each command: it is where it ought to be.
-        let own = matches!(self.database, Database::Own);
-        shared(self.builder()?.create(own).connect().await?)
+        let create = matches!(self.database, Database::Default);
+        refuse_memory(self.builder()?.create(create).connect().await?)
     }
 
-    /// The same, and make a file of SQLite that is not there.
+    /// Connects at once. An SQLite file that is missing is created.
     pub(crate) async fn connect_and_create(&self) -> Result<Locks, Failure> {
-        shared(self.builder()?.connect().await?)
+        refuse_memory(self.builder()?.connect().await?)
     }
 
-    /// Connect when it is needed: an acquire then tries to for as long as it may wait. Makes a file of
-    /// SQLite that is not there.
-    pub(crate) fn open(&self) -> Result<Locks, Failure> {
-        shared(self.builder()?.connect_lazy()?)
+    /// Connects with the first request, so that the wait of an acquire covers the connection. An
+    /// SQLite file that is missing is created.
+    pub(crate) fn connect_lazy(&self) -> Result<Locks, Failure> {
+        refuse_memory(self.builder()?.connect_lazy()?)
     }
 
     fn builder(&self) -> Result<LocksBuilder, Failure> {
         let builder = match &self.database {
-            Database::Own => Locks::builder(url_of(&own_file()?)),
+            Database::Default => Locks::builder(sqlite_url(&default_file()?)),
             Database::Url(url) => Locks::builder(url),
-            Database::File(path) => Locks::builder_from_file(path)?,
+            Database::UrlFile(path) => Locks::builder_from_file(path)?,
         };
         Ok(match &self.table {
             Some(table) => builder.table(table),
@@ -126,58 +123,58 @@ impl Place {
     }
 
     pub(crate) fn table(&self) -> &str {
-        self.table.as_deref().unwrap_or(USUAL_TABLE)
+        self.table.as_deref().unwrap_or(DEFAULT_TABLE)
     }
 
-    /// Where it is, for people: without user name and password.
-    pub(crate) fn shown(&self) -> String {
+    /// The database as messages name it, without user name and password.
+    pub(crate) fn display(&self) -> String {
         match &self.database {
-            Database::Own => usual_file()
+            Database::Default => default_path()
                 .map(|file| file.display().to_string())
                 .unwrap_or_default(),
             Database::Url(url) => output::without_secrets(url.trim()),
-            Database::File(path) => format!("the database of {}", path.display()),
+            Database::UrlFile(path) => format!("the database of {}", path.display()),
         }
     }
 }
 
-/// Locks that another process can see.
-fn shared(locks: Locks) -> Result<Locks, Failure> {
+/// Refuses `memory:`, which no other process can see.
+fn refuse_memory(locks: Locks) -> Result<Locks, Failure> {
     match locks.engine() {
         "memory" => Err(Failure::usage(
-            "the URL (--url, --url-file, DATABASE_LOCKS_URL) is that of locks in memory, which exclude \
-             no other process: give a database, or no URL for a file of this user",
+            "the URL (--url, --url-file, DATABASE_LOCKS_URL) is `memory:`, and locks in memory exclude \
+             no other process: give the URL of a database, or none for a local SQLite file",
         )),
         _ => Ok(locks),
     }
 }
 
-/// The file of this user's own, in a folder that is there.
-fn own_file() -> Result<PathBuf, Failure> {
-    let file = usual_file()?;
+/// The default SQLite file. Its folder is created if it is missing.
+fn default_file() -> Result<PathBuf, Failure> {
+    let file = default_path()?;
     let folder = file.parent().unwrap_or(Path::new("/"));
-    // For their owner only: who can write there can take every lock.
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| {
-        let shown = folder.display();
+    // For its owner only: a user who can write to the folder can take every lock.
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.map_err(|error| {
         Failure::unavailable(format!(
-            "cannot make the folder {shown}: {error}; give a database with --url"
+            "cannot create the folder {}: {error}; give a database with --url",
+            folder.display()
         ))
     })?;
     Ok(file)
 }
 
-fn url_of(file: &Path) -> String {
+fn sqlite_url(file: &Path) -> String {
     format!(
         "sqlite://{}",
         percent_encode(file.as_os_str().as_bytes(), ENCODED_IN_PATH)
     )
 }
 
-fn usual_file() -> Result<PathBuf, Failure> {
+fn default_path() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("HOME");
-    let file = usual_file_in(std::env::var_os("XDG_STATE_HOME"), home.clone())?;
-    // A home folder that is missing belongs to a user who keeps no files: root must not make it.
+    let file = default_path_in(std::env::var_os("XDG_STATE_HOME"), home.clone())?;
+    // A service account may have no home folder. It is not created, since root would own it.
     match home.map(PathBuf::from) {
         Some(home) if file.starts_with(&home) && !home.is_dir() => {
             Err(Failure::unavailable(format!(
@@ -190,17 +187,17 @@ fn usual_file() -> Result<PathBuf, Failure> {
     }
 }
 
-/// A relative path is not to be used, by the XDG specification; it would also mean another database
-/// in every folder.
-fn usual_file_in(state: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, Failure> {
+/// A relative path is ignored, as the XDG specification demands: it would mean another database in
+/// every working folder.
+fn default_path_in(state: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, Failure> {
     let absolute = |path: Option<OsString>| path.map(PathBuf::from).filter(|p| p.is_absolute());
     let state = absolute(state).or_else(|| Some(absolute(home)?.join(".local/state")));
     state
         .map(|folder| folder.join("dblock/locks.sqlite3"))
         .ok_or_else(|| {
             Failure::usage(
-                "there is no home folder to keep the locks in (HOME is not set): \
-             give a database with --url or DATABASE_LOCKS_URL",
+                "HOME is not set, so there is no folder for the default SQLite file: give a \
+                 database with --url or DATABASE_LOCKS_URL",
             )
         })
 }
@@ -210,9 +207,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_folder_comes_before_the_home_folder() {
+    fn xdg_state_home_takes_precedence_over_home() {
         let at = |state: Option<&str>, home: Option<&str>| {
-            let file = usual_file_in(state.map(Into::into), home.map(Into::into));
+            let file = default_path_in(state.map(Into::into), home.map(Into::into));
             file.map(|path| path.display().to_string())
                 .map_err(|failure| failure.code)
         };
@@ -228,48 +225,52 @@ mod tests {
     }
 
     #[test]
-    fn options_come_before_the_environment_and_two_databases_are_refused() {
+    fn options_take_precedence_over_the_environment_and_two_databases_are_refused() {
         let at = |url: Option<&str>, file: Option<&str>, set: &[(&str, &str)]| {
             let variable = |name: &str| {
                 let set = set.iter().find(|(known, _)| *known == name);
                 set.map(|(_, value)| OsString::from(value))
             };
-            let place = Place::new(url.map(Into::into), file.map(Into::into), None, variable);
-            place.map_err(|failure| failure.said).map(|place| {
-                let database = match &place.database {
-                    Database::Own => "own".to_owned(),
+            let target = Target::new(url.map(Into::into), file.map(Into::into), None, variable);
+            target.map_err(|failure| failure.message).map(|target| {
+                let database = match &target.database {
+                    Database::Default => "default".to_owned(),
                     Database::Url(url) => format!("url {url}"),
-                    Database::File(path) => format!("file {}", path.display()),
+                    Database::UrlFile(path) => format!("file {}", path.display()),
                 };
-                format!("{database} {}", place.table())
+                format!("{database} {}", target.table())
             })
         };
         let both = [(URL_VARIABLE, "a"), (FILE_VARIABLE, "/b")];
-        let usual = "database_locks_lock";
+        let table = "database_locks_lock";
         for (url, file, set, expected) in [
-            (None, None, &[][..], "own"),
+            (None, None, &[][..], "default"),
             (Some("x"), None, &both, "url x"),
             (None, Some("/y"), &both, "file /y"),
             (None, None, &both[..1], "url a"),
             (None, None, &both[1..], "file /b"),
             (None, None, &[(URL_VARIABLE, "")], "url "),
         ] {
-            assert_eq!(at(url, file, set), Ok(format!("{expected} {usual}")));
+            assert_eq!(at(url, file, set), Ok(format!("{expected} {table}")));
         }
-        assert!(at(None, None, &both).unwrap_err().contains("two databases"));
+        assert!(
+            at(None, None, &both)
+                .unwrap_err()
+                .contains("only one database")
+        );
         let empty = at(None, None, &[(FILE_VARIABLE, "")]).unwrap_err();
         assert!(
             empty.starts_with("DATABASE_LOCKS_URL_FILE is empty"),
             "{empty}"
         );
-        let table = at(None, None, &[(TABLE_VARIABLE, "app.locks")]);
-        assert_eq!(table, Ok("own app.locks".into()));
+        let named = at(None, None, &[(TABLE_VARIABLE, "app.locks")]);
+        assert_eq!(named, Ok("default app.locks".into()));
     }
 
     #[test]
     fn any_path_can_be_written_as_a_url() {
         assert_eq!(
-            url_of(Path::new("/a b/c?d%e/f")),
+            sqlite_url(Path::new("/a b/c?d%e/f")),
             "sqlite:///a%20b/c%3Fd%25e/f"
         );
     }

@@ -1,4 +1,4 @@
-//! The grammar of the command line; what is said of each word is `--help`.
+//! The command line as clap reads it. Doc comments are the texts of `--help`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,202 +8,206 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use database_locks::{LockName, Ttl};
 
-use super::task::{OnLost, Wish};
+use super::task::{AcquireArgs, OnLost};
 use super::{help, values};
 use crate::exit;
 
-/// Of the options in `--help`: what each command has stands below what is its own.
+/// Global options come after the options of a command.
 const LAST: usize = 900;
 
 /// Run a command under a lock that lives in your SQL database
 #[derive(Debug, Parser)]
-#[command(name = "dblock", version, after_help = help::WHOLE, max_term_width = 100,
+#[command(name = "dblock", version, after_help = help::DBLOCK, max_term_width = 100,
           disable_help_subcommand = true)]
 pub(super) struct Cli {
-    /// Where the locks are: sqlite:///path, postgres://…, mysql://… [env: DATABASE_LOCKS_URL]
+    /// The database: sqlite:///path, postgres://…, mysql://… [default: an SQLite file] [env:
+    /// DATABASE_LOCKS_URL]
     #[arg(long, global = true, display_order = LAST)]
     pub(super) url: Option<String>,
-    /// A file with the URL, read at each connect [env: DATABASE_LOCKS_URL_FILE]
+    /// A file that contains the URL; read at each connect [env: DATABASE_LOCKS_URL_FILE]
     #[arg(long, global = true, display_order = LAST, value_name = "FILE", conflicts_with = "url")]
     pub(super) url_file: Option<PathBuf>,
-    /// The table, if it has another name than database_locks_lock: NAME or SCHEMA.NAME [env:
-    /// DATABASE_LOCKS_TABLE]
+    /// The table: NAME or SCHEMA.NAME [default: database_locks_lock] [env: DATABASE_LOCKS_TABLE]
     #[arg(long, global = true, display_order = LAST, value_name = "NAME")]
     pub(super) table: Option<String>,
-    /// Report on stderr every wait, who holds the lock, and every outage
+    /// Report every wait, who holds the lock, and every outage, on stderr
     #[arg(short, long, global = true, display_order = LAST, conflicts_with = "quiet")]
     pub(super) verbose: bool,
-    /// Print errors only, and what was asked for
+    /// Report errors only
     #[arg(short, long, global = true, display_order = LAST)]
     pub(super) quiet: bool,
     #[command(subcommand)]
-    pub(super) command: Words,
+    pub(super) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Words {
+pub(super) enum Command {
     /// Run CMD while holding the lock NAME
     #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME> -- <CMD>...")]
-    Run(RunWords),
-    /// Hold a lock across the steps of a script: prints the ticket to renew and release it with
+    Run(RunOptions),
+    /// Acquire the lock NAME and print its ticket, to hold it across the steps of a script
     #[command(after_help = help::ACQUIRE)]
     Acquire {
         /// The lock: 1 to 255 characters
         #[arg(value_parser = values::lock_name)]
         name: LockName,
-        /// How long the lock is held unless it is renewed: 100ms to 10 years, or `inf`: until it
-        /// is released [default: 10m]
+        /// How long the lock is held unless it is renewed: 100ms to 10 years, or `inf` (until it is
+        /// released) [default: 10m]
         #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
         ttl: Option<Ttl>,
         #[command(flatten)]
-        wish: WishWords,
-        /// One JSON object: the ticket and all about the grant
+        options: AcquireOptions,
+        /// Print one JSON object: the ticket and the grant
         #[arg(long)]
         json: bool,
     },
-    /// Go on holding a lock that was acquired
+    /// Extend the lease of a lock by its ticket
     #[command(after_help = help::RENEW)]
     Renew {
         /// The lock
         #[arg(value_parser = values::lock_name)]
         name: LockName,
-        /// The ticket, or `-`: the first line of standard input [default: $DBLOCK_TICKET]
+        /// The ticket; `-` reads it from the first line of standard input [env: DBLOCK_TICKET]
         #[arg(long)]
         ticket: Option<String>,
-        /// For how long from now on [default: as long as before]
+        /// How long the lock is held from now on: 100ms to 10 years, or `inf` [default: the same
+        /// as before]
         #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
         ttl: Option<Ttl>,
     },
-    /// Give back a lock that was acquired, or by force take one from its holder
+    /// Release a lock by its ticket, or by force
     #[command(after_help = help::RELEASE)]
     Release {
         /// The lock
         #[arg(value_parser = values::lock_name)]
         name: LockName,
-        /// The ticket, or `-`: the first line of standard input
+        /// The ticket; `-` reads it from the first line of standard input
         #[arg(long, conflicts_with = "force")]
         ticket: Option<String>,
-        /// Take the lock from its holder. Make sure first that it is dead or stopped
+        /// Take the lock from its holder: make sure first that the holder is dead or stopped
         #[arg(long)]
         force: bool,
     },
-    /// Show who holds what, since when, for how long yet, and what for
+    /// List the locks that are held: holder, since when, until when, and what for
     #[command(after_help = help::LIST)]
     List {
-        /// Free locks too
+        /// Include free locks
         #[arg(short, long)]
         all: bool,
-        /// One JSON array: times in RFC 3339 UTC, durations in seconds, null for none or no end
+        /// Print one JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Show all about one lock; exit code 1 if it was never held
+    /// Show everything about one lock
     #[command(after_help = help::SHOW)]
     Show {
         /// The lock
         #[arg(value_parser = values::lock_name)]
         name: LockName,
-        /// One JSON object, as in `list`
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Make the table; a second run changes nothing
+    /// Create the table, or add what an older one lacks
     #[command(after_help = help::INIT)]
     Init,
-    /// Delete the rows of locks that have been free for long
+    /// Delete the rows of locks that have been free for a long time
     #[command(after_help = help::PRUNE)]
     Prune {
-        /// For how long: 30d, 12h; 0 for all that are free
+        /// How long a lock must have been free: 0 to 10 years, as in 30d or 12h
         #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
         older_than: Duration,
-        /// Free rows of django-database-locks 0.5 too, which do not say since when they are free
+        /// Include free rows of django-database-locks 0.5, which do not say since when they are
+        /// free
         #[arg(long, alias = "include-unknown")]
         include_legacy: bool,
     },
-    /// Print what a shell needs to complete the words of dblock
+    /// Print the completion script for a shell
     #[command(after_help = help::COMPLETIONS)]
     Completions {
         /// The shell
         shell: Shell,
     },
-    /// Print the manual page of dblock, or of one of its commands
+    /// Print the manual page of dblock, or of one command
     #[command(after_help = help::MAN)]
     Man {
-        /// One of the commands
+        /// The command
         command: Option<String>,
     },
-    /// Look for what is wrong with the database, and say what to do; exit code 1 for an error
+    /// Check the database for problems, and print how to fix them
     #[command(after_help = help::DOCTOR)]
     Doctor {
-        /// Exit code 1 for a warning too
+        /// End with 1 for warnings too
         #[arg(long)]
         strict: bool,
-        /// Leave this finding out, by its id: no-delete, standby-async, …; any number of times
+        /// Leave out a finding, by its id, such as no-delete; may be repeated
         #[arg(long, value_name = "ID", value_parser = values::finding)]
         ignore: Vec<&'static str>,
-        /// One JSON object: `checks`, what was looked at, and `findings`, with what to do
+        /// Print one JSON object: `checks` and `findings`
         #[arg(long)]
         json: bool,
     },
-    /// Print the help of dblock, or of one of its commands
+    /// Print the help of dblock, or of one command
     #[command(after_help = help::HELP)]
     Help {
-        /// One of the commands
+        /// The command
         command: Option<String>,
     },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct RunWords {
+pub(super) struct RunOptions {
     /// The lock: 1 to 255 characters
     #[arg(value_parser = values::lock_name)]
     pub(super) name: LockName,
-    /// What to run, and its arguments. There is no shell: for `|`, `>`, `$` use sh -c '…'
+    /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
+    /// '…'
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
-    /// How long the lock stays held when dblock dies: 100ms to 10 years, or `inf`: until
-    /// it is released by force
+    /// How long the lock stays held if dblock dies: 100ms to 10 years, or `inf` (until it is
+    /// released by force)
     #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
     pub(super) ttl: Ttl,
     #[command(flatten)]
-    pub(super) wish: WishWords,
-    /// Go on with a lock that was acquired, whose ticket this is (`-`: the first line of standard
-    /// input); it is released when CMD ends
+    pub(super) options: AcquireOptions,
+    /// Resume a lock that is held already, by its ticket (`-` reads it from the first line of
+    /// standard input); the lock is released when CMD ends
     #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code"])]
     pub(super) ticket: Option<String>,
-    /// What happens to CMD when the lock is lost while it runs
+    /// What happens to CMD if the lock is lost
     #[arg(long, value_name = "WHAT", default_value = "term")]
     pub(super) on_lost: OnLost,
-    /// How long CMD has between TERM and KILL; less than half of the ttl [default: 5s, or a quarter
-    /// of a ttl below 20s]
+    /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
+    /// below 20s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
     pub(super) grace: Option<Duration>,
 }
 
-/// What `run` and `acquire` have in common.
+/// The options that `run` and `acquire` share.
 #[derive(Debug, Args)]
-pub(super) struct WishWords {
-    /// Do not wait: neither for the lock nor for a database that is away
+pub(super) struct AcquireOptions {
+    /// Try once: wait neither for the lock nor for a database that is away
     #[arg(short, long, conflicts_with = "wait")]
     no_wait: bool,
-    /// How long to wait for the lock, and for a database that is away [default: as long as it takes]
+    /// How long to wait for the lock, and for a database that is away: 0 to 10 years, or `inf`
+    /// [default: inf]
     #[arg(short, long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::wait)]
     wait: Option<Ttl>,
-    /// The exit code where another client has the lock; with 0 `run` prints nothing then
+    /// The exit code if another client has the lock: 0 to 255; with 0 `run` prints no message
     #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
           allow_hyphen_values = true, value_parser = values::exit_code)]
     conflict_exit_code: u8,
-    /// Who holds the lock, for people to read [default: host.pid.random]
+    /// The name of the holder, shown by `list` [default: host.pid.random]
     #[arg(long, alias = "owner", value_name = "WHO")]
     holder: Option<String>,
-    /// Something to be shown with the lock; any number of times
+    /// A note to show with the lock; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
     meta: Vec<(String, String)>,
 }
 
-impl WishWords {
-    pub(super) fn of(self, name: LockName, ttl: Ttl) -> Wish {
-        Wish {
+impl AcquireOptions {
+    pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
+        AcquireArgs {
             name,
             ttl,
             wait: match self.wait {
@@ -211,7 +215,7 @@ impl WishWords {
                 Some(Ttl::Finite(limit)) => Some(limit),
                 Some(Ttl::Infinite) | None => None,
             },
-            busy_exit: self.conflict_exit_code,
+            conflict_exit_code: self.conflict_exit_code,
             holder: self.holder,
             meta: self.meta,
         }

@@ -1,35 +1,35 @@
-//! From words to typed options; nothing outside sees clap.
+//! Parses the command line into typed options. No other module uses clap.
 
+mod commands;
+mod generate;
 mod help;
-mod refusal;
 mod task;
+mod usage_error;
 mod values;
-mod words;
 
 use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use self::refusal::refused;
+use self::commands::{Cli, Command};
 pub(crate) use self::task::{
-    Checkup, DEFAULT_HAND_TTL, Detail, Invocation, Job, OnLost, Task, Wish,
+    AcquireArgs, DEFAULT_ACQUIRE_TTL, DoctorArgs, Invocation, OnLost, PruneArgs, RunArgs, Task,
+    Verbosity,
 };
-use self::words::{Cli, Words};
 use crate::exit::Failure;
-use crate::pages;
-use crate::place::Place;
-use crate::ticket::TicketFrom;
+use crate::target::Target;
+use crate::ticket::TicketSource;
 
-/// Read the words of the command line.
+/// Parses the arguments of the process.
 ///
 /// # Errors
 ///
-/// Help and version end the program as well, with 0; they have been printed then.
-pub(crate) fn read() -> Result<Invocation, Failure> {
+/// A usage error; also, with code 0, help and version, which have been printed.
+pub(crate) fn parse_arguments() -> Result<Invocation, Failure> {
     parse(std::env::args_os().collect())
 }
 
-fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
+fn parse(arguments: Vec<OsString>) -> Result<Invocation, Failure> {
     let Cli {
         url,
         url_file,
@@ -37,79 +37,81 @@ fn parse(words: Vec<OsString>) -> Result<Invocation, Failure> {
         verbose,
         quiet,
         command,
-    } = Cli::try_parse_from(&words).map_err(|error| refused(error, &words))?;
-    let detail = match (verbose, quiet) {
-        (true, _) => Detail::Verbose,
-        (_, true) => Detail::Quiet,
-        _ => Detail::Usual,
+    } = Cli::try_parse_from(&arguments)
+        .map_err(|error| usage_error::to_failure(error, &arguments))?;
+    let verbosity = match (verbose, quiet) {
+        (true, _) => Verbosity::Verbose,
+        (_, true) => Verbosity::Quiet,
+        _ => Verbosity::Normal,
     };
     Ok(Invocation {
-        place: Place::new(url, url_file, table, |name| std::env::var_os(name))?,
-        detail,
+        target: Target::new(url, url_file, table, |name| std::env::var_os(name))?,
+        verbosity,
         task: task(command)?,
     })
 }
 
-fn task(command: Words) -> Result<Task, Failure> {
+fn task(command: Command) -> Result<Task, Failure> {
     Ok(match command {
-        Words::Run(run) => Task::Run(Job {
-            wish: run.wish.of(run.name, run.ttl),
-            ticket: run.ticket.map(TicketFrom::words),
-            command: without_dashes(run.command),
+        Command::Run(run) => Task::Run(RunArgs {
+            lock: run.options.into_args(run.name, run.ttl),
+            ticket: run.ticket.map(TicketSource::from_option),
+            command: without_separator(run.command),
             on_lost: run.on_lost,
             grace: run.grace,
         }),
-        Words::Acquire {
+        Command::Acquire {
             name,
             ttl,
-            wish,
+            options,
             json,
-        } => Task::Acquire {
-            wish: with_a_failure(wish.of(name, ttl.unwrap_or(DEFAULT_HAND_TTL.into())))?,
-            json,
-        },
-        Words::Renew { name, ticket, ttl } => Task::Renew {
+        } => {
+            let args = options.into_args(name, ttl.unwrap_or(DEFAULT_ACQUIRE_TTL.into()));
+            refuse_success_without_the_lock(&args)?;
+            Task::Acquire { args, json }
+        }
+        Command::Renew { name, ticket, ttl } => Task::Renew {
             name,
-            ticket: ticket.map_or(TicketFrom::Variable, TicketFrom::words),
+            ticket: ticket.map_or(TicketSource::Environment, TicketSource::from_option),
             ttl,
         },
-        Words::Release {
+        Command::Release {
             name, force: true, ..
-        } => Task::Force { name },
-        Words::Release {
+        } => Task::ForceRelease { name },
+        Command::Release {
             name,
             ticket: Some(ticket),
             ..
         } => Task::Release {
             name,
-            ticket: TicketFrom::words(ticket),
+            ticket: TicketSource::from_option(ticket),
         },
-        Words::Release { name, .. } => {
+        Command::Release { name, .. } => {
             return Err(Failure::usage(format!(
                 "lock `{name}` is not released: give --ticket, or --force if its holder is dead"
             )));
         }
-        Words::List { all, json } => Task::List { all, json },
-        Words::Show { name, json } => Task::Show { name, json },
-        Words::Init => Task::Init,
-        Words::Prune {
+        Command::List { all, json } => Task::List { all, json },
+        Command::Show { name, json } => Task::Show { name, json },
+        Command::Init => Task::Init,
+        Command::Prune {
             older_than,
             include_legacy,
-        } => Task::Prune {
-            idle: older_than,
-            legacy: include_legacy,
-        },
-        Words::Completions { shell } => Task::Print(pages::completions(Cli::command(), shell)),
-        Words::Man { command } => {
-            let page = pages::man(Cli::command(), command.as_deref());
-            Task::Print(page.ok_or_else(|| no_command(command))?)
+        } => Task::Prune(PruneArgs {
+            older_than,
+            include_legacy,
+        }),
+        Command::Completions { shell } => Task::Print(generate::completions(Cli::command(), shell)),
+        Command::Man { command } => {
+            let page = generate::man(Cli::command(), command.as_deref());
+            Task::Print(page.ok_or_else(|| unknown_command(command))?)
         }
-        Words::Help { command } => return Err(help(command)),
-        Words::Doctor {
+        Command::Help { command } => return Err(help(command)),
+        Command::Doctor {
             json,
             strict,
             ignore,
-        } => Task::Doctor(Checkup {
+        } => Task::Doctor(DoctorArgs {
             json,
             strict,
             ignored: ignore,
@@ -117,8 +119,8 @@ fn task(command: Words) -> Result<Task, Failure> {
     })
 }
 
-/// CMD of `run -- -NAME -- CMD`, where the first `--` is for the sake of NAME.
-fn without_dashes(mut command: Vec<OsString>) -> Vec<OsString> {
+/// In `run -- -NAME -- CMD` the first `--` is for NAME, and clap leaves the second one in CMD.
+fn without_separator(mut command: Vec<OsString>) -> Vec<OsString> {
     if command.len() > 1 && command[0] == "--" {
         command.remove(0);
     }
@@ -130,32 +132,33 @@ fn help(command: Option<String>) -> Failure {
     if let Some(name) = &command
         && Cli::command().find_subcommand(name).is_none()
     {
-        return no_command(command);
+        return unknown_command(command);
     }
-    let words = ["dblock".to_owned()].into_iter().chain(command);
-    let words: Vec<OsString> = words.chain(["--help".to_owned()]).map(Into::into).collect();
-    match Cli::try_parse_from(&words) {
-        Err(help) => refused(help, &words),
+    let arguments = ["dblock".to_owned()].into_iter().chain(command);
+    let arguments = arguments.chain(["--help".to_owned()]);
+    let arguments: Vec<OsString> = arguments.map(Into::into).collect();
+    match Cli::try_parse_from(&arguments) {
+        Err(help) => usage_error::to_failure(help, &arguments),
         Ok(_) => Failure::usage("there is no help"),
     }
 }
 
-fn no_command(name: Option<String>) -> Failure {
+fn unknown_command(name: Option<String>) -> Failure {
     let name = name.unwrap_or_default();
     Failure::usage(format!(
         "there is no command `{name}`; see `dblock --help` for all"
     ))
 }
 
-/// `acquire` with an exit code of 0 for a busy lock would let the script go on without the lock, and
-/// with an empty ticket.
-fn with_a_failure(wish: Wish) -> Result<Wish, Failure> {
-    match wish.busy_exit {
+/// With exit code 0 for a held lock, a script would run on without the lock and with an empty
+/// ticket.
+fn refuse_success_without_the_lock(args: &AcquireArgs) -> Result<(), Failure> {
+    match args.conflict_exit_code {
         0 => Err(Failure::usage(
             "-E 0 would let the script run on without the lock: leave it out, and have the script \
              end where `dblock acquire` ends with 75, as in `TICKET=$(dblock acquire -n NAME) || exit 0`",
         )),
-        _ => Ok(wish),
+        _ => Ok(()),
     }
 }
 
@@ -167,79 +170,83 @@ mod tests {
 
     use super::*;
 
-    fn job(words: &str) -> Job {
-        match parse(words.split(' ').map(Into::into).collect()).map(|read| read.task) {
-            Ok(Task::Run(job)) => job,
+    fn parse_line(line: &str) -> Result<Invocation, Failure> {
+        parse(line.split(' ').map(Into::into).collect())
+    }
+
+    fn run_args(line: &str) -> RunArgs {
+        match parse_line(line).map(|invocation| invocation.task) {
+            Ok(Task::Run(args)) => args,
             other => panic!("{other:?}"),
         }
     }
 
-    fn refusal(words: &str) -> String {
-        let failure = parse(words.split(' ').map(Into::into).collect()).unwrap_err();
+    fn usage_error(line: &str) -> String {
+        let failure = parse_line(line).unwrap_err();
         assert_eq!(failure.code, 2, "{failure:?}");
-        failure.said
+        failure.message
     }
 
     #[test]
-    fn the_grammar_holds_together() {
+    fn the_definitions_of_all_commands_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn what_comes_after_the_command_belongs_to_the_command() {
-        for words in [
+    fn words_after_cmd_belong_to_cmd() {
+        for line in [
             "dblock run -n job -- cmd -n --ttl 1 -- x --",
             "dblock run job -n -- cmd -n --ttl 1 -- x --",
             "dblock run -n job cmd -n --ttl 1 -- x --",
             "dblock run job -n cmd -n --ttl 1 -- x --",
         ] {
-            let job = job(words);
-            assert_eq!(job.wish.wait, Some(Duration::ZERO), "{words}");
+            let args = run_args(line);
+            assert_eq!(args.lock.wait, Some(Duration::ZERO), "{line}");
             assert_eq!(
-                job.command,
+                args.command,
                 ["cmd", "-n", "--ttl", "1", "--", "x", "--"],
-                "{words}"
+                "{line}"
             );
             assert_eq!(
-                job.wish.ttl,
+                args.lock.ttl,
                 Ttl::Finite(Duration::from_secs(30)),
-                "{words}"
+                "{line}"
             );
         }
     }
 
     #[test]
-    fn a_wait_may_be_none_some_or_without_end() {
-        assert_eq!(job("dblock run j -- c").wish.wait, None);
-        assert_eq!(job("dblock run -w inf j -- c").wish.wait, None);
+    fn a_wait_is_unlimited_unless_it_is_given() {
+        assert_eq!(run_args("dblock run j -- c").lock.wait, None);
+        assert_eq!(run_args("dblock run -w inf j -- c").lock.wait, None);
         assert_eq!(
-            job("dblock run -w 1.5 j -- c").wish.wait,
+            run_args("dblock run -w 1.5 j -- c").lock.wait,
             Some(Duration::from_millis(1500))
         );
         assert_eq!(
-            job("dblock run -w 0 j -- c").wish.wait,
+            run_args("dblock run -w 0 j -- c").lock.wait,
             Some(Duration::ZERO)
         );
     }
 
     #[test]
-    fn a_length_that_makes_no_sense_is_refused_by_its_rule() {
+    fn a_duration_out_of_bounds_is_refused_and_the_message_states_the_bounds() {
         for bad in ["0", "99ms", "3653d", "10000000000d"] {
-            let said = refusal(&format!("dblock run --ttl {bad} j -- c"));
+            let message = usage_error(&format!("dblock run --ttl {bad} j -- c"));
             assert!(
-                said.contains(&format!(
+                message.contains(&format!(
                     "'{bad}' for '--ttl <DURATION>': must be 100ms to 10 years"
                 )),
-                "{said}"
+                "{message}"
             );
         }
-        let refused = |option: &str, value: &str| {
+        let rejected = |option: &str, value: &str| {
             let command = if option == "prune --older-than" {
                 ""
             } else {
                 " j -- c"
             };
-            refusal(&format!("dblock {option} {value}{command}"))
+            usage_error(&format!("dblock {option} {value}{command}"))
         };
         let limited = ["run --wait", "run --grace", "prune --older-than"];
         for option in limited.iter().chain(&["run --ttl"]) {
@@ -252,70 +259,73 @@ mod tests {
                 "nan",
                 "",
             ] {
-                let said = refused(option, bad);
+                let message = rejected(option, bad);
                 assert!(
-                    said.contains(&format!("'{bad}' for '--")),
-                    "{option}: {said}"
+                    message.contains(&format!("'{bad}' for '--")),
+                    "{option}: {message}"
                 );
                 assert!(
-                    said.contains("must be a number with ms"),
-                    "{option}: {said}"
+                    message.contains("must be a number with ms"),
+                    "{option}: {message}"
                 );
             }
         }
         for option in limited {
-            let said = refused(option, "10000000000d");
+            let message = rejected(option, "10000000000d");
             assert!(
-                said.contains("must be at most 10 years"),
-                "{option}: {said}"
+                message.contains("must be at most 10 years"),
+                "{option}: {message}"
             );
         }
         for option in &limited[1..] {
-            let said = refused(option, "inf");
+            let message = rejected(option, "inf");
             assert!(
-                said.contains("must be a number with ms"),
-                "{option}: {said}"
+                message.contains("must be a number with ms"),
+                "{option}: {message}"
             );
         }
         assert_eq!(
-            job("dblock run --ttl 3652d j -- c").wish.ttl,
+            run_args("dblock run --ttl 3652d j -- c").lock.ttl,
             Ttl::Finite(Duration::from_secs(3652 * 86_400))
         );
     }
 
     #[test]
     fn a_name_may_begin_with_a_dash() {
-        for words in [
+        for line in [
             "dblock run -n -- -j -- c -- x",
             "dblock run -n -- -j c -- x",
         ] {
-            let job = job(words);
-            assert_eq!(job.wish.name.as_str(), "-j", "{words}");
-            assert_eq!(job.command, ["c", "--", "x"], "{words}");
+            let args = run_args(line);
+            assert_eq!(args.lock.name.as_str(), "-j", "{line}");
+            assert_eq!(args.command, ["c", "--", "x"], "{line}");
         }
     }
 
     #[test]
-    fn a_missing_name_is_not_told_as_a_missing_command() {
-        let said = refusal("dblock run -- make");
-        assert!(said.contains("it is `dblock run NAME -- CMD`"), "{said}");
-        assert!(!refusal("dblock prune").contains("NAME"));
+    fn a_missing_name_is_not_reported_as_a_missing_command() {
+        let message = usage_error("dblock run -- make");
+        assert!(
+            message.contains("the form is `dblock run NAME -- CMD`"),
+            "{message}"
+        );
+        assert!(!usage_error("dblock prune").contains("NAME"));
     }
 
     #[test]
-    fn words_to_choose_from_are_listed() {
+    fn the_message_of_an_unknown_value_lists_the_allowed_ones() {
         for meant in ["TERM", "tern"] {
-            let said = refusal(&format!("dblock run --on-lost {meant} j -- c"));
+            let message = usage_error(&format!("dblock run --on-lost {meant} j -- c"));
             assert!(
-                said.contains("': must be one of term, kill, ignore; see"),
-                "{said}"
+                message.contains("': must be one of term, kill, ignore; see"),
+                "{message}"
             );
         }
     }
 
     #[test]
-    fn the_usual_grace_shrinks_with_the_ttl() {
-        let grace = |ttl: &str| job(&format!("dblock run --ttl {ttl} j -- c")).grace();
+    fn the_default_grace_shrinks_with_the_ttl() {
+        let grace = |ttl: &str| run_args(&format!("dblock run --ttl {ttl} j -- c")).grace();
         for (ttl, ms) in [
             ("30s", 5000),
             ("20s", 5000),
@@ -326,82 +336,89 @@ mod tests {
         ] {
             assert_eq!(grace(ttl), Duration::from_millis(ms), "{ttl}");
         }
-        let said = job("dblock run --ttl 5s --grace 4s j -- c").grace();
-        assert_eq!(said, Duration::from_secs(4), "what was said counts");
+        let given = run_args("dblock run --ttl 5s --grace 4s j -- c").grace();
+        assert_eq!(given, Duration::from_secs(4));
     }
 
     #[test]
-    fn acquire_may_not_end_with_0_without_the_lock() {
-        let said = refusal("dblock acquire -n -E 0 j");
+    fn acquire_refuses_exit_code_0_for_a_held_lock() {
+        let message = usage_error("dblock acquire -n -E 0 j");
         assert!(
-            said.contains("without the lock") && said.contains("|| exit 0"),
-            "{said}"
+            message.contains("without the lock") && message.contains("|| exit 0"),
+            "{message}"
         );
-        assert_eq!(job("dblock run -n -E 0 j -- c").wish.busy_exit, 0);
+        assert_eq!(
+            run_args("dblock run -n -E 0 j -- c")
+                .lock
+                .conflict_exit_code,
+            0
+        );
     }
 
     #[test]
-    fn options_are_taken_by_their_old_names_too() {
+    fn old_names_of_options_are_accepted() {
         for option in ["--holder", "--owner"] {
-            let job = job(&format!("dblock run {option} me j -- c"));
-            assert_eq!(job.wish.holder.as_deref(), Some("me"), "{option}");
+            let args = run_args(&format!("dblock run {option} me j -- c"));
+            assert_eq!(args.lock.holder.as_deref(), Some("me"), "{option}");
         }
         for option in ["--include-legacy", "--include-unknown"] {
-            let words = format!("dblock prune --older-than 1d {option}");
-            let read = parse(words.split(' ').map(Into::into).collect());
+            let invocation = parse_line(&format!("dblock prune --older-than 1d {option}"));
+            let task = invocation.map(|invocation| invocation.task);
             assert!(
-                matches!(
-                    read.map(|read| read.task),
-                    Ok(Task::Prune { legacy: true, .. })
-                ),
+                matches!(task, Ok(Task::Prune(args)) if args.include_legacy),
                 "{option}"
             );
         }
     }
 
     #[test]
-    fn more_and_less_detail_exclude_each_other() {
-        let detail = |words: &str| {
-            parse(words.split(' ').map(Into::into).collect())
-                .map(|read| read.detail)
-                .ok()
-        };
-        assert_eq!(detail("dblock list"), Some(Detail::Usual));
-        assert_eq!(detail("dblock -v run j -- c -q"), Some(Detail::Verbose));
-        assert_eq!(detail("dblock run j -q -- c"), Some(Detail::Quiet));
-        assert!(refusal("dblock -q -v list").contains("cannot be used with"));
+    fn verbose_and_quiet_exclude_each_other() {
+        let verbosity = |line: &str| parse_line(line).ok().map(|parsed| parsed.verbosity);
+        assert_eq!(verbosity("dblock list"), Some(Verbosity::Normal));
+        assert_eq!(
+            verbosity("dblock -v run j -- c -q"),
+            Some(Verbosity::Verbose)
+        );
+        assert_eq!(verbosity("dblock run j -q -- c"), Some(Verbosity::Quiet));
+        assert!(usage_error("dblock -q -v list").contains("cannot be used with"));
     }
 
     #[test]
-    fn without_a_term_there_is_no_grace() {
-        assert_eq!(job("dblock run j -- c").grace(), Duration::from_secs(5));
+    fn there_is_no_grace_without_term() {
         assert_eq!(
-            job("dblock run --on-lost kill j -- c").grace(),
+            run_args("dblock run j -- c").grace(),
+            Duration::from_secs(5)
+        );
+        assert_eq!(
+            run_args("dblock run --on-lost kill j -- c").grace(),
             Duration::ZERO
         );
     }
 
     #[test]
-    fn a_refusal_is_one_line_that_says_what_is_allowed() {
-        let said = refusal("dblock run --ttl soon j -- c");
+    fn a_usage_error_is_one_line_that_states_what_is_allowed() {
+        let message = usage_error("dblock run --ttl soon j -- c");
         assert!(
-            said.contains("'soon' for '--ttl <DURATION>': must be a number with ms"),
-            "{said}"
+            message.contains("'soon' for '--ttl <DURATION>': must be a number with ms"),
+            "{message}"
         );
         for bad in ["256", "-1", "x"] {
-            let said = refusal(&format!("dblock run -E {bad} j -- c"));
-            assert!(said.contains("must be a number from 0 to 255"), "{said}");
+            let message = usage_error(&format!("dblock run -E {bad} j -- c"));
+            assert!(
+                message.contains("must be a number from 0 to 255"),
+                "{message}"
+            );
         }
-        assert!(refusal("dblock run --meta x j -- c").contains("KEY=VALUE"));
-        assert!(refusal("dblock run j").contains("<CMD>"));
-        assert!(refusal("dblock run -n -w 3 j -- c").contains("cannot be used with"));
+        assert!(usage_error("dblock run --meta x j -- c").contains("KEY=VALUE"));
+        assert!(usage_error("dblock run j").contains("<CMD>"));
+        assert!(usage_error("dblock run -n -w 3 j -- c").contains("cannot be used with"));
         for line in [
-            refusal("dblock run"),
-            refusal("dblock nope"),
-            refusal("dblock list --nope"),
+            usage_error("dblock run"),
+            usage_error("dblock nope"),
+            usage_error("dblock list --nope"),
         ] {
             assert!(!line.contains('\n') && line.contains("--help"), "{line}");
         }
-        assert!(refusal("dblock release j").contains("--force"));
+        assert!(usage_error("dblock release j").contains("--force"));
     }
 }

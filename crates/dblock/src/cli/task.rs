@@ -1,4 +1,4 @@
-//! What is to be done, as typed options.
+//! What a command line asks for, as typed options.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -6,53 +6,55 @@ use std::time::Duration;
 use clap::ValueEnum;
 use database_locks::{LockName, Ttl};
 
-use crate::place::Place;
-use crate::ticket::TicketFrom;
+use crate::target::Target;
+use crate::ticket::TicketSource;
 
-/// The ttl of a lock that is not renewed by itself. Too short lets other clients in while the
-/// script still works; too long only makes them wait for a script that has crashed.
-pub(crate) const DEFAULT_HAND_TTL: Duration = Duration::from_secs(600);
+/// The ttl of `dblock acquire`, whose lock is not renewed in the background. A shorter one lets
+/// other clients in while the script still works, a longer one keeps them waiting for a script that
+/// has crashed.
+pub(crate) const DEFAULT_ACQUIRE_TTL: Duration = Duration::from_secs(600);
 
-/// The grace by default, where the ttl is long enough for it.
-const USUAL_GRACE: Duration = Duration::from_secs(5);
+/// The default grace. A ttl below four times this has a shorter one.
+const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
-/// What is to be done, and where.
+/// A task, and the options that all commands have.
 #[derive(Debug)]
 pub(crate) struct Invocation {
-    pub(crate) place: Place,
-    pub(crate) detail: Detail,
+    pub(crate) target: Target,
+    pub(crate) verbosity: Verbosity,
     pub(crate) task: Task,
 }
 
-/// How much is reported besides errors.
+/// How much is reported on stderr besides errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Detail {
+pub(crate) enum Verbosity {
     /// `--quiet`: nothing.
     Quiet,
-    /// Notices; on a terminal what is waited for; one line when an outage begins and when it ends.
+    /// The result of the command, the beginning and end of an outage, and on a terminal a wait of
+    /// more than a second.
     #[default]
-    Usual,
-    /// `--verbose`: every wait, and who holds the lock.
+    Normal,
+    /// `--verbose`: also every wait, and who holds the lock.
     Verbose,
 }
 
 #[derive(Debug)]
 pub(crate) enum Task {
-    Run(Job),
+    Run(RunArgs),
     Acquire {
-        wish: Wish,
+        args: AcquireArgs,
         json: bool,
     },
     Renew {
         name: LockName,
-        ticket: TicketFrom,
+        ticket: TicketSource,
         ttl: Option<Ttl>,
     },
     Release {
         name: LockName,
-        ticket: TicketFrom,
+        ticket: TicketSource,
     },
-    Force {
+    ForceRelease {
         name: LockName,
     },
     List {
@@ -63,65 +65,66 @@ pub(crate) enum Task {
         name: LockName,
         json: bool,
     },
-    Prune {
-        idle: Duration,
-        legacy: bool,
-    },
+    Prune(PruneArgs),
     Init,
-    /// A text, which is ready.
+    /// A completion script or a manual page.
     Print(String),
-    Doctor(Checkup),
+    Doctor(DoctorArgs),
 }
 
-/// What `doctor` is asked for.
 #[derive(Debug)]
-pub(crate) struct Checkup {
+pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
-    /// Whether warnings count as errors do.
+    /// Whether a warning fails the check as an error does.
     pub(crate) strict: bool,
-    /// The ids of findings that do not count.
+    /// The ids of findings that are left out.
     pub(crate) ignored: Vec<&'static str>,
 }
 
-/// A lock as it is wanted.
 #[derive(Debug)]
-pub(crate) struct Wish {
+pub(crate) struct PruneArgs {
+    pub(crate) older_than: Duration,
+    pub(crate) include_legacy: bool,
+}
+
+/// The lock to acquire, for `run` and `acquire`.
+#[derive(Debug)]
+pub(crate) struct AcquireArgs {
     pub(crate) name: LockName,
     pub(crate) ttl: Ttl,
-    /// None: as long as it takes; zero: try once.
+    /// `None` waits without limit, zero tries once.
     pub(crate) wait: Option<Duration>,
-    pub(crate) busy_exit: u8,
+    pub(crate) conflict_exit_code: u8,
     pub(crate) holder: Option<String>,
     pub(crate) meta: Vec<(String, String)>,
 }
 
-/// A command to be run under a lock.
 #[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) wish: Wish,
-    /// Where the lock is held already.
-    pub(crate) ticket: Option<TicketFrom>,
+pub(crate) struct RunArgs {
+    pub(crate) lock: AcquireArgs,
+    /// The ticket of a lock that is held already, which is resumed.
+    pub(crate) ticket: Option<TicketSource>,
     pub(crate) command: Vec<OsString>,
     pub(crate) on_lost: OnLost,
-    /// None: by the ttl.
+    /// `None`: the default for the ttl.
     pub(super) grace: Option<Duration>,
 }
 
-impl Job {
-    /// How long CMD has between TERM and KILL; zero where it gets no TERM.
+impl RunArgs {
+    /// The time that CMD has between TERM and KILL; zero if it gets no TERM.
     pub(crate) fn grace(&self) -> Duration {
         match self.on_lost {
-            OnLost::Term => self.grace.unwrap_or_else(|| usual_grace(self.wish.ttl)),
+            OnLost::Term => self.grace.unwrap_or_else(|| default_grace(self.lock.ttl)),
             OnLost::Kill | OnLost::Ignore => Duration::ZERO,
         }
     }
 }
 
-/// The grace where none is given: it leaves three quarters of a short ttl for the renewals.
-fn usual_grace(ttl: Ttl) -> Duration {
+/// A quarter of a short ttl: three quarters are left for renewals.
+fn default_grace(ttl: Ttl) -> Duration {
     match ttl {
-        Ttl::Finite(ttl) => USUAL_GRACE.min(ttl / 4),
-        Ttl::Infinite => USUAL_GRACE,
+        Ttl::Finite(ttl) => DEFAULT_GRACE.min(ttl / 4),
+        Ttl::Infinite => DEFAULT_GRACE,
     }
 }
 
@@ -130,8 +133,8 @@ fn usual_grace(ttl: Ttl) -> Duration {
 pub(crate) enum OnLost {
     /// TERM to its process group, and KILL after the grace
     Term,
-    /// KILL at once
+    /// KILL to its process group at once
     Kill,
-    /// nothing: CMD goes on, though others may run at the same time
+    /// Nothing: CMD runs on, possibly beside another holder
     Ignore,
 }

@@ -1,48 +1,43 @@
-//! One value of an option, read; what is refused is told by its rule.
+//! Parsers of option values. An error states the rule; clap adds the option and the value.
 
 use std::time::Duration;
 
 use database_locks::doctor::KINDS;
-use database_locks::{LockName, Ttl, parse_duration};
-
-/// The shortest ttl, that of the library. It would refuse a shorter one as well, but only after
-/// `run` had complained of the grace.
-const SHORTEST_TTL: Duration = Duration::from_millis(100);
-/// Ten years of 365.25 days: the longest of all durations, a ttl's in the library. What is longer is
-/// a typing error, or meant to be without end.
-const LONGEST: Duration = Duration::from_secs(315_576_000);
+use database_locks::{Error, LockName, Ttl, parse_duration};
 
 pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
-    LockName::new(text).map_err(said)
+    LockName::new(text).map_err(rule)
 }
 
+/// Checked here, although the library checks it too: `run` would complain about the grace first.
 pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
-    match or_inf(text)? {
-        Ttl::Finite(length) if !(SHORTEST_TTL..=LONGEST).contains(&length) => {
+    match duration_or_inf(text)? {
+        Ttl::Finite(length) if !(Ttl::MIN..=Ttl::MAX).contains(&length) => {
             Err("must be 100ms to 10 years, or inf".to_owned())
         }
         ttl => Ok(ttl),
     }
 }
 
-/// Infinite: as long as it takes.
+/// `inf` waits without limit.
 pub(super) fn wait(text: &str) -> Result<Ttl, String> {
-    match or_inf(text)? {
-        Ttl::Finite(limit) if limit > LONGEST => {
-            Err("must be at most 10 years, or inf: as long as it takes".to_owned())
+    match duration_or_inf(text)? {
+        Ttl::Finite(limit) if limit > Ttl::MAX => {
+            Err("must be at most 10 years, or inf for no limit".to_owned())
         }
         wait => Ok(wait),
     }
 }
 
-fn or_inf(text: &str) -> Result<Ttl, String> {
+fn duration_or_inf(text: &str) -> Result<Ttl, String> {
     text.parse()
-        .map_err(|error| format!("{}, or inf", said(error)))
+        .map_err(|error| format!("{}, or inf", rule(error)))
 }
 
+/// A longer duration than the longest ttl is a typing error.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text).map_err(said)? {
-        length if length > LONGEST => Err("must be at most 10 years".to_owned()),
+    match parse_duration(text).map_err(rule)? {
+        length if length > Ttl::MAX => Err("must be at most 10 years".to_owned()),
         length => Ok(length),
     }
 }
@@ -52,19 +47,11 @@ pub(super) fn exit_code(text: &str) -> Result<u8, String> {
         .map_err(|_| "must be a number from 0 to 255".to_owned())
 }
 
-/// Only the rule: clap says what was given, and where.
-fn said(error: database_locks::Error) -> String {
-    match error {
-        database_locks::Error::Config { allowed, .. } => format!("must be {allowed}"),
-        other => other.chain(),
-    }
-}
-
-/// The id of something that `doctor` can find.
+/// The id of a finding of `doctor`.
 pub(super) fn finding(text: &str) -> Result<&'static str, String> {
-    let mut ids = KINDS.iter().map(|kind| kind.id);
-    ids.find(|id| *id == text).ok_or_else(|| {
-        let all: Vec<&str> = KINDS.iter().map(|kind| kind.id).collect();
+    let ids = || KINDS.iter().map(|kind| kind.id);
+    ids().find(|id| *id == text).ok_or_else(|| {
+        let all: Vec<&str> = ids().collect();
         format!("must be one of {}", all.join(", "))
     })
 }
@@ -73,5 +60,13 @@ pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("must be KEY=VALUE".to_owned()),
+    }
+}
+
+/// What the library allows, without the value that it got.
+fn rule(error: Error) -> String {
+    match error {
+        Error::Config { allowed, .. } => format!("must be {allowed}"),
+        other => other.chain(),
     }
 }

@@ -4,52 +4,59 @@ use std::io;
 
 use database_locks::Lock;
 
-use crate::args::Wish;
+use crate::cli::AcquireArgs;
 use crate::exit::{self, Failure};
 use crate::notices::Notices;
 use crate::output;
-use crate::place::Place;
-use crate::signals::{Ignored, Signals};
+use crate::process::{Ignored, Signals};
+use crate::target::Target;
 
-use super::renew::held;
-use super::take::{cannot_listen, take};
+use super::acquire_lock::{acquire_lock, cannot_listen, row_of_ticket};
 
-/// Take the lock, and leave it held by its ticket alone.
+/// Acquires the lock and prints its ticket, by which alone it is held from then on.
 pub(crate) async fn acquire(
-    place: &Place,
-    wish: &Wish,
+    target: &Target,
+    args: &AcquireArgs,
     json: bool,
     notices: &Notices,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
-    // The process that acquired it is gone soon: `list` must not make the lock look left behind.
-    let settings = |lock: Lock| lock.metadata("command", "dblock acquire");
-    let (locks, guard) = take(place, wish, None, &mut signals, notices, settings).await?;
+    // The pid in the metadata is gone soon: `list` must tell that this is expected.
+    let configure = |lock: Lock| lock.metadata("command", "dblock acquire");
+    let acquired = acquire_lock(target, args, None, &mut signals, notices, configure);
+    let (locks, guard) = acquired.await?;
     let holder = guard.holder().to_owned();
     let ticket = guard.into_ticket()?;
 
-    let row = held(&locks, &ticket).await;
-    let printed = match json {
-        _ if output::stdout_is_closed() => Err(io::Error::other("standard output is closed")),
-        true => output::ticket_as_json(&ticket, &holder, row.as_ref()),
-        false => output::ticket(&ticket),
+    let row = row_of_ticket(&locks, &ticket).await;
+    let text = match json {
+        true => output::ticket_json(&ticket, &holder, row.as_ref()),
+        false => format!("{ticket}\n"),
     };
-    // Without its ticket the lock would be held for nothing.
+    let printed = match output::stdout_is_closed() {
+        true => Err(io::Error::other("standard output is closed")),
+        false => output::print_all(&text),
+    };
+    // Without its ticket the lock would stay held until its ttl ends.
     if let Err(error) = printed {
-        let released = locks.release(&ticket).await;
-        let next = match released {
+        let next = match locks.release(&ticket).await {
             Ok(()) => "the lock was released again".to_owned(),
-            Err(error) => format!("and the lock is held until its ttl ends: {}", error.chain()),
+            Err(error) => format!(
+                "the lock is held until its ttl ends, since it could not be released: {}",
+                error.chain()
+            ),
         };
-        let said = format!("the ticket cannot be printed: {error}; {next}");
-        return Err(Failure::new(exit::UNPRINTED, said));
+        return Err(Failure::new(
+            exit::UNPRINTED,
+            format!("the ticket cannot be printed: {error}; {next}"),
+        ));
     }
-    let word = output::shell_word(wish.name.as_str());
+    let name = output::shell_word(args.name.as_str());
     output::notice(&format!(
-        "lock `{}` is held {}, and is not renewed by itself: do so with `dblock renew {word} --ticket \
-         TICKET`, and end with `dblock release {word} --ticket TICKET`",
-        wish.name,
-        output::lasts(row.as_ref()),
+        "lock `{}` is held {}, and is not renewed in the background: renew it with `dblock renew \
+         {name} --ticket TICKET`, and release it with `dblock release {name} --ticket TICKET`",
+        args.name,
+        output::lease_end(row.as_ref()),
     ));
     Ok(0)
 }

@@ -1,104 +1,110 @@
-//! What `run` and `acquire` have in common: the lock is acquired within the wait.
+//! What `run` and `acquire` share: acquiring a lock within the wait, or resuming it by its ticket.
 
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, Locks, Ticket, Ttl};
-use tokio::time::timeout;
+use database_locks::{Error, Lock, LockGuard, LockInfo, LockName, LockState, Locks, Ticket};
+use tokio::time::{sleep, timeout};
 
-use crate::args::Wish;
+use crate::cli::AcquireArgs;
 use crate::exit::Failure;
-use crate::nested;
-use crate::notices::{Notices, now};
-use crate::place::Place;
-use crate::signals::Signals;
+use crate::notices::Notices;
+use crate::process::Signals;
+use crate::target::Target;
+use crate::time::{human, now};
 
-/// For how long we ask who has a lock, to name that client in a message.
-const ASKING: Duration = Duration::from_secs(2);
+use super::nested;
 
-/// For how long a lock without a holder is tried before it counts as blocked.
-const UNCLEAR: Duration = Duration::from_secs(1);
+/// The time limit of a read that only adds the holder to a message.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a lock without a holder is tried before it counts as blocked.
+const BLOCKED_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two such tries.
-const UNCLEAR_PAUSE: Duration = Duration::from_millis(50);
+const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Wait for the lock as it is wished for, with settings of the command's own; or go on with it, where
-/// its ticket was given.
+/// Acquires the lock, or resumes it if its ticket is given. `configure` adds settings of the command.
 ///
-/// The wait covers the first connection: a database that is away is tried again within it.
-pub(super) async fn take(
-    place: &Place,
-    wish: &Wish,
+/// The wait covers the first connection: while the database is away, it is tried again.
+pub(super) async fn acquire_lock(
+    target: &Target,
+    args: &AcquireArgs,
     ticket: Option<&Ticket>,
     signals: &mut Signals,
     notices: &Notices,
-    settings: impl FnOnce(Lock) -> Lock,
+    configure: impl FnOnce(Lock) -> Lock,
 ) -> Result<(Locks, LockGuard), Failure> {
     let locks = match ticket {
-        // It is resumed at once or not at all.
-        Some(_) => until_signal(signals, place.connect()).await??,
-        None => place.open()?,
+        // A lock is resumed at once or not at all.
+        Some(_) => until_signal(signals, target.connect()).await??,
+        None => target.connect_lazy()?,
     };
-    let lock = settings(locks.lock(wish.name.as_str()).ttl(wish.ttl));
-    let lock = wanted(lock, wish);
-    notices.waiting(&wish.name);
-    let work = async {
+    let lock = configure(locks.lock(args.name.as_str()).ttl(args.ttl));
+    let lock = with_options(lock, args);
+    notices.waiting(&args.name);
+    let acquired = async {
         match ticket {
             Some(ticket) => match lock.resume(ticket).await {
                 Ok(guard) => Ok(guard),
-                Err(error) => Err(of_ticket(&locks, error).await),
+                Err(error) => Err(ticket_failure(&locks, error).await),
             },
-            None => acquired(&locks, &lock, wish).await,
+            None => acquire_unless_nested(&locks, &lock, args).await,
         }
     };
-    match until_signal(signals, work).await {
-        Ok(Ok(guard)) => {
-            notices.held();
-            Ok((locks, guard))
-        }
-        // A try that was not answered may be carried out yet: it is cancelled, or given back, before
-        // this process ends. The library waits for that.
-        Ok(Err(failure)) | Err(failure) => Err(failure),
-    }
+    // A try that was not answered may still be granted. The library cancels it, or releases the
+    // lock, before the process ends.
+    let guard = until_signal(signals, acquired).await??;
+    notices.acquired();
+    Ok((locks, guard))
 }
 
 pub(super) fn cannot_listen(error: io::Error) -> Failure {
-    Failure::unavailable(format!("cannot listen to signals: {error}"))
+    Failure::unavailable(format!("cannot listen for signals: {error}"))
 }
 
-/// Acquire, unless a `dblock run` around this one holds the lock: its end would be waited for, which
-/// in turn waits for us.
-async fn acquired(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
-    let around = nested::grants_around();
-    if around.is_empty() {
-        return held_or_blocked(locks, lock, wish).await;
+/// Acquires, and fails if an outer `dblock run` holds the lock: this one would wait for its own end.
+async fn acquire_unless_nested(
+    locks: &Locks,
+    lock: &Lock,
+    args: &AcquireArgs,
+) -> Result<LockGuard, Failure> {
+    let outer = nested::outer_grants();
+    if outer.is_empty() {
+        return acquire_or_blocked(locks, lock, args).await;
     }
     tokio::select! {
         biased;
-        () = nested::seen_held(locks, &wish.name, &around) => Err(nested::refused(&wish.name)),
-        done = held_or_blocked(locks, lock, wish) => match done {
-            // A try without a wait may have been faster.
-            Err(_) if nested::is_held(locks, &wish.name, &around).await => {
-                Err(nested::refused(&wish.name))
+        () = nested::wait_until_known_held(locks, &args.name, &outer) => {
+            Err(nested::refusal(&args.name))
+        }
+        acquired = acquire_or_blocked(locks, lock, args) => match acquired {
+            // A try without a wait may have been faster than the read.
+            Err(_) if nested::is_held(locks, &args.name, &outer).await => {
+                Err(nested::refusal(&args.name))
             }
-            done => done,
+            acquired => acquired,
         },
     }
 }
 
-/// Acquire. A lock without a holder that could not be had is not held but blocked.
+/// Acquires. A lock that no client holds, and that could not be acquired, is blocked.
 ///
-/// For a moment that is every lock which another client is just acquiring, so a try without a wait is
-/// repeated.
-async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<LockGuard, Failure> {
-    let once = wish.wait.is_some_and(|wait| wait.is_zero());
+/// For a moment this is true of each lock that another client is acquiring, so a try without a wait
+/// is repeated.
+async fn acquire_or_blocked(
+    locks: &Locks,
+    lock: &Lock,
+    args: &AcquireArgs,
+) -> Result<LockGuard, Failure> {
+    let once = args.wait.is_some_and(|wait| wait.is_zero());
     let began = now();
     loop {
         let error = match lock.acquire().await {
             Ok(guard) => return Ok(guard),
             Err(error) => error,
         };
-        let unnamed = matches!(
+        let no_holder = matches!(
             error,
             Error::TimedOut {
                 holder: None,
@@ -106,25 +112,24 @@ async fn held_or_blocked(locks: &Locks, lock: &Lock, wish: &Wish) -> Result<Lock
                 ..
             }
         );
-        if !unnamed || is_busy(locks, &wish.name).await {
-            return Err(refused(error, wish));
+        if !no_holder || is_busy(locks, &args.name).await {
+            return Err(acquire_failure(error, args));
         }
-        if !once || began.elapsed() >= UNCLEAR {
-            return Err(Failure::blocked(&wish.name, &error));
+        if !once || began.elapsed() >= BLOCKED_AFTER {
+            return Err(Failure::blocked(&args.name, &error));
         }
-        tokio::time::sleep(UNCLEAR_PAUSE).await;
+        sleep(BLOCKED_PAUSE).await;
     }
 }
 
-/// Whether the row names a holder, or one whose lease has run out: a transaction of that holder may
+/// Whether the row names a holder. One whose lease has expired counts: a transaction of its own may
 /// keep the row locked.
 async fn is_busy(locks: &Locks, name: &LockName) -> bool {
-    row(locks, name)
-        .await
-        .is_some_and(|row| row.state != database_locks::LockState::Free)
+    let row = read_row(locks, name).await;
+    row.is_some_and(|row| row.state != LockState::Free)
 }
 
-/// Before there is a CMD, a signal is for us.
+/// Runs until it is done, or fails with the first signal: there is no CMD to forward it to.
 async fn until_signal<T>(
     signals: &mut Signals,
     work: impl Future<Output = T>,
@@ -136,59 +141,70 @@ async fn until_signal<T>(
     }
 }
 
-fn wanted(mut lock: Lock, wish: &Wish) -> Lock {
-    for (key, value) in &wish.meta {
+fn with_options(mut lock: Lock, args: &AcquireArgs) -> Lock {
+    for (key, value) in &args.meta {
         lock = lock.metadata(key.as_str(), value.as_str());
     }
-    if let Some(holder) = &wish.holder {
+    if let Some(holder) = &args.holder {
         lock = lock.holder(holder.as_str());
     }
-    match wish.wait {
+    match args.wait {
         Some(limit) => lock.wait(limit),
         None => lock,
     }
 }
 
-fn refused(mut error: Error, wish: &Wish) -> Failure {
-    let wait = wish.wait.filter(|wait| !wait.is_zero());
-    // The wait as it was asked for.
+fn acquire_failure(mut error: Error, args: &AcquireArgs) -> Failure {
+    let wait = args.wait.filter(|wait| !wait.is_zero());
+    // The message shows the wait as it was given.
     if let (Error::TimedOut { waited, .. }, Some(wait)) = (&mut error, wait) {
         *waited = wait;
     }
     match (&error, wait) {
         (Error::TimedOut { .. }, _) => {
             let mut failure = Failure::from(error);
-            failure.code = wish.busy_exit;
-            // Where it is no failure nothing is printed: cron sends mail for a line on stderr.
+            failure.code = args.conflict_exit_code;
+            // Code 0 is no failure, and cron sends mail for a line on stderr.
             if failure.code == 0 {
-                failure.said.clear();
+                failure.message.clear();
             }
             failure
         }
-        (Error::Conflict { .. }, _) => Failure::blocked(&wish.name, &error),
+        (Error::Conflict { .. }, _) => Failure::blocked(&args.name, &error),
         (Error::Unavailable { .. }, Some(wait)) => {
             let failure = Failure::from(error);
-            let said = format!("gave up after {}: {}", Ttl::from(wait), failure.said);
-            Failure::unavailable(said)
+            Failure::unavailable(format!(
+                "gave up after {}: {}",
+                human(wait),
+                failure.message
+            ))
         }
         _ => error.into(),
     }
 }
 
-/// What a call with a ticket came to, and who has the lock now if that is dead.
-pub(super) async fn of_ticket(locks: &Locks, error: Error) -> Failure {
+/// The failure of a call with a ticket. It names the present holder if the ticket is dead.
+pub(super) async fn ticket_failure(locks: &Locks, error: Error) -> Failure {
     let now = match &error {
         Error::Lost { name, loss, .. } => match loss.now_held_by() {
             Some(now) => Some(now.to_string()),
-            None => row(locks, name).await.map(|row| row.holder_summary()),
+            None => read_row(locks, name).await.map(|row| row.holder_summary()),
         },
         _ => None,
     };
     Failure::of_ticket(error, now.as_deref())
 }
 
-/// How the lock stands, to be told with a loss; none where that cannot be had soon.
-pub(super) async fn row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
-    let row = timeout(ASKING, locks.show(name.as_str())).await.ok()?;
+/// The row of a lock for a message; `None` if it cannot be read in time.
+pub(super) async fn read_row(locks: &Locks, name: &LockName) -> Option<LockInfo> {
+    let row = timeout(READ_TIMEOUT, locks.show(name.as_str()))
+        .await
+        .ok()?;
     row.ok()?
+}
+
+/// The row while the ticket's grant has it, for a message; `None` if it cannot be read.
+pub(super) async fn row_of_ticket(locks: &Locks, ticket: &Ticket) -> Option<LockInfo> {
+    let row = locks.show(ticket.name().as_str()).await.ok()??;
+    (row.token == ticket.token()).then_some(row)
 }

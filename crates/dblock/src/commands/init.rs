@@ -2,15 +2,15 @@
 
 use crate::exit::Failure;
 use crate::output;
-use crate::place::Place;
+use crate::target::Target;
 
-pub(crate) async fn init(place: &Place) -> Result<u8, Failure> {
-    let locks = place.connect_and_create().await?;
+pub(crate) async fn init(target: &Target) -> Result<u8, Failure> {
+    let locks = target.connect_and_create().await?;
     locks.migrate().await?;
-    output::say(&format!(
+    output::result(&format!(
         "table `{}` is ready in {}",
-        place.table(),
-        place.shown()
+        target.table(),
+        target.display()
     ))?;
     Ok(0)
 }

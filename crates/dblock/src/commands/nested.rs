@@ -1,8 +1,8 @@
-//! A `dblock run` within another one.
+//! A `dblock run` inside another one.
 //!
-//! CMD that runs `dblock run` on the lock it runs under would wait for its own end. The grants of all
-//! runs around it are in its environment; whether one of them holds the lock the database says, since
-//! the same name in another database is another lock.
+//! A `dblock run` for the lock that its parent holds would wait for its own end. The environment has
+//! the grants of all outer runs. The database says whether one of them holds the lock: the same name
+//! in another database is another lock.
 
 use std::time::Duration;
 
@@ -11,40 +11,40 @@ use tokio::time::sleep;
 
 use crate::exit::Failure;
 
-/// The grant ids of this run and of those around it, separated by commas.
-pub(crate) const VARIABLE: &str = "DBLOCK_GRANTS";
+/// The grant ids of this run and of the outer ones, separated by commas.
+pub(super) const VARIABLE: &str = "DBLOCK_GRANTS";
 
-/// How long until a database that is away is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a database that is away is asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// The grants of the runs around this process; none where there are none.
-pub(crate) fn grants_around() -> Vec<String> {
+/// The grants of the outer runs.
+pub(super) fn outer_grants() -> Vec<String> {
     let grants = std::env::var(VARIABLE).unwrap_or_default();
     let grants = grants.split(',').filter(|grant| !grant.is_empty());
     grants.map(str::to_owned).collect()
 }
 
-/// The variable's value for CMD.
-pub(crate) fn with(grant: &str) -> String {
-    let mut grants = grants_around();
+/// The value of the variable for CMD.
+pub(super) fn grants_with(grant: &str) -> String {
+    let mut grants = outer_grants();
     grants.push(grant.to_owned());
     grants.join(",")
 }
 
-/// Completes if one of the grants holds the lock.
-pub(crate) async fn seen_held(locks: &Locks, name: &LockName, grants: &[String]) {
+/// Completes only if one of the grants holds the lock.
+pub(super) async fn wait_until_known_held(locks: &Locks, name: &LockName, grants: &[String]) {
     loop {
         match holds(locks, name, grants).await {
             Ok(true) => return,
-            Err(Error::Unavailable { .. }) => sleep(PAUSE).await,
-            // Another error is the answer to the acquire as well.
+            Err(Error::Unavailable { .. }) => sleep(RETRY_PAUSE).await,
+            // The acquire reports other errors.
             Ok(false) | Err(_) => return std::future::pending().await,
         }
     }
 }
 
-/// Whether one of the grants holds the lock, as far as that can be read.
-pub(crate) async fn is_held(locks: &Locks, name: &LockName, grants: &[String]) -> bool {
+/// Whether one of the grants holds the lock; `false` if the row cannot be read.
+pub(super) async fn is_held(locks: &Locks, name: &LockName, grants: &[String]) -> bool {
     holds(locks, name, grants).await.unwrap_or_default()
 }
 
@@ -56,7 +56,7 @@ async fn holds(locks: &Locks, name: &LockName, grants: &[String]) -> Result<bool
     }))
 }
 
-pub(crate) fn refused(name: &LockName) -> Failure {
+pub(super) fn refusal(name: &LockName) -> Failure {
     Failure::usage(format!(
         "lock `{name}` is held by the `dblock run` that this one runs under, and would never be \
          free: leave the inner one out, or give it another name"

@@ -1,211 +1,168 @@
-//! The notice of a release, from `dblock release --ticket` or `run --ticket` to the `dblock run`
-//! that holds the lock.
+//! Tells a `dblock run` on the same machine that its lock is being released by its ticket.
 //!
-//! The table keeps no trace of a release once another client has the lock: at its next renewal a
-//! `dblock run` would find a later grant, as after a preemption, and stop a CMD that did nothing but
-//! give its lock back early. So the releasing command sends a notice before and after, to an abstract
-//! socket. Where there are none (elsewhere than on Linux), or from another machine or container, no
-//! notice arrives, and the table alone decides.
+//! The row keeps no trace of a release once another client has the lock: the next renewal of a
+//! `dblock run` would find a later grant, as after a preemption, and stop a CMD that only released
+//! its lock early. So the releasing command sends a datagram before and after the release to an
+//! abstract socket (Linux). From another machine or container, or on another system, no notice
+//! arrives, and the row alone decides.
 
+use std::future::pending;
+use std::io;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use database_locks::Ticket;
+use database_locks::{LostReason, Ticket};
+use rustix::net::{RecvFlags, recv};
 
-#[cfg(not(target_os = "linux"))]
-use no_sockets::{Socket, tell};
-#[cfg(target_os = "linux")]
-use sockets::{Socket, tell};
+use crate::ticket;
 
-/// How long a loss is held back while a release is under way. It is part of the grace, and what is
-/// waited for is the end of one statement.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a loss is not acted upon while a release is under way. It is taken from the grace. A
+/// release is one statement.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
 
-const BEGUN: &str = "releasing";
-const DONE: &str = "released";
-const FAILED: &str = "kept";
-
-/// Receives the notices about one grant.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    /// None: no notice can arrive.
-    socket: Option<Socket>,
-    said: Said,
-}
+const RELEASING: &str = "releasing";
+const RELEASED: &str = "released";
+const FAILED: &str = "failed";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
-    Nothing,
-    Begun,
-    Done,
+enum State {
+    Held,
+    Releasing,
+    Released,
+}
+
+/// The address contains half of the random grant id. All users of the machine can see it, and a
+/// notice counts only if it contains the whole ticket.
+fn address(ticket: &str) -> io::Result<SocketAddr> {
+    let grant = ticket.split('.').nth(1).unwrap_or_default();
+    let half = grant.get(..grant.len() / 2).unwrap_or_default();
+    abstract_address(&format!("dblock/{half}"))
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_address(name: &str) -> io::Result<SocketAddr> {
+    use std::os::linux::net::SocketAddrExt as _;
+    SocketAddr::from_abstract_name(name)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_address(_: &str) -> io::Result<SocketAddr> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Receives the notices about one grant, for its holder.
+#[derive(Debug)]
+pub(super) struct Listener {
+    /// `None` if no notice can arrive.
+    socket: Option<tokio::net::UnixDatagram>,
+    ticket: String,
+    state: State,
 }
 
 impl Listener {
-    pub(crate) fn listen(ticket: &Ticket) -> Self {
+    pub(super) fn bind(ticket: &Ticket) -> Self {
+        let ticket = ticket.to_string();
+        let socket = address(&ticket).and_then(|address| {
+            let socket = UnixDatagram::bind_addr(&address)?;
+            socket.set_nonblocking(true)?;
+            tokio::net::UnixDatagram::from_std(socket)
+        });
         Self {
-            socket: Socket::listen(ticket),
-            said: Said::Nothing,
+            socket: socket.ok(),
+            ticket,
+            state: State::Held,
         }
     }
 
-    /// Wait for the next notice. May be dropped at any time.
-    pub(crate) async fn hear(&mut self) {
-        match &self.socket {
-            Some(socket) => self.said = socket.next().await,
-            None => std::future::pending().await,
+    /// Waits for the next notice. Cancel safe.
+    pub(super) async fn receive(&mut self) {
+        let mut buffer = [0; ticket::MAX_LENGTH];
+        let received = match &self.socket {
+            Some(socket) => socket.recv(&mut buffer).await,
+            None => pending().await,
+        };
+        match received {
+            Ok(length) => self.record(&buffer[..length]),
+            Err(_) => pending().await,
         }
     }
 
-    /// Whether the lock was released by a process that had its ticket.
-    pub(crate) async fn released(&mut self) -> bool {
-        while let Some(said) = self.socket.as_ref().and_then(Socket::waiting) {
-            self.said = said;
+    /// Whether a process with the ticket has released or resumed the lock, which is no loss.
+    pub(super) async fn is_released(&mut self, reason: LostReason) -> bool {
+        if matches!(reason, LostReason::Released | LostReason::Resumed) {
+            return true;
         }
-        let _ = tokio::time::timeout(PATIENCE, async {
-            while self.said == Said::Begun {
-                self.hear().await;
+        self.receive_pending();
+        let finished = async {
+            while self.state == State::Releasing {
+                self.receive().await;
             }
-        })
-        .await;
-        self.said == Said::Done
+        };
+        let _ = tokio::time::timeout(RELEASE_TIMEOUT, finished).await;
+        self.state == State::Released
+    }
+
+    /// Reads what has arrived. The kernel is asked, since tokio learns of it only when it polls.
+    fn receive_pending(&mut self) {
+        let mut buffer = [0; ticket::MAX_LENGTH];
+        while let Some(socket) = &self.socket
+            && let Ok((length, _)) = recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)
+        {
+            self.record(&buffer[..length]);
+        }
+    }
+
+    /// Ignores a message that does not contain the ticket.
+    fn record(&mut self, message: &[u8]) {
+        let message = String::from_utf8_lossy(message);
+        if let Some((event, ticket)) = message.split_once(' ')
+            && ticket == self.ticket
+        {
+            self.state = match event {
+                RELEASING => State::Releasing,
+                RELEASED => State::Released,
+                _ => State::Held,
+            };
+        }
     }
 }
 
-/// A release of which the holder has been notified. Dropped, it has failed.
+/// A release that is under way, for the command that releases. If it is dropped, the release has
+/// failed.
 #[derive(Debug)]
-pub(crate) struct ReleaseNotice<'a>(Option<&'a Ticket>);
+pub(super) struct ReleaseNotice<'a> {
+    ticket: &'a Ticket,
+    result: &'static str,
+}
 
 impl<'a> ReleaseNotice<'a> {
-    pub(crate) fn begin(ticket: &'a Ticket) -> Self {
-        tell(ticket, BEGUN);
-        Self(Some(ticket))
+    pub(super) fn begin(ticket: &'a Ticket) -> Self {
+        send(ticket, RELEASING);
+        Self {
+            ticket,
+            result: FAILED,
+        }
     }
 
-    pub(crate) fn done(mut self) {
-        if let Some(ticket) = self.0.take() {
-            tell(ticket, DONE);
-        }
+    pub(super) fn done(mut self) {
+        self.result = RELEASED;
     }
 }
 
 impl Drop for ReleaseNotice<'_> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.0 {
-            tell(ticket, FAILED);
-        }
+        send(self.ticket, self.result);
     }
 }
 
-#[cfg(target_os = "linux")]
-mod sockets {
-    use std::io;
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-
-    use database_locks::Ticket;
-    use rustix::net::{RecvFlags, recv};
-
-    use super::{BEGUN, DONE, FAILED, Said};
-
-    /// More than the longest message: of a ticket a name takes up most, 255 characters of 12 bytes.
-    const LONGEST: usize = 4096;
-
-    #[derive(Debug)]
-    pub(super) struct Socket {
-        socket: tokio::net::UnixDatagram,
-        ticket: String,
-    }
-
-    /// It bears half of the random grant id. All users of the machine can see it, and a notice counts
-    /// only with all of it.
-    fn address(ticket: &str) -> io::Result<SocketAddr> {
-        let grant = ticket.split('.').nth(1).unwrap_or_default();
-        let half = grant.get(..grant.len() / 2).unwrap_or_default();
-        SocketAddr::from_abstract_name(format!("dblock/{half}"))
-    }
-
-    impl Socket {
-        pub(super) fn listen(ticket: &Ticket) -> Option<Self> {
-            let ticket = ticket.to_string();
-            let socket = UnixDatagram::bind_addr(&address(&ticket).ok()?).ok()?;
-            socket.set_nonblocking(true).ok()?;
-            let socket = tokio::net::UnixDatagram::from_std(socket).ok()?;
-            Some(Self { socket, ticket })
-        }
-
-        pub(super) async fn next(&self) -> Said {
-            let mut message = [0; LONGEST];
-            loop {
-                let Ok(length) = self.socket.recv(&mut message).await else {
-                    return std::future::pending().await;
-                };
-                if let Some(said) = self.understood(&message[..length]) {
-                    return said;
-                }
-            }
-        }
-
-        /// What waits to be read. The kernel is asked: the runtime knows only what it has seen when it
-        /// slept last.
-        pub(super) fn waiting(&self) -> Option<Said> {
-            let mut message = [0; LONGEST];
-            loop {
-                let read = recv(&self.socket, &mut message[..], RecvFlags::DONTWAIT);
-                let (length, _) = read.ok()?;
-                if let Some(said) = self.understood(&message[..length]) {
-                    return Some(said);
-                }
-            }
-        }
-
-        fn understood(&self, message: &[u8]) -> Option<Said> {
-            let message = std::str::from_utf8(message).ok()?;
-            let (said, ticket) = message.split_once(' ')?;
-            match said {
-                _ if ticket != self.ticket => None,
-                BEGUN => Some(Said::Begun),
-                DONE => Some(Said::Done),
-                FAILED => Some(Said::Nothing),
-                _ => None,
-            }
-        }
-    }
-
-    /// No process may be listening: the holder was `dblock acquire`, or a library.
-    pub(super) fn tell(ticket: &Ticket, said: &str) {
-        let ticket = ticket.to_string();
-        let told = address(&ticket).and_then(|address| {
-            let socket = UnixDatagram::unbound()?;
-            socket.set_nonblocking(true)?;
-            socket.send_to_addr(format!("{said} {ticket}").as_bytes(), &address)
-        });
-        drop(told);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod no_sockets {
-    use database_locks::Ticket;
-
-    use super::Said;
-
-    #[derive(Debug)]
-    pub(super) struct Socket;
-
-    impl Socket {
-        pub(super) fn listen(_: &Ticket) -> Option<Self> {
-            None
-        }
-
-        pub(super) async fn next(&self) -> Said {
-            std::future::pending().await
-        }
-
-        pub(super) fn waiting(&self) -> Option<Said> {
-            None
-        }
-    }
-
-    pub(super) fn tell(_: &Ticket, _: &str) {}
+/// An error is ignored: no process listens if the holder is `dblock acquire` or a program.
+fn send(ticket: &Ticket, event: &str) {
+    let ticket = ticket.to_string();
+    let _ = address(&ticket).and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(format!("{event} {ticket}").as_bytes(), &address)
+    });
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -216,36 +173,40 @@ mod tests {
         format!("17.{grant}.a%20job").parse().expect("a ticket")
     }
 
-    #[tokio::test]
-    async fn a_release_counts_when_it_is_done_and_not_when_it_failed() {
-        let ours = ticket("0f3a9c5e7b2d46818f0a1c3e5d7b9f21");
-        let mut listener = Listener::listen(&ours);
-        assert!(!listener.released().await, "nothing was told");
-        drop(ReleaseNotice::begin(&ours));
-        assert!(!listener.released().await, "it failed");
-        let notice = ReleaseNotice::begin(&ours);
-        assert!(!listener.released().await, "it is not done in time");
-        notice.done();
-        assert!(listener.released().await);
+    async fn is_released(listener: &mut Listener) -> bool {
+        listener.is_released(LostReason::Preempted).await
     }
 
     #[tokio::test]
-    async fn what_is_told_without_the_whole_grant_id_does_not_count() {
-        let ours = ticket("1f3a9c5e7b2d46818f0a1c3e5d7b9f22");
-        let mut listener = Listener::listen(&ours);
+    async fn a_release_counts_when_it_is_done_and_not_when_it_failed() {
+        let ticket = ticket("0f3a9c5e7b2d46818f0a1c3e5d7b9f21");
+        let mut listener = Listener::bind(&ticket);
+        assert!(!is_released(&mut listener).await, "no notice was sent");
+        drop(ReleaseNotice::begin(&ticket));
+        assert!(!is_released(&mut listener).await, "the release failed");
+        let notice = ReleaseNotice::begin(&ticket);
+        assert!(!is_released(&mut listener).await, "it is not done in time");
+        notice.done();
+        assert!(is_released(&mut listener).await);
+    }
+
+    #[tokio::test]
+    async fn a_notice_without_the_whole_grant_id_does_not_count() {
+        let held = ticket("1f3a9c5e7b2d46818f0a1c3e5d7b9f22");
+        let mut listener = Listener::bind(&held);
         ReleaseNotice::begin(&ticket("1f3a9c5e7b2d4681000000000000000f")).done();
-        assert!(!listener.released().await);
+        assert!(!is_released(&mut listener).await);
     }
 
     #[tokio::test]
     async fn a_loss_waits_for_the_end_of_a_release_that_has_begun() {
-        let ours = ticket("2f3a9c5e7b2d46818f0a1c3e5d7b9f23");
-        let mut listener = Listener::listen(&ours);
-        let notice = ReleaseNotice::begin(&ours);
+        let ticket = ticket("2f3a9c5e7b2d46818f0a1c3e5d7b9f23");
+        let mut listener = Listener::bind(&ticket);
+        let notice = ReleaseNotice::begin(&ticket);
         let later = async {
             tokio::task::yield_now().await;
             notice.done();
         };
-        assert!(tokio::join!(listener.released(), later).0);
+        assert!(tokio::join!(is_released(&mut listener), later).0);
     }
 }

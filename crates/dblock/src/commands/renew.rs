@@ -1,49 +1,43 @@
-//! `dblock renew NAME --ticket T`
+//! `dblock renew NAME --ticket TICKET`
 
-use database_locks::{LockInfo, LockName, Locks, Ticket, Ttl};
+use database_locks::{LockInfo, LockName, Ttl};
 
-use crate::args::DEFAULT_HAND_TTL;
+use crate::cli::DEFAULT_ACQUIRE_TTL;
 use crate::exit::Failure;
 use crate::output;
-use crate::place::Place;
-use crate::ticket::TicketFrom;
+use crate::target::Target;
+use crate::ticket::TicketSource;
 
-use super::take::of_ticket;
+use super::acquire_lock::{row_of_ticket, ticket_failure};
 
 pub(crate) async fn renew(
-    place: &Place,
+    target: &Target,
     name: &LockName,
-    from: &TicketFrom,
+    source: &TicketSource,
     ttl: Option<Ttl>,
 ) -> Result<u8, Failure> {
-    let ticket = from.read(name)?;
-    let locks = place.connect().await?;
+    let ticket = source.read(name)?;
+    let locks = target.connect().await?;
     let ttl = match ttl {
         Some(ttl) => ttl,
-        None => usual(locks.show(name.as_str()).await?.as_ref()),
+        None => present_ttl(locks.show(name.as_str()).await?.as_ref()),
     };
     if let Err(error) = locks.renew(&ticket, ttl).await {
-        return Err(of_ticket(&locks, error).await);
+        return Err(ticket_failure(&locks, error).await);
     }
-    let lasts = output::lasts(held(&locks, &ticket).await.as_ref());
-    output::notice(&format!("lock `{name}` is renewed, and held {lasts}"));
+    let row = row_of_ticket(&locks, &ticket).await;
+    let end = output::lease_end(row.as_ref());
+    output::notice(&format!("lock `{name}` is renewed, and held {end}"));
     Ok(0)
 }
 
-/// The length that the lease has had. Both ends were written by the database's clock.
-fn usual(row: Option<&LockInfo>) -> Ttl {
+/// The length of the present lease. Both of its ends are times of the database's clock.
+fn present_ttl(row: Option<&LockInfo>) -> Ttl {
     let length = row.and_then(|row| {
-        let end = match row.expires_at {
-            Some(end) => end,
-            None => return Some(Ttl::Infinite),
+        let Some(end) = row.expires_at else {
+            return Some(Ttl::Infinite);
         };
         Some(end.duration_since(row.renewed_at?).ok()?.into())
     });
-    length.unwrap_or(DEFAULT_HAND_TTL.into())
-}
-
-/// The row, while it is the ticket's. None where it cannot be had: it is for display only.
-pub(super) async fn held(locks: &Locks, ticket: &Ticket) -> Option<LockInfo> {
-    let row = locks.show(ticket.name().as_str()).await.ok()??;
-    (row.token == ticket.token()).then_some(row)
+    length.unwrap_or(DEFAULT_ACQUIRE_TTL.into())
 }

@@ -4,32 +4,32 @@ use database_locks::{ListFilter, LockName};
 
 use crate::exit::{self, Failure};
 use crate::output;
-use crate::place::Place;
+use crate::target::Target;
 
-pub(crate) async fn list(place: &Place, all: bool, json: bool) -> Result<u8, Failure> {
+pub(crate) async fn list(target: &Target, all: bool, json: bool) -> Result<u8, Failure> {
     let filter = match all {
         true => ListFilter::new(),
         false => ListFilter::new().not_free(),
     };
-    let rows = place.connect().await?.list_filtered(&filter).await?;
-    match json {
-        true => output::rows_as_json(&rows),
-        false => output::rows(&rows, all),
-    }?;
+    let locks = target.connect().await?.list_filtered(&filter).await?;
+    output::print(&match json {
+        true => output::locks_json(&locks),
+        false => output::locks_table(&locks, all),
+    })?;
     Ok(0)
 }
 
-pub(crate) async fn show(place: &Place, name: &LockName, json: bool) -> Result<u8, Failure> {
-    let Some(row) = place.connect().await?.show(name.as_str()).await? else {
-        let said = format!(
-            "there is no lock `{name}`: it was never held, or its row was pruned; `dblock list --all` \
-             names all"
+pub(crate) async fn show(target: &Target, name: &LockName, json: bool) -> Result<u8, Failure> {
+    let Some(lock) = target.connect().await?.show(name.as_str()).await? else {
+        let message = format!(
+            "there is no lock `{name}`: it was never acquired, or its row was pruned; see \
+             `dblock list --all` for all names"
         );
-        return Err(Failure::new(exit::UNKNOWN, said));
+        return Err(Failure::new(exit::UNKNOWN, message));
     };
-    match json {
-        true => output::row_as_json(&row),
-        false => output::row(&row),
-    }?;
+    output::print(&match json {
+        true => output::lock_json(&lock),
+        false => output::lock_details(&lock),
+    })?;
     Ok(0)
 }

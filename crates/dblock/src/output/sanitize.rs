@@ -1,9 +1,9 @@
-//! Text as it may be shown.
+//! Makes text safe to print: on one line, without control characters, without passwords.
 
 use std::fmt::Write as _;
 
-/// The text with everything escaped that is not seen as itself: control characters, other line
-/// breaks, and what turns the direction of writing around.
+/// Escapes control characters, all line breaks, and invisible characters such as those that change
+/// the direction of writing.
 pub(super) fn on_one_line(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -19,11 +19,11 @@ pub(super) fn on_one_line(text: &str) -> String {
     shown
 }
 
-/// What a message says where it explains the form of a URL.
+/// The login in messages that explain the form of a URL: it contains no password.
 const PLACEHOLDER: &str = "USER:PASSWORD";
 
-/// The text with what may be a password in a URL taken out: the login before the last `@` of each,
-/// and the option `password`.
+/// Masks what may be a password in a URL: everything before its last `@`, and the option
+/// `password`.
 pub(crate) fn without_secrets(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -50,7 +50,7 @@ pub(crate) fn without_secrets(text: &str) -> String {
     shown
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell, if that is needed.
 pub(crate) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:@%+,".contains(c);
     match !text.starts_with('-') && text.chars().all(plain) {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_drives_a_terminal_is_escaped() {
+    fn control_characters_are_escaped() {
         assert_eq!(
             on_one_line("nightly report, jöb ✓"),
             "nightly report, jöb ✓"
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_shown_without_its_secrets() {
+    fn passwords_in_urls_are_masked() {
         for (url, shown) in [
             ("postgres://u:hunter2@h:1/d", "postgres://***@h:1/d"),
             ("postgres://u:hun@ter2@h/d", "postgres://***@h/d"),
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_reads_a_name_as_it_is() {
+    fn a_word_is_quoted_where_a_shell_would_change_it() {
         assert_eq!(shell_word("nightly.report"), "nightly.report");
         assert_eq!(shell_word("a b"), "'a b'");
         assert_eq!(shell_word("it's"), r"'it'\''s'");

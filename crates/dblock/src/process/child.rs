@@ -1,4 +1,4 @@
-//! CMD: a process in a group of its own.
+//! CMD: a child process that leads a process group.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,22 +12,21 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 use tokio::time::sleep;
 
+use super::signals::{self, Ignored, Signals};
+use super::terminal::Terminal;
 use crate::exit;
-use crate::signals::{self, Ignored, Signals};
-use crate::terminal::Terminal;
 
-/// How often to look whether a group still has members: nothing tells when the last one ends.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long a group that was killed is waited for. Longer would be of no use: what is left then are
-/// zombies that are not reaped, or processes that hang in the kernel.
-const UNTIL_KILLED: Duration = Duration::from_secs(1);
+/// The interval of polling for the end of a process group, of which the kernel sends no signal.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How long to wait for a group after KILL. What is left then are zombies that their parent does
+/// not reap, or processes that hang in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What became of CMD.
+/// A change of the state of CMD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It has ended.
     Ended(End),
-    /// It was stopped by this signal, and waits to be continued.
+    /// This signal stopped it; it can be continued.
     Stopped(i32),
 }
 
@@ -46,7 +45,7 @@ impl End {
         }
     }
 
-    /// As a shell would say it.
+    /// The exit code that a shell would report.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Exit(code) => code,
@@ -55,7 +54,7 @@ impl End {
     }
 }
 
-/// A running command; it leads a process group.
+/// The running CMD.
 #[derive(Debug)]
 pub(crate) struct Child {
     group: Pid,
@@ -64,30 +63,30 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Start it. It inherits what we inherited: streams, environment, signal mask, what is ignored;
-    /// and the terminal where it `gets` that.
+    /// Starts CMD, in the foreground of `terminal` if that is given. CMD inherits the streams, the
+    /// environment, the signal mask and the ignored signals of `dblock`.
     ///
-    /// From here on SIGTTOU is blocked on this thread: a terminal that was lent must not stop us
-    /// when we say something, or take it back.
+    /// SIGTTOU stays blocked on this thread: `dblock` must not be stopped when it writes to the
+    /// terminal, or takes it back, from the background.
     pub(crate) fn start(
         command: &[OsString],
         environment: &[(&str, &OsStr)],
         ignored: Ignored,
-        gets: Option<&Terminal>,
+        terminal: Option<&Terminal>,
     ) -> io::Result<Self> {
-        // Listened to before there is anything to be missed.
+        // Before the start, so that no change is missed.
         let changed = signal(SignalKind::child())?;
         let [program, arguments @ ..] = command else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let mut wanted = Command::new(program);
-        wanted
+        let mut child = Command::new(program);
+        child
             .args(arguments)
             .envs(environment.iter().copied())
             .process_group(0);
-        let mask = signals::hold_back()?;
-        prepare(&mut wanted, mask, ignored, gets)?;
-        let started = wanted.spawn();
+        let mask = signals::block_forwarded()?;
+        set_up(&mut child, mask, ignored, terminal)?;
+        let started = child.spawn();
         mask.thread_set_mask()?;
         SigSet::from(Signal::SIGTTOU).thread_block()?;
         let group = Pid::from_raw(started?.id() as i32);
@@ -98,23 +97,23 @@ impl Child {
         })
     }
 
-    /// Its process group, which bears the pid of its leader.
+    /// The process group, whose id is the pid of CMD.
     pub(crate) fn group(&self) -> Pid {
         self.group
     }
 
-    /// Wait until it has ended or was stopped.
+    /// Waits until CMD has ended or was stopped. Cancel safe.
     pub(crate) async fn change(&mut self) -> Change {
         loop {
-            if let Some(change) = self.look() {
+            if let Some(change) = self.reap() {
                 return change;
             }
             self.changed.recv().await;
         }
     }
 
-    /// Reaps everything that has ended: as the first process of a container we inherit orphans.
-    fn look(&mut self) -> Option<Change> {
+    /// Reaps all children that have ended: as process 1 of a container, `dblock` inherits orphans.
+    fn reap(&mut self) -> Option<Change> {
         let options = WaitOptions::NOHANG | WaitOptions::UNTRACED;
         while let Ok(Some((pid, status))) = wait(options) {
             if pid.as_raw_nonzero().get() != self.group.as_raw() {
@@ -128,16 +127,15 @@ impl Child {
         self.ended.map(Change::Ended)
     }
 
-    /// Send a signal to the whole group. An error means that the group is gone.
+    /// Sends a signal to the process group. An error is ignored: the group has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = killpg(self.group, signal);
     }
 
-    /// Wait until its leader has ended, and then its whole group, for so long at most.
-    ///
-    /// Signals go on to it meanwhile.
-    async fn all_ended(&mut self, signals: &mut Signals, within: Duration) -> bool {
-        let all = async {
+    /// Waits until CMD and then its whole group has ended; `false` after the timeout. Signals are
+    /// forwarded in the meantime.
+    async fn group_ended(&mut self, signals: &mut Signals, timeout: Duration) -> bool {
+        let ended = async {
             loop {
                 tokio::select! {
                     change = self.change() => if let Change::Ended(_) = change { break },
@@ -145,21 +143,21 @@ impl Child {
                 }
             }
             while killpg(self.group, None).is_ok() {
-                sleep(LOOK_EVERY).await;
-                self.look();
+                sleep(POLL_INTERVAL).await;
+                self.reap();
             }
         };
-        tokio::time::timeout(within, all).await.is_ok()
+        tokio::time::timeout(timeout, ended).await.is_ok()
     }
 
-    /// End the whole group: by TERM, and what is left after the grace by KILL. Without a grace by
-    /// KILL at once. Answers with the signal that did it, once the leader has ended.
-    pub(crate) async fn end(&mut self, signals: &mut Signals, grace: Option<Duration>) -> Signal {
+    /// Ends the process group with TERM, and after the grace with KILL; without a grace with KILL at
+    /// once. Returns the signal that ended the group.
+    pub(crate) async fn stop(&mut self, signals: &mut Signals, grace: Option<Duration>) -> Signal {
         if let Some(grace) = grace {
             self.signal(Signal::SIGTERM);
-            // A stopped process has to be continued to receive it.
+            // A stopped process receives TERM only when it is continued.
             self.signal(Signal::SIGCONT);
-            if self.all_ended(signals, grace).await {
+            if self.group_ended(signals, grace).await {
                 return Signal::SIGTERM;
             }
         }
@@ -167,38 +165,37 @@ impl Child {
         while self.ended.is_none() {
             self.change().await;
         }
-        self.all_ended(signals, UNTIL_KILLED).await;
+        self.group_ended(signals, KILL_TIMEOUT).await;
         Signal::SIGKILL
     }
 }
 
-/// Say what is to be done between fork and exec.
+/// Sets up what the new process does between fork and exec.
 ///
-/// Signals are held back meanwhile (see [`signals::hold_back`]). Our handlers would swallow in the
-/// new process what is for CMD, so they go first; then the terminal is ours to give; and last the
-/// mask is what it was: CMD never runs without what it needs, and misses nothing.
+/// Signals are blocked until its end (see [`signals::block_forwarded`]), and delivered to CMD after
+/// it. The handlers of `dblock` are removed first, or they would swallow signals for CMD.
 #[allow(
     unsafe_code,
     reason = "only the new process can ask for its parent-death signal and take the terminal"
 )]
-fn prepare(
-    wanted: &mut Command,
+fn set_up(
+    child: &mut Command,
     mask: SigSet,
     ignored: Ignored,
-    gets: Option<&Terminal>,
+    terminal: Option<&Terminal>,
 ) -> io::Result<()> {
-    let as_usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    let terminal = gets.map(Terminal::handle).transpose()?;
+    let terminal = terminal.map(Terminal::handle).transpose()?;
     #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
     let parent = getpid();
     // SAFETY: between fork and exec only system calls are made that are async-signal-safe (prctl,
     // getppid, sigaction, getpid, ioctl, sigprocmask); nothing allocates or takes a lock, which
     // another thread may have held at the fork. `sigaction` sets no handler that could be unsafe.
     unsafe {
-        wanted.pre_exec(move || {
-            // If we are killed, CMD must not go on without its lock. Of what it started itself the
-            // kernel knows nothing.
+        child.pre_exec(move || {
+            // If dblock is killed, CMD must not run on without the lock. This covers CMD itself,
+            // not the processes that it starts.
             #[cfg(target_os = "linux")]
             {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -206,12 +203,12 @@ fn prepare(
                     return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
                 }
             }
-            for signal in signals::passed_on().chain([Signal::SIGCHLD]) {
+            for signal in signals::forwarded().chain([Signal::SIGCHLD]) {
                 let ignored = ignored.contains(signal);
-                sigaction(signal, if ignored { &ignore } else { &as_usual })?;
+                sigaction(signal, if ignored { &ignore } else { &default })?;
             }
             if let Some(terminal) = &terminal {
-                // Where that is not possible, CMD gets it when it asks for it.
+                // After an error CMD gets the terminal when it first uses it.
                 let _ = tcsetpgrp(terminal, getpid());
             }
             mask.thread_set_mask()?;
@@ -226,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_command_is_told_as_a_shell_tells_it() {
+    fn the_exit_code_of_a_command_is_the_one_that_a_shell_reports() {
         assert_eq!(End::Exit(3).code(), 3);
         assert_eq!(End::Signal(2).code(), 130);
         assert_eq!(End::Signal(34).code(), 162);

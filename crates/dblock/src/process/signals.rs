@@ -1,4 +1,4 @@
-//! The signals that go on to CMD.
+//! The signals that `dblock` forwards to CMD.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,7 +7,7 @@ use std::task::Poll;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-/// What ends a process unless it does something about it.
+/// Signals that end a process by default.
 const ENDING: &[Signal] = &[
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -20,24 +20,24 @@ const ENDING: &[Signal] = &[
     Signal::SIGPROF,
     Signal::SIGIO,
 ];
-/// What does not; of no use before there is a CMD.
+/// Signals that do not. They are ignored until CMD runs.
 const HARMLESS: &[Signal] = &[Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP];
 
-/// Every signal that goes on to CMD.
-pub(crate) fn passed_on() -> impl Iterator<Item = Signal> {
+/// Every signal that is forwarded to CMD.
+pub(super) fn forwarded() -> impl Iterator<Item = Signal> {
     ENDING.iter().chain(HARMLESS).copied()
 }
 
-/// Which signals were ignored when we were started.
+/// The signals that were ignored when `dblock` was started.
 ///
-/// They stay so, and CMD inherits that: `nohup dblock run …` must outlive its terminal.
+/// They stay ignored in `dblock` and in CMD: `nohup dblock run …` must outlive its terminal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ignored(u64);
 
 impl Ignored {
-    /// To be asked before any handler is set.
+    /// Reads the state of this process. Call it before any handler is set.
     ///
-    /// Where there is no `/proc` (elsewhere than on Linux) none counts as ignored.
+    /// Without `/proc` (on other systems than Linux) no signal counts as ignored.
     pub(crate) fn at_start() -> Self {
         Self::in_status(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
@@ -55,7 +55,7 @@ impl Ignored {
     }
 }
 
-/// The signals that were sent to us.
+/// The signals that `dblock` receives.
 #[derive(Debug)]
 pub(crate) struct Signals {
     ignored: Ignored,
@@ -63,7 +63,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Listen for those that would end us.
+    /// Listens for the signals that would end `dblock`.
     pub(crate) fn listen(ignored: Ignored) -> io::Result<Self> {
         let mut signals = Self {
             ignored,
@@ -73,7 +73,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Listen for the others too, now that there is a CMD to pass them on to.
+    /// Listens for the harmless signals too. Call it when there is a CMD to forward them to.
     pub(crate) fn listen_to_all(&mut self) -> io::Result<()> {
         self.add(HARMLESS)
     }
@@ -86,7 +86,7 @@ impl Signals {
         Ok(())
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
             for (signal, stream) in &mut self.streams {
@@ -100,12 +100,11 @@ impl Signals {
     }
 }
 
-/// Hold back on this thread what is passed on, and what the terminal sends to those in the
-/// background; answers with what was held back before.
-pub(crate) fn hold_back() -> io::Result<SigSet> {
+/// Blocks on this thread the forwarded signals and SIGTTOU, and returns the mask from before.
+pub(super) fn block_forwarded() -> io::Result<SigSet> {
     let before = SigSet::thread_get_mask()?;
-    let all: SigSet = passed_on().chain([Signal::SIGTTOU]).collect();
-    all.thread_block()?;
+    let blocked: SigSet = forwarded().chain([Signal::SIGTTOU]).collect();
+    blocked.thread_block()?;
     Ok(before)
 }
 
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_ignored_is_read_from_the_kernels_mask() {
+    fn ignored_signals_are_read_from_the_mask_of_the_kernel() {
         let ignored = Ignored::in_status("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\tff\n");
         assert!(ignored.contains(Signal::SIGHUP));
         assert!(ignored.contains(Signal::SIGPIPE));

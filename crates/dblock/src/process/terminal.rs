@@ -1,4 +1,4 @@
-//! The controlling terminal: lent to CMD, and taken back.
+//! The controlling terminal: handed to CMD, and taken back.
 
 use std::fs::File;
 use std::io::IsTerminal;
@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 
-/// The terminal that Ctrl-C and Ctrl-Z come from.
+/// The controlling terminal, which sends the signals of Ctrl-C and Ctrl-Z.
 #[derive(Debug)]
 pub(crate) struct Terminal {
     tty: File,
@@ -14,7 +14,7 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// None: there is none, as in a cron job.
+    /// `None` if the process has no controlling terminal, as in a cron job.
     pub(crate) fn open() -> Option<Self> {
         let tty = File::options()
             .read(true)
@@ -25,34 +25,34 @@ impl Terminal {
         Some(Self { tty, modes })
     }
 
-    /// A handle of its own for the new process.
-    pub(crate) fn handle(&self) -> std::io::Result<File> {
+    /// A second handle, for the new process.
+    pub(super) fn handle(&self) -> std::io::Result<File> {
         self.tty.try_clone()
     }
 
-    /// Whether it is our process group that it listens to.
-    pub(crate) fn is_ours(&self) -> bool {
+    /// Whether the process group of `dblock` is in the foreground.
+    pub(crate) fn is_foreground(&self) -> bool {
         tcgetpgrp(&self.tty) == Ok(getpgrp())
     }
 
-    /// Whether CMD gets it from its start.
+    /// Whether CMD is put into the foreground at its start.
     ///
-    /// Not when we are one of several in a job: in a pipeline (`dblock run … | less`) the others
-    /// need it too, and in a script it is for the script to be ended by Ctrl-C. We pass signals on
-    /// then, and CMD gets the terminal when it asks for it.
+    /// Not if `dblock` is one of several processes of a job: in a pipeline (`dblock run … | less`)
+    /// the others need the terminal too, and in a script Ctrl-C must end the script. Signals are
+    /// forwarded then, and CMD gets the terminal when it first uses it.
     pub(crate) fn goes_to_child(&self) -> bool {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-        at_terminal && getpgrp() == getpid() && self.is_ours()
+        at_terminal && getpgrp() == getpid() && self.is_foreground()
     }
 
-    /// Give it to a process group. Where that is not possible, things stay as they are.
+    /// Puts a process group into the foreground; an error changes nothing.
     ///
     /// SIGTTOU must be blocked on this thread.
     pub(crate) fn give_to(&self, group: Pid) {
         let _ = tcsetpgrp(&self.tty, group);
     }
 
-    /// Take it back from CMD's group, if that still has it.
+    /// Puts `dblock` back into the foreground, if the group of CMD is there.
     ///
     /// SIGTTOU must be blocked on this thread.
     pub(crate) fn take_back_from(&self, group: Pid) {
@@ -61,15 +61,15 @@ impl Terminal {
         }
     }
 
-    /// Whether CMD's group has it.
+    /// Whether this process group is in the foreground.
     pub(crate) fn is_with(&self, group: Pid) -> bool {
         tcgetpgrp(&self.tty) == Ok(group)
     }
 
-    /// Set the modes that it had at the start: CMD was killed in the middle of something, and the
-    /// shell, which sees us end in an orderly way, would leave them as they are.
+    /// Restores the terminal modes from the start, after CMD was killed. A shell does so only for
+    /// a process that a signal ended, and `dblock` exits normally.
     pub(crate) fn restore_modes(&self) {
-        if let Some(modes) = self.modes.as_ref().filter(|_| self.is_ours()) {
+        if let Some(modes) = self.modes.as_ref().filter(|_| self.is_foreground()) {
             let _ = tcsetattr(&self.tty, SetArg::TCSANOW, modes);
         }
     }
