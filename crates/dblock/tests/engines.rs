@@ -1,22 +1,22 @@
-//! The same on database servers: the URL from the environment, a table that must be made.
+//! The command on each database server, with the URL in the environment.
 
 mod support;
 
-use support::{DBLOCK, Lab, Running};
+use support::{DBLOCK, Running, Sandbox};
 use testkit::{Commits, Pair, Postgres};
 
 const HOLD: &str = "touch begun; trap 'exit 0' TERM; while :; do sleep 0.02; done";
 
-fn one_after_another(server: Option<testkit::Lab>) {
-    // Without such a server it has said that it skips this.
+fn run_excludes_and_stops(server: Option<testkit::Lab>) {
+    // The test kit has reported that this is skipped.
     let Some(server) = server else { return };
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let dblock = |args: &[&str]| -> Running {
-        let mut command = lab.command(DBLOCK);
-        lab.start(command.args(args).env("DATABASE_LOCKS_URL", &server.url))
+        let mut command = sandbox.command(DBLOCK);
+        sandbox.start(command.args(args).env("DATABASE_LOCKS_URL", &server.url))
     };
     let missing = dblock(&["run", "job", "--", "true"]).end();
-    assert!(missing.refused(69).contains("dblock init"), "{missing:?}");
+    assert!(missing.only_line(69).contains("dblock init"), "{missing:?}");
     for _ in 0..2 {
         let made = dblock(&["init"]).end();
         assert_eq!(made.code(), 0, "{made:?}");
@@ -43,10 +43,10 @@ fn one_after_another(server: Option<testkit::Lab>) {
         "500ms",
     ];
     let holder = dblock(&[&options, &["job", "--", "sh", "-c", HOLD][..]].concat());
-    lab.wait_for("begun");
+    sandbox.wait_for("begun");
     let busy = dblock(&["run", "-n", "job", "--", "true"]).end();
     assert!(
-        busy.refused(75).contains("held by the holder for"),
+        busy.only_line(75).contains("held by the holder for"),
         "{busy:?}"
     );
     assert!(dblock(&["list"]).end().out.contains("the holder"));
@@ -56,47 +56,50 @@ fn one_after_another(server: Option<testkit::Lab>) {
         "{freed:?}"
     );
     let lost = holder.end();
-    assert!(lost.ended(76).contains("released by force"), "{lost:?}");
+    assert!(
+        lost.dblock_line(76).contains("released by force"),
+        "{lost:?}"
+    );
     assert_eq!(dblock(&["run", "-n", "job", "--", "true"]).end().code(), 0);
     testkit::promise("P1", server.engine);
 }
 
 #[test]
-fn postgres_serves() {
-    one_after_another(testkit::Lab::postgres());
+fn postgres_serves_the_command() {
+    run_excludes_and_stops(testkit::Lab::postgres());
 }
 
 #[test]
-fn mariadb_serves() {
-    one_after_another(testkit::Lab::mariadb());
+fn mariadb_serves_the_command() {
+    run_excludes_and_stops(testkit::Lab::mariadb());
 }
 
 #[test]
-fn mysql_serves() {
-    one_after_another(testkit::Lab::mysql());
+fn mysql_serves_the_command() {
+    run_excludes_and_stops(testkit::Lab::mysql());
 }
 
-/// The last grant did not reach the standby that is promoted: CMD is stopped, and it is said why.
+/// The grant did not reach the standby that is promoted.
 #[test]
-fn a_failover_that_forgot_the_lock_stops_the_command() {
+fn a_failover_that_loses_the_grant_stops_the_command() {
     let Some(mut pair) = Pair::start(Postgres::options(), Commits::Asynchronous) else {
         return;
     };
     let url = pair.locker_url(&pair.primary().fresh_database());
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let dblock = |args: &[&str]| -> Running {
-        let mut command = lab.command(DBLOCK);
-        lab.start(command.args(args).env("DATABASE_LOCKS_URL", &url))
+        let mut command = sandbox.command(DBLOCK);
+        sandbox.start(command.args(args).env("DATABASE_LOCKS_URL", &url))
     };
     assert_eq!(dblock(&["init"]).end().code(), 0);
     pair.catch_up();
     pair.part();
     let running = dblock(&["run", "job", "--ttl", "30s", "--", "sh", "-c", HOLD]);
-    lab.wait_for("begun");
+    sandbox.wait_for("begun");
     pair.primary_mut().kill();
     pair.promote();
     let done = running.end();
-    let said = ": the database forgot the grant (failover)";
-    assert!(done.ended(76).contains(said), "{done:?}");
+    let message = ": the database forgot the grant (failover)";
+    assert!(done.dblock_line(76).contains(message), "{done:?}");
     testkit::promise("P4", "postgres");
 }
