@@ -47,6 +47,21 @@ fn shell(sandbox: &Sandbox, script: &str) -> Finished {
 }
 
 #[test]
+fn the_first_example_of_the_guide_runs_as_it_is() {
+    let sandbox = Sandbox::new();
+    program(&sandbox, "report.sh", "echo reported");
+    let block = GUIDE.split("```sh\n").nth(1).expect("a block");
+    let script = block.split("```").next().unwrap_or_default();
+    let done = shell(&sandbox, &format!("set -e\n{script}"));
+    assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
+    assert!(
+        done.out.starts_with("reported\nreported\nNAME "),
+        "{done:?}"
+    );
+    assert!(done.out.contains("\nreport  free "), "{done:?}");
+}
+
+#[test]
 fn the_script_of_the_guide_prints_nothing_while_all_is_well() {
     let sandbox = Sandbox::new();
     program(&sandbox, "build.sh", "dblock list --json >while-building");

@@ -33,7 +33,7 @@ pub(super) struct Cli {
     /// Report every wait, who holds the lock, and every outage, on stderr
     #[arg(short, long, global = true, display_order = LAST, conflicts_with = "quiet")]
     pub(super) verbose: bool,
-    /// Report errors only
+    /// Report errors only; a ticket, list or page is still printed
     #[arg(short, long, global = true, display_order = LAST)]
     pub(super) quiet: bool,
     #[command(subcommand)]
