@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
-use database_locks::{LockName, Ticket};
+use database_locks::{Error, LockName, Ticket};
 
 use crate::exit::Failure;
 
@@ -64,7 +64,7 @@ impl TicketSource {
                 }
             }));
         }
-        let ticket: Ticket = text.parse()?;
+        let ticket: Ticket = text.parse().map_err(Error::from)?;
         if ticket.name() != name {
             return Err(Failure::usage(format!(
                 "the ticket is for lock `{}`, not for `{name}`: give the name of its lock",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database_locks::doctor::KINDS;
-use database_locks::{Error, LockName, Ttl, parse_duration};
+use database_locks::{InvalidSetting, LockName, Ttl, parse_duration};
 
 pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
     LockName::new(text).map_err(rule)
@@ -64,9 +64,6 @@ pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 /// What the library allows, without the value that it got.
-fn rule(error: Error) -> String {
-    match error {
-        Error::Config { allowed, .. } => format!("must be {allowed}"),
-        other => other.chain(),
-    }
+fn rule(invalid: InvalidSetting) -> String {
+    format!("must be {}", invalid.allowed)
 }

@@ -23,43 +23,35 @@ use std::time::Duration;
 use mysql_async::{Params, Value, params};
 use serde_json::json;
 
-use super::rows::{Seen, judge, judge_ticket};
-use super::source::Source;
-use super::{
-    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Resume, Return, Store, StoreError, Table, TakeOver, bounded, keep_to, url,
-};
-use crate::clock;
+use super::{FenceText, Lane, Reply, Store, StoreError, Table, bounded, keep_to};
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
-use crate::token::Token;
+use crate::runtime::clock;
+use crate::store::connect::source::Source;
+use crate::store::connect::url;
+use protocol::{
+    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge,
+    judge_ticket,
+};
 
-mod at_once;
 mod cluster;
 mod connection;
 mod doctor;
 mod error;
-mod fence;
-mod install;
 mod lane;
-mod many;
 mod rows;
-mod session;
-mod text;
-mod wire;
+mod statements;
 
 use cluster::version;
+use connection::session::{Done, Session};
 use connection::{Line, Server, place};
 use lane::DirectPath;
 use rows::packed;
-use session::{Done, Session};
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
-pub(super) const PUBLISHED: &[(&str, &str)] = &[
+pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("settings of a session", Session::SETTINGS),
     (
         "the insert id, where a trigger hides it",
@@ -112,13 +104,13 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
         "look whether a transaction has an older snapshot",
-        fence::BEFORE,
+        statements::fence::BEFORE,
     ),
-    ("fence", fence::FENCE),
+    ("fence", statements::fence::FENCE),
 ];
 
 /// The engine `mysql://` and `mariadb://`.
-pub(super) struct Mysql {
+pub(crate) struct Mysql {
     server: Arc<Server>,
     /// The connection of the background thread.
     line: Line,
@@ -139,15 +131,15 @@ impl fmt::Debug for Mysql {
 }
 
 impl Mysql {
-    pub(super) fn new(
+    pub(crate) fn new(
         said: url::Server,
         source: Arc<Source>,
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(said, source, table)?);
         let fence = |may_lag| FenceText {
-            before: Some(table.fill(fence::BEFORE)),
-            fence: table.fill(fence::FENCE),
+            before: Some(table.fill(statements::fence::BEFORE)),
+            fence: table.fill(statements::fence::FENCE),
             may_lag,
         };
         Ok(Self {
@@ -169,7 +161,11 @@ impl Store for Mysql {
         Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.acquire_many(&asks).await })
@@ -213,7 +209,11 @@ impl Store for Mysql {
         self.line.dial();
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.release_many(&returns).await })
@@ -225,7 +225,7 @@ impl Store for Mysql {
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read_latest(&names).await?;
-                Ok(rows.into_iter().map(Seen::into_info).collect())
+                Ok(rows.into_iter().map(LockRow::into_info).collect())
             })
         }))
     }
@@ -246,24 +246,24 @@ impl Store for Mysql {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
+    ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read(&names).await?;
-                Ok(Seen::occupants(&names, &rows))
+                Ok(LockRow::occupants(&names, &rows))
             })
         }))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.take_over(&what).await })
         }))
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.resume(&what).await })
@@ -360,7 +360,7 @@ impl Session {
                metadata = :metadata
          WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}";
 
-    async fn acquire(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn acquire(&mut self, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         let statement = if self.never_waits {
             Self::ACQUIRE_AT_ONCE
         } else {
@@ -386,7 +386,11 @@ impl Session {
     }
 
     /// What a try comes to that could not write: the lock is held, or the failure.
-    async fn held_or(&mut self, failure: StoreError, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn held_or(
+        &mut self,
+        failure: StoreError,
+        ask: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
@@ -422,7 +426,7 @@ impl Session {
                     DIV 1000,
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
-    async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn create(&mut self, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         if !self.never_waits {
             let name = params! { "name" => ask.name.as_str() };
             let probed = self.query(Self::PROBE, name).await;
@@ -435,7 +439,7 @@ impl Session {
         if self.unless_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was made after the look, or for the table.
             let name = params! { "name" => ask.name.as_str() };
-            let waited = clock::now().saturating_sub(began) >= session::TABLE_WAIT;
+            let waited = clock::now().saturating_sub(began) >= connection::session::TABLE_WAIT;
             let blocked = waited && {
                 let probed = self.query(Self::PROBE, name).await;
                 self.unless_contended(probed)?
@@ -491,7 +495,7 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    pub(super) async fn renew(
+    pub(crate) async fn renew(
         &mut self,
         grants: &[(Grant, Ttl)],
     ) -> Result<Vec<Renewal>, StoreError> {
@@ -532,7 +536,8 @@ impl Session {
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
         let rows = self.read_latest(&names).await?;
-        let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+        let rows: HashMap<&str, &LockRow> =
+            rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
             let at = row
@@ -564,7 +569,7 @@ impl Session {
                l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
                l.metadata = :metadata";
 
-    async fn take_over(&mut self, what: &TakeOver) -> Result<Outcome, StoreError> {
+    async fn take_over(&mut self, what: &TakeOverCommand) -> Result<Outcome, StoreError> {
         let to = &what.to;
         let params = params! {
             "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
@@ -607,7 +612,7 @@ impl Session {
                    UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    async fn resume(&mut self, what: &Resume) -> Result<Renewal, StoreError> {
+    async fn resume(&mut self, what: &ResumeCommand) -> Result<Renewal, StoreError> {
         let to = &what.to;
         let params = params! {
             "name" => to.name.as_str(), "token" => what.token.get(),
@@ -692,7 +697,7 @@ impl Session {
            AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
            AND {writable}";
 
-    async fn release(&mut self, what: &Return) -> Result<Released, StoreError> {
+    async fn release(&mut self, what: &ReleaseCommand) -> Result<Released, StoreError> {
         let params = params! {
             "name" => what.name.as_str(), "grant" => what.grant.as_str(),
             "token" => what.token.map(Token::get), "holder" => &*what.holder,
@@ -749,7 +754,7 @@ impl Session {
 }
 
 /// Those that a statement does not name are left out by the driver.
-fn params_of(ask: &Ask) -> Params {
+fn params_of(ask: &AcquireCommand) -> Params {
     let named = [
         ("name".into(), ask.name.as_str().into()),
         ("holder".into(), (&*ask.holder).into()),

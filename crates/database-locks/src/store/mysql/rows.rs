@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 use mysql_async::{Params, Row, Value, from_value_opt, params};
 use serde_json::json;
 
-use super::super::rows::Seen;
-use super::super::{Page, StoreError};
-use super::session::Session;
-use crate::info::ListFilter;
-use crate::name::LockName;
+use super::super::StoreError;
+use crate::store::mysql::connection::session::Session;
+use protocol::{ListFilter, LockName, LockRow, Page};
 
 /// What is read of a row, in the order in which [`seen`] takes it.
 macro_rules! read {
@@ -39,20 +37,20 @@ const WRITABLE_AT: usize = 12;
 
 impl Session {
     /// The same where there is no row that would tell it.
-    pub(super) const IS_WRITABLE: &str = "SELECT {writable}";
+    pub(crate) const IS_WRITABLE: &str = "SELECT {writable}";
 
     /// The last of the next thousand ids; null where there are no more.
-    pub(super) const PAGE_END: &str = "
+    pub(crate) const PAGE_END: &str = "
         SELECT MAX(p.id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT 1000) p";
     /// The rows of such a page: all, or those that are not free; with names that begin so.
-    pub(super) const READ_PAGE: &str = read!(
+    pub(crate) const READ_PAGE: &str = read!(
         "{table} l
          WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
            AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}
          ORDER BY l.id"
     );
-    pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
-    pub(super) const READ_THESE: &str = read!(
+    pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
+    pub(crate) const READ_THESE: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
@@ -60,7 +58,7 @@ impl Session {
     );
 
     /// Read a page of rows.
-    pub(super) async fn page(
+    pub(crate) async fn page(
         &mut self,
         filter: &ListFilter,
         after: Option<i64>,
@@ -72,7 +70,7 @@ impl Session {
     }
 
     /// Where the page behind the id `after` ends; none: there are no more rows.
-    pub(super) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
+    pub(crate) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
         let mut end = self
             .query(Self::PAGE_END, params! { "after" => after })
             .await?;
@@ -93,12 +91,12 @@ impl Session {
         let rows = self.query(Self::READ_PAGE, these).await?;
         let rows = self.seen(rows)?;
         Ok(Page {
-            rows: rows.into_iter().map(Seen::into_info).collect(),
+            rows: rows.into_iter().map(LockRow::into_info).collect(),
             last,
         })
     }
 
-    pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
+    pub(crate) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
@@ -120,7 +118,7 @@ impl Session {
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
-    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<Seen>, StoreError> {
+    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first(), WRITABLE_AT)?;
         let clocks = self.cluster.is_some();
         Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
@@ -138,7 +136,7 @@ impl Session {
 }
 
 /// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
-fn seen(mut row: Row, clocks: bool) -> Seen {
+fn seen(mut row: Row, clocks: bool) -> LockRow {
     fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -149,7 +147,7 @@ fn seen(mut row: Row, clocks: bool) -> Seen {
         value(row, column).map(|text: Vec<u8>| String::from_utf8_lossy(&text).into_owned())
     }
     let row = &mut row;
-    Seen {
+    LockRow {
         name: text(row, 0).unwrap_or_default(),
         holder: text(row, 1),
         token: value(row, 2).unwrap_or_default(),
@@ -167,7 +165,7 @@ fn seen(mut row: Row, clocks: bool) -> Seen {
 }
 
 /// Cut a list into as few JSON arrays as fit into a statement.
-pub(super) fn packed<T>(
+pub(crate) fn packed<T>(
     mut items: &[T],
     longest: usize,
     describe: impl Fn(&T) -> serde_json::Value,

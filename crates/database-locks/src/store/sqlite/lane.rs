@@ -10,12 +10,13 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::statements;
-use super::worker::{BUSY_TIMEOUT, Database, Worker};
-use crate::fork::PerProcess;
-use crate::store::{Ask, Lane, Outcome, Released, Reply, Return, StoreError};
+use crate::runtime::fork::PerProcess;
+use crate::store::sqlite::connection::worker::{BUSY_TIMEOUT, Database, Worker};
+use crate::store::{Lane, Reply, StoreError};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
-pub(super) struct BlockingLane {
+pub(crate) struct BlockingLane {
     database: Arc<Database>,
     /// A forked child neither uses nor closes the connection of its parent.
     connection: PerProcess<Connection>,
@@ -56,7 +57,7 @@ impl Drop for Use<'_> {
 }
 
 impl BlockingLane {
-    pub(super) fn new(database: Arc<Database>) -> Self {
+    pub(crate) fn new(database: Arc<Database>) -> Self {
         Self {
             database,
             connection: PerProcess::new(),
@@ -107,11 +108,11 @@ impl Lane for BlockingLane {
         Box::pin(async { self.call(|worker| worker.connection().map(drop)) })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async { self.call(|worker| statements::acquire(worker, asks)) })
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         Box::pin(async { self.call(|worker| statements::release(worker, returns)) })
     }
 
@@ -133,8 +134,9 @@ mod tests {
     use super::super::Sqlite;
     use super::super::tests::{ALONE, ask};
     use super::*;
-    use crate::store::{Grant, Store, Table};
-    use crate::timing::Ttl;
+    use crate::store::{Store, Table};
+    use protocol::Grant;
+    use protocol::Ttl;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -170,11 +172,11 @@ mod tests {
         }
     }
 
-    fn try_once(lane: &dyn Lane, ask: &Ask) -> Result<Outcome, StoreError> {
+    fn try_once(lane: &dyn Lane, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         block_on(lane.acquire(std::slice::from_ref(ask))).map(|mut outcomes| outcomes.remove(0))
     }
 
-    fn granted(lane: &dyn Lane, ask: &Ask) -> Return {
+    fn granted(lane: &dyn Lane, ask: &AcquireCommand) -> ReleaseCommand {
         let Outcome::Granted { token, .. } = try_once(lane, ask).unwrap() else {
             panic!("not granted");
         };
@@ -184,10 +186,10 @@ mod tests {
             id: ask.grant,
             holder: Arc::clone(&ask.holder),
         };
-        Return::of(&grant, Ttl::Finite(ask.length))
+        ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
     }
 
-    fn release(lane: &dyn Lane, what: &Return) -> Result<Released, StoreError> {
+    fn release(lane: &dyn Lane, what: &ReleaseCommand) -> Result<Released, StoreError> {
         block_on(lane.release(std::slice::from_ref(what))).map(|done| done[0])
     }
 
@@ -198,9 +200,9 @@ mod tests {
     }
 
     fn within_time(mut done: impl FnMut() -> bool) {
-        let until = crate::clock::now() + SOON;
+        let until = crate::runtime::clock::now() + SOON;
         while !done() {
-            assert!(crate::clock::now() < until, "not in time");
+            assert!(crate::runtime::clock::now() < until, "not in time");
             thread::yield_now();
         }
     }
@@ -379,7 +381,7 @@ mod tests {
     #[test]
     fn a_lane_by_itself_has_the_file_open_once_and_starts_no_thread() {
         let _alone = ALONE.blocking_lock();
-        within_time(|| super::super::thread::tests::threads() == 0);
+        within_time(|| crate::store::sqlite::connection::thread::tests::threads() == 0);
         let subject = Subject::new();
         let lane = subject.lane();
         let open = || {
@@ -391,7 +393,10 @@ mod tests {
         let held = granted(&*lane, &ask("job"));
         release(&*lane, &held).unwrap();
         assert_eq!(open(), 1);
-        assert_eq!(super::super::thread::tests::threads(), 0);
+        assert_eq!(
+            crate::store::sqlite::connection::thread::tests::threads(),
+            0
+        );
         let runtime = runtime();
         runtime.block_on(subject.store.read(&[], SOON)).unwrap();
         assert_eq!(open(), 2);
