@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python check-deny check-msrv book bench profile example package install clean
+.PHONY: help test test-rust test-python test-python-logged torture check check-docs check-rust check-python check-deny check-msrv book bench profile example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -71,7 +71,10 @@ torture: ## many processes on a few locks while everything breaks; ENGINE=, SECO
 	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
 		$(if $(DOCS),--docs $(DOCS))
 
-check: check-rust check-python check-deny ## look at the code without running it: format, lints, types, features by themselves, documentation
+check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, features by themselves, documentation
+
+check-docs: ## the links of the documents, and that none is missing in the table of contents
+	scripts/check-links
 
 check-rust: ## the part of it that is for Rust
 	cargo fmt --all --check
@@ -132,6 +135,9 @@ package: ## make the packages, and build and test what is in them
 	scripts/check-package
 	scripts/check-drivers
 	scripts/check-python-package
+
+book: ## make a website of the documentation in target/book/html, with mdbook
+	@scripts/book
 
 install: ## install the command dblock into cargo's directory of programs
 	cargo install --locked --path crates/dblock
