@@ -8,8 +8,8 @@ use pyo3::types::{PyDict, PyType};
 use crate::login;
 
 /// The exception that says this. What cannot be made into it becomes the error that said so.
-pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    exception(py, error).unwrap_or_else(|failed| failed)
+pub(crate) fn raise(py: Python<'_>, error: impl Into<Error>) -> PyErr {
+    exception(py, error.into()).unwrap_or_else(|failed| failed)
 }
 
 fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
