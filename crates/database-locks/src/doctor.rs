@@ -1,4 +1,4 @@
-//! What may be wrong with a database of locks, and what to do about it.
+//! Findings about the database of the locks, and how to fix them.
 //!
 //! ```
 //! # use database_locks::Locks;
@@ -20,13 +20,13 @@ use serde_json::json;
 use crate::runtime::clock;
 use protocol::{Human, Time};
 
-/// What was looked at, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
+/// What was examined, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// What was looked at: what is fine, and what could not be seen.
+    /// What was examined and is fine, and what could not be examined.
     pub checks: Vec<Check>,
-    /// What is wrong, problems first; empty: nothing.
+    /// What is wrong, errors first.
     pub findings: Vec<Finding>,
 }
 
@@ -56,15 +56,15 @@ impl Report {
     }
 }
 
-/// Something that was looked at.
+/// Something that was examined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// What it is about, in one word: `server`, `clock`, `rights`, ….
+    /// The subject in one word: `server`, `clock`, `rights`, ….
     pub area: &'static str,
-    /// Whether it could be seen; not, where this user has no right to look.
+    /// `false` if this user has no right to examine it.
     pub seen: bool,
-    /// What was seen, or why not.
+    /// The state found, or why it could not be examined.
     pub message: String,
 }
 
@@ -72,13 +72,13 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The same for ever: `table-missing`, ….
+    /// A stable identifier: `table-missing`, ….
     pub id: &'static str,
-    /// What it is about, as in [`Check::area`].
+    /// The subject, as in [`Check::area`].
     pub area: &'static str,
     /// How bad it is.
     pub severity: Severity,
-    /// What is wrong, and what comes of it.
+    /// What is wrong, and its consequence.
     pub message: String,
     /// What to do about it.
     pub fix: String,
@@ -90,7 +90,7 @@ pub struct Finding {
 pub enum Severity {
     /// Locks cannot be used, or a promise is not kept.
     Error,
-    /// Locks work; something about them could be better.
+    /// Locks work and could do better.
     Warning,
 }
 
@@ -103,7 +103,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Something that can be found: what all findings of one id have in common.
+/// A kind of finding: what all findings with one id have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Kind {
@@ -113,7 +113,7 @@ pub struct Kind {
     pub area: &'static str,
     /// See [`Finding::severity`].
     pub severity: Severity,
-    /// What comes of it.
+    /// The consequence.
     pub impact: &'static str,
     /// See [`Finding::fix`]; `{table}` stands for the name of the table.
     pub fix: &'static str,
