@@ -92,7 +92,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Read some of the rows, in the order in which they were made: those behind `after`. Locks nothing.
     ///
-    /// A page looks at [`PAGE`] rows at most, whatever matches, so that no renewal waits long behind it.
+    /// A page reads at most a thousand rows, whatever matches, so that no renewal waits long behind it.
     fn page<'a>(
         &'a self,
         filter: &'a ListFilter,
