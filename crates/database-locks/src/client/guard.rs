@@ -584,11 +584,11 @@ async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result
 async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
     let answers = inner
         .store
-        .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
+        .renew(&[(held.latest_grant(), ttl)], REQUEST_TIMEOUT)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
-        Renewal::Renewed | Renewal::Busy => None,
+        Renewal::Renewed { .. } | Renewal::Busy => None,
     }))
 }
 

@@ -17,8 +17,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
-    Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
+    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, Primary, REQUEST_TIMEOUT,
+    ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
 };
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
@@ -52,7 +52,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             inner: Arc::clone(&inner),
             what: Some(&what),
         };
-        let sent = until_answered(&inner, &what).await?;
+        let (sent, confirmed_by) = until_answered(&inner, &what).await?;
         let to = &what.to;
         let lease = Lease::granted(want.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
@@ -64,6 +64,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             token: what.token,
             id: to.grant,
             holder: Arc::clone(&to.holder),
+            confirmed_by,
         };
         let begun = begin(&inner, grant, lease).await;
         if let Ok(guard) = &begun {
@@ -82,13 +83,16 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
     .await
 }
 
-/// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Error> {
+/// Ask until there is an answer: when the request was sent that was fulfilled, and which server says so.
+async fn until_answered(
+    inner: &Inner,
+    what: &ResumeCommand,
+) -> Result<(Time, Option<Primary>), Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
         let failure = match inner.store.resume(what, REQUEST_TIMEOUT).await {
-            Ok(Renewal::Renewed) => return Ok(sent),
+            Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
             Ok(Renewal::Lost(gone)) => {
                 return Err(Error::lost(&what.to.name, Loss::of_another(gone)));
             }
@@ -159,7 +163,7 @@ pub(crate) async fn by_ticket(
         });
         match done.await.map_err(|e| e.into_error(op))? {
             Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_another(gone))),
-            Renewal::Renewed | Renewal::Busy => Ok(()),
+            Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })
     .await
@@ -183,6 +187,7 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
         token: ticket.token,
         id: ticket.grant,
         holder: holder.unwrap_or_default().into(),
+        confirmed_by: None,
     };
     match what {
         ByTicket::Renew(ttl) => {
@@ -196,10 +201,12 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
                     inner.queues.wake(&grant.name);
-                    Renewal::Renewed
+                    Renewal::Renewed { confirmed_by: None }
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
-                Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
+                Some(Released::Busy) if defer(inner, &returns[0]) => {
+                    Renewal::Renewed { confirmed_by: None }
+                }
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }

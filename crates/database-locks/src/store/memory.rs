@@ -102,6 +102,7 @@ impl Row {
         Outcome::Granted {
             token: Token::from_db(self.token),
             length: ask.length,
+            confirmed_by: None,
         }
     }
 
@@ -223,7 +224,7 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
         Some(row) if row.is_of(&grant.name, grant) && !row.is_free(now) => {
             row.expires = row.expires.max(Some(ends(now, ttl)));
             row.renewed = Some(now);
-            Renewal::Renewed
+            Renewal::Renewed { confirmed_by: None }
         }
         row => judge(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
     }
@@ -247,7 +248,7 @@ fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
     row.expires = row.expires.max(Some(ends(now, Ttl::Finite(to.length))));
     row.renewed = Some(now);
     row.metadata = Some(to.metadata.to_string());
-    Renewal::Renewed
+    Renewal::Renewed { confirmed_by: None }
 }
 
 fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
@@ -417,7 +418,7 @@ impl Store for Memory {
         let mut row = rows.get_mut(&grant.name);
         let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
         ready(match (judge(grant, seen.as_ref()), &mut row) {
-            (Renewal::Busy | Renewal::Renewed, Some(row)) => {
+            (Renewal::Busy | Renewal::Renewed { .. }, Some(row)) => {
                 row.fences += 1;
                 Ok(Barrier::new(Fence {
                     shared: Arc::clone(&self.0),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{AcquireCommand, Outcome, Released, Renewal, Version, random_grant_id};
+use database_locks::seam::{AcquireCommand, Outcome, Released, Version, random_grant_id};
 use database_locks::{LockState, Token};
 
 use super::bench::{
@@ -102,7 +102,7 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
     let Outcome::Granted { token: first, .. } = try_once(&*store, &ask).await else {
         panic!("not granted")
     };
-    let Outcome::Granted { token, length } = try_once(&*bench.store(), &ask).await else {
+    let Outcome::Granted { token, length, .. } = try_once(&*bench.store(), &ask).await else {
         panic!("not recognised")
     };
     assert_eq!(token, first);
@@ -117,7 +117,7 @@ pub async fn a_repeated_acquire_recognises_its_own_grant(bench: &Bench) {
         .acquire(&[ask, other], WITHIN)
         .await
         .expect("an answer");
-    let Outcome::Granted { token, length } = outcomes[0] else {
+    let Outcome::Granted { token, length, .. } = outcomes[0] else {
         panic!("not recognised: {outcomes:?}")
     };
     let row = info(&*store, "job").await.expect("a row");
@@ -153,9 +153,10 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
     assert_eq!(mine, [true, false, true, true], "{outcomes:?}");
     for (ask, outcome) in asks.iter().zip(outcomes) {
         if let Outcome::Granted { token, .. } = outcome {
-            assert_eq!(
-                renew(&*store, &grant_of(ask, token), LONG).await,
-                Renewal::Renewed
+            assert!(
+                renew(&*store, &grant_of(ask, token), LONG)
+                    .await
+                    .is_renewed()
             );
         }
     }

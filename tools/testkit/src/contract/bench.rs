@@ -147,6 +147,7 @@ pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
         token,
         id: ask.grant,
         holder: Arc::clone(&ask.holder),
+        confirmed_by: None,
     }
 }
 

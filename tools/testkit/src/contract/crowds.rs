@@ -82,7 +82,7 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
         let (mut mine, mut granted) = (Vec::new(), Vec::new());
         for (i, (ask, outcome)) in asks.iter().zip(&outcomes).enumerate() {
             let row = &rows[&ask.name];
-            let Outcome::Granted { token, length } = outcome else {
+            let Outcome::Granted { token, length, .. } = outcome else {
                 assert!(
                     held.contains(&i) || i >= CROWD || i == 41,
                     "{i}: {outcome:?}"
@@ -204,7 +204,8 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
                     .renew(&[(grant.clone(), Ttl::from(LONG))], WITHIN)
                     .await;
                 match renewed.as_deref() {
-                    Ok([Renewal::Renewed | Renewal::Busy]) | Err(StoreError::Contention(_)) => {}
+                    Ok([Renewal::Renewed { .. } | Renewal::Busy])
+                    | Err(StoreError::Contention(_)) => {}
                     other => panic!("{other:?}"),
                 }
                 seen.lock().expect("no panic").0 = false;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{AcquireCommand, Outcome, PAGE, Renewal};
+use database_locks::seam::{AcquireCommand, Outcome, PAGE};
 use database_locks::{ListFilter, Ttl};
 
 use super::bench::{
@@ -82,10 +82,7 @@ pub async fn pruning_deletes_what_is_long_free(bench: &Bench) {
     let store = bench.ready().await;
     granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "me", LONG).await;
-    assert_eq!(
-        renew(&*store, &endless, Ttl::Infinite).await,
-        Renewal::Renewed
-    );
+    assert!(renew(&*store, &endless, Ttl::Infinite).await.is_renewed());
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     granted(&*store, "expired", "me", SHORT).await;
@@ -116,10 +113,7 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
     let store = bench.ready().await;
     let held = granted(&*store, "held", "me", LONG).await;
     let endless = granted(&*store, "endless", "you", LONG).await;
-    assert_eq!(
-        renew(&*store, &endless, Ttl::Infinite).await,
-        Renewal::Renewed
-    );
+    assert!(renew(&*store, &endless, Ttl::Infinite).await.is_renewed());
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     granted(&*store, "expired", "me", SHORT).await;
@@ -242,5 +236,5 @@ pub async fn installing_twice_changes_nothing(bench: &Bench) {
         info(&*store, "job").await.map(|row| row.token),
         before.map(|row| row.token)
     );
-    assert_eq!(renew(&*store, &grant, LONG).await, Renewal::Renewed);
+    assert!(renew(&*store, &grant, LONG).await.is_renewed());
 }

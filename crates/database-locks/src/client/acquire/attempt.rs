@@ -24,7 +24,7 @@ use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
-    Outcome, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
+    Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
 };
 
 /// One grant that is being asked for.
@@ -40,6 +40,8 @@ pub(crate) struct Attempt {
     _ours: Ours,
     /// When the latest request was sent.
     sent: Time,
+    /// The server that granted it, if that is known.
+    confirmed_by: Option<Primary>,
     unsettled: bool,
     /// Closes when the request on the lane has ended: answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
@@ -61,6 +63,7 @@ impl Attempt {
             _ours: Ours::new(ask.grant),
             ask,
             sent: Time::ZERO,
+            confirmed_by: None,
             unsettled: false,
             under_way: None,
         })
@@ -114,7 +117,12 @@ impl Attempt {
             // A renewal is over in a moment. A fence may be open for long, and is waited for as the
             // holder would be.
             Outcome::Busy if !self.want.once() => Outcome::Held(from),
-            Outcome::Granted { token, .. } => {
+            Outcome::Granted {
+                token,
+                confirmed_by,
+                ..
+            } => {
+                self.confirmed_by = confirmed_by;
                 tracing::debug!(
                     lock.name = self.want.name.as_str(),
                     lock.token = token.get(),
@@ -156,7 +164,10 @@ impl Attempt {
             Outcome::Held(_) => false,
             // It may be a request of our own, whose reply was lost, that has the row locked.
             Outcome::Busy => before,
-            Outcome::Granted { .. } => true,
+            Outcome::Granted { confirmed_by, .. } => {
+                self.confirmed_by = confirmed_by;
+                true
+            }
         };
         Ok(outcome)
     }
@@ -220,6 +231,7 @@ impl Attempt {
             token,
             id: self.ask.grant,
             holder: Arc::clone(&self.want.holder),
+            confirmed_by: self.confirmed_by,
         };
         begin(&self.inner, grant, lease).await
     }

@@ -130,7 +130,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
         Ok(Outcome::Granted { .. }) if want.timing.is_confirmed_later() => {
             Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome)))))
         }
-        Ok(Outcome::Granted { token, length }) => {
+        Ok(Outcome::Granted { token, length, .. }) => {
             inner.outages.log_answered(attempt.sent());
             inner.queues.acquired(&want.name);
             match attempt.granted(token, length).await {

@@ -59,7 +59,7 @@ struct Entry {
 impl Entry {
     fn renewing(&mut self) -> (Grant, Ttl) {
         self.held.renewing();
-        (self.held.grant.clone(), self.lease.renewing())
+        (self.held.latest_grant(), self.lease.renewing())
     }
 }
 
@@ -551,6 +551,7 @@ mod tests {
             token: Token::from_db(1),
             id: random_grant_id().unwrap(),
             holder: "me".into(),
+            confirmed_by: None,
         };
         let lease = Lease::granted(timing, sent, ttl);
         (Held::new("memory", grant, &lease), lease)

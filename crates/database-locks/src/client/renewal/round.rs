@@ -100,8 +100,11 @@ impl Scheduler {
         book.reconnects.needless();
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
-                Renewal::Renewed => {
+                Renewal::Renewed { confirmed_by } => {
                     tally.renewed += 1;
+                    if let Some(entry) = book.entries.get(&grant.id) {
+                        entry.held.confirmed_by(confirmed_by);
+                    }
                     book.answered(grant.id, sent, (Answer::Renewed, None), &mut news);
                 }
                 Renewal::Busy => {

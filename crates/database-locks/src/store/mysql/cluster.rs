@@ -220,12 +220,14 @@ impl Session {
             token,
             id: ask.grant,
             holder: ask.holder.clone(),
+            confirmed_by: None,
         };
         let renewals = self.renew(&[(grant, Ttl::Finite(ask.length))]).await?;
         Ok(match renewals.first() {
-            Some(Renewal::Renewed) => Outcome::Granted {
+            Some(Renewal::Renewed { .. }) => Outcome::Granted {
                 token,
                 length: ask.length,
+                confirmed_by: None,
             },
             _ => Outcome::Busy,
         })

@@ -377,6 +377,7 @@ impl Session {
             return Ok(Outcome::Granted {
                 token: token(id),
                 length: ask.length,
+                confirmed_by: None,
             });
         }
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
@@ -457,6 +458,7 @@ impl Session {
                 Some(Outcome::Granted { token, .. }) => Outcome::Granted {
                     token,
                     length: ask.length,
+                    confirmed_by: None,
                 },
                 Some(other) => other,
                 None => Outcome::Busy,
@@ -519,7 +521,11 @@ impl Session {
                 .execute(statement, params! { "grants" => text })
                 .await?;
             if done.rows == chunk.len() as u64 {
-                answers.extend(chunk.iter().map(|_| Renewal::Renewed));
+                answers.extend(
+                    chunk
+                        .iter()
+                        .map(|_| Renewal::Renewed { confirmed_by: None }),
+                );
             } else {
                 self.judge(chunk, done, &mut answers).await?;
             }
@@ -544,7 +550,9 @@ impl Session {
                 .and_then(|row| row.renewed_at)
                 .and_then(|at| u64::try_from(at).ok());
             answers.push(match judge(grant, row) {
-                Renewal::Busy if done.rows > 0 && at == Some(done.id) => Renewal::Renewed,
+                Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
+                    Renewal::Renewed { confirmed_by: None }
+                }
                 verdict => verdict,
             });
         }
@@ -583,6 +591,7 @@ impl Session {
                 return Ok(Outcome::Granted {
                     token: token(id),
                     length: to.length,
+                    confirmed_by: None,
                 });
             }
             Some(_) => {}
@@ -626,7 +635,7 @@ impl Session {
         let done = self.execute(statement, params).await;
         match self.unless_contended(done)? {
             None => return Ok(Renewal::Busy),
-            Some(done) if done.rows > 0 => return Ok(Renewal::Renewed),
+            Some(done) if done.rows > 0 => return Ok(Renewal::Renewed { confirmed_by: None }),
             Some(_) => {}
         }
         let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;

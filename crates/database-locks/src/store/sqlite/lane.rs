@@ -185,6 +185,7 @@ mod tests {
             token,
             id: ask.grant,
             holder: Arc::clone(&ask.holder),
+            confirmed_by: None,
         };
         ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
     }

@@ -179,6 +179,7 @@ impl Session {
                     Some(Outcome::Granted {
                         token: Token::from_db(row.token),
                         length: ask.length,
+                        confirmed_by: None,
                     })
                 }
                 Some(row) => Some(self.refused(ask, row).await?),

@@ -129,6 +129,7 @@ impl Session {
                     *outcome = Some(Outcome::Granted {
                         token: token(done.id),
                         length: free.ask.length,
+                        confirmed_by: None,
                     });
                 }
             }

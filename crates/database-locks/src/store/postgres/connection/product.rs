@@ -1,6 +1,6 @@
-//! Which product answers: servers that speak PostgreSQL's protocol and are not PostgreSQL.
+//! Products that speak the protocol of PostgreSQL and are not PostgreSQL.
 
-/// Products by what their `version()` contains, in lower case. Some call themselves PostgreSQL as well.
+/// Products by what their `version()` contains, in lower case. Some call themselves PostgreSQL too.
 const OTHERS: &[(&str, &str)] = &[
     ("cockroach", "CockroachDB"),
     ("-yb-", "YugabyteDB"),
@@ -16,15 +16,15 @@ const OTHERS: &[(&str, &str)] = &[
     ("redpanda", "Redpanda SQL"),
 ];
 
-/// Names that PostgreSQL and its distributions bear: those of EDB call themselves so in old versions.
+/// How PostgreSQL and its distributions begin their `version()`; old versions of EDB's with the second one.
 /// Aurora, AlloyDB, Neon, Cloud SQL, RDS, Supabase and Percona answer as PostgreSQL does.
 const KNOWN: [&str; 2] = ["PostgreSQL ", "EnterpriseDB "];
 
-/// What a server that is refused is to be replaced by.
+/// The hint for a server that is refused.
 pub(crate) const HINT: &str = "row locks, SKIP LOCKED and the clock are PostgreSQL's own here: use \
                                PostgreSQL 12 or later, or a service that runs it";
 
-/// The name of the product, where it is not known to keep the promises of this library.
+/// The name of a product that is not known to keep the promises of this library.
 pub(crate) fn stranger(version: &str) -> Option<&str> {
     let lower = version.to_ascii_lowercase();
     let other = OTHERS.iter().find(|(mark, _)| lower.contains(mark));

@@ -1,14 +1,6 @@
 //! One connection that has been found fit to serve, and how a statement runs on it.
 
-pub(crate) mod backend_check;
-pub(crate) mod blocked;
-pub(crate) mod cancel;
-pub(crate) mod connector;
-pub(crate) mod dial;
-pub(crate) mod endpoint;
-pub(crate) mod handshake;
-pub(crate) mod tls;
-
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,52 +8,80 @@ use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row};
 
-use super::Sql;
-use super::notify::OwnBackend;
-use crate::client::own_grants::Primary;
+use super::events::OwnBackend;
 use crate::runtime;
 use crate::runtime::fork::Here;
 use crate::store::connect::url::Address;
-use crate::store::postgres::error::{Kind, Refusal};
+use crate::store::postgres::error::{Kind, ServerError};
+use protocol::Primary;
 
-/// A parameter of a statement. Its type is stated, since asking the server for it would be a round
-/// trip more.
-pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+/// A parameter of a [`Statement`].
+pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
+
+/// From this number of locks on a statement is planned at each execution, for its size. The plan of a
+/// prepared statement may have been made for a handful, with loops within loops.
+const LARGE: usize = 64;
+
+/// A statement of the protocol. It may be prepared.
+pub(crate) struct Statement {
+    /// What `docs/protocol.md` calls it.
+    pub(crate) name: &'static str,
+    /// With `{table}` in place of the name of the table.
+    pub(crate) text: &'static str,
+    /// The types of the parameters. To ask the server for them would cost a round trip.
+    pub(crate) types: &'static [Type],
+}
+
+/// A [`Statement`] as one connection runs it.
+pub(crate) struct Prepared {
+    text: Arc<str>,
+    used: AtomicBool,
+    statement: OnceCell<tokio_postgres::Statement>,
+}
+
+impl Prepared {
+    pub(crate) fn new(text: &Arc<str>) -> Self {
+        Self {
+            text: Arc::clone(text),
+            used: AtomicBool::new(false),
+            statement: OnceCell::new(),
+        }
+    }
+}
 
 /// One connection that has been found fit to serve.
-pub(crate) struct Connection {
+pub(crate) struct Session {
     pub(crate) client: Client,
-    /// Where it leads.
     pub(crate) address: Address,
-    pub(crate) texts: Arc<[String]>,
-    /// One for each statement; none where a pooler may be in between.
+    /// By name.
+    pub(crate) statements: HashMap<&'static str, Prepared>,
+    /// Whether it leads to the server itself. Else a pooler may be in between, and nothing is prepared.
     ///
     /// The driver's statements are called s0, s1, … in each process. Behind a pooler that hands out
     /// its connections by transaction, those of several processes meet on one connection
     /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
-    pub(crate) prepared: Option<Vec<Prepared>>,
-    /// Set once the table has been used: see [`Kind::Missing`](crate::store::postgres::error::Kind::Missing).
+    pub(crate) direct: bool,
+    /// Set once the table has been used: see [`Kind::Missing`].
     pub(crate) used: Arc<AtomicBool>,
-    /// Why the table cannot be used.
-    pub(crate) unfit: Option<Refusal>,
-    /// The backend that carries out all that is sent on it; none where a pooler may be in between.
+    /// Why the table cannot hold locks.
+    pub(crate) unfit: Option<ServerError>,
+    /// The backend that runs all that is sent on it; none where a pooler may choose another each time.
     pub(crate) backend: Option<i32>,
     /// LISTEN has been sent on it, or is about to be.
     pub(crate) asked_to_listen: AtomicBool,
     /// LISTEN has been carried out on it.
     pub(crate) listens: AtomicBool,
-    /// Which server it is, where that is to be known. Behind a pooler, which one it was at first.
-    pub(crate) server: Option<Primary>,
-    /// An answer did not come in time: once nobody waits for another, what still runs is cancelled.
+    /// Which server it leads to, if that is known. Behind a pooler, which one it was at first.
+    pub(crate) primary: Option<Primary>,
+    /// An answer did not come in time. After the last caller has gone, what still runs is cancelled.
     pub(crate) late: Arc<AtomicBool>,
-    /// Nobody shall wait for it any longer.
-    pub(crate) forsaken: watch::Sender<bool>,
+    /// Set when no caller shall wait for it any longer.
+    pub(crate) abandoned: watch::Sender<bool>,
     /// Dropped with the last user.
     pub(crate) _in_use: InUse,
-    /// So that what its backend notifies is known as our own.
-    pub(crate) _own: Option<OwnBackend>,
+    pub(crate) _own_backend: Option<OwnBackend>,
 }
 
 /// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees to it that
@@ -91,95 +111,89 @@ impl Drop for InUse {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct Prepared {
-    used: AtomicBool,
-    statement: OnceCell<Statement>,
-}
-
-impl Connection {
-    /// Run the statement of that number, prepared if it may be and `reused` says that it pays.
-    pub(crate) async fn rows(
+impl Session {
+    /// Run a statement about that many locks.
+    pub(crate) async fn write(
         &self,
-        number: usize,
-        reused: bool,
+        statement: &Statement,
+        locks: usize,
         params: &[Param<'_>],
-    ) -> Result<Vec<Row>, Refusal> {
-        let Some(unfit) = &self.unfit else {
-            return self.run(number, reused, params).await;
-        };
-        // Some of the tables that cannot hold locks can be read.
-        if ![Sql::Read as usize, Sql::ReadPage as usize].contains(&number) {
-            return Err(unfit.clone());
+    ) -> Result<Vec<Row>, ServerError> {
+        match &self.unfit {
+            Some(unfit) => Err(unfit.clone()),
+            None => self.run(statement, locks, params).await,
         }
-        let read = self.run(number, reused, params).await;
-        read.map_err(|refusal| match refusal.kind {
-            Kind::Rejected(_) => unfit.clone(),
-            _ => refusal,
+    }
+
+    /// Run a statement that only reads. Some of the tables that cannot hold locks can be read.
+    pub(crate) async fn read(
+        &self,
+        statement: &Statement,
+        locks: usize,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, ServerError> {
+        let rows = self.run(statement, locks, params).await;
+        rows.map_err(|error| match (error.kind, &self.unfit) {
+            (Kind::Rejected(_), Some(unfit)) => unfit.clone(),
+            _ => error,
         })
     }
 
     async fn run(
         &self,
-        number: usize,
-        reused: bool,
+        statement: &Statement,
+        locks: usize,
         params: &[Param<'_>],
-    ) -> Result<Vec<Row>, Refusal> {
-        let prepared = match &self.prepared {
-            Some(all) if reused => self.prepare(number, &all[number], params).await?,
-            _ => None,
+    ) -> Result<Vec<Row>, ServerError> {
+        let known = &self.statements[statement.name];
+        let prepared = match self.direct && locks < LARGE {
+            true => self.prepare(known, statement.types).await?,
+            false => None,
         };
         let rows = match prepared {
-            Some(statement) => {
-                let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
-                self.client.query(statement, &values).await?
+            Some(prepared) => self.client.query(prepared, params).await?,
+            None => {
+                let types = statement.types.iter().cloned();
+                let params: Vec<_> = params.iter().copied().zip(types).collect();
+                self.client.query_typed(&known.text, &params).await?
             }
-            None => self.client.query_typed(&self.texts[number], params).await?,
         };
         self.used.store(true, Ordering::Relaxed);
         Ok(rows)
     }
 
-    /// Preparing is a round trip more, which whoever acquires once and releases once would pay in
-    /// vain: so from the second use on.
+    /// From the second use on: preparing costs a round trip, which a program that acquires and releases
+    /// once would pay in vain.
     async fn prepare<'a>(
         &self,
-        number: usize,
-        prepared: &'a Prepared,
-        params: &[Param<'_>],
-    ) -> Result<Option<&'a Statement>, Refusal> {
-        if let Some(statement) = prepared.statement.get() {
+        known: &'a Prepared,
+        types: &[Type],
+    ) -> Result<Option<&'a tokio_postgres::Statement>, ServerError> {
+        if let Some(statement) = known.statement.get() {
             return Ok(Some(statement));
         }
-        if !prepared.used.swap(true, Ordering::Relaxed) {
+        if !known.used.swap(true, Ordering::Relaxed) {
             return Ok(None);
         }
-        let types: Vec<Type> = params.iter().map(|(_, of)| of.clone()).collect();
-        let prepare = || self.client.prepare_typed(&self.texts[number], &types);
-        Ok(Some(prepared.statement.get_or_try_init(prepare).await?))
+        let prepare = || self.client.prepare_typed(&known.text, types);
+        Ok(Some(known.statement.get_or_try_init(prepare).await?))
     }
 
-    /// Run a statement that is not used often.
-    pub(crate) async fn ask(
+    /// Run a query that is no statement of the protocol.
+    pub(crate) async fn query(
         &self,
-        statement: &str,
-        params: &[Param<'_>],
-    ) -> Result<Vec<Row>, Refusal> {
-        Ok(self.client.query_typed(statement, params).await?)
+        text: &str,
+        params: &[(Param<'_>, Type)],
+    ) -> Result<Vec<Row>, ServerError> {
+        Ok(self.client.query_typed(text, params).await?)
     }
 
-    /// Whether it has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 
-    /// Whether nobody stands between us and the server.
-    pub(crate) fn is_direct(&self) -> bool {
-        self.prepared.is_some()
-    }
-
-    /// Run a script of several statements, as one transaction. That may make the table, or fit.
-    pub(crate) async fn script(&self, script: &str) -> Result<(), Refusal> {
+    /// Run a script of several statements, as one transaction. The table need not be fit.
+    pub(crate) async fn script(&self, script: &str) -> Result<(), ServerError> {
         Ok(self.client.batch_execute(script).await?)
     }
 }

@@ -322,6 +322,7 @@ fn take(tx: &Connection, sql: &Statements, ask: &AcquireCommand) -> rusqlite::Re
     Ok(Outcome::Granted {
         token: Token::from_db(token),
         length: ask.length,
+        confirmed_by: None,
     })
 }
 
@@ -351,7 +352,7 @@ pub(crate) fn renew(
                 length,
             ))?;
             if renewed == 1 {
-                return Ok(Renewal::Renewed);
+                return Ok(Renewal::Renewed { confirmed_by: None });
             }
             Ok(judge(grant, look(&mut read, &grant.name)?.as_ref()))
         };
@@ -408,6 +409,7 @@ pub(crate) fn take_over(
             return Ok(Outcome::Granted {
                 token: Token::from_db(token),
                 length: to.length,
+                confirmed_by: None,
             });
         }
         let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
@@ -429,7 +431,7 @@ pub(crate) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewa
                 modifier(to.length),
             ))?;
             if taken == 1 {
-                return Ok(Renewal::Renewed);
+                return Ok(Renewal::Renewed { confirmed_by: None });
             }
         }
         let row = look(&mut tx.prepare_cached(&sql.look)?, &to.name)?;
@@ -499,7 +501,7 @@ pub(crate) fn open_fence(
         let row = look(&mut tx.prepare_cached(&sql.look)?, &grant.name)?;
         Ok(Some(match judge(grant, row.as_ref()) {
             Renewal::Lost(gone) => Err(gone),
-            Renewal::Busy | Renewal::Renewed => Ok(Barrier::new(open)),
+            Renewal::Busy | Renewal::Renewed { .. } => Ok(Barrier::new(open)),
         }))
     });
     opened?.ok_or_else(|| StoreError::Contention("its file is just being removed".into()))

@@ -1,0 +1,14 @@
+//! Connections: how one is made, what a statement runs on, and when it is made anew.
+
+pub(crate) mod backend_check;
+pub(crate) mod blocked;
+pub(crate) mod cancel;
+pub(crate) mod dial;
+pub(crate) mod endpoint;
+pub(crate) mod events;
+pub(crate) mod handshake;
+pub(crate) mod manager;
+pub(crate) mod product;
+pub(crate) mod server;
+pub(crate) mod session;
+pub(crate) mod tls;
