@@ -1,25 +1,25 @@
-"""The arguments of a lock: checked where they are given, in the names of the API."""
+"""Checks of arguments. Error messages use the names of the Python API."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import _names
 from .exceptions import LockConfigError
 
 if TYPE_CHECKING:
-    from ._manager import Locks
+    from ._client import Client
 
 Seconds = float | timedelta
 
 Key = tuple[int, int, str]
-"""Of which process, of which `Locks`, which name."""
+"""Process generation, `Client`, lock name."""
 
 
 class _NotSet:
@@ -28,16 +28,16 @@ class _NotSet:
 
 
 NOTSET: Any = _NotSet()
-"""Stands for: what the settings say."""
+"""Default that means: read the project's settings."""
 
 LONGEST_TEXT = 255
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a lock is to be like, all of it checked."""
+class AcquireRequest:
+    """The checked arguments of one acquire."""
 
-    locks: Locks | None
+    locks: Client | None
     key: Key
     name: str
     ttl: float | None
@@ -55,6 +55,25 @@ class Wanted:
     status_file: str | os.PathLike[str] | None
 
 
+LONGEST = 1e18
+"""The greatest number of seconds that the extension can represent."""
+
+
+def seconds(
+    what: str, value: Any, *, least: float = -LONGEST, most: float = LONGEST, allowed: str
+) -> float:
+    """A number of seconds, or a `timedelta`."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    # Compared before the conversion: an integer may not fit a float. NaN is in no range.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        # Python refuses to print integers of more than 4300 digits.
+        great = isinstance(value, int) and value.bit_length() > 1000
+        said = "too great a number" if great else reprlib.repr(value)
+        raise LockConfigError(f"`{what}` is {said}, must be {allowed}")
+    return float(value)
+
+
 LONGEST_TTL = 315_576_000.0
 TTL = "a number of seconds from 0.1 to 315576000 (ten years), a timedelta, or None (without end)"
 RENEW = "a number of seconds, at least 0, or a timedelta"
@@ -64,41 +83,41 @@ def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
     return (
         None
         if value is None
-        else _names.seconds(what, value, least=0.1, most=LONGEST_TTL, allowed=TTL)
+        else seconds(what, value, least=0.1, most=LONGEST_TTL, allowed=TTL)
     )
 
 
 def lasting_of(value: Seconds | None) -> float | None:
     allowed = "a number of seconds, at least 0, or a timedelta"
-    return None if value is None else _names.seconds("lasting", value, least=0, allowed=allowed)
+    return None if value is None else seconds("lasting", value, least=0, allowed=allowed)
 
 
 def timeout_of(value: Seconds | None) -> float:
     allowed = "a number of seconds, at least 0, or a timedelta; 0 or None: without limit"
-    return 0.0 if value is None else _names.seconds("timeout", value, least=0, allowed=allowed)
+    return 0.0 if value is None else seconds("timeout", value, least=0, allowed=allowed)
 
 
 def retry_of(value: Seconds | None) -> float | None:
     allowed = "a number of seconds, or None or 0: try once"
-    return None if value is None else _names.seconds("retry", value, least=0, allowed=allowed)
+    return None if value is None else seconds("retry", value, least=0, allowed=allowed)
 
 
 def renew_of(value: Seconds | None, what: str = "lock_ttl_renew") -> float | None:
-    return None if value is None else _names.seconds(what, value, least=0, allowed=RENEW)
+    return None if value is None else seconds(what, value, least=0, allowed=RENEW)
 
 
 def renew_every(ttl: float | None, before_end: float | None) -> float | None:
-    """Each third, or as early as ``lock_ttl_renew`` wants it if that is earlier."""
+    """Seconds between renewals: a third of the ttl, or less if ``lock_ttl_renew`` asks for it."""
     if ttl is None or before_end is None:
         return None
     third = ttl / 3
     period = ttl - before_end
-    # Longer than the lease itself, which 0.5 took: as often as makes sense.
+    # Legacy accepts a value longer than the lease: renew ten times a lease then.
     return min(period, third) if period >= 0.01 else max(ttl / 10, 0.01)
 
 
 def text(what: str, value: Any) -> str:
-    """A text that every database can hold."""
+    """A text that every engine can store."""
     if not isinstance(value, str):
         raise LockConfigError(f"`{what}` is {value!r}, must be a text")
     allowed = f"must be 1 to {LONGEST_TEXT} characters without NUL"
@@ -135,7 +154,7 @@ def flag(what: str, value: Any) -> bool:
     return value
 
 
-_ELSEWHERE = {
+_FOREIGN = {
     "blocking": 'on_busy="raise" for one try, or timeout=… for a limited wait',
     "blocking_timeout": "timeout=…",
     "expire": "lock_ttl=…",
@@ -146,14 +165,14 @@ _ELSEWHERE = {
     "ttl": "lock_ttl=…",
     "wait": 'on_busy="raise" for one try, or timeout=… for a limited wait',
 }
-"""What other libraries call an argument, and the one that it is here."""
+"""Names of arguments in other libraries, and the equivalent here."""
 
 
 def refuse_foreign(words: Mapping[str, Any]) -> None:
-    """Say which argument is meant by one of another library."""
+    """Raise `TypeError` for an argument of another library; the message names the equivalent."""
     for word in words:
-        if word in _ELSEWHERE:
-            raise TypeError(f"lock() has no argument {word!r}: use {_ELSEWHERE[word]}")
+        if word in _FOREIGN:
+            raise TypeError(f"lock() has no argument {word!r}: use {_FOREIGN[word]}")
 
 
 def one_of(what: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -176,7 +195,7 @@ def callback_of(value: Any) -> Any:
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
-        # One that is written in C may have none.
+        # A function written in C may have no signature.
         return value
     try:
         signature.bind(0, None)

@@ -1,4 +1,4 @@
-"""Busy locks: which waits are refused, and what is raised."""
+"""A lock that another holder has: which waits are refused, and the errors."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from . import _deadlock
-from ._held import held_in_process, is_of_this_process
-from ._wait import Look
-from ._wanted import Wanted
+from ._arguments import AcquireRequest
+from ._registry import held_in_process, is_of_this_process
+from ._wait import Check
 from .exceptions import LockConfigError, LockTimeout, LockUnavailable
 
 QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
 
 
-def looks(wanted: Wanted, asked: Wanted, quick: float | None) -> Look | None:
-    """What is looked at before a wait, and during it: whether it can end."""
+def check_of_wait(request: AcquireRequest, asked: AcquireRequest, quick: float | None) -> Check | None:
+    """A check whether the wait can end, called before and during it; ``None``: nothing to check.
+
+    ``quick``: seconds after which one try counts as stopping an event loop.
+    """
     if quick is not None:
         began = time.monotonic()
 
-        def look() -> None:
+        def check_time() -> None:
             if time.monotonic() - began >= quick:
-                would_stop_loop(wanted, None)
+                would_stop_loop(request, None)
 
-        return look
+        return check_time
     if asked.wait == 0.0:
         return None
 
     def check() -> None:
-        held = held_in_process(wanted.key)
+        held = held_in_process(request.key)
         limited = asked.wait is not None
         why = None if held is None else _deadlock.reason(held, limited)
         if held is None or why is None:
             return
         message = (
-            f"lock `{wanted.name}` is held by {held.holder} (this process), and {why}: the wait could "
-            "never end; take the lock in one of the two places only, or release it before"
+            f"lock `{request.name}` is held by {held.holder} (this process), and {why}, so the "
+            "wait could never end: take the lock in one of the two places only, or release it before"
         )
         if not limited:
             raise LockConfigError(message)
-        # What it would come to.
+        # The wait has a limit, so it would end in a `LockTimeout`.
         error = both(LockTimeout)(message)
-        vars(error).update(name=wanted.name, timeout=None, holder=held.holder, held_for=None)
+        vars(error).update(name=request.name, timeout=None, holder=held.holder, held_for=None)
         raise error
 
     check()
@@ -53,14 +56,14 @@ def looks(wanted: Wanted, asked: Wanted, quick: float | None) -> Look | None:
 
 
 def may_stop_loop() -> bool:
-    """As the ORM has it: for notebooks, where a loop runs and nothing else needs it."""
+    """Django's own switch: for notebooks, where nothing else needs the running loop."""
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 
-def would_stop_loop(wanted: Wanted, info: Mapping[str, Any] | None) -> NoReturn:
-    text = str(held_by(wanted, info)) if info else f"lock `{wanted.name}` is not free at once"
+def would_stop_loop(request: AcquireRequest, info: Mapping[str, Any] | None) -> NoReturn:
+    text = str(held_by(request, info)) if info else f"lock `{request.name}` is not free at once"
     message = (
-        f"{text}: to wait for it here would stop the event loop of this thread; use `async with`, "
+        f"{text}, and a wait would stop the event loop of this thread: use `async with`, "
         "or take the lock in a thread (asyncio.to_thread, sync_to_async)"
     )
     django = sys.modules.get("django.core.exceptions")
@@ -70,7 +73,7 @@ def would_stop_loop(wanted: Wanted, info: Mapping[str, Any] | None) -> NoReturn:
 
 
 def both(other: type[Exception]) -> type[LockConfigError]:
-    """A `LockConfigError` that a handler of the other error catches, too."""
+    """A class that handlers of `LockConfigError` and of ``other`` both catch."""
 
     def initialized(self: LockConfigError, message: str) -> None:
         Exception.__init__(self, message)
@@ -87,34 +90,34 @@ def both(other: type[Exception]) -> type[LockConfigError]:
     return type("LockConfigError", (LockConfigError, other), body)
 
 
-def held_by(wanted: Wanted, info: Mapping[str, Any] | None) -> str:
-    said = f"lock `{wanted.name}` is held"
+def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
+    said = f"lock `{request.name}` is held"
     holder = (info or {}).get("holder")
     if holder is not None:
         said += f" by {holder}"
-        if is_of_this_process(wanted.name, holder):
+        if is_of_this_process(request.name, holder):
             said += " (this process)"
     return said
 
 
-def busy(wanted: Wanted, info: Mapping[str, Any] | None) -> LockTimeout:
+def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
     info = info or {}
-    return LockTimeout(name=wanted.name, holder=info.get("holder"), held_for=info.get("held_for"))
+    return LockTimeout(name=request.name, holder=info.get("holder"), held_for=info.get("held_for"))
 
 
-def info(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
+def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
+    if request.on_busy == "skip" or request.locks is None:
         return None
     try:
-        return wanted.locks.show(wanted.name)
+        return request.locks.show(request.name)
     except LockUnavailable:
         return None
 
 
-async def ainfo(wanted: Wanted) -> Mapping[str, Any] | None:
-    if wanted.on_busy == "skip" or wanted.locks is None:
+async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
+    if request.on_busy == "skip" or request.locks is None:
         return None
     try:
-        return await wanted.locks.ashow(wanted.name)
+        return await request.locks.ashow(request.name)
     except LockUnavailable:
         return None

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _transactions
+from . import _core
 from ._wait import wait
+from .django import transactions
 from .exceptions import LockConfigError, LockUnavailable
 
 if TYPE_CHECKING:
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 def _connection(using: str | None) -> Any:
     from django.db import DEFAULT_DB_ALIAS, connections
 
-    from . import conf
+    from .django import conf
 
     return connections[using or conf.alias() or DEFAULT_DB_ALIAS]
 
 
 class _NotPassed(Exception):
-    """The fence did not pass; raised so that the transaction is rolled back before it is asked why."""
+    """The fence did not pass. Raised first, so that the transaction is rolled back before `why` asks."""
 
     def __init__(self, conflict: bool) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class _NotPassed(Exception):
 
 
 def pass_fence(fence: _core.Fence, cursor: Any) -> None:
-    """Run what a fenced transaction begins with, on a cursor in it. `_NotPassed` where it may not go on."""
+    """Run the first statements of a fenced transaction. Raises `_NotPassed` if it must not go on."""
     try:
         for sql, is_query in ((fence.before, True), (fence.sql, fence.is_query)):
             if sql is None:
@@ -49,7 +50,7 @@ def pass_fence(fence: _core.Fence, cursor: Any) -> None:
 
 
 def _codes(error: BaseException) -> tuple[str | None, int | None]:
-    """What a driver calls its error: PostgreSQL's code, MySQL's number. Django wraps the driver's."""
+    """SQLSTATE (PostgreSQL) or error number (MySQL) of a driver's error, which Django may have wrapped."""
     cause = error.__cause__ or error
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if isinstance(state, str):
@@ -59,24 +60,25 @@ def _codes(error: BaseException) -> tuple[str | None, int | None]:
 
 
 def why(held: Held, not_passed: _NotPassed) -> None:
-    """Raise what it means that the fence did not pass."""
+    """Raise the reason why the fence did not pass."""
     original = not_passed.__cause__
     try:
         held._confirmed(wait(held._guard.fence_failed(not_passed.conflict)))
     except LockUnavailable:
-        # Ours all the same: a conflict of the transaction itself, in the database's own words.
+        # The lock is still held: the transaction itself has a conflict, which the driver reports.
         if original is not None:
             raise original from None
         raise
 
 
 def _same_database(held: Held, connection: Any) -> None:
-    """What can be seen of it without asking; the fence itself finds the rest."""
-    locks = held._wanted.locks
+    """Compare the engines, without I/O. The fence's statement finds a wrong database of the same engine."""
+    locks = held._request.locks
     vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(locks.engine if locks else "")
     if vendor not in (None, connection.vendor):
         raise LockConfigError(
-            f"`using` is {connection.alias!r}, must be one on the database of the lock"
+            f"`using` is {connection.alias!r} ({connection.vendor}), must be an alias of the database of "
+            f"the lock ({vendor})"
         )
 
 
@@ -101,11 +103,11 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         why(held, not_passed)
         raise
     finally:
-        # An outer transaction goes on with what was written in this one, and the row of the lock stays
-        # locked until its end, that of a test case too. In a file or in memory the fence is a lock
-        # apart, which need not outlast what the application itself has begun.
+        # If an outer transaction goes on, the row of the lock stays locked until its end, that of a
+        # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast the
+        # transactions of the application.
         rows = fence.sql is not None
-        if not _transactions.at_end(connection, fence.close, of_test_case=rows):
+        if not transactions.at_end(connection, fence.close, of_test_case=rows):
             fence.close()
 
 

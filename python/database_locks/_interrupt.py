@@ -1,15 +1,19 @@
-"""Telling a body that its lock is lost, in whichever thread or task it runs.
+"""Interrupts the body of a block whose lock is lost, in whichever thread or task it runs.
 
-A task is cancelled, and its cancellation turned into `LockLost` where the block ends. A greenlet is
-told where it waits, as by a timeout of gevent's. In a thread
-`LockLost` is raised at its next bytecode. The main thread may be asleep in a system call, which only
-a signal interrupts: a real-time one that nobody uses, so that no handler of the application is
-touched, and its handler raises. If the main thread has signals blocked, another thread gets the
-signal, and the main thread is told at its next bytecode. A block that has ended is not told: see
-`_core.Alarm`; one that is in a function of `_critical` is told when it has left that.
+============  =========================================================================================
+a task        is cancelled, and the end of the block turns the cancellation into `LockLost`
+a greenlet    gets `LockLost` where it waits, as it would get a timeout of gevent
+a thread      gets `LockLost` at its next bytecode
+main thread   gets a real-time signal that the application does not use; the signal's handler raises.
+              Nothing else interrupts a system call. If the main thread blocks signals, another thread
+              gets the signal, and the main thread is interrupted at its next bytecode
+============  =========================================================================================
 
-What is here runs on the extension's thread that tells every loss of the process, so it starts no
-code of the application and waits for nothing.
+A block that has ended is not interrupted: see `_core.AsyncException`. A thread in a function of
+`_critical_sections` is interrupted when it has left that function.
+
+This code runs on the thread of the extension that reports every loss of the process. It calls no code of
+the application and waits for nothing.
 """
 
 from __future__ import annotations
@@ -23,66 +27,42 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from . import _core, _critical, _greenlets, _interrupted, _owner, _signals, _transactions
+from . import _core, _critical_sections, _greenlets, _tasks
+from .django import interrupted_connections
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from .locks import Held
+    from ._held import Held
 
 logger = logging.getLogger("database_locks.locks")
 
-_AGAIN = 0.2
-"""Seconds between two signals: one that arrives just before the main thread goes to sleep does not
-wake it."""
+_RESEND = 0.2
+"""Seconds between two signals: one that arrives just before the main thread starts to sleep does not wake
+it."""
 
-_SOON = 0.002
-"""Seconds between two looks at a thread that cannot be told just now."""
+_RETRY = 0.002
+"""Seconds between two tries to interrupt a thread in a critical section."""
 
 _SIGNALS = 2
-"""After so many without effect the main thread may have signals blocked: another one gets them too."""
+"""After this many signals without effect, another thread gets them too: the main thread may block them."""
 
 _signum: int | None = None
 _main_thread_holds: dict[int, weakref.ref[Held]] = {}
-"""By `id`. No `WeakSet`: its callbacks are Python code, in which an exception that arrives is lost."""
+"""By `id`. Not a `WeakSet`: an exception that arrives in its callbacks, which are Python code, is lost."""
 
 
-class Loss(TypedDict):
-    """What there is to say of a loss, as `LockLost` takes it."""
-
-    reason: str | None
-    detail: str | None
-    last_answer: str | None
-    held_for: float | None
-    holder: str | None
-    holder_token: int | None
-
-
-def of(lost: LockLost) -> Loss:
-    return {
-        "reason": lost.reason,
-        "detail": lost.detail,
-        "last_answer": lost.last_answer,
-        "held_for": lost.held_for,
-        "holder": lost.holder,
-        "holder_token": lost.holder_token,
-    }
-
-
-def error_of(held: Held) -> LockLost:
-    loss: Loss | None = held._loss or held._guard.loss()
-    if loss is None:
-        # Released meanwhile, as lost as it was.
-        return LockLost(name=held.name, token=held.token, reason="expired")
-    return LockLost(name=held.name, token=held.token, **loss)
+def signum() -> int:
+    """The signal that ``lost_lock_cb`` gets as its first argument; 0 if none is taken."""
+    return _signum or 0
 
 
 def _arriving(held: Held) -> type[LockLost]:
-    """A class of its own for one loss, since the interpreter raises only what it can make itself."""
+    """A class for one loss: the interpreter takes a class and makes the instance itself."""
 
     class Arriving(LockLost):
         arrived = False
@@ -90,8 +70,8 @@ def _arriving(held: Held) -> type[LockLost]:
         def __init__(self) -> None:
             type(self).arrived = True
             super().__init__()
-            vars(self).update(vars(error_of(held)))
-            _interrupted.note(held, sys._getframe(1))
+            vars(self).update(vars(held._error()))
+            interrupted_connections.note(held, sys._getframe(1))
 
         def __reduce__(self) -> tuple[Any, ...]:
             return (LockLost, self.args, self.__dict__)
@@ -103,121 +83,103 @@ def _arriving(held: Held) -> type[LockLost]:
 
 
 def watch(held: Held) -> None:
-    """From now on, tell this body. Called in its thread, task or greenlet."""
+    """Prepare to interrupt the body of a block. Called in its thread, task or greenlet."""
     if held._task is None and threading.current_thread() is threading.main_thread():
         _take_signal()
         for known in [known for known, ref in _main_thread_holds.items() if ref() is None]:
             _main_thread_holds.pop(known, None)
         _main_thread_holds[id(held)] = weakref.ref(held)
-    tell = _teller(held)
-    # Weakly: what the extension holds on to would keep the lock held for ever otherwise.
-    ref = weakref.ref(held)
 
-    def on_lost(loss: Loss) -> None:
-        held = ref()
-        if held is not None:
-            held._loss = loss
-            _transactions.mark_lost(held)
-            tell(held)
-            _signals.lost(held, loss)
 
-    held._guard.on_lost(on_lost)
-    if _owner.is_trio(held._task):
-        # Closed where the block ends. The last of all: nothing on the way in may leave it open.
+def open_scope(held: Held) -> None:
+    """Open the cancel scope of trio; the end of the block closes it.
+
+    The last step on the way into a block: nothing after it may fail and leave the scope open.
+    """
+    if _tasks.is_trio(held._task):
         scope = sys.modules["trio"].CancelScope()
         scope.__enter__()
         held._scope = scope
 
 
-def watch_detached(held: Held) -> None:
-    """For a lock that no block holds: nothing is raised, and ``lost_lock_cb`` has a thread of its own."""
-    ref = weakref.ref(held)
-
-    def on_lost(loss: Loss) -> None:
-        held = ref()
-        if held is None:
-            return
-        held._loss = loss
-        _transactions.mark_lost(held)
-        _signals.lost(held, loss)
-        if held._callback is not None and held._alarm.told():
-            _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
-
-    held._guard.on_lost(on_lost)
-
-
 def forget(held: Held) -> None:
-    """Its body has ended."""
+    """The body has ended."""
     _main_thread_holds.pop(id(held), None)
 
 
-def _teller(held: Held) -> Callable[[Held], None]:
-    """How to tell this body, from the extension's thread."""
+def teller(held: Held) -> Callable[[Held], None]:
+    """The function that interrupts this body, called on the extension's thread."""
     if held._task is None:
-        return _tell_thread
+        return _interrupt_thread
     if isinstance(held._task, asyncio.Future):
         loop = held._task.get_loop()
 
-        def tell_task(held: Held) -> None:
+        def cancel_task(held: Held) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_cancel, held)
 
-        return tell_task
-    if _owner.is_trio(held._task):
+        return cancel_task
+    if _tasks.is_trio(held._task):
         trio = sys.modules["trio"]
         token = trio.lowlevel.current_trio_token()
 
-        def tell_trio(held: Held) -> None:
+        def cancel_in_trio(held: Held) -> None:
             try:
                 token.run_sync_soon(_cancel, held)
             except trio.RunFinishedError:
                 return
 
-        return tell_trio
+        return cancel_in_trio
     hub = _greenlets.hub()
 
-    def tell_greenlet(held: Held) -> None:
+    def throw_in_hub(held: Held) -> None:
         if hub is not None:
             hub.post(functools.partial(_throw, hub, held))
 
-    return tell_greenlet
+    return throw_in_hub
 
 
-def _tell_thread(held: Held) -> None:
+def callback_in_thread(held: Held) -> None:
+    """Call ``lost_lock_cb`` in a thread of its own, unless the body was told already."""
+    if held._callback is not None and held._exception.mark_delivered():
+        _greenlets.start_thread(held._callback, (signum(), None), "lost_lock_cb")
+
+
+def _interrupt_thread(held: Held) -> None:
     if id(held) in _main_thread_holds and _signum is not None:
         _greenlets.start_thread(_signal_main, (held,), "database-locks-loss")
     elif held._callback is None:
         arriving = _arriving(held)
-        if not held._alarm.raise_in_thread(arriving, _critical.CODES, _critical.STARTS):
+        if not held._exception.raise_in_thread(arriving, _critical_sections.CODES, _critical_sections.STARTS):
             _greenlets.start_thread(_raise_soon, (held, arriving), "database-locks-loss")
-    elif held._alarm.told():
-        # No other thread can be made to call something, and the caller must not be held up.
-        _greenlets.start_thread(held._callback, (_signum or 0, None), "lost_lock_cb")
+    else:
+        # A thread cannot be made to call a function, and the caller of this must not wait for it.
+        callback_in_thread(held)
 
 
 def _raise_soon(held: Held, arriving: type[LockLost]) -> None:
-    while not held._alarm.raise_in_thread(arriving, _critical.CODES, _critical.STARTS):
-        with _critical.short_turns():
-            time.sleep(_SOON)
+    while not held._exception.raise_in_thread(arriving, _critical_sections.CODES, _critical_sections.STARTS):
+        with _critical_sections.short_turns():
+            time.sleep(_RETRY)
 
 
 def _throw(hub: _greenlets.Hub, held: Held) -> None:
-    """In the hub of its greenlet, which cannot be running."""
-    if not held._alarm.told():
+    """Runs in the hub, so the greenlet itself is not running."""
+    if not held._exception.mark_delivered():
         return
     if held._callback is not None:
-        hub.spawn(held._callback, _signum or 0, None)
+        hub.spawn(held._callback, signum(), None)
     elif not held._task.dead:
-        _interrupted.note(held, held._task.gr_frame)
-        held._task.throw(error_of(held))
+        interrupted_connections.note(held, held._task.gr_frame)
+        held._task.throw(held._error())
 
 
 def _cancel(held: Held) -> None:
-    """In the loop's thread, where the task cannot be running."""
-    if not held._alarm.told():
+    """Runs in the thread of the event loop, between two steps of the task."""
+    if not held._exception.mark_delivered():
         return
     if held._callback is not None:
-        held._callback(_signum or 0, None)
+        held._callback(signum(), None)
         return
     held._cancelled = True
     if held._scope is not None:
@@ -227,14 +189,14 @@ def _cancel(held: Held) -> None:
 
 
 def is_own_cancellation(held: Held, raised: BaseException | None) -> bool:
-    """Whether that is how a task was told. It counts as cancelled no more."""
+    """Whether ``raised`` is the cancellation that reported the loss; the task is un-cancelled then."""
     if not held._cancelled:
         return False
     held._cancelled = False
     task = held._task
     if not isinstance(task, asyncio.Task):
         return False
-    # Before Python 3.11 a task does not count. What is left is a cancellation by the application.
+    # Before Python 3.11 tasks do not count cancellations. What is left over is the application's.
     left = task.uncancel() if hasattr(task, "uncancel") else 0
     return left == 0 and isinstance(raised, asyncio.CancelledError)
 
@@ -242,33 +204,33 @@ def is_own_cancellation(held: Held, raised: BaseException | None) -> bool:
 def _signal_main(held: Held) -> None:
     ident = threading.main_thread().ident
     for sent in itertools.count():
-        if not held._alarm.armed or ident is None or _signum is None:
+        if not held._exception.armed or ident is None or _signum is None:
             return
         signal.pthread_kill(ident, _signum)
         if sent >= _SIGNALS:
-            # The interpreter runs the handler in the main thread, whichever thread has the signal.
+            # The interpreter runs handlers in the main thread, whichever thread gets the signal.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {_signum})
             signal.pthread_kill(threading.get_ident(), _signum)
-        time.sleep(_AGAIN)
+        time.sleep(_RESEND)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    """In the main thread, wherever its body is."""
-    if frame is not None and _core.is_critical(frame, _critical.CODES, _critical.STARTS):
-        # Another signal comes.
+    """The signal's handler, called in the main thread."""
+    if frame is not None and _core.is_critical(frame, _critical_sections.CODES, _critical_sections.STARTS):
+        # `_signal_main` sends another one.
         return
     for ref in list(_main_thread_holds.values()):
         held = ref()
-        if held is not None and held._loss is not None and held._alarm.told():
+        if held is not None and held._loss is not None and held._exception.mark_delivered():
             if held._callback is not None:
                 held._callback(signum, frame)
                 continue
-            _interrupted.note(held, frame)
-            raise error_of(held)
+            interrupted_connections.note(held, frame)
+            raise held._error()
 
 
 def _take_signal() -> None:
-    """Choose a real-time signal that nobody uses. It stays ours: a late one would end the process."""
+    """Choose an unused real-time signal. The handler stays: a late signal would end the process."""
     global _signum
     if _signum is not None and signal.getsignal(_signum) is _on_signal:
         return
@@ -280,11 +242,11 @@ def _take_signal() -> None:
             try:
                 signal.signal(signum, _on_signal)
             except ValueError:
-                # Not the main interpreter: it is told like any other thread.
+                # A subinterpreter: its main thread is interrupted like any other thread.
                 return
             _signum = signum
             return
     logger.warning(
-        "every real-time signal is in use: the loss of a lock reaches the main thread only when it "
-        "does not sleep in a system call"
+        "every real-time signal is in use: the loss of a lock cannot interrupt a system call of the "
+        "main thread"
     )

@@ -1,18 +1,17 @@
-"""What a lock is called unless it is told, and what numbers mean."""
+"""Names of locks: from a function, its caller, or the arguments of a call."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import inspect
-import reprlib
 import string
 import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from types import CodeType, FunctionType
 from typing import Any
 
+from ._arguments import text
 from .exceptions import LockConfigError
 
 
@@ -22,7 +21,7 @@ def name_of(what: Any) -> str:
 
 
 def name_of_function(func: Any) -> str:
-    """The same of what is decorated, which may be a partial."""
+    """`module.qualname` of a decorated function, which may be a `functools.partial`."""
     if not isinstance(func, functools.partial):
         name = name_of(func)
         if name.endswith("<lambda>"):
@@ -33,7 +32,7 @@ def name_of_function(func: Any) -> str:
             )
         return name
     bound = func.func
-    # `method_decorator` decorates at each call, and keeps the method that it found in `__wrapped__`.
+    # `method_decorator` decorates at each call, and has the method in `__wrapped__`.
     if inspect.ismethod(bound) and "__wrapped__" in func.__dict__:
         for base in type(bound.__self__).__mro__:
             if _wraps(vars(base).get(bound.__name__), bound.__func__):
@@ -54,7 +53,7 @@ _Arguments = Callable[[tuple[Any, ...], dict[str, Any]], str]
 
 
 def fields(name: str, func: Any) -> _Arguments | None:
-    """How to fill the fields of a name from the arguments of a call; ``None``: it has none.
+    """A function that fills the fields of a name from the arguments of a call; ``None`` without fields.
 
     Raises `LockConfigError` for a field that is no parameter of the function.
     """
@@ -67,7 +66,7 @@ def fields(name: str, func: Any) -> _Arguments | None:
         ) from None
     if not parsed:
         return None
-    # That of `method_decorator` wraps the method without `self`.
+    # The partial of `method_decorator` wraps the method without `self`.
     signature = inspect.signature(func, follow_wrapped=not isinstance(func, functools.partial))
     words = inspect.Parameter.VAR_KEYWORD
     known = [one.name for one in signature.parameters.values() if one.kind is not words]
@@ -94,8 +93,6 @@ def fields(name: str, func: Any) -> _Arguments | None:
 
 
 def _filled(name: str, values: Mapping[str, Any]) -> str:
-    from ._wanted import text
-
     try:
         return text("lock_name", string.Formatter().vformat(name, (), values))
     except (LookupError, AttributeError, TypeError) as error:
@@ -105,34 +102,32 @@ def _filled(name: str, values: Mapping[str, Any]) -> str:
 
 
 def unescaped(name: str) -> str:
-    """A name without fields, whose braces are written twice."""
+    """The name without fields: a doubled brace becomes a single one."""
     return string.Formatter().vformat(name, (), {})
 
 
 def called(naming: Callable[..., str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The name that a function of the arguments gives."""
-    from ._wanted import text
-
+    """The name that the caller's function returns for these arguments."""
     return text("lock_name", naming(*args, **kwargs))
 
 
 Caller = tuple[str, CodeType]
-"""A module and a function in it, rather than a frame, which would keep alive all that is in it."""
+"""A module name and a function's code. A frame would keep its local variables alive."""
 
 
 def caller(depth: int) -> Caller:
-    """Who called, that many calls above whoever asks."""
+    """The function ``depth`` calls above the one that calls this."""
     frame = sys._getframe(depth + 1)
     return frame.f_globals.get("__name__", "__main__"), frame.f_code
 
 
 def name_of_caller(caller: Caller) -> str:
-    """`module.qualname` of a function that called."""
+    """`module.qualname` of the calling function."""
     module, code = caller
     if code.co_name == "<module>":
         raise LockConfigError(
-            "a bare lock() takes the name of the function around it, and here is none: "
-            "give it a name"
+            "lock() without a name takes the name of the function around it, and there is none at "
+            "module level: give it a name"
         )
     return f"{module}.{_qualname(code)}"
 
@@ -143,27 +138,8 @@ _qualnames: dict[CodeType, str] = {}
 def _qualname(code: CodeType) -> str:
     if hasattr(code, "co_qualname"):
         return str(code.co_qualname)
-    # Before Python 3.11 only the function knows it.
+    # Before Python 3.11 code objects have no qualified name, only functions.
     if code not in _qualnames:
         functions = (f for f in gc.get_referrers(code) if isinstance(f, FunctionType))
         _qualnames[code] = next((f.__qualname__ for f in functions), code.co_name)
     return _qualnames[code]
-
-
-LONGEST = 1e18
-"""Seconds that the extension can count."""
-
-
-def seconds(
-    what: str, value: Any, *, least: float = -LONGEST, most: float = LONGEST, allowed: str
-) -> float:
-    """A number of seconds, or a `timedelta`."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    # Compared as it is: an integer may be too great for a float, and NaN is in no range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        # Python writes no integer of more than some thousand digits.
-        great = isinstance(value, int) and value.bit_length() > 1000
-        said = "too great a number" if great else reprlib.repr(value)
-        raise LockConfigError(f"`{what}` is {said}, must be {allowed}")
-    return float(value)

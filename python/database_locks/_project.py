@@ -1,21 +1,21 @@
-"""What the settings of a Django project say, where there is one."""
+"""The Django project that this process runs, if there is one."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .exceptions import LockConfigError
 
-logger = logging.getLogger("database_locks.locks")
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
-def django() -> Any:
-    """The settings of the project."""
+def conf() -> ModuleType:
+    """`database_locks.django.conf`. Raises `LockConfigError` without Django or its settings."""
     try:
-        from . import conf
+        from .django import conf
     except ImportError as error:
         raise LockConfigError(
             f"there is no Django here ({error}): use database_locks.connect(url).lock(…)"
@@ -29,23 +29,16 @@ def django() -> Any:
 
 
 def status_file() -> str | os.PathLike[str] | None:
-    """Where the settings want the status, if anywhere; once a lock, since Django takes its time."""
+    """``DATABASE_LOCKS_STATUS_FILE``, read once a lock because Django's settings are slow.
+
+    Settings that Django has not loaded yet are not loaded for this.
+    """
     if "django" not in sys.modules:
         return None
     from django.conf import settings
 
-    from . import conf
+    if not settings.configured:
+        return None
+    from .django import conf
 
-    # Settings that nobody has read yet are not read for this.
-    return conf.status_file() if settings.configured else None
-
-
-def status(path: str | os.PathLike[str] | None, text: str) -> None:
-    """Write the status file, if there is one: '0', '1' trying, '2' held."""
-    if path is None:
-        return
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(text)
-    except OSError:
-        logger.exception("failed to update lock status file %s", path)
+    return conf.status_file()

@@ -1,13 +1,13 @@
-//! Raising an exception in another thread, and never too late.
+//! Raises an exception in another thread, while that thread runs the body of a block.
 //!
-//! An asynchronous exception reaches a thread at one of its next bytecodes, wherever that is: in the
-//! `finally` of a block that has just ended, in another library, in the next request. So the way out
-//! of a block is in Rust, see [`crate::scope`]: the alarm is switched off there before any bytecode
-//! runs, and an exception that has not arrived yet is taken back.
+//! An asynchronous exception arrives at one of the next bytecodes of a thread. If the block has just
+//! ended, that may be in a `finally`, in another library, or in the next request. So a block ends in
+//! Rust, see [`crate::scope`]: that disarms the exception before any bytecode runs, and takes back one
+//! that has not arrived yet.
 //!
-//! Nor too early: in some functions of Python's own it would do harm, see `_critical.py`. Whether the
-//! thread is in one of them is asked here, where no other thread runs between the question and the
-//! exception.
+//! In some functions of Python's standard library the exception would do harm, see
+//! `_critical_sections.py`. The check for those is here, where no other thread of Python runs between the
+//! check and the exception.
 
 use std::os::raw::{c_long, c_ulong};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,19 +18,19 @@ use pyo3::types::{PyDict, PyFrozenSet, PyType};
 
 enum State {
     Armed,
-    /// The body is not running just now: a generator that has yielded.
+    /// The body is not running: a generator that has yielded.
     Paused,
-    /// That exception is under way to the thread, or has arrived.
+    /// This exception was sent to the thread, and may have arrived.
     Raised(Py<PyType>),
-    /// The body has been told, or has ended without that.
-    Off {
-        told: bool,
+    /// The loss was reported to the body, or the body has ended.
+    Disarmed {
+        delivered: bool,
     },
 }
 
-/// What can raise an exception in the thread that runs a body, as long as it runs.
+/// Raises an exception in the thread that runs a body, as long as the body runs.
 #[pyclass(frozen, module = "database_locks._core")]
-pub(crate) struct Alarm {
+pub(crate) struct AsyncException {
     thread: Mutex<c_long>,
     state: Mutex<State>,
 }
@@ -39,14 +39,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Have `exception` raised in that thread; without one, take back what was under way.
+/// Send `exception` to that thread; `None` takes back one that has not arrived.
 ///
-/// Holding the GIL is what makes this safe against that thread's ending.
+/// Holding the GIL keeps that thread from ending meanwhile.
 fn set_async_exc(_py: Python<'_>, thread: c_long, exception: Option<&Bound<'_, PyType>>) -> bool {
     let exception = exception.map_or(std::ptr::null_mut(), Bound::as_ptr);
     // SAFETY: the GIL is held, as `_py` shows; the interpreter takes a reference of its own to the
     // exception's type, and takes null for "none".
-    #[allow(unsafe_code, reason = "there is no safe face to this call")]
+    #[allow(unsafe_code, reason = "pyo3 has no safe wrapper of this call")]
     let threads = unsafe { pyo3::ffi::PyThreadState_SetAsyncExc(thread, exception) };
     threads > 0
 }
@@ -57,17 +57,17 @@ pub(crate) fn current_thread(py: Python<'_>) -> PyResult<c_long> {
         let module = PyModule::import(py, "threading")?;
         module.getattr("get_ident").map(Bound::unbind)
     })?;
-    // The interpreter's own type for it is unsigned; the call above wants the same bits signed.
+    // `get_ident` returns an unsigned number; `PyThreadState_SetAsyncExc` takes its bits signed.
     let ident: u64 = get_ident.call0(py)?.extract(py)?;
     Ok(ident as c_long)
 }
 
-/// How many frames are looked at, the innermost first: what those functions call, and what a debugger
-/// adds.
+/// How many frames are checked, the innermost first: functions that the critical ones call, and those
+/// of a debugger.
 const FRAMES: usize = 16;
 
-/// Whether an exception from outside would do harm there: in a function with one of `codes`, or in
-/// `Thread.start`, with one of `starts`, until the new thread has its number.
+/// Whether an asynchronous exception would do harm in this frame: in a function with one of `codes`, or
+/// in `Thread.start`, one of `starts`, until the new thread has its ident.
 #[pyfunction]
 pub(crate) fn is_critical(
     frame: Bound<'_, PyAny>,
@@ -99,7 +99,7 @@ fn is_in_critical(
     starts: &Bound<'_, PyFrozenSet>,
 ) -> PyResult<bool> {
     let frames = PyModule::import(py, "sys")?.call_method0("_current_frames")?;
-    // The interpreter's own type for it is unsigned.
+    // The keys of `_current_frames` are unsigned.
     match frames.cast::<PyDict>()?.get_item(thread as c_ulong)? {
         Some(frame) => is_critical(frame, codes, starts),
         None => Ok(false),
@@ -107,8 +107,8 @@ fn is_in_critical(
 }
 
 #[pymethods]
-impl Alarm {
-    /// For the thread that calls this.
+impl AsyncException {
+    /// For the calling thread.
     #[new]
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         Ok(Self {
@@ -117,14 +117,14 @@ impl Alarm {
         })
     }
 
-    /// Whether the body is running, and was not told yet.
+    /// Whether the body is running and the loss was not reported yet.
     #[getter]
     fn armed(&self) -> bool {
         matches!(*locked(&self.state), State::Armed)
     }
 
-    /// Raise `exception` in the thread that runs the body, unless it has ended, or was told already.
-    /// `false`: it must not arrive where the thread is just now, see [`is_critical`].
+    /// Raise `exception` in the thread of the body, unless the body has ended or the loss was reported.
+    /// `false`: the thread is in a critical section, see [`is_critical`].
     fn raise_in_thread(
         &self,
         py: Python<'_>,
@@ -132,7 +132,7 @@ impl Alarm {
         codes: &Bound<'_, PyFrozenSet>,
         starts: &Bound<'_, PyFrozenSet>,
     ) -> PyResult<bool> {
-        // Before the state is locked: a look at frames may collect garbage, which may call anything.
+        // Before the state is locked: reading frames may collect garbage, which may call any code.
         let thread = *locked(&self.thread);
         if self.armed() && is_in_critical(py, thread, codes, starts)? {
             return Ok(false);
@@ -144,17 +144,17 @@ impl Alarm {
         Ok(true)
     }
 
-    /// The body was told by other means, or has been: from now on this does nothing more.
-    fn told(&self) -> bool {
+    /// The loss is reported by other means. Returns whether it was not reported before.
+    fn mark_delivered(&self) -> bool {
         let mut state = locked(&self.state);
         let first = matches!(*state, State::Armed);
         if first {
-            *state = State::Off { told: true };
+            *state = State::Disarmed { delivered: true };
         }
         first
     }
 
-    /// The body stops for a while. Whether it was running.
+    /// The body stops for a while. Returns whether it was running.
     pub(crate) fn pause(&self, py: Python<'_>) -> PyResult<bool> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
@@ -165,17 +165,17 @@ impl Alarm {
         Ok(running)
     }
 
-    /// The body, which is paused, is told by other means. Whether it had not been before.
-    fn told_in_pause(&self) -> bool {
+    /// [`Self::mark_delivered`] for a paused body.
+    fn mark_delivered_in_pause(&self) -> bool {
         let mut state = locked(&self.state);
         let first = matches!(*state, State::Paused);
         if first {
-            *state = State::Off { told: true };
+            *state = State::Disarmed { delivered: true };
         }
         first
     }
 
-    /// It goes on, in the thread that calls this.
+    /// The body goes on, in the calling thread.
     pub(crate) fn resume(&self, py: Python<'_>) -> PyResult<()> {
         *locked(&self.thread) = current_thread(py)?;
         let mut state = locked(&self.state);
@@ -186,32 +186,35 @@ impl Alarm {
     }
 
     /// The body has ended.
-    pub(crate) fn off(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn disarm(&self, py: Python<'_>) -> PyResult<()> {
         self.take_back(py)?;
         let mut state = locked(&self.state);
-        *state = State::Off {
-            told: matches!(*state, State::Raised(_) | State::Off { told: true }),
+        *state = State::Disarmed {
+            delivered: matches!(
+                *state,
+                State::Raised(_) | State::Disarmed { delivered: true }
+            ),
         };
         Ok(())
     }
 
-    /// Whether the body was told before it ended.
+    /// Whether the loss was reported before the body ended.
     #[getter]
-    fn was_told(&self) -> bool {
-        matches!(*locked(&self.state), State::Off { told: true })
+    fn was_delivered(&self) -> bool {
+        matches!(*locked(&self.state), State::Disarmed { delivered: true })
     }
 }
 
-impl Alarm {
-    /// The same where no exception of this alarm can be under way: for a task, which is told otherwise.
-    pub(crate) fn disarm(&self) {
+impl AsyncException {
+    /// [`Self::disarm`] for a task, to which no exception is sent.
+    pub(crate) fn disarm_task(&self) {
         let mut state = locked(&self.state);
         if matches!(*state, State::Armed | State::Paused) {
-            *state = State::Off { told: false };
+            *state = State::Disarmed { delivered: false };
         }
     }
 
-    /// Take back an exception that has not arrived: its `arrived` is set when it is made.
+    /// Take back an exception that has not arrived; its class sets `arrived` when it is raised.
     fn take_back(&self, py: Python<'_>) -> PyResult<()> {
         let raised = match &*locked(&self.state) {
             State::Raised(exception) => exception.clone_ref(py),

@@ -1,4 +1,4 @@
-//! Functions of Python's that the core asks for a password or a URL at each connect.
+//! Functions in Python that the core calls for a password or a URL at each connect.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -6,19 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use database_locks::BoxError;
 use pyo3::prelude::*;
 
-use crate::courier;
+use crate::gil_thread;
 
-/// What a function has answered, or why it has not.
+/// The result of a function, or why it has none.
 type Said = Result<String, BoxError>;
 
-/// Where a function's answer goes.
+/// Receives the result of a function.
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Answer(Mutex<mpsc::Sender<Said>>);
 
 impl Answer {
     fn tell(&self, said: Said) {
         let to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // It may be waited for no longer.
+        // The connect may have given up.
         let _ = to.send(said);
     }
 }
@@ -29,10 +29,10 @@ impl Answer {
         self.tell(Ok(text));
     }
 
-    /// `final`: asking again is of no use.
+    /// `final`: another call would fail in the same way.
     #[pyo3(signature = (said, error, *, r#final))]
     fn fail(&self, said: String, error: Py<PyAny>, r#final: bool) {
-        // Dropped when the mutex is free: what an exception refers to may run code.
+        // Dropped after the mutex is unlocked: objects of an exception may run code when they are freed.
         let _before = latest().replace((said.clone(), error));
         self.tell(Err(match r#final {
             true => io::Error::new(io::ErrorKind::InvalidInput, said).into(),
@@ -41,36 +41,34 @@ impl Answer {
     }
 }
 
-/// What has failed last, and in which words.
+/// The last failure: message and exception.
 fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
     static LATEST: Mutex<Option<(String, Py<PyAny>)>> = Mutex::new(None);
     LATEST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The exception of the function's that a message is about.
+/// The exception of the function that caused an error with this message.
 pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
     let latest = latest();
     let (said, error) = latest.as_ref()?;
     message.contains(said).then(|| error.clone_ref(py))
 }
 
-/// Have `ask` called on a thread of Python's own, which may block, and wait for its answer.
+/// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which calls
+/// the application's function and may block.
 ///
-/// It is never called on the thread that waits: the end of the interpreter would tear that one out of
-/// the middle of something.
+/// Not called on the waiting thread: the interpreter stops threads at its end, wherever they are.
 pub(crate) fn asking(ask: Py<PyAny>) -> impl Fn() -> Said + Send + Sync + 'static {
     let ask = Arc::new(ask);
     move || {
         let (to, answer) = mpsc::channel();
         let ask = Arc::clone(&ask);
-        courier::tell(move |py| {
+        gil_thread::call(move |py| {
             let answer = Py::new(py, Answer(Mutex::new(to)))?;
-            let start = PyModule::import(py, "database_locks._login")?.getattr("start")?;
-            start.call1((ask.bind(py), answer))?;
-            Ok(())
+            ask.call1(py, (answer,)).map(drop)
         });
         answer
             .recv()
-            .unwrap_or_else(|_| Err("the interpreter answers no more".into()))
+            .unwrap_or_else(|_| Err("the interpreter has ended".into()))
     }
 }

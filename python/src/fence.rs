@@ -1,4 +1,4 @@
-//! What a fenced transaction begins with.
+//! The first statements of a fenced transaction.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -52,12 +52,13 @@ impl Fence {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // It may unlock a file.
+        // Without the GIL: it may unlock a file.
         py.detach(|| drop(open));
     }
 }
 
-/// Whether that error of a driver means a conflict, or no row; none: nothing about the fence.
+/// Whether a driver's error is a conflict (`true`) or means that the fence found no row (`false`);
+/// `None` for any other error.
 #[pyfunction]
 #[pyo3(signature = (sqlstate=None, errno=None))]
 pub(crate) fn is_fence_conflict(sqlstate: Option<&str>, errno: Option<u16>) -> Option<bool> {

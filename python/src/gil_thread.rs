@@ -1,12 +1,12 @@
-//! The one thread of the extension that may wait for the GIL.
+//! The only thread of the extension that waits for the GIL.
 //!
-//! The core's background thread renews every lease of the process. If it asked for the GIL, a busy
-//! interpreter would starve it and the leases would end; so it hands over what Python is to be told
-//! (a loss, the end of an operation), and goes on. The same holds for a thread that has the GIL
-//! already and would wait for the background thread to answer.
+//! The core's background thread renews all leases of the process. If it waited for the GIL, a busy
+//! interpreter would delay renewals until the leases end. So it hands its calls of Python (a loss, the
+//! end of an operation) to this thread. A thread that has the GIL and waits for the background thread
+//! would otherwise also cause a deadlock.
 //!
-//! No code of the application runs on the courier's thread: it would delay the next loss. Log records
-//! go to a thread of their own, see [`crate::logging`], and so does each `lost_lock_cb`.
+//! No code of the application runs on this thread: it would delay the report of the next loss. Log
+//! records have a thread of their own, see [`crate::logging`], and so has each `lost_lock_cb`.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -30,31 +30,30 @@ fn handle() -> std::io::Result<&'static Handle> {
     })
 }
 
-/// Carry out `work` on the courier's thread.
+/// Run `work` on the GIL thread.
 ///
 /// # Errors
 ///
-/// Where the thread cannot be started.
+/// If the thread cannot be started.
 pub(crate) fn spawn(
     work: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     Ok(handle()?.spawn(work))
 }
 
-/// Tell Python something, later and on the courier's thread. What `tell` raises goes where Python
-/// sends what nobody can catch.
-pub(crate) fn tell(tell: impl FnOnce(Python<'_>) -> PyResult<()> + Send + 'static) {
-    // Without a thread there is nobody to be told.
+/// Call Python later, on the GIL thread. An exception goes to `sys.unraisablehook`.
+pub(crate) fn call(call: impl FnOnce(Python<'_>) -> PyResult<()> + Send + 'static) {
+    // Without a thread Python cannot be called at all.
     let _ = spawn(async move {
-        now(tell);
+        call_now(call);
     });
 }
 
-/// Whether Python can be told things in this process.
+/// Whether Python can still be called in this process.
 #[derive(Default)]
 struct Gate {
     closed: AtomicBool,
-    /// Python is being told something.
+    /// A call is running.
     busy: AtomicBool,
 }
 
@@ -67,14 +66,13 @@ fn gate() -> &'static Gate {
     }
 }
 
-/// Tell Python something on this thread, waiting for the GIL. Not at all where the interpreter is
-/// coming to its end.
-pub(crate) fn now(tell: impl FnOnce(Python<'_>) -> PyResult<()>) {
+/// Call Python on this thread, waiting for the GIL. Does nothing once the interpreter is ending.
+pub(crate) fn call_now(call: impl FnOnce(Python<'_>) -> PyResult<()>) {
     let gate = gate();
     gate.busy.store(true, Ordering::SeqCst);
     if !gate.closed.load(Ordering::SeqCst) {
         Python::try_attach(|py| {
-            if let Err(error) = tell(py) {
+            if let Err(error) = call(py) {
                 error.write_unraisable(py, None);
             }
         });
@@ -82,23 +80,23 @@ pub(crate) fn now(tell: impl FnOnce(Python<'_>) -> PyResult<()>) {
     gate.busy.store(false, Ordering::SeqCst);
 }
 
-/// How long what Python is being told at its end may take.
-const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(1);
+/// The longest time that the end of the interpreter waits for a running call.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(1);
 
-/// From now on Python is told nothing more; called before the interpreter ends.
+/// Stop all calls of Python; called before the interpreter ends.
 ///
-/// The interpreter ends every other thread that asks for the GIL from then on, wherever it is: in the
-/// middle of something that Rust must not be torn out of, which aborts the process.
+/// After its end the interpreter terminates every thread that asks for the GIL. Unwinding through frames
+/// of Rust would abort the process.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
     let gate = gate();
     gate.closed.store(true, Ordering::SeqCst);
     py.detach(|| {
-        let mut left = PATIENCE;
+        let mut left = TIMEOUT;
         while gate.busy.load(Ordering::SeqCst) && !left.is_zero() {
-            std::thread::park_timeout(LOOK);
-            left = left.saturating_sub(LOOK);
+            std::thread::park_timeout(POLL);
+            left = left.saturating_sub(POLL);
         }
     });
 }

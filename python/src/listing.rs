@@ -1,15 +1,15 @@
-//! Lists of locks as JSON: all of them, or one page for the admin page.
+//! Lists of locks as JSON: all locks, or one page of the admin page.
 //!
-//! A table may have a million rows. The core reads it in pages that no renewal waits for; what is
-//! done with the rows is done here, without the GIL, and Python gets what it shows.
+//! A table may have a million rows. They are filtered and sorted here, without the GIL, and Python gets
+//! only the rows that it shows.
 
 use std::cmp::Reverse;
 
 use database_locks::{Error, ListFilter, LockInfo, Locks};
 
 const STATES: [&str; 3] = ["held", "expired", "free"];
-/// How many rows are written before others of the same thread have their turn.
-const AT_ONCE: usize = 1_000;
+/// The number of rows that are written between two yields to the runtime.
+const ROWS_AT_ONCE: usize = 1_000;
 
 async fn read(locks: &Locks, free: bool) -> Result<Vec<LockInfo>, Error> {
     let all = ListFilter::new();
@@ -29,8 +29,8 @@ async fn array(rows: &[LockInfo]) -> String {
             text.push(',');
         }
         text.push_str(&info.to_json());
-        // The thread that does this may be the one that drives renewals.
-        if at % AT_ONCE == AT_ONCE - 1 {
+        // This may run on the thread that renews leases.
+        if at % ROWS_AT_ONCE == ROWS_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
     }
@@ -38,25 +38,25 @@ async fn array(rows: &[LockInfo]) -> String {
     text
 }
 
-/// Which locks a page shows, and which page.
-pub(crate) struct Wanted {
-    /// Part of a name or a holder, in any case.
+/// One page of a filtered, sorted list.
+pub(crate) struct PageRequest {
+    /// Part of a name or holder, case-insensitive.
     pub(crate) text: String,
-    /// `held`, `expired` or `free`; none: all.
+    /// `held`, `expired` or `free`; `None`: all.
     pub(crate) state: Option<String>,
-    /// `age`: the longest held first; `-age`: the shortest; none: by state and name.
+    /// `age`: longest held first; `-age`: shortest held first; `None`: by state and name.
     pub(crate) order: Option<String>,
-    /// From 1; one that there is not is the last.
+    /// From 1. A page that does not exist is the last one.
     pub(crate) page: i64,
     pub(crate) rows: usize,
 }
 
-/// One page: those in use first, then by name, unless another order is asked for. How many there are of each state goes with it; of
-/// those that are free, only where they were to be read.
-pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error> {
-    let state = wanted.state.as_deref();
+/// One page, by default locks in use first, then by name, and the number of locks in each state. Free
+/// locks are counted only if the filter reads them.
+pub(crate) async fn page(locks: &Locks, request: PageRequest) -> Result<String, Error> {
+    let state = request.state.as_deref();
     let free = state.is_none_or(|state| state == "free");
-    let text = wanted.text.to_lowercase();
+    let text = request.text.to_lowercase();
     let mut found = read(locks, free).await?;
     found.retain(|info| matches(info, &text));
     let count = |state| {
@@ -70,8 +70,8 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
         _ => count(state).to_string(),
     });
     found.retain(|info| state.is_none_or(|state| state == info.state.as_str()));
-    sort(&mut found, wanted.order.as_deref());
-    let shown = rows_of(&found, wanted.page, wanted.rows);
+    sort(&mut found, request.order.as_deref());
+    let shown = rows_of(&found, request.page, request.rows);
     Ok(format!(
         r#"{{"held":{},"expired":{},"free":{},"total":{},"rows":{}}}"#,
         counts[0],
@@ -82,7 +82,7 @@ pub(crate) async fn page(locks: &Locks, wanted: Wanted) -> Result<String, Error>
     ))
 }
 
-/// Stable, so that names stay in order. What has no age comes last in either direction.
+/// A stable sort, which keeps names in order. Locks without an age come last in either direction.
 fn sort(found: &mut [LockInfo], order: Option<&str>) {
     match order {
         Some("age") => found.sort_by_key(|info| Reverse(info.held_for)),

@@ -1,31 +1,31 @@
-//! The beginning and the end of a Django transaction, which no exception of ours may interrupt.
+//! Methods that no asynchronous exception of this extension interrupts: begin and end of Django
+//! transactions.
 //!
-//! `Atomic` keeps account of savepoints, commits, and switches autocommit off and on. An asynchronous
-//! `LockLost` between two of its bytecodes would leave the connection in a transaction that nothing
-//! ends, or come out after the commit. So what stands in the place of its methods begins and ends here
-//! and not in Python, as [`Scope::__exit__`](crate::alarm::Scope) does: the alarms of the thread are
+//! `Atomic` counts savepoints, commits, and switches autocommit off and on. An asynchronous `LockLost`
+//! between two of its bytecodes could leave a transaction open that nothing ends, or be raised after the
+//! commit. So the replacements of its methods begin and end in Rust: the exceptions of the thread are
 //! paused from before the first bytecode until after the last one.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 
-use crate::alarm::Alarm;
+use crate::async_exception::AsyncException;
 
-/// Stands in the place of a method, and calls it by way of `call`.
+/// Replaces a method, and calls it through `call`.
 #[pyclass(frozen, module = "database_locks._core")]
-pub(crate) struct Undisturbed {
+pub(crate) struct UninterruptedMethod {
     #[pyo3(get, name = "__wrapped__")]
     original: Py<PyAny>,
-    /// Its attribute `holds` has the locks that the thread holds.
+    /// Its attribute `holds` has the locks of the calling thread.
     here: Py<PyAny>,
     call: Py<PyAny>,
-    /// An attribute that each object gets whose method is looked up.
+    /// An attribute that is set on each object whose method is looked up.
     mark: Option<String>,
 }
 
 #[pymethods]
-impl Undisturbed {
+impl UninterruptedMethod {
     #[new]
     #[pyo3(signature = (original, here, call, mark=None))]
     fn new(original: Py<PyAny>, here: Py<PyAny>, call: Py<PyAny>, mark: Option<String>) -> Self {
@@ -37,7 +37,7 @@ impl Undisturbed {
         }
     }
 
-    /// Bound as a function would be.
+    /// Binds like a function.
     fn __get__(
         slf: &Bound<'_, Self>,
         instance: &Bound<'_, PyAny>,
@@ -57,18 +57,18 @@ impl Undisturbed {
     #[pyo3(signature = (*args))]
     fn __call__(&self, py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<Py<PyAny>> {
         let paused = PyList::empty(py);
-        let mut alarms = Vec::new();
+        let mut exceptions = Vec::new();
         let holds = self.here.bind(py).getattr("holds")?;
         for held in holds.cast::<PyDict>()?.values() {
-            let alarm = held.getattr("_alarm")?.cast_into::<Alarm>()?;
-            if alarm.get().pause(py)? {
+            let exception = held.getattr("_exception")?.cast_into::<AsyncException>()?;
+            if exception.get().pause(py)? {
                 paused.append(held)?;
-                alarms.push(alarm);
+                exceptions.push(exception);
             }
         }
         let done = self.call.call1(py, (&self.original, args, &paused));
-        for alarm in alarms {
-            alarm.get().resume(py)?;
+        for exception in exceptions {
+            exception.get().resume(py)?;
         }
         done
     }

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from database_locks import _show
+from database_locks import _core
+from database_locks.cli import formatting
 
 
 @pytest.mark.parametrize(
@@ -27,38 +28,38 @@ from database_locks import _show
     ],
 )
 def test_a_length_is_said_as_people_say_it(seconds: float, said: str) -> None:
-    assert _show.human(seconds) == said
+    assert formatting.human(seconds) == said
 
 
 def test_durations_are_read_as_people_write_them() -> None:
-    read = {text: _show.seconds_of(text) for text in ("500ms", "1.5", " 2m ", "1d", "0")}
+    read = {text: _core.parse_duration(text) for text in ("500ms", "1.5", " 2m ", "1d", "0")}
     assert read == {"500ms": 0.5, "1.5": 1.5, " 2m ": 120, "1d": 86_400, "0": 0}
     for bad in ("", "s", "-1s", "+1", "1e3", "1w", "nan", "inf", "1 2", "٣s"):
         with pytest.raises(ValueError, match="must be a number with ms"):
-            _show.seconds_of(bad)
+            _core.parse_duration(bad)
 
 
 def test_the_purpose_is_the_callers_words_before_the_program() -> None:
-    assert _show.purpose({"program": "worker", "pid": 1}) == "worker"
+    assert formatting.purpose({"program": "worker", "pid": 1}) == "worker"
     own = {"program": "dblock", "meta": {"ticket": "OPS-1", "command": "report.sh", "n": 3}}
-    assert _show.purpose(own) == "report.sh ticket=OPS-1 n=3"
-    assert _show.purpose("by hand") == "by hand"
-    assert _show.purpose(None) == ""
+    assert formatting.purpose(own) == "report.sh ticket=OPS-1 n=3"
+    assert formatting.purpose("by hand") == "by hand"
+    assert formatting.purpose(None) == ""
 
 
 def test_what_drives_a_terminal_is_escaped() -> None:
-    assert _show.on_one_line("nightly report, jöb ✓") == "nightly report, jöb ✓"
-    assert _show.on_one_line("a\nb\tc\r") == "a\\nb\\tc\\r"
-    assert _show.on_one_line("\x1b[2J\x9b\x7f") == "\\u{1b}[2J\\u{9b}\\u{7f}"
-    assert _show.on_one_line("a\u202eb\u2028") == "a\\u{202e}b\\u{2028}"
+    assert formatting.on_one_line("nightly report, jöb ✓") == "nightly report, jöb ✓"
+    assert formatting.on_one_line("a\nb\tc\r") == "a\\nb\\tc\\r"
+    assert formatting.on_one_line("\x1b[2J\x9b\x7f") == "\\u{1b}[2J\\u{9b}\\u{7f}"
+    assert formatting.on_one_line("a\u202eb\u2028") == "a\\u{202e}b\\u{2028}"
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_the_last_is_cut() -> None:
     lines = [("NAME", "X", "LAST"), ("jöb", "longer", "1"), ("仕事", "-", "a longer one")]
-    assert _show._aligned(lines) == (
+    assert formatting._aligned(lines) == (
         "NAME  X       LAST\njöb   longer  1\n仕事  -       a longer one"
     )
-    assert (_show.cut("abcdefg", 6), _show.cut("仕事仕事", 6)) == ("abcde…", "仕事…")
+    assert (formatting.cut("abcdefg", 6), formatting.cut("仕事仕事", 6)) == ("abcde…", "仕事…")
 
 
 def test_a_lock_of_0_5_is_shown_without_what_is_not_known() -> None:
@@ -66,5 +67,5 @@ def test_a_lock_of_0_5_is_shown_without_what_is_not_known() -> None:
         ["grant", "held_for", "free_in", "acquired_at", "renewed_at", "metadata"]
     )
     row |= {"name": "old", "state": "held", "holder": "host.1", "token": 0, "expires_at": None}
-    assert dict(_show.facts(row))["free in"] == "never"
-    assert "held for" not in dict(_show.facts(row))
+    assert dict(formatting.facts(row))["free in"] == "never"
+    assert "held for" not in dict(formatting.facts(row))

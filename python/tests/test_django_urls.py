@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from database_locks import _core, _mycnf, _urls
+from database_locks import _core
+from database_locks.django import databases
+from database_locks.django.databases import option_file, urls
 from database_locks.exceptions import LockConfigError
 
 
@@ -18,8 +20,8 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     for name in [name for name in os.environ if name.startswith(("PG", "MYSQL"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(_urls, "_process_user", lambda: "me")
-    monkeypatch.setattr(_urls, "_first_socket", lambda paths: None)
+    monkeypatch.setattr(urls, "process_user", lambda: "me")
+    monkeypatch.setattr(urls, "first_socket", lambda paths: None)
 
 
 def _entry(**settings: Any) -> dict[str, Any]:
@@ -43,12 +45,12 @@ def mysql(driver: str = "MySQLdb", **settings: Any) -> str:
 
 
 def url(vendor: str, settings: dict[str, Any], driver: str = "") -> str:
-    return _urls.find("default", vendor, settings, driver=driver).url_of("default")
+    return databases.find("default", vendor, settings, driver=driver).url_of("default")
 
 
 def refused(vendor: str, driver: str = "", **settings: Any) -> str:
     with pytest.raises(LockConfigError) as caught:
-        _urls.find("main", vendor, _entry(**settings), driver=driver).url_of("main")
+        databases.find("main", vendor, _entry(**settings), driver=driver).url_of("main")
     said = str(caught.value)
     assert said.startswith("DATABASES['main']")
     assert "hunter2" not in said
@@ -139,7 +141,7 @@ def test_what_postgresql_has_and_the_locks_have_not_is_refused(
 
 
 def test_all_problems_are_told_at_once() -> None:
-    found = _urls.find("x", "postgresql", _entry(OPTIONS={"requirepeer": "a", "sslcrl": "b"}))
+    found = databases.find("x", "postgresql", _entry(OPTIONS={"requirepeer": "a", "sslcrl": "b"}))
     assert [problem.option for problem in found.problems] == [
         "['OPTIONS']['requirepeer']",
         "['OPTIONS']['sslcrl']",
@@ -186,14 +188,14 @@ def test_what_a_back_end_says_is_read_as_the_settings_are() -> None:
         "host": "db",
         "client_encoding": "UTF8",
     }
-    found = _urls.find_by_params("default", "postgresql", params, settings)
+    found = databases.find_by_params("default", "postgresql", params, settings)
     assert found.url == "postgres://u:new@db/app?options=-c%20role%3Dr"
     params = {"user": "u", "passwd": "new", "db": "app", "host": "db", "port": 1, "conv": {}}
-    found = _urls.find_by_params("default", "mysql", params, {"ENGINE": "x"}, driver="MySQLdb")
+    found = databases.find_by_params("default", "mysql", params, {"ENGINE": "x"}, driver="MySQLdb")
     assert found.url == "mysql://u:new@db:1/app"
-    unknown = _urls.find_by_params("default", "mysql", {**params, "hunter": 2}, {})
+    unknown = databases.find_by_params("default", "mysql", {**params, "hunter": 2}, {})
     assert unknown.url is None
-    own = _urls.find("default", "mysql", _entry(OPTIONS={"use_token": 1}), all_options=False)
+    own = databases.find("default", "mysql", _entry(OPTIONS={"use_token": 1}), all_options=False)
     assert own.url == "mysql://u:p@db/app"
 
 
@@ -226,7 +228,7 @@ def test_the_place_and_the_login_on_mysql(settings: dict[str, Any], expected: st
 
 
 def test_localhost_is_the_socket_to_the_c_library_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_urls, "_first_socket", lambda paths: next(iter(paths)))
+    monkeypatch.setattr(urls, "first_socket", lambda paths: next(iter(paths)))
     expected = "mysql://u:p@localhost/app?socket=%2Frun%2Fmysqld%2Fmysqld.sock"
     assert mysql(HOST="localhost", PORT="3307") == expected
     assert mysql("pymysql", HOST="localhost", PORT="3307") == "mysql://u:p@localhost:3307/app"
@@ -316,7 +318,7 @@ def test_an_option_file_that_cannot_be_read_or_carried_over_is_told(tmp_path: Pa
 def test_files_that_include_each_other_end(tmp_path: Path) -> None:
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nuser=u\n!include my.cnf\n")
-    assert _mycnf.read([str(file)], ["client"], must_exist=True) == {"user": "u"}
+    assert option_file.read([str(file)], ["client"], must_exist=True) == {"user": "u"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from database_locks import LockLost, Locks, connect
-from database_locks._held import holds
+from database_locks._registry import all_held_here
 from support import in_thread
 
 
@@ -85,7 +85,7 @@ def nothing_is_held(locks: Locks) -> None:
     while held := [row["name"] for row in locks.list() if row["state"] == "held"]:
         locks.drain()
         assert time.monotonic() < until, f"held still: {held}"
-    assert [held for key, held in holds().items() if key[1] == id(locks)] == []
+    assert [held for key, held in all_held_here().items() if key[1] == id(locks)] == []
 
 
 DELAYS = random.Random(1)

@@ -308,7 +308,7 @@ def test_what_is_out_of_range_is_refused_with_what_is_allowed(
 
 
 def test_a_renewal_may_be_wished_earlier_but_not_later(here: Locks) -> None:
-    from database_locks._wanted import renew_every
+    from database_locks._arguments import renew_every
 
     assert renew_every(30, 25) == 5
     assert renew_every(30, 2) == 10

@@ -1,4 +1,4 @@
-"""``manage.py locks``: the words, the exit codes and the JSON of ``dblock``."""
+"""``manage.py locks``: the subcommands, exit codes and JSON of ``dblock``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from database_locks import _show, conf
-from database_locks._install import TABLE
-from database_locks._wrap import BUSY, UNAVAILABLE
-from database_locks.exceptions import (
-    LockConfigError,
-    LockException,
-    LockTimeout,
-)
+from .. import _core
+from .._wrap import BUSY, UNAVAILABLE
+from ..django import conf
+from ..django.install import TABLE
+from ..exceptions import LockConfigError, LockException, LockTimeout
+from . import formatting
 
-#: What the command ends with, as ``dblock`` does.
+#: Exit codes, the same as those of ``dblock``.
 FOUND = UNKNOWN = 1
 USAGE = 2
 
@@ -25,14 +23,14 @@ Handler = Callable[..., None]
 
 
 class Command(BaseCommand):
-    """Look after the locks of the database that the settings name."""
+    """Show and manage the locks of the project."""
 
-    help = "Show who holds which lock, and look after them."
-    # The doctor is for those whose checks fail.
+    help = "Show and manage the locks of this project."
+    # `doctor` has to run in a project whose checks fail.
     requires_system_checks: Any = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """The words of the command line."""
+        """The subcommands and their arguments."""
         words = parser.add_subparsers(
             dest="word", metavar="{list,show,release,prune,doctor,init}", required=True
         )
@@ -47,30 +45,30 @@ class Command(BaseCommand):
                 )
             return added
 
-        added = word("list", "Show who holds what, since when, for how long yet, and what for.")
-        added.add_argument("-a", "--all", action="store_true", help="free locks too")
-        added = word("show", "Show all about one lock; exit code 1 if there is no such lock.")
-        added.add_argument("name", metavar="NAME", help="the lock")
-        added = word("release", "Take a lock from its holder.", json=False)
-        added.add_argument("name", metavar="NAME", help="the lock")
+        added = word("list", "List held and expired locks with holder, age, remaining time and purpose.")
+        added.add_argument("-a", "--all", action="store_true", help="also list free locks")
+        added = word("show", "Show all facts about one lock; exit code 1 if there is no such lock.")
+        added.add_argument("name", metavar="NAME", help="name of the lock")
+        added = word("release", "Release a lock without its holder.", json=False)
+        added.add_argument("name", metavar="NAME", help="name of the lock")
         added.add_argument(
             "--force",
             action="store_true",
-            help="release it without its holder: make sure first that the holder is dead or stopped",
+            help="required; make sure first that the holder is dead or stopped",
         )
-        added = word("prune", "Delete the rows of locks that are long unused.", json=False)
+        added = word("prune", "Delete the rows of locks that have been free for long.", json=False)
         added.add_argument(
             "--older-than", metavar="DURATION", required=True, type=_duration, help="30d, 12h"
         )
         added.add_argument(
             "--include-unknown",
             action="store_true",
-            help="free rows too that do not say since when: those of version 0.5",
+            help="also delete free rows without a time of release, as version 0.5 writes them",
         )
         added = word(
             "doctor",
-            "Find what is wrong with the database, and say what to do; exit code 1 for errors, 0 "
-            "for warnings alone.",
+            "Report problems of the database and their fixes; exit code 1 for errors, 0 for warnings "
+            "alone.",
         )
         added.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
         added.add_argument(
@@ -78,16 +76,16 @@ class Command(BaseCommand):
             metavar="ID",
             action="append",
             default=[],
-            help="leave this finding out, by its id: no-delete, standby-async, …; any number of times",
+            help="ignore the finding with this id, such as no-delete or standby-async; repeatable",
         )
         word(
             "init",
-            "Make the table where migrate does not; a second run changes nothing.",
+            "Create the table if migrate does not; a second run changes nothing.",
             json=False,
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Carry out one of the words; `CommandError` is one line and has the exit code."""
+        """Run a subcommand. `CommandError` has the message, one line, and the exit code."""
         handlers: dict[str, Handler] = {
             "list": self.list,
             "show": self.show,
@@ -111,48 +109,48 @@ class Command(BaseCommand):
 
     def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
         rows = conf.locks().list(free=all)
-        self.say(_show.rows_as_json(rows) if json else _show.rows(rows, self.style, self._width()))
+        self.say(formatting.rows_as_json(rows) if json else formatting.rows(rows, self.style, self._width()))
 
     def _width(self) -> int | None:
-        return _show.terminal_width() if self.stdout.isatty() else None
+        return formatting.terminal_width() if self.stdout.isatty() else None
 
     def show(self, *, name: str, json: bool, **_: Any) -> None:
         row = conf.locks().show(name)
         if row is None:
             raise CommandError(
-                f"there is no lock `{_show.on_one_line(name)}`: it was never held, or its row was "
+                f"there is no lock `{formatting.on_one_line(name)}`: it was never held, or its row was "
                 "pruned; `manage.py locks list --all` names all locks",
                 returncode=UNKNOWN,
             )
-        self.say(_show.as_json(row) if json else _show.row(row))
+        self.say(formatting.as_json(row) if json else formatting.row(row))
 
     def release(self, *, name: str, force: bool, **_: Any) -> None:
         if not force:
             raise CommandError(
-                f"lock `{_show.on_one_line(name)}` is not released: its holder does that when it "
+                f"lock `{formatting.on_one_line(name)}` is not released: its holder does that when it "
                 "ends; give --force if the holder is dead",
                 returncode=USAGE,
             )
         freed = conf.locks().force_release(name)
-        shown = _show.on_one_line(name)
+        shown = formatting.on_one_line(name)
         if freed is None:
             self.say(f"lock `{shown}` was free already")
             return
         holder, held_for = freed
-        who = _show.on_one_line(holder or "a holder without a name")
-        age = "" if held_for is None else f" for {_show.human(held_for)}"
+        who = formatting.on_one_line(holder or "a holder without a name")
+        age = "" if held_for is None else f" for {formatting.human(held_for)}"
         self.say(f"lock `{shown}` released by force: {who} had held it{age}")
 
     def prune(self, *, older_than: float, include_unknown: bool, **_: Any) -> None:
         deleted = conf.locks().prune(older_than, unknown=include_unknown)
         what = "row" if deleted == 1 else "rows"
-        self.say(f"{deleted} {what} deleted of locks unused for {_show.human(older_than)}")
+        self.say(f"{deleted} {what} deleted of locks unused for {formatting.human(older_than)}")
 
     def doctor(self, *, json: bool, strict: bool, ignore: Sequence[str], **_: Any) -> None:
         report = conf.locks().doctor()
         findings = [finding for finding in report["findings"] if finding["id"] not in ignore]
         report["findings"] = findings
-        self.say(_show.report_as_json(report) if json else _show.report(report))
+        self.say(formatting.report_as_json(report) if json else formatting.report(report))
         errors = sum(finding["severity"] == "error" for finding in findings)
         counted = len(findings) if strict else errors
         if counted:
@@ -165,11 +163,11 @@ class Command(BaseCommand):
 
 
 def _line(error: LockException) -> str:
-    return _show.on_one_line(str(error))
+    return formatting.on_one_line(str(error))
 
 
 def _duration(text: str) -> float:
     try:
-        return _show.seconds_of(text)
-    except ValueError as error:
+        return _core.parse_duration(text)
+    except LockConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

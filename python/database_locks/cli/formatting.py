@@ -1,6 +1,7 @@
-"""Locks as people and programs read them, in the words and the form of ``dblock``.
+"""Locks as text and as JSON, in the format of ``dblock``.
 
-What others wrote into the table is shown so that it neither drives a terminal nor begins a line.
+Text that other programs wrote into the table is escaped, so that it cannot control a terminal or look
+like a line of its own.
 """
 
 from __future__ import annotations
@@ -12,51 +13,22 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ._wording import worded
+from .. import _core
+from .._hints import worded
 
 Row = Mapping[str, Any]
 
-#: Of the last column this much is shown even where the terminal is too narrow for it.
+#: The least width of the last column, even if the terminal is too narrow.
 _LEAST_WIDTH = 12
 
-_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-#: Zero-width characters, line breaks, and what turns the direction of writing around.
+#: Zero-width characters, line separators, and marks that change the direction of writing.
 _UNSEEN = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def seconds_of(text: str) -> float:
-    """``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds.
-
-    `ValueError` says what is allowed.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|d|)", text.strip(), re.ASCII)
-    if match is None:
-        raise ValueError(
-            f"{text[:40]!r} must be a number with ms, s, m, h or d (500ms, 30s, 5m, 2h, 1d), or "
-            "bare seconds"
-        )
-    return float(match[1]) * _UNITS[match[2]]
-
-
 def human(seconds: float) -> str:
-    """As people say it: ``30s``, ``2m 5s``, ``10m``."""
-    whole = int(seconds)
-    if whole < 1:
-        return f"{int(seconds * 1000)}ms"
-    if whole < 10 and seconds - whole >= 0.1:
-        return f"{seconds:.1f}s"
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return _two(whole // 60, "m", whole % 60, "s")
-    if whole < 86_400:
-        return _two(whole // 3600, "h", whole % 3600 // 60, "m")
-    return _two(whole // 86_400, "d", whole % 86_400 // 3600, "h")
-
-
-def _two(first: int, unit: str, second: int, below: str) -> str:
-    return f"{first}{unit} {second}{below}" if second else f"{first}{unit}"
+    """A length of time: ``30s``, ``2m 5s``, ``10m``."""
+    return _core.human(seconds)
 
 
 def time(text: str | None) -> str:
@@ -70,14 +42,14 @@ def state(row: Row) -> str:
 
 
 def free_in(row: Row) -> str:
-    """When it can be had, unless it is renewed; empty where it is free."""
+    """When the lock is free unless it is renewed; empty if it is free."""
     if row["state"] == "held":
         return "never" if row["free_in"] is None else human(row["free_in"])
     return "now" if row["state"] == "expired" else ""
 
 
 def purpose(metadata: Any) -> str:
-    """What it was taken for: the caller's own words, else the program."""
+    """The purpose of a lock: the holder's ``meta``, else its program."""
     if metadata is None:
         return ""
     if not isinstance(metadata, Mapping):
@@ -91,7 +63,7 @@ def purpose(metadata: Any) -> str:
 
 
 def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
-    """Everything about one lock: what, and what is known of it. ``time`` formats a point in time."""
+    """All facts about one lock, as pairs of label and text. ``time`` formats a point in time."""
     free = row["state"] == "free"
     found = [
         ("name", row["name"]),
@@ -124,14 +96,14 @@ def _said(metadata: Any) -> list[tuple[str, str]]:
 
 
 def plain(value: Any) -> str:
-    """A value of JSON, for people."""
+    """A JSON value; a string without quotes."""
     if value is None:
         return ""
     return value if isinstance(value, str) else _json(value)
 
 
 def on_one_line(text: str) -> str:
-    """The text with everything escaped that is not seen as itself."""
+    """The text with control characters and invisible characters escaped."""
 
     def shown(character: str) -> str:
         if character in _NAMED:
@@ -147,7 +119,7 @@ def on_one_line(text: str) -> str:
 
 
 def terminal_width() -> int:
-    """In columns."""
+    """The width of the terminal in columns."""
     return shutil.get_terminal_size().columns
 
 
@@ -156,9 +128,9 @@ _COLOURS = {"held": "SUCCESS", "expired": "WARNING", "free": "HTTP_NOT_MODIFIED"
 
 
 def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
-    """A table, one line a lock, cut to the terminal's width where that is given.
+    """A table with one line for each lock, cut to ``columns`` if that is given.
 
-    ``style`` is that of a command of Django's: plain where the output is no terminal.
+    ``style`` is that of a Django command, which has no colours if the output is no terminal.
     """
     if not found:
         return ""
@@ -180,12 +152,12 @@ def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
 
 
 def row(found: Row) -> str:
-    """Everything about one lock, one line a fact."""
+    """All facts about one lock, one on each line."""
     return _aligned([(on_one_line(what), on_one_line(said)) for what, said in facts(found)])
 
 
 def report(found: Row) -> str:
-    """What was looked at, then what was found: one line each, and one that says what to do."""
+    """Checks, one on each line; then findings, each followed by a line with its fix."""
     lines = [
         ("ok" if check["seen"] else "unseen", check["area"], check["message"])
         for check in found["checks"]
@@ -201,7 +173,7 @@ def _aligned(
     columns: int | None = None,
     colours: Sequence[Any] | None = None,
 ) -> str:
-    """In columns. Colours are one a line: of the whole head, and of the second cell below."""
+    """Lines aligned in columns. ``colours`` has one for each line: the head, and its second cell below."""
     if not lines:
         return ""
     last = len(lines[0]) - 1
@@ -226,7 +198,7 @@ def _aligned(
 
 
 def width(text: str) -> int:
-    """In columns of a terminal."""
+    """The width of a text in columns of a terminal."""
     return sum(
         0
         if unicodedata.combining(character)
@@ -238,7 +210,7 @@ def width(text: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """So much of it as fits."""
+    """The text, cut to ``columns``."""
     if width(text) <= columns:
         return text
     shown = ""
@@ -257,17 +229,17 @@ def _json(value: Any) -> str:
 
 
 def as_json(found: Row) -> str:
-    """One object."""
+    """One JSON object."""
     return _json(found)
 
 
 def rows_as_json(found: Sequence[Row]) -> str:
-    """One array, one line a lock."""
+    """One array, a lock on each line."""
     return _array(found)
 
 
 def report_as_json(found: Row) -> str:
-    """One object, one line a check or finding."""
+    """One object, a check or finding on each line."""
     return f'{{"checks":{_array(found["checks"])},\n"findings":{_array(found["findings"])}}}'
 
 

@@ -1,21 +1,21 @@
-"""System checks, each with an id that `SILENCED_SYSTEM_CHECKS` takes.
+"""System checks, each with an id for `SILENCED_SYSTEM_CHECKS`.
 
 ======  ============================================================================
 E001    ``DATABASE_LOCKS_ALIAS`` names none of ``DATABASES``
-E002    locks cannot live in that database's engine
-E003    a setting or option of that database cannot be carried over
+E002    that database's engine cannot hold locks
+E003    a setting or option of that database cannot be used for locks
 E004    ``DATABASE_LOCKS_URL`` is no URL of a database
 E005    both ``DATABASE_LOCKS_ALIAS`` and ``DATABASE_LOCKS_URL`` are given
 E006    a ``DATABASE_LOCKS_…`` setting has a value that is not allowed
 W001    locks are off
-W002    a ``DATABASE_LOCKS_…`` setting that there is not
-W003    the table is of an engine without row locks (with ``--database``)
+W002    a ``DATABASE_LOCKS_…`` setting is not known
+W003    the table's storage engine has no row locks (with ``--database``)
 W004    the database of the locks is a replica
-W005    the routers keep ``migrate`` from making the table there
-W006    0.5 writes local times into the table (with ``--database``)
+W005    the routers prevent ``migrate`` from creating the table
+W006    legacy (django-database-locks 0.5) writes local times (with ``--database``)
 W007    the table is missing (with ``--database``)
-W008    the table lacks what this version needs (with ``--database``)
-W009    a view under ``ATOMIC_REQUESTS`` frees its lock before the commit
+W008    the table lacks columns (with ``--database``)
+W009    a view under ``ATOMIC_REQUESTS`` releases its lock before the commit
 ======  ============================================================================
 """
 
@@ -24,8 +24,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -38,19 +37,18 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
 from django.db.migrations.recorder import MigrationRecorder
 from django.urls import get_resolver
 
-from . import _core, _names, conf
-from ._install import COLUMNS, TABLE
-from .exceptions import LockConfigError
+from .. import _arguments, _core
+from ..exceptions import LockConfigError
+from . import conf
+from .install import COLUMNS, TABLE
 
 _PREFIX = "DATABASE_LOCKS_"
 #: The migration after which the table is complete.
 _LATEST = "0002_grants"
-#: The bounds of the core, in seconds.
-_LEAST_TTL, _MOST_TTL = 0.1, 315_576_000.0
 
 
 def register() -> None:
-    """Register all of them with Django."""
+    """Register all checks with Django."""
     _register(check_settings, "database_locks")
     _register(check_place, "database_locks")
     _register(check_requests, "database_locks")
@@ -62,12 +60,12 @@ def _id(number: str) -> str:
 
 
 def check_settings(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """The values, and the names, of ``DATABASE_LOCKS_…``."""
+    """Names and values of the ``DATABASE_LOCKS_…`` settings."""
     found: list[CheckMessage] = []
     if getattr(settings, "DATABASE_LOCKS_ENABLED", True) is False:
         found.append(
             Advice(
-                "Locks are off: whatever is under a lock runs without one.",
+                "Locks are off: code under a lock runs without one.",
                 hint="DATABASE_LOCKS_ENABLED = True switches them on.",
                 id=_id("W001"),
             )
@@ -93,48 +91,43 @@ def _bad_values() -> Iterator[tuple[str, str]]:
     if not isinstance(enabled, bool):
         allowed = 'True or False. Compare a text first: os.environ.get("LOCKS", "1") == "1".'
         yield f"DATABASE_LOCKS_ENABLED is {enabled!r}.", f"Give {allowed}"
-    ttl = conf.default_ttl()
-    seconds = _seconds(ttl)
-    allowed = "Give seconds, 0.1 to 10 years, a timedelta, or None: without end."
-    if ttl is not None and (seconds is None or not _LEAST_TTL <= seconds <= _MOST_TTL):
-        yield f"DATABASE_LOCKS_DEFAULT_TTL is {ttl!r}.", allowed
-    renew = conf.default_ttl_renew()
-    if renew is not None:
-        before = _seconds(renew)
-        if before is None or before < 0:
-            yield (
-                f"DATABASE_LOCKS_DEFAULT_TTL_RENEW is {renew!r}.",
-                "Give seconds before the end, a timedelta, or None: each third of the ttl.",
-            )
+    if not _is_valid(_arguments.ttl_of, conf.default_ttl()):
+        yield (
+            f"DATABASE_LOCKS_DEFAULT_TTL is {conf.default_ttl()!r}.",
+            "Give seconds, 0.1 to 10 years, a timedelta, or None: without end.",
+        )
+    if not _is_valid(_arguments.renew_of, conf.default_ttl_renew()):
+        yield (
+            f"DATABASE_LOCKS_DEFAULT_TTL_RENEW is {conf.default_ttl_renew()!r}.",
+            "Give seconds before the end, a timedelta, or None: a third of the ttl.",
+        )
     path: object = conf.status_file()
     if path is not None and not isinstance(path, str | os.PathLike):
         yield f"DATABASE_LOCKS_STATUS_FILE is {path!r}.", "Give the path of a file, or None."
     for name in ("DATABASE_LOCKS_ALIAS", "DATABASE_LOCKS_URL"):
         value = getattr(settings, name, None)
         if value is not None and not isinstance(value, str):
-            # Not shown: it may have a password in it.
-            yield f"{name} is no text but of type {type(value).__name__}.", "Give a str, or None."
+            # The value is not shown: it may contain a password.
+            yield f"{name} is of type {type(value).__name__}.", "Give a str, or None."
 
 
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if not -_names.LONGEST <= value <= _names.LONGEST:
-        return None
-    return float(value)
+def _is_valid(check: Callable[[Any], object], value: Any) -> bool:
+    try:
+        check(value)
+    except LockConfigError:
+        return False
+    return True
 
 
 def check_place(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """Whether the locks have a place, and one that can hold them."""
+    """Whether the settings name a database that can hold locks."""
     try:
         name = conf.alias()
     except LockConfigError:
         return [
             Error(
                 "DATABASE_LOCKS_ALIAS and DATABASE_LOCKS_URL are both given.",
-                hint="Keep the one that says where the locks are.",
+                hint="Keep the one that names the database of the locks.",
                 id=_id("E005"),
             )
         ]
@@ -158,7 +151,7 @@ def _check_url(url: Any) -> list[CheckMessage]:
         return [
             Error(
                 "DATABASE_LOCKS_URL is no URL of a database.",
-                # It never repeats the URL.
+                # The message never repeats the URL.
                 hint=str(error),
                 id=_id("E004"),
             )
@@ -170,7 +163,7 @@ def _check_carried(name: str) -> Iterator[CheckMessage]:
     found = conf.find(name)
     for problem in found.problems:
         yield Error(
-            f"Locks cannot use DATABASES[{name!r}]{problem.option}: {_sentence(problem.said)}.",
+            f"Locks cannot use DATABASES[{name!r}]{problem.option}: it {problem.said}.",
             hint=f"{problem.hint[:1].upper()}{problem.hint[1:]}.",
             id=_id("E002" if problem.option == "['ENGINE']" else "E003"),
         )
@@ -181,19 +174,13 @@ def _check_carried(name: str) -> Iterator[CheckMessage]:
             yield Error(f"Locks cannot use DATABASES[{name!r}].", hint=str(error), id=_id("E003"))
 
 
-def _sentence(said: str) -> str:
-    """With a subject where there is none: the option itself."""
-    verbs = ("is", "cannot", "would", "names", "asks")
-    return f"it {said}" if said.split(" ", 1)[0] in verbs else said
-
-
 def _check_role(name: str) -> Iterator[CheckMessage]:
     connection = connections[name]
     mirrored = (connection.settings_dict.get("TEST") or {}).get("MIRROR")
     if mirrored:
         yield Advice(
             f"The database of the locks, {name!r}, is a replica of {mirrored!r}.",
-            hint="Locks are written: name the primary with DATABASE_LOCKS_ALIAS, or route writes "
+            hint="Locks write: name the primary with DATABASE_LOCKS_ALIAS, or route writes "
             "of database_locks.Lock to it.",
             id=_id("W004"),
         )
@@ -201,15 +188,15 @@ def _check_role(name: str) -> Iterator[CheckMessage]:
         name, "database_locks", model_name="lock"
     ):
         yield Advice(
-            f"The routers keep migrate from making the table of locks in {name!r}.",
-            hint="Allow it for the app database_locks there, or make the table with `manage.py "
-            "locks init`.",
+            f"The routers prevent migrate from creating the table of locks in {name!r}.",
+            hint="Allow it for the app database_locks there, or create the table with "
+            "`manage.py locks init`.",
             id=_id("W005"),
         )
 
 
 def check_requests(app_configs: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """Whether a view that is one transaction has a lock that ends before it: ``until="exit"``."""
+    """Whether a view under ``ATOMIC_REQUESTS`` has a lock with ``until="exit"``."""
     atomic = {
         alias for alias in connections if connections[alias].settings_dict.get("ATOMIC_REQUESTS")
     }
@@ -246,7 +233,7 @@ def _views(patterns: Sequence[Any]) -> Iterator[Any]:
 
 
 def _functions(view: Any) -> Iterator[Any]:
-    """A view, what it wraps, and the methods of one that is a class."""
+    """A view, the functions that it wraps, and the methods of a class-based view."""
     while view is not None:
         yield view
         view_class = getattr(view, "view_class", None)
@@ -260,7 +247,7 @@ def _functions(view: Any) -> Iterator[Any]:
 def check_table(
     app_configs: Any = None, databases: Sequence[str] | None = None, **_kwargs: Any
 ) -> list[CheckMessage]:
-    """What only the database can tell; run with ``--database``, and by ``migrate``."""
+    """Checks that query the database: run with ``--database``, and by ``migrate``."""
     if not databases or not apps.is_installed("database_locks"):
         return []
     try:
@@ -271,7 +258,7 @@ def check_table(
         return []
     connection = connections[name]
     if connection.vendor == "sqlite":
-        # The locks have a file of their own, and its table makes itself.
+        # The locks have a file of their own, whose table the core creates.
         return []
     try:
         with connection.cursor() as cursor:
@@ -285,7 +272,7 @@ def check_table(
 
 
 def _is_migrating() -> bool:
-    """Whether the checks are those of ``manage.py migrate``, which is about to do what is missing."""
+    """Whether ``manage.py migrate`` runs the checks: it is about to create what is missing."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "django.core.management.base":
@@ -299,7 +286,7 @@ def _is_migrating() -> bool:
 def _what_to_run(connection: Any) -> str:
     name = connection.alias
     migrates = router.allow_migrate(name, "database_locks", model_name="lock")
-    # What is recorded as applied is not applied again.
+    # `migrate` does not apply a migration again that is recorded as applied.
     applied = MigrationRecorder(connection).applied_migrations()
     if not migrates or ("database_locks", _LATEST) in applied:
         return "`manage.py locks init`"
@@ -309,8 +296,8 @@ def _what_to_run(connection: Any) -> str:
 
 def _missing(connection: Any) -> Iterator[CheckMessage]:
     yield Advice(
-        f"The database {connection.alias!r} has no table {TABLE}: no lock can be taken.",
-        hint=f"Run {_what_to_run(connection)}, which makes it.",
+        f"The database {connection.alias!r} has no table {TABLE}: no lock can be acquired.",
+        hint=f"Run {_what_to_run(connection)}, which creates it.",
         id=_id("W007"),
     )
 
@@ -325,25 +312,24 @@ def _shape(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
         engine = cursor.fetchone()
         if engine is not None and engine[0] != "InnoDB":
             yield Advice(
-                f"The table {TABLE} is of the engine {engine[0]}, which has no row locks.",
-                hint=f"Run {_what_to_run(connection)}: it makes it InnoDB.",
+                f"The table {TABLE} uses the engine {engine[0]}, which has no row locks.",
+                hint=f"Run {_what_to_run(connection)}, which changes it to InnoDB.",
                 id=_id("W003"),
             )
     lacking = [column for column in COLUMNS if column not in _columns(cursor)]
     if lacking and not _is_migrating():
         yield Advice(
-            f"The table {TABLE} lacks {', '.join(lacking)}: it is of version 0.5, and no lock can be "
-            "taken.",
+            f"The table {TABLE} lacks {', '.join(lacking)}: it is of django-database-locks 0.5, and no "
+            "lock can be acquired.",
             hint=f"Run {_what_to_run(connection)}, which adds them. Processes with 0.5 go on working.",
             id=_id("W008"),
         )
 
 
 def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
-    """Whether 0.5 has written to the table where it would write local times.
+    """Whether legacy (django-database-locks 0.5) has written rows and would write local times.
 
-    Its rows are recognised by what they lack, also when no lock is held: the roll-out is when they
-    do harm, and that is later.
+    Such rows are found before they do harm, which they do during a roll-out: also while no lock is held.
     """
     if connection.vendor != "mysql" or settings.USE_TZ or settings.TIME_ZONE == "UTC":
         return
@@ -352,11 +338,11 @@ def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
     cursor.execute(f"SELECT 1 FROM {TABLE} {which} LIMIT 1")  # noqa: S608 - both are ours
     if cursor.fetchone():
         yield Advice(
-            "Version 0.5 has written to the table of locks. With USE_TZ = False it writes times in "
+            "django-database-locks 0.5 has written to the table. With USE_TZ = False it writes times in "
             f"{settings.TIME_ZONE}, and this version reads UTC: during a roll-out the two do not "
             "exclude each other.",
-            hint="Move all processes over together, or set TIME_ZONE = 'UTC' until none of 0.5 is "
-            "left. Afterwards `manage.py locks prune --older-than 0 --include-unknown` removes its "
+            hint="Update all processes together, or set TIME_ZONE = 'UTC' until no process uses 0.5. "
+            "Afterwards `manage.py locks prune --older-than 0 --include-unknown` removes its "
             "rows.",
             id=_id("W006"),
         )

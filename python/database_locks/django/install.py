@@ -1,6 +1,6 @@
-"""The operations of the migrations: the statements of the core, over a connection of Django's.
+"""Migration operations: they run the core's statements on a Django connection.
 
-`dblock init` and `migrate` make the same table, in any order: what is there already is left alone.
+`dblock init` and `migrate` create the same table, in any order. Neither changes what exists already.
 """
 
 from __future__ import annotations
@@ -15,33 +15,28 @@ from django.apps import apps
 from django.db import OperationalError, router, transaction
 from django.db.migrations.operations.base import Operation
 
-from . import _core
+from .. import _core
 
 TABLE = "database_locks_lock"
 
-#: What 0.5 did not have.
-COLUMNS = (
-    "token",
-    "grant_id",
-    "granted_until",
-    "acquired_at",
-    "renewed_at",
-    "waiting_until",
-    "metadata",
-)
+#: The columns that legacy (django-database-locks 0.5) has.
+LEGACY_COLUMNS = ("id", "name", "locked_by", "expires_at")
 
-#: What `sqlmigrate` prints where there is no statement to print.
-ALL_MADE = f"{TABLE} does not exist yet: 0001_initial makes it with all columns"
-NOTHING_LACKS = f"{TABLE} has all that this adds"
+#: The columns that the second migration adds.
+COLUMNS = tuple(name for name, _ in _core.columns("sqlite") if name not in LEGACY_COLUMNS)
 
-#: How long a migration goes on trying where others use the table: each holder for a moment only.
-PATIENCE = 30.0
-#: Between two tries.
+#: Comments that `sqlmigrate` prints instead of a statement.
+ALL_MADE = f"{TABLE} does not exist yet: 0001_initial creates it with all columns"
+NOTHING_LACKS = f"{TABLE} has all columns already"
+
+#: Seconds for which a migration tries to lock the table, which other clients use for moments only.
+TIMEOUT = 30.0
+#: Seconds between two tries.
 PAUSE = 0.05
 
 
 def schema(engine: str) -> str:
-    """The statement that makes the table; ``engine`` is ``postgres``, ``mysql`` or ``sqlite``."""
+    """The statement that creates the table; ``engine`` is ``postgres``, ``mysql`` or ``sqlite``."""
     text = _core.schema(engine)
     if text is None:
         raise LookupError(engine)
@@ -49,14 +44,14 @@ def schema(engine: str) -> str:
 
 
 class _LockTable(Operation):
-    """What both operations have in common: which databases they concern, and how they wait."""
+    """The base class of the operations: selects the databases and the engine."""
 
     reversible = True
     reduces_to_sql = False
     atomic = False
 
     def state_forwards(self, app_label: str, state: Any) -> None:
-        """The state is changed by the operations beside this one."""
+        """Other operations of the migration change the state."""
 
     def database_forwards(
         self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
@@ -72,44 +67,47 @@ class _LockTable(Operation):
         connection = schema_editor.connection
         if not router.allow_migrate(connection.alias, app_label, model_name="lock"):
             return
-        room: type[_Room] = {
+        table: type[_Table] = {
             "postgresql": _Postgres,
             "mysql": _Mysql,
             "sqlite": _Sqlite,
         }.get(connection.vendor, _Other)
-        self.work(room(schema_editor), direction)
+        self.work(table(schema_editor), direction)
 
-    def work(self, room: _Room, direction: str) -> None:
+    def work(self, table: _Table, direction: str) -> None:
         raise NotImplementedError
 
 
 class InstallTable(_LockTable):
-    """Make the table; backwards: drop it."""
+    """Create the table; backwards: drop it."""
 
-    def work(self, room: _Room, direction: str) -> None:
-        room.install() if direction == "forwards" else room.drop()
+    def work(self, table: _Table, direction: str) -> None:
+        table.install() if direction == "forwards" else table.drop()
 
     def describe(self) -> str:
-        return "Make the table of locks, unless it is there"
+        return "Create the table of locks, unless it exists"
 
 
 class CompleteTable(_LockTable):
-    """Add to a table of 0.5 what it lacks; backwards: drop that again."""
+    """Add missing columns to a table of legacy; backwards: drop them."""
 
-    def work(self, room: _Room, direction: str) -> None:
-        room.complete() if direction == "forwards" else room.reduce()
+    def work(self, table: _Table, direction: str) -> None:
+        table.complete() if direction == "forwards" else table.reduce()
 
     def describe(self) -> str:
-        return "Add to the table of locks what version 0.5 did not have"
+        return "Add columns that version 0.5 did not have"
 
 
-class _Room:
-    """One engine."""
+class _Table:
+    """The table in one engine."""
+
+    #: The core's name of the engine.
+    engine = ""
 
     def __init__(self, schema_editor: Any) -> None:
         self.editor = schema_editor
         self.connection = schema_editor.connection
-        #: Whether statements are only shown, as `sqlmigrate` does.
+        #: Whether statements are only collected, for `sqlmigrate`.
         self.shows = bool(schema_editor.collect_sql)
 
     def install(self) -> None:
@@ -122,10 +120,14 @@ class _Room:
         raise NotImplementedError
 
     def drop(self) -> None:
-        self.patiently(lambda: self.execute(f"DROP TABLE IF EXISTS {TABLE}"))
+        self.with_retries(lambda: self.execute(f"DROP TABLE IF EXISTS {TABLE}"))
+
+    def definition(self, column: str) -> str:
+        """The definition of a column, as the statement of the schema has it."""
+        return dict(_core.columns(self.engine))[column]
 
     def execute(self, statement: str) -> None:
-        # No parameters: a % is a %.
+        # Without parameters, so that a % is literal.
         self.editor.execute(statement.strip().rstrip(";"), params=None)
 
     def rows(self, query: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -135,7 +137,7 @@ class _Room:
             return found
 
     def columns(self) -> set[str]:
-        """Those of the table; none where there is no table."""
+        """The columns of the table; empty if there is no table."""
         with self.connection.cursor() as cursor:
             if TABLE not in self.connection.introspection.table_names(cursor):
                 return set()
@@ -143,17 +145,17 @@ class _Room:
         return {column.name for column in described}
 
     def droppable(self) -> set[str]:
-        """What is there to be dropped: where there is no table yet, what the migrations would make."""
+        """The columns that can be dropped; `sqlmigrate` without a table shows those of the migration."""
         there = self.columns()
         return set(COLUMNS) if self.shows and not there else there
 
     def note(self, text: str) -> None:
-        """Show a comment in place of a statement."""
+        """Print a comment instead of a statement."""
         self.editor.collected_sql.append(f"-- {text}")
 
-    def patiently(self, work: Callable[[], None]) -> None:
-        """Try again while it is only others that stand in the way."""
-        until = time.monotonic() + PATIENCE
+    def with_retries(self, work: Callable[[], None]) -> None:
+        """Run ``work`` again while other transactions are in its way."""
+        until = time.monotonic() + TIMEOUT
         while True:
             try:
                 return self.once(work)
@@ -169,9 +171,10 @@ class _Room:
         return False
 
 
-class _Postgres(_Room):
-    #: By the collation of 0.5's column names are told apart as well, but an upgrade of the C
-    #: library may spoil its index; and Django's index for LIKE is of no use to anybody.
+class _Postgres(_Table):
+    engine = "postgres"
+    #: Legacy's column has the default collation, whose index an upgrade of the C library may corrupt.
+    #: Django's index for LIKE has no use.
     TIDY = f"""
         DO $tidy$
         DECLARE
@@ -194,22 +197,22 @@ class _Postgres(_Room):
         $tidy$"""  # noqa: S608 - the name is ours
 
     def install(self) -> None:
-        self.patiently(lambda: self.execute(schema("postgres")))
+        self.with_retries(lambda: self.execute(schema("postgres")))
 
     def complete(self) -> None:
         self.install()
-        self.patiently(lambda: self.execute(self.TIDY))
+        self.with_retries(lambda: self.execute(self.TIDY))
 
     def reduce(self) -> None:
         drops = ", ".join(f"DROP COLUMN IF EXISTS {column}" for column in COLUMNS)
-        self.patiently(lambda: self.execute(f"ALTER TABLE IF EXISTS {TABLE} {drops}"))
+        self.with_retries(lambda: self.execute(f"ALTER TABLE IF EXISTS {TABLE} {drops}"))
 
     def once(self, work: Callable[[], None]) -> None:
         if self.shows:
             return work()
-        # A failure must not spoil a transaction of the caller's.
+        # A failure must not break a transaction of the caller.
         with transaction.atomic(using=self.connection.alias):
-            # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
+            # Later statements, renewals too, queue behind a waiting ALTER TABLE.
             self.execute("SET LOCAL lock_timeout = '50ms'")
             work()
 
@@ -219,7 +222,9 @@ class _Postgres(_Room):
         return code in ("55P03", "40P01", "40001")
 
 
-class _Mysql(_Room):
+class _Mysql(_Table):
+    engine = "mysql"
+
     def collation(self) -> str:
         mariadb: bool = self.connection.mysql_is_mariadb
         return "utf8mb4_nopad_bin" if mariadb else "utf8mb4_0900_bin"
@@ -228,11 +233,7 @@ class _Mysql(_Room):
         return schema("mysql").replace("{collation}", self.collation())
 
     def definition(self, column: str) -> str:
-        """The line of the schema that defines this column."""
-        for line in self.schema().splitlines():
-            if line.split()[:1] == [column]:
-                return line.strip().rstrip(",")
-        raise LookupError(column)
+        return super().definition(column).replace("{collation}", self.collation())
 
     def complete(self) -> None:
         if self.shows and not self.columns():
@@ -241,12 +242,12 @@ class _Mysql(_Room):
 
     def install(self) -> None:
         if self.shows:
-            # What is shown changes nothing, and so would be shown again.
+            # A statement that is only shown changes nothing: the loop below would not end.
             change = self.lacking()
             return self.note(NOTHING_LACKS) if change is None else self.execute(change)
-        # Where nothing is lacking this only reads.
+        # If nothing is missing this only reads.
         while (change := self.lacking()) is not None:
-            self.patiently(partial(self.execute, change))
+            self.with_retries(partial(self.execute, change))
 
     ENGINE = """
         SELECT IFNULL(engine, ''), IFNULL(row_format, '') FROM information_schema.tables
@@ -264,7 +265,7 @@ class _Mysql(_Room):
            AND MAX(column_name) = 'name' AND MAX(sub_part) IS NULL"""
 
     def lacking(self) -> str | None:
-        """The one statement that makes the table what it must be; ``None``: it is."""
+        """The statement that completes the table; ``None`` if nothing is missing."""
         engine = self.rows(self.ENGINE, [TABLE])
         if not engine:
             return self.schema()
@@ -276,13 +277,13 @@ class _Mysql(_Room):
             changes.append(f"MODIFY {self.definition('name')}")
         if found["locked_by"][0] != "utf8mb4":
             changes.append(f"MODIFY {self.definition('locked_by')}")
-        # The statements of the core name the index.
+        # The core's statements name the index.
         keys = [key for (key,) in self.rows(self.KEYS, [TABLE])]
         if not keys:
             changes.append("ADD UNIQUE KEY name (name)")
         elif "name" not in keys:
             changes.append(f"RENAME INDEX {self.editor.quote_name(keys[0])} TO name")
-        # Others have no row locks.
+        # Other storage engines have no row locks.
         if engine[0][0] != "InnoDB":
             changes.append("ENGINE = InnoDB")
         # The index on names of utf8mb4 is too long for the older formats.
@@ -297,16 +298,16 @@ class _Mysql(_Room):
         there = self.droppable()
         drops = ", ".join(f"DROP COLUMN {column}" for column in COLUMNS if column in there)
         if drops:
-            self.patiently(lambda: self.execute(f"ALTER TABLE {TABLE} {drops}"))
+            self.with_retries(lambda: self.execute(f"ALTER TABLE {TABLE} {drops}"))
 
-    def patiently(self, work: Callable[[], None]) -> None:
+    def with_retries(self, work: Callable[[], None]) -> None:
         if self.shows:
             return work()
         (before,) = self.rows("SELECT @@SESSION.lock_wait_timeout")[0]
-        # Statements that come after a waiting ALTER TABLE wait behind it, renewals too.
+        # Later statements, renewals too, queue behind a waiting ALTER TABLE.
         self.execute("SET SESSION lock_wait_timeout = 1")
         try:
-            super().patiently(work)
+            super().with_retries(work)
         finally:
             self.execute(f"SET SESSION lock_wait_timeout = {int(before)}")
 
@@ -314,8 +315,10 @@ class _Mysql(_Room):
         return error.args[:1] in ((1205,), (1213,))
 
 
-class _Sqlite(_Room):
-    """The application's own file: its table stays empty, so that what Django knows is there."""
+class _Sqlite(_Table):
+    """A table in the application's own file. It stays empty, and exists for Django's model."""
+
+    engine = "sqlite"
 
     def install(self) -> None:
         self.execute(schema("sqlite"))
@@ -332,12 +335,6 @@ class _Sqlite(_Room):
             if column not in there:
                 self.execute(f"ALTER TABLE {TABLE} ADD COLUMN {self.definition(column)}")
 
-    def definition(self, column: str) -> str:
-        for line in schema("sqlite").splitlines():
-            if line.split()[:1] == [column]:
-                return re.sub(r"\s+", " ", line.strip().rstrip(","))
-        raise LookupError(column)
-
     def reduce(self) -> None:
         there = self.droppable()
         for column in COLUMNS:
@@ -345,15 +342,15 @@ class _Sqlite(_Room):
                 self.execute(f"ALTER TABLE {TABLE} DROP COLUMN {column}")
 
 
-class _Other(_Room):
-    """An engine that cannot hold locks: they live elsewhere, and what Django knows is there."""
+class _Other(_Table):
+    """An engine that cannot hold locks. The table stays empty, and exists for Django's model."""
 
     def install(self) -> None:
         if not self.shows and not self.columns():
             self.editor.create_model(apps.get_model("database_locks", "Lock"))
 
     def reduce(self) -> None:
-        """All of the table goes with the first migration."""
+        """The first migration drops the whole table."""
 
     def drop(self) -> None:
         if not self.shows and self.columns():

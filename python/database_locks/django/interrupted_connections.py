@@ -1,8 +1,8 @@
-"""Django's connections that a loss has interrupted in the middle of a query.
+"""Closes Django connections whose query was interrupted by the loss of a lock.
 
-The driver waits for an answer that was never read, so each later query on the connection fails: in the
-handler of the application, and with ``CONN_MAX_AGE`` in the next request. It is closed at the end of
-the block, as after an error of the network; Django opens another one.
+Such a connection has an answer that the driver never reads, so every later query on it fails: in the
+application's error handler, and with ``CONN_MAX_AGE`` in the next request. The end of the block closes
+it, as Django does after a network error, and Django opens another one.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._held import Held
+    from .._held import Held
 
 logger = logging.getLogger("database_locks.locks")
 
 _FRAMES = 400
-"""So many frames are looked at, the innermost first."""
+"""How many frames are searched, the innermost first."""
 
 
 def note(held: Held, frame: FrameType | None) -> None:
-    """Where the body was when it was told."""
+    """Remember the connection that the body was using when the loss was reported."""
     if _is_loaded():
         held._interrupted += _in_frames(frame)
 
 
 def close(held: Held, raised: BaseException | None) -> None:
-    """Close what was interrupted. Called in the thread of the body, whose connections they are."""
+    """Close the interrupted connections. Called in the thread of the body, which owns them."""
     if not _is_loaded():
         return
     from django.db import connections
@@ -50,7 +50,7 @@ def close(held: Held, raised: BaseException | None) -> None:
 
 
 def _is_loaded() -> bool:
-    # Settings that nothing has read yet are not read for this.
+    # Settings that Django has not loaded yet are not loaded for this.
     return "django.db" in sys.modules and sys.modules["django.conf"].settings.configured
 
 
@@ -65,17 +65,17 @@ def _in_frames(frame: FrameType | None) -> list[Any]:
 
 
 def _of_frame(frame: FrameType) -> list[Any]:
-    """The connection of a cursor, or the one that connects, commits or rolls back in this frame."""
+    """The connection of a frame of Django's: its ``self``, or that of its cursor."""
     if not frame.f_globals.get("__name__", "").startswith("django.db.backends."):
         return []
-    # Not `hasattr`, which would run code of the object.
+    # `__dict__` and not `hasattr`, which would run code of the object.
     own = frame.f_locals.get("self")
     inside = getattr(own, "__dict__", {})
     return [own] if "alias" in inside and "settings_dict" in inside else [inside.get("db")]
 
 
 def _awaits_answer(connection: Any) -> bool:
-    """Whether psycopg says so; it knows of queries that were started elsewhere, too."""
+    """Whether psycopg waits for an answer. It also knows queries that Django did not start."""
     raw = connection.connection
     status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
     return status is not None and getattr(status, "name", "") == "ACTIVE"

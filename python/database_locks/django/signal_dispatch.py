@@ -1,6 +1,6 @@
-"""Sends the signals of Django, where a project has imported them.
+"""Sends the Django signals of `database_locks.signals`, if the project has imported them.
 
-A receiver is code of the application: what it raises, or how long it takes, must not lose a lock, nor
+A receiver is code of the application: an exception in it, or a long run, must neither lose a lock nor
 leave one held.
 """
 
@@ -13,41 +13,45 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import LockLost
+from .. import _registry
+from ..exceptions import LockLost
 
 if TYPE_CHECKING:
-    from ._held import Held
-    from ._loss import Loss
+    from .._held import Held
+    from .._typing import Loss
 
 logger = logging.getLogger("database_locks.locks")
 
 _since: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
 _lost: weakref.WeakSet[object] = weakref.WeakSet()
 
+sender: type | None = None
+"""The ``sender`` of all signals: the class `database_locks.lock`, which sets it."""
+
 
 def _signal(name: str) -> Any:
-    """`None` where nothing is connected to it."""
+    """The signal; ``None`` if no receiver is connected."""
     signal = getattr(sys.modules.get("database_locks.signals"), name, None)
     return signal if signal is not None and signal.receivers else None
 
 
 def acquired(held: Held) -> None:
-    """Before its body begins. Raises `LockLost` only for another lock that this thread holds."""
-    # The module of the signals is imported by what connects to them.
+    """Called before the body begins. Raises `LockLost` only for another lock of this thread."""
+    # Only a program that connects receivers imports the signals.
     if "database_locks.signals" in sys.modules:
         _since[held] = time.monotonic()
     _send("lock_acquired", _about(held))
 
 
 def released(held: Held) -> None:
-    """After the release. Raises as `acquired` does."""
+    """Called after the release. Raises as `acquired` does."""
     since = _since.pop(held, None)
     held_for = None if since is None else time.monotonic() - since
     _send("lock_released", _about(held) | {"held_for": held_for})
 
 
 def lost(held: Held, loss: Loss) -> None:
-    """Once for a hold, from any thread; does not wait for receivers."""
+    """Called from any thread, once for each lost hold. Does not wait for receivers."""
     if _signal("lock_lost") is None or held in _lost:
         return
     _lost.add(held)
@@ -77,24 +81,21 @@ def _send(name: str, words: dict[str, Any]) -> None:
     signal = _signal(name)
     if signal is None:
         return
-    from .locks import lock
-
     try:
-        # Django logs what a receiver raises.
-        answers = signal.send_robust(lock, **words)
+        # Django logs the exceptions of receivers.
+        answers = signal.send_robust(sender, **words)
     except LockLost:
         raise
     except Exception:
-        # A coroutine function in a running loop, for one.
+        # One cause: a receiver that is a coroutine function, called in a running event loop.
         logger.exception("receivers of %s failed", name)
         return
     for _, answer in answers:
         if isinstance(answer, LockLost) and _is_ours(answer):
-            # It arrived in this thread while a receiver ran, which must not swallow it.
+            # It interrupted the receiver, and is meant for the body of another block.
             raise answer
 
 
 def _is_ours(error: LockLost) -> bool:
-    from ._held import holds
-
-    return any(held.name == error.name and held.token == error.token for held in holds().values())
+    holds = _registry.all_held_here().values()
+    return any(held.name == error.name and held.token == error.token for held in holds)

@@ -1,9 +1,8 @@
-"""Refusal of real locks in tests that have no access to the database.
+"""Refuses real locks in tests that have no access to the database.
 
-Django's `SimpleTestCase` and pytest-django refuse every query of such a test. A lock has a connection
-of its own, which neither of them sees, so it is refused here by what they left on Django's side: the
-methods that `SimpleTestCase` replaces on a connection, and ``BaseDatabaseWrapper.ensure_connection``,
-which pytest-django and newer versions of Django replace for all threads.
+Django's `SimpleTestCase` and pytest-django refuse every query of such a test. They do not see the
+connections of locks, so this module looks for what they replace: methods of a connection
+(`SimpleTestCase`), and ``BaseDatabaseWrapper.ensure_connection`` (pytest-django and newer Django).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-#: The modules of the test frameworks that replace `ensure_connection` in tests.
+#: Modules of test frameworks that replace `ensure_connection`.
 _FRAMEWORKS = ("django.test.", "pytest_django.")
 
 _ADVICE = (
@@ -25,11 +24,11 @@ _ADVICE = (
 
 
 class _Allowed(Exception):
-    """Django's own method was reached."""
+    """Django's own method was called: the test has access."""
 
 
 class _Probe:
-    """A connection that is not open yet. Opening it raises `_Allowed`."""
+    """Stands for a closed connection. Opening it raises `_Allowed`."""
 
     connection = None
     wrap_database_errors = contextlib.nullcontext()
@@ -46,13 +45,13 @@ class _Probe:
         raise _Allowed
 
     def ensure_connection(self) -> None:
-        """What Django's refusal names."""
+        """Exists because Django's error message names it."""
 
 
 def require(connection: Any) -> None:
-    """Raise what the test's framework raises for a query where this test has no access.
+    """Raise the error of the test framework if this test has no access to the database.
 
-    Costs next to nothing outside of tests, and does no I/O.
+    Without I/O, and cheap outside tests.
     """
     connect = vars(connection).get("connect")
     if connect is not None and type(connect).__name__ == "_DatabaseFailure":
@@ -66,14 +65,14 @@ def require(connection: Any) -> None:
     try:
         ensure(_Probe(connection.alias, connection.vendor))
     except (_Allowed, SynchronousOnlyOperation):
-        # The latter in a task: Django's own method refuses those, which locks serve.
+        # `SynchronousOnlyOperation`: Django's own method refuses tasks, in which locks work.
         return
     except (AssertionError, RuntimeError) as refused:
         _refuse(connection.alias, refused)
 
 
 def _refuse(alias: str, refused: Exception) -> NoReturn:
-    # Not a `LockException`: code under test that handles those must not hide it.
+    # Not a `LockException`, which the code under test might handle.
     raise type(refused)(
-        f"A lock in database {alias!r} was asked for in a test that may not use that database. {_ADVICE}"
+        f"A lock in database {alias!r} was used in a test without access to that database. {_ADVICE}"
     ) from None

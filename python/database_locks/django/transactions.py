@@ -1,15 +1,15 @@
-"""Locks and transactions: a lock that ends inside of a transaction is kept until that has ended.
+"""Keeps a lock that ends within a Django transaction until the transaction has ended.
 
-What is written under a lock can be seen by others only after the commit. If the lock were free before,
-the next holder would read what was there before, and its commit would undo the first one.
+Other clients see the writes of a transaction only after its commit. If the lock were free before, the
+next holder would read the old rows, and its commit would undo the first one.
 
-Django has no signal for the end of a transaction: `on_commit` callbacks are not called after a
-rollback, nor in a test, and one that raises keeps the later ones from being called. So `install` puts
-`_core.Undisturbed` in the place of the two methods of ``Atomic``, once a process. It calls `_enter` and
-`_leave`, which call Django's own.
+Django has no signal for the end of a transaction: it does not call `on_commit` callbacks after a
+rollback, nor in a test, and a callback that raises prevents the later ones. So `install` replaces two
+methods of ``Atomic`` by `_core.UninterruptedMethod`, once a process. They call `_enter` and `_leave`,
+which call Django's own.
 
-Connections of Django belong to a thread. All that is here is called in the thread of the connection,
-but for `mark_lost`.
+A Django connection belongs to one thread. Everything here runs in the thread of the connection, except
+`mark_lost`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _loss, _owner, _settings, _signals
-from ._wait import wait
-from .exceptions import LockConfigError, LockLost, LockUnavailable
+from .. import _core, _registry, _status_file, _tasks
+from .._wait import wait
+from ..exceptions import LockConfigError, LockLost, LockUnavailable
+from . import signal_dispatch
 
 if TYPE_CHECKING:
-    from ._held import Held
+    from .._held import Held
+    from .._typing import Loss
 
 logger = logging.getLogger("database_locks.locks")
 
 
 @dataclass(eq=False)
 class _Kept:
-    """A lock that is kept until a block of `atomic` ends. Blocks are counted from the outermost, 0."""
+    """A lock that is kept until a block of `atomic` ends. Blocks are numbered from the outermost, 0."""
 
     held: Held
     innermost: int
-    """The block within which the lock's own ended. If that is rolled back, so is all that was written
-    under the lock."""
+    """The block of `atomic` in which the lock's block ended. Its rollback undoes every write under the
+    lock."""
     outermost: int
-    """The block whose end frees the lock."""
+    """The block whose end releases the lock."""
 
 
 @dataclass(eq=False)
 class _Work:
-    """To be called when that block ends, before locks are freed."""
+    """A function to call when a block ends, before locks are released."""
 
     call: Callable[[], None]
     outermost: int
@@ -56,43 +58,50 @@ class _Work:
 
 @dataclass
 class _State:
-    """What depends on the transactions of one connection."""
+    """The locks and functions that wait for the transactions of one connection."""
 
     kept: list[_Kept] = field(default_factory=list)
     works: list[_Work] = field(default_factory=list)
     leaving: bool = False
-    """A block is ending just now, and whether it commits is settled."""
+    """A block is ending, and the decision to commit is made."""
 
 
 _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
-"""Of each connection. Weakly: a thread that ends within a transaction frees its locks."""
+"""By connection, weakly: a thread that ends within a transaction releases its locks."""
 
 _SEEN = "_database_locks_see_its_end"
-"""Set on a block of `atomic` that began after `install`."""
+"""Attribute of an ``Atomic`` that began after `install`."""
 
 _QUICK = 2.0
-"""Seconds at most that a question may stop an event loop."""
+"""Seconds at most that `check_in_task` may stop an event loop."""
 
+_installing = threading.Lock()
 _settled = threading.Lock()
-"""A loss is marked before the end of a transaction is settled, or not at all."""
+"""Held while a loss is marked and while a commit is decided: one of the two comes first."""
 
 
 def install() -> None:
-    """See to it that the end of each transaction is seen that begins from now on."""
+    """Observe the end of every transaction that begins after this, if Django is imported.
+
+    Called at each acquire: a second call is cheap.
+    """
+    if "django" not in sys.modules:
+        return
     from django.db.transaction import Atomic
 
-    from . import _held
-
-    present: object = vars(Atomic)["__exit__"]
-    if isinstance(present, _core.Undisturbed):
+    if isinstance(vars(Atomic)["__exit__"], _core.UninterruptedMethod):
         return
-    for name, call, mark in (("__enter__", _enter, None), ("__exit__", _leave, _SEEN)):
-        method = _core.Undisturbed(getattr(Atomic, name), _held._here, call, mark)
-        setattr(Atomic, name, method)
+    with _installing:
+        present: object = vars(Atomic)["__exit__"]
+        if isinstance(present, _core.UninterruptedMethod):
+            return
+        for name, call, mark in (("__enter__", _enter, None), ("__exit__", _leave, _SEEN)):
+            method = _core.UninterruptedMethod(getattr(Atomic, name), _registry.here, call, mark)
+            setattr(Atomic, name, method)
 
 
 def _connections() -> Any:
-    """Those of Django, if there are any here."""
+    """Django's connections, or ``None`` without Django."""
     if "django.db" not in sys.modules:
         return None
     from django.conf import settings
@@ -102,7 +111,7 @@ def _connections() -> Any:
 
 
 def check(using: str | None) -> None:
-    """Raise `LockConfigError` where the end of a transaction could not be seen. No I/O.
+    """Raise `LockConfigError` if the end of a transaction could not be observed. Without I/O.
 
     ``using``: the alias that the lock is restricted to.
     """
@@ -127,8 +136,8 @@ def check(using: str | None) -> None:
 async def acheck(using: str | None) -> None:
     """Raise `LockConfigError` in a task that `async_to_sync` runs for a thread with an open transaction.
 
-    Queries of the task run in that thread, and so within its transaction, whose end is not seen from the
-    thread of the task.
+    The task's queries run in that thread and so within its transaction, whose end cannot be observed
+    from the thread of the task.
     """
     executor = _caller()
     if executor is not None:
@@ -136,21 +145,21 @@ async def acheck(using: str | None) -> None:
 
 
 def check_in_task(using: str | None) -> None:
-    """`acheck` for a task that takes the lock without ``await``: it may stop the loop for a moment."""
-    executor = _caller() if _owner.runs_event_loop() else None
+    """`acheck` for a task that acquires without ``await``. May stop the event loop for a moment."""
+    executor = _caller() if _tasks.runs_event_loop() else None
     if executor is None:
         return
     try:
         _refuse(executor.submit(_open_alias, using).result(_QUICK))
     except FutureTimeoutError:
         raise LockConfigError(
-            "the thread that called async_to_sync is busy, and whether it has a transaction open could not "
-            "be asked: use `async with`, or take the lock in that thread"
+            "the thread that called async_to_sync is busy, so whether it has an open transaction is not "
+            "known: use `async with`, or take the lock in that thread"
         ) from None
 
 
 def _caller() -> Any:
-    """What runs calls in the thread that called `async_to_sync` for this task."""
+    """The executor of the thread that called `async_to_sync` for this task."""
     asgiref = sys.modules.get("asgiref.sync")
     if asgiref is None or _connections() is None:
         return None
@@ -168,7 +177,7 @@ def _refuse(alias: str | None) -> None:
 
 
 def _open_alias(using: str | None) -> str | None:
-    """A database on which this thread has a transaction open."""
+    """The alias of a database on which this thread has an open transaction."""
     connections = _connections()
     for connection in connections.all(initialized_only=True):
         if using in (None, connection.alias) and _outermost(connection) is not None:
@@ -178,7 +187,7 @@ def _open_alias(using: str | None) -> str | None:
 
 
 def _is_manual(connection: Any) -> bool:
-    """Whether transactions are begun and ended by hand."""
+    """Whether the application begins and ends transactions by hand."""
     if connection.in_atomic_block:
         return not connection.commit_on_exit
     return connection.connection is not None and not connection.autocommit
@@ -186,14 +195,14 @@ def _is_manual(connection: Any) -> bool:
 
 def _unseen_end(alias: str) -> LockConfigError:
     return LockConfigError(
-        f"autocommit is off on the database {alias!r}, where the end of a transaction cannot be seen: "
-        '`until` must be "exit", which frees the lock at the end of its block, so commit before that '
+        f"autocommit is off on the database {alias!r}, so the end of a transaction cannot be observed: "
+        'give until="exit", which frees the lock at the end of its block, and commit before that '
         "(or name another database with `until_using`)"
     )
 
 
 def _outermost(connection: Any) -> int | None:
-    """The outermost block that is open there; that of a `TestCase` does not count."""
+    """The number of the outermost open block; that of a `TestCase` does not count."""
     for depth, block in enumerate(connection.atomic_blocks):
         if not block._from_testcase:
             return depth
@@ -201,16 +210,16 @@ def _outermost(connection: Any) -> int | None:
 
 
 def keep(held: Held, raised: BaseException | None) -> bool:
-    """Keep a lock that is released until the transactions that this thread has open have ended.
+    """Keep a released lock until the open transactions of this thread have ended.
 
-    `False` where none is open. ``raised``: what is on its way out of its block. Raises `LockLost` where
-    the lock is lost, as the end of a block does, and `LockConfigError`, with the lock freed, where
-    autocommit was switched off within the block.
+    `False` if none is open. ``raised``: the exception that leaves the block. Raises `LockLost` if the
+    lock is lost, as the end of a block does. Raises `LockConfigError`, and frees the lock, if autocommit
+    was switched off within the block.
     """
     connections = _connections()
     if connections is None:
         return False
-    using = held._wanted.until_using
+    using = held._request.until_using
     found = []
     for connection in connections.all(initialized_only=True):
         if using not in (None, connection.alias):
@@ -237,7 +246,7 @@ def _add(connection: Any, held: Held, outermost: int) -> None:
     innermost = len(connection.atomic_blocks) - 1
     for kept in state.kept:
         if kept.held is held:
-            # Its block was entered again.
+            # The block of the lock was entered again.
             kept.innermost = min(kept.innermost, innermost)
             return
     kept = _Kept(held, innermost, outermost)
@@ -248,9 +257,9 @@ def _add(connection: Any, held: Held, outermost: int) -> None:
 
 
 def at_end(connection: Any, work: Callable[[], None], *, of_test_case: bool = False) -> bool:
-    """Have `work` called when the outermost transaction there has ended, and before locks are freed.
+    """Call ``work`` when the outermost transaction has ended, before locks are released.
 
-    `False` where none is open. ``of_test_case``: that of a `TestCase` counts as one.
+    `False` if none is open. ``of_test_case``: the transaction of a `TestCase` counts too.
     """
     depth = _outermost(connection)
     if of_test_case and connection.atomic_blocks:
@@ -264,10 +273,10 @@ def at_end(connection: Any, work: Callable[[], None], *, of_test_case: bool = Fa
 
 
 class _End:
-    """Ends what depends on a transaction that had begun before `install`.
+    """An `on_commit` callback for a transaction that had begun before `install`.
 
-    Django calls what waits for the commit, and forgets it on a rollback and where the connection is
-    closed. So being forgotten has to do as well.
+    Django calls it after a commit, and drops it on a rollback or when it closes the connection. So
+    its destructor does the same work.
     """
 
     def __init__(self, connection: Any, item: _Kept | _Work) -> None:
@@ -285,16 +294,15 @@ class _End:
 
 def _see_the_end(connection: Any, item: _Kept | _Work) -> None:
     if not getattr(connection.atomic_blocks[item.outermost], _SEEN, False):
-        # What a savepoint has registered is forgotten when that is rolled back, and the empty set of
-        # savepoints says that this is in none.
+        # The empty set of savepoints: a rollback to a savepoint must not drop it.
         connection.run_on_commit.append((set(), _End(connection, item), False))
 
 
 def mark_lost(held: Held) -> None:
-    """A lock is lost: what depends on it is not committed. Called in any thread."""
+    """A lock is lost: transactions that depend on it must not commit. Called in any thread."""
     if held._callback is not None or not held._kept_on:
         return
-    error = _loss.error_of(held)
+    error = held._error()
     with _settled:
         for ref in held._kept_on:
             connection = ref()
@@ -307,13 +315,13 @@ def mark_lost(held: Held) -> None:
 
 
 def _enter(original: Callable[..., Any], args: tuple[Any], paused: list[Held]) -> Any:
-    """``Atomic.__enter__``. The alarms of the locks in ``paused`` are paused."""
+    """``Atomic.__enter__``. No loss of the locks in ``paused`` interrupts it."""
     entered = original(*args)
     for held in paused:
         if held.lost and held._callback is not None:
-            _tell_again(held)
-        elif _forbids(held) and held._alarm.told_in_pause():
-            lost = _loss.error_of(held)
+            held._interrupt_again()
+        elif _forbids(held) and held._exception.mark_delivered_in_pause():
+            lost = held._error()
             args[0].__exit__(LockLost, lost, None)
             raise lost
     return entered
@@ -322,7 +330,7 @@ def _enter(original: Callable[..., Any], args: tuple[Any], paused: list[Held]) -
 def _leave(
     original: Callable[..., Any], args: tuple[Any, Any, Any, Any], paused: list[Held]
 ) -> Any:
-    """``Atomic.__exit__``. The alarms of the locks in ``paused`` are paused."""
+    """``Atomic.__exit__``. No loss of the locks in ``paused`` interrupts it."""
     from django.db import DEFAULT_DB_ALIAS, connections
 
     atomic, _, raised, _ = args
@@ -336,12 +344,12 @@ def _leave(
         original(*args)
     finally:
         leaving.end()
-    leaving.tell(raised)
+    leaving.report(raised)
     return None
 
 
 def _forbids(held: Held) -> bool:
-    """Whether nothing may be committed any more that depends on that lock."""
+    """Whether the loss of this lock forbids a commit."""
     return held._callback is None and not held._ended and held.lost
 
 
@@ -357,45 +365,45 @@ class _Leaving:
         self._error: LockLost | None = None
 
     def begin(self, raised: BaseException | None) -> None:
-        """Settle whether it may commit."""
+        """Decide whether it may commit."""
         connection, state = self._connection, self._state
         with _settled:
             state.leaving = True
             self._lost = self._losses()
             if self._lost:
-                self._error = _loss.error_of(self._lost[0])
+                self._error = self._lost[0]._error()
                 connection.needs_rollback = connection.in_atomic_block
         commits = raised is None and not connection.needs_rollback
         if commits and not connection.savepoint_ids and (state.kept or self._paused):
-            # Before the callbacks of the application, which may raise, or take their time.
+            # Before the callbacks of the application, which may raise or take long.
             connection.run_on_commit.insert(0, (set(), self._committed, False))
 
     def _losses(self) -> list[Held]:
-        """The locks without which it must not commit, and which are lost."""
+        """The lost locks without which it must not commit."""
         lost = [
             kept.held
             for kept in self._state.kept
             if kept.innermost >= self._depth and _forbids(kept.held)
         ]
-        # A body that is about to be told does not get that far.
+        # Of blocks that are still open: the body is interrupted before a commit.
         return lost + [held for held in self._paused if _forbids(held) and held not in lost]
 
     def _committed(self) -> None:
         self._free()
         for held in self._paused:
             if held not in self._lost and not held._ended:
-                held._alarm.resume()
+                held._exception.resume()
 
     def _free(self) -> None:
         _free(self._connection, lambda item: item.outermost >= self._depth, self._lost)
 
     def end(self) -> None:
-        """It has ended, however it did."""
+        """The block has ended, with or without an exception."""
         connection, state = self._connection, self._state
         undone = not (connection.in_atomic_block and connection.needs_rollback)
         for kept in state.kept:
             if kept.held in self._lost and kept.innermost >= self._depth:
-                # Without a savepoint it is for the block around this one to roll back.
+                # Without a savepoint the surrounding block has to roll back.
                 kept.innermost = self._depth - 1
                 if undone:
                     kept.outermost = self._depth
@@ -404,39 +412,33 @@ class _Leaving:
         if not state.kept and not state.works:
             _states.pop(connection, None)
 
-    def tell(self, raised: BaseException | None) -> None:
-        """Raise `LockLost`, unless something else goes on its way."""
+    def report(self, raised: BaseException | None) -> None:
+        """Raise `LockLost`, unless another exception leaves the block."""
         for held in self._paused:
             if held._ended or not held.lost:
                 continue
             if raised is not None or held._callback is not None:
-                _tell_again(held)
-            elif held._alarm.told_in_pause():
-                self._error = self._error or _loss.error_of(held)
+                held._interrupt_again()
+            elif held._exception.mark_delivered_in_pause():
+                self._error = self._error or held._error()
         if self._error is not None and raised is None:
             raise self._error
         for held in self._lost:
-            if _loss.is_own_cancellation(held, raised):
-                raise _loss.error_of(held) from None
-
-
-def _tell_again(held: Held) -> None:
-    """Of a loss that came while the alarm was paused."""
-    held._alarm.resume()
-    _loss._teller(held)(held)
+            if held._is_own_cancellation(raised):
+                raise held._error() from None
 
 
 def _forget(connection: Any, held: Held) -> None:
-    """What becomes of this connection's transaction does not concern that lock any more."""
+    """The lock does not wait for a transaction of this connection any more."""
     held._kept_on = [ref for ref in held._kept_on if ref() not in (None, connection)]
 
 
 def _free(
     connection: Any, is_over: Callable[[_Kept | _Work], bool], told: Sequence[Held] = ()
 ) -> None:
-    """Do what waited for the end of a transaction: free the locks that no other one keeps.
+    """Release the locks that waited for the end of a transaction, unless another one keeps them.
 
-    ``told``: those that are lost, as the caller will say.
+    ``told``: lost locks that the caller reports itself.
     """
     state = _states.get(connection)
     if state is None:
@@ -452,7 +454,7 @@ def _free(
         state.kept = [kept for kept in state.kept if not is_over(kept)]
         for held in over:
             _forget(connection, held)
-    # One that was entered or acquired again ends with its block, or its release.
+    # A lock that was entered or acquired again ends with that block, or its release.
     _free_these([held for held in over if not held._kept_on and not held._is_used()], told)
 
 
@@ -465,25 +467,23 @@ def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
             held._unreleased(failed)
             continue
         finally:
-            _settings.status(held._wanted.status_file, "0")
+            _status_file.write(held._request.status_file, "0")
         if lost is None:
             logger.debug("released lock %s", held.name)
-            _signals.released(held)
+            signal_dispatch.released(held)
         elif held not in told:
             _lost_too_late(held, lost)
 
 
-def _lost_too_late(held: Held, lost: _loss.Loss) -> None:
-    """Its transaction has ended. What was committed cannot be taken back, so that nothing is raised."""
+def _lost_too_late(held: Held, lost: Loss) -> None:
+    """Log a loss found after the end of the transaction: a commit cannot be undone, so nothing is raised."""
     held._loss = held._loss or lost
-    _signals.lost(held, held._loss)
-    if held._alarm.was_told:
+    signal_dispatch.lost(held, held._loss)
+    if held._exception.was_delivered:
         return
-    error = _loss.error_of(held)
+    error = held._error()
     logger.warning("lock %s was lost before its transaction had ended: %s", held.name, error)
-    if held._callback is None:
-        return
     try:
-        held._callback(_loss._signum or 0, None)
+        held._call_callback()
     except Exception:
         logger.exception("lost_lock_cb of lock %s", held.name)

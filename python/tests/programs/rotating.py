@@ -116,7 +116,7 @@ def failing() -> None:
 def settings_change() -> None:
     """As Vault's helpers do it: the settings are changed where they are."""
     configure(engine, USER=who.user, PASSWORD="first")
-    from database_locks import conf
+    from database_locks.django import conf
 
     before = conf.locks()
 

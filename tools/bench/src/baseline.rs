@@ -36,8 +36,14 @@ const ADVISORY: i64 = 7;
 /// The table of locks under the name `baseline`; MySQL's and MariaDB's have a collation for names.
 pub(crate) fn schema(engine: &str) -> String {
     let (text, collation) = match engine {
-        "postgres" => (include_str!("../../../crates/database-locks/schema/postgres.sql"), ""),
-        "sqlite" => (include_str!("../../../crates/database-locks/schema/sqlite.sql"), ""),
+        "postgres" => (
+            include_str!("../../../crates/database-locks/schema/postgres.sql"),
+            "",
+        ),
+        "sqlite" => (
+            include_str!("../../../crates/database-locks/schema/sqlite.sql"),
+            "",
+        ),
         "mysql" => (
             include_str!("../../../crates/database-locks/schema/mysql.sql"),
             "utf8mb4_0900_bin",

@@ -1,4 +1,4 @@
-"""The option files of MySQL's and MariaDB's clients, as far as locks need them."""
+"""Reads option files (``my.cnf``) of the clients of MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import glob
 import os
 from collections.abc import Callable, Sequence
 
-#: Files that include each other end here.
+#: The greatest depth of included files, which may include each other.
 _DEPTH = 8
 
 _ESCAPES = {"b": "\b", "t": "\t", "n": "\n", "r": "\r", "\\": "\\", "s": " ", '"': '"', "'": "'"}
 
 
 class Unreadable(Exception):
-    """A file that must be there cannot be read; the message names it."""
+    """A required file cannot be read; the message names it."""
 
 
 def read(
     paths: Sequence[str], groups: Sequence[str], *, must_exist: bool, plain: bool = False
 ) -> dict[str, str]:
-    """The options of these groups; of files and lines the later ones count.
+    """The options of these groups. Later files and lines take precedence.
 
-    Names have hyphens, and no value where the file gives none is ``""``. ``plain``: as PyMySQL
-    reads values, without escapes and comments behind them. Raises `Unreadable` for a file that
-    ``must_exist`` and cannot be read.
+    Names have hyphens. An option without a value is ``""``. ``plain``: values have no escapes and no
+    comments, as PyMySQL reads them. Raises `Unreadable` for a file that ``must_exist`` and cannot be
+    read.
     """
     found: dict[str, str] = {}
     reader = _Reader(groups, found, _plain_value if plain else _value)
@@ -32,7 +32,7 @@ def read(
             reader.file(path, _DEPTH)
         except OSError as error:
             if must_exist:
-                raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
+                raise Unreadable(f"{path}, which cannot be read: {error.strerror}") from None
     return found
 
 
@@ -75,7 +75,7 @@ class _Reader:
             try:
                 self.file(path, depth - 1)
             except OSError as error:
-                raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
+                raise Unreadable(f"{path}, which cannot be read: {error.strerror}") from None
 
 
 def _plain_value(text: str) -> str:
@@ -85,7 +85,7 @@ def _plain_value(text: str) -> str:
 
 
 def _value(text: str) -> str:
-    """Without its quotes, its comment and its escapes."""
+    """The value without quotes, comment and escapes."""
     if text[:1] in ("'", '"'):
         quote, shown, escaped = text[0], "", False
         for character in text[1:]:
@@ -99,7 +99,7 @@ def _value(text: str) -> str:
             else:
                 shown += character
         return shown
-    # A comment begins behind a blank: a password may hold the sign.
+    # A comment begins after a space: a password may contain the sign.
     for at, character in enumerate(text):
         if character == "#" and (at == 0 or text[at - 1].isspace()):
             text = text[:at].rstrip()

@@ -12,7 +12,8 @@ from django.test import TestCase, override_settings
 from django.urls import reverse
 from django.utils.formats import date_format
 
-from database_locks import conf, connect
+from database_locks import connect
+from database_locks.django import conf
 from database_locks.testing import LocksTestMixin
 
 LIST = "/admin/database_locks/lock/"

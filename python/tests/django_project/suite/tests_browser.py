@@ -14,7 +14,8 @@ from django.contrib.auth.models import User
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.test import override_settings
 
-from database_locks import conf, lock
+from database_locks import lock
+from database_locks.django import conf
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

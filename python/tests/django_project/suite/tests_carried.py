@@ -7,8 +7,9 @@ import unittest
 from django.db import connection
 from django.test import TransactionTestCase, override_settings
 
-from database_locks import LockConfigError, conf, lock
-from database_locks._install import TABLE
+from database_locks import LockConfigError, lock
+from database_locks.django import conf
+from database_locks.django.install import TABLE
 
 from .tests_conf import other_aliases
 

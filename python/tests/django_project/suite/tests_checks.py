@@ -12,7 +12,8 @@ from django.urls import include, path
 from django.views import View
 from django.views.decorators.cache import never_cache
 
-from database_locks import LockConfigError, _install, checks, lock, locked
+from database_locks import LockConfigError, lock, locked
+from database_locks.django import checks, install
 
 from .tests_conf import other_aliases
 
@@ -170,5 +171,5 @@ class RowLockTests(TransactionTestCase):
             self.assertEqual([message.id for message in messages], ["database_locks.W003"])
         finally:
             with connection.cursor() as cursor:
-                name = _install._Mysql(connection.schema_editor()).definition("name")
+                name = install._Mysql(connection.schema_editor()).definition("name")
                 cursor.execute(f"ALTER TABLE database_locks_lock MODIFY {name}, ENGINE = InnoDB")

@@ -10,7 +10,8 @@ from pathlib import Path
 from django.core.management import CommandError, call_command
 from django.test import TransactionTestCase
 
-from database_locks import LockLost, conf, connect, lock
+from database_locks import LockLost, connect, lock
+from database_locks.django import conf
 
 
 class CommandTests(TransactionTestCase):

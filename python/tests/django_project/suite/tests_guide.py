@@ -10,7 +10,8 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import SimpleTestCase, TransactionTestCase, override_settings
 
-from database_locks import LockException, LockTimeout, LockUnavailable, conf, connect, lock, locked
+from database_locks import LockException, LockTimeout, LockUnavailable, connect, lock, locked
+from database_locks.django import conf
 from database_locks.locks import DBLock
 
 from .tests_conf import _state, _url

@@ -12,7 +12,8 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ModelState, ProjectState
 from django.test import TransactionTestCase, override_settings
 
-from database_locks import LockUnavailable, _install, conf, lock
+from database_locks import LockUnavailable, lock
+from database_locks.django import conf, install
 
 TABLE = "database_locks_lock"
 QUIET = {"verbosity": 0, "interactive": False}
@@ -86,7 +87,7 @@ class MigrationTests(TransactionTestCase):
         if connection.vendor == "sqlite":
             # The locks live in another file: by hand, as somebody might.
             with connection.cursor() as cursor:
-                cursor.execute(_install.schema("sqlite"))
+                cursor.execute(install.schema("sqlite"))
         else:
             conf.locks().migrate()
 
@@ -185,7 +186,7 @@ class MigrationTests(TransactionTestCase):
         self.made_by_0_5()
         before = described()
         said = self.sqlmigrate("0002")
-        for column in _install.COLUMNS:
+        for column in install.COLUMNS:
             self.assertRegex(said, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
         # Showing changes nothing.
         self.assertEqual(described(), before)

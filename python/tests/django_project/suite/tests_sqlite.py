@@ -8,7 +8,8 @@ from pathlib import Path
 from django.db import connection
 from django.test import TestCase, override_settings
 
-from database_locks import conf, lock
+from database_locks import lock
+from database_locks.django import conf
 
 from .tests_conf import other_aliases
 
