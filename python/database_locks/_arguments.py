@@ -80,11 +80,7 @@ RENEW = "a number of seconds, at least 0, or a timedelta"
 
 
 def ttl_of(value: Seconds | None, what: str = "lock_ttl") -> float | None:
-    return (
-        None
-        if value is None
-        else seconds(what, value, least=0.1, most=LONGEST_TTL, allowed=TTL)
-    )
+    return None if value is None else seconds(what, value, least=0.1, most=LONGEST_TTL, allowed=TTL)
 
 
 def lasting_of(value: Seconds | None) -> float | None:

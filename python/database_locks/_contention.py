@@ -18,7 +18,9 @@ QUICK = 2.0
 """Seconds at most that one try may stop an event loop."""
 
 
-def check_of_wait(request: AcquireRequest, asked: AcquireRequest, quick: float | None) -> Check | None:
+def check_of_wait(
+    request: AcquireRequest, asked: AcquireRequest, quick: float | None
+) -> Check | None:
     """A check whether the wait can end, called before and during it; ``None``: nothing to check.
 
     ``quick``: seconds after which one try counts as stopping an event loop.

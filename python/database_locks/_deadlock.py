@@ -42,7 +42,7 @@ def reason(held: Held, limited: bool) -> str | None:
     ``limited``: the wait has a time limit. A thread that joins this one is no reason then: tests try a
     busy lock in that way.
     """
-    if held._detached and not held._wanted.auto_renew:
+    if held._detached and not held._request.auto_renew:
         # Its lease is not renewed, so the wait ends.
         return None
     waiter, here = _tasks.current(), threading.get_ident()

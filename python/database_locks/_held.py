@@ -31,7 +31,11 @@ class Held:
     """
 
     def __init__(
-        self, name: str, guard: _core.Guard | None, request: AcquireRequest, exception: _core.AsyncException
+        self,
+        name: str,
+        guard: _core.Guard | None,
+        request: AcquireRequest,
+        exception: _core.AsyncException,
     ) -> None:
         self.name = name
         self._guard: Any = guard

@@ -150,7 +150,9 @@ def _interrupt_thread(held: Held) -> None:
         _greenlets.start_thread(_signal_main, (held,), "database-locks-loss")
     elif held._callback is None:
         arriving = _arriving(held)
-        if not held._exception.raise_in_thread(arriving, _critical_sections.CODES, _critical_sections.STARTS):
+        if not held._exception.raise_in_thread(
+            arriving, _critical_sections.CODES, _critical_sections.STARTS
+        ):
             _greenlets.start_thread(_raise_soon, (held, arriving), "database-locks-loss")
     else:
         # A thread cannot be made to call a function, and the caller of this must not wait for it.
@@ -158,7 +160,9 @@ def _interrupt_thread(held: Held) -> None:
 
 
 def _raise_soon(held: Held, arriving: type[LockLost]) -> None:
-    while not held._exception.raise_in_thread(arriving, _critical_sections.CODES, _critical_sections.STARTS):
+    while not held._exception.raise_in_thread(
+        arriving, _critical_sections.CODES, _critical_sections.STARTS
+    ):
         with _critical_sections.short_turns():
             time.sleep(_RETRY)
 
@@ -216,7 +220,9 @@ def _signal_main(held: Held) -> None:
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     """The signal's handler, called in the main thread."""
-    if frame is not None and _core.is_critical(frame, _critical_sections.CODES, _critical_sections.STARTS):
+    if frame is not None and _core.is_critical(
+        frame, _critical_sections.CODES, _critical_sections.STARTS
+    ):
         # `_signal_main` sends another one.
         return
     for ref in list(_main_thread_holds.values()):

@@ -241,7 +241,9 @@ class lock(_core.Scope):
                 "or use another lock(…)"
             )
 
-    def _has_acquired(self, entry: _core.Entry, guard: _core.Guard | None, request: AcquireRequest) -> Held:
+    def _has_acquired(
+        self, entry: _core.Entry, guard: _core.Guard | None, request: AcquireRequest
+    ) -> Held:
         held = Held(request.name, guard, request, entry.exception)
         held._detach()
         if guard is not None:
@@ -391,14 +393,21 @@ class lock(_core.Scope):
         asked, began = request, time.monotonic()
         if self._until != "exit":
             transactions.check_in_task(self._until_using)
-        stops_loop = request.wait != 0.0 and _tasks.runs_event_loop() and not _contention.may_stop_loop()
+        stops_loop = (
+            request.wait != 0.0 and _tasks.runs_event_loop() and not _contention.may_stop_loop()
+        )
         while True:
             if stops_loop:
                 # One try: a free lock takes a single round trip.
                 asked = replace(asked, wait=0.0)
             pending = self._ask(asked)
             entry.ask(pending)
-            wait_until_done(pending, _contention.check_of_wait(request, asked, _contention.QUICK if stops_loop else None))
+            wait_until_done(
+                pending,
+                _contention.check_of_wait(
+                    request, asked, _contention.QUICK if stops_loop else None
+                ),
+            )
             guard = entry.take()
             if guard is None:
                 if stops_loop:
@@ -487,7 +496,9 @@ lock.__signature__ = inspect.signature(  # type: ignore[attr-defined]
 def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
     named = _core.ticket_name(_arguments.ticket(ticket))
     if lock_name not in (None, named):
-        raise LockConfigError(f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`")
+        raise LockConfigError(
+            f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`"
+        )
     return named
 
 
@@ -527,7 +538,9 @@ def make_locked(locks: Client | None, func_or_name: Any, options: dict[str, Any]
         return decorate(func_or_name, lock(**options)._on(locks))
     if isinstance(func_or_name, str):
         if "lock_name" in options:
-            raise LockConfigError("the name of the lock is given twice: give it as the first argument or as `lock_name`")
+            raise LockConfigError(
+                "the name of the lock is given twice: give it as the first argument or as `lock_name`"
+            )
         options["lock_name"] = func_or_name
     name = options.pop("lock_name", None)
     naming = name if callable(name) else None
@@ -547,4 +560,3 @@ def is_locked(lock_name: str) -> bool:
     """
     locks: Client = _project.conf().locks()
     return locks.is_locked(lock_name)
-

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from . import _arguments, _naming
 from ._arguments import NOTSET
 from ._client import Client
-from ._lock import lock as Lock  # noqa: N812 - `Locks` has a method of that name
+from ._lock import lock as Lock
 from ._lock import make_locked
 
 if TYPE_CHECKING:

@@ -21,7 +21,14 @@ _core_logger = logging.getLogger("database_locks.core")
 
 Fields = dict[str, int | str]
 
-_IN_MESSAGE = {"event", "lock.name", "lock.token", "lock.holder", "lock.now_holder", "lock.last_answer"}
+_IN_MESSAGE = {
+    "event",
+    "lock.name",
+    "lock.token",
+    "lock.holder",
+    "lock.now_holder",
+    "lock.last_answer",
+}
 """Fields that are not appended to a message: it names them, or they are in every record."""
 
 

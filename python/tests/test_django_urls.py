@@ -204,7 +204,7 @@ def test_certificates_of_the_home_folder_are_used_as_libpq_does(tmp_path: Path) 
     root = tmp_path / ".postgresql" / "root.crt"
     root.write_text("")
     found = postgres(OPTIONS={"sslmode": "verify-ca"})
-    assert found.endswith("?sslmode=verify-ca&sslrootcert=" + _urls._encoded(str(root)))
+    assert found.endswith("?sslmode=verify-ca&sslrootcert=" + urls.encoded(str(root)))
     assert "sslrootcert" not in postgres(OPTIONS={"sslmode": "disable"})
 
 
@@ -267,7 +267,7 @@ def test_tls_on_mysql(driver: str, options: dict[str, Any], expected: str) -> No
     [
         ({"ssl": {"capath": "/etc/ssl"}}, "['ssl']['capath']"),
         ({"ssl": {"cipher": "AES"}}, "['ssl']['cipher']"),
-        ({"ssl": ssl.create_default_context()}, "['ssl']: an object (SSLContext)"),
+        ({"ssl": ssl.create_default_context()}, "['ssl']: is an object (SSLContext)"),
         ({"ssl_key_password": "hunter2"}, "['ssl_key_password']"),
         ({"ssl_verify_cert": True}, "['ssl']: asks for a verified certificate"),
         ({"unix_sockets": "/x"}, "['unix_sockets']"),

@@ -45,7 +45,9 @@ class Command(BaseCommand):
                 )
             return added
 
-        added = word("list", "List held and expired locks with holder, age, remaining time and purpose.")
+        added = word(
+            "list", "List held and expired locks with holder, age, remaining time and purpose."
+        )
         added.add_argument("-a", "--all", action="store_true", help="also list free locks")
         added = word("show", "Show all facts about one lock; exit code 1 if there is no such lock.")
         added.add_argument("name", metavar="NAME", help="name of the lock")
@@ -109,7 +111,11 @@ class Command(BaseCommand):
 
     def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
         rows = conf.locks().list(free=all)
-        self.say(formatting.rows_as_json(rows) if json else formatting.rows(rows, self.style, self._width()))
+        self.say(
+            formatting.rows_as_json(rows)
+            if json
+            else formatting.rows(rows, self.style, self._width())
+        )
 
     def _width(self) -> int | None:
         return formatting.terminal_width() if self.stdout.isatty() else None

@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import contextclient
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
 from functools import partial
@@ -252,7 +252,7 @@ def forget() -> None:
     gc.collect()
 
 
-@contextclient
+@contextmanager
 def instead(client: Client) -> Iterator[None]:
     """For tests: all locks use this client, whatever the settings say."""
     before, _clients.instead = _clients.instead, client

@@ -101,7 +101,9 @@ def url_of(settings: urls.Settings, driver: str) -> tuple[str, list[urls.Problem
         if port and not (port.isascii() and port.isdigit()):
             raise urls.Refused("['PORT']", "is no number", "give a port of 1 to 65535")
         url.hosts = urls.place(wanted["host"] or "localhost", "" if port == "0" else port)
-    timeout = urls.whole_seconds(wanted.get("connect_timeout", ""), "['OPTIONS']['connect_timeout']")
+    timeout = urls.whole_seconds(
+        wanted.get("connect_timeout", ""), "['OPTIONS']['connect_timeout']"
+    )
     if timeout:
         url.options["connect_timeout"] = timeout
     if wanted.get("init_command"):

@@ -105,7 +105,9 @@ def process_user() -> str:
         return ""
 
 
-def unsupported(option: str, said: str = "cannot be used for locks", hint: str = "leave it out") -> Problem:
+def unsupported(
+    option: str, said: str = "cannot be used for locks", hint: str = "leave it out"
+) -> Problem:
     return Problem(f"['OPTIONS'][{option!r}]", said, f"{hint}, or {WAY_OUT}")
 
 

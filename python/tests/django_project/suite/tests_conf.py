@@ -16,11 +16,11 @@ from database_locks import (
     LockConfigError,
     LockException,
     LockTimeout,
-    conf,
     connect,
     lock,
     locked,
 )
+from database_locks.django import conf
 from database_locks.locks import DBLock
 from database_locks.testing import memory_locks
 
