@@ -20,7 +20,9 @@ _HOW = "install Rust (https://rustup.rs), or install a wheel for this platform i
 
 
 def _required() -> str | None:
-    """The least version of Rust: from the workspace in the sdist, or above this folder in a repository."""
+    """The least version of Rust: from the workspace in the sdist, or above this folder in a
+    repository.
+    """
     for folder in Path(__file__).resolve().parents[1:3]:
         manifest = folder / "Cargo.toml"
         if manifest.is_file():

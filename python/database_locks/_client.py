@@ -90,15 +90,16 @@ class Client:
     def force_release(self, name: str) -> tuple[str | None, float | None] | None:
         """Release a lock without its holder.
 
-        Returns the previous holder and for how many seconds it held the lock; ``None`` if it was free.
+        Returns the previous holder and for how many seconds it held the lock; ``None`` if it was
+        free.
         """
         return wait(self._core.force_release(_arguments.text("name", name)))
 
     def prune(self, idle: float, unknown: bool = False) -> int:
         """Delete the rows of locks that have been free for ``idle`` seconds. Returns their number.
 
-        ``unknown``: also free rows that do not say since when, as legacy (django-database-locks 0.5)
-        writes them.
+        ``unknown``: also free rows that do not say since when, as legacy (django-database-locks
+        0.5) writes them.
         """
         return wait(self._core.prune(idle, unknown))
 

@@ -48,16 +48,22 @@ def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
 def ticket_name(ticket: str) -> str:
-    """The name of the lock of a ticket. `LockConfigError` for an invalid ticket, which is not repeated."""
+    """The name of the lock of a ticket. `LockConfigError` for an invalid ticket, which is not
+    repeated.
+    """
 
 def schema(engine: str) -> str | None:
-    """The statement that creates the table, with ``{table}`` for its name and, on MySQL, ``{collation}``."""
+    """The statement that creates the table, with ``{table}`` for its name and, on MySQL,
+    ``{collation}``.
+    """
 
 def columns(engine: str) -> list[tuple[str, str]]:
     """Name and definition of each column, in the order of `schema`."""
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds; else `LockConfigError`."""
+    """Seconds of ``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds; else
+    `LockConfigError`.
+    """
 
 def human(seconds: float) -> str:
     """A length of time: ``30s``, ``2m 5s``, ``10m``."""
@@ -88,7 +94,9 @@ class Pending(Generic[_T]):
     """An operation in the background. A dropped one is cancelled."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait without the GIL, for ``seconds`` at most. Returns whether it is done. Ctrl-C interrupts it."""
+        """Wait without the GIL, for ``seconds`` at most. Returns whether it is done. Ctrl-C
+        interrupts it.
+        """
 
     def result(self) -> _T:
         """The result, or the error of the operation. Once, and only when it is done."""
@@ -125,11 +133,12 @@ class Locks:
         url_with: Callable[[Answer], None] | None = None,
         environment: bool = True,
     ) -> Locks:
-        """Without I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated.
+        """Without I/O: the first call connects. `LockConfigError` for a bad URL, which is not
+        repeated.
 
-        ``password`` is called at each connect if the URL has no password, ``url_with`` for another URL
-        of the same database. Both return at once and answer later. ``environment=False``: nothing that
-        the URL leaves out is read from the environment or the home folder.
+        ``password`` is called at each connect if the URL has no password, ``url_with`` for another
+        URL of the same database. Both return at once and answer later. ``environment=False``:
+        nothing that the URL leaves out is read from the environment or the home folder.
         """
 
     def acquire(
@@ -144,7 +153,8 @@ class Locks:
         poll: float | None = None,
         meta: str | None = None,
     ) -> Pending[Guard | None]:
-        """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one try.
+        """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
+        try.
 
         The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
         `LockTimeout` if a longer wait timed out.
@@ -162,15 +172,17 @@ class Locks:
 
     def migrate(self) -> Pending[None]: ...
     def list(self, *, free: bool = True) -> Pending[str]:
-        """The result is JSON, the array of `dblock list --all --json`. ``free=False``: without free locks."""
+        """The result is JSON, the array of `dblock list --all --json`. ``free=False``: without free
+        locks.
+        """
 
     def page(
         self, text: str, state: str | None, page: int, rows: int, order: str | None = None
     ) -> Pending[str]:
         """``order``: ``age`` (longest held first), ``-age``, or ``None``: by state and name.
 
-        The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``, ``expired`` and
-        ``free`` locks (``null`` if the filter excludes them).
+        The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``,
+        ``expired`` and ``free`` locks (``null`` if the filter excludes them).
         """
 
     def show(self, name: str) -> Pending[str | None]:
@@ -229,9 +241,9 @@ def is_critical(frame: FrameType, codes: frozenset[CodeType], starts: frozenset[
 class UninterruptedMethod:
     """Replaces a method.
 
-    Pauses the exceptions of the locks in ``here.holds`` and calls ``call(original, args, paused)`` with
-    the paused locks. ``mark``: an attribute that is set on each object whose method is looked up, which
-    the interpreter does at the start of a ``with`` block.
+    Pauses the exceptions of the locks in ``here.holds`` and calls ``call(original, args, paused)``
+    with the paused locks. ``mark``: an attribute that is set on each object whose method is looked
+    up, which the interpreter does at the start of a ``with`` block.
     """
 
     __wrapped__: Callable[..., Any]
@@ -268,9 +280,10 @@ class Entry:
 class Scope:
     """``__enter__`` and ``__exit__`` of a ``with`` block.
 
-    In Rust no exception arrives between two steps. The grant of an interrupted ``_enter`` is released.
-    The exception is disarmed before ``_leave`` runs, and the guard is closed after it unless ``_leave``
-    returns that the lock is kept. ``_aenter`` and ``_aleave`` do the same for tasks.
+    In Rust no exception arrives between two steps. The grant of an interrupted ``_enter`` is
+    released. The exception is disarmed before ``_leave`` runs, and the guard is closed after it
+    unless ``_leave`` returns that the lock is kept. ``_aenter`` and ``_aleave`` do the same for
+    tasks.
 
     A subclass has these four methods, and ``_current_task``.
     """
@@ -341,7 +354,9 @@ class Guard:
         """Ask why a fence did not pass. The result is a loss; raises any other reason."""
 
     def fence(self, lasting: float | None = None) -> Pending[Fence | Loss]:
-        """Begin a fenced transaction. The result is a `Fence`, to be closed at the transaction's end."""
+        """Begin a fenced transaction. The result is a `Fence`, to be closed at the transaction's
+        end.
+        """
 
 @final
 class Fence:
@@ -362,4 +377,6 @@ class Fence:
     def close(self) -> None: ...
 
 def is_fence_conflict(sqlstate: str | None = None, errno: int | None = None) -> bool | None:
-    """Whether a driver's error is a conflict (`True`) or means no row (`False`); ``None``: another error."""
+    """Whether a driver's error is a conflict (`True`) or means no row (`False`); ``None``: another
+    error.
+    """

@@ -1,13 +1,15 @@
-"""Functions of Python's own in which an exception from outside would do harm.
+"""Functions of the standard library that an asynchronous exception must not interrupt.
 
-An asynchronous exception arrives where a C call returns. Where that call was ``lock.acquire()`` and the
-``try`` that is to release comes after it, the lock stays locked for ever: after a wait for a log
-handler every later record of the process would wait for that. What arrives in `logging.Handler.handle`
-after that is swallowed there. And `threading.Thread.start` waits for a thread that Python 3.10 and 3.11
-take for its starter until it runs: the exception would end the new thread, and the starter wait for ever.
+An asynchronous exception arrives when a C call returns:
 
-``with lock:`` of `threading.Lock` and `threading.RLock` is not among them: the interpreter looks for no
-exception between the two.
+- After ``lock.acquire()``, but before the ``try`` whose ``finally`` releases, it leaves the lock locked
+  for ever. With the lock of a log handler, every later record of the process would wait for ever.
+- `logging.Handler.handle` swallows an exception that arrives in it.
+- `threading.Thread.start` waits for the new thread. Until that thread runs, Python 3.10 and 3.11 take
+  it for the starting thread, so the exception would end the new thread and the starter wait for ever.
+
+``with lock:`` of `threading.Lock` and `threading.RLock` is safe: the interpreter raises no
+exception between the acquire and the block.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ def _codes(*functions: tuple[Any, str]) -> frozenset[CodeType]:
     for owner, path in functions:
         function = owner
         for part in path.split("."):
-            # Not each version of Python has each of them.
+            # Some exist only in some versions of Python.
             function = getattr(function, part, None)
         if function is not None:
-            # A profiler may have wrapped it.
+            # A profiler may have wrapped the function.
             found.add(inspect.unwrap(function).__code__)
     return frozenset(found)
 
@@ -47,28 +49,28 @@ CODES = _codes(
 )
 
 STARTS = _codes((threading, "Thread.start"))
-"""Which wait for a new thread."""
+"""Functions that wait for a new thread."""
 
 
-_SHORT = 1e-5
-"""Seconds of a short turn."""
+_SHORT_INTERVAL = 1e-5
+"""Seconds of a short switch interval."""
 
 _one = threading.Lock()
 _usual: float | None = None
-"""How long a turn is otherwise, while turns are short."""
+"""The application's switch interval, while a short one is set."""
 
 
 @contextmanager
-def short_turns() -> Iterator[None]:
-    """Have each thread keep the GIL for short turns only.
+def short_switch_interval() -> Iterator[None]:
+    """Let each thread keep the GIL for a short time only.
 
-    A thread that logs again and again leaves the GIL to others while it does so, and hardly anywhere
-    else: each look would find it there.
+    A thread that logs in a loop hands over the GIL within the handlers and hardly anywhere else, so
+    every check would find it in a critical section.
     """
     global _usual
     with _one:
         _usual = sys.getswitchinterval()
-        sys.setswitchinterval(_SHORT)
+        sys.setswitchinterval(_SHORT_INTERVAL)
         try:
             yield
         finally:
@@ -77,7 +79,7 @@ def short_turns() -> Iterator[None]:
 
 
 def _forked() -> None:
-    """The thread that has turns short just now is not in the child."""
+    """The child has no thread that would reset a short switch interval."""
     global _one, _usual
     _one = threading.Lock()
     if _usual is not None:

@@ -1,7 +1,7 @@
 """Detects a wait for a lock whose holder itself waits for the waiter, within one process.
 
-The search starts at the waiter: what waits for its end, what waits for the end of that, and so on, as
-far as asyncio, `concurrent.futures`, `threading`, asgiref and trio show it.
+The search starts at the waiter: what waits for its end, what waits for the end of that, and so on,
+as far as asyncio, `concurrent.futures`, `threading`, asgiref and trio show it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _WAITS = {
 def reason(held: Held, limited: bool) -> str | None:
     """Why a wait for this lock by the caller cannot end; ``None`` if nothing prevents it.
 
-    ``limited``: the wait has a time limit. A thread that joins this one is no reason then: tests try a
-    busy lock in that way.
+    ``limited``: the wait has a time limit. A thread that joins this one is no reason then: tests
+    try a busy lock in that way.
     """
     if held._detached and not held._request.auto_renew:
         # Its lease is not renewed, so the wait ends.

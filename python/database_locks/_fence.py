@@ -24,7 +24,9 @@ def _connection(using: str | None) -> Any:
 
 
 class _NotPassed(Exception):
-    """The fence did not pass. Raised first, so that the transaction is rolled back before `why` asks."""
+    """The fence did not pass. Raised first, so that the transaction is rolled back before `why`
+    asks.
+    """
 
     def __init__(self, conflict: bool) -> None:
         super().__init__()
@@ -50,7 +52,9 @@ def pass_fence(fence: _core.Fence, cursor: Any) -> None:
 
 
 def _codes(error: BaseException) -> tuple[str | None, int | None]:
-    """SQLSTATE (PostgreSQL) or error number (MySQL) of a driver's error, which Django may have wrapped."""
+    """SQLSTATE (PostgreSQL) or error number (MySQL) of a driver's error, which Django may have
+    wrapped.
+    """
     cause = error.__cause__ or error
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     if isinstance(state, str):
@@ -72,7 +76,9 @@ def why(held: Held, not_passed: _NotPassed) -> None:
 
 
 def _same_database(held: Held, connection: Any) -> None:
-    """Compare the engines, without I/O. The fence's statement finds a wrong database of the same engine."""
+    """Compare the engines, without I/O. The fence's statement finds a wrong database of the same
+    engine.
+    """
     locks = held._request.locks
     vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(locks.engine if locks else "")
     if vendor not in (None, connection.vendor):
@@ -104,8 +110,8 @@ def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Hel
         raise
     finally:
         # If an outer transaction goes on, the row of the lock stays locked until its end, that of a
-        # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast the
-        # transactions of the application.
+        # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast
+        # the transactions of the application.
         rows = fence.sql is not None
         if not transactions.at_end(connection, fence.close, of_test_case=rows):
             fence.close()

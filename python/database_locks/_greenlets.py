@@ -18,7 +18,9 @@ class Hub(Protocol):
         """Call ``function`` in the hub. Callable from any thread."""
 
     def event(self) -> tuple[Callable[[], object], Callable[[float], bool]]:
-        """A function that sets an event, called in the hub, and one that waits for it with a timeout."""
+        """A function that sets an event, called in the hub, and one that waits for it with a
+        timeout.
+        """
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
         """Call ``function`` in a new greenlet. Called in the hub."""
@@ -141,7 +143,9 @@ def current() -> Any:
 
 
 def unpatched_start() -> Any:
-    """The function that starts an OS thread where `threading` is patched to start greenlets, else ``None``."""
+    """The function that starts an OS thread where `threading` is patched to start greenlets, else
+    ``None``.
+    """
     if "gevent.monkey" in sys.modules:
         return sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
     if "eventlet.patcher" in sys.modules:

@@ -62,7 +62,9 @@ class Held:
 
     @property
     def token(self) -> int | None:
-        """The fencing token of this grant, greater than that of every earlier grant of the same lock."""
+        """The fencing token of this grant, greater than that of every earlier grant of the same
+        lock.
+        """
         return None if self._guard is None else self._guard.token
 
     @property
@@ -107,8 +109,8 @@ class Held:
     def extend(self, lock_ttl: Seconds | None) -> None:
         """Renew for ``lock_ttl`` seconds at once and in later renewals; ``None``: without end.
 
-        Never shortens the present lease. Raises `LockLost` if the lease ends before the database has
-        confirmed the renewal, and `LockReleased` after the block.
+        Never shortens the present lease. Raises `LockLost` if the lease ends before the database
+        has confirmed the renewal, and `LockReleased` after the block.
         """
         self._not_ended()
         if self._guard is not None:
@@ -154,14 +156,14 @@ class Held:
 
         That is certain even if this process was frozen for an hour in between.
 
-        ``using``: one of ``DATABASES``, by default that of the locks; it must be the database of the
-        locks. ``lasting``: how many seconds the transaction may take, if that is longer than the
-        lease. MySQL cannot renew a lease during a fenced transaction: the lease is extended to
+        ``using``: one of ``DATABASES``, by default that of the locks; it must be the database of
+        the locks. ``lasting``: how many seconds the transaction may take, if that is longer than
+        the lease. MySQL cannot renew a lease during a fenced transaction: the lease is extended to
         ``lasting`` before it.
 
-        Raises `LockLost` if the lock is lost, `LockConfigError` for a transaction that cannot see the
-        lock (another database, or a snapshot older than the lock), and the database's own error for a
-        conflict of the transaction itself.
+        Raises `LockLost` if the lock is lost, `LockConfigError` for a transaction that cannot see
+        the lock (another database, or a snapshot older than the lock), and the database's own error
+        for a conflict of the transaction itself.
         """
         self._not_ended()
         return _fence.atomic(self, using, lasting_of(lasting))
@@ -175,8 +177,8 @@ class Held:
         ...     cursor.execute("UPDATE …")
         ...     connection.commit()
 
-        ``cursor`` takes parameters as ``%s``: one of psycopg, psycopg2, mysqlclient or PyMySQL. With
-        SQLite any cursor works. Raises the errors of `atomic`; roll back after one.
+        ``cursor`` takes parameters as ``%s``: one of psycopg, psycopg2, mysqlclient or PyMySQL.
+        With SQLite any cursor works. Raises the errors of `atomic`; roll back after one.
         """
         self._not_ended()
         return _fence.fenced(self, cursor, lasting_of(lasting))
@@ -285,12 +287,15 @@ class Held:
         return _interrupt.is_own_cancellation(self, raised)
 
     def _let_go(self) -> bool:
-        """Mark it released by a call. Returns whether that is all: it has ended, or a transaction keeps it."""
+        """Mark it released by a call. Returns whether that is all: it has ended, or a transaction
+        keeps it.
+        """
         if self._ended:
             return True
         if self._detached:
             self._detached = False
-            # Until the transaction ends, the lock belongs to the calling thread or task, and nests there.
+            # Until the transaction ends, the lock belongs to the calling thread or task, and nests
+            # there.
             self._task, self._thread = _tasks.current(), threading.get_ident()
             self._holds = _registry.holds_of(self._task)
         else:
@@ -310,7 +315,9 @@ class Held:
         return self
 
     def _left(self, raised: BaseException | None) -> BaseException | None:
-        """The exception that leaves the block, without the cancellation by which trio reported a loss."""
+        """The exception that leaves the block, without the cancellation by which trio reported a
+        loss.
+        """
         scope, self._scope = self._scope, None
         if scope is None:
             return raised
@@ -325,7 +332,9 @@ class Held:
         return transactions.keep(self, raised)
 
     def _goes_on(self, raised: BaseException | None) -> None:
-        """A transaction keeps the lock; a loss still interrupts the thread until the transaction ends."""
+        """A transaction keeps the lock; a loss still interrupts the thread until the transaction
+        ends.
+        """
         if not self.lost and self._guard.depth == 0:
             # The end of the block has disarmed the block's own.
             self._exception = _core.AsyncException()
@@ -333,7 +342,9 @@ class Held:
             self._was_released(self._guard.loss(), raised)
 
     def _finish(self, raised: BaseException | None = None) -> None:
-        """Release. Raises `LockLost` if the lock was lost, unless ``raised`` leaves the block already."""
+        """Release. Raises `LockLost` if the lock was lost, unless ``raised`` leaves the block
+        already.
+        """
         if not self._ends():
             return
         answer = None

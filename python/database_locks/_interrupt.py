@@ -1,19 +1,19 @@
 """Interrupts the body of a block whose lock is lost, in whichever thread or task it runs.
 
-============  =========================================================================================
-a task        is cancelled, and the end of the block turns the cancellation into `LockLost`
+============  =====================================================================================
+a task        is cancelled; the end of the block turns the cancellation into `LockLost`
 a greenlet    gets `LockLost` where it waits, as it would get a timeout of gevent
 a thread      gets `LockLost` at its next bytecode
-main thread   gets a real-time signal that the application does not use; the signal's handler raises.
-              Nothing else interrupts a system call. If the main thread blocks signals, another thread
-              gets the signal, and the main thread is interrupted at its next bytecode
-============  =========================================================================================
+main thread   gets a real-time signal that the application does not use, whose handler raises.
+              Nothing else interrupts a system call. If the main thread blocks signals, another
+              thread gets the signal, and the main thread is interrupted at its next bytecode
+============  =====================================================================================
 
 A block that has ended is not interrupted: see `_core.AsyncException`. A thread in a function of
 `_critical_sections` is interrupted when it has left that function.
 
-This code runs on the thread of the extension that reports every loss of the process. It calls no code of
-the application and waits for nothing.
+This code runs on the thread of the extension that reports every loss of the process. It calls no
+code of the application and waits for nothing.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("database_locks.locks")
 
 _RESEND = 0.2
-"""Seconds between two signals: one that arrives just before the main thread starts to sleep does not wake
-it."""
+"""Seconds between two signals: one that arrives just before the main thread starts to sleep does
+not wake it."""
 
 _RETRY = 0.002
 """Seconds between two tries to interrupt a thread in a critical section."""
 
 _SIGNALS = 2
-"""After this many signals without effect, another thread gets them too: the main thread may block them."""
+"""After this many signals without effect, another thread gets them too: the main thread may block
+them."""
 
 _signum: int | None = None
 _main_thread_holds: dict[int, weakref.ref[Held]] = {}
-"""By `id`. Not a `WeakSet`: an exception that arrives in its callbacks, which are Python code, is lost."""
+"""By `id`. Not a `WeakSet`: an exception that arrives in its callbacks, which are Python code, is
+lost."""
 
 
 def signum() -> int:
@@ -163,7 +165,7 @@ def _raise_soon(held: Held, arriving: type[LockLost]) -> None:
     while not held._exception.raise_in_thread(
         arriving, _critical_sections.CODES, _critical_sections.STARTS
     ):
-        with _critical_sections.short_turns():
+        with _critical_sections.short_switch_interval():
             time.sleep(_RETRY)
 
 

@@ -22,11 +22,11 @@ logger = logging.getLogger("database_locks.locks")
 class DBLock:
     """A lock without a block: acquired and released by hand, and not renewed in between.
 
-    New code uses `lock(…).acquire()`, which is renewed. ``locked_by`` is that of `lock`. Two objects
-    exclude each other, in one thread too. A release within a Django transaction takes effect at its
-    end, and the lease is not renewed until then; the same thread can acquire the lock again meanwhile.
-    ``until="exit"`` releases at once. An object that is dropped without a release leaves the lock held
-    until its lease ends.
+    New code uses `lock(…).acquire()`, which is renewed. ``locked_by`` is that of `lock`. Two
+    objects exclude each other, in one thread too. A release within a Django transaction takes
+    effect at its end, and the lease is not renewed until then; the same thread can acquire the lock
+    again meanwhile. ``until="exit"`` releases at once. An object that is dropped without a release
+    leaves the lock held until its lease ends.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class DBLock:
         return self._name
 
     def acquire(self, lock_ttl: Seconds | None = 10) -> bool:
-        """Try once to acquire for ``lock_ttl`` seconds (``None``: without end). Returns whether it is held.
+        """Try once to acquire for ``lock_ttl`` seconds (``None``: without end). Returns whether it
+        is held.
 
-        If this object holds the lock already, the lease becomes ``lock_ttl`` seconds from now. With a
-        ``lock_ttl`` of zero or less it expires at once.
+        If this object holds the lock already, the lease becomes ``lock_ttl`` seconds from now. With
+        a ``lock_ttl`` of zero or less it expires at once.
         """
         ttl = None
         if lock_ttl is not None:

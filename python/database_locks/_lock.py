@@ -75,9 +75,9 @@ class lock(_core.Scope):
     Numbers of seconds may be `datetime.timedelta`. In one thread, task or greenlet the same lock
     nests: only the outermost block releases it. ``as held`` gives a `Held`.
 
-    Raises `LockTimeout`, `LockLost`, `LockUnavailable`, and `LockConfigError` for arguments that are
-    out of range, for a wait that would stop the event loop of this thread, and for one that could
-    never end because the holder waits for this thread or task.
+    Raises `LockTimeout`, `LockLost`, `LockUnavailable`, and `LockConfigError` for arguments that
+    are out of range, for a wait that would stop the event loop of this thread, and for one that
+    could never end because the holder waits for this thread or task.
     """
 
     def __init__(
@@ -180,11 +180,11 @@ class lock(_core.Scope):
     def acquire(self) -> Held:
         """Acquire without a block, and renew until `release`.
 
-        For a lock that is released elsewhere: in another method, thread or task. It excludes its own
-        thread too, and nests nowhere. A loss raises no exception: use ``lost_lock_cb``, `Held.lost`, or
-        the `LockLost` of `release`. If this object is dropped without a release, renewal stops and the
-        lock stays held until its lease ends. The normal end of the process releases it. Raises the
-        errors of a block.
+        For a lock that is released elsewhere: in another method, thread or task. It excludes its
+        own thread too, and nests nowhere. A loss raises no exception: use ``lost_lock_cb``,
+        `Held.lost`, or the `LockLost` of `release`. If this object is dropped without a release,
+        renewal stops and the lock stays held until its lease ends. The normal end of the process
+        releases it. Raises the errors of a block.
         """
         self._may_acquire()
         entry = _core.Entry()
@@ -203,8 +203,8 @@ class lock(_core.Scope):
     def release(self) -> None:
         """Release what `acquire` has acquired. A second call does nothing.
 
-        In a transaction the lock is kept until its end: see ``until``. Raises `LockLost` if the lock
-        was lost.
+        In a transaction the lock is kept until its end: see ``until``. Raises `LockLost` if the
+        lock was lost.
         """
         held, self._acquired = self._acquired, None
         if held is not None:
@@ -309,7 +309,9 @@ class lock(_core.Scope):
         )
 
     def _already(self, request: AcquireRequest, entry: _core.Entry) -> Held | None:
-        """The lock without asking the database: locks are off, or this thread or task holds it already."""
+        """The lock without asking the database: locks are off, or this thread or task holds it
+        already.
+        """
         if request.locks is None:
             logger.warning(
                 "database_locks currently disabled in settings, adjust DATABASE_LOCKS_ENABLED if "
@@ -521,14 +523,14 @@ def locked(
 def locked(func_or_name: Any = None, /, **options: Any) -> Any:
     """Run a function, or a Django management command, under a lock.
 
-    ``@locked``, ``@locked("name")`` and ``@locked(timeout=5, …)``, with the arguments of `lock`; the
-    name is by default ``module.qualname`` of the decorated object. For functions, coroutine functions,
-    generators of both kinds (the lock covers the body), methods, and subclasses of Django's
-    ``BaseCommand``. Other classes: `NotImplementedError`.
+    ``@locked``, ``@locked("name")`` and ``@locked(timeout=5, …)``, with the arguments of `lock`;
+    the name is by default ``module.qualname`` of the decorated object. For functions, coroutine
+    functions, generators of both kinds (the lock covers the body), methods, and subclasses of
+    Django's ``BaseCommand``. Other classes: `NotImplementedError`.
 
-    A name may have fields, which the arguments of each call fill: ``@locked("tenant-{tenant_id}")``.
-    Write a literal brace twice, ``{{``. ``lock_name=`` also takes a function, which is called with the
-    same arguments and returns the name.
+    A name may have fields, which the arguments of each call fill:
+    ``@locked("tenant-{tenant_id}")``. Write a literal brace twice, ``{{``. ``lock_name=`` also
+    takes a function, which is called with the same arguments and returns the name.
     """
     return make_locked(None, func_or_name, options)
 
@@ -555,8 +557,8 @@ def make_locked(locks: Client | None, func_or_name: Any, options: dict[str, Any]
 def is_locked(lock_name: str) -> bool:
     """Whether any holder has this lock now, by the clock of the project's database.
 
-    The answer may be outdated when this returns. Raises `LockUnavailable`, and `LockConfigError` for a
-    bad name.
+    The answer may be outdated when this returns. Raises `LockUnavailable`, and `LockConfigError`
+    for a bad name.
     """
     locks: Client = _project.conf().locks()
     return locks.is_locked(lock_name)

@@ -34,16 +34,17 @@ def _hinting(method: _M) -> _M:
 class Locks(Client):
     """The locks of one table of one database.
 
-    ``url`` is ``postgres://…``, ``mysql://…``, ``sqlite:///…`` or ``memory:``. Nothing is sent until
-    a lock is used. Threads share one such object, and a forked child may go on using it.
+    ``url`` is ``postgres://…``, ``mysql://…``, ``sqlite:///…`` or ``memory:``. Nothing is sent
+    until a lock is used. Threads share one such object, and a forked child may go on using it.
 
     ``password`` is called without arguments at each connect if the URL has no password, and returns
     it. A connect also happens when a connection breaks while locks are held, so a token may change.
-    It is called on a thread of its own, one call at a time, and may block for 10 s. While it raises,
-    the database counts as unreachable: waits go on, and `LockUnavailable` has the exception as its
-    ``__cause__``.
+    It is called on a thread of its own, one call at a time, and may block for 10 s. While it
+    raises, the database counts as unreachable: waits go on, and `LockUnavailable` has the exception
+    as its ``__cause__``.
 
-    Raises `LockConfigError` for a URL that cannot be understood; the message does not repeat the URL.
+    Raises `LockConfigError` for a URL that cannot be understood; the message does not repeat the
+    URL.
 
     >>> locks = Locks("memory:")
     >>> with locks.lock("report", timeout=5):

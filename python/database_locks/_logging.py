@@ -1,7 +1,7 @@
 """Log records of the core, handed to Python's `logging`.
 
-A daemon thread calls the handlers. A handler that blocks delays later records of the core and nothing
-else.
+A daemon thread calls the handlers. A handler that blocks delays later records of the core and
+nothing else.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from . import _core, _greenlets
 from ._hints import worded
 
 logger = logging.getLogger("database_locks")
-"""The logger that users configure. Its children are ``database_locks.locks`` (acquire and release in
-this process) and ``database_locks.core`` (the background thread)."""
+"""The logger that users configure. Its children are ``database_locks.locks`` (acquire and release
+in this process) and ``database_locks.core`` (the background thread)."""
 
 _core_logger = logging.getLogger("database_locks.core")
 
@@ -80,8 +80,8 @@ def _start() -> None:
 def close(patience: float) -> None:
     """Wait for the handlers at the end of the process, ``patience`` seconds at most.
 
-    `logging` acquires the lock of each handler after this. A handler that blocks holds its lock, and the
-    process would never end: such a handler gets a new lock.
+    `logging` acquires the lock of each handler after this. A handler that blocks holds its lock,
+    and the process would never end: such a handler gets a new lock.
     """
     if _core.close_log(patience):
         return

@@ -53,7 +53,8 @@ _Arguments = Callable[[tuple[Any, ...], dict[str, Any]], str]
 
 
 def fields(name: str, func: Any) -> _Arguments | None:
-    """A function that fills the fields of a name from the arguments of a call; ``None`` without fields.
+    """A function that fills the fields of a name from the arguments of a call; ``None`` without
+    fields.
 
     Raises `LockConfigError` for a field that is no parameter of the function.
     """

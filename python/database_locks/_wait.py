@@ -78,7 +78,9 @@ async def wait_async(pending: Pending[T], check: Check | None = None) -> T:
 
 
 async def wait_shielded(pending: Pending[T]) -> T:
-    """`wait_async` for a release: a cancel scope of trio that is already cancelled does not stop it."""
+    """`wait_async` for a release: a cancel scope of trio that is already cancelled does not stop
+    it.
+    """
     if asyncio._get_running_loop() is None and _tasks.trio_task() is not None:
         with sys.modules["trio"].CancelScope(shield=True):
             return await wait_async(pending)

@@ -66,7 +66,9 @@ def _decorate_command(command: Any, template: lock, naming: Callable[..., str] |
 
 
 def _handling(handle: Any) -> Any:
-    """For a method of a management command: if it does not get its lock, ``manage.py`` shows one line."""
+    """For a method of a management command: if it does not get its lock, ``manage.py`` shows one
+    line.
+    """
     if inspect.iscoroutinefunction(handle) or inspect.isgeneratorfunction(handle):
         return handle
 
@@ -84,7 +86,9 @@ def _handling(handle: Any) -> Any:
 
 
 def _command_error(error: LockException, command_error: type[Exception]) -> LockException:
-    """The same error as a `CommandError`, which ``manage.py`` shows in one line without a traceback."""
+    """The same error as a `CommandError`, which ``manage.py`` shows in one line without a
+    traceback.
+    """
     kind = type(error)
     if issubclass(kind, command_error):
         return error

@@ -1,7 +1,7 @@
 """The admin page: all locks with holder, age, remaining time and purpose.
 
-It reads the locks through the core and not through the ORM: on SQLite, and with ``DATABASE_LOCKS_URL``,
-they are in another database than the model's.
+It reads the locks through the core and not through the ORM: on SQLite, and with
+``DATABASE_LOCKS_URL``, they are in another database than the model's.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class LockAdmin(_ModelAdmin):
         if order not in ORDERS:
             order = ""
         try:
-            # Within the range of the extension, which shows the last page for one that does not exist.
+            # Within the range of the extension, which shows the last page for one that does not
+            # exist.
             number = max(-1, min(int(request.GET.get("p", "1")), 2**31))
         except ValueError:
             number = 1

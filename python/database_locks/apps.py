@@ -1,7 +1,7 @@
 """The Django app ``database_locks``.
 
-Django looks up this module and ``models``, ``admin``, ``migrations`` and ``management`` by their path, so
-they stay here. The rest of the Django half is in ``database_locks/django``.
+Django looks up this module and ``models``, ``admin``, ``migrations`` and ``management`` by their
+path, so they stay here. The rest of the Django half is in ``database_locks/django``.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ class LockException(Exception):
 class LockTimeout(LockException):
     """The wait timed out, or a single try failed, because another holder had the lock.
 
-    Nothing was acquired. ``name`` is the lock's, ``timeout`` the allowed seconds (``None``: a single
-    try), ``holder`` the other holder's ``locked_by``, ``held_for`` the seconds for which it had held
-    the lock; both are ``None`` if unknown. ``in_this_process``: the holder is another thread, task or
-    object of this process.
+    Nothing was acquired. ``name`` is the lock's, ``timeout`` the allowed seconds (``None``: a
+    single try), ``holder`` the other holder's ``locked_by``, ``held_for`` the seconds for which it
+    had held the lock; both are ``None`` if unknown. ``in_this_process``: the holder is another
+    thread, task or object of this process.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class LockLost(LockException):
     """The lease ended before it was released: another client may hold the lock by now.
 
     ``name`` is the lock's, ``token`` that of the lost grant, ``reason`` one of ``expired``,
-    ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``, ``unreachable``, ``refused``,
-    ``failover``, ``forked``. ``last_answer`` is the result of the last renewal if renewals failed until
-    the lease ended: the database's own message if it refused. ``held_for`` is the number of seconds
-    that the lock was safely held. ``holder`` and ``holder_token`` are those of the grant that the
-    database named as the present one; ``None`` if the lock was free, or the lease ended without an
-    answer. ``detail`` is all of this in one sentence, the same in every interface of this library:
-    ``lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)``.
+    ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``, ``unreachable``,
+    ``refused``, ``failover``, ``forked``. ``last_answer`` is the result of the last renewal if
+    renewals failed until the lease ended: the database's own message if it refused. ``held_for`` is
+    the number of seconds that the lock was safely held. ``holder`` and ``holder_token`` are those
+    of the grant that the database named as the present one; ``None`` if the lock was free, or the
+    lease ended without an answer. ``detail`` is all of this in one sentence, the same in every
+    interface of this library: ``lost after 12s: preempted by another holder (now held by web-2 for
+    3s, token 17)``.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Import path of legacy (django-database-locks 0.5) for `lock`, `locked`, `DBLock` and the exceptions."""
+"""Import path of legacy (django-database-locks 0.5) for `lock`, `locked`, `DBLock` and the
+exceptions."""
 
 from ._arguments import NOTSET
 from ._held import Held

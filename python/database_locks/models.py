@@ -11,9 +11,9 @@ from django.utils import timezone
 class Lock(models.Model):
     """A lock, one row each. Read-only: the core writes the rows.
 
-    The migrations create the table with the same statements as ``dblock init``. On SQLite this table
-    stays empty, because the locks are in a file beside the database: use ``manage.py locks list``, the
-    admin page or `database_locks.connect` rather than this model.
+    The migrations create the table with the same statements as ``dblock init``. On SQLite this
+    table stays empty, because the locks are in a file beside the database: use ``manage.py locks
+    list``, the admin page or `database_locks.connect` rather than this model.
     """
 
     name = models.CharField(max_length=255, unique=True)

@@ -1,6 +1,7 @@
 """Django signals: this process has acquired, lost or released a lock.
 
-Receivers are plain functions. Exceptions of receivers are logged and harm no lock. ``sender`` is the class `database_locks.lock`.
+Receivers are plain functions. Exceptions of receivers are logged and harm no lock. ``sender`` is
+the class `database_locks.lock`.
 
 >>> from django.dispatch import receiver
 >>> from database_locks.signals import lock_lost
@@ -17,13 +18,14 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 lock_acquired = Signal()
-"""``name``, ``token``, ``holder``. Sent in the thread of the body, or its event loop, before the body
-begins; the lock is held and renewed meanwhile."""
+"""``name``, ``token``, ``holder``. Sent in the thread of the body, or its event loop, before the
+body begins; the lock is held and renewed meanwhile."""
 
 lock_lost = Signal()
-"""``name``, ``token``, ``holder``, ``reason``, ``detail``, ``last_answer``, ``held_for`` (seconds): see
-`LockLost`. ``holder`` is the holder that lost the lock, ``now_holder`` the next one if it is known. Sent in
-a thread of its own, whose database connections are closed afterwards, while the body is interrupted."""
+"""``name``, ``token``, ``holder``, ``reason``, ``detail``, ``last_answer``, ``held_for`` (seconds):
+see `LockLost`. ``holder`` is the holder that lost the lock, ``now_holder`` the next one if it is
+known. Sent in a thread of its own, whose database connections are closed afterwards, while the body
+is interrupted."""
 
 lock_released = Signal()
 """``name``, ``token``, ``holder``, ``held_for`` (seconds). Sent in the thread of the body, or its

@@ -1,7 +1,8 @@
 """Test kit for applications: locks in memory, which a test can lose, expire, or hold elsewhere.
 
-pytest has the fixture ``locks``, `unittest` the mixin `LocksTestMixin`. Both direct every ``lock`` and
-``locked`` of the test to memory, whatever the settings say, and fail a test that leaves a lock held.
+pytest has the fixture ``locks``, `unittest` the mixin `LocksTestMixin`. Both direct every ``lock``
+and ``locked`` of the test to memory, whatever the settings say, and fail a test that leaves a lock
+held.
 
 >>> import database_locks
 >>> from database_locks.testing import memory_locks
@@ -101,8 +102,8 @@ class MemoryLocks(Locks):
         ...         print(busy.holder)
         another holder
 
-        ``holder``: the id that ``LockTimeout.holder`` and `held` show. Raises `AssertionError` if the
-        lock is held already.
+        ``holder``: the id that ``LockTimeout.holder`` and `held` show. Raises `AssertionError` if
+        the lock is held already.
         """
         guard = wait(self._core.acquire(name, ttl=None, wait=0.0, auto_renew=False, holder=holder))
         if guard is None:
@@ -135,7 +136,8 @@ class MemoryLocks(Locks):
         )
 
     def expire(self, name: str) -> bool:
-        """End a lease now: another client can acquire the lock, and the holder notices at its next renewal.
+        """End a lease now: another client can acquire the lock, and the holder notices at its next
+        renewal.
 
         Raises `AssertionError` if the lock is not held.
         """
@@ -160,7 +162,8 @@ class MemoryLocks(Locks):
         return said if _enabled() else f"{said}; DATABASE_LOCKS_ENABLED is False in the settings"
 
     def left_behind(self) -> str | None:
-        """End the test: release all locks that are still held, and return a message that names them.
+        """End the test: release all locks that are still held, and return a message that names
+        them.
 
         Locks of this thread or task are released silently: a `LockLost` would be raised in the next
         test. Other threads lose their locks, so that they stop.
@@ -185,7 +188,8 @@ class MemoryLocks(Locks):
 
 @contextmanager
 def memory_locks() -> Iterator[MemoryLocks]:
-    """A block whose locks are all in memory, those of ``lock`` and ``locked`` in a Django project too.
+    """A block whose locks are all in memory, those of ``lock`` and ``locked`` in a Django project
+    too.
 
     Raises `AssertionError` if the block leaves a lock held, unless it has failed already.
     """

@@ -1,13 +1,13 @@
 //! Raises an exception in another thread, while that thread runs the body of a block.
 //!
-//! An asynchronous exception arrives at one of the next bytecodes of a thread. If the block has just
-//! ended, that may be in a `finally`, in another library, or in the next request. So a block ends in
-//! Rust, see [`crate::scope`]: that disarms the exception before any bytecode runs, and takes back one
-//! that has not arrived yet.
+//! An asynchronous exception arrives at one of the next bytecodes of a thread. If the block has
+//! just ended, that may be in a `finally`, in another library, or in the next request. So a block
+//! ends in Rust, see [`crate::scope`]: that disarms the exception before any bytecode runs, and
+//! takes back one that has not arrived yet.
 //!
 //! In some functions of Python's standard library the exception would do harm, see
-//! `_critical_sections.py`. The check for those is here, where no other thread of Python runs between the
-//! check and the exception.
+//! `_critical_sections.py`. The check for those is here, where no other thread of Python runs
+//! between the check and the exception.
 
 use std::os::raw::{c_long, c_ulong};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -62,12 +62,12 @@ pub(crate) fn current_thread(py: Python<'_>) -> PyResult<c_long> {
     Ok(ident as c_long)
 }
 
-/// How many frames are checked, the innermost first: functions that the critical ones call, and those
-/// of a debugger.
+/// How many frames are checked, the innermost first: functions that the critical ones call, and
+/// those of a debugger.
 const FRAMES: usize = 16;
 
-/// Whether an asynchronous exception would do harm in this frame: in a function with one of `codes`, or
-/// in `Thread.start`, one of `starts`, until the new thread has its ident.
+/// Whether an asynchronous exception would do harm in this frame: in a function with one of
+/// `codes`, or in `Thread.start`, one of `starts`, until the new thread has its ident.
 #[pyfunction]
 pub(crate) fn is_critical(
     frame: Bound<'_, PyAny>,
@@ -123,8 +123,8 @@ impl AsyncException {
         matches!(*locked(&self.state), State::Armed)
     }
 
-    /// Raise `exception` in the thread of the body, unless the body has ended or the loss was reported.
-    /// `false`: the thread is in a critical section, see [`is_critical`].
+    /// Raise `exception` in the thread of the body, unless the body has ended or the loss was
+    /// reported. `false`: the thread is in a critical section, see [`is_critical`].
     fn raise_in_thread(
         &self,
         py: Python<'_>,

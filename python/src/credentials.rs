@@ -32,7 +32,8 @@ impl Answer {
     /// `final`: another call would fail in the same way.
     #[pyo3(signature = (said, error, *, r#final))]
     fn fail(&self, said: String, error: Py<PyAny>, r#final: bool) {
-        // Dropped after the mutex is unlocked: objects of an exception may run code when they are freed.
+        // Dropped after the mutex is unlocked: objects of an exception may run code when they are
+        // freed.
         let _before = latest().replace((said.clone(), error));
         self.tell(Err(match r#final {
             true => io::Error::new(io::ErrorKind::InvalidInput, said).into(),
@@ -54,8 +55,8 @@ pub(crate) fn cause(py: Python<'_>, message: &str) -> Option<Py<PyAny>> {
     message.contains(said).then(|| error.clone_ref(py))
 }
 
-/// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which calls
-/// the application's function and may block.
+/// Calls `ask` with an [`Answer`], and waits for the answer. `ask` starts a thread in Python, which
+/// calls the application's function and may block.
 ///
 /// Not called on the waiting thread: the interpreter stops threads at its end, wherever they are.
 pub(crate) fn asking(ask: Py<PyAny>) -> impl Fn() -> Said + Send + Sync + 'static {

@@ -1,9 +1,9 @@
 //! The only thread of the extension that waits for the GIL.
 //!
 //! The core's background thread renews all leases of the process. If it waited for the GIL, a busy
-//! interpreter would delay renewals until the leases end. So it hands its calls of Python (a loss, the
-//! end of an operation) to this thread. A thread that has the GIL and waits for the background thread
-//! would otherwise also cause a deadlock.
+//! interpreter would delay renewals until the leases end. So it hands its calls of Python (a loss,
+//! the end of an operation) to this thread. A thread that has the GIL and waits for the background
+//! thread would otherwise also cause a deadlock.
 //!
 //! No code of the application runs on this thread: it would delay the report of the next loss. Log
 //! records have a thread of their own, see [`crate::logging`], and so has each `lost_lock_cb`.
@@ -86,8 +86,8 @@ const POLL: Duration = Duration::from_millis(1);
 
 /// Stop all calls of Python; called before the interpreter ends.
 ///
-/// After its end the interpreter terminates every thread that asks for the GIL. Unwinding through frames
-/// of Rust would abort the process.
+/// After its end the interpreter terminates every thread that asks for the GIL. Unwinding through
+/// frames of Rust would abort the process.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
     let gate = gate();

@@ -240,8 +240,8 @@ impl Guard {
     }
 }
 
-/// Turns a loss of the guard's own grant from an error into an answer. So a `LockLost` that Python sees
-/// during the call is about another lock.
+/// Turns a loss of the guard's own grant from an error into an answer. So a `LockLost` that Python
+/// sees during the call is about another lock.
 fn answer(outcome: Result<Answer, Error>) -> Result<Answer, Error> {
     match outcome {
         Err(Error::Lost { loss, .. }) => {

@@ -1,8 +1,8 @@
 //! The extension module: Python objects over the public API of the core.
 //!
-//! Three rules hold everywhere. Code that may wait releases the GIL first. The thread that renews leases
-//! never asks for the GIL: it calls Python through the [GIL thread](gil_thread). State of a process is
-//! keyed by the process, so that a forked child has its own.
+//! Three rules hold everywhere. Code that may wait releases the GIL first. The thread that renews
+//! leases never asks for the GIL: it calls Python through the [GIL thread](gil_thread). State of a
+//! process is keyed by the process, so that a forked child has its own.
 //!
 //! Of the Python package the extension imports only `exceptions`.
 

@@ -1,7 +1,7 @@
 //! Lists of locks as JSON: all locks, or one page of the admin page.
 //!
-//! A table may have a million rows. They are filtered and sorted here, without the GIL, and Python gets
-//! only the rows that it shows.
+//! A table may have a million rows. They are filtered and sorted here, without the GIL, and Python
+//! gets only the rows that it shows.
 
 use std::cmp::Reverse;
 
@@ -51,8 +51,8 @@ pub(crate) struct PageRequest {
     pub(crate) rows: usize,
 }
 
-/// One page, by default locks in use first, then by name, and the number of locks in each state. Free
-/// locks are counted only if the filter reads them.
+/// One page, by default locks in use first, then by name, and the number of locks in each state.
+/// Free locks are counted only if the filter reads them.
 pub(crate) async fn page(locks: &Locks, request: PageRequest) -> Result<String, Error> {
     let state = request.state.as_deref();
     let free = state.is_none_or(|state| state == "free");

@@ -1,9 +1,9 @@
 //! Passes the core's events on to Python's `logging`.
 //!
-//! Events are queued. A thread of Python takes them from the queue and calls the handlers. So a handler
-//! that blocks delays neither the thread that logs nor the report of a loss or of a completed operation.
-//! The thread is started by Python, because the interpreter stops its daemon threads wherever they are,
-//! and no frame of Rust may be below a handler then.
+//! Events are queued. A thread of Python takes them from the queue and calls the handlers. So a
+//! handler that blocks delays neither the thread that logs nor the report of a loss or of a
+//! completed operation. The thread is started by Python, because the interpreter stops its daemon
+//! threads wherever they are, and no frame of Rust may be below a handler then.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -44,8 +44,8 @@ static LEAST: AtomicUsize = AtomicUsize::new(WARNING);
 /// The capacity of the queue, which limits the memory while a handler blocks.
 const CAPACITY: usize = 10_000;
 
-/// Pass on records from this level on; `start` starts the reading thread. Called at each acquire, when
-/// Python's log level can be read.
+/// Pass on records from this level on; `start` starts the reading thread. Called at each acquire,
+/// when Python's log level can be read.
 #[pyfunction]
 pub(crate) fn set_log_level(py: Python<'_>, level: usize, start: Py<PyAny>) {
     let _ = START.get_or_init(py, || start);
@@ -150,8 +150,8 @@ impl Queue {
         !state.closed && !std::mem::replace(&mut state.has_reader, true)
     }
 
-    /// Waits for a record. Never returns once the queue is closed: the thread would ask for the GIL of an
-    /// interpreter that is ending.
+    /// Waits for a record. Never returns once the queue is closed: the thread would ask for the GIL
+    /// of an interpreter that is ending.
     fn take(&self) -> Record {
         let mut state = self.state();
         state.in_hand = false;
@@ -205,8 +205,8 @@ pub(crate) fn next_record(py: Python<'_>) -> PyResult<(f64, usize, String, Bound
     Ok((record.at, record.level, record.message, fields))
 }
 
-/// Wait until the handlers have all records, `patience` seconds at most; then pass on no more. Returns
-/// `false` if a handler blocks.
+/// Wait until the handlers have all records, `patience` seconds at most; then pass on no more.
+/// Returns `false` if a handler blocks.
 #[pyfunction]
 pub(crate) fn close_log(py: Python<'_>, patience: f64) -> bool {
     let patience = Duration::try_from_secs_f64(patience).unwrap_or_default();

@@ -1,10 +1,10 @@
 //! `__enter__` and `__exit__` of a `with` block.
 //!
-//! Python runs signal handlers and raises asynchronous exceptions between any two bytecodes. The steps
-//! that must not be interrupted are here. A grant belongs to its [`Entry`] until the block has begun, and
-//! an exception before that releases it. The interpreter raises no such exception between the return of
-//! `__enter__` and the block, nor between the last bytecode of the body and the call of `__exit__`.
-//! `__exit__` closes the guard whatever happens in Python.
+//! Python runs signal handlers and raises asynchronous exceptions between any two bytecodes. The
+//! steps that must not be interrupted are here. A grant belongs to its [`Entry`] until the block
+//! has begun, and an exception before that releases it. The interpreter raises no such exception
+//! between the return of `__enter__` and the block, nor between the last bytecode of the body and
+//! the call of `__exit__`. `__exit__` closes the guard whatever happens in Python.
 
 use std::os::raw::c_long;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -150,7 +150,8 @@ impl Scope {
         let (this, py) = (slf.get(), slf.py());
         let (mut late, mut which) = (None, None);
         if this.is_shared(py)? {
-            // This calls Python, where an exception may arrive. It is raised once the block has ended.
+            // This calls Python, where an exception may arrive. It is raised once the block has
+            // ended.
             for _ in 0..8 {
                 match current_owner(slf) {
                     Ok(owner) => {

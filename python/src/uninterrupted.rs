@@ -1,10 +1,10 @@
 //! Methods that no asynchronous exception of this extension interrupts: begin and end of Django
 //! transactions.
 //!
-//! `Atomic` counts savepoints, commits, and switches autocommit off and on. An asynchronous `LockLost`
-//! between two of its bytecodes could leave a transaction open that nothing ends, or be raised after the
-//! commit. So the replacements of its methods begin and end in Rust: the exceptions of the thread are
-//! paused from before the first bytecode until after the last one.
+//! `Atomic` counts savepoints, commits, and switches autocommit off and on. An asynchronous
+//! `LockLost` between two of its bytecodes could leave a transaction open that nothing ends, or be
+//! raised after the commit. So the replacements of its methods begin and end in Rust: the
+//! exceptions of the thread are paused from before the first bytecode until after the last one.
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;

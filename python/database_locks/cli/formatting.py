@@ -1,7 +1,7 @@
 """Locks as text and as JSON, in the format of ``dblock``.
 
-Text that other programs wrote into the table is escaped, so that it cannot control a terminal or look
-like a line of its own.
+Text that other programs wrote into the table is escaped, so that it cannot control a terminal or
+look like a line of its own.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def _aligned(
     columns: int | None = None,
     colours: Sequence[Any] | None = None,
 ) -> str:
-    """Lines aligned in columns. ``colours`` has one for each line: the head, and its second cell below."""
+    """Lines aligned in columns. ``colours`` has one for each line: the head, and its second cell
+    below.
+    """
     if not lines:
         return ""
     last = len(lines[0]) - 1

@@ -329,7 +329,8 @@ def _shape(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
 def _local_times(connection: Any, cursor: Any) -> Iterator[CheckMessage]:
     """Whether legacy (django-database-locks 0.5) has written rows and would write local times.
 
-    Such rows are found before they do harm, which they do during a roll-out: also while no lock is held.
+    Such rows are found before they do harm, which they do during a roll-out: also while no lock is
+    held.
     """
     if connection.vendor != "mysql" or settings.USE_TZ or settings.TIME_ZONE == "UTC":
         return

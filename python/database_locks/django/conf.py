@@ -1,4 +1,5 @@
-"""The project's settings, and the `Client` of its locks. Settings are read at each use, never written."""
+"""The project's settings, and the `Client` of its locks. Settings are read at each use, never
+written."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ def default_ttl() -> float | timedelta | None:
 
 
 def default_ttl_renew() -> float | timedelta | None:
-    """``DATABASE_LOCKS_DEFAULT_TTL_RENEW``: seconds before the end; ``None``: after a third of the ttl."""
+    """``DATABASE_LOCKS_DEFAULT_TTL_RENEW``: seconds before the end; ``None``: after a third of the
+    ttl.
+    """
     ttl_renew: float | timedelta | None = _setting("DATABASE_LOCKS_DEFAULT_TTL_RENEW")
     return ttl_renew
 
@@ -153,8 +156,8 @@ def _connection(name: str) -> Any:
 class _Clients:
     """One `Client` for each database, made at its first use.
 
-    The URL is made again only if the settings have changed: the test runner, for one, gives a database
-    another name. Another user or password is no change, because each connect reads those.
+    The URL is made again only if the settings have changed: the test runner, for one, gives a
+    database another name. Another user or password is no change, because each connect reads those.
     """
 
     def __init__(self) -> None:
@@ -229,9 +232,9 @@ _clients = _Clients()
 def locks() -> Client:
     """The client of `lock` and `locked`, one object for each database.
 
-    Nothing is sent; on SQLite the first call creates the file of the locks. Raises `LockConfigError` if
-    the settings name no database or cannot be used, and the error of the test framework in a test
-    without access to the database.
+    Nothing is sent; on SQLite the first call creates the file of the locks. Raises
+    `LockConfigError` if the settings name no database or cannot be used, and the error of the test
+    framework in a test without access to the database.
     """
     if _clients.instead is not None:
         return _clients.instead

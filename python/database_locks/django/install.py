@@ -1,6 +1,7 @@
 """Migration operations: they run the core's statements on a Django connection.
 
-`dblock init` and `migrate` create the same table, in any order. Neither changes what exists already.
+`dblock init` and `migrate` create the same table, in any order. Neither changes what exists
+already.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ class _Table:
         return {column.name for column in described}
 
     def droppable(self) -> set[str]:
-        """The columns that can be dropped; `sqlmigrate` without a table shows those of the migration."""
+        """The columns that can be dropped; `sqlmigrate` without a table shows those of the
+        migration.
+        """
         there = self.columns()
         return set(COLUMNS) if self.shows and not there else there
 
@@ -172,8 +175,8 @@ class _Table:
 
 class _Postgres(_Table):
     engine = "postgres"
-    #: Legacy's column has the default collation, whose index an upgrade of the C library may corrupt.
-    #: Django's index for LIKE has no use.
+    #: Legacy's column has the default collation, whose index an upgrade of the C library may
+    #: corrupt. Django's index for LIKE has no use.
     TIDY = f"""
         DO $tidy$
         DECLARE

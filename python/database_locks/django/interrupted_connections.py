@@ -1,8 +1,8 @@
 """Closes Django connections whose query was interrupted by the loss of a lock.
 
-Such a connection has an answer that the driver never reads, so every later query on it fails: in the
-application's error handler, and with ``CONN_MAX_AGE`` in the next request. The end of the block closes
-it, as Django does after a network error, and Django opens another one.
+Such a connection has an answer that the driver never reads, so every later query on it fails: in
+the application's error handler, and with ``CONN_MAX_AGE`` in the next request. The end of the block
+closes it, as Django does after a network error, and Django opens another one.
 """
 
 from __future__ import annotations

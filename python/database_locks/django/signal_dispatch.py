@@ -1,7 +1,7 @@
 """Sends the Django signals of `database_locks.signals`, if the project has imported them.
 
-A receiver is code of the application: an exception in it, or a long run, must neither lose a lock nor
-leave one held.
+A receiver is code of the application: an exception in it, or a long run, must neither lose a lock
+nor leave one held.
 """
 
 from __future__ import annotations

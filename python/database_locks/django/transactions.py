@@ -1,15 +1,15 @@
 """Keeps a lock that ends within a Django transaction until the transaction has ended.
 
-Other clients see the writes of a transaction only after its commit. If the lock were free before, the
-next holder would read the old rows, and its commit would undo the first one.
+Other clients see the writes of a transaction only after its commit. If the lock were free before,
+the next holder would read the old rows, and its commit would undo the first one.
 
 Django has no signal for the end of a transaction: it does not call `on_commit` callbacks after a
-rollback, nor in a test, and a callback that raises prevents the later ones. So `install` replaces two
-methods of ``Atomic`` by `_core.UninterruptedMethod`, once a process. They call `_enter` and `_leave`,
-which call Django's own.
+rollback, nor in a test, and a callback that raises prevents the later ones. So `install` replaces
+two methods of ``Atomic`` by `_core.UninterruptedMethod`, once a process. They call `_enter` and
+`_leave`, which call Django's own.
 
-A Django connection belongs to one thread. Everything here runs in the thread of the connection, except
-`mark_lost`.
+A Django connection belongs to one thread. Everything here runs in the thread of the connection,
+except `mark_lost`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ logger = logging.getLogger("database_locks.locks")
 
 @dataclass(eq=False)
 class _Kept:
-    """A lock that is kept until a block of `atomic` ends. Blocks are numbered from the outermost, 0."""
+    """A lock that is kept until a block of `atomic` ends. Blocks are numbered from the outermost,
+    0.
+    """
 
     held: Held
     innermost: int
-    """The block of `atomic` in which the lock's block ended. Its rollback undoes every write under the
-    lock."""
+    """The block of `atomic` in which the lock's block ended. Its rollback undoes every write under
+    the lock.
+    """
     outermost: int
     """The block whose end releases the lock."""
 
@@ -134,10 +137,11 @@ def check(using: str | None) -> None:
 
 
 async def acheck(using: str | None) -> None:
-    """Raise `LockConfigError` in a task that `async_to_sync` runs for a thread with an open transaction.
+    """Raise `LockConfigError` in a task that `async_to_sync` runs for a thread with an open
+    transaction.
 
-    The task's queries run in that thread and so within its transaction, whose end cannot be observed
-    from the thread of the task.
+    The task's queries run in that thread and so within its transaction, whose end cannot be
+    observed from the thread of the task.
     """
     executor = _caller()
     if executor is not None:
@@ -212,9 +216,9 @@ def _outermost(connection: Any) -> int | None:
 def keep(held: Held, raised: BaseException | None) -> bool:
     """Keep a released lock until the open transactions of this thread have ended.
 
-    `False` if none is open. ``raised``: the exception that leaves the block. Raises `LockLost` if the
-    lock is lost, as the end of a block does. Raises `LockConfigError`, and frees the lock, if autocommit
-    was switched off within the block.
+    `False` if none is open. ``raised``: the exception that leaves the block. Raises `LockLost` if
+    the lock is lost, as the end of a block does. Raises `LockConfigError`, and frees the lock, if
+    autocommit was switched off within the block.
     """
     connections = _connections()
     if connections is None:
@@ -476,7 +480,9 @@ def _free_these(locks: Sequence[Held], told: Sequence[Held]) -> None:
 
 
 def _lost_too_late(held: Held, lost: Loss) -> None:
-    """Log a loss found after the end of the transaction: a commit cannot be undone, so nothing is raised."""
+    """Log a loss found after the end of the transaction: a commit cannot be undone, so nothing is
+    raised.
+    """
     held._loss = held._loss or lost
     signal_dispatch.lost(held, held._loss)
     if held._exception.was_delivered:

@@ -1,7 +1,7 @@
 """From an entry of Django's ``DATABASES`` to the URL of its locks.
 
-Reads what the drivers read themselves: environment variables, option files, and whether a socket exists.
-Nothing else outside the settings.
+Reads what the drivers read themselves: environment variables, option files, and whether a socket
+exists. Nothing else outside the settings.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def find(
 ) -> Found:
     """The URL for the locks of a database.
 
-    ``vendor`` is ``connection.vendor`` and not the engine's path, which differs for GIS back ends and
-    third-party wrappers. ``driver`` is the module of the DB-API driver: MySQL's drivers read option files
-    differently. ``all_options=False`` ignores unknown options, which a third-party back end removes
-    itself.
+    ``vendor`` is ``connection.vendor`` and not the engine's path, which differs for GIS back ends
+    and third-party wrappers. ``driver`` is the module of the DB-API driver: MySQL's drivers read
+    option files differently. ``all_options=False`` ignores unknown options, which a third-party
+    back end removes itself.
     """
     try:
         if vendor == "postgresql":

@@ -1,4 +1,5 @@
-"""MySQL and MariaDB: an entry of ``DATABASES`` to a URL of the core, with the defaults of the drivers."""
+"""MySQL and MariaDB: an entry of ``DATABASES`` to a URL of the core, with the defaults of the
+drivers."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Any
 from . import option_file, urls
 from .tls import Tls
 
-#: Options without effect on locks: the core has connections of its own, with utf8mb4, READ COMMITTED,
-#: names compared byte for byte, and a deadline for each call.
+#: Options without effect on locks: the core has connections of its own, with utf8mb4, READ
+#: COMMITTED, names compared byte for byte, and a deadline for each call.
 IGNORED = frozenset(
     {
         # Django's own

@@ -21,9 +21,9 @@ def read(
 ) -> dict[str, str]:
     """The options of these groups. Later files and lines take precedence.
 
-    Names have hyphens. An option without a value is ``""``. ``plain``: values have no escapes and no
-    comments, as PyMySQL reads them. Raises `Unreadable` for a file that ``must_exist`` and cannot be
-    read.
+    Names have hyphens. An option without a value is ``""``. ``plain``: values have no escapes and
+    no comments, as PyMySQL reads them. Raises `Unreadable` for a file that ``must_exist`` and
+    cannot be read.
     """
     found: dict[str, str] = {}
     reader = _Reader(groups, found, _plain_value if plain else _value)

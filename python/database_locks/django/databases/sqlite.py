@@ -1,8 +1,9 @@
 """SQLite: the file of the locks, beside the database of the application.
 
-The two files have the same users. The first process that needs a lock may run as root or with a strict
-umask, and the others must be able to use the file all the same. SQLite gives its own additional files
-(``-wal``, ``-shm``) mode and owner of the database; `prepare` does the same for the file of the locks.
+The two files have the same users. The first process that needs a lock may run as root or with a
+strict umask, and the others must be able to use the file all the same. SQLite gives its own
+additional files (``-wal``, ``-shm``) mode and owner of the database; `prepare` does the same for
+the file of the locks.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ _READ_WRITE = 0o666
 def prepare(url: str) -> None:
     """Create the file that a ``sqlite://`` URL names, unless it exists.
 
-    It gets mode, group and owner of the database, as far as this process may set them. If there is no
-    database yet, it gets the defaults of SQLite. The first lock reports an error.
+    It gets mode, group and owner of the database, as far as this process may set them. If there is
+    no database yet, it gets the defaults of SQLite. The first lock reports an error.
     """
     path = os.fsdecode(unquote_to_bytes(url.removeprefix("sqlite://")))
     if not url.startswith("sqlite:") or os.path.lexists(path):

@@ -13,8 +13,8 @@ class Tls:
     """Collects the TLS options of either driver, and writes those of the URL."""
 
     def __init__(self, *, driver_checks_names: bool) -> None:
-        # With a CA, PyMySQL checks the certificate and the name; mysqlclient checks the name only if an
-        # option asks for it.
+        # With a CA, PyMySQL checks the certificate and the name; mysqlclient checks the name only
+        # if an option asks for it.
         self.checks_names = driver_checks_names
         self.mode = ""
         self.on = False

@@ -23,8 +23,8 @@ WAY_OUT = "give the locks a URL of their own with DATABASE_LOCKS_URL"
 class Problem:
     """A setting that cannot be used for locks.
 
-    ``option`` is its place in the settings, ``said`` the cause as a predicate ("is empty"), ``hint`` what
-    to do.
+    ``option`` is its place in the settings, ``said`` the cause as a predicate ("is empty"),
+    ``hint`` what to do.
     """
 
     option: str
