@@ -8,8 +8,8 @@ use pyo3::types::{PyDict, PyType};
 use crate::credentials;
 
 /// The exception for an error of the core; if it cannot be made, the exception of that failure.
-pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
-    exception(py, error).unwrap_or_else(|failed| failed)
+pub(crate) fn raise(py: Python<'_>, error: impl Into<Error>) -> PyErr {
+    exception(py, error.into()).unwrap_or_else(|failed| failed)
 }
 
 fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {

@@ -1,13 +1,12 @@
 //! What stands in the parentheses of `#[locked(…)]`.
 
+use protocol::{LockName, MAX_CHARS, Ttl, parse_duration};
 use std::time::Duration;
 
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Path, Result, Token};
-
-use crate::duration;
 
 /// Every key there is, for messages.
 const KEYS: &str = "`name`, `ttl`, `wait`, `poll`, `renew_every`, `auto_renew`, `margin`, `holder`, \
@@ -25,8 +24,6 @@ const ALIASES: [(&str, &str); 10] = [
     ("take_over", "preempt"),
     ("timeout", "wait"),
 ];
-/// The most characters of a name, as the core has it.
-const MAX_NAME_CHARS: usize = 255;
 
 /// The arguments, as far as they were given.
 #[derive(Default)]
@@ -76,13 +73,13 @@ struct Bounds {
     endless: bool,
 }
 
-// The least and the most are the core's; what depends on two settings is left to it.
+// A bound that depends on two settings is checked when the lock is made.
 const TTL: Bounds = Bounds {
     key: "ttl",
     allowed: "\"100ms\" to ten years (\"3652.5d\"), or \"inf\"",
     types: "`Duration` or `Ttl`",
-    least: Duration::from_millis(100),
-    most: Duration::from_secs(315_576_000),
+    least: Ttl::MIN,
+    most: Ttl::MAX,
     endless: true,
 };
 const WAIT: Bounds = Bounds {
@@ -255,7 +252,7 @@ fn text(key: &Ident, value: Expr) -> Result<Expr> {
     let problem = match literal(&value) {
         None => None,
         Some(Lit::Str(literal)) => unfit(literal).map(|problem| {
-            format!("`{key}` is {problem}, must be 1 to {MAX_NAME_CHARS} characters without NUL")
+            format!("`{key}` is {problem}, must be 1 to {MAX_CHARS} characters without NUL")
         }),
         Some(_) => Some(format!(
             "`{key}` must be a string literal, or an expression that is `AsRef<str>`"
@@ -268,13 +265,9 @@ fn text(key: &Ident, value: Expr) -> Result<Expr> {
 }
 
 fn unfit(literal: &LitStr) -> Option<String> {
-    let text = literal.value();
-    match text.chars().count() {
-        0 => Some("empty".into()),
-        n if n > MAX_NAME_CHARS => Some(format!("{n} characters long")),
-        _ if text.contains('\0') => Some("a text with a NUL in it".into()),
-        _ => None,
-    }
+    LockName::new(literal.value())
+        .err()
+        .map(|invalid| invalid.got)
 }
 
 fn length(bounds: &Bounds, value: Expr) -> Result<Length> {
@@ -295,12 +288,12 @@ fn length(bounds: &Bounds, value: Expr) -> Result<Length> {
     if literal.trim() == "inf" && bounds.endless {
         return Ok(Length::Infinite);
     }
-    match duration::parse(&literal) {
-        Some(length) if (bounds.least..=bounds.most).contains(&length) => Ok(Length::Fixed(length)),
-        Some(_) => refuse(format!("`{key}` is out of range, must be {allowed}")),
-        None => refuse(format!(
+    match parse_duration(&literal) {
+        Ok(length) if (bounds.least..=bounds.most).contains(&length) => Ok(Length::Fixed(length)),
+        Ok(_) => refuse(format!("`{key}` is out of range, must be {allowed}")),
+        Err(invalid) => refuse(format!(
             "`{key}` is not a duration, must be {allowed}; a duration is {}",
-            duration::FORM
+            invalid.allowed
         )),
     }
 }

@@ -4,12 +4,10 @@
 //! | file | what |
 //! | --- | --- |
 //! | `args.rs` | what stands in the parentheses, checked as far as it can be without running |
-//! | `duration.rs` | durations as people write them |
 //! | `expand.rs` | the function as it was written, to the function that takes the lock first |
 //! | `future.rs` | which functions return a future, and of what |
 
 mod args;
-mod duration;
 mod expand;
 mod future;
 

@@ -12,12 +12,9 @@ use crate::guard::LockGuard;
 use crate::held::ms;
 use crate::inner::Inner;
 use crate::metrics::{self, Engine, Waiting};
-use crate::name::LockName;
 use crate::runtime;
-use crate::store::{Occupant, Outcome, StoreError};
-use crate::timing::Timing;
-use crate::token::Token;
-use crate::watch::Stretch;
+use crate::store::StoreError;
+use protocol::{Holder, LockName, Outcome, Timing, Token, WaitExtension};
 
 mod acquisition;
 mod attempt;
@@ -169,7 +166,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
 async fn in_background(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    began: clock::Time,
+    began: protocol::Time,
     tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
@@ -280,9 +277,9 @@ async fn observed(
 /// What was learnt while waiting, for the error at its end and the log records on the way.
 #[derive(Debug, Default)]
 struct Progress {
-    occupant: Option<Occupant>,
+    occupant: Option<Holder>,
     /// When that was seen.
-    seen: clock::Time,
+    seen: protocol::Time,
     failure: Option<StoreError>,
     /// Whose holding was logged last.
     logged: Option<(Option<Token>, Option<String>)>,
@@ -351,7 +348,7 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 async fn within_wait(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    began: clock::Time,
+    began: protocol::Time,
     tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
@@ -364,7 +361,7 @@ async fn within_wait(
     {
         let mut work = std::pin::pin!(work);
         let mut report = std::pin::pin!(report(want, &progress));
-        let mut stretch = Stretch::default();
+        let mut stretch = WaitExtension::default();
         loop {
             tokio::select! {
                 biased;
@@ -398,7 +395,7 @@ async fn within_wait(
     ))
 }
 
-async fn until(end: Option<clock::Time>) {
+async fn until(end: Option<protocol::Time>) {
     match end {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,
@@ -410,7 +407,7 @@ fn wait_is_over(want: &Want, limit: Duration, waited: Duration, progress: Progre
         (_, Some(failure)) => failure.into_error(op(&want.name)),
         (None, None) => Error::Unavailable {
             op: op(&want.name),
-            source: format!("no answer within {}", crate::error::Human(limit)).into(),
+            source: format!("no answer within {}", protocol::Human(limit)).into(),
         },
         (Some(occupant), None) => Error::TimedOut {
             name: want.name.clone(),

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::store::{Ask, Observed, Outcome, Released, Reply, Return, StoreError};
+use crate::store::{Observed, Reply, StoreError};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// How long a request waits for the statement before its own. One that hangs must not hold up those
 /// that may not hang, such as those of another row.
@@ -32,7 +33,7 @@ pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
         Self: Sized;
 }
 
-impl Operation for Ask {
+impl Operation for AcquireCommand {
     type Answer = Outcome;
 
     fn carry_out<'a>(
@@ -44,7 +45,7 @@ impl Operation for Ask {
     }
 }
 
-impl Operation for Return {
+impl Operation for ReleaseCommand {
     type Answer = Released;
 
     fn carry_out<'a>(

@@ -33,12 +33,10 @@ use serde_json::Value;
 use crate::doctor::Report;
 use crate::error::{BoxError, Error};
 use crate::fence::{FenceFailure, FenceTransaction, OpenFence};
-use crate::info::{ListFilter, LockInfo, Prune};
 use crate::locks::PreviousHolder;
 use crate::loss::Loss;
 use crate::runtime::{block_on, block_on_for};
-use crate::ticket::Ticket;
-use crate::timing::Ttl;
+use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
 
 /// Wait on this thread for a future of this library, for `at_most`; `None`: it takes longer, and may be
 /// waited for again.

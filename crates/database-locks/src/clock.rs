@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-/// A point on the boot-time clock: the time since this machine was started.
-///
-/// It has no relation to any database's clock or any wall clock, and so must never leave the
-/// process.
-pub(crate) type Time = Duration;
+use protocol::Time;
 
 /// Now, on a clock that goes on while the machine is suspended.
 ///

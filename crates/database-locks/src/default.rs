@@ -96,7 +96,7 @@ impl Locks {
 
 /// What the environment names.
 fn builder() -> Result<LocksBuilder, Error> {
-    let given = |name| Ok(variable(name)?.filter(|value| !value.is_empty()));
+    let given = |name| Ok::<_, Error>(variable(name)?.filter(|value| !value.is_empty()));
     let (url, file) = (given(URL_VARIABLE)?, given(FILE_VARIABLE)?);
     let builder = match (url, file) {
         (Some(url), None) => Locks::builder(url),

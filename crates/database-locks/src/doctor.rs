@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::clock::{self, Time};
-use crate::error::Human;
+use crate::clock;
+use protocol::{Human, Time};
 
 /// What was looked at, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

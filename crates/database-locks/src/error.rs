@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::loss::Loss;
-use crate::name::LockName;
+use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
 
 /// The cause of an [`Error`]. Its type is not part of the interface.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -104,7 +104,7 @@ pub enum Error {
         source: BoxError,
     },
     /// A setting is out of range. Found before any I/O.
-    #[error("`{setting}` {}", Misconfigured(.got, .allowed))]
+    #[error("{}", InvalidSetting::new(.setting, .got, .allowed))]
     #[non_exhaustive]
     Config {
         /// Which setting.
@@ -192,6 +192,22 @@ impl fmt::Display for Refusal {
 
 impl StdError for Refusal {}
 
+impl From<InvalidSetting> for Error {
+    fn from(invalid: InvalidSetting) -> Self {
+        let InvalidSetting {
+            setting,
+            got,
+            allowed,
+            ..
+        } = invalid;
+        Self::Config {
+            setting,
+            got,
+            allowed,
+        }
+    }
+}
+
 /// For functions that return `io::Result`. The error is kept: `get_ref` and `downcast` have it.
 ///
 /// | error | kind |
@@ -253,121 +269,12 @@ fn state(source: &BoxError) -> &'static str {
     }
 }
 
-/// Why a held lock was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum LostReason {
-    /// The lease ran out before it could be renewed: the process was frozen or starved, or
-    /// renewals were switched off.
-    Expired,
-    /// Another client was granted the lock.
-    Preempted,
-    /// It was released by force.
-    Forced,
-    /// It was released with its ticket.
-    Released,
-    /// It was resumed with its ticket, by another guard.
-    Resumed,
-    /// The row was deleted.
-    RowGone,
-    /// The database could not be reached until the lease ran out.
-    Unreachable,
-    /// The database answered the renewals with an error until the lease ran out: a right was taken
-    /// away, the table renamed, a trigger raised. [`Loss::last_answer`] is what it said.
-    Refused,
-    /// The database forgot this grant: it was replaced by a server that lacks commits.
-    Failover,
-    /// This is a forked child: it is the parent that holds the lock.
-    Forked,
-}
-
-impl LostReason {
-    /// Whether the row may still be as the grant left it, so that there is something to be
-    /// released.
-    pub(crate) fn leaves_a_lease(self) -> bool {
-        matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
-    }
-
-    /// One word, as a label and in logs: `expired`, `preempted`, `row_gone`, …
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Preempted => "preempted",
-            Self::Forced => "forced",
-            Self::Released => "released",
-            Self::Resumed => "resumed",
-            Self::RowGone => "row_gone",
-            Self::Unreachable => "unreachable",
-            Self::Refused => "refused",
-            Self::Failover => "failover",
-            Self::Forked => "forked",
-        }
-    }
-}
-
-impl fmt::Display for LostReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Expired => "the lease expired before it was renewed",
-            Self::Preempted => "preempted by another holder",
-            Self::Forced => "released by force",
-            Self::Released => "released with its ticket",
-            Self::Resumed => "resumed with its ticket",
-            Self::RowGone => "its row is gone from the table",
-            Self::Unreachable => "the database could not be reached until the lease expired",
-            Self::Refused => "the database refused renewals until the lease expired",
-            Self::Forked => "held by the process that forked this one",
-            Self::Failover => "the database forgot the grant (failover)",
-        })
-    }
-}
-
-/// A duration as people say it: `1.5s`, `2m 5s`, `3h 20m`.
-pub(crate) struct Human(pub(crate) Duration);
-
-impl fmt::Display for Human {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secs = self.0.as_secs();
-        match secs {
-            0 => write!(f, "{}ms", self.0.as_millis()),
-            1..10 if self.0.subsec_millis() >= 100 => write!(f, "{:.1}s", self.0.as_secs_f64()),
-            1..60 => write!(f, "{secs}s"),
-            60..3600 => write!(f, "{}m {}s", secs / 60, secs % 60),
-            3600..86_400 => write!(f, "{}h {}m", secs / 3600, secs % 3600 / 60),
-            _ => write!(f, "{}d {}h", secs / 86_400, secs % 86_400 / 3600),
-        }
-    }
-}
-
 struct Occupied<'a>(Option<&'a str>, Option<Duration>);
-
-/// Who has a lock and for how long, in the words of every face.
-pub(crate) struct Holding<'a>(pub(crate) &'a str, pub(crate) Option<Duration>);
-
-impl fmt::Display for Holding<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "held by {}", self.0)?;
-        self.1
-            .map_or(Ok(()), |age| write!(f, " for {}", Human(age)))
-    }
-}
 
 impl fmt::Display for Occupied<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = self.0.map(|who| Holding(who, self.1));
         who.map_or(Ok(()), |who| write!(f, ": {who}"))
-    }
-}
-
-struct Misconfigured<'a>(&'a str, &'a str);
-
-impl fmt::Display for Misconfigured<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(got, allowed) = self;
-        match got.starts_with("has ") {
-            true => write!(f, "{got}; {allowed}"),
-            false => write!(f, "is {got}, must be {allowed}"),
-        }
     }
 }
 

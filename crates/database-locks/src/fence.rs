@@ -5,18 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
-use crate::error::{Error, Human};
+use crate::error::Error;
 use crate::fork::Here;
 use crate::guard::{LockGuard, not_ours};
 use crate::held::{Held, Status};
 use crate::inner::Inner;
 use crate::locks::again;
 use crate::metrics::Engine;
-use crate::name::LockName;
 use crate::runtime;
 use crate::store::{Barrier, FenceText};
-use crate::timing::{Renewing, Timing, Ttl};
-use crate::token::{GrantId, Token};
+use protocol::{GrantId, Human, LockName, Renewing, Timing, Token, Ttl};
 
 mod registry;
 mod transaction;

@@ -6,21 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::acquire::PATIENCE;
-use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::clock;
+use crate::error::Error;
 use crate::fork::Here;
 use crate::held::{Held, Status, ms};
-use crate::info::LockState;
 use crate::inner::Inner;
 use crate::loss::Loss;
-use crate::name::{LockName, Short};
 use crate::pending;
 use crate::release::GiveBack;
 use crate::runtime;
-use crate::store::{Gone, Grant, Released, Renewal, Return, StoreError};
-use crate::ticket::Ticket;
-use crate::timing::Ttl;
-use crate::token::Token;
+use crate::store::StoreError;
+use protocol::{
+    Gone, Grant, LockName, LockState, LostReason, ReleaseCommand, Released, Renewal, Short, Ticket,
+    Time, Token, Ttl,
+};
 
 /// How long [`LockGuard::release`] waits for the database before it lets the background go on.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
@@ -554,7 +553,7 @@ impl LockGuard {
             self.inner.queues.left(self.name());
         }
         let ttl = *self.longest();
-        let what = Return::of(&self.held.grant, ttl);
+        let what = ReleaseCommand::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
         ours.then(|| GiveBack::new(Arc::clone(&self.inner), what, ttl, held_for))
     }

@@ -6,16 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::{self, Time};
-use crate::error::LostReason;
-use crate::lease::Lease;
+use crate::clock;
 use crate::loss::Loss;
 use crate::metrics::{self, Engine};
 use crate::news::Listeners;
 use crate::ours::Ours;
 use crate::runtime::callbacks;
-use crate::store::{Gone, Grant};
-use crate::timing::Ttl;
+use protocol::{Gone, Grant, Lease, LostReason, Time, Ttl};
 
 /// How a grant stands, as its guard sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::fork::PerProcess;
-use crate::token::GrantId;
+use protocol::GrantId;
 
 /// The most that the column `metadata` is given, so that a list of locks stays quick to read.
 const MAX_METADATA_BYTES: usize = 4096;
@@ -89,7 +89,7 @@ pub(crate) fn metadata(
     let (process, plain) = THIS.get_or_try_init(|| {
         let process = this_process();
         let plain = describe(&Map::new(), None, true, &process)?;
-        Ok((process, plain.into()))
+        Ok::<_, Error>((process, plain.into()))
     })?;
     if own.is_empty() && from.is_none() {
         return Ok(Arc::clone(plain));
@@ -195,6 +195,7 @@ pub(crate) fn over(metadata: &str, ended: GrantId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grant_id::random_grant_id;
 
     fn process(program: &str, host: &str) -> Process {
         Process {
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(all["meta"]["program"], "theirs");
         assert_eq!(all["pid"], std::process::id());
 
-        let (ended, before) = (GrantId::random().unwrap(), all.to_string());
+        let (ended, before) = (random_grant_id().unwrap(), all.to_string());
         let after: Value = serde_json::from_str(&over(&before, ended)).unwrap();
         assert_eq!(after["over"], ended.as_str());
         assert_eq!(after["meta"], all["meta"]);
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn our_own_part_is_cut_before_anything_is_refused() {
-        let from = GrantId::random().unwrap();
+        let from = random_grant_id().unwrap();
         let bare = r#"{"from":"","meta":{"why":""}}"#.len() + 32 + OVER;
         for left in [0, 1, 5, 20, 100, 1000] {
             let why = "x".repeat(MAX_METADATA_BYTES - bare - left);

@@ -14,27 +14,26 @@ use crate::fork::PerProcess;
 use crate::holder::default_holder;
 use crate::lane::DirectPath;
 use crate::metrics::{self, Engine};
-use crate::name::LockName;
 use crate::pending::{self, Pending};
 use crate::poller::Poller;
 use crate::queue::Queues;
 use crate::renew::Scheduler;
-use crate::store::{self, Ask, Given, Notice, Observed, Return, Table, Version};
-use crate::watch::Watches;
+use crate::store::{self, Given, Notice, Observed, Table};
+use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<Ask>,
-    pub(crate) returns: Batch<Return>,
+    pub(crate) asks: Batch<AcquireCommand>,
+    pub(crate) returns: Batch<ReleaseCommand>,
     pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) watches: Watches<LockName, Version>,
+    pub(crate) watches: Observations<LockName, Version>,
     /// Cloned for each release in the background.
     pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
@@ -69,7 +68,7 @@ impl Inner {
             queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
-            watches: Watches::default(),
+            watches: Observations::default(),
             pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),

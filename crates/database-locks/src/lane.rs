@@ -22,11 +22,12 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
 use crate::acquire::DIRECT;
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::error::Error;
 use crate::fork::{Gated, Here};
 use crate::runtime;
-use crate::store::{Ask, Lane, Observed, Outcome, Released, Return, StoreError};
+use crate::store::{Lane, Observed, StoreError};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released, Time};
 
 /// At which call in a row a runtime of async callers becomes the home. One that makes fewer does not repay a
 /// connection.
@@ -321,7 +322,7 @@ impl Entry {
     /// through or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
-        ask: Ask,
+        ask: AcquireCommand,
         wait: Option<Duration>,
         under_way: oneshot::Sender<()>,
     ) -> Option<Result<Outcome, StoreError>> {
@@ -334,7 +335,10 @@ impl Entry {
     }
 
     /// Give a grant back on the lane. See [`call`](Self::call).
-    pub(crate) async fn release(self, what: Return) -> Option<Result<Released, StoreError>> {
+    pub(crate) async fn release(
+        self,
+        what: ReleaseCommand,
+    ) -> Option<Result<Released, StoreError>> {
         let (store, lane) = (self.path.store.clone(), Arc::clone(&self.path.lane));
         let reply = async move { only(store.release_on(&*lane, from_ref(&what)).await) };
         self.call(reply, None).await

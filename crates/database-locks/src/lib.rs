@@ -70,20 +70,18 @@ pub mod doctor;
 mod error;
 mod fence;
 mod fork;
+mod grant_id;
 mod guard;
 mod held;
 mod holder;
-mod info;
 mod inner;
 mod lane;
-mod lease;
 mod lock;
 #[cfg(feature = "macros")]
 mod locked;
 mod locks;
 mod loss;
 mod metrics;
-mod name;
 mod news;
 mod ours;
 mod outage;
@@ -97,27 +95,20 @@ mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
 mod testing;
-mod ticket;
-#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub))]
-mod timing;
-#[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
-mod token;
-mod watch;
 
 pub use builder::LocksBuilder;
-pub use error::{BoxError, Error, LostReason};
+pub use error::{BoxError, Error};
 pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
 pub use guard::LockGuard;
-pub use info::{ListFilter, LockInfo, LockState, Prune};
 pub use lock::Lock;
 #[cfg(feature = "macros")]
 pub use locked::locked;
 pub use locks::{Locks, PreviousHolder};
-pub use loss::{HeldBy, Loss};
-pub use name::LockName;
-pub use ticket::Ticket;
-pub use timing::{Ttl, parse_duration};
-pub use token::Token;
+pub use loss::Loss;
+pub use protocol::{
+    HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune, Ticket,
+    Token, Ttl, parse_duration,
+};
 
 // The drivers in whose transactions `LockGuard::fence` works, in the versions that it takes.
 #[cfg(feature = "mysql")]
@@ -185,7 +176,8 @@ pub mod __testing {
 #[cfg(feature = "__seam")]
 #[doc(hidden)]
 pub mod seam {
+    pub use protocol::*;
+
+    pub use crate::grant_id::random_grant_id;
     pub use crate::store::*;
-    pub use crate::timing::MAX_FIRST_GRANT;
-    pub use crate::token::GrantId;
 }

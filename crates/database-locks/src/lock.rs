@@ -9,16 +9,13 @@ use serde_json::{Map, Value};
 use tracing::Instrument;
 
 use crate::acquire::{LONGEST_POLL, Want, acquire};
-use crate::error::{Error, Human};
+use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::holder::{check_holder, metadata};
 use crate::locks::Locks;
 use crate::loss::Loss;
-use crate::name::{LockName, Short};
 use crate::resume::resume;
-use crate::ticket::Ticket;
-use crate::timing::{Renewing, Timing, Ttl};
-use crate::token::GrantId;
+use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
 
 /// What a ttl is unless given.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);

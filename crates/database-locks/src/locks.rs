@@ -12,17 +12,16 @@ use crate::builder::LocksBuilder;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::info::{ListFilter, LockInfo, LockState, Prune};
 use crate::inner::{Inner, Place};
 use crate::lock::Lock;
-use crate::name::LockName;
 use crate::release::force_after_fence;
 use crate::resume::{ByTicket, by_ticket};
 use crate::runtime;
-use crate::store::{Force, Lapse, Occupant, StoreError};
-use crate::ticket::Ticket;
-use crate::timing::{Renewing, Timing, Ttl};
-use crate::token::Token;
+use crate::store::StoreError;
+use protocol::{
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune, Renewing,
+    Ticket, Timing, Token, Ttl,
+};
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
@@ -314,7 +313,7 @@ impl Locks {
     pub(crate) fn force(
         &self,
         name: LockName,
-    ) -> impl Future<Output = Result<Option<Occupant>, Error>> + Send + use<> {
+    ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
             let forced = again(FORCE_PATIENCE, || async {
                 match inner.store.force(&name, PATIENCE).await? {
@@ -560,7 +559,7 @@ impl AsRef<Self> for Locks {
 fn observe(inner: &Inner, rows: &mut [LockInfo]) {
     let now = crate::clock::now();
     for row in rows {
-        let Some(Lapse {
+        let Some(ObservedExpiry {
             version,
             length,
             overdue,

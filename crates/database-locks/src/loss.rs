@@ -4,47 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{self, Time};
-use crate::error::{Error, Holding, Human, LostReason};
-use crate::name::LockName;
-use crate::store::Gone;
-use crate::token::Token;
+use crate::clock;
+use crate::error::Error;
+use protocol::{Gone, HeldBy, Human, LockName, LostReason, Time, escaped};
 
 /// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
 const WORTH_A_DATE: Duration = Duration::from_secs(1);
-
-/// The holder of a lock when the database was asked: of a [`Loss`], its new one.
-///
-/// Shown as `held by web-2.17.ab for 4s, token 1795424892119`, control characters escaped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HeldBy {
-    /// As `locked_by` says.
-    pub holder: Option<String>,
-    /// The fencing number of that grant; none where a version of `django-database-locks` (0.5) has
-    /// it, which knows none.
-    pub token: Option<Token>,
-    /// For how long it had been held by then, by the database's clock; none where 0.5 has it.
-    pub held_for: Option<Duration>,
-}
-
-/// Text that another program chose, which must not look like a line of its own.
-fn escaped(text: &str) -> String {
-    let escape = |c: char| match c.is_control() {
-        true => c.escape_default().collect(),
-        false => String::from(c),
-    };
-    text.chars().map(escape).collect()
-}
-
-impl fmt::Display for HeldBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let holder = escaped(self.holder.as_deref().unwrap_or("somebody"));
-        write!(f, "{}", Holding(&holder, self.held_for))?;
-        self.token
-            .map_or(Ok(()), |token| write!(f, ", token {token}"))
-    }
-}
 
 /// How a held lock was lost: why, since when, and who has it now.
 ///
@@ -198,6 +163,8 @@ impl fmt::Display for Loss {
 
 #[cfg(test)]
 mod tests {
+    use protocol::Token;
+
     use super::*;
 
     fn secs(n: u64) -> Duration {
@@ -207,11 +174,11 @@ mod tests {
     fn taken_over_by(holder: &str) -> Gone {
         Gone {
             reason: LostReason::Preempted,
-            now: Some(HeldBy {
-                holder: Some(holder.into()),
-                token: Some(Token::from_db(17)),
-                held_for: Some(secs(3)),
-            }),
+            now: Some(HeldBy::new(
+                Some(holder.into()),
+                Some(Token::from_db(17)),
+                Some(secs(3)),
+            )),
         }
     }
 
@@ -270,11 +237,7 @@ mod tests {
 
     #[test]
     fn what_0_5_took_has_a_holder_and_no_more() {
-        let now = HeldBy {
-            holder: Some("old".into()),
-            token: None,
-            held_for: None,
-        };
+        let now = HeldBy::new(Some("old".into()), None, None);
         assert_eq!(now.to_string(), "held by old");
     }
 }

@@ -15,7 +15,7 @@ use ::metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use crate::error::LostReason;
+use protocol::LostReason;
 
 /// `postgres`, `mysql`, `sqlite` or `memory`: a label.
 pub(crate) type Engine = &'static str;

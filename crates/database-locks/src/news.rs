@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::Human;
 use crate::held::{Held, Status, ms};
 use crate::loss::Loss;
 use crate::runtime::callbacks;
+use protocol::Human;
 
 type Listener = Box<dyn FnOnce(Loss) + Send>;
 

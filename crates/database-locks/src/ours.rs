@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::fork::PerProcess;
-use crate::token::GrantId;
+use protocol::GrantId;
 
 /// A database server, as those that can take each other's place tell themselves apart.
 #[cfg(any(feature = "postgres", test))]
@@ -85,6 +85,7 @@ pub(crate) fn confirmer(grant: GrantId) -> Option<Primary> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grant_id::random_grant_id;
 
     #[test]
     fn who_confirmed_it_is_known_for_as_long_as_it_is_ours() {
@@ -92,7 +93,7 @@ mod tests {
             system: 7,
             timeline,
         });
-        let grant = GrantId::random().unwrap();
+        let grant = random_grant_id().unwrap();
         confirmed(first, [grant].into_iter());
         assert_eq!(confirmer(grant), None, "not ours");
         let ours = Ours::new(grant);
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_grant_is_ours_for_as_long_as_anybody_says_so() {
-        let grant = GrantId::random().unwrap();
+        let grant = random_grant_id().unwrap();
         let (asked, held) = (Ours::new(grant), Ours::new(grant));
         drop(asked);
         assert!(is_ours(grant.as_str()));

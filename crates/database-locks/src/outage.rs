@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Time;
+use protocol::Time;
 
 /// How long contention may keep renewals from getting through before that is worth a warning: what
 /// passes by itself within a second or so is everyday business.

@@ -19,8 +19,7 @@ use crate::fork::{Here, PerProcess};
 use crate::inner::{self, Inner};
 use crate::release::give_back;
 use crate::runtime;
-use crate::store::Return;
-use crate::timing::Ttl;
+use protocol::{ReleaseCommand, Ttl};
 
 /// The most that the end of a thread waits.
 const MOST: Duration = Duration::from_secs(2);
@@ -152,7 +151,7 @@ fn release_all(inner: &Arc<Inner>) {
         held.released();
         // It may have been resumed, and then nothing here says for how long it was taken.
         let ttl = Ttl::Infinite;
-        let (what, held_for) = (Return::of(&held.grant, ttl), held.held_for());
+        let (what, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
         tokio::spawn(give_back(Arc::clone(inner), what, ttl, Some(held_for)));
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::name::LockName;
-use crate::store::{Observed, Occupant, StoreError};
+use crate::store::{Observed, StoreError};
+use protocol::{Holder, LockName};
 
 /// The part of a pause in which the poll of another waiter would come too early to be of use.
 ///
@@ -22,7 +22,7 @@ pub(crate) const ALONE: u32 = 4;
 const MOST: usize = 1_000;
 
 /// Who holds it; none: it seems to be free.
-type Seen = Result<Option<Occupant>, StoreError>;
+type LockRow = Result<Option<Holder>, StoreError>;
 
 /// The waiters that wait for a poll.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ struct Waiting {
 struct Slot {
     id: u64,
     name: LockName,
-    tell: oneshot::Sender<Seen>,
+    tell: oneshot::Sender<LockRow>,
 }
 
 impl fmt::Debug for Slot {
@@ -72,7 +72,7 @@ impl Poller {
     /// # Cancel safety
     ///
     /// Dropped, it polls no more; those for which it polled too get their answers.
-    pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> Seen {
+    pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
         let (tell, mut seen) = oneshot::channel();
         let place = self.0.join(name.clone(), tell);
         let seen = tokio::select! {
@@ -114,7 +114,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, tell: oneshot::Sender<Seen>) -> Place<'_> {
+    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> Place<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
@@ -130,7 +130,7 @@ impl Shared {
     async fn poll(&self, due: Vec<Slot>) {
         let (names, tell): (Vec<LockName>, Vec<_>) =
             due.into_iter().map(|slot| (slot.name, slot.tell)).unzip();
-        let seen: Vec<Seen> = match self.store.look(&names, self.within).await {
+        let seen: Vec<LockRow> = match self.store.look(&names, self.within).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
@@ -158,8 +158,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::{self, Ask, Outcome, Table};
-    use crate::token::GrantId;
+    use crate::grant_id::random_grant_id;
+    use crate::store::{self, Table};
+    use protocol::{AcquireCommand, Outcome};
 
     const LONG: Duration = Duration::from_secs(60);
     const SOON: Duration = Duration::from_millis(20);
@@ -173,9 +174,9 @@ mod tests {
         let (store, engine) =
             store::open_given(&store::Given::url(url), &Table::default()).unwrap();
         let store = Observed::new(store, engine);
-        let ask = Ask {
+        let ask = AcquireCommand {
             name: name(held),
-            grant: GrantId::random().unwrap(),
+            grant: random_grant_id().unwrap(),
             holder: "me".into(),
             length: LONG,
             metadata: "{}".into(),

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::clock::{self, Time};
-use crate::name::LockName;
-use crate::token::Token;
+use crate::clock;
+use protocol::{LockName, Time, Token};
 
 mod head_start;
 

@@ -5,19 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::{DIRECT, PATIENCE};
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::error::Error;
 use crate::fork::Here;
 use crate::held::ms;
 use crate::inner::Inner;
 use crate::locks::again;
-use crate::name::LockName;
 use crate::pending::Pending;
 use crate::queue::Waiters;
 use crate::runtime;
-use crate::store::{Force, Occupant, Released, Return, StoreError};
-use crate::timing::Ttl;
-use crate::token::Token;
+use crate::store::StoreError;
+use protocol::{Force, Holder, LockName, ReleaseCommand, Released, Time, Token, Ttl};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -41,7 +39,7 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 /// What stood in the way at the last try.
 pub(crate) fn give_back(
     inner: Arc<Inner>,
-    what: Return,
+    what: ReleaseCommand,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
@@ -55,7 +53,7 @@ pub(crate) struct GiveBack(Option<Here<Task>>);
 #[derive(Debug)]
 struct Task {
     inner: Arc<Inner>,
-    what: Return,
+    what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
     /// The lane's answer; that it is late, while its request is unanswered.
@@ -66,7 +64,7 @@ struct Task {
 impl GiveBack {
     pub(crate) fn new(
         inner: Arc<Inner>,
-        what: Return,
+        what: ReleaseCommand,
         ttl: Ttl,
         held_for: Option<Duration>,
     ) -> Self {
@@ -150,7 +148,7 @@ impl Drop for GiveBack {
 /// `unsure`: an earlier try whose reply was lost may have been the one that freed it.
 fn freed(
     inner: &Inner,
-    what: &Return,
+    what: &ReleaseCommand,
     done: Released,
     unsure: bool,
     held_for: Option<Duration>,
@@ -196,7 +194,7 @@ enum Try {
 
 async fn until_answered(
     inner: &Arc<Inner>,
-    what: Return,
+    what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
     which: Try,
@@ -272,7 +270,7 @@ async fn until_answered(
 /// Go on with a release that was refused. The caller has its answer.
 fn go_on(
     inner: Arc<Inner>,
-    what: Return,
+    what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -284,7 +282,7 @@ fn go_on(
 /// Release when the open fence of this grant ends. The caller has its answer.
 fn after_fence(
     inner: Arc<Inner>,
-    what: Return,
+    what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -305,7 +303,7 @@ fn after_fence(
     })
 }
 
-fn note_fence(what: &Return) {
+fn note_fence(what: &ReleaseCommand) {
     tracing::info!(
         lock.name = what.name.as_str(),
         lock.token = what.token.map(Token::get),
@@ -317,7 +315,7 @@ fn note_fence(what: &Return) {
 /// A release of a grant whose row is locked, done when the open fence of that grant ends.
 ///
 /// Whether there is such a fence in this process. Without one nothing is done.
-pub(crate) fn defer(inner: &Arc<Inner>, what: &Return) -> bool {
+pub(crate) fn defer(inner: &Arc<Inner>, what: &ReleaseCommand) -> bool {
     let open = inner.fences.end_of(what.grant).is_some();
     if open {
         note_fence(what);
@@ -330,14 +328,14 @@ pub(crate) fn defer(inner: &Arc<Inner>, what: &Return) -> bool {
 /// Release by force when the open fence of the lock's grant ends, if this process has one open.
 ///
 /// Answers with who has the lock. Without such a fence nothing is done.
-pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<Occupant> {
+pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<Holder> {
     let held = inner.fences.of_lock(name)?;
     let fence = inner.fences.end_of(held.grant.id)?;
-    let holder = Occupant {
+    let holder = Holder {
         holder: Some(held.grant.holder.as_ref().to_owned()),
         token: Some(held.grant.token),
         held_for: Some(held.held_for()),
-        ..Occupant::default()
+        ..Holder::default()
     };
     tracing::warn!(
         lock.name = name.as_str(),

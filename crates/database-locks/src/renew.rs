@@ -13,17 +13,16 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::clock;
+use crate::error::Error;
 use crate::held::{Confirmed, Held, Trouble};
-use crate::lease::{Answer, Lease, Next};
-use crate::name::LockName;
 use crate::news::News;
 use crate::outage::{Outage, Reconnects};
 use crate::runtime;
-use crate::store::{Gone, Grant, Observed};
-use crate::timing::{Timing, Ttl};
-use crate::token::GrantId;
+use crate::store::Observed;
+use protocol::{
+    Answer, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Time, Timing, Ttl,
+};
 
 mod round;
 mod split;
@@ -409,10 +408,11 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grant_id::random_grant_id;
     use crate::held::Status;
     use crate::store::StoreError;
-    use crate::timing::Renewing;
-    use crate::token::Token;
+    use protocol::Renewing;
+    use protocol::Token;
 
     fn book_of(n: u64) -> (Book, Time) {
         let (mut book, start) = (Book::default(), clock::now());
@@ -546,7 +546,7 @@ mod tests {
         let grant = Grant {
             name: LockName::new("job").unwrap(),
             token: Token::from_db(1),
-            id: GrantId::random().unwrap(),
+            id: random_grant_id().unwrap(),
             holder: "me".into(),
         };
         let lease = Lease::granted(timing, sent, ttl);

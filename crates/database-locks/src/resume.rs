@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::{PATIENCE, Want, begin};
-use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::clock;
+use crate::error::Error;
+use crate::grant_id::random_grant_id;
 use crate::guard::LockGuard;
-use crate::info::LockInfo;
 use crate::inner::Inner;
-use crate::lease::Lease;
 use crate::locks::again;
 use crate::loss::Loss;
 use crate::metrics;
 use crate::ours::Ours;
 use crate::release::{defer, give_back};
-use crate::store::{Ask, Gone, Grant, Released, Renewal, Resume, Return, StoreError};
-use crate::ticket::Ticket;
-use crate::timing::Ttl;
-use crate::token::GrantId;
+use crate::store::StoreError;
+use protocol::{
+    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, ReleaseCommand, Released, Renewal,
+    ResumeCommand, Ticket, Time, Ttl,
+};
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
 pub(crate) async fn resume(
@@ -33,15 +33,15 @@ pub(crate) async fn resume(
 
 async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<LockGuard, Error> {
     crate::runtime::run(async move {
-        let to = Ask {
+        let to = AcquireCommand {
             name: want.name,
-            grant: GrantId::random()?,
+            grant: random_grant_id()?,
             holder: want.holder,
             length: want.timing.first_grant(),
             metadata: want.metadata,
             lapsed: None,
         };
-        let what = Resume {
+        let what = ResumeCommand {
             token: ticket.token,
             from: ticket.grant,
             to,
@@ -83,7 +83,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
 }
 
 /// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
+async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Error> {
     let until = clock::now() + PATIENCE;
     loop {
         let sent = clock::now();
@@ -105,15 +105,15 @@ async fn until_answered(inner: &Inner, what: &Resume) -> Result<Time, Error> {
 /// Gives back a grant if the caller never learns whether it was resumed.
 struct Unsettled<'a> {
     inner: Arc<Inner>,
-    what: Option<&'a Resume>,
+    what: Option<&'a ResumeCommand>,
 }
 
 impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
-        let Some(Resume { token, to, .. }) = self.what else {
+        let Some(ResumeCommand { token, to, .. }) = self.what else {
             return;
         };
-        let what = Return {
+        let what = ReleaseCommand {
             name: to.name.clone(),
             token: Some(*token),
             grant: to.grant,
@@ -189,7 +189,7 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
-            let returns = [Return::of(&grant, Ttl::Infinite)];
+            let returns = [ReleaseCommand::of(&grant, Ttl::Infinite)];
             let answers = inner.store.release(&returns, PATIENCE).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {

@@ -21,9 +21,10 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::error::Error;
 use crate::fork::{self, AtWork, PerProcess};
+use protocol::Time;
 
 pub(crate) mod callbacks;
 

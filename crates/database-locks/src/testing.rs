@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, LostReason};
+use crate::error::Error;
 use crate::inner;
 use crate::locks::Locks;
-use crate::name::LockName;
-use crate::token::GrantId;
+use protocol::{GrantId, LockName, LostReason};
 
 /// The error of a wait that is over, which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Ask, Grant, Outcome, Renewal, Return, StoreError, Table, open};
+use database_locks::seam::{
+    AcquireCommand, Grant, Outcome, ReleaseCommand, Renewal, StoreError, Table, open,
+};
 use database_locks::{ListFilter, Locks, Ttl};
 use testkit::contract::{Bench, ask, granted, renew};
 use testkit::time::now;
@@ -24,7 +26,7 @@ async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
     let grant = granted(&*store, "job", "me", SOON).await;
     let asks = [ask("job", "other", SOON)];
     let renewals = [(grant.clone(), Ttl::from(SOON))];
-    let returns = [Return::of(&grant, Ttl::from(SOON))];
+    let returns = [ReleaseCommand::of(&grant, Ttl::from(SOON))];
     let within = ms(300);
     for call in 0..4 {
         // It is up, so that it is the statement that hangs.
@@ -145,7 +147,7 @@ mod durability {
         let Some(lab) = watched(on).await else { return };
         let store = store(&lab).await;
         let returned = async |grants: &[Grant], ttl: Ttl| {
-            let returns: Vec<_> = grants.iter().map(|g| Return::of(g, ttl)).collect();
+            let returns: Vec<_> = grants.iter().map(|g| ReleaseCommand::of(g, ttl)).collect();
             store.release(&returns, SOON).await.unwrap();
         };
         let lasting = Ttl::from(SOON);
@@ -173,7 +175,7 @@ mod durability {
         let both = async || {
             let asks = [ask("job", "me", SOON), ask("other", "me", SOON)];
             let outcomes = store.acquire(&asks, SOON).await.unwrap();
-            let grant = |(ask, outcome): (&Ask, Outcome)| match outcome {
+            let grant = |(ask, outcome): (&AcquireCommand, Outcome)| match outcome {
                 Outcome::Granted { token, .. } => Grant {
                     name: ask.name.clone(),
                     token,

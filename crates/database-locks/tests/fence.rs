@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use database_locks::seam::{Outcome, TakeOver};
+use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
@@ -117,7 +117,7 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user
         .under(&guard, None, async |_| {
-            let again = TakeOver {
+            let again = TakeOverCommand {
                 to: ask("job", guard.holder(), SOON),
                 token,
                 grant: Some(guard.grant_id().to_owned()),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Outcome, TakeOver};
+use database_locks::seam::{Outcome, TakeOverCommand};
 use database_locks::{Error, Fence, FenceFailure, LockGuard, Locks, LostReason, ParamStyle, Prune};
 use testkit::contract::{ask, take_over};
 use testkit::time::now;
@@ -158,7 +158,7 @@ impl Change {
                 other.force_release(&name).await.unwrap().expect("held");
             }
             Self::BySameHolder => {
-                let again = TakeOver {
+                let again = TakeOverCommand {
                     to: ask(&name, guard.holder(), SOON),
                     token: guard.token(),
                     grant: Some(guard.grant_id().to_owned()),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Force, Outcome, TakeOver};
+use database_locks::seam::{Force, Outcome, TakeOverCommand};
 use database_locks::{LockGuard, Locks, LostReason};
 use testkit::contract::{ask, name, take_over};
 use testkit::time::now;
@@ -65,7 +65,7 @@ async fn a_take_over_is_told_to_a_holder_that_renews_rarely(lab: &Lab) {
     let guard = held(&locks, "job").await;
     listens(lab, &guard).await;
     let row = locks.show("job").await.unwrap().unwrap();
-    let what = TakeOver {
+    let what = TakeOverCommand {
         to: ask("job", "me", LONG / 2),
         token: row.token,
         grant: row.grant,

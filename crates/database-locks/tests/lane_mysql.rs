@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use database_locks::Ttl;
 use database_locks::seam::{
-    Ask, Grant, Lane, Outcome, Released, Renewal, Return, Store, StoreError, Table, open,
+    AcquireCommand, Grant, Lane, Outcome, ReleaseCommand, Released, Renewal, Store, StoreError,
+    Table, open,
 };
 use testkit::contract::{ask, granted, info};
 use testkit::time::wait_until;
@@ -134,7 +135,7 @@ fn threads() -> Runtime {
     threads.worker_threads(2).enable_all().build().unwrap()
 }
 
-fn want(lock: &str) -> Ask {
+fn want(lock: &str) -> AcquireCommand {
     ask(lock, "me", LONG)
 }
 
@@ -143,7 +144,7 @@ async fn soon<T>(answer: impl Future<Output = T>) -> T {
     answer.expect("no answer")
 }
 
-async fn acquired(lane: &dyn Lane, ask: &Ask) -> Grant {
+async fn acquired(lane: &dyn Lane, ask: &AcquireCommand) -> Grant {
     match soon(lane.acquire(from_ref(ask))).await.as_deref() {
         Ok([Outcome::Granted { token, .. }]) => Grant {
             name: ask.name.clone(),
@@ -156,7 +157,7 @@ async fn acquired(lane: &dyn Lane, ask: &Ask) -> Grant {
 }
 
 async fn release(lane: &dyn Lane, grant: &Grant) -> Result<Released, StoreError> {
-    let what = Return::of(grant, Ttl::from(LONG));
+    let what = ReleaseCommand::of(grant, Ttl::from(LONG));
     Ok(soon(lane.release(&[what])).await?.remove(0))
 }
 

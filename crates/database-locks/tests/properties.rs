@@ -80,7 +80,8 @@ fn url() -> impl Strategy<Value = String> {
         .prop_map(|(scheme, parts)| scheme + &parts.concat())
 }
 
-fn is_said(error: &Error) {
+fn is_said(error: impl Into<Error>) {
+    let error = error.into();
     assert!(matches!(error, Error::Config { .. }), "{error:?}");
     assert!(!error.chain().contains("hunter2"), "{}", error.chain());
     assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
@@ -104,14 +105,14 @@ proptest! {
             Ok(name) => prop_assert!(good && name.as_str() == given),
             Err(error) => {
                 prop_assert!(!good, "{given:?}");
-                is_said(&error);
+                is_said(error);
             }
         }
     }
 
     #[test]
     fn a_duration_is_read_or_refused(given in text(12), n in 0_u32..=u32::MAX, unit in 0_usize..6) {
-        for error in [parse_duration(&given).err(), given.parse::<Ttl>().err()].iter().flatten() {
+        for error in [parse_duration(&given).err(), given.parse::<Ttl>().err()].into_iter().flatten() {
             is_said(error);
         }
         let (unit, ms) = [("ms", 1), ("s", 1000), ("", 1000), ("m", 60_000), ("h", 3_600_000),
@@ -126,7 +127,7 @@ proptest! {
         name in name(), token in 0..=i64::MAX, grant in "[0-9a-f]{32}", any in text(80),
     ) {
         if let Err(error) = any.parse::<Ticket>() {
-            is_said(&error);
+            is_said(error);
         }
         let written = format!("{token}.{grant}.{}", utf8_percent_encode(&name, TICKET));
         let ticket: Ticket = written.parse().unwrap();
@@ -145,7 +146,7 @@ proptest! {
             // Of an SQLite file it is a part of the path.
             Ok(_) if url.starts_with("sqlite:") => {}
             Ok(locks) => prop_assert!(!format!("{locks:?}").contains("hunter2"), "{locks:?}"),
-            Err(error) => is_said(&error),
+            Err(error) => is_said(error),
         }
     }
 }
@@ -158,7 +159,7 @@ proptest! {
     fn metadata_is_given_back_or_refused(name in name(), key in text(20), value in text(3000)) {
         let locks = Locks::connect("memory:properties").unwrap();
         match locks.lock(&*name).metadata(&*key, &*value).try_acquire() {
-            Err(error) => is_said(&error),
+            Err(error) => is_said(error),
             Ok(guard) => {
                 let _guard = guard.expect("free");
                 let row = locks.show(&*name).unwrap().expect("held");

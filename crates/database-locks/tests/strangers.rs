@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Return, StoreError};
+use database_locks::seam::{
+    AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, StoreError, random_grant_id,
+};
 use database_locks::{Error, LockState, LostReason, Ttl};
 use testkit::contract::{ask, granted, info, name, release, renew, try_once};
 use testkit::time::now;
@@ -64,8 +66,8 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
             assert_eq!(answer, expected, "lock {i} of a table of {rows} more rows");
         }
         let back = [
-            Return::of(&round[7].0, LONG.into()),
-            Return::of(&round[8].0, LONG.into()),
+            ReleaseCommand::of(&round[7].0, LONG.into()),
+            ReleaseCommand::of(&round[8].0, LONG.into()),
         ];
         let released = at_once(store.release(&back, SOON))
             .await
@@ -90,14 +92,14 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
 /// that one lock from being had, or given back, and no other.
 async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
     let store = lab.bench().ready().await;
-    let mut asks: Vec<Ask> = (0..150)
+    let mut asks: Vec<AcquireCommand> = (0..150)
         .map(|i| ask(&format!("lock {i}"), "me", LONG))
         .collect();
     let held = store.acquire(&asks, SOON).await.expect("an answer");
-    let back = |asks: &[Ask], outcomes: &[Outcome]| -> Vec<Return> {
+    let back = |asks: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
         let grants = asks.iter().zip(outcomes);
         let grants = grants.filter_map(|(ask, outcome)| match outcome {
-            Outcome::Granted { token, .. } => Some(Return {
+            Outcome::Granted { token, .. } => Some(ReleaseCommand {
                 name: ask.name.clone(),
                 token: Some(*token),
                 grant: ask.grant,
@@ -113,7 +115,7 @@ async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
 
     let hold = lab.hold_row("lock 7");
     for ask in &mut asks {
-        ask.grant = GrantId::random().expect("randomness");
+        ask.grant = random_grant_id().expect("randomness");
     }
     let outcomes = at_once(store.acquire(&asks, SOON))
         .await

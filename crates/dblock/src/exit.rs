@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_bad_setting_is_named_as_the_command_line_names_it() {
-        let failure = Failure::from(LockName::new("").unwrap_err());
+        let failure = Failure::from(Error::from(LockName::new("").unwrap_err()));
         assert_eq!(failure.code, USAGE);
         assert_eq!(
             failure.said,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
-use database_locks::{LockName, Ticket};
+use database_locks::{Error, LockName, Ticket};
 
 use crate::exit::Failure;
 
@@ -67,7 +67,7 @@ impl TicketFrom {
                 "{where_from}: did the `dblock acquire` fail that was to print it?"
             )));
         }
-        let ticket: Ticket = text.parse()?;
+        let ticket: Ticket = text.parse().map_err(Error::from)?;
         if ticket.name() != name {
             let its = ticket.name();
             return Err(Failure::usage(format!(

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use crate::lease::{Answer, Lease, Next};
-use crate::timing::{Renewing, Timing};
+use protocol::{Answer, Lease, Next, Renewing, Timing};
 
 /// The ttl, in ticks.
 pub const TTL: u8 = 3;

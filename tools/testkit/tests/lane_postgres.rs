@@ -7,7 +7,7 @@ use std::time::Duration;
 use database_locks::Token;
 use database_locks::blocking::Locks;
 use database_locks::seam::{
-    Ask, Lane, Notice, Outcome, Released, Return, Store, StoreError, Table,
+    AcquireCommand, Lane, Notice, Outcome, ReleaseCommand, Released, Store, StoreError, Table,
 };
 use testkit::contract::{ask, granted, name};
 use testkit::sql::Stranger;
@@ -54,11 +54,11 @@ impl Client {
         }
     }
 
-    async fn acquire(&self, lock: &str) -> Result<Return, StoreError> {
+    async fn acquire(&self, lock: &str) -> Result<ReleaseCommand, StoreError> {
         acquire(&*self.lane, lock).await
     }
 
-    async fn release(&self, what: &Return) -> Result<Released, StoreError> {
+    async fn release(&self, what: &ReleaseCommand) -> Result<Released, StoreError> {
         Ok(soon(self.lane.release(std::slice::from_ref(what))).await?[0])
     }
 
@@ -69,7 +69,7 @@ impl Client {
     }
 }
 
-async fn acquire(lane: &dyn Lane, lock: &str) -> Result<Return, StoreError> {
+async fn acquire(lane: &dyn Lane, lock: &str) -> Result<ReleaseCommand, StoreError> {
     let ask = ask(lock, "me", TTL);
     let Outcome::Granted { token, .. } = soon(lane.acquire(std::slice::from_ref(&ask))).await?[0]
     else {
@@ -78,8 +78,8 @@ async fn acquire(lane: &dyn Lane, lock: &str) -> Result<Return, StoreError> {
     Ok(back(&ask, Some(token)))
 }
 
-fn back(ask: &Ask, token: Option<Token>) -> Return {
-    Return {
+fn back(ask: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
+    ReleaseCommand {
         name: ask.name.clone(),
         token,
         grant: ask.grant,

@@ -6,17 +6,17 @@ use std::time::Duration;
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
 use super::{PATIENCE, Progress, Tried, Want, op};
-use crate::clock::{self, Time};
-use crate::error::{Error, Human, LostReason};
+use crate::clock;
+use crate::error::Error;
 use crate::guard::LockGuard;
 use crate::inner::Inner;
-use crate::name::LockName;
 use crate::ours::is_ours;
 use crate::poller;
 use crate::queue::QueueSlot;
-use crate::store::{Occupant, Outcome, StoreError, Version};
-use crate::token::{GrantId, Token};
-use crate::watch::Stretch;
+use crate::store::StoreError;
+use protocol::{
+    GrantId, Holder, Human, LockName, LostReason, Outcome, Time, Token, Version, WaitExtension,
+};
 
 /// How long a try-once goes on trying where the database answers with a conflict that is not about
 /// this lock: a deadlock, another writer on the SQLite file.
@@ -50,7 +50,7 @@ pub(super) struct Acquisition<'a> {
     held_here: Option<Duration>,
     /// When an answer first left open who has it, since one that told.
     unclear_since: Option<Time>,
-    stretch: Stretch<Version>,
+    stretch: WaitExtension<Version>,
 }
 
 impl<'a> Acquisition<'a> {
@@ -76,7 +76,7 @@ impl<'a> Acquisition<'a> {
             polled,
             held_here: None,
             unclear_since: None,
-            stretch: Stretch::default(),
+            stretch: WaitExtension::default(),
         })
     }
 
@@ -283,7 +283,7 @@ impl<'a> Acquisition<'a> {
             return pause;
         };
         let overdue = || {
-            Stretch::default()
+            WaitExtension::default()
                 .until(&self.inner.watches, &self.want.name, clock::now())
                 .is_some()
         };
@@ -331,7 +331,7 @@ impl<'a> Acquisition<'a> {
 /// Take note of who holds it; whether a guard of this process does.
 ///
 /// A caller that is not `queued` may see a grant of this process whose guard is not made yet.
-pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Occupant, queued: bool) -> bool {
+pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Holder, queued: bool) -> bool {
     let here = is_held_by(inner, by);
     if !here && (queued || !by.grant.as_deref().is_some_and(is_ours)) {
         inner.queues.held_elsewhere(name);
@@ -340,7 +340,7 @@ pub(super) fn note_holder(inner: &Inner, name: &LockName, by: &Occupant, queued:
 }
 
 /// Whether it is a guard of these very locks that has it, whose release is heard of here.
-fn is_held_by(inner: &Inner, occupant: &Occupant) -> bool {
+fn is_held_by(inner: &Inner, occupant: &Holder) -> bool {
     let grant = occupant.grant.as_deref().and_then(GrantId::parse);
     occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
 }

@@ -6,22 +6,24 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{DIRECT, PATIENCE, Want};
-use crate::clock::{self, Time};
-use crate::error::{Error, LostReason};
+use crate::clock;
+use crate::error::Error;
 use crate::fork::Here;
+use crate::grant_id::random_grant_id;
 use crate::guard::LockGuard;
 use crate::held::{Held, Status};
 use crate::holder::over;
 use crate::inner::Inner;
 use crate::lane::Entry;
-use crate::lease::Lease;
 use crate::loss::Loss;
 use crate::ours::{Ours, is_ours};
 use crate::release::give_back;
 use crate::runtime;
-use crate::store::{Ask, Grant, Lapse, Occupant, Outcome, Released, Return, StoreError, TakeOver};
-use crate::timing::{MAX_FIRST_GRANT, Ttl};
-use crate::token::{GrantId, Token};
+use crate::store::StoreError;
+use protocol::{
+    AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
+    Outcome, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
+};
 
 /// One grant that is being asked for.
 ///
@@ -31,7 +33,7 @@ pub(super) struct Attempt {
     /// In a forked child it is left alone.
     inner: Here<Arc<Inner>>,
     want: Arc<Want>,
-    ask: Ask,
+    ask: AcquireCommand,
     /// From before the request is sent: then it may stand in the row.
     _ours: Ours,
     /// When the latest request was sent.
@@ -43,9 +45,9 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Self, Error> {
-        let ask = Ask {
+        let ask = AcquireCommand {
             name: want.name.clone(),
-            grant: GrantId::random()?,
+            grant: random_grant_id()?,
             holder: Arc::clone(&want.holder),
             length: want.timing.first_grant(),
             metadata: Arc::clone(&want.metadata),
@@ -88,13 +90,13 @@ impl Attempt {
     }
 
     /// Whether its own holder has it, in another process.
-    fn may_take_over(&self, occupant: &Occupant) -> bool {
+    fn may_take_over(&self, occupant: &Holder) -> bool {
         let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
         self.want.preempt && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
     }
 
-    async fn take_over(&mut self, from: Occupant) -> Result<Outcome, StoreError> {
-        let mut what = TakeOver {
+    async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
+        let mut what = TakeOverCommand {
             to: self.ask.clone(),
             token: from.token.unwrap_or(Token::from_db(0)),
             grant: from.grant.clone(),
@@ -161,7 +163,7 @@ impl Attempt {
     /// says why where the look could not.
     pub(super) fn judge(
         &self,
-        seen: Result<Option<Occupant>, StoreError>,
+        seen: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
         let occupant = match seen {
             Ok(Some(occupant)) => occupant,
@@ -184,7 +186,7 @@ impl Attempt {
         match outcome {
             Outcome::Held(occupant) => match &occupant.lapse {
                 Some(lapse) => {
-                    let Lapse {
+                    let ObservedExpiry {
                         version,
                         length,
                         overdue,
@@ -227,7 +229,7 @@ impl Drop for Attempt {
             return;
         }
         let ask = &self.ask;
-        let what = Return {
+        let what = ReleaseCommand {
             name: ask.name.clone(),
             token: None,
             grant: ask.grant,

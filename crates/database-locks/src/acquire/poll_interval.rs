@@ -7,9 +7,8 @@
 
 use std::time::Duration;
 
-use crate::clock::Time;
-use crate::store::{Occupant, Outcome, StoreError};
-use crate::token::Token;
+use crate::store::StoreError;
+use protocol::{Holder, Outcome, Time, Token};
 
 /// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a
 /// waiter that polls one that changes hands all the time more rarely would hardly ever come in between.
@@ -98,7 +97,7 @@ impl PollInterval {
     /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
     ///
     /// A legacy holder notifies nobody, and neither does the end of a lease.
-    fn held(&mut self, occupant: &Occupant, now: Time) -> WaitHint {
+    fn held(&mut self, occupant: &Holder, now: Time) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
             Some((token, since)) if token == occupant.token => since,
@@ -151,10 +150,10 @@ mod tests {
     const BEGAN: Time = Duration::from_secs(1000);
 
     fn held(token: i64, free_in: Option<Duration>) -> Result<Outcome, StoreError> {
-        Ok(Outcome::Held(Occupant {
+        Ok(Outcome::Held(Holder {
             token: Some(Token::from_db(token)),
             free_in,
-            ..Occupant::default()
+            ..Holder::default()
         }))
     }
 

@@ -4,12 +4,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{self, Time};
-use crate::error::{Holding, Human};
+use crate::clock;
 use crate::held::ms;
-use crate::name::LockName;
-use crate::store::{Occupant, StoreError};
-use crate::token::Token;
+use crate::store::StoreError;
+use protocol::{Holder, Holding, Human, LockName, Time, Token};
 
 /// The time until the first record about a lock that is held, and from the first to the second about an
 /// outage.
@@ -112,7 +110,7 @@ impl Outages {
 }
 
 /// Log that a wait for a lock which another holder has goes on.
-pub(super) fn log_held(name: &LockName, waited: Duration, by: &Occupant) {
+pub(super) fn log_held(name: &LockName, waited: Duration, by: &Holder) {
     tracing::info!(
         event = "waiting",
         lock.name = name.as_str(),

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::held::Held;
-use crate::name::LockName;
-use crate::token::GrantId;
+use protocol::{GrantId, LockName};
 
 /// The open fences of one [`Inner`](crate::inner::Inner), by grant.
 #[derive(Debug, Default)]

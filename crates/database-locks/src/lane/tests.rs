@@ -6,7 +6,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::*;
 use crate::store::{self, Reply, Table};
-use crate::token::{GrantId, Token};
+use protocol::Token;
+
+use crate::grant_id::random_grant_id;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -38,15 +40,15 @@ impl Lane for Server {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
-        let granted = |ask: &Ask| Outcome::Granted {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+        let granted = |ask: &AcquireCommand| Outcome::Granted {
             token: Token::from_db(1),
             length: ask.length,
         };
         Box::pin(self.answer(asks.iter().map(granted).collect()))
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         Box::pin(self.answer(vec![Released::Freed; returns.len()]))
     }
 
@@ -68,10 +70,10 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn ask() -> Ask {
-    Ask {
-        name: crate::name::LockName::new("job").unwrap(),
-        grant: GrantId::random().unwrap(),
+fn ask() -> AcquireCommand {
+    AcquireCommand {
+        name: protocol::LockName::new("job").unwrap(),
+        grant: random_grant_id().unwrap(),
         holder: "me".into(),
         length: LONG,
         metadata: "{}".into(),

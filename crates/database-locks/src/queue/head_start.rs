@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::acquire::poll_pause;
-use crate::clock::Time;
+use protocol::Time;
 
 /// How long a process that was notified may take to acquire, in microseconds.
 const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;

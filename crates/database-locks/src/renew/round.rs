@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use super::split::Split;
 use super::{Book, Round, Scheduler};
-use crate::clock::{self, Time};
-use crate::error::LostReason;
+use crate::clock;
 use crate::held::Trouble;
-use crate::lease::{Answer, SHORTEST_PATIENCE};
 use crate::metrics::{self, Engine};
 use crate::news::{Failing, News};
-use crate::store::{Grant, Renewal, StoreError};
-use crate::timing::Ttl;
+use crate::store::StoreError;
+use protocol::{Answer, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Time, Ttl};
 
 /// What is said of a renewal that found its row locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";

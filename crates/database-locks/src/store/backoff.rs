@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::clock::{self, Time};
+use crate::clock;
+use protocol::Time;
 
 /// A restarted server is back within a second or two; a thousand clients that all knock every
 /// 10 ms would keep it from getting up.

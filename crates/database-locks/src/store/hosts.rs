@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::url::Address;
 use crate::clock;
-use crate::error::Human;
+use protocol::Human;
 
 /// The least time that a server gets, however many there are: a login with TLS over a slow line is
 /// some ten trips there and back.

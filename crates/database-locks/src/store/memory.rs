@@ -7,19 +7,15 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use super::rows::{Seen, judge, judge_ticket};
-use super::{
-    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, Table, TakeOver,
-};
-use crate::clock::{self, Time};
+use super::{Barrier, Lane, Reply, Store, Table};
+use crate::clock;
 use crate::doctor::{Counts, Notes, Report};
-use crate::error::LostReason;
 use crate::fork::PerProcess;
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
-use crate::token::Token;
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
+    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    TakeOverCommand, Time, Token, Ttl, judge, judge_ticket,
+};
 
 #[derive(Debug, Default)]
 struct Row {
@@ -93,7 +89,7 @@ impl Row {
             && self.holder.as_deref() == Some(&*grant.holder)
     }
 
-    fn grant(&mut self, ask: &Ask, now: Time) -> Outcome {
+    fn grant(&mut self, ask: &AcquireCommand, now: Time) -> Outcome {
         self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
@@ -110,8 +106,8 @@ impl Row {
         (self.expires, self.grant, self.renewed) = (None, None, Some(now));
     }
 
-    fn seen(&self, name: &LockName, now: Time) -> Seen {
-        Seen {
+    fn seen(&self, name: &LockName, now: Time) -> LockRow {
+        LockRow {
             name: name.to_string(),
             holder: self.holder.clone(),
             token: self.token,
@@ -130,7 +126,7 @@ impl Row {
                 _ => None,
             },
             metadata: self.metadata.clone(),
-            ..Seen::default()
+            ..LockRow::default()
         }
     }
 }
@@ -191,7 +187,7 @@ fn ready<'a, T: Send + 'a>(answer: T) -> Reply<'a, T> {
     Box::pin(std::future::ready(Ok(answer)))
 }
 
-fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
+fn acquire(rows: &mut Rows, ask: &AcquireCommand) -> Outcome {
     let now = clock::now();
     let row = rows.entry(ask.name.clone()).or_default();
     if !row.is_free(now) {
@@ -203,7 +199,7 @@ fn acquire(rows: &mut Rows, ask: &Ask) -> Outcome {
     row.grant(ask, now)
 }
 
-fn take_over(rows: &mut Rows, what: &TakeOver) -> Outcome {
+fn take_over(rows: &mut Rows, what: &TakeOverCommand) -> Outcome {
     let (now, to) = (clock::now(), &what.to);
     let Some(row) = rows.get_mut(&to.name) else {
         return Outcome::Busy;
@@ -230,7 +226,7 @@ fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
     }
 }
 
-fn resume(rows: &mut Rows, what: &Resume) -> Renewal {
+fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
     let (now, to) = (clock::now(), &what.to);
     let known = [what.from.as_str(), to.grant.as_str()];
     let ours = |row: &Row| {
@@ -251,7 +247,7 @@ fn resume(rows: &mut Rows, what: &Resume) -> Renewal {
     Renewal::Renewed
 }
 
-fn release(rows: &mut Rows, what: &Return) -> Released {
+fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
     match rows.get_mut(&what.name) {
         Some(row)
             if row.grant.as_deref() == Some(what.grant.as_str())
@@ -271,12 +267,12 @@ impl Lane for Shared {
         ready(())
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let mut rows = self.rows();
         ready(asks.iter().map(|ask| acquire(&mut rows, ask)).collect())
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         let mut rows = self.rows();
         let done = returns
             .iter()
@@ -298,7 +294,7 @@ impl Store for Memory {
         ready(())
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], _: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand], _: Duration) -> Reply<'a, Vec<Outcome>> {
         Lane::acquire(&*self.0, asks)
     }
 
@@ -312,7 +308,11 @@ impl Store for Memory {
         )
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], _: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        _: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         Lane::release(&*self.0, returns)
     }
 
@@ -340,7 +340,7 @@ impl Store for Memory {
         })
     }
 
-    fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Occupant>>> {
+    fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
         let (now, rows) = (clock::now(), self.rows());
         let occupant = |name: &LockName| {
             let row = rows.get(name).filter(|row| !row.is_free(now));
@@ -349,11 +349,11 @@ impl Store for Memory {
         ready(names.iter().map(occupant).collect())
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, _: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
         ready(take_over(&mut self.rows(), what))
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, _: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
         ready(resume(&mut self.rows(), what))
     }
 

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::doctor::Report;
-use crate::error::{BoxError, Cause, Error, LostReason};
-use crate::info::{ListFilter, LockInfo};
-use crate::loss::HeldBy;
+use crate::error::{BoxError, Cause, Error};
 use crate::metrics::Engine;
-use crate::name::LockName;
-use crate::timing::Ttl;
-use crate::token::{GrantId, Token};
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+};
 
 mod backoff;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -34,8 +33,7 @@ mod postgres;
     feature = "mysql",
     feature = "sqlite-unbundled"
 ))]
-mod protocol;
-mod rows;
+mod protocol_page;
 mod source;
 #[cfg(feature = "sqlite-unbundled")]
 mod sqlite;
@@ -78,14 +76,22 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn connect(&self, within: Duration) -> Reply<'_, ()>;
 
     /// Grant what is free. Never waits for a row; a losing try writes nothing.
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>>;
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>>;
 
     /// Lengthen what is still held by exactly these grants.
     fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], within: Duration)
     -> Reply<'a, Vec<Renewal>>;
 
     /// Free what is still held by exactly these grants.
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>>;
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>>;
 
     /// Read the rows of these names, in the order of their names. Locks nothing.
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>>;
@@ -108,13 +114,13 @@ pub trait Store: Send + Sync + fmt::Debug {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>>;
+    ) -> Reply<'a, Vec<Option<Holder>>>;
 
     /// Put another grant in the place of one that is still held by the same holder, with a new token.
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome>;
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome>;
 
     /// Put another grant in the place of one that is still held, with the same token.
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal>;
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal>;
 
     /// Free a lock whoever has it.
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force>;
@@ -225,34 +231,13 @@ pub trait Lane: Send + Sync + fmt::Debug {
     fn connect(&self) -> Reply<'_, ()>;
 
     /// See [`Store::acquire`].
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>>;
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>>;
 
     /// See [`Store::release`].
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>>;
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>>;
 
     /// A call was late, or the lane moves to another runtime: the next one is made on a new connection.
     fn give_up(&self);
-}
-
-/// How many rows a page looks at.
-pub const PAGE: u32 = 1_000;
-
-/// Some of the rows of the table.
-#[derive(Debug, Default)]
-pub struct Page {
-    /// Those that match, in the order of their ids.
-    pub rows: Vec<LockInfo>,
-    /// The last id that was looked at; none: there are no more.
-    pub last: Option<i64>,
-}
-
-/// What became of a page of rows that was pruned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// How many of them were deleted.
-    pub deleted: u64,
-    /// Where the next page begins; none: there are no more.
-    pub last: Option<i64>,
 }
 
 /// What a client hears from others.
@@ -267,209 +252,6 @@ pub enum Notice<'a> {
 
 /// Who is told.
 pub type Tell = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
-
-/// What is asked for in an acquire.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    /// Which lock.
-    pub name: LockName,
-    /// Drawn before the request is sent: asked for again, the same grant is recognised.
-    pub grant: GrantId,
-    /// Goes into `locked_by`.
-    pub holder: Arc<str>,
-    /// How long the lease shall last.
-    pub length: Duration,
-    /// JSON.
-    pub metadata: Arc<str>,
-    /// The version of its row that was watched for as long as its lease lasts: it has lapsed, and is to
-    /// be granted as if it were free. See [`Lapse`].
-    pub lapsed: Option<Version>,
-}
-
-/// How a lease ends where the database has several clocks: when the same version of its row has been
-/// seen for as long as it lasts, by whoever wants it, on a clock of his own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lapse {
-    /// What was seen.
-    pub version: Version,
-    /// For how long it is to be seen.
-    pub length: Duration,
-    /// Going by the clock that happened to be asked, the lease has ended, or was renewed in the future:
-    /// its holder may be dead.
-    pub overdue: bool,
-}
-
-/// How a row stood when it was seen. Each write makes another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    token: i64,
-    /// In microseconds since 1970.
-    expires_at: i64,
-    renewed_at: Option<i64>,
-}
-
-/// What became of an [`Ask`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is ours, for at least `length` from when the request was sent.
-    Granted {
-        /// The fencing number.
-        token: Token,
-        /// What was asked for, or what is left of it where this very grant had been made before.
-        length: Duration,
-    },
-    /// Somebody else has it.
-    Held(Occupant),
-    /// It looks free or expired, but somebody has its row locked right now, or made it just now.
-    /// Soon it may be had.
-    Busy,
-}
-
-/// Who has a lock.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Occupant {
-    /// `locked_by`.
-    pub holder: Option<String>,
-    /// The token of that grant.
-    pub token: Option<Token>,
-    /// For how long it has been held.
-    pub held_for: Option<Duration>,
-    /// How long its lease goes on; none: without end. Where it ends by being watched: if the watch
-    /// began now.
-    pub free_in: Option<Duration>,
-    /// How it ends, where that is by being watched.
-    pub lapse: Option<Lapse>,
-    /// The grant id that stands in its row.
-    pub grant: Option<String>,
-    /// Whether that is the grant which holds it. If not, 0.5 has it, which leaves what it does not
-    /// know as it was.
-    pub intact: bool,
-}
-
-/// One grant: who may renew and release.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// Which lock.
-    pub name: LockName,
-    /// Its fencing number.
-    pub token: Token,
-    /// Its random id.
-    pub id: GrantId,
-    /// `locked_by`.
-    pub holder: Arc<str>,
-}
-
-/// What became of a renewal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// The lease lasts at least the whole ttl from when the request was sent.
-    Renewed,
-    /// A plain read says that it is still ours, but its row is locked by somebody.
-    Busy,
-    /// A plain read says that it is no longer ours.
-    Lost(Gone),
-}
-
-impl Renewal {
-    /// Why it was lost, if it was.
-    pub fn lost(&self) -> Option<LostReason> {
-        match self {
-            Self::Lost(gone) => Some(gone.reason),
-            Self::Renewed | Self::Busy => None,
-        }
-    }
-}
-
-/// What the database's answer says of a grant that is not there any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// Why.
-    pub reason: LostReason,
-    /// Who has the lock instead; none: nobody, or the answer did not show it.
-    pub now: Option<HeldBy>,
-}
-
-impl From<LostReason> for Gone {
-    fn from(reason: LostReason) -> Self {
-        Self { reason, now: None }
-    }
-}
-
-/// A grant that is to end at once, since its holder comes again and wants another.
-#[derive(Clone, Debug)]
-pub struct TakeOver {
-    /// The grant that is asked for; its holder has to be that of the one that ends.
-    pub to: Ask,
-    /// The token of the one that ends.
-    pub token: Token,
-    /// The grant id that stands in its row; none: 0.5 made it, which has no such thing.
-    pub grant: Option<String>,
-}
-
-/// A grant that goes on as another one, elsewhere.
-#[derive(Clone, Debug)]
-pub struct Resume {
-    /// The token of both.
-    pub token: Token,
-    /// The grant that ends.
-    pub from: GrantId,
-    /// The one that takes its place.
-    pub to: Ask,
-}
-
-/// A grant to be given back.
-#[derive(Clone, Debug)]
-pub struct Return {
-    /// Which lock.
-    pub name: LockName,
-    /// Its fencing number; none where the reply to the acquire was lost. The random id is proof
-    /// enough then.
-    pub token: Option<Token>,
-    /// Its random id.
-    pub grant: GrantId,
-    /// `locked_by`.
-    pub holder: Arc<str>,
-    /// Whether a crash of the database must not forget it: so for a lease without end, which would
-    /// otherwise stay held for ever.
-    pub durable: bool,
-}
-
-impl Return {
-    /// Give back a grant.
-    pub fn of(grant: &Grant, ttl: Ttl) -> Self {
-        Self {
-            name: grant.name.clone(),
-            token: Some(grant.token),
-            grant: grant.id,
-            holder: Arc::clone(&grant.holder),
-            durable: ttl == Ttl::Infinite,
-        }
-    }
-}
-
-/// What became of a [`Return`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Released {
-    /// It was ours and is free now.
-    Freed,
-    /// The same, and clients that wait for it were notified.
-    Awaited,
-    /// Still ours, but its row is locked by somebody.
-    Busy,
-    /// It was not ours any more; nothing was changed.
-    NotOurs,
-}
-
-/// What became of a release by force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Force {
-    /// It is free now; this is who had it.
-    Freed(Occupant),
-    /// It was free, or there is no such lock.
-    WasFree,
-    /// Its row is locked by somebody: a fenced transaction may be open.
-    Busy,
-}
 
 /// The statements of a fence, the name of the table put in. Their parameters are name, token and grant
 /// id in this order, written `$1`, `$2`, `$3`, or `?` each.
@@ -582,17 +364,13 @@ impl StoreError {
     }
 
     pub(crate) fn late(within: Duration) -> Self {
-        Self::Unavailable(format!("no answer within {}", crate::error::Human(within)).into())
+        Self::Unavailable(format!("no answer within {}", protocol::Human(within)).into())
     }
 
     #[cfg(feature = "mysql")]
     fn late_for(within: Duration, what: &str) -> Self {
         Self::Unavailable(
-            format!(
-                "no connection within {}: {what}",
-                crate::error::Human(within)
-            )
-            .into(),
+            format!("no connection within {}: {what}", protocol::Human(within)).into(),
         )
     }
 

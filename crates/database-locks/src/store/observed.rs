@@ -5,15 +5,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, StoreError, TakeOver,
-};
+use super::{Barrier, Lane, Reply, Store, StoreError};
 use crate::clock;
-use crate::info::{ListFilter, LockInfo};
 use crate::metrics::{self, Engine};
-use crate::name::LockName;
-use crate::timing::Ttl;
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+};
 
 /// The store of one database, as all the loops above use it.
 ///
@@ -73,7 +71,7 @@ impl Observed {
 
     pub(crate) async fn acquire(
         &self,
-        asks: &[Ask],
+        asks: &[AcquireCommand],
         within: Duration,
     ) -> Result<Vec<Outcome>, StoreError> {
         self.timed("acquire", self.store.acquire(asks, within))
@@ -84,7 +82,7 @@ impl Observed {
     pub(crate) async fn acquire_on(
         &self,
         lane: &dyn Lane,
-        asks: &[Ask],
+        asks: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         self.timed("acquire", lane.acquire(asks)).await
     }
@@ -93,7 +91,7 @@ impl Observed {
     pub(crate) async fn release_on(
         &self,
         lane: &dyn Lane,
-        returns: &[Return],
+        returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
         self.timed("release", lane.release(returns)).await
     }
@@ -108,7 +106,7 @@ impl Observed {
 
     pub(crate) async fn release(
         &self,
-        returns: &[Return],
+        returns: &[ReleaseCommand],
         within: Duration,
     ) -> Result<Vec<Released>, StoreError> {
         self.timed("release", self.store.release(returns, within))
@@ -137,13 +135,13 @@ impl Observed {
         &self,
         names: &[LockName],
         within: Duration,
-    ) -> Result<Vec<Option<Occupant>>, StoreError> {
+    ) -> Result<Vec<Option<Holder>>, StoreError> {
         self.timed("look", self.store.look(names, within)).await
     }
 
     pub(crate) async fn take_over(
         &self,
-        what: &TakeOver,
+        what: &TakeOverCommand,
         within: Duration,
     ) -> Result<Outcome, StoreError> {
         self.timed("preempt", self.store.take_over(what, within))
@@ -152,7 +150,7 @@ impl Observed {
 
     pub(crate) async fn resume(
         &self,
-        what: &Resume,
+        what: &ResumeCommand,
         within: Duration,
     ) -> Result<Renewal, StoreError> {
         self.timed("resume", self.store.resume(what, within)).await

@@ -15,12 +15,12 @@ use tokio::sync::watch;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::url::Server;
 use super::url::{Surroundings, Target, Unresolved, of_process, resolve};
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-use crate::error::Human;
 use crate::error::{BoxError, Error};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use protocol::Human;
 
 /// A function of the program's that returns a secret. It may block.
-pub(crate) type Ask = Arc<dyn Fn() -> Result<String, BoxError> + Send + Sync>;
+pub(crate) type SecretSource = Arc<dyn Fn() -> Result<String, BoxError> + Send + Sync>;
 
 /// What a program says of its database.
 #[derive(Clone)]
@@ -28,9 +28,9 @@ pub(crate) struct Given {
     /// May hold a password.
     pub(crate) url: String,
     /// Asked for the URL in the place of that one.
-    pub(crate) ask_url: Option<Ask>,
+    pub(crate) ask_url: Option<SecretSource>,
     /// Asked for the password where the URL has none.
-    pub(crate) ask_password: Option<Ask>,
+    pub(crate) ask_password: Option<SecretSource>,
     /// Whether what the URL leaves out is looked up in the environment and the home folder.
     pub(crate) environment: bool,
     /// Whether a file that is not there is made; SQLite.

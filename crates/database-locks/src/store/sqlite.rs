@@ -14,14 +14,12 @@ use std::time::Duration;
 use self::lane::BlockingLane;
 use self::thread::Thread;
 use self::worker::{Database, Worker};
-use super::{
-    Ask, Barrier, Force, Gone, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal,
-    Reply, Resume, Return, Store, StoreError, Table, TakeOver,
-};
+use super::{Barrier, Lane, Reply, Store, StoreError, Table};
 use crate::doctor::Report;
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+};
 
 mod doctor;
 mod fence;
@@ -94,7 +92,11 @@ impl Store for Sqlite {
         })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
         Box::pin(self.call(within, move |worker| statements::acquire(worker, &asks)))
     }
@@ -108,7 +110,11 @@ impl Store for Sqlite {
         Box::pin(self.call(within, move |worker| statements::renew(worker, &grants)))
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
         Box::pin(self.call(within, move |worker| statements::release(worker, &returns)))
     }
@@ -134,17 +140,17 @@ impl Store for Sqlite {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
+    ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
         Box::pin(self.call(within, move |worker| statements::look_at(worker, &names)))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
         Box::pin(self.call(within, move |worker| statements::take_over(worker, &what)))
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(self.call(within, move |worker| statements::resume(worker, &what)))
     }
@@ -203,10 +209,10 @@ mod tests {
     /// One test counts the threads of this process.
     pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-    pub(super) fn ask(name: &str) -> Ask {
-        Ask {
+    pub(super) fn ask(name: &str) -> AcquireCommand {
+        AcquireCommand {
             name: LockName::new(name).unwrap(),
-            grant: crate::token::GrantId::random().unwrap(),
+            grant: crate::grant_id::random_grant_id().unwrap(),
             holder: "me".into(),
             length: SOON,
             metadata: "x".repeat(2000).into(),
@@ -228,7 +234,7 @@ mod tests {
                 .map_err(|error| StoreError::Unavailable(error.into()))
         };
         sqlite.call(SOON, fill).await.unwrap();
-        let asks: Vec<Ask> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
+        let asks: Vec<AcquireCommand> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
         let failure = sqlite.acquire(&asks, SOON).await.unwrap_err();
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure:?}");
         let said = failure.into_error("acquire lock `job`").chain();

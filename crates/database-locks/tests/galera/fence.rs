@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use database_locks::seam::{Outcome, TakeOver};
+use database_locks::seam::{Outcome, TakeOverCommand};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
 use testkit::contract::{ask, take_over};
@@ -94,7 +94,7 @@ async fn race(cluster: &Galera, begins: Begins) -> Tally {
         let lock = locks.lock(name.as_str()).ttl(secs(25)).holder("worker");
         let old = lock.auto_renew(false).acquire().await.unwrap();
         let token = old.token().get();
-        let over = TakeOver {
+        let over = TakeOverCommand {
             to: ask(&name, "worker", secs(25)),
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use database_locks::seam::{Outcome, TakeOver, open};
+use database_locks::seam::{Outcome, TakeOverCommand, open};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, TxOpts};
 use testkit::contract::{ask, take_over};
@@ -40,7 +40,7 @@ async fn race(group: &Group, url: &str) -> Tally {
         let name = format!("job {round}");
         let lock = locks.lock(name.as_str()).ttl(secs(25)).holder("worker");
         let old = lock.auto_renew(false).acquire().await.unwrap();
-        let over = TakeOver {
+        let over = TakeOverCommand {
             to: ask(&name, "worker", secs(25)),
             token: old.token(),
             grant: Some(old.grant_id().to_owned()),

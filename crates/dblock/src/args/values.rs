@@ -3,14 +3,7 @@
 use std::time::Duration;
 
 use database_locks::doctor::KINDS;
-use database_locks::{LockName, Ttl, parse_duration};
-
-/// The shortest ttl, that of the library. It would refuse a shorter one as well, but only after
-/// `run` had complained of the grace.
-const SHORTEST_TTL: Duration = Duration::from_millis(100);
-/// Ten years of 365.25 days: the longest of all durations, a ttl's in the library. What is longer is
-/// a typing error, or meant to be without end.
-const LONGEST: Duration = Duration::from_secs(315_576_000);
+use database_locks::{InvalidSetting, LockName, Ttl, parse_duration};
 
 pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
     LockName::new(text).map_err(said)
@@ -18,7 +11,7 @@ pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
 
 pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
     match or_inf(text)? {
-        Ttl::Finite(length) if !(SHORTEST_TTL..=LONGEST).contains(&length) => {
+        Ttl::Finite(length) if !(Ttl::MIN..=Ttl::MAX).contains(&length) => {
             Err("must be 100ms to 10 years, or inf".to_owned())
         }
         ttl => Ok(ttl),
@@ -28,7 +21,7 @@ pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
 /// Infinite: as long as it takes.
 pub(super) fn wait(text: &str) -> Result<Ttl, String> {
     match or_inf(text)? {
-        Ttl::Finite(limit) if limit > LONGEST => {
+        Ttl::Finite(limit) if limit > Ttl::MAX => {
             Err("must be at most 10 years, or inf: as long as it takes".to_owned())
         }
         wait => Ok(wait),
@@ -42,7 +35,7 @@ fn or_inf(text: &str) -> Result<Ttl, String> {
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text).map_err(said)? {
-        length if length > LONGEST => Err("must be at most 10 years".to_owned()),
+        length if length > Ttl::MAX => Err("must be at most 10 years".to_owned()),
         length => Ok(length),
     }
 }
@@ -53,11 +46,8 @@ pub(super) fn exit_code(text: &str) -> Result<u8, String> {
 }
 
 /// Only the rule: clap says what was given, and where.
-fn said(error: database_locks::Error) -> String {
-    match error {
-        database_locks::Error::Config { allowed, .. } => format!("must be {allowed}"),
-        other => other.chain(),
-    }
+fn said(invalid: InvalidSetting) -> String {
+    format!("must be {}", invalid.allowed)
 }
 
 /// The id of something that `doctor` can find.

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use database_locks::seam::{Outcome, Released, Return, Table, open};
+use database_locks::seam::{Outcome, ReleaseCommand, Released, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
 use rustix::process::Pid;
 use testkit::contract::ask;
@@ -220,7 +220,7 @@ fn fork_lane(url: &str, name: &str) -> Done {
         std::process::exit(0);
     }
     child_ends(child)?;
-    let what = Return {
+    let what = ReleaseCommand {
         name: ask.name,
         token: Some(token),
         grant: ask.grant,

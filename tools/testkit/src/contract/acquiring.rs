@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Ask, GrantId, Outcome, Released, Renewal, Version};
+use database_locks::seam::{AcquireCommand, Outcome, Released, Renewal, Version, random_grant_id};
 use database_locks::{LockState, Token};
 
 use super::bench::{
@@ -144,7 +144,7 @@ pub async fn a_batch_of_acquires_is_answered_one_by_one(bench: &Bench) {
     let free = granted(&*store, "free", "other", LONG).await;
     release(&*store, &free).await;
     let locks = ["new b", "held", "free", "new a"];
-    let asks: Vec<Ask> = locks.iter().map(|lock| ask(lock, "me", LONG)).collect();
+    let asks: Vec<AcquireCommand> = locks.iter().map(|lock| ask(lock, "me", LONG)).collect();
     let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
     let mine: Vec<bool> = outcomes
         .iter()
@@ -201,7 +201,7 @@ pub async fn a_batch_writes_for_each_what_it_asked_for(bench: &Bench) {
             release(&*store, &grant_of(ask, *token)).await;
         }
         for ask in &mut asks {
-            ask.grant = GrantId::random().expect("randomness");
+            ask.grant = random_grant_id().expect("randomness");
         }
     }
 }
@@ -231,7 +231,7 @@ async fn race(bench: &Bench, lock: &str, seen: Option<&Version>, clients: usize)
     let tasks: Vec<_> = (0..clients)
         .map(|i| {
             let (start, store) = (Arc::clone(&start), bench.store());
-            let ask = Ask {
+            let ask = AcquireCommand {
                 lapsed: seen.cloned(),
                 ..ask(lock, &format!("client {i}"), LONG)
             };

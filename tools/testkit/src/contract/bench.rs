@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::by_lane::ByLane;
 use database_locks::seam::{
-    Ask, Grant, GrantId, Lapse, Occupant, Outcome, PAGE, Released, Renewal, Return, Store,
-    StoreError, Table, Version, open,
+    AcquireCommand, Grant, Holder, ObservedExpiry, Outcome, PAGE, ReleaseCommand, Released,
+    Renewal, Store, StoreError, Table, Version, open, random_grant_id,
 };
 use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
@@ -116,10 +116,10 @@ pub fn name(text: &str) -> LockName {
 }
 
 /// A request for `name` that nobody else makes.
-pub fn ask(lock: &str, holder: &str, length: Duration) -> Ask {
-    Ask {
+pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
+    AcquireCommand {
         name: name(lock),
-        grant: GrantId::random().expect("randomness"),
+        grant: random_grant_id().expect("randomness"),
         holder: holder.into(),
         length,
         metadata: "{}".into(),
@@ -128,7 +128,7 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> Ask {
 }
 
 /// Ask once; conflicts of the engine that are not about this lock are tried again.
-pub async fn try_once(store: &dyn Store, ask: &Ask) -> Outcome {
+pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
     for _ in 0..200 {
         match store.acquire(std::slice::from_ref(ask), WITHIN).await {
             Ok(outcomes) => return outcomes[0].clone(),
@@ -141,7 +141,7 @@ pub async fn try_once(store: &dyn Store, ask: &Ask) -> Outcome {
     panic!("contention without end")
 }
 
-pub(super) fn grant_of(ask: &Ask, token: Token) -> Grant {
+pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
     Grant {
         name: ask.name.clone(),
         token,
@@ -159,7 +159,7 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
         match try_once(store, &ask).await {
             Outcome::Granted { token, .. } => return grant_of(&ask, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
-            Outcome::Held(Occupant {
+            Outcome::Held(Holder {
                 lapse: Some(lapse), ..
             }) if lapse.length <= 2 * SHORT => {
                 ask.lapsed = watched(&lapse).await;
@@ -170,7 +170,7 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
     panic!("{lock} stayed busy")
 }
 
-async fn watched(lapse: &Lapse) -> Option<Version> {
+async fn watched(lapse: &ObservedExpiry) -> Option<Version> {
     tokio::time::sleep(lapse.length + Duration::from_millis(10)).await;
     Some(lapse.version.clone())
 }
@@ -181,7 +181,7 @@ pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
         return None;
     }
     let store = bench.store();
-    let Outcome::Held(Occupant {
+    let Outcome::Held(Holder {
         lapse: Some(lapse), ..
     }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
     else {
@@ -198,7 +198,7 @@ pub async fn renew(store: &dyn Store, grant: &Grant, ttl: impl Into<Ttl>) -> Ren
 
 /// Release one grant.
 pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
-    let what = Return::of(grant, Ttl::from(LONG));
+    let what = ReleaseCommand::of(grant, Ttl::from(LONG));
     store.release(&[what], WITHIN).await.expect("an answer")[0]
 }
 

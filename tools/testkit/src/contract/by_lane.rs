@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply, Resume,
-    Return, Store, StoreError, TakeOver,
+    AcquireCommand, Force, Grant, Holder, Lane, Outcome, Page, Pruned, ReleaseCommand, Released,
+    Renewal, Reply, ResumeCommand, Store, StoreError, TakeOverCommand,
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
@@ -57,14 +57,22 @@ impl Store for ByLane {
         })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async move {
             let lane = self.lane();
             kept(within, &*lane, lane.acquire(asks)).await
         })
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         Box::pin(async move {
             let lane = self.lane();
             kept(within, &*lane, lane.release(returns)).await
@@ -92,15 +100,15 @@ impl Store for ByLane {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
+    ) -> Reply<'a, Vec<Option<Holder>>> {
         self.0.look(names, within)
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         self.0.take_over(what, within)
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         self.0.resume(what, within)
     }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::seam::{
-    Ask, Force, Grant, GrantId, Outcome, Released, Renewal, Return, Store, StoreError,
+    AcquireCommand, Force, Grant, Outcome, ReleaseCommand, Released, Renewal, Store, StoreError,
+    random_grant_id,
 };
 use database_locks::{LockInfo, LockName, LockState, Ttl};
 
@@ -15,7 +16,7 @@ use crate::promise::promise;
 /// More than a statement is about, whatever the engine.
 const CROWD: usize = 300;
 
-fn crowd() -> Vec<Ask> {
+fn crowd() -> Vec<AcquireCommand> {
     let one = |i: usize| {
         let mut ask = ask(&format!("lock {i} é"), &format!("me {i} \"\\ 🔒"), LONG);
         ask.metadata = format!(r#"{{"meta":{{"number":{i}}}}}"#).into();
@@ -24,7 +25,7 @@ fn crowd() -> Vec<Ask> {
     (0..CROWD).map(one).collect()
 }
 
-async fn all(store: &dyn Store, asks: &[Ask]) -> HashMap<LockName, LockInfo> {
+async fn all(store: &dyn Store, asks: &[AcquireCommand]) -> HashMap<LockName, LockInfo> {
     let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
     let rows = store.read(&names, WITHIN).await.expect("an answer");
     rows.into_iter()
@@ -32,12 +33,18 @@ async fn all(store: &dyn Store, asks: &[Ask]) -> HashMap<LockName, LockInfo> {
         .collect()
 }
 
-async fn give_back(store: &dyn Store, asks: &[Ask], outcomes: &[Outcome]) -> Vec<Return> {
-    let returns: Vec<Return> = asks
+async fn give_back(
+    store: &dyn Store,
+    asks: &[AcquireCommand],
+    outcomes: &[Outcome],
+) -> Vec<ReleaseCommand> {
+    let returns: Vec<ReleaseCommand> = asks
         .iter()
         .zip(outcomes)
         .map(|(ask, outcome)| match outcome {
-            Outcome::Granted { token, .. } => Return::of(&grant_of(ask, *token), Ttl::from(LONG)),
+            Outcome::Granted { token, .. } => {
+                ReleaseCommand::of(&grant_of(ask, *token), Ttl::from(LONG))
+            }
             other => panic!("{other:?}"),
         })
         .collect();
@@ -57,7 +64,7 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
     let first = all(&*store, &asks).await;
     // First all of those that are there, then with everything in the way.
     for held in [Vec::new(), (0..CROWD - 10).step_by(37).collect()] {
-        let others: Vec<Ask> = held
+        let others: Vec<AcquireCommand> = held
             .iter()
             .map(|i| ask(asks[*i].name.as_str(), "other", LONG))
             .collect();
@@ -124,11 +131,13 @@ async fn releases(bench: &Bench, size: usize) {
     let mut asks = crowd();
     asks.truncate(size);
     let outcomes = store.acquire(&asks, WITHIN).await.expect("an answer");
-    let mut returns: Vec<Return> = asks
+    let mut returns: Vec<ReleaseCommand> = asks
         .iter()
         .zip(&outcomes)
         .map(|(ask, outcome)| match outcome {
-            Outcome::Granted { token, .. } => Return::of(&grant_of(ask, *token), Ttl::from(LONG)),
+            Outcome::Granted { token, .. } => {
+                ReleaseCommand::of(&grant_of(ask, *token), Ttl::from(LONG))
+            }
             other => panic!("{other:?}"),
         })
         .collect();
@@ -145,7 +154,7 @@ async fn releases(bench: &Bench, size: usize) {
         returns[290].token = None;
     }
     returns[5].holder = "another".into();
-    returns[6].grant = GrantId::random().expect("randomness");
+    returns[6].grant = random_grant_id().expect("randomness");
     returns[7].name = name("no row");
     for i in [5, 6, 7] {
         expected[i] = Released::NotOurs;
@@ -199,7 +208,7 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
                     other => panic!("{other:?}"),
                 }
                 seen.lock().expect("no panic").0 = false;
-                let what = [Return::of(&grant, Ttl::from(LONG))];
+                let what = [ReleaseCommand::of(&grant, Ttl::from(LONG))];
                 loop {
                     match store.release(&what, WITHIN).await.as_deref() {
                         Ok([Released::Freed | Released::Awaited]) => break,

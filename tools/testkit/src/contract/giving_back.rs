@@ -1,6 +1,6 @@
 //! By its holder, or by force.
 
-use database_locks::seam::{Force, GrantId, Released, Renewal, Return};
+use database_locks::seam::{Force, ReleaseCommand, Released, Renewal, random_grant_id};
 use database_locks::{LostReason, Ttl};
 
 use super::bench::{Bench, LONG, WITHIN, granted, holder_of, name, release, renew};
@@ -39,12 +39,12 @@ pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
 pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
     let store = bench.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;
-    let what = Return {
+    let what = ReleaseCommand {
         token: None,
-        ..Return::of(&grant, Ttl::from(LONG))
+        ..ReleaseCommand::of(&grant, Ttl::from(LONG))
     };
-    let stranger = Return {
-        grant: GrantId::random().expect("randomness"),
+    let stranger = ReleaseCommand {
+        grant: random_grant_id().expect("randomness"),
         ..what.clone()
     };
     let done = store
@@ -61,14 +61,14 @@ pub async fn a_batch_of_releases_is_answered_one_by_one(bench: &Bench) {
     let mut returns = Vec::new();
     for lock in ["a", "forced", "b", "lost", "c"] {
         let grant = granted(&*store, lock, "me", LONG).await;
-        returns.push(Return::of(&grant, Ttl::from(LONG)));
+        returns.push(ReleaseCommand::of(&grant, Ttl::from(LONG)));
     }
     for lock in ["forced", "lost"] {
         let forced = store.force(&name(lock), WITHIN).await.expect("an answer");
         assert!(matches!(forced, Force::Freed(_)), "{forced:?}");
     }
     granted(&*store, "lost", "other", LONG).await;
-    let of_no_row = Return {
+    let of_no_row = ReleaseCommand {
         name: name("no row"),
         ..returns[0].clone()
     };

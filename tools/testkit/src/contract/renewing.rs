@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Return};
+use database_locks::seam::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal};
 use database_locks::{ListFilter, LockInfo, LockState, LostReason, Ttl};
 
 use super::bench::{
@@ -76,7 +76,7 @@ pub async fn endless_ends_only_by_release(bench: &Bench) {
         (row.state, row.expires_at),
         (LockState::Held { free_in: None }, None)
     );
-    let what = Return::of(&grant, Ttl::Infinite);
+    let what = ReleaseCommand::of(&grant, Ttl::Infinite);
     assert_eq!(
         store.release(&[what], WITHIN).await.expect("an answer"),
         [Released::Freed]
@@ -239,7 +239,7 @@ pub async fn a_batch_of_renewals_is_answered_one_by_one(bench: &Bench) {
 /// Two thousand leases are renewed by one call, and none of them is forgotten.
 pub async fn two_thousand_leases_are_renewed_by_one_call(bench: &Bench) {
     let store = bench.ready().await;
-    let asks: Vec<Ask> = (0..2000)
+    let asks: Vec<AcquireCommand> = (0..2000)
         .map(|i| ask(&format!("lock {i}"), "me", LONG))
         .collect();
     let mut round = Vec::new();

@@ -1,7 +1,9 @@
 //! The clauses of taking a lock over from its own holder.
 
 use database_locks::LostReason;
-use database_locks::seam::{Ask, Grant, Outcome, Released, Renewal, Store, StoreError, TakeOver};
+use database_locks::seam::{
+    AcquireCommand, Grant, Outcome, Released, Renewal, Store, StoreError, TakeOverCommand,
+};
 use database_locks::{LockState, Ttl};
 
 use super::bench::{
@@ -10,10 +12,10 @@ use super::bench::{
 use crate::promise::promise;
 
 /// `holder` comes again, for what `seen` is.
-pub fn over(seen: &Grant, holder: &str) -> TakeOver {
+pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     let metadata = format!("{{\"over\":\"{}\"}}", seen.id).into();
-    TakeOver {
-        to: Ask {
+    TakeOverCommand {
+        to: AcquireCommand {
             metadata,
             ..ask(seen.name.as_str(), holder, LONG)
         },
@@ -23,7 +25,7 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOver {
 }
 
 /// Ask once; conflicts of the engine that are not about this lock are tried again.
-pub async fn take_over(store: &dyn Store, what: &TakeOver) -> Outcome {
+pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     for _ in 0..200 {
         match store.take_over(what, WITHIN).await {
             Err(StoreError::Contention(_)) => {
@@ -36,7 +38,7 @@ pub async fn take_over(store: &dyn Store, what: &TakeOver) -> Outcome {
 }
 
 /// The same where a node may have yet to hear of what is taken over: it is asked again then.
-async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOver) -> Outcome {
+async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     let mut outcome = take_over(store, what).await;
     for _ in 0..200 {
         if !bench.is_cluster() || matches!(outcome, Outcome::Granted { .. }) {

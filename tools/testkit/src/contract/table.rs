@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use database_locks::seam::{Ask, Outcome, PAGE, Renewal};
+use database_locks::seam::{AcquireCommand, Outcome, PAGE, Renewal};
 use database_locks::{ListFilter, Ttl};
 
 use super::bench::{
@@ -160,7 +160,7 @@ pub async fn a_look_tells_who_has_a_lock_or_that_it_is_worth_a_try(bench: &Bench
 pub async fn a_list_is_read_in_pages_and_filtered_where_the_rows_are(bench: &Bench) {
     let store = bench.ready().await;
     let rows = PAGE as usize + 50;
-    let asks: Vec<Ask> = (0..rows)
+    let asks: Vec<AcquireCommand> = (0..rows)
         .map(|at| ask(&format!("many {at:04}"), "me", LONG))
         .collect();
     for asks in asks.chunks(500) {
@@ -203,7 +203,7 @@ pub async fn a_reader_sees_what_the_holder_wrote(bench: &Bench) {
     let store = bench.ready().await;
     assert_eq!(info(&*store, "job").await, None);
     let metadata: Arc<str> = r#"{"program":"x","meta":{"why":"\"quoted\" \\ 'ä' 🔒"}}"#.into();
-    let ask = Ask {
+    let ask = AcquireCommand {
         metadata: Arc::clone(&metadata),
         ..ask("job", "it's \"me\" \\ ä", LONG)
     };

@@ -1,25 +1,25 @@
 //! A lock that goes on elsewhere.
 
 use database_locks::LostReason;
-use database_locks::seam::{Ask, Grant, Released, Renewal, Resume, Store};
+use database_locks::seam::{AcquireCommand, Grant, Released, Renewal, ResumeCommand, Store};
 
 use super::bench::{Bench, LONG, SHORT, WITHIN, ask, granted, info, outlived, release, renew};
 use crate::promise::promise;
 
-fn handed_to(grant: &Grant, holder: &str) -> Resume {
+fn handed_to(grant: &Grant, holder: &str) -> ResumeCommand {
     let metadata = format!("{{\"from\":\"{}\"}}", grant.id).into();
-    let to = Ask {
+    let to = AcquireCommand {
         metadata,
         ..ask(grant.name.as_str(), holder, LONG)
     };
-    Resume {
+    ResumeCommand {
         token: grant.token,
         from: grant.id,
         to,
     }
 }
 
-async fn resume(store: &dyn Store, what: &Resume) -> Renewal {
+async fn resume(store: &dyn Store, what: &ResumeCommand) -> Renewal {
     store.resume(what, WITHIN).await.expect("an answer")
 }
 
@@ -83,7 +83,7 @@ pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
         Some(LostReason::Preempted)
     );
     assert_eq!(renew(&*store, &next, LONG).await, Renewal::Renewed);
-    let nowhere = Resume {
+    let nowhere = ResumeCommand {
         to: ask("no row", "late", LONG),
         ..late
     };

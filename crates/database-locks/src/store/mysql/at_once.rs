@@ -16,11 +16,11 @@ use std::sync::LazyLock;
 use mysql_async::{Params, Value, from_row_opt, params};
 use serde_json::json;
 
-use super::super::{Ask, Outcome, Return, StoreError};
+use super::super::StoreError;
 use super::rows::packed;
 use super::session::{Done, Session};
 use super::{micros, token};
-use crate::token::Token;
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
 /// For how many rows there is a statement; the lists of fewer are filled up with the last one.
 const FEW: usize = 32;
@@ -37,7 +37,7 @@ fn written_out(statement: &str, rows: usize) -> String {
 
 /// What is free, as it was seen.
 struct Free<'a> {
-    ask: &'a Ask,
+    ask: &'a AcquireCommand,
     /// Which of the asks that is.
     at: usize,
     id: i64,
@@ -89,7 +89,7 @@ impl Session {
     /// is no clock that tells which leases have ended.
     pub(super) async fn acquire_at_once(
         &mut self,
-        asks: &[Ask],
+        asks: &[AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
             LazyLock::new(|| written_out(Session::ACQUIRE_THESE, FEW));
@@ -137,7 +137,7 @@ impl Session {
     }
 
     /// Which are free, by id. Those for the same length as the first only: that of a statement is one.
-    async fn free<'a>(&mut self, asks: &'a [Ask]) -> Result<Vec<Free<'a>>, StoreError> {
+    async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(asks.len());
         for (at, ask) in asks.iter().enumerate() {
             if asks.first().is_some_and(|first| first.length == ask.length) {
@@ -163,7 +163,7 @@ impl Session {
     /// longer and one commit. No name may be there twice.
     pub(super) async fn release_at_once(
         &mut self,
-        returns: &[Return],
+        returns: &[ReleaseCommand],
     ) -> Result<Option<Done>, StoreError> {
         static STATEMENT: LazyLock<String> =
             LazyLock::new(|| written_out(Session::RELEASE_THESE, FEW));

@@ -12,12 +12,10 @@
 
 use mysql_async::{Params, Value, from_row_opt};
 
+use super::super::StoreError;
 use super::super::hosts::Failure;
-use super::super::rows::Seen;
-use super::super::{Outcome, StoreError, Version};
 use super::session::Session;
-use super::{Ask, Grant, Renewal, Ttl};
-use crate::name::LockName;
+use protocol::{AcquireCommand, Grant, LockName, LockRow, Outcome, Renewal, Ttl, Version};
 
 /// How the servers of a cluster agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +163,7 @@ impl Session {
     pub(super) async fn read_latest(
         &mut self,
         names: &[LockName],
-    ) -> Result<Vec<Seen>, StoreError> {
+    ) -> Result<Vec<LockRow>, StoreError> {
         self.catch_up().await?;
         let rows = self.read(names).await;
         self.go_on().await?;
@@ -196,7 +194,11 @@ impl Session {
     }
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
-    pub(super) async fn refused(&mut self, ask: &Ask, row: &Seen) -> Result<Outcome, StoreError> {
+    pub(super) async fn refused(
+        &mut self,
+        ask: &AcquireCommand,
+        row: &LockRow,
+    ) -> Result<Outcome, StoreError> {
         if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
             let outcome = row.refusal(ask.grant.as_str());
             let seen = match &outcome {
@@ -212,7 +214,7 @@ impl Session {
         }
         // The reply to an earlier request of the same grant was lost. How long it goes on the clock of
         // this node does not tell: so it is made to last as long as was asked, from now on.
-        let token = crate::token::Token::from_db(row.token);
+        let token = protocol::Token::from_db(row.token);
         let grant = Grant {
             name: ask.name.clone(),
             token,

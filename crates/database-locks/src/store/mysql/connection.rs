@@ -23,8 +23,9 @@ use super::super::tls::{Check, Encrypt, Tls};
 use super::super::url::Address;
 use super::super::{StoreError, Table, keep_to, url};
 use super::session::Session;
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::error::{Cause, Error};
+use protocol::Time;
 
 /// How long a connection may take to be made, all hosts of the list included. Longer than the patience
 /// of a short lease on purpose: where the way to the server is slow, attempts cut off at 100 ms would

@@ -8,15 +8,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
+use super::super::Lane;
+use super::super::Reply;
+use super::super::StoreError;
 use super::super::backoff::Backoff;
-use super::super::{
-    Ask, Grant, Lane, Outcome, Released, Renewal, Reply, Return, StoreError, keep_to,
-};
+use super::super::keep_to;
 use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
 use super::session::Session;
 use crate::fork::Gated;
 use crate::runtime;
-use crate::timing::Ttl;
+use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
 /// Where the connection is while no call uses it.
 #[derive(Default)]
@@ -216,13 +217,13 @@ impl Lane for DirectPath {
         })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         // A grant that is there already is recognised by its id. What has the row locked may be the first.
         let tells = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
         Box::pin(self.call(asks, |on, all| Box::pin(on.acquire_many(all)), tells))
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // A lock that was released is as little ours as one that was lost.
         let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
         Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))

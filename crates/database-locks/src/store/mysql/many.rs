@@ -7,13 +7,11 @@ use std::collections::{HashMap, HashSet};
 use mysql_async::params;
 use serde_json::json;
 
-use super::super::rows::Seen;
-use super::super::{Ask, Outcome, Released, Return, StoreError};
+use super::super::StoreError;
 use super::micros;
 use super::rows::packed;
 use super::session::{Done, Session};
-use crate::name::LockName;
-use crate::token::Token;
+use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
 
 /// The asks as a table.
 macro_rules! asked {
@@ -108,13 +106,16 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    pub(super) async fn acquire_many(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+    pub(super) async fn acquire_many(
+        &mut self,
+        asks: &[AcquireCommand],
+    ) -> Result<Vec<Outcome>, StoreError> {
         if let [ask] = asks {
             return Ok(vec![self.acquire(ask).await?]);
         }
         let mut outcomes = self.acquire_at_once(asks).await?;
         let left = |outcome: &Option<Outcome>| outcome.is_none();
-        let rest: Vec<Ask> = asks
+        let rest: Vec<AcquireCommand> = asks
             .iter()
             .zip(&outcomes)
             .filter(|(_, outcome)| left(outcome))
@@ -130,7 +131,7 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    async fn acquire_rest(&mut self, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+    async fn acquire_rest(&mut self, asks: &[AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
         let mut made = HashSet::new();
         for (_, text) in packed(asks, self.longest, described) {
             let done = self
@@ -142,9 +143,9 @@ impl Session {
                     .flatten(),
             );
         }
-        let made_now = |row: &Seen| row.renewed_at.is_some_and(|at| made.contains(&at));
+        let made_now = |row: &LockRow| row.renewed_at.is_some_and(|at| made.contains(&at));
         let mut outcomes = self.found(asks, made_now).await?;
-        let missing: Vec<&Ask> = asks
+        let missing: Vec<&AcquireCommand> = asks
             .iter()
             .zip(&outcomes)
             .filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
@@ -164,8 +165,8 @@ impl Session {
     /// written.
     async fn found(
         &mut self,
-        asks: &[Ask],
-        made_now: impl Fn(&Seen) -> bool,
+        asks: &[AcquireCommand],
+        made_now: impl Fn(&LockRow) -> bool,
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
         let rows = self.read(&names).await?;
@@ -186,7 +187,7 @@ impl Session {
         Ok(outcomes)
     }
 
-    async fn create_many(&mut self, asks: &[&Ask]) -> Result<Vec<Outcome>, StoreError> {
+    async fn create_many(&mut self, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(asks.len());
         for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
             let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
@@ -203,7 +204,7 @@ impl Session {
                 }
             };
             if made.is_some() {
-                let chunk: Vec<Ask> = chunk.iter().copied().cloned().collect();
+                let chunk: Vec<AcquireCommand> = chunk.iter().copied().cloned().collect();
                 let made = self.found(&chunk, |_| true).await?;
                 outcomes.extend(made.into_iter().map(|made| made.unwrap_or(Outcome::Busy)));
                 continue;
@@ -218,7 +219,7 @@ impl Session {
 
     pub(super) async fn release_many(
         &mut self,
-        returns: &[Return],
+        returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
         let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
         // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
@@ -232,7 +233,7 @@ impl Session {
         if let Some(done) = self.release_at_once(returns).await? {
             return self.freed(returns, done).await;
         }
-        let describe = |what: &Return| {
+        let describe = |what: &ReleaseCommand| {
             json!({
                 "name": what.name.as_str(), "grant": what.grant.as_str(),
                 "token": what.token.map(Token::get), "holder": &*what.holder,
@@ -249,7 +250,11 @@ impl Session {
     }
 
     /// Which of them were freed.
-    async fn freed(&mut self, returns: &[Return], done: Done) -> Result<Vec<Released>, StoreError> {
+    async fn freed(
+        &mut self,
+        returns: &[ReleaseCommand],
+        done: Done,
+    ) -> Result<Vec<Released>, StoreError> {
         if done.rows == returns.len() as u64 {
             return Ok(vec![Released::Freed; returns.len()]);
         }
@@ -284,7 +289,7 @@ impl Session {
     }
 }
 
-fn described(ask: &Ask) -> serde_json::Value {
+fn described(ask: &AcquireCommand) -> serde_json::Value {
     json!({
         "name": ask.name.as_str(), "grant": ask.grant.as_str(), "holder": &*ask.holder,
         "length": micros(ask.length), "metadata": &*ask.metadata,
@@ -294,6 +299,6 @@ fn described(ask: &Ask) -> serde_json::Value {
     })
 }
 
-fn by_name(rows: &[Seen]) -> HashMap<&str, &Seen> {
+fn by_name(rows: &[LockRow]) -> HashMap<&str, &LockRow> {
     rows.iter().map(|row| (row.name.as_str(), row)).collect()
 }

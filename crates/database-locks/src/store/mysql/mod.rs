@@ -23,19 +23,16 @@ use std::time::Duration;
 use mysql_async::{Params, Value, params};
 use serde_json::json;
 
-use super::rows::{Seen, judge, judge_ticket};
 use super::source::Source;
-use super::{
-    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Resume, Return, Store, StoreError, Table, TakeOver, bounded, keep_to, url,
-};
+use super::{FenceText, Lane, Reply, Store, StoreError, Table, bounded, keep_to, url};
 use crate::clock;
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
-use crate::token::Token;
+use protocol::{
+    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge,
+    judge_ticket,
+};
 
 mod at_once;
 mod cluster;
@@ -169,7 +166,11 @@ impl Store for Mysql {
         Box::pin(self.line.call(within, |_| Box::pin(async { Ok(()) })))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.acquire_many(&asks).await })
@@ -213,7 +214,11 @@ impl Store for Mysql {
         self.line.dial();
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.release_many(&returns).await })
@@ -225,7 +230,7 @@ impl Store for Mysql {
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read_latest(&names).await?;
-                Ok(rows.into_iter().map(Seen::into_info).collect())
+                Ok(rows.into_iter().map(LockRow::into_info).collect())
             })
         }))
     }
@@ -246,24 +251,24 @@ impl Store for Mysql {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
+    ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read(&names).await?;
-                Ok(Seen::occupants(&names, &rows))
+                Ok(LockRow::occupants(&names, &rows))
             })
         }))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.take_over(&what).await })
         }))
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move { session.resume(&what).await })
@@ -360,7 +365,7 @@ impl Session {
                metadata = :metadata
          WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}";
 
-    async fn acquire(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn acquire(&mut self, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         let statement = if self.never_waits {
             Self::ACQUIRE_AT_ONCE
         } else {
@@ -386,7 +391,11 @@ impl Session {
     }
 
     /// What a try comes to that could not write: the lock is held, or the failure.
-    async fn held_or(&mut self, failure: StoreError, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn held_or(
+        &mut self,
+        failure: StoreError,
+        ask: &AcquireCommand,
+    ) -> Result<Outcome, StoreError> {
         if self.is_broken() || !failure.is_answer() {
             return Err(failure);
         }
@@ -422,7 +431,7 @@ impl Session {
                     DIV 1000,
                 UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), :metadata)";
 
-    async fn create(&mut self, ask: &Ask) -> Result<Outcome, StoreError> {
+    async fn create(&mut self, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         if !self.never_waits {
             let name = params! { "name" => ask.name.as_str() };
             let probed = self.query(Self::PROBE, name).await;
@@ -532,7 +541,8 @@ impl Session {
     ) -> Result<(), StoreError> {
         let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
         let rows = self.read_latest(&names).await?;
-        let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+        let rows: HashMap<&str, &LockRow> =
+            rows.iter().map(|row| (row.name.as_str(), row)).collect();
         for (grant, _) in grants {
             let row = rows.get(grant.name.as_str()).copied();
             let at = row
@@ -564,7 +574,7 @@ impl Session {
                l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
                l.metadata = :metadata";
 
-    async fn take_over(&mut self, what: &TakeOver) -> Result<Outcome, StoreError> {
+    async fn take_over(&mut self, what: &TakeOverCommand) -> Result<Outcome, StoreError> {
         let to = &what.to;
         let params = params! {
             "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
@@ -607,7 +617,7 @@ impl Session {
                    UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
                l.renewed_at = UTC_TIMESTAMP(6)";
 
-    async fn resume(&mut self, what: &Resume) -> Result<Renewal, StoreError> {
+    async fn resume(&mut self, what: &ResumeCommand) -> Result<Renewal, StoreError> {
         let to = &what.to;
         let params = params! {
             "name" => to.name.as_str(), "token" => what.token.get(),
@@ -692,7 +702,7 @@ impl Session {
            AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
            AND {writable}";
 
-    async fn release(&mut self, what: &Return) -> Result<Released, StoreError> {
+    async fn release(&mut self, what: &ReleaseCommand) -> Result<Released, StoreError> {
         let params = params! {
             "name" => what.name.as_str(), "grant" => what.grant.as_str(),
             "token" => what.token.map(Token::get), "holder" => &*what.holder,
@@ -749,7 +759,7 @@ impl Session {
 }
 
 /// Those that a statement does not name are left out by the driver.
-fn params_of(ask: &Ask) -> Params {
+fn params_of(ask: &AcquireCommand) -> Params {
     let named = [
         ("name".into(), ask.name.as_str().into()),
         ("holder".into(), (&*ask.holder).into()),

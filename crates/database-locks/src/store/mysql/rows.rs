@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 use mysql_async::{Params, Row, Value, from_value_opt, params};
 use serde_json::json;
 
-use super::super::rows::Seen;
-use super::super::{Page, StoreError};
+use super::super::StoreError;
 use super::session::Session;
-use crate::info::ListFilter;
-use crate::name::LockName;
+use protocol::{ListFilter, LockName, LockRow, Page};
 
 /// What is read of a row, in the order in which [`seen`] takes it.
 macro_rules! read {
@@ -93,12 +91,12 @@ impl Session {
         let rows = self.query(Self::READ_PAGE, these).await?;
         let rows = self.seen(rows)?;
         Ok(Page {
-            rows: rows.into_iter().map(Seen::into_info).collect(),
+            rows: rows.into_iter().map(LockRow::into_info).collect(),
             last,
         })
     }
 
-    pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<Seen>, StoreError> {
+    pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
@@ -120,7 +118,7 @@ impl Session {
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
-    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<Seen>, StoreError> {
+    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first(), WRITABLE_AT)?;
         let clocks = self.cluster.is_some();
         Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
@@ -138,7 +136,7 @@ impl Session {
 }
 
 /// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
-fn seen(mut row: Row, clocks: bool) -> Seen {
+fn seen(mut row: Row, clocks: bool) -> LockRow {
     fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -149,7 +147,7 @@ fn seen(mut row: Row, clocks: bool) -> Seen {
         value(row, column).map(|text: Vec<u8>| String::from_utf8_lossy(&text).into_owned())
     }
     let row = &mut row;
-    Seen {
+    LockRow {
         name: text(row, 0).unwrap_or_default(),
         holder: text(row, 1),
         token: value(row, 2).unwrap_or_default(),

@@ -18,7 +18,8 @@ use super::connection::{Endpoint, Host, Server, caught};
 use super::error::{INIT, meaning};
 use super::text;
 use super::wire::Wire;
-use crate::clock::{self, Time};
+use crate::clock;
+use protocol::Time;
 
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 

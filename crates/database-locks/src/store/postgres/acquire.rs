@@ -5,13 +5,12 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::super::{Ask, Outcome};
 use super::connection::{Connection, Param};
 use super::identity;
 use super::refusal::{Kind, Refusal};
 use super::rows::{micros, place, seen};
 use super::{LARGE, Sql};
-use crate::token::Token;
+use protocol::{AcquireCommand, Outcome, Token};
 
 /// What a grant writes into a row.
 macro_rules! grant {
@@ -160,15 +159,18 @@ SELECT a.place, false, ",
   FROM asked a JOIN {table} l ON l.name = a.name"
 );
 
-pub(super) async fn acquire(on: &Connection, asks: &[Ask]) -> Result<Vec<Outcome>, Refusal> {
-    let all: Vec<&Ask> = asks.iter().collect();
+pub(super) async fn acquire(
+    on: &Connection,
+    asks: &[AcquireCommand],
+) -> Result<Vec<Outcome>, Refusal> {
+    let all: Vec<&AcquireCommand> = asks.iter().collect();
     let rows = with_asks(on, [Sql::AcquireOne, Sql::Acquire], &all).await?;
     let mut outcomes = vec![None; asks.len()];
     for row in &rows {
         let at = place(row, asks.len())?;
         outcomes[at] = Some(granted(asks[at].length, row.try_get(1)?));
     }
-    let (lost, at): (Vec<&Ask>, Vec<usize>) = (asks.iter().zip(0..))
+    let (lost, at): (Vec<&AcquireCommand>, Vec<usize>) = (asks.iter().zip(0..))
         .filter(|(_, at)| outcomes[*at].is_none())
         .unzip();
     for (at, outcome) in at.into_iter().zip(look_or_make(on, &lost).await?) {
@@ -188,7 +190,7 @@ fn granted(length: Duration, token: i64) -> Outcome {
 async fn with_asks(
     on: &Connection,
     [one, many]: [Sql; 2],
-    asks: &[&Ask],
+    asks: &[&AcquireCommand],
 ) -> Result<Vec<Row>, Refusal> {
     if asks.is_empty() {
         return Ok(Vec::new());
@@ -219,7 +221,7 @@ async fn with_asks(
 }
 
 /// What became of those that were not granted. A row that another client is making just now is busy.
-async fn look_or_make(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
+async fn look_or_make(on: &Connection, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, Refusal> {
     match made(on, asks).await {
         Err(refusal) if refusal.kind == Kind::Contention && asks.len() == 1 => {
             Ok(vec![Outcome::Busy])
@@ -244,7 +246,7 @@ async fn look_or_make(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Re
     }
 }
 
-async fn made(on: &Connection, asks: &[&Ask]) -> Result<Vec<Outcome>, Refusal> {
+async fn made(on: &Connection, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, Refusal> {
     let rows = with_asks(on, [Sql::MakeOne, Sql::Make], asks).await?;
     let mut outcomes = vec![Outcome::Busy; asks.len()];
     for row in &rows {

@@ -13,8 +13,8 @@ use tokio_postgres::types::Type;
 use super::connection::{Connection, Param};
 use super::link::Shared;
 use super::refusal::Refusal;
-use crate::clock::{self, Time};
-use crate::error::Human;
+use crate::clock;
+use protocol::{Human, Time};
 
 /// A statement that takes as long may be blocked.
 pub(super) const LONG: Duration = Duration::from_secs(1);

@@ -11,10 +11,8 @@ use super::connection::Connection;
 use super::refusal::{Kind, Refusal};
 use crate::ours::{self, Primary};
 use crate::store::hosts::Failure;
-use crate::store::rows::{Seen, judge, judge_elsewhere};
 use crate::store::url::Address;
-use crate::store::{Ask, Grant, Outcome, Renewal};
-use crate::token::GrantId;
+use protocol::{AcquireCommand, Grant, GrantId, LockRow, Outcome, Renewal, judge, judge_elsewhere};
 
 /// The timeline is the first eight digits of the name of the file that is being written. Not that of
 /// `pg_control_checkpoint()`, which for minutes after a promotion is still the old one.
@@ -82,7 +80,10 @@ pub(super) fn tell(before: Primary, now: Primary) {
 }
 
 /// Remember who made these grants.
-pub(super) fn granted<'a>(on: &Connection, asked: impl Iterator<Item = (&'a Ask, &'a Outcome)>) {
+pub(super) fn granted<'a>(
+    on: &Connection,
+    asked: impl Iterator<Item = (&'a AcquireCommand, &'a Outcome)>,
+) {
     let granted = asked.filter(|(_, outcome)| matches!(outcome, Outcome::Granted { .. }));
     confirmed(on, granted.map(|(ask, _)| &ask.grant));
 }
@@ -101,7 +102,7 @@ pub(super) fn confirmed<'a>(on: &Connection, grants: impl Iterator<Item = &'a Gr
 /// happened to it, but that it was forgotten.
 pub(super) async fn judge_all(
     on: &Connection,
-    unrenewed: Vec<(&Grant, Option<&Seen>)>,
+    unrenewed: Vec<(&Grant, Option<&LockRow>)>,
 ) -> Result<Vec<Renewal>, Refusal> {
     let verdicts: Vec<_> = unrenewed
         .iter()

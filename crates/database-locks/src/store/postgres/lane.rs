@@ -7,7 +7,8 @@ use super::acquire_by;
 use super::link::Link;
 use super::notify::Listener;
 use super::release::release;
-use crate::store::{Ask, Lane, Outcome, Released, Reply, Return};
+use crate::store::{Lane, Reply};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 #[derive(Debug)]
 pub(super) struct Direct {
@@ -32,7 +33,7 @@ impl Lane for Direct {
         Box::pin(self.link.directly(|_| ready(Ok(()))))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let outcomes = self
             .link
             .directly(move |on| async move { acquire(&on, asks).await });
@@ -43,7 +44,7 @@ impl Lane for Direct {
         ))
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
         Box::pin(

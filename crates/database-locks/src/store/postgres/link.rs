@@ -21,7 +21,7 @@ use super::identity;
 use super::notify::Shared as Listener;
 use super::refusal::{Kind, Refusal};
 use crate::clock;
-use crate::error::{Error, Human};
+use crate::error::Error;
 use crate::fork::Gated;
 use crate::ours::Primary;
 use crate::store::backoff::Backoff;
@@ -29,6 +29,7 @@ use crate::store::hosts::{first_of, list};
 use crate::store::source::{Missing, Source};
 use crate::store::url::{Address, Server};
 use crate::store::{StoreError, Table, keep_to};
+use protocol::Human;
 
 /// How many connections that were given up may still owe answers to others. A table that is locked as
 /// a whole makes one each 100 ms, and who waits in it is patient.

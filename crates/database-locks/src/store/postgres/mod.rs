@@ -64,18 +64,15 @@ use self::release::{FORCE, RELEASE, RELEASE_ONE, force, release};
 use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
 use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
-use super::rows::Seen;
 use super::source::Source;
 use super::url::Server;
-use super::{
-    Ask, FenceText, Force, Grant, Lane, Occupant, Outcome, Page, Pruned, Released, Renewal, Reply,
-    Resume, Return, Store, StoreError, Table, TakeOver, Tell, bounded,
-};
+use super::{FenceText, Lane, Reply, Store, StoreError, Table, Tell, bounded};
 use crate::doctor::Report;
 use crate::error::Error;
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
+use protocol::{
+    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
+    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+};
 
 /// What makes the table, or adds to it what it lacks.
 const INSTALL: &str = include_str!("../../../schema/postgres.sql");
@@ -92,8 +89,8 @@ enum Sql {
     MakeOne,
     Make,
     Renew,
-    TakeOver,
-    Resume,
+    TakeOverCommand,
+    ResumeCommand,
     ReleaseOne,
     Release,
     Force,
@@ -215,7 +212,7 @@ WITH page AS MATERIALIZED (
     )
 );
 
-async fn read(on: &Connection, names: &[LockName]) -> Result<Vec<Seen>, Refusal> {
+async fn read(on: &Connection, names: &[LockName]) -> Result<Vec<LockRow>, Refusal> {
     let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
     let params: [connection::Param<'_>; 1] = [(&texts, Type::TEXT_ARRAY)];
     let rows = on
@@ -225,8 +222,8 @@ async fn read(on: &Connection, names: &[LockName]) -> Result<Vec<Seen>, Refusal>
 }
 
 /// All that is read of a row.
-fn whole(row: &Row) -> Result<Seen, Refusal> {
-    Ok(Seen {
+fn whole(row: &Row) -> Result<LockRow, Refusal> {
+    Ok(LockRow {
         name: row.try_get(0)?,
         acquired_at: row.try_get(8)?,
         renewed_at: row.try_get(9)?,
@@ -334,7 +331,7 @@ async fn install(on: &Connection, script: &str) -> Result<(), Refusal> {
 /// Take locks by one of the two connections; waiters, and who listens, know what came of it.
 async fn acquire_by(
     (listener, background): (&Listener, &Link),
-    asks: &[Ask],
+    asks: &[AcquireCommand],
     outcomes: impl Future<Output = Result<Vec<Outcome>, StoreError>>,
 ) -> Result<Vec<Outcome>, StoreError> {
     let outcomes = outcomes.await?;
@@ -357,7 +354,11 @@ impl Store for Postgres {
         Box::pin(self.link.on(within, |_| std::future::ready(Ok(()))))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask], within: Duration) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(
+        &'a self,
+        asks: &'a [AcquireCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Outcome>> {
         let outcomes = self
             .link
             .on(within, move |on| async move { acquire(&on, asks).await });
@@ -412,7 +413,11 @@ impl Store for Postgres {
         })
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return], within: Duration) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        within: Duration,
+    ) -> Reply<'a, Vec<Released>> {
         self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
         Box::pin(
@@ -436,7 +441,7 @@ impl Store for Postgres {
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         Box::pin(self.link.on(within, move |on| async move {
             let rows = read(&on, names).await?;
-            Ok(rows.into_iter().map(Seen::into_info).collect())
+            Ok(rows.into_iter().map(LockRow::into_info).collect())
         }))
     }
 
@@ -444,14 +449,14 @@ impl Store for Postgres {
         &'a self,
         names: &'a [LockName],
         within: Duration,
-    ) -> Reply<'a, Vec<Option<Occupant>>> {
+    ) -> Reply<'a, Vec<Option<Holder>>> {
         Box::pin(self.link.on(within, move |on| async move {
             let rows = read(&on, names).await?;
-            Ok(Seen::occupants(names, &rows))
+            Ok(LockRow::occupants(names, &rows))
         }))
     }
 
-    fn take_over<'a>(&'a self, what: &'a TakeOver, within: Duration) -> Reply<'a, Outcome> {
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         Box::pin(async move {
             let outcome = self
                 .link
@@ -466,7 +471,7 @@ impl Store for Postgres {
         })
     }
 
-    fn resume<'a>(&'a self, what: &'a Resume, within: Duration) -> Reply<'a, Renewal> {
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         Box::pin(async move {
             let taken = self
                 .link

@@ -30,12 +30,10 @@ use super::connection::{Connection, Param};
 use super::link::Link;
 use super::refusal::Refusal;
 use super::rows::micros;
-use crate::clock::{self, Time};
-use crate::name::LockName;
+use crate::clock;
 use crate::runtime;
 use crate::store::{Notice, Table, Tell};
-use crate::timing::Ttl;
-use crate::token::GrantId;
+use protocol::{GrantId, LockName, Time, Ttl};
 
 /// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after
 /// the last waiter has gone, releases notify in vain.

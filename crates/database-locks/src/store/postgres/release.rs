@@ -2,13 +2,11 @@
 
 use tokio_postgres::types::Type;
 
-use super::super::{Force, Released, Return};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
 use super::rows::{place, seen};
 use super::{LARGE, Sql, read};
-use crate::name::LockName;
-use crate::token::Token;
+use protocol::{Force, LockName, ReleaseCommand, Released, Token};
 
 /// Let a release not wait for the disk, unless it must survive a crash (`$5`).
 macro_rules! durable_if_asked {
@@ -68,9 +66,12 @@ RETURNING p.place, f.waiting_until > statement_timestamp(),
     ring!("f.waiting_until > statement_timestamp()")
 );
 
-pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<Released>, Refusal> {
+pub(super) async fn release(
+    on: &Connection,
+    returns: &[ReleaseCommand],
+) -> Result<Vec<Released>, Refusal> {
     let durable = returns.iter().any(|what| what.durable);
-    let token = |what: &Return| what.token.map(Token::get);
+    let token = |what: &ReleaseCommand| what.token.map(Token::get);
     let rows = match returns {
         [] => return Ok(Vec::new()),
         [what] => {
@@ -117,8 +118,8 @@ pub(super) async fn release(on: &Connection, returns: &[Return]) -> Result<Vec<R
         true => Vec::new(),
         false => read(on, &unknown).await?,
     };
-    let ours = |what: &Return| rows.iter().any(|row| row.is_of(what));
-    let told = |(what, done): (&Return, Option<Released>)| match done {
+    let ours = |what: &ReleaseCommand| rows.iter().any(|row| row.is_of(what));
+    let told = |(what, done): (&ReleaseCommand, Option<Released>)| match done {
         Some(done) => done,
         None if ours(what) => Released::Busy,
         None => Released::NotOurs,

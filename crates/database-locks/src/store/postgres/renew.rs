@@ -4,14 +4,11 @@ use std::collections::HashMap;
 
 use tokio_postgres::types::Type;
 
-use super::super::rows::Seen;
-use super::super::{Grant, Renewal};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
 use super::rows::{micros, place};
 use super::{LARGE, Sql, identity, read};
-use crate::name::LockName;
-use crate::timing::Ttl;
+use protocol::{Grant, LockName, LockRow, Renewal, Ttl};
 
 /// Lengthen what is still held by exactly these grants.
 ///
@@ -94,7 +91,7 @@ pub(super) async fn renew(
         true => return Ok(vec![Renewal::Renewed; grants.len()]),
         false => read(on, &names).await?,
     };
-    let rows: HashMap<&str, &Seen> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+    let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
     let unrenewed = of(false).map(|grant| (grant, rows.get(grant.name.as_str()).copied()));
     let mut verdicts = identity::judge_all(on, unrenewed.collect())
         .await?

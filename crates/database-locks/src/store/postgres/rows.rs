@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::super::rows::Seen;
 use super::refusal::Refusal;
+use protocol::LockRow;
 
 pub(super) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
@@ -72,9 +72,9 @@ macro_rules! ring {
 }
 
 /// Read them, from column `at` on.
-pub(super) fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
+pub(super) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
     let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
-    Ok(Seen {
+    Ok(LockRow {
         holder: row.try_get(at)?,
         token: row.try_get(at + 1)?,
         grant: row.try_get(at + 2)?,
@@ -86,7 +86,7 @@ pub(super) fn seen(row: &Row, at: usize) -> Result<Seen, Refusal> {
         endless,
         intact: row.try_get(at + 5)?,
         held_for: row.try_get(at + 6)?,
-        ..Seen::default()
+        ..LockRow::default()
     })
 }
 

@@ -4,13 +4,11 @@ use std::slice;
 
 use tokio_postgres::types::Type;
 
-use super::super::rows::judge_ticket;
-use super::super::{Outcome, Renewal, Resume, TakeOver};
 use super::connection::{Connection, Param};
 use super::refusal::Refusal;
 use super::rows::micros;
 use super::{Sql, identity, read};
-use crate::token::Token;
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
 
 /// Take a lock from its own holder, who comes again: parameters as for [`ACQUIRE_ONE`](super::ACQUIRE_ONE),
 /// with `$6` the token and `$7` the grant id that were seen. One row: granted, with its token. No row: a
@@ -42,7 +40,7 @@ RETURNING token,
     ring!("true")
 );
 
-pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcome, Refusal> {
+pub(super) async fn take_over(on: &Connection, what: &TakeOverCommand) -> Result<Outcome, Refusal> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
         (&to.name.as_str(), Type::TEXT),
@@ -53,7 +51,9 @@ pub(super) async fn take_over(on: &Connection, what: &TakeOver) -> Result<Outcom
         (&what.token.get(), Type::INT8),
         (&what.grant.as_deref(), Type::TEXT),
     ];
-    let rows = on.rows(Sql::TakeOver as usize, true, &params).await?;
+    let rows = on
+        .rows(Sql::TakeOverCommand as usize, true, &params)
+        .await?;
     let outcome = match rows.first() {
         Some(row) => Outcome::Granted {
             token: Token::from_db(row.try_get(0)?),
@@ -86,7 +86,7 @@ RETURNING ",
     durable!()
 );
 
-pub(super) async fn resume(on: &Connection, what: &Resume) -> Result<Renewal, Refusal> {
+pub(super) async fn resume(on: &Connection, what: &ResumeCommand) -> Result<Renewal, Refusal> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
         (&to.name.as_str(), Type::TEXT),
@@ -97,7 +97,7 @@ pub(super) async fn resume(on: &Connection, what: &Resume) -> Result<Renewal, Re
         (&&*to.metadata, Type::TEXT),
         (&micros(to.length), Type::INT8),
     ];
-    let rows = on.rows(Sql::Resume as usize, true, &params).await?;
+    let rows = on.rows(Sql::ResumeCommand as usize, true, &params).await?;
     if rows.is_empty() {
         let rows = read(on, slice::from_ref(&to.name)).await?;
         return Ok(judge_ticket(what, rows.first()));

@@ -12,7 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::statements;
 use super::worker::{BUSY_TIMEOUT, Database, Worker};
 use crate::fork::PerProcess;
-use crate::store::{Ask, Lane, Outcome, Released, Reply, Return, StoreError};
+use crate::store::{Lane, Reply, StoreError};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
 pub(super) struct BlockingLane {
@@ -107,11 +108,11 @@ impl Lane for BlockingLane {
         Box::pin(async { self.call(|worker| worker.connection().map(drop)) })
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [Ask]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         Box::pin(async { self.call(|worker| statements::acquire(worker, asks)) })
     }
 
-    fn release<'a>(&'a self, returns: &'a [Return]) -> Reply<'a, Vec<Released>> {
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         Box::pin(async { self.call(|worker| statements::release(worker, returns)) })
     }
 
@@ -133,8 +134,9 @@ mod tests {
     use super::super::Sqlite;
     use super::super::tests::{ALONE, ask};
     use super::*;
-    use crate::store::{Grant, Store, Table};
-    use crate::timing::Ttl;
+    use crate::store::{Store, Table};
+    use protocol::Grant;
+    use protocol::Ttl;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -170,11 +172,11 @@ mod tests {
         }
     }
 
-    fn try_once(lane: &dyn Lane, ask: &Ask) -> Result<Outcome, StoreError> {
+    fn try_once(lane: &dyn Lane, ask: &AcquireCommand) -> Result<Outcome, StoreError> {
         block_on(lane.acquire(std::slice::from_ref(ask))).map(|mut outcomes| outcomes.remove(0))
     }
 
-    fn granted(lane: &dyn Lane, ask: &Ask) -> Return {
+    fn granted(lane: &dyn Lane, ask: &AcquireCommand) -> ReleaseCommand {
         let Outcome::Granted { token, .. } = try_once(lane, ask).unwrap() else {
             panic!("not granted");
         };
@@ -184,10 +186,10 @@ mod tests {
             id: ask.grant,
             holder: Arc::clone(&ask.holder),
         };
-        Return::of(&grant, Ttl::Finite(ask.length))
+        ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
     }
 
-    fn release(lane: &dyn Lane, what: &Return) -> Result<Released, StoreError> {
+    fn release(lane: &dyn Lane, what: &ReleaseCommand) -> Result<Released, StoreError> {
         block_on(lane.release(std::slice::from_ref(what))).map(|done| done[0])
     }
 

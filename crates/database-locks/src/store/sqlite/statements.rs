@@ -4,21 +4,21 @@ use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row};
 
-use super::super::rows::{Seen, judge, judge_ticket};
-use super::super::{
-    Ask, Barrier, Force, Gone, Grant, Occupant, Outcome, Page, Pruned, Released, Renewal, Resume,
-    Return, StoreError, Table, TakeOver, bounded,
-};
+use super::super::Barrier;
+use super::super::StoreError;
+use super::super::Table;
+use super::super::bounded;
 use super::worker::{Worker, of_file};
-use crate::info::{ListFilter, LockInfo};
-use crate::name::LockName;
-use crate::timing::Ttl;
-use crate::token::Token;
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome,
+    Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Token, Ttl,
+    judge, judge_ticket,
+};
 
 /// What a DBA reads is what runs.
 const INSTALL: &str = include_str!("../../../schema/sqlite.sql");
 
-/// A row as `Seen` wants it. `unixepoch` answers NULL for what is no time.
+/// A row as `LockRow` wants it. `unixepoch` answers NULL for what is no time.
 macro_rules! seen {
     ($rest:literal) => {
         concat!(
@@ -230,13 +230,13 @@ pub(super) fn ago(length: Duration) -> String {
     format!("-{}.{:03} seconds", ms / 1000, ms % 1000)
 }
 
-pub(super) fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
+pub(super) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
     let micros = |i| -> rusqlite::Result<Option<i64>> {
         Ok(row
             .get::<_, Option<f64>>(i)?
             .map(|secs| (secs * 1e6) as i64))
     };
-    Ok(Seen {
+    Ok(LockRow {
         name: row.get(0)?,
         holder: row.get(1)?,
         token: row.get(2)?,
@@ -249,34 +249,37 @@ pub(super) fn seen(row: &Row<'_>) -> rusqlite::Result<Seen> {
         renewed_at: micros(9)?,
         expires_at: micros(10)?,
         metadata: row.get(11)?,
-        ..Seen::default()
+        ..LockRow::default()
     })
 }
 
 pub(super) fn look(
     statement: &mut CachedStatement<'_>,
     name: &LockName,
-) -> rusqlite::Result<Option<Seen>> {
+) -> rusqlite::Result<Option<LockRow>> {
     statement.query_row([name.as_str()], seen).optional()
 }
 
 pub(super) fn look_at(
     worker: &mut Worker,
     names: &[LockName],
-) -> Result<Vec<Option<Occupant>>, StoreError> {
+) -> Result<Vec<Option<Holder>>, StoreError> {
     worker.with(|connection, sql| {
         let mut statement = connection.prepare_cached(&sql.look)?;
         let rows = names.iter().map(|name| look(&mut statement, name));
-        let rows: Vec<Option<Seen>> = rows.collect::<Result<_, _>>()?;
-        let rows: Vec<Seen> = rows.into_iter().flatten().collect();
-        Ok(Seen::occupants(names, &rows))
+        let rows: Vec<Option<LockRow>> = rows.collect::<Result<_, _>>()?;
+        let rows: Vec<LockRow> = rows.into_iter().flatten().collect();
+        Ok(LockRow::occupants(names, &rows))
     })
 }
 
-pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>, StoreError> {
+pub(super) fn acquire(
+    worker: &mut Worker,
+    asks: &[AcquireCommand],
+) -> Result<Vec<Outcome>, StoreError> {
     let looked = worker.with(|connection, sql| {
         let mut is_held = connection.prepare_cached(&sql.is_held)?;
-        let one = |ask: &Ask| match is_held.exists([ask.name.as_str()])? {
+        let one = |ask: &AcquireCommand| match is_held.exists([ask.name.as_str()])? {
             true => refusal(connection, sql, ask),
             false => Ok(Outcome::Busy),
         };
@@ -300,7 +303,7 @@ pub(super) fn acquire(worker: &mut Worker, asks: &[Ask]) -> Result<Vec<Outcome>,
 }
 
 /// Take it, with the write lock.
-fn take(tx: &Connection, sql: &Statements, ask: &Ask) -> rusqlite::Result<Outcome> {
+fn take(tx: &Connection, sql: &Statements, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let granted = |statement: &String| {
         let changed = tx.prepare_cached(statement)?.execute((
             ask.name.as_str(),
@@ -323,7 +326,7 @@ fn take(tx: &Connection, sql: &Statements, ask: &Ask) -> rusqlite::Result<Outcom
 }
 
 /// Who has it, or that its own grant does.
-fn refusal(on: &Connection, sql: &Statements, ask: &Ask) -> rusqlite::Result<Outcome> {
+fn refusal(on: &Connection, sql: &Statements, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let row = look(&mut on.prepare_cached(&sql.look)?, &ask.name)?;
     Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))
 }
@@ -358,11 +361,11 @@ pub(super) fn renew(
 
 pub(super) fn release(
     worker: &mut Worker,
-    returns: &[Return],
+    returns: &[ReleaseCommand],
 ) -> Result<Vec<Released>, StoreError> {
     worker.write(|tx, sql| {
         let mut release = tx.prepare_cached(&sql.release)?;
-        let one = |what: &Return| {
+        let one = |what: &ReleaseCommand| {
             let token = what.token.map(Token::get);
             let freed = release.execute((
                 what.name.as_str(),
@@ -380,7 +383,10 @@ pub(super) fn release(
     })
 }
 
-pub(super) fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome, StoreError> {
+pub(super) fn take_over(
+    worker: &mut Worker,
+    what: &TakeOverCommand,
+) -> Result<Outcome, StoreError> {
     let to = &what.to;
     worker.write_unless_fenced(|tx, sql, fences| {
         if fences.is_open(to.name.as_str()).map_err(of_file)? {
@@ -409,7 +415,7 @@ pub(super) fn take_over(worker: &mut Worker, what: &TakeOver) -> Result<Outcome,
     })
 }
 
-pub(super) fn resume(worker: &mut Worker, what: &Resume) -> Result<Renewal, StoreError> {
+pub(super) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewal, StoreError> {
     let to = &what.to;
     worker.write_unless_fenced(|tx, sql, fences| {
         if !fences.is_open(to.name.as_str()).map_err(of_file)? {
@@ -434,7 +440,7 @@ pub(super) fn resume(worker: &mut Worker, what: &Resume) -> Result<Renewal, Stor
 pub(super) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
     worker.write_unless_fenced(|tx, sql, fences| {
         let row = look(&mut tx.prepare_cached(&sql.look)?, name)?;
-        if row.as_ref().is_some_and(Seen::is_held)
+        if row.as_ref().is_some_and(LockRow::is_held)
             && fences.is_open(name.as_str()).map_err(of_file)?
         {
             return Ok(Force::Busy);
@@ -512,7 +518,7 @@ pub(super) fn page(
         };
         let mut page = connection.prepare_cached(&sql.page)?;
         let rows = page.query_map((after, last, filter.not_free, &filter.prefix), seen)?;
-        let infos = rows.map(|row| row.map(Seen::into_info));
+        let infos = rows.map(|row| row.map(LockRow::into_info));
         Ok(Page {
             rows: infos.collect::<Result<_, _>>()?,
             last: Some(last),
@@ -521,14 +527,14 @@ pub(super) fn page(
 }
 
 pub(super) fn read(worker: &mut Worker, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
-    let rows: Vec<Seen> = worker.with(|connection, sql| {
+    let rows: Vec<LockRow> = worker.with(|connection, sql| {
         let mut statement = connection.prepare_cached(&sql.look)?;
         names
             .iter()
             .filter_map(|name| look(&mut statement, name).transpose())
             .collect()
     })?;
-    let mut infos: Vec<LockInfo> = rows.into_iter().map(Seen::into_info).collect();
+    let mut infos: Vec<LockInfo> = rows.into_iter().map(LockRow::into_info).collect();
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(infos)
 }

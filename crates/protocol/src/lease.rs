@@ -13,9 +13,9 @@
 
 use std::time::Duration;
 
-use crate::clock::Time;
-use crate::error::LostReason;
-use crate::timing::{MAX_FIRST_GRANT, Timing, Ttl};
+use crate::lost::LostReason;
+use crate::values::time::Time;
+use crate::values::timing::{MAX_FIRST_GRANT, Timing, Ttl};
 
 /// The first pause after a renewal that failed; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -23,7 +23,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// How long a renewal may take before its connection is given up. A short lease needs a second try
 /// on a new connection before it ends.
-pub(crate) const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
+pub const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// What a renewal of as many leases as go out in one statement may take of the time of those behind it: ten
 /// times what it takes where the disk keeps up.
@@ -33,7 +33,7 @@ const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
 
 /// What is to be done about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
     /// Send a renewal.
     Renew,
     /// Look again at that time.
@@ -44,7 +44,7 @@ pub(crate) enum Next {
 
 /// What came of a renewal that did not lose the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The database has it for another ttl.
     Renewed,
     /// The database says that it is ours, but could not renew it just now.
@@ -57,7 +57,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     /// Why the lease is lost if trust ends with this as the latest answer.
-    pub(crate) fn lost_reason(self) -> LostReason {
+    pub fn lost_reason(self) -> LostReason {
         match self {
             Self::Renewed | Self::Busy => LostReason::Expired,
             Self::Unknown => LostReason::Unreachable,
@@ -67,7 +67,7 @@ impl Answer {
 }
 
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub struct Lease {
     timing: Timing,
     trusted_until: Time,
     /// When the next renewal is due; none: never.
@@ -96,7 +96,7 @@ fn trust(timing: &Timing, sent: Time, length: Duration) -> Time {
 
 impl Lease {
     /// A grant of `length`, asked for at `sent`.
-    pub(crate) fn granted(timing: Timing, sent: Time, length: Duration) -> Self {
+    pub fn granted(timing: Timing, sent: Time, length: Duration) -> Self {
         // What is left of a grant that was made before is not the whole either. That it is there was
         // read, and a primary which another one has replaced may say so of what it could not commit:
         // so that is confirmed by a renewal first.
@@ -121,7 +121,7 @@ impl Lease {
         }
     }
 
-    pub(crate) fn next(&self, now: Time) -> Next {
+    pub fn next(&self, now: Time) -> Next {
         if self.fences > 0 {
             return Next::Wait(Time::MAX);
         }
@@ -145,19 +145,19 @@ impl Lease {
     }
 
     /// Whether the end of trust does not lose it: a fence is open, or its closing is not settled yet.
-    pub(crate) fn outlives_trust(&self) -> bool {
+    pub fn outlives_trust(&self) -> bool {
         self.fences > 0 || self.undecided_until.is_some()
     }
 
     /// A fence is about to be opened that no renewal gets past; not where trust has ended.
-    pub(crate) fn fence_opened(&mut self, now: Time) -> bool {
+    pub fn fence_opened(&mut self, now: Time) -> bool {
         let trusted = now < self.trusted_until;
         self.fences += u32::from(trusted);
         trusted
     }
 
     /// The transaction of such a fence has ended.
-    pub(crate) fn fence_closed(&mut self, now: Time) {
+    pub fn fence_closed(&mut self, now: Time) {
         self.fences = self.fences.saturating_sub(1);
         if self.fences > 0 {
             return;
@@ -179,7 +179,7 @@ impl Lease {
     }
 
     /// Renew to so much at once, this one time, if that is more than the ttl.
-    pub(crate) fn cover(&mut self, length: Duration, now: Time) {
+    pub fn cover(&mut self, length: Duration, now: Time) {
         self.cover = self.cover.max(Some(length));
         self.confirmed = None;
         self.renew_at = Some(now);
@@ -197,7 +197,7 @@ impl Lease {
     ///
     /// Leases that were taken one after another would otherwise each be renewed in a statement of
     /// its own for ever.
-    pub(crate) fn may_come_along(&self, now: Time) -> bool {
+    pub fn may_come_along(&self, now: Time) -> bool {
         let Some(at) = self.renew_at else {
             return false;
         };
@@ -210,7 +210,7 @@ impl Lease {
     }
 
     /// Renew it at once, whatever is due when, to learn whether it is still there.
-    pub(crate) fn check(&mut self, now: Time) {
+    pub fn check(&mut self, now: Time) {
         self.check = true;
         if self.under_way.is_none() {
             self.renew_at = Some(now);
@@ -218,7 +218,7 @@ impl Lease {
     }
 
     /// A renewal goes out; this is what to ask for.
-    pub(crate) fn renewing(&mut self) -> Ttl {
+    pub fn renewing(&mut self) -> Ttl {
         self.check = false;
         // A lease that is never renewed is not lengthened by a check.
         let only_checks = self.timing.renew_every().is_none() && self.confirmed.is_some();
@@ -227,7 +227,7 @@ impl Lease {
     }
 
     /// The renewal that was sent at `sent` came to this at `now`.
-    pub(crate) fn answered(&mut self, sent: Time, answer: Answer, now: Time) {
+    pub fn answered(&mut self, sent: Time, answer: Answer, now: Time) {
         let Some(asked) = self.under_way.take() else {
             return;
         };
@@ -273,33 +273,33 @@ impl Lease {
     }
 
     /// From now on, renew to this; the first time at once.
-    pub(crate) fn extend(&mut self, timing: Timing, now: Time) {
+    pub fn extend(&mut self, timing: Timing, now: Time) {
         self.timing = timing;
         self.confirmed = None;
         self.renew_at = Some(now);
     }
 
-    pub(crate) fn trusted_until(&self) -> Time {
+    pub fn trusted_until(&self) -> Time {
         self.trusted_until
     }
 
     /// The ttl that the database has confirmed; none while it knows a shorter one only.
-    pub(crate) fn confirmed(&self) -> Option<Ttl> {
+    pub fn confirmed(&self) -> Option<Ttl> {
         self.confirmed
     }
 
-    pub(crate) fn timing(&self) -> &Timing {
+    pub fn timing(&self) -> &Timing {
         &self.timing
     }
 
     /// Whether the latest renewal was not a success.
-    pub(crate) fn is_failing(&self) -> bool {
+    pub fn is_failing(&self) -> bool {
         self.failures > 0
     }
 
     /// How long to wait for the answer to a renewal that goes out behind so many large ones: their time
     /// is no sign that nobody answers. Never so long that a second try has no time left.
-    pub(crate) fn patience(&self, behind: u32) -> Duration {
+    pub fn patience(&self, behind: u32) -> Duration {
         let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
         let alone = every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
         let longer = alone.saturating_add(LARGE_ROUND.saturating_mul(behind));
@@ -312,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::timing::Renewing;
+    use crate::values::timing::Renewing;
 
     const START: Time = Duration::from_secs(1000);
 

@@ -1,11 +1,6 @@
 //! What tells one grant of a lock from every other.
 
-use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
-
-use crate::error::Error;
-use crate::fork::PerProcess;
 
 /// The fencing number of one grant: greater than that of every earlier grant of the same name.
 ///
@@ -24,7 +19,9 @@ use crate::fork::PerProcess;
 pub struct Token(i64);
 
 impl Token {
-    pub(crate) const fn from_db(value: i64) -> Self {
+    /// The value of the column `token`.
+    #[doc(hidden)]
+    pub const fn from_db(value: i64) -> Self {
         Self(value)
     }
 
@@ -61,33 +58,9 @@ impl fmt::Debug for Token {
 pub struct GrantId([u8; 32]);
 
 impl GrantId {
-    /// How many of them one system call draws.
-    const DRAWN_AT_ONCE: usize = 64;
-
-    /// A new grant id, from random bytes that are drawn for many at once. Each is handed out once; a
-    /// forked child draws its own.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unavailable`] where the operating system has no randomness to give.
-    pub fn random() -> Result<Self, Error> {
-        static DRAWN: PerProcess<Mutex<Vec<[u8; 16]>>> = PerProcess::new();
-        let Ok(drawn) = DRAWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
-        let mut drawn = drawn.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(bytes) = drawn.pop() {
-                return Ok(Self::of(bytes));
-            }
-            let mut fresh = vec![[0; 16]; Self::DRAWN_AT_ONCE];
-            getrandom::fill(fresh.as_flattened_mut()).map_err(|source| Error::Unavailable {
-                op: "draw a random grant id from the operating system".into(),
-                source: Box::new(source),
-            })?;
-            *drawn = fresh;
-        }
-    }
-
-    fn of(bytes: [u8; 16]) -> Self {
+    /// The grant id of 16 random bytes, which the caller draws.
+    #[doc(hidden)]
+    pub fn of(bytes: [u8; 16]) -> Self {
         let mut digits = [0_u8; 32];
         for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
             pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
@@ -97,7 +70,7 @@ impl GrantId {
     }
 
     /// Read the 32 digits.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         let digits: [u8; 32] = text.as_bytes().try_into().ok()?;
         digits.iter().all(|b| hex(*b)).then_some(Self(digits))
@@ -118,28 +91,5 @@ impl fmt::Display for GrantId {
 impl fmt::Debug for GrantId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn no_grant_id_is_handed_out_twice() {
-        let draw = || (0..1_000).map(|_| GrantId::random().unwrap());
-        let mut all: Vec<GrantId> = draw().collect();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..9)
-                .map(|_| scope.spawn(|| draw().collect::<Vec<_>>()))
-                .collect();
-            for thread in threads {
-                all.extend(thread.join().unwrap());
-            }
-        });
-        let distinct: HashSet<&str> = all.iter().map(GrantId::as_str).collect();
-        assert_eq!(distinct.len(), 10_000);
     }
 }

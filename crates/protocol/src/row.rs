@@ -1,17 +1,17 @@
 //! What a row means, the same on every engine.
 
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-use super::Return;
-use super::{Gone, Grant, Lapse, Occupant, Outcome, Renewal, Resume, TakeOver, Version};
-use crate::error::LostReason;
 use crate::info::{LockInfo, LockState};
-use crate::loss::HeldBy;
-use crate::name::LockName;
-use crate::token::Token;
+use crate::lost::Gone;
+use crate::lost::HeldBy;
+use crate::lost::LostReason;
+use crate::messages::ReleaseCommand;
+use crate::messages::{Grant, Holder, Outcome, Renewal, ResumeCommand, TakeOverCommand};
+use crate::observation::{ObservedExpiry, Version};
+use crate::values::grant::Token;
+use crate::values::name::LockName;
 
 /// What is watched of a row that does not say how long its lease lasts, since 0.5 wrote it, or no
 /// program that knows the protocol: most leases of 0.5 are of 10 s, and renewed in time.
@@ -19,7 +19,7 @@ const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 
 /// One row as a plain read gave it; times in microseconds, as the engine's own clock has them.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub struct LockRow {
     pub name: String,
     pub holder: Option<String>,
     pub token: i64,
@@ -46,19 +46,18 @@ fn micros(n: i64) -> Duration {
     Duration::from_micros(n.max(0).unsigned_abs())
 }
 
-impl Seen {
-    pub(super) fn is_held(&self) -> bool {
+impl LockRow {
+    pub fn is_held(&self) -> bool {
         self.endless || self.expires_in.is_some_and(|left| left > 0 || self.clocks)
     }
 
     /// Whether that grant has the lock.
-    pub(super) fn is_granted(&self, grant: &str) -> bool {
+    pub fn is_granted(&self, grant: &str) -> bool {
         self.intact && self.grant.as_deref() == Some(grant) && self.is_held()
     }
 
     /// Whether that grant has the lock, be its lease over or not.
-    #[cfg(any(feature = "mysql", feature = "postgres"))]
-    pub(super) fn is_of(&self, what: &Return) -> bool {
+    pub fn is_of(&self, what: &ReleaseCommand) -> bool {
         self.intact
             && self.grant.as_deref() == Some(what.grant.as_str())
             && self.holder.as_deref() == Some(&*what.holder)
@@ -69,7 +68,7 @@ impl Seen {
     ///
     /// A row of 0.5 that does not look expired is left alone: 0.5 goes by its own clock, and who knows
     /// for how long it wanted the lock.
-    fn lapse(&self) -> Option<Lapse> {
+    fn lapse(&self) -> Option<ObservedExpiry> {
         let (expires_at, left) = (self.expires_at?, self.expires_in?);
         if !self.clocks || self.endless {
             return None;
@@ -82,7 +81,7 @@ impl Seen {
             None => UNKNOWN_LENGTH,
         };
         let now = expires_at.saturating_sub(left);
-        Some(Lapse {
+        Some(ObservedExpiry {
             version: Version {
                 token: self.token,
                 expires_at,
@@ -94,7 +93,7 @@ impl Seen {
     }
 
     /// How long the lease goes on; none: without end, or free.
-    fn free_in(&self, lapse: Option<&Lapse>) -> Option<Duration> {
+    fn free_in(&self, lapse: Option<&ObservedExpiry>) -> Option<Duration> {
         let left = self.expires_in.filter(|_| !self.endless).map(micros)?;
         Some(match lapse {
             Some(lapse) => lapse.length,
@@ -112,9 +111,9 @@ impl Seen {
         })
     }
 
-    pub(super) fn occupant(&self) -> Occupant {
+    pub fn occupant(&self) -> Holder {
         let lapse = self.lapse();
-        Occupant {
+        Holder {
             holder: self.holder.clone(),
             token: Some(Token::from_db(self.token)),
             held_for: self.held_for.filter(|_| self.intact).map(micros),
@@ -126,8 +125,7 @@ impl Seen {
     }
 
     /// Who has each of these locks, by the rows that were found of them.
-    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
-    pub(super) fn occupants(names: &[LockName], rows: &[Self]) -> Vec<Option<Occupant>> {
+    pub fn occupants(names: &[LockName], rows: &[Self]) -> Vec<Option<Holder>> {
         let held = rows.iter().filter(|row| row.is_held());
         let held: HashMap<&str, &Self> = held.map(|row| (row.name.as_str(), row)).collect();
         let occupant = |name: &LockName| held.get(name.as_str()).map(|row| row.occupant());
@@ -135,7 +133,7 @@ impl Seen {
     }
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
-    pub(super) fn refusal(&self, grant: &str) -> Outcome {
+    pub fn refusal(&self, grant: &str) -> Outcome {
         match self.expires_in {
             // The reply to an earlier request of the same grant was lost.
             Some(left) if self.is_granted(grant) => Outcome::Granted {
@@ -148,7 +146,7 @@ impl Seen {
     }
 
     /// The same of a take-over that changed nothing.
-    pub(super) fn not_taken_over(&self, what: &TakeOver) -> Outcome {
+    pub fn not_taken_over(&self, what: &TakeOverCommand) -> Outcome {
         let as_seen = self.token == what.token.get()
             && self.grant == what.grant
             && self.holder.as_deref() == Some(&*what.to.holder);
@@ -159,7 +157,7 @@ impl Seen {
         }
     }
 
-    pub(super) fn into_info(self) -> LockInfo {
+    pub fn into_info(self) -> LockInfo {
         let lapse = self.lapse();
         let state = match self.expires_in {
             Some(_) if self.endless => LockState::Held { free_in: None },
@@ -199,7 +197,7 @@ impl Seen {
 /// What a plain read says of a grant that a renewal did not renew.
 ///
 /// Still ours means that somebody has the row locked; anything else is a loss, and why.
-pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
+pub fn judge(ours: &Grant, row: Option<&LockRow>) -> Renewal {
     let Some(row) = row else {
         return Renewal::Lost(LostReason::RowGone.into());
     };
@@ -253,8 +251,7 @@ pub(super) fn judge(ours: &Grant, row: Option<&Seen>) -> Renewal {
 /// While its holder trusts a lease, nobody can have taken it over, and it has not run out, on a server
 /// that knows of it. So if this one says so it forgot the grant or its renewals, unless the row shows
 /// that somebody knew of that very grant.
-#[cfg(feature = "postgres")]
-pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
+pub fn judge_elsewhere(ours: &Grant, row: Option<&LockRow>) -> Renewal {
     let id = ours.id.as_str();
     let known = row.is_some_and(|row| {
         row.grant.as_deref() == Some(id) || row.metadata.as_deref().is_some_and(|m| m.contains(id))
@@ -272,7 +269,7 @@ pub(super) fn judge_elsewhere(ours: &Grant, row: Option<&Seen>) -> Renewal {
 
 /// What a plain read says of a ticket that could not be resumed: the same, but a ticket does not
 /// know who held it.
-pub(super) fn judge_ticket(what: &Resume, row: Option<&Seen>) -> Renewal {
+pub fn judge_ticket(what: &ResumeCommand, row: Option<&LockRow>) -> Renewal {
     if let Some(row) = row.filter(|row| row.token > what.token.get()) {
         return Renewal::Lost(Gone {
             reason: LostReason::Preempted,
@@ -294,26 +291,26 @@ pub(super) fn judge_ticket(what: &Resume, row: Option<&Seen>) -> Renewal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::GrantId;
+    use crate::values::grant::GrantId;
 
     fn grant() -> Grant {
         Grant {
             name: LockName::new("job").unwrap(),
             token: Token::from_db(7),
-            id: GrantId::random().unwrap(),
+            id: GrantId::of([7; 16]),
             holder: "me".into(),
         }
     }
 
-    fn row(of: &Grant) -> Seen {
-        Seen {
+    fn row(of: &Grant) -> LockRow {
+        LockRow {
             name: "job".into(),
             holder: Some("me".into()),
             token: 7,
             grant: Some(of.id.to_string()),
             expires_in: Some(1_000_000),
             intact: true,
-            ..Seen::default()
+            ..LockRow::default()
         }
     }
 
@@ -321,7 +318,7 @@ mod tests {
     fn each_way_of_losing_has_its_reason() {
         use LostReason::*;
         let ours = grant();
-        let verdict = |change: fn(&mut Seen)| {
+        let verdict = |change: fn(&mut LockRow)| {
             let mut row = row(&ours);
             change(&mut row);
             judge(&ours, Some(&row)).lost()
@@ -352,7 +349,7 @@ mod tests {
     #[test]
     fn a_loss_names_who_has_it_now_and_nobody_where_it_is_free() {
         let ours = grant();
-        let now = |change: fn(&mut Seen)| {
+        let now = |change: fn(&mut LockRow)| {
             let mut row = row(&ours);
             change(&mut row);
             match judge(&ours, Some(&row)) {
@@ -381,11 +378,10 @@ mod tests {
 
     /// Of a server that has taken the place of another: what it does not know of ours it forgot.
     #[test]
-    #[cfg(feature = "postgres")]
     fn what_another_server_does_not_know_was_forgotten() {
         use LostReason::*;
         let ours = grant();
-        let verdict = |change: &dyn Fn(&mut Seen)| {
+        let verdict = |change: &dyn Fn(&mut LockRow)| {
             let mut row = row(&ours);
             change(&mut row);
             judge_elsewhere(&ours, Some(&row)).lost()
@@ -393,7 +389,7 @@ mod tests {
         let other = || Some("other".to_owned());
         let named = format!("{{\"over\":\"{}\"}}", ours.id);
         for (change, expected) in [
-            (&(|_: &mut Seen| ()) as &dyn Fn(&mut Seen), None),
+            (&(|_: &mut LockRow| ()) as &dyn Fn(&mut LockRow), None),
             // An earlier renewal is all that it has, and that has run out.
             (&|r| r.expires_in = Some(0), Some(Failover)),
             (&|r| (r.token, r.grant) = (6, None), Some(Failover)),
@@ -425,8 +421,8 @@ mod tests {
     }
 
     /// A lease of 30 s, renewed so long ago by the clock of the node that was asked.
-    fn on_cluster(of: &Grant, ago: i64) -> Seen {
-        Seen {
+    fn on_cluster(of: &Grant, ago: i64) -> LockRow {
+        LockRow {
             expires_in: Some(30_000_000 - ago),
             expires_at: Some(1_000_030_000_000),
             renewed_at: Some(1_000_000_000_000),
@@ -468,7 +464,7 @@ mod tests {
             };
             assert_eq!(free_in, Some(lapse.length));
         }
-        let free = Seen {
+        let free = LockRow {
             expires_in: None,
             expires_at: None,
             ..on_cluster(&ours, 0)
@@ -480,7 +476,7 @@ mod tests {
     #[test]
     fn each_write_is_another_version_and_an_endless_lease_has_none() {
         let ours = grant();
-        let version = |change: fn(&mut Seen)| {
+        let version = |change: fn(&mut LockRow)| {
             let mut seen = on_cluster(&ours, 1);
             change(&mut seen);
             seen.lapse().map(|lapse| lapse.version)
@@ -507,7 +503,7 @@ mod tests {
     #[test]
     fn what_does_not_say_its_length_is_watched_for_a_minute_once_it_looks_expired() {
         let ours = grant();
-        let unknown: [fn(&mut Seen); 3] = [
+        let unknown: [fn(&mut LockRow); 3] = [
             |row| row.intact = false,
             |row| row.renewed_at = None,
             |row| row.renewed_at = row.expires_at.map(|at| at + 1),

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::error::Holding;
-use crate::loss::HeldBy;
-use crate::name::LockName;
-use crate::store::Lapse;
-use crate::token::Token;
+use crate::lost::HeldBy;
+use crate::observation::ObservedExpiry;
+use crate::values::grant::Token;
+use crate::values::name::LockName;
+use crate::values::text::Holding;
 
 /// One lock as its row stood when it was read.
 ///
@@ -44,7 +44,8 @@ pub struct LockInfo {
     /// What the holder says of itself, as JSON.
     pub metadata: Option<String>,
     /// How its lease ends, where that is by being watched.
-    pub(crate) lapse: Option<Lapse>,
+    #[doc(hidden)]
+    pub lapse: Option<ObservedExpiry>,
 }
 
 /// Which locks [`Locks::list_filtered`](crate::Locks::list_filtered) reads: by default all.
@@ -57,8 +58,10 @@ pub struct LockInfo {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListFilter {
-    pub(crate) not_free: bool,
-    pub(crate) prefix: String,
+    #[doc(hidden)]
+    pub not_free: bool,
+    #[doc(hidden)]
+    pub prefix: String,
 }
 
 impl ListFilter {
@@ -81,7 +84,9 @@ impl ListFilter {
         self
     }
 
-    pub(crate) fn matches(&self, name: &str, is_free: bool) -> bool {
+    /// Whether it selects a lock.
+    #[doc(hidden)]
+    pub fn matches(&self, name: &str, is_free: bool) -> bool {
         !(self.not_free && is_free) && name.starts_with(&self.prefix)
     }
 }
@@ -98,8 +103,10 @@ impl ListFilter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it deletes nothing by itself"]
 pub struct Prune {
-    pub(crate) idle: Duration,
-    pub(crate) legacy: bool,
+    #[doc(hidden)]
+    pub idle: Duration,
+    #[doc(hidden)]
+    pub legacy: bool,
 }
 
 impl Prune {
@@ -223,7 +230,8 @@ impl LockInfo {
     }
 
     /// The holder; none if it is free.
-    pub(crate) fn held_by(&self) -> Option<HeldBy> {
+    #[doc(hidden)]
+    pub fn held_by(&self) -> Option<HeldBy> {
         self.is_held().then(|| HeldBy {
             holder: self.holder.clone(),
             // That of an earlier grant, where 0.5 has it.

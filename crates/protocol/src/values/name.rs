@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::values::invalid::InvalidSetting;
 
 /// The longest name, in characters: the width of the column, and of the package that we replace.
-pub(crate) const MAX_CHARS: usize = 255;
+pub const MAX_CHARS: usize = 255;
 
 /// The name of a lock: 1 to 255 characters, any Unicode without NUL.
 ///
@@ -34,10 +34,10 @@ pub struct LockName(Arc<str>);
 
 impl LockName {
     /// Check a name.
-    pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
+    pub fn new(name: impl AsRef<str>) -> Result<Self, InvalidSetting> {
         let name = name.as_ref();
         let refuse = |got: String| {
-            Err(Error::config(
+            Err(InvalidSetting::new(
                 "name",
                 got,
                 "1 to 255 characters without NUL",
@@ -52,7 +52,8 @@ impl LockName {
     }
 
     /// A name that stands in the table. Other programs may have written it.
-    pub(crate) fn from_db(name: String) -> Self {
+    #[doc(hidden)]
+    pub fn from_db(name: String) -> Self {
         Self(name.into())
     }
 
@@ -69,9 +70,9 @@ impl AsRef<str> for LockName {
 }
 
 impl FromStr for LockName {
-    type Err = Error;
+    type Err = InvalidSetting;
 
-    fn from_str(name: &str) -> Result<Self, Error> {
+    fn from_str(name: &str) -> Result<Self, InvalidSetting> {
         Self::new(name)
     }
 }
@@ -115,20 +116,6 @@ impl fmt::Display for LockName {
 impl fmt::Debug for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&*self.0, f)
-    }
-}
-
-/// A text within the `Debug` output of something else: quoted, and cut where it is long.
-pub(crate) struct Short<'a>(pub(crate) &'a str);
-
-impl fmt::Debug for Short<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 60;
-        let escaped: String = self.0.escape_debug().take(MOST + 1).collect();
-        match escaped.chars().count() > MOST {
-            true => write!(f, "\"{}…\"", escaped.chars().take(MOST).collect::<String>()),
-            false => write!(f, "\"{escaped}\""),
-        }
     }
 }
 

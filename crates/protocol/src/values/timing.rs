@@ -4,12 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::error::{Error, Human};
+use crate::values::{invalid::InvalidSetting, text::Human};
 
-/// The shortest ttl: below it, one slow round trip loses the lease.
-const MIN_TTL: Duration = Duration::from_millis(100);
-/// The longest ttl that is not without end: ten years of 365.25 days.
-const MAX_TTL: Duration = Duration::from_secs(315_576_000);
 /// What an acquire grants at most, so that one whose reply was lost holds the lock no longer.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
 /// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is how
@@ -38,6 +34,13 @@ pub enum Ttl {
     Infinite,
 }
 
+impl Ttl {
+    /// The shortest one. Below it, one slow round trip loses the lease.
+    pub const MIN: Duration = Duration::from_millis(100);
+    /// The longest finite one: ten years of 365.25 days.
+    pub const MAX: Duration = Duration::from_secs(315_576_000);
+}
+
 impl From<Duration> for Ttl {
     fn from(length: Duration) -> Self {
         Self::Finite(length)
@@ -54,9 +57,9 @@ impl fmt::Display for Ttl {
 }
 
 impl FromStr for Ttl {
-    type Err = Error;
+    type Err = InvalidSetting;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self, InvalidSetting> {
         match text.trim() {
             "inf" => Ok(Self::Infinite),
             text => parse_duration(text).map(Self::Finite),
@@ -78,10 +81,10 @@ impl FromStr for Ttl {
 /// assert_eq!(database_locks::parse_duration("2h")?, Duration::from_secs(7200));
 /// # Ok::<(), database_locks::Error>(())
 /// ```
-pub fn parse_duration(text: &str) -> Result<Duration, Error> {
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidSetting> {
     let refuse = || {
         let allowed = "a number with ms, s, m, h or d (500ms, 30s, 5m, 2h, 1d), or bare seconds";
-        Error::config(
+        InvalidSetting::new(
             "duration",
             format!("`{}`", text.chars().take(40).collect::<String>()),
             allowed,
@@ -118,7 +121,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, Error> {
 /// runs slower than the database's: by default by 1 % at least. Of a shorter `renew_every` the cost
 /// is one statement for all locks of the process each time, the gain more tries before the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timing {
+pub struct Timing {
     ttl: Ttl,
     renew_every: Option<Duration>,
     margin: Duration,
@@ -128,7 +131,7 @@ pub(crate) struct Timing {
 
 /// When a lease is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) enum Renewing {
+pub enum Renewing {
     #[default]
     ByDefault,
     Every(Duration),
@@ -136,24 +139,32 @@ pub(crate) enum Renewing {
 }
 
 impl Timing {
-    pub(crate) fn new(
+    pub fn new(
         ttl: Ttl,
         renewing: Renewing,
         margin: Option<Duration>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, InvalidSetting> {
         let given = (renewing, margin);
         let longest = match ttl {
             Ttl::Infinite => None,
-            Ttl::Finite(length) if (MIN_TTL..=MAX_TTL).contains(&length) => Some(length),
+            Ttl::Finite(length) if (Ttl::MIN..=Ttl::MAX).contains(&length) => Some(length),
             Ttl::Finite(length) => {
                 let allowed = "100ms to 10 years, or endless";
-                return Err(Error::config("ttl", Human(length).to_string(), allowed));
+                return Err(InvalidSetting::new(
+                    "ttl",
+                    Human(length).to_string(),
+                    allowed,
+                ));
             }
         };
         let margin = match (margin, longest) {
             (Some(margin), Some(ttl)) if margin >= ttl / 2 => {
                 let allowed = format!("less than half of the ttl of {}", Human(ttl));
-                return Err(Error::config("margin", Human(margin).to_string(), allowed));
+                return Err(InvalidSetting::new(
+                    "margin",
+                    Human(margin).to_string(),
+                    allowed,
+                ));
             }
             (Some(margin), _) => margin,
             (None, Some(ttl)) => (ttl / 10).min(USUAL_MARGIN.max(ttl / 100)),
@@ -178,7 +189,7 @@ impl Timing {
                         ),
                         _ => "10ms at least".to_owned(),
                     };
-                    return Err(Error::config(
+                    return Err(InvalidSetting::new(
                         "renew_every",
                         Human(every).to_string(),
                         allowed,
@@ -197,7 +208,7 @@ impl Timing {
 
     /// The same settings with another ttl. What was left to default is derived anew; a margin that was
     /// given has to go with it; a period that was given is kept unless it is too long for it.
-    pub(crate) fn with_ttl(&self, ttl: Ttl) -> Result<Self, Error> {
+    pub fn with_ttl(&self, ttl: Ttl) -> Result<Self, InvalidSetting> {
         let (renewing, margin) = self.given;
         let by_default = match renewing {
             Renewing::Never => Renewing::Never,
@@ -211,12 +222,12 @@ impl Timing {
         })
     }
 
-    pub(crate) fn ttl(&self) -> Ttl {
+    pub fn ttl(&self) -> Ttl {
         self.ttl
     }
 
     /// What the acquire itself asks for.
-    pub(crate) fn first_grant(&self) -> Duration {
+    pub fn first_grant(&self) -> Duration {
         match self.ttl {
             Ttl::Finite(length) => length.min(MAX_FIRST_GRANT),
             Ttl::Infinite => MAX_FIRST_GRANT,
@@ -224,11 +235,11 @@ impl Timing {
     }
 
     /// Whether a renewal has to confirm the rest of it.
-    pub(crate) fn is_confirmed_later(&self) -> bool {
+    pub fn is_confirmed_later(&self) -> bool {
         self.ttl != Ttl::Finite(self.first_grant())
     }
 
-    pub(crate) fn renew_every(&self) -> Option<Duration> {
+    pub fn renew_every(&self) -> Option<Duration> {
         self.renew_every
     }
 
@@ -237,7 +248,7 @@ impl Timing {
     /// Never more than half: the first grant of a long lease is short, and would otherwise be
     /// distrusted from its beginning. One that is longer than the ttl, for a transaction that lasts, has
     /// the share of it that the longest have by default.
-    pub(crate) fn margin_of(&self, length: Duration) -> Duration {
+    pub fn margin_of(&self, length: Duration) -> Duration {
         let share = match self.ttl {
             Ttl::Finite(ttl) if length > ttl => length / 100,
             _ => Duration::ZERO,
@@ -246,7 +257,7 @@ impl Timing {
     }
 
     /// How long a lease has to be for a holder to trust it for so long.
-    pub(crate) fn length_for(&self, trusted: Duration) -> Duration {
+    pub fn length_for(&self, trusted: Duration) -> Duration {
         // A hundredth of what comes out.
         let share = trusted / 99;
         trusted.saturating_add(self.margin.max(share))
@@ -309,7 +320,7 @@ mod tests {
 
     #[test]
     fn rules_between_settings_are_refused_with_their_numbers() {
-        let said = |t: Result<Timing, Error>| t.unwrap_err().to_string();
+        let said = |t: Result<Timing, InvalidSetting>| t.unwrap_err().to_string();
         let ten = Ttl::from(secs(10));
         assert!(said(Timing::new(secs(0).into(), Renewing::Never, None)).contains("100ms"));
         assert!(said(Timing::new(ten, Renewing::ByDefault, Some(secs(5)))).contains("half"));

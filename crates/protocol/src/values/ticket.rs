@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::error::Error;
-use crate::name::{LockName, Short};
-use crate::token::{GrantId, Token};
+use crate::values::grant::{GrantId, Token};
+use crate::values::invalid::InvalidSetting;
+use crate::values::{name::LockName, text::Short};
 
 /// What a name is left as it is in: letters, digits and `-_.~`, which no shell and no URL minds.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -39,9 +39,12 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// [`Locks::resume`]: crate::Locks::resume
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
-    pub(crate) name: LockName,
-    pub(crate) token: Token,
-    pub(crate) grant: GrantId,
+    #[doc(hidden)]
+    pub name: LockName,
+    #[doc(hidden)]
+    pub token: Token,
+    #[doc(hidden)]
+    pub grant: GrantId,
 }
 
 impl Ticket {
@@ -73,9 +76,9 @@ impl fmt::Debug for Ticket {
 }
 
 impl FromStr for Ticket {
-    type Err = Error;
+    type Err = InvalidSetting;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self, InvalidSetting> {
         let read = || {
             let (token, rest) = text.trim().split_once('.')?;
             let (grant, name) = rest.split_once('.')?;
@@ -89,7 +92,7 @@ impl FromStr for Ticket {
         read().ok_or_else(|| {
             let allowed = "TOKEN.GRANT.NAME, as `dblock acquire` or DBLOCK_TICKET gives it";
             // Not repeated: it may be a good one with a typing error.
-            Error::config("ticket", "of another form", allowed)
+            InvalidSetting::new("ticket", "of another form", allowed)
         })
     }
 }
@@ -102,7 +105,7 @@ mod tests {
         Ticket {
             name: LockName::new(name).unwrap(),
             token: Token::from_db(17),
-            grant: GrantId::random().unwrap(),
+            grant: GrantId::of([7; 16]),
         }
     }
 

@@ -20,7 +20,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::Time;
+use crate::values::time::Time;
 
 /// After a watch is over: for the statement that takes the lease, and its reply.
 const TAKING: Duration = Duration::from_secs(1);
@@ -30,9 +30,31 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 /// How many rows are remembered before those that nobody looks at are forgotten.
 const MANY: usize = 64;
 
+/// How a lease ends where the database has several clocks: when the same version of its row has been
+/// seen for as long as it lasts, by whoever wants it, on a clock of his own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedExpiry {
+    /// What was seen.
+    pub version: Version,
+    /// For how long it is to be seen.
+    pub length: Duration,
+    /// Going by the clock that happened to be asked, the lease has ended, or was renewed in the future:
+    /// its holder may be dead.
+    pub overdue: bool,
+}
+
+/// How a row stood when it was seen. Each write makes another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub token: i64,
+    /// In microseconds since 1970.
+    pub expires_at: i64,
+    pub renewed_at: Option<i64>,
+}
+
 /// How one row was seen, and since when.
 #[derive(Clone, Debug)]
-struct Watch<V> {
+struct Observation<V> {
     version: V,
     since: Time,
     length: Duration,
@@ -40,7 +62,7 @@ struct Watch<V> {
     looked: Time,
 }
 
-impl<V: Clone + Eq> Watch<V> {
+impl<V: Clone + Eq> Observation<V> {
     /// A reply that has come by now shows this version, of a lease of that length. `overdue`: going by
     /// the clock of the node that was asked it has ended, or was renewed in the future.
     fn begun(version: V, length: Duration, overdue: bool, now: Time) -> Self {
@@ -89,21 +111,21 @@ impl<V: Clone + Eq> Watch<V> {
 
 /// The rows that this process watches, for all of its waiters.
 #[derive(Debug)]
-pub(crate) struct Watches<K, V>(Mutex<HashMap<K, Watch<V>>>);
+pub struct Observations<K, V>(Mutex<HashMap<K, Observation<V>>>);
 
-impl<K, V> Default for Watches<K, V> {
+impl<K, V> Default for Observations<K, V> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone + Eq> Watches<K, V> {
-    fn all(&self) -> MutexGuard<'_, HashMap<K, Watch<V>>> {
+impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
+    fn all(&self) -> MutexGuard<'_, HashMap<K, Observation<V>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`Watch::saw`]. Answers how long it is still to be watched.
-    pub(crate) fn saw(
+    /// See [`Observation::saw`]. Answers how long it is still to be watched.
+    pub fn saw(
         &self,
         name: &K,
         version: &V,
@@ -120,28 +142,28 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Watches<K, V> {
         if all.len() >= MANY && all.len() == all.capacity() {
             all.retain(|_, watch| !watch.is_forgotten(now));
         }
-        let watch = Watch::begun(version, length, overdue, now);
+        let watch = Observation::begun(version, length, overdue, now);
         let left = watch.left(now);
         all.insert(name.clone(), watch);
         left
     }
 
     /// The row was seen without a lease that is to be watched.
-    pub(crate) fn forget(&self, name: &K) {
+    pub fn forget(&self, name: &K) {
         self.all().remove(name);
     }
 
     /// For how long it has been watched for longer than it had to be.
-    pub(crate) fn over_for(&self, name: &K, now: Time) -> Option<Duration> {
+    pub fn over_for(&self, name: &K, now: Time) -> Option<Duration> {
         now.checked_sub(self.all().get(name)?.ends_at())
     }
 
-    /// See [`Watch::ended`].
-    pub(crate) fn ended(&self, name: &K, now: Time) -> Option<V> {
+    /// See [`Observation::ended`].
+    pub fn ended(&self, name: &K, now: Time) -> Option<V> {
         self.all().get(name)?.ended(now).cloned()
     }
 
-    fn overdue(&self, name: &K) -> Option<Watch<V>> {
+    fn overdue(&self, name: &K) -> Option<Observation<V>> {
         self.all().get(name).filter(|watch| watch.overdue).cloned()
     }
 }
@@ -153,20 +175,20 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Watches<K, V> {
 /// all, would find the lock held, and the run after that too, and so on for ever: none of them would
 /// ever have watched for long enough.
 #[derive(Debug)]
-pub(crate) struct Stretch<V>(Option<V>);
+pub struct WaitExtension<V>(Option<V>);
 
-impl<V> Default for Stretch<V> {
+impl<V> Default for WaitExtension<V> {
     fn default() -> Self {
         Self(None)
     }
 }
 
-impl<V: Clone + Eq> Stretch<V> {
+impl<V: Clone + Eq> WaitExtension<V> {
     /// When a wait that is over by `now` is to end. None: now, since nothing looks like that, or no
     /// longer; the holder has renewed it, or somebody else has got it.
-    pub(crate) fn until<K: Clone + Eq + Hash>(
+    pub fn until<K: Clone + Eq + Hash>(
         &mut self,
-        watches: &Watches<K, V>,
+        watches: &Observations<K, V>,
         name: &K,
         now: Time,
     ) -> Option<Time> {
@@ -189,8 +211,8 @@ mod tests {
 
     const BEGAN: Time = secs(1000);
 
-    fn watch() -> Watch<u32> {
-        Watch::begun(1, secs(30), false, BEGAN)
+    fn watch() -> Observation<u32> {
+        Observation::begun(1, secs(30), false, BEGAN)
     }
 
     #[test]
@@ -217,7 +239,7 @@ mod tests {
 
     #[test]
     fn one_watch_is_for_all_who_wait() {
-        let watches = Watches::<&str, u32>::default();
+        let watches = Observations::<&str, u32>::default();
         let saw = |version, at| watches.saw(&"job", &version, secs(30), false, at);
         assert_eq!(saw(1, BEGAN), secs(30));
         assert_eq!(saw(1, BEGAN + secs(12)), secs(18));
@@ -230,29 +252,33 @@ mod tests {
 
     #[test]
     fn a_wait_is_stretched_for_one_version_and_while_its_holder_looks_dead() {
-        let watches = Watches::<&str, u32>::default();
+        let watches = Observations::<&str, u32>::default();
         let saw = |version, overdue, at| {
             watches.saw(&"job", &version, secs(30), overdue, at);
         };
-        let until = |stretch: &mut Stretch<u32>, at| stretch.until(&watches, &"job", at);
+        let until = |stretch: &mut WaitExtension<u32>, at| stretch.until(&watches, &"job", at);
         let end = BEGAN + secs(30) + TAKING;
-        assert_eq!(until(&mut Stretch::default(), BEGAN), None, "never seen");
+        assert_eq!(
+            until(&mut WaitExtension::default(), BEGAN),
+            None,
+            "never seen"
+        );
         saw(1, false, BEGAN);
-        assert_eq!(until(&mut Stretch::default(), BEGAN + secs(1)), None);
+        assert_eq!(until(&mut WaitExtension::default(), BEGAN + secs(1)), None);
         saw(1, true, BEGAN + secs(1));
-        let mut stretch = Stretch::default();
+        let mut stretch = WaitExtension::default();
         assert_eq!(until(&mut stretch, BEGAN + secs(1)), Some(end));
         assert_eq!(until(&mut stretch, end), None, "it was not to be had");
         saw(1, false, BEGAN + secs(2));
         assert_eq!(until(&mut stretch, BEGAN + secs(2)), None, "it looks alive");
         saw(2, true, BEGAN + secs(3));
         assert_eq!(until(&mut stretch, BEGAN + secs(3)), None, "renewed");
-        assert!(until(&mut Stretch::default(), BEGAN + secs(3)).is_some());
+        assert!(until(&mut WaitExtension::default(), BEGAN + secs(3)).is_some());
     }
 
     #[test]
     fn what_nobody_looks_at_is_forgotten() {
-        let watches = Watches::<u64, u32>::default();
+        let watches = Observations::<u64, u32>::default();
         for name in 0..10_000 {
             let now = BEGAN + secs(name);
             watches.saw(&name, &1, secs(30), false, now);
@@ -315,7 +341,7 @@ mod tests {
                 history.renewals.iter().filter(|(sent, slow)| sent + slow <= at).count()
             };
             let length = ms(history.length);
-            let mut watch: Option<Watch<usize>> = None;
+            let mut watch: Option<Observation<usize>> = None;
             let mut first_seen = 0;
             for (done, slow) in &history.looks {
                 let (seen, now) = (version(*done), done + slow);
@@ -328,7 +354,7 @@ mod tests {
                     }
                     none => {
                         first_seen = now;
-                        *none = Some(Watch::begun(seen, length, false, ms(now)));
+                        *none = Some(Observation::begun(seen, length, false, ms(now)));
                     }
                 }
                 let watch = watch.as_ref().unwrap();

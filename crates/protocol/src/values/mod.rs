@@ -1,0 +1,9 @@
+//! What callers pass and get: names, tokens, tickets, durations. Each constructor checks its input.
+
+pub(crate) mod grant;
+pub(crate) mod invalid;
+pub(crate) mod name;
+pub(crate) mod text;
+pub(crate) mod ticket;
+pub(crate) mod time;
+pub(crate) mod timing;
