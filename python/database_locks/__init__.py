@@ -12,7 +12,8 @@ does not import Django.
 
 from ._core import __version__
 from ._held import Held
-from ._lock import is_locked, lock, locked
+from ._lock import lock
+from ._locked import is_locked, locked
 from ._locks import Locks, connect
 from .exceptions import (
     LockConfigError,

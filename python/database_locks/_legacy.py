@@ -10,7 +10,7 @@ from ._arguments import AcquireRequest, Seconds, ttl_of
 from ._held import Held
 from ._registry import kept_here
 from ._wait import wait, wait_until_done
-from .django import transactions
+from .django import open_transactions, transactions
 from .exceptions import LockLost
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class DBLock:
     def _request(self, locks: Client, ttl: float | None) -> AcquireRequest:
         transactions.install()
         if self._until != "exit":
-            transactions.check(None)
-            transactions.check_in_task(None)
+            open_transactions.check(None)
+            open_transactions.check_in_task(None)
         return AcquireRequest(
             locks=locks,
             key=(_core.generation(), id(locks), self._name),

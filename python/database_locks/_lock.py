@@ -1,4 +1,4 @@
-"""`lock` and `locked`: the context manager and decorator."""
+"""`lock`: the context manager."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from . import (
     _arguments,
@@ -25,16 +25,14 @@ from ._held import Held
 from ._registry import held_here, is_of_this_process, kept_here
 from ._wait import wait_until_done, wait_until_done_async
 from ._wrap import Skip, decorate
-from .django import signal_dispatch, transactions
+from .django import open_transactions, signal_dispatch, transactions
 from .exceptions import LockConfigError, LockLost, LockTimeout
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Unpack
-
     from ._client import Client
-    from ._typing import Attempt, Decorator, Loss, Options, SkippingDecorator
+    from ._typing import Attempt, Loss
 
 logger = logging.getLogger("database_locks.locks")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -285,7 +283,7 @@ class lock(_core.Scope):
                 renew = _arguments.renew_of(conf.default_ttl_renew(), what)
         transactions.install()
         if self._until != "exit":
-            transactions.check(self._until_using)
+            open_transactions.check(self._until_using)
         ttl = 10.0 if ttl is NOTSET else ttl
         renew = None if renew is NOTSET else renew
         once = not self._retry or (self._on_busy != "wait" and self._timeout <= 0)
@@ -394,7 +392,7 @@ class lock(_core.Scope):
     def _acquire(self, entry: _core.Entry, request: AcquireRequest) -> _core.Guard:
         asked, began = request, time.monotonic()
         if self._until != "exit":
-            transactions.check_in_task(self._until_using)
+            open_transactions.check_in_task(self._until_using)
         stops_loop = (
             request.wait != 0.0 and _tasks.runs_event_loop() and not _contention.may_stop_loop()
         )
@@ -424,7 +422,7 @@ class lock(_core.Scope):
     async def _aacquire(self, entry: _core.Entry, request: AcquireRequest) -> _core.Guard:
         asked, began = request, time.monotonic()
         if self._until != "exit":
-            await transactions.acheck(self._until_using)
+            await open_transactions.acheck(self._until_using)
         while True:
             pending = self._ask(asked)
             entry.ask(pending)
@@ -502,63 +500,3 @@ def _name_of_ticket(ticket: str, lock_name: str | None) -> str:
             f"`lock_name` is {lock_name!r}, and the ticket is for {named!r}: leave out `lock_name`"
         )
     return named
-
-
-@overload
-def locked(func: F, /) -> F: ...
-@overload
-def locked(
-    lock_name: str | Callable[..., str] | None = None,
-    *,
-    on_busy: Literal["skip"],
-    **options: Unpack[Options],
-) -> SkippingDecorator: ...
-@overload
-def locked(
-    lock_name: str | Callable[..., str] | None = None,
-    *,
-    on_busy: Literal["wait", "raise"] = "wait",
-    **options: Unpack[Options],
-) -> Decorator: ...
-def locked(func_or_name: Any = None, /, **options: Any) -> Any:
-    """Run a function, or a Django management command, under a lock.
-
-    ``@locked``, ``@locked("name")`` and ``@locked(timeout=5, …)``, with the arguments of `lock`;
-    the name is by default ``module.qualname`` of the decorated object. For functions, coroutine
-    functions, generators of both kinds (the lock covers the body), methods, and subclasses of
-    Django's ``BaseCommand``. Other classes: `NotImplementedError`.
-
-    A name may have fields, which the arguments of each call fill:
-    ``@locked("tenant-{tenant_id}")``. Write a literal brace twice, ``{{``. ``lock_name=`` also
-    takes a function, which is called with the same arguments and returns the name.
-    """
-    return make_locked(None, func_or_name, options)
-
-
-def make_locked(locks: Client | None, func_or_name: Any, options: dict[str, Any]) -> Any:
-    if func_or_name is not None and not isinstance(func_or_name, str):
-        return decorate(func_or_name, lock(**options)._on(locks))
-    if isinstance(func_or_name, str):
-        if "lock_name" in options:
-            raise LockConfigError(
-                "the name of the lock is given twice: give it as the first argument or as `lock_name`"
-            )
-        options["lock_name"] = func_or_name
-    name = options.pop("lock_name", None)
-    naming = name if callable(name) else None
-    template = lock(None if naming is not None else name, **options)._on(locks)
-
-    def decorator(func: Any) -> Any:
-        return decorate(func, template, naming)
-
-    return decorator
-
-
-def is_locked(lock_name: str) -> bool:
-    """Whether any holder has this lock now, by the clock of the project's database.
-
-    The answer may be outdated when this returns. Raises `LockUnavailable`, and `LockConfigError`
-    for a bad name.
-    """
-    locks: Client = _project.conf().locks()
-    return locks.is_locked(lock_name)

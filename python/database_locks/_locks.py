@@ -10,7 +10,7 @@ from . import _arguments, _naming
 from ._arguments import NOTSET
 from ._client import Client
 from ._lock import lock as Lock
-from ._lock import make_locked
+from ._locked import make_locked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -4,7 +4,8 @@ exceptions."""
 from ._arguments import NOTSET
 from ._held import Held
 from ._legacy import DBLock
-from ._lock import is_locked, lock, locked, logger
+from ._lock import lock, logger
+from ._locked import is_locked, locked
 from .exceptions import (
     LockConfigError,
     LockException,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database_locks::__face::config_error;
+use database_locks::__python::config_error;
 use database_locks::Ttl;
 use pyo3::prelude::*;
 

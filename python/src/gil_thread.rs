@@ -13,7 +13,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use database_locks::__face::PerProcess;
+use database_locks::__python::PerProcess;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;

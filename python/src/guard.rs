@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use database_locks::__face::PerProcess;
+use database_locks::__python::PerProcess;
 use database_locks::{Error, FenceFailure, LockGuard, Loss};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;

@@ -60,7 +60,7 @@ mod _core {
 
     #[pyfunction]
     fn generation() -> u64 {
-        database_locks::__face::generation()
+        database_locks::__python::generation()
     }
 
     #[pyfunction]
@@ -82,6 +82,6 @@ mod _core {
 
     #[pyfunction]
     fn set_program(path: std::path::PathBuf) {
-        database_locks::__face::set_program(&path);
+        database_locks::__python::set_program(&path);
     }
 }

@@ -1,17 +1,17 @@
 //! The table of locks, for Django's migrations.
 
-use database_locks::__face;
+use database_locks::__python;
 use pyo3::prelude::*;
 
 #[pyfunction]
 pub(crate) fn schema(engine: &str) -> Option<&'static str> {
-    __face::schema(engine)
+    __python::schema(engine)
 }
 
 /// Name and definition of each column, in the order of the statement that creates the table.
 #[pyfunction]
 pub(crate) fn columns(engine: &str) -> Vec<(&'static str, String)> {
-    let statement = __face::schema(engine).unwrap_or_default();
+    let statement = __python::schema(engine).unwrap_or_default();
     // The columns stand between the first parenthesis and the first line that defines none.
     let lines = statement
         .lines()
