@@ -94,7 +94,7 @@ class CommandTests(TransactionTestCase):
             "0 rows deleted of locks unused for 30d\n",
         )
         self.assertIn("1 row deleted", self.said("prune", "--older-than", "0"))
-        with self.assertRaisesRegex(CommandError, "'soon' must be a number with ms"):
+        with self.assertRaisesRegex(CommandError, "`soon`, must be a number with ms"):
             self.said("prune", "--older-than", "soon")
 
     def test_the_doctor_says_what_it_looked_at(self):

@@ -214,7 +214,7 @@ class KitTests(SimpleTestCase):
             with lock("here"):
                 locks.assert_locked("here")
             locks.assert_not_locked("here")
-        self.assertIsNot(conf._managers.instead, locks)
+        self.assertIsNot(conf._clients.instead, locks)
 
 
 @override_settings(DATABASE_LOCKS_ALIAS=None)

@@ -410,7 +410,7 @@ class AliasTests(unittest.TestCase):
             ):
                 lock("job", until_using=wrong).__enter__()
 
-    def test_where_autocommit_is_off_until_has_to_be_said(self):
+    def test_with_autocommit_off_until_exit_is_required(self):
         with other_aliases(manual={**OTHER, "AUTOCOMMIT": False}):
             # Whether this thread has connected or not.
             for _ in range(2):
@@ -419,7 +419,7 @@ class AliasTests(unittest.TestCase):
                 with connections["manual"].cursor() as cursor:
                     cursor.execute("SELECT 1")
             with transaction.atomic(using="manual"):
-                with self.assertRaisesRegex(LockConfigError, 'must be "exit"'):
+                with self.assertRaisesRegex(LockConfigError, 'give until="exit"'):
                     lock("job").__enter__()
                 with lock("job", until="exit"):
                     pass
