@@ -22,7 +22,13 @@ ENGINES = ["memory", "sqlite", *SERVERS]
 
 
 #: What these try is in processes and threads: MySQL runs what MariaDB runs, by the same drivers.
-OF_PROCESSES = {"test_celery", "test_gil", "test_gunicorn", "test_leaks", "test_multiprocessing"}
+OF_PROCESSES = {
+    "test_celery",
+    "test_busy_interpreter",
+    "test_gunicorn",
+    "test_leaks",
+    "test_multiprocessing",
+}
 
 
 def _is_spared(item: pytest.Item) -> bool:

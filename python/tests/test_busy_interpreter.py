@@ -10,7 +10,7 @@ import pytest
 
 from support import Program, eventually, sql, threads_of
 
-GIL = str(Path(__file__).parent / "programs" / "gil.py")
+GIL = str(Path(__file__).parent / "programs" / "busy_interpreter.py")
 Start = Callable[[list[str]], Program]
 
 CONNECTIONS = {

@@ -30,7 +30,7 @@ KINDS = {
 }
 #: With the second driver of MySQL only what depends on driver and server: all of it runs with the
 #: first one, and with both on MariaDB.
-SOME = {"mysql-pymysql": ["carried", "checks", "migrations", "transactions"]}
+SOME = {"mysql-pymysql": ["connection_settings", "checks", "migrations", "fence"]}
 #: The newest Django is tested with all drivers, the oldest with those that it came with.
 HERE = [kind for kind, driver in KINDS.items() if importlib.util.find_spec(driver)]
 

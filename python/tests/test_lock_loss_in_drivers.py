@@ -11,8 +11,8 @@ import pytest
 
 from support import Program, dblock
 
-LOSING = str(Path(__file__).parent / "programs" / "losing.py")
-LOSING_DJANGO = str(Path(__file__).parent / "programs" / "losing_django.py")
+LOSING = str(Path(__file__).parent / "programs" / "lock_loss.py")
+LOSING_DJANGO = str(Path(__file__).parent / "programs" / "lock_loss_django.py")
 Start = Callable[[list[str]], Program]
 
 SECONDS = 5.0

@@ -1,6 +1,6 @@
 """Lose a lock while the main thread is where a loss is hard to tell.
 
-``losing.py URL WHERE``: takes ``job``, says ``held``, goes there, and says ``lost REASON``.
+``lock_loss.py URL WHERE``: takes ``job``, says ``held``, goes there, and says ``lost REASON``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lose a lock in a query of Django's, and go on as an application does.
 
-``losing_django.py URL DRIVER WHERE``: takes ``job``, says ``held``, runs a query that lasts long, says
+``lock_loss_django.py URL DRIVER WHERE``: takes ``job``, says ``held``, runs a query that lasts long, says
 ``lost`` once `LockLost` has arrived, and uses the same connection again: ``answer 1``.
 """
 

@@ -15,7 +15,7 @@ from django.views.decorators.cache import never_cache
 from database_locks import LockConfigError, lock, locked
 from database_locks.django import checks, install
 
-from .tests_conf import other_aliases
+from .tests_settings import other_aliases
 
 
 def found(check):

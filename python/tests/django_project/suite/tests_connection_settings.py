@@ -11,7 +11,7 @@ from database_locks import LockConfigError, lock
 from database_locks.django import conf
 from database_locks.django.install import TABLE
 
-from .tests_conf import other_aliases
+from .tests_settings import other_aliases
 
 
 class Carried(TransactionTestCase):

@@ -9,8 +9,8 @@ from django.test import TestCase, TransactionTestCase
 
 from database_locks import LockConfigError, LockLost, LockTimeout, LockUnavailable, connect, lock
 
-from .tests_conf import _state, _url, other_aliases
-from .tests_until import soon
+from .tests_kept_until_commit import soon
+from .tests_settings import _state, _url, other_aliases
 
 
 def written():

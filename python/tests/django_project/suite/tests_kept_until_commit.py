@@ -23,7 +23,7 @@ from database_locks.models import Lock
 from database_locks.signals import lock_acquired, lock_released
 from database_locks.testing import LocksTestMixin
 
-from .tests_conf import _state, _url, other_aliases
+from .tests_settings import _state, _url, other_aliases
 
 OTHER = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 

@@ -14,7 +14,7 @@ from database_locks import LockException, LockTimeout, LockUnavailable, connect,
 from database_locks.django import conf
 from database_locks.locks import DBLock
 
-from .tests_conf import _state, _url
+from .tests_settings import _state, _url
 
 
 @locked

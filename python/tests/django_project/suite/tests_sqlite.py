@@ -11,7 +11,7 @@ from django.test import TestCase, override_settings
 from database_locks import lock
 from database_locks.django import conf
 
-from .tests_conf import other_aliases
+from .tests_settings import other_aliases
 
 
 @unittest.skipUnless(connection.vendor == "sqlite", "of SQLite")
