@@ -47,7 +47,7 @@ def until_lost(body: Callable[[], None]) -> list[BaseException]:
     return raised
 
 
-def test_a_loss_ends_no_thread_that_its_own_is_starting(here: Locks, monkeypatch: Any) -> None:
+def test_a_loss_does_not_interrupt_the_start_of_a_thread(here: Locks, monkeypatch: Any) -> None:
     failed: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", failed.append)
 
@@ -67,7 +67,7 @@ def test_a_loss_ends_no_thread_that_its_own_is_starting(here: Locks, monkeypatch
 
 
 @pytest.mark.parametrize("main", [False, True])
-def test_a_loss_neither_ends_in_a_log_handler_nor_leaves_it_locked(here: Locks, main: bool) -> None:
+def test_a_loss_does_not_interrupt_a_log_handler(here: Locks, main: bool) -> None:
     handler, stop = Slow(), threading.Event()
     log = logging.Logger("application")
     log.addHandler(handler)

@@ -79,7 +79,7 @@ IN_A_TASK = [
 
 @pytest.mark.parametrize("nested", IN_A_TASK)
 @pytest.mark.parametrize("timeout", [0, 60])
-def test_a_task_that_waits_for_another_which_waits_for_its_lock_is_told(
+def test_a_wait_of_a_task_that_the_holder_awaits_is_refused(
     here: Locks, nested: Any, timeout: int
 ) -> None:
     async def task() -> None:
@@ -122,7 +122,7 @@ def _mapped(_: AsyncJob, work: Job) -> None:
 
 
 @pytest.mark.parametrize("nested", [_run, _async_to_sync, _in_a_pool, _mapped])
-def test_a_thread_that_waits_for_what_waits_for_its_lock_is_told(here: Locks, nested: Any) -> None:
+def test_a_wait_in_a_thread_that_the_holder_waits_for_is_refused(here: Locks, nested: Any) -> None:
     async def task() -> None:
         async with here.lock("job"):
             pytest.fail("got it")
@@ -139,7 +139,7 @@ def test_a_thread_that_waits_for_what_waits_for_its_lock_is_told(here: Locks, ne
     assert not here.is_locked("job")
 
 
-def test_a_view_that_calls_a_task_of_its_own_loop_is_told(here: Locks) -> None:
+def test_a_wait_in_a_task_of_the_views_own_loop_is_refused(here: Locks) -> None:
     async def task() -> None:
         async with here.lock("job"):
             pytest.fail("got it")
@@ -155,7 +155,7 @@ def test_a_view_that_calls_a_task_of_its_own_loop_is_told(here: Locks) -> None:
         asyncio.run(main())
 
 
-def test_a_thread_that_joins_the_waiter_is_told_where_the_wait_has_no_limit(here: Locks) -> None:
+def test_an_unlimited_wait_in_a_thread_that_the_holder_joins_is_refused(here: Locks) -> None:
     errors: list[Exception] = []
 
     def work(timeout: float) -> None:
@@ -173,7 +173,7 @@ def test_a_thread_that_joins_the_waiter_is_told_where_the_wait_has_no_limit(here
     assert [type(error) for error in errors] == [LockConfigError, LockTimeout]
 
 
-def test_waits_that_end_are_left_alone(here: Locks) -> None:
+def test_waits_that_can_end_are_not_refused(here: Locks) -> None:
     """What was started under the lock, and is waited for after it."""
     done: list[str] = []
 
@@ -203,7 +203,7 @@ def test_waits_that_end_are_left_alone(here: Locks) -> None:
     assert sorted(done) == ["task", "thread", "thread"]
 
 
-def test_a_plain_block_in_a_task_raises_where_it_would_stop_the_loop(
+def test_a_plain_block_in_a_task_raises_instead_of_stopping_the_loop(
     here: Locks, memory_url: str
 ) -> None:
     other = connect(memory_url)
@@ -260,13 +260,13 @@ asyncio.run(main())
 """
 
 
-def test_with_django_it_is_the_error_of_the_orm_too(tmp_path: Path) -> None:
+def test_with_django_the_error_is_also_synchronous_only_operation(tmp_path: Path) -> None:
     command = [sys.executable, "-c", IN_DJANGO]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
 
 
-def test_a_timeout_says_that_the_holder_is_in_this_process(here: Locks, memory_url: str) -> None:
+def test_lock_timeout_says_that_the_holder_is_in_this_process(here: Locks, memory_url: str) -> None:
     for locks in (here, connect(memory_url)):
         with here.lock("job"), pytest.raises(LockTimeout) as caught:
             in_thread(lambda locks=locks: locks.lock("job", timeout=0.2).__enter__())  # type: ignore[misc]

@@ -44,7 +44,7 @@ def test_a_function_runs_under_the_lock_of_its_name(here: Locks) -> None:
         lambda locks: locks.lock("other"),
     ],
 )
-def test_it_may_be_given_a_name(here: Locks, decorate: Callable[[Locks], Any]) -> None:
+def test_the_decorator_takes_a_name(here: Locks, decorate: Callable[[Locks], Any]) -> None:
     @decorate(here)
     def job() -> list[str]:
         return held_names(here)
@@ -52,17 +52,17 @@ def test_it_may_be_given_a_name(here: Locks, decorate: Callable[[Locks], Any]) -
     assert job() == ["other"]
 
 
-def test_without_arguments_but_called(here: Locks) -> None:
+def test_the_decorator_may_be_called_without_arguments(here: Locks) -> None:
     for decorator in (here.locked(), here.lock()):
 
         @decorator
         def job() -> list[str]:
             return held_names(here)
 
-        assert job()[0].endswith("test_without_arguments_but_called.<locals>.job")
+        assert job()[0].endswith("test_the_decorator_may_be_called_without_arguments.<locals>.job")
 
 
-def test_methods_of_all_kinds(here: Locks) -> None:
+def test_methods_of_all_kinds_can_be_locked(here: Locks) -> None:
     class Job:
         @here.locked
         def method(self) -> list[str]:
@@ -88,7 +88,7 @@ def test_methods_of_all_kinds(here: Locks) -> None:
         def method(self) -> list[str]:
             return held_names(here)
 
-    prefix = f"{__name__}.test_methods_of_all_kinds.<locals>"
+    prefix = f"{__name__}.test_methods_of_all_kinds_can_be_locked.<locals>"
     assert Job().method() == [f"{prefix}.Job.method"]
     assert Other().method() == [f"{prefix}.Other.method"]
     assert Job.below() == [f"{prefix}.Job.below"]
@@ -96,7 +96,7 @@ def test_methods_of_all_kinds(here: Locks) -> None:
     assert Job.static() == [f"{prefix}.Job.static"]
 
 
-def test_a_coroutine_holds_it_until_its_end(here: Locks) -> None:
+def test_a_coroutine_holds_the_lock_until_its_end(here: Locks) -> None:
     @here.locked("job")
     async def job() -> list[str]:
         await asyncio.sleep(0.01)
@@ -107,7 +107,7 @@ def test_a_coroutine_holds_it_until_its_end(here: Locks) -> None:
     assert held_names(here) == []
 
 
-def test_a_generator_holds_it_while_it_runs(here: Locks) -> None:
+def test_a_generator_holds_the_lock_while_it_runs(here: Locks) -> None:
     @here.locked("job")
     def job(most: int) -> Iterator[tuple[int, list[str]]]:
         for i in range(most):
@@ -136,7 +136,7 @@ def test_a_generator_holds_it_while_it_runs(here: Locks) -> None:
     assert held_names(here) == []
 
 
-def test_what_is_thrown_into_a_generator_arrives(here: Locks) -> None:
+def test_an_exception_thrown_into_a_generator_arrives(here: Locks) -> None:
     @here.locked("job")
     def job() -> Iterator[str]:
         try:
@@ -162,7 +162,7 @@ def test_a_generator_may_go_on_in_another_thread(here: Locks) -> None:
     assert held_names(here) == []
 
 
-def test_an_asynchronous_generator_holds_it_while_it_runs(here: Locks) -> None:
+def test_an_asynchronous_generator_holds_the_lock_while_it_runs(here: Locks) -> None:
     @here.locked("job")
     async def job() -> AsyncIterator[list[str]]:
         yield [lock["name"] for lock in await here.alist() if lock["state"] == "held"]
@@ -245,7 +245,7 @@ def test_other_classes_are_refused(here: Locks) -> None:
         here.locked(property(lambda self: None))
 
 
-def test_a_name_twice_and_a_typing_error_are_told_when_decorating() -> None:
+def test_two_names_and_unknown_arguments_are_refused_when_decorating() -> None:
     with pytest.raises(LockConfigError, match="twice"):
         locked("a", lock_name="b")
     with pytest.raises(TypeError, match="tiemout"):
@@ -297,7 +297,7 @@ def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
         ("tenant-{tenant_id", "cannot be understood"),
     ],
 )
-def test_a_field_that_is_no_parameter_is_told_when_decorating(
+def test_a_field_that_is_no_parameter_is_refused_when_decorating(
     here: Locks, name: str, said: str
 ) -> None:
     with pytest.raises(LockConfigError, match=said):
@@ -307,7 +307,7 @@ def test_a_field_that_is_no_parameter_is_told_when_decorating(
             pytest.fail("ran")
 
 
-def test_a_name_from_arguments_that_cannot_be_is_told_at_the_call(here: Locks) -> None:
+def test_an_invalid_name_from_arguments_is_refused_at_the_call(here: Locks) -> None:
     @here.locked("{name}")
     def job(name: str) -> None:
         pytest.fail("ran")

@@ -74,12 +74,14 @@ def refused(vendor: str, driver: str = "", **settings: Any) -> str:
         ({"NAME": None}, "postgres://u:p@db/postgres"),
     ],
 )  # fmt: skip
-def test_the_place_and_the_login_on_postgresql(settings: dict[str, Any], expected: str) -> None:
+def test_host_database_and_user_of_postgresql_are_in_the_url(
+    settings: dict[str, Any], expected: str
+) -> None:
     assert postgres(**settings) == expected
     _core.check_url(expected)
 
 
-def test_options_of_postgresql_are_carried_over() -> None:
+def test_options_of_postgresql_are_in_the_url() -> None:
     found = postgres(
         OPTIONS={
             "sslmode": "verify-full",
@@ -111,7 +113,7 @@ def test_a_role_is_assumed_as_django_does() -> None:
     assert found.endswith("?options=-c%20a%3Db%20-c%20role%3Dlock%5C%20er")
 
 
-def test_what_does_not_concern_locks_is_left_out() -> None:
+def test_options_without_effect_on_locks_are_left_out() -> None:
     ours = {"pool": {"min_size": 2}, "isolation_level": 1, "server_side_binding": True}
     driver = {"cursor_factory": object, "prepare_threshold": None, "keepalives_idle": 3}
     assert postgres(OPTIONS={**ours, **driver}) == "postgres://u:p@db/app"
@@ -131,16 +133,14 @@ def test_what_does_not_concern_locks_is_left_out() -> None:
         ({"hostaddr": "10.0.0.1", "sslmode": "verify-full"}, "hostaddr"),
     ],
 )
-def test_what_postgresql_has_and_the_locks_have_not_is_refused(
-    options: dict[str, Any], word: str
-) -> None:
+def test_unsupported_options_of_postgresql_are_refused(options: dict[str, Any], word: str) -> None:
     said = refused("postgresql", OPTIONS=options, PASSWORD="hunter2")
     assert f"['OPTIONS']['{word}']" in said
     # And what to do.
     assert "DATABASE_LOCKS_URL" in said or "number of seconds" in said
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = databases.find("x", "postgresql", _entry(OPTIONS={"requirepeer": "a", "sslcrl": "b"}))
     assert [problem.option for problem in found.problems] == [
         "['OPTIONS']['requirepeer']",
@@ -148,13 +148,13 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
-def test_ports_and_hosts_must_fit() -> None:
+def test_the_numbers_of_ports_and_hosts_must_match() -> None:
     assert "3 ports for 2 hosts" in refused("postgresql", HOST="a,b", PORT="1,2,3")
     assert "['PORT']" in refused("postgresql", PORT="hunter2x")
     assert "['PORT']" in refused("mysql", PORT="hunter2x")
 
 
-def test_libpqs_environment_counts_where_the_settings_are_silent(
+def test_the_environment_of_libpq_fills_missing_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGHOST", "elsewhere")
@@ -179,7 +179,7 @@ def test_a_service_and_a_password_file_are_left_to_the_core(
     assert postgres(**{**bare, "PORT": "7"}) == "postgres:///?port=7"
 
 
-def test_what_a_back_end_says_is_read_as_the_settings_are() -> None:
+def test_connection_params_of_a_back_end_are_read_like_settings() -> None:
     settings = {"ENGINE": "x", "OPTIONS": {"assume_role": "r", "use_token": True}}
     params = {
         "dbname": "app",
@@ -223,11 +223,13 @@ def test_certificates_of_the_home_folder_are_used_as_libpq_does(tmp_path: Path) 
          "mysql://u:p@db/app?connect_timeout=5&init_command=SET%20NAMES%20utf8mb4%3B%20SET%20x%3D1"),
     ],
 )  # fmt: skip
-def test_the_place_and_the_login_on_mysql(settings: dict[str, Any], expected: str) -> None:
+def test_host_database_and_user_of_mysql_are_in_the_url(
+    settings: dict[str, Any], expected: str
+) -> None:
     assert mysql(**settings) == expected
 
 
-def test_localhost_is_the_socket_to_the_c_library_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_c_library_uses_the_socket_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "first_socket", lambda paths: next(iter(paths)))
     expected = "mysql://u:p@localhost/app?socket=%2Frun%2Fmysqld%2Fmysqld.sock"
     assert mysql(HOST="localhost", PORT="3307") == expected
@@ -258,7 +260,9 @@ _CA = {"ca": "/etc/ca.pem"}
         ("MySQLdb", {"ssl": {}}, ""),
     ],
 )  # fmt: skip
-def test_tls_on_mysql(driver: str, options: dict[str, Any], expected: str) -> None:
+def test_tls_options_of_mysql_are_in_the_url(
+    driver: str, options: dict[str, Any], expected: str
+) -> None:
     assert mysql(driver, OPTIONS=options).partition("?")[2] == expected
 
 
@@ -273,13 +277,11 @@ def test_tls_on_mysql(driver: str, options: dict[str, Any], expected: str) -> No
         ({"unix_sockets": "/x"}, "['unix_sockets']"),
     ],
 )
-def test_what_mysql_has_and_the_locks_have_not_is_refused(
-    options: dict[str, Any], word: str
-) -> None:
+def test_unsupported_options_of_mysql_are_refused(options: dict[str, Any], word: str) -> None:
     assert word in refused("mysql", "pymysql", OPTIONS=options)
 
 
-def test_an_option_file_fills_what_the_settings_leave_open(tmp_path: Path) -> None:
+def test_an_option_file_fills_missing_settings(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.cnf").write_text("[client]\nport=3310\n")
     file = tmp_path / "my.cnf"
@@ -298,7 +300,7 @@ def test_an_option_file_fills_what_the_settings_leave_open(tmp_path: Path) -> No
     assert mysql(OPTIONS=options) == f"mysql://u:p@db:3310/app?{tls}"
 
 
-def test_pymysql_reads_an_option_file_its_own_way(tmp_path: Path) -> None:
+def test_pymysql_reads_an_option_file_differently(tmp_path: Path) -> None:
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nuser=client\n[shop]\npassword=a\\tb#c\n")
     options = {"read_default_file": str(file), "read_default_group": "shop"}
@@ -306,7 +308,7 @@ def test_pymysql_reads_an_option_file_its_own_way(tmp_path: Path) -> None:
     assert found == "mysql://me:a%5Ctb%23c@db/app"
 
 
-def test_an_option_file_that_cannot_be_read_or_carried_over_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_or_unsupported_option_file_is_refused(tmp_path: Path) -> None:
     missing = {"read_default_file": str(tmp_path / "none.cnf")}
     said = refused("mysql", OPTIONS=missing)
     assert "none.cnf cannot be read: No such file" in said
@@ -315,7 +317,7 @@ def test_an_option_file_that_cannot_be_read_or_carried_over_is_told(tmp_path: Pa
     assert "ssl-cipher" in refused("mysql", OPTIONS={"read_default_file": file})
 
 
-def test_files_that_include_each_other_end(tmp_path: Path) -> None:
+def test_option_files_that_include_each_other_are_read_once(tmp_path: Path) -> None:
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nuser=u\n!include my.cnf\n")
     assert option_file.read([str(file)], ["client"], must_exist=True) == {"user": "u"}
@@ -333,12 +335,12 @@ def test_files_that_include_each_other_end(tmp_path: Path) -> None:
          "memory:file%3Amemorydb_default%3Fmode%3Dmemory%26cache%3Dshared"),
     ],
 )  # fmt: skip
-def test_sqlite_locks_live_beside_the_database(name: Any, expected: str) -> None:
+def test_the_locks_of_sqlite_are_in_a_file_beside_the_database(name: Any, expected: str) -> None:
     assert url("sqlite", {"NAME": name}) == expected
     _core.check_url(expected)
 
 
-def test_every_way_to_a_file_is_the_same_locks(
+def test_every_path_to_a_database_leads_to_the_same_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "real.db").touch()
@@ -348,13 +350,13 @@ def test_every_way_to_a_file_is_the_same_locks(
     assert found == {f"sqlite://{tmp_path}/real.db.locks"}
 
 
-def test_another_engine_is_refused_with_what_is_possible() -> None:
+def test_another_engine_is_refused_and_the_supported_ones_named() -> None:
     said = refused("oracle", ENGINE="django.db.backends.oracle")
     assert "cannot live in django.db.backends.oracle" in said
     assert "PostgreSQL, MySQL, MariaDB and SQLite" in said
     assert "DATABASE_LOCKS_URL" in said
 
 
-def test_a_wrapper_is_told_by_what_it_is() -> None:
+def test_a_wrapped_back_end_is_recognised_by_its_vendor() -> None:
     entry = _entry(ENGINE="django.contrib.gis.db.backends.postgis")
     assert url("postgresql", entry) == "postgres://u:p@db/app"

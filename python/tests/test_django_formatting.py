@@ -27,11 +27,11 @@ from database_locks.cli import formatting
         (30 * 86_400 + 7200, "30d 2h"),
     ],
 )
-def test_a_length_is_said_as_people_say_it(seconds: float, said: str) -> None:
+def test_durations_are_formatted(seconds: float, said: str) -> None:
     assert formatting.human(seconds) == said
 
 
-def test_durations_are_read_as_people_write_them() -> None:
+def test_durations_are_parsed() -> None:
     read = {text: _core.parse_duration(text) for text in ("500ms", "1.5", " 2m ", "1d", "0")}
     assert read == {"500ms": 0.5, "1.5": 1.5, " 2m ": 120, "1d": 86_400, "0": 0}
     for bad in ("", "s", "-1s", "+1", "1e3", "1w", "nan", "inf", "1 2", "٣s"):
@@ -39,7 +39,7 @@ def test_durations_are_read_as_people_write_them() -> None:
             _core.parse_duration(bad)
 
 
-def test_the_purpose_is_the_callers_words_before_the_program() -> None:
+def test_the_purpose_is_meta_or_else_the_program() -> None:
     assert formatting.purpose({"program": "worker", "pid": 1}) == "worker"
     own = {"program": "dblock", "meta": {"ticket": "OPS-1", "command": "report.sh", "n": 3}}
     assert formatting.purpose(own) == "report.sh ticket=OPS-1 n=3"
@@ -47,7 +47,7 @@ def test_the_purpose_is_the_callers_words_before_the_program() -> None:
     assert formatting.purpose(None) == ""
 
 
-def test_what_drives_a_terminal_is_escaped() -> None:
+def test_control_characters_are_escaped() -> None:
     assert formatting.on_one_line("nightly report, jöb ✓") == "nightly report, jöb ✓"
     assert formatting.on_one_line("a\nb\tc\r") == "a\\nb\\tc\\r"
     assert formatting.on_one_line("\x1b[2J\x9b\x7f") == "\\u{1b}[2J\\u{9b}\\u{7f}"
@@ -62,7 +62,7 @@ def test_columns_are_as_wide_as_their_widest_cell_and_the_last_is_cut() -> None:
     assert (formatting.cut("abcdefg", 6), formatting.cut("仕事仕事", 6)) == ("abcde…", "仕事…")
 
 
-def test_a_lock_of_0_5_is_shown_without_what_is_not_known() -> None:
+def test_unknown_facts_of_a_lock_of_legacy_are_left_out() -> None:
     row: dict[str, Any] = dict.fromkeys(
         ["grant", "held_for", "free_in", "acquired_at", "renewed_at", "metadata"]
     )

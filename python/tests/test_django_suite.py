@@ -40,7 +40,7 @@ def test_the_newest_django_is_tested_with_all_drivers() -> None:
 
 
 @pytest.mark.parametrize("kind", HERE)
-def test_the_suite(kind: str, request: pytest.FixtureRequest) -> None:
+def test_the_suite_of_the_django_project_passes(kind: str, request: pytest.FixtureRequest) -> None:
     environment = {
         **os.environ,
         "DBLOCK_DJANGO_DB": kind,

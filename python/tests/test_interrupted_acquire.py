@@ -107,7 +107,7 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_held(
     assert early > 0
 
 
-def test_such_an_exception_leaves_nothing_held_where_its_traceback_is_kept(
+def test_an_exception_of_a_signal_handler_with_a_kept_traceback_leaves_nothing_held(
     here: Locks, interrupter: Any
 ) -> None:
     interrupts, kept = interrupter(Limit), []
@@ -125,7 +125,9 @@ def test_such_an_exception_leaves_nothing_held_where_its_traceback_is_kept(
     nothing_is_held(here)
 
 
-def test_such_an_exception_leaves_outer_blocks_as_they_are(here: Locks, interrupter: Any) -> None:
+def test_an_exception_of_a_signal_handler_leaves_outer_blocks_held(
+    here: Locks, interrupter: Any
+) -> None:
     interrupts = interrupter(Limit)
 
     def nested() -> None:
@@ -142,7 +144,9 @@ def test_such_an_exception_leaves_outer_blocks_as_they_are(here: Locks, interrup
     nothing_is_held(here)
 
 
-def test_such_an_exception_in_a_task_leaves_nothing_held(here: Locks, interrupter: Any) -> None:
+def test_an_exception_of_a_signal_handler_in_a_task_leaves_nothing_held(
+    here: Locks, interrupter: Any
+) -> None:
     interrupts = interrupter(Limit)
 
     async def work(i: int) -> None:
@@ -159,7 +163,7 @@ def test_such_an_exception_in_a_task_leaves_nothing_held(here: Locks, interrupte
     assert early > 0
 
 
-def test_a_loss_that_arrives_on_the_way_into_an_inner_block_leaves_that_free(here: Locks) -> None:
+def test_a_loss_during_the_acquire_of_an_inner_lock_leaves_that_free(here: Locks) -> None:
     """In a thread, which an exception of another thread tells."""
 
     def work() -> None:

@@ -127,7 +127,7 @@ def test_a_database_that_refuses_renewals_is_named_as_the_reason(postgres_url: s
     assert vars(again) == vars(lost)
 
 
-def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:
+def test_a_loss_is_raised_in_another_thread_at_its_next_bytecode(here: Locks) -> None:
     def work() -> None:
         with here.lock("job"):
             lose_after(here, 0.1)
@@ -143,7 +143,7 @@ def test_another_thread_is_told_at_its_next_bytecode(here: Locks) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_thread_that_waits_for_another_lock_is_told(here: Locks) -> None:
+def test_a_loss_interrupts_a_wait_for_another_lock(here: Locks) -> None:
     def work() -> None:
         with here.lock("outer"):
             lose_after(here, 0.1, "outer")
@@ -155,7 +155,7 @@ def test_a_thread_that_waits_for_another_lock_is_told(here: Locks) -> None:
     assert caught.value.name == "outer"
 
 
-def test_a_task_is_told_by_cancellation(here: Locks) -> None:
+def test_a_loss_cancels_a_task(here: Locks) -> None:
     async def work() -> None:
         async with here.lock("job"):
             asyncio.get_running_loop().call_later(0.1, here.lose, "job")
@@ -167,7 +167,7 @@ def test_a_task_is_told_by_cancellation(here: Locks) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_task_that_was_told_can_go_on(here: Locks) -> None:
+def test_a_task_can_go_on_after_a_loss(here: Locks) -> None:
     async def work() -> str:
         try:
             async with here.lock("job"):
@@ -181,7 +181,7 @@ def test_a_task_that_was_told_can_go_on(here: Locks) -> None:
     assert asyncio.run(work()) == "went on"
 
 
-def test_a_task_that_somebody_else_cancels_stays_cancelled(here: Locks) -> None:
+def test_a_task_that_the_application_cancels_stays_cancelled(here: Locks) -> None:
     async def work() -> None:
         async with here.lock("job"):
             await asyncio.sleep(60)
@@ -197,7 +197,7 @@ def test_a_task_that_somebody_else_cancels_stays_cancelled(here: Locks) -> None:
     assert here.show("job")["state"] == "free"  # type: ignore[index]
 
 
-def test_a_callback_is_called_instead_as_a_signal_handler_is(here: Locks) -> None:
+def test_a_callback_is_called_like_a_signal_handler(here: Locks) -> None:
     told: list[tuple[Any, ...]] = []
     with here.lock("job", lost_lock_cb=lambda *args: told.append(args)) as held:
         lose_after(here, 0.1)
@@ -210,7 +210,7 @@ def test_a_callback_is_called_instead_as_a_signal_handler_is(here: Locks) -> Non
     assert frame is not None
 
 
-def test_what_the_callback_raises_arrives_in_the_block(here: Locks) -> None:
+def test_an_exception_of_the_callback_arrives_in_the_block(here: Locks) -> None:
     def callback(*_: Any) -> None:
         raise ZeroDivisionError
 
@@ -219,7 +219,7 @@ def test_what_the_callback_raises_arrives_in_the_block(here: Locks) -> None:
         time.sleep(60)
 
 
-def test_a_callback_in_another_thread(here: Locks) -> None:
+def test_a_callback_is_called_for_a_block_in_another_thread(here: Locks) -> None:
     told = threading.Event()
 
     def work() -> None:
@@ -230,7 +230,7 @@ def test_a_callback_in_another_thread(here: Locks) -> None:
     in_thread(work)
 
 
-def test_a_loss_that_only_the_end_of_the_block_finds_is_told_there(here: Locks) -> None:
+def test_a_loss_found_at_the_end_of_the_block_is_raised_there(here: Locks) -> None:
     with pytest.raises(LockLost), here.lock("job"):
         here.force_release("job")
     with pytest.raises(ZeroDivisionError), here.lock("job"):
@@ -238,7 +238,7 @@ def test_a_loss_that_only_the_end_of_the_block_finds_is_told_there(here: Locks) 
         raise ZeroDivisionError
 
 
-def test_what_the_body_raised_is_not_replaced(here: Locks, caplog: Any) -> None:
+def test_an_exception_of_the_body_is_not_replaced_by_the_loss(here: Locks, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="mine"):
         with here.lock("job"):
             here.force_release("job")
@@ -246,7 +246,7 @@ def test_what_the_body_raised_is_not_replaced(here: Locks, caplog: Any) -> None:
     assert "`job`" in caplog.text
 
 
-def test_no_loss_is_told_after_its_block(here: Locks) -> None:
+def test_no_loss_is_raised_after_its_block(here: Locks) -> None:
     """Losses that race with the end of the block, in the main thread and in another."""
 
     def work() -> None:
@@ -266,7 +266,7 @@ def test_no_loss_is_told_after_its_block(here: Locks) -> None:
     in_thread(work)
 
 
-def test_no_handler_of_the_application_is_touched(here: Locks) -> None:
+def test_signal_handlers_of_the_application_are_kept(here: Locks) -> None:
     numbers = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
     seen: list[int] = []
     mine = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM}
@@ -306,7 +306,7 @@ def test_two_lost_locks_each_raise_in_their_own_block(here: Locks) -> None:
     assert [*names, outer.value.name] == ["b", "a"]
 
 
-def test_a_paused_generator_hurts_nobody_else(here: Locks) -> None:
+def test_a_loss_of_a_paused_generator_interrupts_no_other_code(here: Locks) -> None:
     @here.locked("job")
     def numbers() -> Any:
         yield 1
@@ -320,7 +320,7 @@ def test_a_paused_generator_hurts_nobody_else(here: Locks) -> None:
         next(steps)
 
 
-def test_a_check_tells_the_loss_at_once_and_the_end_of_the_block_again(here: Locks) -> None:
+def test_check_raises_the_loss_at_once_and_the_end_of_the_block_again(here: Locks) -> None:
     with pytest.raises(LockLost) as at_the_end:
         with here.lock("job") as held:
             here.force_release("job")
@@ -369,7 +369,7 @@ def test_a_loss_that_a_task_swallows_is_raised_at_the_end_of_the_block(here: Loc
     assert asyncio.run(work()) == "went on"
 
 
-def test_a_swallowed_loss_with_a_callback_is_the_callbacks_alone(here: Locks) -> None:
+def test_with_a_callback_no_loss_is_raised_at_the_end_of_the_block(here: Locks) -> None:
     told: list[Any] = []
     with here.lock("job", lost_lock_cb=lambda *args: told.append(args)):
         lose_after(here, 0.05)
@@ -377,14 +377,14 @@ def test_a_swallowed_loss_with_a_callback_is_the_callbacks_alone(here: Locks) ->
     assert len(told) == 1
 
 
-def test_an_exception_of_the_body_goes_before_a_loss_that_it_swallowed(here: Locks) -> None:
+def test_an_exception_of_the_body_takes_precedence_over_a_swallowed_loss(here: Locks) -> None:
     with pytest.raises(ValueError, match="mine"), here.lock("job"):
         lose_after(here, 0.05)
         catch_all(0.3)
         raise ValueError("mine")
 
 
-def test_a_loss_names_its_own_lock_while_an_inner_one_comes_and_goes(here: Locks) -> None:
+def test_a_loss_names_its_own_lock_and_not_an_inner_one(here: Locks) -> None:
     """Arriving in the middle of an inner acquire, release, check or extension."""
     delays = random.Random(5)
     said = set()
@@ -418,7 +418,7 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_a_main_thread_with_signals_blocked_is_told_at_its_next_bytecode(here: Locks) -> None:
+def test_a_loss_is_raised_in_a_main_thread_with_blocked_signals(here: Locks) -> None:
     """Threads that are started meanwhile have them blocked as well."""
     began = time.monotonic()
     with signals_blocked(), pytest.raises(LockLost) as caught, here.lock("job"):

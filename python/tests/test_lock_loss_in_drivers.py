@@ -40,7 +40,9 @@ WAITS = ["sleep", "event", "lock", "recv", "select", "pipe", "subprocess", "byte
 
 
 @pytest.mark.parametrize("where", WAITS)
-def test_a_main_thread_is_told_in_a_system_call(sqlite_url: str, where: str, start: Start) -> None:
+def test_a_loss_interrupts_system_calls_of_the_main_thread(
+    sqlite_url: str, where: str, start: Start
+) -> None:
     assert lose(start, sqlite_url, where) < SECONDS
 
 
@@ -55,11 +57,11 @@ def test_a_query_of_pymysql_is_interrupted(
     assert lose(start, request.getfixturevalue(f"{engine}_url"), "pymysql") < SECONDS
 
 
-def test_psycopg2_gives_in_when_its_query_ends(postgres_url: str, start: Start) -> None:
+def test_a_loss_is_raised_when_a_query_of_psycopg2_ends(postgres_url: str, start: Start) -> None:
     assert lose(start, postgres_url, "psycopg2") < 8 + SECONDS
 
 
-def test_mysqlclient_gives_in_when_its_query_ends(mariadb_url: str, start: Start) -> None:
+def test_a_loss_is_raised_when_a_query_of_mysqlclient_ends(mariadb_url: str, start: Start) -> None:
     assert lose(start, mariadb_url, "mysqlclient") < 8 + SECONDS
 
 

@@ -27,7 +27,7 @@ def here(memory_url: str) -> Locks:
     return connect(memory_url)
 
 
-def test_every_method_of_held_says_that_its_block_is_over(here: Locks) -> None:
+def test_every_method_of_held_raises_lock_released_after_its_block(here: Locks) -> None:
     with here.lock("job") as held:
         pass
     with here.lock("job"):
@@ -48,7 +48,7 @@ def test_every_method_of_held_says_that_its_block_is_over(here: Locks) -> None:
         assert here.is_locked("job")
 
 
-def test_a_lost_one_goes_on_saying_so(here: Locks) -> None:
+def test_a_lost_lock_stays_lost_after_its_block(here: Locks) -> None:
     with pytest.raises(LockLost), here.lock("job") as held:
         here.lose("job")
         time.sleep(10)
@@ -58,13 +58,13 @@ def test_a_lost_one_goes_on_saying_so(here: Locks) -> None:
             use()
 
 
-def test_a_loss_that_only_the_release_finds_is_truth_afterwards(here: Locks) -> None:
+def test_a_loss_found_by_the_release_is_kept(here: Locks) -> None:
     with pytest.raises(LockLost), here.lock("job") as held:
         here.force_release("job")
     assert held.lost
 
 
-def test_it_may_be_released_before_the_end_of_its_block(here: Locks) -> None:
+def test_a_lock_can_be_released_before_the_end_of_its_block(here: Locks) -> None:
     with here.lock("job") as held, here.lock("job"):
         held.release()
         assert not here.is_locked("job")
@@ -88,7 +88,7 @@ def test_it_may_be_released_before_the_end_of_its_block(here: Locks) -> None:
         raise LockLost(name="the one that was caught")
 
 
-def test_a_try_gives_none_where_it_is_busy(here: Locks) -> None:
+def test_try_gives_none_if_the_lock_is_busy(here: Locks) -> None:
     def tries(**words: Any) -> bool:
         with here.lock("job", **words).try_() as held:
             return held is not None
@@ -109,13 +109,13 @@ def test_a_try_gives_none_where_it_is_busy(here: Locks) -> None:
     assert not here.is_locked("job")
 
 
-def test_a_try_raises_what_is_not_about_being_busy() -> None:
+def test_try_raises_errors_other_than_lock_timeout() -> None:
     locks = connect("postgres://u:hunter2@127.0.0.1:1/db")
     with pytest.raises(LockUnavailable), locks.lock("job", retry=0).try_():
         pytest.fail("entered")
 
 
-def test_an_object_holds_and_is_renewed_until_its_release(here: Locks) -> None:
+def test_an_acquired_lock_is_renewed_until_its_release(here: Locks) -> None:
     job = here.lock("job", lock_ttl=0.6)
     held = job.acquire()
     assert held
@@ -130,7 +130,7 @@ def test_an_object_holds_and_is_renewed_until_its_release(here: Locks) -> None:
     job.release()
 
 
-def test_an_object_excludes_its_own_thread_and_says_so(here: Locks) -> None:
+def test_an_acquired_lock_excludes_its_own_thread_and_the_error_says_so(here: Locks) -> None:
     job = here.lock("job")
     job.acquire()
     with pytest.raises(LockConfigError, match="this very thread holds it"), here.lock("job"):
@@ -142,7 +142,7 @@ def test_an_object_excludes_its_own_thread_and_says_so(here: Locks) -> None:
     job.release()
 
 
-def test_an_object_in_a_task(here: Locks) -> None:
+def test_a_task_acquires_and_releases_without_a_block(here: Locks) -> None:
     async def main() -> None:
         job = here.lock("job")
         held = await job.aacquire()
@@ -153,7 +153,7 @@ def test_an_object_in_a_task(here: Locks) -> None:
     asyncio.run(main())
 
 
-def test_an_object_that_is_dropped_stays_held_until_its_lease_ends(here: Locks) -> None:
+def test_a_dropped_lock_stays_held_until_its_lease_ends(here: Locks) -> None:
     here.lock("job", lock_ttl=0.8).acquire()
     gc.collect()
     assert here.is_locked("job")
@@ -161,7 +161,7 @@ def test_an_object_that_is_dropped_stays_held_until_its_lease_ends(here: Locks) 
         pass
 
 
-def test_the_loss_of_an_object_is_told_by_its_callback_and_its_release(here: Locks) -> None:
+def test_a_loss_without_a_block_reaches_the_callback_and_the_release(here: Locks) -> None:
     told = threading.Event()
     job = here.lock("job", lost_lock_cb=lambda *_: told.set())
     held = job.acquire()
@@ -177,7 +177,7 @@ def test_the_loss_of_an_object_is_told_by_its_callback_and_its_release(here: Loc
         job.release()
 
 
-def test_arguments_of_other_libraries_are_answered_with_ours(here: Locks) -> None:
+def test_arguments_of_other_libraries_are_refused_with_the_equivalent(here: Locks) -> None:
     for lock in (here.lock, here.locked):
         with pytest.raises(TypeError, match='on_busy="raise"'):
             lock("job", blocking=False)  # type: ignore[operator]
@@ -200,7 +200,7 @@ def test_errors_name_their_lock_when_they_are_logged(here: Locks) -> None:
         ({"ticket": "\ud800", "lock_name": None}, "ticket"),
     ],
 )
-def test_values_that_cannot_be_counted_or_written_are_refused_by_name(
+def test_values_that_cannot_be_stored_are_refused_by_name(
     here: Locks, words: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(LockConfigError, match=f"^`{named}`") as caught:
@@ -209,13 +209,13 @@ def test_values_that_cannot_be_counted_or_written_are_refused_by_name(
 
 
 @pytest.mark.parametrize("ask", ["show", "is_locked", "force_release"])
-def test_a_name_that_cannot_be_is_refused_in_every_question(here: Locks, ask: str) -> None:
+def test_an_invalid_name_is_refused_by_every_query(here: Locks, ask: str) -> None:
     for name in (1, "", "\ud800"):
         with pytest.raises(LockConfigError):
             getattr(here, ask)(name)
 
 
-def test_the_locks_of_a_url_end_with_the_transaction_by_default_too(here: Locks) -> None:
+def test_locks_of_connect_are_kept_until_the_transaction_ends(here: Locks) -> None:
     assert here.lock("job")._until == "commit"
     assert here.lock("job", until="exit")._until == "exit"
     with pytest.raises(LockConfigError, match="until_using"):

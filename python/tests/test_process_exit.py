@@ -60,20 +60,20 @@ def end_holding(url: str, how: str, tmp_path: Path, end: str = "") -> None:
 
 
 @pytest.mark.parametrize("how", HELD_BY)
-def test_the_end_of_a_process_frees_what_any_thread_holds(
+def test_the_end_of_a_process_releases_the_locks_of_all_threads(
     sqlite_url: str, how: str, tmp_path: Path
 ) -> None:
     end_holding(sqlite_url, how, tmp_path)
     assert not connect(sqlite_url).is_locked("job")
 
 
-def test_the_end_of_a_process_frees_what_a_daemon_thread_holds_on_a_server(
+def test_the_end_of_a_process_releases_the_lock_of_a_daemon_thread_on_a_server(
     server_url: str, tmp_path: Path
 ) -> None:
     end_holding(server_url, "a daemon thread", tmp_path)
     assert not connect(server_url).is_locked("job")
 
 
-def test_so_does_sys_exit(sqlite_url: str, tmp_path: Path) -> None:
+def test_sys_exit_releases_the_locks_of_all_threads(sqlite_url: str, tmp_path: Path) -> None:
     end_holding(sqlite_url, "a daemon thread", tmp_path, end="raise SystemExit(3)")
     assert not connect(sqlite_url).is_locked("job")

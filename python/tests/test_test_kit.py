@@ -17,14 +17,14 @@ from database_locks.testing import LocksTestMixin, MemoryLocks, memory_locks
 from support import environment
 
 
-def test_losing_reaches_the_holder(locks: MemoryLocks) -> None:
+def test_lose_interrupts_the_holder(locks: MemoryLocks) -> None:
     with pytest.raises(LockLost, match="report") as caught, locks.lock("report"):
         locks.lose("report")
     assert caught.value.reason == "forced"
     locks.assert_not_locked("report")
 
 
-def test_a_holder_in_another_thread_is_told(locks: MemoryLocks) -> None:
+def test_lose_interrupts_a_holder_in_another_thread(locks: MemoryLocks) -> None:
     seen: list[LockLost] = []
     begun = threading.Event()
 
@@ -45,7 +45,7 @@ def test_a_holder_in_another_thread_is_told(locks: MemoryLocks) -> None:
     assert [lost.name for lost in seen] == ["report"]
 
 
-def test_an_expired_lock_can_be_had_by_others(locks: MemoryLocks) -> None:
+def test_an_expired_lock_can_be_acquired(locks: MemoryLocks) -> None:
     with pytest.raises(LockLost), locks.lock("report") as held:
         first = held.token
         locks.expire("report")
@@ -62,7 +62,7 @@ def test_an_expired_lock_can_be_had_by_others(locks: MemoryLocks) -> None:
         held.check()
 
 
-def test_asking_says_what_is_held(locks: MemoryLocks) -> None:
+def test_held_and_assert_locked_show_held_locks(locks: MemoryLocks) -> None:
     with locks.lock("a", locked_by="me"):
         locks.assert_locked("a")
         with pytest.raises(AssertionError, match="`a` is held by me"):
@@ -72,7 +72,7 @@ def test_asking_says_what_is_held(locks: MemoryLocks) -> None:
                 ask("b")
 
 
-def test_what_is_left_behind_fails_and_does_not_reach_the_next_test() -> None:
+def test_a_lock_left_behind_fails_its_test_and_not_the_next() -> None:
     with pytest.raises(AssertionError, match="still held at the end of the test: `left`"):
         with memory_locks() as locks:
             block = locks.lock("left")
@@ -85,7 +85,7 @@ def test_what_is_left_behind_fails_and_does_not_reach_the_next_test() -> None:
         locks.assert_not_locked("left")
 
 
-def test_a_thread_that_still_holds_a_lock_at_the_end_is_told() -> None:
+def test_a_thread_that_holds_a_lock_at_the_end_of_the_test_gets_lock_lost() -> None:
     seen: list[LockLost] = []
     begun = threading.Event()
 
@@ -106,7 +106,7 @@ def test_a_thread_that_still_holds_a_lock_at_the_end_is_told() -> None:
     assert [lost.reason for lost in seen] == ["forced"]
 
 
-def test_another_holder_keeps_this_very_thread_out(locks: MemoryLocks) -> None:
+def test_busy_excludes_the_tests_own_thread(locks: MemoryLocks) -> None:
     with locks.busy("report", holder="web-2"):
         assert locks.held() == {"report": "web-2"}
         with pytest.raises(LockTimeout) as caught, locks.lock("report", on_busy="raise"):
@@ -117,7 +117,7 @@ def test_another_holder_keeps_this_very_thread_out(locks: MemoryLocks) -> None:
             locks.busy("report")
 
 
-def test_another_holder_can_release_or_lose_and_is_gone_after_the_test() -> None:
+def test_busy_ends_by_release_loss_or_the_end_of_the_test() -> None:
     with memory_locks() as locks:
         busy = locks.busy("report")
         busy.release()

@@ -81,7 +81,7 @@ def test_the_source_distribution_installs_into_a_clean_environment(
     pip_installs(clean, sdist)
 
 
-def test_a_build_without_rust_ends_in_one_sentence(clean: Path) -> None:
+def test_a_build_without_rust_ends_in_a_clear_message(clean: Path) -> None:
     env = environment(PATH="/usr/bin:/bin")
     done = subprocess.run(
         [clean, "-m", "pip", "install", "-q", "--disable-pip-version-check", PYTHON],

@@ -54,7 +54,7 @@ class PostgresTests(Carried):
     def named(self, **options):
         return {"application_name": "carried", **options}
 
-    def test_application_name_and_socket(self):
+    def test_application_name_and_socket_reach_the_server(self):
         folder = self.one("SHOW unix_socket_directories").split(",")[0].strip()
         port = self.one("SHOW port")
         seen = self.uses(
@@ -62,7 +62,7 @@ class PostgresTests(Carried):
         )
         self.assertEqual(seen, [(None,)])
 
-    def test_search_path(self):
+    def test_the_search_path_reaches_the_server(self):
         self.run_all(
             "CREATE SCHEMA IF NOT EXISTS elsewhere",
             f"CREATE TABLE elsewhere.{TABLE} (LIKE {TABLE} INCLUDING ALL)",
@@ -72,7 +72,7 @@ class PostgresTests(Carried):
         look = f"SELECT COUNT(*) FROM elsewhere.{TABLE} WHERE name = 'carried'"
         self.assertEqual(self.uses(look, OPTIONS=options), [(1,)])
 
-    def test_a_role_that_alone_may_use_the_table(self):
+    def test_the_assumed_role_may_use_the_table(self):
         self.run_all(
             "DROP ROLE IF EXISTS lock_user", "DROP ROLE IF EXISTS lock_owner",
             "CREATE ROLE lock_owner", "CREATE ROLE lock_user LOGIN NOINHERIT IN ROLE lock_owner",
@@ -102,7 +102,7 @@ class MysqlTests(Carried):
             )
             self.addCleanup(self.run_all, f"DROP USER {user}")
 
-    def test_an_option_file_with_user_password_and_socket(self):
+    def test_an_option_file_has_user_password_and_socket(self):
         with tempfile.NamedTemporaryFile("w", suffix=".cnf") as file:
             file.write(
                 f"[client]\nuser = carried\npassword = 'p@ss:/ #w'\nsocket = {self.socket()}\n"
@@ -112,7 +112,7 @@ class MysqlTests(Carried):
             seen = self.uses(self.WHERE, USER="", PASSWORD="", HOST="", PORT="", OPTIONS=options)
         self.assertEqual(seen, (("localhost",),))
 
-    def test_a_socket(self):
+    def test_a_socket_is_used(self):
         login = {"USER": "carried", "PASSWORD": "p@ss:/ #w"}
         for changes in (
             {"HOST": self.socket()},
@@ -123,7 +123,7 @@ class MysqlTests(Carried):
     def socket(self):
         return self.one("SELECT @@socket")
 
-    def test_init_command(self):
+    def test_init_command_is_run(self):
         self.run_all("CREATE TABLE IF NOT EXISTS begun (who text)")
         self.addCleanup(self.run_all, "DROP TABLE begun")
         options = {"init_command": "INSERT INTO begun VALUES (CURRENT_USER())"}
@@ -138,7 +138,7 @@ class MysqlTests(Carried):
         # MySQL 9 has no `have_ssl`, and no version where TLS is off.
         return found.get("have_ssl", found.get("tls_version") and "YES") == "YES"
 
-    def test_tls_that_cannot_be_had_is_not_done_without(self):
+    def test_required_tls_is_not_replaced_by_a_plain_connection(self):
         if self.has_tls():
             self.skipTest("this server has TLS")
         from database_locks import LockUnavailable
@@ -149,7 +149,7 @@ class MysqlTests(Carried):
 
 @unittest.skipUnless(connection.vendor == "sqlite", "of SQLite")
 class SqliteTests(Carried):
-    def test_the_locks_of_a_file_are_beside_it(self):
+    def test_the_file_of_the_locks_is_beside_the_database(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "app ü.sqlite3")
             with (
@@ -160,7 +160,7 @@ class SqliteTests(Carried):
                 self.assertTrue(os.path.exists(path + ".locks"))
                 self.assertFalse(os.path.exists(path))
 
-    def test_an_option_is_of_no_concern(self):
+    def test_an_ignored_option_has_no_effect(self):
         with tempfile.TemporaryDirectory() as folder:
             changes = {"NAME": os.path.join(folder, "x"), "OPTIONS": {"timeout": 3}}
             with (

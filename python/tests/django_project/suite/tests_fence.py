@@ -18,7 +18,7 @@ def written():
 
 
 class FencedTests(TransactionTestCase):
-    def test_what_is_written_under_a_held_lock_commits(self):
+    def test_writes_under_a_held_lock_commit(self):
         with lock("job") as held:
             with held.atomic() as same:
                 self.assertIs(same, held)
@@ -30,7 +30,7 @@ class FencedTests(TransactionTestCase):
                 Group.objects.create(name="again")
         self.assertEqual(written(), {"fenced", "again"})
 
-    def test_who_has_lost_the_lock_writes_nothing(self):
+    def test_a_holder_that_has_lost_the_lock_writes_nothing(self):
         stranger = connect(_url())
         with self.assertRaises(LockLost) as caught, lock("job") as held:
             stranger.force_release("job")
@@ -40,7 +40,7 @@ class FencedTests(TransactionTestCase):
         self.assertEqual(caught.exception.token, held.token)
         self.assertEqual(written(), set())
 
-    def test_nobody_gets_the_lock_while_a_fenced_transaction_is_open(self):
+    def test_no_other_client_gets_the_lock_while_a_fenced_transaction_is_open(self):
         stranger = connect(_url())
         told = []
 
@@ -61,7 +61,9 @@ class FencedTests(TransactionTestCase):
         self.assertIn("fenced", told[0])
         self.assertEqual(written(), {"fenced"})
 
-    def test_a_lease_that_ends_under_a_fence_is_nobody_elses_before_the_commit(self):
+    def test_after_the_end_of_the_lease_no_other_client_gets_the_lock_before_the_fenced_commit(
+        self,
+    ):
         stranger = connect(_url())
         with lock("job", lock_ttl=0.6, auto_renew=False, lost_lock_cb=lambda *_: None) as held:
             with held.atomic():
@@ -71,7 +73,7 @@ class FencedTests(TransactionTestCase):
                 Group.objects.create(name="late but fenced")
         self.assertEqual(written(), {"late but fenced"})
 
-    def test_an_error_rolls_back_and_the_lock_goes_on(self):
+    def test_an_error_rolls_back_and_the_lock_stays_held(self):
         with lock("job") as held:
             with self.assertRaises(ZeroDivisionError), held.atomic():
                 Group.objects.create(name="rolled back")
@@ -81,7 +83,7 @@ class FencedTests(TransactionTestCase):
                 Group.objects.create(name="after it")
         self.assertEqual(written(), {"after it"})
 
-    def test_within_an_outer_transaction(self):
+    def test_a_fenced_transaction_can_be_within_an_outer_one(self):
         with lock("job") as held:
             with transaction.atomic():
                 with held.atomic():
@@ -106,7 +108,7 @@ class FencedTests(TransactionTestCase):
                 soon(lambda: _state("job") == "free")
         self.assertEqual(len(written()), 4)
 
-    def test_who_frees_the_lock_before_the_commit_is_told_that_its_fence_is_open(self):
+    def test_a_release_before_the_commit_logs_that_the_fence_is_open(self):
         if connection.vendor != "mysql":
             self.skipTest("a fence is in the way of its own release only there")
         with self.assertLogs("database_locks.core", "INFO") as logs, transaction.atomic():
@@ -116,7 +118,7 @@ class FencedTests(TransactionTestCase):
             self.assertEqual(_state("job"), "held")
         soon(lambda: _state("job") == "free")
 
-    def test_how_long_it_may_last_is_checked(self):
+    def test_the_duration_of_a_fenced_transaction_is_checked(self):
         with lock("job") as held:
             with held.atomic(lasting=60):
                 Group.objects.create(name="long")
@@ -125,7 +127,7 @@ class FencedTests(TransactionTestCase):
                     held.atomic(lasting=wrong)
         self.assertEqual(written(), {"long"})
 
-    def test_another_database_is_refused(self):
+    def test_a_fence_in_another_database_is_refused(self):
         if connection.vendor == "sqlite":
             self.skipTest("the locks of SQLite are in a file of their own: any database will do")
         entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
@@ -134,7 +136,7 @@ class FencedTests(TransactionTestCase):
                 with held.atomic(using="other"):
                     self.fail("entered")
 
-    def test_a_plain_cursor_is_fenced(self):
+    def test_held_fence_fences_a_plain_cursor(self):
         with self.assertRaises(LockLost), lock("job") as held:
             with transaction.atomic(), connection.cursor() as cursor, held.fence(cursor):
                 Group.objects.create(name="plain")

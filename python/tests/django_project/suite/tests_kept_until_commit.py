@@ -72,20 +72,20 @@ def lose_and_wait(held):
 
 
 class KeptTests(TransactionTestCase):
-    def test_outside_of_a_transaction_it_ends_with_its_block(self):
+    def test_without_a_transaction_the_lock_ends_with_its_block(self):
         for until in ("commit", "exit"):
             with lock("job", until=until):
                 self.assertEqual(_state("job"), "held")
             self.assertEqual(_state("job"), "free")
 
-    def test_it_is_kept_until_the_commit(self):
+    def test_a_lock_is_kept_until_the_commit(self):
         with transaction.atomic():
             with lock("job"):
                 write()
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_it_is_kept_until_the_rollback(self):
+    def test_a_lock_is_kept_until_the_rollback(self):
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
             with lock("job"):
                 write()
@@ -93,20 +93,20 @@ class KeptTests(TransactionTestCase):
             raise ZeroDivisionError
         self.assertEqual(_state("job"), "free")
 
-    def test_it_is_kept_where_its_block_was_left_with_an_exception(self):
+    def test_a_lock_is_kept_after_an_exception_in_its_block(self):
         with transaction.atomic():
             with self.assertRaises(ZeroDivisionError), lock("job"):
                 raise ZeroDivisionError
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_until_exit_ends_it_with_its_block(self):
+    def test_until_exit_releases_at_the_end_of_the_block(self):
         with transaction.atomic():
             with lock("job", until="exit"):
                 pass
             self.assertEqual(_state("job"), "free")
 
-    def test_a_savepoint_that_is_rolled_back_does_not_end_it(self):
+    def test_the_rollback_of_a_savepoint_does_not_release_the_lock(self):
         for savepoint in (True, False):
             with self.subTest(savepoint=savepoint), transaction.atomic():
                 with self.assertRaises(ZeroDivisionError), transaction.atomic(savepoint=savepoint):
@@ -116,7 +116,7 @@ class KeptTests(TransactionTestCase):
                 self.assertEqual(_state("job"), "held")
             self.assertEqual(_state("job"), "free")
 
-    def test_a_durable_transaction_and_one_block_entered_twice(self):
+    def test_durable_transactions_and_reused_atomic_objects_keep_the_lock(self):
         twice = transaction.atomic()
         with transaction.atomic(durable=True), twice, twice:
             with lock("job"):
@@ -124,7 +124,7 @@ class KeptTests(TransactionTestCase):
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_a_generator_is_kept_until_the_end_of_the_transaction_that_it_ends_in(self):
+    def test_the_lock_of_a_generator_is_kept_until_the_transaction_of_its_end(self):
         @locked("job")
         def items():
             yield 1
@@ -134,7 +134,7 @@ class KeptTests(TransactionTestCase):
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_a_task_in_a_transaction(self):
+    def test_a_task_in_a_transaction_keeps_its_lock(self):
         async def work():
             with transaction.atomic():
                 async with lock("job"):
@@ -145,7 +145,7 @@ class KeptTests(TransactionTestCase):
         with mock.patch.dict(os.environ, DJANGO_ALLOW_ASYNC_UNSAFE="1"):
             asyncio.run(work())
 
-    def test_a_task_of_async_to_sync_cannot_keep_it_for_the_transaction_of_the_calling_thread(self):
+    def test_a_task_of_async_to_sync_is_refused_a_lock_in_the_callers_transaction(self):
         async def work(**options):
             async with lock("job", **options):
                 await sync_to_async(written)()
@@ -176,14 +176,14 @@ class KeptTests(TransactionTestCase):
         async_to_sync(without_await)()
         self.assertEqual(_state("job"), "free")
 
-    def test_a_connection_that_is_closed_within_its_transaction(self):
+    def test_closing_the_connection_releases_the_lock(self):
         with transaction.atomic():
             with lock("job"):
                 pass
             connection.close()
         self.assertEqual(_state("job"), "free")
 
-    def test_a_commit_that_fails_ends_it(self):
+    def test_a_failed_commit_releases_the_lock(self):
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
             with lock("job"):
                 pass
@@ -192,7 +192,7 @@ class KeptTests(TransactionTestCase):
             )
         self.assertEqual(_state("job"), "free")
 
-    def test_it_is_free_before_the_callbacks_of_the_commit_which_may_raise(self):
+    def test_the_lock_is_free_before_on_commit_callbacks(self):
         states = []
 
         def callback():
@@ -213,7 +213,7 @@ class KeptTests(TransactionTestCase):
         else:
             self.fail("the error of the callback was lost")
 
-    def test_the_same_thread_enters_it_again_and_other_threads_do_not(self):
+    def test_a_kept_lock_nests_in_its_thread_and_excludes_others(self):
         failures = []
 
         def other():
@@ -238,7 +238,7 @@ class KeptTests(TransactionTestCase):
         self.assertIsInstance(failures[0], LockTimeout)
         self.assertEqual(failures[1:], ["held"])
 
-    def test_the_transactions_of_other_threads_do_not_count(self):
+    def test_transactions_of_other_threads_do_not_keep_the_lock(self):
         states = []
 
         def other():
@@ -252,7 +252,7 @@ class KeptTests(TransactionTestCase):
             thread.join(30)
         self.assertEqual(states, ["free"])
 
-    def test_a_thread_that_ends_within_its_transaction_frees_it(self):
+    def test_a_thread_that_ends_within_its_transaction_releases_the_lock(self):
         def other():
             transaction.atomic().__enter__()
             with lock("job"):
@@ -288,7 +288,7 @@ class ByHandTests(TransactionTestCase):
 
         return of_object, of_dblock, early
 
-    def test_it_is_kept_until_the_transaction_ends(self):
+    def test_a_released_object_is_kept_until_the_transaction_ends(self):
         for acquire in self.ways():
             for end in (contextlib.nullcontext(), self.assertRaises(ZeroDivisionError)):
                 with end, transaction.atomic():
@@ -300,18 +300,18 @@ class ByHandTests(TransactionTestCase):
                         raise ZeroDivisionError
                 self.assertEqual(_state("job"), "free")
 
-    def test_until_exit_frees_it_at_once(self):
+    def test_until_exit_releases_an_object_at_once(self):
         for acquire in self.ways(until="exit"):
             with transaction.atomic():
                 acquire()()
                 self.assertEqual(_state("job"), "free")
 
-    def test_without_a_transaction_it_is_free_at_once(self):
+    def test_without_a_transaction_a_released_object_is_free_at_once(self):
         for acquire in self.ways():
             acquire()()
             self.assertEqual(_state("job"), "free")
 
-    def test_the_same_thread_acquires_it_again_in_any_way(self):
+    def test_the_same_thread_acquires_a_kept_lock_again_by_every_method(self):
         for acquire in self.ways():
             for again in self.ways():
                 with transaction.atomic():
@@ -323,7 +323,7 @@ class ByHandTests(TransactionTestCase):
                     self.assertEqual(_state("job"), "held")
                 self.assertEqual(_state("job"), "free")
 
-    def test_an_object_that_acquires_it_again_holds_it_beyond_the_commit(self):
+    def test_an_object_that_acquires_a_kept_lock_holds_it_beyond_the_commit(self):
         job = lock("job")
         with transaction.atomic():
             with lock("job"):
@@ -335,7 +335,7 @@ class ByHandTests(TransactionTestCase):
         job.release()
         self.assertEqual(_state("job"), "free")
 
-    def test_if_it_is_lost_before_the_commit_nothing_is_committed(self):
+    def test_a_loss_before_the_commit_prevents_the_commit(self):
         for acquire in self.ways(ttl=1):
             with self.assertRaises(LockLost), transaction.atomic():
                 release = acquire()
@@ -345,7 +345,7 @@ class ByHandTests(TransactionTestCase):
                 soon(lambda: connection.needs_rollback)
             self.assertEqual(written(), set())
 
-    def test_if_it_is_lost_before_its_release_nothing_is_committed(self):
+    def test_a_loss_before_the_release_prevents_the_commit(self):
         for acquire in self.ways(ttl=1):
             with self.assertRaises(LockLost), transaction.atomic():
                 release = acquire()
@@ -355,7 +355,7 @@ class ByHandTests(TransactionTestCase):
                 raise LockLost(name="job")
             self.assertEqual(written(), set())
 
-    def test_its_signals_come_in_pairs(self):
+    def test_a_kept_object_sends_its_signals_in_pairs(self):
         seen = []
 
         def see(signal, name, **_):
@@ -379,14 +379,14 @@ class AliasTests(unittest.TestCase):
         self.enterContext(other_aliases(other=OTHER))
         self.addCleanup(lambda: connections["other"].close())
 
-    def test_a_transaction_on_another_alias_keeps_it(self):
+    def test_a_transaction_on_another_alias_keeps_the_lock(self):
         with transaction.atomic(using="other"):
             with lock("job"):
                 pass
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_it_is_kept_until_the_last_of_them_has_ended(self):
+    def test_the_lock_is_kept_until_the_last_transaction_has_ended(self):
         outer, inner = transaction.atomic(using="other"), transaction.atomic()
         with outer:
             with inner:
@@ -395,7 +395,7 @@ class AliasTests(unittest.TestCase):
             self.assertEqual(_state("job"), "held")
         self.assertEqual(_state("job"), "free")
 
-    def test_it_may_be_restricted_to_one(self):
+    def test_until_using_restricts_it_to_one_alias(self):
         with transaction.atomic(using="other"), transaction.atomic():
             with lock("job", until_using="other"):
                 pass
@@ -429,7 +429,7 @@ class AliasTests(unittest.TestCase):
             connections["manual"].close()
         self.assertEqual(_state("job"), "free")
 
-    def test_autocommit_that_is_switched_off_within_the_block_is_an_error_at_its_end(self):
+    def test_autocommit_switched_off_within_the_block_is_an_error_at_its_end(self):
         with self.assertRaisesRegex(LockConfigError, "autocommit is off"):
             with lock("job"):
                 transaction.set_autocommit(False, using="other")
@@ -444,7 +444,7 @@ class AliasTests(unittest.TestCase):
 class LostTests(TransactionTestCase):
     """A lock that is lost between the end of its block and the commit."""
 
-    def test_the_transaction_is_told_and_rolled_back(self):
+    def test_a_loss_after_the_block_rolls_the_transaction_back(self):
         began = time.monotonic()
         with self.assertRaises(LockLost) as caught, transaction.atomic():
             with lock("job", lock_ttl=0.9) as held:
@@ -455,7 +455,7 @@ class LostTests(TransactionTestCase):
         self.assertEqual(caught.exception.token, held.token)
         self.assertEqual((written(), _state("job")), (set(), "free"))
 
-    def test_in_another_thread_too(self):
+    def test_a_loss_in_another_thread_rolls_the_transaction_back(self):
         raised = []
 
         def work():
@@ -474,7 +474,7 @@ class LostTests(TransactionTestCase):
         thread.join(30)
         self.assertEqual((raised, written()), (["job"], set()))
 
-    def test_who_swallows_it_cannot_commit_nor_go_on(self):
+    def test_a_swallowed_loss_still_prevents_the_commit(self):
         with self.assertRaises(LockLost), transaction.atomic():
             with lock("job", lock_ttl=0.9) as held:
                 write()
@@ -484,14 +484,14 @@ class LostTests(TransactionTestCase):
                 write("after it")
         self.assertEqual(written(), set())
 
-    def test_a_loss_within_the_block_counts_too(self):
+    def test_a_loss_within_the_block_rolls_the_transaction_back(self):
         with self.assertRaises(LockLost), transaction.atomic():
             with self.assertRaises(LockLost), lock("job", lock_ttl=0.9) as held:
                 write()
                 lose_and_wait(held)
         self.assertEqual((written(), _state("job")), (set(), "free"))
 
-    def test_a_savepoint_that_is_rolled_back_is_enough(self):
+    def test_the_rollback_of_the_savepoint_is_enough(self):
         with transaction.atomic():
             write("before")
             with self.assertRaises(LockLost), transaction.atomic():
@@ -501,7 +501,7 @@ class LostTests(TransactionTestCase):
             write("after")
         self.assertEqual(written(), {"before", "after"})
 
-    def test_without_a_savepoint_all_of_it_is_rolled_back(self):
+    def test_without_a_savepoint_the_whole_transaction_is_rolled_back(self):
         with self.assertRaises(LockLost), transaction.atomic():
             write("before")
             with self.assertRaises(LockLost), transaction.atomic(savepoint=False):
@@ -510,7 +510,7 @@ class LostTests(TransactionTestCase):
                 lose_and_wait(held)
         self.assertEqual(written(), set())
 
-    def test_a_callback_is_called_instead(self):
+    def test_with_a_callback_the_transaction_is_not_rolled_back(self):
         called = threading.Event()
         with transaction.atomic():
             with lock("job", lock_ttl=0.9, lost_lock_cb=lambda *_: called.set()):
@@ -519,7 +519,7 @@ class LostTests(TransactionTestCase):
             soon(called.is_set)
         self.assertEqual(written(), {"written"})
 
-    def test_until_exit_is_not_told_after_its_block(self):
+    def test_with_until_exit_no_loss_is_raised_after_the_block(self):
         with transaction.atomic():
             with lock("job", lock_ttl=0.9, until="exit"):
                 write()
@@ -527,7 +527,7 @@ class LostTests(TransactionTestCase):
             time.sleep(0.8)
         self.assertEqual(written(), {"written"})
 
-    def test_what_is_found_after_the_commit_is_logged_and_not_raised(self):
+    def test_a_loss_found_after_the_commit_is_logged(self):
         # The block is not told of it within 4 seconds.
         with self.assertLogs("database_locks.locks", "WARNING") as logs, transaction.atomic():
             with lock("job", lock_ttl=14):
@@ -568,13 +568,13 @@ class LostTests(TransactionTestCase):
 
 
 class InTestCaseTests(TestCase):
-    def test_the_transaction_of_a_test_does_not_count(self):
+    def test_the_transaction_of_a_test_case_does_not_keep_the_lock(self):
         for until in ("commit", "exit"):
             with lock("job", until=until):
                 pass
             self.assertEqual(_state("job"), "free")
 
-    def test_that_of_the_application_does(self):
+    def test_a_transaction_of_the_application_in_a_test_case_keeps_the_lock(self):
         with self.captureOnCommitCallbacks() as callbacks:
             with transaction.atomic():
                 with lock("job"):
@@ -583,7 +583,7 @@ class InTestCaseTests(TestCase):
             self.assertEqual(_state("job"), "free")
         self.assertEqual(callbacks, [])
 
-    def test_a_loss_rolls_back_what_is_a_savepoint_there(self):
+    def test_a_loss_rolls_back_a_savepoint_in_a_test_case(self):
         with self.assertRaises(LockLost), transaction.atomic():
             with lock("job", lock_ttl=0.9) as held:
                 write()
@@ -592,7 +592,7 @@ class InTestCaseTests(TestCase):
 
 
 class KitTests(LocksTestMixin, TestCase):
-    def test_the_kit_and_transactions_go_together(self):
+    def test_locks_in_memory_are_kept_until_the_commit_too(self):
         with lock("job"):
             self.locks.assert_locked("job")
         self.locks.assert_not_locked("job")
@@ -643,18 +643,18 @@ class AtomicRequestsTests(TransactionTestCase):
         self.assertEqual([_state(name) for name in ("request", "another", "third")], ["free"] * 3)
         self.assertEqual(written(), {"by a request"})
 
-    def test_a_request_that_fails_frees_it_too_and_has_written_nothing(self):
+    def test_a_request_that_fails_frees_the_lock_and_writes_nothing(self):
         self.assertEqual(self.client.get("/job/?fail").status_code, 500)
         self.assertEqual((_state("request"), written()), ("free", set()))
 
-    def test_a_request_that_loses_it_has_written_nothing(self):
+    def test_a_request_that_loses_its_lock_writes_nothing(self):
         self.assertEqual(self.client.get("/job/?lose").status_code, 500)
         self.assertEqual(written(), set())
 
 
 @override_settings(ROOT_URLCONF=__name__)
 class AtomicRequestsInTestCaseTests(TestCase):
-    def test_a_view_behaves_as_in_production(self):
+    def test_a_view_in_a_test_case_behaves_as_in_production(self):
         with atomic_requests():
             self.assertEqual(self.client.get("/job/").content, b"held")
         self.assertEqual(_state("request"), "free")

@@ -43,14 +43,14 @@ class SomeClass:
 
 
 class GuideTests(TransactionTestCase):
-    def test_a_management_command(self):
+    def test_a_management_command_runs_under_its_lock(self):
         with tempfile.TemporaryFile("w+") as out:
             call_command(Command(), stdout=out)
             out.seek(0)
             self.assertEqual(out.read(), "Got the lock: held\n")
         self.assertEqual(_state(f"{__name__}.Command"), "free")
 
-    def test_a_command_that_is_kept_out_says_so_in_one_line(self):
+    def test_a_command_without_its_lock_fails_in_one_line(self):
         with connect(_url()).lock(f"{__name__}.Command", locked_by="the first"):
             kept_out = locked(timeout=0.2)(type("Command", (Inner,), {"__module__": __name__}))
             with self.assertRaises(CommandError) as caught:
@@ -60,7 +60,7 @@ class GuideTests(TransactionTestCase):
         self.assertIn("is held by the first", str(caught.exception))
         self.assertNotIn("\n", str(caught.exception))
 
-    def test_a_method_of_a_command_that_is_kept_out_says_so_in_one_line(self):
+    def test_a_locked_handle_method_without_its_lock_fails_in_one_line(self):
         class Nightly(BaseCommand):
             @locked("nightly", on_busy="raise")
             def handle(self, *args, **options):
@@ -76,7 +76,7 @@ class GuideTests(TransactionTestCase):
                 locked("nightly", on_busy="raise")(handle)()
             self.assertNotIsInstance(caught.exception, CommandError)
 
-    def test_a_command_whose_database_is_away_says_so_in_one_line(self):
+    def test_a_command_without_its_database_fails_in_one_line(self):
         away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")
         kept_out = locked(timeout=0.2)(type("Command", (Inner,), {"__module__": __name__}))
         with conf.instead(away), self.assertRaises(CommandError) as caught:
@@ -88,11 +88,11 @@ class GuideTests(TransactionTestCase):
         self.assertNotIn("\n", said)
         self.assertNotIn("hunter2", said)
 
-    def test_a_method_and_a_block_without_a_name(self):
+    def test_methods_and_blocks_without_a_name_have_default_names(self):
         self.assertEqual(SomeClass().locked(), "held")
         self.assertEqual(SomeClass().bare(), "held")
 
-    def test_all_parameters_by_their_names_and_places(self):
+    def test_all_parameters_work_by_name_and_by_position(self):
         with lock("job", 5, 20, "me", True, 0.1, None, 2):
             self.assertEqual(connect(_url()).show("job")["holder"], "me")
         with lock(
@@ -147,7 +147,7 @@ class GuideTests(TransactionTestCase):
         with override_settings(DATABASE_LOCKS_DEFAULT_TTL=None), lock("job") as held:
             self.assertEqual(held.remaining(), float("inf"))
 
-    def test_the_lines_that_people_grep_for(self):
+    def test_log_lines_have_the_words_of_legacy(self):
         with self.assertLogs("database_locks.locks", logging.DEBUG) as logs, lock("x1"):
             pass
         said = [record.getMessage() for record in logs.records]
@@ -161,7 +161,7 @@ class GuideTests(TransactionTestCase):
             ],
         )
 
-    def test_the_texts_of_errors(self):
+    def test_errors_have_the_texts_of_legacy(self):
         with connect(_url()).lock("job"):
             with self.assertRaisesMessage(LockException, "failed to acquire lock"):
                 with lock("job", retry=None):
@@ -172,7 +172,7 @@ class GuideTests(TransactionTestCase):
 
 
 class DBLockTests(TransactionTestCase):
-    def test_acquired_and_released_by_hand(self):
+    def test_dblock_is_acquired_and_released_by_hand(self):
         mine, other = DBLock("x1", "me"), DBLock("x1", "dibs")
         self.assertTrue(mine.acquire())
         self.assertTrue(mine.acquire(lock_ttl=20))
@@ -191,14 +191,14 @@ class DBLockTests(TransactionTestCase):
         self.assertTrue(second.acquire())
         second.release()
 
-    def test_dropped_without_a_release_it_stays_held_for_its_ttl(self):
+    def test_a_dropped_dblock_stays_held_for_its_ttl(self):
         self.assertTrue(DBLock("dropped").acquire(lock_ttl=1))
         gc.collect()
         self.assertFalse(DBLock("dropped").acquire())
         with lock("dropped", timeout=10, retry=0.1):
             pass
 
-    def test_it_is_not_renewed(self):
+    def test_a_dblock_is_not_renewed(self):
         self.assertTrue(DBLock("x1").acquire(lock_ttl=0.3))
         with lock("x1", timeout=10, retry=0.1):
             pass

@@ -53,7 +53,7 @@ def _cases(case):
 
 
 class PlaceTests(TestCase):
-    def test_the_test_database_has_the_locks(self):
+    def test_locks_are_in_the_test_database(self):
         with lock("here"):
             names = {row["name"] for row in conf.locks().list()}
             self.assertIn("here", names)
@@ -63,10 +63,10 @@ class PlaceTests(TestCase):
                     cursor.execute("SELECT COUNT(*) FROM database_locks_lock WHERE name = 'here'")
                     self.assertEqual(cursor.fetchone()[0], 1)
 
-    def test_one_object_a_database_is_made_once(self):
+    def test_one_client_is_made_for_each_database(self):
         self.assertIs(conf.locks(), conf.locks())
 
-    def test_a_lock_is_seen_at_once_and_outlives_the_transaction_that_it_was_taken_in(self):
+    def test_a_lock_is_visible_at_once_and_outlives_the_transaction_of_its_acquire(self):
         with self.assertRaises(ZeroDivisionError), lock("inside", timeout=5):
             with transaction.atomic():
                 with self.assertRaises(LockTimeout):
@@ -87,26 +87,26 @@ class PlaceTests(TestCase):
                 self.assertEqual(cursor.fetchone()[0], 1)
 
     @override_settings(DATABASE_LOCKS_URL="memory:elsewhere")
-    def test_a_url_is_used_instead(self):
+    def test_a_url_replaces_the_alias(self):
         self.assertIsNone(conf.alias())
         self.assertEqual(conf.locks().engine, "memory")
 
     @override_settings(DATABASE_LOCKS_URL="memory:x", DATABASE_LOCKS_ALIAS="default")
-    def test_two_places_are_refused(self):
+    def test_an_alias_together_with_a_url_is_refused(self):
         with self.assertRaisesRegex(LockConfigError, "give one of them"):
             conf.locks()
 
     @override_settings(DATABASE_LOCKS_ALIAS="nowhere")
-    def test_an_alias_that_is_not_there_is_refused_with_those_that_are(self):
+    def test_an_unknown_alias_is_refused_and_the_known_ones_named(self):
         with self.assertRaisesRegex(LockConfigError, "'nowhere'.*default"):
             conf.locks()
 
-    def test_an_alias_is_used(self):
+    def test_the_alias_selects_the_database(self):
         entry = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
         with other_aliases(locks=entry), override_settings(DATABASE_LOCKS_ALIAS="locks"):
             self.assertEqual(conf.locks().engine, "memory")
 
-    def test_what_cannot_be_carried_over_is_told_at_use(self):
+    def test_unsupported_settings_are_refused_at_use(self):
         entry = {"ENGINE": "django.db.backends.oracle", "NAME": "x"}
         mysql = {**entry, "ENGINE": "django.db.backends.sqlite3", "NAME": ""}
         with other_aliases(bad=mysql), override_settings(DATABASE_LOCKS_ALIAS="bad"):
@@ -122,14 +122,14 @@ class _ToLocks:
 class RouterTests(SimpleTestCase):
     databases = {"default"}
 
-    def test_the_router_is_asked_where_a_lock_is_written(self):
+    def test_the_router_for_writes_selects_the_database(self):
         with override_settings(DATABASE_ROUTERS=[_ToLocks()]):
             self.assertEqual(conf.alias(), "locks")
         self.assertEqual(conf.alias(), "default")
 
 
 class SettingsTests(SimpleTestCase):
-    def test_settings_are_read_when_used_and_none_is_written(self):
+    def test_settings_are_read_at_each_use_and_never_written(self):
         self.assertTrue(conf.enabled())
         self.assertEqual((conf.default_ttl(), conf.default_ttl_renew()), (10, None))
         self.assertIsNone(conf.status_file())
@@ -155,7 +155,7 @@ class WithoutAccessTests(SimpleTestCase):
         with self.assertRaisesRegex(DatabaseOperationForbidden, "'default'.*fixture `locks`"):
             work()
 
-    def test_a_real_lock_is_refused_in_each_way(self):
+    def test_a_test_without_database_access_is_refused_a_lock_by_every_method(self):
         @locked("job")
         def decorated():
             self.fail("ran")
@@ -176,7 +176,7 @@ class WithoutAccessTests(SimpleTestCase):
         hasattr(SimpleTestCase, "ensure_connection_patch_method"),
         "this Django lets other threads use the database",
     )
-    def test_a_real_lock_is_refused_in_a_thread_and_in_a_task(self):
+    def test_a_test_without_database_access_is_refused_a_lock_in_threads_and_tasks(self):
         async def in_a_task():
             async with lock("job"):
                 self.fail("ran")
@@ -185,13 +185,13 @@ class WithoutAccessTests(SimpleTestCase):
         with ThreadPoolExecutor(1) as pool:
             self.refused(lambda: pool.submit(conf.locks).result())
 
-    def test_a_url_is_a_database_too_and_memory_is_none(self):
+    def test_a_test_without_database_access_may_use_memory_but_no_url(self):
         with override_settings(DATABASE_LOCKS_URL="postgres://user@nowhere.invalid/app"):
             self.refused(conf.locks)
         with override_settings(DATABASE_LOCKS_URL="memory:"), lock("job"):
             pass
 
-    def test_code_that_handles_lock_errors_does_not_hide_it(self):
+    def test_handlers_of_lock_exceptions_do_not_hide_the_refusal(self):
         def work():
             try:
                 with lock("job"):
@@ -202,7 +202,7 @@ class WithoutAccessTests(SimpleTestCase):
         self.refused(work)
 
     @override_settings(DATABASE_LOCKS_ENABLED=False)
-    def test_locks_that_are_off_need_no_access(self):
+    def test_disabled_locks_need_no_database_access(self):
         with lock("job"):
             pass
 
