@@ -244,6 +244,11 @@ impl Record {
         record.message = format!(
             "{count} log records were dropped: the log handlers were slower than the records"
         );
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        record.fields = vec![
+            ("event", Value::Text("dropped".into())),
+            ("dropped", Value::Int(count)),
+        ];
         record
     }
 

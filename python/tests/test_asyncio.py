@@ -1,4 +1,4 @@
-"""Locks in tasks: they exclude each other, nest, and leave the loop free."""
+"""Locks in tasks of asyncio: exclusion, nesting, cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renewal needs no GIL, and held locks cost no threads and no connections."""
+"""Renewal without the GIL; the number of threads and connections of many locks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_200_locks_need_no_more_threads_and_connections_than_one(
 ) -> None:
     url: str = request.getfixturevalue(f"{engine}_url")
     connections = CONNECTIONS[url.partition(":")[0]]
-    eventually(lambda: sql(url, connections) == [(0,)], "nobody else is connected")
+    eventually(lambda: sql(url, connections) == [(0,)], "no other connection is open")
 
     def cost(count: int) -> tuple[int, int]:
         program = start([sys.executable, GIL, url, "many", str(count)])

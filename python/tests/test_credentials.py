@@ -1,4 +1,4 @@
-"""Passwords that are asked for at each connect: without Django, and what its back ends say."""
+"""The password function of `connect`, called at each connect."""
 
 from __future__ import annotations
 

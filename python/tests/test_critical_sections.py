@@ -1,4 +1,4 @@
-"""A loss that comes where an exception from outside would do harm, which waits for a better moment."""
+"""Losses while a thread is in a critical section of the standard library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def here(memory_url: str) -> Locks:
 
 
 class Slow(logging.Handler):
-    """Swallows what is raised in it, as every handler does."""
+    """Swallows exceptions, as every log handler does."""
 
     swallowed = 0
 

@@ -1,4 +1,4 @@
-"""Waits that would stop an event loop, or wait for the very thing that waits for them."""
+"""Refused waits: deadlocks within the process, and waits that would stop an event loop."""
 
 from __future__ import annotations
 

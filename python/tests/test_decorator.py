@@ -1,4 +1,4 @@
-"""`locked`, on all that it can decorate."""
+"""`locked`: functions, methods, coroutines, generators, and names from arguments."""
 
 from __future__ import annotations
 

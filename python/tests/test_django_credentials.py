@@ -1,4 +1,4 @@
-"""What a back end of Django's says each time that locks connect."""
+"""User and password from a Django back end, read at each connect."""
 
 from __future__ import annotations
 

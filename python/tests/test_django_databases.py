@@ -1,4 +1,4 @@
-"""From an entry of ``DATABASES`` to a URL: what is carried over, and what is refused."""
+"""From an entry of ``DATABASES`` to a URL: supported and refused settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents name what there is: parameters, settings, checks, signals, helpers for tests."""
+"""The documentation names all parameters, settings, checks, signals and test helpers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command and the admin page show, as ``dblock`` does."""
+"""Formatting in ``manage.py locks`` and the admin page."""
 
 from __future__ import annotations
 

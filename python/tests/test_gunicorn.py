@@ -1,4 +1,4 @@
-"""A real gunicorn that loads the application, and takes a lock, before it forks its workers."""
+"""gunicorn with ``--preload``: the master holds a lock when it forks the workers."""
 
 from __future__ import annotations
 

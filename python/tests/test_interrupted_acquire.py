@@ -1,4 +1,4 @@
-"""Exceptions that arrive between any two bytecodes: on the way into a block, and out of it."""
+"""Exceptions between any two bytecodes of ``__enter__`` and ``__exit__``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A grant whose trust has ended before the body can begin is not entered: the thread waited for the GIL, or
-the loop was busy. The wait goes on; a try-once raises `LockLost`.
+"""Leases that end before the body can begin, because the thread waits for the GIL or the loop is busy.
+
+The wait goes on; a single try raises `LockLost`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`lock`: taking, waiting, nesting, and what its arguments mean."""
+"""`lock`: acquire, wait, nesting, and its arguments."""
 
 from __future__ import annotations
 

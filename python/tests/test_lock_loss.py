@@ -1,4 +1,4 @@
-"""A lock that is lost: who is told, how, and that nobody is told too late."""
+"""A lost lock: how the body learns of it, and that no later code is interrupted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_main_thread_asleep_is_woken_by_the_loss(here: Locks) -> None:
         time.sleep(60)
     assert time.monotonic() - began < 5
     assert (caught.value.name, caught.value.reason) == ("job", "forced")
-    # Nobody has it.
+    # The lock is free.
     assert (caught.value.holder, caught.value.holder_token) == (None, None)
     assert caught.value.token == held.token
     assert held.lost
@@ -148,7 +148,7 @@ def test_a_loss_interrupts_a_wait_for_another_lock(here: Locks) -> None:
         with here.lock("outer"):
             lose_after(here, 0.1, "outer")
             with here.lock("inner"):
-                pytest.fail("got a lock that somebody else has")
+                pytest.fail("got a lock that another holder has")
 
     with here.lock("inner"), pytest.raises(LockLost) as caught:
         in_thread(work)

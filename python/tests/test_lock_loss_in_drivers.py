@@ -1,4 +1,4 @@
-"""A loss reaches the main thread wherever it waits: in the system, or in a driver's query."""
+"""Losses while the main thread is in a system call or in a query of a driver."""
 
 from __future__ import annotations
 

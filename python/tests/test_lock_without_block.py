@@ -1,4 +1,4 @@
-"""The lock as an object, and what a `Held` says after its block."""
+"""`lock(…).acquire()`, `try_()`, and `Held` after its block."""
 
 from __future__ import annotations
 

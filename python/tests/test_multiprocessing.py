@@ -1,4 +1,4 @@
-"""A forked child neither renews nor releases what its parent holds, and has locks of its own."""
+"""Forked children: they do not renew or release locks of the parent, and have their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The normal end of a process gives back whatever it holds."""
+"""The normal end of a process releases its locks."""
 
 from __future__ import annotations
 

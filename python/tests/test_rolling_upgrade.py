@@ -1,4 +1,4 @@
-"""django-database-locks 0.5 and this package on one table, while a deployment has some of each."""
+"""A rolling upgrade: legacy (django-database-locks 0.5) and this package on one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers and processes do what the tests that stand on them assume."""
+"""The test support itself: servers and child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users have for tests of their own."""
+"""The test kit for applications: `database_locks.testing` and the pytest plugin."""
 
 from __future__ import annotations
 

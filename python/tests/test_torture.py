@@ -1,4 +1,4 @@
-"""The short form of ``make torture`` with workers in Python, and with 0.5, which must be caught."""
+"""A short run of ``make torture`` with workers in Python, and one with legacy, whose faults it must find."""
 
 from __future__ import annotations
 

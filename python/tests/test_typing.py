@@ -1,4 +1,4 @@
-"""The types of the API, as a user's `mypy --strict` sees them."""
+"""The types of the API in a user's project under `mypy --strict`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Hold locks while nothing else in this process gets the GIL.
 
-``busy_interpreter.py URL starve SECONDS``: holds ``job`` with a ttl of 3 s meanwhile, then says what it thinks.
-``busy_interpreter.py URL many COUNT``: holds so many locks, says its threads, and waits for a line.
+``busy_interpreter.py URL starve SECONDS``: holds ``job`` with a ttl of 3 s, then prints its state.
+``busy_interpreter.py URL many COUNT``: holds COUNT locks, prints its threads, and waits for a line.
 """
 
 from __future__ import annotations

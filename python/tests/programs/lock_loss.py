@@ -1,6 +1,6 @@
-"""Lose a lock while the main thread is where a loss is hard to tell.
+"""Lose a lock while the main thread is in a system call.
 
-``lock_loss.py URL WHERE``: takes ``job``, says ``held``, goes there, and says ``lost REASON``.
+``lock_loss.py URL WHERE``: acquires ``job``, prints ``held``, goes to WHERE, prints ``lost REASON``.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
             assert handlers() == before
             print("held", flush=True)
             wait()
-            print("nobody said so", flush=True)
+            print("no loss was raised", flush=True)
             # The end of the block would say it too late.
             os._exit(1)
     except LockLost as lost:

@@ -1,7 +1,7 @@
-"""Lose a lock in a query of Django's, and go on as an application does.
+"""Lose a lock in a Django query, and use the connection again.
 
-``lock_loss_django.py URL DRIVER WHERE``: takes ``job``, says ``held``, runs a query that lasts long, says
-``lost`` once `LockLost` has arrived, and uses the same connection again: ``answer 1``.
+``lock_loss_django.py URL DRIVER WHERE``: acquires ``job``, prints ``held``, runs a long query, prints
+``lost`` when `LockLost` has arrived, and queries the same connection again: ``answer 1``.
 """
 
 from __future__ import annotations

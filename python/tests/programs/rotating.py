@@ -1,6 +1,6 @@
 """A project whose back end makes the password at each connect: ``rotating.py WHAT URL``.
 
-Says ``done`` where all is as it should be; ``URL`` is that of a table, as the superuser.
+Prints ``done`` on success. ``URL`` is that of a table, with the rights of the superuser.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The admin page, as its server sends it."""
+"""The admin page, as HTML."""
 
 import time
 from datetime import datetime, timedelta

@@ -1,6 +1,6 @@
-"""The admin page in a real browser: what a person sees, and does.
+"""The admin page in a real browser.
 
-``DBLOCK_SCREENSHOTS`` names a folder to leave pictures in.
+``DBLOCK_SCREENSHOTS`` names a folder for screenshots.
 """
 
 import os

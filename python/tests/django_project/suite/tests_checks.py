@@ -1,4 +1,4 @@
-"""System checks: each with its id and a hint."""
+"""System checks: ids and hints."""
 
 import unittest
 from unittest import mock

@@ -1,4 +1,4 @@
-"""``manage.py locks``: the words, exit codes and JSON of ``dblock``."""
+"""``manage.py locks``: subcommands, exit codes and JSON."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Settings of a connection that reach the server: by what the server says of it."""
+"""Settings of ``DATABASES`` that reach the server, checked on the server."""
 
 import os
 import tempfile

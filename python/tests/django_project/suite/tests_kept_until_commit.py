@@ -1,4 +1,4 @@
-"""Locks and the transactions of their caller: `until`."""
+"""`until`: locks that are kept until the transaction of their caller ends."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ def lose_unheard(name="job"):
 
 
 def lose_and_wait(held):
-    """The same; its holder is told where it waits. Its ttl is short, so that it learns of it soon."""
+    """Lose the lock, and wait here for the loss. A short ttl makes the holder notice it soon."""
     lose(held.name)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -537,7 +537,7 @@ class LostTests(TransactionTestCase):
         self.assertEqual(written(), {"written"})
 
     def test_a_loss_around_a_transaction_never_breaks_its_connection(self):
-        """It is told before the end of a transaction or after it, and at no bytecode in between."""
+        """The loss is raised before the end of a transaction or after it, and never within it."""
         locks, rounds, failures = connect("memory:storm"), queue.SimpleQueue(), []
 
         def take():

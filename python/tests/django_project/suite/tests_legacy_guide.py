@@ -1,4 +1,4 @@
-"""The guide of django-database-locks 0.5, line by line, and what it promised."""
+"""The guide of legacy (django-database-locks 0.5), line by line, with its promises."""
 
 import gc
 import logging

@@ -1,4 +1,4 @@
-"""The table is the same by whatever way it was made, and by whatever way one goes back."""
+"""Migrations: every way to create the table, or to go back, gives the same table."""
 
 import io
 import threading
@@ -85,7 +85,7 @@ class MigrationTests(TransactionTestCase):
 
     def core_makes_it(self):
         if connection.vendor == "sqlite":
-            # The locks live in another file: by hand, as somebody might.
+            # The locks are in another file: create this table by hand.
             with connection.cursor() as cursor:
                 cursor.execute(install.schema("sqlite"))
         else:
@@ -146,7 +146,7 @@ class MigrationTests(TransactionTestCase):
 
     def test_a_migration_waits_for_other_transactions(self):
         if connection.vendor == "sqlite":
-            self.skipTest("the table of the application's file is nobody's")
+            self.skipTest("no lock uses the table in the application's file")
         self.made_by_0_5()
         began, done = threading.Event(), threading.Event()
 

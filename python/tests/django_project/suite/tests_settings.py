@@ -1,4 +1,4 @@
-"""Where the locks are, in a project with a test database."""
+"""The settings that select the database of the locks, in a project with a test database."""
 
 import contextlib
 import os
@@ -230,7 +230,7 @@ def _state(name):
 
 
 def _url():
-    """Of the locks that `conf` finds, as somebody else would use them."""
+    """The URL of the project's locks, for another client."""
     name = conf.alias()
     if connections[name].vendor == "sqlite" and connections[name].is_in_memory_db():
         # In memory each `Locks` of one name is the same table.

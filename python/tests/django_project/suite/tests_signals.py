@@ -1,4 +1,4 @@
-"""The signals, and that no receiver can break a lock."""
+"""Signals, and receivers that fail."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The file of the locks beside an SQLite database: a user of the one may use the other."""
+"""The file of the locks beside an SQLite database: mode and owner."""
 
 import os
 import tempfile
