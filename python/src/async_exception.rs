@@ -10,11 +10,13 @@
 //! between the check and the exception.
 
 use std::os::raw::{c_long, c_ulong};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyFrozenSet, PyType};
+
+use crate::sync::locked;
 
 enum State {
     Armed,
@@ -33,10 +35,6 @@ enum State {
 pub(crate) struct AsyncException {
     thread: Mutex<c_long>,
     state: Mutex<State>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Send `exception` to that thread; `None` takes back one that has not arrived.

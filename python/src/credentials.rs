@@ -1,12 +1,13 @@
 //! Functions in Python that the core calls for a password or a URL at each connect.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use database_locks::BoxError;
 use pyo3::prelude::*;
 
 use crate::gil_thread;
+use crate::sync::locked;
 
 /// The result of a function, or why it has none.
 type Said = Result<String, BoxError>;
@@ -17,7 +18,7 @@ pub(crate) struct Answer(Mutex<mpsc::Sender<Said>>);
 
 impl Answer {
     fn tell(&self, said: Said) {
-        let to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = locked(&self.0);
         // The connect may have given up.
         let _ = to.send(said);
     }
@@ -45,7 +46,7 @@ impl Answer {
 /// The last failure: message and exception.
 fn latest() -> MutexGuard<'static, Option<(String, Py<PyAny>)>> {
     static LATEST: Mutex<Option<(String, Py<PyAny>)>> = Mutex::new(None);
-    LATEST.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&LATEST)
 }
 
 /// The exception of the function that caused an error with this message.

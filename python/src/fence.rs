@@ -1,9 +1,11 @@
 //! The first statements of a fenced transaction.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use database_locks::{FenceFailure, OpenFence, ParamStyle};
 use pyo3::prelude::*;
+
+use crate::sync::locked;
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Fence {
@@ -47,11 +49,7 @@ impl Fence {
     }
 
     fn close(&self, py: Python<'_>) {
-        let open = self
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let open = locked(&self.open).take();
         // Without the GIL: it may unlock a file.
         py.detach(|| drop(open));
     }

@@ -8,7 +8,6 @@
 //! No code of the application runs on this thread: it would delay the report of the next loss. Log
 //! records have a thread of their own, see [`crate::logging`], and so has each `lost_lock_cb`.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +16,8 @@ use database_locks::__python::PerProcess;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
+
+use crate::sync::of_process;
 
 fn handle() -> std::io::Result<&'static Handle> {
     static HANDLE: PerProcess<Handle> = PerProcess::new();
@@ -59,11 +60,7 @@ struct Gate {
 
 fn gate() -> &'static Gate {
     static GATE: PerProcess<Gate> = PerProcess::new();
-    let made = GATE.get_or_try_init(|| Ok::<_, Infallible>(Gate::default()));
-    match made {
-        Ok(gate) => gate,
-        Err(never) => match never {},
-    }
+    of_process(&GATE)
 }
 
 /// Call Python on this thread, waiting for the GIL. Does nothing once the interpreter is ending.

@@ -1,11 +1,10 @@
 //! A held lock.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::errors::{self, loss_fields, raise};
 use crate::fence::Fence;
 use crate::gil_thread;
 use crate::pending::{Answer, Pending, nothing};
+use crate::sync::{locked, of_process};
 
 /// Requests to the database read this lock; only the end of the guard writes it. So a method that
 /// must not wait finds it locked only if the guard is ending.
@@ -45,16 +45,11 @@ struct Process {
 
 fn process() -> &'static Process {
     static PROCESS: PerProcess<Process> = PerProcess::new();
-    let made = PROCESS.get_or_try_init(|| Ok::<_, Infallible>(Process::default()));
-    match made {
-        Ok(process) => process,
-        Err(never) => match never {},
-    }
+    of_process(&PROCESS)
 }
 
 fn grants() -> MutexGuard<'static, Grants> {
-    let grants = &process().grants;
-    grants.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&process().grants)
 }
 
 /// Counts an acquire until it has ended, however it ends.

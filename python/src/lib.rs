@@ -9,6 +9,7 @@
 mod async_exception;
 mod convert;
 mod credentials;
+mod entry;
 mod errors;
 mod fence;
 mod gil_thread;
@@ -19,6 +20,7 @@ mod logging;
 mod pending;
 mod schema;
 mod scope;
+mod sync;
 mod uninterrupted;
 
 use pyo3::prelude::*;
@@ -32,6 +34,8 @@ mod _core {
     use super::convert::{human, parse_duration};
     #[pymodule_export]
     use super::credentials::Answer;
+    #[pymodule_export]
+    use super::entry::Entry;
     #[pymodule_export]
     use super::fence::{Fence, is_fence_conflict};
     #[pymodule_export]
@@ -47,7 +51,7 @@ mod _core {
     #[pymodule_export]
     use super::schema::{columns, schema};
     #[pymodule_export]
-    use super::scope::{Entry, Scope, Steps};
+    use super::scope::{Scope, Steps};
     #[pymodule_export]
     use super::uninterrupted::UninterruptedMethod;
 

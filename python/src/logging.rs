@@ -6,7 +6,6 @@
 //! threads wherever they are, and no frame of Rust may be below a handler then.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -23,6 +22,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::gil_thread;
+use crate::sync::{locked, of_process};
 
 const WARNING: usize = 30;
 
@@ -107,10 +107,7 @@ struct Waiting {
 
 fn queue() -> &'static Queue {
     static QUEUE: PerProcess<Queue> = PerProcess::new();
-    match QUEUE.get_or_try_init(|| Ok::<_, Infallible>(Queue::default())) {
-        Ok(queue) => queue,
-        Err(never) => match never {},
-    }
+    of_process(&QUEUE)
 }
 
 impl Waiting {
@@ -134,7 +131,7 @@ impl Waiting {
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, Waiting>) -> MutexGuard<'a, Waiting> {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use database_locks::Error;
@@ -12,6 +12,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::task::AbortHandle;
 
+use crate::sync::locked;
 use crate::{errors, gil_thread};
 
 /// The longest delay of Ctrl-C.
@@ -50,10 +51,6 @@ enum State {
 pub(crate) struct Pending {
     state: Arc<Mutex<State>>,
     task: Mutex<Option<AbortHandle>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pending {

@@ -144,7 +144,7 @@ class AdminTests(LocksTestMixin, TestCase):
             seen = self.client.get(self.page("job")).context["seen"]
         with self.locks.lock("job"):
             again = self.client.post(self.page("job"), {"seen": seen})
-            self.assertContains(again, "Another holder has it by now")
+            self.assertContains(again, "Another holder has acquired the lock")
             self.locks.assert_locked("job")
 
     def test_only_a_post_with_a_csrf_token_releases(self):
