@@ -233,7 +233,7 @@ def test_two_tasks_with_plain_blocks_exclude_each_other(here: Locks) -> None:
 
     async def comes() -> None:
         await asyncio.sleep(0.05)
-        with pytest.raises(LockConfigError, match=r"\(this process\): to wait for it here"):
+        with pytest.raises(LockConfigError, match=r"\(this process\), and a wait would stop"):
             with here.lock("job"):
                 pytest.fail("got it")
 

@@ -311,7 +311,7 @@ def test_pymysql_reads_an_option_file_differently(tmp_path: Path) -> None:
 def test_an_unreadable_or_unsupported_option_file_is_refused(tmp_path: Path) -> None:
     missing = {"read_default_file": str(tmp_path / "none.cnf")}
     said = refused("mysql", OPTIONS=missing)
-    assert "none.cnf cannot be read: No such file" in said
+    assert "none.cnf, which cannot be read: No such file" in said
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nssl-cipher=AES\n")
     assert "ssl-cipher" in refused("mysql", OPTIONS={"read_default_file": file})
@@ -352,7 +352,7 @@ def test_every_path_to_a_database_leads_to_the_same_locks(
 
 def test_another_engine_is_refused_and_the_supported_ones_named() -> None:
     said = refused("oracle", ENGINE="django.db.backends.oracle")
-    assert "cannot live in django.db.backends.oracle" in said
+    assert "is django.db.backends.oracle, which cannot hold locks" in said
     assert "PostgreSQL, MySQL, MariaDB and SQLite" in said
     assert "DATABASE_LOCKS_URL" in said
 

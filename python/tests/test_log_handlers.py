@@ -205,7 +205,8 @@ def test_records_beyond_the_capacity_are_dropped_and_counted(here: Locks) -> Non
                 pass
         handler.opened.set()
         told = eventually(
-            lambda: [r for r in handler.said if vars(r).get("lock_event") == "dropped"], "the notice"
+            lambda: [r for r in handler.said if vars(r).get("lock_event") == "dropped"],
+            "the notice",
         )
         eventually(lambda: len(handler.said) > 10_000, "the others")
     (dropped,) = told
