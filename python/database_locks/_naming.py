@@ -26,9 +26,9 @@ def name_of_function(func: Any) -> str:
         name = name_of(func)
         if name.endswith("<lambda>"):
             raise LockConfigError(
-                "a lambda has no name of its own, and so all of a module would share one lock: name "
-                'the lock, locked("name")(lambda …); a name that depends on the arguments is '
-                '@locked("tenant-{tenant_id}") or locked(lock_name=lambda tenant_id: …)'
+                "a lambda has no name, so all lambdas of a module would share one lock: give a name, "
+                'locked("name")(lambda …), or one that depends on the arguments, '
+                'locked("tenant-{tenant_id}") or locked(lock_name=lambda tenant_id: …)'
             )
         return name
     bound = func.func
@@ -62,8 +62,8 @@ def fields(name: str, func: Any) -> _Arguments | None:
         parsed = [field for _, field, _, _ in string.Formatter().parse(name) if field is not None]
     except ValueError as error:
         raise LockConfigError(
-            f"`lock_name` is {name!r}, whose fields cannot be understood: {error}; a brace that is "
-            "none is written twice"
+            f"`lock_name` is {name!r}, whose fields cannot be parsed: {error}; write a literal "
+            "brace twice"
         ) from None
     if not parsed:
         return None
@@ -76,8 +76,8 @@ def fields(name: str, func: Any) -> _Arguments | None:
         first = field.partition(".")[0].partition("[")[0]
         if not first.isidentifier() or (first not in known and not open_ended):
             raise LockConfigError(
-                f"`lock_name` is {name!r}, and {func.__qualname__} has no parameter {first!r}; it has "
-                f"{', '.join(known) or 'none'}; a brace that is no field is written twice"
+                f"`lock_name` is {name!r}, and {func.__qualname__} has no parameter {first!r}: use "
+                f"one of {', '.join(known) or 'none'}, or write a literal brace twice"
             )
 
     def filled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

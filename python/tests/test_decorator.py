@@ -291,7 +291,7 @@ def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tenant-{tenant}", "job has no parameter 'tenant'; it has tenant_id"),
+        ("tenant-{tenant}", "job has no parameter 'tenant': use one of tenant_id"),
         ("tenant-{}", "has no parameter ''"),
         ("tenant-{0}", "has no parameter '0'"),
         ("tenant-{tenant_id", "cannot be understood"),
@@ -332,7 +332,7 @@ def test_a_name_may_come_from_a_function_of_the_arguments(here: Locks) -> None:
 
     assert job(1) == ["3"]
     assert job(1, b=5) == ["6"]
-    with pytest.raises(LockConfigError, match="a lambda has no name of its own"):
+    with pytest.raises(LockConfigError, match="a lambda has no name"):
         here.locked(lambda tenant_id: f"tenant-{tenant_id}")
     assert here.locked("named")(lambda: held_names(here))() == ["named"]
 
