@@ -188,10 +188,8 @@ class lock(_core.Scope):
         entry = _core.Entry()
         try:
             request = self._resolve()
-            kept = kept_here(request.key)
-            if kept is not None and self._ticket is None:
-                self._acquired = kept._resume_detached()
-                return kept
+            if self._resumes_kept(request):
+                return cast("Held", self._acquired)
             guard = None if request.locks is None else self._acquire(entry, request)
             return self._has_acquired(entry, guard, request)
         except BaseException:
@@ -214,10 +212,8 @@ class lock(_core.Scope):
         entry = _core.Entry()
         try:
             request = self._resolve()
-            kept = kept_here(request.key)
-            if kept is not None and self._ticket is None:
-                self._acquired = kept._resume_detached()
-                return kept
+            if self._resumes_kept(request):
+                return cast("Held", self._acquired)
             guard = None if request.locks is None else await self._aacquire(entry, request)
             return self._has_acquired(entry, guard, request)
         except BaseException:
@@ -238,6 +234,14 @@ class lock(_core.Scope):
                 f"lock `{held.name}` is acquired by this object already: release it first, "
                 "or use another lock(…)"
             )
+
+    def _resumes_kept(self, request: AcquireRequest) -> bool:
+        """Acquire a lock that a transaction of this thread or task keeps, if there is one."""
+        kept = kept_here(request.key)
+        if kept is None or self._ticket is not None:
+            return False
+        self._acquired = kept._resume_detached()
+        return True
 
     def _has_acquired(
         self, entry: _core.Entry, guard: _core.Guard | None, request: AcquireRequest
