@@ -9,8 +9,8 @@ from django.test import TestCase, TransactionTestCase
 
 from database_locks import LockConfigError, LockLost, LockTimeout, LockUnavailable, connect, lock
 
-from .tests_kept_until_commit import soon
 from .tests_settings import _state, _url, other_aliases
+from .transaction_helpers import soon
 
 
 def written():
