@@ -8,6 +8,8 @@ use crate::values::{invalid::InvalidSetting, text::Human};
 
 /// What an acquire grants at most, so that one whose reply was lost holds the lock no longer.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
+/// How long a call to the database may take before it counts as unanswered.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is how
 /// its holder learns that it was freed by force.
 const ENDLESS_RENEW_EVERY: Duration = Duration::from_secs(10);
