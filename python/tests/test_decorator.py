@@ -294,7 +294,7 @@ def test_a_name_may_have_fields_from_the_arguments(here: Locks) -> None:
         ("tenant-{tenant}", "job has no parameter 'tenant': use one of tenant_id"),
         ("tenant-{}", "has no parameter ''"),
         ("tenant-{0}", "has no parameter '0'"),
-        ("tenant-{tenant_id", "cannot be understood"),
+        ("tenant-{tenant_id", "cannot be parsed"),
     ],
 )
 def test_a_field_that_is_no_parameter_is_refused_when_decorating(
