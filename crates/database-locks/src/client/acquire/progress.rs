@@ -31,6 +31,7 @@ impl Progress {
                 let who = (occupant.token, occupant.holder.clone());
                 if self.logged.as_ref() != Some(&who) {
                     tracing::debug!(
+                        event = "busy",
                         lock.name = name.as_str(),
                         lock.token = occupant.token.map(Token::get),
                         lock.holder = occupant.holder.as_deref(),
