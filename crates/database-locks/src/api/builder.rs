@@ -124,9 +124,9 @@ impl LocksBuilder {
     /// May be dropped at any time; the connection is then closed.
     pub async fn connect(self) -> Result<Locks, Error> {
         let locks = self.connect_lazy()?;
-        let inner = locks.inner()?;
+        let client = locks.client()?;
         runtime::run(async move {
-            let connected = inner.store.connect(REQUEST_TIMEOUT).await;
+            let connected = client.store.connect(REQUEST_TIMEOUT).await;
             connected.map_err(|e| e.into_error("connect"))
         })
         .await?;
@@ -157,8 +157,8 @@ impl LocksBuilder {
     /// # Ok(()) }
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
-        let place = Endpoint::new(self.given, self.table.as_deref())?;
-        Ok(Locks::at(Arc::new(place)))
+        let endpoint = Endpoint::new(self.given, self.table.as_deref())?;
+        Ok(Locks::at(Arc::new(endpoint)))
     }
 }
 

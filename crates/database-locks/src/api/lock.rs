@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
-use crate::client::acquire::request::Want;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
@@ -224,7 +224,11 @@ impl Lock {
         self
     }
 
-    fn want(&self, wait: Option<Duration>, from: Option<GrantId>) -> Result<Want, Error> {
+    fn request(
+        &self,
+        wait: Option<Duration>,
+        from: Option<GrantId>,
+    ) -> Result<AcquireRequest, Error> {
         let holder = match &self.holder {
             Some(holder) => {
                 check_holder(holder)?;
@@ -239,13 +243,13 @@ impl Lock {
                     allowed,
                 ));
             }
-            None => Arc::clone(&self.endpoint.inner()?.holder),
+            None => Arc::clone(&self.endpoint.client()?.holder),
         };
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
         }
-        Ok(Want {
+        Ok(AcquireRequest {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
@@ -291,8 +295,8 @@ impl Lock {
     ) -> impl Future<Output = Result<Option<LockGuard>, Error>> + Send + use<> {
         let lock = self.clone();
         async move {
-            let want = lock.want(Some(Duration::ZERO), None)?;
-            acquire(Arc::clone(lock.endpoint.inner()?), want).await
+            let request = lock.request(Some(Duration::ZERO), None)?;
+            acquire(Arc::clone(lock.endpoint.client()?), request).await
         }
     }
 
@@ -332,14 +336,14 @@ impl Lock {
     }
 
     async fn acquire_or_time_out(&self) -> Result<LockGuard, Error> {
-        let want = self.want(self.wait, None)?;
-        let name = want.name.clone();
-        let inner = self.endpoint.inner()?;
-        if let Some(guard) = acquire(Arc::clone(inner), want).await? {
+        let request = self.request(self.wait, None)?;
+        let name = request.name.clone();
+        let client = self.endpoint.client()?;
+        if let Some(guard) = acquire(Arc::clone(client), request).await? {
             return Ok(guard);
         }
         // Only a wait of zero ends so. The error names the holder.
-        let (shared, of) = (Arc::clone(inner), name.clone());
+        let (shared, of) = (Arc::clone(client), name.clone());
         let info = runtime::run(async move { read(&shared, &of).await });
         let info = info.await.ok().flatten();
         // A free row names the last holder.
@@ -369,13 +373,13 @@ impl Lock {
     ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
         let (lock, ticket) = (self.clone(), ticket.clone());
         async move {
-            let want = lock.want(None, Some(ticket.grant))?;
-            if want.name != ticket.name {
+            let request = lock.request(None, Some(ticket.grant))?;
+            if request.name != ticket.name {
                 let got = format!("one for lock `{}`", ticket.name);
-                let allowed = format!("one for `{}`", want.name);
+                let allowed = format!("one for `{}`", request.name);
                 return Err(Error::config("ticket", got, allowed));
             }
-            resume(Arc::clone(lock.endpoint.inner()?), want, ticket).await
+            resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::client::{Inner, process_exit};
+use crate::client::{Client, process_exit};
 use crate::error::Error;
 use crate::metrics::Engine;
 use crate::runtime::fork::PerProcess;
@@ -17,7 +17,7 @@ pub(crate) struct Endpoint {
     engine: Engine,
     given: Given,
     table: Table,
-    inner: PerProcess<Arc<Inner>>,
+    client: PerProcess<Arc<Client>>,
 }
 
 /// On one line, and nothing of the URL but its engine.
@@ -33,14 +33,14 @@ impl fmt::Debug for Endpoint {
 impl Endpoint {
     /// No I/O: the URL and the name of the table are checked.
     pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
-        let mut place = Self {
+        let mut endpoint = Self {
             given,
             engine: "",
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
-            inner: PerProcess::new(),
+            client: PerProcess::new(),
         };
-        place.engine = place.inner()?.store.engine();
-        Ok(place)
+        endpoint.engine = endpoint.client()?.store.engine();
+        Ok(endpoint)
     }
 
     pub(crate) fn engine(&self) -> Engine {
@@ -48,12 +48,12 @@ impl Endpoint {
     }
 
     /// A forked child connects for itself: it must not use its parent's connection.
-    pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
+    pub(crate) fn client(&self) -> Result<&Arc<Client>, Error> {
         let make = || {
             let (store, engine) = store::open_given(&self.given, &self.table)?;
             process_exit::watch();
-            Inner::new(Observed::new(store, engine))
+            Client::new(Observed::new(store, engine))
         };
-        self.inner.get_or_try_init(make)
+        self.client.get_or_try_init(make)
     }
 }

@@ -38,17 +38,17 @@ use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseC
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct Client {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<AcquireCommand>,
-    pub(crate) returns: Batch<ReleaseCommand>,
+    pub(crate) acquires: Batch<AcquireCommand>,
+    pub(crate) releases: Batch<ReleaseCommand>,
     pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) watches: Observations<LockName, Version>,
+    pub(crate) observations: Observations<LockName, Version>,
     /// Cloned for each release in the background.
     pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     pub(crate) holder: Arc<str>,
 }
 
-impl Inner {
+impl Client {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
@@ -72,25 +72,25 @@ impl Inner {
             }
             Notice::Missed => told.1.wake_all(),
         }));
-        let inner = Arc::new(Self {
+        let client = Arc::new(Self {
             scheduler,
-            asks: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            returns: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            acquires: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            releases: Batch::new(store.clone(), REQUEST_TIMEOUT),
             direct: DirectPath::of(&store)?,
             poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
             store,
             queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
-            watches: Observations::default(),
+            observations: Observations::default(),
             pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),
         });
         let mut known = known();
-        known.retain(|inner| inner.strong_count() > 0);
-        known.push(Arc::downgrade(&inner));
-        Ok(inner)
+        known.retain(|client| client.strong_count() > 0);
+        known.push(Arc::downgrade(&client));
+        Ok(client)
     }
 
     /// Whether a release is still under way in the background.
@@ -100,19 +100,19 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Client {
     fn drop(&mut self) {
         self.scheduler.close();
     }
 }
 
-fn known() -> MutexGuard<'static, Vec<Weak<Inner>>> {
-    static KNOWN: PerProcess<Mutex<Vec<Weak<Inner>>>> = PerProcess::new();
+fn known() -> MutexGuard<'static, Vec<Weak<Client>>> {
+    static KNOWN: PerProcess<Mutex<Vec<Weak<Client>>>> = PerProcess::new();
     let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All of this process.
-pub(crate) fn all() -> Vec<Arc<Inner>> {
+pub(crate) fn all() -> Vec<Arc<Client>> {
     known().iter().filter_map(Weak::upgrade).collect()
 }

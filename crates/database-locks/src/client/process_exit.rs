@@ -9,7 +9,7 @@ use protocol::{ReleaseCommand, Ttl};
 
 use crate::client::pending::{Release, wait};
 use crate::client::release::give_back;
-use crate::client::{self, Inner};
+use crate::client::{self, Client};
 use crate::runtime;
 use crate::runtime::fork::Here;
 
@@ -52,12 +52,12 @@ extern "C" fn at_exit() {
 }
 
 /// Release what threads hold that end with the process.
-fn release_all(inner: &Arc<Inner>) {
-    for held in inner.scheduler.take_all() {
+fn release_all(client: &Arc<Client>) {
+    for held in client.scheduler.take_all() {
         held.released();
         // It may have been resumed, and then nothing here says for how long it was taken.
         let ttl = Ttl::Infinite;
         let (what, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
-        tokio::spawn(give_back(Arc::clone(inner), what, ttl, Some(held_for)));
+        tokio::spawn(give_back(Arc::clone(client), what, ttl, Some(held_for)));
     }
 }

@@ -74,12 +74,12 @@ impl Poller {
     /// Dropped, it polls no more; those for which it polled too get their answers.
     pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
         let (tell, mut seen) = oneshot::channel();
-        let place = self.0.join(name.clone(), tell);
+        let endpoint = self.0.join(name.clone(), tell);
         let seen = tokio::select! {
             biased;
             seen = &mut seen => seen,
             () = tokio::time::sleep(pause) => {
-                let due = self.0.waiting().take(place.id);
+                let due = self.0.waiting().take(endpoint.id);
                 match due.len() {
                     // Another waiter is just polling for this one.
                     0 => {}

@@ -7,7 +7,7 @@ use protocol::{LockName, Timing};
 
 /// What is wanted, all rules checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Want {
+pub(crate) struct AcquireRequest {
     pub(crate) name: LockName,
     pub(crate) holder: Arc<str>,
     pub(crate) metadata: Arc<str>,
@@ -20,7 +20,7 @@ pub(crate) struct Want {
     pub(crate) poll: Duration,
 }
 
-impl Want {
+impl AcquireRequest {
     /// Whether it is tried once.
     pub(crate) fn once(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::renewal::grant_state::{Held, Status, ms};
+use crate::client::renewal::grant_state::{GrantState, Status, ms};
 use crate::error::loss::Loss;
 use crate::runtime::callbacks;
 use crate::runtime::callbacks::shielded;
@@ -13,14 +13,14 @@ use protocol::Human;
 #[derive(Debug)]
 pub(crate) struct Failing {
     /// Those whose renewals failed.
-    pub(crate) leases: Vec<Arc<Held>>,
+    pub(crate) leases: Vec<Arc<GrantState>>,
     pub(crate) error: String,
 }
 
 impl Failing {
     /// Those that are held now.
-    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<Held>> {
-        let held = |held: &&Arc<Held>| matches!(held.status(), Status::Held(_));
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
+        let held = |held: &&Arc<GrantState>| matches!(held.status(), Status::Held(_));
         self.leases.iter().filter(held)
     }
 
@@ -45,21 +45,21 @@ impl Failing {
 /// another way, they need the book.
 #[must_use]
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct LeaseEvents {
     /// Marked lost a moment ago, or about to be: logged before the losses.
     pub(crate) failing: Option<Failing>,
-    pub(crate) lost: Vec<(Arc<Held>, Loss)>,
-    pub(crate) confirmed: Vec<Arc<Held>>,
-    pub(crate) busy: Vec<Arc<Held>>,
+    pub(crate) lost: Vec<(Arc<GrantState>, Loss)>,
+    pub(crate) confirmed: Vec<Arc<GrantState>>,
+    pub(crate) busy: Vec<Arc<GrantState>>,
     /// Those that alone are refused, and the error.
-    pub(crate) refused: Vec<(Arc<Held>, Arc<str>)>,
+    pub(crate) refused: Vec<(Arc<GrantState>, Arc<str>)>,
     /// Those of which that is no longer true.
-    pub(crate) renewed_again: Vec<Arc<Held>>,
+    pub(crate) renewed_again: Vec<Arc<GrantState>>,
     /// How long an outage was that is over.
     pub(crate) over: Option<Duration>,
 }
 
-impl News {
+impl LeaseEvents {
     /// Wake all, then hand the callbacks to their own thread, then log: what is told first must not wait
     /// for foreign code that takes its time.
     pub(crate) fn tell(self) {
