@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::client::renewal::grant_state::GrantState;
 use protocol::{GrantId, LockName};
 
-/// The open fences of one [`Client`](crate::client::Inner), by grant.
+/// The open fences of one [`Client`](crate::client::Client), by grant.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 

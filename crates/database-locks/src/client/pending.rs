@@ -24,7 +24,7 @@ const MOST: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
-/// A clone exists for as long as one release takes: [`Client`](crate::client::Inner) has the first.
+/// A clone exists for as long as one release takes: [`Client`](crate::client::Client) has the first.
 pub(crate) struct Pending {
     /// Counted by the sender.
     receiver: watch::Receiver<()>,
