@@ -1,5 +1,4 @@
 //! What is easily lost without anybody noticing: deadlines, durability, and being woken.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

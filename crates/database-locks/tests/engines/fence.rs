@@ -1,5 +1,4 @@
 //! Fenced writes as a program does them, with the drivers of each engine.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::path::PathBuf;
 use std::time::Duration;

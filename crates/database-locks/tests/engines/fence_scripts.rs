@@ -1,12 +1,11 @@
 //! The scripts of `docs/protocol.md` that fence a transaction, run by the servers' own clients.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::process::{Command, Output};
 
 use database_locks::LockGuard;
 use testkit::{Lab, MariaDb, MySql, Postgres, lab_tests, promise};
 
-const DOCUMENT: &str = include_str!("../docs/protocol.md");
+const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 const MARK: &str = "<!-- A test runs these. -->";
 
 /// The script for the client of that name.

@@ -1,5 +1,4 @@
 //! The fence in transactions of sqlx.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! The plain form of the fence, run by somebody who has nothing of this library: in each isolation
 //! level, with a snapshot that is older, against every statement that changes a grant.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! A holder whose renewals are rare hears at once that its lock was taken from it, on PostgreSQL.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

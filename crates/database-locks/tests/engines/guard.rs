@@ -1,5 +1,4 @@
 //! Holding, waiting, losing and giving back, as a program does it, on every engine.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

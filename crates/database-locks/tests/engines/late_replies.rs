@@ -1,5 +1,4 @@
 //! Replies that arrive after trust has ended: what an acquire hands out is held, and two bodies never run at once.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};

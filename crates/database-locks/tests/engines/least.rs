@@ -1,5 +1,4 @@
 //! A user with the rights that `SECURITY.md` names, and no others, can do what it says.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

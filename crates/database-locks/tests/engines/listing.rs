@@ -1,5 +1,4 @@
 //! Reading a table of many rows does not keep the process's own leases from being renewed.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Errors that pass, and tables that are blocked: neither ends a wait or a lease, and each is called what
 //! it is.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Rows of locks that nobody has had for long, and lengths that nobody can wait for.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Renewals that the database refuses: one row, several, all, for a while, on one connection.
 #![cfg(all(feature = "postgres", feature = "mysql"))]
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

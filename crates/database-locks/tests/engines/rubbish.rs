@@ -1,6 +1,5 @@
 //! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing panics, errors
 //! are clear, and never two have the lock.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! The shapes of everyday asynchronous code: futures that are selected on, joined and spawned as they are,
 //! without a binding for the lock; and the small conversions that such code needs.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::collections::HashSet;
 use std::future::Future;

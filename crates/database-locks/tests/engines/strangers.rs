@@ -1,5 +1,4 @@
 //! Others who write to the table, lock its rows, or came before us.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! The same `locked_by` comes again: from another process, and within one.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! What tests of programs that use locks are given: a lock that is lost when they want it.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Handing a held lock over, and going on with it elsewhere.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Triggers that an application has put on the table: audits, and rows that they refuse or hold up.
 #![cfg(all(feature = "postgres", feature = "mysql"))]
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! A table that somebody else has locked as a whole, as an ALTER TABLE does: statements hang in it,
 //! and those that nobody waits for any more must not pile up in the server.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

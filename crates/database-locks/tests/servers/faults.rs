@@ -1,7 +1,6 @@
 //! A database that hangs, is cut off, loses replies, or is restarted.
 //!
 //! Each test asserts that its fault was hit: a fault that missed proves nothing.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Servers that know their users by a certificate.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

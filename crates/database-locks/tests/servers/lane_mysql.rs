@@ -1,5 +1,4 @@
 //! The lane of MySQL and MariaDB: what happens to its connection, and to the calls on it.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::poll_fn;
 use std::slice::from_ref;

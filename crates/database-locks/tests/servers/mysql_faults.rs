@@ -1,6 +1,5 @@
 //! Troubles of a server of MySQL or MariaDB that must cost no lock: too few connections, no prepared
 //! statements left, a table that is away, a change to read-only, odd defaults.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

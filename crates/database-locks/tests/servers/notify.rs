@@ -1,5 +1,4 @@
 //! Waiting on PostgreSQL: a waiter is woken by a release, and by nothing else.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::future::poll_fn;
 use std::sync::Arc;

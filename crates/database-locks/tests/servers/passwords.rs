@@ -1,6 +1,5 @@
 //! Passwords that change: asked for at each connect, from a function or a file, on real servers.
 
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

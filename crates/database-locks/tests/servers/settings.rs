@@ -1,5 +1,4 @@
 //! What a URL sets of a connection: where the table is found, what is run first, how long to try.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::net::TcpListener;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! Connections that are encrypted, and servers that are who they say they are, or not.
 
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::fmt::Display;
 use std::path::Path;

@@ -1,10 +1,9 @@
 //! Completions and manual pages: made from the words of `--help`, and read by those they are for.
 
-mod support;
 
 use std::process::Command;
 
-use support::Lab;
+use crate::support::Lab;
 
 /// All of them, as `--help` lists them.
 fn commands(lab: &Lab) -> Vec<String> {

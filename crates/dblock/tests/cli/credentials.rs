@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use support::{DBLOCK, Done, Lab};
+use crate::support::{DBLOCK, Done, Lab};
 use testkit::sql::LOCKER_PASSWORD;
 use testkit::{MariaDb, Postgres, promise};
 

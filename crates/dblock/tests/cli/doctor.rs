@@ -1,11 +1,10 @@
 //! `doctor`: what it prints, and what it ends with.
 
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
-use support::Lab;
+use crate::support::Lab;
 use testkit::server::{find_binary, require};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
@@ -209,7 +208,7 @@ fn a_machine_whose_clock_is_off_is_told_so() {
     let url = server.fresh_database();
     lab.run(["init", "--url", &url]);
     let mut command = lab.command(faketime);
-    command.args(["-f", "+310s", support::DBLOCK, "doctor", "--url", &url]);
+    command.args(["-f", "+310s", crate::support::DBLOCK, "doctor", "--url", &url]);
     command.args(["--ignore", "not-flushed"]);
     let done = lab.start(&mut command).end();
     assert_eq!(done.code(), 0, "a warning: {done:?}");

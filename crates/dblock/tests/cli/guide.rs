@@ -1,14 +1,13 @@
 //! What `docs/cli.md` shows, as it stands there.
 
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{DBLOCK, Done, Lab, is_running, wait_until_gone};
+use crate::support::{DBLOCK, Done, Lab, is_running, wait_until_gone};
 use testkit::server::{find_binary, require};
 
-const GUIDE: &str = include_str!("../../../docs/cli.md");
+const GUIDE: &str = include_str!("../../../../docs/cli.md");
 
 /// The code blocks of that language below a heading, up to the next one of the same level.
 fn blocks(heading: &str, language: &str) -> Vec<&'static str> {

@@ -1,8 +1,7 @@
 //! Where the file is without a URL.
 
-mod support;
 
-use support::{Done, Lab};
+use crate::support::{Done, Lab};
 
 fn at_home(lab: &Lab, home: &std::path::Path, args: &[&str]) -> Done {
     let mut command = lab.dblock(args);

@@ -1,11 +1,10 @@
 //! A lock that is lost while the command runs: that is stopped, within the lease.
 
-mod support;
 
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::{Lab, SOON, wait_until_gone};
+use crate::support::{Lab, SOON, wait_until_gone};
 use testkit::time;
 
 /// Renewed each 600 ms: a release by force is noticed soon.

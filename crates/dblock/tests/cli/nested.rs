@@ -1,8 +1,7 @@
 //! A `dblock run` under another one.
 
-mod support;
 
-use support::{DBLOCK, Done, Lab};
+use crate::support::{DBLOCK, Done, Lab};
 
 fn outer(lab: &Lab, name: &str, script: &str) -> Done {
     let mut command = lab.dblock(["run", name, "--", "sh", "-c", script]);

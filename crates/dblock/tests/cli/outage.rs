@@ -1,11 +1,10 @@
 //! A database that is away: while it is waited for, and while a command runs.
 
-mod support;
 
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::{DBLOCK, Done, Lab, Running, SOON};
+use crate::support::{DBLOCK, Done, Lab, Running, SOON};
 use testkit::time;
 use testkit::{MariaDb, Postgres, Proxy};
 

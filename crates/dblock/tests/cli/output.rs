@@ -1,11 +1,10 @@
 //! Output that does not arrive, and how much of it there is.
 
-mod support;
 
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-use support::{DBLOCK, Done, Lab};
+use crate::support::{DBLOCK, Done, Lab};
 
 fn to_a_full_disk(lab: &Lab, args: &[&str]) -> Done {
     let full = File::options().write(true).open("/dev/full").expect("full");

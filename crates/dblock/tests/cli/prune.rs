@@ -1,9 +1,8 @@
 //! `dblock prune`: what nobody has had for long goes, and nothing else.
 
-mod support;
 
 use rusqlite::Connection;
-use support::Lab;
+use crate::support::Lab;
 
 /// One row each: held, without end, just released, and long ago released, expired, used by
 /// django-database-locks 0.5, which writes no times of ours.

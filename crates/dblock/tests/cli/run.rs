@@ -1,12 +1,11 @@
 //! `dblock run`: what it ends with, what it passes on, and that it excludes.
 
-mod support;
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use support::{Lab, SOON};
+use crate::support::{Lab, SOON};
 use testkit::time;
 
 #[test]
@@ -108,7 +107,7 @@ fn the_command_is_told_what_it_holds() {
 fn the_environment_is_as_it_was_but_for_the_locks_own_words() {
     let lab = Lab::new();
     let url = format!("sqlite://{}", lab.path("own.sqlite3").display());
-    let vars = |done: support::Done| {
+    let vars = |done: crate::support::Done| {
         let mut vars: Vec<String> = done
             .out
             .lines()

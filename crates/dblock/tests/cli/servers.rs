@@ -1,8 +1,7 @@
 //! The same on database servers: the URL from the environment, a table that must be made.
 
-mod support;
 
-use support::{DBLOCK, Lab, Running};
+use crate::support::{DBLOCK, Lab, Running};
 use testkit::{Commits, Pair, Postgres};
 
 const HOLD: &str = "touch begun; trap 'exit 0' TERM; while :; do sleep 0.02; done";

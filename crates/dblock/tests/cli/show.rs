@@ -1,9 +1,8 @@
 //! `list`, `show`, `release` and `init`.
 
-mod support;
 
 use serde_json::Value;
-use support::Lab;
+use crate::support::Lab;
 use testkit::time;
 
 const HOLD: &str = "BEGUN; exec sleep 1000";
@@ -75,7 +74,7 @@ fn a_lock_whose_holder_died_is_shown_as_expired() {
     let lab = Lab::new();
     let holder = lab.start_run(&["--ttl", "1s", "--grace", "100ms"], "job", HOLD);
     drop(holder);
-    let expired = time::wait_until(support::SOON, || {
+    let expired = time::wait_until(crate::support::SOON, || {
         let shown = lab.run(["show", "job", "--json"]).out;
         shown.contains(r#""state":"expired""#) && shown.contains(r#""free_in":0.0"#)
     });

@@ -1,9 +1,8 @@
 //! Signals: they go on to the command, and the lock is freed after it has ended.
 
-mod support;
 
 use rustix::process::Signal;
-use support::{DBLOCK, Lab, Running, SOON, is_running, wait_until_gone};
+use crate::support::{DBLOCK, Lab, Running, SOON, is_running, wait_until_gone};
 use testkit::time;
 
 /// Ends when there is a file `go`.

@@ -1,10 +1,9 @@
 //! At a terminal: Ctrl-C, Ctrl-Z, reading from it. A script in Python plays the person.
 
-mod support;
 
 use std::process::Command;
 
-use support::{DBLOCK, Lab};
+use crate::support::{DBLOCK, Lab};
 
 /// Of the interactive shell.
 const PROMPT: &str = "prompt> ";
@@ -126,7 +125,7 @@ fn ctrl_c_ends_a_script_as_well() {
         !seen.contains("went-on") && seen.contains("exit=-2"),
         "{seen}"
     );
-    let freed = testkit::time::wait_until(support::SOON, || !lab.is_held("job"));
+    let freed = testkit::time::wait_until(crate::support::SOON, || !lab.is_held("job"));
     assert!(freed, "the lock outlived its command");
 }
 

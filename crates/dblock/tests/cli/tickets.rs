@@ -1,6 +1,5 @@
 //! Tickets: a lock that is held across the steps of a script, by the command and by the library.
 
-mod support;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use database_locks::blocking::Locks;
 use database_locks::{Error, LostReason, Ticket};
 use serde_json::Value;
-use support::{DBLOCK, Done, Lab};
+use crate::support::{DBLOCK, Done, Lab};
 use testkit::time;
 
 /// Names that a shell, a URL or a careless format would spoil.

@@ -1,10 +1,9 @@
 //! Which outages a ttl forgives: the rule of `docs/cli.md` and of `run --help`, measured.
 
-mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{DBLOCK, Lab, Running, SOON};
+use crate::support::{DBLOCK, Lab, Running, SOON};
 use testkit::time;
 use testkit::{Postgres, Proxy};
 

@@ -1,5 +1,4 @@
 //! Processes that want one lock again and again share it: none keeps it for itself, and no waiter starves.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 #![allow(
     clippy::print_stderr,
     reason = "the shares are of interest where they are fair, too"

@@ -1,5 +1,4 @@
 //! Real processes that write under a lock, frozen and killed at the worst moment.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

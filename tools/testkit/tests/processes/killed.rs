@@ -1,5 +1,4 @@
 //! Real processes that take locks, and are killed and frozen.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,4 @@
 //! The lane of PostgreSQL: its runtime may end, its connection may be killed, refused or late.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! What is promised on a cluster of which every node can be written to: three nodes, and clients
 //! spread over them. In one program, since a cluster takes long to start.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! What is promised on a group of MySQL (Group Replication) of which every node can be written to, and on
 //! one with a single primary: three nodes, and clients spread over them.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use database_locks::{LockGuard, Locks};
 use testkit::contract::LaneLab;
 use testkit::{Group as Cluster, Lab, contract_tests};
 
+#[allow(clippy::duplicate_mod, reason = "the same tests on another cluster")]
 #[path = "../galera/crowd.rs"]
 mod crowd;
 mod fence;

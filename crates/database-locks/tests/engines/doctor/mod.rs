@@ -1,6 +1,5 @@
 //! Everything that can be found is found where it is, with what to do, and not where it is not.
 
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 mod on_mysql;
 mod on_postgres;
@@ -58,14 +57,14 @@ fn only(report: &Report, id: &str, said: &str) {
 #[test]
 fn each_finding_has_a_test_that_makes_it_appear() {
     let tests = concat!(
-        include_str!("main.rs"),
+        include_str!("mod.rs"),
         include_str!("on_mysql.rs"),
         include_str!("on_postgres.rs"),
         include_str!("sqlite_files.rs"),
-        include_str!("../galera/node.rs"),
-        include_str!("../group/members.rs"),
-        include_str!("../../src/store/mysql/doctor/cluster.rs"),
-        include_str!("../../src/store/sqlite/doctor.rs")
+        include_str!("../../clusters/galera/node.rs"),
+        include_str!("../../clusters/group/members.rs"),
+        include_str!("../../../src/store/mysql/doctor/cluster.rs"),
+        include_str!("../../../src/store/sqlite/doctor.rs")
     );
     for kind in KINDS {
         assert!(tests.contains(&format!("\"{}\"", kind.id)), "{}", kind.id);
@@ -149,7 +148,7 @@ async fn columns_that_nobody_fills_are_found(lab: &Lab) {
     if lab.engine == "sqlite" {
         lab.sql("DROP TABLE database_locks_lock");
         let schema =
-            include_str!("../../schema/sqlite.sql").replace("{table}", "database_locks_lock");
+            include_str!("../../../schema/sqlite.sql").replace("{table}", "database_locks_lock");
         lab.sql(&schema.replace(
             "metadata      text         NULL",
             "metadata text, owner int NOT NULL",
@@ -202,7 +201,7 @@ async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
             lab.sql("ALTER TABLE database_locks_lock DROP INDEX other, ADD UNIQUE name (name(20))");
         }
         "sqlite" => {
-            let schema = include_str!("../../schema/sqlite.sql");
+            let schema = include_str!("../../../schema/sqlite.sql");
             let schema = schema.replace("{table}", "database_locks_lock");
             lab.sql("DROP TABLE database_locks_lock");
             lab.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL COLLATE NOCASE UNIQUE"));

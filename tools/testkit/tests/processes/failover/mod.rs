@@ -1,5 +1,4 @@
 //! A primary that is lost, and its standby in its place: what happens to locks.
-#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::time::Duration;
 
