@@ -37,6 +37,20 @@ def _is_spared(item: pytest.Item) -> bool:
     return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
 
 
+#: Tests that only ``make prove`` runs: they take long, or repeat a test with the second driver of an engine.
+PROVE = (
+    "test_torture.py::",
+    "[sqlite-memory]",
+    "[postgres-psycopg2]",
+    "[mariadb-pymysql]",
+    "[mysql-pymysql]",
+)
+
+
+def _is_proof(item: pytest.Item) -> bool:
+    return any(part in item.nodeid for part in PROVE)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is in a file ``test_django*`` or a folder ``django`` concerns each version of Django."""
     spared = [item for item in items if _is_spared(item)]
@@ -45,6 +59,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
             item.add_marker(pytest.mark.django)
+        if _is_proof(item):
+            item.add_marker(pytest.mark.prove)
 
 
 def pytest_configure() -> None:

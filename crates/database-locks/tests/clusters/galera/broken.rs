@@ -35,6 +35,7 @@ async fn goes_on(guard: &LockGuard) {
 /// The node of a holder and of a waiter is killed, then the next one frozen: with several hosts in the
 /// URL the holder keeps its lock at another, and the waiter gets it when it is released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn with_several_hosts_a_holder_keeps_its_lock_and_a_waiter_goes_on() {
     let Some(mut cluster) = Galera::shared_alone() else {
         return;
@@ -73,6 +74,7 @@ async fn with_several_hosts_a_holder_keeps_its_lock_and_a_waiter_goes_on() {
 /// A node that is cut off from the others is unavailable, and grants nothing; its holders have lost
 /// nothing while there is another node to go to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn a_node_that_is_cut_off_grants_nothing() {
     let Some(mut cluster) = Galera::shared_alone() else {
         return;
@@ -122,6 +124,7 @@ async fn a_node_that_is_cut_off_grants_nothing() {
 /// Through a proxy that knows no SQL: when the node behind a connection is gone the next one is at
 /// another, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn a_connection_that_a_proxy_moves_loses_nothing() {
     let Some(mut cluster) = Galera::shared_alone() else {
         return;
@@ -162,6 +165,7 @@ async fn a_connection_that_a_proxy_moves_loses_nothing() {
 /// All nodes stop answering: whoever holds a lock hears that it is lost before its lease has ended, and
 /// is never kept waiting by the question. When they go on so does everybody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn trust_ends_before_the_lease_while_no_node_answers() {
     let Some(mut cluster) = Galera::shared_alone() else {
         return;

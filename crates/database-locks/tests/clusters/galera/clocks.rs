@@ -26,6 +26,7 @@ fn name(by: usize, to: usize) -> String {
 
 /// At the same time, since each of the two is mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_and_not_before() {
     let Some(mut cluster) = Cluster::shared_alone() else {
         return;

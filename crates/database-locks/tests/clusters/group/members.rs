@@ -42,6 +42,7 @@ async fn grants_nothing(there: &Locks, why: &str) {
 
 /// A server that was started and has not joined can be written to, and no other hears of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn a_member_that_has_not_joined_grants_nothing() {
     let Some(mut group) = Group::shared_alone() else {
         return;
@@ -79,6 +80,7 @@ async fn a_member_that_has_not_joined_grants_nothing() {
 
 /// A member that hears of no other calls itself online.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn a_member_without_a_majority_grants_nothing() {
     let Some(mut group) = Group::shared_alone() else {
         return;
@@ -108,6 +110,7 @@ async fn a_member_without_a_majority_grants_nothing() {
 
 /// A holder keeps its lock, and a waiter gets it, at the next primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
     let Some(mut group) = Group::shared_alone() else {
         return;
@@ -140,6 +143,7 @@ async fn of_a_single_primary_that_is_killed_nothing_is_lost() {
 
 /// A user without the right to look at the group's members cannot be kept from one that has left it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
 #[allow(
     clippy::await_holding_lock,
     reason = "the group is kept as it is until the test ends"

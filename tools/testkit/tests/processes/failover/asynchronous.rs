@@ -11,6 +11,7 @@ use super::{ENGINE, checked, client, given_back, held, meanwhile, ms, pair, row,
 const TTL: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
 async fn who_was_forgotten_is_told_so() {
     let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
         return;
@@ -126,6 +127,7 @@ async fn who_was_forgotten_is_told_so() {
 
 /// It was frozen with a request in its hand, and answers when another one serves us: too late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
 async fn what_an_old_primary_answers_late_confirms_nothing() {
     let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
         return;

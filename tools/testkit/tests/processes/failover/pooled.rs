@@ -6,6 +6,7 @@ use testkit::{Commits, PgBouncer, promise};
 use super::{ENGINE, SOON, checked, client, given_back, held, meanwhile, pair, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
 async fn a_pooler_hides_no_failover() {
     let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
         return;
