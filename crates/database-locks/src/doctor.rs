@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::clock;
+use crate::runtime::clock;
 use protocol::{Human, Time};
 
 /// What was looked at, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
@@ -323,7 +323,7 @@ pub(crate) const COLUMNS: [&str; 11] = [
 /// Idle connections should live for so long at least.
 pub(crate) const LEAST_IDLE: Duration = Duration::from_secs(60);
 /// What a call waits for its answer; a server that gives up earlier than that gets in the way.
-pub(crate) const LEAST_STATEMENT: Duration = crate::acquire::PATIENCE;
+pub(crate) const LEAST_STATEMENT: Duration = crate::client::acquire::PATIENCE;
 /// From here on the table is called large.
 const MANY: i64 = 100_000;
 

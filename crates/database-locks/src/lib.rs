@@ -56,55 +56,29 @@
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
-mod acquire;
-mod batch;
-pub mod blocking;
-mod builder;
-mod clock;
-mod default;
+mod api;
+mod client;
 #[cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite-unbundled")),
     allow(dead_code)
 )]
 pub mod doctor;
 mod error;
-mod fence;
-mod fork;
-mod grant_id;
-mod guard;
-mod held;
-mod holder;
-mod inner;
-mod lane;
-mod lock;
-#[cfg(feature = "macros")]
-mod locked;
-mod locks;
-mod loss;
 mod metrics;
-mod news;
-mod ours;
-mod outage;
-mod pending;
-mod poller;
-mod queue;
-mod release;
-mod renew;
-mod resume;
 mod runtime;
 #[cfg_attr(not(feature = "__seam"), allow(unreachable_pub, dead_code))]
 mod store;
-mod testing;
 
-pub use builder::LocksBuilder;
-pub use error::{BoxError, Error};
-pub use fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
-pub use guard::LockGuard;
-pub use lock::Lock;
 #[cfg(feature = "macros")]
-pub use locked::locked;
-pub use locks::{Locks, PreviousHolder};
-pub use loss::Loss;
+pub use api::attribute::locked;
+pub use api::blocking;
+pub use api::builder::LocksBuilder;
+pub use api::fence::{Fence, FenceFailure, FenceTransaction, OpenFence, ParamStyle};
+pub use api::lock::Lock;
+pub use api::locks::{Locks, PreviousHolder};
+pub use client::guard::LockGuard;
+pub use error::loss::Loss;
+pub use error::{BoxError, Error};
 pub use protocol::{
     HeldBy, InvalidSetting, ListFilter, LockInfo, LockName, LockState, LostReason, Prune, Ticket,
     Token, Ttl, parse_duration,
@@ -133,7 +107,7 @@ struct Guide;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __locked {
-    pub use crate::locked::{
+    pub use crate::api::attribute::{
         Failure, Finished, Panics, Returned, call, metadata_key, metadata_value, panic,
         require_finished, with_metadata,
     };
@@ -142,8 +116,8 @@ pub mod __locked {
 /// What a face in another language needs besides what is public. Not covered by semver.
 #[doc(hidden)]
 pub mod __face {
-    pub use crate::fork::{PerProcess, generation};
-    pub use crate::holder::set_program;
+    pub use crate::client::holder::set_program;
+    pub use crate::runtime::fork::{PerProcess, generation};
 
     /// What a face refuses by itself, in the words of the library.
     pub fn config_error(
@@ -169,7 +143,7 @@ pub mod __face {
 /// To lose a lock on purpose, in tests of programs that use locks. Not covered by semver.
 #[doc(hidden)]
 pub mod __testing {
-    pub use crate::testing::{expire, lose, timed_out};
+    pub use crate::api::testing::{expire, lose, timed_out};
 }
 
 /// The store seam, for the contract tests of this repository. Not covered by semver.
@@ -178,6 +152,6 @@ pub mod __testing {
 pub mod seam {
     pub use protocol::*;
 
-    pub use crate::grant_id::random_grant_id;
+    pub use crate::client::grant_id::random_grant_id;
     pub use crate::store::*;
 }

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::fork::PerProcess;
-use crate::news::shielded;
+use crate::client::renewal::listeners::shielded;
+use crate::runtime::fork::PerProcess;
 
 /// The most threads, and so the most callbacks that run at once. What is left waits for one to return.
 const MOST: usize = 64;
@@ -141,9 +141,12 @@ mod tests {
             let state = pool.state();
             state.threads == 1 && state.idle == 1
         };
-        let began = crate::clock::now();
+        let began = crate::runtime::clock::now();
         while !rests() {
-            assert!(crate::clock::now() < began + LONG, "threads are left over");
+            assert!(
+                crate::runtime::clock::now() < began + LONG,
+                "threads are left over"
+            );
             std::thread::yield_now();
         }
         let panics: Job = Box::new(|| panic!("on purpose"));

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::{Barrier, Lane, Reply, Store, Table};
-use crate::clock;
 use crate::doctor::{Counts, Notes, Report};
-use crate::fork::PerProcess;
+use crate::runtime::clock;
+use crate::runtime::fork::PerProcess;
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
     LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
@@ -163,11 +163,11 @@ impl Drop for Fence {
 
 /// The engine `memory:`.
 #[derive(Debug)]
-pub(super) struct Memory(Arc<Shared>);
+pub(crate) struct Memory(Arc<Shared>);
 
 impl Memory {
     /// The table of that name in this process; it lasts as long as somebody uses it.
-    pub(super) fn named(name: &str, table: &Table) -> Self {
+    pub(crate) fn named(name: &str, table: &Table) -> Self {
         static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
         let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,13 +18,11 @@ use protocol::{
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
 
-mod backoff;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-mod hosts;
+pub(crate) mod connect;
+mod measured;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
-mod observed;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(all(
@@ -34,12 +32,8 @@ mod postgres;
     feature = "sqlite-unbundled"
 ))]
 mod protocol_page;
-mod source;
 #[cfg(feature = "sqlite-unbundled")]
 mod sqlite;
-mod table;
-mod tls;
-mod url;
 
 /// What to do where there is no id left for the row of a new name.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -51,9 +45,9 @@ const NO_ID: &str = "the ids of its rows are used up: as the owner of the table,
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite-unbundled"))]
 const NO_TOKEN: &str = "its token is out of range: delete its row once nobody works under the lock";
 
-pub(crate) use observed::Observed;
-pub(crate) use source::Given;
-pub use table::Table;
+pub(crate) use connect::source::Given;
+pub use connect::table::Table;
+pub(crate) use measured::Observed;
 
 /// A reply that is under way.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -215,7 +209,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 ///
 /// It is used on one runtime at a time, its *home*, within whose context every call is made and polled. It
 /// connects by itself at the first call, and anew when the connection is gone: tasks that it spawns
-/// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::fork::Gated). When the home ends, so do
+/// (`tokio::spawn`) are tasks of the home, wrapped in [`Gated`](crate::runtime::fork::Gated). When the home ends, so do
 /// they, and the next call is made on another runtime.
 ///
 /// There is one call at a time, unless calls [block](Lane::blocks). It has no deadline of its own: when it is late the
@@ -408,30 +402,32 @@ pub fn open(url: &str, table: &Table) -> Result<Arc<dyn Store>, Error> {
 /// The same, and which engine it is.
 pub(crate) fn open_given(given: &Given, table: &Table) -> Result<(Arc<dyn Store>, Engine), Error> {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
-    let source = || Arc::new(source::Source::new(given.clone()));
+    let source = || Arc::new(connect::source::Source::new(given.clone()));
     Ok(match given.target()? {
-        url::Target::Memory(name) => (Arc::new(memory::Memory::named(&name, table)), "memory"),
+        connect::url::Target::Memory(name) => {
+            (Arc::new(memory::Memory::named(&name, table)), "memory")
+        }
         #[cfg(feature = "sqlite-unbundled")]
-        url::Target::Sqlite(path) => {
+        connect::url::Target::Sqlite(path) => {
             let store = sqlite::Sqlite::new(path, given.create, table);
             (Arc::new(store), "sqlite")
         }
         #[cfg(feature = "postgres")]
-        url::Target::Postgres(server) => {
+        connect::url::Target::Postgres(server) => {
             let store = postgres::Postgres::new(server, source(), table)?;
             (Arc::new(store), "postgres")
         }
         #[cfg(feature = "mysql")]
-        url::Target::Mysql(server) => {
+        connect::url::Target::Mysql(server) => {
             let store = mysql::Mysql::new(server, source(), table)?;
             (Arc::new(store), "mysql")
         }
         #[cfg(not(feature = "sqlite-unbundled"))]
-        url::Target::Sqlite(_) => return Err(left_out("SQLite", "sqlite")),
+        connect::url::Target::Sqlite(_) => return Err(left_out("SQLite", "sqlite")),
         #[cfg(not(feature = "postgres"))]
-        url::Target::Postgres(_) => return Err(left_out("PostgreSQL", "postgres")),
+        connect::url::Target::Postgres(_) => return Err(left_out("PostgreSQL", "postgres")),
         #[cfg(not(feature = "mysql"))]
-        url::Target::Mysql(_) => return Err(left_out("MySQL or MariaDB", "mysql")),
+        connect::url::Target::Mysql(_) => return Err(left_out("MySQL or MariaDB", "mysql")),
     })
 }
 

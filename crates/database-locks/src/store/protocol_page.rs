@@ -104,13 +104,13 @@ fn the_script_that_fences_has_the_statement_that_is_sent() {
 #[test]
 fn every_statement_that_mysql_is_sent_is_published() {
     let sources = [
-        include_str!("mysql/at_once.rs"),
+        include_str!("mysql/statements/mariadb.rs"),
         include_str!("mysql/cluster.rs"),
-        include_str!("mysql/fence.rs"),
-        include_str!("mysql/many.rs"),
+        include_str!("mysql/statements/fence.rs"),
+        include_str!("mysql/statements/batch.rs"),
         include_str!("mysql/mod.rs"),
         include_str!("mysql/rows.rs"),
-        include_str!("mysql/session.rs"),
+        include_str!("mysql/connection/session.rs"),
     ];
     let (_, list) = sources[4].split_once("const PUBLISHED").expect("the list");
     let (list, _) = list.split_once("];").expect("its end");

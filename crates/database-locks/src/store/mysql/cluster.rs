@@ -13,40 +13,40 @@
 use mysql_async::{Params, Value, from_row_opt};
 
 use super::super::StoreError;
-use super::super::hosts::Failure;
-use super::session::Session;
+use crate::store::connect::hosts::Failure;
+use crate::store::mysql::connection::session::Session;
 use protocol::{AcquireCommand, Grant, LockName, LockRow, Outcome, Renewal, Ttl, Version};
 
 /// How the servers of a cluster agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cluster {
+pub(crate) enum Cluster {
     Galera,
     Group,
 }
 
 /// A lease that has ended, so that the lock may be granted: by the clock of the one server there is.
-pub(super) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
+pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
 /// A lease that has not.
-pub(super) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
+pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 
 /// The same on a cluster: it is the one that was watched for as long as it lasts. Null for each: none
 /// was.
-pub(super) const ENDED_ON_CLUSTER: &str = "
+pub(crate) const ENDED_ON_CLUSTER: &str = "
                token = :seen_token
                AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_expires_at MICROSECOND
                AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_renewed_at MICROSECOND";
 /// A row that stands is one that nobody has taken over.
-pub(super) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
+pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
 /// Whether the server takes writes of everybody. A privileged user may write in spite of `read_only`, and
 /// what is written to a replica goes nowhere. MariaDB says OFF, MySQL 0; some versions know more values.
-pub(super) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
+pub(crate) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
 
 /// Put into a statement what it says of the lease. In one about many locks, what was watched stands
 /// beside each.
-pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
+pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let (ended, live, grace) = match cluster {
         None => (ENDED, LIVE, "1 MINUTE"),
         Some(_) => (ENDED_ON_CLUSTER, LIVE_ON_CLUSTER, "1 DAY"),
@@ -59,7 +59,7 @@ pub(super) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
 }
 
 /// The parameters of [`ENDED_ON_CLUSTER`].
-pub(super) fn version(lapsed: Option<&Version>) -> [(String, Value); 3] {
+pub(crate) fn version(lapsed: Option<&Version>) -> [(String, Value); 3] {
     let (token, expires_at, renewed_at) = match lapsed {
         None => (None, None, None),
         Some(seen) => (Some(seen.token), Some(seen.expires_at), seen.renewed_at),
@@ -91,12 +91,12 @@ impl Cluster {
 
 impl Session {
     /// As a node of Galera is asked whether it can serve.
-    pub(super) const STATE: &str = "
+    pub(crate) const STATE: &str = "
         SHOW STATUS WHERE Variable_name IN
             ('wsrep_ready', 'wsrep_cluster_status', 'wsrep_local_state_comment')";
     /// The same of Group Replication. It takes the right to read that table. A member that is cut off
     /// from most of the others calls itself online, and what is written to it waits for ever.
-    pub(super) const MEMBER: &str = "
+    pub(crate) const MEMBER: &str = "
         SELECT IF(COUNT(IF(member_state = 'UNREACHABLE', 1, NULL)) * 2 >= COUNT(*),
                   'CUT OFF FROM MOST OF THE OTHERS',
                   IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE'))
@@ -104,7 +104,7 @@ impl Session {
 
     /// Whether the node can serve. One that is cut off from most of the others, or is being made a copy
     /// of one of them, cannot just now; another may.
-    pub(super) async fn is_ready(&mut self, cluster: Cluster) -> Result<(), Failure<String>> {
+    pub(crate) async fn is_ready(&mut self, cluster: Cluster) -> Result<(), Failure<String>> {
         let state = match cluster {
             Cluster::Galera => {
                 let found = self.pairs(Self::STATE).await?;
@@ -140,11 +140,11 @@ impl Session {
         }
     }
 
-    pub(super) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
-    pub(super) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
+    pub(crate) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
+    pub(crate) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
 
     /// Refuse a node of Galera that was told not to pass on what is written to it.
-    pub(super) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
+    pub(crate) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
         for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
             let found = self.pairs(statement).await?;
             if found.iter().all(|(_, value)| value == fine) {
@@ -160,7 +160,7 @@ impl Session {
     }
 
     /// Read what is known anywhere in the cluster, to conclude from it that a grant is gone.
-    pub(super) async fn read_latest(
+    pub(crate) async fn read_latest(
         &mut self,
         names: &[LockName],
     ) -> Result<Vec<LockRow>, StoreError> {
@@ -171,7 +171,7 @@ impl Session {
     }
 
     /// On a cluster: let the next read see what other nodes have committed before it.
-    pub(super) async fn catch_up(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
@@ -183,7 +183,7 @@ impl Session {
     }
 
     /// The reads behind this need not.
-    pub(super) async fn go_on(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn go_on(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());
         };
@@ -194,7 +194,7 @@ impl Session {
     }
 
     /// What an acquire that granted nothing has to say, from the row that stood in its way.
-    pub(super) async fn refused(
+    pub(crate) async fn refused(
         &mut self,
         ask: &AcquireCommand,
         row: &LockRow,
@@ -237,7 +237,7 @@ impl Session {
     /// How much is left of it no clock tells: the one of this node may be five minutes ahead of that of
     /// another, which has made it last for ten minutes, and so trusted for as long. Nor may the later of
     /// two ends stay: of a clock that was ahead it would stay for far longer than the ttl.
-    pub(super) const RENEW_ON_CLUSTER: &str = "
+    pub(crate) const RENEW_ON_CLUSTER: &str = "
         UPDATE (SELECT l.id,
                        IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
                           GREATEST(g.length, IFNULL(
@@ -265,7 +265,7 @@ impl Session {
                ) MICROSECOND";
 
     /// The same as `RESUME`, on a cluster.
-    pub(super) const TAKE_UP_ON_CLUSTER: &str = "
+    pub(crate) const TAKE_UP_ON_CLUSTER: &str = "
         UPDATE (SELECT id,
                        IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
                           GREATEST(:length, IFNULL(
@@ -288,7 +288,7 @@ impl Session {
     /// released too early by a clock that is ahead does no harm. But a row that is made anew begins at
     /// the clock of the node that makes it, and its token has to be greater although that may be behind:
     /// by less than a day.
-    pub(super) const PRUNE_ON_CLUSTER: &str = "
+    pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last AND expires_at IS NULL
                           AND ((granted_until IS NULL
@@ -301,7 +301,7 @@ impl Session {
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
     /// The state of the cluster, for people; by name.
-    pub(super) async fn pairs(
+    pub(crate) async fn pairs(
         &mut self,
         statement: &'static str,
     ) -> Result<Vec<(String, String)>, StoreError> {

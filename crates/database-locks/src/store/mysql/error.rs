@@ -6,7 +6,7 @@ use mysql_async::{DriverError, IoError, ServerError};
 
 use super::super::{NO_ID, NO_TOKEN, StoreError};
 
-pub(super) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
+pub(crate) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
 /// MySQL asks for a login of another kind in the name of a user that does not exist, so that a client cannot
 /// find out which users do.
@@ -27,7 +27,7 @@ fn is_full(error: &ServerError) -> bool {
 /// What an error means, and whether the connection is of no use after it.
 ///
 /// Put into words of ours: the driver's own errors may hold whole packets.
-pub(super) fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
+pub(crate) fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     use mysql_async::Error::{Driver, Io, Server};
     match error {
         Server(error) => of_server(at, error),

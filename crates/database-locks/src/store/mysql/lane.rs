@@ -11,12 +11,12 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use super::super::Lane;
 use super::super::Reply;
 use super::super::StoreError;
-use super::super::backoff::Backoff;
 use super::super::keep_to;
 use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
-use super::session::Session;
-use crate::fork::Gated;
 use crate::runtime;
+use crate::runtime::fork::Gated;
+use crate::store::connect::backoff::Backoff;
+use crate::store::mysql::connection::session::Session;
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
 /// Where the connection is while no call uses it.
@@ -58,7 +58,7 @@ impl Slot {
 ///
 /// A call takes the connection out, runs its statements within the caller's own future and puts it back.
 /// One that is dropped meanwhile, since it was late or its runtime ended, drops the connection with it.
-pub(super) struct DirectPath {
+pub(crate) struct DirectPath {
     server: Arc<Server>,
     slot: Mutex<Option<Arc<Slot>>>,
 }
@@ -72,7 +72,7 @@ impl fmt::Debug for DirectPath {
 }
 
 impl DirectPath {
-    pub(super) fn new(server: Arc<Server>) -> Self {
+    pub(crate) fn new(server: Arc<Server>) -> Self {
         let slot = Mutex::default();
         Self { server, slot }
     }
@@ -82,7 +82,7 @@ impl DirectPath {
     }
 
     /// Whether there is a connection, as far as is known.
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.slot().as_ref().is_some_and(|slot| slot.is_up())
     }
 
@@ -179,7 +179,7 @@ impl DirectPath {
     }
 
     /// Renew leases on it, on the runtime that drives it, which may be at rest.
-    pub(super) async fn renew(
+    pub(crate) async fn renew(
         self: &Arc<Self>,
         grants: Vec<(Grant, Ttl)>,
         within: Duration,

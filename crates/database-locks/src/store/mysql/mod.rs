@@ -23,40 +23,35 @@ use std::time::Duration;
 use mysql_async::{Params, Value, params};
 use serde_json::json;
 
-use super::source::Source;
-use super::{FenceText, Lane, Reply, Store, StoreError, Table, bounded, keep_to, url};
-use crate::clock;
+use super::{FenceText, Lane, Reply, Store, StoreError, Table, bounded, keep_to};
 use crate::doctor::Report;
 use crate::error::Error;
+use crate::runtime::clock;
+use crate::store::connect::source::Source;
+use crate::store::connect::url;
 use protocol::{
     AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Token, Ttl, judge,
     judge_ticket,
 };
 
-mod at_once;
 mod cluster;
 mod connection;
 mod doctor;
 mod error;
-mod fence;
-mod install;
 mod lane;
-mod many;
 mod rows;
-mod session;
-mod text;
-mod wire;
+mod statements;
 
 use cluster::version;
+use connection::session::{Done, Session};
 use connection::{Line, Server, place};
 use lane::DirectPath;
 use rows::packed;
-use session::{Done, Session};
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
-pub(super) const PUBLISHED: &[(&str, &str)] = &[
+pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("settings of a session", Session::SETTINGS),
     (
         "the insert id, where a trigger hides it",
@@ -109,13 +104,13 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
     ("prune on a cluster", Session::PRUNE_ON_CLUSTER),
     (
         "look whether a transaction has an older snapshot",
-        fence::BEFORE,
+        statements::fence::BEFORE,
     ),
-    ("fence", fence::FENCE),
+    ("fence", statements::fence::FENCE),
 ];
 
 /// The engine `mysql://` and `mariadb://`.
-pub(super) struct Mysql {
+pub(crate) struct Mysql {
     server: Arc<Server>,
     /// The connection of the background thread.
     line: Line,
@@ -136,15 +131,15 @@ impl fmt::Debug for Mysql {
 }
 
 impl Mysql {
-    pub(super) fn new(
+    pub(crate) fn new(
         said: url::Server,
         source: Arc<Source>,
         table: &Table,
     ) -> Result<Self, Error> {
         let server = Arc::new(Server::new(said, source, table)?);
         let fence = |may_lag| FenceText {
-            before: Some(table.fill(fence::BEFORE)),
-            fence: table.fill(fence::FENCE),
+            before: Some(table.fill(statements::fence::BEFORE)),
+            fence: table.fill(statements::fence::FENCE),
             may_lag,
         };
         Ok(Self {
@@ -444,7 +439,7 @@ impl Session {
         if self.unless_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was made after the look, or for the table.
             let name = params! { "name" => ask.name.as_str() };
-            let waited = clock::now().saturating_sub(began) >= session::TABLE_WAIT;
+            let waited = clock::now().saturating_sub(began) >= connection::session::TABLE_WAIT;
             let blocked = waited && {
                 let probed = self.query(Self::PROBE, name).await;
                 self.unless_contended(probed)?
@@ -500,7 +495,7 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    pub(super) async fn renew(
+    pub(crate) async fn renew(
         &mut self,
         grants: &[(Grant, Ttl)],
     ) -> Result<Vec<Renewal>, StoreError> {

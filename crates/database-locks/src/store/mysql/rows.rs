@@ -6,7 +6,7 @@ use mysql_async::{Params, Row, Value, from_value_opt, params};
 use serde_json::json;
 
 use super::super::StoreError;
-use super::session::Session;
+use crate::store::mysql::connection::session::Session;
 use protocol::{ListFilter, LockName, LockRow, Page};
 
 /// What is read of a row, in the order in which [`seen`] takes it.
@@ -37,20 +37,20 @@ const WRITABLE_AT: usize = 12;
 
 impl Session {
     /// The same where there is no row that would tell it.
-    pub(super) const IS_WRITABLE: &str = "SELECT {writable}";
+    pub(crate) const IS_WRITABLE: &str = "SELECT {writable}";
 
     /// The last of the next thousand ids; null where there are no more.
-    pub(super) const PAGE_END: &str = "
+    pub(crate) const PAGE_END: &str = "
         SELECT MAX(p.id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT 1000) p";
     /// The rows of such a page: all, or those that are not free; with names that begin so.
-    pub(super) const READ_PAGE: &str = read!(
+    pub(crate) const READ_PAGE: &str = read!(
         "{table} l
          WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
            AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}
          ORDER BY l.id"
     );
-    pub(super) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
-    pub(super) const READ_THESE: &str = read!(
+    pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
+    pub(crate) const READ_THESE: &str = read!(
         "JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
@@ -58,7 +58,7 @@ impl Session {
     );
 
     /// Read a page of rows.
-    pub(super) async fn page(
+    pub(crate) async fn page(
         &mut self,
         filter: &ListFilter,
         after: Option<i64>,
@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// Where the page behind the id `after` ends; none: there are no more rows.
-    pub(super) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
+    pub(crate) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
         let mut end = self
             .query(Self::PAGE_END, params! { "after" => after })
             .await?;
@@ -96,7 +96,7 @@ impl Session {
         })
     }
 
-    pub(super) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
+    pub(crate) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
         let names: BTreeSet<&LockName> = names.iter().collect();
         let names: Vec<&LockName> = names.into_iter().collect();
         let mut rows = Vec::with_capacity(names.len());
@@ -165,7 +165,7 @@ fn seen(mut row: Row, clocks: bool) -> LockRow {
 }
 
 /// Cut a list into as few JSON arrays as fit into a statement.
-pub(super) fn packed<T>(
+pub(crate) fn packed<T>(
     mut items: &[T],
     longest: usize,
     describe: impl Fn(&T) -> serde_json::Value,

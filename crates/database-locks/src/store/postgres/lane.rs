@@ -2,16 +2,16 @@
 
 use std::future::ready;
 
-use super::acquire::acquire;
 use super::acquire_by;
-use super::link::Link;
 use super::notify::Listener;
-use super::release::release;
+use crate::store::postgres::connection::connector::Link;
+use crate::store::postgres::statements::acquire::acquire;
+use crate::store::postgres::statements::release::release;
 use crate::store::{Lane, Reply};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 #[derive(Debug)]
-pub(super) struct Direct {
+pub(crate) struct Direct {
     link: Link,
     /// The background connection, which listens.
     background: Link,
@@ -19,7 +19,7 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn new(background: &Link, listener: &Listener) -> Self {
+    pub(crate) fn new(background: &Link, listener: &Listener) -> Self {
         Self {
             link: background.for_lane(),
             background: background.clone(),

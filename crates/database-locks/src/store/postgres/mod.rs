@@ -24,28 +24,18 @@
 //! and first. What is set for the transaction stands in `RETURNING`, and so is set only where a row was
 //! written.
 
+// First: its macros are parts of statements below.
 #[macro_use]
 mod rows;
 
-mod acquire;
-mod blocked;
-mod cancel;
 mod connection;
-mod dial;
 mod doctor;
-mod endpoint;
-mod ends;
-mod hello;
-mod identity;
+mod error;
+mod failover;
 mod lane;
-mod link;
 mod notify;
 mod product;
-mod refusal;
-mod release;
-mod renew;
-mod take_over;
-mod tls;
+mod statements;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,21 +44,21 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use self::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
 use self::connection::Connection;
 use self::lane::Direct;
-use self::link::Link;
 use self::notify::{Listener, WAIT};
-use self::refusal::{Kind, Refusal};
-use self::release::{FORCE, RELEASE, RELEASE_ONE, force, release};
-use self::renew::{RENEW, renew};
 use self::rows::{micros, seen};
-use self::take_over::{RESUME, TAKE_OVER, resume, take_over};
-use super::source::Source;
-use super::url::Server;
 use super::{FenceText, Lane, Reply, Store, StoreError, Table, Tell, bounded};
 use crate::doctor::Report;
 use crate::error::Error;
+use crate::store::connect::source::Source;
+use crate::store::connect::url::Server;
+use crate::store::postgres::connection::connector::Link;
+use crate::store::postgres::error::{Kind, Refusal};
+use crate::store::postgres::statements::acquire::{ACQUIRE, ACQUIRE_ONE, MAKE, MAKE_ONE, acquire};
+use crate::store::postgres::statements::handover::{RESUME, TAKE_OVER, resume, take_over};
+use crate::store::postgres::statements::release::{FORCE, RELEASE, RELEASE_ONE, force, release};
+use crate::store::postgres::statements::renew::{RENEW, renew};
 use protocol::{
     AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
@@ -119,7 +109,7 @@ const STATEMENTS: [&str; 14] = [
 
 /// What `docs/protocol.md` publishes.
 #[cfg(test)]
-pub(super) const PUBLISHED: &[(&str, &str)] = &[
+pub(crate) const PUBLISHED: &[(&str, &str)] = &[
     ("acquire one", ACQUIRE_ONE),
     ("acquire many", ACQUIRE),
     ("look or make one", MAKE_ONE),
@@ -139,7 +129,7 @@ pub(super) const PUBLISHED: &[(&str, &str)] = &[
 
 /// The engine of `postgres:` URLs.
 #[derive(Debug)]
-pub(super) struct Postgres {
+pub(crate) struct Postgres {
     link: Link,
     lane: Arc<Direct>,
     listener: Listener,
@@ -149,7 +139,7 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    pub(super) fn new(server: Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
+    pub(crate) fn new(server: Server, source: Arc<Source>, table: &Table) -> Result<Self, Error> {
         let texts: Vec<_> = STATEMENTS.iter().map(|text| table.fill(text)).collect();
         let listener = Listener::new(table);
         let link = Link::new(server, source, table, texts, listener.shared())?;

@@ -27,11 +27,11 @@ use tokio_postgres::types::Type;
 
 use super::Sql;
 use super::connection::{Connection, Param};
-use super::link::Link;
-use super::refusal::Refusal;
 use super::rows::micros;
-use crate::clock;
 use crate::runtime;
+use crate::runtime::clock;
+use crate::store::postgres::connection::connector::Link;
+use crate::store::postgres::error::Refusal;
 use crate::store::{Notice, Table, Tell};
 use protocol::{GrantId, LockName, Time, Ttl};
 
@@ -61,7 +61,7 @@ const ABOUT: &str = "SELECT to_regclass('{table}')::oid::bigint";
 ///
 /// The time is never shortened, since others may wait for longer, and no statement clears it: that would be a
 /// write more for each grant. It need not survive a crash: waiters say it anew on a new connection.
-pub(super) const WAIT: &str = "
+pub(crate) const WAIT: &str = "
 UPDATE {table}
    SET waiting_until = GREATEST(waiting_until, statement_timestamp() + $2 * interval '1 microsecond')
  WHERE id = (SELECT id FROM {table}
@@ -99,7 +99,7 @@ impl<K: Eq + Hash> Until<K> {
 
 /// What one store hears.
 #[derive(Clone)]
-pub(super) struct Listener(Arc<Shared>);
+pub(crate) struct Listener(Arc<Shared>);
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +108,7 @@ impl fmt::Debug for Listener {
 }
 
 /// What the drivers of connections and the waiters share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     /// Asks what a connection is to this table.
     about: String,
     state: Mutex<State>,
@@ -120,13 +120,13 @@ pub(super) struct Shared {
 }
 
 /// The backend of a connection of this process, as long as that lasts. What it notifies was told by its caller.
-pub(super) struct OwnBackend {
+pub(crate) struct OwnBackend {
     listener: Weak<Shared>,
     pid: i32,
 }
 
 impl OwnBackend {
-    pub(super) fn new(listener: &Arc<Shared>, pid: i32) -> Self {
+    pub(crate) fn new(listener: &Arc<Shared>, pid: i32) -> Self {
         listener.own().push(pid);
         let listener = Arc::downgrade(listener);
         Self { listener, pid }
@@ -164,7 +164,7 @@ impl Shared {
     }
 
     /// A notification has come.
-    pub(super) fn notified(&self, by: &Notification) {
+    pub(crate) fn notified(&self, by: &Notification) {
         let pid = by.process_id();
         if self.own().contains(&pid) {
             return;
@@ -190,7 +190,7 @@ impl Shared {
     }
 
     /// A connection has ended, and with it what was on the way.
-    pub(super) fn ended(&self) {
+    pub(crate) fn ended(&self) {
         // A server that crashed, or that another one has replaced, may have forgotten it.
         self.state().announced = Until::default();
         self.tell(Notice::Missed);
@@ -198,7 +198,7 @@ impl Shared {
 }
 
 impl Listener {
-    pub(super) fn new(table: &Table) -> Self {
+    pub(crate) fn new(table: &Table) -> Self {
         Self(Arc::new(Shared {
             about: table.fill(ABOUT),
             state: Mutex::default(),
@@ -209,17 +209,17 @@ impl Listener {
     }
 
     /// For the connections of a link: whom to tell what is heard.
-    pub(super) fn shared(&self) -> Weak<Shared> {
+    pub(crate) fn shared(&self) -> Weak<Shared> {
         Arc::downgrade(&self.0)
     }
 
     /// Whom to tell of notifications; the first call counts.
-    pub(super) fn on_notified(&self, tell: Tell) {
+    pub(crate) fn on_notified(&self, tell: Tell) {
         let _ = self.0.tell.set(tell);
     }
 
     /// See [`Store::announce`](crate::store::Store::announce).
-    pub(super) async fn announce(
+    pub(crate) async fn announce(
         &self,
         link: &Link,
         name: &LockName,
@@ -258,12 +258,12 @@ impl Listener {
     }
 
     /// This store itself has just taken it from its holder, who may be of this process.
-    pub(super) fn released(&self, name: &LockName) {
+    pub(crate) fn released(&self, name: &LockName) {
         self.0.tell(Notice::Released(name, None));
     }
 
     /// These were granted or renewed: listen for those that are renewed rarely.
-    pub(super) fn holds(&self, link: &Link, leases: impl Iterator<Item = (GrantId, Ttl)>) {
+    pub(crate) fn holds(&self, link: &Link, leases: impl Iterator<Item = (GrantId, Ttl)>) {
         let now = clock::now();
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
@@ -292,7 +292,7 @@ impl Listener {
     }
 
     /// These are held no more.
-    pub(super) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
+    pub(crate) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
         if self.0.rare.load(Ordering::Relaxed) {
             let leases = &mut self.0.state().leases.of;
             for id in grants {

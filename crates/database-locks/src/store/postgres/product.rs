@@ -21,11 +21,11 @@ const OTHERS: &[(&str, &str)] = &[
 const KNOWN: [&str; 2] = ["PostgreSQL ", "EnterpriseDB "];
 
 /// What a server that is refused is to be replaced by.
-pub(super) const HINT: &str = "row locks, SKIP LOCKED and the clock are PostgreSQL's own here: use \
+pub(crate) const HINT: &str = "row locks, SKIP LOCKED and the clock are PostgreSQL's own here: use \
                                PostgreSQL 12 or later, or a service that runs it";
 
 /// The name of the product, where it is not known to keep the promises of this library.
-pub(super) fn stranger(version: &str) -> Option<&str> {
+pub(crate) fn stranger(version: &str) -> Option<&str> {
     let lower = version.to_ascii_lowercase();
     let other = OTHERS.iter().find(|(mark, _)| lower.contains(mark));
     match other {

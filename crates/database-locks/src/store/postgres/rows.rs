@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::refusal::Refusal;
+use crate::store::postgres::error::Refusal;
 use protocol::LockRow;
 
-pub(super) fn micros(length: Duration) -> i64 {
+pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -72,7 +72,7 @@ macro_rules! ring {
 }
 
 /// Read them, from column `at` on.
-pub(super) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
+pub(crate) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
     let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
     Ok(LockRow {
         holder: row.try_get(at)?,
@@ -91,7 +91,7 @@ pub(super) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
 }
 
 /// Which of what was asked a row of a batch's answer is about: `WITH ORDINALITY` counts from 1.
-pub(super) fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
+pub(crate) fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
     let place = row
         .try_get::<_, i64>(0)?
         .checked_sub(1)

@@ -7,8 +7,8 @@ use std::path::Path;
 use rusqlite::{Connection, Row};
 
 use super::StoreError;
-use super::worker::Worker;
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
+use crate::store::sqlite::connection::worker::Worker;
 
 /// How often a read of the file is timed.
 const BEATS: usize = 7;
@@ -50,7 +50,7 @@ const COUNTS: &str = "
       FROM {table}";
 
 /// Look at everything.
-pub(super) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
+pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
     let mut notes = Notes::new(table);
     worker.with(|connection, _| {

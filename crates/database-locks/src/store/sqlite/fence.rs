@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 
 /// The folder of these files, beside the database.
 #[derive(Debug)]
-pub(super) struct Fences {
+pub(crate) struct Fences {
     database: PathBuf,
     folder: PathBuf,
     table: String,
@@ -25,7 +25,7 @@ pub(super) struct Fences {
 
 /// An open fence; its drop closes it.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(crate) struct Open {
     file: File,
     path: PathBuf,
 }
@@ -67,7 +67,7 @@ impl Drop for Open {
 
 impl Fences {
     /// Those of the database at `path`.
-    pub(super) fn beside(path: &Path, table: &str) -> Self {
+    pub(crate) fn beside(path: &Path, table: &str) -> Self {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-fences");
         Self {
@@ -88,7 +88,7 @@ impl Fences {
     }
 
     /// Whether a fence of this lock is open. To be asked with the write lock.
-    pub(super) fn is_open(&self, name: &str) -> io::Result<bool> {
+    pub(crate) fn is_open(&self, name: &str) -> io::Result<bool> {
         match OpenOptions::new()
             .read(true)
             .write(true)
@@ -106,7 +106,7 @@ impl Fences {
 
     /// Open a fence of this lock; none where its file is just being removed. With the write lock, and
     /// with a look at the row before that is given up.
-    pub(super) fn open(&self, name: &str) -> io::Result<Option<Open>> {
+    pub(crate) fn open(&self, name: &str) -> io::Result<Option<Open>> {
         let path = self.path(name);
         let open = || OpenOptions::new().read(true).write(true).open(&path);
         let file = match open() {
@@ -143,7 +143,7 @@ impl Fences {
     }
 
     /// Remove what nobody has locked. With the write lock.
-    pub(super) fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return;
         };

@@ -10,13 +10,13 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::statements;
-use super::worker::{BUSY_TIMEOUT, Database, Worker};
-use crate::fork::PerProcess;
+use crate::runtime::fork::PerProcess;
+use crate::store::sqlite::connection::worker::{BUSY_TIMEOUT, Database, Worker};
 use crate::store::{Lane, Reply, StoreError};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
-pub(super) struct BlockingLane {
+pub(crate) struct BlockingLane {
     database: Arc<Database>,
     /// A forked child neither uses nor closes the connection of its parent.
     connection: PerProcess<Connection>,
@@ -57,7 +57,7 @@ impl Drop for Use<'_> {
 }
 
 impl BlockingLane {
-    pub(super) fn new(database: Arc<Database>) -> Self {
+    pub(crate) fn new(database: Arc<Database>) -> Self {
         Self {
             database,
             connection: PerProcess::new(),
@@ -200,9 +200,9 @@ mod tests {
     }
 
     fn within_time(mut done: impl FnMut() -> bool) {
-        let until = crate::clock::now() + SOON;
+        let until = crate::runtime::clock::now() + SOON;
         while !done() {
-            assert!(crate::clock::now() < until, "not in time");
+            assert!(crate::runtime::clock::now() < until, "not in time");
             thread::yield_now();
         }
     }
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn a_lane_by_itself_has_the_file_open_once_and_starts_no_thread() {
         let _alone = ALONE.blocking_lock();
-        within_time(|| super::super::thread::tests::threads() == 0);
+        within_time(|| crate::store::sqlite::connection::thread::tests::threads() == 0);
         let subject = Subject::new();
         let lane = subject.lane();
         let open = || {
@@ -393,7 +393,10 @@ mod tests {
         let held = granted(&*lane, &ask("job"));
         release(&*lane, &held).unwrap();
         assert_eq!(open(), 1);
-        assert_eq!(super::super::thread::tests::threads(), 0);
+        assert_eq!(
+            crate::store::sqlite::connection::thread::tests::threads(),
+            0
+        );
         let runtime = runtime();
         runtime.block_on(subject.store.read(&[], SOON)).unwrap();
         assert_eq!(open(), 2);

@@ -4,9 +4,9 @@ use mysql_async::Params;
 
 use super::super::super::StoreError;
 use super::super::cluster::Cluster;
-use super::super::session::Session;
 use super::{Settings, rows};
 use crate::doctor::{self, Notes};
+use crate::store::mysql::connection::session::Session;
 
 /// Half of the members that are left when one of so few fails are no majority.
 const FEW: f64 = 3.0;
@@ -29,7 +29,7 @@ const MEMBERS: &str = "
       FROM performance_schema.replication_group_members";
 
 impl Session {
-    pub(super) async fn cluster(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
+    pub(crate) async fn cluster(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
         let member = self.single_primary.then_some(Cluster::Group);
         match self.cluster.or(member) {
             None => Ok(()),

@@ -3,9 +3,9 @@
 use mysql_async::{Params, params};
 
 use super::super::super::StoreError;
-use super::super::session::{Session, option};
 use super::rows;
 use crate::doctor::{self, Column, Counts, Index, Notes};
+use crate::store::mysql::connection::session::{Session, option};
 
 /// What an error says where a right is missing: to the table, to a column, to the database.
 const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
@@ -57,7 +57,7 @@ const COUNTS: &str = "
 
 impl Session {
     /// Answers whether there is a table, and one that can be read.
-    pub(super) async fn rights(
+    pub(crate) async fn rights(
         &mut self,
         table: &str,
         notes: &mut Notes,
@@ -100,7 +100,7 @@ impl Session {
     }
 
     /// Answers whether the statements can do with it.
-    pub(super) async fn table(&mut self, notes: &mut Notes) -> Result<bool, StoreError> {
+    pub(crate) async fn table(&mut self, notes: &mut Notes) -> Result<bool, StoreError> {
         let table = self.server.table.as_str().to_owned();
         let (schema, name) = match table.split_once('.') {
             Some((schema, name)) => (Some(schema), name),
@@ -168,7 +168,7 @@ impl Session {
         Ok(complete)
     }
 
-    pub(super) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
+    pub(crate) async fn locks(&mut self, notes: &mut Notes) -> Result<(), StoreError> {
         for found in self.ask("locks", COUNTS, notes).await? {
             let (rows, held, expired, such, endless, long, old, former) = found;
             let (expired, endless, old) = ((expired, such), (endless, long), (old, former));

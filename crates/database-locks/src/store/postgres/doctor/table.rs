@@ -3,9 +3,9 @@
 use tokio_postgres::types::Type;
 
 use super::super::connection::Param;
-use super::super::refusal::{Kind, Refusal};
 use super::Patient;
 use crate::doctor::{self, Column, Counts, Index};
+use crate::store::postgres::error::{Kind, Refusal};
 
 /// Where else there is a table of that name: `$1`.
 const ELSEWHERE: &str = "
@@ -93,7 +93,7 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
 
 impl Patient<'_> {
     /// Answers whether its rows can be read.
-    pub(super) async fn table(&mut self) -> Result<bool, Refusal> {
+    pub(crate) async fn table(&mut self) -> Result<bool, Refusal> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
         let name: [Param<'_>; 1] = [(&name[0], Type::TEXT)];
         let found = match self.on.ask(TABLE, &name).await {
@@ -232,7 +232,7 @@ impl Patient<'_> {
         Ok(())
     }
 
-    pub(super) async fn locks(&mut self) -> Result<(), Refusal> {
+    pub(crate) async fn locks(&mut self) -> Result<(), Refusal> {
         let Some(rows) = self.look("locks", &self.table.fill(COUNTS), &[]).await? else {
             return Ok(());
         };

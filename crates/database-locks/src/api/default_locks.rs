@@ -1,0 +1,128 @@
+//! The locks of a program that did not say which: set once at its start, or found in its environment.
+
+use std::convert::Infallible;
+use std::sync::OnceLock;
+
+use tokio::sync::Mutex;
+
+use crate::api::builder::LocksBuilder;
+use crate::api::locks::Locks;
+use crate::error::Error;
+use crate::runtime::fork::PerProcess;
+
+/// Where a deployment names its database; `dblock` reads the same.
+const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
+const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
+const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
+
+static DEFAULT: Chosen = Chosen(OnceLock::new());
+
+/// What was set, the first of it first; the last holds.
+///
+/// No mutex: a child would find it locked for ever if another thread had it during the fork, and a
+/// value for each process would lose what the parent set.
+struct Chosen(OnceLock<Box<(Locks, Self)>>);
+
+impl Chosen {
+    fn last(&self) -> Option<&Locks> {
+        let (locks, next) = &**self.0.get()?;
+        next.last().or(Some(locks))
+    }
+
+    fn add(&self, locks: Locks) {
+        let mut slot = self;
+        let mut chosen = Box::new((locks, Self(OnceLock::new())));
+        while let Err(unused) = slot.0.set(chosen) {
+            // Taken; and once it is, it stays so.
+            if let Some(taken) = slot.0.get() {
+                slot = &taken.1;
+            }
+            chosen = unused;
+        }
+    }
+}
+
+/// Held while connecting, so that first users who come together share one connection.
+fn connecting() -> &'static Mutex<()> {
+    static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
+    match CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::new(()))) {
+        Ok(connecting) => connecting,
+        Err(never) => match never {},
+    }
+}
+
+impl Locks {
+    /// Make these the locks that [`Locks::get_default`] answers with, and so those of every
+    /// `#[locked]` function that names no others.
+    ///
+    /// Once, when the program starts: others may be set later, and hold for what is acquired from
+    /// then on, but those before them stay connected. A forked child has those of its parent.
+    pub fn set_default(locks: Self) {
+        DEFAULT.add(locks);
+    }
+
+    /// The locks that were set by [`Locks::set_default`], or else those of the database that the
+    /// environment names: `DATABASE_LOCKS_URL` is its URL, or `DATABASE_LOCKS_URL_FILE` a file with the
+    /// URL, which is read at each connect; `DATABASE_LOCKS_TABLE` its table, if it has another name
+    /// than `database_locks_lock`.
+    ///
+    /// The variables are read, and the database connected to, when they are first asked for; the
+    /// connection is kept for the life of the process. A first attempt that failed is not
+    /// remembered.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] where none is there, or both variables are; otherwise as [`Locks::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the next who asks begins anew.
+    pub async fn get_default() -> Result<Self, Error> {
+        if let Some(known) = DEFAULT.last() {
+            return Ok(known.clone());
+        }
+        let _alone = connecting().lock().await;
+        if let Some(known) = DEFAULT.last() {
+            return Ok(known.clone());
+        }
+        let connected = builder()?.connect().await?;
+        // Only as the first: where others were set meanwhile, those are what the program wants.
+        let _ = DEFAULT
+            .0
+            .set(Box::new((connected.clone(), Chosen(OnceLock::new()))));
+        Ok(DEFAULT.last().cloned().unwrap_or(connected))
+    }
+}
+
+/// What the environment names.
+fn builder() -> Result<LocksBuilder, Error> {
+    let given = |name| Ok::<_, Error>(variable(name)?.filter(|value| !value.is_empty()));
+    let (url, file) = (given(URL_VARIABLE)?, given(FILE_VARIABLE)?);
+    let builder = match (url, file) {
+        (Some(url), None) => Locks::builder(url),
+        (None, Some(path)) => Locks::builder_from_file(path)?,
+        (None, None) => {
+            return Err(Error::config(
+                "database",
+                "not given",
+                "set with `Locks::set_default`, or its URL be in the environment as DATABASE_LOCKS_URL \
+                 or in the file that DATABASE_LOCKS_URL_FILE names",
+            ));
+        }
+        (Some(_), Some(_)) => {
+            let got = "given although DATABASE_LOCKS_URL is set as well";
+            return Err(Error::config(FILE_VARIABLE, got, "given alone"));
+        }
+    };
+    Ok(match variable(TABLE_VARIABLE)? {
+        Some(table) => builder.table(table),
+        None => builder,
+    })
+}
+
+fn variable(name: &'static str) -> Result<Option<String>, Error> {
+    std::env::var_os(name)
+        .map(std::ffi::OsString::into_string)
+        .transpose()
+        .map_err(|_| Error::config(name, "not UTF-8", "a text in UTF-8"))
+}

@@ -1,0 +1,201 @@
+//! The transactions that can be fenced, of the drivers that we know.
+
+use crate::api::fence::{Fence, FenceFailure};
+use crate::error::Error;
+
+/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) can fence: those of the drivers
+/// whose features are on, in the versions that this crate re-exports. No other type can implement it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a transaction that `database-locks` can fence",
+    note = "it takes those of tokio-postgres 0.7 (feature `postgres`), mysql_async 0.37 (`mysql`), \
+            rusqlite 0.32 to 0.43 (`sqlite`) and sqlx 0.9 (`sqlx-postgres`, `sqlx-mysql`, \
+            `sqlx-sqlite`), as `&mut tx`",
+    note = "for another driver or version, sqlx 0.8 for one, run `LockGuard::fence_statement` in the \
+            transaction: a dozen lines, in the guide under \"Another driver\""
+)]
+pub trait FenceTransaction: sealed::Transaction {}
+
+impl<T: sealed::Transaction> FenceTransaction for T {}
+
+/// Why a transaction did not pass.
+#[derive(Debug)]
+pub enum Failed {
+    /// To be explained by the lock.
+    Fence(FenceFailure),
+    /// Nothing about the fence.
+    Otherwise(Error),
+}
+
+pub(crate) mod sealed {
+    use super::{Failed, Fence};
+
+    #[allow(unreachable_pub, reason = "a sealed trait: no other crate can name it")]
+    pub trait Transaction {
+        /// The engine that it is of, as metrics call it.
+        const ENGINE: &'static str;
+
+        /// Run the statements of the fence.
+        fn pass(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn one_row(fence: &Fence, rows: u64) -> Result<(), Failed> {
+    match fence.passes(rows) {
+        true => Ok(()),
+        false => Err(Failed::Fence(FenceFailure::NoRow)),
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn op(fence: &Fence) -> String {
+    format!("fence lock `{}`", fence.params().0)
+}
+
+/// Outside of a transaction each statement is one of its own, and the fence would be over at once.
+#[cfg(feature = "postgres")]
+fn no_transaction() -> Failed {
+    Failed::Otherwise(Error::config(
+        "fence",
+        "outside of a transaction",
+        "the first statement after BEGIN",
+    ))
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use tokio_postgres::types::{ToSql, Type};
+    use tokio_postgres::{Client, Error as DriverError, Transaction};
+
+    use super::{Failed, Fence, FenceFailure, no_transaction, one_row, op, sealed};
+    use crate::api::fence::ParamStyle;
+    use crate::error::Error;
+
+    /// Row locks are given in its name, so a fenced transaction has one.
+    const IN_TRANSACTION: &str = "SELECT txid_current_if_assigned() IS NOT NULL";
+
+    fn failed(fence: &Fence, error: DriverError) -> Failed {
+        let code = error.code().map(|code| code.code().to_owned());
+        if let Some(failure) = code.as_deref().and_then(FenceFailure::of_sqlstate) {
+            return Failed::Fence(failure);
+        }
+        let (op, source) = (op(fence), Box::new(error));
+        Failed::Otherwise(match code.as_deref() {
+            None => Error::Unavailable { op, source },
+            Some(code) => {
+                let hint = match code {
+                    "42501" => Some("it takes the rights SELECT and UPDATE on the table".into()),
+                    "25006" => Some("a transaction that is read-only has nothing to fence".into()),
+                    _ => None,
+                };
+                Error::rejected(op, hint, source)
+            }
+        })
+    }
+
+    /// Not prepared: behind a pooler the next statement may come to another session.
+    async fn pass(client: &Client, fence: &Fence) -> Result<(), Failed> {
+        let Some(sql) = fence.sql(ParamStyle::Numbered) else {
+            return Ok(());
+        };
+        let (name, token, grant) = fence.params();
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&name, Type::TEXT),
+            (&token, Type::INT8),
+            (&grant, Type::TEXT),
+        ];
+        let rows = client.query_typed(&sql, &params).await;
+        one_row(fence, rows.map_err(|e| failed(fence, e))?.len() as u64)
+    }
+
+    impl sealed::Transaction for Transaction<'_> {
+        const ENGINE: &'static str = "postgres";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            pass(self.client(), fence).await
+        }
+    }
+
+    impl sealed::Transaction for Client {
+        const ENGINE: &'static str = "postgres";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            pass(self, fence).await?;
+            let rows = self.query_typed(IN_TRANSACTION, &[]).await;
+            let rows = rows.map_err(|e| failed(fence, e))?;
+            match rows.first().map(|row| row.try_get(0)) {
+                Some(Ok(true)) => Ok(()),
+                _ => Err(no_transaction()),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "mysql")]
+mod mysql {
+    use mysql_async::prelude::Queryable;
+    use mysql_async::{Error as DriverError, Row, Transaction};
+
+    use super::{Failed, Fence, FenceFailure, one_row, op, sealed};
+    use crate::api::fence::ParamStyle;
+    use crate::error::Error;
+
+    fn failed(fence: &Fence, error: DriverError) -> Failed {
+        let op = op(fence);
+        Failed::Otherwise(match error {
+            DriverError::Server(error) => match FenceFailure::of_mysql(error.code) {
+                Some(failure) => return Failed::Fence(failure),
+                None => {
+                    let hint = match error.code {
+                        1142 | 1143 => {
+                            Some("it takes the rights SELECT and UPDATE on the table".into())
+                        }
+                        1792 => Some("a transaction that is read-only has nothing to fence".into()),
+                        _ => None,
+                    };
+                    // The driver's own errors may hold whole packets.
+                    let said = format!("{} (error {})", error.message, error.code);
+                    Error::rejected(op, hint, said.into())
+                }
+            },
+            error => Error::Unavailable {
+                op,
+                source: Box::new(error),
+            },
+        })
+    }
+
+    impl sealed::Transaction for Transaction<'_> {
+        const ENGINE: &'static str = "mysql";
+
+        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+            let style = ParamStyle::Question;
+            if let Some(before) = fence.before(style) {
+                let rows = self.exec::<Row, _, _>(before, fence.params()).await;
+                one_row(fence, rows.map_err(|e| failed(fence, e))?.len() as u64)?;
+            }
+            let Some(sql) = fence.sql(style) else {
+                return Ok(());
+            };
+            let done = self.exec_iter(sql, fence.params()).await;
+            let done = done.map_err(|e| failed(fence, e))?;
+            let rows = done.affected_rows();
+            done.drop_result().await.map_err(|e| failed(fence, e))?;
+            one_row(fence, rows)
+        }
+    }
+}
+
+#[cfg(feature = "sqlite-unbundled")]
+mod sqlite {
+    use super::{Failed, Fence, sealed};
+
+    impl sealed::Transaction for rusqlite::Transaction<'_> {
+        const ENGINE: &'static str = "sqlite";
+
+        /// The open fence is all.
+        fn pass(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
+            std::future::ready(Ok(()))
+        }
+    }
+}

@@ -1,0 +1,621 @@
+//! The locks of one table: what a program connects to once and clones freely.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api::builder::LocksBuilder;
+use crate::api::lock::Lock;
+use crate::client::acquire::PATIENCE;
+use crate::client::guard::LockGuard;
+use crate::client::handover::{ByTicket, by_ticket};
+use crate::client::release::force_after_fence;
+use crate::client::{Inner, Place};
+use crate::doctor::Report;
+use crate::error::Error;
+use crate::runtime;
+use crate::store::StoreError;
+use protocol::{
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune, Renewing,
+    Ticket, Timing, Token, Ttl,
+};
+
+/// How long DDL may take: on a busy server it has to wait for others to let go of the table.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long all the looks of an examination may take together: it reads every row once.
+const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a release by force goes on trying where the row is locked.
+const FORCE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The locks of one table of one database. Cheap to clone: clones share one connection, one
+/// scheduler and one queue of waiters for each lock.
+///
+/// No future of its methods, or of those of [`Lock`], borrows from it: each can be spawned as it
+/// is.
+///
+/// # Example
+///
+/// ```
+/// use database_locks::Locks;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// let locks = Locks::connect("memory:").await?;
+/// let guard = locks.lock("report").acquire().await?;
+/// assert!(guard.is_held());
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Locks(Arc<Place>);
+
+impl fmt::Debug for Locks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Locks {
+    /// Connect to a database; its table is `database_locks_lock`.
+    ///
+    /// | URL | engine |
+    /// | --- | --- |
+    /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
+    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
+    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
+    /// | `memory:`, `memory:name` | this process |
+    ///
+    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. What the URL leaves out is
+    /// looked up at each connect as the clients of that server do it: in the environment (`PGPASSWORD`,
+    /// `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of `~/.pg_service.conf`, or `~/.my.cnf`;
+    /// [`LocksBuilder`] takes functions as well. Unix sockets:
+    /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
+    ///
+    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a
+    /// time of its own; one that cannot be written to is passed over. Options of both servers:
+    /// `sslmode` (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers
+    /// it, its certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a
+    /// file of certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and
+    /// its key; `connect_timeout` in seconds, for each host if it is given, else 4 s in total. The
+    /// guide, `docs/rust.md`, has all of them. An option that is unknown is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the
+    /// URL. [`Error::Unavailable`] if no server answers within 5 s, [`Error::Rejected`] where the
+    /// server refuses us or is not fit: too old, read-only. A missing table is found when it is
+    /// used: see [`Locks::migrate`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the connection is then closed.
+    pub fn connect<U: AsRef<str>>(
+        url: U,
+    ) -> impl Future<Output = Result<Self, Error>> + Send + 'static + use<U> {
+        Self::builder(url).connect()
+    }
+
+    /// Connect with more than a URL says: another table, a password from a function, or not before the
+    /// first call.
+    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
+        LocksBuilder::new(url.as_ref())
+    }
+
+    /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
+    /// White space around the URL is cut. The file is read now, to check it, and again at each connect;
+    /// a pipe, as of a shell's `<(command)`, can be read once alone, and is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a file that cannot be read, or is larger than 64 KiB.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use database_locks::Locks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
+    /// # drop(locks);
+    /// # Ok(()) }
+    /// ```
+    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
+        let path = path.into();
+        let url = read_url(&path).map_err(|error| {
+            let got = format!(
+                "has a file that cannot be read: {}: {error}",
+                path.display()
+            );
+            Error::config("url", got, "give one that this user can read")
+        })?;
+        // What a pipe said once it does not say again.
+        if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
+            return Ok(Self::builder(url));
+        }
+        Ok(Self::builder(url).url_with(move || {
+            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
+        }))
+    }
+
+    pub(crate) fn at(place: Arc<Place>) -> Self {
+        Self(place)
+    }
+
+    /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as
+    /// in logs and metrics.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine()
+    }
+
+    /// Name a lock. Nothing is checked and nothing happens until it is acquired.
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock::new(self.clone(), name.as_ref())
+    }
+
+    /// Make the table, or add to one of `django-database-locks` 0.5 what it lacks. A second run
+    /// changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rejected`] without the right to create tables; [`Error::Conflict`] if other
+    /// transactions keep the table locked for 30 s; [`Error::Unavailable`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; what was begun is carried out.
+    pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
+            again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("make the table"))
+        })
+    }
+
+    /// Read every lock that the table knows, free ones too, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if the database does not answer within 5 s a page; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub fn list(&self) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        self.list_filtered(&ListFilter::new())
+    }
+
+    /// Read those locks that a filter lets through, in the order of their names.
+    ///
+    /// The table is read in pages: neither this nor [`Locks::list`] keeps renewals waiting, however
+    /// many rows there are. What changes meanwhile is shown as it was, or as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use database_locks::{ListFilter, Locks};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report-1").acquire().await?;
+    /// let held = locks.list_filtered(&ListFilter::new().not_free().prefix("report-")).await?;
+    /// assert_eq!(held[0].name.as_str(), "report-1");
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn list_filtered(
+        &self,
+        filter: &ListFilter,
+    ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
+        let filter = filter.clone();
+        self.in_background(move |inner| async move {
+            let (mut after, mut found) = (None, BTreeMap::new());
+            loop {
+                let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
+                let mut page = page.map_err(|e| e.into_error("read the locks"))?;
+                observe(&inner, &mut page.rows);
+                // A row that was deleted and made anew meanwhile is found twice: the later one counts.
+                found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(found.into_values().collect()),
+                }
+            }
+        })
+    }
+
+    /// Read one lock; `None` if the table has none of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`] if the database does not answer within
+    /// 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let info = locks.show("report").await?.expect("it was acquired");
+    /// assert!(info.is_held() && info.token == guard.token());
+    /// assert_eq!(info.holder.as_deref(), Some("web-2"));
+    /// assert!(locks.show("never used").await?.is_none());
+    /// # guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn show<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
+        let name = LockName::new(name);
+        self.in_background(move |inner| async move {
+            let names = [name?];
+            let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
+            let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
+            observe(&inner, &mut rows);
+            Ok(rows.pop())
+        })
+    }
+
+    /// Release a lock by force, and return its former holder; `None` if it was free already.
+    ///
+    /// The holder learns it at its next renewal (on PostgreSQL at once if its renewals are more than
+    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped. If a
+    /// fenced transaction of this very process is open under the lock, it is released when that
+    /// transaction ends, and a warning is logged that says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction of another process
+    /// may be open.
+    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the lock may or may not be released.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let guard = locks.lock("report").holder("web-2").acquire().await?;
+    /// let former = locks.force_release("report").await?.expect("it was held");
+    /// assert_eq!((former.holder.as_deref(), former.token), (Some("web-2"), Some(guard.token())));
+    /// assert!(locks.force_release("report").await?.is_none(), "it is free");
+    /// assert!(guard.release().await.is_err(), "the holder is told now at the latest");
+    /// # Ok(()) }
+    /// ```
+    pub fn force_release<N: AsRef<str>>(
+        &self,
+        name: N,
+    ) -> impl Future<Output = Result<Option<PreviousHolder>, Error>> + Send + 'static + use<N> {
+        let forced = LockName::new(name).map(|name| self.force(name));
+        async move {
+            let from = forced?.await?;
+            Ok(from.map(|from| PreviousHolder {
+                holder: from.holder,
+                token: from.token,
+                held_for: from.held_for,
+            }))
+        }
+    }
+
+    pub(crate) fn force(
+        &self,
+        name: LockName,
+    ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
+            let forced = again(FORCE_PATIENCE, || async {
+                match inner.store.force(&name, PATIENCE).await? {
+                    Force::Freed(from) => Ok((Some(from), true)),
+                    Force::WasFree => Ok((None, true)),
+                    Force::Busy => match force_after_fence(&inner, &name) {
+                        Some(from) => Ok((Some(from), false)),
+                        None => Err(StoreError::Contention(
+                            "its row is locked: a fenced transaction may be open".into(),
+                        )),
+                    },
+                }
+            });
+            let (from, done) = forced
+                .await
+                .map_err(|e| e.into_error(format!("release lock `{name}` by force")))?;
+            if !done {
+                return Ok(from);
+            }
+            inner.queues.wake(&name);
+            if let Some(from) = &from {
+                tracing::warn!(
+                    lock.name = name.as_str(),
+                    lock.token = from.token.map(Token::get),
+                    lock.holder = from.holder.as_deref(),
+                    "lock released by force"
+                );
+            }
+            Ok(from)
+        })
+    }
+
+    /// Go on with a lock that was handed over: the same token, a new grant.
+    ///
+    /// What the former holder, or a second one with the same ticket, still sends changes nothing. The
+    /// guard has the default settings; for others see [`Lock::resume`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the ticket is dead: resumed already, released, or expired;
+    /// [`Error::Unavailable`] if the database does not answer within 5 s; [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::resume`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use database_locks::Locks;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("report").acquire().await?.into_ticket()?;
+    /// // … somewhere else …
+    /// let guard = locks.resume(&ticket).await?;
+    /// assert_eq!(guard.token(), ticket.token());
+    /// assert!(locks.resume(&ticket).await.is_err(), "only once");
+    /// # Ok(()) }
+    /// ```
+    pub fn resume(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
+        self.lock(ticket.name()).resume(ticket)
+    }
+
+    /// Renew a lock that was handed over, without resuming it: its lease ends `ttl` from now, 100 ms
+    /// to 10 years, or never. A longer one is not shortened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the ticket is dead; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Conflict`] if its row stays locked for 5 s; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be renewed.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// let ticket = locks.lock("deploy").acquire().await?.into_ticket()?;
+    /// // The steps of a longer job, each in a process of its own:
+    /// let minute = std::time::Duration::from_secs(60);
+    /// locks.renew(&ticket, minute).await?;
+    /// // The last one:
+    /// locks.release(&ticket).await?;
+    /// assert!(locks.renew(&ticket, minute).await.is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn renew<T: Into<Ttl>>(
+        &self,
+        ticket: &Ticket,
+        ttl: T,
+    ) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<T> {
+        let timing = Timing::new(ttl.into(), Renewing::Never, None);
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move {
+            let ttl = timing?.ttl();
+            by_ticket(locks.inner()?, ticket, ByTicket::Renew(ttl)).await
+        }
+    }
+
+    /// Release a lock that was handed over. [`Locks::renew`] has an example.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the ticket is dead, which changes nothing; [`Error::Conflict`] if its row
+    /// stays locked for 5 s; [`Error::Unavailable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may or may not be released.
+    pub fn release(
+        &self,
+        ticket: &Ticket,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (locks, ticket) = (self.clone(), ticket.clone());
+        async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
+    }
+
+    /// Delete the rows of locks that have been free for some time, and return how many that were.
+    ///
+    /// Tokens go on growing if such a lock is used again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, some or all of the rows may be deleted.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use database_locks::{Locks, Prune};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = Locks::connect("memory:").await?;
+    /// let month = Duration::from_secs(30 * 86_400);
+    /// assert_eq!(locks.prune(Prune::older_than(month)).await?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        let Prune { idle, legacy } = what;
+        self.in_background(move |inner| async move {
+            let (mut total, mut after) = (0, None);
+            // Each page is a call of its own, so that renewals get in between.
+            loop {
+                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
+                let page = again(PATIENCE, prune).await;
+                let page = page.map_err(|e| {
+                    e.into_error("delete the rows of locks that have been free for long")
+                })?;
+                total += page.deleted;
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(total),
+                }
+            }
+        })
+    }
+
+    /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
+    /// and locks, and for what to do about it. Changes nothing, and needs no special rights: what
+    /// this user may not see is said to be unseen.
+    ///
+    /// [`doctor`](crate::doctor) lists everything that can be found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
+    /// [`Locks::connect`] already.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
+    pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
+        self.in_background(move |inner| async move {
+            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+                .await
+                .map_err(|e| e.into_error("look for what is wrong"))
+        })
+    }
+
+    /// Wait until every release that goes on in the background has been carried out: those of
+    /// guards that were dropped, and of acquires that were given up.
+    ///
+    /// The end of a process waits for the same, for 2 s at most: see
+    /// [`LockGuard`](LockGuard#at-the-end-of-the-process). This waits for as long as it takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; the releases go on.
+    pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
+        let locks = self.clone();
+        async move {
+            let Ok(inner) = locks.inner() else { return };
+            while inner.is_pending() {
+                let nap = async {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    Ok(())
+                };
+                if runtime::run(nap).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A future that borrows nothing: it carries `work` out in the background, once it is polled.
+    fn in_background<T, W, F>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Inner>) -> F + Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let locks = self.clone();
+        async move { runtime::run(work(locks.inner()?)).await }
+    }
+
+    pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
+        self.0.inner().map(Arc::clone)
+    }
+}
+
+/// So that whatever has the locks of a program can be where they are asked for: it implements this.
+impl AsRef<Self> for Locks {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+/// Where a lease ends by being watched, what was read is one look more.
+fn observe(inner: &Inner, rows: &mut [LockInfo]) {
+    let now = crate::runtime::clock::now();
+    for row in rows {
+        let Some(ObservedExpiry {
+            version,
+            length,
+            overdue,
+        }) = &row.lapse
+        else {
+            continue;
+        };
+        let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
+        row.state = match inner.watches.over_for(&row.name, now) {
+            Some(since) => LockState::Expired { since },
+            None => LockState::Held {
+                free_in: Some(left),
+            },
+        };
+    }
+}
+
+/// What stands in a file that is no larger than a URL can be.
+fn read_url(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 1 << 16;
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path)?
+        .take(MOST + 1)
+        .read_to_end(&mut bytes)?;
+    if read as u64 > MOST {
+        return Err(io::Error::other(
+            "it is larger than 64 KiB, which no URL is",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text in UTF-8"))
+}
+
+/// The holder that lost a lock by [`Locks::force_release`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PreviousHolder {
+    /// As [`Lock::holder`] of that holder said.
+    pub holder: Option<String>,
+    /// The fencing number of its grant; none if a version of `django-database-locks` (0.5) held it.
+    pub token: Option<Token>,
+    /// For how long it had held the lock, by the database's clock; none if 0.5 held it.
+    pub held_for: Option<Duration>,
+}
+
+/// Try again while it is only contention that stands in the way, for so long at most.
+pub(crate) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
+    limit: Duration,
+    work: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    let until = crate::runtime::clock::now() + limit;
+    loop {
+        match work().await {
+            Err(StoreError::Contention(_)) if crate::runtime::clock::now() < until => {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(5..=30))).await;
+            }
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What users name: [`Locks`](locks::Locks), [`Lock`](lock::Lock), fences, the blocking face and the attribute.
+
+#[cfg(feature = "macros")]
+pub(crate) mod attribute;
+pub mod blocking;
+pub(crate) mod builder;
+pub(crate) mod default_locks;
+pub(crate) mod fence;
+pub(crate) mod lock;
+pub(crate) mod locks;
+pub(crate) mod testing;

@@ -1,0 +1,268 @@
+//! The pause before the next poll: arithmetic on points in time that it is given.
+//!
+//! Without notifications a released lock stays free until the next poll: half a pause in the middle. A
+//! waiter that is to have it within 25 ms of its release has to poll about 25 times a second. It does so for a
+//! minute. For a lock that has not been released by then a moment more does not matter, and the polls become
+//! rarer.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+use protocol::{Holder, Outcome, Time, Token};
+
+/// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a
+/// waiter that polls one that changes hands all the time more rarely would hardly ever come in between.
+const FIRST_POLL: Duration = Duration::from_millis(10);
+/// The pause between two polls of a lock that is held for longer, for the first minute: half of it
+/// is what a hand-over takes. A `poll` that is ten times as long or more makes it longer: a caller that asks
+/// for seconds wants to spare the database.
+const STEADY_POLL: Duration = Duration::from_millis(50);
+/// The longest one by default.
+pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
+/// For so long the pauses are steady; from then on they grow as the wait does.
+const STEADY_FOR: Duration = Duration::from_secs(60);
+/// The longest one behind notifications, since one that is lost must cost no more than that …
+const NOTIFIED_POLL: Duration = Duration::from_secs(5);
+/// … unless `poll` is longer, up to this.
+const LONGEST_NOTIFIED: Duration = Duration::from_secs(30);
+/// A row that is locked or just being made is free in a moment, or for as long as a fence is open: the
+/// longest pause between two tries, at first and later.
+const BUSY_AT_FIRST: Duration = Duration::from_millis(20);
+const BUSY_LATER: Duration = Duration::from_millis(200);
+/// The same while the database cannot be reached.
+const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
+const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
+
+/// The pause between two polls of a lock that another process has had for so long.
+pub(crate) fn poll_pause(held_for: Duration) -> Duration {
+    (held_for / 4).clamp(FIRST_POLL, STEADY_POLL)
+}
+
+/// How long to wait after a try that granted nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WaitHint {
+    /// Where the release is notified; none: it would not be.
+    pub(crate) notified: Option<Duration>,
+    /// Where it is not.
+    pub(crate) polling: Duration,
+}
+
+impl WaitHint {
+    fn polling(polling: Duration) -> Self {
+        let notified = None;
+        Self { notified, polling }
+    }
+}
+
+/// How long to wait before the next poll.
+#[derive(Debug)]
+pub(crate) struct PollInterval {
+    longest: Duration,
+    /// Which grant was seen last, and since when.
+    seen: Option<(Option<Token>, Time)>,
+    /// Since when its row has been locked.
+    busy: Option<Time>,
+    outage: Duration,
+}
+
+/// The same with jitter: waiters of many processes must not poll in step, nor in step with a holder.
+fn jittered(pause: Duration, least: f64) -> Duration {
+    pause.mul_f64(least + fastrand::f64() * (1.0 - least))
+}
+
+impl PollInterval {
+    pub(crate) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            seen: None,
+            busy: None,
+            outage: Duration::ZERO,
+        }
+    }
+
+    /// After a try or a poll that came to this by `now`.
+    pub(crate) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> WaitHint {
+        match outcome {
+            Ok(Outcome::Held(occupant)) => self.held(occupant, now),
+            Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
+            // Mostly another client is just taking it, and will notify.
+            Ok(Outcome::Busy) => WaitHint {
+                notified: Some(Duration::from_millis(fastrand::u64(20..=200))),
+                polling: self.busy(now),
+            },
+            _ => WaitHint::polling(self.busy(now)),
+        }
+    }
+
+    /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
+    ///
+    /// A legacy holder notifies nobody, and neither does the end of a lease.
+    fn held(&mut self, occupant: &Holder, now: Time) -> WaitHint {
+        (self.busy, self.outage) = (None, Duration::ZERO);
+        let since = match self.seen {
+            Some((token, since)) if token == occupant.token => since,
+            _ => now,
+        };
+        self.seen = Some((occupant.token, since));
+        let end = occupant
+            .free_in
+            .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
+        let until_end = |pause: Duration| end.map_or(pause, |end| end.min(pause));
+        let notified = self.longest.clamp(NOTIFIED_POLL, LONGEST_NOTIFIED);
+        WaitHint {
+            notified: occupant.intact.then(|| until_end(jittered(notified, 0.5))),
+            polling: until_end(jittered(self.pause(now.saturating_sub(since)), 0.6)),
+        }
+    }
+
+    /// The longest pause after the same grant has been seen for so long.
+    fn pause(&self, unchanged: Duration) -> Duration {
+        let steady = STEADY_POLL.max(self.longest / 10);
+        let pause = match unchanged.checked_sub(STEADY_FOR) {
+            None => (unchanged / 4).clamp(FIRST_POLL, steady),
+            Some(_) => steady.mul_f64(unchanged.as_secs_f64() / STEADY_FOR.as_secs_f64()),
+        };
+        pause.min(self.longest)
+    }
+
+    fn busy(&mut self, now: Time) -> Duration {
+        self.outage = Duration::ZERO;
+        let since = *self.busy.get_or_insert(now);
+        let pause = (now.saturating_sub(since) / 2).clamp(BUSY_AT_FIRST, BUSY_LATER);
+        jittered(pause, 0.1).min(self.longest)
+    }
+
+    fn unavailable(&mut self) -> Duration {
+        self.busy = None;
+        self.outage = (self.outage * 2).clamp(SHORTEST_OUTAGE, LONGEST_OUTAGE);
+        jittered(self.outage, 0.5)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    const BEGAN: Time = Duration::from_secs(1000);
+
+    fn held(token: i64, free_in: Option<Duration>) -> Result<Outcome, StoreError> {
+        Ok(Outcome::Held(Holder {
+            token: Some(Token::from_db(token)),
+            free_in,
+            ..Holder::default()
+        }))
+    }
+
+    /// What comes of waiting for a lock that is released after so long: how long it lay idle, and how
+    /// many polls that took.
+    fn wait(longest: Duration, held_for: Duration) -> (Duration, usize) {
+        let (mut interval, mut now, mut polls) = (PollInterval::new(longest), BEGAN, 1);
+        loop {
+            now += interval.after(&held(1, None), now).polling;
+            polls += 1;
+            if now >= BEGAN + held_for {
+                return (now - BEGAN - held_for, polls);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lock_held_for_up_to_a_minute_lies_idle_for_less_than_25_ms_in_the_middle() {
+        fastrand::seed(7);
+        for longest in [LONGEST_POLL, ms(500)] {
+            for held_for in [20, 50, 100, 250, 1_000, 10_000, 59_000] {
+                // Not each time the same, which a poll could come to be in step with.
+                let one = || {
+                    wait(
+                        longest,
+                        ms(held_for) + ms(held_for).mul_f64(fastrand::f64() / 5.0),
+                    )
+                };
+                let mut idle: Vec<Duration> = (0..501).map(|_| one().0).collect();
+                idle.sort();
+                assert!(idle[250] < ms(23), "{held_for}: {:?}", idle[250]);
+                assert!(
+                    idle[500] <= ms(held_for / 3 + 10).min(ms(60)),
+                    "{held_for}: {:?}",
+                    idle[500]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_wait_costs_ever_fewer_polls() {
+        let polls_of_a_second = |longest, at| {
+            let mut interval = PollInterval::new(longest);
+            interval.after(&held(1, None), BEGAN);
+            let (mut now, mut polls) = (BEGAN + Duration::from_secs(at), 0);
+            while now < BEGAN + Duration::from_secs(at + 10) {
+                now += interval.after(&held(1, None), now).polling;
+                polls += 1;
+            }
+            polls as f64 / 10.0
+        };
+        for (longest, at, most) in [
+            (LONGEST_POLL, 1, 27.0),
+            (LONGEST_POLL, 120, 14.0),
+            (LONGEST_POLL, 300, 6.0),
+            (LONGEST_POLL, 3_600, 6.0),
+            (ms(5_000), 10, 3.0),
+            (ms(5_000), 3_600, 0.5),
+        ] {
+            let polls = polls_of_a_second(longest, at);
+            assert!(polls <= most, "{longest:?} at {at}: {polls}");
+            assert!(polls >= most / 3.0, "{longest:?} at {at}: {polls}");
+        }
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_what_was_asked_for_nor_goes_beyond_the_end_of_the_lease() {
+        for longest in [ms(1), ms(15), LONGEST_POLL, ms(60_000)] {
+            let mut interval = PollInterval::new(longest);
+            for waited in [0, 1, 10, 100, 1_000, 100_000, 10_000_000] {
+                let now = BEGAN + ms(waited);
+                let pause = interval.after(&held(1, None), now).polling;
+                assert!(pause <= longest, "{longest:?} after {waited}: {pause:?}");
+                assert!(interval.after(&held(1, Some(ms(2))), now).polling <= ms(10));
+                assert!(interval.after(&Ok(Outcome::Busy), now).polling <= longest);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lock_that_changes_hands_is_polled_often_again() {
+        let mut interval = PollInterval::new(LONGEST_POLL);
+        interval.after(&held(1, None), BEGAN);
+        let later = BEGAN + Duration::from_secs(600);
+        assert!(interval.after(&held(1, None), later).polling > STEADY_POLL);
+        let changed = interval.after(&held(2, None), later).polling;
+        assert!(changed <= FIRST_POLL, "{changed:?}");
+    }
+
+    #[test]
+    fn a_row_that_stays_locked_is_tried_ever_less_often() {
+        let mut interval = PollInterval::new(LONGEST_POLL);
+        let mut after = |waited| {
+            interval
+                .after(&Ok(Outcome::Busy), BEGAN + ms(waited))
+                .polling
+        };
+        assert!(after(0) <= BUSY_AT_FIRST);
+        assert!(after(30) <= BUSY_AT_FIRST);
+        for _ in 0..100 {
+            let pause = after(1_000);
+            assert!((BUSY_LATER / 10..=BUSY_LATER).contains(&pause), "{pause:?}");
+        }
+        // Between times somebody had it.
+        interval.after(&held(1, None), BEGAN);
+        let pause = interval
+            .after(&Ok(Outcome::Busy), BEGAN + ms(2_000))
+            .polling;
+        assert!(pause <= BUSY_AT_FIRST, "{pause:?}");
+    }
+}

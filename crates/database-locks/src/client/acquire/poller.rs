@@ -1,0 +1,239 @@
+//! Polling locks that are held, where releases are not notified: one statement for all of them.
+//!
+//! Once some of its pause is over, a waiter stands here until the rest is. The waiter whose time comes first
+//! polls for all that stand here, with one read-only statement: of a hundred locks that a process waits for all
+//! are soon in each of them. A lone waiter polls for itself, in its own task.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::store::{Observed, StoreError};
+use protocol::{Holder, LockName};
+
+/// The part of a pause in which the poll of another waiter would come too early to be of use.
+///
+/// The pauses of one age differ by jitter, down to 0.6 of the longest. Of two groups that poll by turns
+/// one is at least 0.3 of it behind the other: at a quarter they become one, at a half they might not.
+pub(crate) const ALONE: u32 = 4;
+/// How many are polled together at most: a statement should not take longer than a waiter minds.
+const MOST: usize = 1_000;
+
+/// Who holds it; none: it seems to be free.
+type LockRow = Result<Option<Holder>, StoreError>;
+
+/// The waiters that wait for a poll.
+#[derive(Debug)]
+pub(crate) struct Poller(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Observed,
+    within: Duration,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    id: u64,
+    name: LockName,
+    tell: oneshot::Sender<LockRow>,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (self.id, &self.name).fmt(f)
+    }
+}
+
+impl Poller {
+    /// `within`: how long each poll may take.
+    pub(crate) fn new(store: Observed, within: Duration) -> Self {
+        Self(Arc::new(Shared {
+            store,
+            within,
+            waiting: Mutex::default(),
+        }))
+    }
+
+    /// Poll a lock at the latest after `pause`, or as soon as another waiter polls another lock.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it polls no more; those for which it polled too get their answers.
+    pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
+        let (tell, mut seen) = oneshot::channel();
+        let place = self.0.join(name.clone(), tell);
+        let seen = tokio::select! {
+            biased;
+            seen = &mut seen => seen,
+            () = tokio::time::sleep(pause) => {
+                let due = self.0.waiting().take(place.id);
+                match due.len() {
+                    // Another waiter is just polling for this one.
+                    0 => {}
+                    1 => self.0.poll(due).await,
+                    _ => drop(tokio::spawn(Arc::clone(&self.0).poll_for_all(due))),
+                }
+                seen.await
+            }
+        };
+        // The waiter that polled has stopped, with the runtime.
+        seen.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
+    }
+}
+
+/// A slot; dropping it gives it up.
+struct Place<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared
+            .waiting()
+            .slots
+            .retain(|slot| slot.id != self.id);
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> Place<'_> {
+        let mut waiting = self.waiting();
+        waiting.last += 1;
+        let id = waiting.last;
+        let slot = Slot { id, name, tell };
+        waiting.slots.push(slot);
+        Place { shared: self, id }
+    }
+
+    async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {
+        self.poll(due).await;
+    }
+
+    async fn poll(&self, due: Vec<Slot>) {
+        let (names, tell): (Vec<LockName>, Vec<_>) =
+            due.into_iter().map(|slot| (slot.name, slot.tell)).unzip();
+        let seen: Vec<LockRow> = match self.store.look(&names, self.within).await {
+            Ok(seen) => seen.into_iter().map(Ok).collect(),
+            Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
+        };
+        for (tell, seen) in tell.into_iter().zip(seen) {
+            // It may have gone away.
+            let _ = tell.send(seen);
+        }
+    }
+}
+
+impl Waiting {
+    /// The slot whose time has come, and those that are polled with it. None: another waiter has taken it.
+    fn take(&mut self, id: u64) -> Vec<Slot> {
+        let Some(at) = self.slots.iter().position(|slot| slot.id == id) else {
+            return Vec::new();
+        };
+        let mut due = vec![self.slots.remove(at)];
+        due.extend(self.slots.drain(..self.slots.len().min(MOST - 1)));
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::grant_id::random_grant_id;
+    use crate::store::{self, Table};
+    use protocol::{AcquireCommand, Outcome};
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn name(text: &str) -> LockName {
+        LockName::new(text).unwrap()
+    }
+
+    /// A poller of a table in which this lock is held.
+    async fn poller(url: &str, held: &str) -> Arc<Poller> {
+        let (store, engine) =
+            store::open_given(&store::Given::url(url), &Table::default()).unwrap();
+        let store = Observed::new(store, engine);
+        let ask = AcquireCommand {
+            name: name(held),
+            grant: random_grant_id().unwrap(),
+            holder: "me".into(),
+            length: LONG,
+            metadata: "{}".into(),
+            lapsed: None,
+        };
+        let granted = store.acquire(&[ask], LONG).await.unwrap();
+        assert!(matches!(granted[..], [Outcome::Granted { .. }]));
+        Arc::new(Poller::new(store, LONG))
+    }
+
+    type Polling = tokio::task::JoinHandle<Option<String>>;
+
+    async fn poll(poller: &Arc<Poller>, of: &str, pause: Duration) -> Polling {
+        let (poller, of) = (Arc::clone(poller), name(of));
+        let polling = tokio::spawn(async move {
+            let seen = poller.next(&of, pause).await.unwrap();
+            seen.map(|by| by.holder.unwrap())
+        });
+        tokio::task::yield_now().await;
+        polling
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn the_first_whose_time_comes_polls_for_all_and_each_gets_its_own_answer() {
+        run(async {
+            let poller = poller("memory:polls of all", "held").await;
+            let mut late = Vec::new();
+            for of in ["held", "free", "held"] {
+                late.push(poll(&poller, of, LONG).await);
+            }
+            let first = poll(&poller, "another", SOON).await;
+            assert_eq!(first.await.unwrap(), None);
+            let mut holders = Vec::new();
+            for polling in late {
+                holders.push(polling.await.unwrap());
+            }
+            let me = || Some("me".to_owned());
+            assert_eq!(holders, [me(), None, me()]);
+            assert!(poller.0.waiting().slots.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_waiter_that_goes_away_is_forgotten_and_the_others_poll_without_it() {
+        run(async {
+            let poller = poller("memory:polls of some", "held").await;
+            let gone = poll(&poller, "held", SOON).await;
+            let stays = poll(&poller, "held", SOON * 2).await;
+            gone.abort();
+            assert!(gone.await.unwrap_err().is_cancelled());
+            assert_eq!(poller.0.waiting().slots.len(), 1);
+            assert_eq!(stays.await.unwrap().as_deref(), Some("me"));
+        });
+    }
+}

@@ -1,0 +1,329 @@
+//! The queues of this process: the waiters for each lock, first in, first out.
+//!
+//! Only the first waiter of a queue asks the database. A release within the process wakes it, and so does a
+//! notification. When it may try is decided by one rule, for it and for every new caller of this process:
+//! see [`HeadStart`].
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::runtime::clock;
+use protocol::{LockName, Time, Token};
+
+use crate::client::acquire::head_start::HeadStart;
+pub(crate) use crate::client::acquire::head_start::Waiters;
+
+/// So many names are kept in any case.
+const FEW: usize = 1_024;
+
+/// The queues of one [`Locks`](crate::Locks), by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Queues(Arc<Mutex<Names>>);
+
+#[derive(Debug, Default)]
+struct Names {
+    of: HashMap<LockName, Queue>,
+    /// How many were left when the old ones were last removed. The next removal comes at twice as many, so
+    /// that an operation costs the same however many there are.
+    left: usize,
+}
+
+/// One name that is waited for, or was released a moment ago.
+#[derive(Debug, Default)]
+struct Queue {
+    slots: VecDeque<Arc<Notify>>,
+    /// A guard of this process holds the lock, and its release wakes the first waiter.
+    held_here: bool,
+    head_start: HeadStart,
+    /// Of the grant that this process released last.
+    token: Option<Token>,
+}
+
+impl Queue {
+    fn wake(&self) {
+        if let Some(first) = self.slots.front() {
+            first.notify_one();
+        }
+    }
+}
+
+impl Names {
+    fn queue(&mut self, name: &LockName, now: Time) -> &mut Queue {
+        if self.of.len() > 2 * self.left.max(FEW) {
+            self.of
+                .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
+            self.left = self.of.len();
+        }
+        self.of.entry(name.clone()).or_default()
+    }
+}
+
+impl Queues {
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Run `change` on the queue of this name, if there is one.
+    fn with(&self, name: &LockName, change: impl FnOnce(&mut Queue)) {
+        if let Some(queue) = self.names().of.get_mut(name) {
+            change(queue);
+        }
+    }
+
+    /// How long this process leaves the lock to others before it tries.
+    pub(crate) fn head_start(&self, name: &LockName) -> Duration {
+        let mut left = Duration::ZERO;
+        self.with(name, |queue| left = queue.head_start.left(clock::now()));
+        left
+    }
+
+    /// Whether a new caller has to join the queue before it tries.
+    pub(crate) fn is_busy(&self, name: &LockName) -> bool {
+        let mut busy = false;
+        self.with(name, |queue| {
+            busy = !queue.slots.is_empty() || !queue.head_start.left(clock::now()).is_zero();
+        });
+        busy
+    }
+
+    /// Join the queue at its end.
+    pub(crate) fn join(&self, name: &LockName) -> QueueSlot {
+        let slot = QueueSlot {
+            queues: self.clone(),
+            name: name.clone(),
+            wake: Arc::default(),
+        };
+        let mut names = self.names();
+        let queue = names.queue(name, clock::now());
+        queue.slots.push_back(Arc::clone(&slot.wake));
+        slot
+    }
+
+    /// The lock may be free: the first waiter tries now.
+    pub(crate) fn wake(&self, name: &LockName) {
+        self.with(name, |queue| queue.wake());
+    }
+
+    /// Notifications may have been missed: the first waiter of each queue tries now.
+    pub(crate) fn wake_all(&self) {
+        self.names().of.values().for_each(Queue::wake);
+    }
+
+    /// Another process released the lock, as the backend `by` of the database says; none where the
+    /// notification may be of a release of this process.
+    pub(crate) fn notified(&self, name: &LockName, by: Option<i32>) {
+        self.with(name, |queue| {
+            queue.head_start.notified(by, clock::now());
+            queue.wake();
+        });
+    }
+
+    /// A caller of this process has acquired the lock.
+    pub(crate) fn acquired(&self, name: &LockName) {
+        self.with(name, |queue| queue.held_here = true);
+    }
+
+    /// Another process was seen to hold the lock.
+    pub(crate) fn held_elsewhere(&self, name: &LockName) {
+        self.with(name, |queue| {
+            queue.held_here = false;
+            queue.head_start.held_elsewhere(clock::now());
+        });
+    }
+
+    /// The token that the row has if no other process had the lock in the pause that is over, if that is to be
+    /// found out.
+    pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
+        let mut token = None;
+        self.with(name, |queue| {
+            token = queue.token.filter(|_| queue.head_start.probes());
+        });
+        token
+    }
+
+    /// This process released the lock, which it had held for so long.
+    pub(crate) fn released(
+        &self,
+        name: &LockName,
+        token: Option<Token>,
+        waiters: Waiters,
+        held_for: Duration,
+    ) {
+        let now = clock::now();
+        let mut names = self.names();
+        let queue = match waiters {
+            Waiters::None => names.of.get_mut(name),
+            Waiters::Notified | Waiters::Poll => Some(names.queue(name, now)),
+        };
+        if let Some(queue) = queue {
+            (queue.held_here, queue.token) = (false, token);
+            queue.head_start.released(waiters, held_for, now);
+            queue.wake();
+        }
+    }
+
+    /// No guard of this process holds the lock any more, and the database was told nothing.
+    pub(crate) fn left(&self, name: &LockName) {
+        self.with(name, |queue| {
+            queue.held_here = false;
+            queue.wake();
+        });
+    }
+}
+
+/// A place in a queue; dropping it leaves the queue.
+#[derive(Debug)]
+pub(crate) struct QueueSlot {
+    queues: Queues,
+    name: LockName,
+    wake: Arc<Notify>,
+}
+
+impl QueueSlot {
+    /// Wait until this slot is the first; whether it was so at once.
+    pub(crate) async fn is_first(&self) -> bool {
+        let mut at_once = true;
+        while !self.is_front() {
+            at_once = false;
+            self.woken().await;
+        }
+        at_once
+    }
+
+    fn is_front(&self) -> bool {
+        let mut front = false;
+        self.queues.with(&self.name, |queue| {
+            let first = queue.slots.front();
+            front = first.is_some_and(|first| Arc::ptr_eq(first, &self.wake));
+        });
+        front
+    }
+
+    /// Wait until the lock may be free.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// The same, for so long.
+    pub(crate) async fn woken_within(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.woken()).await;
+    }
+
+    /// Forget what woke this slot so far: a try that is sent from now on answers it.
+    pub(crate) fn clear(&self) {
+        pin!(self.wake.notified()).enable();
+    }
+
+    /// Whether a guard of this process holds the lock, so that a try is in vain.
+    pub(crate) fn is_held_here(&self) -> bool {
+        let mut held = false;
+        self.queues.with(&self.name, |queue| held = queue.held_here);
+        held
+    }
+
+    /// See [`Queues::head_start`].
+    pub(crate) fn head_start(&self) -> Duration {
+        self.queues.head_start(&self.name)
+    }
+}
+
+impl Drop for QueueSlot {
+    fn drop(&mut self) {
+        self.queues.with(&self.name, |queue| {
+            queue.slots.retain(|slot| !Arc::ptr_eq(slot, &self.wake));
+            queue.held_here &= !queue.slots.is_empty();
+            queue.wake();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> (Queues, LockName) {
+        (Queues::default(), LockName::new("job").unwrap())
+    }
+
+    async fn is_woken(slot: &QueueSlot) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), slot.woken())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_queue_moves_up_in_order() {
+        let (queues, name) = job();
+        let [first, second, third] = [(); 3].map(|()| queues.join(&name));
+        assert!(first.is_first().await);
+        assert!(!second.is_front());
+        drop(second);
+        drop(first);
+        third.is_first().await;
+        assert!(queues.is_busy(&name));
+        drop(third);
+        assert!(!queues.is_busy(&name));
+    }
+
+    #[tokio::test]
+    async fn a_release_and_a_notification_wake_the_first_waiter_alone() {
+        let (queues, name) = job();
+        let (first, second) = (queues.join(&name), queues.join(&name));
+        queues.released(&name, None, Waiters::None, Duration::ZERO);
+        assert!(is_woken(&first).await && !is_woken(&second).await);
+        assert!(first.head_start().is_zero(), "it is handed on directly");
+        queues.notified(&name, Some(1));
+        first.clear();
+        assert!(!is_woken(&first).await, "a later try answers it");
+        queues.wake_all();
+        assert!(is_woken(&first).await && !is_woken(&second).await);
+    }
+
+    #[test]
+    fn a_new_caller_queues_while_others_have_a_head_start() {
+        let (queues, name) = job();
+        assert!(!queues.is_busy(&name));
+        queues.released(&name, None, Waiters::Notified, Duration::ZERO);
+        assert!(queues.is_busy(&name) && !queues.head_start(&name).is_zero());
+    }
+
+    #[test]
+    fn the_first_waiter_need_not_ask_for_what_this_process_holds() {
+        let (queues, name) = job();
+        let (first, second) = (queues.join(&name), queues.join(&name));
+        queues.acquired(&name);
+        drop(first);
+        assert!(second.is_held_here());
+        queues.left(&name);
+        assert!(!second.is_held_here());
+        queues.acquired(&name);
+        queues.released(&name, None, Waiters::None, Duration::ZERO);
+        assert!(!second.is_held_here());
+        queues.acquired(&name);
+        queues.held_elsewhere(&name);
+        assert!(!second.is_held_here());
+    }
+
+    #[test]
+    fn old_names_are_forgotten() {
+        let (queues, name) = job();
+        let _waits = queues.join(&name);
+        let mut names = queues.names();
+        let mut now = Duration::from_secs(100);
+        for i in 0..50_000 {
+            // Some 4,000 of them are young at any time.
+            now += Duration::from_millis(1);
+            let name = LockName::new(format!("job {i}")).unwrap();
+            let queue = names.queue(&name, now);
+            queue
+                .head_start
+                .released(Waiters::Poll, Duration::ZERO, now);
+        }
+        assert!(names.of.len() <= 3 * 4_000, "{}", names.of.len());
+        assert!(names.of.contains_key(&name), "it is waited for");
+    }
+}

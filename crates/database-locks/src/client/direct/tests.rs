@@ -1,0 +1,307 @@
+use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::runtime::{Builder, Runtime};
+
+use super::*;
+use crate::store::{self, Reply, Table};
+use protocol::Token;
+
+use crate::client::grant_id::random_grant_id;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// Grants what it is asked for, after a moment or never.
+#[derive(Debug, Default)]
+struct Server {
+    hangs: bool,
+    /// How long an answer takes.
+    takes: Duration,
+    asked: AtomicUsize,
+    answered: AtomicUsize,
+    given_up: AtomicUsize,
+}
+
+impl Server {
+    async fn answer<T>(&self, answer: T) -> Result<T, StoreError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.hangs {
+            pending::<()>().await;
+        }
+        tokio::time::sleep(self.takes).await;
+        self.answered.fetch_add(1, Ordering::SeqCst);
+        Ok(answer)
+    }
+}
+
+impl Lane for Server {
+    fn connect(&self) -> Reply<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+        let granted = |ask: &AcquireCommand| Outcome::Granted {
+            token: Token::from_db(1),
+            length: ask.length,
+        };
+        Box::pin(self.answer(asks.iter().map(granted).collect()))
+    }
+
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+        Box::pin(self.answer(vec![Released::Freed; returns.len()]))
+    }
+
+    fn give_up(&self) {
+        self.given_up.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn served(server: Server) -> (Arc<Server>, Arc<DirectPath>) {
+    let server = Arc::new(server);
+    let (store, engine) =
+        store::open_given(&store::Given::url("memory:"), &Table::default()).unwrap();
+    let lane = Arc::clone(&server) as Arc<dyn Lane>;
+    let path = DirectPath::new(&Observed::new(store, engine), lane).unwrap();
+    (server, path)
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn ask() -> AcquireCommand {
+    AcquireCommand {
+        name: protocol::LockName::new("job").unwrap(),
+        grant: random_grant_id().unwrap(),
+        holder: "me".into(),
+        length: LONG,
+        metadata: "{}".into(),
+        lapsed: None,
+    }
+}
+
+/// Call until this runtime is the home.
+async fn settled(path: &Arc<DirectPath>) -> Entry {
+    for _ in 0..1_000 {
+        if let Some(entry) = path.enter() {
+            return entry;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it does not become the home");
+}
+
+async fn acquire(
+    path: &Arc<DirectPath>,
+    wait: Option<Duration>,
+) -> Option<Result<Outcome, StoreError>> {
+    let entry = settled(path).await;
+    entry.acquire(ask(), wait, oneshot::channel().0).await
+}
+
+#[test]
+fn a_runtime_is_the_home_from_its_third_call_on_until_it_ends() {
+    let (_, path) = served(Server::default());
+    let (first, second) = (runtime(), runtime());
+    first.block_on(async {
+        for _ in 0..CALLS {
+            assert!(path.enter().is_none(), "its calls go by the background");
+        }
+        settled(&path).await;
+    });
+    second.block_on(async {
+        for _ in 0..10 * CALLS {
+            assert!(path.enter().is_none(), "another is the home");
+        }
+    });
+    drop(first);
+    second.block_on(settled(&path));
+}
+
+#[test]
+fn threads_that_block_share_a_home_from_the_first_call_on() {
+    let (_, path) = served(Server::default());
+    let granted = || {
+        crate::runtime::block_on(async {
+            let answer = path.enter()?.acquire(ask(), None, oneshot::channel().0);
+            answer.await
+        })
+    };
+    assert!(granted().unwrap().unwrap().is_ok());
+    let all = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let granted = (0..100).filter(|_| granted().unwrap().is_some());
+                all.fetch_add(granted.count(), Ordering::SeqCst);
+            });
+        }
+    });
+    assert!(all.into_inner() > 0);
+}
+
+#[test]
+fn one_call_at_a_time_has_the_lane_and_those_beside_it_go_by_the_background() {
+    let (_, path) = served(Server::default());
+    runtime().block_on(async {
+        let entry = settled(&path).await;
+        assert!(path.enter().is_none());
+        drop(entry);
+        let entry = path.enter().unwrap();
+        entry.acquire(ask(), None, oneshot::channel().0).await;
+        assert!(path.enter().is_some());
+    });
+}
+
+#[test]
+fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_by_the_background() {
+    let (_, path) = served(Server::default());
+    assert!(path.enter().is_none());
+    runtime().block_on(async {
+        settled(&path).await;
+        // A blocking call in a task: its runtime stands still until it returns.
+        let here = crate::runtime::block_on(async { path.enter().is_some() });
+        assert!(!here.unwrap());
+        assert!(path.enter().is_some());
+    });
+}
+
+#[test]
+fn a_late_call_ends_with_its_connection_and_with_its_home_for_a_while() {
+    let (server, path) = served(Server {
+        hangs: true,
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        settled(&path).await;
+        let before = server.given_up.load(Ordering::SeqCst);
+        let late = acquire(&path, None).await;
+        assert!(late.is_none(), "{late:?}");
+        assert_eq!(server.given_up.load(Ordering::SeqCst), before + 1);
+        assert!(path.enter().is_none(), "it is left alone");
+    });
+    let mut state = State::default();
+    for shunned in [5, 10, 20, 40, 60, 60] {
+        state.shun();
+        assert_eq!(state.shunned, Duration::from_secs(shunned));
+    }
+}
+
+#[test]
+fn a_call_in_a_runtime_that_stands_still_is_late_all_the_same() {
+    let (_, path) = served(Server {
+        takes: Duration::from_millis(1),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        settled(&path).await;
+        // No timer of this runtime fires before this returns.
+        let late = pollster::block_on(acquire(&path, None));
+        assert!(late.is_none(), "{late:?}");
+    });
+}
+
+/// It may be kept for as long as its owner likes, as by `select!` with `&mut`.
+#[test]
+fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
+    let (_, path) = served(Server {
+        takes: Duration::from_millis(1),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        let entry = settled(&path).await;
+        let mut kept = Box::pin(entry.acquire(ask(), None, oneshot::channel().0));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(kept.as_mut().poll(&mut context).is_pending());
+        assert!(path.enter().is_none(), "it is in use");
+        tokio::time::sleep(DIRECT + 2 * TICK).await;
+        assert!(path.state().call.is_none());
+        drop(kept);
+    });
+}
+
+/// A free lock is acquired in one round trip, and so within a wait that is as long as that.
+#[test]
+fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
+    let (server, path) = served(Server {
+        takes: Duration::from_millis(100),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        let before = {
+            settled(&path).await;
+            server.given_up.load(Ordering::SeqCst)
+        };
+        let over = acquire(&path, Some(Duration::from_millis(20))).await;
+        assert!(over.is_none(), "{over:?}");
+        assert!(path.enter().is_none(), "it is carried through");
+        settled(&path).await;
+        assert_eq!(server.answered.load(Ordering::SeqCst), 1);
+        let answer = acquire(&path, Some(LONG)).await;
+        assert!(answer.unwrap().is_ok());
+        assert_eq!(server.given_up.load(Ordering::SeqCst), before);
+    });
+}
+
+#[test]
+fn a_call_that_is_dropped_is_carried_through_and_then_says_so() {
+    let (server, path) = served(Server {
+        takes: Duration::from_millis(20),
+        ..Server::default()
+    });
+    runtime().block_on(async {
+        let entry = settled(&path).await;
+        let (done, under_way) = oneshot::channel();
+        let call = entry.acquire(ask(), None, done);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(1), call)
+                .await
+                .is_err()
+        );
+        assert_eq!(server.answered.load(Ordering::SeqCst), 0);
+        let _ = tokio::time::timeout(LONG, under_way)
+            .await
+            .expect("it is carried through");
+        assert_eq!(server.answered.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_with_a_call_under_way_says_so() {
+    let (server, path) = served(Server {
+        hangs: true,
+        ..Server::default()
+    });
+    let (done, under_way) = oneshot::channel();
+    let home = runtime();
+    let calling = {
+        let path = Arc::clone(&path);
+        home.spawn(async move {
+            let entry = settled(&path).await;
+            entry.acquire(ask(), None, done).await
+        })
+    };
+    home.block_on(async {
+        while server.asked.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    drop(home);
+    assert!(pollster::block_on(calling).unwrap_err().is_cancelled());
+    assert!(pollster::block_on(under_way).is_err(), "dropped");
+    assert!(path.state().call.is_none(), "others may call");
+}
+
+#[test]
+fn a_runtime_without_timers_is_no_home() {
+    let (_, path) = served(Server::default());
+    let bare = Builder::new_current_thread().build().unwrap();
+    bare.block_on(async {
+        for _ in 0..10 * CALLS {
+            assert!(path.enter().is_none());
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(path.state().unfit.len(), 1, "tokio is asked once");
+}

@@ -1,0 +1,78 @@
+//! Which grants have a fenced transaction of this process open.
+//!
+//! On MySQL and MariaDB an open fence locks its row, against a release by its own process too. Such a
+//! release is done when the transaction ends: to wait for it would be to wait for the caller itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::client::renewal::grant_state::Held;
+use protocol::{GrantId, LockName};
+
+/// The open fences of one [`Inner`](crate::client::Inner), by grant.
+#[derive(Debug, Default)]
+pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    held: Arc<Held>,
+    open: usize,
+    /// Dropped with the entry, which wakes those that wait for the end.
+    ended: watch::Sender<()>,
+}
+
+/// The end of the last open fence of a grant.
+#[derive(Debug)]
+pub(crate) struct FenceEnd(watch::Receiver<()>);
+
+impl FenceEnd {
+    pub(crate) async fn wait(mut self) {
+        // Nothing is ever sent.
+        while self.0.changed().await.is_ok() {}
+    }
+}
+
+impl OpenFences {
+    fn entries(&self) -> MutexGuard<'_, HashMap<GrantId, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn opened(&self, held: &Arc<Held>) {
+        let mut entries = self.entries();
+        let entry = entries.entry(held.grant.id).or_insert_with(|| Entry {
+            held: Arc::clone(held),
+            open: 0,
+            ended: watch::Sender::new(()),
+        });
+        entry.open += 1;
+    }
+
+    pub(crate) fn closed(&self, grant: GrantId) {
+        let mut entries = self.entries();
+        let last = entries.get_mut(&grant).is_some_and(|entry| {
+            entry.open -= 1;
+            entry.open == 0
+        });
+        let gone = last.then(|| entries.remove(&grant));
+        drop(entries);
+        drop(gone);
+    }
+
+    /// Where a fence of this grant is open: when the last one ends.
+    pub(crate) fn end_of(&self, grant: GrantId) -> Option<FenceEnd> {
+        let entries = self.entries();
+        let entry = entries.get(&grant)?;
+        Some(FenceEnd(entry.ended.subscribe()))
+    }
+
+    /// The grant of this lock that has an open fence.
+    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<Held>> {
+        let entries = self.entries();
+        let mut of_lock = entries
+            .values()
+            .filter(|entry| entry.held.grant.name == *name);
+        of_lock.next().map(|entry| Arc::clone(&entry.held))
+    }
+}

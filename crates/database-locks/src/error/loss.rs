@@ -1,0 +1,243 @@
+//! What a loss has to say of itself, in the words of every face.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::runtime::clock;
+use protocol::{Gone, HeldBy, Human, LockName, LostReason, Time, escaped};
+
+/// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
+const WORTH_A_DATE: Duration = Duration::from_secs(1);
+
+/// How a held lock was lost: why, since when, and who has it now.
+///
+/// It is made of what was known by then, and asking it never waits. Its `Display` is what every
+/// face says of a loss: `lost after 12s: preempted by another holder (now held by web-2.17.ab for
+/// 3s, token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the
+/// machine say, it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust
+/// ended, it ends with what was said last: `lost after 27s: the database refused renewals until the
+/// lease expired (last answer: permission denied for table database_locks_lock)`.
+///
+/// # Example
+///
+/// ```
+/// # use database_locks::{Locks, LostReason};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+/// # let locks = Locks::connect("memory:").await?;
+/// let guard = locks.lock("report").acquire().await?;
+/// assert!(guard.loss().is_none());
+/// locks.force_release("report").await?;
+/// guard.check().await.unwrap_err();
+/// let loss = guard.loss().expect("it was just found out");
+/// assert_eq!(loss.reason(), LostReason::Forced);
+/// assert!(loss.now_held_by().is_none(), "it is free");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Loss(Arc<Told>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    gone: Gone,
+    last_answer: Option<Arc<str>>,
+    held_for: Option<Duration>,
+    at: Time,
+}
+
+impl Loss {
+    /// Of what was held from `since` until `at`.
+    pub(crate) fn of_held(
+        gone: Gone,
+        last_answer: Option<Arc<str>>,
+        since: Time,
+        at: Time,
+    ) -> Self {
+        Self(Arc::new(Told {
+            gone,
+            last_answer,
+            held_for: Some(at.saturating_sub(since)),
+            at,
+        }))
+    }
+
+    /// Of what was never held here: a ticket's grant, or that of the process which forked this one.
+    pub(crate) fn of_another(gone: impl Into<Gone>) -> Self {
+        Self(Arc::new(Told {
+            gone: gone.into(),
+            last_answer: None,
+            held_for: None,
+            at: clock::now(),
+        }))
+    }
+
+    pub(crate) fn error(self, name: &LockName) -> Error {
+        Error::Lost {
+            name: name.clone(),
+            reason: self.reason(),
+            loss: self,
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> LostReason {
+        self.0.gone.reason
+    }
+
+    /// For how long it was held, from the grant to the end of trust; by this machine's clock, which
+    /// runs through a suspend.
+    ///
+    /// None where it was not held by a guard of this process: a dead ticket, a forked child.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.0.held_for
+    }
+
+    /// How long ago trust ended, by the same clock: from then on another holder may have been at
+    /// work.
+    pub fn elapsed(&self) -> Duration {
+        clock::now().saturating_sub(self.0.at)
+    }
+
+    /// The holder in the very answer of the database that said that the lock was lost.
+    ///
+    /// None if the lock was free then, and if trust ended without an answer; then
+    /// [`Locks::show`](crate::Locks::show) asks.
+    pub fn now_held_by(&self) -> Option<&HeldBy> {
+        self.0.gone.now.as_ref()
+    }
+
+    /// What the latest renewal came to, in words, where renewals failed until trust ended: the
+    /// database's error, or why there was no answer.
+    pub fn last_answer(&self) -> Option<&str> {
+        self.0.last_answer.as_deref()
+    }
+
+    /// What is done about it here besides stopping the work, which is for the holder to do.
+    pub(crate) fn done(&self) -> &'static str {
+        match self.reason().leaves_a_lease() {
+            true => {
+                "its holder was told, and what may be left of the lease is released when that lets go"
+            }
+            false => "its holder was told, and nothing is left to be released",
+        }
+    }
+}
+
+impl fmt::Debug for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loss")
+            .field("reason", &self.reason())
+            .field("held_for", &self.held_for())
+            .field("elapsed", &self.elapsed())
+            .field("now_held_by", &self.now_held_by())
+            .field("last_answer", &self.last_answer())
+            .finish()
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lost")?;
+        let ago = Some(self.elapsed()).filter(|ago| *ago >= WORTH_A_DATE);
+        if let Some(ago) = ago {
+            write!(f, " {} ago", Human(ago))?;
+        }
+        if let Some(held_for) = self.held_for() {
+            let comma = if ago.is_some() { "," } else { "" };
+            write!(f, "{comma} after {}", Human(held_for))?;
+        }
+        write!(f, ": {}", self.reason())?;
+        if let Some(now) = self.now_held_by() {
+            write!(f, " (now {now})")?;
+        }
+        match (self.last_answer(), self.reason()) {
+            (None, _) => Ok(()),
+            (Some(said), LostReason::Unreachable) => {
+                write!(f, " (last error: {})", escaped(said))
+            }
+            (Some(said), _) => write!(f, " (last answer: {})", escaped(said)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Token;
+
+    use super::*;
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn taken_over_by(holder: &str) -> Gone {
+        Gone {
+            reason: LostReason::Preempted,
+            now: Some(HeldBy::new(
+                Some(holder.into()),
+                Some(Token::from_db(17)),
+                Some(secs(3)),
+            )),
+        }
+    }
+
+    #[test]
+    fn a_loss_says_why_since_when_and_who_has_it_now() {
+        // Not yet, so that no time passes until it is shown.
+        let now = clock::now() + secs(3600);
+        let told = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
+        assert_eq!(
+            told(taken_over_by("web-2"), now),
+            "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
+        );
+        assert_eq!(
+            told(LostReason::Forced.into(), now),
+            "lost after 12s: released by force"
+        );
+        // Thawed: the end of trust counts, not when that was noticed.
+        let late = told(LostReason::Expired.into(), clock::now() - secs(5));
+        assert!(
+            late.contains("s ago, after 12s: the lease expired before"),
+            "{late}"
+        );
+        let ticket = Loss::of_another(LostReason::Released).to_string();
+        assert_eq!(ticket, "lost: released with its ticket");
+    }
+
+    #[test]
+    fn a_loss_after_failed_renewals_says_what_the_database_answered_last() {
+        let now = clock::now() + secs(3600);
+        let told = |reason: LostReason, said: &str| {
+            Loss::of_held(reason.into(), Some(said.into()), now - secs(27), now).to_string()
+        };
+        assert_eq!(
+            told(
+                LostReason::Refused,
+                "permission denied for table t\nERROR forged"
+            ),
+            "lost after 27s: the database refused renewals until the lease expired (last answer: \
+             permission denied for table t\\nERROR forged)"
+        );
+        assert_eq!(
+            told(LostReason::Unreachable, "no answer within 5s"),
+            "lost after 27s: the database could not be reached until the lease expired (last error: \
+             no answer within 5s)"
+        );
+    }
+
+    #[test]
+    fn the_name_of_another_holder_forges_no_line() {
+        let told = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
+        assert!(
+            told.contains("held by web\\nERROR all is lost for"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_0_5_took_has_a_holder_and_no_more() {
+        let now = HeldBy::new(Some("old".into()), None, None);
+        assert_eq!(now.to_string(), "held by old");
+    }
+}

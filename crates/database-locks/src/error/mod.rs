@@ -1,0 +1,343 @@
+//! What can go wrong.
+
+pub(crate) mod loss;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::loss::Loss;
+use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
+
+/// The cause of an [`Error`]. Its type is not part of the interface.
+pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
+
+/// What went wrong, grouped by what the caller can do about it.
+///
+/// | variant | do |
+/// | --- | --- |
+/// | `TimedOut` | wait longer, or do without |
+/// | `Lost` | stop the protected work; acquire again and begin from what is stored |
+/// | `Conflict`, `Unavailable` | try again later |
+/// | `Rejected` | have the cause mended: a right, a table, a password |
+/// | `Config` | correct the program |
+///
+/// That another client holds the lock is no error: `try_acquire` returns `Ok(None)`. Deadlocks,
+/// serialisation failures, duplicate keys and lock timeouts of the database mean "try again", and
+/// are tried again; they are no errors here either.
+///
+/// A message never repeats its source: print the chain (`anyhow`'s `{:#}`, or [`Error::chain`]).
+/// Variants and their fields may be added to: match with `..` and a last arm.
+///
+/// ```
+/// use database_locks::{Error, Locks};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// # let locks = Locks::connect("memory:").await?;
+/// match locks.lock("report").wait(std::time::Duration::from_secs(5)).acquire().await {
+///     Ok(guard) => guard.release().await?,
+///     Err(Error::TimedOut { holder, .. }) => println!("busy: {}", holder.unwrap_or_default()),
+///     Err(Error::Unavailable { .. } | Error::Conflict { .. }) => println!("later"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The wait ran out while another client held the lock. Nothing was acquired.
+    #[error("lock `{name}` not acquired within {}{}", Human(*.waited), Occupied(.holder.as_deref(), *.held_for))]
+    #[non_exhaustive]
+    TimedOut {
+        /// Which lock.
+        name: LockName,
+        /// How long the caller waited.
+        waited: Duration,
+        /// The holder when the lock was last read; none if no client was known to hold it.
+        holder: Option<String>,
+        /// For how long it had been held by then, by the database's clock.
+        held_for: Option<Duration>,
+    },
+    /// The lease ended before it was released. Stop the protected work: another holder may already
+    /// be running.
+    #[error("lock `{name}` {loss}")]
+    #[non_exhaustive]
+    Lost {
+        /// Which lock.
+        name: LockName,
+        /// Why.
+        reason: LostReason,
+        /// Since when, and its new holder, where that is known.
+        loss: Loss,
+    },
+    /// A transaction of another client kept a row or a table locked for as long as was tried. Try
+    /// again when that has ended.
+    #[error("could not {op}: conflicting transaction; try again")]
+    #[non_exhaustive]
+    Conflict {
+        /// What was tried.
+        op: String,
+        /// What stood in the way.
+        #[source]
+        source: BoxError,
+    },
+    /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
+    /// Trying again may work.
+    #[error("could not {op}: the database {}", state(.source))]
+    #[non_exhaustive]
+    Unavailable {
+        /// What was tried.
+        op: String,
+        /// What the driver said.
+        #[source]
+        source: BoxError,
+    },
+    /// The database answered no: wrong password, missing table, missing right. Trying again will
+    /// not help.
+    #[error("could not {op}: the database refused")]
+    #[non_exhaustive]
+    Rejected {
+        /// What was tried.
+        op: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+        /// What the database said; its message ends with the hint.
+        #[source]
+        source: BoxError,
+    },
+    /// A setting is out of range. Found before any I/O.
+    #[error("{}", InvalidSetting::new(.setting, .got, .allowed))]
+    #[non_exhaustive]
+    Config {
+        /// Which setting.
+        setting: &'static str,
+        /// What it was, `0ms`; or what is wrong with it, `has the unknown option …`.
+        got: String,
+        /// What it may be, or what to do.
+        allowed: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn config(
+        setting: &'static str,
+        got: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            setting,
+            got: got.into(),
+            allowed: allowed.into(),
+        }
+    }
+
+    /// What the database refused, and what to do about it where that is known.
+    pub(crate) fn rejected(op: impl Into<String>, hint: Option<String>, source: BoxError) -> Self {
+        Self::Rejected {
+            op: op.into(),
+            source: match &hint {
+                None => source,
+                Some(hint) => Refusal::new(source, hint).into(),
+            },
+            hint,
+        }
+    }
+
+    /// The message and those of all its sources, on one line: what was tried, the cause, the hint.
+    ///
+    /// ```
+    /// let error = database_locks::LockName::new("").unwrap_err();
+    /// assert_eq!(error.chain(), "`name` is empty, must be 1 to 255 characters without NUL");
+    /// ```
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// The message of an error and those of its sources, on one line.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut all = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let said = source.to_string();
+        // Some drivers print their cause in their own message as well.
+        if !said.is_empty() && !all.contains(&said) {
+            all.push_str(": ");
+            all.push_str(&said);
+        }
+        next = source.source();
+    }
+    all.replace('\n', " ")
+}
+
+/// The cause of an [`Error::Rejected`] with a hint: all that the driver said, and then the hint.
+#[derive(Debug)]
+struct Refusal {
+    message: String,
+    /// For `Debug`.
+    #[allow(dead_code, reason = "shown by Debug")]
+    cause: BoxError,
+}
+
+impl Refusal {
+    fn new(cause: BoxError, hint: &str) -> Self {
+        let message = format!("{}; {hint}", chain(&*cause));
+        Self { message, cause }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Refusal {}
+
+impl From<InvalidSetting> for Error {
+    fn from(invalid: InvalidSetting) -> Self {
+        let InvalidSetting {
+            setting,
+            got,
+            allowed,
+            ..
+        } = invalid;
+        Self::Config {
+            setting,
+            got,
+            allowed,
+        }
+    }
+}
+
+/// For functions that return `io::Result`. The error is kept: `get_ref` and `downcast` have it.
+///
+/// | error | kind |
+/// | --- | --- |
+/// | [`TimedOut`](Error::TimedOut) | `TimedOut` |
+/// | [`Conflict`](Error::Conflict) | `ResourceBusy` |
+/// | [`Config`](Error::Config) | `InvalidInput` |
+/// | others | `Other` |
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match &error {
+            Error::TimedOut { .. } => ErrorKind::TimedOut,
+            Error::Conflict { .. } => ErrorKind::ResourceBusy,
+            Error::Config { .. } => ErrorKind::InvalidInput,
+            Error::Lost { .. } | Error::Unavailable { .. } | Error::Rejected { .. } => {
+                ErrorKind::Other
+            }
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// The cause of an [`Error::Unavailable`] of which more is known than its text.
+#[derive(Debug)]
+pub(crate) struct Cause {
+    pub(crate) said: String,
+    /// The database has answered: it is there, and cannot do what it was asked just now.
+    pub(crate) answered: bool,
+    /// What was asked for was not done, and will not be: it was never sent, or was refused.
+    pub(crate) undone: bool,
+}
+
+impl Cause {
+    /// What is known of a cause.
+    pub(crate) fn of(source: &BoxError, said: String) -> Self {
+        let known = source.downcast_ref::<Self>();
+        Self {
+            said,
+            answered: known.is_some_and(|cause| cause.answered),
+            undone: known.is_some_and(|cause| cause.undone),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.said)
+    }
+}
+
+impl StdError for Cause {}
+
+/// How it is with a database that is unavailable.
+fn state(source: &BoxError) -> &'static str {
+    match Cause::of(source, String::new()).answered {
+        true => "cannot do it now",
+        false => "cannot be reached",
+    }
+}
+
+struct Occupied<'a>(Option<&'a str>, Option<Duration>);
+
+impl fmt::Display for Occupied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = self.0.map(|who| Holding(who, self.1));
+        who.map_or(Ok(()), |who| write!(f, ": {who}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_answers_is_not_said_to_be_out_of_reach() {
+        let error = |source: BoxError| {
+            let op = "acquire lock `job`".into();
+            Error::Unavailable { op, source }.chain()
+        };
+        assert_eq!(
+            error("connection refused".into()),
+            "could not acquire lock `job`: the database cannot be reached: connection refused"
+        );
+        assert_eq!(
+            error(
+                Cause {
+                    said: "its disk is full".into(),
+                    answered: true,
+                    undone: false,
+                }
+                .into(),
+            ),
+            "could not acquire lock `job`: the database cannot do it now: its disk is full"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_the_cause_first_and_then_the_hint() {
+        let source = "permission denied for table x".into();
+        let hint = Some("as the owner: GRANT UPDATE".to_owned());
+        let error = Error::rejected("acquire lock `job`", hint, source);
+        assert_eq!(
+            error.chain(),
+            "could not acquire lock `job`: the database refused: permission denied for table x; as \
+             the owner: GRANT UPDATE"
+        );
+        // So do other printers of chains.
+        let source = StdError::source(&error).unwrap();
+        assert_eq!(
+            format!("{error}: {source}"),
+            error.chain(),
+            "a message never repeats its source"
+        );
+        assert!(source.source().is_none());
+    }
+
+    #[test]
+    fn a_timeout_names_the_holder_and_its_age() {
+        let error = Error::TimedOut {
+            name: LockName::new("job").unwrap(),
+            waited: Duration::from_millis(1500),
+            holder: Some("db1.17.ab".into()),
+            held_for: Some(Duration::from_secs(125)),
+        };
+        assert_eq!(
+            error.to_string(),
+            "lock `job` not acquired within 1.5s: held by db1.17.ab for 2m 5s"
+        );
+    }
+}

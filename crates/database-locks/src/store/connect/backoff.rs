@@ -1,0 +1,38 @@
+//! How long to wait before connecting again.
+
+use std::time::Duration;
+
+use crate::runtime::clock;
+use protocol::Time;
+
+/// A restarted server is back within a second or two; a thousand clients that all knock every
+/// 10 ms would keep it from getting up.
+const SHORTEST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Doubles with each failure, with jitter so that clients do not knock in step.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+    not_before: Option<Time>,
+}
+
+impl Backoff {
+    /// How long to wait from now.
+    pub(crate) fn pause(&self) -> Duration {
+        self.not_before
+            .map_or(Duration::ZERO, |at| at.saturating_sub(clock::now()))
+    }
+
+    pub(crate) fn failed(&mut self) {
+        let step = SHORTEST
+            .saturating_mul(1 << self.failures.min(12))
+            .min(LONGEST);
+        self.failures += 1;
+        self.not_before = Some(clock::now() + step.mul_f64(0.5 + fastrand::f64() / 2.0));
+    }
+
+    pub(crate) fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+}

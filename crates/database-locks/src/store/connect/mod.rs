@@ -1,0 +1,9 @@
+//! From a URL to a connection: what the URL means, where it leads, and with what to log in.
+
+pub(crate) mod backoff;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) mod hosts;
+pub(crate) mod source;
+pub(crate) mod table;
+pub(crate) mod tls;
+pub(crate) mod url;

@@ -1,0 +1,259 @@
+//! What libpq looks up where a connection string leaves something out: services, environment
+//! variables, and the file of passwords.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::server::{Address, Draft, Key, POSTGRES, Server};
+use super::surroundings::{Surroundings, about};
+use crate::error::Error;
+
+/// `PGTARGETSESSIONATTRS` is not among them: locks are always written.
+const VARIABLES: [(&str, Key); 11] = [
+    ("PGHOST", Key::Host),
+    ("PGPORT", Key::Port),
+    ("PGUSER", Key::User),
+    ("PGPASSWORD", Key::Password),
+    ("PGDATABASE", Key::Database),
+    ("PGAPPNAME", Key::Application),
+    ("PGCHANNELBINDING", Key::Binding),
+    ("PGSSLMODE", Key::TlsMode),
+    ("PGSSLROOTCERT", Key::Roots),
+    ("PGSSLCERT", Key::Certificate),
+    ("PGSSLKEY", Key::Secret),
+];
+
+/// What the environment says of that which is not said yet.
+pub(crate) fn environment(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
+    let mut draft = Draft::default();
+    for (variable, key) in VARIABLES {
+        if let Some(value) = around.variable(variable).filter(|_| !said.has(key)) {
+            about(variable, draft.take(key, "value", value))?;
+        }
+    }
+    let timeout = around.variable("PGCONNECT_TIMEOUT");
+    if let Some(seconds) = timeout.filter(|_| !said.has(Key::ConnectTimeout)) {
+        about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
+    }
+    if let Some(options) = around.variable("PGOPTIONS") {
+        draft.settings_of(&options);
+    }
+    draft.passfile_or(around.variable("PGPASSFILE"));
+    Ok(draft)
+}
+
+const SERVICE: &str = "service";
+
+/// Options of a service that change nothing about locks, or that each call's own deadline replaces.
+const WITHOUT_EFFECT: [&str; 15] = [
+    "client_encoding",
+    "fallback_application_name",
+    "gssencmode",
+    "gsslib",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "sslcompression",
+    "sslnegotiation",
+    "sslsni",
+    "tcp_user_timeout",
+    "target_session_attrs",
+];
+
+/// What a service of that name says: of the user's file, or else of the system's.
+pub(crate) fn service(name: &str, around: &Surroundings<'_>) -> Result<Draft, Error> {
+    let file = around.variable("PGSERVICEFILE").map(PathBuf::from);
+    let system = around.variable("PGSYSCONFDIR").map(PathBuf::from);
+    let system = system.map_or_else(
+        || {
+            vec![
+                PathBuf::from("/etc/postgresql-common"),
+                PathBuf::from("/etc"),
+            ]
+        },
+        |folder| vec![folder],
+    );
+    let own = file.or_else(|| around.at_home(".pg_service.conf"));
+    let files = system.iter().map(|folder| folder.join("pg_service.conf"));
+    let files: Vec<_> = own.into_iter().chain(files).collect();
+    for path in &files {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // libpq looks into the next one.
+            Err(error) => {
+                tracing::debug!("service file {} is passed over: {error}", path.display());
+                continue;
+            }
+        };
+        if let Some(draft) = service_in(&text, name, path)? {
+            return Ok(draft);
+        }
+    }
+    let shown: Vec<_> = files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let got = format!("has no definition of `{}`", name.escape_debug());
+    let hint = format!("define it in {}", shown.join(" or "));
+    Err(Error::config(SERVICE, got, hint))
+}
+
+/// As libpq reads it: no blanks around `=`, and of the same option the first one counts.
+fn service_in(text: &str, name: &str, path: &Path) -> Result<Option<Draft>, Error> {
+    let (mut draft, mut within, mut found) = (Draft::default(), false, false);
+    let mut seen = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(section) = line.strip_prefix('[') {
+            if found {
+                break;
+            }
+            within = section.strip_suffix(']') == Some(name);
+            found |= within;
+            continue;
+        }
+        if !within {
+            continue;
+        }
+        let (option, value) = line.split_once('=').unwrap_or((line, ""));
+        if WITHOUT_EFFECT.contains(&option) || seen.contains(&option) {
+            continue;
+        }
+        seen.push(option);
+        let known = POSTGRES.key(option);
+        match known.filter(|key| *key != Key::Service) {
+            Some(_) if option == "connect_timeout" => about(SERVICE, draft.libpq_timeout(value))?,
+            Some(key) => about(SERVICE, draft.take(key, option, value.to_owned()))?,
+            None => {
+                let option: String = option.chars().take(40).collect();
+                let got = format!(
+                    "has the option `{}`, which locks do not know, in {}",
+                    option.escape_debug(),
+                    path.display()
+                );
+                let allowed = "make a service without it for them";
+                return Err(Error::config(SERVICE, got, allowed));
+            }
+        }
+    }
+    Ok(found.then_some(draft))
+}
+
+/// Look up what is still missing in libpq's file of passwords: for each host by itself.
+pub(crate) fn passwords(server: &mut Server, around: &Surroundings<'_>) {
+    if server.password.is_some() {
+        return;
+    }
+    let usual = || {
+        around
+            .are_open()
+            .then(|| around.at_home(".pgpass"))
+            .flatten()
+    };
+    let Some(path) = server.passfile.clone().or_else(usual) else {
+        return;
+    };
+    let Some(text) = secret_text(&path) else {
+        return;
+    };
+    let user = server.user.clone().unwrap_or_default();
+    let database = server.database.clone().unwrap_or_else(|| user.clone());
+    let found = server.addresses.iter().map(|address| {
+        let (hosts, port) = names(address);
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let matching = |line| {
+            let password = |host: &String| of_line(line, [host, &port, &database, &user]);
+            hosts.iter().find_map(password)
+        };
+        lines.find_map(matching)
+    });
+    server.passwords_by_host = found.collect();
+    server.password_of_file = server.passwords_by_host.iter().any(Option::is_some);
+}
+
+/// A file that others can read holds no secret: libpq passes it over, with a warning.
+fn secret_text(path: &Path) -> Option<Vec<u8>> {
+    let found = std::fs::metadata(path).ok()?;
+    if !found.is_file() {
+        tracing::warn!(
+            "password file {} is passed over: it is no plain file",
+            path.display()
+        );
+        return None;
+    }
+    if found.mode() & 0o077 != 0 {
+        tracing::warn!(
+            "password file {} is passed over: group or others can use it; chmod 600",
+            path.display()
+        );
+        return None;
+    }
+    match std::fs::read(path) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            tracing::warn!("password file {} cannot be read: {error}", path.display());
+            None
+        }
+    }
+}
+
+/// Where libpq's packages put the sockets: there the file says `localhost`.
+const USUAL_SOCKETS: [&str; 3] = ["/var/run/postgresql", "/run/postgresql", "/tmp"];
+
+/// What a host is called in the file, and its port.
+fn names(address: &Address) -> (Vec<String>, String) {
+    match address {
+        Address::Tcp(host, port) => (vec![host.clone()], port.to_string()),
+        Address::Unix(file) => {
+            let folder = file.parent().unwrap_or(file).to_string_lossy().into_owned();
+            let port = file.extension().unwrap_or_default().to_string_lossy();
+            let usual = USUAL_SOCKETS
+                .contains(&&*folder)
+                .then(|| "localhost".to_owned());
+            (
+                usual.into_iter().chain([folder]).collect(),
+                port.into_owned(),
+            )
+        }
+    }
+}
+
+/// The password of a line `host:port:database:user:password` that matches. `*` matches everything,
+/// and `\` takes its meaning from what follows.
+fn of_line(line: &[u8], wanted: [&str; 4]) -> Option<String> {
+    let line = std::str::from_utf8(line).ok()?.trim_end_matches('\r');
+    if line.starts_with('#') {
+        return None;
+    }
+    let mut rest = line.chars();
+    for value in wanted {
+        let (mut field, mut plain) = (String::new(), true);
+        loop {
+            match rest.next()? {
+                ':' => break,
+                '\\' => {
+                    plain = false;
+                    field.push(rest.next()?);
+                }
+                c => field.push(c),
+            }
+        }
+        if field != value && !(plain && field == "*") {
+            return None;
+        }
+    }
+    let mut password = String::new();
+    while let Some(c) = rest.next() {
+        password.push(if c == '\\' {
+            rest.next().unwrap_or(c)
+        } else {
+            c
+        });
+    }
+    Some(password)
+}

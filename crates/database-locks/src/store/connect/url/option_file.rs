@@ -1,0 +1,198 @@
+//! `~/.my.cnf`, the option file of the clients of MySQL and MariaDB.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::server::{Draft, Key};
+use super::surroundings::{Surroundings, about};
+use crate::error::Error;
+
+/// What complaints call it.
+const FILE: &str = "~/.my.cnf";
+
+/// Those behind count more.
+const GROUPS: [&str; 2] = ["client", "dblock"];
+
+/// Files that include each other end here.
+const DEPTH: usize = 8;
+
+/// What the file says, and `MYSQL_PWD` where it says no password.
+pub(crate) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
+    let mut draft = Draft::default();
+    if !around.are_open() {
+        return Ok(draft);
+    }
+    if let Some(path) = around.at_home(".my.cnf") {
+        let mut found = Found::default();
+        found.read(&path, DEPTH);
+        about(FILE, take(&mut draft, said, &found))?;
+        draft = draft.of_file();
+    }
+    if draft.password.is_none() {
+        draft.password = around.variable("MYSQL_PWD");
+    }
+    Ok(draft)
+}
+
+fn take(draft: &mut Draft, said: &Draft, found: &Found) -> Result<(), Error> {
+    let options = [
+        ("user", Key::User),
+        ("password", Key::Password),
+        ("database", Key::Database),
+        ("port", Key::Port),
+        ("ssl-ca", Key::Roots),
+        ("ssl-cert", Key::Certificate),
+        ("ssl-key", Key::Secret),
+    ];
+    for (name, key) in options {
+        let value = found.get(name).filter(|value| !value.is_empty());
+        if let Some(value) = value.filter(|_| !said.has(key)) {
+            draft.take(key, name, value.to_owned())?;
+        }
+    }
+    // To the clients `localhost` is the socket.
+    let host = found.get("host").filter(|host| !host.is_empty());
+    match (host, found.get("socket")) {
+        _ if said.has(Key::Host) => {}
+        (None | Some("localhost"), Some(socket)) if !socket.is_empty() => {
+            draft.take(Key::Socket, "socket", socket.to_owned())?;
+        }
+        (Some(host), _) => draft.take(Key::Host, "host", host.to_owned())?,
+        (None, _) => {}
+    }
+    let mode = match found.get("ssl-mode") {
+        Some(mode) => Some(mode),
+        None if found.is_off("ssl") || found.is_on("skip-ssl") => Some("disable"),
+        None if found.is_on("ssl-verify-server-cert") => Some("verify-full"),
+        None if found.is_on("ssl") && found.get("ssl-ca").is_none() => Some("require"),
+        None => None,
+    };
+    if let Some(mode) = mode.filter(|_| !said.has(Key::TlsMode)) {
+        draft.take(Key::TlsMode, "ssl-mode", mode.to_owned())?;
+    }
+    Ok(())
+}
+
+/// The options of the groups, later ones in the place of earlier ones.
+#[derive(Default)]
+struct Found([Vec<(String, Option<String>)>; GROUPS.len()]);
+
+impl Found {
+    /// An option's value; empty where it stands without one.
+    fn get(&self, name: &str) -> Option<&str> {
+        let of = |group: &'_ Vec<(String, Option<String>)>| {
+            group.iter().rposition(|(known, _)| known == name)
+        };
+        let group = self.0.iter().rev().find(|group| of(group).is_some())?;
+        Some(group[of(group)?].1.as_deref().unwrap_or_default())
+    }
+
+    /// An option that stands without a value is on.
+    fn is_on(&self, name: &str) -> bool {
+        self.get(name).is_some() && !self.is_off(name)
+    }
+
+    fn is_off(&self, name: &str) -> bool {
+        let off = ["0", "off", "false", "no", "disable", "disabled"];
+        self.get(name)
+            .is_some_and(|value| off.contains(&&*value.to_ascii_lowercase()))
+    }
+
+    /// Read a file, if it is there and fit to be believed.
+    fn read(&mut self, path: &Path, depth: usize) {
+        // As the clients do: one that is not there, or that this user cannot read, says nothing; and
+        // one that every user can write may have been written by any of them.
+        let read = std::fs::metadata(path).and_then(|found| Ok((found, std::fs::read(path)?)));
+        let bytes = match read {
+            Ok((found, _)) if found.mode() & 0o002 != 0 => {
+                tracing::warn!(
+                    "option file {} is passed over: every user can write it; chmod 600",
+                    path.display()
+                );
+                return;
+            }
+            Ok((_, bytes)) => bytes,
+            Err(error) => {
+                tracing::debug!("option file {} is passed over: {error}", path.display());
+                return;
+            }
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut group = None;
+        for line in bytes.split(|byte| *byte == b'\n') {
+            // One that is not UTF-8 is of a group of other programs, or unknown.
+            let Ok(line) = std::str::from_utf8(line) else {
+                continue;
+            };
+            let line = line.trim();
+            if line.is_empty() || line.starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(name) = line.strip_prefix('[') {
+                let name = name.split(']').next().unwrap_or_default().trim();
+                group = GROUPS.iter().position(|known| *known == name);
+            } else if line.starts_with('!') {
+                self.include(line, folder, depth);
+            } else if let Some(group) = group {
+                let (name, value) = match line.split_once('=') {
+                    Some((name, value)) => (name, Some(plain(value.trim()))),
+                    None => (line, None),
+                };
+                let name = name.split('#').next().unwrap_or_default().trim();
+                let name = name.to_ascii_lowercase().replace('_', "-");
+                let name = name.strip_prefix("loose-").unwrap_or(&name).to_owned();
+                self.0[group].push((name, value));
+            }
+        }
+    }
+
+    fn include(&mut self, line: &str, folder: &Path, depth: usize) {
+        let (word, path) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let path = folder.join(path.trim());
+        let mut files = match word {
+            _ if depth == 0 => return,
+            "!include" => vec![path],
+            "!includedir" => {
+                let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+                let files = entries.map(|entry| entry.path());
+                let files = files.filter(|file| file.extension().is_some_and(|e| e == "cnf"));
+                files.collect::<Vec<PathBuf>>()
+            }
+            _ => return,
+        };
+        files.sort();
+        for file in &files {
+            self.read(file, depth - 1);
+        }
+    }
+}
+
+/// A value without its quotes, its comment and its escapes.
+fn plain(text: &str) -> String {
+    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'));
+    let (mut value, mut before) = (String::new(), ' ');
+    let mut rest = text.chars().skip(usize::from(quote.is_some()));
+    while let Some(c) = rest.next() {
+        match c {
+            _ if Some(c) == quote => return value,
+            // A comment begins behind a blank: a password may hold the sign.
+            '#' if quote.is_none() && before.is_whitespace() => break,
+            '\\' => match rest.next() {
+                Some('b') => value.push('\u{8}'),
+                Some('t') => value.push('\t'),
+                Some('n') => value.push('\n'),
+                Some('r') => value.push('\r'),
+                Some('s') => value.push(' '),
+                Some(c @ ('\\' | '"' | '\'')) => value.push(c),
+                Some(c) => value.extend(['\\', c]),
+                None => value.push('\\'),
+            },
+            c => value.push(c),
+        }
+        before = c;
+    }
+    match quote {
+        Some(_) => value,
+        None => value.trim_end().to_owned(),
+    }
+}

@@ -1,0 +1,304 @@
+//! Acquiring and releasing many locks at once: one statement and one commit for all of them.
+//!
+//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id.
+
+use std::collections::{HashMap, HashSet};
+
+use mysql_async::params;
+use serde_json::json;
+
+use crate::store::StoreError;
+use crate::store::mysql::connection::session::{Done, Session};
+use crate::store::mysql::micros;
+use crate::store::mysql::rows::packed;
+use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
+
+/// The asks as a table.
+macro_rules! asked {
+    () => {
+        "JSON_TABLE(:asks, '$[*]' COLUMNS (
+                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           length bigint PATH '$.length',
+                           seen_token bigint PATH '$.seen.token',
+                           seen_expires_at bigint PATH '$.seen.expires_at',
+                           seen_renewed_at bigint PATH '$.seen.renewed_at',
+                           metadata longtext CHARACTER SET utf8mb4 PATH '$.metadata'))"
+    };
+}
+
+impl Session {
+    /// Take those of many locks that are free or whose leases have run out. Which were taken, and
+    /// their tokens, a read tells by their grant ids. The insert id is what became `renewed_at`, in
+    /// microseconds since 1970: it tells the grants that this statement has made from one that an
+    /// earlier request has made, whose reply was lost, and of whose lease less is left.
+    pub(crate) const ACQUIRE_MANY: &str = concat!(
+        "
+        UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
+                  FROM (SELECT j.* FROM ",
+        asked!(),
+        " j
+                         LIMIT 1000000) g
+                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
+                       ON l.name = g.name COLLATE {collation}
+                 WHERE (expires_at IS NULL OR {ended_each}) AND {writable}
+                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = GREATEST(l.token + 1,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000),
+               l.locked_by = q.locked_by, l.grant_id = q.grant_id,
+               l.expires_at = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+               l.acquired_at = UTC_TIMESTAMP(6), l.metadata = q.metadata,
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND"
+    );
+
+    /// Whether somebody is just creating one of these rows, or has one locked: then it fails at once.
+    pub(crate) const PROBE_MANY: &str = "
+        SELECT l.id
+          FROM (SELECT j.* FROM JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) j
+                 LIMIT 1000000) n
+               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
+           FOR UPDATE NOWAIT";
+
+    /// Make rows that are granted from the beginning.
+    pub(crate) const CREATE_MANY: &str = concat!(
+        "
+        INSERT INTO {table}
+               (name, locked_by, grant_id, expires_at, granted_until,
+                token, acquired_at, renewed_at, metadata)
+        SELECT g.name, g.locked_by, g.grant_id,
+               UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
+               UTC_TIMESTAMP(6) + INTERVAL g.length MICROSECOND,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                   DIV 1000,
+               UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), g.metadata
+          FROM ",
+        asked!(),
+        " g
+         WHERE {writable}
+         ORDER BY g.name"
+    );
+
+    /// Free those that are still held by exactly these grants.
+    pub(crate) const RELEASE_MANY: &str = "
+        UPDATE (SELECT l.id
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           token bigint PATH '$.token',
+                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder')) j
+                         LIMIT 1000000) g
+                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
+                       ON l.name = g.name COLLATE {collation}
+                 WHERE l.grant_id = g.grant_id AND l.token = IFNULL(g.token, l.token)
+                   AND l.locked_by = g.locked_by COLLATE {collation}
+                   AND l.granted_until = l.expires_at AND {writable}
+                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND";
+
+    pub(crate) async fn acquire_many(
+        &mut self,
+        asks: &[AcquireCommand],
+    ) -> Result<Vec<Outcome>, StoreError> {
+        if let [ask] = asks {
+            return Ok(vec![self.acquire(ask).await?]);
+        }
+        let mut outcomes = self.acquire_at_once(asks).await?;
+        let left = |outcome: &Option<Outcome>| outcome.is_none();
+        let rest: Vec<AcquireCommand> = asks
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| left(outcome))
+            .map(|(ask, _)| ask.clone())
+            .collect();
+        if !rest.is_empty() {
+            let mut rest = self.acquire_rest(&rest).await?.into_iter();
+            for outcome in outcomes.iter_mut().filter(|outcome| left(outcome)) {
+                *outcome = rest.next();
+            }
+        }
+        let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
+        Ok(outcomes.into_iter().map(busy).collect())
+    }
+
+    async fn acquire_rest(&mut self, asks: &[AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+        let mut made = HashSet::new();
+        for (_, text) in packed(asks, self.longest, described) {
+            let done = self
+                .execute(Self::ACQUIRE_MANY, params! { "asks" => text })
+                .await?;
+            made.extend(
+                (done.rows > 0)
+                    .then(|| i64::try_from(done.id).ok())
+                    .flatten(),
+            );
+        }
+        let made_now = |row: &LockRow| row.renewed_at.is_some_and(|at| made.contains(&at));
+        let mut outcomes = self.found(asks, made_now).await?;
+        let missing: Vec<&AcquireCommand> = asks
+            .iter()
+            .zip(&outcomes)
+            .filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
+            .collect();
+        if !missing.is_empty() {
+            let made = self.create_many(&missing).await?;
+            let mut made = made.into_iter();
+            for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
+                *outcome = made.next();
+            }
+        }
+        let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
+        Ok(outcomes.into_iter().map(busy).collect())
+    }
+
+    /// What a read says of each; none: there is no row. `made_now` tells the rows that have just been
+    /// written.
+    async fn found(
+        &mut self,
+        asks: &[AcquireCommand],
+        made_now: impl Fn(&LockRow) -> bool,
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
+        let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
+        let rows = self.read(&names).await?;
+        let rows = by_name(&rows);
+        let mut outcomes = Vec::with_capacity(asks.len());
+        for ask in asks {
+            outcomes.push(match rows.get(ask.name.as_str()) {
+                None => None,
+                Some(row) if row.is_granted(ask.grant.as_str()) && made_now(row) => {
+                    Some(Outcome::Granted {
+                        token: Token::from_db(row.token),
+                        length: ask.length,
+                    })
+                }
+                Some(row) => Some(self.refused(ask, row).await?),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    async fn create_many(&mut self, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+        let mut outcomes = Vec::with_capacity(asks.len());
+        for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
+            let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
+            let names = params! { "names" => json!(names).to_string() };
+            let probed = self.query(Self::PROBE_MANY, names).await;
+            let made = match self.unless_contended(probed)? {
+                // One of them has been made since.
+                Some(rows) if !rows.is_empty() => None,
+                None => None,
+                Some(_) => {
+                    let made = self.execute(Self::CREATE_MANY, params! { "asks" => text });
+                    let made = made.await;
+                    self.unless_contended(made)?
+                }
+            };
+            if made.is_some() {
+                let chunk: Vec<AcquireCommand> = chunk.iter().copied().cloned().collect();
+                let made = self.found(&chunk, |_| true).await?;
+                outcomes.extend(made.into_iter().map(|made| made.unwrap_or(Outcome::Busy)));
+                continue;
+            }
+            // One that somebody holds back, or that is asked for twice, keeps no other from being made.
+            for ask in chunk {
+                outcomes.push(self.create(ask).await?);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    pub(crate) async fn release_many(
+        &mut self,
+        returns: &[ReleaseCommand],
+    ) -> Result<Vec<Released>, StoreError> {
+        let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
+        // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
+        if returns.len() == 1 || names().len() < returns.len() {
+            let mut answers = Vec::with_capacity(returns.len());
+            for what in returns {
+                answers.push(self.release(what).await?);
+            }
+            return Ok(answers);
+        }
+        if let Some(done) = self.release_at_once(returns).await? {
+            return self.freed(returns, done).await;
+        }
+        let describe = |what: &ReleaseCommand| {
+            json!({
+                "name": what.name.as_str(), "grant": what.grant.as_str(),
+                "token": what.token.map(Token::get), "holder": &*what.holder,
+            })
+        };
+        let mut answers = Vec::with_capacity(returns.len());
+        for (chunk, text) in packed(returns, self.longest, describe) {
+            let done = self
+                .execute(Self::RELEASE_MANY, params! { "grants" => text })
+                .await?;
+            answers.extend(self.freed(chunk, done).await?);
+        }
+        Ok(answers)
+    }
+
+    /// Which of them were freed.
+    async fn freed(
+        &mut self,
+        returns: &[ReleaseCommand],
+        done: Done,
+    ) -> Result<Vec<Released>, StoreError> {
+        if done.rows == returns.len() as u64 {
+            return Ok(vec![Released::Freed; returns.len()]);
+        }
+        let names: Vec<LockName> = returns.iter().map(|what| what.name.clone()).collect();
+        let rows = self.read_latest(&names).await?;
+        let rows = by_name(&rows);
+        let answers: Vec<_> = (returns.iter())
+            .map(|what| {
+                let row = rows.get(what.name.as_str()).copied();
+                let at = row.and_then(|row| row.renewed_at);
+                let at = at.and_then(|at| u64::try_from(at).ok());
+                match row {
+                    Some(row) if row.is_of(what) => Some(Released::Busy),
+                    Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
+                        Some(Released::Freed)
+                    }
+                    // Somebody else has got it since; or it was not ours before.
+                    _ => None,
+                }
+            })
+            .collect();
+        let freed = |answer: &&Option<_>| **answer == Some(Released::Freed);
+        let known = answers.iter().filter(freed).count() as u64;
+        // That of a lock which changed hands in this moment cannot be told from one that was lost
+        // before, and the guard has been told of a loss.
+        let unclear = match known == done.rows {
+            true => Released::NotOurs,
+            false => Released::Freed,
+        };
+        let clear = |answer: Option<_>| answer.unwrap_or(unclear);
+        Ok(answers.into_iter().map(clear).collect())
+    }
+}
+
+fn described(ask: &AcquireCommand) -> serde_json::Value {
+    json!({
+        "name": ask.name.as_str(), "grant": ask.grant.as_str(), "holder": &*ask.holder,
+        "length": micros(ask.length), "metadata": &*ask.metadata,
+        "seen": ask.lapsed.as_ref().map(|seen| json!({
+            "token": seen.token, "expires_at": seen.expires_at, "renewed_at": seen.renewed_at,
+        })),
+    })
+}
+
+fn by_name(rows: &[LockRow]) -> HashMap<&str, &LockRow> {
+    rows.iter().map(|row| (row.name.as_str(), row)).collect()
+}

@@ -1,0 +1,42 @@
+//! What somebody's own transaction runs to commit only while a grant is there.
+//!
+//! Its parameters are name, token and grant id. The session is not ours: nothing here depends on its
+//! time zone, its SQL mode, its isolation level or how it counts rows.
+
+/// Look whether this transaction reads from a snapshot that is older than the grant, before the fence
+/// itself. One row: no. No row: yes, or the grant is gone.
+///
+/// In REPEATABLE READ the first read fixes what all later ones see, while the fence looks at the row as
+/// it is now: it would pass, and what is written next would be made of what was read before the
+/// predecessor wrote. A plain read of the row sees what all plain reads see. Where it is the first it
+/// fixes the snapshot now; what was read earlier, but after the grant, nobody else has changed since.
+///
+/// Any user may run it. What says directly whether a transaction has begun to read does not help:
+/// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone has,
+/// is 1 from BEGIN on, and an isolation level that was set for the next transaction only is not shown.
+pub(crate) const BEFORE: &str = "
+        SELECT id FROM {table} WHERE name = ? AND token = ? AND grant_id = ?";
+
+/// The fence. One row affected: it passes. None: the grant is gone.
+///
+/// It locks the row until the transaction ends, and everybody who would be granted the lock skips that,
+/// or fails at once. The row is always *changed*: so one row is affected however the session counts,
+/// and a cluster takes it into the set by which it certifies the transaction. It sets what a renewal
+/// sets, to the same length as the latest one: the length is what a cluster's contenders watch.
+///
+/// No clock is asked. Where the lease has ended and nobody has taken the lock, nobody will before the
+/// commit; and on a cluster the clock of this node decides nothing.
+///
+/// `renewed_at` is what the others are reckoned from, so it is set last, and each of them from its own
+/// old value: in whatever order the server assigns, they come out the same.
+pub(crate) const FENCE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', expires_at,
+                   GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
+                       + INTERVAL TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at) MICROSECOND),
+               granted_until = IF(granted_until = TIMESTAMP'9999-12-31 00:00:00', granted_until,
+                   GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
+                       + INTERVAL TIMESTAMPDIFF(MICROSECOND, renewed_at, granted_until) MICROSECOND),
+               renewed_at = GREATEST(UTC_TIMESTAMP(6), renewed_at + INTERVAL 1 MICROSECOND)
+         WHERE name = ? AND token = ? AND grant_id = ? AND granted_until = expires_at
+           AND renewed_at <= expires_at";

@@ -1,0 +1,151 @@
+//! Making the table, or adding to one of an older version what it lacks.
+
+use std::time::Duration;
+
+use mysql_async::{from_row_opt, params};
+
+use crate::store::StoreError;
+use crate::store::mysql::connection::session::Session;
+
+/// What a DBA reads is what runs.
+const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
+/// Before another look, where somebody else was doing the same or had the table locked.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The line of the schema that defines this column.
+fn definition(column: &str) -> Option<&'static str> {
+    SCHEMA
+        .lines()
+        .map(|line| line.trim().trim_end_matches(','))
+        .find(|line| line.split(' ').next() == Some(column))
+}
+
+/// The columns that 0.5 did not have.
+const NEW: [&str; 7] = [
+    "token",
+    "grant_id",
+    "granted_until",
+    "acquired_at",
+    "renewed_at",
+    "waiting_until",
+    "metadata",
+];
+
+impl Session {
+    /// Make the table, or add what it lacks. Where nothing is lacking this only reads.
+    pub(crate) async fn install(&mut self) -> Result<(), StoreError> {
+        // The caller's deadline ends it.
+        loop {
+            let change = match self.lacking().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(change)) => change,
+                Err(failure) => return Err(failure),
+            };
+            match self.define(change).await {
+                Ok(()) => {}
+                Err(StoreError::Contention(said)) => tracing::debug!("waiting to install: {said}"),
+                // Somebody has added it since we looked: table, column, key; or the key is renamed.
+                Err(StoreError::Rejected { source, .. })
+                    if [
+                        "(error 1050)",
+                        "(error 1060)",
+                        "(error 1061)",
+                        "(error 1176)",
+                    ]
+                    .iter()
+                    .any(|code| source.to_string().ends_with(code)) => {}
+                Err(failure) => return Err(failure),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    const ENGINE: &str = "
+        SELECT IFNULL(engine, ''), IFNULL(row_format, '') FROM information_schema.tables
+         WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table";
+    const COLUMNS: &str = "
+        SELECT column_name, IFNULL(character_set_name, ''), IFNULL(collation_name, '')
+          FROM information_schema.columns
+         WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table";
+    /// Unique indexes on the name and nothing else.
+    const KEYS: &str = "
+        SELECT index_name FROM information_schema.statistics
+         WHERE table_schema = IFNULL(:schema, DATABASE()) AND table_name = :table
+         GROUP BY index_name
+        HAVING MAX(non_unique) = 0 AND COUNT(*) = 1
+           AND MAX(column_name) = 'name' AND MAX(sub_part) IS NULL";
+
+    /// The one statement that makes the table what it must be; none: it is.
+    ///
+    /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so what is there is asked for first.
+    async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
+        let table = self.server.table.as_str().to_owned();
+        let (schema, name) = match table.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, table.as_str()),
+        };
+        let which = || params! { "schema" => schema, "table" => name };
+        let engine = self.rows(Self::ENGINE, which()).await?;
+        let Some(engine) = engine.into_iter().next() else {
+            return Ok(Some(self.fill(SCHEMA)));
+        };
+        let (engine, format): (String, String) = from_row_opt(engine).unwrap_or_default();
+        let columns: Vec<(String, String, String)> = self
+            .rows(Self::COLUMNS, which())
+            .await?
+            .into_iter()
+            .filter_map(|row| from_row_opt(row).ok())
+            .collect();
+        let keys: Vec<String> = self
+            .rows(Self::KEYS, which())
+            .await?
+            .into_iter()
+            .filter_map(|row| from_row_opt::<(String,)>(row).ok())
+            .map(|(key,)| key)
+            .collect();
+        let column = |name: &str| columns.iter().find(|(found, ..)| found == name);
+        let mut changes = Vec::new();
+        for name in NEW.into_iter().filter(|name| column(name).is_none()) {
+            changes.extend(definition(name).map(|definition| format!("ADD COLUMN {definition}")));
+        }
+        if column("name").is_some_and(|(_, _, collation)| collation != self.collation()) {
+            changes.extend(definition("name").map(|definition| format!("MODIFY {definition}")));
+        }
+        if column("locked_by").is_some_and(|(_, charset, _)| charset != "utf8mb4") {
+            changes
+                .extend(definition("locked_by").map(|definition| format!("MODIFY {definition}")));
+        }
+        // The statements name the index.
+        match keys.first() {
+            None => changes.push("ADD UNIQUE KEY name (name)".into()),
+            Some(_) if keys.iter().any(|key| key == "name") => {}
+            Some(key) => changes.push(format!("RENAME INDEX `{}` TO name", key.replace('`', "``"))),
+        }
+        // Others have no row locks.
+        if engine != "InnoDB" {
+            changes.push("ENGINE = InnoDB".into());
+        }
+        // The index on names of utf8mb4 is too long for the older formats.
+        if matches!(&*format.to_lowercase(), "compact" | "redundant" | "fixed") {
+            changes.push("ROW_FORMAT = DYNAMIC".into());
+        }
+        let change = format!("ALTER TABLE {{table}} {}", changes.join(", "));
+        Ok((!changes.is_empty()).then(|| self.fill(&change)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_that_is_added_stands_in_the_schema() {
+        for column in NEW.into_iter().chain(["name", "locked_by"]) {
+            let line = definition(column).unwrap();
+            assert!(
+                line.ends_with("NULL") || line.ends_with("DEFAULT 0"),
+                "{line}"
+            );
+        }
+    }
+}

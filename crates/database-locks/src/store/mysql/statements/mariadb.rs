@@ -1,0 +1,191 @@
+//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait: by statements
+//! that update one table, and go through no temporary table.
+//!
+//! Those of [`many`](crate::store::mysql::statements::batch) join the table with what is asked for, and MariaDB puts all that a
+//! join sets into a temporary table first, on disk since there is longtext in it: of a thousand locks
+//! that takes longer than all the rest. Here it is the place of a row in a list that says what goes
+//! into it.
+//!
+//! A row that is locked fails the whole of such a statement at once, which then has done nothing; what
+//! it was about is left to the statements that skip such rows.
+
+use std::collections::HashMap;
+use std::iter::repeat_n;
+use std::sync::LazyLock;
+
+use mysql_async::{Params, Value, from_row_opt, params};
+use serde_json::json;
+
+use crate::store::StoreError;
+use crate::store::mysql::connection::session::{Done, Session};
+use crate::store::mysql::rows::packed;
+use crate::store::mysql::{micros, token};
+use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
+
+/// For how many rows there is a statement; the lists of fewer are filled up with the last one.
+const FEW: usize = 32;
+const MANY: usize = 256;
+/// With less than this the statements for any number are as fast.
+const WORTH_IT: usize = 8;
+
+/// A statement with its lists written out.
+fn written_out(statement: &str, rows: usize) -> String {
+    let list = |of: &str| repeat_n(of, rows).collect::<Vec<_>>().join(", ");
+    let text = statement.replace("{list}", &list("?"));
+    text.replace("{grants}", &list("(?, ?, ?, ?)"))
+}
+
+/// What is free, as it was seen.
+struct Free<'a> {
+    ask: &'a AcquireCommand,
+    /// Which of the asks that is.
+    at: usize,
+    id: i64,
+}
+
+impl Session {
+    /// Look which of many locks are free.
+    pub(crate) const FREE_ONES: &str = "
+        SELECT l.name, l.id
+          FROM JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
+               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
+         WHERE l.expires_at IS NULL OR {ended}";
+
+    /// Take those that are still free. The ids are in their order, so that `INTERVAL` finds the place of
+    /// each by halves.
+    ///
+    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be read
+    /// afterwards. One whose token is not below that is left to the statement that counts on from it.
+    pub(crate) const ACQUIRE_THESE: &str = "
+        UPDATE {table} FORCE INDEX (PRIMARY)
+           SET token = LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000),
+               locked_by = ELT(INTERVAL(id, {list}), {list}),
+               grant_id = ELT(INTERVAL(id, {list}), {list}),
+               metadata = ELT(INTERVAL(id, {list}), {list}),
+               expires_at = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
+               granted_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND,
+               acquired_at = UTC_TIMESTAMP(6), renewed_at = UTC_TIMESTAMP(6)
+         WHERE id IN ({list}) AND (expires_at IS NULL OR {ended})
+           AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                   DIV 1000
+           AND {writable}";
+
+    /// Free those that are still held by exactly these grants. The insert id is what became
+    /// `renewed_at`.
+    pub(crate) const RELEASE_THESE: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
+               renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND
+         WHERE name IN ({list})
+           AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
+           AND granted_until = expires_at AND {writable}";
+
+    /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
+    /// is no clock that tells which leases have ended.
+    pub(crate) async fn acquire_at_once(
+        &mut self,
+        asks: &[AcquireCommand],
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
+        static OF_FEW: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, FEW));
+        static OF_MANY: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, MANY));
+        let mut outcomes = vec![None; asks.len()];
+        if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
+            return Ok(outcomes);
+        }
+        let free = self.free(asks).await?;
+        for free in free.chunks(MANY) {
+            let Some(last) = free.last() else { continue };
+            let (statement, rows) = match free.len() <= FEW {
+                true => (&*OF_FEW, FEW),
+                false => (&*OF_MANY, MANY),
+            };
+            let padded = || free.iter().chain(repeat_n(last, rows - free.len()));
+            let ids = || padded().map(|free| Value::from(free.id));
+            let length = || Value::from(micros(last.ask.length));
+            let mut params: Vec<Value> = Vec::with_capacity(7 * rows + 2);
+            params.extend(ids());
+            params.extend(padded().map(|free| Value::from(&*free.ask.holder)));
+            params.extend(ids());
+            params.extend(padded().map(|free| Value::from(free.ask.grant.as_str())));
+            params.extend(ids());
+            params.extend(padded().map(|free| Value::from(&*free.ask.metadata)));
+            params.extend([length(), length()]);
+            params.extend(ids());
+            let taken = self.execute(statement, Params::Positional(params)).await;
+            // Where there are fewer somebody came first, and it takes a look to know of which.
+            let all = |done: &Done| done.rows == free.len() as u64;
+            let Some(done) = self.unless_contended(taken)?.filter(all) else {
+                continue;
+            };
+            for free in free {
+                if let Some(outcome) = outcomes.get_mut(free.at) {
+                    *outcome = Some(Outcome::Granted {
+                        token: token(done.id),
+                        length: free.ask.length,
+                    });
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Which are free, by id. Those for the same length as the first only: that of a statement is one.
+    async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
+        let mut by_name = HashMap::with_capacity(asks.len());
+        for (at, ask) in asks.iter().enumerate() {
+            if asks.first().is_some_and(|first| first.length == ask.length) {
+                by_name.entry(ask.name.as_str()).or_insert((at, ask));
+            }
+        }
+        let mut found = Vec::with_capacity(by_name.len());
+        let names: Vec<&str> = by_name.keys().copied().collect();
+        for (_, names) in packed(&names, self.longest, |name| json!(name)) {
+            let names = params! { "names" => names };
+            for row in self.query(Self::FREE_ONES, names).await? {
+                let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
+                    continue;
+                };
+                found.extend(by_name.remove(&*name).map(|(at, ask)| Free { ask, at, id }));
+            }
+        }
+        found.sort_unstable_by_key(|free| free.id);
+        Ok(found)
+    }
+
+    /// Free those; none: nothing was done, and it is to be done in the other way, which of many takes no
+    /// longer and one commit. No name may be there twice.
+    pub(crate) async fn release_at_once(
+        &mut self,
+        returns: &[ReleaseCommand],
+    ) -> Result<Option<Done>, StoreError> {
+        static STATEMENT: LazyLock<String> =
+            LazyLock::new(|| written_out(Session::RELEASE_THESE, FEW));
+        let fits = (WORTH_IT..=FEW).contains(&returns.len());
+        let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
+            return Ok(None);
+        };
+        if returns.iter().any(|what| what.token.is_none()) {
+            return Ok(None);
+        }
+        let padded = || returns.iter().chain(repeat_n(last, FEW - returns.len()));
+        let mut params: Vec<Value> = Vec::with_capacity(5 * FEW);
+        params.extend(padded().map(|what| Value::from(what.name.as_str())));
+        params.extend(padded().flat_map(|what| {
+            [
+                what.name.as_str().into(),
+                what.grant.as_str().into(),
+                what.token.map(Token::get).into(),
+                Value::from(&*what.holder),
+            ]
+        }));
+        let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
+        self.unless_contended(freed)
+    }
+}

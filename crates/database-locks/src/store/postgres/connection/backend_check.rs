@@ -1,0 +1,172 @@
+//! Whether the server itself is at the other end of a connection, or somebody in between.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::CancelToken;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+
+use crate::store::postgres::connection::handshake::Hello;
+
+/// What our socket says of the two ends of the connection.
+pub(crate) enum Ends {
+    Tcp {
+        ours: SocketAddr,
+        theirs: SocketAddr,
+    },
+    /// The process that listens at the other end.
+    Unix(i32),
+}
+
+impl Ends {
+    pub(crate) fn of_tcp(stream: &TcpStream) -> Option<Self> {
+        Some(Self::Tcp {
+            ours: stream.local_addr().ok()?,
+            theirs: stream.peer_addr().ok()?,
+        })
+    }
+
+    /// None where it is in another pid namespace.
+    pub(crate) fn of_unix(stream: &UnixStream) -> Option<Self> {
+        stream
+            .peer_cred()
+            .ok()?
+            .pid()
+            .filter(|pid| *pid > 0)
+            .map(Self::Unix)
+    }
+
+    /// Whether it is the server itself that is at the other end, and no pooler.
+    pub(crate) fn meet(&self, hello: &Hello) -> bool {
+        match *self {
+            // A pooler on our own host may by chance use the same port as we do, towards another
+            // server: so there the other end has to be the same too. Elsewhere it need not be,
+            // since address translation changes it (a service in Kubernetes).
+            Self::Tcp { ours, theirs } => {
+                let same = |a: SocketAddr, b: Option<(IpAddr, u16)>| {
+                    b == Some((a.ip().to_canonical(), a.port()))
+                };
+                same(ours, hello.client) && (ours.ip() != theirs.ip() || same(theirs, hello.server))
+            }
+            // Every backend is a child of the process that listens.
+            Self::Unix(listener) => parent_of(hello.backend) == Some(listener),
+        }
+    }
+}
+
+/// The parent of a process, as Linux tells it.
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // `PID (NAME) STATE PARENT …`, and the name may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// The backend that greeted us. The driver keeps that to itself, but writes it into a request to cancel.
+///
+/// A pooler greets with a number of its own.
+pub(crate) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
+    let (theirs, mut ours) = tokio::io::duplex(64);
+    let asked = token.cancel_query_raw(theirs, Plain);
+    let read = async {
+        loop {
+            let length = ours.read_u32().await.ok()?;
+            let code = ours.read_u32().await.ok()?;
+            match (length, code) {
+                // It asks for TLS.
+                (8, 80_877_103) => ours.write_all(b"S").await.ok()?,
+                (16, 80_877_102) => return ours.read_i32().await.ok(),
+                _ => return None,
+            }
+        }
+    };
+    let (_, pid) = tokio::join!(asked, read);
+    pid
+}
+
+/// What stands for TLS there: nothing leaves this process.
+struct Plain;
+
+struct Unprotected(DuplexStream);
+
+impl TlsConnect<DuplexStream> for Plain {
+    type Stream = Unprotected;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Unprotected, Self::Error>>;
+
+    fn connect(self, stream: DuplexStream) -> Self::Future {
+        std::future::ready(Ok(Unprotected(stream)))
+    }
+}
+
+impl TlsStream for Unprotected {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for Unprotected {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Unprotected {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::postgres::connection::handshake::tests::hello;
+
+    #[test]
+    fn a_connection_is_direct_only_if_the_server_sees_our_own_socket() {
+        let meet = |ours: &str, theirs: &str, hello: &Hello| {
+            Ends::Tcp {
+                ours: ours.parse().unwrap(),
+                theirs: theirs.parse().unwrap(),
+            }
+            .meet(hello)
+        };
+        let (here, there) = ("10.0.0.1:50000", "10.0.0.2:5432");
+        assert!(meet(here, there, &hello(here, there)));
+        // Behind a service's address.
+        assert!(meet(here, "10.9.9.9:5432", &hello(here, there)));
+        // Through a pooler: elsewhere, on this host, on this host with our port by chance.
+        assert!(!meet(here, there, &hello("10.0.0.2:40000", there)));
+        assert!(!meet(
+            "127.0.0.1:50000",
+            "127.0.0.1:6432",
+            &hello("127.0.0.1:41000", "127.0.0.1:5432")
+        ));
+        assert!(!meet(
+            "127.0.0.1:50000",
+            "127.0.0.1:6432",
+            &hello("127.0.0.1:50000", "127.0.0.1:5432")
+        ));
+        // The pooler is at a Unix socket of the server's.
+        assert!(!meet(here, there, &hello("", "")));
+    }
+}

@@ -1,0 +1,282 @@
+//! What a server says of itself on a new connection, and whether it is fit to serve.
+
+use std::net::IpAddr;
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+
+use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::connect::url::Address;
+use crate::store::postgres::connection::Param;
+use crate::store::postgres::error::Refusal;
+use crate::store::postgres::product;
+
+/// The version below which `MATERIALIZED` is not understood.
+const OLDEST: i32 = 120_000;
+
+/// What a server says of itself, and of the table if it is there.
+pub(crate) struct Hello {
+    /// All that it says of its version, and so which product it is.
+    product: String,
+    version: i32,
+    version_text: String,
+    standby: bool,
+    read_only: bool,
+    pub(crate) client: Option<(IpAddr, u16)>,
+    pub(crate) server: Option<(IpAddr, u16)>,
+    pub(crate) backend: i32,
+    persistence: Option<String>,
+    /// Type and collation of the column `name`.
+    name: Option<Vec<i64>>,
+    /// Whether that collation tells all names apart.
+    exact: bool,
+    search_path: String,
+}
+
+/// One statement, since each is a round trip. Of the table only what two plain look-ups tell: on a new
+/// connection the server has to read its catalogue for everything else, at up to 1 ms each.
+pub(crate) const HELLO: &str = "
+    SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
+           pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
+           host(inet_client_addr()), inet_client_port(),
+           host(inet_server_addr()), inet_server_port(), pg_backend_pid(),
+           (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
+           (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
+             WHERE attrelid = to_regclass('{table}') AND attname = 'name'),
+           current_setting('search_path'), version()";
+
+/// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
+const TEXTS: [i64; 2] = [25, 1043];
+/// The collations of the database, `C` and `POSIX`, which tell all names apart. Of others it depends.
+const EXACT: [i64; 3] = [100, 950, 951];
+/// By way of JSON: before version 12, which shall be told that it is too old, there was no such column.
+const DETERMINISTIC: &str = "
+    SELECT coalesce((to_jsonb(c) ->> 'collisdeterministic')::boolean, true)
+      FROM pg_collation c WHERE oid = $1::bigint::oid";
+
+impl Hello {
+    pub(crate) async fn say(client: &Client, text: &str) -> Result<Self, Refusal> {
+        let rows = match client.query_typed(text, &[]).await {
+            // The schema may not be looked into: that is for the statements to tell, and for the
+            // doctor. The server itself can be looked at all the same.
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                let without = HELLO.replace("{table}", "pg_catalog.no_table_of_locks");
+                client.query_typed(&without, &[]).await?
+            }
+            rows => match rows {
+                Ok(rows) => rows,
+                Err(error) => return Err(Self::not_said(client, error.into()).await),
+            },
+        };
+        let row = rows
+            .first()
+            .ok_or_else(|| Refusal::rejected("the server gave no answer", None))?;
+        let end = |at: usize| -> Result<_, Refusal> {
+            let (ip, port): (Option<&str>, Option<i32>) = (row.try_get(at)?, row.try_get(at + 1)?);
+            let ip = ip
+                .and_then(|ip| ip.parse::<IpAddr>().ok())
+                .map(|ip| ip.to_canonical());
+            Ok(ip.zip(port.and_then(|port| u16::try_from(port).ok())))
+        };
+        let name: Option<Vec<i64>> = row.try_get(10)?;
+        let exact = match name.as_deref() {
+            Some([of, collation]) if TEXTS.contains(of) && !EXACT.contains(collation) => {
+                let params: [Param<'_>; 1] = [(collation, Type::INT8)];
+                let rows = client.query_typed(DETERMINISTIC, &params).await?;
+                rows.first().map_or(Ok(true), |row| row.try_get(0))?
+            }
+            _ => true,
+        };
+        Ok(Self {
+            version: row.try_get(0)?,
+            version_text: row.try_get(1)?,
+            standby: row.try_get(2)?,
+            read_only: row.try_get(3)?,
+            client: end(4)?,
+            server: end(6)?,
+            backend: row.try_get(8)?,
+            persistence: row.try_get(9)?,
+            name,
+            exact,
+            search_path: row.try_get(11)?,
+            product: row.try_get(12)?,
+        })
+    }
+
+    /// Why a server did not say it: one of another product may not know all that was asked.
+    async fn not_said(client: &Client, refusal: Refusal) -> Refusal {
+        let version = client.query_typed("SELECT version()", &[]).await;
+        let version: Option<String> = version.ok().and_then(|rows| rows.first()?.try_get(0).ok());
+        match version.as_deref().and_then(product::stranger) {
+            Some(name) => Refusal::rejected(
+                format!("the server is {name} and not PostgreSQL"),
+                Some(product::HINT),
+            ),
+            None => refusal,
+        }
+    }
+
+    /// A pooler may pass over what we set at the start: then the table would be another one than the
+    /// one that was meant, and its locks would exclude nobody.
+    pub(crate) fn obeys(
+        &self,
+        address: &Address,
+        search_path: Option<&str>,
+    ) -> Result<(), Failure<&'static str>> {
+        match search_path {
+            Some(wanted) if wanted != self.search_path => Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!(
+                    "{address} looks for tables in {}, whatever the URL says",
+                    self.search_path
+                ),
+                hint: Some(crate::store::postgres::error::POOLER),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is fit to serve us.
+    pub(crate) fn check(
+        &self,
+        address: &Address,
+        served: bool,
+    ) -> Result<(), Failure<&'static str>> {
+        if let Some(name) = product::stranger(&self.product) {
+            return Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!("{address} is {name} and not PostgreSQL"),
+                hint: Some(product::HINT),
+            });
+        }
+        if self.version < OLDEST {
+            return Err(Failure {
+                verdict: Verdict::Refused,
+                said: format!("{address} is PostgreSQL {}", self.version_text),
+                hint: Some("PostgreSQL 12 or later is needed"),
+            });
+        }
+        let (said, hint) = if self.standby {
+            let hint = "locks have to be written: connect to the primary";
+            (format!("{address} is a read-only standby"), hint)
+        } else if self.read_only {
+            let hint = "locks have to be written: set default_transaction_read_only to off for this \
+                        role and database, or connect to a primary";
+            (
+                format!("{address} is read-only (default_transaction_read_only is on)"),
+                hint,
+            )
+        } else {
+            return Ok(());
+        };
+        // Of a server that did serve us this is no mistake in the URL but a failover that goes on:
+        // who waits for a lock waits through it.
+        Err(match served {
+            true => Refusal::unavailable(said).into(),
+            false => Failure {
+                verdict: Verdict::ReadOnly,
+                said,
+                hint: Some(hint),
+            },
+        })
+    }
+
+    /// Why the table, of which a server may be fit for the rest, cannot hold locks.
+    ///
+    /// What is lacking in it is told by the statements themselves; this is what would go unnoticed.
+    pub(crate) fn unfit(&self) -> Option<Refusal> {
+        let of = self.name.as_ref().and_then(|name| name.first());
+        let (said, hint) = match self.persistence.as_deref() {
+            Some("u") => (
+                "the table is UNLOGGED: a crash of the server would forget who holds what",
+                "ALTER TABLE … SET LOGGED",
+            ),
+            Some("t") => (
+                "the table is TEMPORARY: no other client can see it",
+                "drop it, and make one with `dblock init` or `locks.migrate()`",
+            ),
+            _ if of.is_some_and(|of| !TEXTS.contains(of)) => (
+                "the column name is neither varchar nor text: two names could be one lock",
+                "ALTER TABLE … ALTER COLUMN name TYPE varchar(255)",
+            ),
+            _ if !self.exact => (
+                "the column name has a nondeterministic collation: two names could be one lock",
+                "ALTER TABLE … ALTER COLUMN name TYPE varchar(255) COLLATE \"C\"",
+            ),
+            _ => return None,
+        };
+        Some(Refusal::rejected(said, Some(hint)))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    pub(in super::super) fn hello(client: &str, server: &str) -> Hello {
+        let end = |text: &str| text.parse().ok().map(|a: SocketAddr| (a.ip(), a.port()));
+        Hello {
+            product: "PostgreSQL 12.0 on x86_64-pc-linux-gnu".into(),
+            version: OLDEST,
+            version_text: "12.0".into(),
+            standby: false,
+            read_only: false,
+            client: end(client),
+            server: end(server),
+            backend: 0,
+            persistence: None,
+            name: None,
+            exact: true,
+            search_path: "public".into(),
+        }
+    }
+
+    #[test]
+    fn only_a_server_that_never_served_us_is_refused_for_being_read_only() {
+        let address = Address::Tcp("db".into(), 5432);
+        let mut standby = hello("", "");
+        standby.standby = true;
+        let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
+        assert_eq!(verdict(false), Verdict::ReadOnly);
+        assert_eq!(verdict(true), Verdict::Unavailable);
+    }
+
+    #[test]
+    fn a_search_path_that_did_not_arrive_is_refused() {
+        let address = Address::Tcp("pooler".into(), 6432);
+        let hello = hello("", "");
+        assert!(hello.obeys(&address, None).is_ok());
+        assert!(hello.obeys(&address, Some("public")).is_ok());
+        let failure = hello.obeys(&address, Some("app, public")).unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(
+            failure.said,
+            "pooler:6432 looks for tables in public, whatever the URL says"
+        );
+    }
+
+    #[test]
+    fn another_product_is_refused_by_its_name_and_not_for_its_version() {
+        let mut other = hello("", "");
+        other.product = "PostgreSQL 11.2-YB-2.18.0.1-b0 on x86_64-pc-linux-gnu".into();
+        other.version = 110_002;
+        let address = Address::Tcp("db".into(), 5433);
+        let failure = other.check(&address, true).unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.said, "db:5433 is YugabyteDB and not PostgreSQL");
+    }
+
+    #[test]
+    fn an_old_version_is_refused_with_its_number() {
+        let mut old = hello("", "");
+        (old.version, old.version_text) = (110_022, "11.22 (Debian)".into());
+        let failure = old
+            .check(&Address::Tcp("db".into(), 5432), true)
+            .unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Refused);
+        assert_eq!(failure.said, "db:5432 is PostgreSQL 11.22 (Debian)");
+    }
+}

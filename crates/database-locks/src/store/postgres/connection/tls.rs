@@ -1,0 +1,122 @@
+//! What the driver needs to talk TLS.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::error::Error;
+use crate::store::connect::tls::{Check, Identity, Tls};
+
+/// None where there shall be no TLS.
+pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
+    // Said, and not left to the process's default: the program around us may have chosen none, or
+    // have built in two, and then rustls panics.
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier::new(tls, &provider)?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match &tls.identity {
+        None => config.with_no_client_auth(),
+        Some(Identity { chain, key, .. }) => config
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|error| {
+                let got = format!("has a client certificate that cannot be used: {error}");
+                Error::config("url", got, "give another one with sslcert= and sslkey=")
+            })?,
+    };
+    Ok(MakeRustlsConnect::new(config))
+}
+
+fn unusable(error: impl std::fmt::Display) -> Error {
+    let got = format!("has root certificates that cannot be used: {error}");
+    Error::config("url", got, "give other ones with sslrootcert=")
+}
+
+/// Checks of a server's certificate what is asked for, and in each mode that the server has the key
+/// to it.
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    /// None where nothing is checked.
+    webpki: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn new(tls: &Tls, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        let webpki = match tls.check {
+            Check::Nothing => None,
+            Check::Chain | Check::ChainAndName => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(tls.roots.iter().cloned());
+                let (roots, provider) = (Arc::new(roots), Arc::clone(provider));
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider);
+                Some(verifier.build().map_err(unusable)?)
+            }
+        };
+        Ok(Self {
+            check: tls.check,
+            webpki,
+            provider: Arc::clone(provider),
+        })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use rustls::Error::InvalidCertificate;
+        let Some(webpki) = &self.webpki else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match webpki.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The name is the last thing that it looks at.
+            Err(InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

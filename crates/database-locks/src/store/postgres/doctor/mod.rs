@@ -1,0 +1,255 @@
+//! What may be wrong with a server, a role or the table. Plain reads, which need no special rights.
+
+mod table;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio_postgres::Row;
+
+use super::connection::{Connection, Param};
+use crate::doctor::{self, Beat, Notes, Report};
+use crate::store::Table;
+use crate::store::postgres::error::{Kind, Refusal};
+
+/// How often the clock is asked: often enough for a median and for a step to be seen.
+const BEATS: usize = 7;
+
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// The settings, in the units that PostgreSQL counts in: milliseconds for all times here.
+const SETTINGS: &str = "
+SELECT name, setting, source
+  FROM pg_settings
+ WHERE name IN ('server_version', 'fsync', 'full_page_writes', 'synchronous_commit',
+                'default_transaction_isolation', 'statement_timeout', 'idle_session_timeout',
+                'idle_in_transaction_session_timeout', 'synchronous_standby_names',
+                'server_encoding')";
+
+/// Of this connection; behind a pooler it is that of the pooler to the server.
+const TLS: &str =
+    "SELECT coalesce(version, 'no TLS') FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+
+/// Standbys: synchronous, asynchronous, and such as this role may not look at. Not the subscribers of
+/// logical replication, nor a backup that is under way.
+const STANDBYS: &str = "
+SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
+       count(*) FILTER (WHERE r.sync_state = 'async'),
+       count(*) FILTER (WHERE r.sync_state IS NULL)
+  FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+ WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
+
+/// Look at everything.
+pub(crate) async fn examine(on: &Connection, table: &Table) -> Result<Report, Refusal> {
+    let mut patient = Patient {
+        on,
+        table,
+        notes: Notes::new(table.as_str()),
+    };
+    let mut beats = Vec::with_capacity(BEATS);
+    for _ in 0..BEATS {
+        let beat = Beat::begin();
+        let rows = on.ask(CLOCK, &[]).await?;
+        beats.push(beat.end(rows.first().map_or(Ok(0), |row| row.try_get(0))?));
+    }
+    let mut settings = HashMap::new();
+    for row in on.ask(SETTINGS, &[]).await? {
+        settings.insert(row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?));
+    }
+    let settings = Settings(settings);
+    patient.server(&settings, &beats).await?;
+    patient.notes.clock(&beats);
+    let usable = patient.table().await?;
+    patient.durability(&settings).await?;
+    timeouts(&settings, &mut patient.notes);
+    encoding(&settings, &mut patient.notes);
+    if usable {
+        patient.locks().await?;
+    }
+    Ok(patient.notes.into_report())
+}
+
+/// By name: what it is, and where it was set.
+struct Settings(HashMap<String, (String, String)>);
+
+impl Settings {
+    /// Empty where this version has none of that name.
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", |(value, _)| value)
+    }
+
+    /// Both, for people.
+    fn shown(&self, name: &str, value: &str) -> String {
+        let source = self.0.get(name).map_or("", |(_, source)| source);
+        format!("{name} is {value} (as set by: {source})")
+    }
+
+    /// A limit; none: there is no such limit.
+    fn limit(&self, name: &str) -> Option<Duration> {
+        let millis = self.get(name).parse().ok().filter(|millis| *millis > 0);
+        millis.map(Duration::from_millis)
+    }
+}
+
+struct Patient<'a> {
+    on: &'a Connection,
+    table: &'a Table,
+    notes: Notes,
+}
+
+impl Patient<'_> {
+    /// Ask about the table; none where the server refuses to tell, which is noted.
+    async fn look(
+        &mut self,
+        area: &'static str,
+        statement: &str,
+        params: &[Param<'_>],
+    ) -> Result<Option<Vec<Row>>, Refusal> {
+        match self.on.ask(statement, params).await {
+            Ok(rows) => Ok(Some(rows)),
+            // Or it cannot for now: past a statement_timeout for one, which is found all the same.
+            Err(Refusal {
+                kind: Kind::Rejected(_) | Kind::Missing(_) | Kind::Unavailable,
+                said,
+                ..
+            }) => {
+                self.notes.unseen(area, said);
+                Ok(None)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn server(&mut self, settings: &Settings, beats: &[Beat]) -> Result<(), Refusal> {
+        let version = settings
+            .get("server_version")
+            .split(' ')
+            .next()
+            .unwrap_or_default();
+        let tls: String = match self.on.ask(TLS, &[]).await?.first() {
+            Some(row) => row.try_get(0)?,
+            None => "no TLS".into(),
+        };
+        let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
+                          statement is prepared";
+        let way = match (self.on.is_direct(), self.on.backend) {
+            (true, _) => format!("direct connection, {tls}"),
+            (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
+            (false, None) => format!("{unprepared}, and waiters poll"),
+        };
+        let said = format!(
+            "PostgreSQL {version}, primary, {way}, {}",
+            doctor::round_trip(beats)
+        );
+        self.notes.fine("server", said);
+        Ok(())
+    }
+
+    async fn durability(&mut self, settings: &Settings) -> Result<(), Refusal> {
+        for (name, kind) in [
+            ("fsync", doctor::NOT_FLUSHED),
+            ("full_page_writes", doctor::TORN_PAGES),
+        ] {
+            if settings.get(name) == "off" {
+                self.notes.found(&kind, settings.shown(name, "off"));
+            }
+        }
+        let Some(rows) = self.look("replicas", STANDBYS, &[]).await? else {
+            return Ok(());
+        };
+        let count = |at| rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(at));
+        let (safe, lagging, hidden) = (count(0)?, count(1)?, count(2)?);
+        // This much is to be seen by a role that may not look at the standbys, too.
+        let waits = !settings.get("synchronous_standby_names").is_empty();
+        let commit = "synchronous_commit";
+        match settings.get(commit) {
+            "off" => self
+                .notes
+                .found(&doctor::COMMITS_ASYNC, settings.shown(commit, "off")),
+            "local" if safe > 0 || hidden > 0 && waits => {
+                self.notes
+                    .found(&doctor::COMMITS_LOCAL, settings.shown(commit, "local"));
+            }
+            _ => {}
+        }
+        let said = "a commit is on disk before it is answered, and pages are written whole";
+        self.notes.otherwise_fine("durability", said);
+        if hidden > 0 && !waits {
+            let what = format!(
+                "{}, or as many backups that are under way, and synchronous_standby_names is empty: \
+                 all of them are asynchronous",
+                standbys(hidden, "")
+            );
+            self.notes.found(&doctor::STANDBY_ASYNC, what);
+        } else if hidden > 0 {
+            let right = "GRANT pg_monitor to see whether they are synchronous";
+            let are = if hidden == 1 { "is" } else { "are" };
+            let there = format!("there {are} {}", standbys(hidden, ""));
+            let why = format!("{there}, but this role sees no more: {right}");
+            self.notes.unseen("replicas", why);
+        } else if lagging > 0 && safe == 0 {
+            let what = match lagging {
+                1 => "1 standby, which is asynchronous".into(),
+                _ => format!("{lagging} standbys, and all of them are asynchronous"),
+            };
+            self.notes.found(&doctor::STANDBY_ASYNC, what);
+        } else {
+            let said = match (safe, lagging) {
+                (0, _) => "no standby is connected".into(),
+                (_, 0) => standbys(safe, "synchronous "),
+                _ => format!(
+                    "{}, and {}: promote none of those",
+                    standbys(safe, "synchronous "),
+                    standbys(lagging, "asynchronous ")
+                ),
+            };
+            self.notes.fine("replicas", said);
+        }
+        Ok(())
+    }
+}
+
+/// `1 synchronous standby`, `2 standbys`.
+fn standbys(number: i64, of: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {of}standby{plural}")
+}
+
+fn encoding(settings: &Settings, notes: &mut Notes) {
+    let encoding = settings.get("server_encoding");
+    if !matches!(encoding, "UTF8" | "") {
+        notes.found(
+            &doctor::ENCODING,
+            format!("the encoding of the database is {encoding}"),
+        );
+    }
+}
+
+fn timeouts(settings: &Settings, notes: &mut Notes) {
+    let limits = [
+        (
+            "idle_session_timeout",
+            doctor::LEAST_IDLE,
+            doctor::IDLE_TIMEOUT,
+        ),
+        (
+            "statement_timeout",
+            doctor::LEAST_STATEMENT,
+            doctor::STATEMENT_TIMEOUT,
+        ),
+    ];
+    for (name, least, kind) in limits {
+        if let Some(limit) = settings.limit(name).filter(|limit| *limit < least) {
+            notes.found(&kind, settings.shown(name, &doctor::human(limit)));
+        }
+    }
+    notes.otherwise_fine(
+        "timeouts",
+        "the server lets connections be idle and statements take time",
+    );
+    let name = "default_transaction_isolation";
+    match settings.get(name) {
+        "read committed" => notes.fine("settings", "transactions are read committed"),
+        stricter => notes.found(&doctor::ISOLATION, settings.shown(name, stricter)),
+    }
+}

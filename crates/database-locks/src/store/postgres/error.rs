@@ -1,0 +1,365 @@
+//! What a server's or driver's error means to whoever called.
+
+use tokio_postgres::error::SqlState;
+
+use crate::store::connect::hosts::{Failure, Verdict};
+use crate::store::connect::tls::{Complaint, complaint};
+use crate::store::{NO_ID, NO_TOKEN, StoreError};
+
+/// An error, as the callers of this engine need to know it. The driver's own says "db error" and
+/// leaves the rest to its sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: Kind,
+    /// In words, without anything secret.
+    pub(crate) said: String,
+    pub(crate) code: Option<SqlState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Somebody else was first. Try again soon.
+    Contention,
+    /// It cannot serve just now; the connection is as good as another.
+    Unavailable,
+    /// Another connection may fare better.
+    Gone,
+    /// A pooler gave our prepared statements to somebody else, or somebody else's to us.
+    Pooled,
+    /// Something is not there. If it was there before, it may come back: a table that is renamed away or
+    /// restored, a database that is closed for a while. Else a refusal, with what to do.
+    Missing(Option<&'static str>),
+    /// Trying again will not help; what may.
+    Rejected(Option<&'static str>),
+}
+
+impl Refusal {
+    /// What it means to a caller whose table has been used through this link, or has not.
+    pub(crate) fn settled(mut self, was_there: bool) -> Self {
+        if let Kind::Missing(hint) = self.kind {
+            self.kind = match was_there {
+                true => Kind::Unavailable,
+                false => Kind::Rejected(hint),
+            };
+        }
+        self
+    }
+
+    /// Whether it is this login that was refused: the user or the password.
+    pub(crate) fn is_about_login(&self) -> bool {
+        let code = self.code.as_ref().map(SqlState::code);
+        matches!(code, Some("28P01" | "28000"))
+    }
+
+    pub(crate) fn unavailable(said: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Unavailable,
+            said: said.into(),
+            code: None,
+        }
+    }
+
+    pub(crate) fn rejected(said: impl Into<String>, hint: Option<&'static str>) -> Self {
+        Self {
+            kind: Kind::Rejected(hint),
+            said: said.into(),
+            code: None,
+        }
+    }
+}
+
+/// What to do where a pooler is in between that knows no start-up `options`.
+pub(crate) const POOLER: &str = "a pooler in between does not pass `options` on: name the table as \
+                                 SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
+
+const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
+const UPGRADE: &str =
+    "the table lacks what this version needs: `dblock init` or `locks.migrate()` adds it";
+const ENCODING: &str = "the database's encoding lacks a character of the lock's name or holder: give \
+                        others, or use a database of encoding UTF8";
+const RIGHTS: &str = "the role needs USAGE on the schema and SELECT, INSERT and UPDATE on the table (and \
+                      USAGE on the sequence of its id, if it has one); DELETE on the table to prune; to \
+                      make the table, CREATE on the schema, and to alter one, to own it";
+const CONNECT: &str = "the role may not connect to this database: as its owner, GRANT CONNECT ON \
+                       DATABASE … TO the role, or name another database";
+const LOGIN: &str = "the server does not let this user in: check the user name, the client certificate \
+                     if it wants one (sslcert and sslkey), and the server's pg_hba.conf";
+
+const PASSWORD: &str = "the server asks for a password: give it in the URL, by a function, in PGPASSWORD, or \
+                        in ~/.pgpass with mode 0600";
+
+/// What an error of the server calls for, by its code and by the function of the server that raised it:
+/// messages are translated.
+///
+/// Every class of <https://www.postgresql.org/docs/current/errcodes-appendix.html> is decided here; see
+/// the table among the tests.
+fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
+    match code.code() {
+        // What was prepared was planned for columns that have changed since.
+        "0A000" if routine == Some("RevalidateCachedQuery") => Kind::Gone,
+        // A token past the greatest bigint; any other number is the id of a new row.
+        "22003" if matches!(routine, Some("int8pl" | "int84pl")) => Kind::Rejected(Some(NO_TOKEN)),
+        "22003" | "2200H" => Kind::Rejected(Some(NO_ID)),
+        "22021" | "22P05" => Kind::Rejected(Some(ENCODING)),
+        "23505" => Kind::Contention,
+        "28P01" => Kind::Rejected(Some("check user name and password")),
+        "28000" => Kind::Rejected(Some(LOGIN)),
+        "3D000" => Kind::Missing(Some("check the name of the database, or create it first")),
+        // Whether it was carried out is not known.
+        "40003" => Kind::Unavailable,
+        // The server's check at login.
+        "42501" if routine == Some("CheckMyDatabase") => Kind::Rejected(Some(CONNECT)),
+        "42501" => Kind::Rejected(Some(RIGHTS)),
+        "42P01" => Kind::Missing(Some(INIT)),
+        "42703" | "42P10" => Kind::Missing(Some(UPGRADE)),
+        // A prepared statement, or what one is run by, is not there, or is there already.
+        "26000" | "34000" | "42P05" => Kind::Pooled,
+        // The server takes no commits until it is vacuumed. Other limits are those of a statement.
+        "54000" => Kind::Unavailable,
+        "55P03" | "55006" => Kind::Contention,
+        // The database accepts no connections for now.
+        "55000" => Kind::Missing(None),
+        // Cancelled, or past the role's statement_timeout.
+        "57000" | "57014" => Kind::Unavailable,
+        // Also of a table or database that is dropped or replaced just now; and poolers use it.
+        "XX000" => Kind::Missing(None),
+        code => match code.get(..2).unwrap_or_default() {
+            // The connection; or its server, session or database was shut down, restarted, dropped.
+            "08" | "57" => Kind::Gone,
+            // The state of the session: it is read-only, since a standby has taken the place of the
+            // primary, was ended for its transaction_timeout, or has a transaction open that is not ours.
+            "25" => Kind::Gone,
+            // Serialisation failure, deadlock; a snapshot that is too old.
+            "40" | "72" => Kind::Contention,
+            "3F" => Kind::Missing(Some(INIT)),
+            // Out of memory, disk or connections; an I/O error; a file of its settings.
+            "53" | "58" | "F0" => Kind::Unavailable,
+            _ => Kind::Rejected(None),
+        },
+    }
+}
+
+impl From<tokio_postgres::Error> for Refusal {
+    fn from(error: tokio_postgres::Error) -> Self {
+        use std::error::Error as _;
+
+        if let Some(db) = error.as_db_error() {
+            let said = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+            // PgBouncer's words, under the code for a broken protocol.
+            let pooler = said.contains("unsupported startup parameter");
+            return Self {
+                kind: if pooler {
+                    Kind::Rejected(Some(POOLER))
+                } else {
+                    kind_of(db.code(), db.routine())
+                },
+                said,
+                code: Some(db.code().clone()),
+            };
+        }
+        // In the driver's words, which has no other way to tell. On a connection that was made, what
+        // TLS has to say means that it broke.
+        if error.to_string().starts_with("error performing TLS") {
+            let source = error.source().map(ToString::to_string);
+            let none = source.as_deref() == Some("server does not support TLS");
+            let about = none.then(Complaint::none_offered);
+            if let Some(Complaint { said, hint, .. }) = about.or_else(|| complaint(&error)) {
+                return Self::rejected(said, Some(hint));
+            }
+        }
+        if let Some(Complaint { said, hint, .. }) = complaint(&error).filter(|c| c.of_ours) {
+            return Self::rejected(said, Some(hint));
+        }
+        let broken = error.is_closed()
+            || error
+                .source()
+                .is_some_and(|source| source.is::<std::io::Error>());
+        let said = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let kind = match &*said {
+            _ if broken => Kind::Gone,
+            // The driver's word where the server asks for a password and the URL has none.
+            said if said.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
+            _ => Kind::Rejected(None),
+        };
+        Self {
+            kind,
+            said,
+            code: None,
+        }
+    }
+}
+
+impl From<Refusal> for Failure<&'static str> {
+    fn from(refusal: Refusal) -> Self {
+        let (verdict, hint) = match refusal.kind {
+            Kind::Rejected(hint) | Kind::Missing(hint) => (Verdict::Refused, hint),
+            _ => (Verdict::Unavailable, None),
+        };
+        let said = refusal.said;
+        Self {
+            verdict,
+            said,
+            hint,
+        }
+    }
+}
+
+impl From<Failure<&'static str>> for Refusal {
+    fn from(failure: Failure<&'static str>) -> Self {
+        match failure.verdict {
+            Verdict::Unavailable => Self::unavailable(failure.said),
+            // As the server itself would say it: a failover may be under way, and a wait outlasts that.
+            Verdict::ReadOnly => Self {
+                kind: Kind::Unavailable,
+                said: failure.with_hint(),
+                code: Some(SqlState::READ_ONLY_SQL_TRANSACTION),
+            },
+            Verdict::Refused => Self::rejected(failure.said, failure.hint),
+        }
+    }
+}
+
+impl From<Refusal> for StoreError {
+    fn from(refusal: Refusal) -> Self {
+        // What a server says that shuts down, or starts, is that it cannot be reached.
+        let code = refusal.code.as_ref().map(SqlState::code);
+        // 57014: cancelled, or past a limit of the role's own.
+        let serves = code.is_some_and(|code| {
+            code == "57014" || !(code.starts_with("08") || code.starts_with("57"))
+        });
+        match refusal.kind {
+            Kind::Contention => Self::Contention(refusal.said.into()),
+            Kind::Unavailable | Kind::Gone if serves => Self::cannot_serve(refusal.said),
+            Kind::Unavailable | Kind::Gone | Kind::Pooled => Self::Unavailable(refusal.said.into()),
+            Kind::Rejected(hint) | Kind::Missing(hint) => Self::rejected(refusal.said, hint),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every class of SQLSTATE, and each code that is not as the rest of its class.
+    const DECIDED: &[(&str, Kind)] = &[
+        ("03000", Kind::Rejected(None)),
+        ("08000", Kind::Gone),
+        ("08006", Kind::Gone),
+        ("08P01", Kind::Gone),
+        ("09000", Kind::Rejected(None)),
+        ("0A000", Kind::Rejected(None)),
+        ("0B000", Kind::Rejected(None)),
+        ("0F000", Kind::Rejected(None)),
+        ("0L000", Kind::Rejected(None)),
+        ("0P000", Kind::Rejected(None)),
+        ("0Z000", Kind::Rejected(None)),
+        ("10608", Kind::Rejected(None)),
+        ("20000", Kind::Rejected(None)),
+        ("21000", Kind::Rejected(None)),
+        ("22000", Kind::Rejected(None)),
+        ("22003", Kind::Rejected(Some(NO_ID))),
+        ("2200H", Kind::Rejected(Some(NO_ID))),
+        ("22021", Kind::Rejected(Some(ENCODING))),
+        ("22P02", Kind::Rejected(None)),
+        ("22P05", Kind::Rejected(Some(ENCODING))),
+        ("23502", Kind::Rejected(None)),
+        ("23505", Kind::Contention),
+        ("23514", Kind::Rejected(None)),
+        ("24000", Kind::Rejected(None)),
+        ("25001", Kind::Gone),
+        ("25006", Kind::Gone),
+        ("25P02", Kind::Gone),
+        ("25P03", Kind::Gone),
+        ("25P04", Kind::Gone),
+        ("26000", Kind::Pooled),
+        ("27000", Kind::Rejected(None)),
+        ("28000", Kind::Rejected(Some(LOGIN))),
+        ("2B000", Kind::Rejected(None)),
+        ("2D000", Kind::Rejected(None)),
+        ("2F000", Kind::Rejected(None)),
+        ("34000", Kind::Pooled),
+        ("38000", Kind::Rejected(None)),
+        ("39000", Kind::Rejected(None)),
+        ("3B000", Kind::Rejected(None)),
+        ("3F000", Kind::Missing(Some(INIT))),
+        ("40000", Kind::Contention),
+        ("40001", Kind::Contention),
+        ("40002", Kind::Contention),
+        ("40003", Kind::Unavailable),
+        ("40P01", Kind::Contention),
+        ("42501", Kind::Rejected(Some(RIGHTS))),
+        ("42601", Kind::Rejected(None)),
+        ("42703", Kind::Missing(Some(UPGRADE))),
+        ("42P01", Kind::Missing(Some(INIT))),
+        ("42P05", Kind::Pooled),
+        ("42P10", Kind::Missing(Some(UPGRADE))),
+        ("44000", Kind::Rejected(None)),
+        ("53000", Kind::Unavailable),
+        ("53100", Kind::Unavailable),
+        ("53200", Kind::Unavailable),
+        ("53300", Kind::Unavailable),
+        ("53400", Kind::Unavailable),
+        ("54000", Kind::Unavailable),
+        ("54001", Kind::Rejected(None)),
+        ("54011", Kind::Rejected(None)),
+        ("54023", Kind::Rejected(None)),
+        ("55000", Kind::Missing(None)),
+        ("55006", Kind::Contention),
+        ("55P02", Kind::Rejected(None)),
+        ("55P03", Kind::Contention),
+        ("57000", Kind::Unavailable),
+        ("57014", Kind::Unavailable),
+        ("57P01", Kind::Gone),
+        ("57P02", Kind::Gone),
+        ("57P03", Kind::Gone),
+        ("57P04", Kind::Gone),
+        ("57P05", Kind::Gone),
+        ("58000", Kind::Unavailable),
+        ("58030", Kind::Unavailable),
+        ("58P01", Kind::Unavailable),
+        ("72000", Kind::Contention),
+        ("F0000", Kind::Unavailable),
+        ("F0001", Kind::Unavailable),
+        ("HV000", Kind::Rejected(None)),
+        ("P0000", Kind::Rejected(None)),
+        ("P0001", Kind::Rejected(None)),
+        ("XX000", Kind::Missing(None)),
+        ("XX001", Kind::Rejected(None)),
+        ("XX002", Kind::Rejected(None)),
+    ];
+
+    #[test]
+    fn every_class_of_errors_is_decided() {
+        for (code, kind) in DECIDED {
+            assert_eq!(kind_of(&SqlState::from_code(code), None), *kind, "{code}");
+        }
+        let of = |code, routine| kind_of(&SqlState::from_code(code), Some(routine));
+        assert_eq!(of("22003", "int84pl"), Kind::Rejected(Some(NO_TOKEN)));
+        assert_eq!(of("22003", "int84"), Kind::Rejected(Some(NO_ID)));
+        assert_eq!(of("0A000", "RevalidateCachedQuery"), Kind::Gone);
+        let connect = Kind::Rejected(Some(CONNECT));
+        assert_eq!(of("42501", "CheckMyDatabase"), connect);
+    }
+
+    #[test]
+    fn what_has_been_there_may_come_back_and_what_never_was_is_a_refusal() {
+        let refusal = |code: &str| Refusal {
+            kind: kind_of(&SqlState::from_code(code), None),
+            said: "no".into(),
+            code: Some(SqlState::from_code(code)),
+        };
+        for code in ["42P01", "42703", "3F000", "3D000", "55000", "XX000"] {
+            let first = StoreError::from(refusal(code).settled(false));
+            assert!(matches!(first, StoreError::Rejected { .. }), "{code}");
+            let later = StoreError::from(refusal(code).settled(true));
+            assert!(matches!(later, StoreError::Unavailable(_)), "{code}");
+        }
+        for code in ["42501", "28P01", "22P02"] {
+            let later = StoreError::from(refusal(code).settled(true));
+            assert!(matches!(later, StoreError::Rejected { .. }), "{code}");
+        }
+    }
+}

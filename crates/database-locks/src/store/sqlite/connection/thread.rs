@@ -1,0 +1,176 @@
+//! The thread that has the file open.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::worker::{Database, Worker};
+use crate::store::{StoreError, keep_to};
+
+type Job = Box<dyn FnOnce(&mut Worker) + Send>;
+
+pub(crate) struct Thread {
+    database: Arc<Database>,
+    /// What the thread takes its jobs from; none: not started, or it has ended.
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    queue: Arc<Queue>,
+}
+
+/// How much the thread has to do.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: AtomicUsize,
+    /// An answer did not come in time, and the thread has finished nothing since.
+    stuck: AtomicBool,
+}
+
+/// How many calls may wait for a thread that hangs: more would only fill the memory, since whoever
+/// made them has given up long before it goes on.
+const MOST_BEHIND_A_HANG: usize = 64;
+
+impl Thread {
+    pub(crate) fn new(database: Arc<Database>) -> Self {
+        Self {
+            database,
+            jobs: Mutex::new(None),
+            queue: Arc::default(),
+        }
+    }
+
+    /// Hand a job to the thread, which carries jobs out in their order.
+    fn hand(&self, mut job: Job) -> Result<(), StoreError> {
+        let mut thread = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = &*thread {
+            match sender.send(job) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::SendError(back)) => job = back,
+            }
+        }
+        let (sender, jobs) = mpsc::channel::<Job>();
+        let mut worker = Worker::new(Arc::clone(&self.database));
+        std::thread::Builder::new()
+            .name("database-locks-sqlite".into())
+            .spawn(move || jobs.into_iter().for_each(|job| job(&mut worker)))
+            .map_err(|error| StoreError::Unavailable(error.into()))?;
+        let _ = sender.send(job);
+        *thread = Some(sender);
+        Ok(())
+    }
+
+    /// Have the thread do this in its turn, unless nobody waits for the answer any more by then.
+    ///
+    /// A thread that hangs, since the disk does, stays the only one: a second one would hang in the
+    /// same disk, and a third.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(&mut Worker) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let queue = Arc::clone(&self.queue);
+        if queue.stuck.load(Ordering::Acquire)
+            && queue.waiting.load(Ordering::Acquire) >= MOST_BEHIND_A_HANG
+        {
+            let said = format!("{} does not answer", self.database.path.display());
+            return Err(StoreError::Unavailable(said.into()));
+        }
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting::new(Arc::clone(&queue));
+        self.hand(Box::new(move |worker| {
+            drop(waiting);
+            if !answer.is_closed() {
+                drop(answer.send(work(worker)));
+            }
+            queue.stuck.store(false, Ordering::Release);
+        }))?;
+        let reply = async {
+            answered.await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable(
+                    "the thread of the connection has ended".into(),
+                ))
+            })
+        };
+        let give_up = || self.queue.stuck.store(true, Ordering::Release);
+        keep_to(within, reply, give_up).await
+    }
+}
+
+/// Counts a call as waiting for as long as it lives.
+struct Waiting(Arc<Queue>);
+
+impl Waiting {
+    fn new(queue: Arc<Queue>) -> Self {
+        queue.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(queue)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+pub(crate) mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::sqlite::Sqlite;
+    use crate::store::{Store, Table};
+
+    pub(in super::super) fn threads() -> usize {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        // The kernel keeps 15 characters of it.
+        names
+            .filter(|name| name.trim() == "database-locks-")
+            .count()
+    }
+
+    /// A disk that hangs, as the thread of the connection sees it: what it does takes its time.
+    #[tokio::test]
+    async fn a_disk_that_hangs_has_one_thread_hang_and_no_caller() {
+        let _alone = crate::store::sqlite::tests::ALONE.lock().await;
+        while threads() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), true, &Table::default());
+        let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
+        sqlite.connect(long).await.unwrap();
+        let (thaw, frozen) = mpsc::channel::<()>();
+        let hang = move |_: &mut Worker| {
+            let _ = frozen.recv();
+            Ok(())
+        };
+        let late = sqlite.call(short, hang).await;
+        assert!(matches!(late, Err(StoreError::Unavailable(_))));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..MOST_BEHIND_A_HANG + 40 {
+            let done = Arc::clone(&done);
+            let late = sqlite.call(Duration::from_millis(2), move |_| {
+                done.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            });
+            let late = tokio::time::timeout(long, late)
+                .await
+                .expect("its deadline");
+            assert!(matches!(late, Err(StoreError::Unavailable(_))));
+        }
+        assert_eq!(threads(), 1);
+        // What was given up is not kept for ever, either.
+        assert_eq!(Arc::strong_count(&done), 1 + MOST_BEHIND_A_HANG);
+        drop(thaw);
+        let until = crate::runtime::clock::now() + long;
+        while sqlite.read(&[], long).await.is_err() {
+            assert!(crate::runtime::clock::now() < until, "it does not go on");
+            tokio::time::sleep(short).await;
+        }
+        assert_eq!(done.load(Ordering::SeqCst), 0, "nobody waited for these");
+        assert_eq!(threads(), 1);
+    }
+}
