@@ -8,7 +8,11 @@ mod doctor;
 mod drain;
 mod fence;
 mod fence_scripts;
-#[cfg(all(feature = "sqlx-mysql", feature = "sqlx-postgres", feature = "sqlx-sqlite"))]
+#[cfg(all(
+    feature = "sqlx-mysql",
+    feature = "sqlx-postgres",
+    feature = "sqlx-sqlite"
+))]
 mod fence_sqlx;
 mod fence_statement;
 mod forced;

@@ -7,6 +7,5 @@ mod identity;
 mod lane_mysql;
 mod mysql_faults;
 mod notify;
-mod passwords;
 mod settings;
 mod tls;

@@ -1,6 +1,5 @@
 //! Connections that are encrypted, and servers that are who they say they are, or not.
 
-
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::OnceLock;

@@ -1,6 +1,5 @@
 //! Completions and manual pages: made from the words of `--help`, and read by those they are for.
 
-
 use std::process::Command;
 
 use crate::support::Lab;

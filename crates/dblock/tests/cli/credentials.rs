@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
-
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 

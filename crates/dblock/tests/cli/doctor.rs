@@ -1,10 +1,9 @@
 //! `doctor`: what it prints, and what it ends with.
 
-
 use std::os::unix::fs::PermissionsExt;
 
-use serde_json::Value;
 use crate::support::Lab;
+use serde_json::Value;
 use testkit::server::{find_binary, require};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
@@ -208,7 +207,14 @@ fn a_machine_whose_clock_is_off_is_told_so() {
     let url = server.fresh_database();
     lab.run(["init", "--url", &url]);
     let mut command = lab.command(faketime);
-    command.args(["-f", "+310s", crate::support::DBLOCK, "doctor", "--url", &url]);
+    command.args([
+        "-f",
+        "+310s",
+        crate::support::DBLOCK,
+        "doctor",
+        "--url",
+        &url,
+    ]);
     command.args(["--ignore", "not-flushed"]);
     let done = lab.start(&mut command).end();
     assert_eq!(done.code(), 0, "a warning: {done:?}");

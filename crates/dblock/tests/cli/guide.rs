@@ -1,6 +1,5 @@
 //! What `docs/cli.md` shows, as it stands there.
 
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

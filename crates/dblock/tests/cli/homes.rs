@@ -1,6 +1,5 @@
 //! Where the file is without a URL.
 
-
 use crate::support::{Done, Lab};
 
 fn at_home(lab: &Lab, home: &std::path::Path, args: &[&str]) -> Done {

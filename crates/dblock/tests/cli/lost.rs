@@ -1,10 +1,9 @@
 //! A lock that is lost while the command runs: that is stopped, within the lease.
 
-
 use std::time::Duration;
 
-use rustix::process::Signal;
 use crate::support::{Lab, SOON, wait_until_gone};
+use rustix::process::Signal;
 use testkit::time;
 
 /// Renewed each 600 ms: a release by force is noticed soon.

@@ -1,6 +1,5 @@
 //! A `dblock run` under another one.
 
-
 use crate::support::{DBLOCK, Done, Lab};
 
 fn outer(lab: &Lab, name: &str, script: &str) -> Done {

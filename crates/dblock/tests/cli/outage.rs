@@ -1,10 +1,9 @@
 //! A database that is away: while it is waited for, and while a command runs.
 
-
 use std::time::Duration;
 
-use rustix::process::Signal;
 use crate::support::{DBLOCK, Done, Lab, Running, SOON};
+use rustix::process::Signal;
 use testkit::time;
 use testkit::{MariaDb, Postgres, Proxy};
 

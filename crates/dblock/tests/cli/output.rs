@@ -1,6 +1,5 @@
 //! Output that does not arrive, and how much of it there is.
 
-
 use std::fs::File;
 use std::process::{Command, Stdio};
 

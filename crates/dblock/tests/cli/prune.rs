@@ -1,8 +1,7 @@
 //! `dblock prune`: what nobody has had for long goes, and nothing else.
 
-
-use rusqlite::Connection;
 use crate::support::Lab;
+use rusqlite::Connection;
 
 /// One row each: held, without end, just released, and long ago released, expired, used by
 /// django-database-locks 0.5, which writes no times of ours.

@@ -1,6 +1,5 @@
 //! `dblock run`: what it ends with, what it passes on, and that it excludes.
 
-
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;

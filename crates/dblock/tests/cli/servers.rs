@@ -1,6 +1,5 @@
 //! The same on database servers: the URL from the environment, a table that must be made.
 
-
 use crate::support::{DBLOCK, Lab, Running};
 use testkit::{Commits, Pair, Postgres};
 

@@ -1,8 +1,7 @@
 //! `list`, `show`, `release` and `init`.
 
-
-use serde_json::Value;
 use crate::support::Lab;
+use serde_json::Value;
 use testkit::time;
 
 const HOLD: &str = "BEGUN; exec sleep 1000";

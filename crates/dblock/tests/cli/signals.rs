@@ -1,8 +1,7 @@
 //! Signals: they go on to the command, and the lock is freed after it has ended.
 
-
-use rustix::process::Signal;
 use crate::support::{DBLOCK, Lab, Running, SOON, is_running, wait_until_gone};
+use rustix::process::Signal;
 use testkit::time;
 
 /// Ends when there is a file `go`.

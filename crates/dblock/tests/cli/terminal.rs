@@ -1,6 +1,5 @@
 //! At a terminal: Ctrl-C, Ctrl-Z, reading from it. A script in Python plays the person.
 
-
 use std::process::Command;
 
 use crate::support::{DBLOCK, Lab};

@@ -1,15 +1,14 @@
 //! Tickets: a lock that is held across the steps of a script, by the command and by the library.
 
-
 use std::fs::File;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::{DBLOCK, Done, Lab};
 use database_locks::blocking::Locks;
 use database_locks::{Error, LostReason, Ticket};
 use serde_json::Value;
-use crate::support::{DBLOCK, Done, Lab};
 use testkit::time;
 
 /// Names that a shell, a URL or a careless format would spoil.

@@ -1,6 +1,5 @@
 //! Which outages a ttl forgives: the rule of `docs/cli.md` and of `run --help`, measured.
 
-
 use std::time::{Duration, Instant};
 
 use crate::support::{DBLOCK, Lab, Running, SOON};

@@ -183,7 +183,6 @@ async fn no_fenced_write_is_committed_after_that_of_a_later_grant() {
 /// That the rounds would show it: writes that begin with a look alone come late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "make prove"]
-#[ignore = "a control of the test before, which takes as long again"]
 async fn a_look_alone_is_no_fence() {
     let Some(cluster) = Galera::shared_alone() else {
         return;

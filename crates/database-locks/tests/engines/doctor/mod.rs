@@ -1,6 +1,5 @@
 //! Everything that can be found is found where it is, with what to do, and not where it is not.
 
-
 mod on_mysql;
 mod on_postgres;
 mod sqlite_files;

@@ -121,7 +121,7 @@ pub(crate) mod tests {
     use crate::store::sqlite::Sqlite;
     use crate::store::{Store, Table};
 
-    pub(in super::super) fn threads() -> usize {
+    pub(in crate::store::sqlite) fn threads() -> usize {
         let tasks = fs::read_dir("/proc/self/task").unwrap();
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
