@@ -1,4 +1,4 @@
-//! What the table says of a lock, for people to read.
+//! Locks as rows of the table: what lists show.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -11,44 +11,44 @@ use crate::values::grant::Token;
 use crate::values::name::LockName;
 use crate::values::text::Holding;
 
-/// One lock as its row stood when it was read.
+/// One lock as its row was when it was read.
 ///
 /// All durations are measured by the database's clock. The three points in time are for display
 /// only: never compare them with a clock of your own.
 ///
-/// A cluster with several primaries has several clocks, and a lease ends there by being watched for
-/// as long as it lasts: so it is `Held`, and `free_in` is how long it is still to be watched, all
-/// of it where this process sees it for the first time. It is `Expired` once this process has.
+/// On a cluster with several primaries a lease ends when it has been observed unchanged for its
+/// length. Until then it is `Held`, and `free_in` is the rest of the observation: the whole length
+/// if this process sees the lease for the first time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
     /// Its name.
     pub name: LockName,
-    /// Held, free, or left behind by a holder that did not renew it.
+    /// Held, free, or expired: its holder did not renew it.
     pub state: LockState,
-    /// Who has it, or had it last.
+    /// The present or latest holder.
     pub holder: Option<String>,
-    /// The fencing number of its latest grant; 0 where it never was granted by this library.
+    /// The fencing token of the latest grant; 0 if this library never granted the lock.
     pub token: Token,
-    /// The id of the present grant; none where it is free.
+    /// The id of the present grant; `None` if the lock is free.
     pub grant: Option<String>,
-    /// For how long it has been held; none where it is free, or held by a version of
-    /// `django-database-locks` (0.5) that does not say.
+    /// How long the lock has been held; `None` if it is free or held by a legacy holder
+    /// (django-database-locks 0.5).
     pub held_for: Option<Duration>,
     /// When the present or latest grant was made.
     pub acquired_at: Option<SystemTime>,
     /// When it was last renewed or released.
     pub renewed_at: Option<SystemTime>,
-    /// When the lease ends; none where it is free or without end.
+    /// When the lease ends; `None` if the lock is free or the lease infinite.
     pub expires_at: Option<SystemTime>,
-    /// What the holder says of itself, as JSON.
+    /// The holder's metadata, as JSON.
     pub metadata: Option<String>,
     /// How its lease ends, where that is by being watched.
     #[doc(hidden)]
     pub lapse: Option<ObservedExpiry>,
 }
 
-/// Which locks [`Locks::list_filtered`](crate::Locks::list_filtered) reads: by default all.
+/// The locks that `Locks::list_filtered` reads: by default all.
 ///
 /// ```
 /// use database_locks::ListFilter;
@@ -65,19 +65,19 @@ pub struct ListFilter {
 }
 
 impl ListFilter {
-    /// All locks that the table knows.
+    /// All locks of the table.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only those that are held, or were left behind by a holder that did not renew them.
+    /// Only locks that are held or expired.
     #[must_use]
     pub fn not_free(mut self) -> Self {
         self.not_free = true;
         self
     }
 
-    /// Only those whose name begins so, compared byte for byte.
+    /// Only locks whose name begins with `prefix`, compared byte for byte.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -91,7 +91,7 @@ impl ListFilter {
     }
 }
 
-/// Which rows [`Locks::prune`](crate::Locks::prune) deletes.
+/// The rows that `Locks::prune` deletes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -110,8 +110,7 @@ pub struct Prune {
 }
 
 impl Prune {
-    /// The locks that were released, or whose leases ended, at least this long ago by the
-    /// database's clock.
+    /// Locks that were released or expired at least this long ago, by the database's clock.
     pub fn older_than(idle: Duration) -> Self {
         Self {
             idle,
@@ -119,15 +118,14 @@ impl Prune {
         }
     }
 
-    /// Also the free rows that `django-database-locks` 0.5 wrote last: they do not say since when
-    /// they are free.
+    /// Also free legacy rows (django-database-locks 0.5), which have no date of release.
     pub fn include_legacy(mut self) -> Self {
         self.legacy = true;
         self
     }
 }
 
-/// Whether a lock can be had.
+/// Whether a lock is free, held or expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockState {
@@ -135,18 +133,18 @@ pub enum LockState {
     Free,
     /// A client holds it.
     Held {
-        /// How long its lease goes on unless it is renewed; none: without end.
+        /// How long its lease lasts unless it is renewed; `None`: infinite.
         free_in: Option<Duration>,
     },
-    /// Its lease has run out: the next caller acquires it.
+    /// Its lease has expired: the next caller acquires it.
     Expired {
-        /// For how long.
+        /// How long ago.
         since: Duration,
     },
 }
 
 impl LockState {
-    /// `free`, `held` or `expired`: as `dblock list` has it, and what reads its JSON.
+    /// `free`, `held` or `expired`, as in the output and JSON of `dblock list`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Free => "free",
@@ -162,18 +160,18 @@ impl LockInfo {
         matches!(self.state, LockState::Held { .. })
     }
 
-    /// All that the holder says of itself, parsed: `program`, `host`, `pid`, `version`, and the
-    /// caller's own keys under `meta`. Null where it says nothing, a string where it is no JSON.
+    /// The holder's metadata, parsed: `program`, `host`, `pid`, `version`, and the caller's keys
+    /// under `meta`. Null if there is none, a string if it is no JSON.
     pub fn parsed_metadata(&self) -> Value {
         self.metadata.as_ref().map_or(Value::Null, |text| {
             serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
         })
     }
 
-    /// What it was taken for, in a few words for a list: the caller's own keys, `command` first,
-    /// else the program. Empty where nothing is known.
+    /// What the lock is held for, in a few words: the caller's metadata, `command` first, else the
+    /// holder's program. Empty if nothing is known.
     ///
-    /// It is what the holder wrote: escape control characters before you show it.
+    /// The holder wrote this text: escape control characters before you show it.
     ///
     /// # Example
     ///
@@ -240,12 +238,12 @@ impl LockInfo {
         })
     }
 
-    /// As one JSON object, on one line: what `dblock list --json` prints of a lock.
+    /// One JSON object on one line, as `dblock list --json` prints it.
     ///
     /// `name`, `state` (see [`LockState::as_str`]), `holder`, `token`, `grant`; `held_for` and
     /// `free_in` in seconds; `acquired_at`, `renewed_at` and `expires_at` in RFC 3339 UTC, by the
-    /// database's clock; `metadata` as [`LockInfo::parsed_metadata`]. Null stands where there is
-    /// none, or no end.
+    /// database's clock; `metadata` as in [`LockInfo::parsed_metadata`]. A missing value is null,
+    /// and so is an infinite end.
     pub fn to_json(&self) -> String {
         let free_in = match self.state {
             LockState::Held { free_in } => free_in,

@@ -66,6 +66,7 @@ impl Answer {
     }
 }
 
+/// The life of one lease, from the grant to its release or loss: what its holder does next.
 #[derive(Debug)]
 pub struct Lease {
     timing: Timing,
@@ -121,6 +122,7 @@ impl Lease {
         }
     }
 
+    /// What to do at `now`.
     pub fn next(&self, now: Time) -> Next {
         if self.fences > 0 {
             return Next::Wait(Time::MAX);
@@ -279,6 +281,7 @@ impl Lease {
         self.renew_at = Some(now);
     }
 
+    /// When trust ends unless a renewal is confirmed before.
     pub fn trusted_until(&self) -> Time {
         self.trusted_until
     }
@@ -288,6 +291,7 @@ impl Lease {
         self.confirmed
     }
 
+    /// The settings that renewals follow.
     pub fn timing(&self) -> &Timing {
         &self.timing
     }

@@ -28,4 +28,4 @@ pub use values::name::{LockName, MAX_CHARS};
 pub use values::text::{Holding, Human, Short, escaped};
 pub use values::ticket::Ticket;
 pub use values::time::Time;
-pub use values::timing::{MAX_FIRST_GRANT, Renewing, Timing, Ttl, parse_duration};
+pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing, Ttl, parse_duration};

@@ -10,8 +10,8 @@ use crate::values::text::{Holding, escaped};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// The lease ran out before it could be renewed: the process was frozen or starved, or
-    /// renewals were switched off.
+    /// The lease expired before it was renewed: the process was frozen or starved, or renewals were
+    /// switched off.
     Expired,
     /// Another client was granted the lock.
     Preempted,
@@ -23,14 +23,14 @@ pub enum LostReason {
     Resumed,
     /// The row was deleted.
     RowGone,
-    /// The database could not be reached until the lease ran out.
+    /// The database could not be reached until the lease expired.
     Unreachable,
-    /// The database answered the renewals with an error until the lease ran out: a right was taken
-    /// away, the table renamed, a trigger raised. [`Loss::last_answer`] is what it said.
+    /// The database refused renewals until the lease expired: a missing right, a renamed table, a
+    /// trigger. `Loss::last_answer` is its error.
     Refused,
-    /// The database forgot this grant: it was replaced by a server that lacks commits.
+    /// The database lost this grant: another server took its place and lacks the commit.
     Failover,
-    /// This is a forked child: it is the parent that holds the lock.
+    /// This is a forked child; the parent holds the lock.
     Forked,
 }
 
@@ -42,7 +42,7 @@ impl LostReason {
         matches!(self, Self::Expired | Self::Unreachable | Self::Refused)
     }
 
-    /// One word, as a label and in logs: `expired`, `preempted`, `row_gone`, …
+    /// The reason in one word, for labels and logs: `expired`, `preempted`, `row_gone`, …
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -76,18 +76,18 @@ impl fmt::Display for LostReason {
     }
 }
 
-/// The holder of a lock when the database was asked: of a [`Loss`], its new one.
+/// The holder of a lock at the moment of a read: in a `Loss`, the new holder.
 ///
-/// Shown as `held by web-2.17.ab for 4s, token 1795424892119`, control characters escaped.
+/// `Display` writes `held by web-2.17.ab for 4s, token 1795424892119`, with control characters
+/// escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeldBy {
-    /// As `locked_by` says.
+    /// Its name, from `locked_by`.
     pub holder: Option<String>,
-    /// The fencing number of that grant; none where a version of `django-database-locks` (0.5) has
-    /// it, which knows none.
+    /// The fencing token of that grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// For how long it had been held by then, by the database's clock; none where 0.5 has it.
+    /// How long it had held the lock by then, by the database's clock; `None` for a legacy holder.
     pub held_for: Option<Duration>,
 }
 

@@ -46,9 +46,11 @@ pub struct ObservedExpiry {
 /// How a row stood when it was seen. Each write makes another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
+    /// The column `token`.
     pub token: i64,
     /// In microseconds since 1970.
     pub expires_at: i64,
+    /// In microseconds since 1970.
     pub renewed_at: Option<i64>,
 }
 

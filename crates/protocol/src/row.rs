@@ -20,9 +20,13 @@ const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 /// One row as a plain read gave it; times in microseconds, as the engine's own clock has them.
 #[derive(Debug, Default)]
 pub struct LockRow {
+    /// The column `name`.
     pub name: String,
+    /// The column `locked_by`.
     pub holder: Option<String>,
+    /// The column `token`.
     pub token: i64,
+    /// The column `grant_id`.
     pub grant: Option<String>,
     /// `expires_at` less the database's now; none: free.
     pub expires_in: Option<i64>,
@@ -35,8 +39,11 @@ pub struct LockRow {
     pub held_for: Option<i64>,
     /// Since 1970, for display.
     pub acquired_at: Option<i64>,
+    /// Since 1970, for display.
     pub renewed_at: Option<i64>,
+    /// Since 1970, for display.
     pub expires_at: Option<i64>,
+    /// The column `metadata`.
     pub metadata: Option<String>,
     /// The database has several clocks, and its now is that of one of them: it decides nothing.
     pub clocks: bool,
@@ -47,6 +54,7 @@ fn micros(n: i64) -> Duration {
 }
 
 impl LockRow {
+    /// Whether a lease is there that has not ended.
     pub fn is_held(&self) -> bool {
         self.endless || self.expires_in.is_some_and(|left| left > 0 || self.clocks)
     }
@@ -111,6 +119,7 @@ impl LockRow {
         })
     }
 
+    /// The holder, as a try that was refused reports it.
     pub fn occupant(&self) -> Holder {
         let lapse = self.lapse();
         Holder {
@@ -157,6 +166,7 @@ impl LockRow {
         }
     }
 
+    /// The row as lists show it.
     pub fn into_info(self) -> LockInfo {
         let lapse = self.lapse();
         let state = match self.expires_in {

@@ -2,16 +2,17 @@
 
 mod completions;
 mod credentials;
+mod default_file;
 mod doctor;
+mod early_release;
+mod engines;
 mod guide;
-mod homes;
 mod lost;
 mod nested;
 mod outage;
 mod output;
 mod prune;
 mod run;
-mod servers;
 mod show;
 mod signals;
 mod support;

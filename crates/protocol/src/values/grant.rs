@@ -1,10 +1,10 @@
-//! What tells one grant of a lock from every other.
+//! Token and grant id: what distinguishes one grant from every other.
 
 use std::fmt;
 
 /// The fencing number of one grant: greater than that of every earlier grant of the same name.
 ///
-/// Store it beside what you write, or send it along to whatever you write to, and refuse a smaller
+/// Store it beside the data that you write, or send it along with the request, and refuse a smaller
 /// one: then a holder that was frozen past its lease cannot overwrite its successor's work.
 ///
 /// ```
@@ -13,8 +13,8 @@ use std::fmt;
 /// # }
 /// ```
 ///
-/// It is an `i64` greater than 0: `i64::from(token)` for the parameter of a statement. Tokens of the
-/// same name are compared with `<` and `==`; those of different names say nothing about each other.
+/// It is an `i64` greater than 0; `i64::from(token)` gives a statement's parameter. Compare tokens
+/// of the same name with `<` and `==`; those of different names are unrelated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(i64);
 
@@ -25,7 +25,7 @@ impl Token {
         Self(value)
     }
 
-    /// The number itself, as it stands in the column `token`.
+    /// The number, as in the column `token`.
     pub const fn get(self) -> i64 {
         self.0
     }

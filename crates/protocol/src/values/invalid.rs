@@ -4,8 +4,8 @@ use std::fmt;
 
 /// A setting that is out of range: which one, what it was, and what it may be.
 ///
-/// Found before any I/O. `?` turns it into `database_locks::Error::Config` in a function that returns the library's
-/// error.
+/// Found before any I/O. `?` turns it into `database_locks::Error::Config` in a function that
+/// returns the library's error.
 ///
 /// ```
 /// let error = database_locks::LockName::new("").unwrap_err();
@@ -16,9 +16,9 @@ use std::fmt;
 pub struct InvalidSetting {
     /// Which setting.
     pub setting: &'static str,
-    /// What it was, `0ms`; or what is wrong with it, `has the unknown option …`.
+    /// Its value, `0ms`; or what is wrong with it, `has the unknown option …`.
     pub got: String,
-    /// What it may be, or what to do.
+    /// The allowed values, or what to do.
     pub allowed: String,
 }
 

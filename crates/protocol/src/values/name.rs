@@ -12,12 +12,12 @@ pub const MAX_CHARS: usize = 255;
 /// The name of a lock: 1 to 255 characters, any Unicode without NUL.
 ///
 /// Distinct names are distinct locks on every engine, byte for byte: `Job`, `job`, `job ` and `jöb`
-/// in its two normal forms are five locks. Nothing is trimmed, folded or normalised.
+/// in its two normal forms are five locks. Nothing is trimmed, folded or normalized.
 ///
 /// # Errors
 ///
-/// [`LockName::new`] returns [`Error::Config`] for an empty name, one of more than 255 characters,
-/// or one that holds a NUL, which PostgreSQL cannot store.
+/// [`LockName::new`] returns [`InvalidSetting`] for an empty name, one of more than 255 characters,
+/// or one with a NUL, which PostgreSQL cannot store.
 ///
 /// # Example
 ///

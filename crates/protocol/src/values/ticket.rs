@@ -1,4 +1,4 @@
-//! What it takes to go on with a held lock elsewhere.
+//! Tickets: text that continues a held lock in another program.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,15 +16,14 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
-/// What it takes to go on with a held lock elsewhere: in another task, process, machine or
-/// language.
+/// Continues a held lock in another task, process, machine or language.
 ///
-/// [`LockGuard::into_ticket`](crate::LockGuard::into_ticket) makes one, [`Locks::resume`] turns it
-/// into a guard. The lock is not renewed in between, so that has to be done before its ttl ends. A
-/// program that reads a ticket can release the lock: keep it among those that share the work. Its
-/// `Debug` does not show the grant id.
+/// `LockGuard::into_ticket` makes one, `Locks::resume` turns it into a guard. The lock is not
+/// renewed in between: resume it before its lease ends. **Every program that reads a ticket can
+/// release the lock**, so share it only with those that do the work. `Debug` does not show the
+/// grant id.
 ///
-/// Written as `TOKEN.GRANT.NAME`, the name percent-encoded:
+/// `Display` and `FromStr` use `TOKEN.GRANT.NAME`, the name percent-encoded:
 ///
 /// ```
 /// use database_locks::Ticket;
@@ -35,8 +34,6 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// assert_eq!(ticket.to_string(), text);
 /// # Ok::<(), database_locks::Error>(())
 /// ```
-///
-/// [`Locks::resume`]: crate::Locks::resume
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
     #[doc(hidden)]
@@ -48,12 +45,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Which lock.
+    /// The name of the lock.
     pub fn name(&self) -> &LockName {
         &self.name
     }
 
-    /// The fencing number, the same before and after it is handed over.
+    /// The fencing token, the same before and after the hand-over.
     pub fn token(&self) -> Token {
         self.token
     }

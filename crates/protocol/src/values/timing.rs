@@ -1,4 +1,4 @@
-//! How long a lease lasts, when it is renewed, and how early its holder stops trusting it.
+//! The durations of a lease: ttl, renewal period, margin.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,17 @@ use crate::values::{invalid::InvalidSetting, text::Human};
 
 /// What an acquire grants at most, so that one whose reply was lost holds the lock no longer.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
-/// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is how
-/// its holder learns that it was freed by force.
+/// How long a call to the database may take before it counts as unanswered.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a lease without end is renewed unless told otherwise: nothing runs out, but this is
+/// how its holder learns that it was freed by force.
 const ENDLESS_RENEW_EVERY: Duration = Duration::from_secs(10);
 /// What `margin` is at most by default, up to a ttl of five minutes.
 const USUAL_MARGIN: Duration = Duration::from_secs(3);
 
-/// How long a lease lasts: a time, or without end.
+/// The length of a lease: finite or infinite.
 ///
-/// Written as `500ms`, `30s`, `5m`, `2h`, `1d`, `inf`, or bare seconds (`30`, `1.5`).
+/// Parsed from `500ms`, `30s`, `5m`, `2h`, `1d`, `inf`, or bare seconds (`30`, `1.5`).
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,9 +30,9 @@ const USUAL_MARGIN: Duration = Duration::from_secs(3);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
-    /// It ends this long after each renewal, by the database's clock.
+    /// The lease ends this long after each renewal, by the database's clock.
     Finite(Duration),
-    /// It never ends: a holder that dies keeps it until it is released by force.
+    /// The lease never ends: if its holder dies, the lock stays held until it is released by force.
     Infinite,
 }
 
@@ -67,11 +69,11 @@ impl FromStr for Ttl {
     }
 }
 
-/// Read a duration: `500ms`, `30s`, `5m`, `2h`, `1d`, or bare seconds, with a fraction if need be.
+/// Parse a duration: `500ms`, `30s`, `5m`, `2h`, `1d`, or bare seconds; fractions are allowed.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for anything else.
+/// [`InvalidSetting`] for anything else.
 ///
 /// # Example
 ///
@@ -132,13 +134,21 @@ pub struct Timing {
 /// When a lease is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Renewing {
+    /// A third of the ttl; 10 s for an infinite one.
     #[default]
     ByDefault,
+    /// This long after the last success.
     Every(Duration),
+    /// Not at all.
     Never,
 }
 
 impl Timing {
+    /// Check the settings and the rules between them.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] names the setting and its bounds.
     pub fn new(
         ttl: Ttl,
         renewing: Renewing,
@@ -206,8 +216,8 @@ impl Timing {
         })
     }
 
-    /// The same settings with another ttl. What was left to default is derived anew; a margin that was
-    /// given has to go with it; a period that was given is kept unless it is too long for it.
+    /// The same settings with another ttl. What was left to default is derived anew; a margin that
+    /// was given has to go with it; a period that was given is kept unless it is too long for it.
     pub fn with_ttl(&self, ttl: Ttl) -> Result<Self, InvalidSetting> {
         let (renewing, margin) = self.given;
         let by_default = match renewing {
@@ -222,6 +232,7 @@ impl Timing {
         })
     }
 
+    /// The length of the lease from each renewal.
     pub fn ttl(&self) -> Ttl {
         self.ttl
     }
@@ -239,6 +250,7 @@ impl Timing {
         self.ttl != Ttl::Finite(self.first_grant())
     }
 
+    /// The period of renewals; none: the lease is not renewed.
     pub fn renew_every(&self) -> Option<Duration> {
         self.renew_every
     }
@@ -246,8 +258,8 @@ impl Timing {
     /// How much earlier than the database a holder stops trusting a lease of this length.
     ///
     /// Never more than half: the first grant of a long lease is short, and would otherwise be
-    /// distrusted from its beginning. One that is longer than the ttl, for a transaction that lasts, has
-    /// the share of it that the longest have by default.
+    /// distrusted from its beginning. One that is longer than the ttl, for a transaction that
+    /// lasts, has the share of it that the longest have by default.
     pub fn margin_of(&self, length: Duration) -> Duration {
         let share = match self.ttl {
             Ttl::Finite(ttl) if length > ttl => length / 100,
