@@ -43,7 +43,7 @@ def _is_spared(item: pytest.Item) -> bool:
     return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
 
 
-#: Tests that only ``make prove`` runs: they take long, or repeat a test with the second driver of an engine.
+#: Parts of the ids of tests that only ``make prove`` runs: torture, and second drivers of an engine.
 PROVE = (
     "test_torture.py::",
     "[sqlite-memory]",
@@ -53,19 +53,15 @@ PROVE = (
 )
 
 
-def _is_proof(item: pytest.Item) -> bool:
-    return any(part in item.nodeid for part in PROVE)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark ``test_django*`` and folders ``django``: these tests run with each version of Django."""
+    """Mark the tests of Django, which run with each version of it, and those of ``make prove``."""
     spared = [item for item in items if _is_spared(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
     for item in items:
         if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
             item.add_marker(pytest.mark.django)
-        if _is_proof(item):
+        if any(part in item.nodeid for part in PROVE):
             item.add_marker(pytest.mark.prove)
 
 
