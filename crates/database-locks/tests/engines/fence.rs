@@ -101,8 +101,6 @@ async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
 /// While a fence is open an expired lease is taken over by nobody; afterwards at once.
 async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
     let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
-    let lock = locks.lock("job").ttl(ms(700)).auto_renew(false);
-    let guard = lock.acquire().await.unwrap();
     let nineteen: Vec<LockGuard> = {
         let mut all = Vec::new();
         for n in 0..19 {
@@ -111,7 +109,11 @@ async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
         }
         all
     };
-    let (token, ticket, store) = (guard.token(), guard.ticket(), lab.bench().ready().await);
+    let store = lab.bench().ready().await;
+    // Last, since the fence must open within its lease.
+    let lock = locks.lock("job").ttl(ms(700)).auto_renew(false);
+    let guard = lock.acquire().await.unwrap();
+    let (token, ticket) = (guard.token(), guard.ticket());
     let waiting = other.lock("job").wait(SOON);
     let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
     let committed = user
