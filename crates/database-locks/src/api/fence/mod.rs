@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::guard::{LockGuard, not_ours};
+use crate::client::guard::{LockGuard, mark_lost};
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
@@ -173,7 +173,7 @@ impl LockGuard {
                     let open = Open::new(&client, &held, false, Some(barrier));
                     Ok(OpenFence(Here::new(open)))
                 }
-                Err(gone) => Err(not_ours(&client, &held, gone)),
+                Err(gone) => Err(mark_lost(&client, &held, gone)),
             }
         })
         .await
