@@ -222,7 +222,7 @@ impl<Q: Operation> Shared<Q> {
     async fn send_alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
         let asked = std::slice::from_ref(asked);
         let mut answers = Q::carry_out(asked, &self.store, self.within).await?;
-        let none = || StoreError::Unavailable("the store gave no answer".into());
+        let none = || StoreError::Unavailable("the store returned no answer".into());
         answers.pop().ok_or_else(none)
     }
 }

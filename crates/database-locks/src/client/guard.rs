@@ -578,7 +578,7 @@ async fn in_background(
             })),
             () = clock::sleep_until(until) => Err(Error::Unavailable {
                 op: format!("release lock `{name}`"),
-                source: "no answer within 5s; retrying in the background".into(),
+                source: "no answer within 5s; trying again in the background".into(),
             }),
         }
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::acquire::attempt::begin;
+use crate::client::acquire::attempt::start_renewing;
 use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
@@ -72,7 +72,7 @@ async fn in_background(
             id: to.grant,
             holder: Arc::clone(&to.holder),
         };
-        let begun = begin(&client, grant, lease).await;
+        let begun = start_renewing(&client, grant, lease).await;
         if let Ok(guard) = &begun {
             metrics::resumed(client.store.engine());
             tracing::debug!(

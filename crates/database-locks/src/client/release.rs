@@ -245,7 +245,7 @@ impl ReleaseTask {
         let error = failure.into_error(format!("release lock `{}`", self.command.name));
         let then = match ended {
             true => "it stays held until its lease ends",
-            false => "retrying in the background",
+            false => "trying again in the background",
         };
         tracing::warn!(
             lock.name = self.command.name.as_str(),
@@ -267,7 +267,7 @@ impl ReleaseTask {
                 lock.name = self.command.name.as_str(),
                 lock.token = self.command.token.map(Token::get),
                 lock.holder = &*self.command.holder,
-                "release failed, retrying: {failure}"
+                "release failed, trying again: {failure}"
             );
         }
     }
