@@ -1,4 +1,4 @@
-//! Losing a lock on purpose, for tests of programs that use locks.
+//! Lose a lock on purpose, for tests of programs that use locks.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
     Ok(from.is_some())
 }
 
-/// Whichever [`Locks`] of this process has it.
+/// Report the loss to the client of this process that holds the grant.
 fn tell(grant: Option<&str>, reason: LostReason) {
     if let Some(grant) = grant.and_then(GrantId::parse) {
         for client in client::all() {

@@ -1,4 +1,4 @@
-//! Transactions of sqlx, and its connections while such a one is open.
+//! Transactions of sqlx, and its connections with an open transaction.
 
 use sqlx::{Connection, Database, Transaction};
 
@@ -6,7 +6,7 @@ use crate::api::fence::statement::Fence;
 use crate::api::fence::transaction::Failed;
 use crate::error::Error;
 
-/// Refuse what would not stay fenced. That it is a savepoint cannot be seen.
+/// Reject a connection without an open transaction. A savepoint cannot be detected.
 fn in_transaction(connection: &impl Connection) -> Result<(), Failed> {
     if connection.is_in_transaction() {
         return Ok(());
@@ -18,7 +18,7 @@ fn in_transaction(connection: &impl Connection) -> Result<(), Failed> {
     )))
 }
 
-/// What is not about the fence.
+/// Classify a failure that is not about the fence.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 fn otherwise(fence: &Fence, error: sqlx::Error) -> Failed {
     use sqlx::Error as DriverError;
@@ -36,7 +36,7 @@ fn otherwise(fence: &Fence, error: sqlx::Error) -> Failed {
     })
 }
 
-/// A transaction is fenced as its connection is.
+/// A transaction is fenced through its connection.
 macro_rules! transactions_of {
     ($database:ty) => {
         impl sealed::Transaction for Transaction<'_, $database> {
@@ -76,7 +76,7 @@ mod postgres {
                 return Ok(());
             };
             let (name, token, grant) = fence.params();
-            // Unnamed: behind a pooler the next statement may come to another session.
+            // Unnamed: behind a pooler the next statement may reach another session.
             let found = query(AssertSqlSafe(sql))
                 .bind(name)
                 .bind(token)
@@ -152,7 +152,7 @@ mod sqlite {
     impl sealed::Transaction for SqliteConnection {
         const ENGINE: &'static str = "sqlite";
 
-        /// The open fence is all.
+        /// SQLite fences by the open transaction alone.
         async fn pass(&mut self, _: &Fence) -> Result<(), Failed> {
             in_transaction(self)
         }
