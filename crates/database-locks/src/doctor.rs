@@ -162,7 +162,7 @@ kinds! {
     COLUMNS_MISSING = "columns-missing", "table", Error,
         "the table was made by django-database-locks 0.5 or an older version of this library; \
          no lock can be acquired",
-        "run `dblock init` or `locks.migrate()`, which adds the columns; 0.5 can go on using \
+        "run `dblock init` or `locks.migrate()`, which adds the columns; legacy programs can keep using \
          the table. A table in an SQLite file is not altered: use a new file";
     COLUMN_TYPE = "column-type", "table", Error,
         "statements fail, or compare values that were cut off or rounded",
@@ -381,7 +381,7 @@ pub(crate) struct Beat {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "compared with the database's to tell people that they differ, and for nothing else"
+    reason = "only compared with the database's clock, to report a difference"
 )]
 fn wall() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -543,8 +543,8 @@ impl Notes {
                 );
             }
             // The library's INSERT fills all of its own columns.
-            let ours = COLUMNS.contains(&&*column.name);
-            if column.unfilled && (!ours || ["id", "waiting_until"].contains(&&*column.name)) {
+            let own = COLUMNS.contains(&&*column.name);
+            if column.unfilled && (!own || ["id", "waiting_until"].contains(&&*column.name)) {
                 let what = format!(
                     "the column {} must not be null and has no default",
                     column.name

@@ -5,7 +5,11 @@
 //! Log records contain the name.
 #![cfg_attr(
     not(feature = "metrics"),
-    allow(dead_code, unused_variables, reason = "there is nobody to count for")
+    allow(
+        dead_code,
+        unused_variables,
+        reason = "unused without the feature `metrics`"
+    )
 )]
 
 use std::time::Duration;

@@ -308,7 +308,7 @@ impl LockGuard {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
             let rows = client.store.read(&names, REQUEST_TIMEOUT).await;
-            let ours = rows
+            let own = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
                 .is_some_and(|row| {
@@ -316,7 +316,7 @@ impl LockGuard {
                         && row.grant.as_deref() == Some(held.grant.id.as_str())
                         && matches!(row.state, LockState::Held { .. })
                 });
-            if ours {
+            if own {
                 return Ok(());
             }
             match why_lost(&client, &held, ttl)
@@ -548,18 +548,18 @@ impl LockGuard {
         let before = self.held.status();
         self.held.released();
         // After a loss to another holder, or of the row, there is nothing to release.
-        let ours = match before {
+        let releasable = match before {
             Status::Held(_) => true,
             Status::Lost(loss) => loss.reason().leaves_a_lease(),
             Status::Released => false,
         };
-        if !ours {
+        if !releasable {
             self.client.queues.left(self.name());
         }
         let ttl = *self.longest_ttl();
-        let what = ReleaseCommand::of(&self.held.grant, ttl);
+        let command = ReleaseCommand::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| ReleaseRequest::new(Arc::clone(&self.client), what, ttl, held_for))
+        releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
     }
 }
 

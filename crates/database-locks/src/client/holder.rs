@@ -215,9 +215,9 @@ mod tests {
 
     #[test]
     fn metadata_keeps_the_callers_keys_apart_from_the_librarys() {
-        let own = Map::from_iter([("program".to_owned(), json!("theirs"))]);
+        let own = Map::from_iter([("program".to_owned(), json!("the caller's"))]);
         let all: Value = serde_json::from_str(&metadata(&own, None, false).unwrap()).unwrap();
-        assert_eq!(all["meta"]["program"], "theirs");
+        assert_eq!(all["meta"]["program"], "the caller's");
         assert_eq!(all["pid"], std::process::id());
 
         let (ended, before) = (random_grant_id().unwrap(), all.to_string());

@@ -4,8 +4,8 @@
 //! `exit`, which a return from `main` calls too, runs the destructors of the calling thread's
 //! thread-local values and then the `atexit` handlers, while other threads keep running. So a
 //! thread that drops a guard or cancels an acquire gets a thread-local value whose destructor waits
-//! for the releases under way. The `atexit` handler ([`process_exit`](super::process_exit)) releases the
-//! locks that any thread still holds.
+//! for the releases under way. The `atexit` handler ([`process_exit`](super::process_exit))
+//! releases the locks that any thread still holds.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

@@ -20,10 +20,7 @@ pub(crate) fn watch() {
     static REGISTERED: Once = Once::new();
     let mut failed = false;
     REGISTERED.call_once(|| {
-        #[allow(
-            unsafe_code,
-            reason = "there is no other way to be told of the end of a process"
-        )]
+        #[allow(unsafe_code, reason = "only `atexit` reports the end of a process")]
         // SAFETY: the function has the type that `atexit` asks for. It stays loaded for as long as
         // it is registered: unloading a shared library runs its handlers first. It does not unwind.
         let registered = unsafe { libc::atexit(at_exit) };

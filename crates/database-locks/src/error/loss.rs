@@ -177,17 +177,17 @@ mod tests {
     fn a_loss_describes_its_reason_its_age_and_the_new_holder() {
         // In the future, so that the elapsed time is zero when it is shown.
         let now = clock::now() + secs(3600);
-        let told = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
+        let text = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
-            told(taken_over_by("web-2"), now),
+            text(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
         );
         assert_eq!(
-            told(LostReason::Forced.into(), now),
+            text(LostReason::Forced.into(), now),
             "lost after 12s: released by force"
         );
         // The end of trust counts, not when the loss was noticed.
-        let late = told(LostReason::Expired.into(), clock::now() - secs(5));
+        let late = text(LostReason::Expired.into(), clock::now() - secs(5));
         assert!(
             late.contains("s ago, after 12s: the lease expired before"),
             "{late}"
@@ -199,11 +199,11 @@ mod tests {
     #[test]
     fn a_loss_after_failed_renewals_contains_the_last_answer_of_the_database() {
         let now = clock::now() + secs(3600);
-        let told = |reason: LostReason, said: &str| {
-            Loss::of_held(reason.into(), Some(said.into()), now - secs(27), now).to_string()
+        let text = |reason: LostReason, answer: &str| {
+            Loss::of_held(reason.into(), Some(answer.into()), now - secs(27), now).to_string()
         };
         assert_eq!(
-            told(
+            text(
                 LostReason::Refused,
                 "permission denied for table t\nERROR forged"
             ),
@@ -211,7 +211,7 @@ mod tests {
              permission denied for table t\\nERROR forged)"
         );
         assert_eq!(
-            told(LostReason::Unreachable, "no answer within 5s"),
+            text(LostReason::Unreachable, "no answer within 5s"),
             "lost after 27s: the database could not be reached until the lease expired (last error: \
              no answer within 5s)"
         );
@@ -219,10 +219,10 @@ mod tests {
 
     #[test]
     fn the_name_of_another_holder_forges_no_line() {
-        let told = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
+        let text = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
         assert!(
-            told.contains("held by web\\nERROR all is lost for"),
-            "{told}"
+            text.contains("held by web\\nERROR all is lost for"),
+            "{text}"
         );
     }
 

@@ -198,7 +198,7 @@ pub fn generation() -> u64 {
         // SAFETY: the child's handler is async-signal-safe, as required if the parent had several
         // threads: it only sets atomics. The other handlers run in the parent. None of them
         // unwinds.
-        #[allow(unsafe_code, reason = "there is no other way to be told of a fork")]
+        #[allow(unsafe_code, reason = "only `pthread_atfork` reports forks")]
         let registered =
             unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         failed = registered != 0;

@@ -339,17 +339,17 @@ mod tests {
         for _ in 0..3 {
             assert!(block_on(sleeps()).unwrap());
         }
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         long.join().unwrap().unwrap();
     }
 
     #[test]
     fn a_task_of_the_shared_runtime_continues_while_other_threads_block_and_after_them() {
-        let (hear, heard) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let ticks = async move {
             for tick in 0..100 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                hear.send(tick).unwrap();
+                sender.send(tick).unwrap();
             }
         };
         drop(spawn(ticks).unwrap());
@@ -357,12 +357,12 @@ mod tests {
             block_on(async { run(async { Ok::<_, RuntimeError>(()) }).await.unwrap() }).unwrap();
         }
         for tick in 0..100 {
-            assert_eq!(heard.recv_timeout(LONG), Ok(tick));
+            assert_eq!(receiver.recv_timeout(LONG), Ok(tick));
         }
     }
 
     #[test]
-    fn many_threads_that_block_and_tasks_that_do_not_all_have_their_answers() {
+    fn many_threads_that_block_and_tasks_that_do_not_all_get_their_answers() {
         let rounds = || async {
             for _ in 0..200 {
                 run(async {
@@ -389,15 +389,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_is_over_may_be_gone_on_with_by_any_thread() {
+    fn a_wait_that_timed_out_can_be_continued_by_any_thread() {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let mut waiting = Box::pin(run(async { Ok::<_, RuntimeError>(told.await.unwrap()) }));
+        let mut waiting = Box::pin(run(async {
+            Ok::<_, RuntimeError>(receiver.await.unwrap())
+        }));
         for _ in 0..3 {
             let waited = block_on_for(waiting.as_mut(), Duration::from_millis(5));
             assert!(waited.unwrap().is_none());
         }
         let waiting = thread::spawn(move || block_on_for(waiting.as_mut(), LONG));
-        tell.send("news").unwrap();
+        sender.send("news").unwrap();
         let waited = waiting.join().unwrap().unwrap();
         assert_eq!(waited.unwrap().unwrap(), "news");
     }
@@ -412,10 +414,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_drives_is_refused_to_wait_for_itself() {
+    fn the_background_thread_is_refused_a_wait_for_itself() {
         fn refused(why: Result<(), RuntimeError>) {
-            let said = crate::Error::from(why.unwrap_err()).to_string();
-            assert!(said.contains("must be made on another thread"), "{said}");
+            let message = crate::Error::from(why.unwrap_err()).to_string();
+            assert!(
+                message.contains("must be made on another thread"),
+                "{message}"
+            );
         }
         let nested = || async {
             refused(block_on(async {}));

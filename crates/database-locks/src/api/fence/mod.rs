@@ -304,7 +304,7 @@ impl LockGuard {
             ));
         }
         let open = self.open_fence(lasting).await?;
-        let failed = match tx.pass(&fence).await {
+        let failed = match tx.run_fence(&fence).await {
             Ok(()) => return Ok(open),
             Err(failed) => failed,
         };

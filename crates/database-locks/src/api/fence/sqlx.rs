@@ -24,10 +24,10 @@ fn otherwise(fence: &Fence, error: sqlx::Error) -> Failed {
     use sqlx::Error as DriverError;
     let op = crate::api::fence::transaction::op(fence);
     Failed::Otherwise(match error {
-        DriverError::Database(said) => Error::Rejected {
+        DriverError::Database(error) => Error::Rejected {
             op,
             hint: None,
-            source: said.message().to_owned().into(),
+            source: error.message().to_owned().into(),
         },
         error => Error::Unavailable {
             op,
@@ -43,8 +43,8 @@ macro_rules! transactions_of {
             const ENGINE: &'static str =
                 <<$database as Database>::Connection as sealed::Transaction>::ENGINE;
 
-            async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
-                sealed::Transaction::pass(&mut **self, fence).await
+            async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
+                sealed::Transaction::run_fence(&mut **self, fence).await
             }
         }
     };
@@ -60,7 +60,7 @@ mod postgres {
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
-        let code = error.as_database_error().and_then(|said| said.code());
+        let code = error.as_database_error().and_then(|error| error.code());
         match code.and_then(|code| FenceFailure::of_sqlstate(&code)) {
             Some(failure) => Failed::Fence(failure),
             None => otherwise(fence, error),
@@ -70,7 +70,7 @@ mod postgres {
     impl sealed::Transaction for PgConnection {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let Some(sql) = fence.sql(ParamStyle::Numbered) else {
                 return Ok(());
@@ -102,9 +102,9 @@ mod mysql {
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
-        let said = error.as_database_error();
-        let said = said.and_then(|said| said.try_downcast_ref::<MySqlDatabaseError>());
-        match said.and_then(|said| FenceFailure::of_mysql(said.number())) {
+        let error = error.as_database_error();
+        let error = error.and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+        match error.and_then(|error| FenceFailure::of_mysql(error.number())) {
             Some(failure) => Failed::Fence(failure),
             None => otherwise(fence, error),
         }
@@ -113,7 +113,7 @@ mod mysql {
     impl sealed::Transaction for MySqlConnection {
         const ENGINE: &'static str = "mysql";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let (style, (name, token, grant)) = (ParamStyle::Question, fence.params());
             if let Some(before) = fence.before(style) {
@@ -153,7 +153,7 @@ mod sqlite {
         const ENGINE: &'static str = "sqlite";
 
         /// SQLite fences by the open transaction alone.
-        async fn pass(&mut self, _: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, _: &Fence) -> Result<(), Failed> {
             in_transaction(self)
         }
     }

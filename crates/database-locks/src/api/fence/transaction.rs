@@ -36,7 +36,7 @@ pub(crate) mod sealed {
         const ENGINE: &'static str;
 
         /// Run the statements of the fence.
-        fn pass(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
+        fn run_fence(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
     }
 }
 
@@ -95,7 +95,7 @@ mod postgres {
     }
 
     /// Not prepared: behind a pooler the next statement may reach another session.
-    async fn pass(client: &Client, fence: &Fence) -> Result<(), Failed> {
+    async fn run_fence(client: &Client, fence: &Fence) -> Result<(), Failed> {
         let Some(sql) = fence.sql(ParamStyle::Numbered) else {
             return Ok(());
         };
@@ -112,7 +112,7 @@ mod postgres {
     impl sealed::Transaction for Transaction<'_> {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             pass(self.client(), fence).await
         }
     }
@@ -120,7 +120,7 @@ mod postgres {
     impl sealed::Transaction for Client {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             pass(self, fence).await?;
             let rows = self.query_typed(IN_TRANSACTION, &[]).await;
             let rows = rows.map_err(|e| failed(fence, e))?;
@@ -155,8 +155,8 @@ mod mysql {
                         _ => None,
                     };
                     // The driver's own error messages may contain whole packets.
-                    let said = format!("{} (error {})", error.message, error.code);
-                    Error::rejected(op, hint, said.into())
+                    let error = format!("{} (error {})", error.message, error.code);
+                    Error::rejected(op, hint, error.into())
                 }
             },
             error => Error::Unavailable {
@@ -169,7 +169,7 @@ mod mysql {
     impl sealed::Transaction for Transaction<'_> {
         const ENGINE: &'static str = "mysql";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             let style = ParamStyle::Question;
             if let Some(before) = fence.before(style) {
                 let rows = self.exec::<Row, _, _>(before, fence.params()).await;
@@ -195,7 +195,7 @@ mod sqlite {
         const ENGINE: &'static str = "sqlite";
 
         /// SQLite fences by the open transaction alone.
-        fn pass(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
+        fn run_fence(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
             std::future::ready(Ok(()))
         }
     }

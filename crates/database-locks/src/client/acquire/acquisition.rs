@@ -54,7 +54,7 @@ pub(crate) struct Acquisition<'a> {
     /// The result of a poll, if the lock is not worth a try yet.
     polled: Option<Result<Outcome, StoreError>>,
     /// How long to wait for a holder within this process, whose release wakes the queue. The lock
-    /// is first_try after that because it may also become free in another way.
+    /// is tried after that because it may also become free in another way.
     held_here: Option<Duration>,
     /// Since when answers have not told who holds the lock.
     unclear_since: Option<Time>,
@@ -326,7 +326,7 @@ impl<'a> Acquisition<'a> {
                 tokio::time::sleep(pause).await;
                 return None;
             }
-            // A free or locked row is first_try, since a poll would tell nothing more.
+            // A free or locked row is tried, since a poll would tell nothing more.
             if !held {
                 tokio::time::sleep(polling).await;
                 return None;

@@ -327,9 +327,9 @@ impl Drop for DirectPath {
 impl Drop for Entry {
     fn drop(&mut self) {
         if self.path.is_here() {
-            let over = self.path.state().take(self.number);
+            let ended = self.path.state().take(self.number);
             // Without the mutex: dropping a waker runs foreign code.
-            drop(over);
+            drop(ended);
         }
     }
 }
@@ -411,7 +411,7 @@ impl Entry {
     /// End a call that was answered, or that was not sent because the lane is not `connected`.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
-        let Some(over) = state.take(self.number) else {
+        let Some(ended) = state.take(self.number) else {
             return;
         };
         if !connected {
@@ -423,7 +423,7 @@ impl Entry {
             }
         }
         drop(state);
-        drop(over);
+        drop(ended);
     }
 }
 

@@ -236,8 +236,8 @@ fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
             owned(&path).await;
             server.given_up.load(Ordering::SeqCst)
         };
-        let over = acquire(&path, Some(Duration::from_millis(20))).await;
-        assert!(over.is_none(), "{over:?}");
+        let ended = acquire(&path, Some(Duration::from_millis(20))).await;
+        assert!(ended.is_none(), "{ended:?}");
         assert!(path.enter().is_none(), "it is completed");
         owned(&path).await;
         assert_eq!(server.answered.load(Ordering::SeqCst), 1);

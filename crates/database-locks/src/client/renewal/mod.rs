@@ -538,7 +538,7 @@ mod tests {
     fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it() {
         for asked in [false, true] {
             let (mut table, _) = table_of(0);
-            let (held, lease) = nearly_over(clock::now() + Duration::from_millis(1));
+            let (held, lease) = trusted_until(clock::now() + Duration::from_millis(1));
             let id = held.grant.id;
             table.add(lease, Arc::clone(&held), clock::now());
             table.entries.get_mut(&id).unwrap().renewing();
@@ -557,7 +557,7 @@ mod tests {
     }
 
     /// A grant trusted until `until`, and a lease whose renewal confirms it for longer.
-    fn nearly_over(until: Time) -> (Arc<GrantState>, Lease) {
+    fn trusted_until(until: Time) -> (Arc<GrantState>, Lease) {
         let (held, lease) = held_for(Duration::from_secs(30), clock::now());
         held.trust_until(until);
         (held, lease)
@@ -578,13 +578,13 @@ mod tests {
 
     #[test]
     fn a_late_confirmation_does_not_revoke_a_reported_end_of_trust() {
-        let (held, lease) = nearly_over(clock::now());
+        let (held, lease) = trusted_until(clock::now());
         assert!(held.trusted_for().is_zero());
         assert!(matches!(held.confirm(&lease), Confirmed::TooLate));
         assert!(held.trusted_for().is_zero(), "held again");
 
         // No caller has read the end of trust, so the confirmation counts.
-        let (held, lease) = nearly_over(clock::now());
+        let (held, lease) = trusted_until(clock::now());
         assert!(!matches!(held.confirm(&lease), Confirmed::TooLate));
         assert!(!held.trusted_for().is_zero());
     }
@@ -595,7 +595,7 @@ mod tests {
     fn a_loss_counts_from_the_end_of_trust() {
         let ago = Duration::from_secs(5);
         for asked in [false, true] {
-            let (held, _) = nearly_over(clock::now() - ago);
+            let (held, _) = trusted_until(clock::now() - ago);
             if asked {
                 assert!(held.trusted_for().is_zero());
             }
@@ -609,7 +609,7 @@ mod tests {
     #[test]
     fn a_grant_that_is_confirmed_too_late_is_lost() {
         let (mut table, _) = table_of(0);
-        let (held, lease) = nearly_over(clock::now());
+        let (held, lease) = trusted_until(clock::now());
         let (id, now) = (held.grant.id, clock::now());
         table.add(lease, Arc::clone(&held), now);
         assert!(held.trusted_for().is_zero());
@@ -651,17 +651,17 @@ mod tests {
     #[test]
     fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
         for round in 0..400 {
-            let (held, lease) = nearly_over(clock::now() + Duration::from_micros(100));
+            let (held, lease) = trusted_until(clock::now() + Duration::from_micros(100));
             let start = std::sync::Barrier::new(3);
             std::thread::scope(|scope| {
                 for _ in 0..2 {
                     scope.spawn(|| {
                         start.wait();
-                        let mut over = false;
+                        let mut ended = false;
                         for _ in 0..2_000 {
-                            let now_over = held.trusted_for().is_zero();
-                            assert!(now_over || !over, "held again, in round {round}");
-                            over = now_over;
+                            let now_ended = held.trusted_for().is_zero();
+                            assert!(now_ended || !ended, "held again, in round {round}");
+                            ended = now_ended;
                         }
                     });
                 }
