@@ -102,9 +102,9 @@ mod mysql {
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
-        let error = error.as_database_error();
-        let error = error.and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
-        match error.and_then(|error| FenceFailure::of_mysql(error.number())) {
+        let answer = error.as_database_error();
+        let answer = answer.and_then(|answer| answer.try_downcast_ref::<MySqlDatabaseError>());
+        match answer.and_then(|answer| FenceFailure::of_mysql(answer.number())) {
             Some(failure) => Failed::Fence(failure),
             None => otherwise(fence, error),
         }
