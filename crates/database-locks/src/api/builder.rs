@@ -162,7 +162,7 @@ impl LocksBuilder {
     }
 }
 
-/// Without the URL, which may hold a password.
+/// Leaves out the URL, which may contain a password.
 impl Locks {
     /// Connect to a database, with the table `database_locks_lock`.
     ///
@@ -243,7 +243,7 @@ impl Locks {
             );
             Error::config("url", got, "give one that this user can read")
         })?;
-        // What a pipe said once it does not say again.
+        // A pipe can be read only once.
         if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
             return Ok(Self::builder(url));
         }
@@ -253,7 +253,7 @@ impl Locks {
     }
 }
 
-/// What stands in a file that is no larger than a URL can be.
+/// Read a URL from a file, with a limit on its size.
 fn read_url(path: &Path) -> io::Result<String> {
     const MOST: u64 = 1 << 16;
     let mut bytes = Vec::new();

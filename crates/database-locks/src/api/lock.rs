@@ -21,9 +21,9 @@ use crate::error::loss::Loss;
 use crate::runtime;
 use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
 
-/// What a ttl is unless given.
+/// The default ttl.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
-/// What `poll` is at least: less would be one statement after another.
+/// The minimum of `poll`. Less would send statements without a pause.
 const MIN_POLL: Duration = Duration::from_millis(1);
 
 /// A lock's name and settings. It can be acquired many times; a [`LockGuard`] is the held lock.
@@ -70,7 +70,7 @@ pub struct Lock {
     metadata: Map<String, Value>,
 }
 
-/// On one line, without the settings that are as by default.
+/// Leaves out settings with their default values.
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Lock");
@@ -342,11 +342,11 @@ impl Lock {
         if let Some(guard) = acquire(Arc::clone(client), request).await? {
             return Ok(guard);
         }
-        // Only a wait of zero ends so. The error names the holder.
+        // Only a wait of zero returns `None`. The error names the holder.
         let (shared, of) = (Arc::clone(client), name.clone());
         let info = runtime::run(async move { read(&shared, &of).await });
         let info = info.await.ok().flatten();
-        // A free row names the last holder.
+        // A free row still contains the last holder.
         let by = info.and_then(|info| info.held_by());
         let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
         Err(Error::TimedOut {
@@ -463,9 +463,9 @@ impl Lock {
     }
 }
 
-/// What `work` returns, or how the lock was lost before it did.
+/// Run `work` until it ends or the lock is lost.
 async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, Loss> {
-    // What the work logs says under which lock, and which grant of it.
+    // Log records of the work belong to this lock and grant.
     let span = tracing::debug_span!(
         "locked",
         lock.name = guard.name().as_str(),
@@ -480,15 +480,15 @@ async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, 
     }
 }
 
-/// Release the lock of work that has ended, and return what it came to.
+/// Release the lock after the work has ended, and return the result of the work.
 async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
     let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
     match guard.release().await {
         // The work blocked past the end of the lease, or the lock was released by force since the
         // last renewal.
         Err(lost @ Error::Lost { .. }) => Err(lost),
-        // The lock was held until the work ended. A release that failed does not change the result of
-        // the work, and goes on in the background.
+        // The lock was held until the work ended. A failed release does not change the result of
+        // the work, and continues in the background.
         Ok(()) | Err(_) => Ok(output),
     }
 }

@@ -22,11 +22,11 @@ use protocol::{
     Timing, Token, Ttl,
 };
 
-/// How long DDL may take: on a busy server it has to wait for others to let go of the table.
+/// Timeout of DDL, which waits on a busy server for transactions that use the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
-/// How long all the looks of an examination may take together: it reads every row once.
+/// Timeout of all reads of one examination, which reads every row once.
 const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a release by force goes on trying where the row is locked.
+/// How long a release by force retries while the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The locks of one table of one database.
@@ -145,7 +145,8 @@ impl Locks {
                 .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                 observe(&client, &mut page.rows);
-                // A row that was deleted and made anew meanwhile is found twice: the later one counts.
+                // A row that was deleted and inserted again meanwhile is found twice: the later one
+                // counts.
                 found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
                 match page.last {
                     Some(last) => after = Some(last),
@@ -389,7 +390,7 @@ impl Locks {
         let Prune { idle, legacy } = what;
         self.in_background(move |client| async move {
             let (mut total, mut after) = (0, None);
-            // Each page is a call of its own, so that renewals get in between.
+            // Each page is a separate request, so that renewals are sent in between.
             loop {
                 let prune = || client.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
                 let page = while_contended(REQUEST_TIMEOUT, prune).await;
@@ -463,7 +464,7 @@ impl Locks {
         }
     }
 
-    /// A future that borrows nothing: it carries `work` out in the background, once it is polled.
+    /// A future that borrows nothing and runs `work` in the background once it is polled.
     fn in_background<T, W, F>(
         &self,
         work: W,

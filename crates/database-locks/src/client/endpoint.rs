@@ -1,4 +1,4 @@
-//! Where the locks are, and what each process shares of it.
+//! The database and table of one [`Locks`](crate::Locks), with one client a process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::store::connect::source::Given;
 use crate::store::connect::table::Table;
 use crate::store::measured::Observed;
 
-/// Where the locks are, and what each process made of it.
+/// The database and table of one [`Locks`](crate::Locks), with one client a process.
 pub(crate) struct Endpoint {
     engine: Engine,
     given: Given,
@@ -20,7 +20,7 @@ pub(crate) struct Endpoint {
     client: PerProcess<Arc<Client>>,
 }
 
-/// On one line, and nothing of the URL but its engine.
+/// Shows the engine but not the URL, which may contain a password.
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Locks")
@@ -31,7 +31,7 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// No I/O: the URL and the name of the table are checked.
+    /// Checks the URL and the table name. No I/O.
     pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
         let mut endpoint = Self {
             given,
@@ -47,7 +47,8 @@ impl Endpoint {
         self.engine
     }
 
-    /// A forked child connects for itself: it must not use its parent's connection.
+    /// The client of this process. A forked child makes its own, because it must not use its
+    /// parent's connection.
     pub(crate) fn client(&self) -> Result<&Arc<Client>, Error> {
         let make = || {
             let (store, engine) = store::open_given(&self.given, &self.table)?;

@@ -1,7 +1,8 @@
-//! Which grants have a fenced transaction of this process open.
+//! The grants that have a fenced transaction open in this process.
 //!
-//! On MySQL and MariaDB an open fence locks its row, against a release by its own process too. Such a
-//! release is done when the transaction ends: to wait for it would be to wait for the caller itself.
+//! On MySQL and MariaDB an open fence locks its row against a release by the same process too. Such
+//! a release is deferred until the transaction ends: waiting for it would block the caller that has
+//! to end it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,17 +20,17 @@ pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 struct Entry {
     held: Arc<GrantState>,
     open: usize,
-    /// Dropped with the entry, which wakes those that wait for the end.
+    /// Dropped with the entry, which wakes every [`FenceEnd`].
     ended: watch::Sender<()>,
 }
 
-/// The end of the last open fence of a grant.
+/// A future end: the last open fence of one grant.
 #[derive(Debug)]
 pub(crate) struct FenceEnd(watch::Receiver<()>);
 
 impl FenceEnd {
     pub(crate) async fn wait(mut self) {
-        // Nothing is ever sent.
+        // The sender never sends; the channel closes when the entry is dropped.
         while self.0.changed().await.is_ok() {}
     }
 }
@@ -60,7 +61,7 @@ impl OpenFences {
         drop(gone);
     }
 
-    /// Where a fence of this grant is open: when the last one ends.
+    /// The end of the last open fence of this grant; `None` if it has no open fence.
     pub(crate) fn end_of(&self, grant: GrantId) -> Option<FenceEnd> {
         let entries = self.entries();
         let entry = entries.get(&grant)?;

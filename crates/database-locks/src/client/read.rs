@@ -1,4 +1,4 @@
-//! Reading rows for people to see.
+//! Reading lock rows for `show` and `list`.
 
 use protocol::{LockInfo, LockName, LockState, ObservedExpiry, REQUEST_TIMEOUT};
 
@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::retry::while_contended;
 
-/// Read one row.
+/// Read the row of one lock.
 pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<LockInfo>, Error> {
     let names = std::slice::from_ref(name);
     let read = while_contended(REQUEST_TIMEOUT, || {
@@ -20,7 +20,8 @@ pub(crate) async fn read(client: &Client, name: &LockName) -> Result<Option<Lock
     Ok(rows.pop())
 }
 
-/// Take note of what was read, where leases end by being observed.
+/// Record an observation of each row whose lease ends by observation, and set the row's state from
+/// it.
 pub(crate) fn observe(client: &Client, rows: &mut [LockInfo]) {
     let now = clock::now();
     for row in rows {

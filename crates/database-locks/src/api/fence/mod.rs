@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
-use crate::client::guard::{LockGuard, not_ours};
+use crate::client::guard::{LockGuard, mark_lost};
 use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
@@ -27,7 +27,7 @@ pub use statement::{Fence, FenceFailure, ParamStyle};
 pub(crate) use transaction::Failed;
 pub use transaction::FenceTransaction;
 
-/// What a renewal that covers a transaction asks for on top of what it was told: the transaction
+/// Added to the duration of a transaction when its lease is extended, because the transaction
 /// begins only after the reply.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
 
@@ -48,7 +48,7 @@ struct Open {
     client: Arc<Client>,
     grant: GrantId,
     holds_back: bool,
-    /// Gone before the renewals go on.
+    /// Dropped before renewals continue.
     barrier: Option<Barrier>,
 }
 
@@ -72,7 +72,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.barrier = None;
-        // What waits for this end finds the row unlocked.
+        // A release that waits for this fence finds the row unlocked.
         self.client.fences.closed(self.grant);
         if self.holds_back {
             self.client.scheduler.with(self.grant, |lease, now| {
@@ -173,13 +173,13 @@ impl LockGuard {
                     let open = Open::new(&client, &held, false, Some(barrier));
                     Ok(OpenFence(Here::new(open)))
                 }
-                Err(gone) => Err(not_ours(&client, &held, gone)),
+                Err(gone) => Err(mark_lost(&client, &held, gone)),
             }
         })
         .await
     }
 
-    /// What to renew to so that a transaction of that length is covered.
+    /// The ttl that covers a transaction of this duration.
     fn covering(&self, lasting: Duration) -> Result<Duration, Error> {
         let refuse = || {
             let allowed = "less than 10 years";
@@ -304,7 +304,7 @@ impl LockGuard {
             ));
         }
         let open = self.open_fence(lasting).await?;
-        let failed = match tx.pass(&fence).await {
+        let failed = match tx.run_fence(&fence).await {
             Ok(()) => return Ok(open),
             Err(failed) => failed,
         };
