@@ -1,7 +1,7 @@
-//! The grants of this process: those that it holds, and those that it is asking for.
+//! The grants of this process: those that it holds, and those that it requests.
 //!
-//! A caller with the same `locked_by` takes a lock over from another process, but waits for a grant of its own
-//! process: see [`Lock::take_over`](crate::Lock::take_over). A forked child has none of its parent's.
+//! A caller with the same `locked_by` preempts a grant of another process, but waits for one of its
+//! own: see [`Lock::take_over`](crate::Lock::take_over). A forked child has none of its parent's.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::runtime::fork::PerProcess;
 use protocol::GrantId;
 
-/// How many [`Ours`] there are of each grant. Of all [`Locks`](crate::Locks) together, since two of them may be of
-/// the same table.
+/// How many [`OwnGrant`]s there are of each grant, of all [`Locks`](crate::Locks) together: two of
+/// them may be of the same table.
 fn all() -> MutexGuard<'static, HashMap<GrantId, u32>> {
     static ALL: PerProcess<Mutex<HashMap<GrantId, u32>>> = PerProcess::new();
     let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
@@ -20,16 +20,16 @@ fn all() -> MutexGuard<'static, HashMap<GrantId, u32>> {
 
 /// While it lives, this grant counts as one of this process.
 #[derive(Debug)]
-pub(crate) struct Ours(GrantId);
+pub(crate) struct OwnGrant(GrantId);
 
-impl Ours {
+impl OwnGrant {
     pub(crate) fn new(grant: GrantId) -> Self {
         *all().entry(grant).or_default() += 1;
         Self(grant)
     }
 }
 
-impl Drop for Ours {
+impl Drop for OwnGrant {
     fn drop(&mut self) {
         let mut all = all();
         if let Some(times) = all.get_mut(&self.0) {
@@ -42,7 +42,7 @@ impl Drop for Ours {
 }
 
 /// Whether a grant id, as it stands in a row, is of this process.
-pub(crate) fn is_ours(grant: &str) -> bool {
+pub(crate) fn is_own_grant(grant: &str) -> bool {
     GrantId::parse(grant).is_some_and(|grant| all().contains_key(&grant))
 }
 
@@ -54,10 +54,10 @@ mod tests {
     #[test]
     fn a_grant_is_ours_for_as_long_as_anybody_says_so() {
         let grant = random_grant_id().unwrap();
-        let (asked, held) = (Ours::new(grant), Ours::new(grant));
+        let (asked, held) = (OwnGrant::new(grant), OwnGrant::new(grant));
         drop(asked);
-        assert!(is_ours(grant.as_str()));
+        assert!(is_own_grant(grant.as_str()));
         drop(held);
-        assert!(!is_ours(grant.as_str()));
+        assert!(!is_own_grant(grant.as_str()));
     }
 }
