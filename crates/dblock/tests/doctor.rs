@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 use support::Sandbox;
-use testkit::server::{find_binary, require};
+use testkit::programs::{find_binary, require};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
 #[test]

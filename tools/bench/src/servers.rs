@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use testkit::mysql::Options;
-use testkit::server::{find_binary, free_port};
+use testkit::programs::find_binary;
+use testkit::server::free_port;
 use testkit::tether::ScratchDir;
 use testkit::{Killable, MariaDb, MySql, MySqlServer, Postgres, time};
 

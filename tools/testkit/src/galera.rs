@@ -1,28 +1,25 @@
 //! A Galera cluster of three MariaDB servers, each of which can be written to.
 
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::mysql::{self, MariaDb, MySqlServer};
-use crate::nodes::{self, Nodes, faketime, give_clock};
-use crate::server::{find_binary, free_port, require};
-use crate::template;
+use crate::nodes::{self, Nodes, give_clock};
+use crate::programs::require;
+use crate::server::{free_port, on_free_ports};
 use crate::time;
+
+mod history;
+mod installed;
+
+use history::{copy, position_in, recovered};
+use installed::{Programs, found, missing};
 
 pub use crate::nodes::NODES;
 
 /// How long a node may take until it knows that it has lost the others.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
-
-/// Where packages put Galera's library.
-const PROVIDERS: [&str; 4] = [
-    "/usr/lib/galera/libgalera_smm.so",
-    "/usr/lib/galera-4/libgalera_smm.so",
-    "/usr/lib64/galera-4/libgalera_smm.so",
-    "/usr/lib/libgalera_smm.so",
-];
 
 /// Three servers, numbered from 0, that hold the same data: to be stopped, killed, frozen and cut
 /// off from the others.
@@ -80,49 +77,13 @@ impl Options {
     /// When all is there and it does not start, with the end of a log; or when something is not
     /// there and `galera` is [required](require).
     pub fn start(self) -> Option<Galera> {
-        require("galera", missing(&self), found(&self))
+        let clocks = self.has_clocks();
+        require("galera", missing(clocks), found(clocks))
             .map(|programs| Galera::new(&programs, &self))
     }
-}
 
-/// What a cluster is started with.
-struct Programs {
-    mariadbd: PathBuf,
-    provider: PathBuf,
-    /// None where no node has a clock of its own.
-    faketime: Option<PathBuf>,
-}
-
-fn provider() -> Option<PathBuf> {
-    let mut paths = PROVIDERS.iter().map(PathBuf::from);
-    paths.find(|path| path.is_file())
-}
-
-fn found(options: &Options) -> Option<Programs> {
-    let faketime = match options.clocks.iter().any(Option::is_some) {
-        true => Some(faketime()?),
-        false => None,
-    };
-    // By it a node that was away gets the data.
-    find_binary("rsync", &[])?;
-    Some(Programs {
-        mariadbd: find_binary("mariadbd", &[])?,
-        provider: provider()?,
-        faketime,
-    })
-}
-
-fn missing(options: &Options) -> &'static str {
-    if find_binary("mariadbd", &[]).is_none() {
-        "mariadbd"
-    } else if provider().is_none() {
-        "libgalera_smm.so"
-    } else if find_binary("rsync", &[]).is_none() {
-        "rsync"
-    } else if options.clocks.iter().any(Option::is_some) && faketime().is_none() {
-        "libfaketimeMT.so.1"
-    } else {
-        "galera"
+    fn has_clocks(&self) -> bool {
+        self.clocks.iter().any(Option::is_some)
     }
 }
 
@@ -141,11 +102,10 @@ impl nodes::Cluster for Galera {
 fn shared() -> Option<&'static RwLock<Galera>> {
     static SHARED: OnceLock<Option<RwLock<Galera>>> = OnceLock::new();
     let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
-    let shared = SHARED.get_or_init(|| {
-        found(&options).map(|programs| RwLock::new(Galera::new(&programs, &options)))
-    });
+    let shared = SHARED
+        .get_or_init(|| found(true).map(|programs| RwLock::new(Galera::new(&programs, &options))));
     // Asked every time: each test that is skipped says so.
-    require("galera", missing(&options), shared.as_ref())
+    require("galera", missing(true), shared.as_ref())
 }
 
 impl Galera {
@@ -190,15 +150,7 @@ impl Galera {
     }
 
     fn new(programs: &Programs, options: &Options) -> Self {
-        let mut last = String::new();
-        for _ in 0..5 {
-            match Self::try_new(programs, options) {
-                Ok(cluster) => return cluster,
-                Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
-                Err(log) => panic!("{log}"),
-            }
-        }
-        panic!("no ports stay free\n{last}")
+        on_free_ports(|| Self::try_new(programs, options))
     }
 
     /// The data of one node is made, and copied for the others together with its place in the
@@ -502,45 +454,4 @@ fn unlaunched(
         give_clock(&mut mariadb, library, ahead);
     }
     mariadb
-}
-
-/// Where a node that has ended in good order was in the history.
-fn position_in(data: &Path) -> Option<String> {
-    let state = std::fs::read_to_string(data.join("grastate.dat")).ok()?;
-    let value = |key: &str| {
-        let line = state.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.trim().to_owned())
-    };
-    Some(format!("{}:{}", value("uuid:")?, value("seqno:")?))
-}
-
-/// Where a node was that has ended somehow.
-fn recovered(mariadb: &MySqlServer) -> Option<String> {
-    let position = position_in(&mariadb.data())?;
-    if !position.ends_with(":-1") {
-        return Some(position);
-    }
-    let mut args = mariadb.args.clone();
-    args.push("--wsrep-recover".into());
-    let said = mariadb.server.prepare(&mariadb.program, &args);
-    let found = said.lines().rev().find_map(|line| {
-        let (_, position) = line.split_once("WSREP: Recovered position: ")?;
-        Some(position.trim().to_owned())
-    });
-    found.filter(|position| !position.ends_with(":-1"))
-}
-
-/// Give a node the data of another that has ended.
-fn copy(data: &Path, node: &MySqlServer) {
-    let to = node.data();
-    template::copy(data, &to, &node.server);
-    // What is one node's own.
-    for own in ["galera.cache", "gvwstate.dat"] {
-        // Not every node has each.
-        let _ = std::fs::remove_file(to.join(own));
-    }
-    let state = to.join("grastate.dat");
-    let text = std::fs::read_to_string(&state).expect("the first node wrote it");
-    let text = text.replace("safe_to_bootstrap: 1", "safe_to_bootstrap: 0");
-    std::fs::write(&state, text).expect("the directory is ours");
 }

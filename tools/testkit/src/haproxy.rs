@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::nodes::{NODES, Nodes};
-use crate::server::{Server, User, find_binary, on_a_free_port, require};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port};
 use crate::sql::database_of;
 use crate::time;
 

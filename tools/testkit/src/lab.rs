@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database_locks::Locks;
 
-use crate::contract::Bench;
+use crate::contract::bench::Bench;
 use crate::galera::{self, Galera};
 use crate::group::{self, Group};
 use crate::mysql::{MariaDb, MySql, MySqlServer, Options};
@@ -375,6 +375,17 @@ impl Lab {
     }
 }
 
+/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use the direct path.
+#[derive(Debug)]
+pub struct LaneLab(pub Lab);
+
+impl LaneLab {
+    /// For the store contract.
+    pub fn bench(&self) -> Bench {
+        self.0.bench().by_lane()
+    }
+}
+
 /// Sessions begin with unusual settings.
 fn odd(options: Options) -> Options {
     let settings = [
@@ -410,7 +421,7 @@ macro_rules! lab_tests {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(lab) = $crate::Lab::$engine() {
+                    if let Some(lab) = $crate::lab::Lab::$engine() {
                         super::$clause(&lab).await;
                     }
                 }

@@ -7,10 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::template;
-use crate::tls::Certificate;
+
+mod options;
+
+pub use options::{Flavor, Options};
 
 /// What the kernel sends the server when the test process ends. It leaves nothing behind
 /// but its directory, and a frozen one is reached too.
@@ -28,47 +32,6 @@ const COUNT_LESS: [&str; 9] = [
     "--performance-schema-max-program-instances=0",
     "--table-open-cache=200",
 ];
-
-/// Whose server it is: they differ in options, error messages and some SQL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    /// MariaDB, as the distribution has it.
-    MariaDb,
-    /// Oracle's MySQL, where `DBLOCK_MYSQLD` says: see `scripts/get-mysql`.
-    MySql,
-}
-
-impl Flavor {
-    /// As it is called in promises and in `DBLOCK_REQUIRE`.
-    pub fn engine(self) -> &'static str {
-        match self {
-            Self::MariaDb => "mariadb",
-            Self::MySql => "mysql",
-        }
-    }
-
-    /// How its server program is called.
-    pub fn binary(self) -> &'static str {
-        match self {
-            Self::MariaDb => "mariadbd",
-            Self::MySql => "mysqld",
-        }
-    }
-
-    /// Its server program. Debian's `mysqld` in PATH is MariaDB's, so it is not looked for there.
-    pub fn program(self) -> Option<PathBuf> {
-        match self {
-            Self::MariaDb => find_binary("mariadbd", &[]),
-            Self::MySql => std::env::var_os("DBLOCK_MYSQLD")
-                .map(PathBuf::from)
-                .filter(|program| program.is_file()),
-        }
-    }
-
-    fn required_program(self) -> Option<PathBuf> {
-        require(self.engine(), self.binary(), self.program())
-    }
-}
 
 /// A server of MySQL or MariaDB: of a test's own, or the one that the tests of a binary share.
 ///
@@ -131,55 +94,7 @@ macro_rules! starts {
 starts!(MariaDb);
 starts!(MySql);
 
-/// How to start a server: see [`MariaDb::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    flavor: Flavor,
-    fsync: bool,
-    tls: Option<Certificate>,
-    settings: Vec<String>,
-}
-
 impl Options {
-    fn new(flavor: Flavor) -> Self {
-        Self {
-            flavor,
-            fsync: false,
-            tls: None,
-            settings: vec!["--default-time-zone=+00:00".into()],
-        }
-    }
-
-    /// Wait for the disk at a commit. Off by default: the machine does not lose power
-    /// during a test, and a killed server loses nothing that it has given the kernel.
-    #[must_use]
-    pub fn fsync(mut self, on: bool) -> Self {
-        self.fsync = on;
-        self
-    }
-
-    /// The server's time zone as an offset, `+00:00` by default. Names would need tables
-    /// that a new server does not have.
-    #[must_use]
-    pub fn time_zone(self, offset: &str) -> Self {
-        self.set(&format!("default-time-zone={offset}"))
-    }
-
-    /// Offer TLS, with this certificate, and know users by those of its issuer. Without it the server
-    /// offers none, although MySQL makes a certificate by itself: a proxy between would see nothing.
-    #[must_use]
-    pub fn tls(mut self, certificate: &Certificate) -> Self {
-        self.tls = Some(certificate.clone());
-        self
-    }
-
-    /// Any setting, as in `innodb-lock-wait-timeout=1`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.settings.push(format!("--{setting}"));
-        self
-    }
-
     /// Start the server and wait until it answers. `None`, and a line that says so, when
     /// there is none on this machine.
     ///

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 
 use crate::postgres::Postgres;
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, database_of};
 
 /// What the kernel sends it when the test process ends.

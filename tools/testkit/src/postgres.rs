@@ -7,13 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::tls::Certificate;
-
-mod pair;
-
-pub use pair::{Commits, Pair};
 
 /// What the kernel sends the server when the test process ends: an immediate shutdown.
 /// After SIGKILL its shared memory would stay behind until the machine is restarted.
@@ -25,10 +22,10 @@ const DEATHSIG: &str = "QUIT";
 /// [`LOCKER_PASSWORD`], by `scram-sha-256`, when coming over TCP.
 #[derive(Debug)]
 pub struct Postgres {
-    server: Server,
-    bin: PathBuf,
-    args: Vec<String>,
-    port: u16,
+    pub(crate) server: Server,
+    pub(crate) bin: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) port: u16,
 }
 
 /// How to start a server: see [`Postgres::options`].
@@ -344,7 +341,12 @@ impl Postgres {
     }
 }
 
-fn launch(server: &mut Server, bin: &Path, args: &[String], port: u16) -> Result<(), String> {
+pub(crate) fn launch(
+    server: &mut Server,
+    bin: &Path,
+    args: &[String],
+    port: u16,
+) -> Result<(), String> {
     let mut args = args.to_vec();
     args.extend(["-p".into(), port.to_string()]);
     let dir = dir_of(server);
@@ -369,7 +371,7 @@ fn client(bin: &Path, name: &str) -> Command {
     Command::new(find_binary(name, &[bin.to_path_buf()]).unwrap_or_else(|| name.into()))
 }
 
-fn dir_of(server: &Server) -> String {
+pub(crate) fn dir_of(server: &Server) -> String {
     server.dir().display().to_string()
 }
 

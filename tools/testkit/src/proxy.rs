@@ -5,18 +5,21 @@
 //! [`Proxy::lose_next_reply`] the one fault that no client can tell from a statement
 //! that was never executed.
 
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use crate::time;
 
 mod pump;
+mod state;
+
+use state::{Control, Loss, State};
+
+pub use state::Counts;
 
 /// How long the proxy's own thread may take to close a connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -31,63 +34,6 @@ pub struct Proxy {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What has passed through a [`Proxy`] since it was made or
-/// [`reset_counts`](Proxy::reset_counts) was called.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections accepted, those refused not among them.
-    pub connections: u64,
-    /// Bytes the clients sent.
-    pub bytes_up: u64,
-    /// Bytes the server sent.
-    pub bytes_down: u64,
-    /// Reads that these came in: with a client that waits for every answer, its requests.
-    pub chunks_up: u64,
-    /// Reads that the server's bytes came in.
-    pub chunks_down: u64,
-}
-
-/// Which directions are open, and what is to be closed.
-#[derive(Clone, Debug)]
-struct Control {
-    up: bool,
-    down: bool,
-    refuse: bool,
-    /// Connections up to this number are cut.
-    cut: u64,
-    end: bool,
-}
-
-#[derive(Debug)]
-struct State {
-    control: watch::Sender<Control>,
-    tally: Mutex<Tally>,
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    counts: Counts,
-    patterns: HashMap<Vec<u8>, u64>,
-    scheduled: Option<(Vec<u8>, Loss)>,
-    faults_hit: u64,
-    /// Connections by number, from 1.
-    last: u64,
-    open: HashSet<u64>,
-}
-
-/// What is lost of the exchange that a scheduled fault waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loss {
-    Request,
-    Reply,
-}
-
-impl State {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Proxy {
     /// Start a proxy to a server that listens on `host` and `port`.
     ///
@@ -96,17 +42,7 @@ impl Proxy {
     /// When no thread or port is to be had.
     pub fn to(host: &str, port: u16) -> Self {
         let target = (host.to_owned(), port);
-        let control = Control {
-            up: true,
-            down: true,
-            refuse: false,
-            cut: 0,
-            end: false,
-        };
-        let state = Arc::new(State {
-            control: watch::Sender::new(control),
-            tally: Mutex::new(Tally::default()),
-        });
+        let state = Arc::new(State::new());
         let (ready, started) = mpsc::channel();
         let for_thread = Arc::clone(&state);
         // A thread and runtime of its own: it goes on while a test blocks its runtime, and
@@ -315,13 +251,4 @@ async fn connection(state: Arc<State>, number: u64, client: TcpStream, target: (
         () = pump::both(&state, client, target) => {}
     }
     state.tally().open.remove(&number);
-}
-
-impl Tally {
-    fn connect(&mut self) -> u64 {
-        self.counts.connections += 1;
-        self.last += 1;
-        self.open.insert(self.last);
-        self.last
-    }
 }

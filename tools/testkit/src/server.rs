@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -26,48 +26,6 @@ const SIGNAL_WITHIN: Duration = Duration::from_secs(10);
 /// Ports tried for a server. Below 32768, where the kernel takes the ports of outgoing
 /// connections from: one of those on a stopped server's port would make a restart fail.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
-
-/// What was `found` of `engine`; without it, skip the test or fail it.
-///
-/// `None` prints `skipped: no <binary>` and the test is to return. When the
-/// environment variable `DBLOCK_REQUIRE`, a list with commas, names the engine, a
-/// missing one is a failure: else the whole suite could pass by testing nothing.
-///
-/// # Panics
-///
-/// When the engine is required and missing.
-#[allow(
-    clippy::print_stdout,
-    reason = "who runs the tests is told what was not tested"
-)]
-pub fn require<T>(engine: &str, binary: &str, found: Option<T>) -> Option<T> {
-    if found.is_none() {
-        let required = std::env::var("DBLOCK_REQUIRE").unwrap_or_default();
-        assert!(
-            !names(&required, engine),
-            "{engine} is required, and there is no {binary}"
-        );
-        println!("skipped: no {binary}");
-    }
-    found
-}
-
-/// Whether the list `required` names `engine`.
-fn names(required: &str, engine: &str) -> bool {
-    required.split(',').any(|name| name.trim() == engine)
-}
-
-/// Find a program in `dirs`, then in PATH, then where Debian keeps the servers.
-pub fn find_binary(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    dirs.iter()
-        .cloned()
-        .chain(std::env::split_paths(&path))
-        // A user's PATH has no sbin on Debian, and mariadbd is there.
-        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
-}
 
 /// A port of 127.0.0.1 that nobody listened on a moment ago.
 ///
@@ -377,18 +335,29 @@ impl Drop for Server {
     }
 }
 
-/// Start by `launch`, on another port when somebody was faster to take this one.
-pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
+/// Calls `start` until it succeeds, a few times if a port that was free is in use by then.
+///
+/// # Panics
+///
+/// With the log of another failure.
+pub(crate) fn on_free_ports<T>(mut start: impl FnMut() -> Result<T, String>) -> T {
     let mut last = String::new();
     for _ in 0..5 {
-        let port = free_port();
-        match launch(port) {
-            Ok(()) => return port,
+        match start() {
+            Ok(started) => return started,
             Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
             Err(log) => panic!("{log}"),
         }
     }
-    panic!("no port stays free\n{last}")
+    panic!("no ports stay free\n{last}")
+}
+
+/// The same for one port, which it answers.
+pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
+    on_free_ports(|| {
+        let port = free_port();
+        launch(port).map(|()| port)
+    })
 }
 
 /// Whether a short-lived program succeeds.
@@ -406,21 +375,6 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_engine_is_required_by_its_whole_name() {
-        assert!(names("postgres, mariadb", "mariadb"));
-        assert!(!names("postgres18", "postgres"));
-        assert!(!names("", "postgres"));
-    }
-
-    #[test]
-    fn a_missing_engine_that_nobody_requires_is_skipped() {
-        assert_eq!(
-            require("no such engine", "no such binary", None::<()>),
-            None
-        );
-    }
 
     #[test]
     fn a_user_is_looked_up_by_its_whole_name() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Options, Postgres, dir_of, launch};
+use crate::postgres::{Options, Postgres, dir_of, launch};
 use crate::proxy::Proxy;
 use crate::server::{Server, User, on_a_free_port};
 use crate::sql::database_of;

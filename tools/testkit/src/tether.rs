@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
-use crate::server::find_binary;
+use crate::programs::find_binary;
 
 /// Reads one directory a line; at the end of its input the test process is gone.
 ///

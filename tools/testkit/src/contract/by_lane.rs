@@ -9,20 +9,6 @@ use database_locks::seam::{
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
-use super::Bench;
-use crate::lab::Lab;
-
-/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use their lanes.
-#[derive(Debug)]
-pub struct LaneLab(pub Lab);
-
-impl LaneLab {
-    /// For the store contract.
-    pub fn bench(&self) -> Bench {
-        self.0.bench().by_lane()
-    }
-}
-
 /// A store that takes and releases by its lane.
 #[derive(Debug)]
 pub(super) struct ByLane(pub(super) Arc<dyn Store>);

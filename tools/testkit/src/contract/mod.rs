@@ -5,7 +5,7 @@
 //! are waited for are bounds with room.
 
 mod acquiring;
-mod bench;
+pub(crate) mod bench;
 mod by_lane;
 mod crowds;
 mod giving_back;
@@ -15,9 +15,9 @@ mod same_holder;
 mod table;
 mod tickets;
 
+pub use crate::lab::LaneLab;
 pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
-pub use by_lane::LaneLab;
 pub use crowds::*;
 pub use giving_back::*;
 pub use renewing::*;
@@ -28,10 +28,10 @@ pub use tickets::*;
 
 /// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
 /// an `Option<Lab>`, and `None` skips.
-#[macro_export]
+#[macro_export(local_inner_macros)]
 macro_rules! contract_tests {
     ($engine:ident, $lab:expr) => {
-        $crate::contract_tests!($engine, $lab,
+        contract_tests!($engine, $lab,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, tcp};
 
-use super::{Loss, State, Tally};
+use super::state::{Loss, State};
 
 /// What is read at once: a request of any test fits, so that a pattern is not torn in two.
 const CHUNK: usize = 64 * 1024;
@@ -109,31 +109,4 @@ async fn down(
             return;
         }
     }
-}
-
-impl Tally {
-    /// Count a chunk of a client's, and say whether the scheduled loss is due to it.
-    fn request(&mut self, chunk: &[u8]) -> Option<Loss> {
-        self.counts.chunks_up += 1;
-        self.counts.bytes_up += chunk.len() as u64;
-        for (pattern, count) in &mut self.patterns {
-            *count += u64::from(contains(chunk, pattern));
-        }
-        let (_, loss) = self
-            .scheduled
-            .take_if(|(pattern, _)| contains(chunk, pattern))?;
-        if loss == Loss::Request {
-            self.faults_hit += 1;
-        }
-        Some(loss)
-    }
-
-    fn reply(&mut self, length: usize) {
-        self.counts.chunks_down += 1;
-        self.counts.bytes_down += length as u64;
-    }
-}
-
-fn contains(chunk: &[u8], pattern: &[u8]) -> bool {
-    pattern.is_empty() || chunk.windows(pattern.len()).any(|window| window == pattern)
 }
