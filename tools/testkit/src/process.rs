@@ -184,6 +184,32 @@ impl Drop for Killable {
     }
 }
 
+/// Forks this process without an `exec`; `None` in the child.
+///
+/// The child may allocate and start threads, which glibc allows after a fork. It ends by
+/// [`std::process::exit`].
+///
+/// # Panics
+///
+/// If the kernel refuses.
+pub fn fork() -> Option<Pid> {
+    #[allow(unsafe_code, reason = "the standard library cannot fork")]
+    // SAFETY: the child runs only what glibc supports in the child of a process with threads.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "cannot fork: {}", std::io::Error::last_os_error());
+    Pid::from_raw(pid)
+}
+
+/// Waits until a child of [`fork`] has ended.
+///
+/// # Panics
+///
+/// If it is no child of this process.
+pub fn wait_for_child(child: Pid) {
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
+        .expect("the child ends");
+}
+
 /// The letter by which the kernel calls the state of a process; `None` when there is
 /// no such process, or no `/proc`.
 pub(crate) fn state_of(pid: u32) -> Option<char> {

@@ -36,6 +36,7 @@ use database_locks::seam::{Outcome, ReleaseCommand, Released, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
 use rustix::process::Pid;
 use testkit::contract::ask;
+use testkit::process::{fork, wait_for_child};
 use tokio::runtime::{Builder, Runtime};
 
 type Done = Result<(), Box<dyn Error>>;
@@ -82,15 +83,7 @@ fn main() -> Done {
             });
             Ok(dropped.recv()?)
         }),
-        "thread-local" => {
-            thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
-            // Before anything of the library's, so that it is dropped after that.
-            KEPT.with(|kept| *kept.borrow_mut() = None);
-            on(one_thread(), url, name, async |guard| {
-                KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
-                Ok(())
-            })
-        }
+        "thread-local" => in_thread_local(url, name),
         "elsewhere" => elsewhere(url, name, Some),
         "elsewhere-dropped" => elsewhere(url, name, |guard| {
             drop(guard);
@@ -101,14 +94,7 @@ fn main() -> Done {
             std::thread::spawn(|| std::process::exit(3));
             std::future::pending().await
         }),
-        "given-up" => threads().block_on(async {
-            let lock = lock(url, name).await?;
-            let mut acquire = pin!(lock.acquire());
-            let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
-            assert!(once.await.is_pending());
-            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
-            Ok(())
-        }),
+        "given-up" => threads().block_on(give_up(url, name)),
         "when-told" => on(threads(), url, name, async |_guard| {
             println!("held");
             std::io::stdin().read_line(&mut String::new())?;
@@ -116,14 +102,34 @@ fn main() -> Done {
         }),
         "fork" => on(one_thread(), url, name, async |guard| {
             drop(guard);
-            match fork() {
-                None => std::process::exit(0),
-                child => child_ends(child),
-            }
+            let Some(child) = fork() else {
+                std::process::exit(0)
+            };
+            child_ends(child);
+            Ok(())
         }),
         "fork-lane" => fork_lane(url, name),
         other => panic!("unknown: {other}"),
     }
+}
+
+fn in_thread_local(url: &str, name: &str) -> Done {
+    thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
+    // Before anything of the library's, so that it is dropped after that.
+    KEPT.with(|kept| *kept.borrow_mut() = None);
+    on(one_thread(), url, name, async |guard| {
+        KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
+        Ok(())
+    })
+}
+
+async fn give_up(url: &str, name: &str) -> Done {
+    let lock = lock(url, name).await?;
+    let mut acquire = pin!(lock.acquire());
+    let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+    assert!(once.await.is_pending());
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
+    Ok(())
 }
 
 fn threads() -> Runtime {
@@ -183,17 +189,9 @@ async fn holding_task(guard: LockGuard) -> Done {
     Ok(begun.await?)
 }
 
-/// None in the child.
-fn fork() -> Option<Pid> {
-    #[allow(unsafe_code, reason = "there is no other way to fork")]
-    // SAFETY: there is no other thread, or the child ends at once.
-    Pid::from_raw(unsafe { libc::fork() })
-}
-
-fn child_ends(child: Option<Pid>) -> Done {
-    rustix::process::waitpid(child, rustix::process::WaitOptions::empty())?;
+fn child_ends(child: Pid) {
+    wait_for_child(child);
     println!("the child has ended");
-    Ok(())
 }
 
 fn fork_lane(url: &str, name: &str) -> Done {
@@ -214,12 +212,11 @@ fn fork_lane(url: &str, name: &str) -> Done {
     let call = runtime.spawn(acquire("another"));
     // The request is sent.
     runtime.block_on(tokio::task::yield_now());
-    let child = fork();
-    if child.is_none() {
+    let Some(child) = fork() else {
         drop((lane, store, runtime));
         std::process::exit(0);
-    }
-    child_ends(child)?;
+    };
+    child_ends(child);
     let what = ReleaseCommand {
         name: ask.name,
         token: Some(token),

@@ -149,9 +149,7 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
     let ttl = Duration::from_secs(2);
     let guard = locks.lock(name).ttl(ttl).acquire()?;
-    // SAFETY: what the child does here, allocation and threads of its own, glibc allows after a fork.
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         say(&format!("child: is_held {}", guard.is_held()));
         say(&format!("child: {}", guard.check().expect_err("not ours")));
         // Longer than the ttl: were the child to renew or release it, the parent would notice.
@@ -167,9 +165,8 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
         drop(guard);
         drop(locks);
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     testkit::time::sleep(ttl);
     say(&format!("parent: is_held {}", guard.is_held()));
     guard.check()?;
@@ -186,17 +183,15 @@ fn fork_as(url: &str, name: &str, holder: &str) -> Result<(), Error> {
         "parent: excludes {}",
         lock.try_acquire()?.is_none()
     ));
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         match lock.try_acquire() {
             Ok(Some(taken)) => say(&format!("child: greater {}", taken.token() > guard.token())),
             Ok(None) => say("child: excluded"),
             Err(error) => say(&format!("child: {}", error.chain())),
         }
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     say(&format!(
         "parent: {:?}",
         guard.check().err().map(|e| e.to_string())
@@ -220,22 +215,10 @@ fn fork_ids() -> Result<(), Error> {
         Ok(())
     };
     report()?;
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         report()?;
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     report()
-}
-
-/// Fork: 0 in the child.
-#[allow(
-    unsafe_code,
-    reason = "a child that goes on without exec is what is tested"
-)]
-fn split() -> i32 {
-    // SAFETY: what the child does, allocation and threads of its own, glibc allows after a fork.
-    unsafe { libc::fork() }
 }
