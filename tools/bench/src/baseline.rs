@@ -1,5 +1,5 @@
-//! The baseline of the locks: a prepared `UPDATE` that writes the same columns of the same table, and one that
-//! clears them, each committed by itself, on the same driver, socket and runtime.
+//! The baseline of the locks: a prepared `UPDATE` that writes the same columns of the same table,
+//! and one that clears them, each committed by itself, on the same driver, socket and runtime.
 
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
@@ -33,8 +33,8 @@ const METADATA: &str =
 /// The key of `pg_advisory_lock`.
 const ADVISORY: i64 = 7;
 
-/// The statements that make the table of locks under the name `baseline`. The collation of names differs
-/// between MySQL and MariaDB.
+/// The statements that make the table of locks under the name `baseline`. The collation of names
+/// differs between MySQL and MariaDB.
 pub(crate) fn schema(engine: &str) -> String {
     let (text, collation) = match engine {
         "postgres" => (

@@ -12,8 +12,8 @@ use crate::servers::{Engine, Servers, database};
 use crate::settings::repository;
 use crate::{baseline, subject};
 
-/// One case: a kind of lock on a server and a runtime. Its key is `engine/runtime`, and `engine/runtime/baseline`
-/// for the case that it is compared with.
+/// One case: a kind of lock on a server and a runtime. Its key is `engine/runtime`, and
+/// `engine/runtime/baseline` for the case that it is compared with.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) key: String,

@@ -1,7 +1,7 @@
 //! The process of a case, which acquires and releases on request.
 //!
-//! Each case, in Rust or Python, has a process of its own, so that its system calls can be counted alone. Its
-//! first line describes it; then it answers the requests on its standard input:
+//! Each case, in Rust or Python, has a process of its own, so that its system calls can be counted
+//! alone. Its first line describes it; then it answers the requests on its standard input:
 //!
 //! | request | what it does | answer |
 //! | --- | --- | --- |

@@ -18,8 +18,8 @@ use crate::stats::{median, spread};
 use crate::subject;
 use crate::svg::{Axis, Line, Plot, draw};
 
-/// How long the holder has the lock while the waiter waits, in milliseconds. Each is varied by a quarter, so
-/// that it never falls into step with a poll interval.
+/// How long the holder has the lock while the waiter waits, in milliseconds. Each is varied by a
+/// quarter, so that it never falls into step with a poll interval.
 const HOLDS: [f64; 6] = [1.0, 4.0, 15.0, 50.0, 100.0, 200.0];
 /// From this hold on all threads sleep in the meantime; the table has these holds.
 const ASLEEP: f64 = 30.0;

@@ -149,7 +149,8 @@ fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
     let acquired = worker.description.parse().unwrap_or(f64::NAN);
     let mut stat =
         || -> Value { serde_json::from_str(&worker.request("stat")).expect("it answers in JSON") };
-    // Locks that were acquired over a while share a round from the second renewal on, at the latest.
+    // Locks that were acquired over a while share a round from the second renewal on, at the
+    // latest.
     let settled = if locks > 10_000 { 5 } else { 3 };
     time::sleep(ttl / 6 * settled);
     let statements = || counter.as_ref().map(WireCounter::statements);

@@ -1,8 +1,9 @@
-//! The benchmark: measures the locks beside bare commits and beside other lock libraries, on real servers that
-//! it starts, and writes `docs/benchmarks.md`, `docs/benchmarks/appendix.md` and three plots.
+//! The benchmark: measures the locks beside bare commits and beside other lock libraries, on real
+//! servers that it starts, and writes `docs/benchmarks.md`, `docs/benchmarks/appendix.md` and three
+//! plots.
 //!
-//! `make bench` builds everything and runs it; `make bench SECONDS=60` passes a setting on. The program reads
-//! its settings from the environment, as `BENCH_SECONDS` and so on:
+//! `make bench` builds everything and runs it; `make bench SECONDS=60` passes a setting on. The
+//! program reads its settings from the environment, as `BENCH_SECONDS` and so on:
 //!
 //! | variable | meaning | default |
 //! | --- | --- | --- |

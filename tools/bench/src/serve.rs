@@ -1,4 +1,5 @@
-//! Serves the requests of a case in Rust; `child.rs` describes them. `peers/rust` includes this file too.
+//! Serves the requests of a case in Rust; `child.rs` describes them. `peers/rust` includes this
+//! file too.
 
 use std::future::Future;
 use std::io::{BufRead, Write};

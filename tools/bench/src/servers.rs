@@ -1,5 +1,5 @@
-//! The servers that are measured: each with its own defaults except for the settings below, and with every
-//! commit flushed to disk.
+//! The servers that are measured: each with its own defaults except for the settings below, and
+//! with every commit flushed to disk.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,12 @@ use testkit::{Killable, MariaDb, MySql, MySqlServer, Postgres, time};
 
 use crate::console::progress;
 
-/// MariaDB's own defaults, where the test kit sets less: with a small log it often waits for page writes.
+/// MariaDB's own defaults, where the test kit sets less: with a small log it often waits for page
+/// writes.
 const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
 
-/// MySQL's own defaults, where the test kit sets less: the binary log is on, and each commit waits for its
-/// flush (`sync_binlog` is 1 by default).
+/// MySQL's own defaults, where the test kit sets less: the binary log is on, and each commit waits
+/// for its flush (`sync_binlog` is 1 by default).
 const MYSQL: [&str; 13] = [
     "log-bin=binlog",
     "innodb-buffer-pool-size=128M",
@@ -273,7 +274,8 @@ impl Servers {
         }
     }
 
-    /// Runs `sql` in the database of an engine. On SQLite does nothing: the baseline makes its own table.
+    /// Runs `sql` in the database of an engine. On SQLite does nothing: the baseline makes its own
+    /// table.
     pub(crate) fn run_sql(&self, engine: &Engine, sql: &str) {
         let name = database(&engine.url);
         let done = match engine.key {

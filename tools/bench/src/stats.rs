@@ -37,8 +37,8 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[below] + (sorted[above] - sorted[below]) * place.fract())
 }
 
-/// The median over the rounds of `one / other` within a round. Load from other programs slows both values of a
-/// round, so the ratio varies less than the values.
+/// The median over the rounds of `one / other` within a round. Load from other programs slows both
+/// values of a round, so the ratio varies less than the values.
 pub(crate) fn ratio(one: &[f64], other: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = one
         .iter()

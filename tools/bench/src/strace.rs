@@ -50,8 +50,8 @@ impl Counts {
     }
 }
 
-/// Parses a line of `strace`: when the call began, its name, and the rest. `None` for a signal and for the end
-/// of an interrupted call.
+/// Parses a line of `strace`: when the call began, its name, and the rest. `None` for a signal and
+/// for the end of an interrupted call.
 fn call(line: &str) -> Option<(f64, &str, &str)> {
     let (_, line) = line.trim_start().split_once(' ')?;
     let (at, line) = line.trim_start().split_once(' ')?;

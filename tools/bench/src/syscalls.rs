@@ -1,7 +1,7 @@
 //! The system calls of a cycle, counted by `strace`: unlike times, they do not depend on the load.
 //!
-//! The client marks its trace by a `getppid` before each call and after the last. A sync of the server belongs to
-//! the acquire or release during which it began.
+//! The client marks its trace by a `getppid` before each call and after the last. A sync of the
+//! server belongs to the acquire or release during which it began.
 
 use std::fs::read_to_string;
 use std::process::Command;

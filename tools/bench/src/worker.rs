@@ -1,12 +1,14 @@
 //! The worker processes of the benchmark: this program, started as `bench worker …`.
 //!
-//! - `case KIND RUNTIME URL NAME`: one case of the tables, see [`crate::child`]. `KIND` is `subject` (this
-//!   library), `subject-off` (without auto-renew), `baseline` or `advisory`; `RUNTIME` is `current` (tokio's
-//!   current-thread runtime, which runs the loop), `multi` (a task of its default runtime) or `blocking`
-//! - `hold URL LOCKS TTL_MS`: acquires so many locks and answers how many milliseconds that took; answers `stat`
-//!   with its memory, its processor time and its lost locks
+//! - `case KIND RUNTIME URL NAME`: one case of the tables, see [`crate::child`]. `KIND` is
+//!   `subject` (this library), `subject-off` (without auto-renew), `baseline` or `advisory`;
+//!   `RUNTIME` is `current` (tokio's current-thread runtime, which runs the loop), `multi` (a task
+//!   of its default runtime) or `blocking`
+//! - `hold URL LOCKS TTL_MS`: acquires so many locks and answers how many milliseconds that took;
+//!   answers `stat` with its memory, its processor time and its lost locks
 //! - `idle URL NAME WAITERS`: so many tasks wait for one lock
-//! - `contend URL NAME TASKS HOLD_US MS`: so many tasks contend for one lock, from the next request on
+//! - `contend URL NAME TASKS HOLD_US MS`: so many tasks contend for one lock, from the next request
+//!   on
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! A case of the benchmark on the locks of other projects: `bench-peer-rust KIND ADDRESS NAME`.
 //!
-//! It answers the requests on its standard input, as `tools/bench/src/child.rs` describes them, each in a task
-//! of tokio's default runtime.
+//! It answers the requests on its standard input, as `tools/bench/src/child.rs` describes them,
+//! each in a task of tokio's default runtime.
 
 #[path = "../../../src/serve.rs"]
 mod serve;
