@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::faketime;
 use crate::mysql::{self, Flavor, MySql, MySqlServer};
-use crate::nodes::{self, NODES, Nodes, faketime, give_clock};
+use crate::nodes::{self, NODES, Nodes, give_clock};
 use crate::programs::require;
 use crate::server::{free_port, on_free_ports};
 use crate::sql::SqlError;
@@ -95,7 +96,7 @@ impl Options {
 
     fn found(&self) -> Option<(PathBuf, Option<PathBuf>)> {
         let faketime = match self.has_clocks() {
-            true => Some(faketime()?),
+            true => Some(faketime::library()?),
             false => None,
         };
         Some((Flavor::MySql.program()?, faketime))

@@ -9,6 +9,7 @@
 //! ends, however that happens: see [`tether`].
 
 pub mod contract;
+pub mod faketime;
 pub mod galera;
 pub mod group;
 pub mod haproxy;

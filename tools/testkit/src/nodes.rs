@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use crate::faketime;
 use crate::mysql::MySqlServer;
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::time;
@@ -20,7 +21,7 @@ const SYNCED_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a node with a clock of its own looks how wrong that is to be, in seconds.
-const CLOCK_EVERY: &str = "1";
+const CLOCK_EVERY: u32 = 1;
 
 /// Servers, numbered from 0, that hold the same data.
 ///
@@ -134,7 +135,7 @@ impl Nodes {
             !server.env.is_empty(),
             "node {node} has no clock of its own"
         );
-        write_clock(&clock_file(server.dir()), ahead);
+        faketime::set(&clock_file(server.dir()), ahead).expect("the directory is ours");
         self.clocks[node] = ahead;
         self.wait_for(node, "going by the new clock", || {
             self.clock(node)
@@ -163,38 +164,14 @@ impl Nodes {
 /// waits is not.
 pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
     let clock = clock_file(server.server.dir());
-    write_clock(&clock, ahead);
-    server.server.env = [
-        ("LD_PRELOAD", library.display().to_string()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-        ("FAKETIME_CACHE_DURATION", CLOCK_EVERY.into()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec();
-}
-
-/// The library that shows a program another time.
-pub(crate) fn faketime() -> Option<PathBuf> {
-    let triples = std::fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let dirs = triples.map(|entry| entry.path()).chain(["/usr/lib".into()]);
-    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.is_file())
+    faketime::set(&clock, ahead).expect("the directory is ours");
+    server.server.env = faketime::environment(library, &clock, CLOCK_EVERY)
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
 }
 
 fn clock_file(dir: &Path) -> PathBuf {
     dir.join("clock")
-}
-
-fn write_clock(file: &Path, ahead: i64) {
-    // By another file's name, so that no reader sees half of it.
-    let new = file.with_extension("new");
-    std::fs::write(&new, format!("{ahead:+}\n"))
-        .and_then(|()| std::fs::rename(&new, file))
-        .expect("the directory is ours");
 }
 
 /// A cluster that tests share.

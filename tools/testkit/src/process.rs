@@ -216,6 +216,11 @@ pub(crate) fn state_of(pid: u32) -> Option<char> {
     stat_of(pid).map(|(state, _)| state)
 }
 
+/// Whether a process is stopped by a signal.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(state_of(pid), Some('T' | 't'))
+}
+
 /// The processes whose parent is `pid`.
 pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else {

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock;
-use crate::process::Client;
-use crate::store::Sql;
+use crate::sql::Sql;
+use crate::worker::Client;
 
 /// How long a naive waiter sleeps between two tries.
 const POLL: Duration = Duration::from_millis(40);
 
 /// One client.
 #[derive(Clone, Debug)]
-pub struct Naive {
+pub struct ControlClient {
     /// In what it is wrong.
     pub client: Client,
     /// Where the locks are.
@@ -26,8 +26,8 @@ pub struct Naive {
 
 /// A lock that it holds, or thinks it does.
 #[derive(Debug)]
-pub struct Held {
-    naive: Naive,
+pub struct ControlGuard {
+    naive: ControlClient,
     name: String,
     /// The fencing number.
     pub token: i64,
@@ -47,7 +47,7 @@ struct Times {
     end: String,
 }
 
-impl Naive {
+impl ControlClient {
     fn margin(&self) -> u64 {
         self.ttl.as_micros() as u64 / 10
     }
@@ -126,7 +126,7 @@ impl Naive {
         mut connection: Option<Sql>,
         name: &str,
         wait: Option<Duration>,
-    ) -> Option<Held> {
+    ) -> Option<ControlGuard> {
         let begun = testkit::time::now();
         loop {
             let mut sql = match connection.take() {
@@ -154,14 +154,14 @@ impl Naive {
         }
     }
 
-    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> Held {
+    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> ControlGuard {
         let lost = false;
         let state = Arc::new(Mutex::new(State {
             trusted_until,
             lost,
         }));
         let (naive, of, shared) = (self.clone(), name.to_owned(), Arc::clone(&state));
-        Held {
+        ControlGuard {
             naive: self.clone(),
             name: name.to_owned(),
             token,
@@ -215,7 +215,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Held {
+impl ControlGuard {
     /// For how long it would go on without an answer; `None`: it has lost the lock.
     pub fn trusted_for(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
@@ -268,7 +268,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ControlGuard {
     fn drop(&mut self) {
         self.renewing.abort();
     }

@@ -8,7 +8,7 @@ use testkit::tether::ScratchDir;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
-use crate::store::Sql;
+use crate::sql::Sql;
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,7 +28,7 @@ pub enum What {
     /// The lock is asked for; `ask` numbers the asking within the process.
     Asked {
         /// Its number.
-        ask: u64,
+        request: u64,
         /// Which lock.
         lock: String,
         /// For how long it would wait; `None`: as long as it takes.
@@ -37,14 +37,14 @@ pub enum What {
     /// It was not got.
     GaveUp {
         /// Of which asking.
-        ask: u64,
+        request: u64,
         /// Why.
         why: String,
     },
     /// It was got.
     Granted {
         /// Of which asking.
-        ask: u64,
+        request: u64,
         /// The fencing number; 0 where there is none.
         token: i64,
     },
@@ -52,7 +52,7 @@ pub enum What {
     /// `lasting` more from then.
     Trusted {
         /// Which grant.
-        ask: u64,
+        request: u64,
         /// Before it asked.
         before: u64,
         /// For how long it would go on without an answer.
@@ -61,7 +61,7 @@ pub enum What {
     /// The holder was told that it has lost the lock.
     Lost {
         /// Which grant.
-        ask: u64,
+        request: u64,
         /// Why, in a word.
         reason: String,
         /// When trust had ended, where the holder knows.
@@ -70,19 +70,19 @@ pub enum What {
     /// It begins to release, and trusts no longer.
     Releasing {
         /// Which grant.
-        ask: u64,
+        request: u64,
     },
     /// The release was answered.
     Released {
         /// Which grant.
-        ask: u64,
+        request: u64,
         /// Whether it was carried out.
         ok: bool,
     },
     /// A write began, under a grant.
     Write {
         /// Which grant.
-        ask: u64,
+        request: u64,
         /// Which write, unique in the run.
         id: String,
     },
@@ -158,22 +158,36 @@ impl Event {
     /// As it is written down.
     pub fn to_json(&self) -> Value {
         let mut value = match &self.what {
-            What::Asked { ask, lock, wait } => {
-                json!({"e": "asked", "ask": ask, "lock": lock, "wait": wait})
+            What::Asked {
+                request,
+                lock,
+                wait,
+            } => {
+                json!({"e": "asked", "request": request, "lock": lock, "wait": wait})
             }
-            What::GaveUp { ask, why } => json!({"e": "gave_up", "ask": ask, "why": why}),
-            What::Granted { ask, token } => json!({"e": "granted", "ask": ask, "token": token}),
+            What::GaveUp { request, why } => {
+                json!({"e": "gave_up", "request": request, "why": why})
+            }
+            What::Granted { request, token } => {
+                json!({"e": "granted", "request": request, "token": token})
+            }
             What::Trusted {
-                ask,
+                request,
                 before,
                 lasting,
-            } => json!({"e": "trusted", "ask": ask, "before": before, "lasting": lasting}),
-            What::Lost { ask, reason, ended } => {
-                json!({"e": "lost", "ask": ask, "reason": reason, "ended": ended})
+            } => json!({"e": "trusted", "request": request, "before": before, "lasting": lasting}),
+            What::Lost {
+                request,
+                reason,
+                ended,
+            } => {
+                json!({"e": "lost", "request": request, "reason": reason, "ended": ended})
             }
-            What::Releasing { ask } => json!({"e": "releasing", "ask": ask}),
-            What::Released { ask, ok } => json!({"e": "released", "ask": ask, "ok": ok}),
-            What::Write { ask, id } => json!({"e": "write", "ask": ask, "id": id}),
+            What::Releasing { request } => json!({"e": "releasing", "request": request}),
+            What::Released { request, ok } => {
+                json!({"e": "released", "request": request, "ok": ok})
+            }
+            What::Write { request, id } => json!({"e": "write", "request": request, "id": id}),
             What::Committing { id } => json!({"e": "committing", "id": id}),
             What::Committed { id } => json!({"e": "committed", "id": id}),
             What::Refused { id, why } => json!({"e": "refused", "id": id, "why": why}),
@@ -190,38 +204,40 @@ impl Event {
         let value: Value = serde_json::from_str(line).ok()?;
         let number = |key: &str| value[key].as_u64();
         let text = |key: &str| Some(value[key].as_str()?.to_owned());
-        let ask = || number("ask");
+        let request = || number("request");
         let what = match value["e"].as_str()? {
             "asked" => What::Asked {
-                ask: ask()?,
+                request: request()?,
                 lock: text("lock")?,
                 wait: number("wait"),
             },
             "gave_up" => What::GaveUp {
-                ask: ask()?,
+                request: request()?,
                 why: text("why")?,
             },
             "granted" => What::Granted {
-                ask: ask()?,
+                request: request()?,
                 token: value["token"].as_i64()?,
             },
             "trusted" => What::Trusted {
-                ask: ask()?,
+                request: request()?,
                 before: number("before")?,
                 lasting: number("lasting")?,
             },
             "lost" => What::Lost {
-                ask: ask()?,
+                request: request()?,
                 reason: text("reason")?,
                 ended: number("ended"),
             },
-            "releasing" => What::Releasing { ask: ask()? },
+            "releasing" => What::Releasing {
+                request: request()?,
+            },
             "released" => What::Released {
-                ask: ask()?,
+                request: request()?,
                 ok: value["ok"].as_bool()?,
             },
             "write" => What::Write {
-                ask: ask()?,
+                request: request()?,
                 id: text("id")?,
             },
             "committing" => What::Committing { id: text("id")? },
@@ -298,25 +314,37 @@ mod tests {
         let why = || "a \"reason\"".to_owned();
         let whats = [
             What::Asked {
-                ask: 1,
+                request: 1,
                 lock: "a".into(),
                 wait: None,
             },
-            What::GaveUp { ask: 1, why: why() },
-            What::Granted { ask: 1, token: 7 },
+            What::GaveUp {
+                request: 1,
+                why: why(),
+            },
+            What::Granted {
+                request: 1,
+                token: 7,
+            },
             What::Trusted {
-                ask: 1,
+                request: 1,
                 before: 5,
                 lasting: 9,
             },
             What::Lost {
-                ask: 1,
+                request: 1,
                 reason: "expired".into(),
                 ended: Some(11),
             },
-            What::Releasing { ask: 1 },
-            What::Released { ask: 1, ok: true },
-            What::Write { ask: 1, id: id() },
+            What::Releasing { request: 1 },
+            What::Released {
+                request: 1,
+                ok: true,
+            },
+            What::Write {
+                request: 1,
+                id: id(),
+            },
             What::Committing { id: id() },
             What::Committed { id: id() },
             What::Refused {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use testkit::time::{now, sleep};
 use tokio::runtime::Runtime;
 
-use crate::store::Sql;
+use crate::sql::Sql;
 
 /// How often a row is looked at while something is waited for.
 const EACH: Duration = Duration::from_millis(2);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::process::Client;
+use crate::worker::Client;
 
 /// What is done to whom. The order is that of the columns of the table in `docs/evidence.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +90,7 @@ impl Kind {
     }
 
     /// A sign for the picture.
-    pub fn sign(self) -> &'static str {
+    pub fn abbreviation(self) -> &'static str {
         match self {
             Self::KillHolding => "K",
             Self::KillInFence => "Kf",
@@ -201,7 +201,7 @@ pub const KINDS: [Kind; 24] = [
 pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
     let some: &[Kind] = match client {
         Client::Rust | Client::Python => &KINDS,
-        Client::Naive => &[
+        Client::Correct => &[
             Kind::FreezeHolding,
             Kind::FreezeInFence,
             Kind::StallReplies,
@@ -213,7 +213,7 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
         Client::ClientClock => &[Kind::Clock],
         Client::HandsOutEnded => &[Kind::LateGrant],
         Client::Unfenced => &[Kind::FreezeInFence],
-        Client::Replaced => &[Kind::FreezeHolding, Kind::FreezeInFence],
+        Client::Legacy => &[Kind::FreezeHolding, Kind::FreezeInFence],
     };
     some.iter()
         .copied()

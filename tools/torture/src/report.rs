@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::KINDS;
-use crate::process::Client;
 use crate::run::{Options, Outcome};
+use crate::worker::Client;
 
 const TABLE: (&str, &str) = (
     "<!-- torture: the table, written by make torture -->",
@@ -26,13 +26,13 @@ pub fn clients(options: &Options) -> String {
             .count()
     };
     match options.clients[0] {
-        Client::Naive => "a naive client that does all right".into(),
+        Client::Correct => "a naive client that does all right".into(),
         Client::RenewalAcquires => "control: renewal that acquires".into(),
         Client::TrustFromReply => "control: trust counted from the reply".into(),
         Client::ClientClock => "control: expiry by the client's clock".into(),
         Client::HandsOutEnded => "control: a lock handed out after the end of trust".into(),
         Client::Unfenced => "control: unfenced writes".into(),
-        Client::Replaced => "control: django-database-locks 0.5".into(),
+        Client::Legacy => "control: django-database-locks 0.5".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
             0 => format!("ours, {} in Rust", many(Client::Rust)),
             python => format!(

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use crate::engine::Engine;
 
 /// The longest that a worker stays in a trap where nobody says `go`.
-pub const TRAPPED_AT_MOST: Duration = Duration::from_secs(20);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// Where a worker can be caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trap {
+pub enum Breakpoint {
     /// It is about to ask for a lock.
     Asking,
     /// It waits for a lock.
@@ -32,7 +32,7 @@ pub enum Trap {
     Fenced,
 }
 
-impl Trap {
+impl Breakpoint {
     /// As in a line.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,31 +52,32 @@ impl Trap {
             Self::Blind,
             Self::Fenced,
         ];
-        all.into_iter().find(|trap| trap.as_str() == word)
+        all.into_iter()
+            .find(|breakpoint| breakpoint.as_str() == word)
     }
 }
 
 /// Which client a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Ours, from Rust.
+    /// database-locks, from Rust.
     Rust,
-    /// Ours, from Python.
+    /// database-locks, from Python.
     Python,
-    /// A simple one on the same table that does all that it should.
-    Naive,
-    /// Its renewal takes a lock that has run out, or is free, as an acquire does.
+    /// A simple client on the same table, without a mistake.
+    Correct,
+    /// Its renewal takes a lock that has expired or is free.
     RenewalAcquires,
-    /// It counts its trust from the reply.
+    /// It counts its trust from the reply rather than the request.
     TrustFromReply,
     /// It judges by its own clock whether a lease has ended.
     ClientClock,
-    /// It hands out what it was granted, however late it hears of it.
+    /// It hands out a grant whose reply came after the end of trust.
     HandsOutEnded,
     /// It writes without a fence.
     Unfenced,
-    /// `django-database-locks` 0.5.
-    Replaced,
+    /// django-database-locks 0.5.
+    Legacy,
 }
 
 impl Client {
@@ -85,13 +86,13 @@ impl Client {
         match self {
             Self::Rust => "rust",
             Self::Python => "python",
-            Self::Naive => "naive",
+            Self::Correct => "correct",
             Self::RenewalAcquires => "renewal-acquires",
             Self::TrustFromReply => "trust-from-reply",
             Self::ClientClock => "client-clock",
             Self::HandsOutEnded => "hands-out-ended",
             Self::Unfenced => "unfenced",
-            Self::Replaced => "replaced",
+            Self::Legacy => "legacy",
         }
     }
 
@@ -110,13 +111,13 @@ impl Client {
         let all = [
             Self::Rust,
             Self::Python,
-            Self::Naive,
+            Self::Correct,
             Self::RenewalAcquires,
             Self::TrustFromReply,
             Self::ClientClock,
             Self::HandsOutEnded,
             Self::Unfenced,
-            Self::Replaced,
+            Self::Legacy,
         ];
         all.into_iter().find(|client| client.as_str() == word)
     }
@@ -180,28 +181,28 @@ impl Settings {
 
 /// What a worker has been told so far.
 #[derive(Debug, Default)]
-pub struct Orders {
+pub struct Commands {
     stop: AtomicBool,
-    trap: Mutex<Option<Trap>>,
-    gone: AtomicU64,
+    wanted: Mutex<Option<Breakpoint>>,
+    resumed: AtomicU64,
 }
 
-impl Orders {
+impl Commands {
     /// Listen to standard input on a thread.
     pub fn listen() -> Arc<Self> {
-        let orders = Arc::new(Self::default());
-        let heard = Arc::clone(&orders);
+        let commands = Arc::new(Self::default());
+        let heard = Arc::clone(&commands);
         std::thread::spawn(move || {
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { break };
                 match line.split_once(' ') {
-                    Some(("trap", state)) => *heard.trap() = Trap::of(state),
-                    _ => drop(heard.gone.fetch_add(1, Ordering::SeqCst)),
+                    Some(("pause", state)) => *heard.wanted() = Breakpoint::of(state),
+                    _ => drop(heard.resumed.fetch_add(1, Ordering::SeqCst)),
                 }
             }
             heard.stop.store(true, Ordering::SeqCst);
         });
-        orders
+        commands
     }
 
     /// Whether it is to end.
@@ -212,18 +213,27 @@ impl Orders {
     /// Say that it is in a state, and stay there if it was asked to; whether it was.
     ///
     /// `looks` is called again and again meanwhile, and ends it where it says no.
-    pub async fn caught(&self, trap: Trap, what: &str, mut looks: impl FnMut() -> bool) -> bool {
-        if self.trap().take_if(|wanted| *wanted == trap).is_none() {
+    pub async fn pause_at(
+        &self,
+        breakpoint: Breakpoint,
+        what: &str,
+        mut looks: impl FnMut() -> bool,
+    ) -> bool {
+        if self
+            .wanted()
+            .take_if(|wanted| *wanted == breakpoint)
+            .is_none()
+        {
             return false;
         }
-        let before = self.gone.load(Ordering::SeqCst);
-        say(&format!("trapped {what}"));
-        if trap == Trap::Waiting {
+        let before = self.resumed.load(Ordering::SeqCst);
+        say(&format!("paused {what}"));
+        if breakpoint == Breakpoint::Waiting {
             return true;
         }
         let begun = testkit::time::now();
-        while self.gone.load(Ordering::SeqCst) == before
-            && begun.elapsed() < TRAPPED_AT_MOST
+        while self.resumed.load(Ordering::SeqCst) == before
+            && begun.elapsed() < LONGEST_PAUSE
             && !self.stopped()
             && looks()
         {
@@ -232,8 +242,8 @@ impl Orders {
         true
     }
 
-    fn trap(&self) -> std::sync::MutexGuard<'_, Option<Trap>> {
-        self.trap.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> std::sync::MutexGuard<'_, Option<Breakpoint>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

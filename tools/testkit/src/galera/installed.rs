@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::nodes::faketime;
+use crate::faketime;
 use crate::programs::find_binary;
 
 /// Where packages put Galera's library.
@@ -28,7 +28,7 @@ fn provider() -> Option<PathBuf> {
 
 pub(crate) fn found(clocks: bool) -> Option<Programs> {
     let faketime = match clocks {
-        true => Some(faketime()?),
+        true => Some(faketime::library()?),
         false => None,
     };
     // By it a node that was away gets the data.
@@ -47,7 +47,7 @@ pub(crate) fn missing(clocks: bool) -> &'static str {
         "libgalera_smm.so"
     } else if find_binary("rsync", &[]).is_none() {
         "rsync"
-    } else if clocks && faketime().is_none() {
+    } else if clocks && faketime::library().is_none() {
         "libfaketimeMT.so.1"
     } else {
         "galera"
