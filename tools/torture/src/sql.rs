@@ -1,18 +1,18 @@
-//! Plain SQL on any of the engines, by text alone: for what needs no parameter.
+//! SQL without parameters, on any engine.
 
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-/// Longer than any statement of ours takes, unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a statement may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection.
 pub enum Sql {
     /// To PostgreSQL.
     Postgres(tokio_postgres::Client),
-    /// To MariaDB.
+    /// To MariaDB or MySQL.
     MySql(Box<mysql_async::Conn>),
     /// To a file.
     Sqlite(rusqlite::Connection),
@@ -24,23 +24,23 @@ impl std::fmt::Debug for Sql {
     }
 }
 
-/// What a statement answered.
+/// The answer to a statement.
 #[derive(Debug, Default)]
 pub struct Answer {
-    /// Rows that it changed.
+    /// The number of changed rows.
     pub affected: u64,
-    /// What MySQL's `LAST_INSERT_ID(…)` was given; 0: nothing.
+    /// The value of MySQL's `LAST_INSERT_ID(…)`; 0 if it was not called.
     pub last_id: i64,
-    /// Rows that came back, each value as text.
+    /// The rows, each value as text.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Sql {
-    /// Connect, within a few seconds.
+    /// Connects, within a few seconds.
     ///
     /// # Errors
     ///
-    /// What it failed with.
+    /// The error of the database.
     pub async fn connect(url: &str) -> Result<Self, String> {
         with_timeout(Self::open(url)).await
     }
@@ -48,7 +48,7 @@ impl Sql {
     async fn open(url: &str) -> Result<Self, String> {
         if let Some(path) = url.strip_prefix("sqlite://") {
             let file = rusqlite::Connection::open(path).map_err(error_text)?;
-            file.busy_timeout(PATIENCE).map_err(error_text)?;
+            file.busy_timeout(TIMEOUT).map_err(error_text)?;
             return Ok(Self::Sqlite(file));
         }
         if url.starts_with("postgres:") {
@@ -68,11 +68,11 @@ impl Sql {
         Ok(Self::MySql(Box::new(connection)))
     }
 
-    /// Run a statement.
+    /// Runs a statement.
     ///
     /// # Errors
     ///
-    /// What it failed with; or that it took too long, after which the connection is to be dropped.
+    /// The error of the database, or a timeout, after which the connection must be dropped.
     pub async fn run(&mut self, statement: &str) -> Result<Answer, String> {
         with_timeout(self.run_now(statement)).await
     }
@@ -133,15 +133,15 @@ impl Sql {
     }
 }
 
-/// Bounded, so that a stalled connection stalls nobody for ever.
+/// Bounds some work, so that a stalled connection does not block its caller forever.
 ///
 /// # Errors
 ///
-/// What `work` failed with, or that it took too long.
+/// The error of `work`, or a timeout.
 pub async fn with_timeout<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, work).await {
+    match tokio::time::timeout(TIMEOUT, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
     }
 }
 

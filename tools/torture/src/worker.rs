@@ -1,8 +1,9 @@
-//! What a worker is told: its settings, and the lines of its standard input.
+//! The settings of a worker, and the commands on its standard input.
 //!
-//! The settings are one JSON object, its only argument: see [`Settings`]. A line `trap STATE` asks it to
-//! say `trapped LOCK TOKEN` as soon as it is in that state, and to stay there until a line `go` comes;
-//! the end of its input asks it to finish what it does and end. The Python programs do the same.
+//! The settings are its only argument, a JSON object: see [`Settings`]. The command `pause STATE`
+//! sets a breakpoint: when the worker reaches that state, it answers `paused LOCK TOKEN` and stays
+//! there until the command `resume`. At the end of its input it finishes its round and ends. The
+//! Python programs do the same.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -14,26 +15,26 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 
-/// The longest that a worker stays in a trap where nobody says `go`.
+/// How long a worker stays at a breakpoint without `resume`.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// Where a worker can be caught.
+/// The states in which a worker can pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breakpoint {
-    /// It is about to ask for a lock.
+    /// About to request a lock.
     Asking,
-    /// It waits for a lock.
+    /// Waiting for a lock.
     Waiting,
-    /// It holds a lock, and looks at it again and again.
+    /// Holding a lock, which it checks again and again.
     Holding,
-    /// It holds a lock, and does nothing; what it does next is to write, without a look.
+    /// Holding a lock; it writes next, without another check.
     Blind,
-    /// It is within a fenced transaction, and has read what it will write back.
+    /// Within a fenced transaction, between its read and its write.
     Fenced,
 }
 
 impl Breakpoint {
-    /// As in a line.
+    /// Its name in commands.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Asking => "asking",
@@ -57,7 +58,7 @@ impl Breakpoint {
     }
 }
 
-/// Which client a worker is.
+/// The clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// database-locks, from Rust.
@@ -81,7 +82,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// As in settings and tables.
+    /// Its name in settings and tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rust => "rust",
@@ -96,8 +97,8 @@ impl Client {
         }
     }
 
-    /// Whether what is wrong with it matters there. On SQLite the client's clock is the database's, and
-    /// with nothing between client and file a reply is never late.
+    /// Whether its mistake can show on an engine. On SQLite the client's clock is that of the
+    /// database, and a reply is never late.
     pub fn can_be_wrong_on(self, engine: Engine) -> bool {
         let late_or_skewed = matches!(
             self,
@@ -106,7 +107,7 @@ impl Client {
         engine != Engine::Sqlite || !late_or_skewed
     }
 
-    /// By its word.
+    /// The client of a name.
     pub fn of(word: &str) -> Option<Self> {
         let all = [
             Self::Rust,
@@ -123,29 +124,29 @@ impl Client {
     }
 }
 
-/// What a worker is started with.
+/// The settings of a worker.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which client it is.
+    /// Its client.
     pub client: Client,
-    /// Its name, with how often it was started.
+    /// Its name, with the count of its starts.
     pub who: String,
-    /// Where the locks are.
+    /// The database of the locks.
     pub url: String,
-    /// Where it writes.
+    /// The database of its writes.
     pub data: String,
-    /// The locks it takes.
+    /// The names of the locks.
     pub locks: Vec<String>,
     /// The length of its leases.
     pub ttl: Duration,
-    /// What its choices come from.
+    /// The seed of its choices.
     pub seed: u64,
-    /// The file it writes its history to.
+    /// The file of its history.
     pub history: PathBuf,
 }
 
 impl Settings {
-    /// As an argument.
+    /// The argument.
     pub fn to_json(&self) -> Value {
         json!({
             "client": self.client.as_str(),
@@ -159,7 +160,7 @@ impl Settings {
         })
     }
 
-    /// Read the argument.
+    /// Reads the argument.
     pub fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let text = |key: &str| Some(value[key].as_str()?.to_owned());
@@ -179,7 +180,7 @@ impl Settings {
     }
 }
 
-/// What a worker has been told so far.
+/// The commands that a worker has received.
 #[derive(Debug, Default)]
 pub struct Commands {
     stop: AtomicBool,
@@ -188,7 +189,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Listen to standard input on a thread.
+    /// Reads standard input on a thread.
     pub fn listen() -> Arc<Self> {
         let commands = Arc::new(Self::default());
         let heard = Arc::clone(&commands);
@@ -205,19 +206,19 @@ impl Commands {
         commands
     }
 
-    /// Whether it is to end.
+    /// Whether it must finish.
     pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Say that it is in a state, and stay there if it was asked to; whether it was.
+    /// Pauses if there is a breakpoint at this state; whether there was one.
     ///
-    /// `looks` is called again and again meanwhile, and ends it where it says no.
+    /// `goes_on` is called again and again meanwhile; if it returns false, the pause ends.
     pub async fn pause_at(
         &self,
         breakpoint: Breakpoint,
         what: &str,
-        mut looks: impl FnMut() -> bool,
+        mut goes_on: impl FnMut() -> bool,
     ) -> bool {
         if self
             .wanted()
@@ -235,7 +236,7 @@ impl Commands {
         while self.resumed.load(Ordering::SeqCst) == before
             && begun.elapsed() < LONGEST_PAUSE
             && !self.stopped()
-            && looks()
+            && goes_on()
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -247,11 +248,11 @@ impl Commands {
     }
 }
 
-/// Say a line.
-#[allow(clippy::print_stdout, reason = "printing is how a worker answers")]
+/// Prints a line.
+#[allow(clippy::print_stdout, reason = "the answers go to standard output")]
 pub fn say(line: &str) {
     use std::io::Write;
     println!("{line}");
-    // Nobody listens any more: its end is near.
+    // It fails if the run has ended, which ends this process too.
     let _ = std::io::stdout().flush();
 }

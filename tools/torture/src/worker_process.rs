@@ -31,8 +31,8 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a process: `program` with its settings as the last argument. `clock` is the file of its
-    /// own wall clock, if it has one.
+    /// Starts a process: `program` with its settings as the last argument. `clock` is the file of
+    /// its own wall clock, if it has one.
     pub fn start(
         name: &str,
         mut settings: Settings,

@@ -4,29 +4,29 @@ use std::collections::BTreeMap;
 
 use crate::history::Event;
 
-/// One committed write, as it stands in the database.
+/// A committed write, as the database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Under which lock.
+    /// Its lock.
     pub lock: String,
-    /// Its place in the order of commits under that lock.
+    /// Its place in the order of commits under the lock.
     pub place: i64,
-    /// The token of the holder that wrote it; 0 where there are none.
+    /// The token of its holder; 0 if there is none.
     pub token: i64,
-    /// Which write.
+    /// The id of the write.
     pub id: String,
 }
 
-/// A time in which somebody, or everybody, could not get on.
+/// A time in which one process, or all, could not make progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// Whom it befell; `None`: everybody.
+    /// The process; `None`: all.
     pub who: Option<String>,
     /// Its beginning.
     pub from: u64,
     /// Its end.
     pub until: u64,
-    /// It ended the process.
+    /// Whether it ended the process.
     pub killed: bool,
 }
 
@@ -37,16 +37,16 @@ impl Outage {
     }
 }
 
-/// All that a run left behind.
+/// The evidence of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    /// What the processes wrote down, in order of time.
+    /// The histories, in order of time.
     pub events: Vec<Event>,
-    /// What they committed.
+    /// The committed writes.
     pub rows: Vec<Row>,
     /// The counters at the end, each of which began at 0.
     pub counters: BTreeMap<String, i64>,
-    /// What was done to them.
+    /// The outages by faults.
     pub outages: Vec<Outage>,
     /// The length of a lease, in microseconds.
     pub ttl: u64,

@@ -4,40 +4,40 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::history::{Event, What};
 
-/// How much later than its last look at trust an acquire may return on a busy machine.
+/// How much later than its last check of trust an acquire may return on a busy machine.
 const LATENESS: u64 = 200_000;
 
-/// One grant of a lock.
+/// A grant of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Whose.
+    /// The process.
     pub who: String,
-    /// Which lock.
+    /// The lock.
     pub lock: String,
     /// Its token.
     pub token: i64,
-    /// When it was asked for.
+    /// When it was requested.
     pub asked: u64,
-    /// When it was told.
+    /// When its reply came.
     pub granted: u64,
-    /// From when on it was certainly trusted; `None`: never.
+    /// When it was certainly trusted first; `None`: never.
     pub trusted_from: Option<u64>,
-    /// Until when.
+    /// Until when it was trusted.
     pub trusted_until: u64,
-    /// Where it was lost.
+    /// When the holder was notified of its loss.
     pub lost: Option<u64>,
-    /// When trust had ended then, where its holder knew.
+    /// When trust had ended then, if the holder knew.
     pub ended: Option<u64>,
-    /// When it began to be released.
+    /// When the release began.
     pub releasing: Option<u64>,
     /// When it was released.
     pub released: Option<u64>,
-    /// The latest moment at which it was asked for trust and had it.
+    /// The latest check at which it was trusted.
     pub(super) last_look: u64,
 }
 
 impl Grant {
-    /// The time for which it was trusted without a doubt.
+    /// The time in which it was certainly trusted.
     pub fn trusted(&self) -> Option<(u64, u64)> {
         let ends = [Some(self.trusted_until), self.releasing, self.lost];
         let until = ends.into_iter().flatten().min()?;
@@ -45,14 +45,14 @@ impl Grant {
         (from < until).then_some((from, until))
     }
 
-    /// Whether trust had ended before it was handed out.
+    /// Whether trust had ended before the acquire returned.
     pub(super) fn is_handed_out_lost(&self) -> bool {
         self.ended
             .is_some_and(|ended| ended + LATENESS < self.granted)
     }
 
-    /// The time in which its body ran and was not told to stop: while it was trusted; or, where it was
-    /// handed out too late for that, until its holder looked.
+    /// The time in which its body ran without a notification of loss: while it was trusted, or, if
+    /// the acquire returned too late, until the first check.
     pub(super) fn body(&self) -> Option<(u64, u64)> {
         if !self.is_handed_out_lost() {
             return self.trusted();
@@ -62,20 +62,20 @@ impl Grant {
     }
 }
 
-/// One write.
+/// A write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
-    /// Which grant, by its place among the [`grants`].
+    /// The place of its grant among the [`grants`].
     pub grant: usize,
     /// When it began.
     pub begun: u64,
     /// When its COMMIT was about to be sent.
     pub committing: Option<u64>,
-    /// How it ended, and when.
+    /// When and how it ended.
     pub end: Option<(u64, End)>,
 }
 
-/// How a write ended, as its writer knows.
+/// How a write ended, as its process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The COMMIT was answered.

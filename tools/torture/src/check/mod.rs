@@ -1,7 +1,7 @@
-//! The checker: what must not be in the histories, the counters and the rows of a run.
+//! The checker: finds violations in the histories, the counters and the rows of a run.
 //!
-//! It knows nothing of how a lock works. It is told when processes trusted their locks, what they wrote,
-//! and in which order the database committed it.
+//! It does not depend on how a lock works: it knows when processes trusted their locks, what they
+//! wrote, and in which order the database committed the writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,7 +21,7 @@ pub use numbers::{Numbers, grants_per_process, numbers};
 pub use violation::{KINDS, Kind, Violation};
 pub use waiters::PATIENCE;
 
-/// Everything that must not be, and is.
+/// Finds all violations.
 pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let grants = grants(&evidence.events);
     let writes = writes(&evidence.events, &grants);
@@ -101,7 +101,7 @@ fn tokens(lock: &str, grants: &[&Grant], found: &mut Vec<Violation>) {
             let text = format!("{} of {} again for {}", grant.token, other.who, grant.who);
             report(grant.granted, text);
         }
-        // Told before this one was asked for.
+        // Only grants that were known before this one was requested.
         let greatest = grants
             .iter()
             .filter(|other| other.granted < grant.asked)

@@ -11,17 +11,17 @@ use crate::history::What;
 pub struct Numbers {
     /// Grants.
     pub grants: usize,
-    /// Losses that holders were told of.
+    /// Losses that holders were notified of.
     pub losses: usize,
     /// Writes in the database.
     pub writes: usize,
     /// Writes that the fence refused.
     pub refused: usize,
-    /// COMMITs whose outcome their writers never learned.
+    /// COMMITs whose outcome the process never learned.
     pub unknown: usize,
 }
 
-/// What the run did.
+/// The numbers of a run.
 pub fn numbers(evidence: &Evidence) -> Numbers {
     let grants = grants(&evidence.events);
     let writes = writes(&evidence.events, &grants);
@@ -40,7 +40,7 @@ pub fn numbers(evidence: &Evidence) -> Numbers {
     }
 }
 
-/// Grants of each process; a process that was started again counts as one.
+/// The grants of each process; a process that was started again counts as one.
 pub fn grants_per_process(evidence: &Evidence) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for event in &evidence.events {

@@ -178,7 +178,8 @@ fn two_who_trust_at_once_are_found() {
     assert_eq!(story.found(), [Kind::TwoHolders]);
 }
 
-/// Trust is what the holder said of the future too: that it was frozen and said no more changes nothing.
+/// Trust is what the holder said of the future too: that it was frozen and said no more changes
+/// nothing.
 #[test]
 fn trust_goes_on_between_two_looks() {
     let story = Story::new()
@@ -275,7 +276,8 @@ fn a_write_after_a_newer_grant_is_found_though_that_one_never_wrote() {
     assert_eq!(story.found(), [Kind::StaleWrite]);
 }
 
-/// It was fenced when the older lease ended: nobody else had been granted the lock when it committed.
+/// It was fenced when the older lease ended: nobody else had been granted the lock when it
+/// committed.
 #[test]
 fn a_long_write_before_the_next_grant_is_none() {
     let story = Story::new()

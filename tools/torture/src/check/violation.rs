@@ -2,26 +2,25 @@
 
 use std::fmt;
 
-/// What somebody was promised and did not get.
+/// The kinds of violations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Two holders trusted the same lock at the same moment, or were in their bodies without being told
-    /// that trust had ended.
+    /// Two holders trusted the same lock at the same moment, or were in their bodies without a
+    /// notification that trust had ended.
     TwoHolders,
-    /// A lock was handed out although trust had ended.
+    /// An acquire returned a guard although trust had ended.
     HandedOutLost,
-    /// A token that was not greater than an earlier one, or that was trusted after a greater one was
-    /// granted.
+    /// A token was not greater than an earlier one, or was trusted after a greater one was granted.
     Token,
-    /// A write that was committed after one, or after a grant, with a greater token.
+    /// A write was committed after a write or a grant with a greater token.
     StaleWrite,
-    /// An increment of the counter that is not in it, or a confirmed write that is not there.
+    /// An increment is missing in its counter, or a confirmed write is missing.
     LostIncrement,
-    /// Somebody waited although the lock was free.
+    /// A process waited although the lock was free.
     ForgottenWaiter,
 }
 
-/// All kinds, as they stand in tables.
+/// All kinds, in the order of the tables.
 pub const KINDS: [Kind; 6] = [
     Kind::TwoHolders,
     Kind::HandedOutLost,
@@ -32,7 +31,7 @@ pub const KINDS: [Kind; 6] = [
 ];
 
 impl Kind {
-    /// In words.
+    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TwoHolders => "two holders",
@@ -45,16 +44,16 @@ impl Kind {
     }
 }
 
-/// One of them.
+/// A violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which promise.
+    /// Its kind.
     pub kind: Kind,
-    /// Of which lock.
+    /// Its lock.
     pub lock: String,
     /// When, in microseconds.
     pub at: u64,
-    /// Who, and what.
+    /// The processes, and what they did.
     pub text: String,
 }
 

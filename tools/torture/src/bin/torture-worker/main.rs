@@ -1,5 +1,5 @@
-//! A worker process: takes locks, holds them for a while, writes in fenced transactions, and records
-//! all of it.
+//! A worker process: takes locks, holds them for a while, writes in fenced transactions, and
+//! records all of it.
 //!
 //! Its argument is the JSON of `torture::worker::Settings`.
 
