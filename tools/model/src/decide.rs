@@ -8,11 +8,11 @@ use std::time::Duration;
 use protocol::{Answer, Lease, Next, Renewing, Timing};
 
 /// The ttl, in ticks.
-pub const TTL: u8 = 3;
+pub(crate) const TTL: u8 = 3;
 /// How much earlier a holder stops trusting, in ticks.
-pub const MARGIN: u8 = 1;
+pub(crate) const MARGIN: u8 = 1;
 /// How long a grant is trusted whose reply came at once.
-pub const TRUST: u8 = TTL - MARGIN;
+pub(crate) const TRUST: u8 = TTL - MARGIN;
 
 /// Late enough for everything that is in the past of it.
 const NOW: u8 = 100;
@@ -32,7 +32,7 @@ fn left(lease: &Lease) -> u8 {
 }
 
 /// How long a lease is trusted yet that was asked for so many ticks ago and is granted now.
-pub fn granted(age: u8) -> u8 {
+pub(crate) fn granted(age: u8) -> u8 {
     left(&Lease::granted(timing(), at(NOW - age), at(TTL)))
 }
 
@@ -52,7 +52,7 @@ fn held(trust: u8, undecided: u8) -> Lease {
 }
 
 /// How long it stays undecided when a fence is closed that held renewals back.
-pub fn closed(trust: u8) -> u8 {
+pub(crate) fn closed(trust: u8) -> u8 {
     let sent = NOW + trust - TRUST;
     let mut lease = Lease::granted(timing(), at(sent), at(TTL));
     assert!(lease.fence_opened(at(sent)), "trusted");
@@ -61,7 +61,7 @@ pub fn closed(trust: u8) -> u8 {
 }
 
 /// How long it is trusted, and undecided, after a renewal that was sent `age` ticks ago is confirmed.
-pub fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
+pub(crate) fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
     let mut lease = held(trust, undecided);
     lease.renewing();
     lease.answered(at(NOW - age), Answer::Renewed, at(NOW));
@@ -70,7 +70,7 @@ pub fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
 }
 
 /// Whether it is renewed now.
-pub fn may_renew(trust: u8, undecided: u8, fenced: bool) -> bool {
+pub(crate) fn may_renew(trust: u8, undecided: u8, fenced: bool) -> bool {
     let mut lease = held(trust, undecided);
     // Where it cannot be opened it was, before trust ran out.
     let suspended = fenced && !lease.fence_opened(at(NOW));
@@ -78,6 +78,6 @@ pub fn may_renew(trust: u8, undecided: u8, fenced: bool) -> bool {
 }
 
 /// Whether a fence that no renewal gets past may be opened now.
-pub fn may_fence(trust: u8, undecided: u8) -> bool {
+pub(crate) fn may_fence(trust: u8, undecided: u8) -> bool {
     held(trust, undecided).fence_opened(at(NOW))
 }

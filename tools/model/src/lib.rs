@@ -10,9 +10,15 @@
 //! the *database* does is restated here, since there it is SQL: the store contract and the torture tests hold the SQL to
 //! the same rules on real servers.
 
-pub mod decide;
+mod actions;
+mod canonical;
+mod checker;
+mod database;
+mod decide;
+mod properties;
+mod spec;
 mod state;
 mod transitions;
 
-pub use state::{Body, Client, Hold, Msg, Row, Said, State, Ticket, Tx, Watch, Work};
-pub use transitions::{Act, Flaw, Kind, Protocol};
+pub use spec::{Action, Flaw, Kind, Protocol};
+pub use state::{Body, Client, Content, Hold, Message, Row, State, Ticket, Tx, Watch, Work};

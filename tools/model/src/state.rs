@@ -15,7 +15,7 @@ pub struct State {
     /// A ticket that no client has resumed yet.
     pub ticket: Option<Ticket>,
     /// What is under way, in some order: nothing hangs on it.
-    pub net: Vec<Msg>,
+    pub net: Vec<Message>,
     /// What must never have happened, and has.
     pub broken: Option<&'static str>,
 }
@@ -144,20 +144,20 @@ pub struct Watch {
 
 /// Something under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Msg {
+pub struct Message {
     /// Whose statement or reply it is.
     pub client: u8,
     /// What it says.
-    pub said: Said,
+    pub content: Content,
     /// Whether the row was written since what this goes by was seen.
     pub changed: bool,
     /// Whether a reply would still be listened to.
     pub heard: bool,
 }
 
-/// What is said.
+/// What is content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Said {
+pub enum Content {
     /// Statement: take it if it is free.
     Acquire {
         /// The grant id.
@@ -256,94 +256,7 @@ impl Client {
     }
 }
 
-/// What makes two states one: all that this leaves out or renames makes no difference to anything.
-impl State {
-    /// A grant id that is nowhere: they are only ever compared with each other.
-    pub(crate) fn unused_grant(&mut self) -> u8 {
-        let mut most = 0;
-        self.each_grant(|grant| most = most.max(*grant));
-        most + 1
-    }
-
-    /// Number the grant ids in the order in which they are met.
-    pub(crate) fn rename(&mut self) {
-        // By all but the ids first, so that those do not decide which is met first.
-        self.net.sort_by_key(|msg| {
-            let mut plain = msg.clone();
-            *plain.said.grant_mut() = 0;
-            if let Said::Resume { from, .. } = &mut plain.said {
-                *from = 0;
-            }
-            (plain, msg.said.grant())
-        });
-        let mut met: Vec<u8> = vec![0];
-        self.each_grant(|grant| {
-            let at = met.iter().position(|id| id == grant);
-            let at = at.unwrap_or_else(|| {
-                met.push(*grant);
-                met.len() - 1
-            });
-            *grant = at as u8;
-        });
-    }
-
-    fn each_grant(&mut self, mut f: impl FnMut(&mut u8)) {
-        f(&mut self.row.grant);
-        if let Some(ticket) = &mut self.ticket {
-            f(&mut ticket.grant);
-        }
-        for client in &mut self.clients {
-            if let Hold::Asking { grant, .. } | Hold::Held { grant, .. } = &mut client.hold {
-                f(grant);
-            }
-            if let Work::Looked { grant, .. } = &mut client.work {
-                f(grant);
-            }
-        }
-        for msg in &mut self.net {
-            if let Said::Resume { from, .. } = &mut msg.said {
-                f(from);
-            }
-            f(msg.said.grant_mut());
-        }
-    }
-
-    /// The same with the first two clients in each other's place.
-    pub(crate) fn mirrored(&self) -> Self {
-        let mut other = self.clone();
-        other.clients.swap(0, 1);
-        for msg in &mut other.net {
-            msg.client = match msg.client {
-                0 => 1,
-                1 => 0,
-                c => c,
-            };
-        }
-        other.rename();
-        other
-    }
-
-    /// Drop statements under a grant id that the row has not got and nobody can bring there any more,
-    /// where nobody listens for the reply.
-    pub(crate) fn forget_what_cannot_matter(&mut self) {
-        let asked: Vec<u8> = self
-            .net
-            .iter()
-            .filter(|m| m.said.asks())
-            .map(|m| m.said.grant())
-            .collect();
-        let row = self.row.grant;
-        let alive = |ticket: &Ticket| ticket.grant == row || asked.contains(&ticket.grant);
-        self.ticket = self.ticket.take().filter(alive);
-        self.net.retain(|m| {
-            let grant = m.said.grant();
-            let idle = matches!(m.said, Said::Renew { .. } | Said::Release { .. });
-            m.heard || !idle || grant == row || asked.contains(&grant)
-        });
-    }
-}
-
-impl Said {
+impl Content {
     /// Whether it asks for the lock.
     pub(crate) fn asks(&self) -> bool {
         matches!(
@@ -353,11 +266,11 @@ impl Said {
     }
 
     pub(crate) fn grant(&self) -> u8 {
-        let mut said = self.clone();
-        *said.grant_mut()
+        let mut content = self.clone();
+        *content.grant_mut()
     }
 
-    fn grant_mut(&mut self) -> &mut u8 {
+    pub(crate) fn grant_mut(&mut self) -> &mut u8 {
         match self {
             Self::Acquire { grant }
             | Self::TakeOver { grant }
@@ -372,7 +285,7 @@ impl Said {
     }
 }
 
-impl Said {
+impl Content {
     pub(crate) fn is_reply(&self) -> bool {
         matches!(
             self,
@@ -454,38 +367,38 @@ impl Client {
 
 impl State {
     /// Send a release of what a client was granted, whatever has become of it.
-    pub(crate) fn give_back(&mut self, c: u8) {
+    pub(crate) fn send_release(&mut self, c: u8) {
         let Hold::Held { token, grant, .. } = self.client(c).hold else {
             return;
         };
-        self.hang_up(c);
+        self.close_connection(c);
         self.client(c).hold = Hold::Idle;
         let token = Some(token);
-        self.send(c, Said::Release { token, grant }, false);
-        self.hang_up(c);
+        self.send(c, Content::Release { token, grant }, false);
+        self.close_connection(c);
     }
 
     pub(crate) fn client(&mut self, c: u8) -> &mut Client {
         &mut self.clients[usize::from(c)]
     }
 
-    pub(crate) fn send(&mut self, client: u8, said: Said, changed: bool) {
-        let msg = Msg {
+    pub(crate) fn send(&mut self, client: u8, content: Content, changed: bool) {
+        let message = Message {
             client,
-            said,
+            content,
             changed,
             heard: true,
         };
-        if !self.net.contains(&msg) {
-            self.net.push(msg);
+        if !self.net.contains(&message) {
+            self.net.push(message);
         }
     }
 
     /// A connection is given up: what was sent may still be carried out, but its answer is lost.
-    pub(crate) fn hang_up(&mut self, c: u8) {
-        self.net.retain(|m| m.client != c || !m.said.is_reply());
-        for msg in self.net.iter_mut().filter(|m| m.client == c) {
-            msg.heard = false;
+    pub(crate) fn close_connection(&mut self, c: u8) {
+        self.net.retain(|m| m.client != c || !m.content.is_reply());
+        for message in self.net.iter_mut().filter(|m| m.client == c) {
+            message.heard = false;
         }
         self.net.sort_unstable();
         self.net.dedup();
