@@ -1,11 +1,11 @@
-//! What may happen next.
+//! The actions that are possible in a state.
 
 use crate::decide;
 use crate::spec::{Action, Flaw, Kind, Protocol};
 use crate::state::{Body, Client, Hold, State, Work};
 
 impl Protocol {
-    /// All that may happen next in a state.
+    /// Lists all actions that are possible in a state.
     pub(crate) fn possible(&self, state: &State, acts: &mut Vec<Action>) {
         let two = state.trusting() > 1 || state.bodies() > 1;
         if state.broken.is_some() || two && self.slow.is_some() {

@@ -1,18 +1,18 @@
-//! Reduces states that differ in nothing that matters to one.
+//! Maps states whose differences do not matter to one state, so that the walk ends.
 
 use crate::state::{Content, Hold, State, Ticket, Work};
 
 impl State {
-    /// A grant id that is nowhere: they are only ever compared with each other.
+    /// A grant id that is not in use. Grant ids are only compared with each other.
     pub(crate) fn unused_grant(&mut self) -> u8 {
         let mut most = 0;
         self.each_grant(|grant| most = most.max(*grant));
         most + 1
     }
 
-    /// Number the grant ids in the order in which they are met.
+    /// Renumbers the grant ids in the order in which they appear.
     pub(crate) fn rename(&mut self) {
-        // By all but the ids first, so that those do not decide which is met first.
+        // Sorted without the ids first, so that the ids do not decide the order.
         self.net.sort_by_key(|message| {
             let mut plain = message.clone();
             *plain.content.grant_mut() = 0;
@@ -53,7 +53,7 @@ impl State {
         }
     }
 
-    /// The same with the first two clients in each other's place.
+    /// The state with the first two clients exchanged.
     pub(crate) fn mirrored(&self) -> Self {
         let mut other = self.clone();
         other.clients.swap(0, 1);
@@ -68,8 +68,8 @@ impl State {
         other
     }
 
-    /// Drop statements under a grant id that the row has not got and nobody can bring there any more,
-    /// where nobody listens for the reply.
+    /// Drops statements whose reply no client awaits, and whose grant id the row neither has nor
+    /// can get.
     pub(crate) fn forget_what_cannot_matter(&mut self) {
         let asked: Vec<u8> = self
             .net

@@ -43,7 +43,7 @@ impl Model for Protocol {
         }
         next.rename();
         if self.flaw == Flaw::None {
-            // Which client is which does not matter; in a counterexample it would confuse.
+            // Clients are interchangeable. A counterexample keeps them apart, to be readable.
             let other = next.mirrored();
             next = next.min(other);
         }

@@ -1,11 +1,11 @@
-//! What a database does with fences, commits and statements.
+//! How a database executes statements, fences and commits.
 
 use crate::decide::{self, TTL};
 use crate::spec::{Flaw, Kind, Protocol};
 use crate::state::{Content, Hold, Message, Row, State, Tx, Work};
 
 impl Protocol {
-    /// A fence is carried out, long after its client has looked perhaps.
+    /// A fence is executed, possibly long after its client has checked the lock.
     pub(crate) fn fence(&self, state: &mut State, c: u8, behind: bool) {
         let Work::Looked { token, grant } = state.client(c).work else {
             return;
@@ -14,7 +14,7 @@ impl Protocol {
         let passes = match self.kind {
             Kind::Postgres => there,
             Kind::MySql => there && state.row.left > 0 && state.fences().next().is_none(),
-            // What that node has not heard of is found out at the commit.
+            // A node that lags behind passes the fence; the commit then fails certification.
             Kind::Cluster => there != behind,
         };
         if passes {
@@ -50,7 +50,7 @@ impl Protocol {
         self.ended(state, c);
     }
 
-    /// What a client did under the lock has ended.
+    /// The work of a client under the lock has ended.
     pub(crate) fn ended(&self, state: &mut State, c: u8) {
         let client = state.client(c);
         let orphan = matches!(&client.work, Work::In(tx) if tx.orphan);
@@ -74,7 +74,7 @@ impl Protocol {
             changed,
             heard,
         } = state.net[i].clone();
-        // What the clock that decides is ahead by.
+        // By how much the deciding clock is ahead.
         let ahead = match (self.kind, self.flaw) {
             (Kind::Cluster, _) => self.ahead[node],
             (_, Flaw::ClientClock) => self.ahead[usize::from(c)],
@@ -186,7 +186,7 @@ impl Protocol {
         self.written(state);
     }
 
-    /// The lease under this grant id lasts a ttl from now, or as long as it did.
+    /// Extends the lease to a ttl from now, unless it lasts longer already.
     fn lengthen(&self, state: &mut State, ahead: i8, grant: u8) {
         let left = state.row.left.max(ahead + TTL as i8);
         let length = (left - ahead).unsigned_abs();
@@ -214,13 +214,12 @@ impl Protocol {
         self.written(state);
     }
 
-    /// The row was written: whoever on a cluster goes by what it was finds it changed.
+    /// The row was written: on a cluster, observations and fences of the former row are void.
     fn written(&self, state: &mut State) {
         if self.kind != Kind::Cluster {
             return;
         }
         for client in &mut state.clients {
-            // What it watched is no more; it will notice.
             client.watch = None;
             if let Work::In(tx) = &mut client.work {
                 tx.changed = true;

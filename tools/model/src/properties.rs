@@ -1,4 +1,4 @@
-//! What must hold in every state, and the situations that a walk must reach.
+//! The properties: what must hold in every state, and which situations a walk must reach.
 
 use stateright::Property;
 
@@ -90,7 +90,7 @@ fn situations() -> Vec<Property<Protocol>> {
             })
         }),
         Property::sometimes(
-            "a statement of somebody dead is under way",
+            "a statement of a dead client is under way",
             |_, s: &State| {
                 s.net
                     .iter()

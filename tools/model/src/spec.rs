@@ -1,26 +1,27 @@
-//! What is checked: the kind of database, the mistake of a wrong variant, and the bounds of a walk.
+//! A walk: its kind of database, its mistake and its bounds; and the actions.
 
 use crate::decide::TTL;
 
-/// How a kind of database goes about it.
+/// The kinds of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// One primary; renewals go on under an open fence. SQLite and `memory` are like that too.
+    /// One primary; renewals go on under an open fence. So do SQLite and `memory`.
     Postgres,
-    /// One primary; nothing gets past an open fence, so renewals are held back.
+    /// One primary; an open fence blocks all statements, so that renewals wait.
     MySql,
-    /// Several primaries with a clock each: a lease is taken over that was watched for its length.
+    /// Several primaries with a clock each: a contender takes over a lease after it has observed it
+    /// unchanged for its length.
     Cluster,
 }
 
-/// What a wrong implementation does.
+/// The mistake of a wrong variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Nothing: the protocol as it is.
+    /// No mistake.
     None,
-    /// A renewal takes the lock where it finds it free or expired, and the client goes on.
+    /// A renewal takes a lock that is free or expired, and the client goes on.
     RenewalAcquires,
-    /// Trust counts from the moment at which the reply came.
+    /// Trust counts from the reply.
     TrustFromReply,
     /// Clients judge by their own wall clocks whether a lease has ended, and write by them.
     ClientClock,
@@ -32,91 +33,93 @@ pub enum Flaw {
     PassesFence,
     /// A release forgets the token.
     ReleaseForgets,
-    /// A watch begins anew with each look.
+    /// An observation begins anew with each poll.
     WatchAnew,
-    /// An acquire hands out what was granted, although trust has ended before the reply came.
+    /// An acquire hands out a grant although trust ended before the reply.
     HandsOutEnded,
-    /// Taking a ticket up does; an acquire does not.
+    /// Resuming a ticket does; an acquire does not.
     ResumesEnded,
 }
 
-/// The protocol with its surroundings.
+/// The protocol, a kind of database, and the bounds of a walk.
 #[derive(Clone, Debug)]
 pub struct Protocol {
-    /// Which database.
+    /// The kind of database.
     pub kind: Kind,
-    /// What is wrong with it.
+    /// The mistake.
     pub flaw: Flaw,
-    /// How many clients there are.
+    /// The number of clients.
     pub clients: u8,
-    /// How many grants there are at most.
+    /// The greatest number of grants.
     pub grants: u8,
-    /// How many statements and replies are under way at most.
+    /// The greatest number of statements and replies under way.
     pub net: usize,
-    /// By how many ticks the clock of a holder lags behind over the length of a lease; none: any number.
+    /// By how many ticks the clock of a holder lags behind over a lease; `None`: any number.
     pub slow: Option<u8>,
-    /// By how many ticks the clock of a contender runs ahead while it watches a lease.
+    /// By how many ticks the clock of a contender runs ahead while it observes a lease.
     pub fast: u8,
     /// Whether a holder may hand its lock over by a ticket.
     pub tickets: bool,
-    /// What the clock of each node is ahead by. Of each client's instead with [`Flaw::ClientClock`].
+    /// By how much the clock of each node is ahead; with [`Flaw::ClientClock`], of each client.
     pub ahead: &'static [i8],
 }
 
-/// Something that happens.
+/// An action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A client asks for the lock.
+    /// A client requests the lock.
     Ask(u8),
-    /// It waits for the reply no longer, and sends a release after it.
+    /// It stops waiting for the reply, and sends a release.
     GiveUp(u8),
     /// It sends a renewal.
     Renew(u8),
-    /// It waits for that reply no longer.
+    /// It stops waiting for the reply to the renewal.
     Forget(u8),
-    /// It releases the lock, or what may be left of it.
+    /// It releases the lock, which it may have lost.
     Release(u8),
-    /// The guard is handed out and the body begins; where trust has ended the grant is given back.
+    /// The guard is handed out and the body begins; if trust has ended, the lock is released
+    /// instead.
     Enter(u8),
     /// Its body ends, and a ticket takes the place of the guard.
     HandOver(u8),
-    /// It asks for the lock with the ticket.
+    /// It resumes the ticket.
     Resume(u8),
-    /// It ends, and begins again with nothing.
+    /// It crashes, and starts again without state.
     Crash(u8),
-    /// It sees that it has the lock, and is about to write.
+    /// It checks that it holds the lock, and is about to write.
     Look(u8),
-    /// Its fence is carried out; with `true` on a node that has not heard yet of what came last.
+    /// Its fence is executed; with `true`, by a node that lacks the latest commit.
     Fence(u8, bool),
     /// It writes without a fence.
     Write(u8),
     /// Its transaction is committed.
     Commit(u8),
-    /// Its transaction is rolled back, by itself or by a server that finds its client dead.
+    /// Its transaction is rolled back, by the client or by a server whose client is dead.
     Abort(u8),
-    /// A statement is carried out, by that node. It may be once more.
+    /// A node executes a statement, which may be executed again later.
     Execute(u8, u8),
-    /// A reply comes.
+    /// A reply arrives.
     Receive(u8),
-    /// What is under way is lost, or will not come again.
+    /// A message is lost, or not delivered again.
     Lose(u8),
-    /// Time passes; the clocks of the clients in the first set stand still, of the second leap.
+    /// A tick passes; the clocks of the clients in the first set stand still, those in the second
+    /// advance twice.
     Tick(u8, u8),
 }
 
 impl Protocol {
-    /// What an `expires_at` is clamped to, from now: below it no clock and no statement tells a difference.
+    /// The lower bound of `expires_at` from now: below it no clock and no statement differs.
     pub(crate) fn long_ago(&self) -> i8 {
         let least = self.ahead.iter().min().copied().unwrap_or(0);
         match (self.kind, self.flaw) {
             (_, Flaw::ClientClock | Flaw::NodeClock) => least.min(0),
-            // Only a renewal goes by it there, and lengthens it at least to this.
+            // Only a renewal reads it there, and extends it at least to this.
             (Kind::Cluster, _) => least + TTL as i8,
             _ => 0,
         }
     }
 
-    /// The longest that any lease is watched.
+    /// How long a lease is observed at most.
     pub(crate) fn longest_watch(&self) -> u8 {
         let most = self.ahead.iter().max().copied().unwrap_or(0);
         let least = self.ahead.iter().min().copied().unwrap_or(0);

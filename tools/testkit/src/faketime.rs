@@ -16,13 +16,21 @@ pub fn library() -> Option<PathBuf> {
         .find(|library| library.is_file())
 }
 
-/// The environment of a process whose clock is in the file `clock`, which it reads again after
-/// `seconds`.
-pub fn environment(library: &Path, clock: &Path, seconds: u32) -> [(&'static str, String); 5] {
+/// The environment of a process whose clock is in the file `clock`. It reads the file again after
+/// `cache` seconds, or each time that it reads the clock.
+pub fn environment(
+    library: &Path,
+    clock: &Path,
+    cache: Option<u32>,
+) -> [(&'static str, String); 5] {
+    let cache = match cache {
+        Some(seconds) => ("FAKETIME_CACHE_DURATION", seconds.to_string()),
+        None => ("FAKETIME_NO_CACHE", "1".into()),
+    };
     [
+        cache,
         ("LD_PRELOAD", library.display().to_string()),
         ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-        ("FAKETIME_CACHE_DURATION", seconds.to_string()),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
         ("DONT_FAKE_MONOTONIC", "1".into()),
     ]

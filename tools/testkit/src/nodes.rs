@@ -165,7 +165,7 @@ impl Nodes {
 pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
     let clock = clock_file(server.server.dir());
     faketime::set(&clock, ahead).expect("the directory is ours");
-    server.server.env = faketime::environment(library, &clock, CLOCK_EVERY)
+    server.server.env = faketime::environment(library, &clock, Some(CLOCK_EVERY))
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
 }

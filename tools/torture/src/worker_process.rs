@@ -41,7 +41,7 @@ impl WorkerProcess {
         clock: Option<PathBuf>,
     ) -> Self {
         if let Some(clock) = &clock {
-            faketime::set(clock, 0).expect("the folder can be written to");
+            faketime::set(clock, None).expect("the folder can be written to");
         }
         let process = spawn(name, 1, &mut settings, &program, clock.as_ref());
         Self {
@@ -170,7 +170,7 @@ fn spawn(
     command.env("PYTHONUNBUFFERED", "1");
     if let Some(clock) = clock {
         let library = faketime::library().expect("a clock needs the library");
-        command.envs(faketime::environment(&library, clock, 0));
+        command.envs(faketime::environment(&library, clock, None));
     }
     Killable::spawn_command(&command)
 }
