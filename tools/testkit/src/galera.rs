@@ -74,7 +74,7 @@ impl Options {
     ///
     /// # Panics
     ///
-    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// If all is there and it does not start, with the end of a log; or if something is not
     /// there and `galera` is [required](require).
     pub fn start(self) -> Option<Galera> {
         let clocks = self.has_clocks();
@@ -129,8 +129,8 @@ impl Galera {
         Self::options().start()
     }
 
-    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone: others
-    /// run at the same time. `None` when this machine lacks something for it.
+    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone:
+    /// others run at the same time. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -154,7 +154,8 @@ impl Galera {
     }
 
     /// The data of one node is made, and copied for the others together with its place in the
-    /// history of the cluster: so they need no transfer of state, which takes several times as long.
+    /// history of the cluster: so they need no transfer of state, which takes several times as
+    /// long.
     fn try_new(programs: &Programs, options: &Options) -> Result<Self, String> {
         let ports: Vec<[u16; 4]> = (0..NODES).map(|_| [(); 4].map(|()| free_port())).collect();
         let mut nodes: Vec<MySqlServer> = (0..NODES)
@@ -198,7 +199,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When no node serves.
+    /// If no node serves.
     pub fn fresh_database(&self) -> String {
         let serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
         self.make_database(&serving)
@@ -223,7 +224,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When a node does not answer.
+    /// If a node does not answer.
     pub fn conflicts(&self) -> u64 {
         let counters = ["wsrep_local_cert_failures", "wsrep_local_bf_aborts"];
         let found = (0..NODES).flat_map(|node| counters.map(|counter| self.status(node, counter)));
@@ -235,7 +236,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_serving(&self, node: usize) {
         self.wait_for(node, "serving", || self.serves(node));
     }
@@ -244,7 +245,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || {
             self.status(node, "wsrep_cluster_status")
@@ -256,7 +257,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_for_size(&self, node: usize, size: usize) {
         self.wait_for(node, &format!("in a cluster of {size}"), || {
             self.status(node, "wsrep_cluster_size") == Some(size.to_string())
@@ -267,9 +268,9 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_healthy(&self) {
-        // One that was frozen says for a moment what was true before: the others know better.
+        // A thawed node reports its former view for a moment; the others have the current one.
         for node in 0..NODES {
             self.wait_for_size(node, NODES);
         }
@@ -278,7 +279,7 @@ impl Galera {
         }
     }
 
-    /// Stop a node: it takes leave of its clients and of the others.
+    /// Stops a node, which closes its connections and leaves the cluster.
     pub fn stop(&mut self, node: usize) {
         self.nodes.servers[node].stop();
     }
@@ -293,7 +294,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not come back, with the end of its log.
+    /// If it does not come back, with the end of its log.
     pub fn start_node(&mut self, node: usize) {
         self.launch_node(node);
         self.wait_until_serving(node);
@@ -305,8 +306,8 @@ impl Galera {
             return;
         }
         self.isolated[node] = false;
-        // As the packages' own unit does it, after a crash above all: without a place in the history
-        // it would have to be sent all data.
+        // As the packages' own unit does it, after a crash above all: without a place in the
+        // history it would have to be sent all data.
         let position = recovered(mariadb);
         let more: Vec<String> = position
             .map(|position| format!("--wsrep-start-position={position}"))
@@ -315,8 +316,8 @@ impl Galera {
         mariadb.launch(&more).unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take
-    /// some seconds until they go on without it; until then nobody commits.
+    /// Freeze a node: the kernel accepts connections, and nothing is answered. The others take
+    /// some seconds until they go on without it; until then no transaction commits.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
@@ -331,7 +332,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn isolate(&mut self, node: usize) {
         self.set_isolated(node, true);
     }
@@ -340,7 +341,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn rejoin(&mut self, node: usize) {
         self.set_isolated(node, false);
     }
@@ -356,11 +357,11 @@ impl Galera {
         self.query(node, "mysql", &set).expect("root may set it");
     }
 
-    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    /// Makes all nodes run and serve again after any faults. Their clocks stay as they are.
     ///
     /// # Panics
     ///
-    /// When they do not.
+    /// If they do not.
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);

@@ -33,8 +33,8 @@ const JOINED_WITHIN: Duration = Duration::from_secs(120);
 /// How long members that hear of each other again may take until one of them serves.
 const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
-/// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of the
-/// group.
+/// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of
+/// the group.
 #[derive(Debug)]
 pub struct Group {
     nodes: Nodes,
@@ -78,12 +78,12 @@ impl Options {
         self
     }
 
-    /// Start the nodes and wait until they are one group. `None`, and a line that says so, when this
+    /// Start the nodes and wait until they are one group. `None`, with a line that says so, if this
     /// machine lacks something for it.
     ///
     /// # Panics
     ///
-    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// If all is there and it does not start, with the end of a log; or if something is not
     /// there and `mysql-group` is [required](require).
     pub fn start(self) -> Option<Group> {
         require(ENGINE, self.missing(), self.found())
@@ -124,8 +124,8 @@ impl nodes::Cluster for Group {
 
 fn shared() -> Option<&'static RwLock<Group>> {
     static SHARED: OnceLock<Option<RwLock<Group>>> = OnceLock::new();
-    // No clock of their own: under faketime the timed waits of these servers return at once, and three of
-    // them take all of two processors.
+    // Without faketime, under which timed waits of these servers return at once, so that three
+    // servers use two processors fully.
     let options = Group::options();
     let shared = SHARED.get_or_init(|| {
         options
@@ -150,8 +150,8 @@ impl Group {
         }
     }
 
-    /// The group that all tests of this binary share, for a test that leaves its nodes alone: others
-    /// run at the same time. `None` when this machine lacks something for it.
+    /// The group that all tests of this binary share, for a test that leaves its nodes alone:
+    /// others run at the same time. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -160,7 +160,8 @@ impl Group {
         Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs meanwhile.
+    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs
+    /// meanwhile.
     ///
     /// # Panics
     ///
@@ -230,7 +231,7 @@ impl Group {
         let mut session = self.stranger(node, "mysql");
         for statement in [
             "STOP GROUP_REPLICATION",
-            // As a member has it that was expelled.
+            // An expelled member is in offline mode.
             "SET GLOBAL offline_mode = OFF",
             "CHANGE REPLICATION SOURCE TO SOURCE_USER = 'root', SOURCE_PASSWORD = '' \
              FOR CHANNEL 'group_replication_recovery'",
@@ -249,12 +250,12 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node}: {error}"))
     }
 
-    /// Make an empty database, which `locker` may use at the node that it is made through, and give its
-    /// URL at the first node as the superuser. Every node that serves has it.
+    /// Make an empty database, which `locker` may use at the node that it is made through, and give
+    /// its URL at the first node as the superuser. Every node that serves has it.
     ///
     /// # Panics
     ///
-    /// When no node serves.
+    /// If no node serves.
     pub fn fresh_database(&self) -> String {
         let view = (0..NODES)
             .map(|node| self.members(node))
@@ -320,7 +321,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn catch_up(&self, node: usize) {
         let read = "SET SESSION group_replication_consistency = 'BEFORE'; SELECT COUNT(*) FROM db";
         // Refused (3796) for as long as the node itself does not know yet that it is online.
@@ -333,7 +334,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_healthy(&self) {
         for node in 0..NODES {
             self.wait_for(node, "in a whole group", || self.is_whole(node));
@@ -344,7 +345,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || !self.serves(node));
     }
@@ -354,8 +355,8 @@ impl Group {
         self.nodes.servers[node].kill();
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take some
-    /// seconds until they go on without it.
+    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take
+    /// some seconds until they go on without it.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
@@ -365,11 +366,12 @@ impl Group {
         self.nodes.servers[node].thaw();
     }
 
-    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no group.
+    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no
+    /// group.
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn start_outside(&mut self, node: usize) {
         if !self.runs(node) {
             let server = &mut self.nodes.servers[node];
@@ -381,7 +383,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it does not come back.
+    /// If it does not come back.
     pub fn start_node(&mut self, node: usize) {
         self.start_outside(node);
         self.join(node);
@@ -392,7 +394,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When the group refuses.
+    /// If the group refuses.
     pub fn have_one_primary(&mut self, node: usize) {
         let uuid = self.run(node, "SELECT @@server_uuid");
         let switch = format!("SELECT group_replication_switch_to_single_primary_mode('{uuid}')");
@@ -401,11 +403,11 @@ impl Group {
         self.wait_for(node, "the primary", || self.is_primary(node));
     }
 
-    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    /// Makes all nodes run and serve again after any faults. Their clocks stay as they are.
     ///
     /// # Panics
     ///
-    /// When they do not.
+    /// If they do not.
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
@@ -423,7 +425,8 @@ impl Group {
             );
             if let Some(node) = (0..NODES).find(|node| self.serves(*node)) {
                 served = time::now();
-                // Before: a member that was started anew knows of no single primary, and is refused.
+                // Before: a member that was started anew knows of no single primary, and is
+                // refused.
                 self.have_all_primaries(node);
                 self.bring_back();
             } else if (0..NODES).all(|node| self.is_outside(node)) {
@@ -468,7 +471,7 @@ impl Group {
     /// Have those join that have left, or were expelled.
     fn bring_back(&self) {
         for node in (0..NODES).filter(|node| self.is_outside(*node)) {
-            // It may be expelled just now: the next time.
+            // It fails while the member is being expelled; the next round tries again.
             let _ = self.try_join(node);
         }
     }

@@ -1,12 +1,12 @@
-//! What the tests of this repository stand on: real servers in temporary
-//! directories, a proxy that loses packets on purpose, processes that can be
-//! killed and frozen, and strangers that hold row locks.
+//! The test kit: real servers in temporary directories, a proxy that loses packets on purpose,
+//! processes that can be killed and frozen, sessions of other clients that hold row locks, and the
+//! store contract.
 //!
-//! Everything here blocks the calling thread. In an asynchronous test start the
-//! servers before the runtime has work to do, or use `spawn_blocking`.
+//! Everything here blocks the calling thread. An asynchronous test starts the servers before its
+//! runtime has other work, or uses `spawn_blocking`.
 //!
-//! A server lives until its handle is dropped; a shared one until the test process
-//! ends, however that happens: see [`tether`].
+//! A server runs until its handle is dropped; a shared one until the test process ends, in whatever
+//! way: see [`tether`].
 
 pub mod contract;
 pub mod faketime;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 /// Answers `found`, the program of an engine; if it is missing, skips the test or fails it.
 ///
 /// `None` prints `skipped: no <binary>`, and the test returns. If the environment variable
-/// `DBLOCK_REQUIRE` (a list with commas) names the engine, a missing program is a failure: otherwise
-/// the whole suite could pass without testing anything.
+/// `DBLOCK_REQUIRE` (a list with commas) names the engine, a missing program is a failure:
+/// otherwise the whole suite could pass without testing anything.
 ///
 /// # Panics
 ///

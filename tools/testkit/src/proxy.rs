@@ -1,8 +1,7 @@
-//! A TCP proxy between a client and its server, which loses things on purpose.
+//! A TCP proxy between a client and its server, which injects network faults.
 //!
-//! It stands for the network: what [`Proxy::stall`] does to a connection is what a
-//! pulled cable does, [`Proxy::cut`] is a firewall that resets, and
-//! [`Proxy::lose_next_reply`] the one fault that no client can tell from a statement
+//! [`Proxy::stall`] acts like a pulled cable, and [`Proxy::cut`] like a firewall that resets
+//! connections. [`Proxy::lose_next_reply`] is the fault that a client cannot tell from a statement
 //! that was never executed.
 
 use std::net::SocketAddr;
@@ -39,7 +38,7 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When no thread or port is to be had.
+    /// If no thread or port is to be had.
     pub fn to(host: &str, port: u16) -> Self {
         let target = (host.to_owned(), port);
         let state = Arc::new(State::new());
@@ -69,7 +68,7 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When the URL names no host and port.
+    /// If the URL names no host and port.
     pub fn to_url(url: &str) -> Self {
         let (_, authority, _) = split(url);
         let place = authority
@@ -102,7 +101,7 @@ impl Proxy {
         self.control(|control| (control.up, control.down) = (false, false));
     }
 
-    /// Forward nothing from the server: statements are executed, and nobody hears of it.
+    /// Forwards nothing from the server: statements are executed, and their replies held back.
     pub fn stall_replies(&self) {
         self.control(|control| (control.up, control.down) = (true, false));
     }
@@ -116,7 +115,7 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When that takes longer than ten seconds.
+    /// If that takes longer than ten seconds.
     pub fn cut(&self) {
         let last = self.state.tally().last;
         self.control(|control| control.cut = last);
@@ -150,8 +149,8 @@ impl Proxy {
         self.state.tally().scheduled = Some((matching.as_ref().to_vec(), Loss::Request));
     }
 
-    /// How many faults have landed: scheduled losses, and chunks that a stall held back. A
-    /// test asserts that its fault did: else it would pass when the fault never came to pass.
+    /// The number of faults that took effect: scheduled losses, and chunks that a stall held back.
+    /// A test asserts that its fault did.
     pub fn faults_hit(&self) -> u64 {
         self.state.tally().faults_hit
     }
@@ -179,11 +178,14 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When nobody watches for it.
+    /// If [`watch_for`](Self::watch_for) was not called for it.
     pub fn count(&self, pattern: impl AsRef<[u8]>) -> u64 {
         let pattern = pattern.as_ref();
         *self.state.tally().patterns.get(pattern).unwrap_or_else(|| {
-            panic!("nobody watches for {:?}", String::from_utf8_lossy(pattern));
+            panic!(
+                "watch_for was not called for {:?}",
+                String::from_utf8_lossy(pattern)
+            );
         })
     }
 

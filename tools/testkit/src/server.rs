@@ -1,5 +1,5 @@
-//! What the servers have in common: a process in a directory of its own, on a port
-//! that was free, as a user that is not root.
+//! The parts that all servers share: a process in its own directory, on a free port, as a user that
+//! is not root.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use crate::process::{children_of, state_of};
 use crate::tether::{self, ScratchDir};
 use crate::time;
 
-/// How long a server may take to start: a hundred times what it takes on an idle machine.
+/// How long a server may take to start: a hundred times as long as on an idle machine.
 const START_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long a server may take to end politely before it is killed.
@@ -27,11 +27,11 @@ const SIGNAL_WITHIN: Duration = Duration::from_secs(10);
 /// connections from: one of those on a stopped server's port would make a restart fail.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// A port of 127.0.0.1 that nobody listened on a moment ago.
+/// A port of 127.0.0.1 that was free a moment ago.
 ///
 /// # Panics
 ///
-/// When no such port is found.
+/// If no such port is found.
 pub fn free_port() -> u16 {
     std::iter::repeat_with(|| fastrand::u16(PORTS))
         .take(1000)
@@ -39,7 +39,7 @@ pub fn free_port() -> u16 {
         .expect("one of a thousand ports is free")
 }
 
-/// Whom to run a server as.
+/// The user of a server process.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     uid: u32,
@@ -47,12 +47,12 @@ pub struct User {
 }
 
 impl User {
-    /// `None`, ourselves, when we are not root. Else the user `name`, or `nobody`, since
-    /// PostgreSQL and MariaDB refuse to run as root.
+    /// `None`, the current user, unless that is root. For root the user `name`, or `nobody`,
+    /// because PostgreSQL and MariaDB refuse to run as root.
     ///
     /// # Panics
     ///
-    /// When we are root and the machine knows neither.
+    /// If the current user is root and the machine has neither user.
     pub fn for_server(name: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -89,7 +89,7 @@ pub struct Server {
     pub(crate) env: Vec<(String, String)>,
 }
 
-/// The process and those it has started, which go with it.
+/// The process and its children.
 #[derive(Debug, Default)]
 struct Process {
     child: Option<Child>,
@@ -130,11 +130,11 @@ impl Server {
         self.process.child.as_ref().map(Child::id)
     }
 
-    /// Run a program that ends by itself, as the server's user, in its directory: what it said.
+    /// Runs a program to its end, as the server's user in its directory; its output.
     ///
     /// # Panics
     ///
-    /// When it fails, with what it said.
+    /// If it fails, with what it said.
     pub(crate) fn prepare(&self, program: &Path, args: &[String]) -> String {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
@@ -176,7 +176,7 @@ impl Server {
             .and_then(|log| Ok((log.try_clone()?, log)))
             .expect("the log can be written");
         let mut command = tether::command(program, deathsig);
-        // A group of its own: Ctrl-C is for the tests, which then take it down.
+        // Its own process group: Ctrl-C ends the tests, which end the server.
         command
             .args(args)
             .envs(self.env.iter().cloned())
@@ -222,17 +222,17 @@ impl Server {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// End it politely: clients are told, everything is written down.
+    /// Shuts it down properly.
     pub(crate) fn stop(&mut self) {
         self.process.stop(self.polite);
     }
 
-    /// Kill it and its children at once, as when the machine loses power.
+    /// Kills it and its children at once, as a power failure would.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Freeze it and its children: connections stay open, nobody answers.
+    /// Freeze it and its children: connections stay open, and nothing is answered.
     pub(crate) fn freeze(&mut self) {
         self.process.freeze();
     }
@@ -320,8 +320,8 @@ impl Process {
     }
 }
 
-/// Children of a living or frozen server only: their pids are not reused meanwhile,
-/// since it is the one that reaps them.
+/// Signals a child of a running or frozen server. Its pid is not reused meanwhile, because the
+/// server has not reaped it.
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // An error means that it has ended already.

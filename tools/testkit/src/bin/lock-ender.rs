@@ -1,4 +1,5 @@
-//! A program that ends in some way right after its lock, which must be free then.
+//! A process that ends in various ways while, or just after, it holds a lock, which must be free
+//! then.
 //!
 //! `lock-ender URL NAME HOW`: takes the lock, and HOW is
 //!
@@ -15,14 +16,15 @@
 //! - `thread-local`: a thread-local value has the guard;
 //! - `elsewhere`: a thread has done it all and goes on, and `main` has never used the library;
 //! - `elsewhere-dropped`: the same, and that thread has dropped the guard;
-//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard in hand;
+//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard
+//!   in hand;
 //! - `exit-beside`: such a thread calls it while the main thread has the guard;
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, which must not wait for anything of its parent;
-//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a call is under
-//!   way.
-#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a
+//!   call is under way.
+#![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::cell::RefCell;
 use std::error::Error;

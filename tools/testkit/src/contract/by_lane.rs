@@ -1,4 +1,4 @@
-//! The contract on the direct path: a store whose locks are taken and released by its lane.
+//! A store whose acquires and releases use the direct path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use database_locks::seam::{
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
-/// A store that takes and releases by its lane.
+/// A store whose acquires and releases use its lane.
 #[derive(Debug)]
 pub(super) struct ByLane(pub(super) Arc<dyn Store>);
 
@@ -19,7 +19,7 @@ impl ByLane {
     }
 }
 
-/// The answer of a lane, kept to a deadline as its callers do.
+/// Bounds an answer of a lane, as its callers do.
 async fn kept<T>(within: Duration, lane: &dyn Lane, reply: Reply<'_, T>) -> Result<T, StoreError> {
     match tokio::time::timeout(within, reply).await {
         Ok(answer) => answer,

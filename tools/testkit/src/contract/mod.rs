@@ -1,8 +1,8 @@
-//! What every engine has to do, clause by clause, at the seam: an engine is done when it passes.
+//! The store contract: the clauses that each engine must pass.
 //!
-//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes one
-//! named test of each for an engine. The database's own clock runs, with short leases; times that
-//! are waited for are bounds with room.
+//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes
+//! one test of each clause for an engine. Leases are short and run by the clock of the database;
+//! the bounds of waits leave room for a busy machine.
 
 mod acquiring;
 pub(crate) mod bench;
@@ -26,7 +26,7 @@ pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
-/// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
+/// Makes one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
 /// an `Option<Lab>`, and `None` skips.
 #[macro_export(local_inner_macros)]
 macro_rules! contract_tests {

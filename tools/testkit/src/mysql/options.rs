@@ -80,8 +80,9 @@ impl Options {
         self.set(&format!("default-time-zone={offset}"))
     }
 
-    /// Offer TLS, with this certificate, and know users by those of its issuer. Without it the server
-    /// offers none, although MySQL makes a certificate by itself: a proxy between would see nothing.
+    /// Offer TLS, with this certificate, and know users by those of its issuer. Without it the
+    /// server offers none, although MySQL makes a certificate by itself: a proxy between would see
+    /// nothing.
     #[must_use]
     pub fn tls(mut self, certificate: &Certificate) -> Self {
         self.tls = Some(certificate.clone());

@@ -7,7 +7,7 @@ use tokio::net::{TcpStream, tcp};
 
 use super::state::{Loss, State};
 
-/// What is read at once: a request of any test fits, so that a pattern is not torn in two.
+/// The size of a read: any request of a test fits, so that a pattern is never split.
 const CHUNK: usize = 64 * 1024;
 
 /// Forward in both directions until the server ends the connection or a fault does.
@@ -24,7 +24,7 @@ pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)
     let losing = AtomicBool::new(false);
     let up = async {
         if up(state, from_client, to_server, &losing).await == Up::Said {
-            // The server may not have: it is the other direction that ends it.
+            // The server may still answer: the other direction ends the connection.
             std::future::pending::<()>().await;
         }
     };
@@ -37,7 +37,7 @@ pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)
 /// How the client's direction ended.
 #[derive(PartialEq, Eq)]
 enum Up {
-    /// The client has said all it had to say.
+    /// The client has closed its direction.
     Said,
     /// By an error or a fault, and the connection with it.
     Over,

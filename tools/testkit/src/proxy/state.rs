@@ -1,4 +1,4 @@
-//! What a proxy is told to do, and what has passed through it.
+//! The faults that a proxy injects, and its counts.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ pub struct Counts {
     pub chunks_down: u64,
 }
 
-/// Which directions are open, and what is to be closed.
+/// The open directions, and the connections to be closed.
 #[derive(Clone, Debug)]
 pub(super) struct Control {
     pub(super) up: bool,
@@ -49,7 +49,7 @@ pub(super) struct Tally {
     pub(super) open: HashSet<u64>,
 }
 
-/// What is lost of the exchange that a scheduled fault waits for.
+/// The part of an exchange that a scheduled fault loses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
     Request,
