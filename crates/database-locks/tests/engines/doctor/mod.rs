@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use database_locks::Locks;
 use database_locks::doctor::{Check, Finding, KINDS, Report, Severity};
-use testkit::server::{find_binary, require};
+use testkit::programs::{find_binary, require};
 use testkit::{
     Killable, Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, Stranger, lab_tests, time,
 };

@@ -1,32 +1,32 @@
-//! Standbys: one that is there to be refused, and one that is promoted when its primary is lost.
+//! Standby servers, and a primary with a standby that can be promoted.
 
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Options, Postgres, dir_of, launch};
+use crate::postgres::{Options, Postgres, dir_of, launch};
 use crate::proxy::Proxy;
 use crate::server::{Server, User, on_a_free_port};
 use crate::sql::database_of;
 use crate::time;
 
-/// How long a standby may take to connect, to catch up, or to be promoted: a hundred times what it
-/// takes on an idle machine.
+/// How long a standby may take to connect, to catch up, or to be promoted: a hundred times as long
+/// as on an idle machine.
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// Whether a commit waits for the standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commits {
-    /// What was answered is on the standby too.
+    /// A confirmed commit is on the standby too.
     Synchronous,
-    /// What was answered may be lost with the primary.
+    /// A confirmed commit may be lost with the primary.
     Asynchronous,
 }
 
 /// A primary, and a standby that follows it through a wire that can be cut.
 ///
-/// What a failover manager does is up to the test: it kills or freezes the primary and has the standby
-/// [promoted](Pair::promote). Nobody keeps the old primary from coming back as it was.
+/// The test acts as the failover manager: it kills or freezes the primary and
+/// [promotes](Pair::promote) the standby. Nothing keeps the old primary from coming back as it was.
 #[derive(Debug)]
 pub struct Pair {
     primary: Postgres,
@@ -39,12 +39,12 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn standby(&self) -> Self {
         self.standby_at(self.port)
     }
 
-    /// The same, of which only the copy comes from here: it follows who listens on that port.
+    /// A standby with a copy of this server, which follows the server at `port`.
     fn standby_at(&self, port: u16) -> Self {
         let mut server = Server::new("standby", User::for_server("postgres"), Signal::INT);
         let data = server.dir().join("data").display().to_string();
@@ -82,7 +82,7 @@ impl Pair {
     ///
     /// # Panics
     ///
-    /// As [`Options::start`]; or when the standby does not follow.
+    /// As [`Options::start`]; or if the standby does not follow.
     pub fn start(options: Options, commits: Commits) -> Option<Self> {
         let primary = options.start()?;
         let wire = Proxy::to("127.0.0.1", primary.port());
@@ -95,7 +95,7 @@ impl Pair {
         let state = match commits {
             Commits::Asynchronous => "async",
             Commits::Synchronous => {
-                // After the copy was made: the standby, once promoted, waits for nobody.
+                // After the copy was made, so that the promoted standby waits for no standby.
                 let sql = "ALTER SYSTEM SET synchronous_standby_names = '*'";
                 for sql in [sql, "SELECT pg_reload_conf()"] {
                     pair.primary.query("postgres", sql).expect("it runs");
@@ -133,7 +133,7 @@ impl Pair {
         &mut self.standby
     }
 
-    /// What the standby hears of the primary passes through here.
+    /// The proxy between the primary and the standby.
     pub fn wire(&self) -> &Proxy {
         &self.wire
     }
@@ -154,7 +154,7 @@ impl Pair {
     ///
     /// # Panics
     ///
-    /// When it never does.
+    /// If it never does.
     pub fn catch_up(&self) {
         let primary = "SELECT pg_current_wal_lsn()";
         let written = self.primary.query("postgres", primary).expect("it runs");
@@ -167,17 +167,18 @@ impl Pair {
         );
     }
 
-    /// Nothing that is written from now on reaches the standby.
+    /// Cuts the standby off from later writes.
     pub fn part(&self) {
         self.wire.refuse(true);
         self.wire.cut();
     }
 
-    /// Make the standby a primary: it takes writes, with what has reached it, on a timeline of its own.
+    /// Make the standby a primary: it takes writes, with what has reached it, on a timeline of its
+    /// own.
     ///
     /// # Panics
     ///
-    /// When it does not.
+    /// If it does not.
     pub fn promote(&self) {
         let promoted = self.standby.query("postgres", "SELECT pg_promote()");
         assert_eq!(

@@ -1,30 +1,34 @@
-//! The rows of the tables of cycles, system calls and hand-overs: which there are, and how each is started.
+//! The cases of the tables of cycles, system calls and hand-overs, and how each is started.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::child::Child;
+use crate::console::progress;
+use crate::drive::current_thread;
 use crate::servers::{Engine, Servers, database};
-use crate::taker::Taker;
-use crate::{baseline, say};
+use crate::settings::repository;
+use crate::{baseline, subject};
 
-/// One row. Its key is `engine/runtime`, with `/baseline` behind it for what that is compared with.
+/// One case: a kind of lock on a server and a runtime. Its key is `engine/runtime`, and
+/// `engine/runtime/baseline` for the case that it is compared with.
 #[derive(Clone, Debug)]
-pub(crate) struct Row {
+pub(crate) struct Case {
     pub(crate) key: String,
     pub(crate) name: String,
-    /// The server that it asks, by the names of [`Servers::pid`].
+    /// Its server, by the names of [`Servers::pid`].
     pub(crate) server: &'static str,
     program: PathBuf,
     args: Vec<String>,
 }
 
-impl Row {
-    /// A process of this row that takes the lock of that name.
-    pub(crate) fn start(&self, lock: &str) -> Option<Taker> {
+impl Case {
+    /// Starts a process of this case for the lock of that name.
+    pub(crate) fn start(&self, lock: &str) -> Option<Child> {
         if !self.program.exists() {
-            say(&format!(
+            progress(&format!(
                 "left out: {}, no {}",
                 self.name,
                 self.program.display()
@@ -33,37 +37,37 @@ impl Row {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg(lock);
-        Taker::start(&self.name, &command)
+        Child::start(&self.name, &command)
     }
 
-    /// Those that are measured right after each other: a row and what it is compared with.
+    /// The group of a case and its baseline, which are measured right after each other.
     pub(crate) fn group(&self) -> &str {
         let end = self.key.match_indices('/').nth(1).map(|(at, _)| at);
         end.map_or(&self.key, |end| &self.key[..end])
     }
 }
 
-/// A runtime's name in keys, and in tables.
+/// The runtimes: the name in keys, and in tables.
 const RUNTIMES: [(&str, &str); 3] = [
     ("current", "async, `current_thread`"),
     ("multi", "async, `multi_thread`"),
     ("blocking", "blocking"),
 ];
 
-/// Makes rows, each of them in the databases of one run.
-struct Maker {
+/// Makes cases in the databases of one run.
+struct Builder {
     root: PathBuf,
-    places: Value,
+    locations: Value,
 }
 
-impl Maker {
-    fn worker(&self, key: &str, name: &str, server: &'static str, args: [&str; 3]) -> Row {
-        Row {
+impl Builder {
+    fn worker(&self, key: &str, name: &str, server: &'static str, args: [&str; 3]) -> Case {
+        Case {
             key: key.to_owned(),
             name: name.to_owned(),
             server,
             program: std::env::current_exe().expect("a program has a path"),
-            args: ["worker", "row"]
+            args: ["worker", "case"]
                 .iter()
                 .chain(&args)
                 .map(|arg| (*arg).to_owned())
@@ -71,13 +75,13 @@ impl Maker {
         }
     }
 
-    fn python(&self, key: &str, kind: &str, name: &str, server: &'static str) -> Row {
+    fn python(&self, key: &str, kind: &str, name: &str, server: &'static str) -> Case {
         let environment = if kind.starts_with("old") {
             "bench-old"
         } else {
             "bench"
         };
-        Row {
+        Case {
             key: key.to_owned(),
             name: name.to_owned(),
             server,
@@ -90,13 +94,13 @@ impl Maker {
                     .display()
                     .to_string(),
                 kind.to_owned(),
-                self.places.to_string(),
+                self.locations.to_string(),
             ],
         }
     }
 
-    fn rust(&self, key: &str, kind: &str, name: &str, server: &'static str, url: String) -> Row {
-        Row {
+    fn rust(&self, key: &str, kind: &str, name: &str, server: &'static str, url: String) -> Case {
+        Case {
             key: key.to_owned(),
             name: name.to_owned(),
             server,
@@ -105,53 +109,53 @@ impl Maker {
         }
     }
 
-    /// The rows of this library on one engine, each beside its baseline.
-    fn engine(&self, engine: &Engine, servers: &Servers) -> Vec<Row> {
+    /// The cases of this library on one engine, each with its baseline.
+    fn engine(&self, engine: &Engine, servers: &Servers) -> Vec<Case> {
         let (key, url) = (engine.key, engine.url.as_str());
         let at = engine.name;
-        let mut rows = Vec::new();
+        let mut cases = Vec::new();
         for (runtime, shown) in RUNTIMES {
-            let row = |more: &str, name: String, kind: &str, url: &str| {
+            let case = |more: &str, name: String, kind: &str, url: &str| {
                 let key = format!("{key}/{runtime}{more}");
                 self.worker(&key, &name, engine.key, [kind, runtime, url])
             };
-            rows.push(row("", format!("**{at}**, {shown}"), "subject", url));
+            cases.push(case("", format!("**{at}**, {shown}"), "subject", url));
             let bare = format!("two bare commits on {at}, {shown}");
             match key {
-                // A file is asked by the thread that calls, whatever its runtime.
+                // SQLite runs on the calling thread, whatever the runtime: one baseline is enough.
                 "sqlite" if runtime != "blocking" => {}
                 "sqlite" => {
                     let file = servers.files.join("baseline.sqlite3").display().to_string();
-                    rows.push(row("/baseline", bare, "baseline", &file));
+                    cases.push(case("/baseline", bare, "baseline", &file));
                 }
-                _ => rows.push(row("/baseline", bare, "baseline", url)),
+                _ => cases.push(case("/baseline", bare, "baseline", url)),
             }
             if runtime == "multi" && key != "sqlite" {
                 let name = format!("{at}, {shown}, auto-renew off");
-                rows.push(row("/off", name, "subject-off", url));
+                cases.push(case("/off", name, "subject-off", url));
             }
         }
         let name = format!("**{at}**, from Python");
-        rows.push(self.python(
+        cases.push(self.python(
             &format!("{key}/python"),
             &format!("subject-{key}"),
             &name,
             key,
         ));
-        rows
+        cases
     }
 }
 
-/// Every row that the servers of this machine allow.
-pub(crate) fn all(servers: &Servers) -> Vec<Row> {
+/// All cases for which this machine has the servers.
+pub(crate) fn all(servers: &Servers) -> Vec<Case> {
     let engines = servers.engines();
-    let make = Maker {
-        root: crate::root(),
-        places: places(servers, &engines),
+    let build = Builder {
+        root: repository(),
+        locations: locations(servers, &engines),
     };
-    let mut rows = Vec::new();
+    let mut cases = Vec::new();
     for engine in &engines {
-        rows.extend(make.engine(engine, servers));
+        cases.extend(build.engine(engine, servers));
     }
     let url = |key: &str| {
         engines
@@ -160,14 +164,14 @@ pub(crate) fn all(servers: &Servers) -> Vec<Row> {
             .map(|engine| &engine.url)
     };
     if let Some(url) = url("postgres") {
-        let python = |key: &str, kind: &str, name: &str| make.python(key, kind, name, "postgres");
-        rows.push(make.worker(
+        let python = |key: &str, kind: &str, name: &str| build.python(key, kind, name, "postgres");
+        cases.push(build.worker(
             "advisory",
             "`pg_advisory_lock`, prepared, tokio-postgres",
             "postgres",
             ["advisory", "multi", url],
         ));
-        rows.extend([
+        cases.extend([
             python(
                 "postgres/python/baseline",
                 "baseline",
@@ -187,7 +191,7 @@ pub(crate) fn all(servers: &Servers) -> Vec<Row> {
         ]);
     }
     if url("mariadb").is_some() {
-        rows.push(make.python(
+        cases.push(build.python(
             "getlock",
             "getlock",
             "`GET_LOCK` on MariaDB, mysqlclient",
@@ -197,13 +201,13 @@ pub(crate) fn all(servers: &Servers) -> Vec<Row> {
     if let Some(server) = &servers.etcd {
         let url = format!("127.0.0.1:{}", server.port);
         let rust =
-            |key: &str, kind: &str, name: &str| make.rust(key, kind, name, "etcd", url.clone());
-        rows.push(rust("etcd", "etcd", "etcd, a lease of its own"));
-        rows.push(rust("etcd-shared", "etcd-shared", "etcd, one lease kept"));
+            |key: &str, kind: &str, name: &str| build.rust(key, kind, name, "etcd", url.clone());
+        cases.push(rust("etcd", "etcd", "etcd, a lease of its own"));
+        cases.push(rust("etcd-shared", "etcd-shared", "etcd, one lease kept"));
     }
     if let Some(server) = &servers.zookeeper {
         let url = format!("127.0.0.1:{}", server.port);
-        rows.push(make.rust("zookeeper", "zookeeper", "ZooKeeper", "zookeeper", url));
+        cases.push(build.rust("zookeeper", "zookeeper", "ZooKeeper", "zookeeper", url));
     }
     for (key, name, server) in [
         (
@@ -215,44 +219,40 @@ pub(crate) fn all(servers: &Servers) -> Vec<Row> {
     ] {
         let Some(server) = server else { continue };
         let url = format!("redis+unix://{}", server.socket().display());
-        rows.push(make.rust(key, "redis", &format!("{name}, rslock"), key, url));
+        cases.push(build.rust(key, "redis", &format!("{name}, rslock"), key, url));
         let python = format!("{name}, redis-py");
-        rows.push(make.python(&format!("{key}/python"), key, &python, key));
+        cases.push(build.python(&format!("{key}/python"), key, &python, key));
     }
-    rows
+    cases
 }
 
-/// Where `peers.py` finds everything, and what it needs there.
-fn places(servers: &Servers, engines: &[Engine]) -> Value {
-    let mut places = json!({"baseline": baseline::python_statements("python")});
+/// What `peers.py` needs: where the servers are, and the baseline's statements.
+fn locations(servers: &Servers, engines: &[Engine]) -> Value {
+    let mut locations = json!({"baseline": baseline::python_statements("python")});
     for engine in engines {
-        // The table.
-        drop(crate::subject::connected(
-            &crate::worker::current_thread(),
-            &engine.url,
-        ));
-        places[engine.key] = engine.url.clone().into();
+        drop(subject::connected(&current_thread(), &engine.url));
+        locations[engine.key] = engine.url.clone().into();
         servers.run_sql(engine, &baseline::schema(engine.key));
     }
     if let (Some(server), Some(engine)) = (&servers.postgres, servers.postgres()) {
         servers.run_sql(&engines[0], "INSERT INTO baseline (name) VALUES ('python')");
-        places["postgres_dir"] = server.socket_dir().display().to_string().into();
-        places["postgres_port"] = server.port().into();
-        places["postgres_db"] = database(&engines[0].url).into();
-        // Its table has the same name.
-        places["old_db"] = database(&engine.url).into();
+        locations["postgres_dir"] = server.socket_dir().display().to_string().into();
+        locations["postgres_port"] = server.port().into();
+        locations["postgres_db"] = database(&engines[0].url).into();
+        // Its table has the same name as that of this library.
+        locations["old_db"] = database(&engine.url).into();
     }
     if let (Some(server), Some(engine)) = (&servers.mariadb, servers.mariadb()) {
-        places["mariadb_socket"] = server.socket().display().to_string().into();
-        places["mariadb_db"] = database(&engine.url).into();
+        locations["mariadb_socket"] = server.socket().display().to_string().into();
+        locations["mariadb_db"] = database(&engine.url).into();
     }
     for (key, server) in [
         ("redis", &servers.redis),
         ("redis-always", &servers.redis_always),
     ] {
         if let Some(server) = server {
-            places[key] = server.socket().display().to_string().into();
+            locations[key] = server.socket().display().to_string().into();
         }
     }
-    places
+    locations
 }

@@ -1,11 +1,11 @@
-//! The table of what was run, for `docs/evidence.md`.
+//! The tables of results in `docs/evidence.md`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::KINDS;
-use crate::process::Client;
 use crate::run::{Options, Outcome};
+use crate::worker::Client;
 
 const TABLE: (&str, &str) = (
     "<!-- torture: the table, written by make torture -->",
@@ -16,7 +16,7 @@ const FAULTS: (&str, &str) = (
     "<!-- torture: their end -->",
 );
 
-/// Who took part, in words.
+/// The clients of a run, in words.
 pub fn clients(options: &Options) -> String {
     let many = |wanted| {
         options
@@ -26,17 +26,17 @@ pub fn clients(options: &Options) -> String {
             .count()
     };
     match options.clients[0] {
-        Client::Naive => "a naive client that does all right".into(),
+        Client::Correct => "simple client without a mistake".into(),
         Client::RenewalAcquires => "control: renewal that acquires".into(),
         Client::TrustFromReply => "control: trust counted from the reply".into(),
         Client::ClientClock => "control: expiry by the client's clock".into(),
         Client::HandsOutEnded => "control: a lock handed out after the end of trust".into(),
         Client::Unfenced => "control: unfenced writes".into(),
-        Client::Replaced => "control: django-database-locks 0.5".into(),
+        Client::Legacy => "control: django-database-locks 0.5".into(),
         Client::Rust | Client::Python => match many(Client::Python) {
-            0 => format!("ours, {} in Rust", many(Client::Rust)),
+            0 => format!("database-locks, {} in Rust", many(Client::Rust)),
             python => format!(
-                "ours, {} in Rust and {python} in Python",
+                "database-locks, {} in Rust and {python} in Python",
                 many(Client::Rust)
             ),
         },
@@ -45,7 +45,7 @@ pub fn clients(options: &Options) -> String {
 
 fn header() -> String {
     let mut head = String::from(
-        "| engine | clients | seed | seconds | processes | grants | losses told | writes | refused | \
+        "| engine | clients | seed | seconds | processes | grants | losses notified | writes | refused | \
          commits of unknown outcome | faults landed |",
     );
     for kind in KINDS {
@@ -100,18 +100,18 @@ fn faults(outcome: &Outcome) -> String {
     format!("- {engine}, {who}: {}.", each.join(", "))
 }
 
-/// What came of these runs, to be printed.
+/// The tables of some runs, to be printed.
 pub fn tables(outcomes: &[Outcome]) -> String {
     let rows: Vec<String> = outcomes.iter().map(row).collect();
     let faults: Vec<String> = outcomes.iter().map(faults).collect();
     format!("{}\n{}\n\n{}", header(), rows.join("\n"), faults.join("\n"))
 }
 
-/// Put it into the document, in the place of what stood there of the same engines.
+/// Writes the tables into the document; they replace the rows of the same engines.
 ///
 /// # Errors
 ///
-/// When it cannot be read or written, or has lost its marks.
+/// If the document cannot be read or written, or has no marks.
 pub fn put(path: &Path, outcomes: &[Outcome]) -> std::io::Result<()> {
     let text = std::fs::read_to_string(path)?;
     let engines: Vec<&str> = outcomes
@@ -126,7 +126,8 @@ pub fn put(path: &Path, outcomes: &[Outcome]) -> std::io::Result<()> {
     std::fs::write(path, replaced.ok_or_else(missing)?)
 }
 
-/// Between the marks: the head, the lines of other engines as they stand, and the new ones.
+/// Replaces the text between two marks: the header, the lines of other engines unchanged, and the
+/// new lines.
 fn replace(
     text: &str,
     (begin, end): (&str, &str),
@@ -144,7 +145,7 @@ fn replace(
     };
     let mut lines: Vec<String> = between.lines().filter(stays).map(str::to_owned).collect();
     lines.extend(new);
-    // By engine; what is of one engine stays in its order.
+    // A stable sort by engine.
     lines.sort_by_key(|line| {
         let engine = line.trim_start_matches(sign).split([' ', ',']).next();
         let word = engine.unwrap_or_default().to_owned();

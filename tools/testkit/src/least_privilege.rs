@@ -1,4 +1,4 @@
-//! Users that may do no more than `SECURITY.md` says they need.
+//! Users with exactly the privileges of `SECURITY.md`.
 
 use database_locks::Locks;
 

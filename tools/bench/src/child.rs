@@ -1,13 +1,13 @@
-//! A row of the tables: a process that acquires and releases when it is told.
+//! The process of a case, which acquires and releases on request.
 //!
-//! Each row is a process of its own, in Rust or Python, so that the system calls of one are counted by
-//! themselves. Its first line says what it is made of; then it answers the lines of its standard input:
+//! Each case, in Rust or Python, has a process of its own, so that its system calls can be counted
+//! alone. Its first line describes it; then it answers the requests on its standard input:
 //!
-//! | line | what it does | answer |
+//! | request | what it does | answer |
 //! | --- | --- | --- |
-//! | `cycles MS` | acquires and releases for so long | `{"acquire": [ns, …], "release": [ns, …]}` |
-//! | `count N` | so many cycles, with `getppid` before each call and after the last | `done` |
-//! | `acquire`, `release` | that | the monotonic clock before and after, in ns |
+//! | `cycles MS` | acquires and releases for MS milliseconds | `{"acquire": [ns, …], "release": [ns, …]}` |
+//! | `count N` | N cycles, with `getppid` before each call and after the last | `done` |
+//! | `acquire`, `release` | one call | the monotonic clock before and after, in ns |
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testkit::Killable;
 
-/// How long a process may take to connect, and to answer beyond what it was told to take.
+use crate::console::progress;
+
+/// How long a process may take to connect, and to answer beyond the length of the request.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What was measured in one round, in milliseconds.
+/// The times of one round, in milliseconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times {
     pub(crate) acquire: Vec<f64>,
@@ -38,50 +40,53 @@ impl Times {
     }
 }
 
-/// Since then, in milliseconds.
+/// Milliseconds since `then`.
 pub(crate) fn since(then: Instant) -> f64 {
     then.elapsed().as_secs_f64() * 1e3
 }
 
-/// A process that takes locks when it is told.
+/// A process that serves requests.
 #[derive(Debug)]
-pub(crate) struct Taker {
+pub(crate) struct Child {
     process: Killable,
-    /// What it is made of, by its own word.
-    pub(crate) what: String,
+    /// Its first line.
+    pub(crate) description: String,
 }
 
-impl Taker {
-    /// `None`, and a line that says so, where it does not come up.
+impl Child {
+    /// Starts it; if it does not come up, prints that and returns `None`.
     pub(crate) fn start(name: &str, command: &Command) -> Option<Self> {
         let process = Killable::spawn_command(command);
-        let Some(what) = process.line(PATIENCE) else {
-            crate::say(&format!("left out, it does not start: {name}"));
+        let Some(description) = process.line(PATIENCE) else {
+            progress(&format!("left out, it does not start: {name}"));
             return None;
         };
-        Some(Self { process, what })
+        Some(Self {
+            process,
+            description,
+        })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    pub(crate) fn tell(&mut self, line: &str) {
+    pub(crate) fn send(&mut self, line: &str) {
         self.process.send_line(line).expect("the process reads");
     }
 
-    pub(crate) fn hear(&self, within: Duration) -> String {
+    pub(crate) fn receive(&self, within: Duration) -> String {
         self.process.expect_line(within + PATIENCE)
     }
 
-    pub(crate) fn ask(&mut self, line: &str) -> String {
-        self.tell(line);
-        self.hear(Duration::ZERO)
+    pub(crate) fn request(&mut self, line: &str) -> String {
+        self.send(line);
+        self.receive(Duration::ZERO)
     }
 
     /// The answer to `acquire` or `release`: the clock before and after the call.
-    pub(crate) fn span(&self) -> (u64, u64) {
-        let line = self.hear(Duration::ZERO);
+    pub(crate) fn timestamps(&self) -> (u64, u64) {
+        let line = self.receive(Duration::ZERO);
         let span = line
             .split_once(' ')
             .and_then(|(before, after)| Some((before.parse().ok()?, after.parse().ok()?)));
@@ -89,8 +94,8 @@ impl Taker {
     }
 
     pub(crate) fn cycles(&mut self, slice: Duration) -> Times {
-        self.tell(&format!("cycles {}", slice.as_millis()));
-        let answer: Value = serde_json::from_str(&self.hear(slice)).expect("it answers in JSON");
+        self.send(&format!("cycles {}", slice.as_millis()));
+        let answer: Value = serde_json::from_str(&self.receive(slice)).expect("it answers in JSON");
         let list = |key: &str| -> Vec<f64> {
             let values = answer[key].as_array().into_iter().flatten();
             values

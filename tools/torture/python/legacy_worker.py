@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support.sql import _connect, django_database
 
-TRAPPED_AT_MOST = 20.0
+LONGEST_PAUSE = 20.0
 
 
 def now():
@@ -28,31 +28,31 @@ class Worker:
         self.settings = settings
         self.random = random.Random(settings["seed"])
         self.file = os.open(settings["history"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self.stopped, self.trap, self.gone = False, "", 0
-        self.asks = self.writes = 0
+        self.stopped, self.breakpoint, self.resumed = False, "", 0
+        self.requests = self.writes = 0
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self):
         for line in sys.stdin:
             word, _, state = line.strip().partition(" ")
-            if word == "trap":
-                self.trap = state
+            if word == "pause":
+                self.breakpoint = state
             else:
-                self.gone += 1
+                self.resumed += 1
         self.stopped = True
 
     def record(self, e, **more):
         line = json.dumps({"t": now(), "who": self.settings["who"], "e": e, **more}) + "\n"
         os.write(self.file, line.encode())
 
-    def caught(self, trap, what, look=lambda: None):
-        if self.trap != trap:
+    def pause_at(self, state, what, look=lambda: None):
+        if self.breakpoint != state:
             return False
-        self.trap = ""
-        before, begun = self.gone, time.monotonic()
-        print(f"trapped {what}", flush=True)
-        while self.gone == before and not self.stopped:
-            if time.monotonic() - begun > TRAPPED_AT_MOST:
+        self.breakpoint = ""
+        before, begun = self.resumed, time.monotonic()
+        print(f"paused {what}", flush=True)
+        while self.resumed == before and not self.stopped:
+            if time.monotonic() - begun > LONGEST_PAUSE:
                 break
             look()
             time.sleep(0.005)
@@ -62,11 +62,11 @@ class Worker:
         import database_locks
         from database_locks.locks import LockException
 
-        self.asks += 1
-        ask, name = self.asks, self.random.choice(self.settings["locks"])
+        self.requests += 1
+        request, name = self.requests, self.random.choice(self.settings["locks"])
         ttl = self.settings["ttl_ms"] / 1000
         self.lost = False
-        self.record("asked", ask=ask, lock=name, wait=None)
+        self.record("asked", request=request, lock=name, wait=None)
 
         def lose(*_):
             self.lost = True
@@ -80,48 +80,48 @@ class Worker:
                 auto_renew=True,
                 lost_lock_cb=lose,
             ):
-                self.record("granted", ask=ask, token=0)
-                self.hold(ask, name)
-                self.record("releasing", ask=ask)
-            self.record("released", ask=ask, ok=True)
+                self.record("granted", request=request, token=0)
+                self.hold(request, name)
+                self.record("releasing", request=request)
+            self.record("released", request=request, ok=True)
         except LockException as error:
-            self.record("gave_up", ask=ask, why=str(error))
+            self.record("gave_up", request=request, why=str(error))
         except Exception as error:  # noqa: BLE001 - a driver's
-            self.record("gave_up", ask=ask, why=str(error))
+            self.record("gave_up", request=request, why=str(error))
         time.sleep(self.random.uniform(0.005, 0.06))
 
-    def look(self, ask):
+    def look(self, request):
         """It trusts its lock as long as it was told nothing."""
         before = now()
         if self.lost:
-            self.record("lost", ask=ask, reason="lost")
+            self.record("lost", request=request, reason="lost")
             return False
-        self.record("trusted", ask=ask, before=before, lasting=0)
+        self.record("trusted", request=request, before=before, lasting=0)
         return True
 
-    def hold(self, ask, name):
-        if not self.look(ask):
+    def hold(self, request, name):
+        if not self.look(request):
             return
-        self.caught("holding", f"{name} 0", lambda: self.look(ask))
-        if self.caught("blind", f"{name} 0"):
-            self.write(ask, name)
+        self.pause_at("holding", f"{name} 0", lambda: self.look(request))
+        if self.pause_at("blind", f"{name} 0"):
+            self.write(request, name)
         for _ in range(self.random.randint(3, 8)):
-            if not self.look(ask):
+            if not self.look(request):
                 return
-            self.write(ask, name)
+            self.write(request, name)
             time.sleep(self.random.uniform(0.02, 0.15))
-        self.look(ask)
+        self.look(request)
 
-    def write(self, ask, name):
+    def write(self, request, name):
         self.writes += 1
         id = f"{self.settings['who']} {self.writes}"
-        self.record("write", ask=ask, id=id)
+        self.record("write", request=request, id=id)
         try:
             data = _connect(self.settings["data"])
             cursor = data.cursor()
             cursor.execute(f"SELECT value FROM torture_counter WHERE name = '{name}'")
             (value,) = cursor.fetchone()
-            if not self.caught("fenced", f"{name} 0"):
+            if not self.pause_at("fenced", f"{name} 0"):
                 time.sleep(self.random.uniform(0, 0.015))
             cursor.execute("BEGIN")
             cursor.execute(

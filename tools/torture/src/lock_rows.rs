@@ -1,40 +1,40 @@
-//! The rows of the locks, as a fault looks at them and changes them: past all proxies.
+//! Reads and changes the rows of the locks directly, past all proxies.
 
 use std::time::Duration;
 
 use testkit::time::{now, sleep};
 use tokio::runtime::Runtime;
 
-use crate::store::Sql;
+use crate::sql::Sql;
 
-/// How often a row is looked at while something is waited for.
-const EACH: Duration = Duration::from_millis(2);
+/// The poll interval of [`Rows::wait_for`].
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A connection for a thread that makes faults.
+/// A connection for a thread that injects faults.
 #[derive(Debug)]
 pub struct Rows {
-    // Dropped before the runtime that it lives on.
+    // Dropped before its runtime.
     sql: Sql,
     runtime: Runtime,
 }
 
-/// One row.
+/// The row of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockRow {
     /// The token of its latest grant.
     pub token: i64,
-    /// Whether no lease is there, not even one that has ended.
+    /// Whether it has no lease, not even one that has ended.
     pub free: bool,
-    /// Who has it, or had it last.
+    /// The latest holder.
     pub holder: String,
 }
 
 impl Rows {
-    /// Connect to where the locks are.
+    /// Connects to the database of the locks.
     ///
     /// # Errors
     ///
-    /// What it failed with.
+    /// The error of the database.
     pub fn connect(url: &str) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -44,11 +44,11 @@ impl Rows {
         Ok(Self { sql, runtime })
     }
 
-    /// The row of a lock; `None`: it has none yet.
+    /// Reads the row of a lock, if it has one.
     ///
     /// # Errors
     ///
-    /// What the database answered.
+    /// The error of the database.
     pub fn read(&mut self, lock: &str) -> Result<Option<LockRow>, String> {
         let read = format!(
             "SELECT token, CASE WHEN expires_at IS NULL THEN 1 ELSE 0 END, \
@@ -69,11 +69,11 @@ impl Rows {
             .transpose()
     }
 
-    /// The locks that have a row, with their tokens.
+    /// Reads the names and tokens of all rows.
     ///
     /// # Errors
     ///
-    /// What the database answered.
+    /// The error of the database.
     pub fn tokens(&mut self) -> Result<Vec<(String, i64)>, String> {
         let read = "SELECT name, token FROM database_locks_lock ORDER BY name";
         let answer = self.runtime.block_on(self.sql.run(read))?;
@@ -81,11 +81,11 @@ impl Rows {
         Ok(answer.rows.iter().filter_map(row).collect())
     }
 
-    /// Look at the row of a lock until it is as wanted, or for so long; the row, if it was.
+    /// Polls the row of a lock until `wanted` accepts it; `None` if that takes too long.
     ///
     /// # Errors
     ///
-    /// What the database answered.
+    /// The error of the database.
     pub fn wait_for(
         &mut self,
         lock: &str,
@@ -100,15 +100,15 @@ impl Rows {
             if begun.elapsed() >= within {
                 return Ok(None);
             }
-            sleep(EACH);
+            sleep(POLL_INTERVAL);
         }
     }
 
-    /// Put the token of a lock back to an older one if the lock is free; whether it was.
+    /// Puts the token of a lock back to an older one if the lock is free; whether it was.
     ///
     /// # Errors
     ///
-    /// What the database answered.
+    /// The error of the database.
     pub fn put_back(&mut self, lock: &str, token: i64) -> Result<bool, String> {
         let update = format!(
             "UPDATE database_locks_lock SET token = {token} \

@@ -1,23 +1,25 @@
-//! Who held what when: an SVG, one lane a lock.
+//! The timeline of a run as SVG: a row for each lock, a bar for each grant.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::check::{self, End, Grant};
-use crate::evidence;
 use crate::plan::{KINDS, Kind};
+use crate::report;
 use crate::run::Outcome;
 
-/// What is drawn in one strip, in microseconds; a run is as many of them as it takes.
+/// The length of a strip in microseconds; a run takes several.
 const STRIP: u64 = 10_000_000;
 const LEFT: f64 = 64.0;
 const WIDTH: f64 = 1500.0;
+/// The height of a row, and of a bar.
 const LANE: f64 = 26.0;
-/// Faults above the lanes, in so many lines that neighbours do not cover each other.
+const BAR: f64 = LANE - 6.0;
+/// Faults are above the rows, on several lines, so that neighbours do not overlap.
 const FAULT_LINES: usize = 4;
 const FAULT_LINE: f64 = 15.0;
 
-/// Apart for most eyes, and from the red of what is wrong.
+/// Distinct from each other, and from the red of violations.
 const COLOURS: [&str; 8] = [
     "#4e79a7", "#f2a93b", "#59a14f", "#9c6bb0", "#76b7b2", "#b07d52", "#e39cb5", "#8a8f98",
 ];
@@ -26,7 +28,7 @@ const STYLE: &str = "text{font:11px sans-serif;fill:#222} .s{font-size:10px;fill
     .h{font-size:16px;font-weight:bold} .k{font-size:10px;font-weight:bold} \
     .in{font-size:10px;fill:#fff;font-weight:bold} .g{stroke:#e6e6e6}";
 
-struct Picture<'a> {
+struct Timeline<'a> {
     outcome: &'a Outcome,
     grants: Vec<Grant>,
     locks: Vec<String>,
@@ -34,8 +36,8 @@ struct Picture<'a> {
     svg: String,
 }
 
-/// The name of a process without how often it was started.
-fn actor(who: &str) -> &str {
+/// The name of a process, without the count of its starts.
+fn name_of(who: &str) -> &str {
     who.split('.').next().unwrap_or(who)
 }
 
@@ -45,14 +47,14 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// Draw a run.
+/// Draws a run.
 pub fn draw(outcome: &Outcome) -> String {
     let grants = check::grants(&outcome.evidence.events);
     let mut names: Vec<&str> = outcome
         .evidence
         .events
         .iter()
-        .map(|e| actor(&e.who))
+        .map(|e| name_of(&e.who))
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -61,7 +63,7 @@ pub fn draw(outcome: &Outcome) -> String {
         .zip(COLOURS.iter().cycle())
         .map(|(name, colour)| ((*name).to_owned(), *colour))
         .collect();
-    let mut picture = Picture {
+    let mut timeline = Timeline {
         locks: outcome.evidence.counters.keys().cloned().collect(),
         grants,
         outcome,
@@ -69,9 +71,9 @@ pub fn draw(outcome: &Outcome) -> String {
         svg: String::new(),
     };
     let strips = (outcome.ended - outcome.began).div_ceil(STRIP).max(1);
-    let mut y = picture.heading();
+    let mut y = timeline.heading();
     for number in 0..strips {
-        y = picture.strip(outcome.began + number * STRIP, y);
+        y = timeline.strip(outcome.began + number * STRIP, y);
     }
     let (width, height) = (LEFT + WIDTH + 16.0, y + 8.0);
     format!(
@@ -80,11 +82,11 @@ pub fn draw(outcome: &Outcome) -> String {
          <defs><pattern id=\"frozen\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" \
          patternTransform=\"rotate(45)\"><rect width=\"2.2\" height=\"6\" fill=\"#1b4fd0\"/></pattern>\
          </defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{}</svg>\n",
-        picture.svg
+        timeline.svg
     )
 }
 
-impl Picture<'_> {
+impl Timeline<'_> {
     fn put(&mut self, element: &str) {
         self.svg.push_str(element);
         self.svg.push('\n');
@@ -97,13 +99,13 @@ impl Picture<'_> {
         ));
     }
 
-    /// The title and the legend; where the strips begin.
+    /// Title and legend; the y at which the strips begin.
     fn heading(&mut self) -> f64 {
         let options = &self.outcome.options;
         let title = format!(
             "{}: {}, seed {}, {} s, {} grants, {} writes, {} violations",
             options.engine.as_str(),
-            evidence::clients(options),
+            report::clients(options),
             options.seed,
             options.length.as_secs(),
             self.outcome.numbers.grants,
@@ -112,7 +114,7 @@ impl Picture<'_> {
         );
         self.text(12.0, 26.0, "h", &title);
         let mut x = 12.0;
-        self.text(x, 50.0, "", "A bar is a grant, from its reply until it is given up, lost or no longer trusted; its number is the end of its token; its colour the process:");
+        self.text(x, 50.0, "", "A bar is a grant, from its reply until it is released, lost or no longer trusted. The number is the end of its token, the colour its process:");
         for (name, colour) in self.colours.clone() {
             self.put(&format!(
                 "<rect x=\"{x}\" y=\"58\" width=\"22\" height=\"13\" fill=\"{colour}\"/>"
@@ -123,15 +125,15 @@ impl Picture<'_> {
         let marks = [
             (
                 "<rect width=\"30\" height=\"13\" fill=\"#bbb\"/><rect width=\"30\" height=\"13\" fill=\"url(#frozen)\"/>",
-                "its process was frozen",
+                "the process was frozen",
             ),
             (
                 "<rect width=\"30\" height=\"13\" fill=\"#bbb\" opacity=\"0.4\"/>",
-                "it was killed, and its lease ran on",
+                "the process was killed, its lease ran on",
             ),
             (
                 "<path d=\"M5 13 L10 4 L15 13 Z\" fill=\"#c00\"/>",
-                "a holder was told that it has lost",
+                "the holder was notified of the loss",
             ),
             (
                 "<circle cx=\"10\" cy=\"7\" r=\"5\" fill=\"none\" stroke=\"#c00\" stroke-width=\"2\"/><path d=\"M6.5 10.5 L13.5 3.5\" stroke=\"#c00\" stroke-width=\"2\"/>",
@@ -154,7 +156,7 @@ impl Picture<'_> {
             x,
             y,
             "",
-            "Faults, above the lanes, in the colour of whom they befell:",
+            "Faults, above the rows, in the colour of the process:",
         );
         x = 350.0;
         let came = |kind: &Kind| {
@@ -169,7 +171,7 @@ impl Picture<'_> {
             if x + wide > LEFT + WIDTH {
                 (x, y) = (350.0, y + 16.0);
             }
-            self.text(x, y, "k", kind.sign());
+            self.text(x, y, "k", kind.abbreviation());
             self.text(x + 20.0, y, "s", kind.as_str());
             x += wide;
         }
@@ -180,7 +182,7 @@ impl Picture<'_> {
         LEFT + at.saturating_sub(from).min(STRIP) as f64 / STRIP as f64 * WIDTH
     }
 
-    /// One strip of time from `from` on; where the next begins.
+    /// One strip, from the time `from` on; the y at which the next begins.
     fn strip(&mut self, from: u64, top: f64) -> f64 {
         let until = from + STRIP;
         let lanes = top + 16.0 + FAULT_LINES as f64 * FAULT_LINE;
@@ -221,21 +223,21 @@ impl Picture<'_> {
                 self.x(from, fault.from.max(from)),
                 self.x(from, fault.until),
             );
-            let everybody = fault.who.is_empty();
-            let colour = match self.colours.get(actor(&fault.who)) {
-                Some(colour) if !everybody => colour,
+            let of_server = fault.who.is_empty();
+            let colour = match self.colours.get(name_of(&fault.who)) {
+                Some(colour) if !of_server => colour,
                 _ => "#555",
             };
             let line = (0..FAULT_LINES).find(|line| free[*line] <= begin);
             let line = line.unwrap_or(FAULT_LINES - 1);
             let label = match &fault.lock {
-                Some(lock) => format!("{} {lock}", fault.planned.kind.sign()),
-                None => fault.planned.kind.sign().to_owned(),
+                Some(lock) => format!("{} {lock}", fault.planned.kind.abbreviation()),
+                None => fault.planned.kind.abbreviation().to_owned(),
             };
             free[line] = end.max(begin + 8.0 + 7.0 * label.len() as f64);
             let y = top + line as f64 * FAULT_LINE;
             let wide = (end - begin).max(3.0);
-            if everybody {
+            if of_server {
                 self.put(&format!(
                     "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{:.1}\" \
                      fill=\"#000\" opacity=\"0.09\"/>",
@@ -253,110 +255,120 @@ impl Picture<'_> {
         }
     }
 
+    /// The row of one lock: its grants, and the marks above them.
     fn lane(&mut self, lock: &str, from: u64, until: u64, y: f64) {
-        let high = LANE - 6.0;
-        let grants: Vec<Grant> = self
-            .grants
-            .iter()
-            .filter(|grant| grant.lock == lock)
-            .cloned()
-            .collect();
-        let mut signs = String::new();
+        let of_lock = |grant: &&Grant| grant.lock == lock;
+        let grants: Vec<Grant> = self.grants.iter().filter(of_lock).cloned().collect();
+        let mut marks = String::new();
         for grant in &grants {
-            let killed = self.killed(grant);
-            let trusted = grant.trusted_until.max(grant.granted);
-            let ends = [grant.releasing, grant.lost, killed, Some(trusted)];
-            let end = ends.into_iter().flatten().min().unwrap_or(trusted);
-            if end < from || grant.granted >= until {
-                continue;
-            }
-            let colour = self.colours[actor(&grant.who)];
-            let begin = self.x(from, grant.granted.max(from));
-            let wide = (self.x(from, end) - begin).max(1.5);
-            let title = escape(&format!("{} token {}", grant.who, grant.token));
-            self.put(&format!(
-                "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{high}\" rx=\"2\" \
-                 fill=\"{colour}\"><title>{title}</title></rect>"
-            ));
-            let label = format!("…{:03}", grant.token % 1000);
-            if wide > 30.0 && grant.token != 0 {
-                self.text(begin + 3.0, y + 14.0, "in", &label);
-            }
-            if let Some(killed) =
-                killed.filter(|killed| *killed < trusted && grant.releasing.is_none())
-            {
-                let (a, b) = (self.x(from, killed.max(from)), self.x(from, trusted));
-                self.put(&format!(
-                    "<rect x=\"{a:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{high}\" fill=\"{colour}\" \
-                     opacity=\"0.35\"/>",
-                    (b - a).max(0.0)
-                ));
-            }
+            self.grant(grant, from, until, y);
             if let Some(lost) = grant.lost.filter(|lost| (from..until).contains(lost)) {
                 let x = self.x(from, lost);
                 let _ = write!(
-                    signs,
+                    marks,
                     "<path d=\"M{:.1} {:.1} l5 -9 l5 9 Z\" fill=\"#c00\" stroke=\"#fff\"><title>lost</title></path>",
                     x - 5.0,
-                    y + high
+                    y + BAR
                 );
             }
         }
-        for fault in &self.outcome.faults {
-            let freeze = matches!(
-                fault.planned.kind,
-                Kind::FreezeHolding | Kind::FreezeInFence
-            );
-            if freeze
+        self.freezes(&mut marks, lock, from, until, y);
+        self.refusals(&mut marks, lock, from, until, y);
+        self.violations(&mut marks, lock, from, until, y);
+        self.put(&marks);
+    }
+
+    /// The bar of a grant, until it was released, lost or no longer trusted.
+    fn grant(&mut self, grant: &Grant, from: u64, until: u64, y: f64) {
+        let killed = self.killed(grant);
+        let trusted = grant.trusted_until.max(grant.granted);
+        let ends = [grant.releasing, grant.lost, killed, Some(trusted)];
+        let end = ends.into_iter().flatten().min().unwrap_or(trusted);
+        if end < from || grant.granted >= until {
+            return;
+        }
+        let colour = self.colours[name_of(&grant.who)];
+        let begin = self.x(from, grant.granted.max(from));
+        let wide = (self.x(from, end) - begin).max(1.5);
+        let title = escape(&format!("{} token {}", grant.who, grant.token));
+        self.put(&format!(
+            "<rect x=\"{begin:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{BAR}\" rx=\"2\" \
+             fill=\"{colour}\"><title>{title}</title></rect>"
+        ));
+        if wide > 30.0 && grant.token != 0 {
+            let label = format!("…{:03}", grant.token % 1000);
+            self.text(begin + 3.0, y + 14.0, "in", &label);
+        }
+        // The lease runs on after its holder was killed.
+        if let Some(killed) = killed.filter(|killed| *killed < trusted && grant.releasing.is_none())
+        {
+            let (a, b) = (self.x(from, killed.max(from)), self.x(from, trusted));
+            self.put(&format!(
+                "<rect x=\"{a:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\" \
+                 opacity=\"0.35\"/>",
+                (b - a).max(0.0)
+            ));
+        }
+    }
+
+    fn freezes(&self, marks: &mut String, lock: &str, from: u64, until: u64, y: f64) {
+        let freezes = [Kind::FreezeHolding, Kind::FreezeInFence];
+        let here = self.outcome.faults.iter().filter(|fault| {
+            freezes.contains(&fault.planned.kind)
                 && fault.lock.as_deref() == Some(lock)
                 && fault.until >= from
                 && fault.from < until
-            {
-                let (a, b) = (
-                    self.x(from, fault.from.max(from)),
-                    self.x(from, fault.until),
-                );
-                let _ = write!(
-                    signs,
-                    "<rect x=\"{a:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"7\" fill=\"url(#frozen)\"/>",
-                    y + high - 7.0,
-                    b - a
-                );
-            }
+        });
+        for fault in here {
+            let (a, b) = (
+                self.x(from, fault.from.max(from)),
+                self.x(from, fault.until),
+            );
+            let _ = write!(
+                marks,
+                "<rect x=\"{a:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"7\" fill=\"url(#frozen)\"/>",
+                y + BAR - 7.0,
+                b - a
+            );
         }
+    }
+
+    fn refusals(&self, marks: &mut String, lock: &str, from: u64, until: u64, y: f64) {
         let writes = check::writes(&self.outcome.evidence.events, &self.grants);
         for write in writes.values() {
-            let of = &self.grants[write.grant];
             if let Some((at, End::Refused)) = write.end
-                && of.lock == lock
+                && self.grants[write.grant].lock == lock
                 && (from..until).contains(&at)
             {
                 let x = self.x(from, at);
                 let _ = write!(
-                    signs,
+                    marks,
                     "<g transform=\"translate({x:.1} {:.1})\" stroke=\"#c00\" stroke-width=\"2\" fill=\"#fff\">\
                      <circle r=\"5\"/><path d=\"M-3.5 3.5 L3.5 -3.5\"/></g>",
                     y + 6.0
                 );
             }
         }
+    }
+
+    fn violations(&self, marks: &mut String, lock: &str, from: u64, until: u64, y: f64) {
         for violation in &self.outcome.violations {
             if violation.lock == lock && (from..until).contains(&violation.at) {
                 let x = self.x(from, violation.at);
                 let title = escape(&violation.to_string());
                 let _ = write!(
-                    signs,
+                    marks,
                     "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"16\" height=\"{}\" fill=\"none\" stroke=\"#e00\" \
                      stroke-width=\"3\"><title>{title}</title></rect>",
                     x - 8.0,
                     y - 2.0,
-                    high + 4.0
+                    BAR + 4.0
                 );
             }
         }
-        self.put(&signs);
     }
 
+    /// When the process of a grant was killed.
     fn killed(&self, grant: &Grant) -> Option<u64> {
         let mine = |outage: &&check::Outage| {
             outage.killed && outage.who.as_ref() == Some(&grant.who) && outage.from >= grant.granted

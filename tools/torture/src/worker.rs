@@ -1,8 +1,9 @@
-//! What a worker is told: its settings, and the lines of its standard input.
+//! The settings of a worker, and the commands on its standard input.
 //!
-//! The settings are one JSON object, its only argument: see [`Settings`]. A line `trap STATE` asks it to
-//! say `trapped LOCK TOKEN` as soon as it is in that state, and to stay there until a line `go` comes;
-//! the end of its input asks it to finish what it does and end. The Python programs do the same.
+//! The settings are its only argument, a JSON object: see [`Settings`]. The command `pause STATE`
+//! sets a breakpoint: when the worker reaches that state, it answers `paused LOCK TOKEN` and stays
+//! there until the command `resume`. At the end of its input it finishes its round and ends. The
+//! Python programs do the same.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -14,26 +15,26 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 
-/// The longest that a worker stays in a trap where nobody says `go`.
-pub const TRAPPED_AT_MOST: Duration = Duration::from_secs(20);
+/// How long a worker stays at a breakpoint without `resume`.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// Where a worker can be caught.
+/// The states in which a worker can pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trap {
-    /// It is about to ask for a lock.
+pub enum Breakpoint {
+    /// About to request a lock.
     Asking,
-    /// It waits for a lock.
+    /// Waiting for a lock.
     Waiting,
-    /// It holds a lock, and looks at it again and again.
+    /// Holding a lock, which it checks again and again.
     Holding,
-    /// It holds a lock, and does nothing; what it does next is to write, without a look.
+    /// Holding a lock; it writes next, without another check.
     Blind,
-    /// It is within a fenced transaction, and has read what it will write back.
+    /// Within a fenced transaction, between its read and its write.
     Fenced,
 }
 
-impl Trap {
-    /// As in a line.
+impl Breakpoint {
+    /// Its name in commands.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Asking => "asking",
@@ -52,51 +53,52 @@ impl Trap {
             Self::Blind,
             Self::Fenced,
         ];
-        all.into_iter().find(|trap| trap.as_str() == word)
+        all.into_iter()
+            .find(|breakpoint| breakpoint.as_str() == word)
     }
 }
 
-/// Which client a worker is.
+/// The clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Ours, from Rust.
+    /// database-locks, from Rust.
     Rust,
-    /// Ours, from Python.
+    /// database-locks, from Python.
     Python,
-    /// A simple one on the same table that does all that it should.
-    Naive,
-    /// Its renewal takes a lock that has run out, or is free, as an acquire does.
+    /// A simple client on the same table, without a mistake.
+    Correct,
+    /// Its renewal takes a lock that has expired or is free.
     RenewalAcquires,
-    /// It counts its trust from the reply.
+    /// It counts its trust from the reply rather than the request.
     TrustFromReply,
     /// It judges by its own clock whether a lease has ended.
     ClientClock,
-    /// It hands out what it was granted, however late it hears of it.
+    /// It hands out a grant whose reply came after the end of trust.
     HandsOutEnded,
     /// It writes without a fence.
     Unfenced,
-    /// `django-database-locks` 0.5.
-    Replaced,
+    /// django-database-locks 0.5.
+    Legacy,
 }
 
 impl Client {
-    /// As in settings and tables.
+    /// Its name in settings and tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rust => "rust",
             Self::Python => "python",
-            Self::Naive => "naive",
+            Self::Correct => "correct",
             Self::RenewalAcquires => "renewal-acquires",
             Self::TrustFromReply => "trust-from-reply",
             Self::ClientClock => "client-clock",
             Self::HandsOutEnded => "hands-out-ended",
             Self::Unfenced => "unfenced",
-            Self::Replaced => "replaced",
+            Self::Legacy => "legacy",
         }
     }
 
-    /// Whether what is wrong with it matters there. On SQLite the client's clock is the database's, and
-    /// with nothing between client and file a reply is never late.
+    /// Whether its mistake can show on an engine. On SQLite the client's clock is that of the
+    /// database, and a reply is never late.
     pub fn can_be_wrong_on(self, engine: Engine) -> bool {
         let late_or_skewed = matches!(
             self,
@@ -105,46 +107,46 @@ impl Client {
         engine != Engine::Sqlite || !late_or_skewed
     }
 
-    /// By its word.
+    /// The client of a name.
     pub fn of(word: &str) -> Option<Self> {
         let all = [
             Self::Rust,
             Self::Python,
-            Self::Naive,
+            Self::Correct,
             Self::RenewalAcquires,
             Self::TrustFromReply,
             Self::ClientClock,
             Self::HandsOutEnded,
             Self::Unfenced,
-            Self::Replaced,
+            Self::Legacy,
         ];
         all.into_iter().find(|client| client.as_str() == word)
     }
 }
 
-/// What a worker is started with.
+/// The settings of a worker.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which client it is.
+    /// Its client.
     pub client: Client,
-    /// Its name, with how often it was started.
+    /// Its name, with the count of its starts.
     pub who: String,
-    /// Where the locks are.
+    /// The database of the locks.
     pub url: String,
-    /// Where it writes.
+    /// The database of its writes.
     pub data: String,
-    /// The locks it takes.
+    /// The names of the locks.
     pub locks: Vec<String>,
     /// The length of its leases.
     pub ttl: Duration,
-    /// What its choices come from.
+    /// The seed of its choices.
     pub seed: u64,
-    /// The file it writes its history to.
+    /// The file of its history.
     pub history: PathBuf,
 }
 
 impl Settings {
-    /// As an argument.
+    /// The argument.
     pub fn to_json(&self) -> Value {
         json!({
             "client": self.client.as_str(),
@@ -158,7 +160,7 @@ impl Settings {
         })
     }
 
-    /// Read the argument.
+    /// Reads the argument.
     pub fn parse(text: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(text).ok()?;
         let text = |key: &str| Some(value[key].as_str()?.to_owned());
@@ -178,70 +180,79 @@ impl Settings {
     }
 }
 
-/// What a worker has been told so far.
+/// The commands that a worker has received.
 #[derive(Debug, Default)]
-pub struct Orders {
+pub struct Commands {
     stop: AtomicBool,
-    trap: Mutex<Option<Trap>>,
-    gone: AtomicU64,
+    wanted: Mutex<Option<Breakpoint>>,
+    resumed: AtomicU64,
 }
 
-impl Orders {
-    /// Listen to standard input on a thread.
+impl Commands {
+    /// Reads standard input on a thread.
     pub fn listen() -> Arc<Self> {
-        let orders = Arc::new(Self::default());
-        let heard = Arc::clone(&orders);
+        let commands = Arc::new(Self::default());
+        let heard = Arc::clone(&commands);
         std::thread::spawn(move || {
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { break };
                 match line.split_once(' ') {
-                    Some(("trap", state)) => *heard.trap() = Trap::of(state),
-                    _ => drop(heard.gone.fetch_add(1, Ordering::SeqCst)),
+                    Some(("pause", state)) => *heard.wanted() = Breakpoint::of(state),
+                    _ => drop(heard.resumed.fetch_add(1, Ordering::SeqCst)),
                 }
             }
             heard.stop.store(true, Ordering::SeqCst);
         });
-        orders
+        commands
     }
 
-    /// Whether it is to end.
+    /// Whether it must finish.
     pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Say that it is in a state, and stay there if it was asked to; whether it was.
+    /// Pauses if there is a breakpoint at this state; whether there was one.
     ///
-    /// `looks` is called again and again meanwhile, and ends it where it says no.
-    pub async fn caught(&self, trap: Trap, what: &str, mut looks: impl FnMut() -> bool) -> bool {
-        if self.trap().take_if(|wanted| *wanted == trap).is_none() {
+    /// `goes_on` is called again and again meanwhile; if it returns false, the pause ends.
+    pub async fn pause_at(
+        &self,
+        breakpoint: Breakpoint,
+        what: &str,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> bool {
+        if self
+            .wanted()
+            .take_if(|wanted| *wanted == breakpoint)
+            .is_none()
+        {
             return false;
         }
-        let before = self.gone.load(Ordering::SeqCst);
-        say(&format!("trapped {what}"));
-        if trap == Trap::Waiting {
+        let before = self.resumed.load(Ordering::SeqCst);
+        say(&format!("paused {what}"));
+        if breakpoint == Breakpoint::Waiting {
             return true;
         }
         let begun = testkit::time::now();
-        while self.gone.load(Ordering::SeqCst) == before
-            && begun.elapsed() < TRAPPED_AT_MOST
+        while self.resumed.load(Ordering::SeqCst) == before
+            && begun.elapsed() < LONGEST_PAUSE
             && !self.stopped()
-            && looks()
+            && goes_on()
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         true
     }
 
-    fn trap(&self) -> std::sync::MutexGuard<'_, Option<Trap>> {
-        self.trap.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> std::sync::MutexGuard<'_, Option<Breakpoint>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Say a line.
-#[allow(clippy::print_stdout, reason = "printing is how a worker answers")]
+/// Prints a line.
+#[allow(clippy::print_stdout, reason = "the answers go to standard output")]
 pub fn say(line: &str) {
     use std::io::Write;
     println!("{line}");
-    // Nobody listens any more: its end is near.
+    // It fails if the run has ended, which ends this process too.
     let _ = std::io::stdout().flush();
 }

@@ -1,35 +1,35 @@
-//! A small client on the same table, written as one would at first: the controls. Each variant is wrong
-//! in one thing, and the checker has to find it.
+//! The controls: a small client on the same table, whose variants have one mistake each. The
+//! checker must find it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock;
-use crate::process::Client;
-use crate::store::Sql;
+use crate::sql::Sql;
+use crate::worker::Client;
 
-/// How long a naive waiter sleeps between two tries.
+/// The poll interval.
 const POLL: Duration = Duration::from_millis(40);
 
-/// One client.
+/// A client.
 #[derive(Clone, Debug)]
-pub struct Naive {
-    /// In what it is wrong.
+pub struct ControlClient {
+    /// Its mistake.
     pub client: Client,
-    /// Where the locks are.
+    /// The database of the locks.
     pub url: String,
-    /// Who it is.
+    /// Its name.
     pub who: String,
     /// The length of its leases.
     pub ttl: Duration,
 }
 
-/// A lock that it holds, or thinks it does.
+/// A lock that the client holds, or believes that it holds.
 #[derive(Debug)]
-pub struct Held {
-    naive: Naive,
+pub struct ControlGuard {
+    client: ControlClient,
     name: String,
-    /// The fencing number.
+    /// The fencing token.
     pub token: i64,
     state: Arc<Mutex<State>>,
     renewing: tokio::task::JoinHandle<()>,
@@ -41,18 +41,18 @@ struct State {
     lost: bool,
 }
 
-/// The end of a lease and the present moment, as the statements write them.
+/// SQL expressions of the present and of the end of a lease.
 struct Times {
     now: String,
     end: String,
 }
 
-impl Naive {
+impl ControlClient {
     fn margin(&self) -> u64 {
         self.ttl.as_micros() as u64 / 10
     }
 
-    /// The moment until which it trusts what was asked at `sent` and is answered now.
+    /// The end of trust of a request that was sent at `sent` and is answered now.
     fn trusted_until(&self, sent: u64) -> u64 {
         let from = match self.client {
             Client::TrustFromReply => clock::now(),
@@ -76,15 +76,15 @@ impl Naive {
                 let seconds = self.ttl.as_secs_f64();
                 let now = "strftime('%Y-%m-%d %H:%M:%f', 'now')".to_owned();
                 let end = format!("strftime('%Y-%m-%d %H:%M:%f', 'now', '+{seconds:.3} seconds')");
-                return self.by_own_clock(Times { now, end });
+                return self.by_client_clock(Times { now, end });
             }
         };
         let end = format!("{now} + {end}");
-        self.by_own_clock(Times { now, end })
+        self.by_client_clock(Times { now, end })
     }
 
-    /// The mistake of one of them: its own clock in the place of the database's, for what has ended.
-    fn by_own_clock(&self, times: Times) -> Times {
+    /// The mistake of [`Client::ClientClock`]: expiry by the client's clock.
+    fn by_client_clock(&self, times: Times) -> Times {
         if self.client != Client::ClientClock {
             return times;
         }
@@ -97,11 +97,11 @@ impl Naive {
         Times { now, ..times }
     }
 
-    /// One try.
+    /// Tries once: the token and the end of trust.
     async fn try_once(&self, sql: &mut Sql, name: &str) -> Result<Option<(i64, u64)>, String> {
         let Times { now, end } = self.times();
         let (sent, who) = (clock::now(), &self.who);
-        // In one statement: another client may have the row before a second one comes to it.
+        // One statement, because another client may take the row before a second one.
         let (next, returning) = match self.url.starts_with("mysql:") {
             true => ("LAST_INSERT_ID(token + 1)", ""),
             false => ("token + 1", " RETURNING token"),
@@ -120,13 +120,13 @@ impl Naive {
         Ok(token.map(|token| (token, self.trusted_until(sent))))
     }
 
-    /// Take a lock by that connection or a new one, or give up after `wait`.
+    /// Takes a lock by `connection` or a new one, or gives up after `wait`.
     pub async fn acquire(
         &self,
         mut connection: Option<Sql>,
         name: &str,
         wait: Option<Duration>,
-    ) -> Option<Held> {
+    ) -> Option<ControlGuard> {
         let begun = testkit::time::now();
         loop {
             let mut sql = match connection.take() {
@@ -137,7 +137,7 @@ impl Naive {
                 match self.try_once(&mut open, name).await {
                     Ok(Some((token, until))) => {
                         let held = self.held(open, name, token, until);
-                        // One of them does not ask how late it is.
+                        // The mistake of `HandsOutEnded`.
                         if self.client == Client::HandsOutEnded || held.trusted_for().is_some() {
                             return Some(held);
                         }
@@ -154,19 +154,19 @@ impl Naive {
         }
     }
 
-    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> Held {
+    fn held(&self, sql: Sql, name: &str, token: i64, trusted_until: u64) -> ControlGuard {
         let lost = false;
         let state = Arc::new(Mutex::new(State {
             trusted_until,
             lost,
         }));
-        let (naive, of, shared) = (self.clone(), name.to_owned(), Arc::clone(&state));
-        Held {
-            naive: self.clone(),
+        let (client, of, shared) = (self.clone(), name.to_owned(), Arc::clone(&state));
+        ControlGuard {
+            client: self.clone(),
             name: name.to_owned(),
             token,
             state,
-            renewing: tokio::spawn(async move { naive.renew(sql, &of, token, &shared).await }),
+            renewing: tokio::spawn(async move { client.renew(sql, &of, token, &shared).await }),
         }
     }
 
@@ -215,15 +215,15 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Held {
-    /// For how long it would go on without an answer; `None`: it has lost the lock.
+impl ControlGuard {
+    /// How long the lease is trusted without another answer; `None` if the lock is lost.
     pub fn trusted_for(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
         let left = state.trusted_until.saturating_sub(clock::now());
         if left == 0 {
-            // Two of them believe in what comes later.
+            // The mistakes of two variants: trust comes back.
             let waits = [Client::RenewalAcquires, Client::TrustFromReply];
-            state.lost |= !waits.contains(&self.naive.client);
+            state.lost |= !waits.contains(&self.client.client);
         }
         (!state.lost).then_some(Duration::from_micros(left))
     }
@@ -233,16 +233,16 @@ impl Held {
         lock(&self.state).trusted_until
     }
 
-    /// The statement that keeps the row for the transaction; it finds one row where the lock is held.
+    /// The statement of the fence: it locks the row, and returns one row if the lock is held.
     pub fn fence(&self) -> Option<String> {
-        let (name, who) = (&self.name, &self.naive.who);
-        let row_lock = match self.naive.url.starts_with("sqlite:") {
+        let (name, who) = (&self.name, &self.client.who);
+        let row_lock = match self.client.url.starts_with("sqlite:") {
             true => "",
             false => " FOR UPDATE",
         };
-        let token = match self.naive.client {
+        let token = match self.client.client {
             Client::Unfenced => return None,
-            // The row has another holder's token after such a renewal.
+            // After such a renewal the row has the token of another holder.
             Client::RenewalAcquires => String::new(),
             _ => format!(" AND token = {}", self.token),
         };
@@ -252,11 +252,11 @@ impl Held {
         ))
     }
 
-    /// Give it back.
+    /// Releases the lock; whether it was still held.
     pub async fn release(self) -> bool {
         self.renewing.abort();
-        let (name, who, token) = (&self.name, &self.naive.who, self.token);
-        let Ok(mut sql) = Sql::connect(&self.naive.url).await else {
+        let (name, who, token) = (&self.name, &self.client.who, self.token);
+        let Ok(mut sql) = Sql::connect(&self.client.url).await else {
             return false;
         };
         sql.run(&format!(
@@ -268,7 +268,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ControlGuard {
     fn drop(&mut self) {
         self.renewing.abort();
     }

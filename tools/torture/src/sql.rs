@@ -1,18 +1,18 @@
-//! Plain SQL on any of the engines, by text alone: for what needs no parameter.
+//! SQL without parameters, on any engine.
 
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-/// Longer than any statement of ours takes, unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a statement may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection.
 pub enum Sql {
     /// To PostgreSQL.
     Postgres(tokio_postgres::Client),
-    /// To MariaDB.
+    /// To MariaDB or MySQL.
     MySql(Box<mysql_async::Conn>),
     /// To a file.
     Sqlite(rusqlite::Connection),
@@ -24,61 +24,64 @@ impl std::fmt::Debug for Sql {
     }
 }
 
-/// What a statement answered.
+/// The answer to a statement.
 #[derive(Debug, Default)]
 pub struct Answer {
-    /// Rows that it changed.
+    /// The number of changed rows.
     pub affected: u64,
-    /// What MySQL's `LAST_INSERT_ID(…)` was given; 0: nothing.
+    /// The value of MySQL's `LAST_INSERT_ID(…)`; 0 if it was not called.
     pub last_id: i64,
-    /// Rows that came back, each value as text.
+    /// The rows, each value as text.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Sql {
-    /// Connect, within a few seconds.
+    /// Connects, within a few seconds.
     ///
     /// # Errors
     ///
-    /// What it failed with.
+    /// The error of the database.
     pub async fn connect(url: &str) -> Result<Self, String> {
-        in_time(Self::open(url)).await
+        with_timeout(Self::open(url)).await
     }
 
     async fn open(url: &str) -> Result<Self, String> {
         if let Some(path) = url.strip_prefix("sqlite://") {
-            let file = rusqlite::Connection::open(path).map_err(text)?;
-            file.busy_timeout(PATIENCE).map_err(text)?;
+            let file = rusqlite::Connection::open(path).map_err(error_text)?;
+            file.busy_timeout(TIMEOUT).map_err(error_text)?;
             return Ok(Self::Sqlite(file));
         }
         if url.starts_with("postgres:") {
-            let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(text)?;
+            let (client, connection) = tokio_postgres::connect(url, NoTls)
+                .await
+                .map_err(error_text)?;
             tokio::spawn(connection);
             return Ok(Self::Postgres(client));
         }
-        let options =
-            mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url).map_err(text)?)
-                // Over the proxy, and not past it.
-                .prefer_socket(false)
-                .client_found_rows(true);
-        let connection = mysql_async::Conn::new(options).await.map_err(text)?;
+        let options = mysql_async::OptsBuilder::from_opts(
+            mysql_async::Opts::from_url(url).map_err(error_text)?,
+        )
+        // Over the proxy, and not past it.
+        .prefer_socket(false)
+        .client_found_rows(true);
+        let connection = mysql_async::Conn::new(options).await.map_err(error_text)?;
         Ok(Self::MySql(Box::new(connection)))
     }
 
-    /// Run a statement.
+    /// Runs a statement.
     ///
     /// # Errors
     ///
-    /// What it failed with; or that it took too long, after which the connection is to be dropped.
+    /// The error of the database, or a timeout, after which the connection must be dropped.
     pub async fn run(&mut self, statement: &str) -> Result<Answer, String> {
-        in_time(self.run_now(statement)).await
+        with_timeout(self.run_now(statement)).await
     }
 
     async fn run_now(&mut self, statement: &str) -> Result<Answer, String> {
         let mut answer = Answer::default();
         match self {
             Self::Postgres(client) => {
-                for message in client.simple_query(statement).await.map_err(text)? {
+                for message in client.simple_query(statement).await.map_err(error_text)? {
                     match message {
                         SimpleQueryMessage::Row(row) => {
                             let value = |at| row.get(at).unwrap_or_default().to_owned();
@@ -91,10 +94,10 @@ impl Sql {
             }
             Self::MySql(connection) => {
                 let rows: Vec<mysql_async::Row> =
-                    connection.query(statement).await.map_err(text)?;
+                    connection.query(statement).await.map_err(error_text)?;
                 answer.affected = connection.affected_rows();
                 let last_id = connection.last_insert_id().unwrap_or_default();
-                answer.last_id = last_id.try_into().map_err(text)?;
+                answer.last_id = last_id.try_into().map_err(error_text)?;
                 for row in rows {
                     let value = |value: mysql_async::Value| match value {
                         mysql_async::Value::Bytes(bytes) => {
@@ -109,13 +112,13 @@ impl Sql {
                 }
             }
             Self::Sqlite(file) => {
-                let mut statement = file.prepare(statement).map_err(text)?;
+                let mut statement = file.prepare(statement).map_err(error_text)?;
                 if statement.column_count() == 0 {
-                    answer.affected = statement.execute([]).map_err(text)? as u64;
+                    answer.affected = statement.execute([]).map_err(error_text)? as u64;
                 } else {
                     let width = statement.column_count();
-                    let mut rows = statement.query([]).map_err(text)?;
-                    while let Some(row) = rows.next().map_err(text)? {
+                    let mut rows = statement.query([]).map_err(error_text)?;
+                    while let Some(row) = rows.next().map_err(error_text)? {
                         let value = |at| match row.get_ref(at) {
                             Ok(rusqlite::types::ValueRef::Integer(number)) => number.to_string(),
                             Ok(value) => value.as_str().unwrap_or_default().to_owned(),
@@ -130,20 +133,20 @@ impl Sql {
     }
 }
 
-/// Bounded, so that a stalled connection stalls nobody for ever.
+/// Bounds some work, so that a stalled connection does not block its caller forever.
 ///
 /// # Errors
 ///
-/// What `work` failed with, or that it took too long.
-pub async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, work).await {
+/// The error of `work`, or a timeout.
+pub async fn with_timeout<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(TIMEOUT, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
     }
 }
 
 /// An error with its causes.
-pub fn text(error: impl std::error::Error) -> String {
+pub fn error_text(error: impl std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
