@@ -4,7 +4,8 @@ use std::io;
 
 use mysql_async::{DriverError, IoError, ServerError};
 
-use super::super::{NO_ID, NO_TOKEN, StoreError};
+use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
+use crate::store::connect::hosts::{Failure, Verdict};
 
 pub(crate) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
@@ -138,6 +139,34 @@ fn hint(error: &ServerError) -> Option<&'static str> {
         1049 => "check the database's name at the end of the URL, or create it",
         _ => return None,
     })
+}
+
+impl From<StoreError> for Failure<String> {
+    fn from(error: StoreError) -> Self {
+        let answers = error.is_answer();
+        let (verdict, source, hint) = match error {
+            StoreError::Unavailable(source) if answers => (Verdict::ReadOnly, source, None),
+            StoreError::Contention(source) | StoreError::Unavailable(source) => {
+                (Verdict::Unavailable, source, None)
+            }
+            StoreError::Rejected { hint, source } => (Verdict::Refused, source, hint),
+        };
+        Self {
+            verdict,
+            said: source.to_string(),
+            hint,
+        }
+    }
+}
+
+impl From<Failure<String>> for StoreError {
+    fn from(failure: Failure<String>) -> Self {
+        match failure.verdict {
+            Verdict::Unavailable => Self::Unavailable(failure.said.into()),
+            Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
+            Verdict::Refused => Self::rejected(failure.said, failure.hint.as_deref()),
+        }
+    }
 }
 
 #[cfg(test)]

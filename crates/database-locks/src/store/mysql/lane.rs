@@ -8,15 +8,14 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use super::super::Lane;
-use super::super::Reply;
-use super::super::StoreError;
-use super::super::keep_to;
-use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
 use crate::runtime;
 use crate::runtime::fork::Gated;
+use crate::store::api::{Lane, Reply, StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
+use crate::store::mysql::connection::caught::{caught, panicked};
+use crate::store::mysql::connection::config::Server;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::{Flag, Promise, connect, place};
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
 /// Where the connection is while no call uses it.
@@ -220,13 +219,13 @@ impl Lane for DirectPath {
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         // A grant that is there already is recognised by its id. What has the row locked may be the first.
         let tells = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
-        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire_many(all)), tells))
+        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), tells))
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // A lock that was released is as little ours as one that was lost.
         let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
-        Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))
+        Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), tells))
     }
 
     /// A call that is late keeps its connection until it is dropped, which may be never: its owner may not poll it

@@ -9,10 +9,11 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::statements;
 use crate::runtime::fork::PerProcess;
 use crate::store::api::{Lane, Reply, StoreError};
-use crate::store::sqlite::connection::worker::{BUSY_TIMEOUT, Database, Worker};
+use crate::store::sqlite::connection::database::{BUSY_TIMEOUT, Database};
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::statements::{acquire::acquire, release::release};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
@@ -109,11 +110,11 @@ impl Lane for BlockingLane {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(async { self.call(|worker| statements::acquire(worker, asks)) })
+        Box::pin(async { self.call(|worker| acquire(worker, asks)) })
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        Box::pin(async { self.call(|worker| statements::release(worker, returns)) })
+        Box::pin(async { self.call(|worker| release(worker, returns)) })
     }
 
     /// A file does not go bad by being slow; one that failed is opened anew as it is.

@@ -4,7 +4,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::server::{Address, Draft, Key, POSTGRES, Server};
+use super::dialect::{Key, POSTGRES};
+use super::draft::Draft;
+use super::server::{Address, Server};
 use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 

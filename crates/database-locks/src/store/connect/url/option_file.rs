@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::server::{Draft, Key};
+use super::dialect::Key;
+use super::draft::Draft;
 use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 

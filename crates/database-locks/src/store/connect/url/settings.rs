@@ -1,6 +1,6 @@
 //! What a URL may set of a PostgreSQL session: libpq's `options`, and `search_path`.
 
-use super::refuse;
+use super::refusal::refuse;
 use crate::error::Error;
 
 /// What can break nothing that the protocol counts on: where the table is found, who asks, and when the

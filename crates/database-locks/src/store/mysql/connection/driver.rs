@@ -15,13 +15,13 @@ use crate::runtime::fork::Here;
 /// The driver leaves that to a task, which it spawns on the runtime at hand, and which reads the rest of
 /// an answer first. That would be a task of the application's runtime with a socket of ours in it, which
 /// a forked child drops. In a child this is leaked.
-pub(crate) struct Wire {
+pub(crate) struct DriverConnection {
     /// There until this is dropped.
     conn: Option<Conn>,
     process: Here<()>,
 }
 
-impl Wire {
+impl DriverConnection {
     pub(crate) fn new(conn: Conn) -> Self {
         Self {
             conn: Some(conn),
@@ -30,7 +30,7 @@ impl Wire {
     }
 }
 
-impl Deref for Wire {
+impl Deref for DriverConnection {
     type Target = Conn;
 
     #[allow(clippy::expect_used, reason = "only `drop` takes it")]
@@ -39,14 +39,14 @@ impl Deref for Wire {
     }
 }
 
-impl DerefMut for Wire {
+impl DerefMut for DriverConnection {
     #[allow(clippy::expect_used, reason = "only `drop` takes it")]
     fn deref_mut(&mut self) -> &mut Conn {
         self.conn.as_mut().expect("not dropped yet")
     }
 }
 
-impl Drop for Wire {
+impl Drop for DriverConnection {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
         if !self.process.is_here() {

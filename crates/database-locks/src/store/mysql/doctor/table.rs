@@ -2,10 +2,11 @@
 
 use mysql_async::{Params, params};
 
-use super::super::super::StoreError;
-use super::rows;
+use super::settings::rows;
 use crate::doctor::{self, Column, Counts, Index, Notes};
-use crate::store::mysql::connection::session::{Session, option};
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::table::option;
 
 /// What an error says where a right is missing: to the table, to a column, to the database.
 const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];

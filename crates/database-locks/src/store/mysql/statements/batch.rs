@@ -9,8 +9,7 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::micros;
-use crate::store::mysql::rows::packed;
+use crate::store::mysql::rows::{micros, packed};
 use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
 
 /// The asks as a table.
@@ -33,7 +32,7 @@ impl Session {
     /// their tokens, a read tells by their grant ids. The insert id is what became `renewed_at`, in
     /// microseconds since 1970: it tells the grants that this statement has made from one that an
     /// earlier request has made, whose reply was lost, and of whose lease less is left.
-    pub(crate) const ACQUIRE_MANY: &str = concat!(
+    pub(crate) const ACQUIRE_BATCH: &str = concat!(
         "
         UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
                   FROM (SELECT j.* FROM ",
@@ -58,7 +57,7 @@ impl Session {
     );
 
     /// Whether somebody is just creating one of these rows, or has one locked: then it fails at once.
-    pub(crate) const PROBE_MANY: &str = "
+    pub(crate) const PROBE_BATCH: &str = "
         SELECT l.id
           FROM (SELECT j.* FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) j
@@ -67,7 +66,7 @@ impl Session {
            FOR UPDATE NOWAIT";
 
     /// Make rows that are granted from the beginning.
-    pub(crate) const CREATE_MANY: &str = concat!(
+    pub(crate) const CREATE_BATCH: &str = concat!(
         "
         INSERT INTO {table}
                (name, locked_by, grant_id, expires_at, granted_until,
@@ -86,7 +85,7 @@ impl Session {
     );
 
     /// Free those that are still held by exactly these grants.
-    pub(crate) const RELEASE_MANY: &str = "
+    pub(crate) const RELEASE_BATCH: &str = "
         UPDATE (SELECT l.id
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
@@ -106,14 +105,14 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    pub(crate) async fn acquire_many(
+    pub(crate) async fn acquire(
         &mut self,
         asks: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         if let [ask] = asks {
-            return Ok(vec![self.acquire(ask).await?]);
+            return Ok(vec![self.acquire_one(ask).await?]);
         }
-        let mut outcomes = self.acquire_at_once(asks).await?;
+        let mut outcomes = self.acquire_on_mariadb(asks).await?;
         let left = |outcome: &Option<Outcome>| outcome.is_none();
         let rest: Vec<AcquireCommand> = asks
             .iter()
@@ -122,7 +121,7 @@ impl Session {
             .map(|(ask, _)| ask.clone())
             .collect();
         if !rest.is_empty() {
-            let mut rest = self.acquire_rest(&rest).await?.into_iter();
+            let mut rest = self.acquire_batch(&rest).await?.into_iter();
             for outcome in outcomes.iter_mut().filter(|outcome| left(outcome)) {
                 *outcome = rest.next();
             }
@@ -131,11 +130,11 @@ impl Session {
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    async fn acquire_rest(&mut self, asks: &[AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+    async fn acquire_batch(&mut self, asks: &[AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
         let mut made = HashSet::new();
         for (_, text) in packed(asks, self.longest, described) {
             let done = self
-                .execute(Self::ACQUIRE_MANY, params! { "asks" => text })
+                .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
             made.extend(
                 (done.rows > 0)
@@ -151,7 +150,7 @@ impl Session {
             .filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
             .collect();
         if !missing.is_empty() {
-            let made = self.create_many(&missing).await?;
+            let made = self.create_batch(&missing).await?;
             let mut made = made.into_iter();
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
                 *outcome = made.next();
@@ -187,20 +186,20 @@ impl Session {
         Ok(outcomes)
     }
 
-    async fn create_many(&mut self, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+    async fn create_batch(&mut self, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(asks.len());
         for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
             let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let probed = self.query(Self::PROBE_MANY, names).await;
-            let made = match self.unless_contended(probed)? {
+            let probed = self.query(Self::PROBE_BATCH, names).await;
+            let made = match self.none_if_contended(probed)? {
                 // One of them has been made since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Self::CREATE_MANY, params! { "asks" => text });
+                    let made = self.execute(Self::CREATE_BATCH, params! { "asks" => text });
                     let made = made.await;
-                    self.unless_contended(made)?
+                    self.none_if_contended(made)?
                 }
             };
             if made.is_some() {
@@ -217,7 +216,7 @@ impl Session {
         Ok(outcomes)
     }
 
-    pub(crate) async fn release_many(
+    pub(crate) async fn release(
         &mut self,
         returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
@@ -226,11 +225,11 @@ impl Session {
         if returns.len() == 1 || names().len() < returns.len() {
             let mut answers = Vec::with_capacity(returns.len());
             for what in returns {
-                answers.push(self.release(what).await?);
+                answers.push(self.release_one(what).await?);
             }
             return Ok(answers);
         }
-        if let Some(done) = self.release_at_once(returns).await? {
+        if let Some(done) = self.release_on_mariadb(returns).await? {
             return self.freed(returns, done).await;
         }
         let describe = |what: &ReleaseCommand| {
@@ -242,7 +241,7 @@ impl Session {
         let mut answers = Vec::with_capacity(returns.len());
         for (chunk, text) in packed(returns, self.longest, describe) {
             let done = self
-                .execute(Self::RELEASE_MANY, params! { "grants" => text })
+                .execute(Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
             answers.extend(self.freed(chunk, done).await?);
         }

@@ -18,8 +18,7 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::packed;
-use crate::store::mysql::{micros, token};
+use crate::store::mysql::rows::{micros, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
 /// For how many rows there is a statement; the lists of fewer are filled up with the last one.
@@ -45,7 +44,7 @@ struct Free<'a> {
 
 impl Session {
     /// Look which of many locks are free.
-    pub(crate) const FREE_ONES: &str = "
+    pub(crate) const FREE_ON_MARIADB: &str = "
         SELECT l.name, l.id
           FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
@@ -57,7 +56,7 @@ impl Session {
     ///
     /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be read
     /// afterwards. One whose token is not below that is left to the statement that counts on from it.
-    pub(crate) const ACQUIRE_THESE: &str = "
+    pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
            SET token = LAST_INSERT_ID(
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
@@ -75,7 +74,7 @@ impl Session {
 
     /// Free those that are still held by exactly these grants. The insert id is what became
     /// `renewed_at`.
-    pub(crate) const RELEASE_THESE: &str = "
+    pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
                renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
@@ -87,16 +86,16 @@ impl Session {
 
     /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
     /// is no clock that tells which leases have ended.
-    pub(crate) async fn acquire_at_once(
+    pub(crate) async fn acquire_on_mariadb(
         &mut self,
         asks: &[AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, FEW));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, FEW));
         static OF_MANY: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, MANY));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, MANY));
         let mut outcomes = vec![None; asks.len()];
-        if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
+        if !self.mariadb || self.cluster.is_some() || asks.len() < WORTH_IT {
             return Ok(outcomes);
         }
         let free = self.free(asks).await?;
@@ -121,7 +120,7 @@ impl Session {
             let taken = self.execute(statement, Params::Positional(params)).await;
             // Where there are fewer somebody came first, and it takes a look to know of which.
             let all = |done: &Done| done.rows == free.len() as u64;
-            let Some(done) = self.unless_contended(taken)?.filter(all) else {
+            let Some(done) = self.none_if_contended(taken)?.filter(all) else {
                 continue;
             };
             for free in free {
@@ -148,7 +147,7 @@ impl Session {
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.longest, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self.query(Self::FREE_ONES, names).await? {
+            for row in self.query(Self::FREE_ON_MARIADB, names).await? {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
@@ -161,14 +160,14 @@ impl Session {
 
     /// Free those; none: nothing was done, and it is to be done in the other way, which of many takes no
     /// longer and one commit. No name may be there twice.
-    pub(crate) async fn release_at_once(
+    pub(crate) async fn release_on_mariadb(
         &mut self,
         returns: &[ReleaseCommand],
     ) -> Result<Option<Done>, StoreError> {
         static STATEMENT: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::RELEASE_THESE, FEW));
+            LazyLock::new(|| written_out(Session::RELEASE_BATCH_ON_MARIADB, FEW));
         let fits = (WORTH_IT..=FEW).contains(&returns.len());
-        let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
+        let (Some(last), true) = (returns.last(), fits && self.mariadb) else {
             return Ok(None);
         };
         if returns.iter().any(|what| what.token.is_none()) {
@@ -186,6 +185,6 @@ impl Session {
             ]
         }));
         let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
-        self.unless_contended(freed)
+        self.none_if_contended(freed)
     }
 }

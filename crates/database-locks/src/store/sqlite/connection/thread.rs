@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::worker::{Database, Worker};
+use super::database::Database;
+use super::worker::Worker;
 use crate::store::api::{StoreError, keep_to};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;

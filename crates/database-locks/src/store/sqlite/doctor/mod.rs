@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::StoreError;
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
+use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
 
 /// How often a read of the file is timed.
@@ -53,7 +53,8 @@ const COUNTS: &str = "
 pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
     let mut notes = Notes::new(table);
-    worker.with(|connection, _| {
+    worker.with(|session| {
+        let connection = session.connection;
         server(connection, &mut notes)?;
         file(&path, &mut notes);
         journal(connection, in_memory(&path), &mut notes)?;
