@@ -169,7 +169,7 @@ impl Drop for Fence {
 pub(crate) struct Memory(Arc<Shared>);
 
 impl Memory {
-    /// The table of that name in this process; it lasts as long as somebody uses it.
+    /// The table of that name in this process; it lasts as long as a handle to it.
     pub(crate) fn named(name: &str, table: &Table) -> Self {
         static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
         let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));

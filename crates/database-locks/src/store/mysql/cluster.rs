@@ -1,14 +1,14 @@
-//! Servers that can all be written to, and have a clock each: Galera, Percona XtraDB Cluster, and Group
-//! Replication without a single primary.
+//! Clusters of servers that can all be written to, each with a clock of its own: Galera, Percona
+//! XtraDB Cluster, and Group Replication without a single primary.
 //!
-//! A commit goes to all of them in one order, and each lets a transaction pass only if no earlier one,
-//! which it had not seen, has written the same row. So whatever a statement of ours asks of a row, the
-//! row is so at its commit, or the statement fails (error 1213 or 3101) and is tried again. What a node
-//! has not heard of yet therefore does no harm to a statement that writes: it cannot grant what another
-//! node has granted, nor renew or release what is gone. Only what is *concluded* from a plain read needs
-//! to be recent, namely that a grant is gone: before such a read the node is told to catch up.
+//! A commit goes to all of them in one order, and each lets a transaction pass only if no earlier
+//! one, which it had not seen, has written the same row. So the conditions of a statement still
+//! hold at its commit, or the statement fails (error 1213 or 3101) and is tried again. A node that
+//! lags therefore does no harm to a statement that writes: it cannot grant what another node has
+//! granted, nor renew or release what is gone. Only the *conclusion* from a plain read that a grant
+//! is gone needs a recent row: before such a read the node is told to catch up.
 //!
-//! Nor is the clock of a node compared with what another has written: see [`Version`].
+//! The clock of a node is not compared with what another has written: see [`Version`].
 
 use mysql_async::Value;
 
@@ -26,22 +26,23 @@ pub(crate) const ENDED: &str = "expires_at <= UTC_TIMESTAMP(6)";
 /// A lease that has not.
 pub(crate) const LIVE: &str = "expires_at > UTC_TIMESTAMP(6)";
 
-/// The same on a cluster: it is the one that was watched for as long as it lasts. Null for each: none
-/// was.
+/// The same on a cluster: it is the lease that this client has watched for its whole length. Null
+/// for each: it has watched none.
 pub(crate) const ENDED_ON_CLUSTER: &str = "
                token = :seen_token
                AND expires_at = TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_expires_at MICROSECOND
                AND renewed_at <=> TIMESTAMP'1970-01-01 00:00:00'
                    + INTERVAL :seen_renewed_at MICROSECOND";
-/// A row that stands is one that nobody has taken over.
+/// On a cluster a lease lives until another client acquires the lock.
 pub(crate) const LIVE_ON_CLUSTER: &str = "expires_at IS NOT NULL";
 
-/// Whether the server takes writes of everybody. A privileged user may write in spite of `read_only`, and
-/// what is written to a replica goes nowhere. MariaDB says OFF, MySQL 0; some versions know more values.
+/// Whether the server takes writes of all users. A privileged user may write in spite of
+/// `read_only`, and what is written to a replica is lost at the failover. MariaDB says OFF, MySQL
+/// 0; some versions know more values.
 pub(crate) const WRITABLE: &str = "CONCAT(@@global.read_only) IN ('0', 'OFF')";
 
-/// Put into a statement what it says of the lease. In one about many locks, what was watched stands
+/// Fill in the conditions on a lease. In a statement about many locks, the watched version stands
 /// beside each.
 pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
     let (ended, live, grace) = match cluster {

@@ -8,13 +8,13 @@ use std::time::Duration;
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime::clock;
-use crate::store::api::{FenceText, Lane, Reply, Store, keep_to};
+use crate::store::api::{FenceText, Lane, Reply, Store, StoreError, keep_to};
 use crate::store::connect::source::Source;
 use crate::store::connect::table::Table;
 use crate::store::connect::url;
 use protocol::{
-    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, LockRow, Outcome, Page,
-    Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
+    AcquireCommand, Force, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page, Pruned,
+    ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
 };
 
 mod cluster;
@@ -55,11 +55,11 @@ impl fmt::Debug for Mysql {
 
 impl Mysql {
     pub(crate) fn new(
-        said: url::Server,
+        settings: url::Server,
         source: Arc<Source>,
         table: &Table,
     ) -> Result<Self, Error> {
-        let server = Arc::new(Server::new(said, source, table)?);
+        let server = Arc::new(Server::new(settings, source, table)?);
         let fence = |may_lag| FenceText {
             before: Some(table.fill(statements::fence::BEFORE)),
             fence: table.fill(statements::fence::FENCE),
@@ -72,6 +72,47 @@ impl Mysql {
             fence: [fence(false), fence(true)],
         })
     }
+
+    /// Renew on the connection of the background thread or, if there is none in half of the time, on that of
+    /// callers.
+    async fn renew_on_either(
+        &self,
+        grants: &[(Grant, Ttl)],
+        within: Duration,
+    ) -> Result<Vec<Renewal>, StoreError> {
+        let until = clock::now() + within;
+        let first = match self.line.is_up() || !self.lane.is_up() {
+            true => within,
+            false => within / 2,
+        };
+        let sent = Arc::new(AtomicBool::new(false));
+        let (asked, begun) = (grants.to_vec(), Arc::clone(&sent));
+        let done = self.line.call_first(first, move |session| {
+            begun.store(true, Ordering::Release);
+            Box::pin(async move { session.renew(&asked).await })
+        });
+        let done = done.await;
+        let left = until.saturating_sub(clock::now());
+        let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
+        let failure = match done {
+            Err(failure) if may_ask_again && !left.is_zero() => failure,
+            done => return done,
+        };
+        match self.lane.renew(grants.to_vec(), left).await {
+            // It has none either: the first failure stands.
+            Err(other) if other.is_undone() => Err(failure),
+            done => done,
+        }
+    }
+}
+
+/// Have the connection of the background thread do this.
+macro_rules! on_session {
+    ($self:ident, $within:ident, |$session:ident| $work:expr) => {
+        Box::pin($self.line.call($within, move |$session| {
+            Box::pin(async move { $work.await })
+        }))
+    };
 }
 
 impl Store for Mysql {
@@ -90,42 +131,15 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.acquire(&asks).await })
-        }))
+        on_session!(self, within, |session| session.acquire(&asks))
     }
 
-    /// A connection that cannot be had leaves half of the time to that of the lane.
     fn renew<'a>(
         &'a self,
         grants: &'a [(Grant, Ttl)],
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
-        Box::pin(async move {
-            let until = clock::now() + within;
-            let first = match self.line.is_up() || !self.lane.is_up() {
-                true => within,
-                false => within / 2,
-            };
-            let sent = Arc::new(AtomicBool::new(false));
-            let (asked, begun) = (grants.to_vec(), Arc::clone(&sent));
-            let done = self.line.call_first(first, move |session| {
-                begun.store(true, Ordering::Release);
-                Box::pin(async move { session.renew(&asked).await })
-            });
-            let done = done.await;
-            let left = until.saturating_sub(clock::now());
-            let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
-            let failure = match done {
-                Err(failure) if may_ask_again && !left.is_zero() => failure,
-                done => return done,
-            };
-            match self.lane.renew(grants.to_vec(), left).await {
-                // It has none either: what the server said of the first stands.
-                Err(other) if other.is_undone() => Err(failure),
-                done => done,
-            }
-        })
+        Box::pin(self.renew_on_either(grants, within))
     }
 
     fn prepare_to_renew(&self) {
@@ -138,19 +152,12 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.release(&returns).await })
-        }))
+        on_session!(self, within, |session| session.release(&returns))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         let names = names.to_vec();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move {
-                let rows = session.read_latest(&names).await?;
-                Ok(rows.into_iter().map(LockRow::into_info).collect())
-            })
-        }))
+        on_session!(self, within, |session| session.infos(&names))
     }
 
     fn page<'a>(
@@ -160,9 +167,7 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.line.call(within, move |session| {
-            Box::pin(async move { session.page(&filter, after).await })
-        }))
+        on_session!(self, within, |session| session.page(&filter, after))
     }
 
     fn look<'a>(
@@ -171,26 +176,17 @@ impl Store for Mysql {
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move {
-                let rows = session.read(&names).await?;
-                Ok(LockRow::occupants(&names, &rows))
-            })
-        }))
+        on_session!(self, within, |session| session.holders(&names))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.take_over(&what).await })
-        }))
+        on_session!(self, within, |session| session.take_over(&what))
     }
 
     fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.resume(&what).await })
-        }))
+        on_session!(self, within, |session| session.resume(&what))
     }
 
     fn prune(
@@ -200,16 +196,12 @@ impl Store for Mysql {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        Box::pin(self.line.call(within, move |session| {
-            Box::pin(async move { session.prune(idle, unknown, after).await })
-        }))
+        on_session!(self, within, |session| session.prune(idle, unknown, after))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.force(&name).await })
-        }))
+        on_session!(self, within, |session| session.force(&name))
     }
 
     fn fence(&self) -> Option<&FenceText> {
@@ -236,8 +228,6 @@ impl Store for Mysql {
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
-        Box::pin(self.line.call(within, |session| {
-            Box::pin(async move { session.examine().await })
-        }))
+        on_session!(self, within, |session| session.examine())
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn seen(mut row: Row, multi_primary: bool) -> LockRow {
     }
 }
 
-/// Cut a list into as few JSON arrays as fit into a statement.
+/// Split a list into as few JSON arrays as fit into a statement.
 pub(crate) fn packed<T>(
     mut items: &[T],
     longest: usize,

@@ -112,8 +112,8 @@ mod tests {
     fn an_error_in_a_statement_does_not_show_the_statement() {
         let connection = Connection::open_in_memory().unwrap();
         let error = connection.execute("DELETE FROM lacking WHERE 1 IN (1)", []);
-        let (said, code) = message_and_code(&error.unwrap_err());
-        assert_eq!(said, "no such table: lacking");
+        let (message, code) = message_and_code(&error.unwrap_err());
+        assert_eq!(message, "no such table: lacking");
         assert_eq!(code, Some(ErrorCode::Unknown));
     }
 }

@@ -1,9 +1,9 @@
 //! The lane: a second connection to the file, used on the threads of callers that block.
 //!
-//! Two connections of one process exclude each other as those of two processes do. A call takes nothing
-//! from the runtime: its first poll ends it. It waits for a lock of the file no longer than the thread of
-//! the store does, and as long for another thread of this process. Only a disk that hangs keeps a call, and
-//! those behind it are told that the lane is busy.
+//! Two connections of one process exclude each other as those of two processes do. A call needs
+//! nothing from the runtime: its first poll completes it. It waits for a lock of the file no longer
+//! than the thread of the store does, and as long for another thread of this process. Only a disk
+//! that hangs holds up a call, and calls behind it fail with contention.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -83,8 +83,8 @@ impl BlockingLane {
         let waited = returned.wait_timeout_while(in_use, BUSY_TIMEOUT, |in_use| *in_use);
         let (mut in_use, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if *in_use {
-            let said = "another thread of this process is using the connection";
-            return Err(StoreError::Contention(said.into()));
+            let message = "another thread of this process is using the connection";
+            return Err(StoreError::Contention(message.into()));
         }
         *in_use = true;
         drop(in_use);

@@ -1,10 +1,12 @@
 //! SQLite: one file for all processes of one machine.
 //!
-//! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Callers that
-//! block anyway have a second connection, on their own threads: [`lane`]. The clock is
-//! the machine's, read by SQLite itself while it has the write lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
-//! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
+//! SQLite blocks, so the connection has a thread of its own: a disk that hangs must not delay the
+//! scheduler. Each call has its deadline, after which only that thread still hangs. Callers that
+//! block anyway have a second connection, on their own threads: [`lane`].
+//!
+//! The clock is the machine's, read by SQLite while it has the write lock. Every write begins with
+//! that lock (`BEGIN IMMEDIATE`), in the place of `FOR UPDATE SKIP LOCKED` elsewhere. A file that
+//! is busy is contention, and tried again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -227,9 +229,9 @@ mod tests {
         let asks: Vec<AcquireCommand> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
         let failure = sqlite.acquire(&asks, SOON).await.unwrap_err();
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure:?}");
-        let said = failure.into_error("acquire lock `job`").chain();
-        assert!(said.ends_with(": the disk is full"), "{said}");
-        assert!(!said.contains("cannot be reached"), "{said}");
+        let message = failure.into_error("acquire lock `job`").chain();
+        assert!(message.ends_with(": the disk is full"), "{message}");
+        assert!(!message.contains("cannot be reached"), "{message}");
         // The file is opened anew, and now there is room.
         let outcomes = sqlite.acquire(&asks, SOON).await.unwrap();
         assert!(matches!(outcomes[49], Outcome::Granted { .. }));

@@ -10,8 +10,7 @@ pub(crate) struct Complaint {
     /// Goes on after "HOST: ".
     pub(crate) said: String,
     pub(crate) hint: &'static str,
-    /// It is the server that complains, of our certificate. In TLS 1.3 that comes when the
-    /// connection counts as made already.
+    /// The server refuses the client certificate. In TLS 1.3 that comes after the handshake.
     pub(crate) of_ours: bool,
 }
 
@@ -46,7 +45,7 @@ pub(crate) fn complaint(error: &(dyn std::error::Error + 'static)) -> Option<Com
 fn explain(error: &rustls::Error) -> Complaint {
     use CertificateError as Bad;
     use rustls::AlertDescription as Alert;
-    // What a server says that looked at our certificate, or missed it.
+    // Alerts of a server that has checked the client certificate, or missed it.
     let of_ours = match error {
         rustls::Error::AlertReceived(Alert::CertificateRequired) => "wants a client certificate",
         rustls::Error::AlertReceived(
@@ -75,7 +74,7 @@ fn explain(error: &rustls::Error) -> Complaint {
             of_ours: false,
         };
     };
-    let (said, hint) = match bad {
+    let (message, hint) = match bad {
         Bad::UnknownIssuer => (
             "its TLS certificate was issued by an unknown CA".into(),
             "give the certificate of that CA: sslrootcert=/path/to/ca.pem",
@@ -105,7 +104,7 @@ fn explain(error: &rustls::Error) -> Complaint {
             "its TLS certificate is not valid yet".into(),
             "set this machine's clock right, or the server's before a certificate is made",
         ),
-        // Words of webpki, whose types are nobody's business.
+        // By the debug text: the types of webpki are no part of rustls's interface.
         other if format!("{other:?}").contains("CaUsedAsEndEntity") => (
             "its TLS certificate is that of a CA and not of a server".into(),
             "give the server one that the CA has issued, and sslrootcert= that of the CA",
@@ -120,7 +119,7 @@ fn explain(error: &rustls::Error) -> Complaint {
         ),
     };
     Complaint {
-        said,
+        said: message,
         hint,
         of_ours: false,
     }

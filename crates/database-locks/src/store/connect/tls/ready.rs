@@ -20,11 +20,12 @@ pub(crate) struct Tls {
     pub(crate) check: Check,
     /// Empty where nothing is checked.
     pub(crate) roots: Vec<CertificateDer<'static>>,
-    /// Who we are, where the URL says so.
+    /// The client certificate, if the URL names one.
     pub(crate) identity: Option<Identity>,
 }
 
-/// Our certificate, with those between it and its root, and the key to it. Not to be shown.
+/// A client certificate with its intermediate ones, and its key. Without `Debug`, since the key is
+/// secret.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -164,7 +165,7 @@ fn of_this_machine() -> Result<Vec<CertificateDer<'static>>, Error> {
     }
     let mut store = RootCertStore::empty();
     let mut usable = found.certs;
-    // Old ones that nobody can read are no reason to trust none of them.
+    // Single certificates that cannot be parsed, such as old ones, are left out.
     usable.retain(|certificate| store.add(certificate.clone()).is_ok());
     if usable.is_empty() {
         let got = "has TLS to be checked on a machine without root certificates";
@@ -194,8 +195,11 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }
-            let said = in_file(&path).unwrap_err().to_string();
-            assert!(said.contains("ca.pem") && said.contains(why), "{said}");
+            let message = in_file(&path).unwrap_err().to_string();
+            assert!(
+                message.contains("ca.pem") && message.contains(why),
+                "{message}"
+            );
         }
     }
 }

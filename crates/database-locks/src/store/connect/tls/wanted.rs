@@ -38,10 +38,10 @@ impl Mode {
     }
 }
 
-/// Who may have issued a certificate.
+/// The trusted certificate authorities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {
-    /// Whom this machine trusts.
+    /// Those of this machine.
     System,
     /// A file in PEM.
     File(PathBuf),
@@ -69,8 +69,7 @@ impl Roots {
 pub(crate) struct Wanted {
     pub(crate) mode: Option<Mode>,
     pub(crate) roots: Option<Roots>,
-    /// Who we are, for servers that want to know it by a certificate: the file of ours, and that of
-    /// its key.
+    /// The client certificate and its key, for servers that ask for one.
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }
@@ -131,7 +130,7 @@ impl Wanted {
                 "has an sslkey and no sslcert",
                 "give sslcert=/path/to/cert.pem as well",
             ),
-            // It would not be shown to the server, and whoever wrote it counts on that.
+            // It would not be sent to the server, although the URL asks for that.
             _ if self.mode == Some(Mode::Disable) => (
                 "has a client certificate and sslmode=disable",
                 "give either; sslmode=verify-full, require or prefer go with a certificate",
@@ -157,8 +156,8 @@ impl Wanted {
         };
         let weak = matches!(self.mode, Some(Mode::Prefer | Mode::Require));
         if weak && roots == Some(Roots::System) {
-            // Anybody gets a certificate from some public CA: with the name unchecked, and even the
-            // mode not asking for a check, this can only be a mistake. libpq refuses it, too.
+            // Public CAs issue certificates to anyone: if the name is not checked, this is a
+            // mistake. libpq refuses it, too.
             let allowed = "beside sslrootcert=system it has to be verify-full (or verify-ca)";
             return Err(Error::config(
                 "url",

@@ -36,13 +36,14 @@ pub(crate) fn draft(rest: &str, dialect: &Dialect) -> Result<Draft, Error> {
         return refuse("has no `//` behind its scheme", &format!("write {FORMS}"));
     };
     let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
-    // Else a part of the password would be taken for an option, and shown as an unknown one.
+    // Otherwise a part of the password would be taken for an option, and shown as an unknown one.
     if options.contains('@') {
         let hint = "percent-encode: `?` in a user name or password is %3F, and `@` is %40";
         return refuse("has an `@` behind its `?`", hint);
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    // Else a part of the password would be taken for the host, and shown as one that cannot be found.
+    // Otherwise a part of the password would be taken for the host, and shown as one that cannot be
+    // found.
     if database.contains('@') {
         let hint = "percent-encode: `/` in a user name or password is %2F, and `@` is %40";
         return refuse("has an `@` behind its `/`", hint);
@@ -321,11 +322,11 @@ mod tests {
             server(&format!("postgres://h/d?target_session_attrs={attrs}"));
         }
         for attrs in ["read-only", "standby", "prefer-standby", ""] {
-            let said = parse(&format!("postgres://h/d?target_session_attrs={attrs}"));
-            let said = said.expect_err(attrs).to_string();
+            let message = parse(&format!("postgres://h/d?target_session_attrs={attrs}"));
+            let message = message.expect_err(attrs).to_string();
             assert!(
-                said.contains("target_session_attrs") && said.contains("read-write"),
-                "{said}"
+                message.contains("target_session_attrs") && message.contains("read-write"),
+                "{message}"
             );
         }
     }
@@ -352,12 +353,12 @@ mod tests {
             mode("mysql://h/d?ssl-mode=REQUIRED"),
             Some(tls::Mode::Require)
         );
-        let said = parse("postgres://h/d?sslmode=always")
+        let message = parse("postgres://h/d?sslmode=always")
             .unwrap_err()
             .to_string();
         assert!(
-            said.contains("sslmode") && said.contains("verify-full"),
-            "{said}"
+            message.contains("sslmode") && message.contains("verify-full"),
+            "{message}"
         );
     }
 

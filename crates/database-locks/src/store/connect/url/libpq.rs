@@ -26,15 +26,15 @@ const VARIABLES: [(&str, Key); 11] = [
 ];
 
 /// What the environment says of that which is not said yet.
-pub(crate) fn environment(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
+pub(crate) fn environment(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     for (variable, key) in VARIABLES {
-        if let Some(value) = around.variable(variable).filter(|_| !said.has(key)) {
+        if let Some(value) = around.variable(variable).filter(|_| !so_far.has(key)) {
             about(variable, draft.take(key, "value", value))?;
         }
     }
     let timeout = around.variable("PGCONNECT_TIMEOUT");
-    if let Some(seconds) = timeout.filter(|_| !said.has(Key::ConnectTimeout)) {
+    if let Some(seconds) = timeout.filter(|_| !so_far.has(Key::ConnectTimeout)) {
         about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
     }
     if let Some(options) = around.variable("PGOPTIONS") {

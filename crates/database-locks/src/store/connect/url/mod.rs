@@ -21,7 +21,7 @@ mod surroundings;
 use dialect::{MYSQL, POSTGRES};
 use draft::Draft;
 pub(crate) use scheme::Target;
-use scheme::{Said, dissect};
+use scheme::{Parsed, split};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use server::Address;
 #[cfg(feature = "postgres")]
@@ -32,10 +32,10 @@ pub(crate) use surroundings::{Surroundings, of_process};
 /// What a URL says, with nothing filled in.
 #[cfg(test)]
 pub(crate) fn parse(url: &str) -> Result<Target, Error> {
-    match dissect(url)? {
-        Said::Here(target) => Ok(target),
-        Said::Postgres(draft) => Ok(Target::Postgres(draft.finish(&POSTGRES)?)),
-        Said::Mysql(draft) => Ok(Target::Mysql(draft.finish(&MYSQL)?)),
+    match split(url)? {
+        Parsed::Here(target) => Ok(target),
+        Parsed::Postgres(draft) => Ok(Target::Postgres(draft.finish(&POSTGRES)?)),
+        Parsed::Mysql(draft) => Ok(Target::Mysql(draft.finish(&MYSQL)?)),
     }
 }
 
@@ -72,9 +72,9 @@ pub(crate) fn resolve(
         }
         Ok::<_, Unresolved>(())
     };
-    match dissect(url)? {
-        Said::Here(target) => Ok(target),
-        Said::Postgres(mut draft) => {
+    match split(url)? {
+        Parsed::Here(target) => Ok(target),
+        Parsed::Postgres(mut draft) => {
             // To libpq an empty one is none.
             draft.password = draft.password.filter(|password| !password.is_empty());
             ask(&mut draft)?;
@@ -97,7 +97,7 @@ pub(crate) fn resolve(
             server.check_passwords()?;
             Ok(Target::Postgres(server))
         }
-        Said::Mysql(mut draft) => {
+        Parsed::Mysql(mut draft) => {
             ask(&mut draft)?;
             let options = option_file::options(&draft, around)?;
             draft.fill(options);

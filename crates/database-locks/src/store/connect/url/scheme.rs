@@ -21,7 +21,7 @@ pub(crate) enum Target {
 }
 
 /// What a URL says.
-pub(super) enum Said {
+pub(super) enum Parsed {
     /// All there is to say of a place on this machine.
     Here(Target),
     Postgres(Draft),
@@ -30,7 +30,7 @@ pub(super) enum Said {
 
 /// White space around a URL is that of the file or secret which it was read from, and no part of it.
 /// Within the URL a line break would name another database or file.
-pub(super) fn dissect(url: &str) -> Result<Said, Error> {
+pub(super) fn split(url: &str) -> Result<Parsed, Error> {
     let url = url.trim();
     if url.is_empty() {
         return refuse("empty", FORMS);
@@ -48,10 +48,10 @@ pub(super) fn dissect(url: &str) -> Result<Said, Error> {
         "memory" if rest.starts_with('/') => {
             refuse("has a `/` behind `memory:`", "write memory: or memory:NAME")
         }
-        "memory" => Ok(Said::Here(Target::Memory(decode(rest, "name")?))),
-        "sqlite" => sqlite(rest).map(Said::Here),
-        "postgres" | "postgresql" => draft(rest, &POSTGRES).map(Said::Postgres),
-        "mysql" | "mariadb" => draft(rest, &MYSQL).map(Said::Mysql),
+        "memory" => Ok(Parsed::Here(Target::Memory(decode(rest, "name")?))),
+        "sqlite" => sqlite(rest).map(Parsed::Here),
+        "postgres" | "postgresql" => draft(rest, &POSTGRES).map(Parsed::Postgres),
+        "mysql" | "mariadb" => draft(rest, &MYSQL).map(Parsed::Mysql),
         other => unknown(other, rest),
     }
 }
@@ -210,9 +210,12 @@ mod tests {
                 "mysql://",
             ),
         ] {
-            let said = parse(url).expect_err(url).to_string();
-            assert!(said.contains(known) && said.contains(instead), "{said}");
-            assert!(!said.contains("hunter2"), "{said}");
+            let message = parse(url).expect_err(url).to_string();
+            assert!(
+                message.contains(known) && message.contains(instead),
+                "{message}"
+            );
+            assert!(!message.contains("hunter2"), "{message}");
         }
     }
 
@@ -243,8 +246,8 @@ mod tests {
             "sqlite:///var/l.db\nsqlite:///var/m.db",
             "memory:a\u{7f}b",
         ] {
-            let said = parse(bad).expect_err(bad).to_string();
-            assert!(said.contains("control character"), "{said}");
+            let message = parse(bad).expect_err(bad).to_string();
+            assert!(message.contains("control character"), "{message}");
         }
         assert!(
             parse("postgres://u:p%0A@h/d").is_ok(),
@@ -294,12 +297,12 @@ mod tests {
             "memory://x",
             "postgres://u:hunter2%ff@h/d",
         ] {
-            let said = parse(bad).expect_err(bad).to_string();
+            let message = parse(bad).expect_err(bad).to_string();
             assert!(
-                said.starts_with("`url` is ") || said.starts_with("`url` has "),
-                "{said}"
+                message.starts_with("`url` is ") || message.starts_with("`url` has "),
+                "{message}"
             );
-            assert!(!said.contains("hunter2"), "{bad}: {said}");
+            assert!(!message.contains("hunter2"), "{bad}: {message}");
         }
     }
 }

@@ -39,8 +39,8 @@ mod tests {
             tokio::task::yield_now().await;
             assert_eq!(1, 2, "of {}", "the driver");
         };
-        let said = caught(panics).await.expect_err("it panicked");
-        assert!(said.contains("of the driver"), "{said}");
+        let message = caught(panics).await.expect_err("it panicked");
+        assert!(message.contains("of the driver"), "{message}");
         assert_eq!(caught(async { 7 }).await, Ok(7));
     }
 }

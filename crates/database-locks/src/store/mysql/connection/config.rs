@@ -23,11 +23,11 @@ const AFTERWARDS: Duration = Duration::from_secs(1);
 /// So that a firewall does not forget an idle connection in the first place.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Where the server is, or the several of which one can be written to, and what was found out of it.
+/// The server, or the several of which one can be written to, and what was found out about it.
 pub(crate) struct Server {
     /// Where the endpoint is asked for.
     pub(crate) source: Arc<Source>,
-    /// As it was said latest.
+    /// The latest answer of the source.
     endpoint: Mutex<Arc<Endpoint>>,
     pub(crate) table: Table,
     /// Which of the hosts served last: of both connections, which belong on the same one.
@@ -42,8 +42,8 @@ pub(crate) struct Server {
 
 /// Where the server is and how to talk to it.
 pub(crate) struct Endpoint {
-    /// As the URL and the rest said it.
-    said: url::Server,
+    /// From the URL and the environment.
+    settings: url::Server,
     tls: Tls,
     pub(crate) hosts: Vec<Host>,
 }
@@ -52,12 +52,12 @@ pub(crate) struct Endpoint {
 pub(crate) struct Host {
     pub(crate) address: Address,
     pub(crate) opts: Opts,
-    /// To be taken where the server says that it has no TLS.
+    /// Used if the server answers that it has no TLS.
     pub(crate) without_tls: Option<Opts>,
 }
 
 impl Host {
-    /// Whether it goes without TLS, or with no certificate of ours.
+    /// Whether it has no TLS, or no client certificate.
     pub(crate) fn is_anonymous(&self) -> bool {
         let tls = self.opts.ssl_opts();
         tls.is_none_or(|tls| tls.client_identity().is_none())
@@ -65,33 +65,37 @@ impl Host {
 }
 
 impl Endpoint {
-    fn new(said: url::Server, tls: Tls) -> Self {
-        let host = |(at, address): (usize, &Address)| Host::new(&said, at, address, &tls);
-        let hosts = said.addresses.iter().enumerate().map(host).collect();
-        Self { said, tls, hosts }
+    fn new(settings: url::Server, tls: Tls) -> Self {
+        let host = |(at, address): (usize, &Address)| Host::new(&settings, at, address, &tls);
+        let hosts = settings.addresses.iter().enumerate().map(host).collect();
+        Self {
+            settings,
+            tls,
+            hosts,
+        }
     }
 
     /// For how long all of the hosts together are tried.
     pub(crate) fn connecting(&self) -> Duration {
-        self.said.connecting(CONNECT)
+        self.settings.connecting(CONNECT)
     }
 
-    /// What the user wants run on each new connection.
+    /// The statement to run on each new connection.
     pub(crate) fn init_command(&self) -> Option<&str> {
-        self.said.init_command.as_deref()
+        self.settings.init_command.as_deref()
     }
 
     pub(crate) fn addresses(&self) -> &[Address] {
-        &self.said.addresses
+        &self.settings.addresses
     }
 }
 
 impl Host {
-    fn new(said: &url::Server, at: usize, address: &Address, tls: &Tls) -> Self {
+    fn new(settings: &url::Server, at: usize, address: &Address, tls: &Tls) -> Self {
         let common = OptsBuilder::default()
-            .user(said.user.clone())
-            .pass(said.password_at(at))
-            .db_name(said.database.clone())
+            .user(settings.user.clone())
+            .pass(settings.password_at(at))
+            .db_name(settings.database.clone())
             // By default the driver asks a server on loopback for its socket and goes there
             // instead.
             .prefer_socket(false)
@@ -128,14 +132,14 @@ impl Host {
 impl Server {
     /// Reads the files of certificates.
     pub(crate) fn new(
-        said: url::Server,
+        settings: url::Server,
         source: Arc<Source>,
         table: &Table,
     ) -> Result<Self, Error> {
-        let tls = Tls::new(&said.tls)?;
+        let tls = Tls::new(&settings.tls)?;
         Ok(Self {
             source,
-            endpoint: Mutex::new(Arc::new(Endpoint::new(said, tls))),
+            endpoint: Mutex::new(Arc::new(Endpoint::new(settings, tls))),
             table: table.clone(),
             latest: AtomicUsize::new(0),
             greeted: AtomicBool::new(false),
@@ -144,7 +148,7 @@ impl Server {
         })
     }
 
-    /// Where it is, as was said latest.
+    /// The latest endpoint.
     pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
         let endpoint = self.endpoint.lock();
         Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
@@ -154,32 +158,31 @@ impl Server {
     /// files of certificates are not read again.
     pub(crate) async fn ask(&self) -> Result<Arc<Endpoint>, StoreError> {
         let greeted = self.greeted.load(Ordering::Relaxed);
-        let unusable = |said: String| match greeted {
-            true => StoreError::Unavailable(said.into()),
-            false => StoreError::rejected(said, None),
+        let unusable = |message: String| match greeted {
+            true => StoreError::Unavailable(message.into()),
+            false => StoreError::rejected(message, None),
         };
-        let said = self.source.ask().await.map_err(|missing| match missing {
-            Missing::Unusable(said) => unusable(said),
-            Missing::Later(said) => StoreError::Unavailable(said.into()),
+        let settings = self.source.ask().await.map_err(|missing| match missing {
+            Missing::Unusable(message) => unusable(message),
+            Missing::Later(message) => StoreError::Unavailable(message.into()),
         })?;
         let before = self.endpoint();
-        if said == before.said {
+        if settings == before.settings {
             return Ok(before);
         }
-        let tls = match said.tls == before.said.tls {
+        let tls = match settings.tls == before.settings.tls {
             true => before.tls.clone(),
-            false => Tls::new(&said.tls).map_err(|error| unusable(error.chain()))?,
+            false => Tls::new(&settings.tls).map_err(|error| unusable(error.chain()))?,
         };
-        let endpoint = Arc::new(Endpoint::new(said, tls));
+        let endpoint = Arc::new(Endpoint::new(settings, tls));
         let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = Arc::clone(&endpoint);
         Ok(endpoint)
     }
 
-    /// Whether a login that was refused may be let in later: it was let in before, and what it logs
-    /// in with changes.
+    /// Whether a refused login may succeed later: it succeeded before, and its password may change.
     pub(crate) fn may_log_in_later(&self) -> bool {
-        let may_change = self.source.may_change() || self.endpoint().said.password_of_file;
+        let may_change = self.source.may_change() || self.endpoint().settings.password_of_file;
         may_change && self.greeted.load(Ordering::Relaxed)
     }
 
@@ -188,7 +191,7 @@ impl Server {
         list(self.endpoint().addresses())
     }
 
-    /// How long a caller waits who wants to know whether there is a connection.
+    /// How long a caller waits for the connection itself.
     pub(crate) fn patience(&self, within: Duration) -> Duration {
         within.max(self.endpoint().connecting() + AFTERWARDS)
     }

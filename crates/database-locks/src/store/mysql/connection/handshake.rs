@@ -122,8 +122,8 @@ impl Session {
         if numbers(version) < least {
             let hint = "MySQL 8.0.17 or MariaDB 10.6 at least: older ones cannot skip locked rows, or \
                         have no collation that keeps all names apart";
-            let said = format!("the server at {} is {version}", self.at);
-            return Err(StoreError::rejected(said, Some(hint)).into());
+            let message = format!("the server at {} is {version}", self.at);
+            return Err(StoreError::rejected(message, Some(hint)).into());
         }
         let member = !variable("group_replication_group_name").is_empty();
         self.single_primary = member && on("group_replication_single_primary_mode");
@@ -133,14 +133,16 @@ impl Session {
         };
         match self.cluster {
             Some(cluster) => self.is_ready(cluster).await?,
-            // With one primary, too, a member that has left the others takes writes for itself alone.
+            // With a single primary, too, a member that has left the group takes writes that no
+            // other receives.
             None if self.single_primary => self.is_ready(Cluster::Group).await?,
             None if !matches!(variable("wsrep_provider"), "" | "none") => {
                 self.is_replicated().await?
             }
             None => {}
         }
-        // A privileged user may write in spite of `read_only`: on a replica that goes nowhere.
+        // A privileged user may write in spite of `read_only`: on a replica that is lost at the
+        // failover.
         if ["read_only", "super_read_only", "innodb_read_only"]
             .into_iter()
             .any(on)
@@ -170,7 +172,7 @@ impl Session {
         Ok(())
     }
 
-    /// What a server that is read-only is turned down with.
+    /// The refusal of a server that is read-only.
     fn read_only(&self) -> Failure<String> {
         // After a greeting a failover is under way, and the URL is right.
         let greeted = self.server.greeted.load(Ordering::Relaxed);
@@ -184,27 +186,27 @@ impl Session {
     /// Run what the URL says is to be run on each connection. What it set that the statements count on
     /// is set anew after it.
     ///
-    /// A transaction that it left open would keep every lock to ourselves, and a clock that it has
-    /// stopped (`SET timestamp`) would never end a lease.
+    /// A transaction that it left open would hide every grant from other clients, and a clock that
+    /// it has stopped (`SET timestamp`) would never end a lease.
     async fn run_init_command(&mut self, command: &str) -> Result<(), Failure<String>> {
         let told = self.conn.query_drop(command).await;
         told.map_err(|error| match &error {
-            // The text is the user's own, and may hold what is nobody's business; a complaint about
-            // its grammar repeats some of it.
+            // The statement is the user's own and may hold a secret; a syntax error repeats some of
+            // it.
             Error::Server(refused) => {
-                let said = match refused.code {
+                let message = match refused.code {
                     1064 => "it is not understood".to_owned(),
                     _ => refused.message.clone(),
                 };
                 let code = refused.code;
-                let said = format!("{}: init_command failed: {said} (error {code})", self.at);
-                Failure::from(StoreError::rejected(said, Some("correct it in the URL")))
+                let message = format!("{}: init_command failed: {message} (error {code})", self.at);
+                Failure::from(StoreError::rejected(message, Some("correct it in the URL")))
             }
             error => self.failed(error).into(),
         })?;
         for after in ["COMMIT AND NO CHAIN NO RELEASE", "SET timestamp = DEFAULT"] {
             match self.conn.query_drop(after).await {
-                // A server that lets nobody set it.
+                // A server on which it may not be set.
                 Err(Error::Server(refused)) if refused.code == 1290 => {}
                 done => done.map_err(|error| self.failed(&error))?,
             }
@@ -212,12 +214,12 @@ impl Session {
         Ok(())
     }
 
-    /// As a node of Galera is asked whether it can serve.
+    /// The state of a node of Galera.
     pub(crate) const STATE: &str = "
         SHOW STATUS WHERE Variable_name IN
             ('wsrep_ready', 'wsrep_cluster_status', 'wsrep_local_state_comment')";
-    /// The same of Group Replication. It takes the right to read that table. A member that is cut off
-    /// from most of the others calls itself online, and what is written to it waits for ever.
+    /// The same of Group Replication. It takes the right to read that table. A member that is cut
+    /// off from most of the others calls itself online, and writes to it wait for ever.
     pub(crate) const MEMBER: &str = "
         SELECT IF(COUNT(IF(member_state = 'UNREACHABLE', 1, NULL)) * 2 >= COUNT(*),
                   'CUT OFF FROM MOST OF THE OTHERS',
@@ -244,7 +246,8 @@ impl Session {
                 })
             }
             Cluster::Group => match self.words(Self::MEMBER).await {
-                // One that was started and has not joined takes writes that no other member hears of.
+                // A member that was started and has not joined takes writes that no other member
+                // receives.
                 Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
                     .filter(|state| state != "ONLINE")
                     .map(|state| state.to_lowercase()),
@@ -256,8 +259,8 @@ impl Session {
         match state {
             None => Ok(()),
             Some(state) => {
-                let said = format!("{}: the cluster node is not ready: {state}", self.at());
-                Err(StoreError::Unavailable(said.into()).into())
+                let message = format!("{}: the cluster node is not ready: {state}", self.at());
+                Err(StoreError::Unavailable(message.into()).into())
             }
         }
     }
@@ -265,7 +268,7 @@ impl Session {
     pub(crate) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
     pub(crate) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
 
-    /// Refuse a node of Galera that was told not to pass on what is written to it.
+    /// Refuse a node of Galera that is set not to replicate what is written to it.
     pub(crate) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
         for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
             let found = self.pairs(statement).await?;
@@ -273,25 +276,25 @@ impl Session {
                 return Ok(());
             }
         }
-        let said = format!(
+        let message = format!(
             "{}: the other nodes of the cluster learn nothing of what is written here: wsrep_on is OFF",
             self.at()
         );
         let hint = "set wsrep_on = ON, and see to it that init_command leaves it alone";
-        Err(StoreError::rejected(said, Some(hint)).into())
+        Err(StoreError::rejected(message, Some(hint)).into())
     }
 }
 
 /// Connect, with TLS or without.
 async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<String>> {
-    // The driver takes the process's default, and rustls panics where there is none and two were
-    // built in: some other library's business. Whoever has chosen one keeps it.
+    // The driver takes the process's default provider, and rustls panics where there is none and
+    // two were built in. A default that the program has chosen stays.
     if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
-        // Somebody else may be doing the same.
+        // Another thread may be doing the same.
         let _ = ring::default_provider().install_default();
     }
     let mut made = dial(&host.opts, at).await?;
-    // Nothing but the server's own word makes us go without.
+    // Only the server's own answer makes the connection go without.
     if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
         (&made, &host.without_tls)
     {
@@ -301,25 +304,25 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
         let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
         let about_tls = none.then(Complaint::none_offered);
         match about_tls.or_else(|| complaint(&error)) {
-            Some(Complaint { said, hint, .. }) => {
-                StoreError::rejected(format!("{at}: {said}"), Some(hint)).into()
+            Some(Complaint { said: message, hint, .. }) => {
+                StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
             }
             None => match (&error, &host.address) {
-                // What it was logged in with may just have been replaced by something else.
+                // The password may just have been replaced by another one.
                 (Error::Server(refused), _)
                     if refused.code == 1045 && server.may_log_in_later() =>
                 {
-                    let said = format!("{at}: {} (error 1045)", refused.message);
-                    StoreError::Unavailable(said.into()).into()
+                    let message = format!("{at}: {} (error 1045)", refused.message);
+                    StoreError::Unavailable(message.into()).into()
                 }
                 // All that MariaDB says where TLS is required.
                 (Error::Server(refused), Address::Tcp(..))
                     if refused.code == 1045 && host.is_anonymous() =>
                 {
-                    let said = format!("{at}: {} (error 1045)", refused.message);
+                    let message = format!("{at}: {} (error 1045)", refused.message);
                     let hint = "check user name and password; a server that wants TLS says the same \
                                 (sslmode=require), or a client certificate (sslcert and sslkey)";
-                    StoreError::rejected(said, Some(hint)).into()
+                    StoreError::rejected(message, Some(hint)).into()
                 }
                 _ => meaning(at, &error).0.into(),
             },
@@ -331,8 +334,8 @@ async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<S
 /// with, the caller gets an error.
 async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
     caught(Conn::new(opts.clone())).await.map_err(|panic| {
-        let said = format!("{at}: the MySQL driver panicked at login: {panic}");
-        StoreError::rejected(said, None)
+        let message = format!("{at}: the MySQL driver panicked at login: {panic}");
+        StoreError::rejected(message, None)
     })
 }
 

@@ -20,10 +20,10 @@ use protocol::Time;
 
 const MEND: &str = "run `dblock init` or `locks.migrate()`, which alters the table";
 
-/// A wait that ends after this long was for a table: `lock_wait_timeout` is a second.
+/// A wait of this length was for the table: `lock_wait_timeout` is a second.
 pub(crate) const TABLE_WAIT: Duration = Duration::from_millis(900);
 
-/// What a statement that reads nothing has done.
+/// The result of a statement that reads nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
     /// How many rows were found.
@@ -47,7 +47,7 @@ pub(crate) struct Session {
     pub(crate) single_primary: bool,
     /// The longest parameter that fits into a statement, even if it is written as text.
     pub(crate) longest: usize,
-    /// Whether a statement that finds a row locked fails at once.
+    /// MariaDB: a statement that finds a row locked fails at once.
     pub(crate) mariadb: bool,
     /// The table was looked at, and can hold locks.
     pub(super) fit: bool,
@@ -67,8 +67,8 @@ impl Session {
     /// two of its tables are joined.
     pub(crate) const SHAPE: &str = "SHOW CREATE TABLE {table}";
 
-    /// Look at the table before it is used for the first time on this connection. Not when connecting:
-    /// whoever connects may be about to make it, or to alter it.
+    /// Check the table before it is used for the first time on this connection. Not when
+    /// connecting: the caller may be about to make or alter it.
     pub(super) async fn look(&mut self) -> Result<(), StoreError> {
         let made = self.made().await?;
         match unfit(&made, self.collation) {
@@ -78,8 +78,8 @@ impl Session {
                 Ok(())
             }
             Some(why) => {
-                let said = format!("the table {}: {why}", self.server.table.as_str());
-                Err(StoreError::rejected(said, Some(MEND)))
+                let message = format!("the table {}: {why}", self.server.table.as_str());
+                Err(StoreError::rejected(message, Some(MEND)))
             }
         }
     }
@@ -164,8 +164,8 @@ impl Session {
         match id.map_err(|e| self.failed(&e))? {
             Some(id) if id > 0 => Ok(id),
             _ => {
-                let said = format!("{}: the answer to a statement has no insert id", self.at);
-                Err(StoreError::Unavailable(said.into()))
+                let message = format!("{}: the answer to a statement has no insert id", self.at);
+                Err(StoreError::Unavailable(message.into()))
             }
         }
     }
@@ -236,7 +236,7 @@ impl Session {
             .map_err(|e| self.failed(&e))
     }
 
-    /// What a statement failed of that waits for no row: a wait that timed out was for the table.
+    /// The failure of a statement that waits for no row: if it timed out, it waited for the table.
     ///
     /// Both servers answer 1205 for either. A row that is locked fails a statement at once.
     fn failed_since(&mut self, began: Time, error: &mysql_async::Error) -> StoreError {
@@ -250,7 +250,8 @@ impl Session {
         }
     }
 
-    /// The table, or the whole server, is closed to writes: that passes, and is not the holder of a lock.
+    /// The table, or the whole server, is closed to writes: that passes, and says nothing about the
+    /// holder of a lock.
     pub(crate) fn blocked(&self) -> StoreError {
         StoreError::cannot_serve(format!(
             "{}: the table is blocked by another session (a backup, LOCK TABLES or ALTER TABLE)",
@@ -262,33 +263,33 @@ impl Session {
         let (meaning, broken) = meaning(&self.at, error);
         self.broken |= broken;
         match (meaning, error) {
-            // The commit was under way when the node lost the others: another may know.
-            (StoreError::Unavailable(said), Error::Server(refused))
+            // The commit was under way when the node lost the others: another node may know.
+            (StoreError::Unavailable(message), Error::Server(refused))
                 if self.cluster.is_some() && matches!(refused.code, 1180 | 3100) =>
             {
-                StoreError::Contention(said)
+                StoreError::Contention(message)
             }
-            // On MariaDB, which is told not to wait, another client is just making rows. Ids that are used up
-            // are error 167 there.
+            // On MariaDB, which is told not to wait, another client is inserting rows. There, ids
+            // that are used up are error 167.
             (StoreError::Rejected { source, .. }, Error::Server(refused))
                 if self.mariadb && refused.code == 1467 =>
             {
                 StoreError::Contention(source)
             }
-            // A table that was there may be away for a moment, while it is copied or restored.
+            // A table that was there may be missing for a moment, while it is copied or restored.
             (StoreError::Rejected { source, .. }, Error::Server(refused))
                 if self.server.found.load(Ordering::Relaxed)
                     && matches!(refused.code, 1146 | 1932) =>
             {
                 self.fit = false;
-                let said = format!("the table was there before ({INIT}): {source}");
-                StoreError::cannot_serve(said)
+                let message = format!("the table was there before ({INIT}): {source}");
+                StoreError::cannot_serve(message)
             }
             (meaning, _) => meaning,
         }
     }
 
-    /// Nothing, where somebody else was in the way and so nothing was done.
+    /// None, where another transaction was in the way and so nothing was done.
     ///
     /// Contention after which the connection is of no use leaves it unknown.
     pub(crate) fn none_if_contended<T>(

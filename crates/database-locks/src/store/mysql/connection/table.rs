@@ -1,6 +1,6 @@
 //! Whether the table can hold locks.
 
-/// An option of a table, of which the server says how it was made.
+/// An option of a table, from its `SHOW CREATE TABLE`.
 pub(crate) fn option<'a>(made: &'a str, name: &str) -> Option<&'a str> {
     let options = made.lines().rfind(|line| line.starts_with(')'))?;
     let mut options = options
@@ -11,9 +11,9 @@ pub(crate) fn option<'a>(made: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// Why a table, of which the server says how it was made, cannot hold locks: what would go unnoticed,
-/// namely that two names may be one lock, or that two clients may both get it. What is lacking in it
-/// is told by the statements themselves.
+/// Why a table cannot hold locks, from its `SHOW CREATE TABLE`: faults that would go unnoticed,
+/// namely that two names may be one lock, or that two clients may both acquire it. A missing column
+/// is reported by the statements themselves.
 pub(super) fn unfit(made: &str, collation: &str) -> Option<String> {
     // Without the quotes, which one can switch off.
     let made = made.replace('`', "");
@@ -25,7 +25,7 @@ pub(super) fn unfit(made: &str, collation: &str) -> Option<String> {
     }
     let mut lines = made.lines().map(|line| line.trim().trim_end_matches(','));
     let name = lines.clone().find_map(|line| line.strip_prefix("name "))?;
-    // Said of the column where it differs from that of the table.
+    // Named at the column where it differs from that of the table.
     let mut words = name.split(' ').take_while(|word| *word != "COMMENT");
     let of_column = match words.clone().any(|word| word == "COLLATE") {
         true => words.skip_while(|word| *word != "COLLATE").nth(1),

@@ -182,8 +182,8 @@ fn durability(settings: &Settings, cluster: bool, notes: &mut Notes) {
             notes.found(&doctor::BINLOG_STATEMENT, settings.shown("binlog_format"));
         }
     }
-    let said = "a commit is on disk before it is answered, and pages are written whole";
-    notes.otherwise_fine("durability", said);
+    let message = "a commit is on disk before it is answered, and pages are written whole";
+    notes.otherwise_fine("durability", message);
 }
 
 /// In seconds; of MySQL's `max_execution_time`, milliseconds, which holds for SELECT only.

@@ -10,10 +10,11 @@ use crate::store::mysql::rows::{micros, token};
 use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
 
 impl Session {
-    /// Take a lock that is free or whose lease has run out.
+    /// Acquire a lock that is free or whose lease has run out.
     ///
-    /// One row: granted, and the token comes back as the insert id. No row: somebody holds it or has
-    /// its row locked, or there is no row. A row that was never granted begins at the time in ms.
+    /// One row: granted, and the token comes back as the insert id. No row: the lock is held, its
+    /// row is locked, or there is no row. The token of a row that was never granted begins at the
+    /// time in ms.
     pub(crate) const ACQUIRE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND (expires_at IS NULL OR {ended}) AND {writable}
@@ -74,7 +75,7 @@ impl Session {
         }
     }
 
-    /// What a try comes to that could not write: the lock is held, or the failure.
+    /// The outcome of an attempt that could not write: the lock is held, or the failure.
     async fn held_or(
         &mut self,
         failure: StoreError,
@@ -87,23 +88,23 @@ impl Session {
         match rows.ok().as_deref() {
             Some([row]) => match self.refused(ask, row).await? {
                 held @ Outcome::Held(_) => Ok(held),
-                // An earlier request may have made it.
+                // An earlier request of this grant may have made it.
                 Outcome::Granted { .. } => Err(failure),
                 Outcome::Busy => Err(failure.undone()),
             },
-            // There is nothing to be given back, behind what blocks this.
+            // No row, so no grant that would have to be released.
             Some(_) => Err(failure.undone()),
             None => Err(failure),
         }
     }
 
-    /// Whether another client is just creating this row: then it fails at once.
+    /// Fails at once if another client is creating this row.
     ///
     /// The INSERT would wait for that client, and MySQL cannot be told to wait for less than a second. On
     /// MariaDB the INSERT itself fails at once.
     pub(crate) const PROBE: &str = "SELECT id FROM {table} WHERE name = :name FOR UPDATE NOWAIT";
 
-    /// Make a row that is granted from the beginning.
+    /// Insert a row that is granted from the beginning.
     pub(crate) const CREATE: &str = "
         INSERT INTO {table}
                (name, locked_by, grant_id, expires_at, granted_until,
@@ -153,7 +154,7 @@ impl Session {
         )
     }
 
-    /// What an acquire that granted nothing has to say, from the row that stood in its way.
+    /// The outcome of an acquire that granted nothing, from the row that it found.
     pub(crate) async fn refused(
         &mut self,
         ask: &AcquireCommand,
@@ -165,15 +166,16 @@ impl Session {
                 Outcome::Held(of) => of.lapse.as_ref().map(|lapse| &lapse.version),
                 _ => None,
             };
-            // As it was when it was watched: somebody has it locked, or this node has yet to hear that
-            // another has changed it.
+            // The row is as it was when it was watched: a transaction has it locked, or this node
+            // has not applied another node's change yet.
             return Ok(match seen.is_some() && seen == ask.lapsed.as_ref() {
                 true => Outcome::Busy,
                 false => outcome,
             });
         }
-        // The reply to an earlier request of the same grant was lost. How long it goes on the clock of
-        // this node does not tell: so it is made to last as long as was asked, from now on.
+        // The reply to an earlier request of the same grant was lost. The clock of this node does
+        // not tell how much of its lease is left, so the lease is renewed to the length that was
+        // asked for.
         let token = Token::from_db(row.token);
         let grant = Grant {
             name: ask.name.clone(),
@@ -192,7 +194,7 @@ impl Session {
     }
 }
 
-/// Those that a statement does not name are left out by the driver.
+/// The parameters of an acquire. The driver leaves out those that a statement does not name.
 fn params_of(ask: &AcquireCommand) -> Params {
     let named = [
         ("name".into(), ask.name.as_str().into()),

@@ -8,8 +8,8 @@ use crate::store::mysql::rows::{micros, token};
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
 
 impl Session {
-    /// Take a lock from its own holder, who comes again, as long as that is still the grant that was
-    /// seen. The end of the lease is not asked for: a renewal in between makes it no other grant.
+    /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
+    /// The end of the lease is not compared: a renewal in between makes it no other grant.
     pub(crate) const TAKE_OVER: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND locked_by = :holder COLLATE {collation}
@@ -57,8 +57,8 @@ impl Session {
         })
     }
 
-    /// Put another grant in the place of one that is still held. That the second may stand there
-    /// already is for a request that is made again, since its reply was lost.
+    /// Put another grant in the place of one that is still held. The second may stand there
+    /// already: the request is repeated when its reply was lost.
     pub(crate) const RESUME: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)

@@ -1,13 +1,13 @@
-//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait: by statements
-//! that update one table, and go through no temporary table.
+//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait. These
+//! statements update one table, and go through no temporary table.
 //!
-//! Those of [`many`](crate::store::mysql::statements::batch) join the table with what is asked for, and MariaDB puts all that a
-//! join sets into a temporary table first, on disk since there is longtext in it: of a thousand locks
-//! that takes longer than all the rest. Here it is the place of a row in a list that says what goes
-//! into it.
+//! Those of [`batch`](crate::store::mysql::statements::batch) join the table with the commands, and
+//! MariaDB puts all that a join sets into a temporary table first, on disk since there is longtext
+//! in it: for a thousand locks that takes longer than all the rest. Here the position of a row in a
+//! list selects what is written to it.
 //!
-//! A row that is locked fails the whole of such a statement at once, which then has done nothing; what
-//! it was about is left to the statements that skip such rows.
+//! A locked row fails the whole statement at once. It has then done nothing, and its locks are left
+//! to the statements that skip such rows.
 
 use std::collections::HashMap;
 use std::iter::repeat_n;
@@ -21,10 +21,11 @@ use crate::store::mysql::connection::session::{Done, Session};
 use crate::store::mysql::rows::{micros, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
-/// For how many rows there is a statement; the lists of fewer are filled up with the last one.
+/// The numbers of rows for which there is a statement; shorter lists are filled up with their last
+/// row.
 const FEW: usize = 32;
 const MANY: usize = 256;
-/// With less than this the statements for any number are as fast.
+/// With fewer rows the statements for any number are as fast.
 const WORTH_IT: usize = 8;
 
 /// A statement with its lists written out.
@@ -34,16 +35,16 @@ fn written_out(statement: &str, rows: usize) -> String {
     text.replace("{grants}", &list("(?, ?, ?, ?)"))
 }
 
-/// What is free, as it was seen.
+/// A lock that was free when it was read.
 struct Free<'a> {
     ask: &'a AcquireCommand,
-    /// Which of the asks that is.
+    /// Its position among the commands.
     at: usize,
     id: i64,
 }
 
 impl Session {
-    /// Look which of many locks are free.
+    /// Find which of many locks are free.
     pub(crate) const FREE_ON_MARIADB: &str = "
         SELECT l.name, l.id
           FROM JSON_TABLE(:names, '$[*]' COLUMNS (
@@ -51,11 +52,12 @@ impl Session {
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
          WHERE l.expires_at IS NULL OR {ended}";
 
-    /// Take those that are still free. The ids are in their order, so that `INTERVAL` finds the place of
-    /// each by halves.
+    /// Acquire those that are still free. The ids are sorted, so that `INTERVAL` finds the position
+    /// of each by bisection.
     ///
-    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be read
-    /// afterwards. One whose token is not below that is left to the statement that counts on from it.
+    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be
+    /// read afterwards. A row whose token is not below that is left to the statement that counts on
+    /// from it.
     pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
            SET token = LAST_INSERT_ID(
@@ -72,7 +74,7 @@ impl Session {
                    DIV 1000
            AND {writable}";
 
-    /// Free those that are still held by exactly these grants. The insert id is what became
+    /// Release what is still held by exactly these grants. The insert id is what became
     /// `renewed_at`.
     pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
@@ -84,8 +86,8 @@ impl Session {
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
            AND granted_until = expires_at AND {writable}";
 
-    /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
-    /// is no clock that tells which leases have ended.
+    /// Acquire what these statements can; none: left to the other statements. On a cluster they can
+    /// do nothing, since no clock tells there which leases have ended.
     pub(crate) async fn acquire_on_mariadb(
         &mut self,
         asks: &[AcquireCommand],
@@ -118,7 +120,7 @@ impl Session {
             params.extend([length(), length()]);
             params.extend(ids());
             let taken = self.execute(statement, Params::Positional(params)).await;
-            // Where there are fewer somebody came first, and it takes a look to know of which.
+            // With fewer rows another client was first, and a read has to tell for which.
             let all = |done: &Done| done.rows == free.len() as u64;
             let Some(done) = self.none_if_contended(taken)?.filter(all) else {
                 continue;
@@ -135,7 +137,8 @@ impl Session {
         Ok(outcomes)
     }
 
-    /// Which are free, by id. Those for the same length as the first only: that of a statement is one.
+    /// Which are free, by id. Only those of the same length as the first, since a statement has one
+    /// length.
     async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(asks.len());
         for (at, ask) in asks.iter().enumerate() {
@@ -158,8 +161,8 @@ impl Session {
         Ok(found)
     }
 
-    /// Free those; none: nothing was done, and it is to be done in the other way, which of many takes no
-    /// longer and one commit. No name may be there twice.
+    /// Release them; none: nothing was done, and the other statements have to, which for many take
+    /// no longer and one commit. No name may be there twice.
     pub(crate) async fn release_on_mariadb(
         &mut self,
         returns: &[ReleaseCommand],

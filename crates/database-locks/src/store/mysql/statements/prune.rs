@@ -10,10 +10,12 @@ use crate::store::mysql::rows::micros;
 use protocol::Pruned;
 
 impl Session {
-    /// Delete the locks of a page that have been free for so long. A row whose `granted_until` is set while `expires_at`
-    /// is null was freed by 0.5, at a time that it does not tell. One whose token is ahead of the clock,
-    /// after more than a thousand grants a second, stays: the row made anew begins at the clock, and
-    /// its token has to be greater.
+    /// Delete the rows of a page whose locks were not held for that time.
+    ///
+    /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
+    /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
+    /// clock, after more than a thousand grants a second, stays: the row made anew begins at the
+    /// clock, and its token has to be greater.
     pub(crate) const PRUNE: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last
@@ -28,12 +30,12 @@ impl Session {
                         LIMIT 1000 FOR UPDATE SKIP LOCKED) q
                STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
 
-    /// Delete the locks of a page that have been free for so long, on a cluster.
+    /// The same on a cluster.
     ///
-    /// Only what was released: of a lease that was left behind no clock says when it ended. What was
-    /// released too early by a clock that is ahead does no harm. But a row that is made anew begins at
-    /// the clock of the node that makes it, and its token has to be greater although that may be behind:
-    /// by less than a day.
+    /// Only rows that were released: no clock says when an abandoned lease ended. A row deleted too
+    /// early, by a clock that is ahead, does no harm. But a row that is made anew begins at the
+    /// clock of the node that makes it, and its token has to be greater although that clock may be
+    /// behind: by less than a day.
     pub(crate) const PRUNE_ON_CLUSTER: &str = "
         DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
                         WHERE id > :after AND id <= :last AND expires_at IS NULL

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 use crate::store::mysql::rows::{packed, seen};
-use protocol::{ListFilter, LockName, LockRow, Page};
+use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
 
 /// What is read of a row, under the names by which [`seen`] takes it.
 macro_rules! read {
@@ -108,11 +108,27 @@ impl Session {
             }
         }
         if rows.len() < names.len() {
-            // No row shows it, and the caller may conclude that a grant is gone, or make a row.
+            // No row tells whether the server can be written to, and the caller may conclude that a
+            // grant is gone, or insert a row.
             let told = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
             self.must_be_writable(told.first())?;
         }
         self.seen(rows)
+    }
+
+    /// The rows of these names as callers see them; what is missing is missing on all nodes.
+    pub(crate) async fn infos(&mut self, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
+        let rows = self.read_latest(names).await?;
+        Ok(rows.into_iter().map(LockRow::into_info).collect())
+    }
+
+    /// The holder of each, as far as this node knows.
+    pub(crate) async fn holders(
+        &mut self,
+        names: &[LockName],
+    ) -> Result<Vec<Option<Holder>>, StoreError> {
+        let rows = self.read(names).await?;
+        Ok(LockRow::occupants(names, &rows))
     }
 
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
@@ -135,7 +151,7 @@ impl Session {
         }
     }
 
-    /// Read what is known anywhere in the cluster, to conclude from it that a grant is gone.
+    /// Read what any node of the cluster has committed: only that may show that a grant is gone.
     pub(crate) async fn read_latest(
         &mut self,
         names: &[LockName],
@@ -152,13 +168,13 @@ impl Session {
             return Ok(());
         };
         match self.define(cluster.catch_up().to_owned()).await {
-            // Where it may not be set the read shows what this node knows.
+            // If this user may not set it, the read shows what this node has applied.
             Ok(()) | Err(StoreError::Rejected { .. }) => Ok(()),
             failure => failure,
         }
     }
 
-    /// The reads behind this need not.
+    /// Let later reads no longer wait for that.
     pub(crate) async fn go_on(&mut self) -> Result<(), StoreError> {
         let Some(cluster) = self.cluster else {
             return Ok(());

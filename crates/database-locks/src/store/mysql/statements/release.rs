@@ -7,7 +7,7 @@ use crate::store::mysql::connection::session::Session;
 use protocol::{Force, LockName, ReleaseCommand, Released, Token};
 
 impl Session {
-    /// Free what is still held by exactly this grant, with any token where it is not known.
+    /// Release what is still held by exactly this grant, with any token where it is not known.
     pub(crate) const RELEASE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
@@ -55,9 +55,9 @@ impl Session {
         })
     }
 
-    /// Free a lock whoever has it, as long as that is still who was seen.
+    /// Release a lock by force, as long as the row still has the holder and token that were read.
     ///
-    /// The token rises, which tells the holder at its next renewal, as `locked_by` stays.
+    /// The token rises, so the holder learns of it at its next renewal; `locked_by` stays.
     pub(crate) const FORCE: &str = "
         UPDATE (SELECT id FROM {table}
                  WHERE name = :name AND {live} AND {writable}

@@ -11,7 +11,7 @@ use crate::store::mysql::rows::{micros, packed};
 use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge};
 
 impl Session {
-    /// Lengthen what is still held by exactly these grants; `length` is null for one without end.
+    /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
     ///
     /// `expires_at` and `granted_until` come out the same whichever is set first. The insert id is
     /// what became `renewed_at`, in microseconds since 1970: it tells the rows that this statement
@@ -42,12 +42,13 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    /// The same as `RENEW`, on a cluster: it makes the lease no shorter than it was before, in length,
-    /// and what is watched of it begins anew.
+    /// The same as `RENEW`, on a cluster: the lease becomes no shorter in length than it was
+    /// before, and clients that watch it start to watch anew.
     ///
-    /// How much is left of it no clock tells: the one of this node may be five minutes ahead of that of
-    /// another, which has made it last for ten minutes, and so trusted for as long. Nor may the later of
-    /// two ends stay: of a clock that was ahead it would stay for far longer than the ttl.
+    /// No clock tells how much of the lease is left: the clock of this node may be five minutes
+    /// ahead of that of another node, which has granted the lease for ten minutes. Nor may the
+    /// later of two ends stay: one written by a clock that was ahead would stay for far longer than
+    /// the ttl.
     pub(crate) const RENEW_ON_CLUSTER: &str = "
         UPDATE (SELECT l.id,
                        IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
@@ -107,7 +108,7 @@ impl Session {
         Ok(answers)
     }
 
-    /// Not all of them were renewed: which were, and what became of the others.
+    /// Which grants were renewed, and what became of the others, where not all were.
     async fn judge(
         &mut self,
         grants: &[(Grant, Ttl)],
