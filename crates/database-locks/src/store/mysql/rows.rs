@@ -5,7 +5,7 @@ use std::time::Duration;
 use mysql_async::prelude::FromValue;
 use mysql_async::{Row, Value, from_value_opt};
 
-use protocol::{LockRow, Token};
+use protocol::{LockRow, Outcome, Token};
 
 pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
@@ -44,6 +44,10 @@ pub(crate) fn seen(mut row: Row, multi_primary: bool) -> LockRow {
         metadata: string(row, "metadata"),
         clocks: multi_primary,
     }
+}
+
+pub(crate) fn granted(token: Token, length: Duration) -> Outcome {
+    Outcome::Granted { token, length }
 }
 
 /// Split a list into as few JSON arrays as fit into a statement.

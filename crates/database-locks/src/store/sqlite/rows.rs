@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::Row;
 
 use crate::store::api::bounded;
-use protocol::LockRow;
+use protocol::{LockRow, Outcome, Token};
 
 /// A length as SQLite's date functions add it. Rounded up: never shorter than the length that the holder
 /// trusts.
@@ -39,6 +39,12 @@ pub(crate) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
         metadata: row.get("metadata")?,
         ..LockRow::default()
     })
+}
+
+/// A grant with the token that the database holds.
+pub(crate) fn granted(token: i64, length: Duration) -> Outcome {
+    let token = Token::from_db(token);
+    Outcome::Granted { token, length }
 }
 
 #[cfg(test)]

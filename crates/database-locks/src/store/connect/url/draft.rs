@@ -23,7 +23,7 @@ pub(crate) struct Draft {
     application: Option<String>,
     tls: tls::Wanted,
     binding: Option<Binding>,
-    settings: Settings,
+    pub(crate) settings: Settings,
     init_command: Option<String>,
     connect_timeout: Option<Duration>,
     passfile: Option<PathBuf>,
@@ -73,7 +73,7 @@ pub(crate) fn draft(rest: &str, dialect: &Dialect) -> Result<Draft, Error> {
 }
 
 impl Draft {
-    /// Remember what one option says, in the place of what was said before.
+    /// Set one option, in the place of an earlier value.
     pub(crate) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
         match key {
             Key::Host => self.places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
@@ -87,7 +87,7 @@ impl Draft {
             Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
             Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
             Key::Secret => self.tls.key = Some(tls::file_of(name, value)?),
-            Key::Session => session(&value)?,
+            Key::TargetSessionAttrs => target_session_attrs(&value)?,
             Key::Binding => self.binding = Some(binding(&value)?),
             Key::Options => self.settings.options(&value)?,
             Key::SearchPath => self.settings.set("search_path", &value)?,
@@ -105,7 +105,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Whether nothing that another source says of it would count.
+    /// Whether the value of another source would be ignored.
     pub(crate) fn has(&self, key: Key) -> bool {
         let no_tls = self.tls.mode == Some(tls::Mode::Disable);
         match key {
@@ -126,7 +126,7 @@ impl Draft {
         }
     }
 
-    /// Fill in what was left out with what the next source says.
+    /// Fill in what is missing from the next source.
     pub(crate) fn fill(&mut self, from: Self) {
         self.user = self.user.take().or(from.user);
         if self.password.is_none() {
@@ -143,16 +143,10 @@ impl Draft {
         self.passfile = self.passfile.take().or(from.passfile);
     }
 
-    /// What was said so far stands in a file.
+    /// All values so far are those of a file.
     pub(crate) fn of_file(mut self) -> Self {
         self.password_of_file = self.password.is_some();
         self
-    }
-
-    /// Add to `options` what libpq's variable `PGOPTIONS` sets that locks let anyone set. It may
-    /// hold more, for other programs.
-    pub(crate) fn settings_of(&mut self, options: &str) {
-        self.settings.options_that_may_be(options);
     }
 
     /// How long to connect for, as libpq has it: what is not positive means no limit, and here the
@@ -167,11 +161,6 @@ impl Draft {
             Ok(_) => Ok(()),
             Err(_) => seconds(text).map(drop),
         }
-    }
-
-    /// libpq's file of passwords, unless it was said already.
-    pub(crate) fn passfile_or(&mut self, path: Option<String>) {
-        self.passfile = self.passfile.take().or(path.map(Into::into));
     }
 
     pub(crate) fn finish(self, dialect: &Dialect) -> Result<Server, Error> {
@@ -207,9 +196,8 @@ fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
     )
 }
 
-/// What kind of server is looked for. Locks have to be written, so it is always the same one: one
-/// that can be written to.
-fn session(value: &str) -> Result<(), Error> {
+/// Locks have to be written, so every value has to allow a server that can be written to.
+fn target_session_attrs(value: &str) -> Result<(), Error> {
     match value {
         "any" | "read-write" | "primary" => Ok(()),
         _ => refuse(

@@ -11,7 +11,7 @@ use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 
 /// `PGTARGETSESSIONATTRS` is not among them: locks are always written.
-const VARIABLES: [(&str, Key); 11] = [
+const VARIABLES: [(&str, Key); 12] = [
     ("PGHOST", Key::Host),
     ("PGPORT", Key::Port),
     ("PGUSER", Key::User),
@@ -23,9 +23,10 @@ const VARIABLES: [(&str, Key); 11] = [
     ("PGSSLROOTCERT", Key::Roots),
     ("PGSSLCERT", Key::Certificate),
     ("PGSSLKEY", Key::Secret),
+    ("PGPASSFILE", Key::Passfile),
 ];
 
-/// What the environment says of that which is not said yet.
+/// The environment, for what is missing so far.
 pub(crate) fn environment(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     for (variable, key) in VARIABLES {
@@ -38,9 +39,9 @@ pub(crate) fn environment(so_far: &Draft, around: &Surroundings<'_>) -> Result<D
         about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
     }
     if let Some(options) = around.variable("PGOPTIONS") {
-        draft.settings_of(&options);
+        // It may hold more, for other programs.
+        draft.settings.options_that_may_be(&options);
     }
-    draft.passfile_or(around.variable("PGPASSFILE"));
     Ok(draft)
 }
 

@@ -6,7 +6,7 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::mysql::cluster::version;
 use crate::store::mysql::connection::session::{Done, Session, TABLE_WAIT};
-use crate::store::mysql::rows::{micros, token};
+use crate::store::mysql::rows::{granted, micros, token};
 use protocol::{AcquireCommand, Grant, LockRow, Outcome, Renewal, Token, Ttl};
 
 impl Session {
@@ -56,18 +56,15 @@ impl Session {
         } else {
             Self::ACQUIRE
         };
-        let granted = self.execute(statement, params_of(ask)).await;
-        if let Err(failure @ StoreError::Unavailable(_)) = granted {
+        let done = self.execute(statement, params_of(ask)).await;
+        if let Err(failure @ StoreError::Unavailable(_)) = done {
             return self.held_or(failure, ask).await;
         }
-        let Some(Done { rows, id }) = self.none_if_contended(granted)? else {
+        let Some(Done { rows, id }) = self.none_if_contended(done)? else {
             return Ok(Outcome::Busy);
         };
         if rows > 0 {
-            return Ok(Outcome::Granted {
-                token: token(id),
-                length: ask.length,
-            });
+            return Ok(granted(token(id), ask.length));
         }
         match self.read(std::slice::from_ref(&ask.name)).await?.first() {
             Some(row) => self.refused(ask, row).await,
@@ -144,10 +141,7 @@ impl Session {
         let rows = self.read(std::slice::from_ref(&ask.name)).await?;
         Ok(
             match rows.first().map(|row| row.refusal(ask.grant.as_str())) {
-                Some(Outcome::Granted { token, .. }) => Outcome::Granted {
-                    token,
-                    length: ask.length,
-                },
+                Some(Outcome::Granted { token, .. }) => granted(token, ask.length),
                 Some(other) => other,
                 None => Outcome::Busy,
             },
@@ -185,10 +179,7 @@ impl Session {
         };
         let renewals = self.renew(&[(grant, Ttl::Finite(ask.length))]).await?;
         Ok(match renewals.first() {
-            Some(Renewal::Renewed) => Outcome::Granted {
-                token,
-                length: ask.length,
-            },
+            Some(Renewal::Renewed) => granted(token, ask.length),
             _ => Outcome::Busy,
         })
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{micros, packed};
+use crate::store::mysql::rows::{granted, micros, packed};
 use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
 
 /// The commands as a table.
@@ -156,10 +156,7 @@ impl Session {
             outcomes.push(match rows.get(ask.name.as_str()) {
                 None => None,
                 Some(row) if row.is_granted(ask.grant.as_str()) && made_now(row) => {
-                    Some(Outcome::Granted {
-                        token: Token::from_db(row.token),
-                        length: ask.length,
-                    })
+                    Some(granted(Token::from_db(row.token), ask.length))
                 }
                 Some(row) => Some(self.refused(ask, row).await?),
             });

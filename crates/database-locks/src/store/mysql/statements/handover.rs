@@ -4,7 +4,7 @@ use mysql_async::params;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{micros, token};
+use crate::store::mysql::rows::{granted, micros, token};
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
 
 impl Session {
@@ -40,10 +40,7 @@ impl Session {
         match self.none_if_contended(done)? {
             None => return Ok(Outcome::Busy),
             Some(Done { rows, id }) if rows > 0 => {
-                return Ok(Outcome::Granted {
-                    token: token(id),
-                    length: to.length,
-                });
+                return Ok(granted(token(id), to.length));
             }
             Some(_) => {}
         }

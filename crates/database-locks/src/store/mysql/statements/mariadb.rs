@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::{micros, packed, token};
+use crate::store::mysql::rows::{granted, micros, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
 /// The numbers of rows for which there is a statement; shorter lists are filled up with their last
@@ -127,10 +127,7 @@ impl Session {
             };
             for free in free {
                 if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(Outcome::Granted {
-                        token: token(done.id),
-                        length: free.ask.length,
-                    });
+                    *outcome = Some(granted(token(done.id), free.ask.length));
                 }
             }
         }

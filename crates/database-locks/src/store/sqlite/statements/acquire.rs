@@ -3,9 +3,9 @@
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::session::Session;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::modifier;
+use crate::store::sqlite::rows::{granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{AcquireCommand, Outcome, Token};
+use protocol::{AcquireCommand, Outcome};
 
 /// Locks that are held are refused without a write; only the others take the write lock.
 pub(crate) fn acquire(
@@ -38,7 +38,7 @@ pub(crate) fn acquire(
 /// Grant it, with the write lock, unless it is held.
 fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
     let name = ask.name.as_str();
-    let granted = |sql| {
+    let writes_row = |sql| {
         let length = modifier(ask.length);
         let params = (
             name,
@@ -49,15 +49,12 @@ fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcom
         );
         Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
     };
-    if !granted(Sql::Acquire)? && !granted(Sql::Insert)? {
+    if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
         return refusal(session, ask);
     }
     let mut token = session.prepare(Sql::ReadToken)?;
     let token = token.query_row([name], |row| row.get("token"))?;
-    Ok(Outcome::Granted {
-        token: Token::from_db(token),
-        length: ask.length,
-    })
+    Ok(granted(token, ask.length))
 }
 
 /// Which grant the lock is held by, which may be the one that was asked for.

@@ -5,9 +5,9 @@ use rusqlite::OptionalExtension;
 
 use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
-use crate::store::sqlite::rows::modifier;
+use crate::store::sqlite::rows::{granted, modifier};
 use crate::store::sqlite::statements::sql::Sql;
-use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
 
 pub(crate) fn take_over(
     worker: &mut Worker,
@@ -30,10 +30,7 @@ pub(crate) fn take_over(
         let mut preempt = session.prepare(Sql::Preempt)?;
         let token = preempt.query_row(params, |row| row.get("token"));
         if let Some(token) = token.optional()? {
-            return Ok(Outcome::Granted {
-                token: Token::from_db(token),
-                length: to.length,
-            });
+            return Ok(granted(token, to.length));
         }
         let row = session.read(&to.name)?;
         Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
