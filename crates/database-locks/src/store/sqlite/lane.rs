@@ -23,7 +23,7 @@ pub(crate) struct BlockingLane {
     connection: PerProcess<Connection>,
 }
 
-/// The connection, which one thread uses at a time.
+/// The connection, used by one thread at a time.
 struct Connection {
     in_use: Mutex<bool>,
     returned: Condvar,
@@ -117,7 +117,7 @@ impl Lane for BlockingLane {
         Box::pin(async { self.call(|worker| release(worker, returns)) })
     }
 
-    /// A file does not go bad by being slow; one that failed is opened anew as it is.
+    /// A slow file stays usable; one that failed is opened anew in any case.
     fn give_up(&self) {}
 }
 

@@ -59,20 +59,19 @@ fn explain(error: &rustls::Error) -> Complaint {
         ) => "does not accept our client certificate",
         _ => "",
     };
+    let complaint = |said: String, hint| Complaint {
+        said,
+        hint,
+        of_ours: !of_ours.is_empty(),
+    };
     if !of_ours.is_empty() {
-        return Complaint {
-            said: format!("the server {of_ours} ({error})"),
-            hint: "give one that its CA has issued: sslcert=/path/to/cert.pem and \
-                   sslkey=/path/to/key.pem",
-            of_ours: true,
-        };
+        let hint = "give one that its CA has issued: sslcert=/path/to/cert.pem and \
+                    sslkey=/path/to/key.pem";
+        return complaint(format!("the server {of_ours} ({error})"), hint);
     }
     let rustls::Error::InvalidCertificate(bad) = error else {
-        return Complaint {
-            said: format!("TLS failed: {error}"),
-            hint: "the server has to offer TLS 1.2 or 1.3; sslmode=disable does without",
-            of_ours: false,
-        };
+        let hint = "the server has to offer TLS 1.2 or 1.3; sslmode=disable does without";
+        return complaint(format!("TLS failed: {error}"), hint);
     };
     let (message, hint) = match bad {
         Bad::UnknownIssuer => (
@@ -118,11 +117,7 @@ fn explain(error: &rustls::Error) -> Complaint {
             "give the server another one, or check none: sslmode=require without sslrootcert",
         ),
     };
-    Complaint {
-        said: message,
-        hint,
-        of_ours: false,
-    }
+    complaint(message, hint)
 }
 
 /// `DnsName("db.example")` or `IpAddress(127.0.0.1)`, as webpki shows a name, without the rest.

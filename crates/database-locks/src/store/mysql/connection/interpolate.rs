@@ -7,10 +7,11 @@ use mysql_async::{Params, Value};
 
 use crate::store::api::StoreError;
 
-/// How many times longer a text is as a literal.
+/// How many times longer a string is as a literal.
 pub(crate) const LONGER: usize = 2;
 
-/// Write the parameters into a statement of ours. Its own literals hold neither `?` nor `:name`.
+/// Write the parameters into a statement of this library. Its own literals hold neither `?` nor
+/// `:name`.
 pub(crate) fn interpolate(statement: &str, params: &Params) -> Result<String, StoreError> {
     let mut text = String::with_capacity(statement.len() * 2);
     let (mut rest, mut place) = (statement, 0);
