@@ -80,6 +80,8 @@ pub(crate) fn packed<T>(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
