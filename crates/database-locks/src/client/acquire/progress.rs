@@ -1,0 +1,108 @@
+//! The observations of one wait, for its log records and its final error.
+
+use crate::client::acquire::reports::ReportInterval;
+use crate::client::acquire::reports::log_held;
+use crate::client::acquire::request::AcquireRequest;
+use crate::client::acquire::request::op;
+use crate::client::renewal::grant_state::ms;
+use crate::error::Error;
+use crate::runtime::clock;
+use crate::store::api::StoreError;
+use protocol::{Holder, LockName, Outcome, Token};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The observations of one wait, for its log records and its final error.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) holder: Option<Holder>,
+    /// When the holder was seen.
+    pub(crate) seen: protocol::Time,
+    pub(crate) failure: Option<StoreError>,
+    /// The holder in the latest log record.
+    pub(crate) logged: Option<(Option<Token>, Option<String>)>,
+}
+
+impl Progress {
+    /// Record a try that granted nothing.
+    pub(crate) fn record(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
+        match outcome {
+            Ok(Outcome::Held(holder)) => {
+                let identity = (holder.token, holder.holder.clone());
+                if self.logged.as_ref() != Some(&identity) {
+                    tracing::debug!(
+                        event = "busy",
+                        lock.name = name.as_str(),
+                        lock.token = holder.token.map(Token::get),
+                        lock.holder = holder.holder.as_deref(),
+                        lock.held_ms = holder.held_for.map(ms),
+                        "waiting: another holder has it"
+                    );
+                    self.logged = Some(identity);
+                }
+                (self.holder, self.failure) = (Some(holder), None);
+                self.seen = clock::now();
+            }
+            Err(failure @ StoreError::Unavailable(_)) => {
+                (self.holder, self.failure) = (None, Some(failure));
+            }
+            // A known holder explains the wait better than a deadlock in between.
+            Err(failure) if !self.knows_holder() => self.failure = Some(failure),
+            _ => {
+                self.holder.get_or_insert_default();
+                self.failure = None;
+            }
+        }
+    }
+
+    pub(crate) fn knows_holder(&self) -> bool {
+        let holder = self.holder.as_ref();
+        holder.is_some_and(|holder| holder.holder.is_some() || holder.token.is_some())
+    }
+}
+
+/// Log at growing intervals that the wait continues. Never returns.
+pub(crate) async fn report(
+    request: &AcquireRequest,
+    progress: &Mutex<Progress>,
+) -> std::convert::Infallible {
+    let began = clock::now();
+    let mut schedule = ReportInterval::new(began);
+    loop {
+        tokio::time::sleep(schedule.due().saturating_sub(clock::now())).await;
+        let now = clock::now();
+        schedule.reported(now);
+        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        // An outage is logged once a process, and only the first waiter of a queue knows the
+        // holder.
+        let holder = progress.holder.as_ref();
+        if let Some(holder) = holder.filter(|_| progress.knows_holder()) {
+            let mut holder = holder.clone();
+            let since = now.saturating_sub(progress.seen);
+            drop(progress);
+            holder.held_for = holder.held_for.map(|age| age + since);
+            log_held(&request.name, now - began, &holder);
+        }
+    }
+}
+
+pub(crate) fn wait_error(
+    request: &AcquireRequest,
+    limit: Duration,
+    waited: Duration,
+    progress: Progress,
+) -> Error {
+    match (progress.holder, progress.failure) {
+        (_, Some(failure)) => failure.into_error(op(&request.name)),
+        (None, None) => Error::Unavailable {
+            op: op(&request.name),
+            source: format!("no answer within {}", protocol::Human(limit)).into(),
+        },
+        (Some(holder), None) => Error::TimedOut {
+            name: request.name.clone(),
+            waited,
+            holder: holder.holder,
+            held_for: holder.held_for,
+        },
+    }
+}

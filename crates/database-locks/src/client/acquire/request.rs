@@ -1,0 +1,33 @@
+//! The caller's request for a lock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{LockName, Timing};
+
+/// A request for a lock, with all settings checked.
+#[derive(Clone, Debug)]
+pub(crate) struct AcquireRequest {
+    pub(crate) name: LockName,
+    pub(crate) holder: Arc<str>,
+    pub(crate) metadata: Arc<str>,
+    pub(crate) timing: Timing,
+    /// `None`: no limit. Zero: try once.
+    pub(crate) wait: Option<Duration>,
+    /// Whether to preempt the same holder in another process.
+    pub(crate) preempt: bool,
+    /// The longest pause between two polls of a held lock.
+    pub(crate) poll: Duration,
+}
+
+impl AcquireRequest {
+    /// Whether the lock is tried once, without waiting.
+    pub(crate) fn once(&self) -> bool {
+        self.wait.is_some_and(|wait| wait.is_zero())
+    }
+}
+
+/// The operation as named in errors.
+pub(crate) fn op(name: &LockName) -> String {
+    format!("acquire lock `{name}`")
+}

@@ -1,0 +1,113 @@
+//! Delivers lease events to listeners. No internal mutex is held during a callback.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::renewal::grant_state::{GrantState, Status, ms};
+use crate::error::loss::Loss;
+use crate::runtime::callbacks;
+use crate::runtime::callbacks::shielded;
+use protocol::Human;
+
+/// A failure of renewals.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    /// The leases whose renewals failed.
+    pub(crate) leases: Vec<Arc<GrantState>>,
+    pub(crate) error: String,
+}
+
+impl Failing {
+    /// Those leases that are still held.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
+        let held = |held: &&Arc<GrantState>| matches!(held.status(), Status::Held(_));
+        self.leases.iter().filter(held)
+    }
+
+    /// Leases that were lost or released meanwhile are left out: the record would follow their last
+    /// one.
+    fn log(&self) {
+        let mut held = self.held();
+        let Some(first) = held.next() else { return };
+        tracing::warn!(
+            lock.name = first.grant.name.as_str(),
+            lock.token = first.grant.token.get(),
+            lock.holder = &*first.grant.holder,
+            locks = 1 + held.count(),
+            "renewals fail, trying again until the leases end: {}",
+            self.error
+        );
+    }
+}
+
+/// Events collected while the lease table is locked, to be delivered after it is unlocked.
+///
+/// Wakers, log subscribers and metrics recorders are foreign code. If they drop a guard or call
+/// this library in another way, they need the lease table.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct LeaseEvents {
+    /// Logged before the losses that it explains.
+    pub(crate) failing: Option<Failing>,
+    pub(crate) lost: Vec<(Arc<GrantState>, Loss)>,
+    pub(crate) confirmed: Vec<Arc<GrantState>>,
+    pub(crate) busy: Vec<Arc<GrantState>>,
+    /// Leases that are refused alone, with the error.
+    pub(crate) refused: Vec<(Arc<GrantState>, Arc<str>)>,
+    /// Leases of `refused` that were renewed since.
+    pub(crate) renewed_again: Vec<Arc<GrantState>>,
+    /// The length of an outage that has ended.
+    pub(crate) outage_ended: Option<Duration>,
+}
+
+impl LeaseEvents {
+    /// Wake all waiting tasks, queue the callbacks, then log: foreign code that blocks must not
+    /// delay wake-ups and callbacks.
+    pub(crate) fn deliver(self) {
+        for held in self
+            .lost
+            .iter()
+            .map(|(held, _)| held)
+            .chain(&self.confirmed)
+        {
+            shielded(|| held.wake());
+        }
+        for (held, loss) in &self.lost {
+            if !held.listeners.is_empty() {
+                let (held, loss) = (Arc::clone(held), loss.clone());
+                // Taken there, so that a release before the call can still drop them.
+                callbacks::call(move || held.listeners.take().call(&loss));
+            }
+        }
+        self.log();
+    }
+
+    fn log(self) {
+        if let Some(failing) = self.failing {
+            shielded(|| failing.log());
+        }
+        for (held, error) in &self.refused {
+            if matches!(held.status(), Status::Held(_)) {
+                shielded(|| held.log_refused(error));
+            }
+        }
+        for (held, loss) in &self.lost {
+            shielded(|| held.log_lost(loss));
+        }
+        for held in &self.busy {
+            shielded(|| held.log_busy());
+        }
+        for held in &self.renewed_again {
+            shielded(|| held.log_renewed_again());
+        }
+        if let Some(outage) = self.outage_ended {
+            shielded(|| {
+                tracing::info!(
+                    outage_ms = ms(outage),
+                    "renewals get through again, after {}",
+                    Human(outage)
+                );
+            });
+        }
+    }
+}
