@@ -1,4 +1,4 @@
-//! What may be wrong with a file, or where it lies.
+//! Findings about a file and its place.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::StoreError;
 use crate::doctor::{self, Beat, Column, Counts, Index, Notes, Report};
+use crate::store::api::StoreError;
 use crate::store::sqlite::connection::worker::Worker;
 
 /// How often a read of the file is timed.
@@ -17,17 +17,17 @@ const BEATS: usize = 7;
 const LEAST_SPACE: u64 = 1 << 20;
 
 const COLUMNS: &str = "
-    SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 FROM pragma_table_info(?1, ?2)";
+    SELECT name, \"notnull\" AND dflt_value IS NULL AND pk = 0 AS unfilled FROM pragma_table_info(?1, ?2)";
 
 /// Indexes, with their columns; whether one keeps names apart (unique, whole, on the name alone); and by
 /// what it compares.
 const INDEXES: &str = "
-    SELECT i.name, i.origin = 'pk', i.\"unique\" AND NOT i.partial AND count(*) = 1
-               AND max(x.name) = 'name',
+    SELECT i.name AS name, i.origin = 'pk' AS pk,
+           i.\"unique\" AND NOT i.partial AND count(*) = 1 AND max(x.name) = 'name' AS keeps_names,
            group_concat(ifnull(x.name, ''))
                || ifnull((SELECT ',' || sql FROM sqlite_schema s
-                           WHERE s.type = 'index' AND s.name = i.name AND i.partial), ''),
-           max(x.coll)
+                           WHERE s.type = 'index' AND s.name = i.name AND i.partial), '') AS columns,
+           max(x.coll) AS collation
       FROM pragma_index_list(?1, ?2) i, pragma_index_xinfo(i.name) x
      WHERE x.key
      GROUP BY i.name
@@ -53,10 +53,11 @@ const COUNTS: &str = "
 pub(crate) fn examine(worker: &mut Worker, table: &str) -> Result<Report, StoreError> {
     let path = worker.database.path.clone();
     let mut notes = Notes::new(table);
-    worker.with(|connection, _| {
+    worker.with(|session| {
+        let connection = session.connection;
         server(connection, &mut notes)?;
         file(&path, &mut notes);
-        journal(connection, in_memory(&path), &mut notes)?;
+        durability(&path, &mut notes);
         if self::table(connection, table, &mut notes)? {
             locks(connection, table, &mut notes)?;
         }
@@ -78,7 +79,7 @@ fn server(connection: &Connection, notes: &mut Notes) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// File systems that other machines, or other programs, have a hand in, by what `statfs` calls them.
+/// File systems shared with other machines or programs, by the number of `statfs`.
 fn shared_file_system(magic: u64) -> Option<&'static str> {
     Some(match magic & 0xffff_ffff {
         0x6969 => "NFS",
@@ -139,7 +140,7 @@ fn file(path: &Path, notes: &mut Notes) {
             format!("{shown} may be written by everybody"),
         );
     }
-    // With the sticky bit nobody can put another file in the place of this one.
+    // With the sticky bit other users cannot put another file in the place of this one.
     let sticky = |path: &Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o1000 != 0);
     if let Some(folder) = path
         .parent()
@@ -165,37 +166,18 @@ fn space(path: &Path, left: u64, notes: &mut Notes) {
     }
 }
 
-fn journal(
-    connection: &Connection,
-    in_memory: Option<&str>,
-    notes: &mut Notes,
-) -> rusqlite::Result<()> {
-    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-    let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
-    if mode != "wal" {
-        notes.found(
-            &doctor::JOURNAL_MODE,
-            format!("journal_mode is {mode}, and not wal"),
-        );
-    }
-    // 2 is FULL.
-    if level < 2 {
-        notes.found(
-            &doctor::NOT_FLUSHED,
-            format!("synchronous is {level}, and not FULL"),
-        );
-    }
+/// Each connection sets `journal_mode` and `synchronous` itself.
+fn durability(path: &Path, notes: &mut Notes) {
     // A restart of the machine ends all holders as well, since they run on it; and tokens go on by the
     // clock.
-    let said = match in_memory {
+    let message = match in_memory(path) {
         Some(system) => format!(
             "the file is kept in memory ({system}): a restart of the machine ends the locks together \
              with their holders"
         ),
         None => "a commit is on disk before it is answered".to_owned(),
     };
-    notes.otherwise_fine("durability", said);
-    Ok(())
+    notes.fine("durability", message);
 }
 
 fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::Result<bool> {
@@ -203,9 +185,9 @@ fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::R
     let which = [name, schema];
     let column = |row: &Row<'_>| {
         Ok(Column {
-            name: row.get(0)?,
+            name: row.get("name")?,
             unfit: None,
-            unfilled: row.get(1)?,
+            unfilled: row.get("unfilled")?,
         })
     };
     let mut statement = connection.prepare(COLUMNS)?;
@@ -221,23 +203,23 @@ fn table(connection: &Connection, table: &str, notes: &mut Notes) -> rusqlite::R
     let mut statement = connection.prepare(INDEXES)?;
     let mut rows = statement.query(which)?;
     while let Some(row) = rows.next()? {
-        let (keeps_names, words): (bool, String) = (row.get(2)?, row.get(3)?);
+        let (keeps_names, words): (bool, String) = (row.get("keeps_names")?, row.get("columns")?);
         let words = words.split(|c: char| !(c.is_alphanumeric() || c == '_'));
         indexes.push(Index {
-            name: row.get(0)?,
-            primary: row.get(1)?,
+            name: row.get("name")?,
+            primary: row.get("pk")?,
             keeps_names,
             columns: words.map(str::to_owned).collect(),
         });
-        let collation: String = row.get(4)?;
+        let collation: String = row.get("collation")?;
         if keeps_names && collation != "BINARY" {
             let what = format!("the collation of the column name is {collation}");
             notes.found(&doctor::NAME_COLLATION, what);
         }
     }
     notes.indexes(&indexes);
-    let said = format!("{table} has its columns, unique names and no index too many");
-    notes.otherwise_fine("table", said);
+    let message = format!("{table} has its columns, unique names and no index too many");
+    notes.otherwise_fine("table", message);
     Ok(complete)
 }
 
@@ -266,19 +248,6 @@ mod tests {
             .into_iter()
             .map(|found| found.id)
             .collect()
-    }
-
-    /// Our own connections switch both on, and refuse a file where that fails.
-    #[test]
-    fn a_journal_that_is_not_ours_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = Connection::open(folder.path().join("locks")).unwrap();
-        connection
-            .pragma_update(None, "synchronous", "normal")
-            .unwrap();
-        let mut notes = Notes::new("t");
-        journal(&connection, None, &mut notes).unwrap();
-        assert_eq!(ids(notes), ["journal-mode", "not-flushed"]);
     }
 
     #[test]

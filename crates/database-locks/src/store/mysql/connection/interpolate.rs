@@ -7,11 +7,12 @@ use mysql_async::{Params, Value};
 
 use crate::store::api::StoreError;
 
-/// How many times longer a text is as a literal.
+/// How many times longer a string is as a literal.
 pub(crate) const LONGER: usize = 2;
 
-/// Write the parameters into a statement of ours. Its own literals hold neither `?` nor `:name`.
-pub(crate) fn written_in(statement: &str, params: &Params) -> Result<String, StoreError> {
+/// Write the parameters into a statement of this library. Its own literals hold neither `?` nor
+/// `:name`.
+pub(crate) fn interpolate(statement: &str, params: &Params) -> Result<String, StoreError> {
     let mut text = String::with_capacity(statement.len() * 2);
     let (mut rest, mut place) = (statement, 0);
     while let Some(at) = rest.find(['?', ':', '\'']) {
@@ -81,14 +82,14 @@ mod tests {
         let params =
             params! { "name" => "'; DROP", "length" => -5, "x" => None::<i64>, "more" => 1 };
         assert_eq!(
-            written_in(statement, &params).unwrap(),
+            interpolate(statement, &params).unwrap(),
             "SELECT _utf8mb4 X'273b2044524f50', '$.name', -5 FROM t WHERE at = '12:30' AND x = NULL"
         );
         let places = Params::Positional(vec!["é".into(), "".into()]);
         assert_eq!(
-            written_in("IN (?, ?)", &places).unwrap(),
+            interpolate("IN (?, ?)", &places).unwrap(),
             "IN (_utf8mb4 X'c3a9', _utf8mb4 X'')"
         );
-        assert!(written_in("IN (?, ?, ?)", &places).is_err());
+        assert!(interpolate("IN (?, ?, ?)", &places).is_err());
     }
 }
