@@ -413,13 +413,17 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
-/// Make tests of `async fn clause(lab: &Lab)` on engines:
-/// `lab_tests!(sqlite, postgres: one_clause, another);`.
-#[macro_export]
+/// Makes tests of `async fn clause(lab: &Lab)` on an engine:
+/// `lab_tests!(postgres: one_clause, another);`. An attribute before the engine is that of each test.
+#[macro_export(local_inner_macros)]
 macro_rules! lab_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {
+        lab_tests!(#[cfg(all())] $engine: $($clause),*);
+    };
+    (# $attribute:tt $engine:ident: $($clause:ident),* $(,)?) => {
         mod $engine {
             $(
+                # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
                     if let Some(lab) = $crate::lab::Lab::$engine() {

@@ -8,13 +8,17 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tracing::Instrument;
 
-use crate::api::locks::Locks;
-use crate::client::acquire::{LONGEST_POLL, Want, acquire};
+use crate::client::acquire::acquire;
+use crate::client::acquire::poll_interval::LONGEST_POLL;
+use crate::client::acquire::request::AcquireRequest;
+use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
+use crate::client::read::read;
 use crate::error::Error;
 use crate::error::loss::Loss;
+use crate::runtime;
 use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
 
 /// What a ttl is unless given.
@@ -54,7 +58,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
-    locks: Locks,
+    endpoint: Arc<Endpoint>,
     name: String,
     ttl: Ttl,
     wait: Option<Duration>,
@@ -72,7 +76,7 @@ impl fmt::Debug for Lock {
         let mut debug = f.debug_struct("Lock");
         debug
             .field("name", &Short(&self.name))
-            .field("engine", &self.locks.engine())
+            .field("engine", &self.endpoint.engine())
             .field("ttl", &format_args!("{}", self.ttl));
         if let Some(wait) = self.wait {
             debug.field("wait", &wait);
@@ -85,9 +89,9 @@ impl fmt::Debug for Lock {
 }
 
 impl Lock {
-    pub(crate) fn new(locks: Locks, name: &str) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, name: &str) -> Self {
         Self {
-            locks,
+            endpoint,
             name: name.to_owned(),
             ttl: Ttl::Finite(DEFAULT_TTL),
             wait: None,
@@ -220,7 +224,11 @@ impl Lock {
         self
     }
 
-    fn want(&self, wait: Option<Duration>, from: Option<GrantId>) -> Result<Want, Error> {
+    fn request(
+        &self,
+        wait: Option<Duration>,
+        from: Option<GrantId>,
+    ) -> Result<AcquireRequest, Error> {
         let holder = match &self.holder {
             Some(holder) => {
                 check_holder(holder)?;
@@ -235,13 +243,13 @@ impl Lock {
                     allowed,
                 ));
             }
-            None => Arc::clone(&self.locks.inner()?.holder),
+            None => Arc::clone(&self.endpoint.client()?.holder),
         };
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
         }
-        Ok(Want {
+        Ok(AcquireRequest {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
@@ -287,8 +295,8 @@ impl Lock {
     ) -> impl Future<Output = Result<Option<LockGuard>, Error>> + Send + use<> {
         let lock = self.clone();
         async move {
-            let want = lock.want(Some(Duration::ZERO), None)?;
-            acquire(lock.locks.inner()?, want).await
+            let request = lock.request(Some(Duration::ZERO), None)?;
+            acquire(Arc::clone(lock.endpoint.client()?), request).await
         }
     }
 
@@ -328,14 +336,16 @@ impl Lock {
     }
 
     async fn acquire_or_time_out(&self) -> Result<LockGuard, Error> {
-        let want = self.want(self.wait, None)?;
-        let name = want.name.clone();
-        let inner = self.locks.inner()?;
-        if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
+        let request = self.request(self.wait, None)?;
+        let name = request.name.clone();
+        let client = self.endpoint.client()?;
+        if let Some(guard) = acquire(Arc::clone(client), request).await? {
             return Ok(guard);
         }
         // Only a wait of zero ends so. The error names the holder.
-        let info = self.locks.show(&self.name).await.ok().flatten();
+        let (shared, of) = (Arc::clone(client), name.clone());
+        let info = runtime::run(async move { read(&shared, &of).await });
+        let info = info.await.ok().flatten();
         // A free row names the last holder.
         let by = info.and_then(|info| info.held_by());
         let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
@@ -363,13 +373,13 @@ impl Lock {
     ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
         let (lock, ticket) = (self.clone(), ticket.clone());
         async move {
-            let want = lock.want(None, Some(ticket.grant))?;
-            if want.name != ticket.name {
+            let request = lock.request(None, Some(ticket.grant))?;
+            if request.name != ticket.name {
                 let got = format!("one for lock `{}`", ticket.name);
-                let allowed = format!("one for `{}`", want.name);
+                let allowed = format!("one for `{}`", request.name);
                 return Err(Error::config("ticket", got, allowed));
             }
-            resume(lock.locks.inner()?, want, ticket).await
+            resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
 

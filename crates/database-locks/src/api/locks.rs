@@ -2,25 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::builder::LocksBuilder;
 use crate::api::lock::Lock;
+use crate::client::Client;
+use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::{ByTicket, by_ticket};
+use crate::client::read::{observe, read};
 use crate::client::release::force_after_fence;
-use crate::client::{Inner, Place};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune,
-    REQUEST_TIMEOUT, Renewing, Ticket, Timing, Token, Ttl,
+    Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Renewing, Ticket,
+    Timing, Token, Ttl,
 };
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
@@ -49,7 +48,7 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Locks(Arc<Place>);
+pub struct Locks(Arc<Endpoint>);
 
 impl fmt::Debug for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,96 +57,8 @@ impl fmt::Debug for Locks {
 }
 
 impl Locks {
-    /// Connect to a database, with the table `database_locks_lock`.
-    ///
-    /// | URL | engine |
-    /// | --- | --- |
-    /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
-    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
-    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file for the locks alone; a missing one is made |
-    /// | `memory:`, `memory:name` | in this process |
-    ///
-    /// Percent-encode `@`, `:` and `/` in a user name or password. Unix sockets:
-    /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
-    ///
-    /// What the URL leaves out is looked up at each connect as the clients of that server do it: in
-    /// the environment (`PGPASSWORD`, `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of
-    /// `~/.pg_service.conf`, or `~/.my.cnf`. [`LocksBuilder`] also takes functions.
-    ///
-    /// Several hosts, `postgres://one,two:5433/database`, are tried in order, each for a time of
-    /// its own; one that refuses writes is skipped.
-    ///
-    /// | option (the guide, `docs/rust.md`, has all) | values | default |
-    /// | --- | --- | --- |
-    /// | `sslmode` or `ssl-mode` | `disable`, `prefer` (TLS if the server offers it, certificate unchecked), `require`, `verify-ca`, `verify-full` | `prefer` |
-    /// | `sslrootcert` | a file of CA certificates, or `system` | |
-    /// | `sslcert`, `sslkey` | files with a client certificate and its key | |
-    /// | `connect_timeout` | seconds for each host, 1 to 60 | 4 s in total (MySQL: 3 s) |
-    ///
-    /// An unknown option is refused.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for an invalid URL, before any I/O; the message never repeats the URL.
-    /// [`Error::Unavailable`] if no server answers within 5 s. [`Error::Rejected`] if the server
-    /// refuses the login or is unsuitable (too old, read-only). A missing table is found at the
-    /// first use: see [`Locks::migrate`].
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time; the connection is then closed.
-    pub fn connect<U: AsRef<str>>(
-        url: U,
-    ) -> impl Future<Output = Result<Self, Error>> + Send + 'static + use<U> {
-        Self::builder(url).connect()
-    }
-
-    /// Connect with settings that a URL cannot express: another table, a password from a function,
-    /// or a connection that is made by the first call.
-    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
-        LocksBuilder::new(url.as_ref())
-    }
-
-    /// Connect to the database whose URL is in a file, such as a mounted secret or a systemd
-    /// credential.
-    ///
-    /// White space around the URL is cut. The file is read now, to check it, and again at each
-    /// connect; a pipe (`<(command)` in a shell) is read only once.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for a file that cannot be read or is larger than 64 KiB.
-    ///
-    /// # Example
-    ///
-    /// ```no_run
-    /// use database_locks::Locks;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
-    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
-    /// # drop(locks);
-    /// # Ok(()) }
-    /// ```
-    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
-        let path = path.into();
-        let url = read_url(&path).map_err(|error| {
-            let got = format!(
-                "has a file that cannot be read: {}: {error}",
-                path.display()
-            );
-            Error::config("url", got, "give one that this user can read")
-        })?;
-        // What a pipe said once it does not say again.
-        if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
-            return Ok(Self::builder(url));
-        }
-        Ok(Self::builder(url).url_with(move || {
-            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
-        }))
-    }
-
-    pub(crate) fn at(place: Arc<Place>) -> Self {
-        Self(place)
+    pub(crate) fn at(endpoint: Arc<Endpoint>) -> Self {
+        Self(endpoint)
     }
 
     /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as
@@ -159,7 +70,7 @@ impl Locks {
     /// A lock of this name, with the default settings. The name is checked when the lock is
     /// acquired.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
-        Lock::new(self.clone(), name.as_ref())
+        Lock::new(Arc::clone(&self.0), name.as_ref())
     }
 
     /// Make the table, or add the missing columns to a legacy one (django-database-locks 0.5). A
@@ -174,8 +85,8 @@ impl Locks {
     ///
     /// May be dropped at any time; a statement that was sent is still carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
-            while_contended(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+        self.in_background(move |client| async move {
+            while_contended(INSTALL_PATIENCE, || client.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
@@ -225,15 +136,15 @@ impl Locks {
         filter: &ListFilter,
     ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
         let filter = filter.clone();
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
                 let page = while_contended(REQUEST_TIMEOUT, || {
-                    inner.store.page(&filter, after, REQUEST_TIMEOUT)
+                    client.store.page(&filter, after, REQUEST_TIMEOUT)
                 })
                 .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
-                observe(&inner, &mut page.rows);
+                observe(&client, &mut page.rows);
                 // A row that was deleted and made anew meanwhile is found twice: the later one counts.
                 found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
                 match page.last {
@@ -273,16 +184,7 @@ impl Locks {
         name: N,
     ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
         let name = LockName::new(name);
-        self.in_background(move |inner| async move {
-            let names = [name?];
-            let read = while_contended(REQUEST_TIMEOUT, || {
-                inner.store.read(&names, REQUEST_TIMEOUT)
-            })
-            .await;
-            let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
-            observe(&inner, &mut rows);
-            Ok(rows.pop())
-        })
+        self.in_background(move |client| async move { read(&client, &name?).await })
     }
 
     /// Release a lock by force, and return its former holder; `None` if it was free.
@@ -333,12 +235,12 @@ impl Locks {
         &self,
         name: LockName,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let forced = while_contended(FORCE_PATIENCE, || async {
-                match inner.store.force(&name, REQUEST_TIMEOUT).await? {
+                match client.store.force(&name, REQUEST_TIMEOUT).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
-                    Force::Busy => match force_after_fence(&inner, &name) {
+                    Force::Busy => match force_after_fence(&client, &name) {
                         Some(from) => Ok((Some(from), false)),
                         None => Err(StoreError::Contention(
                             "its row is locked: a fenced transaction may be open".into(),
@@ -352,7 +254,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            inner.queues.wake(&name);
+            client.queues.wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -437,7 +339,7 @@ impl Locks {
         let (locks, ticket) = (self.clone(), ticket.clone());
         async move {
             let ttl = timing?.ttl();
-            by_ticket(locks.inner()?, ticket, ByTicket::Renew(ttl)).await
+            by_ticket(locks.client()?, ticket, ByTicket::Renew(ttl)).await
         }
     }
 
@@ -456,7 +358,7 @@ impl Locks {
         ticket: &Ticket,
     ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (locks, ticket) = (self.clone(), ticket.clone());
-        async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
+        async move { by_ticket(locks.client()?, ticket, ByTicket::Release).await }
     }
 
     /// Delete the rows of locks that have been free for some time, and return their number.
@@ -485,11 +387,11 @@ impl Locks {
     /// ```
     pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = what;
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
+                let prune = || client.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
                 let page = while_contended(REQUEST_TIMEOUT, prune).await;
                 let page = page.map_err(|e| {
                     e.into_error("delete the rows of locks that have been free for long")
@@ -518,8 +420,8 @@ impl Locks {
     ///
     /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
-            while_contended(REQUEST_TIMEOUT, || inner.store.examine(EXAMINE_PATIENCE))
+        self.in_background(move |client| async move {
+            while_contended(REQUEST_TIMEOUT, || client.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
@@ -548,8 +450,8 @@ impl Locks {
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
         let locks = self.clone();
         async move {
-            let Ok(inner) = locks.inner() else { return };
-            while inner.is_pending() {
+            let Ok(client) = locks.client() else { return };
+            while client.is_pending() {
                 let nap = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     Ok::<_, Error>(())
@@ -568,15 +470,15 @@ impl Locks {
     ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>
     where
         T: Send + 'static,
-        W: FnOnce(Arc<Inner>) -> F + Send + 'static,
+        W: FnOnce(Arc<Client>) -> F + Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let locks = self.clone();
-        async move { runtime::run(work(locks.inner()?)).await }
+        async move { runtime::run(work(locks.client()?)).await }
     }
 
-    pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
-        self.0.inner().map(Arc::clone)
+    pub(crate) fn client(&self) -> Result<Arc<Client>, Error> {
+        self.0.client().map(Arc::clone)
     }
 }
 
@@ -585,43 +487,6 @@ impl AsRef<Self> for Locks {
     fn as_ref(&self) -> &Self {
         self
     }
-}
-
-/// Where a lease ends by being watched, what was read is one look more.
-fn observe(inner: &Inner, rows: &mut [LockInfo]) {
-    let now = crate::runtime::clock::now();
-    for row in rows {
-        let Some(ObservedExpiry {
-            version,
-            length,
-            overdue,
-        }) = &row.lapse
-        else {
-            continue;
-        };
-        let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
-        row.state = match inner.watches.over_for(&row.name, now) {
-            Some(since) => LockState::Expired { since },
-            None => LockState::Held {
-                free_in: Some(left),
-            },
-        };
-    }
-}
-
-/// What stands in a file that is no larger than a URL can be.
-fn read_url(path: &Path) -> io::Result<String> {
-    const MOST: u64 = 1 << 16;
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path)?
-        .take(MOST + 1)
-        .read_to_end(&mut bytes)?;
-    if read as u64 > MOST {
-        return Err(io::Error::other(
-            "it is larger than 64 KiB, which no URL is",
-        ));
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text in UTF-8"))
 }
 
 /// The holder that lost a lock by [`Locks::force_release`].

@@ -5,10 +5,10 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::client::Inner;
+use crate::client::Client;
 use crate::client::pending;
 use crate::client::release::GiveBack;
-use crate::client::renewal::grant_state::{Held, Status, ms};
+use crate::client::renewal::grant_state::{GrantState, Status, ms};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -44,8 +44,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// s.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
-    pub(crate) inner: Here<Arc<Inner>>,
-    pub(crate) held: Here<Arc<Held>>,
+    pub(crate) client: Here<Arc<Client>>,
+    pub(crate) held: Here<Arc<GrantState>>,
     /// The longest that the row may have had: what a release must reckon with.
     ttl: Mutex<Ttl>,
     released: bool,
@@ -62,9 +62,9 @@ impl fmt::Debug for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
+    pub(crate) fn new(client: Arc<Client>, held: Arc<GrantState>, ttl: Ttl) -> Self {
         Self {
-            inner: Here::new(inner),
+            client: Here::new(client),
             held: Here::new(held),
             ttl: Mutex::new(ttl),
             released: false,
@@ -302,12 +302,12 @@ impl LockGuard {
     /// ```
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
-        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
         let ttl = *self.longest();
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(&names, REQUEST_TIMEOUT).await;
+            let rows = client.store.read(&names, REQUEST_TIMEOUT).await;
             let ours = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
@@ -319,11 +319,11 @@ impl LockGuard {
             if ours {
                 return Ok(());
             }
-            match why_lost(&inner, &held, ttl)
+            match why_lost(&client, &held, ttl)
                 .await
                 .map_err(|e| e.into_error(op()))?
             {
-                Some(gone) => Err(not_ours(&inner, &held, gone)),
+                Some(gone) => Err(not_ours(&client, &held, gone)),
                 None => Ok(()),
             }
         })
@@ -363,7 +363,7 @@ impl LockGuard {
     pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
         self.still_trusted()?;
-        let Some(timing) = self.inner.scheduler.timing(id) else {
+        let Some(timing) = self.client.scheduler.timing(id) else {
             return self.still_trusted();
         };
         let timing = timing.with_ttl(ttl)?;
@@ -376,7 +376,7 @@ impl LockGuard {
             };
         }
         let mut status = self.held.watch();
-        self.inner.scheduler.extend(id, timing);
+        self.client.scheduler.extend(id, timing);
         let settled = status
             .wait_for(|status| *status != Status::Held(None))
             .await;
@@ -452,9 +452,9 @@ impl LockGuard {
         self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
-        self.inner.scheduler.remove(self.held.grant.id);
+        self.client.scheduler.remove(self.held.grant.id);
         self.held.released();
-        self.inner.queues.left(self.name());
+        self.client.queues.left(self.name());
         let Grant {
             name,
             token,
@@ -518,10 +518,10 @@ impl LockGuard {
         if done != Released::NotOurs {
             return Ok(());
         }
-        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
         let ttl = *self.longest();
         let why = runtime::run(async move {
-            Ok::<_, Error>(why_lost(&inner, &held, ttl).await.ok().flatten())
+            Ok::<_, Error>(why_lost(&client, &held, ttl).await.ok().flatten())
         });
         let gone = why.await?.unwrap_or(LostReason::Preempted.into());
         Err(Error::lost(self.name(), self.held.loss(gone)))
@@ -542,7 +542,7 @@ impl LockGuard {
             return None;
         }
         self.forget_listeners();
-        self.inner.scheduler.remove(self.held.grant.id);
+        self.client.scheduler.remove(self.held.grant.id);
         let _ = self.still_trusted();
         let before = self.held.status();
         self.held.released();
@@ -553,12 +553,12 @@ impl LockGuard {
             Status::Released => false,
         };
         if !ours {
-            self.inner.queues.left(self.name());
+            self.client.queues.left(self.name());
         }
         let ttl = *self.longest();
         let what = ReleaseCommand::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| GiveBack::new(Arc::clone(&self.inner), what, ttl, held_for))
+        ours.then(|| GiveBack::new(Arc::clone(&self.client), what, ttl, held_for))
     }
 }
 
@@ -581,8 +581,12 @@ async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result
 }
 
 /// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
-async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
-    let answers = inner
+async fn why_lost(
+    client: &Client,
+    held: &GrantState,
+    ttl: Ttl,
+) -> Result<Option<Gone>, StoreError> {
+    let answers = client
         .store
         .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
         .await?;
@@ -593,9 +597,9 @@ async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, 
 }
 
 /// The database said so, and not at a renewal.
-pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
+pub(crate) fn not_ours(client: &Client, held: &GrantState, gone: Gone) -> Error {
     let loss = held.lose(gone);
-    inner.scheduler.remove(held.grant.id);
+    client.scheduler.remove(held.grant.id);
     Error::lost(&held.grant.name, loss)
 }
 

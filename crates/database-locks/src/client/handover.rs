@@ -4,11 +4,12 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Inner;
-use crate::client::acquire::{Want, begin};
+use crate::client::Client;
+use crate::client::acquire::attempt::begin;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
-use crate::client::own_grants::Ours;
+use crate::client::own_grants::OwnGrant;
 use crate::client::release::{defer, give_back};
 use crate::error::Error;
 use crate::error::loss::Loss;
@@ -23,22 +24,26 @@ use protocol::{
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
 pub(crate) async fn resume(
-    inner: Arc<Inner>,
-    want: Want,
+    client: Arc<Client>,
+    request: AcquireRequest,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
-    let guard = in_background(inner, want, ticket).await?;
+    let guard = in_background(client, request, ticket).await?;
     guard.still_trusted().map(|()| guard)
 }
 
-async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<LockGuard, Error> {
+async fn in_background(
+    client: Arc<Client>,
+    request: AcquireRequest,
+    ticket: Ticket,
+) -> Result<LockGuard, Error> {
     crate::runtime::run(async move {
         let to = AcquireCommand {
-            name: want.name,
+            name: request.name,
             grant: random_grant_id()?,
-            holder: want.holder,
-            length: want.timing.first_grant(),
-            metadata: want.metadata,
+            holder: request.holder,
+            length: request.timing.first_grant(),
+            metadata: request.metadata,
             lapsed: None,
         };
         let what = ResumeCommand {
@@ -47,14 +52,14 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             to,
         };
         // Before the request is sent: from then on it may stand in the row.
-        let _ours = Ours::new(what.to.grant);
+        let _own = OwnGrant::new(what.to.grant);
         let mut unsettled = Unsettled {
-            inner: Arc::clone(&inner),
+            client: Arc::clone(&client),
             what: Some(&what),
         };
-        let sent = until_answered(&inner, &what).await?;
+        let sent = until_answered(&client, &what).await?;
         let to = &what.to;
-        let lease = Lease::granted(want.timing, sent, to.length);
+        let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
             return Err(Error::lost(&to.name, Loss::of_another(LostReason::Expired)));
         }
@@ -65,9 +70,9 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             id: to.grant,
             holder: Arc::clone(&to.holder),
         };
-        let begun = begin(&inner, grant, lease).await;
+        let begun = begin(&client, grant, lease).await;
         if let Ok(guard) = &begun {
-            metrics::resumed(inner.store.engine());
+            metrics::resumed(client.store.engine());
             tracing::debug!(
                 lock.name = guard.name().as_str(),
                 lock.token = guard.token().get(),
@@ -83,11 +88,11 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
 }
 
 /// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Error> {
+async fn until_answered(client: &Client, what: &ResumeCommand) -> Result<Time, Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
-        let failure = match inner.store.resume(what, REQUEST_TIMEOUT).await {
+        let failure = match client.store.resume(what, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed) => return Ok(sent),
             Ok(Renewal::Lost(gone)) => {
                 return Err(Error::lost(&what.to.name, Loss::of_another(gone)));
@@ -106,7 +111,7 @@ async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Err
 
 /// Gives back a grant if the caller never learns whether it was resumed.
 struct Unsettled<'a> {
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     what: Option<&'a ResumeCommand>,
 }
 
@@ -123,7 +128,7 @@ impl Drop for Unsettled<'_> {
             durable: true,
         };
         tokio::spawn(give_back(
-            Arc::clone(&self.inner),
+            Arc::clone(&self.client),
             what,
             Ttl::Infinite,
             None,
@@ -140,7 +145,7 @@ pub(crate) enum ByTicket {
 
 /// Do it, while the row says that it is the ticket's grant.
 pub(crate) async fn by_ticket(
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     ticket: Ticket,
     what: ByTicket,
 ) -> Result<(), Error> {
@@ -150,7 +155,7 @@ pub(crate) async fn by_ticket(
     };
     crate::runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
-            match do_it(&inner, &ticket, what).await? {
+            match do_it(&client, &ticket, what).await? {
                 Renewal::Busy => Err(StoreError::Contention(
                     "its row is locked by another transaction".into(),
                 )),
@@ -165,10 +170,14 @@ pub(crate) async fn by_ticket(
     .await
 }
 
-async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+async fn do_it(
+    client: &Arc<Client>,
+    ticket: &Ticket,
+    what: ByTicket,
+) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
     // A ticket does not know who holds it, which a statement asks for.
-    let holder = match inner.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
+    let holder = match client.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {
@@ -186,20 +195,20 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
     };
     match what {
         ByTicket::Renew(ttl) => {
-            let answers = inner.store.renew(&[(grant, ttl)], REQUEST_TIMEOUT).await?;
+            let answers = client.store.renew(&[(grant, ttl)], REQUEST_TIMEOUT).await?;
             Ok(answers.into_iter().next().unwrap_or(Renewal::Busy))
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
-            let returns = [ReleaseCommand::of(&grant, Ttl::Infinite)];
-            let answers = inner.store.release(&returns, REQUEST_TIMEOUT).await?;
+            let releases = [ReleaseCommand::of(&grant, Ttl::Infinite)];
+            let answers = client.store.release(&releases, REQUEST_TIMEOUT).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
-                    inner.queues.wake(&grant.name);
+                    client.queues.wake(&grant.name);
                     Renewal::Renewed
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
-                Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
+                Some(Released::Busy) if defer(client, &releases[0]) => Renewal::Renewed,
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }

@@ -3,6 +3,7 @@
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod direct;
+pub(crate) mod endpoint;
 pub(crate) mod grant_id;
 pub(crate) mod guard;
 pub(crate) mod handover;
@@ -10,18 +11,19 @@ pub(crate) mod holder;
 pub(crate) mod open_fences;
 pub(crate) mod own_grants;
 pub(crate) mod pending;
+mod process_exit;
+pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::client::acquire::Outages;
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
+use crate::client::acquire::reports::Outages;
 use crate::client::batch::Batch;
 use crate::client::direct::DirectPath;
 use crate::client::holder::default_holder;
@@ -29,29 +31,24 @@ use crate::client::open_fences::OpenFences;
 use crate::client::pending::Pending;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
-use crate::metrics::{self, Engine};
+use crate::metrics::{self};
 use crate::runtime::fork::PerProcess;
-use crate::store::{
-    self,
-    api::Notice,
-    connect::{source::Given, table::Table},
-    measured::Observed,
-};
+use crate::store::{api::Notice, measured::Observed};
 use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct Client {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<AcquireCommand>,
-    pub(crate) returns: Batch<ReleaseCommand>,
+    pub(crate) acquires: Batch<AcquireCommand>,
+    pub(crate) releases: Batch<ReleaseCommand>,
     pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) watches: Observations<LockName, Version>,
+    pub(crate) observations: Observations<LockName, Version>,
     /// Cloned for each release in the background.
     pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
@@ -59,10 +56,9 @@ pub(crate) struct Inner {
     pub(crate) holder: Arc<str>,
 }
 
-impl Inner {
+impl Client {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
-        pending::watch_the_process();
         let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();
@@ -76,25 +72,25 @@ impl Inner {
             }
             Notice::Missed => told.1.wake_all(),
         }));
-        let inner = Arc::new(Self {
+        let client = Arc::new(Self {
             scheduler,
-            asks: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            returns: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            acquires: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            releases: Batch::new(store.clone(), REQUEST_TIMEOUT),
             direct: DirectPath::of(&store)?,
             poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
             store,
             queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
-            watches: Observations::default(),
+            observations: Observations::default(),
             pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),
         });
         let mut known = known();
-        known.retain(|inner| inner.strong_count() > 0);
-        known.push(Arc::downgrade(&inner));
-        Ok(inner)
+        known.retain(|client| client.strong_count() > 0);
+        known.push(Arc::downgrade(&client));
+        Ok(client)
     }
 
     /// Whether a release is still under way in the background.
@@ -104,64 +100,19 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Client {
     fn drop(&mut self) {
         self.scheduler.close();
     }
 }
 
-fn known() -> MutexGuard<'static, Vec<Weak<Inner>>> {
-    static KNOWN: PerProcess<Mutex<Vec<Weak<Inner>>>> = PerProcess::new();
+fn known() -> MutexGuard<'static, Vec<Weak<Client>>> {
+    static KNOWN: PerProcess<Mutex<Vec<Weak<Client>>>> = PerProcess::new();
     let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All of this process.
-pub(crate) fn all() -> Vec<Arc<Inner>> {
+pub(crate) fn all() -> Vec<Arc<Client>> {
     known().iter().filter_map(Weak::upgrade).collect()
-}
-
-/// Where the locks are, and what each process made of it.
-pub(crate) struct Place {
-    engine: Engine,
-    given: Given,
-    table: Table,
-    inner: PerProcess<Arc<Inner>>,
-}
-
-/// On one line, and nothing of the URL but its engine.
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Locks")
-            .field("engine", &self.engine)
-            .field("table", &self.table.as_str())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Place {
-    /// No I/O: the URL and the name of the table are checked.
-    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
-        let mut place = Self {
-            given,
-            engine: "",
-            table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
-            inner: PerProcess::new(),
-        };
-        place.engine = place.inner()?.store.engine();
-        Ok(place)
-    }
-
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
-    }
-
-    /// A forked child connects for itself: it must not use its parent's connection.
-    pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
-        let make = || {
-            let (store, engine) = store::open_given(&self.given, &self.table)?;
-            Inner::new(Observed::new(store, engine))
-        };
-        self.inner.get_or_try_init(make)
-    }
 }

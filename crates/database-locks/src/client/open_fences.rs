@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::client::renewal::grant_state::Held;
+use crate::client::renewal::grant_state::GrantState;
 use protocol::{GrantId, LockName};
 
-/// The open fences of one [`Inner`](crate::client::Inner), by grant.
+/// The open fences of one [`Client`](crate::client::Client), by grant.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 
 #[derive(Debug)]
 struct Entry {
-    held: Arc<Held>,
+    held: Arc<GrantState>,
     open: usize,
     /// Dropped with the entry, which wakes those that wait for the end.
     ended: watch::Sender<()>,
@@ -39,7 +39,7 @@ impl OpenFences {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn opened(&self, held: &Arc<Held>) {
+    pub(crate) fn opened(&self, held: &Arc<GrantState>) {
         let mut entries = self.entries();
         let entry = entries.entry(held.grant.id).or_insert_with(|| Entry {
             held: Arc::clone(held),
@@ -68,7 +68,7 @@ impl OpenFences {
     }
 
     /// The grant of this lock that has an open fence.
-    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<Held>> {
+    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<GrantState>> {
         let entries = self.entries();
         let mut of_lock = entries
             .values()

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Inner;
+use crate::client::Client;
 use crate::client::acquire::queue::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending::Pending;
@@ -40,12 +40,12 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 ///
 /// What stood in the way at the last try.
 pub(crate) fn give_back(
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     what: ReleaseCommand,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    GiveBack::new(inner, what, ttl, held_for).carry_on()
+    GiveBack::new(client, what, ttl, held_for).carry_on()
 }
 
 /// A grant that is being given back. Dropped before it is, that is carried on in the background.
@@ -54,7 +54,7 @@ pub(crate) struct GiveBack(Option<Here<Task>>);
 
 #[derive(Debug)]
 struct Task {
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
@@ -65,7 +65,7 @@ struct Task {
 
 impl GiveBack {
     pub(crate) fn new(
-        inner: Arc<Inner>,
+        client: Arc<Client>,
         what: ReleaseCommand,
         ttl: Ttl,
         held_for: Option<Duration>,
@@ -75,8 +75,8 @@ impl GiveBack {
             Ttl::Infinite => Time::MAX,
         };
         Self(Some(Here::new(Task {
-            _pending: inner.pending.clone(),
-            inner,
+            _pending: client.pending.clone(),
+            client,
             what,
             end,
             held_for,
@@ -87,14 +87,14 @@ impl GiveBack {
     /// One try on the lane, where the caller's runtime is its home; what came of it, if that was an answer.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
         let task = self.0.as_mut()?.here_mut()?;
-        let entry = task.inner.direct.as_ref()?.enter()?;
+        let entry = task.client.direct.as_ref()?.enter()?;
         // Until it is answered.
         task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
         match entry.release(task.what.clone()).await {
             // The background repeats it.
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs))) => {
-                let done = freed(&task.inner, &task.what, done, false, task.held_for);
+                let done = freed(&task.client, &task.what, done, false, task.held_for);
                 self.0 = None;
                 Some(done)
             }
@@ -133,7 +133,7 @@ impl Task {
             first,
             ..
         } = self;
-        until_answered(&self.inner, what, end, held_for, Try::First, first).await
+        until_answered(&self.client, what, end, held_for, Try::First, first).await
     }
 }
 
@@ -149,7 +149,7 @@ impl Drop for GiveBack {
 ///
 /// `unsure`: an earlier try whose reply was lost may have been the one that freed it.
 fn freed(
-    inner: &Inner,
+    client: &Client,
     what: &ReleaseCommand,
     done: Released,
     unsure: bool,
@@ -159,10 +159,10 @@ fn freed(
         Released::Awaited => Waiters::Notified,
         // The earlier try may have notified.
         _ if unsure => Waiters::Notified,
-        Released::Freed if inner.store.waiters_poll() => Waiters::Poll,
+        Released::Freed if client.store.waiters_poll() => Waiters::Poll,
         _ => Waiters::None,
     };
-    inner.queues.released(
+    client.queues.released(
         &what.name,
         what.token,
         waiters,
@@ -195,7 +195,7 @@ enum Try {
 }
 
 async fn until_answered(
-    inner: &Arc<Inner>,
+    client: &Arc<Client>,
     what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
@@ -209,17 +209,17 @@ async fn until_answered(
         let sent = clock::now();
         let answer = match first.take() {
             Some(answer) => answer,
-            None => inner.returns.ask(what.clone()).await,
+            None => client.releases.ask(what.clone()).await,
         };
         let failure = match answer {
             Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
-                return Ok(freed(inner, &what, done, unsure, held_for));
+                return Ok(freed(client, &what, done, unsure, held_for));
             }
-            Ok(Released::Busy) if inner.fences.end_of(what.grant).is_some() => {
+            Ok(Released::Busy) if client.fences.end_of(what.grant).is_some() => {
                 if which != Try::AfterFence {
                     note_fence(&what);
                 }
-                let _ = runtime::spawn(after_fence(Arc::clone(inner), what, end, held_for));
+                let _ = runtime::spawn(after_fence(Arc::clone(client), what, end, held_for));
                 return Ok(Released::Busy);
             }
             Ok(Released::Busy) => {
@@ -247,7 +247,7 @@ async fn until_answered(
                 error.chain()
             );
             if !over {
-                let _ = runtime::spawn(go_on(Arc::clone(inner), what, end, held_for));
+                let _ = runtime::spawn(go_on(Arc::clone(client), what, end, held_for));
             }
             return Err(error);
         }
@@ -271,36 +271,36 @@ async fn until_answered(
 
 /// Go on with a release that was refused. The caller has its answer.
 fn go_on(
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterRefusal, None).await;
+        let _ = until_answered(&client, what, end, held_for, Try::AfterRefusal, None).await;
     })
 }
 
 /// Release when the open fence of this grant ends. The caller has its answer.
 fn after_fence(
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     what: ReleaseCommand,
     end: Time,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        if let Some(fence) = inner.fences.end_of(what.grant) {
+        if let Some(fence) = client.fences.end_of(what.grant) {
             // The fence may be kept for longer than its transaction.
             let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
         }
-        let pending = inner
+        let pending = client
             .fences
             .end_of(what.grant)
             .is_none()
-            .then(|| inner.pending.clone());
+            .then(|| client.pending.clone());
         // The lease may have ended under the fence; the row is the grant's until another takes it.
         let end = end.max(clock::now().saturating_add(REQUEST_TIMEOUT));
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterFence, None).await;
+        let _ = until_answered(&client, what, end, held_for, Try::AfterFence, None).await;
         drop(pending);
     })
 }
@@ -317,12 +317,12 @@ fn note_fence(what: &ReleaseCommand) {
 /// A release of a grant whose row is locked, done when the open fence of that grant ends.
 ///
 /// Whether there is such a fence in this process. Without one nothing is done.
-pub(crate) fn defer(inner: &Arc<Inner>, what: &ReleaseCommand) -> bool {
-    let open = inner.fences.end_of(what.grant).is_some();
+pub(crate) fn defer(client: &Arc<Client>, what: &ReleaseCommand) -> bool {
+    let open = client.fences.end_of(what.grant).is_some();
     if open {
         note_fence(what);
         let end = clock::now();
-        let _ = runtime::spawn(after_fence(Arc::clone(inner), what.clone(), end, None));
+        let _ = runtime::spawn(after_fence(Arc::clone(client), what.clone(), end, None));
     }
     open
 }
@@ -330,9 +330,9 @@ pub(crate) fn defer(inner: &Arc<Inner>, what: &ReleaseCommand) -> bool {
 /// Release by force when the open fence of the lock's grant ends, if this process has one open.
 ///
 /// Answers with who has the lock. Without such a fence nothing is done.
-pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<Holder> {
-    let held = inner.fences.of_lock(name)?;
-    let fence = inner.fences.end_of(held.grant.id)?;
+pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
+    let held = client.fences.of_lock(name)?;
+    let fence = client.fences.end_of(held.grant.id)?;
     let holder = Holder {
         holder: Some(held.grant.holder.as_ref().to_owned()),
         token: Some(held.grant.token),
@@ -345,13 +345,13 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<H
         lock.holder = &*held.grant.holder,
         "lock to be released by force when its own fenced transaction ends"
     );
-    let inner = Arc::clone(inner);
+    let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
         fence.wait().await;
-        let pending = inner.pending.clone();
+        let pending = client.pending.clone();
         let (name, grant) = (&held.grant.name, held.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
-            let row = inner
+            let row = client
                 .store
                 .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
                 .await?;
@@ -359,13 +359,13 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<H
             if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
-            match inner.store.force(name, REQUEST_TIMEOUT).await? {
+            match client.store.force(name, REQUEST_TIMEOUT).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
                 Force::Busy => Err(StoreError::Contention("its row is locked".into())),
             }
         });
         match forced.await {
-            Ok(()) => inner.queues.wake(name),
+            Ok(()) => client.queues.wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
-use super::{Progress, Tried, Want, op};
-use crate::client::Inner;
+use super::progress::Progress;
+use super::request::{AcquireRequest, op};
+use crate::client::Client;
 use crate::client::acquire::poller;
 use crate::client::acquire::queue::QueueSlot;
 use crate::client::guard::LockGuard;
-use crate::client::own_grants::is_ours;
+use crate::client::own_grants::is_own_grant;
 use crate::error::Error;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
@@ -32,12 +33,19 @@ const LAST_TRY: Duration = Duration::from_millis(20);
 /// be left.
 const NO_HEAD_START: Duration = Duration::from_millis(100);
 
+/// A try that did not decide it. None: its answer was late.
+#[derive(Debug)]
+pub(crate) struct Tried(
+    pub(crate) Attempt,
+    pub(crate) Option<Result<Outcome, StoreError>>,
+);
+
 /// One acquisition.
 ///
 /// Dropped at any point, it leaves nothing held: see [`Attempt`].
 pub(crate) struct Acquisition<'a> {
-    inner: &'a Arc<Inner>,
-    want: &'a Arc<Want>,
+    client: &'a Arc<Client>,
+    request: &'a Arc<AcquireRequest>,
     progress: &'a Mutex<Progress>,
     deadline: Option<Time>,
     attempt: Attempt,
@@ -56,23 +64,23 @@ pub(crate) struct Acquisition<'a> {
 
 impl<'a> Acquisition<'a> {
     pub(crate) fn new(
-        inner: &'a Arc<Inner>,
-        want: &'a Arc<Want>,
+        client: &'a Arc<Client>,
+        request: &'a Arc<AcquireRequest>,
         tried: Option<Box<Tried>>,
         progress: &'a Mutex<Progress>,
         deadline: Option<Time>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match tried {
             Some(tried) => (tried.0, tried.1),
-            None => (Attempt::new(inner, want)?, None),
+            None => (Attempt::new(client, request)?, None),
         };
         Ok(Self {
-            inner,
-            want,
+            client,
+            request,
             progress,
             deadline,
             attempt,
-            interval: PollInterval::new(want.poll),
+            interval: PollInterval::new(request.poll),
             slot: None,
             polled,
             held_here: None,
@@ -82,15 +90,15 @@ impl<'a> Acquisition<'a> {
     }
 
     pub(crate) async fn run(mut self) -> Result<Option<LockGuard>, Error> {
-        let name = &self.want.name;
+        let name = &self.request.name;
         // A client that may take it over need not wait behind those that may not.
-        if !self.want.preempt {
-            if self.want.once() {
+        if !self.request.preempt {
+            if self.request.once() {
                 if self.polled.is_none() {
-                    clock::sleep(self.inner.queues.head_start(name)).await;
+                    clock::sleep(self.client.queues.head_start(name)).await;
                     self.probe().await;
                 }
-            } else if self.inner.queues.is_busy(name) {
+            } else if self.client.queues.is_busy(name) {
                 self.take_place().await;
                 // What was seen before the slot was there is old: what woke the queue since then is lost.
                 self.polled = None;
@@ -104,24 +112,24 @@ impl<'a> Acquisition<'a> {
                 None => self.attempt.once().await,
             };
             if let Ok(Outcome::Granted { token, length }) = outcome {
-                self.inner.outages.log_answered(sent);
+                self.client.outages.log_answered(sent);
                 match self.granted(token, length, sent).await? {
                     Some(guard) => return Ok(Some(guard)),
                     None => continue,
                 }
             }
             let now = clock::now();
-            if self.want.once() && self.gives_up(&outcome, now) {
+            if self.request.once() && self.gives_up(&outcome, now) {
                 return match outcome {
                     // Blocked is not held: the caller learns what stands in the way.
-                    Err(blocked) => Err(blocked.into_error(op(&self.want.name))),
+                    Err(blocked) => Err(blocked.into_error(op(&self.request.name))),
                     Ok(_) => Ok(None),
                 };
             }
             let hint = self.interval.after(&outcome, now);
             let held = matches!(outcome, Ok(Outcome::Held(_)));
             let held_here = self.note(outcome, sent)?;
-            if self.want.once() {
+            if self.request.once() {
                 tokio::time::sleep(hint.polling).await;
                 continue;
             }
@@ -142,9 +150,9 @@ impl<'a> Acquisition<'a> {
         self.progress
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .occupant
+            .holder
             .get_or_insert_default();
-        let slot = self.inner.queues.join(&self.want.name);
+        let slot = self.client.queues.join(&self.request.name);
         let at_once = slot.is_first().await;
         self.slot = Some(slot);
         at_once
@@ -160,14 +168,14 @@ impl<'a> Acquisition<'a> {
         if let Some(pause) = pause.or_else(|| slot.is_held_here().then_some(HELD_HERE)) {
             slot.woken_within(self.within(pause)).await;
         }
-        let end = self.deadline.zip(self.want.wait).map(|(at, wait)| {
+        let end = self.deadline.zip(self.request.wait).map(|(at, wait)| {
             let short = NO_HEAD_START.min(wait / 2);
             at.saturating_sub(short)
         });
         loop {
             let left = slot.head_start();
             let until_end = end.map_or(left, |end| end.saturating_sub(clock::now()));
-            if left.is_zero() || until_end.is_zero() || self.want.preempt {
+            if left.is_zero() || until_end.is_zero() || self.request.preempt {
                 break;
             }
             // A notification may change it.
@@ -179,16 +187,16 @@ impl<'a> Acquisition<'a> {
 
     /// After a pause for others that may not be there, find out if one had the lock.
     async fn probe(&self) {
-        let (inner, name) = (self.inner, &self.want.name);
-        let Some(token) = inner.queues.probe(name) else {
+        let (client, name) = (self.client, &self.request.name);
+        let Some(token) = client.queues.probe(name) else {
             return;
         };
-        let row = inner
+        let row = client
             .store
             .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
             .await;
         if row.is_ok_and(|rows| rows.first().is_some_and(|row| row.token != token)) {
-            inner.queues.held_elsewhere(name);
+            client.queues.held_elsewhere(name);
         }
     }
 
@@ -199,14 +207,14 @@ impl<'a> Acquisition<'a> {
         length: Duration,
         sent: Time,
     ) -> Result<Option<LockGuard>, Error> {
-        let (inner, name) = (self.inner, &self.want.name);
-        inner.queues.acquired(name);
+        let (client, name) = (self.client, &self.request.name);
+        client.queues.acquired(name);
         let loss = match self.attempt.granted(token, length).await {
             Ok(guard) => return Ok(Some(guard)),
             Err(loss) => loss,
         };
-        inner.queues.left(name);
-        if self.want.once() {
+        client.queues.left(name);
+        if self.request.once() {
             return Err(Error::lost(name, loss));
         }
         let took = clock::now().saturating_sub(sent);
@@ -218,12 +226,12 @@ impl<'a> Acquisition<'a> {
             ),
             _ => format!("it was granted, and {loss}"),
         });
-        inner.outages.log_failed(name, sent, &late);
+        client.outages.log_failed(name, sent, &late);
         let hint = self.interval.after(&Err(late.again()), clock::now());
         self.noted(Err(late));
         tokio::time::sleep(self.within(hint.polling)).await;
         // The old one gives back what was granted.
-        self.attempt = Attempt::new(inner, self.want)?;
+        self.attempt = Attempt::new(client, self.request)?;
         Ok(None)
     }
 
@@ -238,10 +246,10 @@ impl<'a> Acquisition<'a> {
             Err(StoreError::Unavailable(_)) => true,
             _ => false,
         };
-        let (watches, name) = (&self.inner.watches, &self.want.name);
+        let (observations, name) = (&self.client.observations, &self.request.name);
         match outcome {
             Err(StoreError::Unavailable(_)) => over,
-            _ => over && self.stretch.until(watches, name, now).is_none(),
+            _ => over && self.stretch.until(observations, name, now).is_none(),
         }
     }
 
@@ -251,19 +259,19 @@ impl<'a> Acquisition<'a> {
     ///
     /// A refusal ends the acquisition.
     fn note(&mut self, outcome: Result<Outcome, StoreError>, sent: Time) -> Result<bool, Error> {
-        let name = &self.want.name;
+        let name = &self.request.name;
         let mut held_here = false;
         match &outcome {
             Err(StoreError::Rejected { .. }) => {}
             // A single try does not wait: its error says all.
-            Err(_) if self.want.once() => {}
-            Err(failure) => self.inner.outages.log_failed(name, sent, failure),
+            Err(_) if self.request.once() => {}
+            Err(failure) => self.client.outages.log_failed(name, sent, failure),
             Ok(outcome) => {
-                self.inner.outages.log_answered(sent);
-                if let Outcome::Held(occupant) = outcome {
+                self.client.outages.log_answered(sent);
+                if let Outcome::Held(holder) = outcome {
                     self.unclear_since = None;
                     let queued = self.slot.is_some();
-                    held_here = note_holder(self.inner, name, occupant, queued);
+                    held_here = note_holder(self.client, name, holder, queued);
                 }
             }
         }
@@ -278,7 +286,7 @@ impl<'a> Acquisition<'a> {
 
     fn noted(&self, outcome: Result<Outcome, StoreError>) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.note(&self.want.name, outcome);
+        progress.note(&self.request.name, outcome);
     }
 
     /// A pause that leaves time for a last try before the wait ends.
@@ -288,7 +296,7 @@ impl<'a> Acquisition<'a> {
         };
         let overdue = || {
             WaitExtension::default()
-                .until(&self.inner.watches, &self.want.name, clock::now())
+                .until(&self.client.observations, &self.request.name, clock::now())
                 .is_some()
         };
         match at.saturating_sub(clock::now() + LAST_TRY) {
@@ -305,12 +313,12 @@ impl<'a> Acquisition<'a> {
     /// the `first` wait is announced whatever was announced before, which tells if the lock is free by now.
     async fn wait(&mut self, hint: WaitHint, held: bool, first: bool) {
         let Some(slot) = &self.slot else { return };
-        let (inner, name) = (self.inner, &self.want.name);
+        let (client, name) = (self.client, &self.request.name);
         let notified = hint.notified.map(|pause| self.within(pause));
         let polling = self.within(hint.polling);
         let unwoken = async {
             if let Some(pause) = notified
-                && inner.store.announce(name, pause, first).await
+                && client.store.announce(name, pause, first).await
             {
                 tokio::time::sleep(pause).await;
                 return None;
@@ -322,7 +330,7 @@ impl<'a> Acquisition<'a> {
             }
             let alone = polling / poller::ALONE;
             tokio::time::sleep(alone).await;
-            Some(inner.poller.next(name, polling - alone).await)
+            Some(client.poller.next(name, polling - alone).await)
         };
         let polled = tokio::select! {
             polled = unwoken => polled,
@@ -335,16 +343,16 @@ impl<'a> Acquisition<'a> {
 /// Take note of who holds it; whether a guard of this process does.
 ///
 /// A caller that is not `queued` may see a grant of this process whose guard is not made yet.
-pub(crate) fn note_holder(inner: &Inner, name: &LockName, by: &Holder, queued: bool) -> bool {
-    let here = is_held_by(inner, by);
-    if !here && (queued || !by.grant.as_deref().is_some_and(is_ours)) {
-        inner.queues.held_elsewhere(name);
+pub(crate) fn note_holder(client: &Client, name: &LockName, by: &Holder, queued: bool) -> bool {
+    let here = is_held_by(client, by);
+    if !here && (queued || !by.grant.as_deref().is_some_and(is_own_grant)) {
+        client.queues.held_elsewhere(name);
     }
     here
 }
 
 /// Whether it is a guard of these very locks that has it, whose release is heard of here.
-fn is_held_by(inner: &Inner, occupant: &Holder) -> bool {
-    let grant = occupant.grant.as_deref().and_then(GrantId::parse);
-    occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
+fn is_held_by(client: &Client, holder: &Holder) -> bool {
+    let grant = holder.grant.as_deref().and_then(GrantId::parse);
+    holder.intact && grant.is_some_and(|grant| client.scheduler.timing(grant).is_some())
 }

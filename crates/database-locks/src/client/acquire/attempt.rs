@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::Want;
-use crate::client::Inner;
+use super::request::AcquireRequest;
+use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Entry;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::holder::over;
-use crate::client::own_grants::{Ours, is_ours};
+use crate::client::own_grants::{OwnGrant, is_own_grant};
 use crate::client::release::give_back;
-use crate::client::renewal::grant_state::{Held, Status};
+use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -33,11 +33,11 @@ use protocol::{
 #[derive(Debug)]
 pub(crate) struct Attempt {
     /// In a forked child it is left alone.
-    inner: Here<Arc<Inner>>,
-    want: Arc<Want>,
+    client: Here<Arc<Client>>,
+    request: Arc<AcquireRequest>,
     ask: AcquireCommand,
     /// From before the request is sent: then it may stand in the row.
-    _ours: Ours,
+    _own: OwnGrant,
     /// When the latest request was sent.
     sent: Time,
     unsettled: bool,
@@ -46,19 +46,19 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Self, Error> {
+    pub(crate) fn new(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Self, Error> {
         let ask = AcquireCommand {
-            name: want.name.clone(),
+            name: request.name.clone(),
             grant: random_grant_id()?,
-            holder: Arc::clone(&want.holder),
-            length: want.timing.first_grant(),
-            metadata: Arc::clone(&want.metadata),
+            holder: Arc::clone(&request.holder),
+            length: request.timing.first_grant(),
+            metadata: Arc::clone(&request.metadata),
             lapsed: None,
         };
         Ok(Self {
-            inner: Here::new(Arc::clone(inner)),
-            want: Arc::clone(want),
-            _ours: Ours::new(ask.grant),
+            client: Here::new(Arc::clone(client)),
+            request: Arc::clone(request),
+            _own: OwnGrant::new(ask.grant),
             ask,
             sent: Time::ZERO,
             unsettled: false,
@@ -73,7 +73,7 @@ impl Attempt {
 
     /// Try on the lane; none: the answer is late. It takes nothing over.
     pub(crate) async fn directly(&mut self, entry: Entry) -> Option<Result<Outcome, StoreError>> {
-        let wait = self.want.wait.filter(|wait| !wait.is_zero());
+        let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
         let before = self.begin();
@@ -84,17 +84,15 @@ impl Attempt {
 
     pub(crate) async fn once(&mut self) -> Result<Outcome, StoreError> {
         match self.ask().await? {
-            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
-                self.take_over(occupant).await
-            }
+            Outcome::Held(holder) if self.may_take_over(&holder) => self.take_over(holder).await,
             outcome => Ok(outcome),
         }
     }
 
     /// Whether its own holder has it, in another process.
-    fn may_take_over(&self, occupant: &Holder) -> bool {
-        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
-        self.want.preempt && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+    fn may_take_over(&self, holder: &Holder) -> bool {
+        let here = || holder.intact && holder.grant.as_deref().is_some_and(is_own_grant);
+        self.request.preempt && holder.holder.as_deref() == Some(&*self.request.holder) && !here()
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
@@ -104,21 +102,21 @@ impl Attempt {
             grant: from.grant.clone(),
         };
         if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
-            what.to.metadata = over(&self.want.metadata, ended).into();
+            what.to.metadata = over(&self.request.metadata, ended).into();
         }
         self.unsettled = true;
         self.sent = clock::now();
-        let outcome = self.inner.store.take_over(&what, REQUEST_TIMEOUT).await?;
+        let outcome = self.client.store.take_over(&what, REQUEST_TIMEOUT).await?;
         self.unsettled = matches!(outcome, Outcome::Granted { .. });
         Ok(match outcome {
             // A renewal is over in a moment. A fence may be open for long, and is waited for as the
             // holder would be.
-            Outcome::Busy if !self.want.once() => Outcome::Held(from),
+            Outcome::Busy if !self.request.once() => Outcome::Held(from),
             Outcome::Granted { token, .. } => {
                 tracing::debug!(
-                    lock.name = self.want.name.as_str(),
+                    lock.name = self.request.name.as_str(),
                     lock.token = token.get(),
-                    lock.holder = &*self.want.holder,
+                    lock.holder = &*self.request.holder,
                     from = what.token.get(),
                     "lock taken over from the same holder"
                 );
@@ -130,14 +128,17 @@ impl Attempt {
 
     async fn ask(&mut self) -> Result<Outcome, StoreError> {
         let before = self.begin();
-        let answer = self.inner.asks.ask(self.ask.clone()).await;
+        let answer = self.client.acquires.ask(self.ask.clone()).await;
         self.answered(before, answer)
     }
 
     /// A request is about to be sent; whether an earlier one was unsettled.
     fn begin(&mut self) -> bool {
         self.sent = clock::now();
-        self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
+        self.ask.lapsed = self
+            .client
+            .observations
+            .ended(&self.request.name, self.sent);
         std::mem::replace(&mut self.unsettled, true)
     }
 
@@ -167,38 +168,41 @@ impl Attempt {
         &self,
         seen: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let occupant = match seen {
-            Ok(Some(occupant)) => occupant,
+        let holder = match seen {
+            Ok(Some(holder)) => holder,
             Err(failure @ StoreError::Unavailable(_)) => return Some(Err(failure)),
             Ok(None) | Err(_) => return None,
         };
-        let ours = occupant.grant.as_deref() == Some(self.ask.grant.as_str());
-        if ours || self.may_take_over(&occupant) {
+        let ours = holder.grant.as_deref() == Some(self.ask.grant.as_str());
+        if ours || self.may_take_over(&holder) {
             return None;
         }
-        let mut outcome = Outcome::Held(occupant);
+        let mut outcome = Outcome::Held(holder);
         self.watch(&mut outcome);
-        let lapsed = self.inner.watches.ended(&self.want.name, clock::now());
+        let lapsed = self
+            .client
+            .observations
+            .ended(&self.request.name, clock::now());
         lapsed.is_none().then_some(Ok(outcome))
     }
 
     /// Where a lease ends by being watched, this was one look more.
     fn watch(&self, outcome: &mut Outcome) {
-        let (watches, name) = (&self.inner.watches, &self.want.name);
+        let (observations, name) = (&self.client.observations, &self.request.name);
         match outcome {
-            Outcome::Held(occupant) => match &occupant.lapse {
+            Outcome::Held(holder) => match &holder.lapse {
                 Some(lapse) => {
                     let ObservedExpiry {
                         version,
                         length,
                         overdue,
                     } = lapse;
-                    let left = watches.saw(name, version, *length, *overdue, clock::now());
-                    occupant.free_in = Some(left);
+                    let left = observations.saw(name, version, *length, *overdue, clock::now());
+                    holder.free_in = Some(left);
                 }
-                None => watches.forget(name),
+                None => observations.forget(name),
             },
-            Outcome::Granted { .. } => watches.forget(name),
+            Outcome::Granted { .. } => observations.forget(name),
             Outcome::Busy => {}
         }
     }
@@ -210,24 +214,24 @@ impl Attempt {
         token: Token,
         length: Duration,
     ) -> Result<LockGuard, Loss> {
-        let lease = Lease::granted(self.want.timing, self.sent, length);
+        let lease = Lease::granted(self.request.timing, self.sent, length);
         if lease.trusted_until() <= clock::now() {
             return Err(Loss::of_another(LostReason::Expired));
         }
         self.unsettled = false;
         let grant = Grant {
-            name: self.want.name.clone(),
+            name: self.request.name.clone(),
             token,
             id: self.ask.grant,
-            holder: Arc::clone(&self.want.holder),
+            holder: Arc::clone(&self.request.holder),
         };
-        begin(&self.inner, grant, lease).await
+        begin(&self.client, grant, lease).await
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.unsettled || !self.inner.is_here() {
+        if !self.unsettled || !self.client.is_here() {
             return;
         }
         let ask = &self.ask;
@@ -240,9 +244,9 @@ impl Drop for Attempt {
         };
         // After that time the grant has run out by itself: an acquire makes none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
-        let inner = Arc::clone(&self.inner);
-        let pending = inner.pending.clone();
-        let release = move |what| give_back(Arc::clone(&inner), what, ttl, None);
+        let client = Arc::clone(&self.client);
+        let pending = client.pending.clone();
+        let release = move |what| give_back(Arc::clone(&client), what, ttl, None);
         let (first, mut under_way) = (release(what.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
@@ -270,13 +274,13 @@ impl Drop for Attempt {
 ///
 /// Trust in it ended before that; what is left of the grant is given back.
 pub(crate) async fn begin(
-    inner: &Arc<Inner>,
+    client: &Arc<Client>,
     grant: Grant,
     lease: Lease,
 ) -> Result<LockGuard, Loss> {
-    let held = Held::new(inner.store.engine(), grant, &lease);
-    let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
-    inner.scheduler.add(lease, Arc::clone(&held));
+    let held = GrantState::new(client.store.engine(), grant, &lease);
+    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&held), lease.timing().ttl());
+    client.scheduler.add(lease, Arc::clone(&held));
     let settled = held
         .watch()
         .wait_for(|status| !matches!(status, Status::Held(None)))

@@ -6,7 +6,12 @@ use std::time::Duration;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use crate::client::Inner;
+use crate::client::Client;
+use crate::client::acquire::acquisition::Tried;
+use crate::client::acquire::progress::Progress;
+use crate::client::acquire::progress::report;
+use crate::client::acquire::progress::wait_is_over;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -14,76 +19,60 @@ use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Holder, LockName, Outcome, Timing, Token, WaitExtension};
+use protocol::{LockName, Outcome, WaitExtension};
 
 pub(crate) mod acquisition;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
 pub(crate) mod poll_interval;
 pub(crate) mod poller;
+mod progress;
 pub(crate) mod queue;
 pub(crate) mod reports;
+pub(crate) mod request;
 
 use acquisition::{Acquisition, note_holder};
 use attempt::Attempt;
-pub(crate) use attempt::begin;
-pub(crate) use poll_interval::{LONGEST_POLL, poll_pause};
-pub(crate) use reports::Outages;
-use reports::{Rarer, log_held};
 
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
-
-/// What is wanted, all rules checked.
-#[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) name: LockName,
-    pub(crate) holder: Arc<str>,
-    pub(crate) metadata: Arc<str>,
-    pub(crate) timing: Timing,
-    /// None: as long as it takes; zero: try once.
-    pub(crate) wait: Option<Duration>,
-    /// Whether the same holder in another process loses it to us.
-    pub(crate) preempt: bool,
-    /// The longest pause between two polls of a lock that another client holds.
-    pub(crate) poll: Duration,
-}
-
-impl Want {
-    fn once(&self) -> bool {
-        self.wait.is_some_and(|wait| wait.is_zero())
-    }
-}
 
 /// Acquire. If the caller stops waiting, nothing stays held.
 ///
 /// What is handed out is held: trust is checked here, at the last moment on the caller's own thread, which may
 /// have been late to take the answer. A grant whose trust has ended is given back, and the wait goes on.
-pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
+pub(crate) async fn acquire(
+    client: Arc<Client>,
+    request: AcquireRequest,
+) -> Result<Option<LockGuard>, Error> {
     // Made here, where the caller's own span is current.
     let span = tracing::debug_span!(
         "acquire",
-        lock.name = want.name.as_str(),
+        lock.name = request.name.as_str(),
         lock.token = Empty,
         lock.holder = Empty,
         lock.waited_ms = Empty
     );
-    let acquired = observed(&inner, &want.name, until_trusted(&inner, &want, &span));
+    let acquired = observed(
+        &client,
+        &request.name,
+        until_trusted(&client, &request, &span),
+    );
     acquired.instrument(span.clone()).await
 }
 
 async fn until_trusted(
-    inner: &Arc<Inner>,
-    want: &Want,
+    client: &Arc<Client>,
+    request: &AcquireRequest,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
-    let (began, limit) = (clock::now(), want.wait);
-    let mut want = Arc::new(want.clone());
+    let (began, limit) = (clock::now(), request.wait);
+    let mut request = Arc::new(request.clone());
     loop {
         let from = clock::now();
-        let done = match directly(inner, &want).await? {
+        let done = match directly(client, &request).await? {
             Direct::Done(done) => done,
-            Direct::Undecided(tried) => in_background(inner, &want, from, tried, span).await?,
+            Direct::Undecided(tried) => in_background(client, &request, from, tried, span).await?,
         };
         let Some(guard) = done else { return Ok(None) };
         let Err(lost) = guard.still_trusted() else {
@@ -94,16 +83,12 @@ async fn until_trusted(
         if left.is_some_and(|left| left.is_zero()) {
             return Err(lost);
         }
-        want = Arc::new(Want {
+        request = Arc::new(AcquireRequest {
             wait: left,
-            ..Want::clone(&want)
+            ..AcquireRequest::clone(&request)
         });
     }
 }
-
-/// A try that did not decide it. None: its answer was late.
-#[derive(Debug)]
-struct Tried(Attempt, Option<Result<Outcome, StoreError>>);
 
 /// What came of a try on the lane.
 enum Direct {
@@ -113,42 +98,42 @@ enum Direct {
 }
 
 /// Try on the lane, where the caller's runtime is its home and nobody comes first.
-async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error> {
-    let entry = match &inner.direct {
-        Some(path) if !want.preempt && !inner.queues.is_busy(&want.name) => path.enter(),
+async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
+    let entry = match &client.direct {
+        Some(path) if !request.preempt && !client.queues.is_busy(&request.name) => path.enter(),
         _ => None,
     };
     let Some(entry) = entry else {
         return Ok(Direct::Undecided(None));
     };
-    let mut attempt = Attempt::new(inner, want)?;
+    let mut attempt = Attempt::new(client, request)?;
     let Some(outcome) = attempt.directly(entry).await else {
         return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
     };
     Ok(match outcome {
         // The wait for its confirmation has an end, and the background a timer for it.
-        Ok(Outcome::Granted { .. }) if want.timing.is_confirmed_later() => {
+        Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
             Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome)))))
         }
         Ok(Outcome::Granted { token, length }) => {
-            inner.outages.log_answered(attempt.sent());
-            inner.queues.acquired(&want.name);
+            client.outages.log_answered(attempt.sent());
+            client.queues.acquired(&request.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if want.once() => {
-                    inner.queues.left(&want.name);
-                    return Err(Error::lost(&want.name, loss));
+                Err(loss) if request.once() => {
+                    client.queues.left(&request.name);
+                    return Err(Error::lost(&request.name, loss));
                 }
                 Err(_) => {
-                    inner.queues.left(&want.name);
+                    client.queues.left(&request.name);
                     Direct::Undecided(None)
                 }
             }
         }
         // Where it ends by being watched, the background sees to that.
-        Ok(Outcome::Held(by)) if want.once() && by.lapse.is_none() => {
-            inner.outages.log_answered(attempt.sent());
-            note_holder(inner, &want.name, &by, false);
+        Ok(Outcome::Held(by)) if request.once() && by.lapse.is_none() => {
+            client.outages.log_answered(attempt.sent());
+            note_holder(client, &request.name, &by, false);
             Direct::Done(None)
         }
         // Nothing was sent. The background may have a connection.
@@ -162,18 +147,18 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
 }
 
 async fn in_background(
-    inner: &Arc<Inner>,
-    want: &Arc<Want>,
+    client: &Arc<Client>,
+    request: &Arc<AcquireRequest>,
     began: protocol::Time,
     tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
     let (mut wanted, result) = tokio::sync::oneshot::channel();
-    let (shared, want) = (Arc::clone(inner), Arc::clone(want));
+    let (shared, request) = (Arc::clone(client), Arc::clone(request));
     let work = async move {
         // Dropping the work gives back what it may have acquired: see `Attempt`.
         let done = tokio::select! {
-            done = within_wait(&shared, &want, began, tried) => done,
+            done = within_wait(&shared, &request, began, tried) => done,
             () = wanted.closed() => return,
         };
         // A guard that the caller does not take is dropped, and so releases.
@@ -181,7 +166,7 @@ async fn in_background(
     };
     let task = runtime::spawn(work.instrument(span.clone()))?;
     let mut abandoned = Abandoned {
-        inner: Arc::clone(inner),
+        client: Arc::clone(client),
         task: Some(task),
     };
     let done = result.await;
@@ -197,7 +182,7 @@ async fn in_background(
 /// An acquire whose caller stopped waiting counts as pending until it has noticed that, and has begun to
 /// give back what it may have acquired.
 struct Abandoned {
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     /// None: it has answered.
     task: Option<tokio::task::JoinHandle<()>>,
 }
@@ -205,7 +190,7 @@ struct Abandoned {
 impl Drop for Abandoned {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let pending = self.inner.pending.clone();
+            let pending = self.client.pending.clone();
             // The runtime is there, since the task is.
             let _ = runtime::spawn(async move {
                 let _ = task.await;
@@ -228,11 +213,11 @@ impl Drop for GivenUp {
 
 /// An acquire, counted and logged.
 async fn observed(
-    inner: &Inner,
+    client: &Client,
     name: &LockName,
     acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
 ) -> Result<Option<LockGuard>, Error> {
-    let (engine, began) = (inner.store.engine(), clock::now());
+    let (engine, began) = (client.store.engine(), clock::now());
     let (under_way, mut given_up) = (Waiting::new(engine), GivenUp(Some(engine)));
     let done = acquire.await;
     given_up.0 = None;
@@ -272,92 +257,23 @@ async fn observed(
     done
 }
 
-/// What was learnt while waiting, for the error at its end and the log records on the way.
-#[derive(Debug, Default)]
-struct Progress {
-    occupant: Option<Holder>,
-    /// When that was seen.
-    seen: protocol::Time,
-    failure: Option<StoreError>,
-    /// Whose holding was logged last.
-    logged: Option<(Option<Token>, Option<String>)>,
-}
-
-impl Progress {
-    /// Take note of a try that granted nothing.
-    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
-        match outcome {
-            Ok(Outcome::Held(occupant)) => {
-                let who = (occupant.token, occupant.holder.clone());
-                if self.logged.as_ref() != Some(&who) {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        lock.token = occupant.token.map(Token::get),
-                        lock.holder = occupant.holder.as_deref(),
-                        lock.held_ms = occupant.held_for.map(ms),
-                        "waiting: another holder has it"
-                    );
-                    self.logged = Some(who);
-                }
-                (self.occupant, self.failure) = (Some(occupant), None);
-                self.seen = clock::now();
-            }
-            Err(failure @ StoreError::Unavailable(_)) => {
-                (self.occupant, self.failure) = (None, Some(failure));
-            }
-            // The holder that was seen before counts for more than a deadlock in between.
-            Err(failure) if !self.knows_holder() => self.failure = Some(failure),
-            _ => {
-                self.occupant.get_or_insert_default();
-                self.failure = None;
-            }
-        }
-    }
-
-    fn knows_holder(&self) -> bool {
-        let occupant = self.occupant.as_ref();
-        occupant.is_some_and(|by| by.holder.is_some() || by.token.is_some())
-    }
-}
-
-/// Log now and then that the wait goes on; never ends.
-async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infallible {
-    let began = clock::now();
-    let mut rarer = Rarer::new(began);
-    loop {
-        tokio::time::sleep(rarer.due().saturating_sub(clock::now())).await;
-        let now = clock::now();
-        rarer.told(now);
-        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        // An outage is told once a process, and those behind the first in line ask for nothing.
-        let occupant = progress.occupant.as_ref();
-        if let Some(by) = occupant.filter(|_| progress.knows_holder()) {
-            let mut by = by.clone();
-            let since = now.saturating_sub(progress.seen);
-            drop(progress);
-            by.held_for = by.held_for.map(|age| age + since);
-            log_held(&want.name, now - began, &by);
-        }
-    }
-}
-
 /// The acquisition, stopped when the wait is over, whatever the database does.
 async fn within_wait(
-    inner: &Arc<Inner>,
-    want: &Arc<Want>,
+    client: &Arc<Client>,
+    request: &Arc<AcquireRequest>,
     began: protocol::Time,
     tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
-    let limit = want.wait.filter(|wait| !wait.is_zero());
+    let limit = request.wait.filter(|wait| !wait.is_zero());
     let mut end = limit.map(|limit| began.saturating_add(limit));
-    let work = Acquisition::new(inner, want, tried, &progress, end)?.run();
-    if want.once() {
+    let work = Acquisition::new(client, request, tried, &progress, end)?.run();
+    if request.once() {
         return work.await;
     }
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(want, &progress));
+        let mut report = std::pin::pin!(report(request, &progress));
         let mut stretch = WaitExtension::default();
         loop {
             tokio::select! {
@@ -367,7 +283,7 @@ async fn within_wait(
                 () = until(end) => {}
             }
             let now = clock::now();
-            match stretch.until(&inner.watches, &want.name, now) {
+            match stretch.until(&client.observations, &request.name, now) {
                 // It may turn out at any time that it need not go on.
                 Some(until) => end = Some(until.min(now + STRETCH)),
                 None => break,
@@ -378,14 +294,14 @@ async fn within_wait(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     if let (None, None, Some(by)) = (
-        &progress.occupant,
+        &progress.holder,
         &progress.failure,
-        inner.store.blocked_by(),
+        client.store.blocked_by(),
     ) {
         progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
     }
     Err(wait_is_over(
-        want,
+        request,
         limit.unwrap_or_default(),
         clock::now() - began,
         progress,
@@ -397,24 +313,4 @@ async fn until(end: Option<protocol::Time>) {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,
     }
-}
-
-fn wait_is_over(want: &Want, limit: Duration, waited: Duration, progress: Progress) -> Error {
-    match (progress.occupant, progress.failure) {
-        (_, Some(failure)) => failure.into_error(op(&want.name)),
-        (None, None) => Error::Unavailable {
-            op: op(&want.name),
-            source: format!("no answer within {}", protocol::Human(limit)).into(),
-        },
-        (Some(occupant), None) => Error::TimedOut {
-            name: want.name.clone(),
-            waited,
-            holder: occupant.holder,
-            held_for: occupant.held_for,
-        },
-    }
-}
-
-fn op(name: &LockName) -> String {
-    format!("acquire lock `{name}`")
 }

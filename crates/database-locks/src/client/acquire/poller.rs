@@ -74,12 +74,12 @@ impl Poller {
     /// Dropped, it polls no more; those for which it polled too get their answers.
     pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
         let (tell, mut seen) = oneshot::channel();
-        let place = self.0.join(name.clone(), tell);
+        let endpoint = self.0.join(name.clone(), tell);
         let seen = tokio::select! {
             biased;
             seen = &mut seen => seen,
             () = tokio::time::sleep(pause) => {
-                let due = self.0.waiting().take(place.id);
+                let due = self.0.waiting().take(endpoint.id);
                 match due.len() {
                     // Another waiter is just polling for this one.
                     0 => {}
@@ -95,12 +95,12 @@ impl Poller {
 }
 
 /// A slot; dropping it gives it up.
-struct Place<'a> {
+struct PollSlot<'a> {
     shared: &'a Shared,
     id: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for PollSlot<'_> {
     fn drop(&mut self) {
         self.shared
             .waiting()
@@ -114,13 +114,13 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> Place<'_> {
+    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> PollSlot<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
         let slot = Slot { id, name, tell };
         waiting.slots.push(slot);
-        Place { shared: self, id }
+        PollSlot { shared: self, id }
     }
 
     async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {

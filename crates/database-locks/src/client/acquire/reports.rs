@@ -22,12 +22,12 @@ const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
 
 /// When the next record is due about something that goes on.
 #[derive(Debug)]
-pub(crate) struct Rarer {
+pub(crate) struct ReportInterval {
     due: Time,
     pause: Duration,
 }
 
-impl Rarer {
+impl ReportInterval {
     /// Of what began at `began`: the first record is due after ten seconds.
     pub(crate) fn new(began: Time) -> Self {
         Self {
@@ -54,7 +54,7 @@ pub(crate) struct Outages(Mutex<Option<Outage>>);
 struct Outage {
     since: Time,
     /// None: it was not told yet.
-    next: Option<Rarer>,
+    next: Option<ReportInterval>,
 }
 
 impl Outages {
@@ -68,7 +68,7 @@ impl Outages {
         let age = now.saturating_sub(outage.since);
         match &mut outage.next {
             None if contention && age < ORDINARY_CONTENTION => return None,
-            None => outage.next = Some(Rarer::new(now)),
+            None => outage.next = Some(ReportInterval::new(now)),
             Some(next) if next.due() <= now => next.told(now),
             Some(_) => return None,
         }

@@ -40,16 +40,16 @@ impl Lane for Server {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, acquires: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let granted = |ask: &AcquireCommand| Outcome::Granted {
             token: Token::from_db(1),
             length: ask.length,
         };
-        Box::pin(self.answer(asks.iter().map(granted).collect()))
+        Box::pin(self.answer(acquires.iter().map(granted).collect()))
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        Box::pin(self.answer(vec![Released::Freed; returns.len()]))
+    fn release<'a>(&'a self, releases: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+        Box::pin(self.answer(vec![Released::Freed; releases.len()]))
     }
 
     fn give_up(&self) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::client::own_grants::Ours;
+use crate::client::own_grants::OwnGrant;
 use crate::client::renewal::listeners::Listeners;
 use crate::error::loss::Loss;
 use crate::metrics::{self, Engine};
@@ -34,10 +34,10 @@ pub(crate) struct Trouble {
 
 /// One grant, shared by its guard, which asks, and the scheduler, which answers.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct GrantState {
     pub(crate) grant: Grant,
     /// No other task of this process takes it over.
-    _ours: Ours,
+    _own: OwnGrant,
     engine: Engine,
     since: Time,
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
@@ -68,11 +68,11 @@ fn nanos(t: Time) -> u64 {
     u64::try_from(t.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Held {
+impl GrantState {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
         Arc::new(Self {
-            _ours: Ours::new(grant.id),
+            _own: OwnGrant::new(grant.id),
             grant,
             engine,
             since: clock::now(),
@@ -310,16 +310,16 @@ impl Held {
         // After the trust that makes it needless.
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
-        let (confirmed, mut news) = (Status::Held(lease.confirmed()), false);
+        let (confirmed, mut events) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
-            news = matches!(status, Status::Held(_)) && *status != confirmed;
-            if news {
+            events = matches!(status, Status::Held(_)) && *status != confirmed;
+            if events {
                 *status = confirmed;
             }
             false
         });
-        if news {
-            Confirmed::News
+        if events {
+            Confirmed::LeaseEvents
         } else {
             Confirmed::AsBefore
         }
@@ -329,7 +329,7 @@ impl Held {
 pub(crate) enum Confirmed {
     AsBefore,
     /// Whoever waits for it is to be woken.
-    News,
+    LeaseEvents,
     /// Somebody was told already that it is not held any more.
     TooLate,
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::client::renewal::grant_state::{Confirmed, Held, Trouble};
-use crate::client::renewal::listeners::News;
+use crate::client::renewal::grant_state::{Confirmed, GrantState, Trouble};
+use crate::client::renewal::lease_events::LeaseEvents;
 use crate::client::renewal::outage::{Outage, Reconnects};
 use crate::error::Error;
 use crate::runtime;
@@ -25,6 +25,7 @@ use protocol::{
 };
 
 pub(crate) mod grant_state;
+pub(crate) mod lease_events;
 pub(crate) mod listeners;
 pub(crate) mod outage;
 mod round;
@@ -47,7 +48,7 @@ type Round = Vec<(Grant, Ttl)>;
 #[derive(Debug)]
 struct Entry {
     lease: Lease,
-    held: Arc<Held>,
+    held: Arc<GrantState>,
     /// When it stands in the agenda.
     at: Time,
     /// Refused while others were renewed: it would have the round of others refused.
@@ -64,7 +65,7 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct LeaseTable {
     entries: HashMap<GrantId, Entry>,
     agenda: BTreeSet<(Time, GrantId)>,
     /// Until when the task sleeps, whatever becomes of the leases; none: until it is woken.
@@ -88,8 +89,8 @@ struct Due {
     apart: Round,
 }
 
-impl Book {
-    fn add(&mut self, lease: Lease, held: Arc<Held>, now: Time) {
+impl LeaseTable {
+    fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: Time) {
         let (id, at) = (held.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
@@ -151,7 +152,7 @@ impl Book {
     }
 
     /// What is due to be renewed.
-    fn due(&mut self, now: Time, news: &mut News) -> Due {
+    fn due(&mut self, now: Time, events: &mut LeaseEvents) -> Due {
         let mut due = Due::default();
         while let Some(&(at, id)) = self.agenda.first() {
             if at > now {
@@ -163,7 +164,7 @@ impl Book {
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    self.lost(id, reason.into(), news);
+                    self.lost(id, reason.into(), events);
                     continue;
                 }
                 Next::Renew => match entry.apart {
@@ -197,7 +198,7 @@ impl Book {
         id: GrantId,
         sent: Time,
         (answer, trouble): (Answer, Option<Trouble>),
-        news: &mut News,
+        events: &mut LeaseEvents,
     ) {
         let now = clock::now();
         // Released meanwhile: nothing to be confirmed any more.
@@ -207,7 +208,7 @@ impl Book {
         if answer == Answer::Renewed {
             entry.failing_since = None;
             if std::mem::take(&mut entry.apart) {
-                news.renewed_again.push(Arc::clone(&entry.held));
+                events.renewed_again.push(Arc::clone(&entry.held));
             }
         } else {
             entry.failing_since.get_or_insert(now);
@@ -218,28 +219,28 @@ impl Book {
             // Told in its turn, which is now.
             self.plan(id, now);
         } else {
-            self.confirm(id, now, news);
+            self.confirm(id, now, events);
         }
     }
 
     /// Let its holder trust it for as long as its lease says.
-    fn confirm(&mut self, id: GrantId, now: Time, news: &mut News) {
+    fn confirm(&mut self, id: GrantId, now: Time, events: &mut LeaseEvents) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
         match entry.held.confirm(&entry.lease) {
-            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), news),
-            Confirmed::News => news.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
+            Confirmed::LeaseEvents => events.confirmed.push(Arc::clone(&entry.held)),
             Confirmed::AsBefore => {}
         }
         self.plan(id, now);
     }
 
-    fn lost(&mut self, id: GrantId, gone: Gone, news: &mut News) {
+    fn lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
         if let Some(entry) = self.remove(id)
             && let Some(loss) = entry.held.mark_lost(gone)
         {
-            news.lost.push((entry.held, loss));
+            events.lost.push((entry.held, loss));
         }
     }
 
@@ -262,7 +263,7 @@ impl Book {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     store: Observed,
-    book: Mutex<Book>,
+    table: Mutex<LeaseTable>,
     changed: Notify,
     closed: AtomicBool,
 }
@@ -272,7 +273,7 @@ impl Scheduler {
     pub(crate) fn start(store: Observed) -> Result<Arc<Self>, Error> {
         let scheduler = Arc::new(Self {
             store,
-            book: Mutex::default(),
+            table: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
@@ -280,46 +281,46 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, LeaseTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keep this lease alive from now on.
-    pub(crate) fn add(&self, lease: Lease, held: Arc<Held>) {
-        let (mut book, now) = (self.book(), clock::now());
-        book.add(lease, held, now);
-        self.close_book(book, now, News::default());
+    pub(crate) fn add(&self, lease: Lease, held: Arc<GrantState>) {
+        let (mut table, now) = (self.table(), clock::now());
+        table.add(lease, held, now);
+        self.close_book(table, now, LeaseEvents::default());
     }
 
     /// Close the book, wake the task where it would oversleep what was planned, and tell.
-    fn close_book(&self, book: MutexGuard<'_, Book>, now: Time, news: News) {
-        let wake = book.oversleeps(now);
-        drop(book);
+    fn close_book(&self, table: MutexGuard<'_, LeaseTable>, now: Time, events: LeaseEvents) {
+        let wake = table.oversleeps(now);
+        drop(table);
         if wake {
             self.changed.notify_one();
         }
-        news.tell();
+        events.tell();
     }
 
     /// Renew it no more. What was sent before and arrives late finds its grant id gone.
     pub(crate) fn remove(&self, id: GrantId) {
-        let removed = self.book().remove(id);
+        let removed = self.table().remove(id);
         // With the book closed: it may be the last of its grant, and drop what is not ours.
         drop(removed);
     }
 
     /// Stop renewing everything; what was held.
-    pub(crate) fn take_all(&self) -> Vec<Arc<Held>> {
-        let mut book = self.book();
-        let ids: Vec<GrantId> = book.entries.keys().copied().collect();
+    pub(crate) fn take_all(&self) -> Vec<Arc<GrantState>> {
+        let mut table = self.table();
+        let ids: Vec<GrantId> = table.entries.keys().copied().collect();
         ids.into_iter()
-            .filter_map(|id| book.remove(id).map(|entry| entry.held))
+            .filter_map(|id| table.remove(id).map(|entry| entry.held))
             .collect()
     }
 
     /// The settings of a lease that is still kept alive.
     pub(crate) fn timing(&self, id: GrantId) -> Option<Timing> {
-        self.book()
+        self.table()
             .entries
             .get(&id)
             .map(|entry| *entry.lease.timing())
@@ -335,21 +336,21 @@ impl Scheduler {
 
     /// Do something to a lease that is still kept alive; whether there is such a one.
     pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
-        let mut news = News::default();
-        let (mut book, now) = (self.book(), clock::now());
-        let Some(entry) = book.entries.get_mut(&id) else {
+        let mut events = LeaseEvents::default();
+        let (mut table, now) = (self.table(), clock::now());
+        let Some(entry) = table.entries.get_mut(&id) else {
             return false;
         };
         let done = what(&mut entry.lease, now);
-        book.confirm(id, now, &mut news);
-        self.close_book(book, now, news);
+        table.confirm(id, now, &mut events);
+        self.close_book(table, now, events);
         done
     }
 
     /// Renew the leases of that lock at once: they may have been released by force.
     pub(crate) fn check_soon(&self, name: &LockName) {
-        let (mut book, now) = (self.book(), clock::now());
-        let named = book.entries.iter_mut();
+        let (mut table, now) = (self.table(), clock::now());
+        let named = table.entries.iter_mut();
         let named = named.filter(|(_, entry)| entry.held.grant.name == *name);
         let ids: Vec<GrantId> = named
             .map(|(id, entry)| {
@@ -358,16 +359,16 @@ impl Scheduler {
             })
             .collect();
         for id in ids {
-            book.plan(id, now);
+            table.plan(id, now);
         }
-        self.close_book(book, now, News::default());
+        self.close_book(table, now, LeaseEvents::default());
     }
 
     /// The database said that it is not ours any more.
     pub(crate) fn lost(&self, id: GrantId, gone: Gone) {
-        let mut news = News::default();
-        self.book().lost(id, gone, &mut news);
-        news.tell();
+        let mut events = LeaseEvents::default();
+        self.table().lost(id, gone, &mut events);
+        events.tell();
     }
 
     /// Let the task end. Nobody holds anything any more.
@@ -379,23 +380,23 @@ impl Scheduler {
     async fn work(self: Arc<Self>) {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
-            let mut news = News::default();
+            let mut events = LeaseEvents::default();
             let (until, soon) = {
-                let (mut book, now) = (self.book(), clock::now());
-                let Due { together, apart } = book.due(now, &mut news);
+                let (mut table, now) = (self.table(), clock::now());
+                let Due { together, apart } = table.due(now, &mut events);
                 let mut behind = 0;
                 for mut due in [together, apart] {
                     while !due.is_empty() {
                         let rest = due.split_off(due.len().min(LARGEST_ROUND));
                         let round = std::mem::replace(&mut due, rest);
-                        let patience = book.patience(&round, behind);
+                        let patience = table.patience(&round, behind);
                         rounds.spawn(Arc::clone(&self).round(round, patience));
                         behind += 1;
                     }
                 }
-                (book.sleep(now), book.renews_soon(now))
+                (table.sleep(now), table.renews_soon(now))
             };
-            news.tell();
+            events.tell();
             if soon {
                 self.store.prepare_to_renew();
             }
@@ -417,111 +418,121 @@ mod tests {
     use protocol::Renewing;
     use protocol::Token;
 
-    fn book_of(n: u64) -> (Book, Time) {
-        let (mut book, start) = (Book::default(), clock::now());
+    fn book_of(n: u64) -> (LeaseTable, Time) {
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         for i in 0..n {
             let sent = start + Duration::from_millis(i);
             let (held, lease) = held_for(Duration::from_secs(30), sent);
-            book.add(lease, held, sent);
+            table.add(lease, held, sent);
         }
-        (book, start)
+        (table, start)
     }
 
     /// Takes a lease of that ttl; whether the task has to be woken for it.
-    fn wakes(book: &mut Book, ttl: Duration, now: Time) -> (bool, GrantId) {
+    fn wakes(table: &mut LeaseTable, ttl: Duration, now: Time) -> (bool, GrantId) {
         let (held, lease) = held_for(ttl, now);
         let id = held.grant.id;
-        book.add(lease, held, now);
-        (book.oversleeps(now), id)
+        table.add(lease, held, now);
+        (table.oversleeps(now), id)
     }
 
     #[test]
     fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
-        let (mut book, start) = (Book::default(), clock::now());
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         let (mut woken, mut until) = (0, None);
         for ms in 0..60_000 {
             let now = start + Duration::from_millis(ms);
             if until.is_some_and(|until| until <= now) {
-                assert!(book.due(now, &mut News::default()).together.is_empty());
-                until = book.sleep(now);
+                assert!(
+                    table
+                        .due(now, &mut LeaseEvents::default())
+                        .together
+                        .is_empty()
+                );
+                until = table.sleep(now);
             }
-            let (wake, id) = wakes(&mut book, Duration::from_secs(30), now);
+            let (wake, id) = wakes(&mut table, Duration::from_secs(30), now);
             if wake {
                 woken += 1;
-                until = book.sleep(now);
+                until = table.sleep(now);
             }
-            book.remove(id);
-            assert!(!book.oversleeps(now), "woken by a release");
+            table.remove(id);
+            assert!(!table.oversleeps(now), "woken by a release");
         }
         assert_eq!(woken, 10);
         // After the last release it sleeps on until it is woken.
         let end = start + Duration::from_secs(70);
-        book.due(end, &mut News::default());
-        assert_eq!(book.sleep(end), None);
+        table.due(end, &mut LeaseEvents::default());
+        assert_eq!(table.sleep(end), None);
     }
 
     #[test]
     fn what_is_due_before_the_task_would_look_wakes_it() {
-        let (mut book, start) = (Book::default(), clock::now());
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         let secs = Duration::from_secs;
-        assert!(wakes(&mut book, secs(30), start).0, "it sleeps for good");
-        assert_eq!(book.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
-        assert!(!wakes(&mut book, secs(30), start + secs(5)).0);
-        assert!(!wakes(&mut book, secs(300), start + secs(5)).0);
-        assert!(!wakes(&mut book, secs(6), start + secs(5)).0, "due later");
-        let (wake, id) = wakes(&mut book, secs(6), start + secs(1));
+        assert!(wakes(&mut table, secs(30), start).0, "it sleeps for good");
+        assert_eq!(table.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
+        assert!(!wakes(&mut table, secs(30), start + secs(5)).0);
+        assert!(!wakes(&mut table, secs(300), start + secs(5)).0);
+        assert!(!wakes(&mut table, secs(6), start + secs(5)).0, "due later");
+        let (wake, id) = wakes(&mut table, secs(6), start + secs(1));
         assert!(wake, "due earlier");
-        book.remove(id);
+        table.remove(id);
         // An extension, or a check.
         let now = start + secs(2);
-        let id = *book.entries.keys().next().unwrap();
-        book.entries.get_mut(&id).unwrap().lease.check(now);
-        book.plan(id, now);
-        assert!(book.oversleeps(now));
-        book.remove(id);
-        assert!(!book.oversleeps(now));
+        let id = *table.entries.keys().next().unwrap();
+        table.entries.get_mut(&id).unwrap().lease.check(now);
+        table.plan(id, now);
+        assert!(table.oversleeps(now));
+        table.remove(id);
+        assert!(!table.oversleeps(now));
         // The machine was suspended, and the task sleeps on for a moment.
-        assert!(wakes(&mut book, secs(30), start + secs(60)).0);
+        assert!(wakes(&mut table, secs(30), start + secs(60)).0);
     }
 
     #[test]
     fn a_lease_that_is_due_late_has_the_task_look_now_and_then() {
-        let (mut book, start) = (Book::default(), clock::now());
-        wakes(&mut book, Duration::from_secs(3_600), start);
-        assert_eq!(book.sleep(start), Some(start + LONGEST_SLEEP));
+        let (mut table, start) = (LeaseTable::default(), clock::now());
+        wakes(&mut table, Duration::from_secs(3_600), start);
+        assert_eq!(table.sleep(start), Some(start + LONGEST_SLEEP));
     }
 
     #[test]
     fn locks_taken_one_after_another_are_renewed_together() {
-        let (mut book, start) = book_of(3_000);
-        let mut due = |secs| book.due(start + Duration::from_secs(secs), &mut News::default());
+        let (mut table, start) = book_of(3_000);
+        let mut due = |secs| {
+            table.due(
+                start + Duration::from_secs(secs),
+                &mut LeaseEvents::default(),
+            )
+        };
         assert!(due(9).together.is_empty());
         assert_eq!(due(10).together.len(), 3_000);
     }
 
     #[test]
     fn a_lease_that_was_refused_alone_goes_out_apart_until_it_is_renewed() {
-        let (mut book, start) = book_of(100);
+        let (mut table, start) = book_of(100);
         let at = |secs| start + Duration::from_secs(secs);
-        let id = *book.entries.keys().next().unwrap();
-        book.entries.get_mut(&id).unwrap().apart = true;
-        let mut news = News::default();
-        let due = book.due(at(11), &mut news);
+        let id = *table.entries.keys().next().unwrap();
+        table.entries.get_mut(&id).unwrap().apart = true;
+        let mut events = LeaseEvents::default();
+        let due = table.due(at(11), &mut events);
         assert_eq!((due.together.len(), due.apart.len()), (99, 1));
         assert_eq!(due.apart[0].0.id, id);
-        book.answered(id, at(11), (Answer::Renewed, None), &mut news);
-        assert!(!book.entries[&id].apart);
-        assert_eq!(news.renewed_again.len(), 1);
+        table.answered(id, at(11), (Answer::Renewed, None), &mut events);
+        assert!(!table.entries[&id].apart);
+        assert_eq!(events.renewed_again.len(), 1);
     }
 
     #[test]
     fn a_loss_names_the_latest_failure_whoever_finds_it() {
         for asked in [false, true] {
-            let (mut book, _) = book_of(0);
+            let (mut table, _) = book_of(0);
             let (held, lease) = nearly_over(clock::now() + Duration::from_millis(1));
             let id = held.grant.id;
-            book.add(lease, Arc::clone(&held), clock::now());
-            book.entries.get_mut(&id).unwrap().renewing();
+            table.add(lease, Arc::clone(&held), clock::now());
+            table.entries.get_mut(&id).unwrap().renewing();
             let trouble = Trouble {
                 reason: LostReason::Refused,
                 said: "permission denied".into(),
@@ -536,15 +547,15 @@ mod tests {
         }
     }
 
-    /// Held until `until`, and the lease of a renewal that confirms it for long.
-    fn nearly_over(until: Time) -> (Arc<Held>, Lease) {
+    /// GrantState until `until`, and the lease of a renewal that confirms it for long.
+    fn nearly_over(until: Time) -> (Arc<GrantState>, Lease) {
         let (held, lease) = held_for(Duration::from_secs(30), clock::now());
         held.trust_until(until);
         (held, lease)
     }
 
     /// A grant that was asked for at `sent`.
-    fn held_for(ttl: Duration, sent: Time) -> (Arc<Held>, Lease) {
+    fn held_for(ttl: Duration, sent: Time) -> (Arc<GrantState>, Lease) {
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         let grant = Grant {
             name: LockName::new("job").unwrap(),
@@ -553,7 +564,7 @@ mod tests {
             holder: "me".into(),
         };
         let lease = Lease::granted(timing, sent, ttl);
-        (Held::new("memory", grant, &lease), lease)
+        (GrantState::new("memory", grant, &lease), lease)
     }
 
     #[test]
@@ -588,44 +599,44 @@ mod tests {
 
     #[test]
     fn who_is_confirmed_too_late_is_lost() {
-        let (mut book, _) = book_of(0);
+        let (mut table, _) = book_of(0);
         let (held, lease) = nearly_over(clock::now());
         let (id, now) = (held.grant.id, clock::now());
-        book.add(lease, Arc::clone(&held), now);
+        table.add(lease, Arc::clone(&held), now);
         assert!(held.trusted_for().is_zero());
-        book.entries.get_mut(&id).unwrap().lease.renewing();
-        let mut news = News::default();
-        book.answered(id, now, (Answer::Renewed, None), &mut news);
+        table.entries.get_mut(&id).unwrap().lease.renewing();
+        let mut events = LeaseEvents::default();
+        table.answered(id, now, (Answer::Renewed, None), &mut events);
         assert!(
             matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
         );
-        assert_eq!(news.lost.len(), 1);
-        assert!(book.entries.is_empty());
-        news.tell();
+        assert_eq!(events.lost.len(), 1);
+        assert!(table.entries.is_empty());
+        events.tell();
     }
 
     #[test]
     fn a_failure_is_not_told_of_a_lease_that_is_lost() {
-        let fails = |book: &mut Book, held: &Held| {
-            let mut news = News::default();
+        let fails = |table: &mut LeaseTable, held: &GrantState| {
+            let mut events = LeaseEvents::default();
             let failed = round::Failed {
                 part: vec![(held.grant.clone(), Ttl::Infinite)],
                 sent: clock::now(),
                 error: StoreError::rejected("permission denied", None),
             };
-            book.failing(&failed, &mut news);
-            news
+            table.failing(&failed, &mut events);
+            events
         };
-        let (mut book, _) = book_of(1);
-        let held = Arc::clone(&book.entries.values().next().unwrap().held);
-        let told = fails(&mut book, &held).failing.expect("told");
+        let (mut table, _) = book_of(1);
+        let held = Arc::clone(&table.entries.values().next().unwrap().held);
+        let told = fails(&mut table, &held).failing.expect("told");
         assert_eq!(told.held().count(), 1);
-        let mut news = News::default();
-        book.lost(held.grant.id, LostReason::Refused.into(), &mut news);
-        news.tell();
+        let mut events = LeaseEvents::default();
+        table.lost(held.grant.id, LostReason::Refused.into(), &mut events);
+        events.tell();
         // Lost after it failed, and failed after it was lost.
         assert_eq!(told.held().count(), 0);
-        assert!(fails(&mut book, &held).failing.is_none());
+        assert!(fails(&mut table, &held).failing.is_none());
     }
 
     #[test]
@@ -655,18 +666,19 @@ mod tests {
 
     #[test]
     fn a_lost_lease_leaves_the_book_and_tells_its_holder() {
-        let (mut book, start) = book_of(1);
-        let held = Arc::clone(&book.entries.values().next().unwrap().held);
-        let mut news = News::default();
+        let (mut table, start) = book_of(1);
+        let held = Arc::clone(&table.entries.values().next().unwrap().held);
+        let mut events = LeaseEvents::default();
         assert!(
-            book.due(start + Duration::from_secs(40), &mut news)
+            table
+                .due(start + Duration::from_secs(40), &mut events)
                 .together
                 .is_empty()
         );
         assert!(
             matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
         );
-        news.tell();
-        assert!(book.entries.is_empty() && book.agenda.is_empty());
+        events.tell();
+        assert!(table.entries.is_empty() && table.agenda.is_empty());
     }
 }

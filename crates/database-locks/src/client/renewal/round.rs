@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::split::Split;
-use super::{Book, Round, Scheduler};
+use super::{LeaseTable, Round, Scheduler};
 use crate::client::renewal::grant_state::Trouble;
-use crate::client::renewal::listeners::{Failing, News};
+use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
@@ -44,11 +44,11 @@ impl Scheduler {
     /// lease with it.
     pub(crate) async fn round(self: Arc<Self>, round: Round, patience: Duration) {
         let (began, mut tally) = (clock::now(), Tally::default());
-        let met_before = self.book().are_failing(&round);
+        let met_before = self.table().are_failing(&round);
         let (mut split, mut failed) = (Split::new(round, met_before), Vec::new());
         while let Some(mut part) = split.next() {
             // Lost or released since it was due.
-            part.retain(|(grant, _)| self.book().entries.contains_key(&grant.id));
+            part.retain(|(grant, _)| self.table().entries.contains_key(&grant.id));
             if part.is_empty() {
                 continue;
             }
@@ -94,40 +94,40 @@ impl Scheduler {
 
     /// A part got through.
     fn renewed(&self, part: &[(Grant, Ttl)], sent: Time, answers: Vec<Renewal>, tally: &mut Tally) {
-        let mut news = News::default();
-        let mut book = self.book();
-        news.over = book.outage.over(sent, clock::now());
-        book.reconnects.needless();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
+        events.over = table.outage.over(sent, clock::now());
+        table.reconnects.needless();
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
                 Renewal::Renewed => {
                     tally.renewed += 1;
-                    book.answered(grant.id, sent, (Answer::Renewed, None), &mut news);
+                    table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {
                     tally.busy += 1;
-                    if let Some(entry) = book.entries.get(&grant.id)
+                    if let Some(entry) = table.entries.get(&grant.id)
                         && !entry.lease.is_failing()
                     {
-                        news.busy.push(Arc::clone(&entry.held));
+                        events.busy.push(Arc::clone(&entry.held));
                     }
                     let trouble = Trouble {
                         reason: LostReason::Expired,
                         said: ROW_LOCKED.into(),
                     };
-                    book.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut news);
+                    table.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut events);
                 }
                 Renewal::Lost(gone) => {
                     tally.lost += 1;
                     // The database has answered: that is why it is lost, whatever came before.
-                    if let Some(entry) = book.entries.get(&grant.id) {
+                    if let Some(entry) = table.entries.get(&grant.id) {
                         entry.held.answered(None);
                     }
-                    book.lost(grant.id, gone, &mut news);
+                    table.lost(grant.id, gone, &mut events);
                 }
             }
         }
-        self.close_book(book, clock::now(), news);
+        self.close_book(table, clock::now(), events);
     }
 
     /// A part failed, and is tried again later.
@@ -142,38 +142,38 @@ impl Scheduler {
             reason: answer.lost_reason(),
             said: said.to_string().into(),
         };
-        let mut news = News::default();
-        let mut book = self.book();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
         for (grant, _) in &failed.part {
             let answer = (answer, Some(trouble.clone()));
-            book.answered(grant.id, failed.sent, answer, &mut news);
+            table.answered(grant.id, failed.sent, answer, &mut events);
         }
-        self.close_book(book, clock::now(), news);
+        self.close_book(table, clock::now(), events);
         failed
     }
 
     /// Tell of what failed, and see whether another connection may do better.
     fn conclude(&self, failed: &[Failed], others_renewed: bool) {
-        let mut news = News::default();
-        let mut book = self.book();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
         let mut refused = false;
         for failed in failed {
             // A lease that is refused while others are renewed says nothing of the connection.
-            if !book.refused_apart(failed, others_renewed, &mut news) {
+            if !table.refused_apart(failed, others_renewed, &mut events) {
                 refused |= matches!(failed.error, StoreError::Rejected { .. });
-                book.failing(failed, &mut news);
+                table.failing(failed, &mut events);
             }
         }
-        let reconnect = !others_renewed && refused && book.reconnects.due(clock::now());
-        drop(book);
+        let reconnect = !others_renewed && refused && table.reconnects.due(clock::now());
+        drop(table);
         if reconnect {
             self.store.reconnect();
         }
-        news.tell();
+        events.tell();
     }
 }
 
-impl Book {
+impl LeaseTable {
     fn are_failing(&self, round: &[(Grant, Ttl)]) -> bool {
         let mut entries = round
             .iter()
@@ -183,7 +183,12 @@ impl Book {
 
     /// Whether it is one lease that was refused while others are renewed, which says nothing of the
     /// database. It is told once.
-    fn refused_apart(&mut self, failed: &Failed, others_renewed: bool, news: &mut News) -> bool {
+    fn refused_apart(
+        &mut self,
+        failed: &Failed,
+        others_renewed: bool,
+        events: &mut LeaseEvents,
+    ) -> bool {
         let [(grant, _)] = failed.part.as_slice() else {
             // All of them are known to be.
             let mut ids = failed.part.iter().map(|(grant, _)| grant.id);
@@ -200,13 +205,13 @@ impl Book {
         }
         if !std::mem::replace(&mut entry.apart, true) {
             let error = failed.error.to_string();
-            news.refused.push((Arc::clone(&entry.held), error.into()));
+            events.refused.push((Arc::clone(&entry.held), error.into()));
         }
         true
     }
 
     /// Renewals stopped getting through, perhaps: told once for each outage.
-    pub(crate) fn failing(&mut self, failed: &Failed, news: &mut News) {
+    pub(crate) fn failing(&mut self, failed: &Failed, events: &mut LeaseEvents) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
         let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.held)).collect();
@@ -216,7 +221,7 @@ impl Book {
         }
         let contention = failed.is_contention();
         if self.outage.failed(failed.sent, clock::now(), contention) {
-            news.failing = Some(Failing {
+            events.failing = Some(Failing {
                 leases,
                 error: failed.error.to_string(),
             });
