@@ -555,7 +555,7 @@ impl AsRef<Self> for Locks {
     }
 }
 
-/// Where a lease ends by being watched, what was read is one look more.
+/// Record what was read of a lease whose expiry is observed.
 fn observe(inner: &Inner, rows: &mut [LockInfo]) {
     let now = crate::runtime::clock::now();
     for row in rows {
@@ -563,12 +563,12 @@ fn observe(inner: &Inner, rows: &mut [LockInfo]) {
             version,
             length,
             overdue,
-        }) = &row.lapse
+        }) = &row.observed_expiry
         else {
             continue;
         };
-        let left = (inner.watches).saw(&row.name, version, *length, *overdue, now);
-        row.state = match inner.watches.over_for(&row.name, now) {
+        let left = (inner.observations).saw(&row.name, version, *length, *overdue, now);
+        row.state = match inner.observations.over_for(&row.name, now) {
             Some(since) => LockState::Expired { since },
             None => LockState::Held {
                 free_in: Some(left),

@@ -513,7 +513,7 @@ impl LockGuard {
             Some(done) => done,
             None => in_background(name, release, began + RELEASE_PATIENCE).await?,
         };
-        if done != Released::NotOurs {
+        if done != Released::NotHeld {
             return Ok(());
         }
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));

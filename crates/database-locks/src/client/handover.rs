@@ -39,7 +39,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             holder: want.holder,
             length: want.timing.first_grant(),
             metadata: want.metadata,
-            lapsed: None,
+            expired_version: None,
         };
         let what = ResumeCommand {
             token: ticket.token,
@@ -196,7 +196,7 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
                     inner.queues.wake(&grant.name);
                     Renewal::Renewed
                 }
-                Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
+                Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),
                 Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
                 Some(Released::Busy) | None => Renewal::Busy,
             })

@@ -46,7 +46,7 @@ pub(crate) struct Inner {
     pub(crate) queues: Queues,
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
-    pub(crate) watches: Observations<LockName, Version>,
+    pub(crate) observations: Observations<LockName, Version>,
     /// Cloned for each release in the background.
     pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
@@ -81,7 +81,7 @@ impl Inner {
             queues,
             outages: Outages::default(),
             fences: OpenFences::default(),
-            watches: Observations::default(),
+            observations: Observations::default(),
             pending: Pending::new(pending),
             all_done,
             holder: default_holder().into(),

@@ -91,7 +91,7 @@ impl GiveBack {
         match entry.release(task.what.clone()).await {
             // The background repeats it.
             None => None,
-            Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs))) => {
+            Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
                 let done = freed(&task.inner, &task.what, done, false, task.held_for);
                 self.0 = None;
                 Some(done)
@@ -116,7 +116,7 @@ impl GiveBack {
         async move {
             match task {
                 Some(task) => task.carry_on().await,
-                None => Ok(Released::NotOurs),
+                None => Ok(Released::NotHeld),
             }
         }
     }
@@ -168,7 +168,7 @@ fn freed(
     );
     let done = if unsure { Released::Freed } else { done };
     let said = match (done, held_for) {
-        (Released::NotOurs, _) => "nothing left to release",
+        (Released::NotHeld, _) => "nothing left to release",
         (_, Some(_)) => "lock released",
         (_, None) => "given back what a given-up acquire got",
     };
@@ -210,7 +210,7 @@ async fn until_answered(
             None => inner.returns.ask(what.clone()).await,
         };
         let failure = match answer {
-            Ok(done @ (Released::Freed | Released::Awaited | Released::NotOurs)) => {
+            Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
                 return Ok(freed(inner, &what, done, unsure, held_for));
             }
             Ok(Released::Busy) if inner.fences.end_of(what.grant).is_some() => {

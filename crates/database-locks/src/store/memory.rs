@@ -116,8 +116,8 @@ impl Row {
                 Ends::At(end) => micros(end) - micros(now),
                 Ends::Never => i64::MAX,
             }),
-            endless: self.expires == Some(Ends::Never),
-            intact: true,
+            is_infinite: self.expires == Some(Ends::Never),
+            is_legacy: false,
             held_for: self.acquired.map(|at| micros(now.saturating_sub(at))),
             acquired_at: self.acquired.map(stamp),
             renewed_at: self.renewed.map(stamp),
@@ -257,7 +257,7 @@ fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
             row.free(clock::now());
             Released::Freed
         }
-        _ => Released::NotOurs,
+        _ => Released::NotHeld,
     }
 }
 
@@ -342,11 +342,11 @@ impl Store for Memory {
 
     fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
         let (now, rows) = (clock::now(), self.rows());
-        let occupant = |name: &LockName| {
+        let holder = |name: &LockName| {
             let row = rows.get(name).filter(|row| !row.is_free(now));
-            row.map(|row| row.seen(name, now).occupant())
+            row.map(|row| row.seen(name, now).holder())
         };
-        ready(names.iter().map(occupant).collect())
+        ready(names.iter().map(holder).collect())
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
@@ -387,10 +387,10 @@ impl Store for Memory {
         let done = match self.rows().get_mut(name) {
             Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
             Some(row) if !row.is_free(now) => {
-                let occupant = row.seen(name, now).occupant();
+                let holder = row.seen(name, now).holder();
                 row.free(now);
                 row.token = next_token(row.token, now);
-                Force::Freed(occupant)
+                Force::Freed(holder)
             }
             _ => Force::WasFree,
         };

@@ -1,4 +1,4 @@
-//! What it takes to go on with a held lock elsewhere.
+//! Tickets: what another process needs to continue with a held lock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,22 +9,20 @@ use crate::values::grant::{GrantId, Token};
 use crate::values::invalid::InvalidSetting;
 use crate::values::{name::LockName, text::Short};
 
-/// What a name is left as it is in: letters, digits and `-_.~`, which no shell and no URL minds.
+/// All but letters, digits and `-_.~`, which need no quoting in a shell and no encoding in a URL.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
 
-/// What it takes to go on with a held lock elsewhere: in another task, process, machine or
-/// language.
+/// What another task, process, machine or language needs to continue with a held lock.
 ///
-/// [`LockGuard::into_ticket`](crate::LockGuard::into_ticket) makes one, [`Locks::resume`] turns it
-/// into a guard. The lock is not renewed in between, so that has to be done before its ttl ends. A
-/// program that reads a ticket can release the lock: keep it among those that share the work. Its
-/// `Debug` does not show the grant id.
+/// `LockGuard::into_ticket` makes a ticket, `Locks::resume` turns it into a guard. The lock is not
+/// renewed in between: resume it before its ttl ends. A program that can read a ticket can release
+/// the lock, so show it only to programs that share the work. Its `Debug` omits the grant id.
 ///
-/// Written as `TOKEN.GRANT.NAME`, the name percent-encoded:
+/// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded:
 ///
 /// ```
 /// use database_locks::Ticket;
@@ -35,25 +33,26 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// assert_eq!(ticket.to_string(), text);
 /// # Ok::<(), database_locks::Error>(())
 /// ```
-///
-/// [`Locks::resume`]: crate::Locks::resume
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
+    /// The name of the lock.
     #[doc(hidden)]
     pub name: LockName,
+    /// The fencing token of the grant.
     #[doc(hidden)]
     pub token: Token,
+    /// The random id of the grant.
     #[doc(hidden)]
     pub grant: GrantId,
 }
 
 impl Ticket {
-    /// Which lock.
+    /// The name of the lock.
     pub fn name(&self) -> &LockName {
         &self.name
     }
 
-    /// The fencing number, the same before and after it is handed over.
+    /// The fencing token. It stays the same when the lock is resumed.
     pub fn token(&self) -> Token {
         self.token
     }
@@ -91,7 +90,7 @@ impl FromStr for Ticket {
         };
         read().ok_or_else(|| {
             let allowed = "TOKEN.GRANT.NAME, as `dblock acquire` or DBLOCK_TICKET gives it";
-            // Not repeated: it may be a good one with a typing error.
+            // The text is not repeated: it may be a secret, a good ticket with a typing error.
             InvalidSetting::new("ticket", "of another form", allowed)
         })
     }
@@ -132,6 +131,12 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_tells_its_name_and_token() {
+        let ticket = ticket("job");
+        assert_eq!((ticket.name().as_str(), ticket.token().get()), ("job", 17));
+    }
+
+    #[test]
     fn a_bad_ticket_is_refused_and_not_repeated() {
         let good = ticket("job").to_string();
         for bad in [
@@ -141,10 +146,20 @@ mod tests {
             &good[1..good.len() - 4],
             "x.y.z",
             &good.replace("17.", "-17."),
+            &good.replace("17.", "0."),
         ] {
-            let said = bad.parse::<Ticket>().unwrap_err().to_string();
-            assert!(said.contains("TOKEN.GRANT.NAME"), "{said}");
+            let message = bad.parse::<Ticket>().unwrap_err().to_string();
+            assert_eq!(
+                message,
+                "`ticket` is of another form, must be TOKEN.GRANT.NAME, \
+                 as `dblock acquire` or DBLOCK_TICKET gives it"
+            );
         }
-        assert!(!format!("{:?}", ticket("job")).contains(ticket("job").grant.as_str()));
+    }
+
+    #[test]
+    fn the_debug_output_of_a_ticket_omits_its_grant_id() {
+        let shown = format!("{:?}", ticket("job"));
+        assert_eq!(shown, r#"Ticket { name: "job", token: 17, .. }"#);
     }
 }

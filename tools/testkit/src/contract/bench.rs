@@ -86,7 +86,7 @@ impl Bench {
         run(statement);
     }
 
-    /// Whether leases end by being watched, and not by a clock of the database.
+    /// Whether the expiry of leases is observed, and not decided by a clock of the database.
     pub fn is_cluster(&self) -> bool {
         matches!(self.engine, "galera" | "mysql-group")
     }
@@ -123,7 +123,7 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
         holder: holder.into(),
         length,
         metadata: "{}".into(),
-        lapsed: None,
+        expired_version: None,
     }
 }
 
@@ -152,7 +152,7 @@ pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
 
 /// A grant, made now.
 ///
-/// On a cluster a lease that has ended is first watched for as long as it lasted.
+/// On a cluster the expiry of a lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
     let mut ask = ask(lock, holder, length);
     for _ in 0..100 {
@@ -160,9 +160,10 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
             Outcome::Granted { token, .. } => return grant_of(&ask, token),
             Outcome::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
             Outcome::Held(Holder {
-                lapse: Some(lapse), ..
-            }) if lapse.length <= 2 * SHORT => {
-                ask.lapsed = watched(&lapse).await;
+                observed_expiry: Some(expiry),
+                ..
+            }) if expiry.length <= 2 * SHORT => {
+                ask.expired_version = observed(&expiry).await;
             }
             other => panic!("{lock} not granted: {other:?}"),
         }
@@ -170,24 +171,25 @@ pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Durati
     panic!("{lock} stayed busy")
 }
 
-async fn watched(lapse: &ObservedExpiry) -> Option<Version> {
-    tokio::time::sleep(lapse.length + Duration::from_millis(10)).await;
-    Some(lapse.version.clone())
+async fn observed(expiry: &ObservedExpiry) -> Option<Version> {
+    tokio::time::sleep(expiry.length + Duration::from_millis(10)).await;
+    Some(expiry.version.clone())
 }
 
-/// What a contender of a lease that has ended has watched, where that is how leases end.
-pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
+/// The version whose expiry a waiter has observed; `None` if a clock of the database decides.
+pub(super) async fn expired_version(bench: &Bench, lock: &str) -> Option<Version> {
     if !bench.is_cluster() {
         return None;
     }
     let store = bench.store();
     let Outcome::Held(Holder {
-        lapse: Some(lapse), ..
+        observed_expiry: Some(expiry),
+        ..
     }) = try_once(&*store, &ask(lock, "a watcher", SHORT)).await
     else {
         panic!("{lock} is not held")
     };
-    watched(&lapse).await
+    observed(&expiry).await
 }
 
 /// Renew one grant.

@@ -50,7 +50,7 @@ pub(crate) struct Acquisition<'a> {
     held_here: Option<Duration>,
     /// When an answer first left open who has it, since one that told.
     unclear_since: Option<Time>,
-    stretch: WaitExtension<Version>,
+    extension: WaitExtension<Version>,
 }
 
 impl<'a> Acquisition<'a> {
@@ -76,7 +76,7 @@ impl<'a> Acquisition<'a> {
             polled,
             held_here: None,
             unclear_since: None,
-            stretch: WaitExtension::default(),
+            extension: WaitExtension::default(),
         })
     }
 
@@ -141,7 +141,7 @@ impl<'a> Acquisition<'a> {
         self.progress
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .occupant
+            .holder
             .get_or_insert_default();
         let slot = self.inner.queues.join(&self.want.name);
         let at_once = slot.is_first().await;
@@ -234,10 +234,10 @@ impl<'a> Acquisition<'a> {
             Err(StoreError::Unavailable(_)) => true,
             _ => false,
         };
-        let (watches, name) = (&self.inner.watches, &self.want.name);
+        let (observations, name) = (&self.inner.observations, &self.want.name);
         match outcome {
             Err(StoreError::Unavailable(_)) => over,
-            _ => over && self.stretch.until(watches, name, now).is_none(),
+            _ => over && self.extension.until(observations, name, now).is_none(),
         }
     }
 
@@ -256,10 +256,10 @@ impl<'a> Acquisition<'a> {
             Err(failure) => self.inner.outages.log_failed(name, sent, failure),
             Ok(outcome) => {
                 self.inner.outages.log_answered(sent);
-                if let Outcome::Held(occupant) = outcome {
+                if let Outcome::Held(holder) = outcome {
                     self.unclear_since = None;
                     let queued = self.slot.is_some();
-                    held_here = note_holder(self.inner, name, occupant, queued);
+                    held_here = note_holder(self.inner, name, holder, queued);
                 }
             }
         }
@@ -284,7 +284,7 @@ impl<'a> Acquisition<'a> {
         };
         let overdue = || {
             WaitExtension::default()
-                .until(&self.inner.watches, &self.want.name, clock::now())
+                .until(&self.inner.observations, &self.want.name, clock::now())
                 .is_some()
         };
         match at.saturating_sub(clock::now() + LAST_TRY) {
@@ -340,7 +340,7 @@ pub(crate) fn note_holder(inner: &Inner, name: &LockName, by: &Holder, queued: b
 }
 
 /// Whether it is a guard of these very locks that has it, whose release is heard of here.
-fn is_held_by(inner: &Inner, occupant: &Holder) -> bool {
-    let grant = occupant.grant.as_deref().and_then(GrantId::parse);
-    occupant.intact && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
+fn is_held_by(inner: &Inner, holder: &Holder) -> bool {
+    let grant = holder.grant.as_deref().and_then(GrantId::parse);
+    !holder.is_legacy && grant.is_some_and(|grant| inner.scheduler.timing(grant).is_some())
 }

@@ -51,7 +51,7 @@ impl Attempt {
             holder: Arc::clone(&want.holder),
             length: want.timing.first_grant(),
             metadata: Arc::clone(&want.metadata),
-            lapsed: None,
+            expired_version: None,
         };
         Ok(Self {
             inner: Here::new(Arc::clone(inner)),
@@ -82,17 +82,15 @@ impl Attempt {
 
     pub(crate) async fn once(&mut self) -> Result<Outcome, StoreError> {
         match self.ask().await? {
-            Outcome::Held(occupant) if self.may_take_over(&occupant) => {
-                self.take_over(occupant).await
-            }
+            Outcome::Held(holder) if self.may_take_over(&holder) => self.take_over(holder).await,
             outcome => Ok(outcome),
         }
     }
 
     /// Whether its own holder has it, in another process.
-    fn may_take_over(&self, occupant: &Holder) -> bool {
-        let here = || occupant.intact && occupant.grant.as_deref().is_some_and(is_ours);
-        self.want.preempt && occupant.holder.as_deref() == Some(&*self.want.holder) && !here()
+    fn may_take_over(&self, holder: &Holder) -> bool {
+        let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_ours);
+        self.want.preempt && holder.holder.as_deref() == Some(&*self.want.holder) && !here()
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
@@ -135,7 +133,7 @@ impl Attempt {
     /// A request is about to be sent; whether an earlier one was unsettled.
     fn begin(&mut self) -> bool {
         self.sent = clock::now();
-        self.ask.lapsed = self.inner.watches.ended(&self.want.name, self.sent);
+        self.ask.expired_version = self.inner.observations.ended(&self.want.name, self.sent);
         std::mem::replace(&mut self.unsettled, true)
     }
 
@@ -149,7 +147,7 @@ impl Attempt {
             self.unsettled = before;
         }
         let mut outcome = answer?;
-        self.watch(&mut outcome);
+        self.observe(&mut outcome);
         self.unsettled = match outcome {
             Outcome::Held(_) => false,
             // It may be a request of our own, whose reply was lost, that has the row locked.
@@ -165,38 +163,37 @@ impl Attempt {
         &self,
         seen: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
-        let occupant = match seen {
-            Ok(Some(occupant)) => occupant,
+        let holder = match seen {
+            Ok(Some(holder)) => holder,
             Err(failure @ StoreError::Unavailable(_)) => return Some(Err(failure)),
             Ok(None) | Err(_) => return None,
         };
-        let ours = occupant.grant.as_deref() == Some(self.ask.grant.as_str());
-        if ours || self.may_take_over(&occupant) {
+        let ours = holder.grant.as_deref() == Some(self.ask.grant.as_str());
+        if ours || self.may_take_over(&holder) {
             return None;
         }
-        let mut outcome = Outcome::Held(occupant);
-        self.watch(&mut outcome);
-        let lapsed = self.inner.watches.ended(&self.want.name, clock::now());
-        lapsed.is_none().then_some(Ok(outcome))
+        let mut outcome = Outcome::Held(holder);
+        self.observe(&mut outcome);
+        let expired_version = self.inner.observations.ended(&self.want.name, clock::now());
+        expired_version.is_none().then_some(Ok(outcome))
     }
 
-    /// Where a lease ends by being watched, this was one look more.
-    fn watch(&self, outcome: &mut Outcome) {
-        let (watches, name) = (&self.inner.watches, &self.want.name);
+    /// Record what the reply shows of a lease whose expiry is observed.
+    fn observe(&self, outcome: &mut Outcome) {
+        let (observations, name) = (&self.inner.observations, &self.want.name);
         match outcome {
-            Outcome::Held(occupant) => match &occupant.lapse {
-                Some(lapse) => {
-                    let ObservedExpiry {
-                        version,
-                        length,
-                        overdue,
-                    } = lapse;
-                    let left = watches.saw(name, version, *length, *overdue, clock::now());
-                    occupant.free_in = Some(left);
+            Outcome::Held(holder) => match &holder.observed_expiry {
+                Some(ObservedExpiry {
+                    version,
+                    length,
+                    overdue,
+                }) => {
+                    let left = observations.saw(name, version, *length, *overdue, clock::now());
+                    holder.free_in = Some(left);
                 }
-                None => watches.forget(name),
+                None => observations.forget(name),
             },
-            Outcome::Granted { .. } => watches.forget(name),
+            Outcome::Granted { .. } => observations.forget(name),
             Outcome::Busy => {}
         }
     }
@@ -246,7 +243,7 @@ impl Drop for Attempt {
             if let Some(under_way) = &mut under_way {
                 let _ = tokio::time::timeout(DIRECT, under_way).await;
             }
-            let Ok(Released::NotOurs) = first.await else {
+            let Ok(Released::NotHeld) = first.await else {
                 return;
             };
             // The server may come to it yet.

@@ -151,7 +151,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
             }
         }
         // Where it ends by being watched, the background sees to that.
-        Ok(Outcome::Held(by)) if want.once() && by.lapse.is_none() => {
+        Ok(Outcome::Held(by)) if want.once() && by.observed_expiry.is_none() => {
             inner.outages.log_answered(attempt.sent());
             note_holder(inner, &want.name, &by, false);
             Direct::Done(None)
@@ -280,7 +280,7 @@ async fn observed(
 /// What was learnt while waiting, for the error at its end and the log records on the way.
 #[derive(Debug, Default)]
 struct Progress {
-    occupant: Option<Holder>,
+    holder: Option<Holder>,
     /// When that was seen.
     seen: protocol::Time,
     failure: Option<StoreError>,
@@ -292,36 +292,36 @@ impl Progress {
     /// Take note of a try that granted nothing.
     fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
         match outcome {
-            Ok(Outcome::Held(occupant)) => {
-                let who = (occupant.token, occupant.holder.clone());
+            Ok(Outcome::Held(holder)) => {
+                let who = (holder.token, holder.holder.clone());
                 if self.logged.as_ref() != Some(&who) {
                     tracing::debug!(
                         lock.name = name.as_str(),
-                        lock.token = occupant.token.map(Token::get),
-                        lock.holder = occupant.holder.as_deref(),
-                        lock.held_ms = occupant.held_for.map(ms),
+                        lock.token = holder.token.map(Token::get),
+                        lock.holder = holder.holder.as_deref(),
+                        lock.held_ms = holder.held_for.map(ms),
                         "waiting: another holder has it"
                     );
                     self.logged = Some(who);
                 }
-                (self.occupant, self.failure) = (Some(occupant), None);
+                (self.holder, self.failure) = (Some(holder), None);
                 self.seen = clock::now();
             }
             Err(failure @ StoreError::Unavailable(_)) => {
-                (self.occupant, self.failure) = (None, Some(failure));
+                (self.holder, self.failure) = (None, Some(failure));
             }
             // The holder that was seen before counts for more than a deadlock in between.
             Err(failure) if !self.knows_holder() => self.failure = Some(failure),
             _ => {
-                self.occupant.get_or_insert_default();
+                self.holder.get_or_insert_default();
                 self.failure = None;
             }
         }
     }
 
     fn knows_holder(&self) -> bool {
-        let occupant = self.occupant.as_ref();
-        occupant.is_some_and(|by| by.holder.is_some() || by.token.is_some())
+        let holder = self.holder.as_ref();
+        holder.is_some_and(|by| by.holder.is_some() || by.token.is_some())
     }
 }
 
@@ -335,8 +335,8 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
         rarer.told(now);
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         // An outage is told once a process, and those behind the first in line ask for nothing.
-        let occupant = progress.occupant.as_ref();
-        if let Some(by) = occupant.filter(|_| progress.knows_holder()) {
+        let holder = progress.holder.as_ref();
+        if let Some(by) = holder.filter(|_| progress.knows_holder()) {
             let mut by = by.clone();
             let since = now.saturating_sub(progress.seen);
             drop(progress);
@@ -363,7 +363,7 @@ async fn within_wait(
     {
         let mut work = std::pin::pin!(work);
         let mut report = std::pin::pin!(report(want, &progress));
-        let mut stretch = WaitExtension::default();
+        let mut extension = WaitExtension::default();
         loop {
             tokio::select! {
                 biased;
@@ -372,7 +372,7 @@ async fn within_wait(
                 () = until(end) => {}
             }
             let now = clock::now();
-            match stretch.until(&inner.watches, &want.name, now) {
+            match extension.until(&inner.observations, &want.name, now) {
                 // It may turn out at any time that it need not go on.
                 Some(until) => end = Some(until.min(now + STRETCH)),
                 None => break,
@@ -383,7 +383,7 @@ async fn within_wait(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     if let (None, None, Some(by)) = (
-        &progress.occupant,
+        &progress.holder,
         &progress.failure,
         inner.store.blocked_by(),
     ) {
@@ -405,17 +405,17 @@ async fn until(end: Option<protocol::Time>) {
 }
 
 fn wait_is_over(want: &Want, limit: Duration, waited: Duration, progress: Progress) -> Error {
-    match (progress.occupant, progress.failure) {
+    match (progress.holder, progress.failure) {
         (_, Some(failure)) => failure.into_error(op(&want.name)),
         (None, None) => Error::Unavailable {
             op: op(&want.name),
             source: format!("no answer within {}", protocol::Human(limit)).into(),
         },
-        (Some(occupant), None) => Error::TimedOut {
+        (Some(holder), None) => Error::TimedOut {
             name: want.name.clone(),
             waited,
-            holder: occupant.holder,
-            held_for: occupant.held_for,
+            holder: holder.holder,
+            held_for: holder.held_for,
         },
     }
 }

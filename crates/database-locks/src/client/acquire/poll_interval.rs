@@ -83,7 +83,7 @@ impl PollInterval {
     /// After a try or a poll that came to this by `now`.
     pub(crate) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> WaitHint {
         match outcome {
-            Ok(Outcome::Held(occupant)) => self.held(occupant, now),
+            Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
             // Mostly another client is just taking it, and will notify.
             Ok(Outcome::Busy) => WaitHint {
@@ -97,20 +97,20 @@ impl PollInterval {
     /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
     ///
     /// A legacy holder notifies nobody, and neither does the end of a lease.
-    fn held(&mut self, occupant: &Holder, now: Time) -> WaitHint {
+    fn held(&mut self, holder: &Holder, now: Time) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
-            Some((token, since)) if token == occupant.token => since,
+            Some((token, since)) if token == holder.token => since,
             _ => now,
         };
-        self.seen = Some((occupant.token, since));
-        let end = occupant
+        self.seen = Some((holder.token, since));
+        let end = holder
             .free_in
             .map(|left| left + Duration::from_millis(fastrand::u64(1..=8)));
         let until_end = |pause: Duration| end.map_or(pause, |end| end.min(pause));
         let notified = self.longest.clamp(NOTIFIED_POLL, LONGEST_NOTIFIED);
         WaitHint {
-            notified: occupant.intact.then(|| until_end(jittered(notified, 0.5))),
+            notified: (!holder.is_legacy).then(|| until_end(jittered(notified, 0.5))),
             polling: until_end(jittered(self.pause(now.saturating_sub(since)), 0.6)),
         }
     }

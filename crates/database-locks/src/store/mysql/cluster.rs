@@ -59,8 +59,8 @@ pub(crate) fn fill(statement: &str, cluster: Option<Cluster>) -> String {
 }
 
 /// The parameters of [`ENDED_ON_CLUSTER`].
-pub(crate) fn version(lapsed: Option<&Version>) -> [(String, Value); 3] {
-    let (token, expires_at, renewed_at) = match lapsed {
+pub(crate) fn version(expired_version: Option<&Version>) -> [(String, Value); 3] {
+    let (token, expires_at, renewed_at) = match expired_version {
         None => (None, None, None),
         Some(seen) => (Some(seen.token), Some(seen.expires_at), seen.renewed_at),
     };
@@ -202,15 +202,17 @@ impl Session {
         if self.cluster.is_none() || !row.is_granted(ask.grant.as_str()) {
             let outcome = row.refusal(ask.grant.as_str());
             let seen = match &outcome {
-                Outcome::Held(of) => of.lapse.as_ref().map(|lapse| &lapse.version),
+                Outcome::Held(of) => of.observed_expiry.as_ref().map(|expiry| &expiry.version),
                 _ => None,
             };
             // As it was when it was watched: somebody has it locked, or this node has yet to hear that
             // another has changed it.
-            return Ok(match seen.is_some() && seen == ask.lapsed.as_ref() {
-                true => Outcome::Busy,
-                false => outcome,
-            });
+            return Ok(
+                match seen.is_some() && seen == ask.expired_version.as_ref() {
+                    true => Outcome::Busy,
+                    false => outcome,
+                },
+            );
         }
         // The reply to an earlier request of the same grant was lost. How long it goes on the clock of
         // this node does not tell: so it is made to last as long as was asked, from now on.

@@ -225,7 +225,7 @@ impl Lane for DirectPath {
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         // A lock that was released is as little ours as one that was lost.
-        let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
+        let tells = |done: &Vec<_>| !done.contains(&Released::NotHeld);
         Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))
     }
 

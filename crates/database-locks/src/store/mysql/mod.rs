@@ -251,7 +251,7 @@ impl Store for Mysql {
         Box::pin(self.line.call(within, |session| {
             Box::pin(async move {
                 let rows = session.read(&names).await?;
-                Ok(LockRow::occupants(&names, &rows))
+                Ok(LockRow::holders(&names, &rows))
             })
         }))
     }
@@ -718,7 +718,7 @@ impl Session {
         Ok(if ours {
             Released::Busy
         } else {
-            Released::NotOurs
+            Released::NotHeld
         })
     }
 
@@ -747,7 +747,7 @@ impl Session {
         };
         let done = self.execute(Self::FORCE, params).await;
         Ok(match self.unless_contended(done)? {
-            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+            Some(done) if done.rows > 0 => Force::Freed(row.holder()),
             _ => Force::Busy,
         })
     }
@@ -764,7 +764,7 @@ fn params_of(ask: &AcquireCommand) -> Params {
     ];
     let named: Vec<(String, Value)> = named
         .into_iter()
-        .chain(version(ask.lapsed.as_ref()))
+        .chain(version(ask.expired_version.as_ref()))
         .collect();
     named.into()
 }

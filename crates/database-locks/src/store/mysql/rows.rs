@@ -16,8 +16,8 @@ macro_rules! read {
             "
         SELECT l.name, l.locked_by, l.token, l.grant_id,
                TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
-               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS endless,
-               l.granted_until <=> l.expires_at AS intact,
+               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS is_infinite,
+               NOT (l.granted_until <=> l.expires_at) AS is_legacy,
                TIMESTAMPDIFF(MICROSECOND, l.acquired_at, UTC_TIMESTAMP(6)) AS held_for,
                TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.acquired_at)
                    AS acquired_at,
@@ -120,8 +120,11 @@ impl Session {
     /// Rows of [`read`], unless the server has become read-only since the session was opened.
     fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
         self.must_be_writable(rows.first(), WRITABLE_AT)?;
-        let clocks = self.cluster.is_some();
-        Ok(rows.into_iter().map(|row| seen(row, clocks)).collect())
+        let multi_primary = self.cluster.is_some();
+        Ok(rows
+            .into_iter()
+            .map(|row| seen(row, multi_primary))
+            .collect())
     }
 
     /// Give up a connection to a server that has become read-only, as in a failover: for a privileged
@@ -136,7 +139,7 @@ impl Session {
 }
 
 /// A row of [`read`]. What cannot be understood is taken as null: one bad row must not hide the rest.
-fn seen(mut row: Row, clocks: bool) -> LockRow {
+fn seen(mut row: Row, multi_primary: bool) -> LockRow {
     fn value<T: mysql_async::prelude::FromValue>(row: &mut Row, column: usize) -> Option<T> {
         match row.take(column)? {
             Value::NULL => None,
@@ -153,14 +156,14 @@ fn seen(mut row: Row, clocks: bool) -> LockRow {
         token: value(row, 2).unwrap_or_default(),
         grant: text(row, 3),
         expires_in: value(row, 4),
-        endless: value(row, 5) == Some(1),
-        intact: value(row, 6) == Some(1),
+        is_infinite: value(row, 5) == Some(1),
+        is_legacy: value(row, 6) == Some(1),
         held_for: value(row, 7),
         acquired_at: value(row, 8),
         renewed_at: value(row, 9),
         expires_at: value(row, 10),
         metadata: text(row, 11),
-        clocks,
+        multi_primary,
     }
 }
 

@@ -442,7 +442,7 @@ impl Store for Postgres {
     ) -> Reply<'a, Vec<Option<Holder>>> {
         Box::pin(self.link.on(within, move |on| async move {
             let rows = read(&on, names).await?;
-            Ok(LockRow::occupants(names, &rows))
+            Ok(LockRow::holders(names, &rows))
         }))
     }
 

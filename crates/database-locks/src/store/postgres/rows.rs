@@ -35,7 +35,7 @@ macro_rules! seen {
             micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
             ",
        l.expires_at >= '9999-12-31 00:00:00+00',
-       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+       l.granted_until IS DISTINCT FROM l.expires_at,
        ",
             micros!("l.acquired_at", "statement_timestamp() - l.acquired_at")
         )
@@ -73,18 +73,18 @@ macro_rules! ring {
 
 /// Read them, from column `at` on.
 pub(crate) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
-    let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
+    let is_infinite = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
     Ok(LockRow {
         holder: row.try_get(at)?,
         token: row.try_get(at + 1)?,
         grant: row.try_get(at + 2)?,
-        expires_in: if endless {
+        expires_in: if is_infinite {
             Some(i64::MAX)
         } else {
             row.try_get(at + 3)?
         },
-        endless,
-        intact: row.try_get(at + 5)?,
+        is_infinite,
+        is_legacy: row.try_get(at + 5)?,
         held_for: row.try_get(at + 6)?,
         ..LockRow::default()
     })

@@ -122,7 +122,7 @@ pub(crate) async fn release(
     let told = |(what, done): (&ReleaseCommand, Option<Released>)| match done {
         Some(done) => done,
         None if ours(what) => Released::Busy,
-        None => Released::NotOurs,
+        None => Released::NotHeld,
     };
     Ok(returns.iter().zip(released).map(told).collect())
 }
@@ -171,7 +171,7 @@ pub(crate) async fn force(on: &Connection, name: &LockName) -> Result<Force, Ref
     let rows = on.rows(Sql::Force as usize, true, &params).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
-        Some(row) if row.try_get(0)? => Force::Freed(seen(row, 1)?.occupant()),
+        Some(row) if row.try_get(0)? => Force::Freed(seen(row, 1)?.holder()),
         Some(_) => Force::Busy,
     })
 }

@@ -25,7 +25,7 @@ macro_rules! seen {
             "SELECT name, locked_by, token, grant_id,
                     unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec'),
                     expires_at LIKE '9999-12-31 00:00:00%',
-                    granted_until IS expires_at,
+                    granted_until IS NOT expires_at,
                     unixepoch('now', 'subsec') - unixepoch(acquired_at, 'subsec'),
                     unixepoch(acquired_at, 'subsec'),
                     unixepoch(renewed_at, 'subsec'),
@@ -242,8 +242,8 @@ pub(crate) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
         token: row.get(2)?,
         grant: row.get(3)?,
         expires_in: micros(4)?,
-        endless: row.get::<_, Option<bool>>(5)?.unwrap_or_default(),
-        intact: row.get(6)?,
+        is_infinite: row.get::<_, Option<bool>>(5)?.unwrap_or_default(),
+        is_legacy: row.get(6)?,
         held_for: micros(7)?,
         acquired_at: micros(8)?,
         renewed_at: micros(9)?,
@@ -269,7 +269,7 @@ pub(crate) fn look_at(
         let rows = names.iter().map(|name| look(&mut statement, name));
         let rows: Vec<Option<LockRow>> = rows.collect::<Result<_, _>>()?;
         let rows: Vec<LockRow> = rows.into_iter().flatten().collect();
-        Ok(LockRow::occupants(names, &rows))
+        Ok(LockRow::holders(names, &rows))
     })
 }
 
@@ -376,7 +376,7 @@ pub(crate) fn release(
             Ok(if freed == 1 {
                 Released::Freed
             } else {
-                Released::NotOurs
+                Released::NotHeld
             })
         };
         returns.iter().map(one).collect()
@@ -451,7 +451,7 @@ pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, Store
             .query_row([name.as_str()], |row| row.get("token"))
             .optional()?;
         Ok(match row {
-            Some(row) if freed.is_some() => Force::Freed(row.occupant()),
+            Some(row) if freed.is_some() => Force::Freed(row.holder()),
             _ => Force::WasFree,
         })
     })
