@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python test-python-logged torture check check-rust check-python bench profile example package install clean
+.PHONY: help test test-rust test-python test-python-logged torture check check-docs check-rust check-python check-deny check-msrv book bench profile example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -71,7 +71,10 @@ torture: ## many processes on a few locks while everything breaks; ENGINE=, SECO
 	target/debug/torture --engine $(ENGINE) --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) \
 		$(if $(DOCS),--docs $(DOCS))
 
-check: check-rust check-python ## look at the code without running it: format, lints, types, features by themselves, documentation
+check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, features by themselves, documentation
+
+check-docs: ## the links of the documents, and that none is missing in the table of contents
+	scripts/check-links
 
 check-rust: ## the part of it that is for Rust
 	cargo fmt --all --check
@@ -92,6 +95,23 @@ check-python: ## the part of it that is for Python, its stubs compared with what
 	ruff check; ruff format --check . ../crates --config ruff.toml; \
 	mypy --strict database_locks; \
 	stubtest database_locks._core
+
+# Without the advisories, whose database is a Git repository that some machines cannot reach.
+DENY = bans licenses sources
+
+check-deny: ## licences, sources and banned crates of the dependencies, if cargo-deny is installed
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check $(DENY); else \
+		echo "make check: the dependencies' licences and sources were not checked; cargo install --locked cargo-deny"; fi
+
+# The dependencies decide: the least that those of the published crates declare, and what sqlx declares.
+MSRV = $(shell sed -nE 's/^rust-version = "([0-9.]+)"/\1/p' Cargo.toml)
+MSRV_SQLX = 1.94
+ENGINES = database-locks/metrics,database-locks/mysql,database-locks/postgres,database-locks/sqlite
+
+check-msrv: ## build what is published with the oldest Rust that it is for, which rustup installs if need be
+	rustup toolchain install --profile minimal --no-self-update $(MSRV) $(MSRV_SQLX)
+	CARGO_TARGET_DIR=target/msrv cargo +$(MSRV) check --locked -p database-locks -p dblock --features $(ENGINES)
+	CARGO_TARGET_DIR=target/msrv cargo +$(MSRV_SQLX) check --locked -p database-locks --all-features
 
 # What cannot be had on some machine is left out, and a line says so.
 bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700 ONLY=cycle,held…
@@ -115,6 +135,9 @@ package: ## make the packages, and build and test what is in them
 	scripts/check-package
 	scripts/check-drivers
 	scripts/check-python-package
+
+book: ## make a website of the documentation in target/book/html, with mdbook
+	@scripts/book
 
 install: ## install the command dblock into cargo's directory of programs
 	cargo install --locked --path crates/dblock

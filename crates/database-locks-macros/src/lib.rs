@@ -1,11 +1,13 @@
-//! The attribute macro `#[locked]`, of which the crate `database-locks` is the door: depend on that
-//! one. It re-exports the macro, documents it, and has what the macro expands to.
+//! The attribute macro `#[locked]` of the crate `database-locks`.
 //!
-//! | file | what |
+//! Depend on that crate: it re-exports the macro, documents it, and contains what the macro expands
+//! to.
+//!
+//! | file | content |
 //! | --- | --- |
-//! | `args.rs` | what stands in the parentheses, checked as far as it can be without running |
-//! | `expand.rs` | the function as it was written, to the function that takes the lock first |
-//! | `future.rs` | which functions return a future, and of what |
+//! | `args.rs` | the arguments in the parentheses, checked as far as possible at compile time |
+//! | `expand.rs` | expansion: a function that acquires the lock first |
+//! | `future.rs` | which functions return a future, and of what type |
 
 mod args;
 mod expand;
@@ -13,7 +15,7 @@ mod future;
 
 use proc_macro::TokenStream;
 
-/// Run a function only while holding a lock.
+/// Run a function only while holding a lock. Documented as `database_locks::locked`.
 #[proc_macro_attribute]
 pub fn locked(args: TokenStream, function: TokenStream) -> TokenStream {
     expand::locked(args.into(), function.into()).into()

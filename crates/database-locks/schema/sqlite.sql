@@ -1,8 +1,8 @@
--- The locks of one machine, one row each. `dblock init` and `Locks::migrate` run exactly this.
+-- The locks of one machine, one row for each. `dblock init` and `Locks::migrate` run exactly this.
 --
--- expires_at: the lease ends then (UTC, 'YYYY-MM-DD HH:MM:SS.ffffff'); null: free;
---             9999-12-31 00:00:00.000000: without end.
--- granted_until: what this protocol wrote into expires_at last.
+-- expires_at: the end of the lease (UTC, 'YYYY-MM-DD HH:MM:SS.ffffff'); null: free;
+--             9999-12-31 00:00:00.000000: infinite.
+-- granted_until: a copy of expires_at.
 CREATE TABLE IF NOT EXISTS {table} (
     id            integer      NOT NULL PRIMARY KEY AUTOINCREMENT,
     name          varchar(255) NOT NULL UNIQUE,

@@ -1,5 +1,5 @@
-//! Distributed locks as rows in the SQL database that you already have: PostgreSQL, MySQL, MariaDB,
-//! or an SQLite file for one machine.
+//! Distributed locks as rows in the SQL database that an application already has: PostgreSQL,
+//! MySQL, MariaDB, or an SQLite file for one machine.
 //!
 //! ```
 //! use std::time::Duration;
@@ -10,10 +10,10 @@
 //! let locks = Locks::connect(url).await?; // postgres://…, mysql://…, sqlite:…, memory:
 //! locks.migrate().await?; // once; or `dblock init`
 //!
-//! // Wait for it, run, and be stopped if it is lost.
+//! // Wait for the lock, run the future, and stop it if the lock is lost.
 //! locks.lock("nightly report").run(async { /* … */ }).await?;
 //!
-//! // Try once, and go on with the guard in hand.
+//! // Try once, and hold the lock by a guard.
 //! if let Some(guard) = locks.lock("invoices").ttl(Duration::from_secs(10)).try_acquire().await? {
 //!     assert!(guard.is_held());
 //!     println!("fencing token {}", guard.token());
@@ -22,37 +22,36 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # What a guard is worth
+//! # Guarantees of a guard
 //!
-//! A [`LockGuard`] is renewed in the background, by one thread for all locks of the process, until it
-//! is released or dropped. If it is *lost*, it says so before the database would give the lock to
-//! another client: [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost) wakes you, and
-//! [`Lock::run`] stops your future. Its [`token`](LockGuard::token) grows with each grant; whatever
-//! you write to outside of this database can refuse a smaller one. What you write to this database can
-//! be [fenced](LockGuard::fence): then it is committed only while the lock is really still held.
+//! - **Renewal**: one background thread renews all locks of the process until their [`LockGuard`]s
+//!   are released or dropped.
+//! - **Loss**: if renewals fail, the guard reports the loss before the database would give the lock
+//!   to another client. [`is_held`](LockGuard::is_held) never waits, [`lost`](LockGuard::lost)
+//!   resolves, and [`Lock::run`] stops its future. A release by force is the exception: the holder
+//!   learns of it at its next renewal.
+//! - **Fencing**: the [`token`](LockGuard::token) grows with each grant, so that other systems can
+//!   refuse a smaller one. A transaction in the same database can be [fenced](LockGuard::fence): it
+//!   commits only while the lock is held.
+//! - **Outages**: a restart or a short outage of the database loses no lock that is renewed in
+//!   time, and waiters survive it.
 //!
-//! A database that is restarted or cut off for a while loses no lock that is renewed in time, and
-//! waiters outlive it.
+//! # Other forms
 //!
-//! # Without async
-//!
-//! [`blocking`] has the same for code that blocks.
-//!
-//! # Without the lines
-//!
-//! The attribute [`#[locked("nightly report", ttl = "30s")]`](macro@locked) runs a function under a lock. A
-//! function that returns no `Result` panics if the lock is not acquired or is lost.
+//! - [`blocking`]: the same API for code that blocks.
+//! - [`#[locked("nightly report", ttl = "30s")]`](macro@locked): runs a function under a lock. A
+//!   function that returns no `Result` panics if the lock is not acquired or is lost.
 //!
 //! # Features
 //!
-//! | feature | on | for |
+//! | feature | default | for |
 //! | --- | --- | --- |
-//! | `macros` | by default | the attribute [`#[locked]`](macro@locked) |
-//! | `postgres`, `mysql` (MariaDB too) | | the engines; `memory:` is always there |
-//! | `sqlite` | | SQLite, compiled in |
-//! | `sqlite-unbundled` | | the same with the system's library, 3.42 or later |
-//! | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` | | the engine, and [fences](LockGuard::fence) for transactions of sqlx 0.9 |
-//! | `metrics` | | counters, gauges and histograms through the crate of that name |
+//! | `macros` | on | the attribute [`#[locked]`](macro@locked) |
+//! | `postgres`, `mysql` (MariaDB too) | off | the engines; `memory:` is always there |
+//! | `sqlite` | off | SQLite, compiled in |
+//! | `sqlite-unbundled` | off | SQLite of the system, 3.42 or later |
+//! | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` | off | the engine, and [fences](LockGuard::fence) for transactions of sqlx 0.9 |
+//! | `metrics` | off | counters, gauges and histograms through the crate of that name |
 //!
 #![doc = include_str!("../docs/algorithm.md")]
 
@@ -128,8 +127,8 @@ pub mod __face {
         crate::Error::config(setting, got, allowed)
     }
 
-    /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place of
-    /// `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
+    /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place
+    /// of `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
     pub fn schema(engine: &str) -> Option<&'static str> {
         match engine {
             "postgres" => Some(include_str!("../schema/postgres.sql")),

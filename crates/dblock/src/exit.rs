@@ -1,10 +1,12 @@
-//! What `dblock` ends with, and what it says then.
+//! Exit codes, and the message that goes with a failure.
 
-use database_locks::{Error, LockName, LostReason, Ttl};
+use database_locks::{Error, LockName, LostReason};
 
-/// `show` of a name that was never locked.
+use crate::time::human;
+
+/// `show` of a lock that the table has no row of.
 pub(crate) const UNKNOWN: u8 = 1;
-/// What was to be printed did not arrive: the disk is full, or stdout is closed.
+/// The output could not be written: the disk is full, or stdout is closed.
 pub(crate) const UNPRINTED: u8 = 1;
 /// `doctor` has found an error, or with `--strict` a warning.
 pub(crate) const FOUND: u8 = 1;
@@ -14,45 +16,45 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// Another client has the lock (`EX_TEMPFAIL`: try again later).
 pub(crate) const BUSY: u8 = 75;
-/// The lock was lost while CMD ran; or a ticket is dead.
+/// The lock was lost while CMD ran, or a ticket is dead.
 pub(crate) const LOST: u8 = 76;
-/// CMD is there and cannot be run.
+/// CMD was found and cannot be run.
 pub(crate) const CANNOT_RUN: u8 = 126;
-/// CMD is not there.
+/// CMD was not found.
 pub(crate) const NOT_FOUND: u8 = 127;
 
-/// What a shell says of a command that a signal has ended.
+/// The exit code that a shell reports for a command ended by a signal: 128 + n.
 pub(crate) fn of_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
-/// Why nothing came of it: the exit code, and one line for people.
+/// Why a command failed: its exit code, and one line for stderr.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: u8,
-    /// Empty: there is nothing to say.
-    pub(crate) said: String,
+    /// Nothing is printed if it is empty.
+    pub(crate) message: String,
 }
 
 impl Failure {
-    pub(crate) fn new(code: u8, said: impl Into<String>) -> Self {
+    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
             code,
-            said: said.into(),
+            message: message.into(),
         }
     }
 
-    pub(crate) fn usage(said: impl Into<String>) -> Self {
-        Self::new(USAGE, said)
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, message)
     }
 
-    pub(crate) fn unavailable(said: impl Into<String>) -> Self {
-        Self::new(UNAVAILABLE, said)
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(UNAVAILABLE, message)
     }
 
-    /// What was to be done with a ticket was not.
+    /// A renewal, release or resumption by ticket failed.
     ///
-    /// `now` is who has the lock, where that could be asked.
+    /// `now` says who has the lock, if the database could be asked.
     pub(crate) fn of_ticket(error: Error, now: Option<&str>) -> Self {
         let Error::Lost { name, reason, .. } = error else {
             return error.into();
@@ -65,21 +67,23 @@ impl Failure {
             }
             LostReason::Released => "it was released already".to_owned(),
             LostReason::Resumed => "it was resumed already".to_owned(),
-            LostReason::RowGone => "the table does not know the lock any more".to_owned(),
+            LostReason::RowGone => "the row of the lock was deleted".to_owned(),
             other => other.to_string(),
         };
-        let now = now.map(|whose| format!("it is now {whose}; "));
+        let now = now.map(|holder| format!("it is now {holder}; "));
         let now = now.unwrap_or_default();
-        let next = format!("{now}nothing was changed; `dblock acquire` gives a new one");
         Self::new(
             LOST,
-            format!("the ticket for lock `{name}` is dead: {why}; {next}"),
+            format!(
+                "the ticket for lock `{name}` is dead: {why}; {now}nothing was changed; get a new \
+                 ticket with `dblock acquire`"
+            ),
         )
     }
 
-    /// A lock without a known holder could not be tried: something blocks its row or its table.
+    /// No client holds the lock, and it could not be acquired: its row or table is locked.
     pub(crate) fn blocked(name: &LockName, error: &Error) -> Self {
-        let what = match causes(error) {
+        let why = match causes(error) {
             none if none.is_empty() => {
                 ": no client holds it, but its row or table is locked by a backup or an open \
                  transaction"
@@ -88,11 +92,11 @@ impl Failure {
             causes => causes,
         };
         Self::unavailable(format!(
-            "lock `{name}` could not be tried{what}; try again later"
+            "lock `{name}` could not be tried{why}; try again later"
         ))
     }
 
-    /// A signal has ended us, before there was a command to pass it on to.
+    /// A signal ended `dblock` before CMD was started.
     pub(crate) fn interrupted(signal: i32) -> Self {
         Self::new(of_signal(signal), "")
     }
@@ -108,59 +112,60 @@ impl From<Error> for Failure {
                 held_for,
                 ..
             } => {
-                let tried = match waited.is_zero() {
-                    true => String::new(),
-                    false => format!("gave up after {}: ", Ttl::from(*waited)),
+                let (gave_up, next) = match waited.is_zero() {
+                    true => (String::new(), "wait for it with `-w 5m`"),
+                    false => (
+                        format!("gave up after {}: ", human(*waited)),
+                        "wait longer, or see `dblock list`",
+                    ),
                 };
-                let by = holder
-                    .as_deref()
-                    .map(|who| format!(" by {who}"))
-                    .unwrap_or_default();
-                let age = held_for.map(|age| format!(" for {}", Ttl::from(age)));
+                let by = holder.as_deref().map(|holder| format!(" by {holder}"));
+                let by = by.unwrap_or_default();
+                let age = held_for.map(|age| format!(" for {}", human(age)));
                 let age = age.unwrap_or_default();
-                let next = match waited.is_zero() {
-                    true => "wait for it with `-w 5m`",
-                    false => "wait longer, or see `dblock list`",
-                };
-                let said = format!("{tried}lock `{name}` is held{by}{age}; {next}");
-                Self::new(BUSY, said)
+                let message = format!("{gave_up}lock `{name}` is held{by}{age}; {next}");
+                Self::new(BUSY, message)
             }
-            Error::Lost { .. } => {
-                Self::unavailable(format!("{}, at once; try again", error.chain()))
-            }
+            Error::Lost { .. } => Self::unavailable(format!(
+                "{}, right after the grant; try again",
+                error.chain()
+            )),
             Error::Config { setting, .. } => {
-                let said = error.to_string();
-                let what = format!("`{setting}`");
-                Self::usage(said.replacen(&what, &flag(setting), 1))
+                let quoted = format!("`{setting}`");
+                Self::usage(
+                    error
+                        .to_string()
+                        .replacen(&quoted, &option_name(setting), 1),
+                )
             }
             Error::Conflict { .. } => {
                 Self::new(BUSY, format!("{}; try again later", error.chain()))
             }
-            Error::Unavailable { .. } => {
-                let next = "try again, or check --url or DATABASE_LOCKS_URL";
-                Self::unavailable(format!("{}; {next}", error.chain()))
-            }
+            Error::Unavailable { .. } => Self::unavailable(format!(
+                "{}; try again, or check --url or DATABASE_LOCKS_URL",
+                error.chain()
+            )),
             _ => Self::unavailable(error.chain()),
         }
     }
 }
 
-/// The messages of all sources of an error: `: this: and that`.
+/// The messages of all sources of an error, each after a colon.
 fn causes(error: &Error) -> String {
     let own = error.to_string().replace('\n', " ");
     let chain = error.chain();
     chain.strip_prefix(&own).unwrap_or_default().to_owned()
 }
 
-/// What a setting of the library is called here.
-fn flag(setting: &str) -> String {
+/// The option or variable of `dblock` that sets a setting of the library.
+fn option_name(setting: &str) -> String {
     match setting {
         "url" => "the URL (--url, --url-file, DATABASE_LOCKS_URL)".to_owned(),
         "service" => "the service (PGSERVICE, service=)".to_owned(),
         "name" => "NAME".to_owned(),
         "holder" => "--holder".to_owned(),
         "metadata" => "--meta".to_owned(),
-        // A variable or a file.
+        // The name of a variable or of a file.
         other if other.starts_with(|c: char| c.is_ascii_uppercase() || c == '~') => {
             other.to_owned()
         }
@@ -181,16 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_somebody_has_is_told_with_who_and_what_to_do() {
+    fn the_message_of_a_held_lock_names_its_holder_and_what_to_do() {
         let once = timed_out(Duration::ZERO);
         assert_eq!(once.code, BUSY);
         assert_eq!(
-            once.said,
+            once.message,
             "lock `job` is held by db1.17.ab for 2m 5s; wait for it with `-w 5m`"
         );
         let later = timed_out(Duration::from_secs(7));
         assert_eq!(
-            later.said,
+            later.message,
             "gave up after 7s: lock `job` is held by db1.17.ab for 2m 5s; wait longer, or see \
              `dblock list`"
         );
@@ -201,13 +206,13 @@ mod tests {
         let failure = Failure::from(Error::from(LockName::new("").unwrap_err()));
         assert_eq!(failure.code, USAGE);
         assert_eq!(
-            failure.said,
+            failure.message,
             "NAME is empty, must be 1 to 255 characters without NUL"
         );
     }
 
     #[test]
-    fn a_signal_is_128_more() {
+    fn the_exit_code_of_a_signal_is_128_plus_its_number() {
         assert_eq!(of_signal(15), 143);
         assert_eq!(of_signal(9), 137);
         assert_eq!(of_signal(200), 255);

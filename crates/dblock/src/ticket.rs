@@ -1,4 +1,4 @@
-//! Where a ticket comes from.
+//! Reads a ticket from the command line, standard input or the environment.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -7,83 +7,79 @@ use database_locks::{Error, LockName, Ticket};
 
 use crate::exit::Failure;
 
-/// What CMD of `dblock run` finds its ticket in.
+/// Set for CMD by `dblock run`.
 pub(crate) const VARIABLE: &str = "DBLOCK_TICKET";
 
-/// Of a ticket a name takes up most: 255 characters of 12 bytes.
-const LONGEST: usize = 4096;
+/// The longest ticket is mostly its name: 255 characters, each percent-encoded to 12 bytes at most.
+pub(crate) const MAX_LENGTH: usize = 4096;
 
 /// Where a ticket comes from.
-pub(crate) enum TicketFrom {
+pub(crate) enum TicketSource {
     /// The command line, which all users of the machine can read.
-    Words(String),
+    Argument(String),
     /// The first line of standard input.
     Stdin,
-    /// The environment.
-    Variable,
+    /// The variable `DBLOCK_TICKET`.
+    Environment,
 }
 
-/// Without the ticket: a process that reads it can release the lock.
-impl fmt::Debug for TicketFrom {
+/// Does not show the ticket: a process that has it can release the lock.
+impl fmt::Debug for TicketSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Words(_) => "Words",
+            Self::Argument(_) => "Argument",
             Self::Stdin => "Stdin",
-            Self::Variable => "Variable",
+            Self::Environment => "Environment",
         })
     }
 }
 
-impl TicketFrom {
-    /// What is meant by the argument of `--ticket`.
-    pub(crate) fn words(text: String) -> Self {
-        match text.as_str() {
+impl TicketSource {
+    /// The value of `--ticket`; `-` is standard input.
+    pub(crate) fn from_option(value: String) -> Self {
+        match value.as_str() {
             "-" => Self::Stdin,
-            _ => Self::Words(text),
+            _ => Self::Argument(value),
         }
     }
 
-    /// Read it. It must be one for that lock: with two locks at hand it is easily mixed up.
+    /// Reads the ticket. One of another lock is refused: with two locks they are easily mixed up.
     pub(crate) fn read(&self, name: &LockName) -> Result<Ticket, Failure> {
         let text = match self {
-            Self::Words(text) => text.clone(),
+            Self::Argument(text) => text.clone(),
             Self::Stdin => first_line(std::io::stdin()).map_err(|error| {
                 Failure::usage(format!(
                     "cannot read the ticket from standard input: {error}"
                 ))
             })?,
-            Self::Variable => std::env::var(VARIABLE).unwrap_or_default(),
+            Self::Environment => std::env::var(VARIABLE).unwrap_or_default(),
         };
         if text.trim().is_empty() {
-            let where_from = match self {
-                Self::Words(_) => "the ticket is empty",
-                Self::Stdin => "there is no ticket on standard input",
-                Self::Variable => {
-                    let said = format!("which ticket? Give it with --ticket, or in {VARIABLE}");
-                    return Err(Failure::usage(said));
+            let next = "check that the `dblock acquire` that was to print it succeeded";
+            return Err(Failure::usage(match self {
+                Self::Argument(_) => format!("the ticket is empty; {next}"),
+                Self::Stdin => format!("there is no ticket on standard input; {next}"),
+                Self::Environment => {
+                    format!("no ticket was given: give it with --ticket, or in {VARIABLE}")
                 }
-            };
-            return Err(Failure::usage(format!(
-                "{where_from}: did the `dblock acquire` fail that was to print it?"
-            )));
+            }));
         }
         let ticket: Ticket = text.parse().map_err(Error::from)?;
         if ticket.name() != name {
-            let its = ticket.name();
             return Err(Failure::usage(format!(
-                "that ticket is one for lock `{its}`, not for `{name}`: give the name that belongs \
-                 to it"
+                "the ticket is for lock `{}`, not for `{name}`: give the name of its lock",
+                ticket.name()
             )));
         }
         Ok(ticket)
     }
 }
 
-/// The first line, and not a byte more: the rest of standard input is for CMD.
+/// Reads the first line, and not a byte more: the rest of standard input belongs to CMD.
 fn first_line(input: impl AsFd) -> rustix::io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
-    while line.len() < LONGEST {
+    while line.len() < MAX_LENGTH {
         match rustix::io::read(&input, &mut byte) {
             Ok(0) => break,
             Ok(_) if byte == *b"\n" => break,

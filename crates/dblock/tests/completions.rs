@@ -1,17 +1,17 @@
-//! Completions and manual pages: made from the words of `--help`, and read by those they are for.
+//! Completion scripts and manual pages: complete, and accepted by the programs that read them.
 
 mod support;
 
 use std::process::Command;
 
-use support::Lab;
+use support::Sandbox;
 
-/// All of them, as `--help` lists them.
-fn commands(lab: &Lab) -> Vec<String> {
-    let help = lab.run(["--help"]).out;
+/// The commands that `--help` lists.
+fn commands(sandbox: &Sandbox) -> Vec<String> {
+    let help = sandbox.run(["--help"]).out;
     let listed = help.split("Commands:\n").nth(1).expect("commands");
     let listed = listed.split("\n\n").next().unwrap_or_default();
-    // What a line has no room for stands below, further in.
+    // A description that does not fit continues on the next line, with more indentation.
     let words = listed
         .lines()
         .filter(|line| !line.starts_with("   "))
@@ -22,14 +22,16 @@ fn commands(lab: &Lab) -> Vec<String> {
         .collect()
 }
 
-/// Let it read the file, if it is there.
-#[allow(clippy::print_stderr, reason = "for whoever wonders what was tested")]
-fn reads(lab: &Lab, program: &str, args: &[&str], file: &str) {
+/// Asserts that a program accepts the file; skipped if it is not installed.
+#[allow(clippy::print_stderr, reason = "shows what was not tested")]
+fn accepts(sandbox: &Sandbox, program: &str, args: &[&str], file: &str) {
     if Command::new(program).arg("--version").output().is_err() {
         eprintln!("skipped: no {program}");
         return;
     }
-    let done = lab.start(lab.command(program).args(args).arg(file)).end();
+    let done = sandbox
+        .start(sandbox.command(program).args(args).arg(file))
+        .end();
     assert_eq!(
         (done.code(), &*done.err),
         (0, ""),
@@ -39,33 +41,45 @@ fn reads(lab: &Lab, program: &str, args: &[&str], file: &str) {
 }
 
 #[test]
-fn every_shell_can_read_its_completions() {
-    let lab = Lab::new();
+fn every_shell_accepts_its_completion_script() {
+    let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let done = lab.run(["completions", shell]);
+        let done = sandbox.run(["completions", shell]);
         assert_eq!((done.code(), &*done.err), (0, ""), "{shell}");
-        for word in commands(&lab) {
+        for word in commands(&sandbox) {
             assert!(done.out.contains(&word), "{shell}: {word}");
         }
         assert!(done.out.contains("older-than"), "{shell}");
-        std::fs::write(lab.path(shell), &done.out).unwrap();
+        std::fs::write(sandbox.path(shell), &done.out).unwrap();
     }
     for shell in ["bash", "zsh", "fish"] {
-        reads(&lab, shell, &["-n"], shell);
+        accepts(&sandbox, shell, &["-n"], shell);
     }
-    assert!(lab.run(["completions", "tcsh"]).refused(2).contains("fish"));
+    assert!(
+        sandbox
+            .run(["completions", "tcsh"])
+            .only_line(2)
+            .contains("fish")
+    );
 }
 
 #[test]
 fn a_shell_completes_the_commands_and_their_options() {
-    let lab = Lab::new();
-    std::fs::write(lab.path("script"), lab.run(["completions", "bash"]).out).unwrap();
+    let sandbox = Sandbox::new();
+    std::fs::write(
+        sandbox.path("script"),
+        sandbox.run(["completions", "bash"]).out,
+    )
+    .unwrap();
     let complete = |words: &str, last: &str| {
         let ask = format!(
             ". ./script; COMP_WORDS=({words} '{last}'); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
              _dblock dblock '{last}' \"${{COMP_WORDS[COMP_CWORD - 1]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         );
-        lab.start(lab.command("bash").args(["-c", &ask])).end().out
+        sandbox
+            .start(sandbox.command("bash").args(["-c", &ask]))
+            .end()
+            .out
     };
     assert_eq!(complete("dblock", "acq"), "acquire\n");
     assert_eq!(complete("dblock prune", "--old"), "--older-than\n");
@@ -73,17 +87,17 @@ fn a_shell_completes_the_commands_and_their_options() {
 }
 
 #[test]
-fn there_is_a_manual_page_of_the_whole_and_of_each_command() {
-    let lab = Lab::new();
-    let whole = lab.run(["man"]);
+fn there_is_a_manual_page_for_dblock_and_for_each_command() {
+    let sandbox = Sandbox::new();
+    let whole = sandbox.run(["man"]);
     assert!(whole.out.contains(".TH dblock 1 "), "{whole:?}");
-    std::fs::write(lab.path("dblock.1"), &whole.out).unwrap();
-    for command in commands(&lab) {
+    std::fs::write(sandbox.path("dblock.1"), &whole.out).unwrap();
+    for command in commands(&sandbox) {
         assert!(
             whole.out.contains(&format!(r"dblock\-{command}(1)")),
             "{command}"
         );
-        let page = lab.run(["man", &command]);
+        let page = sandbox.run(["man", &command]);
         assert_eq!((page.code(), &*page.err), (0, ""), "{command}");
         assert!(
             page.out.contains(&format!(".TH dblock-{command} 1 ")),
@@ -91,34 +105,34 @@ fn there_is_a_manual_page_of_the_whole_and_of_each_command() {
             page.out
         );
         assert!(page.out.contains(".SH EXAMPLES"), "{command}");
-        std::fs::write(lab.path("page"), &page.out).unwrap();
-        // All warnings: a macro that is unknown, a bad escape.
-        reads(
-            &lab,
+        std::fs::write(sandbox.path("page"), &page.out).unwrap();
+        // With all warnings: unknown macros, bad escapes.
+        accepts(
+            &sandbox,
             "groff",
             &["-man", "-Tutf8", "-Kutf8", "-ww", "-z"],
             "page",
         );
     }
-    reads(
-        &lab,
+    accepts(
+        &sandbox,
         "groff",
         &["-man", "-Tutf8", "-Kutf8", "-ww", "-z"],
         "dblock.1",
     );
-    assert!(lab.run(["man", "nope"]).refused(2).contains("--help"));
+    assert!(sandbox.run(["man", "nope"]).only_line(2).contains("--help"));
 }
 
-/// A manual page fills its lines, and would make one paragraph of all of them.
+/// By default roff fills lines, and would join the examples to one paragraph.
 #[test]
-fn examples_stay_one_a_line_in_the_manual() {
-    let lab = Lab::new();
-    std::fs::write(lab.path("page"), lab.run(["man", "run"]).out).unwrap();
+fn the_manual_keeps_each_example_on_its_own_line() {
+    let sandbox = Sandbox::new();
+    std::fs::write(sandbox.path("page"), sandbox.run(["man", "run"]).out).unwrap();
     if Command::new("man").arg("--version").output().is_err() {
         return;
     }
-    let mut man = lab.command("man");
-    let shown = lab
+    let mut man = sandbox.command("man");
+    let shown = sandbox
         .start(man.args(["-l", "page"]).env("MANPAGER", "cat"))
         .end()
         .out;
@@ -135,11 +149,11 @@ fn examples_stay_one_a_line_in_the_manual() {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let lab = Lab::new();
-    let all = commands(&lab);
+    let sandbox = Sandbox::new();
+    let all = commands(&sandbox);
     assert!(all.len() >= 10, "{all:?}");
     for command in all {
-        let help = lab.run([&*command, "--help"]).out;
+        let help = sandbox.run([&*command, "--help"]).out;
         assert!(help.contains("Examples:\n"), "{command}: {help}");
         assert!(
             help.contains("completions")
@@ -155,8 +169,8 @@ fn every_command_has_help_with_examples() {
 }
 
 #[test]
-fn a_typing_error_is_told_with_what_was_meant() {
-    let lab = Lab::new();
+fn a_misspelled_word_is_refused_with_a_suggestion() {
+    let sandbox = Sandbox::new();
     for (args, meant) in [
         (&["aquire", "job"][..], "'acquire'; see `dblock --help`"),
         (
@@ -172,7 +186,7 @@ fn a_typing_error_is_told_with_what_was_meant() {
             "'--no-wait'; see `dblock acquire --help`",
         ),
     ] {
-        let done = lab.run(args);
-        assert!(done.refused(2).contains(meant), "{done:?}");
+        let done = sandbox.run(args);
+        assert!(done.only_line(2).contains(meant), "{done:?}");
     }
 }

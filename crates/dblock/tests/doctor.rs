@@ -1,19 +1,19 @@
-//! `doctor`: what it prints, and what it ends with.
+//! `dblock doctor`: its output and exit codes.
 
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
-use support::Lab;
+use support::Sandbox;
 use testkit::server::{find_binary, require};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
 #[test]
-fn a_file_with_nothing_wrong_is_told_line_by_line() {
-    let lab = Lab::new();
-    lab.run(["init"]);
-    let done = lab.run(["doctor"]);
+fn a_healthy_file_is_reported_line_by_line() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["init"]);
+    let done = sandbox.run(["doctor"]);
     assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
     for line in done.out.lines() {
         assert!(line.starts_with("ok  "), "{line}");
@@ -27,12 +27,12 @@ fn a_file_with_nothing_wrong_is_told_line_by_line() {
 }
 
 #[test]
-fn what_is_found_comes_last_with_what_to_do_and_exit_code_1() {
-    let lab = Lab::new();
-    lab.run(["init"]);
+fn an_error_comes_last_with_its_fix_and_the_exit_code_is_1() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["init"]);
     let open = std::fs::Permissions::from_mode(0o666);
-    std::fs::set_permissions(lab.database(), open).unwrap();
-    let done = lab.run(["doctor"]);
+    std::fs::set_permissions(sandbox.database(), open).unwrap();
+    let done = sandbox.run(["doctor"]);
     assert_eq!((done.code(), &*done.err), (1, ""), "{done:?}");
     let lines: Vec<&str> = done.out.lines().collect();
     let [.., found, fix] = lines[..] else {
@@ -43,19 +43,19 @@ fn what_is_found_comes_last_with_what_to_do_and_exit_code_1() {
 }
 
 #[test]
-fn for_programs_it_is_one_object() {
-    let lab = Lab::new();
+fn doctor_json_is_one_object() {
+    let sandbox = Sandbox::new();
     let read = |code| {
-        let done = lab.run(["doctor", "--json"]);
+        let done = sandbox.run(["doctor", "--json"]);
         assert_eq!(done.code(), code, "{done:?}");
         serde_json::from_str::<Value>(&done.out).expect("JSON")
     };
-    lab.run(["init"]);
+    sandbox.run(["init"]);
     let well = read(0);
     assert_eq!(well["findings"], Value::Array(vec![]));
     assert_eq!(well["checks"][0]["area"], "server");
     assert_eq!(well["checks"][0]["seen"], true);
-    let file = rusqlite::Connection::open(lab.database()).unwrap();
+    let file = rusqlite::Connection::open(sandbox.database()).unwrap();
     file.execute_batch("DROP TABLE database_locks_lock; CREATE TABLE other (x)")
         .unwrap();
     let ill = read(1);
@@ -79,13 +79,13 @@ fn for_programs_it_is_one_object() {
 }
 
 #[test]
-fn a_server_that_is_not_there_or_refuses_is_69() {
-    let lab = Lab::new();
+fn doctor_ends_with_69_for_a_server_that_is_away_or_refuses() {
+    let sandbox = Sandbox::new();
     let url = format!("postgres://u@127.0.0.1:{}/d", testkit::server::free_port());
-    let done = lab.run(["doctor", "--url", &url]);
-    assert!(done.refused(69).contains("cannot be reached"), "{done:?}");
+    let done = sandbox.run(["doctor", "--url", &url]);
+    assert!(done.only_line(69).contains("cannot be reached"), "{done:?}");
     assert_eq!(done.out, "");
-    assert_eq!(lab.run(["doctor", "--url", "nonsense"]).code(), 2);
+    assert_eq!(sandbox.run(["doctor", "--url", "nonsense"]).code(), 2);
     let Some(server) = Postgres::shared() else {
         return;
     };
@@ -93,49 +93,49 @@ fn a_server_that_is_not_there_or_refuses_is_69() {
     let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET \
                      default_transaction_read_only = on', current_database()); END $$";
     server.query(&url, read_only).expect("runs");
-    let done = lab.run(["doctor", "--url", &url]);
-    assert!(done.refused(69).contains("read-only"), "{done:?}");
+    let done = sandbox.run(["doctor", "--url", &url]);
+    assert!(done.only_line(69).contains("read-only"), "{done:?}");
 }
 
 #[test]
-fn a_table_is_missing_until_it_is_made() {
-    let lab = Lab::new();
+fn doctor_reports_a_missing_table_until_init_has_run() {
+    let sandbox = Sandbox::new();
     let servers = [
         Postgres::shared().map(Postgres::fresh_database),
         MariaDb::shared().map(MySqlServer::fresh_database),
         MySql::shared().map(MySqlServer::fresh_database),
     ];
     for url in servers.into_iter().flatten() {
-        let done = lab.run(["doctor", "--url", &url]);
+        let done = sandbox.run(["doctor", "--url", &url]);
         assert_eq!(done.code(), 1, "{done:?}");
         assert!(
             done.out
                 .contains("\nerror  table-missing  there is no table"),
             "{done:?}"
         );
-        assert_eq!(lab.run(["init", "--url", &url]).code(), 0);
-        let done = lab.run(["doctor", "--url", &url]);
+        assert_eq!(sandbox.run(["init", "--url", &url]).code(), 0);
+        let done = sandbox.run(["doctor", "--url", &url]);
         assert!(!done.out.contains("table-missing"), "{done:?}");
         assert!(done.out.contains("has its columns"), "{done:?}");
     }
 }
 
-/// A file with the warning `index-unused`, and nothing else.
-fn with_a_warning() -> Lab {
-    let lab = Lab::new();
-    lab.run(["init"]);
-    let file = rusqlite::Connection::open(lab.database()).expect("opens");
+/// A file with one finding, the warning `index-unused`.
+fn with_a_warning() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.run(["init"]);
+    let file = rusqlite::Connection::open(sandbox.database()).expect("opens");
     let index = "CREATE INDEX extra ON database_locks_lock (id)";
     file.execute_batch(index).expect("made");
-    lab
+    sandbox
 }
 
 #[test]
-fn warnings_alone_end_with_0_and_with_1_where_they_count() {
-    let lab = with_a_warning();
-    let code = |options: &[&str], said: &str| {
-        let done = lab.run([&["doctor"], options].concat());
-        assert!(done.out.contains(said), "{options:?}: {done:?}");
+fn warnings_end_with_0_and_with_strict_with_1() {
+    let sandbox = with_a_warning();
+    let code = |options: &[&str], message: &str| {
+        let done = sandbox.run([&["doctor"], options].concat());
+        assert!(done.out.contains(message), "{options:?}: {done:?}");
         done.code()
     };
     assert_eq!(code(&[], "\nwarning  index-unused  "), 0);
@@ -151,9 +151,9 @@ fn warnings_alone_end_with_0_and_with_1_where_they_count() {
     assert_eq!(code(&ignored, "\nignored  index-unused  "), 0);
     let for_programs = [&ignored[..], &["--json"]].concat();
     assert_eq!(code(&for_programs, "\"findings\":[]"), 0);
-    // An error counts as before, and can be left out as well.
+    // An error counts without --strict, and can be ignored as well.
     let open = std::fs::Permissions::from_mode(0o666);
-    std::fs::set_permissions(lab.database(), open).unwrap();
+    std::fs::set_permissions(sandbox.database(), open).unwrap();
     assert_eq!(code(&[], "\nerror    file-open  "), 1);
     assert_eq!(
         code(&["--ignore", "file-open"], "\nignored  file-open  "),
@@ -163,67 +163,67 @@ fn warnings_alone_end_with_0_and_with_1_where_they_count() {
 
 #[test]
 fn an_unknown_finding_cannot_be_ignored() {
-    let lab = Lab::new();
-    let done = lab.run(["doctor", "--ignore", "no-such"]);
-    let said = done.refused(2);
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(["doctor", "--ignore", "no-such"]);
+    let message = done.only_line(2);
     assert!(
-        said.contains("'no-such' for '--ignore <ID>': must be one of ")
-            && said.contains("no-delete, ")
-            && said.contains("standby-async, "),
-        "{said}"
+        message.contains("'no-such' for '--ignore <ID>': must be one of ")
+            && message.contains("no-delete, ")
+            && message.contains("standby-async, "),
+        "{message}"
     );
-    assert!(!lab.path("state").exists());
+    assert!(!sandbox.path("state").exists());
 }
 
-/// The tests' servers do not flush: that is left out.
-fn is_green_for_the_least_rights(server: Option<testkit::Lab>) {
+/// The servers of the tests do not flush, so those findings are ignored.
+fn assert_no_findings_but_no_delete(server: Option<testkit::Lab>) {
     let Some(server) = server else { return };
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let doctor = ["doctor", "--url", &server.url, "--ignore", "not-flushed"];
     let flushed = ["--ignore", "binlog-not-flushed", "--ignore", "torn-pages"];
     let usual = [&doctor[..], &flushed].concat();
-    let done = lab.run(&usual);
+    let done = sandbox.run(&usual);
     assert_eq!(done.code(), 0, "{done:?}");
     assert!(done.out.contains("\nwarning  no-delete  "), "{done:?}");
     let strict = [&usual[..], &["--strict"]].concat();
-    assert_eq!(lab.run(&strict).code(), 1);
-    let done = lab.run([&strict[..], &["--ignore", "no-delete"]].concat());
+    assert_eq!(sandbox.run(&strict).code(), 1);
+    let done = sandbox.run([&strict[..], &["--ignore", "no-delete"]].concat());
     assert_eq!(done.code(), 0, "{done:?}");
 }
 
 #[tokio::test]
-async fn the_user_that_the_security_page_recommends_is_green() {
-    is_green_for_the_least_rights(testkit::Lab::postgres_least().await);
-    is_green_for_the_least_rights(testkit::Lab::mariadb_least().await);
-    is_green_for_the_least_rights(testkit::Lab::mysql_least().await);
+async fn the_user_that_the_security_page_recommends_has_no_findings_but_no_delete() {
+    assert_no_findings_but_no_delete(testkit::Lab::postgres_least().await);
+    assert_no_findings_but_no_delete(testkit::Lab::mariadb_least().await);
+    assert_no_findings_but_no_delete(testkit::Lab::mysql_least().await);
 }
 
-/// The servers and all others on this machine go by the true time.
+/// Only `dblock` runs under faketime.
 #[test]
-fn a_machine_whose_clock_is_off_is_told_so() {
-    let lab = Lab::new();
+fn a_clock_that_differs_from_the_databases_is_a_warning() {
+    let sandbox = Sandbox::new();
     let faketime = require("faketime", "faketime", find_binary("faketime", &[]));
     let (Some(faketime), Some(server)) = (faketime, Postgres::shared()) else {
         return;
     };
     let url = server.fresh_database();
-    lab.run(["init", "--url", &url]);
-    let mut command = lab.command(faketime);
+    sandbox.run(["init", "--url", &url]);
+    let mut command = sandbox.command(faketime);
     command.args(["-f", "+310s", support::DBLOCK, "doctor", "--url", &url]);
     command.args(["--ignore", "not-flushed"]);
-    let done = lab.start(&mut command).end();
+    let done = sandbox.start(&mut command).end();
     assert_eq!(done.code(), 0, "a warning: {done:?}");
-    let said = "clock-off    the database's clock is 5m ";
+    let message = "clock-off    the database's clock is 5m ";
     assert!(
-        done.out.contains(said) && done.out.contains(" behind this machine's"),
+        done.out.contains(message) && done.out.contains(" behind this machine's"),
         "{done:?}"
     );
 }
 
 #[test]
-fn the_help_says_what_the_exit_codes_mean() {
-    let lab = Lab::new();
-    let help = lab.run(["doctor", "--help"]).out;
+fn the_help_of_doctor_explains_its_exit_codes() {
+    let sandbox = Sandbox::new();
+    let help = sandbox.run(["doctor", "--help"]).out;
     for word in [
         "--json",
         "unseen",
@@ -231,5 +231,5 @@ fn the_help_says_what_the_exit_codes_mean() {
     ] {
         assert!(help.contains(word), "{word}: {help}");
     }
-    assert!(lab.run(["--help"]).out.contains("doctor"));
+    assert!(sandbox.run(["--help"]).out.contains("doctor"));
 }

@@ -1,135 +1,142 @@
-//! A lock that is lost while the command runs: that is stopped, within the lease.
+//! A lock that is lost while the command runs: the command is stopped before the lease ends.
 
 mod support;
 
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::{Lab, SOON, wait_until_gone};
+use support::{Sandbox, TIMEOUT, wait_until_gone};
 use testkit::time;
 
-/// Renewed each 600 ms: a release by force is noticed soon.
+/// Renewed every 600 ms, so that a release by force is noticed soon.
 const SHORT: [&str; 4] = ["--ttl", "2s", "--grace", "500ms"];
-/// Says that it was asked to stop, and stops.
-const OBEDIENT: &str = "trap 'echo termed; exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
+/// Prints `termed` when it gets TERM, and ends.
+const STOPS_ON_TERM: &str = "trap 'echo termed; exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
 
 #[test]
 fn a_release_by_force_stops_the_command() {
-    let lab = Lab::new();
-    let running = lab.start_run(&SHORT, "job", OBEDIENT);
-    let freed = lab.run(["release", "job", "--force"]);
+    let sandbox = Sandbox::new();
+    let running = sandbox.start_run(&SHORT, "job", STOPS_ON_TERM);
+    let freed = sandbox.run(["release", "job", "--force"]);
     assert!(
         freed.err.contains("lock `job` released by force: "),
         "{freed:?}"
     );
     let done = running.end();
     assert_eq!(done.out, "termed\n");
-    let said = done.ended(76);
+    let message = done.dblock_line(76);
     assert!(
-        said.contains("lock `job` lost ")
-            && said.contains("after ")
-            && said.contains(
+        message.contains("lock `job` lost ")
+            && message.contains("after ")
+            && message.contains(
                 ": released by force; CMD was stopped, its process group got TERM, and ended within \
                  the grace of 500ms; it is now free"
             ),
-        "{said}"
+        "{message}"
     );
 }
 
 #[test]
-fn what_the_command_started_is_stopped_too() {
-    let lab = Lab::new();
-    // The leader ends at once; one of the others knows TERM, one does not.
+fn a_loss_stops_the_processes_that_the_command_started_too() {
+    let sandbox = Sandbox::new();
+    // The leader ends at TERM, and so does one of its children; the other one ignores it.
     let script = "(trap '' TERM; while :; do sleep 0.02; done) & echo $! > deaf
         (exec sleep 1000) & echo $! > hears
         trap 'exit 0' TERM; BEGUN; while :; do sleep 0.02; done";
-    let running = lab.start_run(&["--ttl", "4s", "--grace", "1s"], "job", script);
-    lab.run(["release", "job", "--force"]);
+    let running = sandbox.start_run(&["--ttl", "4s", "--grace", "1s"], "job", script);
+    sandbox.run(["release", "job", "--force"]);
     let done = running.end();
     assert!(
-        done.ended(76)
+        done.dblock_line(76)
             .contains("got TERM, and KILL after the grace of 1s"),
         "{done:?}"
     );
-    wait_until_gone(&lab.read("deaf"));
-    wait_until_gone(&lab.read("hears"));
+    wait_until_gone(&sandbox.read("deaf"));
+    wait_until_gone(&sandbox.read("hears"));
 }
 
 #[test]
-fn on_lost_kill_leaves_no_time() {
-    let lab = Lab::new();
-    let running = lab.start_run(&["--ttl", "2s", "--on-lost", "kill"], "job", OBEDIENT);
-    lab.run(["release", "job", "--force"]);
+fn on_lost_kill_kills_at_once() {
+    let sandbox = Sandbox::new();
+    let running = sandbox.start_run(&["--ttl", "2s", "--on-lost", "kill"], "job", STOPS_ON_TERM);
+    sandbox.run(["release", "job", "--force"]);
     let done = running.end();
     assert_eq!(done.out, "");
     assert!(
-        done.ended(76)
+        done.dblock_line(76)
             .contains("CMD was stopped, its process group got KILL; it is now "),
         "{done:?}"
     );
 }
 
 #[test]
-fn on_lost_ignore_lets_the_command_go_on() {
-    let lab = Lab::new();
+fn on_lost_ignore_lets_the_command_run_on() {
+    let sandbox = Sandbox::new();
     let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; exit 7";
-    let running = lab.start_run(&["--ttl", "1s", "--on-lost", "ignore"], "job", script);
-    lab.run(["release", "job", "--force"]);
-    // So that the loss is told before the command ends.
+    let running = sandbox.start_run(&["--ttl", "1s", "--on-lost", "ignore"], "job", script);
+    sandbox.run(["release", "job", "--force"]);
+    // So that the loss is noticed before the command ends.
     time::sleep(Duration::from_secs(2));
-    lab.touch("go");
+    sandbox.touch("go");
     let done = running.end();
-    let said = done.ended(7);
+    let message = done.dblock_line(7);
     assert!(
-        said.contains("released by force; CMD goes on without it"),
-        "{said}"
+        message.contains("released by force; CMD runs on without it"),
+        "{message}"
     );
 }
 
-/// It ended as it wanted, and its code counts; but somebody must know that it was not alone.
+/// The exit code of the command counts, and the message says that another holder may have run.
 #[test]
-fn a_release_that_fails_after_the_command_is_a_warning() {
-    let lab = Lab::new();
+fn a_loss_found_by_the_release_is_a_warning() {
+    let sandbox = Sandbox::new();
     let script = "BEGUN; while [ ! -e go ]; do sleep 0.02; done; exit 7";
-    let running = lab.start_run(&["--ttl", "5m"], "job", script);
-    lab.run(["release", "job", "--force"]);
-    lab.touch("go");
+    let running = sandbox.start_run(&["--ttl", "5m"], "job", script);
+    sandbox.run(["release", "job", "--force"]);
+    sandbox.touch("go");
     let done = running.end();
-    let said = done.ended(7);
+    let message = done.dblock_line(7);
     assert!(
-        said.contains("lock `job` lost ")
-            && said.contains(": released by force, just before CMD ended"),
-        "{said}"
+        message.contains("lock `job` lost ")
+            && message.contains(": released by force, just before CMD ended"),
+        "{message}"
     );
 }
 
-/// The renewal that finds it gone has read who has it: that is told, and nobody is asked again.
+/// The renewal that finds the loss reads the new holder, so the row is not read again.
 #[test]
-fn a_lock_that_somebody_else_was_given_names_him() {
-    let lab = Lab::new();
-    // The first renewal comes a while later: by then somebody else has it.
-    let running = lab.start_run(&["--ttl", "24s", "--grace", "500ms"], "job", OBEDIENT);
-    lab.run(["release", "job", "--force"]);
-    let taken = lab.run(["acquire", "job", "--holder", "the thief", "--ttl", "1h"]);
+fn the_message_of_a_preemption_names_the_new_holder() {
+    let sandbox = Sandbox::new();
+    // The first renewal comes after 8 s. By then another client has the lock.
+    let running = sandbox.start_run(&["--ttl", "24s", "--grace", "500ms"], "job", STOPS_ON_TERM);
+    sandbox.run(["release", "job", "--force"]);
+    let taken = sandbox.run([
+        "acquire",
+        "job",
+        "--holder",
+        "the new holder",
+        "--ttl",
+        "1h",
+    ]);
     assert_eq!(taken.code(), 0, "{taken:?}");
     let done = running.end();
-    let said = done.ended(76);
+    let message = done.dblock_line(76);
     assert!(
-        said.contains(": preempted by another holder (now held by the thief for ")
-            && said.ends_with("got TERM, and ended within the grace of 500ms"),
-        "{said}"
+        message.contains(": preempted by another holder (now held by the new holder for ")
+            && message.ends_with("got TERM, and ended within the grace of 500ms"),
+        "{message}"
     );
 }
 
-/// P4: nobody can write that file, so no renewal gets through; and whoever comes next gets the lock
-/// only when the last of the command is gone, although that does not listen to TERM.
+/// P4: the file is locked, so no renewal gets through. The waiter gets the lock only after the last
+/// process of the command has ended, although the command ignores TERM.
 #[test]
-fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock() {
-    let lab = Lab::new();
-    let nanos = |name: &str| lab.read(name).trim().parse::<u128>().expect("a time");
+fn a_command_that_ignores_term_is_killed_before_another_client_can_have_the_lock() {
+    let sandbox = Sandbox::new();
+    let nanos = |name: &str| sandbox.read(name).trim().parse::<u128>().expect("a time");
     let script = "trap 'date +%s%N > termed' TERM; BEGUN
         while :; do date +%s%N > beat.new; mv beat.new beat; sleep 0.02; done";
-    let running = lab.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
+    let running = sandbox.start_run(&["--ttl", "12s", "--grace", "1s"], "job", script);
     let next = [
         "run",
         "-w",
@@ -140,22 +147,22 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
         "-c",
         "date +%s%N > next",
     ];
-    let next = lab.start(&mut lab.dblock(next));
+    let next = sandbox.start(&mut sandbox.dblock(next));
 
-    let file = rusqlite::Connection::open(lab.database()).expect("opens");
-    file.busy_timeout(SOON).expect("sets");
+    let file = rusqlite::Connection::open(sandbox.database()).expect("opens");
+    file.busy_timeout(TIMEOUT).expect("sets");
     file.execute_batch("BEGIN IMMEDIATE")
         .expect("has the write lock");
     let left = "SELECT unixepoch(expires_at, 'subsec') - unixepoch('now', 'subsec')
                   FROM database_locks_lock WHERE name = 'job'";
     let left: f64 = file.query_row(left, [], |row| row.get(0)).expect("a row");
-    // Until just before its end, so that the next one is not held up.
+    // Until just before the end of the lease, so that the waiter is not delayed.
     time::sleep(Duration::from_secs_f64((left - 0.05).max(0.0)));
     file.execute_batch("ROLLBACK").expect("gives it back");
 
     let done = running.end();
     assert_eq!(done.code(), 76, "{done:?}");
-    // That renewals fail was reported before.
+    // The failed renewals were reported before.
     let lost = done.err.lines().last().unwrap_or_default();
     assert!(
         lost.contains("got TERM, and KILL after the grace of 1s"),
@@ -168,11 +175,11 @@ fn a_command_that_ignores_term_is_killed_before_somebody_else_can_have_the_lock(
     testkit::promise("P4", "sqlite");
 }
 
-/// The laptop was closed, and somebody else has the lock by now.
+/// As after a suspend: when dblock runs on, another client has the lock.
 #[test]
-fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
-    let lab = Lab::new();
-    let running = lab.start_run(&SHORT, "job", OBEDIENT);
+fn after_a_freeze_the_command_is_stopped_and_the_successor_is_untouched() {
+    let sandbox = Sandbox::new();
+    let running = sandbox.start_run(&SHORT, "job", STOPS_ON_TERM);
     running.signal(Signal::STOP);
     let script = "touch next; while [ ! -e go ]; do sleep 0.02; done; exit 4";
     let next = [
@@ -187,37 +194,37 @@ fn after_a_freeze_the_command_is_stopped_and_the_successor_untouched() {
         "-c",
         script,
     ];
-    let next = lab.start(&mut lab.dblock(next));
-    lab.wait_for("next");
+    let next = sandbox.start(&mut sandbox.dblock(next));
+    sandbox.wait_for("next");
     running.signal(Signal::CONT);
     let done = running.end();
     assert_eq!(done.out, "termed\n");
-    let said = done.ended(76);
-    assert!(said.contains("lock `job` lost "), "{said}");
+    let message = done.dblock_line(76);
+    assert!(message.contains("lock `job` lost "), "{message}");
     assert!(
-        said.contains("; it is now held by the successor for "),
-        "{said}"
+        message.contains("; it is now held by the successor for "),
+        "{message}"
     );
 
-    let shown = lab.run(["show", "job", "--json"]).out;
+    let shown = sandbox.run(["show", "job", "--json"]).out;
     assert!(
         shown.contains(r#""state":"held","holder":"the successor""#),
         "{shown}"
     );
-    lab.touch("go");
+    sandbox.touch("go");
     let done = next.end();
     assert_eq!((done.code(), &*done.err), (4, ""));
     testkit::promise("P3", "sqlite");
 }
 
-/// Renewals fail until trust ends: the row still names the lost grant, which is no new holder.
+/// Renewals fail until trust ends, and the row still names the lost grant.
 #[test]
-fn a_loss_never_names_its_own_holder_as_the_new_one() {
-    let lab = Lab::new();
+fn the_message_of_a_loss_never_names_its_own_holder_as_the_new_one() {
+    let sandbox = Sandbox::new();
     let options = ["--holder", "me", "--ttl", "4s", "--grace", "200ms"];
-    let running = lab.start_run(&options, "job", OBEDIENT);
-    let file = rusqlite::Connection::open(lab.database()).expect("opens");
-    file.busy_timeout(SOON).expect("sets");
+    let running = sandbox.start_run(&options, "job", STOPS_ON_TERM);
+    let file = rusqlite::Connection::open(sandbox.database()).expect("opens");
+    file.busy_timeout(TIMEOUT).expect("sets");
     file.execute_batch("BEGIN IMMEDIATE")
         .expect("has the write lock");
     let done = running.end();

@@ -1,21 +1,21 @@
-//! Output that does not arrive, and how much of it there is.
+//! Output that cannot be written, `--quiet` and `--verbose`, and help.
 
 mod support;
 
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-use support::{DBLOCK, Done, Lab};
+use support::{DBLOCK, Finished, Sandbox};
 
-fn to_a_full_disk(lab: &Lab, args: &[&str]) -> Done {
+fn to_a_full_disk(sandbox: &Sandbox, args: &[&str]) -> Finished {
     let full = File::options().write(true).open("/dev/full").expect("full");
-    let mut command = lab.dblock(args);
+    let mut command = sandbox.dblock(args);
     let output = command
         .stdout(full)
         .stderr(Stdio::piped())
         .output()
         .expect("runs");
-    Done {
+    Finished {
         status: output.status,
         out: String::new(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -23,9 +23,9 @@ fn to_a_full_disk(lab: &Lab, args: &[&str]) -> Done {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_1_and_one_line() {
-    let lab = Lab::new();
-    assert_eq!(lab.run(["run", "job", "--", "true"]).code(), 0);
+fn output_that_cannot_be_written_ends_with_1_and_one_line() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(["run", "job", "--", "true"]).code(), 0);
     for args in [
         "list --all",
         "list --all --json",
@@ -45,20 +45,23 @@ fn output_that_cannot_be_written_is_1_and_one_line() {
         "run --help",
     ] {
         let args: Vec<&str> = args.split(' ').collect();
-        let done = to_a_full_disk(&lab, &args);
-        let said = done.refused(1);
-        assert!(said.contains("No space left on device"), "{args:?}: {said}");
+        let done = to_a_full_disk(&sandbox, &args);
+        let message = done.only_line(1);
+        assert!(
+            message.contains("No space left on device"),
+            "{args:?}: {message}"
+        );
     }
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
-    let lab = Lab::new();
+fn a_closed_pipe_is_no_failure_of_help_and_man() {
+    let sandbox = Sandbox::new();
     for args in ["man", "completions bash", "--help", "help run"] {
         let script =
             format!(r#""$DBLOCK" {args} | head -c 1 >/dev/null; echo "${{PIPESTATUS[0]}}""#);
-        let mut bash = lab.command("bash");
-        let done = lab
+        let mut bash = sandbox.command("bash");
+        let done = sandbox
             .start(bash.args(["-c", &script]).env("DBLOCK", DBLOCK))
             .end();
         assert_eq!((&*done.out, &*done.err), ("0\n", ""), "{args}");
@@ -66,47 +69,48 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
-fn a_ticket_is_not_lost_where_stdout_is_closed() {
-    let lab = Lab::new();
+fn a_ticket_that_finds_stdout_closed_is_released_again() {
+    let sandbox = Sandbox::new();
     for args in ["acquire job", "acquire job --json"] {
         let script = format!(r#""$DBLOCK" {args} >&-; exit $?"#);
-        let mut shell = lab.command("sh");
-        let done = lab
+        let mut shell = sandbox.command("sh");
+        let done = sandbox
             .start(shell.args(["-c", &script]).env("DBLOCK", DBLOCK))
             .end();
-        let said = done.refused(1);
+        let message = done.only_line(1);
         assert!(
-            said.contains("closed") && said.contains("released again"),
-            "{said}"
+            message.contains("closed") && message.contains("released again"),
+            "{message}"
         );
-        assert!(!lab.is_held("job"));
+        assert!(!sandbox.is_held("job"));
     }
-    // This is meant: the lock is held until its ttl ends.
-    let mut shell = lab.command("sh");
+    // This is intended by the caller: the lock is held until its ttl ends.
+    let mut shell = sandbox.command("sh");
     let script = r#""$DBLOCK" acquire job >/dev/null"#;
-    let done = lab
+    let done = sandbox
         .start(shell.args(["-c", script]).env("DBLOCK", DBLOCK))
         .end();
     assert_eq!(done.code(), 0, "{done:?}");
-    assert!(lab.is_held("job"));
+    assert!(sandbox.is_held("job"));
 }
 
 #[test]
-fn quiet_leaves_out_what_is_no_error() {
-    let lab = Lab::new();
-    let acquired = lab.run(["-q", "acquire", "job"]);
+fn quiet_prints_errors_only() {
+    let sandbox = Sandbox::new();
+    let acquired = sandbox.run(["-q", "acquire", "job"]);
     assert_eq!((acquired.code(), &*acquired.err), (0, ""), "{acquired:?}");
     let ticket = acquired.out.trim();
     let silent = |args: &[&str]| {
-        let done = lab.run(args);
+        let done = sandbox.run(args);
         assert_eq!(
             (done.code(), &*done.out, &*done.err),
             (0, "", ""),
             "{done:?}"
         );
     };
-    lab.run(["run", "-q", "-n", "job", "--", "true"])
-        .refused(75);
+    sandbox
+        .run(["run", "-q", "-n", "job", "--", "true"])
+        .only_line(75);
     silent(&["renew", "-q", "job", "--ticket", ticket]);
     silent(&["release", "-q", "job", "--ticket", ticket]);
     silent(&["release", "job", "--force", "--quiet"]);
@@ -116,11 +120,11 @@ fn quiet_leaves_out_what_is_no_error() {
 
 #[test]
 fn verbose_reports_a_wait_and_who_holds_the_lock() {
-    let lab = Lab::new();
-    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
-    let usual = lab.run(["run", "-w", "300ms", "job", "--", "true"]);
-    assert_eq!(usual.refused(75).lines().count(), 1);
-    let done = lab.run(["-v", "run", "-w", "300ms", "job", "--", "true"]);
+    let sandbox = Sandbox::new();
+    let holder = sandbox.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
+    let usual = sandbox.run(["run", "-w", "300ms", "job", "--", "true"]);
+    assert_eq!(usual.only_line(75).lines().count(), 1);
+    let done = sandbox.run(["-v", "run", "-w", "300ms", "job", "--", "true"]);
     assert_eq!(done.code(), 75);
     let waiting = done
         .err
@@ -131,64 +135,73 @@ fn verbose_reports_a_wait_and_who_holds_the_lock() {
         "{done:?}"
     );
     drop(holder);
-    lab.run(["release", "job", "--force"]);
-    assert!(!lab.run(["run", "job", "--", "true"]).err.contains("dblock"));
+    sandbox.run(["release", "job", "--force"]);
+    assert!(
+        !sandbox
+            .run(["run", "job", "--", "true"])
+            .err
+            .contains("dblock")
+    );
 }
 
 #[test]
-fn every_command_has_its_help_and_its_page() {
-    let lab = Lab::new();
+fn every_command_has_its_help_and_its_manual_page() {
+    let sandbox = Sandbox::new();
     let commands = "run acquire renew release list show init prune completions man doctor help";
-    let whole = lab.run(["--help"]).out;
+    let whole = sandbox.run(["--help"]).out;
     for command in commands.split(' ') {
         assert!(whole.contains(&format!("\n  {command} ")), "{command}");
         for args in [["help", command], ["man", command], [command, "--help"]] {
-            let done = lab.run(args);
+            let done = sandbox.run(args);
             assert_eq!((done.code(), &*done.err), (0, ""), "{args:?}");
             assert!(done.out.contains(command), "{args:?}");
         }
     }
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let done = lab.run(["completions", shell]);
+        let done = sandbox.run(["completions", shell]);
         assert_eq!((done.code(), &*done.err), (0, ""), "{shell}");
         assert!(done.out.contains("strict"), "{shell}");
     }
-    assert_eq!(lab.run(["help", "run"]).out, lab.run(["run", "--help"]).out);
-    assert_eq!(lab.run(["help"]).out, lab.run(["--help"]).out);
-    lab.run(["help", "nope"]).refused(2);
-    lab.run(["man", "nope"]).refused(2);
+    assert_eq!(
+        sandbox.run(["help", "run"]).out,
+        sandbox.run(["run", "--help"]).out
+    );
+    assert_eq!(sandbox.run(["help"]).out, sandbox.run(["--help"]).out);
+    sandbox.run(["help", "nope"]).only_line(2);
+    sandbox.run(["man", "nope"]).only_line(2);
 }
 
-/// Notices are no output: a script that prints nothing of its own mails nothing on stdout.
+/// They are no results: stdout stays empty.
 #[test]
-fn what_was_done_with_a_ticket_is_told_on_stderr() {
-    let lab = Lab::new();
-    let ticket = lab.run(["acquire", "job"]).out;
-    for (args, said) in [
+fn renew_and_release_report_on_stderr() {
+    let sandbox = Sandbox::new();
+    let ticket = sandbox.run(["acquire", "job"]).out;
+    for (args, message) in [
         (["renew", "job", "--ticket", ticket.trim()], "is renewed"),
         (["release", "job", "--ticket", ticket.trim()], "is released"),
     ] {
-        let done = lab.run(args);
+        let done = sandbox.run(args);
         assert_eq!((done.code(), &*done.out), (0, ""), "{done:?}");
-        assert!(done.err.contains(said), "{done:?}");
+        assert!(done.err.contains(message), "{done:?}");
     }
     assert!(
-        lab.run(["release", "job", "--force"])
-            .refused(0)
+        sandbox
+            .run(["release", "job", "--force"])
+            .only_line(0)
             .contains("was free already")
     );
 }
 
 #[test]
-fn a_script_may_not_run_on_without_the_lock() {
-    let lab = Lab::new();
+fn a_script_does_not_run_on_without_the_lock() {
+    let sandbox = Sandbox::new();
     let script = r#"set -e; TICKET=$("$DBLOCK" acquire -n -E 0 job); touch ran"#;
     let mut shell = Command::new("sh");
     shell
         .args(["-c", script])
         .env("DBLOCK", DBLOCK)
-        .current_dir(lab.path(""));
-    let done = lab.start(&mut shell).end();
-    assert!(done.refused(2).contains("without the lock"), "{done:?}");
-    assert!(!lab.path("ran").exists());
+        .current_dir(sandbox.path(""));
+    let done = sandbox.start(&mut shell).end();
+    assert!(done.only_line(2).contains("without the lock"), "{done:?}");
+    assert!(!sandbox.path("ran").exists());
 }

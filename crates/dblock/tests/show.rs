@@ -3,15 +3,15 @@
 mod support;
 
 use serde_json::Value;
-use support::Lab;
+use support::Sandbox;
 use testkit::time;
 
 const HOLD: &str = "BEGUN; exec sleep 1000";
 
 #[test]
-fn a_list_says_who_holds_what_and_what_for() {
-    let lab = Lab::new();
-    assert_eq!(lab.run(["list"]).out, "");
+fn list_shows_who_holds_which_lock_and_what_for() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(["list"]).out, "");
     let options = [
         "--holder",
         "the holder",
@@ -20,29 +20,29 @@ fn a_list_says_who_holds_what_and_what_for() {
         "--meta",
         "n=2",
     ];
-    let _holder = lab.start_run(&options, "backup", HOLD);
-    lab.run(["run", "report", "--", "true"]);
+    let _holder = sandbox.start_run(&options, "backup", HOLD);
+    sandbox.run(["run", "report", "--", "true"]);
 
-    let list = lab.run(["list"]).out;
+    let list = sandbox.run(["list"]).out;
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 2, "{list}");
     assert!(lines[0].starts_with("NAME    STATE  HOLDER"), "{list}");
     assert!(lines[1].starts_with("backup  held   the holder"), "{list}");
     assert!(lines[1].ends_with("sh n=2 why=weekly"), "{list}");
-    let all = lab.run(["list", "--all"]).out;
+    let all = sandbox.run(["list", "--all"]).out;
     assert!(all.contains("\nreport  free "), "{all}");
 }
 
 #[test]
-fn a_list_for_programs_is_one_array() {
-    let lab = Lab::new();
-    assert_eq!(lab.run(["list", "--json"]).out, "[]\n");
-    let _holder = lab.start_run(&["--holder", "me", "--meta", "why=weekly"], "backup", HOLD);
-    let _endless = lab.start_run(&["--ttl", "inf"], "endless", HOLD);
-    lab.run(["run", "report", "--", "true"]);
-    let held: Value = serde_json::from_str(&lab.run(["list", "--json"]).out).unwrap();
+fn list_json_is_one_array() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(["list", "--json"]).out, "[]\n");
+    let _holder = sandbox.start_run(&["--holder", "me", "--meta", "why=weekly"], "backup", HOLD);
+    let _endless = sandbox.start_run(&["--ttl", "inf"], "endless", HOLD);
+    sandbox.run(["run", "report", "--", "true"]);
+    let held: Value = serde_json::from_str(&sandbox.run(["list", "--json"]).out).unwrap();
     assert_eq!(held.as_array().map(Vec::len), Some(2));
-    let all: Value = serde_json::from_str(&lab.run(["list", "--all", "--json"]).out).unwrap();
+    let all: Value = serde_json::from_str(&sandbox.run(["list", "--all", "--json"]).out).unwrap();
 
     let [backup, endless, report] = &all.as_array().unwrap()[..] else {
         panic!("{all}")
@@ -72,29 +72,29 @@ fn a_list_for_programs_is_one_array() {
 
 #[test]
 fn a_lock_whose_holder_died_is_shown_as_expired() {
-    let lab = Lab::new();
-    let holder = lab.start_run(&["--ttl", "1s", "--grace", "100ms"], "job", HOLD);
+    let sandbox = Sandbox::new();
+    let holder = sandbox.start_run(&["--ttl", "1s", "--grace", "100ms"], "job", HOLD);
     drop(holder);
-    let expired = time::wait_until(support::SOON, || {
-        let shown = lab.run(["show", "job", "--json"]).out;
+    let expired = time::wait_until(support::TIMEOUT, || {
+        let shown = sandbox.run(["show", "job", "--json"]).out;
         shown.contains(r#""state":"expired""#) && shown.contains(r#""free_in":0.0"#)
     });
-    assert!(expired, "{:?}", lab.run(["show", "job"]));
+    assert!(expired, "{:?}", sandbox.run(["show", "job"]));
     assert!(
-        lab.run(["list"]).out.contains("job   expired"),
+        sandbox.run(["list"]).out.contains("job   expired"),
         "{:?}",
-        lab.run(["list"])
+        sandbox.run(["list"])
     );
 }
 
 #[test]
-fn show_says_all_about_one_lock_and_1_of_an_unknown_one() {
-    let lab = Lab::new();
-    let said = lab.run(["show", "nope"]).refused(1).to_owned();
-    assert!(said.contains("`nope`"), "{said}");
-    lab.run(["show", "nope", "--json"]).refused(1);
-    let _holder = lab.start_run(&["--holder", "me", "--meta", "why=weekly"], "job", HOLD);
-    let shown = lab.run(["show", "job"]).out;
+fn show_prints_all_about_a_lock_and_ends_with_1_for_an_unknown_one() {
+    let sandbox = Sandbox::new();
+    let message = sandbox.run(["show", "nope"]).only_line(1).to_owned();
+    assert!(message.contains("`nope`"), "{message}");
+    sandbox.run(["show", "nope", "--json"]).only_line(1);
+    let _holder = sandbox.start_run(&["--holder", "me", "--meta", "why=weekly"], "job", HOLD);
+    let shown = sandbox.run(["show", "job"]).out;
     for line in [
         "name      job",
         "state     held",
@@ -103,45 +103,45 @@ fn show_says_all_about_one_lock_and_1_of_an_unknown_one() {
     ] {
         assert!(shown.lines().any(|one| one == line), "{line}: {shown}");
     }
-    let shown: Value = serde_json::from_str(&lab.run(["show", "job", "--json"]).out).unwrap();
+    let shown: Value = serde_json::from_str(&sandbox.run(["show", "job", "--json"]).out).unwrap();
     assert_eq!(shown["name"], "job");
 }
 
-/// Anybody who can take a lock can name it: what is shown of it neither begins a line nor drives the
-/// terminal of whoever looks.
+/// Any client can choose names and metadata: they must neither start a line nor control the terminal
+/// of the user who lists them.
 #[test]
-fn what_others_wrote_stays_on_its_line() {
-    let lab = Lab::new();
+fn text_from_the_table_is_escaped_and_stays_on_its_line() {
+    let sandbox = Sandbox::new();
     let name = "a\nheld  \u{1b}[2J\u{202e}job";
     let escaped = r"a\nheld  \u{1b}[2J\u{202e}job";
-    let _holder = lab.start_run(
+    let _holder = sandbox.start_run(
         &["--holder", "x\r\u{9b}31m", "--meta", "k=v\n\u{7}"],
         "job",
         HOLD,
     );
-    lab.run(["run", name, "--", "true"]);
+    sandbox.run(["run", name, "--", "true"]);
     for args in [&["list", "--all"][..], &["show", "job"], &["show", name]] {
-        let shown = lab.run(args).out;
+        let shown = sandbox.run(args).out;
         let plain = |c: char| c == '\n' || !c.is_control();
         assert!(
             shown.chars().all(plain) && !shown.contains('\u{202e}'),
             "{shown:?}"
         );
     }
-    let list = lab.run(["list", "--all"]).out;
+    let list = sandbox.run(["list", "--all"]).out;
     assert_eq!(list.lines().count(), 3, "{list}");
     assert!(list.contains(escaped), "{list}");
-    // For programs it is exact.
-    let shown: Value = serde_json::from_str(&lab.run(["show", name, "--json"]).out).unwrap();
+    // JSON has the exact text.
+    let shown: Value = serde_json::from_str(&sandbox.run(["show", name, "--json"]).out).unwrap();
     assert_eq!(shown["name"], name);
-    let refused = lab.run(["show", "no\nsuch"]);
-    assert!(refused.refused(1).contains(r"no\nsuch"));
+    let refused = sandbox.run(["show", "no\nsuch"]);
+    assert!(refused.only_line(1).contains(r"no\nsuch"));
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
-    let lab = Lab::new();
-    lab.run(["run", "job", "--", "true"]);
+fn a_closed_pipe_is_no_failure_of_list_and_show() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["run", "job", "--", "true"]);
     for args in [
         &["list", "--all"][..],
         &["show", "job", "--json"],
@@ -149,7 +149,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let child = lab
+        let child = sandbox
             .dblock(args)
             .stdout(writer)
             .stderr(std::process::Stdio::piped())
@@ -164,32 +164,35 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
-fn a_release_by_force_names_who_had_it() {
-    let lab = Lab::new();
+fn a_release_by_force_names_the_previous_holder() {
+    let sandbox = Sandbox::new();
     assert_eq!(
-        lab.run(["release", "job", "--force"]).refused(0),
+        sandbox.run(["release", "job", "--force"]).only_line(0),
         "dblock: lock `job` was free already\n"
     );
-    let _holder = lab.start_run(&["--holder", "me"], "job", HOLD);
-    let said = lab.run(["release", "job"]).refused(2).to_owned();
-    assert!(said.contains("--force if its holder is dead"), "{said}");
-    assert!(lab.is_held("job"));
-    let done = lab.run(["release", "job", "--force"]);
+    let _holder = sandbox.start_run(&["--holder", "me"], "job", HOLD);
+    let message = sandbox.run(["release", "job"]).only_line(2).to_owned();
     assert!(
-        done.refused(0)
+        message.contains("--force if its holder is dead"),
+        "{message}"
+    );
+    assert!(sandbox.is_held("job"));
+    let done = sandbox.run(["release", "job", "--force"]);
+    assert!(
+        done.only_line(0)
             .starts_with("dblock: lock `job` released by force: me had held it for "),
         "{done:?}"
     );
-    assert_eq!(lab.run(["run", "-n", "job", "--", "true"]).code(), 0);
+    assert_eq!(sandbox.run(["run", "-n", "job", "--", "true"]).code(), 0);
 }
 
 #[test]
 fn init_may_be_run_twice() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     for _ in 0..2 {
-        let done = lab.run(["init"]);
+        let done = sandbox.run(["init"]);
         assert_eq!(done.code(), 0);
-        let place = lab.database().display().to_string();
+        let place = sandbox.database().display().to_string();
         assert_eq!(
             done.out,
             format!("table `database_locks_lock` is ready in {place}\n")
@@ -198,9 +201,9 @@ fn init_may_be_run_twice() {
 }
 
 #[test]
-fn the_help_is_one_to_work_from() {
-    let lab = Lab::new();
-    let help = lab.run(["--help"]).out;
+fn the_help_has_examples_exit_codes_and_variables_but_no_values() {
+    let sandbox = Sandbox::new();
+    let help = sandbox.run(["--help"]).out;
     for word in [
         "Examples:",
         "Exit codes:",
@@ -211,7 +214,7 @@ fn the_help_is_one_to_work_from() {
     ] {
         assert!(help.contains(word), "{word}: {help}");
     }
-    let help = lab.run(["run", "--help"]).out;
+    let help = sandbox.run(["run", "--help"]).out;
     for word in [
         "Examples:",
         "DBLOCK_TICKET",
@@ -221,9 +224,9 @@ fn the_help_is_one_to_work_from() {
     ] {
         assert!(help.contains(word), "{word}: {help}");
     }
-    // The value of the variable may hold a password.
-    let mut asked = lab.dblock(["--help"]);
+    // The value of the variable may contain a password.
+    let mut asked = sandbox.dblock(["--help"]);
     let asked = asked.env("DATABASE_LOCKS_URL", "postgres://u:hunter2@h/d");
-    assert!(!lab.start(asked).end().out.contains("hunter2"));
-    assert!(lab.run(["--version"]).out.starts_with("dblock 1."));
+    assert!(!sandbox.start(asked).end().out.contains("hunter2"));
+    assert!(sandbox.run(["--version"]).out.starts_with("dblock 1."));
 }

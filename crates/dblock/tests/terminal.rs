@@ -1,18 +1,17 @@
-//! At a terminal: Ctrl-C, Ctrl-Z, reading from it. A script in Python plays the person.
+//! At a terminal: Ctrl-C, Ctrl-Z, and reading from it. A script in Python types.
 
 mod support;
 
 use std::process::Command;
 
-use support::{DBLOCK, Lab};
+use support::{DBLOCK, Sandbox};
 
-/// Of the interactive shell.
+/// The prompt of the interactive shell.
 const PROMPT: &str = "prompt> ";
 
-/// Runs a command on a terminal of its own. The first argument is a JSON array of pairs: what to wait
-/// for in the output (from where the last one was found), and what to type then. Prints all of the
-/// output, and the exit code.
-const PERSON: &str = r#"
+/// Runs a command on a new terminal. The first argument is a JSON array of pairs: a text to wait for
+/// in the output (after the text before), and what to type then. Prints the output and the exit code.
+const TYPIST: &str = r#"
 import json, os, pty, select, signal, sys, time
 steps, command = json.loads(sys.argv[1]), sys.argv[2:]
 pid, tty = pty.fork()
@@ -44,35 +43,35 @@ if steps:
 print("\nexit=%d" % os.waitstatus_to_exitcode(status))
 "#;
 
-/// What was seen on the terminal; none where there is nobody to sit at it.
+/// The output on the terminal; `None` without Python.
 #[track_caller]
-#[allow(clippy::print_stderr, reason = "for whoever wonders what was tested")]
-fn at_terminal(lab: &Lab, steps: &[(&str, &str)], command: &[&str]) -> Option<String> {
+#[allow(clippy::print_stderr, reason = "shows what was not tested")]
+fn at_terminal(sandbox: &Sandbox, steps: &[(&str, &str)], command: &[&str]) -> Option<String> {
     if Command::new("python3").arg("--version").output().is_err() {
         eprintln!("skipped: no python3");
         return None;
     }
     let steps = serde_json::to_string(steps).expect("JSON");
-    let mut person = lab.command("python3");
+    let mut typist = sandbox.command("python3");
     let rc = format!("PS1='{PROMPT}'; bind 'set enable-bracketed-paste off'");
-    std::fs::write(lab.path("rc"), rc).expect("written");
-    person
-        .args(["-c", PERSON, &steps])
+    std::fs::write(sandbox.path("rc"), rc).expect("written");
+    typist
+        .args(["-c", TYPIST, &steps])
         .args(command)
         .env("DBLOCK", DBLOCK);
-    let done = lab.start(&mut person).end();
+    let done = sandbox.start(&mut typist).end();
     assert_eq!(done.code(), 0, "{} {}", done.out, done.err);
     Some(done.out)
 }
 
 #[test]
-fn ctrl_c_reaches_the_command_once_and_the_lock_is_freed_after_it() {
-    let lab = Lab::new();
+fn ctrl_c_reaches_the_command_once_and_the_lock_is_released_after_it() {
+    let sandbox = Sandbox::new();
     let script = r#"
         trap 'echo got-int; env -u DBLOCK_GRANTS "$DBLOCK" run -n job -- true; echo other=$?; kill $!; exit 3' INT
         sleep 1000 & echo ready; while :; do sleep 0.02; done"#;
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &run) else {
+    let Some(seen) = at_terminal(&sandbox, &[("ready", "\x03")], &run) else {
         return;
     };
     assert_eq!(seen.matches("got-int").count(), 1, "{seen}");
@@ -80,15 +79,15 @@ fn ctrl_c_reaches_the_command_once_and_the_lock_is_freed_after_it() {
         seen.contains("other=75") && seen.contains("exit=3"),
         "{seen}"
     );
-    assert!(!lab.is_held("job"));
+    assert!(!sandbox.is_held("job"));
 }
 
 #[test]
 fn the_command_may_read_from_the_terminal() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let script = "echo ready; read line; echo line=$line";
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "hello\n")], &run) else {
+    let Some(seen) = at_terminal(&sandbox, &[("ready", "hello\n")], &run) else {
         return;
     };
     assert!(
@@ -97,15 +96,15 @@ fn the_command_may_read_from_the_terminal() {
     );
 }
 
-/// Under a script that has the terminal too, the command gets it when it asks, and gives it back.
+/// The command gets the terminal when it first uses it.
 #[test]
-fn in_a_script_the_terminal_goes_to_the_command_and_back() {
-    let lab = Lab::new();
+fn in_a_script_the_command_gets_the_terminal_and_returns_it() {
+    let sandbox = Sandbox::new();
     let script = r#"
         "$DBLOCK" run job -- sh -c 'echo ready; read line; echo line=$line'
         echo again; read line; echo after=$line"#;
     let steps = [("ready", "one\n"), ("again", "two\n")];
-    let Some(seen) = at_terminal(&lab, &steps, &["sh", "-c", script]) else {
+    let Some(seen) = at_terminal(&sandbox, &steps, &["sh", "-c", script]) else {
         return;
     };
     assert!(
@@ -114,33 +113,33 @@ fn in_a_script_the_terminal_goes_to_the_command_and_back() {
     );
 }
 
-/// As without `dblock`: it ends the script and what the script runs.
+/// As without `dblock`.
 #[test]
 fn ctrl_c_ends_a_script_as_well() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let script = r#""$DBLOCK" run job -- sh -c 'echo ready; exec sleep 1000'; echo went-on"#;
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x03")], &["sh", "-c", script]) else {
+    let Some(seen) = at_terminal(&sandbox, &[("ready", "\x03")], &["sh", "-c", script]) else {
         return;
     };
     assert!(
         !seen.contains("went-on") && seen.contains("exit=-2"),
         "{seen}"
     );
-    let freed = testkit::time::wait_until(support::SOON, || !lab.is_held("job"));
+    let freed = testkit::time::wait_until(support::TIMEOUT, || !sandbox.is_held("job"));
     assert!(freed, "the lock outlived its command");
 }
 
-/// `dblock run … | less`: the others of a pipeline need the terminal too.
+/// As in `dblock run … | less`: the other processes of a pipeline need the terminal too.
 #[test]
 fn a_pipeline_keeps_the_terminal() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let pipeline = r#""$DBLOCK" run job -- sh -c '
         touch begun; while [ ! -e go ]; do sleep 0.02; done; echo from-command' | sh -c '
         while [ ! -e begun ]; do sleep 0.02; done
         echo ready; read line < /dev/tty; echo line=$line; touch go; cat'; exit 6"#;
     let steps = [(PROMPT, &*format!("{pipeline}\n")), ("\nready", "hello\n")];
     let shell = ["bash", "--rcfile", "rc", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+    let Some(seen) = at_terminal(&sandbox, &steps, &shell) else {
         return;
     };
     assert!(
@@ -151,8 +150,8 @@ fn a_pipeline_keeps_the_terminal() {
 }
 
 #[test]
-fn ctrl_z_gives_the_shell_its_prompt_back_and_fg_goes_on() {
-    let lab = Lab::new();
+fn ctrl_z_returns_to_the_shell_and_fg_continues() {
+    let sandbox = Sandbox::new();
     let run = r#""$DBLOCK" run job -- sh -c 'echo re""ady; read line; echo line=$line; exit 5'"#;
     let steps = [
         (PROMPT, &*format!("{run}\n")),
@@ -164,18 +163,18 @@ fn ctrl_z_gives_the_shell_its_prompt_back_and_fg_goes_on() {
         ("code=5", "exit 6\n"),
     ];
     let shell = ["bash", "--rcfile", "rc", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+    let Some(seen) = at_terminal(&sandbox, &steps, &shell) else {
         return;
     };
     assert!(seen.contains("exit=6"), "{seen}");
 }
 
-/// Stopped, we do not renew. Continued, the command is told to end before it does anything else.
+/// A stopped dblock does not renew. When it is continued, the command gets TERM before it runs on.
 ///
-/// (Its shell starts nothing while Ctrl-Z comes: one that is inside vfork cannot be stopped.)
+/// The shell of the command starts nothing when Ctrl-Z is typed: inside vfork it cannot be stopped.
 #[test]
-fn a_lock_that_was_lost_while_stopped_ends_the_command() {
-    let lab = Lab::new();
+fn a_lock_that_is_lost_while_stopped_ends_the_command() {
+    let sandbox = Sandbox::new();
     let run = r#""$DBLOCK" run --ttl 1s --grace 200ms job -- sh -c '
         trap "echo got-te""rm; exit 3" TERM; sleep 1000 & echo re""ady; wait'"#;
     let other = r#""$DBLOCK" run job -- echo ot""her"#;
@@ -190,19 +189,19 @@ fn a_lock_that_was_lost_while_stopped_ends_the_command() {
         ("code=76", "exit 6\n"),
     ];
     let shell = ["bash", "--rcfile", "rc", "-i"];
-    let Some(seen) = at_terminal(&lab, &steps, &shell) else {
+    let Some(seen) = at_terminal(&sandbox, &steps, &shell) else {
         return;
     };
     assert!(seen.contains("exit=6"), "{seen}");
 }
 
-/// No shell is there to continue us: Ctrl-Z must not freeze command and lock for good.
+/// Without a shell no process would continue dblock.
 #[test]
 fn without_a_shell_ctrl_z_stops_nothing() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let script = "echo ready; read line; echo line=$line";
     let run = [DBLOCK, "run", "job", "--", "sh", "-c", script];
-    let Some(seen) = at_terminal(&lab, &[("ready", "\x1ahello\n")], &run) else {
+    let Some(seen) = at_terminal(&sandbox, &[("ready", "\x1ahello\n")], &run) else {
         return;
     };
     assert!(
@@ -211,39 +210,39 @@ fn without_a_shell_ctrl_z_stops_nothing() {
     );
 }
 
-/// F6: a wait says what it is for, but not at once, and not on a pipe.
+/// A short wait, and one with a pipe as stderr, is silent.
 #[test]
-fn a_wait_of_more_than_a_second_is_reported_on_a_terminal_alone() {
-    let lab = Lab::new();
-    let holder = lab.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
+fn a_wait_of_more_than_a_second_is_reported_on_a_terminal_only() {
+    let sandbox = Sandbox::new();
+    let holder = sandbox.start_run(&["--holder", "the holder"], "job", "BEGUN; exec sleep 1000");
     let waited = |wait: &str, more: &str| {
         let script = format!("\"$0\" run {more} -w {wait} job -- true; echo code=$?");
-        at_terminal(&lab, &[("code=75", "")], &["sh", "-c", &script, DBLOCK])
+        at_terminal(&sandbox, &[("code=75", "")], &["sh", "-c", &script, DBLOCK])
     };
     let waiting = "dblock: waiting for lock `job`, held by the holder for ";
     let Some(long) = waited("2500ms", "") else {
         return;
     };
     assert_eq!(long.matches(waiting).count(), 1, "{long}");
-    let told = long.lines().find(|line| line.starts_with(waiting));
-    assert!(told.is_some_and(|line| line.ends_with('s')), "{long}");
+    let line = long.lines().find(|line| line.starts_with(waiting));
+    assert!(line.is_some_and(|line| line.ends_with('s')), "{long}");
     for (wait, more) in [("500ms", ""), ("2500ms", "-q")] {
         let silent = waited(wait, more).expect("as before");
         assert!(!silent.contains("waiting"), "{silent}");
     }
-    let piped = lab.run(["run", "-w", "2500ms", "job", "--", "true"]);
-    assert!(!piped.refused(75).contains("waiting"), "{piped:?}");
+    let piped = sandbox.run(["run", "-w", "2500ms", "job", "--", "true"]);
+    assert!(!piped.only_line(75).contains("waiting"), "{piped:?}");
     drop(holder);
 }
 
-/// A person who sees 80 columns is not shown lines that break in the middle of a word or a table.
+/// No line is wrapped in the middle of a word or of a table.
 #[test]
 fn help_and_tables_fit_a_terminal_of_80_columns() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let run = |script: &str| {
         let script = format!("stty rows 24 cols 80; {script}; echo ready; read _");
         let script = script.replace("dblock", DBLOCK);
-        at_terminal(&lab, &[("ready", "\n")], &["sh", "-c", &script])
+        at_terminal(&sandbox, &[("ready", "\n")], &["sh", "-c", &script])
     };
     let Some(none) = run("dblock list") else {
         return;
@@ -265,7 +264,7 @@ fn help_and_tables_fit_a_terminal_of_80_columns() {
     ] {
         let help = run(&format!("NO_COLOR=1 dblock {command} --help")).expect("as before");
         let (_, below) = help.split_once("Examples:\n").unwrap_or_default();
-        // What was broken goes on without the indentation of an example.
+        // A wrapped line continues without the indentation of an example.
         let examples = below.split("\n\n").next().unwrap_or_default();
         for line in examples.lines().take_while(|line| *line != "ready") {
             assert!(line.starts_with("  "), "{command}: {line:?}: {help}");

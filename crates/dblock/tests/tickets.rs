@@ -1,4 +1,4 @@
-//! Tickets: a lock that is held across the steps of a script, by the command and by the library.
+//! Tickets: a lock that is held across the steps of a script, with the command and the library.
 
 mod support;
 
@@ -10,10 +10,10 @@ use std::time::Duration;
 use database_locks::blocking::Locks;
 use database_locks::{Error, LostReason, Ticket};
 use serde_json::Value;
-use support::{DBLOCK, Done, Lab};
+use support::{DBLOCK, Finished, Sandbox};
 use testkit::time;
 
-/// Names that a shell, a URL or a careless format would spoil.
+/// Names that must be quoted or encoded in a shell, a URL or a ticket.
 const NAMES: &[&str] = &[
     "job",
     "a.b.c",
@@ -27,56 +27,56 @@ const NAMES: &[&str] = &[
     "two\nlines",
 ];
 
-fn library(lab: &Lab) -> Locks {
-    // The file is made, with its folders, by the command that comes first.
-    assert_eq!(lab.run(["init"]).code(), 0);
-    Locks::connect(format!("sqlite://{}", lab.database().display())).expect("connects")
+fn library(sandbox: &Sandbox) -> Locks {
+    // `init` creates the file and its folders.
+    assert_eq!(sandbox.run(["init"]).code(), 0);
+    Locks::connect(format!("sqlite://{}", sandbox.database().display())).expect("connects")
 }
 
-fn acquired(lab: &Lab, options: &[&str], name: &str) -> String {
-    let done = lab.run([&["acquire"], options, &["--", name]].concat());
+fn acquired(sandbox: &Sandbox, options: &[&str], name: &str) -> String {
+    let done = sandbox.run([&["acquire"], options, &["--", name]].concat());
     assert_eq!(done.code(), 0, "{done:?}");
     let ticket = done.out.strip_suffix('\n').expect("a line").to_owned();
     assert!(!ticket.contains(char::is_whitespace), "{ticket:?}");
     ticket
 }
 
-fn with_stdin(lab: &Lab, args: &[&str], input: &str) -> Done {
-    std::fs::write(lab.path("input"), input).expect("written");
-    let file = File::open(lab.path("input")).expect("opens");
-    lab.start(lab.dblock(args).stdin(file)).end()
+fn with_stdin(sandbox: &Sandbox, args: &[&str], input: &str) -> Finished {
+    std::fs::write(sandbox.path("input"), input).expect("written");
+    let file = File::open(sandbox.path("input")).expect("opens");
+    sandbox.start(sandbox.dblock(args).stdin(file)).end()
 }
 
 #[test]
-fn the_ticket_stands_alone_on_stdout_and_the_rest_is_said_on_stderr() {
-    let lab = Lab::new();
-    let done = lab.run(["acquire", "a job", "--ttl", "20m"]);
+fn the_ticket_is_alone_on_stdout_and_messages_are_on_stderr() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(["acquire", "a job", "--ttl", "20m"]);
     assert_eq!(done.code(), 0);
     assert_eq!(done.out.lines().count(), 1, "{done:?}");
     let ticket: Ticket = done.out.parse().expect("a ticket");
     assert_eq!(ticket.name().as_str(), "a job");
     assert_eq!(done.err.lines().count(), 1, "{done:?}");
-    for said in [
+    for message in [
         "lock `a job` is held until 2",
-        "(20m), and is not renewed by itself",
+        "(20m), and is not renewed in the background",
         "`dblock renew 'a job' --ticket TICKET`",
         "`dblock release 'a job' --ticket TICKET`",
     ] {
-        assert!(done.err.contains(said), "{said}: {done:?}");
+        assert!(done.err.contains(message), "{message}: {done:?}");
     }
     assert!(
         !done.err.contains(&ticket.token().to_string()),
         "no ticket in a log: {done:?}"
     );
-    let listed = lab.run(["list"]).out;
+    let listed = sandbox.run(["list"]).out;
     assert!(listed.trim_end().ends_with("dblock acquire"), "{listed}");
 }
 
 #[test]
-fn as_json_a_ticket_comes_with_all_about_its_grant() {
-    let lab = Lab::new();
+fn acquire_json_is_one_object_with_the_ticket_and_its_grant() {
+    let sandbox = Sandbox::new();
     let args = ["acquire", "job", "--json", "--holder", "me", "--ttl", "90s"];
-    let done = lab.run(args);
+    let done = sandbox.run(args);
     let got: Value = serde_json::from_str(&done.out).expect("JSON");
     let ticket: Ticket = got["ticket"].as_str().unwrap().parse().unwrap();
     assert_eq!(
@@ -91,7 +91,7 @@ fn as_json_a_ticket_comes_with_all_about_its_grant() {
     assert!(got["expires_at"].as_str().unwrap().ends_with('Z'), "{got}");
     assert_eq!(got.as_object().map(serde_json::Map::len), Some(7));
 
-    let endless = lab.run(["acquire", "endless", "--json", "--ttl", "inf"]);
+    let endless = sandbox.run(["acquire", "endless", "--json", "--ttl", "inf"]);
     assert!(
         endless
             .out
@@ -102,114 +102,116 @@ fn as_json_a_ticket_comes_with_all_about_its_grant() {
 }
 
 #[test]
-fn what_was_acquired_is_held_until_it_is_released() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &["--holder", "the script"], "job");
-    let said = lab
+fn an_acquired_lock_is_held_until_it_is_released() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &["--holder", "the script"], "job");
+    let message = sandbox
         .run(["run", "-n", "job", "--", "true"])
-        .refused(75)
+        .only_line(75)
         .to_owned();
-    assert!(said.contains("held by the script"), "{said}");
-    lab.run(["acquire", "-n", "job"]).refused(75);
-    lab.run(["acquire", "-n", "-E", "9", "job"]).refused(9);
-    lab.run(["acquire", "-w", "200ms", "job"]).refused(75);
-    let done = lab.run(["release", "job", "--ticket", &ticket]);
-    assert_eq!(done.refused(0), "dblock: lock `job` is released\n");
-    assert_eq!(lab.run(["run", "-n", "job", "--", "true"]).code(), 0);
+    assert!(message.contains("held by the script"), "{message}");
+    sandbox.run(["acquire", "-n", "job"]).only_line(75);
+    sandbox
+        .run(["acquire", "-n", "-E", "9", "job"])
+        .only_line(9);
+    sandbox.run(["acquire", "-w", "200ms", "job"]).only_line(75);
+    let done = sandbox.run(["release", "job", "--ticket", &ticket]);
+    assert_eq!(done.only_line(0), "dblock: lock `job` is released\n");
+    assert_eq!(sandbox.run(["run", "-n", "job", "--", "true"]).code(), 0);
 }
 
 #[test]
-fn a_signal_while_it_waits_leaves_nothing_held_and_prints_no_ticket() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "job");
-    let waiter = lab.start(&mut lab.dblock(["acquire", "job"]));
+fn a_signal_during_the_wait_leaves_no_lock_held_and_prints_no_ticket() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "job");
+    let waiter = sandbox.start(&mut sandbox.dblock(["acquire", "job"]));
     time::sleep(Duration::from_millis(300));
     waiter.signal(rustix::process::Signal::INT);
     let done = waiter.end();
     assert_eq!((done.code(), &*done.out), (130, ""));
-    lab.run(["release", "job", "--ticket", &ticket]);
-    assert!(!lab.is_held("job"));
+    sandbox.run(["release", "job", "--ticket", &ticket]);
+    assert!(!sandbox.is_held("job"));
 }
 
-/// Nobody would have it, and the lock would be held for nothing.
+/// Without its ticket the lock would stay held until the ttl ends.
 #[test]
-fn a_ticket_that_cannot_be_printed_is_given_back() {
-    let lab = Lab::new();
+fn a_ticket_that_cannot_be_printed_is_released_again() {
+    let sandbox = Sandbox::new();
     let full = File::options().write(true).open("/dev/full").expect("full");
-    let child = lab
+    let child = sandbox
         .dblock(["acquire", "job"])
         .stdout(full)
         .stderr(Stdio::piped())
         .spawn();
     let done = child.unwrap().wait_with_output().unwrap();
     assert_eq!(done.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    let message = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(
-        said.contains("cannot be printed") && said.contains("released again"),
-        "{said}"
+        message.contains("cannot be printed") && message.contains("released again"),
+        "{message}"
     );
-    assert!(!lab.is_held("job"));
+    assert!(!sandbox.is_held("job"));
 }
 
 #[test]
-fn a_renewal_goes_on_for_as_long_as_before_or_as_is_asked_for_and_never_shortens() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &["--ttl", "2s"], "job");
+fn a_renewal_lasts_as_long_as_the_lease_before_or_as_ttl_and_never_shortens() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &["--ttl", "2s"], "job");
     let left = || {
-        let shown = lab.run(["show", "job", "--json"]).out;
+        let shown = sandbox.run(["show", "job", "--json"]).out;
         let shown: Value = serde_json::from_str(&shown).expect("JSON");
         shown["free_in"].as_f64().expect("held")
     };
     time::sleep(Duration::from_millis(1200));
-    let renewed = lab.run(["renew", "job", "--ticket", &ticket]);
+    let renewed = sandbox.run(["renew", "job", "--ticket", &ticket]);
     assert!(
         renewed
-            .refused(0)
+            .only_line(0)
             .starts_with("dblock: lock `job` is renewed, and held until ")
     );
     time::sleep(Duration::from_millis(1200));
-    assert!(lab.is_held("job"), "2.4 s after the start");
-    lab.run(["renew", "job", "--ticket", &ticket, "--ttl", "1h"]);
+    assert!(sandbox.is_held("job"), "2.4 s after the start");
+    sandbox.run(["renew", "job", "--ticket", &ticket, "--ttl", "1h"]);
     assert!(left() > 3500.0);
-    lab.run(["renew", "job", "--ticket", &ticket, "--ttl", "1s"]);
+    sandbox.run(["renew", "job", "--ticket", &ticket, "--ttl", "1s"]);
     assert!(left() > 3500.0, "it is never shortened");
-    let endless = lab.run(["renew", "job", "--ticket", &ticket, "--ttl", "inf"]);
+    let endless = sandbox.run(["renew", "job", "--ticket", &ticket, "--ttl", "inf"]);
     let without_end = "dblock: lock `job` is renewed, and held without end\n";
-    assert_eq!(endless.refused(0), without_end);
-    let again = lab.run(["renew", "job", "--ticket", &ticket]);
-    assert_eq!(again.refused(0), without_end);
+    assert_eq!(endless.only_line(0), without_end);
+    let again = sandbox.run(["renew", "job", "--ticket", &ticket]);
+    assert_eq!(again.only_line(0), without_end);
 }
 
 #[test]
-fn a_dead_ticket_is_76_and_says_what_became_of_it() {
-    let lab = Lab::new();
-    let refused = |args: &[&str]| lab.run(args).refused(76).to_owned();
+fn a_dead_ticket_ends_with_76_and_the_message_says_why() {
+    let sandbox = Sandbox::new();
+    let refused = |args: &[&str]| sandbox.run(args).only_line(76).to_owned();
     let all = |ticket: &str, why: &str| {
         for args in [
             &["renew", "job", "--ticket", ticket][..],
             &["release", "job", "--ticket", ticket],
             &["run", "job", "--ticket", ticket, "--", "touch", "ran"],
         ] {
-            let said = refused(args);
+            let message = refused(args);
             assert!(
-                said.contains("ticket for lock `job` is dead") && said.contains(why),
-                "{said}"
+                message.contains("ticket for lock `job` is dead") && message.contains(why),
+                "{message}"
             );
         }
     };
-    let released = acquired(&lab, &[], "job");
-    lab.run(["release", "job", "--ticket", &released]);
+    let released = acquired(&sandbox, &[], "job");
+    sandbox.run(["release", "job", "--ticket", &released]);
     all(&released, "it was released already");
 
-    let successor = acquired(&lab, &[], "job");
+    let successor = acquired(&sandbox, &[], "job");
     all(&released, "another client has had the lock since");
     all(&released, "; it is now held by ");
     all(&released, ", token ");
-    assert!(lab.is_held("job"), "the successor is untouched");
-    lab.run(["release", "job", "--force"]);
+    assert!(sandbox.is_held("job"), "the successor is untouched");
+    sandbox.run(["release", "job", "--force"]);
     all(&successor, "or it was released by force");
 
-    let expired = acquired(&lab, &["--ttl", "100ms"], "job");
+    let expired = acquired(&sandbox, &["--ttl", "100ms"], "job");
     time::sleep(Duration::from_millis(300));
     for args in [
         &["renew", "job", "--ticket", &*expired][..],
@@ -217,209 +219,151 @@ fn a_dead_ticket_is_76_and_says_what_became_of_it() {
     ] {
         assert!(refused(args).contains("its lease has expired"));
     }
-    lab.run(["prune", "--older-than", "0"]);
-    all(&expired, "the table does not know the lock any more");
-    assert!(!lab.path("ran").exists());
-    assert!(!lab.is_held("job"), "nothing was revived");
+    sandbox.run(["prune", "--older-than", "0"]);
+    all(&expired, "the row of the lock was deleted");
+    assert!(!sandbox.path("ran").exists());
+    assert!(!sandbox.is_held("job"), "nothing was revived");
     testkit::promise("P3", "sqlite");
 }
 
-/// Late, but nobody has come in between: the work was alone, and the lock is given back.
+/// The lease has expired, but no other client was granted the lock.
 #[test]
-fn a_release_after_the_end_of_the_lease_is_none_to_complain_of_while_nobody_had_the_lock() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &["--ttl", "100ms"], "job");
+fn a_late_release_succeeds_if_no_other_client_has_had_the_lock() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &["--ttl", "100ms"], "job");
     time::sleep(Duration::from_millis(300));
-    assert_eq!(lab.run(["release", "job", "--ticket", &ticket]).code(), 0);
+    assert_eq!(
+        sandbox.run(["release", "job", "--ticket", &ticket]).code(),
+        0
+    );
 }
 
 #[test]
-fn a_ticket_is_for_its_own_lock_only() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "one");
+fn a_ticket_of_another_lock_is_refused() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "one");
     for args in [
         &["renew", "other", "--ticket", &*ticket][..],
         &["release", "other", "--ticket", &ticket],
         &["run", "other", "--ticket", &ticket, "--", "touch", "ran"],
     ] {
-        let done = lab.run(args);
-        let said = done.refused(2);
-        assert!(said.contains("for lock `one`, not for `other`"), "{said}");
+        let done = sandbox.run(args);
+        let message = done.only_line(2);
+        assert!(
+            message.contains("for lock `one`, not for `other`"),
+            "{message}"
+        );
     }
-    assert!(lab.is_held("one") && !lab.path("ran").exists());
+    assert!(sandbox.is_held("one") && !sandbox.path("ran").exists());
 }
 
-/// It may be a good one with a typing error: whoever reads the log could mend it.
+/// It may be a valid ticket with a typing error, which a reader of the log could correct.
 #[test]
-fn a_ticket_of_another_form_is_2_and_is_not_repeated() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "job");
+fn a_malformed_ticket_ends_with_2_and_is_not_printed() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "job");
     let spoilt = format!("x{ticket}");
     for command in ["renew", "release"] {
-        let done = lab.run([command, "job", "--ticket", &spoilt]);
-        let said = done.refused(2);
-        assert!(said.contains("TOKEN.GRANT.NAME"), "{said}");
-        assert!(!said.contains(&ticket[5..30]), "{said}");
-        let empty = lab.run([command, "job", "--ticket", ""]);
-        assert!(empty.refused(2).contains("the ticket is empty"));
+        let done = sandbox.run([command, "job", "--ticket", &spoilt]);
+        let message = done.only_line(2);
+        assert!(message.contains("TOKEN.GRANT.NAME"), "{message}");
+        assert!(!message.contains(&ticket[5..30]), "{message}");
+        let empty = sandbox.run([command, "job", "--ticket", ""]);
+        assert!(empty.only_line(2).contains("the ticket is empty"));
     }
 }
 
 #[test]
 fn a_ticket_may_come_from_standard_input() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "job");
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "job");
     for input in [
         format!("{ticket}\n"),
         ticket.clone(),
         format!("  {ticket} \r\n"),
     ] {
-        let done = with_stdin(&lab, &["renew", "job", "--ticket", "-"], &input);
+        let done = with_stdin(&sandbox, &["renew", "job", "--ticket", "-"], &input);
         assert_eq!(done.code(), 0, "{done:?}");
     }
-    let none = with_stdin(&lab, &["release", "job", "--ticket", "-"], "");
-    assert!(none.refused(2).contains("no ticket on standard input"));
-    let done = with_stdin(&lab, &["release", "job", "--ticket", "-"], &ticket);
+    let none = with_stdin(&sandbox, &["release", "job", "--ticket", "-"], "");
+    assert!(none.only_line(2).contains("no ticket on standard input"));
+    let done = with_stdin(&sandbox, &["release", "job", "--ticket", "-"], &ticket);
     assert_eq!(done.code(), 0, "{done:?}");
-    assert!(!lab.is_held("job"));
+    assert!(!sandbox.is_held("job"));
 }
 
 #[test]
-fn the_environment_has_the_ticket_for_a_renewal_and_never_for_a_release() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "job");
+fn the_ticket_in_the_environment_serves_renew_and_never_release() {
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "job");
     let with = |args: &[&str]| {
-        let mut command = lab.dblock(args);
-        lab.start(command.env("DBLOCK_TICKET", &ticket)).end()
+        let mut command = sandbox.dblock(args);
+        sandbox.start(command.env("DBLOCK_TICKET", &ticket)).end()
     };
     assert_eq!(with(&["renew", "job"]).code(), 0);
-    assert!(with(&["renew", "other"]).refused(2).contains("`other`"));
-    lab.run(["renew", "job"]).refused(2);
+    assert!(with(&["renew", "other"]).only_line(2).contains("`other`"));
+    sandbox.run(["renew", "job"]).only_line(2);
 
-    // Which of the two is meant must be said.
-    assert!(with(&["release", "job"]).refused(2).contains("--ticket"));
-    assert!(lab.is_held("job"));
-    with(&["release", "job", "--force", "--ticket", &ticket]).refused(2);
+    // Either --ticket or --force must be given.
+    assert!(with(&["release", "job"]).only_line(2).contains("--ticket"));
+    assert!(sandbox.is_held("job"));
+    with(&["release", "job", "--force", "--ticket", &ticket]).only_line(2);
     let forced = with(&["release", "job", "--force"]);
     assert!(forced.err.contains("released by force"), "{forced:?}");
-    // A lock of its own, and not that of the environment.
+    // `run` does not read it either.
     assert_eq!(with(&["run", "-n", "own", "--", "true"]).code(), 0);
 }
 
 #[test]
 fn a_command_can_be_run_under_a_lock_that_was_acquired() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &["--ttl", "2s"], "job");
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &["--ttl", "2s"], "job");
     let script = r#"cat; echo "$DBLOCK_TOKEN"; [ "$DBLOCK_TICKET" != "$OLD" ]; echo $?; sleep 3
         "$DBLOCK" run -n job -- true; echo $?"#;
     let args = [
         "run", "job", "--ticket", "-", "--ttl", "2s", "--grace", "500ms", "--", "sh", "-c", script,
     ];
-    // Not a byte more than the ticket is read: the rest is for the command.
-    std::fs::write(lab.path("input"), format!("{ticket}\nthe rest\n")).unwrap();
-    let mut command = lab.dblock(args);
+    // Only the first line is read: the rest belongs to the command.
+    std::fs::write(sandbox.path("input"), format!("{ticket}\nthe rest\n")).unwrap();
+    let mut command = sandbox.dblock(args);
     command
-        .stdin(File::open(lab.path("input")).unwrap())
+        .stdin(File::open(sandbox.path("input")).unwrap())
         .env("DBLOCK", DBLOCK)
         .env("OLD", &ticket);
-    let done = lab.start(&mut command).end();
+    let done = sandbox.start(&mut command).end();
     assert_eq!(done.code(), 0, "{done:?}");
     let token = ticket.split('.').next().unwrap();
     assert_eq!(done.out, format!("the rest\n{token}\n0\n2\n"), "{done:?}");
-    // It is released when the command ends, and the first ticket died when it was resumed.
-    assert!(!lab.is_held("job"));
-    lab.run(["release", "job", "--ticket", &ticket]).refused(76);
+    // The lock is released when the command ends, and resuming it has ended the first ticket.
+    assert!(!sandbox.is_held("job"));
+    sandbox
+        .run(["release", "job", "--ticket", &ticket])
+        .only_line(76);
 }
 
 #[test]
 fn a_ticket_resumes_a_lock_once() {
-    let lab = Lab::new();
-    let ticket = acquired(&lab, &[], "job");
-    let holder = lab.start_run(&["--ticket", &ticket], "job", "BEGUN; exec sleep 1000");
+    let sandbox = Sandbox::new();
+    let ticket = acquired(&sandbox, &[], "job");
+    let holder = sandbox.start_run(&["--ticket", &ticket], "job", "BEGUN; exec sleep 1000");
     for args in [
         &["run", "job", "--ticket", &*ticket, "--", "touch", "ran"][..],
         &["renew", "job", "--ticket", &ticket],
         &["release", "job", "--ticket", &ticket],
     ] {
-        let done = lab.run(args);
-        assert!(done.refused(76).contains("resumed already"), "{done:?}");
+        let done = sandbox.run(args);
+        assert!(done.only_line(76).contains("resumed already"), "{done:?}");
     }
-    assert!(lab.is_held("job"));
+    assert!(sandbox.is_held("job"));
     drop(holder);
 }
 
-/// The command may be long where the lock is needed for its beginning only.
 #[test]
-fn a_command_that_gave_its_lock_back_is_left_alone() {
-    let lab = Lab::new();
-    let script = r#""$DBLOCK" -q release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
-        BEGUN; sleep 2; echo went on"#;
-    let run = |name: &str| {
-        let mut command = lab.dblock(["run", "--ttl", "1s", "--grace", "200ms", name, "--"]);
-        let script = script.replace("BEGUN", "touch begun");
-        command.args(["sh", "-c", &script]).env("DBLOCK", DBLOCK);
-        lab.start(&mut command)
-    };
-    let done = run("job").end();
-    assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
-    assert!(done.out.ends_with("went on\n"), "{done:?}");
-}
-
-/// The row then says no more than that a later grant was made: what a theft would look like.
-#[test]
-fn it_is_left_alone_even_where_somebody_else_has_the_lock_by_then() {
-    let lab = Lab::new();
-    let script = r#""$DBLOCK" -q release "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" || exit 9
-        touch released; while [ ! -e go ]; do sleep 0.02; done; sleep 1; echo went on"#;
-    let mut first = lab.dblock([
-        "run", "--ttl", "1s", "--grace", "200ms", "job", "--", "sh", "-c", script,
-    ]);
-    let first = lab.start(first.env("DBLOCK", DBLOCK));
-    lab.wait_for("released");
-    let next = lab.start_run(&["-n"], "job", "BEGUN; touch go; sleep 2; exit 4");
-    let done = first.end();
-    assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
-    assert!(done.out.ends_with("went on\n"), "{done:?}");
-    assert_eq!(next.end().code(), 4, "and the other one is left alone too");
-}
-
-#[test]
-fn a_command_that_goes_on_elsewhere_is_left_alone() {
-    let lab = Lab::new();
-    let script = r#""$DBLOCK" run "$DBLOCK_NAME" --ticket "$DBLOCK_TICKET" -- sh -c 'sleep 1; exit 3'
-        echo inner=$?; sleep 1; echo went on"#;
-    let mut outer = lab.dblock([
-        "run", "--ttl", "1s", "--grace", "200ms", "job", "--", "sh", "-c", script,
-    ]);
-    let done = lab.start(outer.env("DBLOCK", DBLOCK)).end();
-    assert_eq!((done.code(), &*done.err), (0, ""), "{done:?}");
-    assert_eq!(done.out, "inner=3\nwent on\n");
-}
-
-/// That somebody tried to release it is no reason to trust it any longer.
-#[test]
-fn a_command_that_could_not_give_its_lock_back_is_stopped_when_that_is_lost() {
-    let lab = Lab::new();
-    let script = r#""$DBLOCK" --url sqlite:///no/such/folder/x release job --ticket "$DBLOCK_TICKET"
-        touch tried; while :; do sleep 0.02; done"#;
-    let mut command = lab.dblock([
-        "run", "--ttl", "2s", "--grace", "500ms", "job", "--", "sh", "-c", script,
-    ]);
-    let running = lab.start(command.env("DBLOCK", DBLOCK));
-    lab.wait_for("tried");
-    lab.run(["release", "job", "--force"]);
-    let done = running.end();
-    assert_eq!(done.status.code(), Some(76), "{done:?}");
-    assert!(done.err.contains("lock `job` lost "), "{done:?}");
-    assert!(done.err.contains(": released by force"), "{done:?}");
-}
-
-#[test]
-fn the_library_goes_on_with_what_the_command_acquired() {
-    let lab = Lab::new();
-    let locks = library(&lab);
+fn the_library_resumes_what_the_command_acquired() {
+    let sandbox = Sandbox::new();
+    let locks = library(&sandbox);
     for name in NAMES {
-        let ticket: Ticket = acquired(&lab, &[], name).parse().expect("a ticket");
+        let ticket: Ticket = acquired(&sandbox, &[], name).parse().expect("a ticket");
         assert_eq!(ticket.name().as_str(), *name);
         let guard = locks.resume(&ticket).expect("resumed");
         assert_eq!(guard.token(), ticket.token());
@@ -436,21 +380,21 @@ fn the_library_goes_on_with_what_the_command_acquired() {
         );
         guard.check().expect("held");
         guard.release().expect("released");
-        lab.run(["acquire", "-n", "--", name]);
+        sandbox.run(["acquire", "-n", "--", name]);
     }
 }
 
 #[test]
-fn the_command_goes_on_with_what_the_library_handed_over() {
-    let lab = Lab::new();
-    let locks = library(&lab);
+fn the_command_renews_and_releases_what_the_library_handed_over() {
+    let sandbox = Sandbox::new();
+    let locks = library(&sandbox);
     for name in NAMES {
         let guard = locks.lock(name).acquire().expect("acquired");
         let token = guard.token();
         let ticket = guard.into_ticket().expect("handed over").to_string();
-        let renewed = lab.run(["renew", "--ticket", &ticket, "--ttl", "1h", "--", name]);
+        let renewed = sandbox.run(["renew", "--ticket", &ticket, "--ttl", "1h", "--", name]);
         assert_eq!(renewed.code(), 0, "{renewed:?}");
-        let released = lab.run(["release", "--ticket", &ticket, "--", name]);
+        let released = sandbox.run(["release", "--ticket", &ticket, "--", name]);
         assert_eq!(released.code(), 0, "{released:?}");
         let next = locks
             .lock(name)
@@ -462,33 +406,38 @@ fn the_command_goes_on_with_what_the_library_handed_over() {
     }
 }
 
-/// What a guard still in use is told when a script releases its lock.
+/// The guard is still in use when a script releases its lock.
 #[test]
-fn a_holder_in_the_library_learns_that_its_ticket_was_used() {
-    let lab = Lab::new();
-    let locks = library(&lab);
+fn a_guard_in_the_library_learns_that_its_ticket_was_released() {
+    let sandbox = Sandbox::new();
+    let locks = library(&sandbox);
     let lock = locks.lock("job").ttl(Duration::from_millis(900));
     let guard = lock.acquire().expect("acquired");
     let ticket = guard.ticket().to_string();
-    assert_eq!(lab.run(["release", "job", "--ticket", &ticket]).code(), 0);
+    assert_eq!(
+        sandbox.run(["release", "job", "--ticket", &ticket]).code(),
+        0
+    );
     assert_eq!(guard.wait_lost().reason(), LostReason::Released);
 }
 
 #[test]
 fn a_script_holds_a_lock_across_its_steps_as_the_help_shows() {
-    let lab = Lab::new();
+    let sandbox = Sandbox::new();
     let script = r#"set -e
         TICKET=$("$DBLOCK" acquire deploy -w 5m --ttl 20m) || exit
         trap '"$DBLOCK" release deploy --ticket "$TICKET"' EXIT
         "$DBLOCK" run -n -E 0 deploy -- touch intruder
         printf '%s\n' "$TICKET" | "$DBLOCK" renew deploy --ticket -
         exit 3"#;
-    std::fs::File::create(lab.path("script"))
+    std::fs::File::create(sandbox.path("script"))
         .and_then(|mut file| file.write_all(script.as_bytes()))
         .unwrap();
-    let mut shell = lab.command("sh");
-    let done = lab.start(shell.arg("script").env("DBLOCK", DBLOCK)).end();
+    let mut shell = sandbox.command("sh");
+    let done = sandbox
+        .start(shell.arg("script").env("DBLOCK", DBLOCK))
+        .end();
     assert_eq!(done.code(), 3, "{done:?}");
-    assert!(!lab.path("intruder").exists());
-    assert!(!lab.is_held("deploy"));
+    assert!(!sandbox.path("intruder").exists());
+    assert!(!sandbox.is_held("deploy"));
 }

@@ -40,5 +40,5 @@ pub use values::name::{LockName, MAX_CHARS};
 pub use values::text::{Holding, Human, Short, escaped};
 pub use values::ticket::Ticket;
 pub use values::time::Time;
-pub use values::timing::{MAX_FIRST_GRANT, Renewing, Timing};
+pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing};
 pub use values::ttl::{Ttl, parse_duration};

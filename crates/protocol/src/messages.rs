@@ -39,7 +39,7 @@ pub struct AcquireCommand {
     /// The name of the lock.
     pub name: LockName,
     /// The id of the new grant. It is drawn before the request is sent: if the request is repeated, the
-    /// store recognises the grant.
+    /// store recognizes the grant.
     pub grant: GrantId,
     /// The name of the holder, for the column `locked_by`.
     pub holder: Arc<str>,

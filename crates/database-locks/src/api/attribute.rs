@@ -9,11 +9,11 @@ use crate::error::Error;
 
 /// Run a function only while holding a lock.
 ///
-/// Each call acquires the lock, runs the body, and releases the lock when the body ends: by `return`, `?`, a
-/// panic, or because its future is dropped. If the lock is not acquired or is lost, a function that returns a
-/// `Result` returns `Err`. **A function that returns anything else panics**, an `Option` and `()` included:
-/// when the database cannot be reached, when `wait` is over, when the lock is lost. The body is never skipped
-/// silently.
+/// Each call acquires the lock, runs the body, and releases the lock when the body ends: by
+/// `return`, `?`, a panic, or because its future is dropped. If the lock is not acquired or is
+/// lost, a function that returns a `Result` returns `Err`. **A function that returns anything else
+/// panics**, an `Option` and `()` included: when the database cannot be reached, when `wait` is
+/// over, when the lock is lost. The body is never skipped silently.
 ///
 /// ```
 /// use database_locks::{Error, Locks, locked};
@@ -36,13 +36,14 @@ use crate::error::Error;
 /// # Ok(()) }
 /// ```
 ///
-/// It goes on any `fn` or `async fn` with a body: generic functions, methods, methods of a trait under
-/// `#[async_trait]`, functions that return `impl Future<Output = …>` or a boxed future, `unsafe` functions.
+/// It applies to any `fn` or `async fn` with a body: generic functions, methods, methods of a trait
+/// under `#[async_trait]`, functions that return `impl Future<Output = …>` or a boxed future,
+/// `unsafe` functions.
 ///
 /// # Arguments
 ///
-/// All are optional. Each value is evaluated once a call, before the body, and may use the function's
-/// arguments, which the body still gets.
+/// All are optional. Each value is evaluated once a call, before the body, and may use the
+/// function's arguments, which the body still gets.
 ///
 /// | argument              | value                                         | default |
 /// | ---                   | ---                                           | --- |
@@ -53,25 +54,27 @@ use crate::error::Error;
 /// | `renew_every = …`     | `"10ms"` at least; [`Duration`]               | a third of the ttl |
 /// | `auto_renew = …`      | `bool`                                        | `true` |
 /// | `margin = …`          | less than half of the ttl; [`Duration`]       | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
-/// | `holder = …`          | who holds it, for people: anything that is `AsRef<str>` | `host.pid.random` |
+/// | `holder = …`          | the holder's name, for people: anything that is `AsRef<str>` | `host.pid.random` |
 /// | `preempt = …`         | `bool`; `true` needs a `holder`               | `false` |
 /// | `metadata = …`        | pairs: `[("order", id), ("by", user)]`, or any expression that iterates over `(impl Into<String>, impl Into<Value>)` | none |
 /// | `via = …`             | the database: anything that is `AsRef<Locks>` | [`Locks::get_default`] |
-/// | `crate = …`           | the path of this crate, where it was renamed  | `::database_locks` |
+/// | `crate = …`           | the path of this crate, if it was renamed     | `::database_locks` |
 ///
 /// [`Lock`] documents what they mean. A duration literal is read as by
-/// [`parse_duration`](crate::parse_duration). Literals that cannot be right are refused while compiling.
+/// [`parse_duration`](crate::parse_duration). A literal out of range is a compile error.
 ///
-/// **The name.** A string literal is used as it is; it is not a format string. A constant or a macro may stand
-/// alone as well: `#[locked(names::REPORT)]`, `#[locked(concat!("app/", "report"))]`; any other expression
-/// follows `name =`. A method must have a name, since the attribute sees neither the type nor the trait that
-/// the method belongs to; so should an associated function without `self`, of which there may be two in a
-/// module. All instances of a generic function share the default name.
+/// **The name.** A string literal is used as it is; it is not a format string. A constant or a
+/// macro may stand alone as well: `#[locked(names::REPORT)]`,
+/// `#[locked(concat!("app/", "report"))]`; any other expression follows `name =`. A method must
+/// have a name, since the attribute sees neither the type nor the trait that the method belongs to;
+/// so should an associated function without `self`, of which there may be two in a module. All
+/// instances of a generic function share the default name.
 ///
-/// **The database.** [`Locks`] and [`blocking::Locks`](crate::api::blocking::Locks) are `AsRef<Locks>`, by value or
-/// by reference, and an application's own types may implement it. Without `via` the function uses the locks of
-/// [`Locks::set_default`], or else connects once to the database in the environment variable
-/// `DATABASE_LOCKS_URL`, or in the file that `DATABASE_LOCKS_URL_FILE` names.
+/// **The database.** [`Locks`] and [`blocking::Locks`](crate::api::blocking::Locks) are
+/// `AsRef<Locks>`, by value or by reference, and an application's own types may implement it.
+/// Without `via` the function uses the locks of [`Locks::set_default`], or else connects once to
+/// the database in the environment variable `DATABASE_LOCKS_URL`, or in the file that
+/// `DATABASE_LOCKS_URL_FILE` names.
 ///
 /// ```
 /// use database_locks::{Error, Locks, locked};
@@ -96,9 +99,10 @@ use crate::error::Error;
 ///
 /// # Errors
 ///
-/// A function that returns a `Result<T, E>`, under any alias, returns `Err` if the lock was not acquired, with
-/// any [`Error`] of [`Lock::acquire`] or [`Locks::get_default`], and [`Error::Lost`] if it was lost. `E` must
-/// implement `From<Error>`; [`Error`], [`std::io::Error`], `Box<dyn Error>` and `anyhow::Error` do.
+/// A function that returns a `Result<T, E>`, under any alias, returns `Err` if the lock was not
+/// acquired, with any [`Error`] of [`Lock::acquire`] or [`Locks::get_default`], and [`Error::Lost`]
+/// if it was lost. `E` must implement `From<Error>`; [`Error`], [`std::io::Error`],
+/// `Box<dyn Error>` and `anyhow::Error` do.
 ///
 /// ```compile_fail
 /// #[database_locks::locked]
@@ -127,31 +131,32 @@ use crate::error::Error;
 /// # Ok(()) }
 /// ```
 ///
-/// **If the lock is lost** while the body of an `async fn` runs, the body is stopped before another client can
-/// acquire the lock: its future is dropped where it awaits; see [`Lock::run`]. The body of a blocking `fn`
-/// cannot be stopped: it runs to its end, and the loss is returned in place of its value. Work that is long, or
-/// does harm without the lock, takes a [`LockGuard`](crate::LockGuard) instead and asks it.
+/// **If the lock is lost** while the body of an `async fn` runs, the body is stopped before another
+/// client can acquire the lock: its future is dropped where it awaits; see [`Lock::run`]. The body
+/// of a blocking `fn` cannot be stopped: it runs to its end, and the loss is returned in place of
+/// its value. Work that is long, or harmful without the lock, should use a
+/// [`LockGuard`](crate::LockGuard) and check it.
 ///
 /// # Panics
 ///
-/// A function that returns no `Result` panics in all these cases, with [`Error::chain`]. So does one that
-/// returns a type parameter, even if that is a `Result` in some call.
+/// A function that returns no `Result` panics in all these cases, with [`Error::chain`]. So does
+/// one that returns a type parameter, even if that is a `Result` in some call.
 ///
 /// # Cancel safety
 ///
-/// The future of an `async fn` may be dropped at any time: during the wait nothing is left held, and later the
-/// body is dropped first and the lock released in the background. The future is `Send` if the body and its
-/// value are.
+/// The future of an `async fn` may be dropped at any time: during the wait nothing is left held,
+/// and later the body is dropped first and the lock released in the background. The future is
+/// `Send` if the body and its value are.
 ///
 /// # Notes
 ///
-/// - A lock is not re-entrant: a function that calls itself, or another function with the same lock name,
-///   waits for itself.
+/// - A lock is not re-entrant: a function that calls itself, or another function with the same lock
+///   name, waits for itself.
 /// - The lock covers the body, not what its value does later: an iterator that is returned, a task
 ///   that was spawned.
-/// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a `BoxFuture` is
-///   locked while that future runs, and all of its body runs then, not at the call. A `fn` that returns
-///   another type of future is refused.
+/// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a
+///   `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call.
+///   A `fn` that returns another type of future is refused.
 /// - The attribute goes on the methods under `#[async_trait]`, not on the `impl`. It stands above
 ///   `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.
@@ -195,8 +200,8 @@ impl<T> Panics<T> for Failure<T> {
     }
 }
 
-/// What a blocking function returned, asked whether it is a future, which would run when the lock is
-/// released again.
+/// What a blocking function returned, asked whether it is a future, which would run when the lock
+/// is released again.
 #[derive(Debug)]
 pub struct Returned<'a, T>(pub &'a T);
 

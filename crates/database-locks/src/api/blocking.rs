@@ -1,9 +1,8 @@
-//! The same without async, for code that blocks.
+//! The API without async, for code that blocks.
 //!
-//! Each call waits on the thread that makes it. A first try and a release are also sent and answered on that
-//! thread, without another one in between; renewals and waits go on in the background. Such a thread needs a
-//! stack as threads have it by default, not of a few KiB. Do not call it from async code: it would block the
-//! worker.
+//! Each call waits on the calling thread, which also sends a first try and a release itself;
+//! renewals and waits run in the background. The calling thread needs a stack of the default size,
+//! not of a few KiB. Do not use this from async code: it would block the worker.
 //!
 //! ```
 //! use database_locks::blocking::Locks;
@@ -17,10 +16,10 @@
 //!
 //! # Where no call may block
 //!
-//! A log subscriber, a metrics recorder or a waker may be called on the thread that renews the leases of
-//! the process. A call of this module would wait there for what that very thread has to do. So it
-//! fails at once with [`Error::Config`]; a [`LockGuard`] that is dropped or released there is released
-//! in the background; what can answer no error panics. Callbacks of
+//! A log subscriber, a metrics recorder or a waker may be called on the thread that renews all
+//! leases of the process. A call of this module would wait there for that same thread. So it fails
+//! at once with [`Error::Config`], and a function that returns no `Result` panics. A [`LockGuard`]
+//! that is dropped or released there is released in the background. Callbacks of
 //! [`on_lost`](crate::LockGuard::on_lost) run on threads of their own and may block.
 
 use std::ops::Deref;
@@ -38,11 +37,11 @@ use crate::error::{BoxError, Error};
 use crate::runtime::{block_on, block_on_for};
 use protocol::{ListFilter, LockInfo, Prune, Ticket, Ttl};
 
-/// Wait on this thread for a future of this library, for `at_most`; `None`: it takes longer, and may be
-/// waited for again.
+/// Wait on this thread for a future of this library, for at most `at_most`; `None` if it takes
+/// longer. Then the future may be waited for again.
 ///
-/// For callers that have to look after something else now and then, signals for example. It is as fast as
-/// the calls of this module.
+/// For callers that must attend to something else from time to time, such as signals. As fast as
+/// the other calls of this module.
 ///
 /// # Panics
 ///
@@ -73,8 +72,8 @@ pub fn wait_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> O
 }
 
 /// For what has no way to answer an error.
-fn may_wait<T>(waited: Result<T, Error>) -> T {
-    waited.unwrap_or_else(|error| panic!("{error}"))
+fn may_wait<T, E: Into<Error>>(waited: Result<T, E>) -> T {
+    waited.unwrap_or_else(|error| panic!("{}", error.into()))
 }
 
 /// [`crate::LocksBuilder`] without async.
@@ -145,7 +144,7 @@ impl Locks {
         crate::Locks::builder_from_file(path).map(LocksBuilder)
     }
 
-    /// See [`crate::Locks::set_default`]: both faces have the same default.
+    /// See [`crate::Locks::set_default`]: async and blocking code share one default.
     pub fn set_default(locks: Self) {
         crate::Locks::set_default(locks.0);
     }
@@ -219,7 +218,8 @@ impl Locks {
         block_on(self.0.prune(what))?
     }
 
-    /// See [`crate::Locks::drain`]. Where no call may block it returns at once.
+    /// See [`crate::Locks::drain`]. Returns at once where
+    /// [no call may block](self#where-no-call-may-block).
     pub fn drain(&self) {
         let _ = block_on(self.0.drain());
     }
@@ -310,17 +310,17 @@ impl Lock {
 
     /// Run `work` while holding the lock.
     ///
-    /// Unlike the future of [`crate::Lock::run`] it cannot be stopped: if the lock is lost meanwhile
-    /// it runs to its end, and then what it answered is dropped and the loss is returned. Work that
-    /// is long, or does harm without the lock, takes a [`LockGuard`] and asks it.
+    /// Unlike the future of [`crate::Lock::run`] it cannot be stopped: if the lock is lost, `work`
+    /// runs to its end, then its result is dropped and the loss returned. Work that is long, or
+    /// harmful without the lock, should use a [`LockGuard`] and check it.
     ///
     /// # Errors
     ///
-    /// As [`crate::Lock::acquire`], before `work` has begun; [`Error::Lost`] after it has ended.
+    /// As [`crate::Lock::acquire`], before `work` begins; [`Error::Lost`] after it has ended.
     ///
     /// # Panics
     ///
-    /// Where `work` does; the lock is released first.
+    /// If `work` does; the lock is released first.
     ///
     /// # Example
     ///
@@ -342,14 +342,14 @@ impl Lock {
         }
     }
 
-    /// Run `work` that can fail while holding the lock.
+    /// Run `work` that returns a `Result` while holding the lock.
     ///
-    /// As [`Lock::run`], but what `work` returns is a `Result`, and so there is one `?` and not two. The
-    /// lock is released whichever it returns.
+    /// As [`Lock::run`], with one `?` instead of two. The lock is released whichever way the work
+    /// ends.
     ///
     /// # Errors
     ///
-    /// The error of `work`; or, converted, one of [`Lock::run`].
+    /// The error of `work`, or an error of [`Lock::run`], converted.
     ///
     /// # Panics
     ///
@@ -376,10 +376,10 @@ impl From<crate::Lock> for Lock {
     }
 }
 
-/// A held lock. Dropping it releases the lock and waits for that, for 5 s at most; where
+/// A held lock. Dropping it releases the lock and waits for that, for at most 5 s; where
 /// [no call may block](self#where-no-call-may-block) it is released in the background.
 ///
-/// What it can tell without waiting is that of [`crate::LockGuard`], which it derefs to.
+/// It derefs to [`crate::LockGuard`] for all methods that do not wait.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard(Option<crate::LockGuard>);
@@ -402,7 +402,7 @@ impl LockGuard {
 
     /// See [`crate::LockGuard::fence_failed`].
     pub fn fence_failed(&self, failure: FenceFailure) -> Error {
-        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(|error| error)
+        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(Error::from)
     }
 
     /// See [`crate::LockGuard::fence`]: for a transaction that blocks, such as that of rusqlite.
@@ -419,7 +419,7 @@ impl LockGuard {
         block_on(crate::LockGuard::fence_with_duration(self, tx, lasting))?
     }
 
-    /// Wait until it is lost; see [`crate::LockGuard::lost`].
+    /// Wait until the lock is lost; see [`crate::LockGuard::lost`].
     ///
     /// # Panics
     ///

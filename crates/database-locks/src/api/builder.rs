@@ -1,13 +1,13 @@
-//! How to connect: a URL and what a URL does not say.
+//! Connection settings: a URL, and what a URL cannot express.
 
 use std::sync::Arc;
 
 use crate::api::locks::Locks;
 use crate::client::Place;
-use crate::client::acquire::PATIENCE;
 use crate::error::{BoxError, Error};
 use crate::runtime;
-use crate::store::Given;
+use crate::store::connect::source::Given;
+use protocol::REQUEST_TIMEOUT;
 
 /// Settings of a connection; made by [`Locks::builder`].
 ///
@@ -36,26 +36,28 @@ impl LocksBuilder {
         }
     }
 
-    /// The table of the locks, `NAME` or `SCHEMA.NAME`; `database_locks_lock` by default. A name that
-    /// would have to be quoted is refused.
+    /// The table, `NAME` or `SCHEMA.NAME`; by default `database_locks_lock`. A name that needs
+    /// quotes is refused when connecting.
     pub fn table(mut self, table: impl Into<String>) -> Self {
         self.table = Some(table.into());
         self
     }
 
-    /// Ask this function for the password at each connect, where the URL has none: also when a
-    /// connection breaks while locks are held, so that a password or token may change. Environment and
-    /// files are not asked for a password then.
+    /// Ask this function for the password at each connect, if the URL has none.
     ///
-    /// The function is called on a thread of its own and may block. A call that takes longer than
-    /// 10 s, panics or returns an error counts as a database that cannot be reached: the first
-    /// connection, which waits 5 s at most, fails with [`Error::Unavailable`], which has the error's text, and waits and
-    /// renewals try again; an [`std::io::Error`] of the kind `InvalidInput` says that this is of no
-    /// use, and is [`Error::Rejected`]. At most one call of it runs at a time. Where it was let in before, a login
-    /// that the server refuses is tried again too: the password may just have changed.
+    /// It is also asked when a connection breaks while locks are held, so a password or token may
+    /// change. The environment and files are then not searched for a password.
     ///
-    /// The password is taken as it is, and not percent-encoded; a line break at its end is cut, and more
-    /// than 16 KiB are refused. SQLite and `memory:` ask for none.
+    /// - The function runs on a thread of its own, one call at a time, and may block.
+    /// - A call that takes longer than 10 s, panics or returns an error counts as an unreachable
+    ///   database: waits and renewals try again, and the first connection, which waits for at most
+    ///   5 s, fails with [`Error::Unavailable`] and the function's text. An [`std::io::Error`] of
+    ///   the kind `InvalidInput` means that trying again does not help, and is [`Error::Rejected`].
+    /// - If the server refuses a login that it accepted before, the login is tried again: the
+    ///   password may just have changed.
+    /// - The password is not percent-encoded. A line break at its end is cut. More than 16 KiB are
+    ///   refused.
+    /// - SQLite and `memory:` need no password and do not call the function.
     ///
     /// # Example
     ///
@@ -80,12 +82,12 @@ impl LocksBuilder {
         self
     }
 
-    /// Ask this function for the whole URL at each connect: where more than the password changes, as
-    /// with users that Vault makes. It is called as that of [`password`](Self::password) is, and has
-    /// to name the same database.
+    /// Ask this function for the whole URL at each connect, if more than the password changes, as
+    /// with users that Vault creates.
     ///
-    /// The URL that the builder was made with is checked, names the engine, and stands in messages
-    /// until the first connect.
+    /// It is called like the function of [`password`](Self::password), and must name the same
+    /// database. The builder's own URL is checked, names the engine, and appears in messages until
+    /// the first connect.
     pub fn url_with(
         mut self,
         ask: impl Fn() -> Result<String, BoxError> + Send + Sync + 'static,
@@ -94,16 +96,16 @@ impl LocksBuilder {
         self
     }
 
-    /// Whether what the URL leaves out is looked up in environment variables and in the user's files
-    /// (`~/.pgpass`, `~/.my.cnf` and so on); by default it is. Files that the URL names (`passfile`,
-    /// `service`) are read all the same.
+    /// Whether to look up what the URL leaves out in the environment and in the user's files
+    /// (`~/.pgpass`, `~/.my.cnf` and so on). On by default. Files that the URL names (`passfile`,
+    /// `service`) are read in any case.
     pub fn environment(mut self, looked_up: bool) -> Self {
         self.given.environment = looked_up;
         self
     }
 
-    /// Whether an SQLite file that is missing is made; by default it is. Otherwise a missing file is
-    /// [`Error::Rejected`]: for programs that only look.
+    /// Whether to make a missing SQLite file. On by default. If off, for programs that only read, a
+    /// missing file is [`Error::Rejected`].
     pub fn create(mut self, made: bool) -> Self {
         self.given.create = made;
         self
@@ -113,7 +115,7 @@ impl LocksBuilder {
     ///
     /// # Errors
     ///
-    /// As [`Locks::connect`], and [`Error::Config`] for a name of a table that would have to be quoted.
+    /// As [`Locks::connect`], and [`Error::Config`] for a table name that needs quotes.
     ///
     /// # Cancel safety
     ///
@@ -122,21 +124,23 @@ impl LocksBuilder {
         let locks = self.connect_lazy()?;
         let inner = locks.inner()?;
         runtime::run(async move {
-            let connected = inner.store.connect(PATIENCE).await;
+            let connected = inner.store.connect(REQUEST_TIMEOUT).await;
             connected.map_err(|e| e.into_error("connect"))
         })
         .await?;
         Ok(locks)
     }
 
-    /// Check the settings without connecting: the first call that needs the database connects, and each
-    /// call that follows tries again. For a program that has to start before its database does:
-    /// [`acquire`](crate::Lock::acquire) then goes on trying for as long as it may wait.
+    /// Check the settings; the first call that needs the database connects, and later calls try
+    /// again.
+    ///
+    /// For a program that must start before its database does: [`acquire`](crate::Lock::acquire)
+    /// then tries until its wait is over.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a URL or a name of a table that cannot be used, or for certificate files,
-    /// which are read here. A server's refusal is returned by the first call instead.
+    /// [`Error::Config`] for an invalid URL or table name, or for certificate files, which are read
+    /// here. A refusal by the server is returned by the first call.
     ///
     /// # Example
     ///

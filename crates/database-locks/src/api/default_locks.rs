@@ -1,4 +1,5 @@
-//! The locks of a program that did not say which: set once at its start, or found in its environment.
+//! The locks of a program that did not say which: set once at its start, or found in its
+//! environment.
 
 use std::convert::Infallible;
 use std::sync::OnceLock;
@@ -52,31 +53,46 @@ fn connecting() -> &'static Mutex<()> {
 }
 
 impl Locks {
-    /// Make these the locks that [`Locks::get_default`] answers with, and so those of every
-    /// `#[locked]` function that names no others.
+    /// Set the locks that [`Locks::get_default`] returns, and that every `#[locked]` function
+    /// without `via` uses.
     ///
-    /// Once, when the program starts: others may be set later, and hold for what is acquired from
-    /// then on, but those before them stay connected. A forked child has those of its parent.
+    /// Call it once, when the program starts. A later call counts for later acquires; the earlier
+    /// locks stay connected. A forked child has those of its parent.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use database_locks::Locks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// Locks::set_default(Locks::connect("memory:").await?);
+    /// assert_eq!(Locks::get_default().await?.engine(), "memory");
+    /// # Ok(()) }
+    /// ```
     pub fn set_default(locks: Self) {
         DEFAULT.add(locks);
     }
 
-    /// The locks that were set by [`Locks::set_default`], or else those of the database that the
-    /// environment names: `DATABASE_LOCKS_URL` is its URL, or `DATABASE_LOCKS_URL_FILE` a file with the
-    /// URL, which is read at each connect; `DATABASE_LOCKS_TABLE` its table, if it has another name
-    /// than `database_locks_lock`.
+    /// The locks set by [`Locks::set_default`], or else those of the database that the environment
+    /// names.
     ///
-    /// The variables are read, and the database connected to, when they are first asked for; the
-    /// connection is kept for the life of the process. A first attempt that failed is not
-    /// remembered.
+    /// | variable | meaning |
+    /// | --- | --- |
+    /// | `DATABASE_LOCKS_URL` | the URL |
+    /// | `DATABASE_LOCKS_URL_FILE` | instead of it: a file with the URL, read at each connect |
+    /// | `DATABASE_LOCKS_TABLE` | the table, if it is not `database_locks_lock` |
+    ///
+    /// The first call reads the variables and connects; the connection is kept for the life of the
+    /// process. A failed first call is not remembered.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] where none is there, or both variables are; otherwise as [`Locks::connect`].
+    /// [`Error::Config`] if neither URL variable is set, or both are; otherwise as
+    /// [`Locks::connect`].
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time; the next who asks begins anew.
+    /// May be dropped at any time; the next call begins anew.
     pub async fn get_default() -> Result<Self, Error> {
         if let Some(known) = DEFAULT.last() {
             return Ok(known.clone());

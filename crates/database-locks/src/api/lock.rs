@@ -22,21 +22,21 @@ const DEFAULT_TTL: Duration = Duration::from_secs(30);
 /// What `poll` is at least: less would be one statement after another.
 const MIN_POLL: Duration = Duration::from_millis(1);
 
-/// A lock's name and settings. Reusable: it holds nothing; a [`LockGuard`] does.
+/// A lock's name and settings. It can be acquired many times; a [`LockGuard`] is the held lock.
 ///
-/// All rules, and those between settings, are checked by the call that acquires, before any I/O.
+/// Settings, and the rules between them, are checked by the call that acquires, before any I/O.
 ///
 /// | setting       | meaning                                                        | default |
 /// | ---           | ---                                                            | --- |
-/// | `ttl`         | how long the lease lasts after its last renewal, and so how long the lock stays held if its holder dies: 100 ms to 10 years, or [`Ttl::Infinite`] | 30 s |
-/// | `wait`        | how long to wait for it; zero: try once                        | without limit |
+/// | `ttl`         | length of the lease from its last renewal, and so how long the lock stays held if its holder dies: 100 ms to 10 years, or [`Ttl::Infinite`] | 30 s |
+/// | `wait`        | how long to wait; zero: one try                                | no limit |
 /// | `poll`        | the longest pause between two polls of a lock that another client holds, where notifications do not work; 1 ms at least | 250 ms |
-/// | `renew_every` | the period of renewals: 10 ms to half of ttl less margin       | a third of the ttl |
+/// | `renew_every` | period of renewals: 10 ms to `(ttl - margin) / 2`              | a third of the ttl; 10 s for an infinite one |
 /// | `auto_renew`  | whether to renew at all                                        | yes |
 /// | `margin`      | how long before the end of the lease the holder stops trusting it; less than half of the ttl | a tenth of the ttl up to 30 s; 3 s for a ttl of 30 s to 5 min; 1 % above that |
 /// | `holder`      | the holder, for people: 1 to 255 characters                    | `host.pid.random` |
-/// | `preempt`     | whether to take it at once from the same `holder` in another process | no |
-/// | `metadata`    | what the holder wants to say, as JSON; 4 KiB in all            | program, host, pid, version |
+/// | `preempt`     | whether to take the lock at once from the same `holder` in another process | no |
+/// | `metadata`    | JSON values to show with the lock; 4 KiB in all                | program, host, pid, version |
 ///
 /// # Example
 ///
@@ -100,61 +100,64 @@ impl Lock {
         }
     }
 
-    /// The name, as it was given: an acquire checks it.
+    /// The name as it was given. It is checked when the lock is acquired.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How long the lease lasts after each renewal; 100 ms to 10 years, or [`Ttl::Infinite`].
+    /// The length of the lease from each renewal: 100 ms to 10 years, or [`Ttl::Infinite`]. 30 s by
+    /// default.
     ///
-    /// The lock stays held for this long if its holder dies, and an infinite one until it is
-    /// released by force. It does not limit the work: a lock is renewed for as long as its guard
+    /// If its holder dies, the lock stays held for this long, with [`Ttl::Infinite`] until it is
+    /// released by force. The ttl does not limit the work: the lock is renewed while its guard
     /// lives.
     pub fn ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.ttl = ttl.into();
         self
     }
 
-    /// How long [`Lock::acquire`] waits; zero: it tries once; without limit by default.
+    /// How long [`Lock::acquire`] waits. No limit by default; zero: one try.
     ///
-    /// On a cluster with several primaries (Galera, Group Replication) no clock says that a lease
-    /// has ended: it has, when its row was seen unchanged for as long as it lasts. So where the
-    /// holder looks dead at the end of the wait, because by the clock of the node that was asked
-    /// its lease has ended or was renewed in the future, the wait goes on until that is over, for
-    /// one ttl of the holder at most; [`Lock::try_acquire`] does the same. Otherwise no run of a
-    /// job that tries once every few minutes would ever get the lock of one that has crashed.
+    /// **Clusters with several primaries** (Galera, Group Replication): no clock says there that a
+    /// lease has ended; it has when its row was observed unchanged for the length of the lease. If
+    /// the holder looks dead at the end of the wait (by the clock of the node that was asked, its
+    /// lease has ended or was renewed in the future), the wait goes on until the observation ends,
+    /// for at most one ttl of the holder. [`Lock::try_acquire`] does the same. Otherwise a job that
+    /// tries once every few minutes would never get the lock of a crashed run.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
         self
     }
 
-    /// The longest pause between two polls of a lock that another client holds; 250 ms by default,
-    /// 1 ms at least.
+    /// The longest pause between two polls of a lock that another client holds. 250 ms by default,
+    /// at least 1 ms.
     ///
-    /// On PostgreSQL a release in another process notifies the waiter, and the pause is 5 s, or
-    /// this if it is longer; not so through a pooler. The other engines have no notifications.
+    /// | | pause |
+    /// | --- | --- |
+    /// | PostgreSQL, which notifies waiters of a release | up to 5 s, or `poll` if that is longer, at most 30 s |
+    /// | other engines; PostgreSQL behind a transaction pooler: the first polls | 6 to 10 ms |
+    /// | the first minute with the same holder | `poll` / 10, but at least 30 to 50 ms |
+    /// | later | grows to `poll` after some five minutes |
+    /// | while the database cannot be reached | up to 1 s, whatever `poll` is |
     ///
-    /// The first pauses are 6 to 10 ms. In the first minute with the same holder the waiter polls
-    /// every `poll`/10, at least every 30 to 50 ms: a lock that another process releases stays free
-    /// for some 20 ms on average. Then the pauses grow, to `poll` after some five minutes. No pause
-    /// is longer than `poll`, nor goes beyond the end of the lease. One poll, a read-only
-    /// statement, is for all names that this process waits for; a release within the process wakes
-    /// its next waiter without one. A `poll` of seconds spares the database statements; one below
-    /// 50 ms gets a lock sooner. While the database cannot be reached the pauses are up to 1 s,
-    /// whatever this is.
+    /// Without notifications a released lock stays free for some 20 ms on average. A `poll` of
+    /// seconds spares the database statements; one below 50 ms notices a release sooner. No pause
+    /// is longer than `poll` or goes beyond the end of the lease. One read-only statement polls for
+    /// all names that this process waits for; a release within the process wakes its next waiter
+    /// directly.
     pub fn poll(mut self, longest: Duration) -> Self {
         self.poll = longest;
         self
     }
 
-    /// Renew when this much time has passed since the last success; 10 ms at least, and half of ttl
-    /// less margin at most. A third of the ttl by default.
+    /// The time from one successful renewal to the next: 10 ms to `(ttl - margin) / 2`. By default
+    /// a third of the ttl, 10 s for an infinite one.
     pub fn renew_every(mut self, period: Duration) -> Self {
         self.renewing = Renewing::Every(period);
         self
     }
 
-    /// Whether to renew at all. Without, the lock is lost when its ttl ends.
+    /// Whether to renew at all. On by default. If off, the lock is lost when its ttl ends.
     pub fn auto_renew(mut self, on: bool) -> Self {
         self.renewing = match (on, self.renewing) {
             (false, _) => Renewing::Never,
@@ -164,37 +167,36 @@ impl Lock {
         self
     }
 
-    /// Stop trusting the lease this long before the database ends it; less than half of the ttl.
+    /// How long before the end of the lease the holder stops trusting it: less than half of the
+    /// ttl.
     ///
-    /// It is the time to stop the work in when the lock is lost. It also absorbs drift of the local
-    /// clock. By default it is a tenth of the ttl up to 30 s, 3 s for a ttl of 30 s to 5 min, and 1 %
+    /// It is the time for stopping the work when the lock is lost, and it absorbs local clock
+    /// drift. By default a tenth of the ttl up to 30 s, 3 s for a ttl of 30 s to 5 min, and 1 %
     /// above that.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// The holder, for people to read: 1 to 255 characters. It decides nothing unless
-    /// [`preempt`](Lock::preempt) is on.
+    /// The name of the holder, for people: 1 to 255 characters, by default `host.pid.random`. It
+    /// decides nothing unless [`preempt`](Lock::preempt) is on.
     pub fn holder(mut self, holder: impl Into<String>) -> Self {
         self.holder = Some(holder.into());
         self
     }
 
-    /// Whether to take it at once from a holder of the same name in another process. Off by
-    /// default.
+    /// Whether to take the lock at once from the same [`holder`](Lock::holder) in another process.
+    /// Off by default.
     ///
-    /// For a service of which there is one: restarted after a crash, or moved to another machine,
-    /// it goes on without waiting until the lease of the one before has run out. It gets a new
-    /// token, and the older holder, should it still be there, has lost the lock
-    /// ([`LostReason::Preempted`](crate::LostReason::Preempted)), but learns it at its next renewal
-    /// only: until then both may be at work. What such a service writes should be checked by the
-    /// token.
+    /// For a service of which one instance runs: after a crash, or on another machine, it does not
+    /// wait for its own former lease to expire. The grant has a new token. A former instance that
+    /// is still alive has lost the lock ([`LostReason::Preempted`](crate::LostReason::Preempted))
+    /// but **learns of it only at its next renewal**: until then both may be at work, so check the
+    /// token where they write.
     ///
-    /// Within one process a holder of the same name excludes like any other, and a lock that
-    /// another holder has is waited for as ever. It takes a [`holder`](Lock::holder) that is given,
-    /// and the same each time. Two processes that live with the same one take the lock from each
-    /// other.
+    /// Requires a `holder` that is set and stays the same. Two running processes with the same
+    /// holder take the lock from each other. Within one process the same holder excludes like any
+    /// other, and a lock of another holder is waited for as usual.
     ///
     /// # Example
     ///
@@ -212,8 +214,7 @@ impl Lock {
         self
     }
 
-    /// Something that the holder wants to say; shown under `meta`. All metadata together is 4 KiB
-    /// at most, as JSON.
+    /// A value to show with the lock, under `meta`. All metadata together is at most 4 KiB of JSON.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
@@ -251,7 +252,7 @@ impl Lock {
         })
     }
 
-    /// Take the lock now, or return `None` if another client holds it. On a cluster it may wait:
+    /// Acquire the lock now, or return `None` if another client holds it. On a cluster it may wait:
     /// see [`Lock::wait`].
     ///
     /// The future borrows nothing.
@@ -259,13 +260,13 @@ impl Lock {
     /// # Errors
     ///
     /// [`Error::Config`] for a setting out of range; [`Error::Unavailable`] if the database does
-    /// not answer within 5 s; [`Error::Rejected`], for a missing table for one; [`Error::Conflict`]
-    /// if no client is known to hold it, but its row or the table stays locked.
+    /// not answer within 5 s; [`Error::Rejected`], for example for a missing table;
+    /// [`Error::Conflict`] if no holder is known but the row or the table stays locked.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at any point, it leaves nothing held: a grant that was made meanwhile is given back
-    /// in the background, and at the latest runs out after 30 s.
+    /// May be dropped at any time and leaves nothing held: a grant that was made meanwhile is
+    /// released in the background, and expires after 30 s at the latest.
     ///
     /// # Example
     ///
@@ -277,7 +278,7 @@ impl Lock {
     ///         // … the work …
     ///         guard.release().await?;
     ///     }
-    ///     None => println!("another process does it already"),
+    ///     None => println!("another process is doing it"),
     /// }
     /// # Ok(()) }
     /// ```
@@ -291,25 +292,25 @@ impl Lock {
         }
     }
 
-    /// Take the lock, waiting for it as long as [`wait`](Lock::wait) says.
+    /// Acquire the lock, waiting for it as long as [`wait`](Lock::wait) allows.
     ///
-    /// A wait outlives restarts of the database. Waiters of one process come in order.
+    /// A wait survives restarts of the database. Waiters of one process are served in order.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::Unavailable`] when it
-    /// is over and the database could not be reached at its end; [`Error::Config`] and
-    /// [`Error::Rejected`] at once.
+    /// [`Error::TimedOut`] when the wait is over, naming the holder; [`Error::Unavailable`] if the
+    /// database could not be reached at its end; [`Error::Conflict`] if no holder is known but the
+    /// row or the table stayed locked; [`Error::Config`] and [`Error::Rejected`] at once.
     ///
     /// # Cancel safety
     ///
-    /// As [`Lock::try_acquire`]; its place in the queue is lost. A future that was polled and is then kept
-    /// without being polled keeps its place, and may be granted the lock, which is renewed until it is
-    /// dropped: no other client gets it meanwhile.
+    /// As [`Lock::try_acquire`]; its place in the queue is lost. A future that is kept without
+    /// being polled keeps its place and may be granted the lock, which is renewed until the future
+    /// is dropped: no other client gets it meanwhile.
     ///
     /// # Example
     ///
-    /// The future borrows nothing, so it can be spawned, joined and selected on as it is:
+    /// The future borrows nothing, so it can be spawned, joined and selected on:
     ///
     /// ```
     /// # use database_locks::{Error, Locks};
@@ -346,16 +347,16 @@ impl Lock {
         })
     }
 
-    /// Go on with a lock that was handed over, under the settings of this one. See
-    /// [`Locks::resume`]. The future borrows nothing.
+    /// Resume a lock that was handed over, with the settings of this one: see [`Locks::resume`].
+    /// The future borrows nothing.
     ///
     /// # Errors
     ///
-    /// As [`Locks::resume`], and [`Error::Config`] where the ticket is one for another lock.
+    /// As [`Locks::resume`], and [`Error::Config`] if the ticket is for another lock.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it leaves the lock held by the ticket, or gives it back in the background.
+    /// If the future is dropped, the ticket stays valid or the lock is released in the background.
     pub fn resume(
         &self,
         ticket: &Ticket,
@@ -372,21 +373,26 @@ impl Lock {
         }
     }
 
-    /// Run `work` while holding the lock, and stop it, by dropping it, if the lock is lost.
+    /// Run `work` while holding the lock; drop it if the lock is lost.
     ///
     /// The work begins when the lock is acquired. A future is stopped only where it awaits: work
     /// that blocks goes on. For work that returns a `Result` see [`try_run`](Lock::try_run).
     ///
-    /// What it returns is `Send` if `work` and its output are, and borrows what `work` borrows.
+    /// The future is `Send` if `work` and its output are, and borrows what `work` borrows.
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`]; [`Error::Lost`] when the work was stopped, or had just ended when the
+    /// As [`Lock::acquire`]; [`Error::Lost`] if the work was stopped, or had just ended when the
     /// loss was found.
+    ///
+    /// # Panics
+    ///
+    /// If `work` does; the lock is then released in the background.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it drops the work first and then releases in the background.
+    /// If the future is dropped, the work is dropped first and then the lock is released in the
+    /// background.
     ///
     /// # Example
     ///
@@ -409,15 +415,14 @@ impl Lock {
         }
     }
 
-    /// Run `work` that can fail while holding the lock, and stop it, by dropping it, if the lock is
-    /// lost.
+    /// Run `work` that returns a `Result` while holding the lock; drop it if the lock is lost.
     ///
-    /// As [`Lock::run`], but what `work` returns is a `Result`, and so there is one `?` and not
-    /// two. The lock is released whichever it returns.
+    /// As [`Lock::run`], with one `?` instead of two. The lock is released whichever way the work
+    /// ends.
     ///
     /// # Errors
     ///
-    /// The error of `work`; or, converted, one of [`Lock::run`].
+    /// The error of `work`, or an error of [`Lock::run`], converted.
     ///
     /// # Cancel safety
     ///
@@ -467,7 +472,7 @@ async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, 
 
 /// Release the lock of work that has ended, and return what it came to.
 async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
-    let output = done.map_err(|loss| loss.error(guard.name()))?;
+    let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
     match guard.release().await {
         // The work blocked past the end of the lease, or the lock was released by force since the
         // last renewal.

@@ -1,4 +1,4 @@
-//! The locks of one table: what a program connects to once and clones freely.
+//! `Locks`: the locks of one table of one database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::api::builder::LocksBuilder;
 use crate::api::lock::Lock;
-use crate::client::acquire::PATIENCE;
 use crate::client::guard::LockGuard;
 use crate::client::handover::{ByTicket, by_ticket};
 use crate::client::release::force_after_fence;
@@ -17,10 +16,11 @@ use crate::client::{Inner, Place};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
+use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune, Renewing,
-    Ticket, Timing, Token, Ttl,
+    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune,
+    REQUEST_TIMEOUT, Renewing, Ticket, Timing, Token, Ttl,
 };
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
@@ -30,11 +30,11 @@ const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a release by force goes on trying where the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The locks of one table of one database. Cheap to clone: clones share one connection, one
-/// scheduler and one queue of waiters for each lock.
+/// The locks of one table of one database.
 ///
-/// No future of its methods, or of those of [`Lock`], borrows from it: each can be spawned as it
-/// is.
+/// Cheap to clone: clones share at most two connections, one renewal scheduler, and one queue of
+/// waiters for each lock. The futures of its methods, and of those of [`Lock`], borrow nothing and
+/// can be spawned.
 ///
 /// # Example
 ///
@@ -58,35 +58,40 @@ impl fmt::Debug for Locks {
 }
 
 impl Locks {
-    /// Connect to a database; its table is `database_locks_lock`.
+    /// Connect to a database, with the table `database_locks_lock`.
     ///
     /// | URL | engine |
     /// | --- | --- |
     /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
     /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
-    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file of its own, made where it is missing |
-    /// | `memory:`, `memory:name` | this process |
+    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file for the locks alone; a missing one is made |
+    /// | `memory:`, `memory:name` | in this process |
     ///
-    /// A user name or password that holds `@`, `:` or `/` is percent-encoded. What the URL leaves out is
-    /// looked up at each connect as the clients of that server do it: in the environment (`PGPASSWORD`,
-    /// `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of `~/.pg_service.conf`, or `~/.my.cnf`;
-    /// [`LocksBuilder`] takes functions as well. Unix sockets:
+    /// Percent-encode `@`, `:` and `/` in a user name or password. Unix sockets:
     /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
     ///
-    /// Several hosts, `postgres://one,two:5433/database`, are tried in their order, each within a
-    /// time of its own; one that cannot be written to is passed over. Options of both servers:
-    /// `sslmode` (or `ssl-mode`) is `disable`, `prefer` (the default: TLS where the server offers
-    /// it, its certificate unchecked), `require`, `verify-ca` or `verify-full`; `sslrootcert` a
-    /// file of certificates, or `system`; `sslcert` and `sslkey` files of a certificate of ours and
-    /// its key; `connect_timeout` in seconds, for each host if it is given, else 4 s in total. The
-    /// guide, `docs/rust.md`, has all of them. An option that is unknown is refused.
+    /// What the URL leaves out is looked up at each connect as the clients of that server do it: in
+    /// the environment (`PGPASSWORD`, `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of
+    /// `~/.pg_service.conf`, or `~/.my.cnf`. [`LocksBuilder`] also takes functions.
+    ///
+    /// Several hosts, `postgres://one,two:5433/database`, are tried in order, each for a time of
+    /// its own; one that refuses writes is skipped.
+    ///
+    /// | option (the guide, `docs/rust.md`, has all) | values | default |
+    /// | --- | --- | --- |
+    /// | `sslmode` or `ssl-mode` | `disable`, `prefer` (TLS if the server offers it, certificate unchecked), `require`, `verify-ca`, `verify-full` | `prefer` |
+    /// | `sslrootcert` | a file of CA certificates, or `system` | |
+    /// | `sslcert`, `sslkey` | files with a client certificate and its key | |
+    /// | `connect_timeout` | seconds for each host, 1 to 60 | 4 s in total (MySQL: 3 s) |
+    ///
+    /// An unknown option is refused.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a URL that cannot be understood, before any I/O; it never repeats the
-    /// URL. [`Error::Unavailable`] if no server answers within 5 s, [`Error::Rejected`] where the
-    /// server refuses us or is not fit: too old, read-only. A missing table is found when it is
-    /// used: see [`Locks::migrate`].
+    /// [`Error::Config`] for an invalid URL, before any I/O; the message never repeats the URL.
+    /// [`Error::Unavailable`] if no server answers within 5 s. [`Error::Rejected`] if the server
+    /// refuses the login or is unsuitable (too old, read-only). A missing table is found at the
+    /// first use: see [`Locks::migrate`].
     ///
     /// # Cancel safety
     ///
@@ -97,19 +102,21 @@ impl Locks {
         Self::builder(url).connect()
     }
 
-    /// Connect with more than a URL says: another table, a password from a function, or not before the
-    /// first call.
+    /// Connect with settings that a URL cannot express: another table, a password from a function,
+    /// or a connection that is made by the first call.
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
         LocksBuilder::new(url.as_ref())
     }
 
-    /// Connect to the database whose URL stands in a file: a mounted secret, a credential of systemd.
-    /// White space around the URL is cut. The file is read now, to check it, and again at each connect;
-    /// a pipe, as of a shell's `<(command)`, can be read once alone, and is.
+    /// Connect to the database whose URL is in a file, such as a mounted secret or a systemd
+    /// credential.
+    ///
+    /// White space around the URL is cut. The file is read now, to check it, and again at each
+    /// connect; a pipe (`<(command)` in a shell) is read only once.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a file that cannot be read, or is larger than 64 KiB.
+    /// [`Error::Config`] for a file that cannot be read or is larger than 64 KiB.
     ///
     /// # Example
     ///
@@ -149,13 +156,14 @@ impl Locks {
         self.0.engine()
     }
 
-    /// Name a lock. Nothing is checked and nothing happens until it is acquired.
+    /// A lock of this name, with the default settings. The name is checked when the lock is
+    /// acquired.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock::new(self.clone(), name.as_ref())
     }
 
-    /// Make the table, or add to one of `django-database-locks` 0.5 what it lacks. A second run
-    /// changes nothing.
+    /// Make the table, or add the missing columns to a legacy one (django-database-locks 0.5). A
+    /// second run changes nothing.
     ///
     /// # Errors
     ///
@@ -164,20 +172,21 @@ impl Locks {
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time; what was begun is carried out.
+    /// May be dropped at any time; a statement that was sent is still carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            again(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+            while_contended(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
     }
 
-    /// Read every lock that the table knows, free ones too, in the order of their names.
+    /// Read all locks of the table, free ones too, ordered by name.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if the database does not answer within 5 s a page; [`Error::Rejected`].
+    /// [`Error::Unavailable`] if the database does not answer within 5 s a page;
+    /// [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
@@ -186,14 +195,18 @@ impl Locks {
         self.list_filtered(&ListFilter::new())
     }
 
-    /// Read those locks that a filter lets through, in the order of their names.
+    /// Read the locks that match a filter, ordered by name.
     ///
-    /// The table is read in pages: neither this nor [`Locks::list`] keeps renewals waiting, however
-    /// many rows there are. What changes meanwhile is shown as it was, or as it is then.
+    /// The table is read in pages, so that this and [`Locks::list`] delay no renewal. A row that
+    /// changes meanwhile is returned in its old or its new state.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], [`Error::Rejected`].
+    /// As [`Locks::list`].
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time.
     ///
     /// # Example
     ///
@@ -215,7 +228,10 @@ impl Locks {
         self.in_background(move |inner| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
-                let page = again(PATIENCE, || inner.store.page(&filter, after, PATIENCE)).await;
+                let page = while_contended(REQUEST_TIMEOUT, || {
+                    inner.store.page(&filter, after, REQUEST_TIMEOUT)
+                })
+                .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
                 observe(&inner, &mut page.rows);
                 // A row that was deleted and made anew meanwhile is found twice: the later one counts.
@@ -228,12 +244,12 @@ impl Locks {
         })
     }
 
-    /// Read one lock; `None` if the table has none of that name.
+    /// Read one lock; `None` if the table has no row of that name.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a bad name; [`Error::Unavailable`] if the database does not answer within
-    /// 5 s; [`Error::Rejected`].
+    /// [`Error::Config`] for an invalid name; [`Error::Unavailable`] if the database does not
+    /// answer within 5 s; [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
@@ -259,29 +275,32 @@ impl Locks {
         let name = LockName::new(name);
         self.in_background(move |inner| async move {
             let names = [name?];
-            let read = again(PATIENCE, || inner.store.read(&names, PATIENCE)).await;
+            let read = while_contended(REQUEST_TIMEOUT, || {
+                inner.store.read(&names, REQUEST_TIMEOUT)
+            })
+            .await;
             let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
             observe(&inner, &mut rows);
             Ok(rows.pop())
         })
     }
 
-    /// Release a lock by force, and return its former holder; `None` if it was free already.
+    /// Release a lock by force, and return its former holder; `None` if it was free.
     ///
-    /// The holder learns it at its next renewal (on PostgreSQL at once if its renewals are more than
-    /// 5 s apart), and its work goes on until then: make sure first that it is dead, or stopped. If a
-    /// fenced transaction of this very process is open under the lock, it is released when that
-    /// transaction ends, and a warning is logged that says so.
+    /// **The former holder works on until its next renewal**, where it learns of this (on
+    /// PostgreSQL at once if its renewals are more than 5 s apart). Make sure first that it is dead
+    /// or stopped. If a fenced transaction of this process is open under the lock, the lock is
+    /// released when that transaction ends, and a warning says so.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if its row stays locked for 2 s: a fenced transaction of another process
-    /// may be open.
-    /// [`Error::Config`] for a bad name; [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Conflict`] if the row stays locked for 2 s: a fenced transaction of another process
+    /// may be open. [`Error::Config`] for an invalid name; [`Error::Unavailable`],
+    /// [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the lock may or may not be released.
+    /// If the future is dropped, the lock may or may not be released.
     ///
     /// # Example
     ///
@@ -292,7 +311,7 @@ impl Locks {
     /// let former = locks.force_release("report").await?.expect("it was held");
     /// assert_eq!((former.holder.as_deref(), former.token), (Some("web-2"), Some(guard.token())));
     /// assert!(locks.force_release("report").await?.is_none(), "it is free");
-    /// assert!(guard.release().await.is_err(), "the holder is told now at the latest");
+    /// assert!(guard.release().await.is_err(), "the holder learns of it now at the latest");
     /// # Ok(()) }
     /// ```
     pub fn force_release<N: AsRef<str>>(
@@ -315,8 +334,8 @@ impl Locks {
         name: LockName,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            let forced = again(FORCE_PATIENCE, || async {
-                match inner.store.force(&name, PATIENCE).await? {
+            let forced = while_contended(FORCE_PATIENCE, || async {
+                match inner.store.force(&name, REQUEST_TIMEOUT).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
                     Force::Busy => match force_after_fence(&inner, &name) {
@@ -346,14 +365,14 @@ impl Locks {
         })
     }
 
-    /// Go on with a lock that was handed over: the same token, a new grant.
+    /// Resume a lock that was handed over: the same token, a new grant.
     ///
-    /// What the former holder, or a second one with the same ticket, still sends changes nothing. The
-    /// guard has the default settings; for others see [`Lock::resume`].
+    /// A late request of the former holder, or of a second client with the same ticket, changes
+    /// nothing. The guard has the default settings; for others see [`Lock::resume`].
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if the ticket is dead: resumed already, released, or expired;
+    /// [`Error::Lost`] if the ticket is no longer valid: resumed, released, or expired;
     /// [`Error::Unavailable`] if the database does not answer within 5 s; [`Error::Rejected`].
     ///
     /// # Cancel safety
@@ -367,7 +386,7 @@ impl Locks {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = Locks::connect("memory:").await?;
     /// let ticket = locks.lock("report").acquire().await?.into_ticket()?;
-    /// // … somewhere else …
+    /// // … in another task or process …
     /// let guard = locks.resume(&ticket).await?;
     /// assert_eq!(guard.token(), ticket.token());
     /// assert!(locks.resume(&ticket).await.is_err(), "only once");
@@ -380,18 +399,20 @@ impl Locks {
         self.lock(ticket.name()).resume(ticket)
     }
 
-    /// Renew a lock that was handed over, without resuming it: its lease ends `ttl` from now, 100 ms
-    /// to 10 years, or never. A longer one is not shortened.
+    /// Renew a lock that was handed over, without resuming it.
+    ///
+    /// The lease then ends `ttl` from now (100 ms to 10 years, or never). A longer lease is not
+    /// shortened.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if the ticket is dead; [`Error::Config`] for a ttl out of range;
-    /// [`Error::Conflict`] if its row stays locked for 5 s; [`Error::Unavailable`],
+    /// [`Error::Lost`] if the ticket is no longer valid; [`Error::Config`] for a ttl out of range;
+    /// [`Error::Conflict`] if the row stays locked for 5 s; [`Error::Unavailable`],
     /// [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it may or may not be renewed.
+    /// If the future is dropped, the lease may or may not be renewed.
     ///
     /// # Example
     ///
@@ -424,12 +445,12 @@ impl Locks {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if the ticket is dead, which changes nothing; [`Error::Conflict`] if its row
-    /// stays locked for 5 s; [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Lost`] if the ticket is no longer valid, which changes nothing; [`Error::Conflict`]
+    /// if the row stays locked for 5 s; [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it may or may not be released.
+    /// If the future is dropped, the lock may or may not be released.
     pub fn release(
         &self,
         ticket: &Ticket,
@@ -438,17 +459,17 @@ impl Locks {
         async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
     }
 
-    /// Delete the rows of locks that have been free for some time, and return how many that were.
+    /// Delete the rows of locks that have been free for some time, and return their number.
     ///
-    /// Tokens go on growing if such a lock is used again.
+    /// If such a lock is used again, its tokens go on growing.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], [`Error::Rejected`] (it takes the right to DELETE).
+    /// [`Error::Unavailable`]; [`Error::Rejected`], also without the right to DELETE.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, some or all of the rows may be deleted.
+    /// If the future is dropped, some or all of the rows may be deleted.
     ///
     /// # Example
     ///
@@ -468,8 +489,8 @@ impl Locks {
             let (mut total, mut after) = (0, None);
             // Each page is a call of its own, so that renewals get in between.
             loop {
-                let prune = || inner.store.prune(idle, legacy, after, PATIENCE);
-                let page = again(PATIENCE, prune).await;
+                let prune = || inner.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
+                let page = while_contended(REQUEST_TIMEOUT, prune).await;
                 let page = page.map_err(|e| {
                     e.into_error("delete the rows of locks that have been free for long")
                 })?;
@@ -482,37 +503,48 @@ impl Locks {
         })
     }
 
-    /// Look for what is wrong with connection, rights, table, clock, durability, replicas, settings
-    /// and locks, and for what to do about it. Changes nothing, and needs no special rights: what
-    /// this user may not see is said to be unseen.
+    /// Examine connection, rights, table, clock, durability, replicas, settings and locks, and say
+    /// how to fix what is wrong.
     ///
-    /// [`doctor`](crate::doctor) lists everything that can be found.
+    /// Changes nothing and needs no special rights; what this user may not see is reported as
+    /// unseen. [`doctor`](crate::doctor) lists all findings and has an example.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], [`Error::Rejected`]. A server that is not fit at all was refused by
-    /// [`Locks::connect`] already.
+    /// [`Error::Unavailable`] if the examination takes longer than 30 s; [`Error::Rejected`]. An
+    /// unsuitable server was refused by [`Locks::connect`] before.
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
         self.in_background(move |inner| async move {
-            again(PATIENCE, || inner.store.examine(EXAMINE_PATIENCE))
+            while_contended(REQUEST_TIMEOUT, || inner.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
     }
 
-    /// Wait until every release that goes on in the background has been carried out: those of
-    /// guards that were dropped, and of acquires that were given up.
+    /// Wait for all background releases: those of dropped guards and of abandoned acquires.
     ///
-    /// The end of a process waits for the same, for 2 s at most: see
-    /// [`LockGuard`](LockGuard#at-the-end-of-the-process). This waits for as long as it takes.
+    /// Waits without a limit. The end of a process waits for the same, for at most 2 s: see
+    /// [`LockGuard`](LockGuard#at-the-end-of-the-process).
     ///
     /// # Cancel safety
     ///
     /// May be dropped at any time; the releases go on.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
+    /// # let locks = database_locks::Locks::connect("memory:").await?;
+    /// drop(locks.lock("report").acquire().await?);
+    /// let _ = tokio::time::timeout(Duration::from_secs(5), locks.drain()).await;
+    /// # Ok(()) }
+    /// ```
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
         let locks = self.clone();
         async move {
@@ -520,7 +552,7 @@ impl Locks {
             while inner.is_pending() {
                 let nap = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
-                    Ok(())
+                    Ok::<_, Error>(())
                 };
                 if runtime::run(nap).await.is_err() {
                     return;
@@ -548,7 +580,7 @@ impl Locks {
     }
 }
 
-/// So that whatever has the locks of a program can be where they are asked for: it implements this.
+/// For `via` of `#[locked]`: a type that contains the locks of a program implements this.
 impl AsRef<Self> for Locks {
     fn as_ref(&self) -> &Self {
         self
@@ -596,26 +628,10 @@ fn read_url(path: &Path) -> io::Result<String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousHolder {
-    /// As [`Lock::holder`] of that holder said.
+    /// Its name, as [`Lock::holder`] set it.
     pub holder: Option<String>,
-    /// The fencing number of its grant; none if a version of `django-database-locks` (0.5) held it.
+    /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5).
     pub token: Option<Token>,
-    /// For how long it had held the lock, by the database's clock; none if 0.5 held it.
+    /// How long it had held the lock, by the database's clock; `None` for a legacy holder.
     pub held_for: Option<Duration>,
-}
-
-/// Try again while it is only contention that stands in the way, for so long at most.
-pub(crate) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
-    limit: Duration,
-    work: impl Fn() -> F,
-) -> Result<T, StoreError> {
-    let until = crate::runtime::clock::now() + limit;
-    loop {
-        match work().await {
-            Err(StoreError::Contention(_)) if crate::runtime::clock::now() < until => {
-                tokio::time::sleep(Duration::from_millis(fastrand::u64(5..=30))).await;
-            }
-            done => return done,
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! For tests of programs that use locks: to lose one on purpose, and without waiting.
+//! Losing a lock on purpose, for tests of programs that use locks.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::client;
 use crate::error::Error;
 use protocol::{GrantId, LockName, LostReason};
 
-/// The error of a wait that is over, which no other crate can make.
+/// Makes an [`Error::TimedOut`], which no other crate can make.
 pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Duration) -> Error {
     Error::TimedOut {
         name,
@@ -17,12 +17,13 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
     }
 }
 
-/// Let the lease of a lock end now, as if its time had passed; only in memory. Its holder in this
-/// process is told at once that it has expired. Answers whether it was held.
+/// Let the lease of a lock end now, on `memory:` only. Its holder in this process is notified at
+/// once. Returns whether the lock was held.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for a bad name, and for another engine than `memory:`: nobody sets its clock.
+/// [`Error::Config`] for an invalid name, and for another engine than `memory:`, whose clock cannot
+/// be set.
 pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
     let (inner, name) = (locks.inner()?, LockName::new(name)?);
     crate::runtime::run(async move {
@@ -37,8 +38,8 @@ pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error>
     .await
 }
 
-/// Take a lock from whoever has it, as [`Locks::force_release`] does; its holder in this process is
-/// told at once, and not at its next renewal. Answers whether it was held.
+/// Release a lock by force, as [`Locks::force_release`] does. Its holder in this process is
+/// notified at once, not at its next renewal. Returns whether the lock was held.
 ///
 /// # Errors
 ///

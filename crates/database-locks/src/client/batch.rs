@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::store::{Observed, Reply, StoreError};
+use crate::store::{
+    api::{Reply, StoreError},
+    measured::Observed,
+};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// How long a request waits for the statement before its own. One that hangs must not hold up those
@@ -234,7 +237,7 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::store::{self, Table};
+    use crate::store::{self, connect::table::Table};
 
     /// One statement at a time, and what each asked for; those of the same `world`.
     #[derive(Debug, Default)]

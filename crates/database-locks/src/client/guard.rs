@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::client::Inner;
-use crate::client::acquire::PATIENCE;
 use crate::client::pending;
 use crate::client::release::GiveBack;
 use crate::client::renewal::grant_state::{Held, Status, ms};
@@ -15,35 +14,34 @@ use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::Here;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{
-    Gone, Grant, LockName, LockState, LostReason, ReleaseCommand, Released, Renewal, Short, Ticket,
-    Time, Token, Ttl,
+    Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand, Released,
+    Renewal, Short, Ticket, Time, Token, Ttl,
 };
 
 /// How long [`LockGuard::release`] waits for the database before it lets the background go on.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A held lock. It is renewed in the background for as long as this value lives.
+/// A held lock, renewed in the background while this value lives.
 ///
-/// Dropping it releases the lock in the background. [`release`](LockGuard::release) waits for that,
-/// and says whether the lock was held to the end: call it where that matters.
+/// Dropping it releases the lock in the background. [`release`](LockGuard::release) waits for the
+/// release and reports whether the lock was held to the end.
 ///
 /// # At the end of the process
 ///
-/// A return from `main` and `std::process::exit`, on whichever thread, wait until the releases that
-/// are under way are done, for 2 s at most: a guard that a `?` dropped in `main` is free when the
-/// process has ended. They also release what other threads, a `static` or a leaked guard
-/// (`std::mem::forget`) still hold; from then on [`is_held`](LockGuard::is_held) is `false`. What
-/// such a thread does in the moment until it is gone is not protected, so join the threads whose
-/// work matters.
+/// A return from `main` and `std::process::exit`, on any thread, wait for releases that are under
+/// way, for at most 2 s: the lock of a guard that `?` dropped in `main` is free when the process
+/// has ended. They also release what other threads, a `static` or a leaked guard
+/// (`std::mem::forget`) still hold; from then on [`is_held`](LockGuard::is_held) is `false`. The
+/// last moments of such a thread are not protected, so join the threads whose work matters.
 ///
-/// If the database does not answer within these 2 s, or if the process is killed or aborts, these
+/// If the database does not answer within these 2 s, or if the process is killed or aborts, the
 /// locks stay held until their ttl ends. This is tested with glibc on Linux.
 ///
-/// A thread that ends in the middle of the program waits in the same way if it has dropped a guard
-/// or an unfinished acquire: for what is being released at that moment, usually less than a
-/// millisecond, and 2 s at most.
+/// A thread that ends earlier waits in the same way, if it has dropped a guard or an unfinished
+/// acquire: for releases under way at that moment, usually less than a millisecond, and at most 2
+/// s.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
     pub(crate) inner: Here<Arc<Inner>>,
@@ -90,8 +88,8 @@ impl LockGuard {
 
     /// The fencing number of this grant, greater than that of every earlier grant of this name.
     ///
-    /// Send it with what you write to other systems, and let these refuse a smaller one than they
-    /// have seen. It stays the same when the lock is renewed, extended or resumed.
+    /// Send it along with writes to other systems, and let them refuse a smaller one than they have
+    /// seen. It stays the same when the lock is renewed, extended or resumed.
     pub fn token(&self) -> Token {
         self.held.grant.token
     }
@@ -101,41 +99,43 @@ impl LockGuard {
         self.held.grant.id.as_str()
     }
 
-    /// The holder, for people: what [`Lock::holder`](crate::Lock::holder) was given, or
+    /// The name of the holder, for people: that of [`Lock::holder`](crate::Lock::holder), or
     /// `host.pid.random`.
     pub fn holder(&self) -> &str {
         &self.held.grant.holder
     }
 
-    /// Whether it is still held, as far as can be known without asking. Never waits for I/O.
+    /// Whether the lease is trusted. Never waits for I/O.
     ///
-    /// It turns `false` before the database would grant the lock to another client, on a clock that
-    /// goes on while the machine is suspended. Once it is `false` it stays so, except while it is
-    /// [suspended](LockGuard::is_suspended) under a fence on MySQL or MariaDB: then the renewal
+    /// It turns `false` before the database would grant the lock to another client, by a clock that
+    /// runs while the machine is suspended. Exception: a release by force or a preemption is
+    /// noticed at the next renewal. Once `false` it stays so, except while the guard is
+    /// [suspended](LockGuard::is_suspended) under a fence on MySQL or MariaDB; then the renewal
     /// after the fence decides.
     ///
-    /// It is exact at the moment of the call alone: a process may be frozen right after it. What
-    /// must not be written by a former holder needs a [fence](LockGuard::fence) or the
+    /// The answer holds for the moment of the call: the process may be frozen right after it. A
+    /// write that a former holder must not make needs a [fence](LockGuard::fence) or the
     /// [token](LockGuard::token).
     pub fn is_held(&self) -> bool {
         !self.trusted_for().is_zero()
     }
 
-    /// Whether trust has run out under an open fence that no renewal gets past, on MySQL and
-    /// MariaDB.
+    /// Whether trust has run out under an open fence that no renewal can pass, on MySQL and
+    /// MariaDB. Never waits for I/O.
     ///
-    /// It is then not [held](LockGuard::is_held), and not lost either until that transaction has
-    /// ended. Never waits for I/O.
+    /// The guard is then not [held](LockGuard::is_held), but not lost before that transaction has
+    /// ended.
     pub fn is_suspended(&self) -> bool {
         let suspended = self.held.outlives_trust();
         !self.is_held() && suspended && matches!(self.held.status(), Status::Held(_))
     }
 
-    /// How long it is still held if no renewal gets through from now on: until the end of the
-    /// lease, less the [margin](crate::Lock::margin). Never waits for I/O.
+    /// How long the lease is trusted if no further renewal gets through: until its end, minus the
+    /// [margin](crate::Lock::margin). Never waits for I/O.
     ///
-    /// Zero exactly when it is not [held](LockGuard::is_held); [`Duration::MAX`] for an infinite
-    /// ttl. Right after a renewal it is the ttl less the margin and the round trip of that renewal.
+    /// Zero exactly if the guard is not [held](LockGuard::is_held); [`Duration::MAX`] for an
+    /// infinite ttl. Right after a renewal it is the ttl minus the margin and the round trip of
+    /// that renewal.
     ///
     /// # Example
     ///
@@ -145,7 +145,7 @@ impl LockGuard {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
     /// # let locks = database_locks::Locks::connect("memory:").await?;
     /// let guard = locks.lock("report").ttl(Duration::from_secs(30)).acquire().await?;
-    /// // A step that cannot be stopped and takes five seconds: not if the lock could be lost meanwhile.
+    /// // Before a step of five seconds that cannot be stopped:
     /// if guard.trusted_for() < Duration::from_secs(5) {
     ///     guard.extend(Duration::from_secs(30)).await?;
     /// }
@@ -160,13 +160,14 @@ impl LockGuard {
         }
     }
 
-    /// Wait until it is lost, and return how. Never resolves if it is released first.
+    /// Wait until the lock is lost, and return the loss. Never resolves if the lock is released
+    /// first.
     ///
     /// The future does not borrow the guard, so it may be spawned.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped and asked for again at any time.
+    /// May be dropped at any time; call this again for another future.
     ///
     /// # Example
     ///
@@ -209,12 +210,11 @@ impl LockGuard {
         }
     }
 
-    /// How it was lost: why, since when, and its present holder, where that is known. Never waits
-    /// for I/O.
+    /// The loss: why, since when, and the new holder, if known. Never waits for I/O.
     ///
-    /// None while it is held, while it is [suspended](LockGuard::is_suspended), and where it was
-    /// released before it could be lost. Once [`is_held`](LockGuard::is_held) has answered `false`
-    /// there is one.
+    /// `None` while the lock is held or [suspended](LockGuard::is_suspended), and if it was
+    /// released before it could be lost. Otherwise `Some` once [`is_held`](LockGuard::is_held) has
+    /// returned `false`.
     pub fn loss(&self) -> Option<Loss> {
         if !self.held.is_here() {
             return Some(Loss::of_another(LostReason::Forked));
@@ -230,19 +230,17 @@ impl LockGuard {
         }
     }
 
-    /// Call `f` when it is lost, with what there is to say of that.
+    /// Call `f` with the loss when the lock is lost, at most once.
     ///
-    /// At most once, on a thread that runs callbacks and nothing else, right after the guard was
-    /// marked lost and the waiters of [`lost`](LockGuard::lost) were woken; at once, on this
-    /// thread, if it is lost already. Never once [`release`](LockGuard::release),
-    /// [`into_ticket`](LockGuard::into_ticket) or the drop of this guard has begun: `f` is dropped
-    /// then, and a loss that a release finds is for its error to tell. A call that had begun before
-    /// may still be going on.
-    ///
-    /// It may block, use this library's guards, drop them, and acquire. If it panics, or never
-    /// returns, nothing else is disturbed; but no more than 64 callbacks of a process run at once,
-    /// and the others wait until one returns. Where `on_lost` is called several times, each `f` is
-    /// called, one after another.
+    /// - `f` runs on a thread for callbacks, after the guard was marked lost and the waiters of
+    ///   [`lost`](LockGuard::lost) were woken. If the lock is lost already, it runs at once on this
+    ///   thread.
+    /// - Once [`release`](LockGuard::release), [`into_ticket`](LockGuard::into_ticket) or the drop
+    ///   of this guard has begun, `f` is dropped instead; a loss that a release finds is in its
+    ///   error. A call that began before may still be running.
+    /// - `f` may block, panic, use or drop guards, and acquire. At most 64 callbacks of a process
+    ///   run at once; the others wait until one returns.
+    /// - If `on_lost` is called several times, each `f` is called, one after another.
     ///
     /// # Example
     ///
@@ -275,17 +273,16 @@ impl LockGuard {
         }
     }
 
-    /// Ask the database whether the lock is still held by this grant. It renews nothing.
+    /// Ask the database whether this grant still holds the lock. Renews nothing.
     ///
-    /// One read, answered within 5 s or not at all. It finds a release by force before the next
-    /// renewal does. Where nothing has to be found early, [`is_held`](LockGuard::is_held) is
-    /// enough.
+    /// One read, with a deadline of 5 s. It finds a release by force before the next renewal does;
+    /// otherwise [`is_held`](LockGuard::is_held) is enough.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if it is not held; the guard is lost from then on. [`Error::Unavailable`] or
-    /// [`Error::Rejected`] if the database does not say, which changes nothing. [`Error::Conflict`]
-    /// while the guard is [suspended](LockGuard::is_suspended).
+    /// [`Error::Lost`] if the lock is not held; the guard is lost from then on.
+    /// [`Error::Unavailable`] or [`Error::Rejected`] if the database does not say, which changes
+    /// nothing. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
     ///
@@ -310,7 +307,7 @@ impl LockGuard {
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(&names, PATIENCE).await;
+            let rows = inner.store.read(&names, REQUEST_TIMEOUT).await;
             let ours = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
@@ -333,22 +330,22 @@ impl LockGuard {
         .await
     }
 
-    /// Renew to `ttl` at once, and to the same from now on.
+    /// Renew to `ttl` at once, and use `ttl` for all later renewals.
     ///
-    /// The present lease is never shortened: a shorter `ttl` counts once the lease has come down to
-    /// it. The margin that was given is kept, and so is the renewal period unless it is too long for
-    /// the new ttl; what was not given follows the new ttl. It returns when the database has
-    /// confirmed the new end; while the database cannot be reached it waits for that.
+    /// Returns when the database has confirmed the new end; while the database cannot be reached it
+    /// waits. The present lease is never shortened: a shorter `ttl` counts once less than that is
+    /// left. A margin that was set is kept, and so is a renewal period unless it is too long for
+    /// the new ttl; defaults follow the new ttl.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a ttl out of range (100 ms to 10 years, or infinite), or one that
-    /// the margin that was given is half of or more. [`Error::Lost`] if trust ends before the database
-    /// has confirmed it. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
+    /// [`Error::Config`] for a ttl out of range (100 ms to 10 years, or infinite), or one of at
+    /// most twice the margin that was set. [`Error::Lost`] if trust ends before the database has
+    /// confirmed it. [`Error::Conflict`] while the guard is [suspended](LockGuard::is_suspended).
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the extension may or may not happen.
+    /// If the future is dropped, the lease may or may not be extended.
     ///
     /// # Example
     ///
@@ -395,7 +392,10 @@ impl LockGuard {
             return Ok(());
         }
         if !self.held.is_here() {
-            return Err(Loss::of_another(LostReason::Forked).error(self.name()));
+            return Err(Error::lost(
+                self.name(),
+                Loss::of_another(LostReason::Forked),
+            ));
         }
         if suspended && matches!(self.held.status(), Status::Held(_)) {
             return Err(Error::Conflict {
@@ -406,12 +406,14 @@ impl LockGuard {
             });
         }
         // Where the scheduler has not come round to it: a thawed process asks first.
-        Err(self.held.lose(LostReason::Expired).error(self.name()))
+        Err(Error::lost(
+            self.name(),
+            self.held.lose(LostReason::Expired),
+        ))
     }
 
     /// A ticket of this grant, with which another process can release or renew the lock while this
-    /// guard goes on holding it. To hand the lock over, see
-    /// [`into_ticket`](LockGuard::into_ticket).
+    /// guard holds it. To hand the lock over see [`into_ticket`](LockGuard::into_ticket).
     pub fn ticket(&self) -> Ticket {
         let grant = &self.held.grant;
         Ticket {
@@ -421,18 +423,18 @@ impl LockGuard {
         }
     }
 
-    /// Hand the lock over: stop renewing it, and return the ticket with which another task or
-    /// process goes on with it. No I/O.
+    /// Hand the lock over: stop renewing it, and return a ticket for another task or process. No
+    /// I/O.
     ///
-    /// The lock stays held until its present lease ends, which is in
-    /// [`trusted_for`](LockGuard::trusted_for) plus the margin. The ticket has to be
-    /// [resumed](crate::Locks::resume) or [renewed](crate::Locks::renew) before that. If that may
-    /// take longer, [extend](LockGuard::extend) it first.
+    /// The lock stays held until its present lease ends, [`trusted_for`](LockGuard::trusted_for)
+    /// plus the margin from now. The ticket must be [resumed](crate::Locks::resume) or
+    /// [renewed](crate::Locks::renew) before that; if this may take longer,
+    /// [extend](LockGuard::extend) the lease first.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if there is nothing left to hand over. [`Error::Conflict`] while the guard
-    /// is [suspended](LockGuard::is_suspended): the guard is then dropped, and the lock released.
+    /// [`Error::Lost`] if the lock is lost. [`Error::Conflict`] while the guard is
+    /// [suspended](LockGuard::is_suspended): the guard is then dropped and the lock released.
     ///
     /// # Example
     ///
@@ -471,21 +473,21 @@ impl LockGuard {
 
     /// Release the lock.
     ///
-    /// If one of its own [fences](LockGuard::fence) is open and holds the lock's row, on MySQL and MariaDB,
-    /// this does not wait for it: the lock is released when that transaction ends, which a log line at
-    /// `info` says.
+    /// On MySQL and MariaDB, if a [fence](LockGuard::fence) of this guard is open, this does not
+    /// wait for it: the lock is released when that transaction ends, and a log record at `info`
+    /// says so.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if this grant no longer held it: the work was not protected to its end, and
-    /// nothing was changed. [`Error::Unavailable`] if the database did not answer within 5 s: the
-    /// attempt goes on in the background, and the lock is free when its ttl ends at the latest.
-    /// [`Error::Rejected`] if the database refused it, and tries go on as well.
+    /// [`Error::Lost`] if this grant no longer held the lock: the work was not protected to its
+    /// end, and nothing was changed. [`Error::Unavailable`] if the database did not answer within 5
+    /// s, and [`Error::Rejected`] if it refused: tries go on in the background, and the lock is
+    /// free when its ttl ends at the latest.
     ///
     /// # Cancel safety
     ///
-    /// Once polled, it is carried out even if it is dropped; before, dropping it releases as
-    /// dropping the guard does.
+    /// Once polled, the release is carried out even if the future is dropped. Before that, dropping
+    /// it is like dropping the guard.
     ///
     /// # Example
     ///
@@ -518,10 +520,11 @@ impl LockGuard {
         }
         let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
         let ttl = *self.longest();
-        let why =
-            runtime::run(async move { Ok(why_lost(&inner, &held, ttl).await.ok().flatten()) });
+        let why = runtime::run(async move {
+            Ok::<_, Error>(why_lost(&inner, &held, ttl).await.ok().flatten())
+        });
         let gone = why.await?.unwrap_or(LostReason::Preempted.into());
-        Err(self.held.loss(gone).error(self.name()))
+        Err(Error::lost(self.name(), self.held.loss(gone)))
     }
 
     /// From now on no listener is told of a loss.
@@ -581,7 +584,7 @@ async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result
 async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
     let answers = inner
         .store
-        .renew(&[(held.grant.clone(), ttl)], PATIENCE)
+        .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
@@ -593,7 +596,7 @@ async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, 
 pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
     let loss = held.lose(gone);
     inner.scheduler.remove(held.grant.id);
-    loss.error(&held.grant.name)
+    Error::lost(&held.grant.name, loss)
 }
 
 impl Drop for LockGuard {

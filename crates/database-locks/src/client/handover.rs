@@ -4,9 +4,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::locks::again;
 use crate::client::Inner;
-use crate::client::acquire::{PATIENCE, Want, begin};
+use crate::client::acquire::{Want, begin};
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::Ours;
@@ -15,10 +14,11 @@ use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::metrics;
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
+use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, ReleaseCommand, Released, Renewal,
-    ResumeCommand, Ticket, Time, Ttl,
+    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
+    Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
 };
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
@@ -56,7 +56,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
         let to = &what.to;
         let lease = Lease::granted(want.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
-            return Err(Loss::of_another(LostReason::Expired).error(&to.name));
+            return Err(Error::lost(&to.name, Loss::of_another(LostReason::Expired)));
         }
         unsettled.what = None;
         let grant = Grant {
@@ -77,19 +77,21 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
         }
         begun
             .map(LockGuard::perhaps_endless)
-            .map_err(|loss| loss.error(&to.name))
+            .map_err(|loss| Error::lost(&to.name, loss))
     })
     .await
 }
 
 /// Ask until there is an answer; when it was sent that was answered with yes.
 async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Error> {
-    let until = clock::now() + PATIENCE;
+    let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
-        let failure = match inner.store.resume(what, PATIENCE).await {
+        let failure = match inner.store.resume(what, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed) => return Ok(sent),
-            Ok(Renewal::Lost(gone)) => return Err(Loss::of_another(gone).error(&what.to.name)),
+            Ok(Renewal::Lost(gone)) => {
+                return Err(Error::lost(&what.to.name, Loss::of_another(gone)));
+            }
             Ok(Renewal::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
             }
@@ -147,7 +149,7 @@ pub(crate) async fn by_ticket(
         ByTicket::Release => format!("release lock `{}`", ticket.name),
     };
     crate::runtime::run(async move {
-        let done = again(PATIENCE, || async {
+        let done = while_contended(REQUEST_TIMEOUT, || async {
             match do_it(&inner, &ticket, what).await? {
                 Renewal::Busy => Err(StoreError::Contention(
                     "its row is locked by another transaction".into(),
@@ -156,7 +158,7 @@ pub(crate) async fn by_ticket(
             }
         });
         match done.await.map_err(|e| e.into_error(op))? {
-            Renewal::Lost(gone) => Err(Loss::of_another(gone).error(&ticket.name)),
+            Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_another(gone))),
             Renewal::Renewed | Renewal::Busy => Ok(()),
         }
     })
@@ -166,7 +168,7 @@ pub(crate) async fn by_ticket(
 async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
     // A ticket does not know who holds it, which a statement asks for.
-    let holder = match inner.store.read(&names, PATIENCE).await?.pop() {
+    let holder = match inner.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {
@@ -184,13 +186,13 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
     };
     match what {
         ByTicket::Renew(ttl) => {
-            let answers = inner.store.renew(&[(grant, ttl)], PATIENCE).await?;
+            let answers = inner.store.renew(&[(grant, ttl)], REQUEST_TIMEOUT).await?;
             Ok(answers.into_iter().next().unwrap_or(Renewal::Busy))
         }
         ByTicket::Release => {
             // It may be without end, which a ticket does not know either.
             let returns = [ReleaseCommand::of(&grant, Ttl::Infinite)];
-            let answers = inner.store.release(&returns, PATIENCE).await?;
+            let answers = inner.store.release(&returns, REQUEST_TIMEOUT).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
                     inner.queues.wake(&grant.name);

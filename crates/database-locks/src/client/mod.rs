@@ -19,20 +19,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::api::fence::OpenFences;
+use crate::client::acquire::Outages;
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
-use crate::client::acquire::{Outages, PATIENCE};
 use crate::client::batch::Batch;
 use crate::client::direct::DirectPath;
 use crate::client::holder::default_holder;
+use crate::client::open_fences::OpenFences;
 use crate::client::pending::Pending;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
 use crate::metrics::{self, Engine};
 use crate::runtime::fork::PerProcess;
-use crate::store::{self, Given, Notice, Observed, Table};
-use protocol::{AcquireCommand, LockName, Observations, ReleaseCommand, Version};
+use crate::store::{
+    self,
+    api::Notice,
+    connect::{source::Given, table::Table},
+    measured::Observed,
+};
+use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
 
 /// The connection, the leases and the waiters of one process.
 #[derive(Debug)]
@@ -73,10 +78,10 @@ impl Inner {
         }));
         let inner = Arc::new(Self {
             scheduler,
-            asks: Batch::new(store.clone(), PATIENCE),
-            returns: Batch::new(store.clone(), PATIENCE),
+            asks: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            returns: Batch::new(store.clone(), REQUEST_TIMEOUT),
             direct: DirectPath::of(&store)?,
-            poller: Poller::new(store.clone(), PATIENCE),
+            poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
             store,
             queues,
             outages: Outages::default(),

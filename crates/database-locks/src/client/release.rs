@@ -4,18 +4,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::locks::again;
 use crate::client::Inner;
 use crate::client::acquire::queue::Waiters;
-use crate::client::acquire::{DIRECT, PATIENCE};
+use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending::Pending;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::Here;
-use crate::store::StoreError;
-use protocol::{Force, Holder, LockName, ReleaseCommand, Released, Time, Token, Ttl};
+use crate::store::api::StoreError;
+use crate::store::retry::while_contended;
+use protocol::{
+    Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Time, Token, Ttl,
+};
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -87,7 +89,7 @@ impl GiveBack {
         let task = self.0.as_mut()?.here_mut()?;
         let entry = task.inner.direct.as_ref()?.enter()?;
         // Until it is answered.
-        task.first = Some(Err(StoreError::late(DIRECT)));
+        task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
         match entry.release(task.what.clone()).await {
             // The background repeats it.
             None => None,
@@ -297,7 +299,7 @@ fn after_fence(
             .is_none()
             .then(|| inner.pending.clone());
         // The lease may have ended under the fence; the row is the grant's until another takes it.
-        let end = end.max(clock::now().saturating_add(PATIENCE));
+        let end = end.max(clock::now().saturating_add(REQUEST_TIMEOUT));
         let _ = until_answered(&inner, what, end, held_for, Try::AfterFence, None).await;
         drop(pending);
     })
@@ -348,16 +350,16 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<H
         fence.wait().await;
         let pending = inner.pending.clone();
         let (name, grant) = (&held.grant.name, held.grant.id.as_str());
-        let forced = again(PATIENCE, || async {
+        let forced = while_contended(REQUEST_TIMEOUT, || async {
             let row = inner
                 .store
-                .read(std::slice::from_ref(name), PATIENCE)
+                .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
                 .await?;
             // Another grant of the lock is not meant.
             if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
-            match inner.store.force(name, PATIENCE).await? {
+            match inner.store.force(name, REQUEST_TIMEOUT).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
                 Force::Busy => Err(StoreError::Contention("its row is locked".into())),
             }

@@ -4,21 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
 use crate::runtime::clock;
-use protocol::{Gone, HeldBy, Human, LockName, LostReason, Time, escaped};
+use protocol::{Gone, HeldBy, Human, LostReason, Time, escaped};
 
 /// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
 const WORTH_A_DATE: Duration = Duration::from_secs(1);
 
-/// How a held lock was lost: why, since when, and who has it now.
+/// How a held lock was lost: why, since when, and the new holder. Its methods never wait.
 ///
-/// It is made of what was known by then, and asking it never waits. Its `Display` is what every
-/// face says of a loss: `lost after 12s: preempted by another holder (now held by web-2.17.ab for
-/// 3s, token 1795424892119)`. Where the end of trust was noticed late, after a suspend of the
-/// machine say, it begins with `lost 58m 3s ago, after 12s`. Where renewals failed until trust
-/// ended, it ends with what was said last: `lost after 27s: the database refused renewals until the
-/// lease expired (last answer: permission denied for table database_locks_lock)`.
+/// `Display` writes the text that Rust, Python and `dblock` show of a loss:
+///
+/// | case | text |
+/// | --- | --- |
+/// | usual | `lost after 12s: preempted by another holder (now held by web-2.17.ab for 3s, token 1795424892119)` |
+/// | noticed late, after a suspend of the machine for example | begins with `lost 58m 3s ago, after 12s` |
+/// | renewals failed until trust ended | `lost after 27s: the database refused renewals until the lease expired (last answer: permission denied for table database_locks_lock)` |
 ///
 /// # Example
 ///
@@ -72,43 +72,35 @@ impl Loss {
         }))
     }
 
-    pub(crate) fn error(self, name: &LockName) -> Error {
-        Error::Lost {
-            name: name.clone(),
-            reason: self.reason(),
-            loss: self,
-        }
-    }
-
-    /// Why.
+    /// Why the lock was lost.
     pub fn reason(&self) -> LostReason {
         self.0.gone.reason
     }
 
-    /// For how long it was held, from the grant to the end of trust; by this machine's clock, which
-    /// runs through a suspend.
+    /// How long the lock was held, from the grant to the end of trust, by a local clock that runs
+    /// while the machine is suspended.
     ///
-    /// None where it was not held by a guard of this process: a dead ticket, a forked child.
+    /// `None` if no guard of this process held it: an invalid ticket, a forked child.
     pub fn held_for(&self) -> Option<Duration> {
         self.0.held_for
     }
 
-    /// How long ago trust ended, by the same clock: from then on another holder may have been at
+    /// How long ago trust ended, by the same clock. Since then another holder may have been at
     /// work.
     pub fn elapsed(&self) -> Duration {
         clock::now().saturating_sub(self.0.at)
     }
 
-    /// The holder in the very answer of the database that said that the lock was lost.
+    /// The holder in the database's answer that reported the loss.
     ///
-    /// None if the lock was free then, and if trust ended without an answer; then
-    /// [`Locks::show`](crate::Locks::show) asks.
+    /// `None` if the lock was free then, or if trust ended without an answer. Use
+    /// [`Locks::show`](crate::Locks::show) to ask.
     pub fn now_held_by(&self) -> Option<&HeldBy> {
         self.0.gone.now.as_ref()
     }
 
-    /// What the latest renewal came to, in words, where renewals failed until trust ended: the
-    /// database's error, or why there was no answer.
+    /// What the latest renewal came to, if renewals failed until trust ended: the database's error,
+    /// or why there was no answer.
     pub fn last_answer(&self) -> Option<&str> {
         self.0.last_answer.as_deref()
     }

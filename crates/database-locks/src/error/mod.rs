@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! The error type, grouped by what the caller can do.
 
 pub(crate) mod loss;
 
@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::loss::Loss;
+use crate::runtime::RuntimeError;
 use protocol::{Holding, Human, InvalidSetting, LockName, LostReason};
 
 /// The cause of an [`Error`]. Its type is not part of the interface.
@@ -14,20 +15,20 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
 /// What went wrong, grouped by what the caller can do about it.
 ///
-/// | variant | do |
+/// | variant | what to do |
 /// | --- | --- |
 /// | `TimedOut` | wait longer, or do without |
-/// | `Lost` | stop the protected work; acquire again and begin from what is stored |
+/// | `Lost` | stop the protected work; to go on, acquire again and start from what is stored |
 /// | `Conflict`, `Unavailable` | try again later |
-/// | `Rejected` | have the cause mended: a right, a table, a password |
+/// | `Rejected` | fix the cause: a right, a table, a password |
 /// | `Config` | correct the program |
 ///
-/// That another client holds the lock is no error: `try_acquire` returns `Ok(None)`. Deadlocks,
-/// serialisation failures, duplicate keys and lock timeouts of the database mean "try again", and
-/// are tried again; they are no errors here either.
+/// Contention is not an error: if another client holds the lock, `try_acquire` returns `Ok(None)`.
+/// Deadlocks, serialization failures, duplicate keys and lock timeouts of the database are retried
+/// and not returned either.
 ///
 /// A message never repeats its source: print the chain (`anyhow`'s `{:#}`, or [`Error::chain`]).
-/// Variants and their fields may be added to: match with `..` and a last arm.
+/// Variants and fields may be added: match with `..` and a last arm.
 ///
 /// ```
 /// use database_locks::{Error, Locks};
@@ -53,9 +54,9 @@ pub enum Error {
         name: LockName,
         /// How long the caller waited.
         waited: Duration,
-        /// The holder when the lock was last read; none if no client was known to hold it.
+        /// The holder when the lock was last read; `None` if no holder was known.
         holder: Option<String>,
-        /// For how long it had been held by then, by the database's clock.
+        /// How long the lock had been held by then, by the database's clock.
         held_for: Option<Duration>,
     },
     /// The lease ended before it was released. Stop the protected work: another holder may already
@@ -67,41 +68,40 @@ pub enum Error {
         name: LockName,
         /// Why.
         reason: LostReason,
-        /// Since when, and its new holder, where that is known.
+        /// Since when, and the new holder, if known.
         loss: Loss,
     },
-    /// A transaction of another client kept a row or a table locked for as long as was tried. Try
-    /// again when that has ended.
+    /// A transaction of another client kept a row or the table locked. Try again when it has ended.
     #[error("could not {op}: conflicting transaction; try again")]
     #[non_exhaustive]
     Conflict {
         /// What was tried.
         op: String,
-        /// What stood in the way.
+        /// The conflict.
         #[source]
         source: BoxError,
     },
-    /// The database did not answer, or not in time, or cannot do it just now (its disk is full).
-    /// Trying again may work.
+    /// The database did not answer in time, or cannot do it now (its disk is full). Trying again
+    /// may work.
     #[error("could not {op}: the database {}", state(.source))]
     #[non_exhaustive]
     Unavailable {
         /// What was tried.
         op: String,
-        /// What the driver said.
+        /// The driver's error.
         #[source]
         source: BoxError,
     },
-    /// The database answered no: wrong password, missing table, missing right. Trying again will
-    /// not help.
+    /// The database refused: wrong password, missing table, missing right. Trying again does not
+    /// help.
     #[error("could not {op}: the database refused")]
     #[non_exhaustive]
     Rejected {
         /// What was tried.
         op: String,
-        /// What to do about it, where that is known.
+        /// What to do about it, if known.
         hint: Option<String>,
-        /// What the database said; its message ends with the hint.
+        /// The database's error; its message ends with the hint.
         #[source]
         source: BoxError,
     },
@@ -111,14 +111,22 @@ pub enum Error {
     Config {
         /// Which setting.
         setting: &'static str,
-        /// What it was, `0ms`; or what is wrong with it, `has the unknown option …`.
+        /// Its value, `0ms`; or what is wrong with it, `has the unknown option …`.
         got: String,
-        /// What it may be, or what to do.
+        /// The allowed values, or what to do.
         allowed: String,
     },
 }
 
 impl Error {
+    pub(crate) fn lost(name: &LockName, loss: Loss) -> Self {
+        Self::Lost {
+            name: name.clone(),
+            reason: loss.reason(),
+            loss,
+        }
+    }
+
     pub(crate) fn config(
         setting: &'static str,
         got: impl Into<String>,
@@ -143,10 +151,11 @@ impl Error {
         }
     }
 
-    /// The message and those of all its sources, on one line: what was tried, the cause, the hint.
+    /// The messages of this error and of all its sources, on one line: what was tried, the cause,
+    /// the hint.
     ///
     /// ```
-    /// let error = database_locks::LockName::new("").unwrap_err();
+    /// let error = database_locks::Error::from(database_locks::LockName::new("").unwrap_err());
     /// assert_eq!(error.chain(), "`name` is empty, must be 1 to 255 characters without NUL");
     /// ```
     pub fn chain(&self) -> String {
@@ -210,7 +219,28 @@ impl From<InvalidSetting> for Error {
     }
 }
 
-/// For functions that return `io::Result`. The error is kept: `get_ref` and `downcast` have it.
+impl From<RuntimeError> for Error {
+    fn from(failed: RuntimeError) -> Self {
+        let unavailable = |op: &str, source: BoxError| Self::Unavailable {
+            op: op.into(),
+            source,
+        };
+        match failed {
+            RuntimeError::NotStarted(source) => {
+                unavailable("start the thread that renews leases", source.into())
+            }
+            RuntimeError::Stopped(source) => unavailable("finish what was begun", source.into()),
+            RuntimeError::DrivesRuntime => Self::config(
+                "a blocking call",
+                "made on the thread that renews leases, by a log subscriber, a waker or a future that is \
+                 waited for there",
+                "made on another thread",
+            ),
+        }
+    }
+}
+
+/// For functions that return `io::Result`. `get_ref` and `downcast` give the original error.
 ///
 /// | error | kind |
 /// | --- | --- |

@@ -8,13 +8,19 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::client::renewal::listeners::shielded;
 use crate::runtime::fork::PerProcess;
 
 /// The most threads, and so the most callbacks that run at once. What is left waits for one to return.
 const MOST: usize = 64;
+
+/// Run foreign code. A panic in it, which the panic hook has shown, must not end the task that renews
+/// all leases.
+pub(crate) fn shielded(foreign: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(foreign));
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 

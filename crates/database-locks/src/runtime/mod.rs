@@ -19,9 +19,8 @@ use std::thread::{LocalKey, Thread};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
-use crate::error::Error;
 use fork::{AtWork, PerProcess};
 use protocol::Time;
 
@@ -29,8 +28,19 @@ pub(crate) mod callbacks;
 pub(crate) mod clock;
 pub(crate) mod fork;
 
+/// Why work was not done.
+#[derive(Debug)]
+pub(crate) enum RuntimeError {
+    /// The system started no thread or runtime.
+    NotStarted(std::io::Error),
+    /// The work panicked, or its runtime ended.
+    Stopped(JoinError),
+    /// The calling thread drives the background runtime: it would wait for itself.
+    DrivesRuntime,
+}
+
 /// The background runtime of this process, which is started by the first call.
-fn background() -> Result<&'static Handle, Error> {
+fn background() -> Result<&'static Handle, RuntimeError> {
     static BACKGROUND: PerProcess<Handle> = PerProcess::new();
     BACKGROUND.get_or_try_init(|| {
         // Before there is a thread for a fork to wait for.
@@ -40,7 +50,7 @@ fn background() -> Result<&'static Handle, Error> {
             .on_thread_park(fork::rest)
             .on_thread_unpark(fork::begin)
             .build()
-            .map_err(not_started)?;
+            .map_err(RuntimeError::NotStarted)?;
         let handle = runtime.handle().clone();
         std::thread::Builder::new()
             .name("database-locks".into())
@@ -49,26 +59,21 @@ fn background() -> Result<&'static Handle, Error> {
                 DRIVES.set(Some(fork::generation()));
                 runtime.block_on(std::future::pending::<()>());
             })
-            .map_err(not_started)?;
+            .map_err(RuntimeError::NotStarted)?;
         Ok(handle)
     })
-}
-
-fn not_started(source: std::io::Error) -> Error {
-    Error::Unavailable {
-        op: "start the thread that renews leases".into(),
-        source: Box::new(source),
-    }
 }
 
 static BLOCKING: PerProcess<&Runtime> = PerProcess::new();
 
 /// The runtime that threads drive while they block. It is never dropped: nothing of it is stopped with a
 /// thread that ends.
-fn blocking() -> Result<&'static Runtime, Error> {
+fn blocking() -> Result<&'static Runtime, RuntimeError> {
     let start = || {
         let runtime = Builder::new_current_thread().enable_all().build();
-        Ok(&*Box::leak(Box::new(runtime.map_err(not_started)?)))
+        Ok(&*Box::leak(Box::new(
+            runtime.map_err(RuntimeError::NotStarted)?,
+        )))
     };
     BLOCKING.get_or_try_init(start).copied()
 }
@@ -133,37 +138,28 @@ pub(crate) fn needed() {
 /// Carry out `work` in the background. Dropping what this answers does not stop it.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
-) -> Result<JoinHandle<T>, Error> {
+) -> Result<JoinHandle<T>, RuntimeError> {
     Ok(background()?.spawn(work))
 }
 
 /// Carry out `work` in the background, and wait for it. Dropping this future does not stop it.
-pub(crate) async fn run<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Error>> + Send + 'static,
-) -> Result<T, Error> {
-    spawn(work)?.await.unwrap_or_else(|stopped| {
-        Err(Error::Unavailable {
-            op: "finish what was begun".into(),
-            source: Box::new(stopped),
-        })
-    })
+pub(crate) async fn run<T: Send + 'static, E: From<RuntimeError> + Send + 'static>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E> {
+    let done = spawn(work)?.await;
+    done.unwrap_or_else(|stopped| Err(RuntimeError::Stopped(stopped).into()))
 }
 
 /// Whether this thread may wait for what the background runtime does.
-fn may_block() -> Result<(), Error> {
+fn may_block() -> Result<(), RuntimeError> {
     match drives() {
         false => Ok(()),
-        true => Err(Error::config(
-            "a blocking call",
-            "made on the thread that renews leases, by a log subscriber, a waker or a future that is \
-             waited for there",
-            "made on another thread",
-        )),
+        true => Err(RuntimeError::DrivesRuntime),
     }
 }
 
 /// Wait for it on this thread.
-pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
+pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
     may_block()?;
     let mut future = pin!(future);
     loop {
@@ -177,7 +173,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
 pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
-) -> Result<Option<F::Output>, Error> {
+) -> Result<Option<F::Output>, RuntimeError> {
     may_block()?;
     Ok(wait(future, Some(clock::now().saturating_add(at_most))))
 }
@@ -319,7 +315,9 @@ mod tests {
 
     /// On which thread it is carried out.
     async fn carried_out_by() -> thread::ThreadId {
-        run(async { Ok(thread::current().id()) }).await.unwrap()
+        run(async { Ok::<_, RuntimeError>(thread::current().id()) })
+            .await
+            .unwrap()
     }
 
     #[test]
@@ -354,7 +352,7 @@ mod tests {
         };
         drop(spawn(ticks).unwrap());
         for _ in 0..20 {
-            block_on(async { run(async { Ok(()) }).await.unwrap() }).unwrap();
+            block_on(async { run(async { Ok::<_, RuntimeError>(()) }).await.unwrap() }).unwrap();
         }
         for tick in 0..100 {
             assert_eq!(heard.recv_timeout(LONG), Ok(tick));
@@ -367,7 +365,7 @@ mod tests {
             for _ in 0..200 {
                 run(async {
                     tokio::task::yield_now().await;
-                    Ok(())
+                    Ok::<_, RuntimeError>(())
                 })
                 .await
                 .unwrap();
@@ -376,7 +374,11 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    (0..200).for_each(|_| block_on(run(async { Ok(()) })).unwrap().unwrap())
+                    (0..200).for_each(|_| {
+                        block_on(run(async { Ok::<_, RuntimeError>(()) }))
+                            .unwrap()
+                            .unwrap()
+                    })
                 });
                 scope.spawn(|| pollster::block_on(rounds()));
                 scope.spawn(|| block_on(rounds()).unwrap());
@@ -387,7 +389,7 @@ mod tests {
     #[test]
     fn a_wait_that_is_over_may_be_gone_on_with_by_any_thread() {
         let (tell, told) = tokio::sync::oneshot::channel();
-        let mut waiting = Box::pin(run(async { Ok(told.await.unwrap()) }));
+        let mut waiting = Box::pin(run(async { Ok::<_, RuntimeError>(told.await.unwrap()) }));
         for _ in 0..3 {
             let waited = block_on_for(waiting.as_mut(), Duration::from_millis(5));
             assert!(waited.unwrap().is_none());
@@ -409,8 +411,8 @@ mod tests {
 
     #[test]
     fn a_thread_that_drives_is_refused_to_wait_for_itself() {
-        fn refused(why: Result<(), Error>) {
-            let said = why.unwrap_err().to_string();
+        fn refused(why: Result<(), RuntimeError>) {
+            let said = crate::Error::from(why.unwrap_err()).to_string();
             assert!(said.contains("must be made on another thread"), "{said}");
         }
         let nested = || async {
@@ -428,7 +430,7 @@ mod tests {
         let panics = std::panic::catch_unwind(|| block_on(async { panic!("of its own") }));
         assert!(panics.is_err());
         block_on(async {
-            run(async { Ok(()) }).await.unwrap();
+            run(async { Ok::<_, RuntimeError>(()) }).await.unwrap();
             done.store(true, Ordering::Relaxed);
         })
         .unwrap();

@@ -5,9 +5,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Barrier, Lane, Reply, Store, StoreError};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
+use crate::store::api::{Barrier, Lane, Reply, Store, StoreError};
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,

@@ -7,10 +7,13 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use super::{Barrier, Lane, Reply, Store, Table};
 use crate::doctor::{Counts, Notes, Report};
 use crate::runtime::clock;
 use crate::runtime::fork::PerProcess;
+use crate::store::{
+    api::{Barrier, Lane, Reply, Store},
+    connect::table::Table,
+};
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
     LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,

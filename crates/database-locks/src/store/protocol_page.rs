@@ -1,6 +1,7 @@
 //! `docs/protocol.md` says what the code does: every statement stands there as it is sent.
 
-use super::{Table, mysql, postgres, sqlite};
+use super::{mysql, postgres, sqlite};
+use crate::store::connect::table::Table;
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 const BEGIN: &str = "<!-- The statements: a test compares them with the code. -->\n";

@@ -91,7 +91,7 @@ async fn what_is_wrong_is_told_with_what_to_do(lab: &Lab) {
     only(
         &report,
         "table-missing",
-        "there is no table database_locks_lock: no lock can be taken",
+        "there is no table database_locks_lock: no lock can be acquired",
     );
     let found = the(&report, "table-missing");
     assert_eq!((found.area, found.severity), ("table", Severity::Error));

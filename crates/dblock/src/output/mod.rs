@@ -1,26 +1,19 @@
-//! All that is printed; nothing else in this crate prints.
+//! Everything that `dblock` prints. No other module writes to stdout or stderr.
 //!
-//! What others wrote into the table is shown so that it neither drives a terminal nor begins a line.
+//! Text from the table was written by other clients: it is escaped, so that it neither controls the
+//! terminal nor starts a line.
 
-mod clean;
+mod format;
 mod json;
+mod sanitize;
 mod stream;
 mod table;
-mod words;
 
-use std::io;
-
-use database_locks::Ticket;
-
-pub(crate) use self::clean::{shell_word, without_secrets};
-pub(crate) use self::json::{report_as_json, row_as_json, rows_as_json, ticket_as_json};
+pub(crate) use self::format::lease_end;
+pub(crate) use self::json::{lock_json, locks_json, report_json, ticket_json};
+pub(crate) use self::sanitize::{shell_word, without_secrets};
 pub(crate) use self::stream::{
-    be_quiet, complain, help, notice, on_stderr, on_stdout, say, stdout_is_closed, text,
+    error, help, help_on_stderr, notice, print, print_all, result, set_quiet, stderr_has_colours,
+    stdout_has_colours, stdout_is_closed,
 };
-pub(crate) use self::table::{report, row, rows};
-pub(crate) use self::words::{human, lasts};
-
-/// A ticket, alone on its line. Unlike other output it must arrive: a closed pipe is an error too.
-pub(crate) fn ticket(ticket: &Ticket) -> io::Result<()> {
-    self::stream::checked(&format!("{ticket}\n"))
-}
+pub(crate) use self::table::{lock_details, locks_table, report_lines};

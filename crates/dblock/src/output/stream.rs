@@ -1,18 +1,18 @@
-//! The two streams, and whether they may have colours.
+//! Writes to stdout and stderr.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fstat, stat};
 
-use super::clean::{on_one_line, without_secrets};
+use super::sanitize::{on_one_line, without_secrets};
 use crate::exit::{self, Failure};
 
-/// Set by `--quiet`.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// From now on only errors are printed, and what a command was asked to print.
-pub(crate) fn be_quiet() {
+/// Suppresses [`result`] and [`notice`]: `--quiet`.
+pub(crate) fn set_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
@@ -20,64 +20,62 @@ fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Whether what is printed may have colours.
-pub(crate) fn on_stdout() -> bool {
-    may_have_colours(io::stdout().is_terminal())
+pub(crate) fn stdout_has_colours() -> bool {
+    has_colours(io::stdout().is_terminal())
 }
 
-/// The same for what is said of errors.
-pub(crate) fn on_stderr() -> bool {
-    may_have_colours(io::stderr().is_terminal())
+pub(crate) fn stderr_has_colours() -> bool {
+    has_colours(io::stderr().is_terminal())
 }
 
 /// See <https://no-color.org>.
-fn may_have_colours(terminal: bool) -> bool {
-    let is = |name: &str, said: &dyn Fn(&std::ffi::OsStr) -> bool| {
-        std::env::var_os(name).is_some_and(|value| said(&value))
+fn has_colours(is_terminal: bool) -> bool {
+    let is = |name: &str, condition: &dyn Fn(&OsStr) -> bool| {
+        std::env::var_os(name).is_some_and(|value| condition(&value))
     };
-    terminal && !is("NO_COLOR", &|value| !value.is_empty()) && !is("TERM", &|term| term == "dumb")
+    is_terminal
+        && !is("NO_COLOR", &|value| !value.is_empty())
+        && !is("TERM", &|term| term == "dumb")
 }
 
 /// One line on stdout that says what was done; nothing with `--quiet`.
-pub(crate) fn say(line: &str) -> Result<(), Failure> {
+pub(crate) fn result(line: &str) -> Result<(), Failure> {
     match is_quiet() {
         true => Ok(()),
         false => print(&format!("{}\n", on_one_line(line))),
     }
 }
 
-/// One line on stderr that is not an error; nothing with `--quiet`.
-pub(crate) fn notice(said: &str) {
+/// One line on stderr that is no error; nothing with `--quiet`.
+pub(crate) fn notice(message: &str) {
     if !is_quiet() {
-        complain(said);
+        error(message);
     }
 }
 
-/// One line on stderr, in our name, without a password; nothing where there is nothing to say.
-pub(crate) fn complain(said: &str) {
-    if !said.is_empty() {
-        // There is no other place to report that stderr cannot be written.
-        let line = on_one_line(&without_secrets(said));
+/// One line on stderr, without passwords. An empty message prints nothing.
+pub(crate) fn error(message: &str) {
+    if !message.is_empty() {
+        // If stderr cannot be written, there is no other place to report that.
+        let line = on_one_line(&without_secrets(message));
         let _ = writeln!(io::stderr(), "dblock: {line}");
     }
 }
 
-/// Help, as it is.
-pub(crate) fn help(text: &str, to_stderr: bool) -> Result<(), Failure> {
-    match to_stderr {
-        true => {
-            // There is no other place to report that stderr cannot be written.
-            let _ = io::stderr().write_all(text.as_bytes());
-            Ok(())
-        }
-        false => print(&format!("{}\n", text.trim_end())),
-    }
+pub(crate) fn help(text: &str) -> Result<(), Failure> {
+    print(&format!("{}\n", text.trim_end()))
+}
+
+/// The help that takes the place of an error message, where arguments are missing.
+pub(crate) fn help_on_stderr(text: &str) {
+    // As above.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Whether stdout was closed when this process was started.
 ///
-/// Rust's runtime then opens `/dev/null` in its place, for reading and writing, before anything of ours
-/// runs; a shell's `>/dev/null` is for writing only.
+/// Rust's runtime then opens `/dev/null` for reading and writing in its place, before `main`; the
+/// `>/dev/null` of a shell opens it for writing only.
 pub(crate) fn stdout_is_closed() -> bool {
     let stdout = io::stdout();
     let both_ways = fcntl_getfl(&stdout).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDWR);
@@ -90,25 +88,20 @@ pub(crate) fn stdout_is_closed() -> bool {
     both_ways && here.is_some() && here == null
 }
 
-/// A text as it is.
-pub(crate) fn text(text: &str) -> Result<(), Failure> {
-    print(text)
-}
-
-/// Write to stdout, and answer whether all of it was taken.
-pub(super) fn checked(text: &str) -> io::Result<()> {
+/// Writes to stdout. A closed pipe is an error too: a ticket must arrive.
+pub(crate) fn print_all(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
 }
 
-/// Write to stdout. A reader that has seen enough (`| head`) is no failure.
-pub(super) fn print(text: &str) -> Result<(), Failure> {
-    match checked(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let said = format!("cannot write to standard output: {error}");
-            Err(Failure::new(exit::UNPRINTED, said))
-        }
+/// Writes to stdout. A closed pipe (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    match print_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            exit::UNPRINTED,
+            format!("cannot write to standard output: {error}"),
+        )),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! In columns, for people and for `awk`.
+//! Tables with aligned columns, for people and for `awk`.
 
 use std::io;
 
@@ -7,119 +7,111 @@ use database_locks::{LockInfo, LockState};
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
-use super::clean::on_one_line;
-use super::stream::{on_stdout, print};
-use super::words::{free_in_words, human, plain, time};
-use crate::exit::Failure;
+use super::format::{free_in, json_value, time};
+use super::sanitize::on_one_line;
+use super::stream::stdout_has_colours;
+use crate::time::human;
 
-/// Bold, for heads.
 const BOLD: &str = "\x1b[1m";
-
 const DIM: &str = "\x1b[2m";
-
 const GREEN: &str = "\x1b[32m";
-
 const YELLOW: &str = "\x1b[33m";
+const RESET: &str = "\x1b[0m";
 
-const PLAIN: &str = "\x1b[0m";
+/// The least width of the last column, even if the terminal is too narrow for it.
+const MIN_WIDTH: usize = 12;
+/// The columns that a narrow terminal leaves out, in this order, each with its index by then.
+const OPTIONAL: [(usize, &str); 2] = [(3, "TOKEN"), (3, "SINCE")];
 
-/// Of the last column this much is shown even where the terminal is too narrow for it.
-const LEAST_WIDTH: usize = 12;
-/// What a terminal without room for all goes without, in this order, and where it stands by then.
-const SPARED: [(usize, &str); 2] = [(3, "TOKEN"), (3, "SINCE")];
-
-/// As a table, one line a lock; in a terminal with colours, and cut to its width. Where there is none,
-/// a person is told so, and a pipe gets nothing.
-pub(crate) fn rows(infos: &[LockInfo], all: bool) -> Result<(), Failure> {
+/// A table with a line for each lock. In a terminal it has colours and is cut to the width.
+///
+/// If there is no lock, a terminal gets a sentence and a pipe gets nothing.
+pub(crate) fn locks_table(locks: &[LockInfo], all: bool) -> String {
     let columns = terminal_width();
-    if infos.is_empty() {
-        return match (columns, all) {
-            (None, _) => Ok(()),
-            (Some(_), true) => print("there are no locks in the table\n"),
-            (Some(_), false) => print("no lock is held (--all: the free ones too)\n"),
+    if locks.is_empty() {
+        let sentence = match (columns, all) {
+            (None, _) => "",
+            (Some(_), true) => "there are no locks in the table\n",
+            (Some(_), false) => "no lock is held (--all: the free ones too)\n",
         };
+        return sentence.to_owned();
     }
     let head = [
         "NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR",
     ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
-    lines.extend(infos.iter().map(|info| {
-        let cells = [
-            name(info),
-            info.state.as_str().to_owned(),
-            info.holder.clone().unwrap_or_default(),
-            info.token.to_string(),
-            info.acquired_at.and_then(time).unwrap_or_default(),
-            info.held_for.map(human).unwrap_or_default(),
-            free_in_words(info),
-            info.description(),
-        ];
-        let cells = cells.map(|cell| match cell.is_empty() {
-            true => "-".to_owned(),
-            false => on_one_line(&cell),
-        });
-        cells.to_vec()
-    }));
-    if let Some(room) = columns {
-        fitting(&mut lines, room);
+    lines.extend(locks.iter().map(cells));
+    if let Some(width) = columns {
+        drop_columns(&mut lines, width);
     }
     let mut colours = vec![BOLD];
-    colours.extend(infos.iter().map(|info| colour(info.state)));
-    print(&match on_stdout() {
-        true => aligned(&lines, columns, Some(&colours)),
-        false => aligned(&lines, columns, None),
-    })
+    colours.extend(locks.iter().map(|lock| colour(lock.state)));
+    let colours = Some(&*colours).filter(|_| stdout_has_colours());
+    aligned(&lines, columns, colours)
 }
 
-/// Everything about one lock, one line a fact.
-pub(crate) fn row(info: &LockInfo) -> Result<(), Failure> {
-    let mut lines: Vec<[String; 2]> = Vec::new();
-    let mut fact = |what: &str, said: Option<String>| {
-        if let Some(said) = said.filter(|said| !said.is_empty()) {
-            lines.push([on_one_line(what), on_one_line(&said)]);
-        }
-    };
-    let free = info.state == LockState::Free;
-    fact("name", Some(name(info)));
-    fact("state", Some(info.state.as_str().to_owned()));
-    fact(
-        if free { "last holder" } else { "holder" },
-        info.holder.clone(),
-    );
-    fact("token", Some(info.token.to_string()));
-    fact("grant", info.grant.clone());
-    fact(
-        if free { "last acquired" } else { "acquired" },
-        info.acquired_at.and_then(time),
-    );
-    fact("held for", info.held_for.map(human));
-    fact(
-        if free { "released" } else { "renewed" },
-        info.renewed_at.and_then(time),
-    );
-    fact("expires", info.expires_at.and_then(time));
-    fact("free in", Some(free_in_words(info)).filter(|_| !free));
-    match info.parsed_metadata() {
-        Value::Object(all) => {
-            for (key, value) in &all {
+fn cells(lock: &LockInfo) -> Vec<String> {
+    let cells = [
+        quoted_name(lock),
+        lock.state.as_str().to_owned(),
+        lock.holder.clone().unwrap_or_default(),
+        lock.token.to_string(),
+        lock.acquired_at.and_then(time).unwrap_or_default(),
+        lock.held_for.map(human).unwrap_or_default(),
+        free_in(lock),
+        lock.description(),
+    ];
+    let cells = cells.map(|cell| match cell.is_empty() {
+        true => "-".to_owned(),
+        false => on_one_line(&cell),
+    });
+    cells.to_vec()
+}
+
+/// Everything about one lock, a line for each field.
+pub(crate) fn lock_details(lock: &LockInfo) -> String {
+    let free = lock.state == LockState::Free;
+    let label = |held, when_free| if free { when_free } else { held };
+    let mut fields = vec![
+        ("name", Some(quoted_name(lock))),
+        ("state", Some(lock.state.as_str().to_owned())),
+        (label("holder", "last holder"), lock.holder.clone()),
+        ("token", Some(lock.token.to_string())),
+        ("grant", lock.grant.clone()),
+        (
+            label("acquired", "last acquired"),
+            lock.acquired_at.and_then(time),
+        ),
+        ("held for", lock.held_for.map(human)),
+        (label("renewed", "released"), lock.renewed_at.and_then(time)),
+        ("expires", lock.expires_at.and_then(time)),
+        ("free in", Some(free_in(lock)).filter(|_| !free)),
+    ];
+    let metadata = lock.parsed_metadata();
+    match &metadata {
+        Value::Object(entries) => {
+            for (key, value) in entries {
                 match value {
-                    Value::Object(own) if key == "meta" => {
+                    Value::Object(own) if key == "meta" => fields.extend(
                         own.iter()
-                            .for_each(|(key, value)| fact(key, Some(plain(value))));
-                    }
-                    value => fact(key, Some(plain(value))),
+                            .map(|(key, value)| (&**key, Some(json_value(value)))),
+                    ),
+                    value => fields.push((key, Some(json_value(value)))),
                 }
             }
         }
-        Value::Null => {}
-        other => fact("metadata", Some(plain(&other))),
+        other => fields.push(("metadata", Some(json_value(other)))),
     }
-    print(&aligned(&lines, None, None))
+    let lines: Vec<[String; 2]> = fields
+        .into_iter()
+        .filter_map(|(label, text)| Some((label, text.filter(|text| !text.is_empty())?)))
+        .map(|(label, text)| [on_one_line(label), on_one_line(&text)])
+        .collect();
+    aligned(&lines, None, None)
 }
 
-/// What was looked at, then what was found: one line each, and one that says what to do, but for
-/// what is ignored.
-pub(crate) fn report(report: &Report, ignored: &[Finding]) -> Result<(), Failure> {
+/// The checks, then the findings. A finding that counts has a second line, which says how to fix it.
+pub(crate) fn report_lines(report: &Report, ignored: &[Finding]) -> String {
     let line = |cells: [&str; 3]| cells.map(on_one_line);
     let seen = |check: &Check| if check.seen { "ok" } else { "unseen" };
     let checks = report.checks.iter();
@@ -130,19 +122,16 @@ pub(crate) fn report(report: &Report, ignored: &[Finding]) -> Result<(), Failure
         lines.push(line(["ignored", found.id, &found.message]));
     }
     for found in &report.findings {
-        lines.push(line([
-            &found.severity.to_string(),
-            found.id,
-            &found.message,
-        ]));
+        let severity = found.severity.to_string();
+        lines.push(line([&severity, found.id, &found.message]));
         lines.push(line(["fix", found.id, &found.fix]));
     }
-    print(&aligned(&lines, None, None))
+    aligned(&lines, None, None)
 }
 
 fn colour(state: LockState) -> &'static str {
     match state {
-        // Nothing but a person ends that.
+        // Without end: it is free only when it is released.
         LockState::Held { free_in: None } => BOLD,
         LockState::Held { .. } => GREEN,
         LockState::Expired { .. } => YELLOW,
@@ -150,22 +139,22 @@ fn colour(state: LockState) -> &'static str {
     }
 }
 
-/// In quotes where its blanks would not be seen.
-fn name(info: &LockInfo) -> String {
-    let name = info.name.as_str();
+/// The name, in quotes if it begins or ends with a space.
+fn quoted_name(lock: &LockInfo) -> String {
+    let name = lock.name.as_str();
     match name.trim() == name {
         true => name.to_owned(),
         false => format!("'{name}'"),
     }
 }
 
-/// None where it is no terminal, or one that does not say.
+/// `None` if stdout is no terminal, or one of unknown width.
 fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// How wide each column has to be.
+/// The width of each column.
 fn widths(lines: &[impl AsRef<[String]>]) -> Vec<usize> {
     let columns = lines.iter().map(|line| line.as_ref().len()).max();
     let widest = |column: usize| {
@@ -175,13 +164,13 @@ fn widths(lines: &[impl AsRef<[String]>]) -> Vec<usize> {
     (0..columns.unwrap_or_default()).map(widest).collect()
 }
 
-/// The lines without the columns that there is no room for.
-fn fitting(lines: &mut [Vec<String>], room: usize) {
-    for (column, name) in SPARED {
+/// Removes optional columns until the table fits the width.
+fn drop_columns(lines: &mut [Vec<String>], width: usize) {
+    for (column, name) in OPTIONAL {
         let widths = widths(lines);
         let last = widths.len().saturating_sub(1);
         let least: usize = widths.iter().take(last).map(|width| width + 2).sum();
-        if least + LEAST_WIDTH <= room {
+        if least + MIN_WIDTH <= width {
             return;
         }
         debug_assert!(lines.iter().take(1).all(|head| head[column] == name));
@@ -191,7 +180,8 @@ fn fitting(lines: &mut [Vec<String>], room: usize) {
     }
 }
 
-/// In columns. Colours are one a line: of the whole head, and of the second cell below.
+/// Lines with aligned columns. There is one colour for each line: in the first line it is that of
+/// the whole line, in the others that of the second cell.
 fn aligned(
     lines: &[impl AsRef<[String]>],
     columns: Option<usize>,
@@ -200,9 +190,7 @@ fn aligned(
     let widths = widths(lines);
     let last = widths.len().saturating_sub(1);
     let before: usize = widths.iter().take(last).map(|width| width + 2).sum();
-    let left = columns.map_or(usize::MAX, |all| {
-        all.saturating_sub(before).max(LEAST_WIDTH)
-    });
+    let left = columns.map_or(usize::MAX, |all| all.saturating_sub(before).max(MIN_WIDTH));
     let mut text = String::new();
     for (n, line) in lines.iter().enumerate() {
         let colour = colours.and_then(|colours| colours.get(n));
@@ -218,7 +206,7 @@ fn aligned(
                 let blanks = " ".repeat(width.saturating_sub(cell.width()));
                 match colour {
                     Some(colour) if n > 0 && column == 1 => {
-                        format!("{colour}{cell}{PLAIN}{blanks}")
+                        format!("{colour}{cell}{RESET}{blanks}")
                     }
                     _ => format!("{cell}{blanks}"),
                 }
@@ -226,7 +214,7 @@ fn aligned(
             .collect();
         let line = cells.join("  ");
         match colour {
-            Some(colour) if n == 0 => text.push_str(&format!("{colour}{}{PLAIN}", line.trim_end())),
+            Some(colour) if n == 0 => text.push_str(&format!("{colour}{}{RESET}", line.trim_end())),
             _ => text.push_str(line.trim_end()),
         }
         text.push('\n');
@@ -234,7 +222,7 @@ fn aligned(
     text
 }
 
-/// So much of it as fits.
+/// The cell cut to the width, with an ellipsis.
 fn cut(cell: &str, columns: usize) -> String {
     if cell.width() <= columns {
         return cell.to_owned();
@@ -281,7 +269,7 @@ mod tests {
                 line(head),
                 line("job held db1.17.ab 1795551621401 2026 6ms 29s sh"),
             ];
-            fitting(&mut lines, room);
+            drop_columns(&mut lines, room);
             lines[0].join(" ")
         };
         assert_eq!(left(80), head);
@@ -290,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_terminal_the_last_column_is_cut_to_what_is_left() {
+    fn in_a_terminal_the_last_column_is_cut_to_the_width_that_is_left() {
         assert_eq!(cut("abcdef", 6), "abcdef");
         assert_eq!(cut("abcdefg", 6), "abcde…");
         assert_eq!(cut("仕事仕事", 6), "仕事…");

@@ -1,12 +1,9 @@
-//! A state folder of its own for each test, and the real command in it.
+//! A folder of its own for each test, and the compiled command in it.
 #![allow(
     dead_code,
-    reason = "each test file is a crate of its own, and needs a part of this"
+    reason = "each test file is a crate of its own, and uses a part of this"
 )]
-#![allow(
-    unreachable_pub,
-    reason = "a module of a crate that has no public face"
-)]
+#![allow(unreachable_pub, reason = "a module of a crate without a public API")]
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,13 +17,13 @@ use testkit::time;
 
 pub const DBLOCK: &str = env!("CARGO_BIN_EXE_dblock");
 
-/// Longer than anything that a test waits for should take, on a machine with a lot else to do.
-pub const SOON: Duration = Duration::from_secs(60);
+/// The limit of each wait, on a busy machine too.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A state folder, and a working folder for what commands write.
-pub struct Lab(ScratchDir);
+/// The state folder and the working folder of the commands of a test.
+pub struct Sandbox(ScratchDir);
 
-impl Lab {
+impl Sandbox {
     pub fn new() -> Self {
         Self(ScratchDir::new("cli"))
     }
@@ -35,12 +32,12 @@ impl Lab {
         self.0.join(name)
     }
 
-    /// The file that is used without a URL.
+    /// The default SQLite file.
     pub fn database(&self) -> PathBuf {
         self.path("state/dblock/locks.sqlite3")
     }
 
-    /// Any command, with the folders of this lab.
+    /// A program with these folders and without variables of `dblock`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -59,7 +56,7 @@ impl Lab {
         command
     }
 
-    /// Start it; what it prints goes to files, which a process that lives on cannot keep open for us.
+    /// Starts a command. It writes to files, since a process that outlives it would keep a pipe open.
     pub fn start(&self, command: &mut Command) -> Running {
         let made = tempfile::NamedTempFile::new_in(self.0.path()).expect("a file");
         let (_, out) = made.keep().expect("kept");
@@ -75,7 +72,7 @@ impl Lab {
         }
     }
 
-    /// `dblock run …`, with a script for `sh` as CMD, once that has begun.
+    /// Starts `dblock run` with a script as CMD, and returns when the script has reached `BEGUN`.
     pub fn start_run(&self, options: &[&str], name: &str, script: &str) -> Running {
         let begun = format!("begun.{name}");
         let _ = std::fs::remove_file(self.path(&begun));
@@ -87,16 +84,16 @@ impl Lab {
         running
     }
 
-    /// Run it to its end.
-    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Done {
+    /// Runs `dblock` to its end.
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Finished {
         self.start(&mut self.dblock(args)).end()
     }
 
-    /// Wait until there is such a file.
+    /// Waits until a file exists.
     #[track_caller]
     pub fn wait_for(&self, name: &str) {
-        let there = time::wait_until(SOON, || self.path(name).exists());
-        assert!(there, "{name} never came");
+        let there = time::wait_until(TIMEOUT, || self.path(name).exists());
+        assert!(there, "{name} was never created");
     }
 
     pub fn touch(&self, name: &str) {
@@ -107,45 +104,46 @@ impl Lab {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// Whether somebody has it.
+    /// Whether the lock is held.
     pub fn is_held(&self, name: &str) -> bool {
         let shown = self.run(["show", name, "--json"]);
         shown.out.contains(r#""state":"held""#)
     }
 }
 
-/// How it ended, and what it said.
+/// The exit status and the output of a command.
 #[derive(Debug)]
-pub struct Done {
+pub struct Finished {
     pub status: ExitStatus,
     pub out: String,
     pub err: String,
 }
 
-impl Done {
+impl Finished {
     pub fn code(&self) -> i32 {
         self.status
             .code()
             .unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 
-    /// Assert how it ended; answers with what it said on stderr, one line.
+    /// Asserts the exit code, and that stderr is one line of `dblock`, which it returns.
     #[track_caller]
-    pub fn refused(&self, code: i32) -> &str {
+    pub fn only_line(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
         assert_eq!(self.err.lines().count(), 1, "{self:?}");
         assert!(self.err.starts_with("dblock: "), "{self:?}");
         &self.err
     }
 
-    /// The same where CMD may have said something as well: a shell that its `sleep` was terminated.
+    /// As [`Self::only_line`], but CMD may have written to stderr too, as a shell does whose child was
+    /// terminated.
     #[track_caller]
-    pub fn ended(&self, code: i32) -> &str {
+    pub fn dblock_line(&self, code: i32) -> &str {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
-        let mut ours = self.err.lines().filter(|line| line.starts_with("dblock: "));
-        match (ours.next(), ours.next()) {
+        let mut lines = self.err.lines().filter(|line| line.starts_with("dblock: "));
+        match (lines.next(), lines.next()) {
             (Some(line), None) => line,
-            _ => panic!("not one line of ours: {self:?}"),
+            _ => panic!("not one line of dblock: {self:?}"),
         }
     }
 }
@@ -164,32 +162,30 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
+        kill_process(Pid::from_child(&self.child), signal).expect("it is running");
     }
 
-    /// What it has said on stderr so far.
-    pub fn said(&self) -> String {
+    /// The content of stderr so far.
+    pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap_or_default()
     }
 
-    /// Whether it has ended.
+    /// Whether the command has ended.
     pub fn has_ended(&mut self) -> bool {
-        self.ended = self
-            .ended
-            .or(self.child.try_wait().expect("a child of ours"));
+        self.ended = self.ended.or(self.child.try_wait().expect("a child"));
         self.ended.is_some()
     }
 
-    /// Wait for its end.
+    /// Waits for its end.
     #[track_caller]
-    pub fn end(mut self) -> Done {
-        let ended = time::wait_until(SOON, || self.has_ended());
+    pub fn end(mut self) -> Finished {
+        let ended = time::wait_until(TIMEOUT, || self.has_ended());
         let read = |path: &Path| {
             String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
         };
         let (out, err) = (read(&self.out), read(&self.err));
         assert!(ended, "it did not end: {out:?} {err:?}");
-        Done {
+        Finished {
             status: self.ended.expect("ended"),
             out,
             err,
@@ -206,7 +202,7 @@ impl Drop for Running {
     }
 }
 
-/// Whether there is such a process. One that has ended and that nobody has reaped is none.
+/// Whether the process is running. A zombie is not.
 pub fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
@@ -219,7 +215,7 @@ pub fn is_running(pid: &str) -> bool {
 pub fn wait_until_gone(pid: &str) {
     assert!(!pid.trim().is_empty(), "no pid");
     assert!(
-        time::wait_until(SOON, || !is_running(pid)),
+        time::wait_until(TIMEOUT, || !is_running(pid)),
         "{pid} is still there"
     );
 }

@@ -168,7 +168,7 @@ fn the_holder_of_each_lock_is_found_by_its_name() {
 }
 
 #[test]
-fn an_acquire_recognises_its_own_grant() {
+fn an_acquire_recognizes_its_own_grant() {
     let granted = Outcome::Granted {
         token: Token::from_db(7),
         length: secs(1),
@@ -228,7 +228,7 @@ fn a_take_over_of_an_unchanged_row_met_another_transaction() {
 }
 
 #[test]
-fn a_take_over_recognises_its_own_grant() {
+fn a_take_over_recognizes_its_own_grant() {
     let row = LockRow {
         token: 8,
         grant: Some(take_over().to.grant.to_string()),

@@ -54,7 +54,7 @@ impl fmt::Debug for Token {
 ///
 /// A token alone does not identify a grant: after a failover that lost commits, two grants may have
 /// the same token. The client draws the id *before* it sends the request, so that the database
-/// recognises a request that is sent again because its reply was lost.
+/// recognizes a request that is sent again because its reply was lost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GrantId([u8; 32]);
 

@@ -14,7 +14,7 @@ pub const MAX_CHARS: usize = 255;
 /// The name of a lock: 1 to 255 characters, any Unicode without NUL.
 ///
 /// Names are compared byte for byte on every engine: `Job`, `job`, `job ` and `jöb` in its two
-/// normal forms are five locks. No name is trimmed, folded or normalised.
+/// normal forms are five locks. No name is trimmed, folded or normalized.
 ///
 /// # Errors
 ///

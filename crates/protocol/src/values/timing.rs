@@ -9,6 +9,8 @@ use crate::values::{invalid::InvalidSetting, text::Human, ttl::Ttl};
 /// If its reply is lost, the lock stays held no longer than this. A longer lease is completed by a
 /// renewal.
 pub const MAX_FIRST_GRANT: Duration = Duration::from_secs(30);
+/// How long a call to the database may take before it counts as unanswered.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default renewal period of an infinite lease. It cannot expire: its holder renews it only to
 /// learn that it was released by force.
 const INFINITE_RENEW_EVERY: Duration = Duration::from_secs(10);

@@ -4,17 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::locks::again;
 use crate::client::Inner;
-use crate::client::acquire::PATIENCE;
 use crate::client::guard::{LockGuard, not_ours};
 use crate::client::renewal::grant_state::{Held, Status};
 use crate::error::Error;
 use crate::metrics::Engine;
 use crate::runtime;
 use crate::runtime::fork::Here;
-use crate::store::{Barrier, FenceText};
-use protocol::{GrantId, Human, LockName, Renewing, Timing, Token, Ttl};
+use crate::store::api::{Barrier, FenceText};
+use crate::store::retry::while_contended;
+use protocol::{GrantId, Human, LockName, REQUEST_TIMEOUT, Renewing, Timing, Token, Ttl};
 
 #[cfg(any(
     feature = "sqlx-postgres",
@@ -24,15 +23,14 @@ use protocol::{GrantId, Human, LockName, Renewing, Timing, Token, Ttl};
 mod sqlx;
 mod transaction;
 
-pub(crate) use crate::client::open_fences::OpenFences;
 pub(crate) use transaction::Failed;
 pub use transaction::FenceTransaction;
 
-/// What a renewal that covers a transaction asks for on top of what it was told: the transaction begins
-/// only after the reply.
+/// What a renewal that covers a transaction asks for on top of what it was told: the transaction
+/// begins only after the reply.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
 
-/// How a statement's parameters are written.
+/// The placeholder style of a statement's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParamStyle {
@@ -44,21 +42,21 @@ pub enum ParamStyle {
     Format,
 }
 
-/// What a transaction runs so that it commits only while one grant of a lock is there, for any driver.
+/// The statements of a fence, for any driver: a transaction that runs them commits only while the
+/// lock is held.
 ///
-/// In the transaction that is to be fenced, on your own connection, before anything else:
+/// In the transaction, on your own connection, before anything else:
 ///
-/// 1. [`LockGuard::open_fence`] says that it begins. Keep what it answers until the transaction has
-///    ended, committed or rolled back.
-/// 2. Run [`before`](Fence::before), where there is one, and then [`sql`](Fence::sql), where there is
-///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the rows that
-///    come back where it [`is_query`](Fence::is_query), else those that it affected.
-/// 3. Where one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
+/// 1. Call [`LockGuard::open_fence`], and keep its answer until the transaction has ended.
+/// 2. Run [`before`](Fence::before), if there is one, and then [`sql`](Fence::sql), if there is
+///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the
+///    returned rows if it [`is_query`](Fence::is_query), else the affected ones.
+/// 3. If one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
 ///
-/// From then on no other client is granted the lock until the transaction has ended. Not within a
-/// savepoint: to roll back to it takes the fence away.
+/// From then on no other client is granted the lock until the transaction has ended. Do not do this
+/// within a savepoint: rolling back to it removes the fence.
 ///
-/// No secret: it names the lock and its grant.
+/// It contains no secret, only the lock's name and its grant.
 ///
 /// # Example
 ///
@@ -87,33 +85,34 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The statement. None where none is needed, on SQLite and `memory:`: the open fence is all.
+    /// The statement. `None` on SQLite and `memory:`, where the [`OpenFence`] is the whole fence.
     pub fn sql(&self, style: ParamStyle) -> Option<String> {
         self.text.as_ref().map(|text| styled(&text.fence, style))
     }
 
-    /// What to run before it, with the same parameters, on MySQL and MariaDB. It reads, and finds a row
-    /// where this transaction sees the grant.
+    /// The statement to run before [`sql`](Fence::sql) on MySQL and MariaDB, with the same
+    /// parameters. It finds a row if this transaction sees the grant.
     ///
-    /// In REPEATABLE READ the first read of a transaction fixes what all later ones see. Where that was
-    /// before the lock was granted, the fence would pass, and yet what has been read would be older than
-    /// what the lock's holder before has written. Takes no right but SELECT.
+    /// In REPEATABLE READ the first read of a transaction fixes what all later ones see. If that
+    /// was before the grant, the fence alone would pass although the transaction has read rows from
+    /// before the previous holder's last writes. It needs only the right SELECT.
     pub fn before(&self, style: ParamStyle) -> Option<String> {
         let before = self.text.as_ref()?.before.as_ref()?;
         Some(styled(before, style))
     }
 
-    /// The parameters of both, in their order: name, token, grant id.
+    /// The parameters of both statements, in order: name, token, grant id.
     pub fn params(&self) -> (&str, i64, &str) {
         (self.name.as_str(), self.token.get(), self.grant.as_str())
     }
 
-    /// Whether [`sql`](Fence::sql) returns rows (PostgreSQL), or else affects them (MySQL, MariaDB).
+    /// Whether [`sql`](Fence::sql) returns rows (PostgreSQL) rather than affecting them (MySQL,
+    /// MariaDB).
     pub fn is_query(&self) -> bool {
         self.engine == "postgres"
     }
 
-    /// Whether a statement that found so many rows says that the grant is there.
+    /// Whether a statement that found this many rows has found the grant.
     pub fn passes(&self, rows: u64) -> bool {
         rows == 1
     }
@@ -142,20 +141,20 @@ fn styled(sql: &str, style: ParamStyle) -> String {
     sql
 }
 
-/// How the statements of a [`Fence`] did not pass.
+/// Why the statements of a [`Fence`] did not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FenceFailure {
     /// One of them found no row, or no table.
     NoRow,
-    /// The database ended a conflict against this transaction: a serialisation failure, a deadlock, a
-    /// lock timeout.
+    /// The database decided a conflict against this transaction: a serialization failure, a
+    /// deadlock, a lock timeout.
     Conflict,
 }
 
 impl FenceFailure {
-    /// What a `SQLSTATE` of PostgreSQL means that a statement of a fence failed with. None: nothing about
-    /// the fence.
+    /// The meaning of a PostgreSQL `SQLSTATE` with which a statement of a fence failed. `None`: it
+    /// says nothing about the fence.
     pub fn of_sqlstate(code: &str) -> Option<Self> {
         match code {
             "40001" | "40P01" | "55P03" => Some(Self::Conflict),
@@ -165,7 +164,7 @@ impl FenceFailure {
         }
     }
 
-    /// The same of an error number of MySQL or MariaDB.
+    /// The meaning of an error number of MySQL or MariaDB, likewise.
     pub fn of_mysql(code: u16) -> Option<Self> {
         match code {
             // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group, not
@@ -178,15 +177,16 @@ impl FenceFailure {
     }
 }
 
-/// Says that a fenced transaction is open. Drop it when that has ended, committed or rolled back.
+/// An open fenced transaction. Drop this when the transaction has ended, committed or rolled back.
 ///
-/// On MySQL and MariaDB no renewal gets past the fence, so they are held back meanwhile; on SQLite and
-/// `memory:` it is the fence itself, and keeps all others from getting the lock.
+/// | | while it is open | dropped too early |
+/// | --- | --- | --- |
+/// | PostgreSQL | renewals go on | no harm: the transaction's statement is the fence |
+/// | MySQL, MariaDB | renewals are held back, since none can pass the fence | no harm likewise |
+/// | SQLite, `memory:` | it is the fence itself | **the fence ends** |
 ///
-/// Dropped too early, it does no harm on a server: there the transaction's own statement is the fence.
-/// On SQLite and `memory:` the fence ends there and then. It may outlive its guard: a lock that is
-/// released under its own open fence is free when the transaction ends. When the process
-/// dies, it ends with it.
+/// It may outlive its guard: a lock that is released under its own open fence is free when the
+/// transaction ends. It ends with the process.
 #[must_use = "the fenced transaction counts as ended when this is dropped"]
 pub struct OpenFence(Here<Open>);
 
@@ -238,13 +238,15 @@ impl fmt::Debug for OpenFence {
 }
 
 impl LockGuard {
-    /// What to run in a transaction so that it commits only while this grant is there. No I/O.
+    /// The statements that fence a transaction of any driver. No I/O.
     ///
-    /// With a driver that [`fence`](LockGuard::fence) knows, use that instead.
+    /// With a driver that [`fence`](LockGuard::fence) supports, use that instead. [`Fence`] has an
+    /// example.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]; [`Error::Conflict`] while trust has run out under another open fence.
+    /// [`Error::Lost`]; [`Error::Conflict`] while the guard is
+    /// [suspended](LockGuard::is_suspended).
     pub fn fence_statement(&self) -> Result<Fence, Error> {
         self.still_trusted()?;
         let grant = &self.held.grant;
@@ -257,22 +259,23 @@ impl LockGuard {
         })
     }
 
-    /// Say that a fenced transaction begins, before its first statement.
+    /// Announce a fenced transaction, before its first statement.
     ///
-    /// `lasting` is how long it may last. On MySQL and MariaDB no renewal gets past a fence, so where the
-    /// lease has less than that, it is renewed to as much first; in the other engines renewals go on,
-    /// and it changes nothing. A transaction that lasts longer than the lease is still safe: no other
-    /// client is granted the lock before its end. But the guard is not [held](LockGuard::is_held) meanwhile, and
-    /// lost after it if the lease has ended.
+    /// `lasting` is how long it may last. On MySQL and MariaDB no renewal can pass a fence, so a
+    /// lease with less than that left is renewed to it first; on the other engines renewals go on
+    /// and `lasting` changes nothing. A transaction that outlasts the lease is still safe, since no
+    /// other client is granted the lock before its end. But the guard is
+    /// [suspended](LockGuard::is_suspended) meanwhile, and lost afterwards if the lease has ended.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]. [`Error::Conflict`] while trust has run out under another open fence.
-    /// [`Error::Config`] for `lasting` out of range. [`Error::Unavailable`], [`Error::Rejected`].
+    /// [`Error::Lost`]; [`Error::Conflict`] while the guard is
+    /// [suspended](LockGuard::is_suspended); [`Error::Config`] for `lasting` out of range;
+    /// [`Error::Unavailable`], [`Error::Rejected`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped, no fence is open; the lease may have been renewed.
+    /// If the future is dropped, no fence is open; the lease may have been renewed.
     pub async fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
         self.still_trusted()?;
         let id = self.held.grant.id;
@@ -304,7 +307,10 @@ impl LockGuard {
         }
         runtime::run(async move {
             let name = &held.grant.name;
-            let opened = again(PATIENCE, || inner.store.open_fence(&held.grant, PATIENCE)).await;
+            let opened = while_contended(REQUEST_TIMEOUT, || {
+                inner.store.open_fence(&held.grant, REQUEST_TIMEOUT)
+            })
+            .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
@@ -330,17 +336,17 @@ impl LockGuard {
         Ok(length)
     }
 
-    /// Why the statements of a [`Fence`] did not pass, as an error that says what to do next. Roll the
-    /// transaction back first.
+    /// The error that explains why the statements of a [`Fence`] did not pass. Roll the transaction
+    /// back first.
     ///
     /// It asks the database, on the connection of the locks, whether the grant is still there.
     ///
-    /// # Errors
-    ///
-    /// It answers [`Error::Lost`] where the grant is gone, and the guard is lost from then on;
-    /// [`Error::Conflict`] where it is there: a conflict of the transaction itself, to be tried again
-    /// from its beginning; [`Error::Config`] where it is there and the transaction does not see it;
-    /// [`Error::Unavailable`] or [`Error::Rejected`] where the database does not say.
+    /// | returned | meaning |
+    /// | --- | --- |
+    /// | [`Error::Lost`] | the grant is gone; the guard is lost from then on |
+    /// | [`Error::Conflict`] | the grant is there; the transaction had a conflict of its own: try it again |
+    /// | [`Error::Config`] | the grant is there, but the transaction does not see it |
+    /// | [`Error::Unavailable`], [`Error::Rejected`] | the database does not say |
     pub async fn fence_failed(&self, failure: FenceFailure) -> Error {
         if let Err(error) = self.check().await {
             return error;
@@ -369,13 +375,14 @@ impl LockGuard {
         }
     }
 
-    /// Let a transaction commit only while this lock is really still held. Its first statement.
+    /// Fence a transaction, before its first statement: it then commits only while this lock is
+    /// held.
     ///
-    /// From then on no other client is granted the lock until the transaction has ended: a holder that
-    /// was frozen for an hour and thawed cannot write, and neither can one that reads and writes in between.
+    /// From then on no other client is granted the lock until the transaction has ended. A holder
+    /// that was frozen for an hour cannot write.
     ///
-    /// In any isolation level. Not in a savepoint (a transaction within a transaction): to roll back to
-    /// it would take the fence away.
+    /// Works in any isolation level. Do not use it within a savepoint (a transaction within a
+    /// transaction): rolling back to it would remove the fence.
     ///
     /// | transaction | versions | feature |
     /// | --- | --- | --- |
@@ -384,25 +391,29 @@ impl LockGuard {
     /// | `rusqlite::Transaction`, in any file but that of the locks | 0.32 to 0.43 | `sqlite`, `sqlite-unbundled` |
     /// | `sqlx::Transaction` and `sqlx::PgConnection`, … while one is open | 0.9 | `sqlx-postgres`, `sqlx-mysql`, `sqlx-sqlite` |
     ///
-    /// This crate re-exports each driver, as `database_locks::tokio_postgres` and so on. For another
-    /// driver or version: [`LockGuard::fence_statement`].
+    /// This crate re-exports each driver, as `database_locks::tokio_postgres` and so on. For
+    /// another driver or version use [`LockGuard::fence_statement`].
     ///
-    /// Keep what it answers until the transaction has ended; see [`OpenFence`].
+    /// Keep the [`OpenFence`] until the transaction has ended.
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`]: roll back. [`Error::Conflict`]: a conflict; roll back and try the transaction
-    /// again. [`Error::Config`]: a transaction in another database than the lock's, or one that has read
-    /// before the lock was acquired. [`Error::Unavailable`], [`Error::Rejected`].
+    /// | error | meaning | what to do |
+    /// | --- | --- | --- |
+    /// | [`Error::Lost`] | the grant is gone | roll back and stop |
+    /// | [`Error::Conflict`] | the transaction conflicts with another | roll back and try it again |
+    /// | [`Error::Config`] | another database than the lock's, no transaction, or one that read before the lock was acquired | begin it there, after the acquire |
+    /// | [`Error::Unavailable`], [`Error::Rejected`] | the database did not answer, or refused | roll back |
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the transaction may be fenced or not: roll it back.
+    /// If the future is dropped, the transaction may or may not be fenced: roll it back.
     pub async fn fence<T: FenceTransaction>(&self, tx: &mut T) -> Result<OpenFence, Error> {
         self.fence_within(tx, None).await
     }
 
-    /// The same for a transaction that may last so long: see [`LockGuard::open_fence`].
+    /// [`fence`](LockGuard::fence) for a transaction that may last for `lasting`: see
+    /// [`LockGuard::open_fence`].
     ///
     /// # Errors
     ///

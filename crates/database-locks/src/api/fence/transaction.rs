@@ -3,8 +3,9 @@
 use crate::api::fence::{Fence, FenceFailure};
 use crate::error::Error;
 
-/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) can fence: those of the drivers
-/// whose features are on, in the versions that this crate re-exports. No other type can implement it.
+/// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) can fence: one of a driver
+/// whose feature is on, in the version that this crate re-exports. Sealed: no other type can
+/// implement it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a transaction that `database-locks` can fence",
     note = "it takes those of tokio-postgres 0.7 (feature `postgres`), mysql_async 0.37 (`mysql`), \

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
-use super::{PATIENCE, Progress, Tried, Want, op};
+use super::{Progress, Tried, Want, op};
 use crate::client::Inner;
 use crate::client::acquire::poller;
 use crate::client::acquire::queue::QueueSlot;
@@ -13,7 +13,8 @@ use crate::client::guard::LockGuard;
 use crate::client::own_grants::is_ours;
 use crate::error::Error;
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
+use protocol::REQUEST_TIMEOUT;
 use protocol::{
     GrantId, Holder, Human, LockName, LostReason, Outcome, Time, Token, Version, WaitExtension,
 };
@@ -182,7 +183,10 @@ impl<'a> Acquisition<'a> {
         let Some(token) = inner.queues.probe(name) else {
             return;
         };
-        let row = inner.store.read(std::slice::from_ref(name), PATIENCE).await;
+        let row = inner
+            .store
+            .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
+            .await;
         if row.is_ok_and(|rows| rows.first().is_some_and(|row| row.token != token)) {
             inner.queues.held_elsewhere(name);
         }
@@ -203,7 +207,7 @@ impl<'a> Acquisition<'a> {
         };
         inner.queues.left(name);
         if self.want.once() {
-            return Err(loss.error(name));
+            return Err(Error::lost(name, loss));
         }
         let took = clock::now().saturating_sub(sent);
         let late = StoreError::cannot_serve(match loss.reason() {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{DIRECT, PATIENCE, Want};
+use super::Want;
 use crate::client::Inner;
+use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Entry;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
@@ -19,7 +20,8 @@ use crate::error::loss::Loss;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::Here;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
+use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
     Outcome, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
@@ -104,7 +106,7 @@ impl Attempt {
         }
         self.unsettled = true;
         self.sent = clock::now();
-        let outcome = self.inner.store.take_over(&what, PATIENCE).await?;
+        let outcome = self.inner.store.take_over(&what, REQUEST_TIMEOUT).await?;
         self.unsettled = matches!(outcome, Outcome::Granted { .. });
         Ok(match outcome {
             // A renewal is over in a moment. A fence may be open for long, and is waited for as the
@@ -241,7 +243,7 @@ impl Drop for Attempt {
         let (first, mut under_way) = (release(what.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
-                let _ = tokio::time::timeout(DIRECT, under_way).await;
+                let _ = tokio::time::timeout(DIRECT_TIMEOUT, under_way).await;
             }
             let Ok(Released::NotHeld) = first.await else {
                 return;
@@ -251,7 +253,7 @@ impl Drop for Attempt {
                 if !under_way.is_terminated() {
                     let _ = tokio::time::timeout(MAX_FIRST_GRANT, under_way).await;
                 }
-                tokio::time::sleep(DIRECT / 10).await;
+                tokio::time::sleep(DIRECT_TIMEOUT / 10).await;
                 let _ = release(what).await;
             }
             drop(pending);

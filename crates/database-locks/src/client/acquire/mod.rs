@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{Holder, LockName, Outcome, Timing, Token, WaitExtension};
 
 pub(crate) mod acquisition;
@@ -31,11 +31,6 @@ pub(crate) use poll_interval::{LONGEST_POLL, poll_pause};
 pub(crate) use reports::Outages;
 use reports::{Rarer, log_held};
 
-/// How long one request to the database may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a call on the lane waits for its answer. After it the background goes on. Longer than our
-/// statements wait for a table of MySQL's that is locked as a whole: a second, which is the least that can be set.
-pub(crate) const DIRECT: Duration = Duration::from_millis(1_500);
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
 
@@ -142,7 +137,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
                 Ok(guard) => Direct::Done(Some(guard)),
                 Err(loss) if want.once() => {
                     inner.queues.left(&want.name);
-                    return Err(loss.error(&want.name));
+                    return Err(Error::lost(&want.name, loss));
                 }
                 Err(_) => {
                     inner.queues.left(&want.name);

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{Holder, Outcome, Time, Token};
 
 /// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::store::{Observed, StoreError};
+use crate::store::{api::StoreError, measured::Observed};
 use protocol::{Holder, LockName};
 
 /// The part of a pause in which the poll of another waiter would come too early to be of use.
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
     use crate::client::grant_id::random_grant_id;
-    use crate::store::{self, Table};
+    use crate::store::{self, connect::table::Table};
     use protocol::{AcquireCommand, Outcome};
 
     const LONG: Duration = Duration::from_secs(60);

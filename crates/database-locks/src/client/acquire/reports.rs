@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::client::renewal::grant_state::ms;
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{Holder, Holding, Human, LockName, Time, Token};
 
 /// The time until the first record about a lock that is held, and from the first to the second about an

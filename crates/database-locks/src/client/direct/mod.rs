@@ -21,14 +21,19 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 
-use crate::client::acquire::DIRECT;
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
 use crate::runtime::fork::{Gated, Here};
-use crate::store::{Lane, Observed, StoreError};
+use crate::store::{
+    api::{Lane, StoreError},
+    measured::Observed,
+};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released, Time};
 
+/// How long a call waits for its answer. After it the background goes on. Longer than the statements wait for a
+/// table of MySQL that is locked as a whole: a second, the least that can be set.
+pub(crate) const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// At which call in a row a runtime of async callers becomes the home. One that makes fewer does not repay a
 /// connection.
 const CALLS: u32 = 3;
@@ -78,7 +83,7 @@ struct Home {
     runtime: Id,
     /// Whether the lane is connected, or connects at the first call.
     ready: bool,
-    /// The next call has to connect: it has [`CONNECTING`] rather than [`DIRECT`].
+    /// The next call has to connect: it has [`CONNECTING`] rather than [`DIRECT_TIMEOUT`].
     first: bool,
     /// Closed when the runtime has ended; none: the runtime of threads that block, which never does. Dropping it
     /// ends the task that stands for the home.
@@ -161,7 +166,7 @@ impl DirectPath {
                 if !ready || (state.call.is_some() && !self.lane.blocks()) {
                     return None;
                 }
-                let patience = if first { CONNECTING } else { DIRECT };
+                let patience = if first { CONNECTING } else { DIRECT_TIMEOUT };
                 return Some(self.begin(state, runtime, patience));
             }
             Some(_) if others_are_here => return None,

@@ -5,7 +5,7 @@ use std::thread;
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
-use crate::store::{self, Reply, Table};
+use crate::store::{self, api::Reply, connect::table::Table};
 use protocol::Token;
 
 use crate::client::grant_id::random_grant_id;
@@ -215,7 +215,7 @@ fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
         let mut context = Context::from_waker(Waker::noop());
         assert!(kept.as_mut().poll(&mut context).is_pending());
         assert!(path.enter().is_none(), "it is in use");
-        tokio::time::sleep(DIRECT + 2 * TICK).await;
+        tokio::time::sleep(DIRECT_TIMEOUT + 2 * TICK).await;
         assert!(path.state().call.is_none());
         drop(kept);
     });

@@ -1,13 +1,12 @@
 //! Tells listeners what happened to a lease. No internal mutex is held meanwhile.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::client::renewal::grant_state::{Held, Status, ms};
 use crate::error::loss::Loss;
-use crate::runtime::callbacks;
+use crate::runtime::callbacks::{self, shielded};
 use protocol::Human;
 
 type Listener = Box<dyn FnOnce(Loss) + Send>;
@@ -66,12 +65,6 @@ impl Taken {
             shielded(|| listener(loss.clone()));
         }
     }
-}
-
-/// Run what is not ours. A panic in it, which the panic hook has shown, must not end the task that
-/// renews everybody's leases.
-pub(crate) fn shielded(foreign: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(foreign));
 }
 
 /// Renewals stopped getting through.

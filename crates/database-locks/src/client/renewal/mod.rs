@@ -19,7 +19,7 @@ use crate::client::renewal::outage::{Outage, Reconnects};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::store::Observed;
+use crate::store::measured::Observed;
 use protocol::{
     Answer, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Time, Timing, Ttl,
 };
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::client::grant_id::random_grant_id;
     use crate::client::renewal::grant_state::Status;
-    use crate::store::StoreError;
+    use crate::store::api::StoreError;
     use protocol::Renewing;
     use protocol::Token;
 

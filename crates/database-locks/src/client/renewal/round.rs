@@ -9,7 +9,7 @@ use crate::client::renewal::grant_state::Trouble;
 use crate::client::renewal::listeners::{Failing, News};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use protocol::{Answer, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Time, Ttl};
 
 /// What is said of a renewal that found its row locked.

@@ -2,9 +2,9 @@
 
 use tokio_postgres::error::SqlState;
 
+use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
 use crate::store::connect::hosts::{Failure, Verdict};
 use crate::store::connect::tls::{Complaint, complaint};
-use crate::store::{NO_ID, NO_TOKEN, StoreError};
 
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.

@@ -4,10 +4,10 @@ use std::future::ready;
 
 use super::acquire_by;
 use super::notify::Listener;
+use crate::store::api::{Lane, Reply};
 use crate::store::postgres::connection::connector::Link;
 use crate::store::postgres::statements::acquire::acquire;
 use crate::store::postgres::statements::release::release;
-use crate::store::{Lane, Reply};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 #[derive(Debug)]

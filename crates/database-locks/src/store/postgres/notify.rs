@@ -32,7 +32,10 @@ use crate::runtime;
 use crate::runtime::clock;
 use crate::store::postgres::connection::connector::Link;
 use crate::store::postgres::error::Refusal;
-use crate::store::{Notice, Table, Tell};
+use crate::store::{
+    api::{Notice, Tell},
+    connect::table::Table,
+};
 use protocol::{GrantId, LockName, Time, Ttl};
 
 /// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after

@@ -11,8 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::statements;
 use crate::runtime::fork::PerProcess;
+use crate::store::api::{Lane, Reply, StoreError};
 use crate::store::sqlite::connection::worker::{BUSY_TIMEOUT, Database, Worker};
-use crate::store::{Lane, Reply, StoreError};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
@@ -134,7 +134,7 @@ mod tests {
     use super::super::Sqlite;
     use super::super::tests::{ALONE, ask};
     use super::*;
-    use crate::store::{Store, Table};
+    use crate::store::{api::Store, connect::table::Table};
     use protocol::Grant;
     use protocol::Ttl;
 

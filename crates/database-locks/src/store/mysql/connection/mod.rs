@@ -620,7 +620,7 @@ pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Given;
+    use crate::store::connect::source::Given;
 
     fn said(url: &str) -> url::Server {
         match url::parse(url) {

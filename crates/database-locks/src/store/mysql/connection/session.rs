@@ -11,7 +11,7 @@ use rustls::crypto::{CryptoProvider, ring};
 
 use super::wire::Wire;
 use crate::runtime::clock;
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use crate::store::connect::hosts::{Failure, Verdict, first_of};
 use crate::store::connect::tls::{Complaint, complaint};
 use crate::store::connect::url::Address;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use mysql_async::params;
 use serde_json::json;
 
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
 use crate::store::mysql::micros;
 use crate::store::mysql::rows::packed;

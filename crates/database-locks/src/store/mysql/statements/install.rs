@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mysql_async::{from_row_opt, params};
 
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
 /// What a DBA reads is what runs.

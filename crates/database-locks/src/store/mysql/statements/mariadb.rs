@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use mysql_async::{Params, Value, from_row_opt, params};
 use serde_json::json;
 
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
 use crate::store::mysql::rows::packed;
 use crate::store::mysql::{micros, token};

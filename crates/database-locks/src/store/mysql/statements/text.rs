@@ -5,7 +5,7 @@
 
 use mysql_async::{Params, Value};
 
-use crate::store::StoreError;
+use crate::store::api::StoreError;
 
 /// How many times longer a text is as a literal.
 pub(crate) const LONGER: usize = 2;

@@ -28,7 +28,10 @@ use crate::store::postgres::connection::handshake::HELLO;
 use crate::store::postgres::error::{Kind, Refusal};
 use crate::store::postgres::failover;
 use crate::store::postgres::notify::Shared as Listener;
-use crate::store::{StoreError, Table, keep_to};
+use crate::store::{
+    api::{StoreError, keep_to},
+    connect::table::Table,
+};
 use protocol::Human;
 
 /// How many connections that were given up may still owe answers to others. A table that is locked as
@@ -54,7 +57,7 @@ impl fmt::Debug for Link {
 
 struct Inner {
     shared: Arc<Shared>,
-    /// Whether it is that of the lane: see [`Lane`](crate::store::Lane).
+    /// Whether it is that of the lane: see [`Lane`](crate::store::api::Lane).
     of_lane: bool,
     state: Mutex<State>,
 }

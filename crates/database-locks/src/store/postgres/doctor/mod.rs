@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 
 use super::connection::{Connection, Param};
 use crate::doctor::{self, Beat, Notes, Report};
-use crate::store::Table;
+use crate::store::connect::table::Table;
 use crate::store::postgres::error::{Kind, Refusal};
 
 /// How often the clock is asked: often enough for a median and for a step to be seen.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::worker::{Database, Worker};
-use crate::store::{StoreError, keep_to};
+use crate::store::api::{StoreError, keep_to};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
@@ -119,9 +119,9 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::store::sqlite::Sqlite;
-    use crate::store::{Store, Table};
+    use crate::store::{api::Store, connect::table::Table};
 
-    pub(in super::super) fn threads() -> usize {
+    pub(crate) fn threads() -> usize {
         let tasks = fs::read_dir("/proc/self/task").unwrap();
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());

@@ -12,7 +12,10 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use crate::runtime::fork;
 use crate::store::sqlite::fence::Fences;
 use crate::store::sqlite::statements::Statements;
-use crate::store::{NO_TOKEN, StoreError, Table};
+use crate::store::{
+    api::{NO_TOKEN, StoreError},
+    connect::table::Table,
+};
 
 /// How long SQLite itself tries where the file is busy, before the caller may do something else:
 /// enough for other processes' writes, short enough that a renewal does not queue long behind it.

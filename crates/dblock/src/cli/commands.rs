@@ -1,0 +1,223 @@
+//! The command line as clap reads it. Doc comments are the texts of `--help`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use database_locks::{LockName, Ttl};
+
+use super::task::{AcquireArgs, OnLost};
+use super::{help, values};
+use crate::exit;
+
+/// Global options come after the options of a command.
+const LAST: usize = 900;
+
+/// Run a command under a lock that lives in your SQL database
+#[derive(Debug, Parser)]
+#[command(name = "dblock", version, after_help = help::DBLOCK, max_term_width = 100,
+          disable_help_subcommand = true)]
+pub(super) struct Cli {
+    /// The database: sqlite:///path, postgres://…, mysql://… [default: an SQLite file] [env:
+    /// DATABASE_LOCKS_URL]
+    #[arg(long, global = true, display_order = LAST)]
+    pub(super) url: Option<String>,
+    /// A file that contains the URL; read at each connect [env: DATABASE_LOCKS_URL_FILE]
+    #[arg(long, global = true, display_order = LAST, value_name = "FILE", conflicts_with = "url")]
+    pub(super) url_file: Option<PathBuf>,
+    /// The table: NAME or SCHEMA.NAME [default: database_locks_lock] [env: DATABASE_LOCKS_TABLE]
+    #[arg(long, global = true, display_order = LAST, value_name = "NAME")]
+    pub(super) table: Option<String>,
+    /// Report every wait, who holds the lock, and every outage, on stderr
+    #[arg(short, long, global = true, display_order = LAST, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    /// Report errors only; a ticket, list or page is still printed
+    #[arg(short, long, global = true, display_order = LAST)]
+    pub(super) quiet: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run CMD while holding the lock NAME
+    #[command(after_help = help::RUN, override_usage = "dblock run [OPTIONS] <NAME> -- <CMD>...")]
+    Run(RunOptions),
+    /// Acquire the lock NAME and print its ticket, to hold it across the steps of a script
+    #[command(after_help = help::ACQUIRE)]
+    Acquire {
+        /// The lock: 1 to 255 characters
+        #[arg(value_parser = values::lock_name)]
+        name: LockName,
+        /// How long the lock is held unless it is renewed: 100ms to 10 years, or `inf` (until it is
+        /// released) [default: 10m]
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
+        ttl: Option<Ttl>,
+        #[command(flatten)]
+        options: AcquireOptions,
+        /// Print one JSON object: the ticket and the grant
+        #[arg(long)]
+        json: bool,
+    },
+    /// Extend the lease of a lock by its ticket
+    #[command(after_help = help::RENEW)]
+    Renew {
+        /// The lock
+        #[arg(value_parser = values::lock_name)]
+        name: LockName,
+        /// The ticket; `-` reads it from the first line of standard input [env: DBLOCK_TICKET]
+        #[arg(long)]
+        ticket: Option<String>,
+        /// How long the lock is held from now on: 100ms to 10 years, or `inf` [default: the same
+        /// as before]
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::ttl)]
+        ttl: Option<Ttl>,
+    },
+    /// Release a lock by its ticket, or by force
+    #[command(after_help = help::RELEASE)]
+    Release {
+        /// The lock
+        #[arg(value_parser = values::lock_name)]
+        name: LockName,
+        /// The ticket; `-` reads it from the first line of standard input
+        #[arg(long, conflicts_with = "force")]
+        ticket: Option<String>,
+        /// Take the lock from its holder: make sure first that the holder is dead or stopped
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the locks that are held: holder, since when, until when, and what for
+    #[command(after_help = help::LIST)]
+    List {
+        /// Include free locks
+        #[arg(short, long)]
+        all: bool,
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show everything about one lock
+    #[command(after_help = help::SHOW)]
+    Show {
+        /// The lock
+        #[arg(value_parser = values::lock_name)]
+        name: LockName,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create the table, or add what an older one lacks
+    #[command(after_help = help::INIT)]
+    Init,
+    /// Delete the rows of locks that have been free for a long time
+    #[command(after_help = help::PRUNE)]
+    Prune {
+        /// How long a lock must have been free: 0 to 10 years, as in 30d or 12h
+        #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
+        older_than: Duration,
+        /// Include free rows of django-database-locks 0.5, which do not say since when they are
+        /// free
+        #[arg(long, alias = "include-unknown")]
+        include_legacy: bool,
+    },
+    /// Print the completion script for a shell
+    #[command(after_help = help::COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page of dblock, or of one command
+    #[command(after_help = help::MAN)]
+    Man {
+        /// The command
+        command: Option<String>,
+    },
+    /// Check the database for problems, and print how to fix them
+    #[command(after_help = help::DOCTOR)]
+    Doctor {
+        /// End with 1 for warnings too
+        #[arg(long)]
+        strict: bool,
+        /// Leave out a finding, by its id, such as no-delete; may be repeated
+        #[arg(long, value_name = "ID", value_parser = values::finding)]
+        ignore: Vec<&'static str>,
+        /// Print one JSON object: `checks` and `findings`
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the help of dblock, or of one command
+    #[command(after_help = help::HELP)]
+    Help {
+        /// The command
+        command: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunOptions {
+    /// The lock: 1 to 255 characters
+    #[arg(value_parser = values::lock_name)]
+    pub(super) name: LockName,
+    /// The command to run, and its arguments. No shell is involved: for `|`, `>` or `$` use sh -c
+    /// '…'
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub(super) command: Vec<OsString>,
+    /// How long the lock stays held if dblock dies: 100ms to 10 years, or `inf` (until it is
+    /// released by force)
+    #[arg(long, value_name = "DURATION", default_value = "30s", allow_hyphen_values = true, value_parser = values::ttl)]
+    pub(super) ttl: Ttl,
+    #[command(flatten)]
+    pub(super) options: AcquireOptions,
+    /// Resume a lock that is held already, by its ticket (`-` reads it from the first line of
+    /// standard input); the lock is released when CMD ends
+    #[arg(long, conflicts_with_all = ["no_wait", "wait", "conflict_exit_code"])]
+    pub(super) ticket: Option<String>,
+    /// What happens to CMD if the lock is lost
+    #[arg(long, value_name = "WHAT", default_value = "term")]
+    pub(super) on_lost: OnLost,
+    /// The time from TERM to KILL; less than half of the ttl [default: 5s, or a quarter of a ttl
+    /// below 20s]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::duration)]
+    pub(super) grace: Option<Duration>,
+}
+
+/// The options that `run` and `acquire` share.
+#[derive(Debug, Args)]
+pub(super) struct AcquireOptions {
+    /// Try once: wait neither for the lock nor for a database that is away
+    #[arg(short, long, conflicts_with = "wait")]
+    no_wait: bool,
+    /// How long to wait for the lock, and for a database that is away: 0 to 10 years, or `inf`
+    /// [default: inf]
+    #[arg(short, long, value_name = "DURATION", allow_hyphen_values = true, value_parser = values::wait)]
+    wait: Option<Ttl>,
+    /// The exit code if another client has the lock: 0 to 255; with 0 `run` prints no message
+    #[arg(short = 'E', long, value_name = "N", default_value_t = exit::BUSY,
+          allow_hyphen_values = true, value_parser = values::exit_code)]
+    conflict_exit_code: u8,
+    /// The name of the holder, shown by `list` [default: host.pid.random]
+    #[arg(long, alias = "owner", value_name = "WHO")]
+    holder: Option<String>,
+    /// A note to show with the lock; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::key_and_value)]
+    meta: Vec<(String, String)>,
+}
+
+impl AcquireOptions {
+    pub(super) fn into_args(self, name: LockName, ttl: Ttl) -> AcquireArgs {
+        AcquireArgs {
+            name,
+            ttl,
+            wait: match self.wait {
+                _ if self.no_wait => Some(Duration::ZERO),
+                Some(Ttl::Finite(limit)) => Some(limit),
+                Some(Ttl::Infinite) | None => None,
+            },
+            conflict_exit_code: self.conflict_exit_code,
+            holder: self.holder,
+            meta: self.meta,
+        }
+    }
+}

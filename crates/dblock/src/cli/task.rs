@@ -1,0 +1,140 @@
+//! What a command line asks for, as typed options.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use database_locks::{LockName, Ttl};
+
+use crate::target::Target;
+use crate::ticket::TicketSource;
+
+/// The ttl of `dblock acquire`, whose lock is not renewed in the background. A shorter one lets
+/// other clients in while the script still works, a longer one keeps them waiting for a script that
+/// has crashed.
+pub(crate) const DEFAULT_ACQUIRE_TTL: Duration = Duration::from_secs(600);
+
+/// The default grace. A ttl below four times this has a shorter one.
+const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+
+/// A task, and the options that all commands have.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    pub(crate) target: Target,
+    pub(crate) verbosity: Verbosity,
+    pub(crate) task: Task,
+}
+
+/// How much is reported on stderr besides errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Verbosity {
+    /// `--quiet`: nothing.
+    Quiet,
+    /// The result of the command, the beginning and end of an outage, and on a terminal a wait of
+    /// more than a second.
+    #[default]
+    Normal,
+    /// `--verbose`: also every wait, and who holds the lock.
+    Verbose,
+}
+
+#[derive(Debug)]
+pub(crate) enum Task {
+    Run(RunArgs),
+    Acquire {
+        args: AcquireArgs,
+        json: bool,
+    },
+    Renew {
+        name: LockName,
+        ticket: TicketSource,
+        ttl: Option<Ttl>,
+    },
+    Release {
+        name: LockName,
+        ticket: TicketSource,
+    },
+    ForceRelease {
+        name: LockName,
+    },
+    List {
+        all: bool,
+        json: bool,
+    },
+    Show {
+        name: LockName,
+        json: bool,
+    },
+    Prune(PruneArgs),
+    Init,
+    /// A completion script or a manual page.
+    Print(String),
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug)]
+pub(crate) struct DoctorArgs {
+    pub(crate) json: bool,
+    /// Whether a warning fails the check as an error does.
+    pub(crate) strict: bool,
+    /// The ids of findings that are left out.
+    pub(crate) ignored: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PruneArgs {
+    pub(crate) older_than: Duration,
+    pub(crate) include_legacy: bool,
+}
+
+/// The lock to acquire, for `run` and `acquire`.
+#[derive(Debug)]
+pub(crate) struct AcquireArgs {
+    pub(crate) name: LockName,
+    pub(crate) ttl: Ttl,
+    /// `None` waits without limit, zero tries once.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) conflict_exit_code: u8,
+    pub(crate) holder: Option<String>,
+    pub(crate) meta: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RunArgs {
+    pub(crate) lock: AcquireArgs,
+    /// The ticket of a lock that is held already, which is resumed.
+    pub(crate) ticket: Option<TicketSource>,
+    pub(crate) command: Vec<OsString>,
+    pub(crate) on_lost: OnLost,
+    /// `None`: the default for the ttl.
+    pub(super) grace: Option<Duration>,
+}
+
+impl RunArgs {
+    /// The time that CMD has between TERM and KILL; zero if it gets no TERM.
+    pub(crate) fn grace(&self) -> Duration {
+        match self.on_lost {
+            OnLost::Term => self.grace.unwrap_or_else(|| default_grace(self.lock.ttl)),
+            OnLost::Kill | OnLost::Ignore => Duration::ZERO,
+        }
+    }
+}
+
+/// A quarter of a short ttl: three quarters are left for renewals.
+fn default_grace(ttl: Ttl) -> Duration {
+    match ttl {
+        Ttl::Finite(ttl) => DEFAULT_GRACE.min(ttl / 4),
+        Ttl::Infinite => DEFAULT_GRACE,
+    }
+}
+
+/// What happens to CMD when the lock is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnLost {
+    /// TERM to its process group, and KILL after the grace
+    Term,
+    /// KILL to its process group at once
+    Kill,
+    /// Nothing: CMD runs on, possibly beside another holder
+    Ignore,
+}

@@ -1,0 +1,69 @@
+//! Parsers of option values. An error states the rule; clap adds the option and the value.
+
+use std::time::Duration;
+
+use database_locks::doctor::KINDS;
+use database_locks::{InvalidSetting, LockName, Ttl, parse_duration};
+
+pub(super) fn lock_name(text: &str) -> Result<LockName, String> {
+    LockName::new(text).map_err(rule)
+}
+
+/// Checked here, although the library checks it too: `run` would complain about the grace first.
+pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
+    match duration_or_inf(text)? {
+        Ttl::Finite(length) if !(Ttl::MIN..=Ttl::MAX).contains(&length) => {
+            Err("must be 100ms to 10 years, or inf".to_owned())
+        }
+        ttl => Ok(ttl),
+    }
+}
+
+/// `inf` waits without limit.
+pub(super) fn wait(text: &str) -> Result<Ttl, String> {
+    match duration_or_inf(text)? {
+        Ttl::Finite(limit) if limit > Ttl::MAX => {
+            Err("must be at most 10 years, or inf for no limit".to_owned())
+        }
+        wait => Ok(wait),
+    }
+}
+
+fn duration_or_inf(text: &str) -> Result<Ttl, String> {
+    text.parse()
+        .map_err(|error| format!("{}, or inf", rule(error)))
+}
+
+/// A longer duration than the longest ttl is a typing error.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text).map_err(rule)? {
+        length if length > Ttl::MAX => Err("must be at most 10 years".to_owned()),
+        length => Ok(length),
+    }
+}
+
+pub(super) fn exit_code(text: &str) -> Result<u8, String> {
+    text.parse()
+        .map_err(|_| "must be a number from 0 to 255".to_owned())
+}
+
+/// The id of a finding of `doctor`.
+pub(super) fn finding(text: &str) -> Result<&'static str, String> {
+    let ids = || KINDS.iter().map(|kind| kind.id);
+    ids().find(|id| *id == text).ok_or_else(|| {
+        let all: Vec<&str> = ids().collect();
+        format!("must be one of {}", all.join(", "))
+    })
+}
+
+pub(super) fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".to_owned()),
+    }
+}
+
+/// What the library allows, without the value that it got.
+fn rule(invalid: InvalidSetting) -> String {
+    format!("must be {}", invalid.allowed)
+}

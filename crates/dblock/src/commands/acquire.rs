@@ -1,0 +1,62 @@
+//! `dblock acquire NAME`
+
+use std::io;
+
+use database_locks::Lock;
+
+use crate::cli::AcquireArgs;
+use crate::exit::{self, Failure};
+use crate::notices::Notices;
+use crate::output;
+use crate::process::{Ignored, Signals};
+use crate::target::Target;
+
+use super::acquire_lock::{acquire_lock, cannot_listen, row_of_ticket};
+
+/// Acquires the lock and prints its ticket, by which alone it is held from then on.
+pub(crate) async fn acquire(
+    target: &Target,
+    args: &AcquireArgs,
+    json: bool,
+    notices: &Notices,
+) -> Result<u8, Failure> {
+    let mut signals = Signals::listen(Ignored::at_start()).map_err(cannot_listen)?;
+    // The pid in the metadata is gone soon: `list` must tell that this is expected.
+    let configure = |lock: Lock| lock.metadata("command", "dblock acquire");
+    let acquired = acquire_lock(target, args, None, &mut signals, notices, configure);
+    let (locks, guard) = acquired.await?;
+    let holder = guard.holder().to_owned();
+    let ticket = guard.into_ticket()?;
+
+    let row = row_of_ticket(&locks, &ticket).await;
+    let text = match json {
+        true => output::ticket_json(&ticket, &holder, row.as_ref()),
+        false => format!("{ticket}\n"),
+    };
+    let printed = match output::stdout_is_closed() {
+        true => Err(io::Error::other("standard output is closed")),
+        false => output::print_all(&text),
+    };
+    // Without its ticket the lock would stay held until its ttl ends.
+    if let Err(error) = printed {
+        let next = match locks.release(&ticket).await {
+            Ok(()) => "the lock was released again".to_owned(),
+            Err(error) => format!(
+                "the lock is held until its ttl ends, since it could not be released: {}",
+                error.chain()
+            ),
+        };
+        return Err(Failure::new(
+            exit::UNPRINTED,
+            format!("the ticket cannot be printed: {error}; {next}"),
+        ));
+    }
+    let name = output::shell_word(args.name.as_str());
+    output::notice(&format!(
+        "lock `{}` is held {}, and is not renewed in the background: renew it with `dblock renew \
+         {name} --ticket TICKET`, and release it with `dblock release {name} --ticket TICKET`",
+        args.name,
+        output::lease_end(row.as_ref()),
+    ));
+    Ok(0)
+}

@@ -1,0 +1,22 @@
+//! The commands, each in a module of its own.
+
+mod acquire;
+mod acquire_lock;
+mod doctor;
+mod init;
+mod nested;
+mod prune;
+mod release;
+mod release_notice;
+mod renew;
+mod run;
+mod show;
+
+pub(crate) use acquire::acquire;
+pub(crate) use doctor::doctor;
+pub(crate) use init::init;
+pub(crate) use prune::prune;
+pub(crate) use release::{force_release, release};
+pub(crate) use renew::renew;
+pub(crate) use run::run;
+pub(crate) use show::{list, show};

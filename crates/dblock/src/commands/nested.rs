@@ -1,0 +1,64 @@
+//! A `dblock run` inside another one.
+//!
+//! A `dblock run` for the lock that its parent holds would wait for its own end. The environment has
+//! the grants of all outer runs. The database says whether one of them holds the lock: the same name
+//! in another database is another lock.
+
+use std::time::Duration;
+
+use database_locks::{Error, LockName, LockState, Locks};
+use tokio::time::sleep;
+
+use crate::exit::Failure;
+
+/// The grant ids of this run and of the outer ones, separated by commas.
+pub(super) const VARIABLE: &str = "DBLOCK_GRANTS";
+
+/// The pause before a database that is away is asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The grants of the outer runs.
+pub(super) fn outer_grants() -> Vec<String> {
+    let grants = std::env::var(VARIABLE).unwrap_or_default();
+    let grants = grants.split(',').filter(|grant| !grant.is_empty());
+    grants.map(str::to_owned).collect()
+}
+
+/// The value of the variable for CMD.
+pub(super) fn grants_with(grant: &str) -> String {
+    let mut grants = outer_grants();
+    grants.push(grant.to_owned());
+    grants.join(",")
+}
+
+/// Completes only if one of the grants holds the lock.
+pub(super) async fn wait_until_known_held(locks: &Locks, name: &LockName, grants: &[String]) {
+    loop {
+        match holds(locks, name, grants).await {
+            Ok(true) => return,
+            Err(Error::Unavailable { .. }) => sleep(RETRY_PAUSE).await,
+            // The acquire reports other errors.
+            Ok(false) | Err(_) => return std::future::pending().await,
+        }
+    }
+}
+
+/// Whether one of the grants holds the lock; `false` if the row cannot be read.
+pub(super) async fn is_held(locks: &Locks, name: &LockName, grants: &[String]) -> bool {
+    holds(locks, name, grants).await.unwrap_or_default()
+}
+
+async fn holds(locks: &Locks, name: &LockName, grants: &[String]) -> Result<bool, Error> {
+    let row = locks.show(name.as_str()).await?;
+    Ok(row.is_some_and(|row| {
+        matches!(row.state, LockState::Held { .. })
+            && row.grant.is_some_and(|grant| grants.contains(&grant))
+    }))
+}
+
+pub(super) fn refusal(name: &LockName) -> Failure {
+    Failure::usage(format!(
+        "lock `{name}` is held by the `dblock run` that this one runs under, and would never be \
+         free: leave the inner one out, or give it another name"
+    ))
+}

@@ -1,0 +1,103 @@
+//! After CMD has ended: releases the lock, reports a loss, and chooses the exit code.
+
+use database_locks::{Error, LockGuard, Locks, LostReason};
+use nix::sys::signal::Signal;
+
+use crate::cli::{OnLost, RunArgs};
+use crate::commands::acquire_lock::read_row;
+use crate::commands::release_notice::Listener;
+use crate::exit;
+use crate::output;
+use crate::time::human;
+
+use super::supervisor::{Outcome, loss_message};
+
+pub(super) async fn finish(
+    locks: &Locks,
+    guard: LockGuard,
+    outcome: Outcome,
+    args: &RunArgs,
+    listener: &mut Listener,
+) -> u8 {
+    match outcome {
+        Outcome::Stopped(reason, signal) => {
+            report_loss(locks, &guard, reason, signal, args).await;
+            // The guard's drop releases what is left of the lease, before the process ends.
+            drop(guard);
+            exit::LOST
+        }
+        Outcome::Ended(end) => {
+            release(guard, args, listener).await;
+            end.code()
+        }
+    }
+}
+
+/// One line: how and why the lock was lost, what was done to CMD, and who has the lock now.
+async fn report_loss(
+    locks: &Locks,
+    guard: &LockGuard,
+    reason: LostReason,
+    signal: Signal,
+    args: &RunArgs,
+) {
+    let name = &args.lock.name;
+    let grace = human(args.grace());
+    let how = match signal {
+        Signal::SIGKILL if args.on_lost == OnLost::Term => {
+            format!("TERM, and KILL after the grace of {grace}")
+        }
+        Signal::SIGKILL => "KILL".to_owned(),
+        _ => format!("TERM, and ended within the grace of {grace}"),
+    };
+    let loss = loss_message(guard, reason);
+    let names_holder = guard
+        .loss()
+        .is_some_and(|loss| loss.now_held_by().is_some());
+    let now = match names_holder {
+        true => String::new(),
+        false => match read_row(locks, name).await {
+            // The row may still be as the lost grant left it.
+            Some(row) if row.grant.as_deref() == Some(guard.grant_id()) => {
+                "; no other holder has it yet".to_owned()
+            }
+            Some(row) => format!("; it is now {}", row.holder_summary()),
+            None => "; see who has it now with `dblock list`".to_owned(),
+        },
+    };
+    output::error(&format!(
+        "lock `{name}` {loss}; CMD was stopped, its process group got {how}{now}"
+    ));
+}
+
+/// Releases the lock. CMD has ended by itself, so a failure is only reported.
+async fn release(guard: LockGuard, args: &RunArgs, listener: &mut Listener) {
+    let name = &args.lock.name;
+    let lost_before = !guard.is_held();
+    let error = match guard.release().await {
+        Ok(()) => return,
+        Err(error) => error,
+    };
+    match error {
+        // The loss was reported when it happened.
+        Error::Lost { .. } if lost_before && args.on_lost == OnLost::Ignore => {}
+        Error::Lost { reason, .. } if listener.is_released(reason).await => {}
+        error @ Error::Lost { .. } => output::error(&format!(
+            "{}, just before CMD ended by itself: another holder may have run at the same time",
+            error.chain()
+        )),
+        error => {
+            let why = match error {
+                Error::Unavailable { .. } => format!(
+                    "lock `{name}` was not released: the database did not answer within the time \
+                     for it"
+                ),
+                error => error.chain(),
+            };
+            output::error(&format!(
+                "{why}; it is free when its ttl ends ({}), or after `dblock release --force`",
+                human(args.lock.ttl)
+            ));
+        }
+    }
+}

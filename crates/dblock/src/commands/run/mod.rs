@@ -1,0 +1,131 @@
+//! `dblock run NAME -- CMD…`
+
+mod finish;
+mod margin;
+mod supervisor;
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+
+use database_locks::{Lock, LockGuard};
+
+use crate::cli::RunArgs;
+use crate::exit::{self, Failure};
+use crate::notices::Notices;
+use crate::output::without_secrets;
+use crate::process::{Child, End, Ignored, Signals, Terminal};
+use crate::target::Target;
+use crate::ticket;
+
+use self::finish::finish;
+use self::margin::margin;
+use self::supervisor::{Outcome, Supervisor};
+use super::acquire_lock::{acquire_lock, cannot_listen};
+use super::nested;
+use super::release_notice::{Listener, ReleaseNotice};
+
+/// Acquires the lock, runs CMD and releases the lock, in this order.
+pub(crate) async fn run(target: &Target, args: RunArgs, notices: &Notices) -> Result<u8, Failure> {
+    let ticket = match &args.ticket {
+        Some(source) => Some(source.read(&args.lock.name)?),
+        None => None,
+    };
+    let ignored = Ignored::at_start();
+    let mut signals = Signals::listen(ignored).map_err(cannot_listen)?;
+    let margin = margin(args.lock.ttl, args.grace())?;
+
+    // The holder that the ticket was taken from does not lose the lock: it is resumed here.
+    let notice = ticket.as_ref().map(ReleaseNotice::begin);
+    let configure = |lock: Lock| {
+        // The program alone: its arguments may contain passwords.
+        let program = args
+            .command
+            .first()
+            .map(Path::new)
+            .and_then(Path::file_name);
+        match program {
+            Some(program) => lock.metadata("command", program.to_string_lossy()),
+            None => lock,
+        }
+        .margin(margin)
+    };
+    let acquired = acquire_lock(
+        target,
+        &args.lock,
+        ticket.as_ref(),
+        &mut signals,
+        notices,
+        configure,
+    );
+    let (locks, guard) = acquired.await?;
+    if let Some(notice) = notice {
+        notice.done();
+    }
+    signals.listen_to_all().map_err(cannot_listen)?;
+
+    let listener = Listener::bind(&guard.ticket());
+    let terminal = Terminal::open();
+    let child = match start(&args, &guard, ignored, terminal.as_ref()) {
+        Ok(child) => child,
+        Err(failure) => {
+            // The failure to start is the message that counts.
+            let _ = guard.release().await;
+            return Err(failure);
+        }
+    };
+
+    let mut supervisor =
+        Supervisor::new(&args, &guard, notices, child, signals, terminal, listener);
+    let outcome = supervisor.supervise().await;
+    notices.lock_is_over();
+    let by_signal = matches!(
+        outcome,
+        Outcome::Stopped(..) | Outcome::Ended(End::Signal(_))
+    );
+    let mut listener = supervisor.finish(by_signal);
+    Ok(finish(&locks, guard, outcome, &args, &mut listener).await)
+}
+
+/// Starts CMD, with the lock in its environment.
+fn start(
+    args: &RunArgs,
+    guard: &LockGuard,
+    ignored: Ignored,
+    terminal: Option<&Terminal>,
+) -> Result<Child, Failure> {
+    let name = args.lock.name.as_str();
+    if !guard.is_held() {
+        let message = format!("lock `{name}` was lost before CMD was started: try again");
+        return Err(Failure::new(exit::LOST, message));
+    }
+    let token = guard.token().to_string();
+    let ticket = guard.ticket().to_string();
+    let grants = nested::grants_with(guard.grant_id());
+    let environment = [
+        ("DBLOCK_NAME", OsStr::new(name)),
+        ("DBLOCK_TOKEN", OsStr::new(&token)),
+        ("DBLOCK_GRANT", OsStr::new(guard.grant_id())),
+        (nested::VARIABLE, OsStr::new(&grants)),
+        ("DBLOCK_HOLDER", OsStr::new(guard.holder())),
+        (ticket::VARIABLE, OsStr::new(&ticket)),
+    ];
+    let terminal = terminal.filter(|terminal| terminal.goes_to_child());
+    Child::start(&args.command, &environment, ignored, terminal).map_err(|error| {
+        let program = args
+            .command
+            .first()
+            .map(|program| program.to_string_lossy());
+        let program = without_secrets(&program.unwrap_or_default());
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                let message = format!("`{program}` was not found: check its spelling, or PATH");
+                Failure::new(exit::NOT_FOUND, message)
+            }
+            _ => Failure::new(
+                exit::CANNOT_RUN,
+                format!("`{program}` cannot be run: {error}"),
+            ),
+        }
+    })
+}

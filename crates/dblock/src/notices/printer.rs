@@ -1,0 +1,182 @@
+//! The task that decides which event becomes a line on stderr.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use database_locks::LockName;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::event::{Fields, LibraryEvent, Message, Outage, Topic};
+use crate::output;
+use crate::time::{human, now};
+
+/// How long a wait lasts before a terminal shows what it is for.
+const FIRST_WAIT_NOTICE: Duration = Duration::from_secs(1);
+/// The least time until the next such notice, which is printed if another client holds the lock.
+const NEXT_WAIT_NOTICE: Duration = Duration::from_secs(60);
+
+pub(super) struct Printer {
+    verbose: bool,
+    on_terminal: bool,
+    lock_over: Arc<AtomicBool>,
+    /// The lock that is waited for or held.
+    name: Option<LockName>,
+    /// When the next notice of a wait is due.
+    notice_due: Option<Instant>,
+    last_notice: Option<Instant>,
+    /// Who held the lock at the last report, and since when.
+    holder: Option<(String, Option<Instant>)>,
+    /// The outage that was reported, and when it began.
+    outage: Option<(Outage, Instant)>,
+    /// Warnings that were printed: each connect may repeat them.
+    warnings: BTreeSet<String>,
+}
+
+impl Printer {
+    pub(super) fn new(verbose: bool, lock_over: Arc<AtomicBool>) -> Self {
+        Self {
+            verbose,
+            on_terminal: std::io::stderr().is_terminal(),
+            lock_over,
+            name: None,
+            notice_due: None,
+            last_notice: None,
+            holder: None,
+            outage: None,
+            warnings: BTreeSet::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+        loop {
+            let due = self.notice_due;
+            let message = tokio::select! {
+                biased;
+                message = messages.recv() => message,
+                () = sleep_until(due.unwrap_or_else(now)), if due.is_some() => {
+                    self.print_wait();
+                    continue;
+                }
+            };
+            match message {
+                Some(Message::Event(event)) => self.report(&event),
+                Some(Message::Waiting(name)) => {
+                    self.name = Some(name);
+                    self.notice_due = self.on_terminal.then(|| now() + FIRST_WAIT_NOTICE);
+                }
+                Some(Message::Acquired) => {
+                    self.notice_due = None;
+                    self.end_outage(Outage::Wait, None);
+                }
+                Some(Message::Flush(done)) => {
+                    let _ = done.send(());
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn report(&mut self, event: &LibraryEvent) {
+        let fields = &event.fields;
+        let lock_over = self.lock_over.load(Ordering::Relaxed);
+        let printed = match event.topic() {
+            Topic::Loss => return,
+            Topic::Began(Outage::Renewals) | Topic::Ended(Outage::Renewals) if lock_over => return,
+            Topic::Began(outage) => self.begin_outage(outage, fields),
+            Topic::Ended(outage) => self.end_outage(outage, fields.outage),
+            Topic::Settings => {
+                if self.warnings.insert(fields.message.clone()) {
+                    output::notice(&fields.message);
+                }
+                return;
+            }
+            Topic::Wait => {
+                self.set_holder(fields);
+                false
+            }
+            Topic::Other => false,
+        };
+        if self.verbose && !printed {
+            self.print(&with_holder(fields));
+        }
+    }
+
+    /// The database has answered, and says who has the lock.
+    fn set_holder(&mut self, fields: &Fields) {
+        let Some(holder) = fields.holder.clone() else {
+            return;
+        };
+        self.end_outage(Outage::Wait, None);
+        let now = now();
+        let is_new = self
+            .holder
+            .as_ref()
+            .is_none_or(|(known, _)| *known != holder);
+        let since = fields.held_for.and_then(|age| now.checked_sub(age));
+        self.holder = Some((holder, since));
+        if let Some(last) = self.last_notice.filter(|_| is_new && self.on_terminal) {
+            self.notice_due = Some(now.max(last + NEXT_WAIT_NOTICE));
+        }
+    }
+
+    /// Returns whether it printed a line: only the first report of an outage is one.
+    fn begin_outage(&mut self, outage: Outage, fields: &Fields) -> bool {
+        if self.outage.is_some() {
+            return false;
+        }
+        self.outage = Some((outage, now()));
+        self.print(&fields.message);
+        true
+    }
+
+    fn end_outage(&mut self, outage: Outage, lasted: Option<Duration>) -> bool {
+        let Some((_, began)) = self.outage.take_if(|(found, _)| *found == outage) else {
+            return false;
+        };
+        let lasted = human(lasted.unwrap_or_else(|| began.elapsed()));
+        self.print(&match outage {
+            Outage::Renewals => format!("renewals get through again, after {lasted}"),
+            Outage::Wait => format!("the database answers again, after {lasted}"),
+        });
+        true
+    }
+
+    fn print_wait(&mut self) {
+        self.notice_due = None;
+        self.last_notice = Some(now());
+        // The line of an outage says that the lock is waited for.
+        let Some(name) = self.name.as_ref().filter(|_| self.outage.is_none()) else {
+            return;
+        };
+        let held = match &self.holder {
+            Some((holder, since)) => {
+                let age = since.map(|since| format!(" for {}", human(since.elapsed())));
+                format!(", held by {holder}{}", age.unwrap_or_default())
+            }
+            None => String::new(),
+        };
+        output::notice(&format!("waiting for lock `{name}`{held}"));
+    }
+
+    /// Prints a line, and the name of the lock unless the message contains it.
+    fn print(&self, message: &str) {
+        let lock = self.name.as_ref().map(|name| format!("lock `{name}`"));
+        match lock.filter(|lock| !message.contains(lock)) {
+            Some(lock) => output::notice(&format!("{lock}: {message}")),
+            None => output::notice(message),
+        }
+    }
+}
+
+/// The message of an event, and who holds the lock.
+fn with_holder(fields: &Fields) -> String {
+    let Some(holder) = &fields.holder else {
+        return fields.message.clone();
+    };
+    let age = fields.held_for.map(|age| format!(" for {}", human(age)));
+    format!("{} ({holder}{})", fields.message, age.unwrap_or_default())
+}
