@@ -1,4 +1,5 @@
-use proptest::prelude::*;
+mod fences;
+mod properties;
 
 use super::*;
 use crate::values::timing::Renewing;
@@ -68,23 +69,77 @@ fn a_call_that_hangs_does_not_delay_the_loss() {
     );
 }
 
+/// The renewals of a lease whose answers are all the same, until `end` or its loss.
+fn driven(
+    lease: &mut Lease,
+    answer: Answer,
+    mut now: Time,
+    end: Time,
+) -> (Vec<Time>, Option<(LostReason, Time)>) {
+    let mut renewals = Vec::new();
+    for _ in 0..1000 {
+        if now >= end {
+            return (renewals, None);
+        }
+        match lease.next(now) {
+            Next::Renew => {
+                renewals.push(now);
+                lease.renewing();
+                lease.answered(now, answer, now);
+            }
+            Next::Wait(until) => now = until,
+            Next::Lost(reason) => return (renewals, Some((reason, now))),
+        }
+    }
+    panic!("time stands still at {now:?}");
+}
+
 #[test]
 fn an_unknown_renewal_is_tried_again_until_trust_ends() {
     let mut lease = lease(secs(30));
-    let (mut now, mut tries) = (START, 0);
-    let reason = loop {
-        match lease.next(now) {
-            Next::Renew => {
-                tries += 1;
-                lease.renewing();
-                lease.answered(now, Answer::Unknown, now);
-            }
-            Next::Wait(until) => now = until,
-            Next::Lost(reason) => break reason,
-        }
-    };
-    assert_eq!((reason, now), (LostReason::Unreachable, START + secs(27)));
-    assert!(tries > 15, "{tries}");
+    let (renewals, lost) = driven(&mut lease, Answer::Unknown, START, START + secs(100));
+    assert_eq!(lost, Some((LostReason::Unreachable, START + secs(27))));
+    assert!(renewals.len() > 15, "{renewals:?}");
+}
+
+#[test]
+fn the_pause_after_a_failure_doubles_from_20_ms_to_a_second() {
+    let (renewals, _) = driven(&mut lease(secs(30)), Answer::Busy, START, START + secs(16));
+    let pauses: Vec<u128> = renewals
+        .windows(2)
+        .map(|at| (at[1] - at[0]).as_millis())
+        .collect();
+    assert_eq!(pauses[..8], [20, 40, 80, 160, 320, 640, 1000, 1000]);
+}
+
+#[test]
+fn the_pause_of_a_short_lease_is_at_most_half_its_period() {
+    for (ttl, longest) in [(600, 100), (100, 20)] {
+        let ttl = Duration::from_millis(ttl);
+        let (renewals, _) = driven(&mut lease(ttl), Answer::Busy, START, START + secs(1));
+        let pauses = renewals.windows(2).map(|at| (at[1] - at[0]).as_millis());
+        assert_eq!(pauses.max(), Some(longest));
+    }
+}
+
+#[test]
+fn a_lease_is_failing_from_a_failed_renewal_to_the_next_that_succeeds() {
+    let mut lease = lease(secs(30));
+    assert!(!lease.is_failing());
+    for (answer, failing) in [
+        (Answer::Unknown, true),
+        (Answer::Refused, true),
+        (Answer::Renewed, false),
+    ] {
+        lease.renewing();
+        assert_eq!(
+            lease.next(START),
+            Next::Wait(lease.trusted_until()),
+            "under way"
+        );
+        lease.answered(START, answer, START);
+        assert_eq!(lease.is_failing(), failing, "{answer:?}");
+    }
 }
 
 #[test]
@@ -139,21 +194,37 @@ fn the_latest_failure_says_why_the_lease_is_lost() {
 }
 
 #[test]
+fn a_refusal_is_the_reason_even_if_a_later_renewal_has_no_answer() {
+    let mut lease = lease(secs(30));
+    lease.renewing();
+    lease.answered(START + secs(10), Answer::Refused, START + secs(10));
+    lease.renewing();
+    let lost = lease.next(START + secs(27));
+    assert_eq!(lost, Next::Lost(LostReason::Refused));
+}
+
+#[test]
 fn a_refused_renewal_is_tried_again_soon_and_not_too_often() {
     let mut lease = lease(secs(30));
-    let (mut now, mut tries) = (START + secs(10), 0);
-    while now < START + secs(20) {
-        match lease.next(now) {
-            Next::Renew => {
-                tries += 1;
-                lease.renewing();
-                lease.answered(now, Answer::Refused, now);
-            }
-            Next::Wait(until) => now = until,
-            Next::Lost(_) => panic!("trusted"),
-        }
-    }
-    assert!((10..20).contains(&tries), "{tries} in 10s");
+    let (from, end) = (START + secs(10), START + secs(20));
+    let (renewals, lost) = driven(&mut lease, Answer::Refused, from, end);
+    assert_eq!(lost, None);
+    assert!((10..20).contains(&renewals.len()), "{renewals:?}");
+}
+
+#[test]
+fn a_lease_may_be_renewed_early_by_half_its_period() {
+    let mut lease = lease(secs(30));
+    let early = START + secs(5);
+    assert!(!lease.may_come_along(early - Duration::from_nanos(1)));
+    assert!(lease.may_come_along(early));
+    let end = START + secs(27);
+    assert!(lease.may_come_along(end - Duration::from_nanos(1)));
+    assert!(!lease.may_come_along(end), "trust has ended");
+    lease.renewing();
+    assert!(!lease.may_come_along(early), "under way");
+    lease.answered(early, Answer::Busy, early);
+    assert!(!lease.may_come_along(early), "it failed");
 }
 
 #[test]
@@ -187,205 +258,4 @@ fn a_lease_that_is_not_renewed_only_expires() {
     let lease = Lease::granted(timing, START, secs(10));
     assert_eq!(lease.next(START), Next::Wait(START + secs(9)));
     assert!(!lease.may_come_along(START + secs(8)));
-}
-
-#[test]
-fn under_a_fence_nothing_is_renewed_and_trust_is_not_lengthened() {
-    let mut lease = lease(secs(30));
-    assert!(lease.fence_opened(START + secs(1)));
-    assert_eq!(lease.next(START + secs(15)), Next::Wait(Time::MAX));
-    assert!(!lease.may_come_along(START + secs(9)));
-    assert_eq!(lease.trusted_until(), START + secs(27));
-    lease.fence_closed(START + secs(15));
-    assert_eq!(lease.next(START + secs(15)), Next::Renew);
-}
-
-#[test]
-fn if_trust_ends_under_a_fence_the_renewal_after_it_decides() {
-    let suspended = || {
-        let mut lease = lease(secs(30));
-        assert!(lease.fence_opened(START));
-        assert!(lease.fence_opened(START + secs(5)));
-        lease.fence_closed(START + secs(20));
-        assert_eq!(lease.next(START + secs(40)), Next::Wait(Time::MAX));
-        assert!(lease.outlives_trust());
-        assert!(!lease.fence_opened(START + secs(40)), "not held");
-        lease.fence_closed(START + secs(50));
-        assert_eq!(lease.next(START + secs(50)), Next::Renew);
-        assert_eq!(lease.trusted_until(), START + secs(27));
-        lease.renewing();
-        lease
-    };
-    let sent = START + secs(50);
-
-    let mut held = suspended();
-    held.answered(sent, Answer::Renewed, sent + secs(1));
-    assert_eq!(held.trusted_until(), sent + secs(27));
-    assert!(!held.outlives_trust());
-    assert_eq!(held.next(sent + secs(2)), Next::Wait(sent + secs(10)));
-
-    let mut unknown = suspended();
-    unknown.answered(sent, Answer::Unknown, sent + secs(1));
-    assert!(matches!(unknown.next(sent + secs(1)), Next::Wait(_)));
-    assert_eq!(unknown.next(sent + secs(5)), Next::Renew);
-    let never = sent + secs(30);
-    assert_eq!(unknown.next(never), Next::Lost(LostReason::Unreachable));
-}
-
-#[test]
-fn a_renewal_that_was_held_back_counts_although_trust_ends_meanwhile() {
-    let mut lease = lease(secs(30));
-    lease.fence_opened(START);
-    let (sent, late) = (START + secs(26), START + secs(28));
-    lease.fence_closed(sent);
-    lease.renewing();
-    assert_eq!(lease.next(late), Next::Wait(sent + secs(30)));
-    lease.answered(sent, Answer::Renewed, late);
-    assert_eq!(lease.trusted_until(), sent + secs(27));
-}
-
-#[test]
-fn without_renewals_a_suspended_lease_ends_with_its_fence() {
-    let timing = Timing::new(secs(10).into(), Renewing::Never, None).unwrap();
-    let mut lease = Lease::granted(timing, START, secs(10));
-    lease.fence_opened(START);
-    assert_eq!(lease.next(START + secs(20)), Next::Wait(Time::MAX));
-    lease.fence_closed(START + secs(20));
-    assert_eq!(
-        lease.next(START + secs(20)),
-        Next::Lost(LostReason::Expired)
-    );
-}
-
-#[test]
-fn a_long_transaction_is_covered_by_one_renewal() {
-    let mut lease = lease(secs(30));
-    lease.cover(secs(300), START);
-    assert_eq!(lease.confirmed(), None);
-    assert_eq!(lease.next(START), Next::Renew);
-    assert_eq!(lease.renewing(), Ttl::Finite(secs(300)));
-    lease.answered(START, Answer::Renewed, START + secs(1));
-    assert_eq!(lease.trusted_until(), START + secs(297));
-    assert_eq!(lease.confirmed(), Some(Ttl::Finite(secs(30))));
-    assert_eq!(lease.next(START + secs(1)), Next::Wait(START + secs(10)));
-    assert_eq!(lease.renewing(), Ttl::Finite(secs(30)));
-}
-
-/// The margin of 3 s is for 300 s of a clock that is 1 % too fast, and not for longer.
-#[test]
-fn a_cover_longer_than_the_ttl_has_a_margin_of_its_own() {
-    let mut lease = lease(secs(30));
-    lease.cover(secs(1000), START);
-    lease.renewing();
-    lease.answered(START, Answer::Renewed, START);
-    assert_eq!(lease.trusted_until(), START + secs(990));
-    for trusted in [secs(40), secs(300), secs(5000)] {
-        let length = lease.timing().length_for(trusted);
-        let covered = length - lease.timing().margin_of(length);
-        assert!(
-            (trusted..trusted + secs(1)).contains(&covered),
-            "{covered:?}"
-        );
-    }
-}
-
-/// Lengths of all sizes, often the shortest or the longest.
-fn any_length() -> impl Strategy<Value = Duration> {
-    prop_oneof![
-        Just(Duration::ZERO),
-        Just(Duration::MAX),
-        (0_u64..=100_000).prop_map(Duration::from_millis),
-        (0_u64..=u64::MAX, 0_u32..1_000_000_000).prop_map(|(s, n)| Duration::new(s, n)),
-    ]
-}
-
-fn any_ttl() -> impl Strategy<Value = Ttl> {
-    prop_oneof![Just(Ttl::Infinite), any_length().prop_map(Ttl::Finite)]
-}
-
-proptest! {
-    /// No length overflows: it is refused, or the arithmetic saturates.
-    #[test]
-    fn no_length_overflows(
-        ttl in any_ttl(),
-        (every, renews) in (any_length(), any::<bool>()),
-        margin in prop::option::of(any_length()),
-        (sent, granted, later) in (any_length(), any_length(), any_ttl()),
-        steps in prop::collection::vec((any_length(), 0_u8..4), 0..12),
-    ) {
-        let renewing = if renews { Renewing::Every(every) } else { Renewing::ByDefault };
-        let Ok(timing) = Timing::new(ttl, renewing, margin) else { return Ok(()) };
-        let length = if renews { timing.first_grant() } else { granted };
-        let mut lease = Lease::granted(timing, sent, length);
-        let mut now = sent;
-        for (step, answer) in steps {
-            now = now.saturating_add(step);
-            lease.may_come_along(now);
-            if lease.next(now) == Next::Renew {
-                lease.renewing();
-            }
-            match answer {
-                0 => lease.answered(sent, Answer::Renewed, now),
-                1 => lease.answered(now, Answer::Renewed, now),
-                2 => lease.answered(now, Answer::Unknown, now),
-                _ => if let Ok(timing) = timing.with_ttl(later) {
-                    lease.extend(timing, now);
-                },
-            }
-            lease.patience(0);
-            lease.next(now);
-        }
-    }
-
-    /// The database executes each request between its sending and its answer or timeout, and its
-    /// clock may run up to 1 % faster than that of the holder. While the holder trusts the lease, the
-    /// database gives it to no other client. While a fence is open, no renewal is sent.
-    #[test]
-    fn trusted_means_not_expired_in_the_database(
-        ttl_ms in 100_u64..600_000,
-        first_ms in 0_u64..50,
-        rounds in prop::collection::vec((0_u64..5_000, 0_u64..5_000, 0_u8..4, any::<bool>(), 0_u8..8), 1..40),
-    ) {
-        let db = |t: Time| t.mul_f64(1.01);
-        let ms = Duration::from_millis;
-        let ttl = ms(ttl_ms);
-        let timing = timing(ttl);
-        let length = timing.first_grant();
-        let mut lease = Lease::granted(timing, START, length);
-        let mut now = START + ms(first_ms);
-        let mut expires = db(START) + length;
-        let mut fences = 0;
-        for (before, after, answer, late, fence) in rounds {
-            match fence {
-                0 => fences += u32::from(lease.fence_opened(now)),
-                1 if fences > 0 => {
-                    fences -= 1;
-                    lease.fence_closed(now);
-                }
-                2 => lease.cover(ttl + ms(before), now),
-                _ => {}
-            }
-            match lease.next(now) {
-                Next::Lost(_) => break,
-                Next::Wait(until) => now = until.min(now + ms(before + after)),
-                Next::Renew => {
-                    prop_assert_eq!(fences, 0);
-                    let (sent, done) = (now, now + ms(before));
-                    let asked = lease.renewing();
-                    now = done + ms(after);
-                    let Ttl::Finite(asked) = asked else { unreachable!() };
-                    // Sent while trusted, executed while the row was not expired.
-                    let executed = answer < 2 || (answer == 2 && late);
-                    if executed && db(done) < expires {
-                        expires = expires.max(db(done) + asked);
-                        let answer = if answer == 0 { Answer::Renewed } else { Answer::Unknown };
-                        lease.answered(sent, answer, now);
-                    } else {
-                        lease.answered(sent, Answer::Busy, now);
-                    }
-                }
-            }
-            prop_assert!(db(lease.trusted_until()) <= expires);
-        }
-    }
 }
