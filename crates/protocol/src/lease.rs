@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crate::lost::LostReason;
-use crate::values::time::Time;
+use crate::values::time::BootInstant;
 use crate::values::timing::{MAX_FIRST_GRANT, Timing};
 use crate::values::ttl::Ttl;
 
@@ -39,7 +39,7 @@ pub enum Next {
     /// Send a renewal.
     Renew,
     /// Ask again at that instant.
-    Wait(Time),
+    Wait(BootInstant),
     /// The lease is lost: trust has ended.
     Lost(LostReason),
 }
@@ -72,9 +72,9 @@ impl Answer {
 #[derive(Debug)]
 pub struct Lease {
     timing: Timing,
-    trusted_until: Time,
+    trusted_until: BootInstant,
     /// When the next renewal is due; `None`: never.
-    renew_at: Option<Time>,
+    renew_at: Option<BootInstant>,
     /// The ttl that the renewal under way asks for.
     under_way: Option<Ttl>,
     /// The ttl that the database has confirmed.
@@ -89,19 +89,19 @@ pub struct Lease {
     fences: u32,
     /// Set when a fence is closed that held renewals back: until then an answer counts even if trust has
     /// ended.
-    undecided_until: Option<Time>,
+    undecided_until: Option<BootInstant>,
     /// The length that the next renewal asks for if that is more than the ttl.
     cover: Option<Duration>,
 }
 
 /// When trust ends for a lease of `length` whose request was sent at `sent`.
-fn trust(timing: &Timing, sent: Time, length: Duration) -> Time {
-    sent.saturating_add(length.saturating_sub(timing.margin_of(length)))
+fn trust(timing: &Timing, sent: BootInstant, length: Duration) -> BootInstant {
+    sent + length.saturating_sub(timing.margin_of(length))
 }
 
 impl Lease {
     /// The lease of a grant of `length` whose request was sent at `sent`.
-    pub fn granted(timing: Timing, sent: Time, length: Duration) -> Self {
+    pub fn granted(timing: Timing, sent: BootInstant, length: Duration) -> Self {
         // A length other than the ttl has to be confirmed by a renewal at once. Either it is only the
         // beginning of a long lease, or it is the rest of a grant that was made by an earlier request.
         // That one was only read: a primary that was replaced can show a grant that it could not commit.
@@ -109,7 +109,7 @@ impl Lease {
         Self {
             trusted_until: trust(&timing, sent, length),
             renew_at: if is_whole {
-                timing.renew_every().map(|every| sent.saturating_add(every))
+                timing.renew_every().map(|every| sent + every)
             } else {
                 Some(sent)
             },
@@ -126,9 +126,9 @@ impl Lease {
     }
 
     /// What to do at `now`.
-    pub fn next(&self, now: Time) -> Next {
+    pub fn next(&self, now: BootInstant) -> Next {
         if self.fences > 0 {
-            return Next::Wait(Time::MAX);
+            return Next::Wait(BootInstant::MAX);
         }
         let undecided = self.undecided_until.unwrap_or(self.trusted_until);
         let until = undecided.max(self.trusted_until);
@@ -157,14 +157,14 @@ impl Lease {
 
     /// A fence is about to be opened that no renewal gets past. `false`: trust has ended, and it must
     /// not be opened.
-    pub fn fence_opened(&mut self, now: Time) -> bool {
+    pub fn fence_opened(&mut self, now: BootInstant) -> bool {
         let trusted = now < self.trusted_until;
         self.fences += u32::from(trusted);
         trusted
     }
 
     /// The transaction of such a fence has ended.
-    pub fn fence_closed(&mut self, now: Time) {
+    pub fn fence_closed(&mut self, now: BootInstant) {
         self.fences = self.fences.saturating_sub(1);
         if self.fences > 0 {
             return;
@@ -177,7 +177,7 @@ impl Lease {
                 Ttl::Finite(length) => length,
                 Ttl::Infinite => MAX_FIRST_GRANT,
             };
-            self.undecided_until = Some(now.saturating_add(most));
+            self.undecided_until = Some(now + most);
         }
         if is_suspended {
             self.renew_at = self.renew_at.map(|_| now);
@@ -186,7 +186,7 @@ impl Lease {
     }
 
     /// Renew at once, to this length if it is more than the ttl. Later renewals ask for the ttl again.
-    pub fn cover(&mut self, length: Duration, now: Time) {
+    pub fn cover(&mut self, length: Duration, now: BootInstant) {
         self.cover = self.cover.max(Some(length));
         self.confirmed = None;
         self.renew_at = Some(now);
@@ -203,7 +203,7 @@ impl Lease {
     /// Whether to renew it early, in a round of renewals that is sent at `now`.
     ///
     /// Leases that were acquired one after another are renewed in one statement from then on.
-    pub fn may_come_along(&self, now: Time) -> bool {
+    pub fn may_come_along(&self, now: BootInstant) -> bool {
         let Some(at) = self.renew_at else {
             return false;
         };
@@ -211,12 +211,12 @@ impl Lease {
         self.under_way.is_none()
             && self.fences == 0
             && self.failures == 0
-            && at <= now.saturating_add(early)
+            && at <= now + early
             && now < self.trusted_until
     }
 
     /// Renew at once, to learn whether the lease is still there.
-    pub fn check(&mut self, now: Time) {
+    pub fn check(&mut self, now: BootInstant) {
         self.check = true;
         if self.under_way.is_none() {
             self.renew_at = Some(now);
@@ -233,7 +233,7 @@ impl Lease {
     }
 
     /// The renewal that was sent at `sent` has this outcome, known at `now`.
-    pub fn answered(&mut self, sent: Time, answer: Answer, now: Time) {
+    pub fn answered(&mut self, sent: BootInstant, answer: Answer, now: BootInstant) {
         let Some(asked) = self.under_way.take() else {
             return;
         };
@@ -248,10 +248,10 @@ impl Lease {
     }
 
     /// The database confirmed the length that was asked for at `sent`.
-    fn renewed(&mut self, asked: Ttl, sent: Time, now: Time) {
+    fn renewed(&mut self, asked: Ttl, sent: BootInstant, now: BootInstant) {
         let until = match asked {
             Ttl::Finite(length) => trust(&self.timing, sent, length),
-            Ttl::Infinite => Time::MAX,
+            Ttl::Infinite => BootInstant::MAX,
         };
         self.trusted_until = self.trusted_until.max(until);
         if now < self.trusted_until {
@@ -264,7 +264,7 @@ impl Lease {
             self.cover = None;
             self.confirmed = Some(self.timing.ttl());
             let every = self.timing.renew_every();
-            self.renew_at = every.map(|every| sent.saturating_add(every));
+            self.renew_at = every.map(|every| sent + every);
         } else {
             // A longer lease was asked for since: the next renewal confirms it.
             self.renew_at = Some(now);
@@ -275,24 +275,24 @@ impl Lease {
     }
 
     /// The renewal failed: try again after a pause.
-    fn retry(&mut self, answer: Answer, now: Time) {
+    fn retry(&mut self, answer: Answer, now: BootInstant) {
         self.failed = Some(answer.lost_reason());
         let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10));
         let longest = self.timing.renew_every().unwrap_or(LONGEST_RETRY) / 2;
         self.failures = self.failures.saturating_add(1);
         let pause = pause.min(LONGEST_RETRY).min(longest.max(FIRST_RETRY));
-        self.renew_at = Some(now.saturating_add(pause));
+        self.renew_at = Some(now + pause);
     }
 
     /// Renew by this timing from now on, the first time at once.
-    pub fn extend(&mut self, timing: Timing, now: Time) {
+    pub fn extend(&mut self, timing: Timing, now: BootInstant) {
         self.timing = timing;
         self.confirmed = None;
         self.renew_at = Some(now);
     }
 
     /// When trust ends.
-    pub fn trusted_until(&self) -> Time {
+    pub fn trusted_until(&self) -> BootInstant {
         self.trusted_until
     }
 

@@ -39,6 +39,6 @@ pub use values::invalid::InvalidSetting;
 pub use values::name::{LockName, MAX_CHARS};
 pub use values::text::{Holding, Human, Short, escaped};
 pub use values::ticket::Ticket;
-pub use values::time::Time;
+pub use values::time::BootInstant;
 pub use values::timing::{MAX_FIRST_GRANT, REQUEST_TIMEOUT, Renewing, Timing};
 pub use values::ttl::{Ttl, parse_duration};

@@ -23,7 +23,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::values::time::Time;
+use crate::values::time::BootInstant;
 
 /// The time after an observation for the statement that takes the lease, and its reply.
 const TAKING: Duration = Duration::from_secs(1);
@@ -61,16 +61,16 @@ pub struct Version {
 #[derive(Clone, Debug)]
 struct Observation<V> {
     version: V,
-    since: Time,
+    since: BootInstant,
     length: Duration,
     overdue: bool,
-    last_seen: Time,
+    last_seen: BootInstant,
 }
 
 impl<V: Clone + Eq> Observation<V> {
     /// A reply that arrived at `now` shows this version for the first time. See [`ObservedExpiry`] for
     /// `length` and `overdue`.
-    fn begun(version: V, length: Duration, overdue: bool, now: Time) -> Self {
+    fn begun(version: V, length: Duration, overdue: bool, now: BootInstant) -> Self {
         Self {
             version,
             since: now,
@@ -81,7 +81,7 @@ impl<V: Clone + Eq> Observation<V> {
     }
 
     /// Another reply shows this version, which may be the same.
-    fn saw(&mut self, version: V, length: Duration, overdue: bool, now: Time) {
+    fn saw(&mut self, version: V, length: Duration, overdue: bool, now: BootInstant) {
         let since = if self.version == version {
             self.since
         } else {
@@ -94,24 +94,24 @@ impl<V: Clone + Eq> Observation<V> {
     }
 
     /// When the version will have been seen for the whole length.
-    fn ends_at(&self) -> Time {
-        self.since.saturating_add(self.length)
+    fn ends_at(&self) -> BootInstant {
+        self.since + self.length
     }
 
     /// How long the version still has to be seen.
-    fn left(&self, now: Time) -> Duration {
-        self.ends_at().saturating_sub(now)
+    fn left(&self, now: BootInstant) -> Duration {
+        self.ends_at() - now
     }
 
     /// The version that a statement sent after `now` may replace.
-    fn ended(&self, now: Time) -> Option<&V> {
+    fn ended(&self, now: BootInstant) -> Option<&V> {
         (now >= self.ends_at()).then_some(&self.version)
     }
 
     /// Whether no reply has confirmed it for so long that it is dropped.
-    fn is_forgotten(&self, now: Time) -> bool {
+    fn is_forgotten(&self, now: BootInstant) -> bool {
         let kept = self.length.saturating_add(REMEMBERED);
-        now > self.last_seen.saturating_add(kept)
+        now > self.last_seen + kept
     }
 }
 
@@ -138,7 +138,7 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
         version: &V,
         length: Duration,
         overdue: bool,
-        now: Time,
+        now: BootInstant,
     ) -> Duration {
         let (mut all, version) = (self.all(), version.clone());
         if let Some(observation) = all.get_mut(name) {
@@ -161,13 +161,13 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
     }
 
     /// How long ago the observation ended; `None` if it has not ended.
-    pub fn over_for(&self, name: &K, now: Time) -> Option<Duration> {
-        now.checked_sub(self.all().get(name)?.ends_at())
+    pub fn over_for(&self, name: &K, now: BootInstant) -> Option<Duration> {
+        now.checked_duration_since(self.all().get(name)?.ends_at())
     }
 
     /// The version that a statement sent after `now` may replace; `None` if the observation has not
     /// ended.
-    pub fn ended(&self, name: &K, now: Time) -> Option<V> {
+    pub fn ended(&self, name: &K, now: BootInstant) -> Option<V> {
         self.all().get(name)?.ended(now).cloned()
     }
 
@@ -200,11 +200,11 @@ impl<V: Clone + Eq> WaitExtension<V> {
         &mut self,
         observations: &Observations<K, V>,
         name: &K,
-        now: Time,
-    ) -> Option<Time> {
+        now: BootInstant,
+    ) -> Option<BootInstant> {
         let observation = observations.overdue(name)?;
         let version = self.0.get_or_insert_with(|| observation.version.clone());
-        let end = observation.ends_at().saturating_add(TAKING);
+        let end = observation.ends_at() + TAKING;
         (*version == observation.version && now < end).then_some(end)
     }
 }

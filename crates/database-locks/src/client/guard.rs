@@ -16,8 +16,8 @@ use crate::runtime::clock;
 use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use protocol::{
-    Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand, Released,
-    Renewal, Short, Ticket, Time, Token, Ttl,
+    BootInstant, Gone, Grant, LockName, LockState, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
+    Released, Renewal, Short, Ticket, Token, Ttl,
 };
 
 /// How long [`LockGuard::release`] waits for the database before it lets the background go on.
@@ -563,7 +563,11 @@ impl LockGuard {
 }
 
 /// Release in the background, and wait for it no longer than a caller should.
-async fn in_background(name: LockName, release: GiveBack, until: Time) -> Result<Released, Error> {
+async fn in_background(
+    name: LockName,
+    release: GiveBack,
+    until: BootInstant,
+) -> Result<Released, Error> {
     let work = runtime::spawn(release.carry_on())?;
     runtime::run(async move {
         tokio::select! {

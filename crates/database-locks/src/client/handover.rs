@@ -17,8 +17,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
-    Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
+    AcquireCommand, BootInstant, Gone, Grant, Lease, LockInfo, LostReason, REQUEST_TIMEOUT,
+    ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
 };
 
 /// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
@@ -83,7 +83,7 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
 }
 
 /// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<Time, Error> {
+async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<BootInstant, Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();

@@ -16,7 +16,7 @@ use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Time, Token, Ttl,
+    BootInstant, Force, Holder, LockName, REQUEST_TIMEOUT, ReleaseCommand, Released, Token, Ttl,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -56,7 +56,7 @@ pub(crate) struct GiveBack(Option<Here<Task>>);
 struct Task {
     inner: Arc<Inner>,
     what: ReleaseCommand,
-    end: Time,
+    end: BootInstant,
     held_for: Option<Duration>,
     /// The lane's answer; that it is late, while its request is unanswered.
     first: Option<Result<Released, StoreError>>,
@@ -71,8 +71,8 @@ impl GiveBack {
         held_for: Option<Duration>,
     ) -> Self {
         let end = match ttl {
-            Ttl::Finite(ttl) => clock::now().saturating_add(ttl),
-            Ttl::Infinite => Time::MAX,
+            Ttl::Finite(ttl) => clock::now() + ttl,
+            Ttl::Infinite => BootInstant::MAX,
         };
         Self(Some(Here::new(Task {
             _pending: inner.pending.clone(),
@@ -197,7 +197,7 @@ enum Try {
 async fn until_answered(
     inner: &Arc<Inner>,
     what: ReleaseCommand,
-    end: Time,
+    end: BootInstant,
     held_for: Option<Duration>,
     which: Try,
     mut first: Option<Result<Released, StoreError>>,
@@ -273,7 +273,7 @@ async fn until_answered(
 fn go_on(
     inner: Arc<Inner>,
     what: ReleaseCommand,
-    end: Time,
+    end: BootInstant,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
@@ -285,7 +285,7 @@ fn go_on(
 fn after_fence(
     inner: Arc<Inner>,
     what: ReleaseCommand,
-    end: Time,
+    end: BootInstant,
     held_for: Option<Duration>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
@@ -299,7 +299,7 @@ fn after_fence(
             .is_none()
             .then(|| inner.pending.clone());
         // The lease may have ended under the fence; the row is the grant's until another takes it.
-        let end = end.max(clock::now().saturating_add(REQUEST_TIMEOUT));
+        let end = end.max(clock::now() + REQUEST_TIMEOUT);
         let _ = until_answered(&inner, what, end, held_for, Try::AfterFence, None).await;
         drop(pending);
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::runtime::clock;
-use protocol::{Gone, HeldBy, Human, LostReason, Time, escaped};
+use protocol::{BootInstant, Gone, HeldBy, Human, LostReason, escaped};
 
 /// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
 const WORTH_A_DATE: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ struct Told {
     gone: Gone,
     last_answer: Option<Arc<str>>,
     held_for: Option<Duration>,
-    at: Time,
+    at: BootInstant,
 }
 
 impl Loss {
@@ -51,13 +51,13 @@ impl Loss {
     pub(crate) fn of_held(
         gone: Gone,
         last_answer: Option<Arc<str>>,
-        since: Time,
-        at: Time,
+        since: BootInstant,
+        at: BootInstant,
     ) -> Self {
         Self(Arc::new(Told {
             gone,
             last_answer,
-            held_for: Some(at.saturating_sub(since)),
+            held_for: Some(at - since),
             at,
         }))
     }
@@ -88,7 +88,7 @@ impl Loss {
     /// How long ago trust ended, by the same clock. Since then another holder may have been at
     /// work.
     pub fn elapsed(&self) -> Duration {
-        clock::now().saturating_sub(self.0.at)
+        clock::now() - self.0.at
     }
 
     /// The holder in the database's answer that reported the loss.
@@ -178,7 +178,8 @@ mod tests {
     fn a_loss_says_why_since_when_and_who_has_it_now() {
         // Not yet, so that no time passes until it is shown.
         let now = clock::now() + secs(3600);
-        let told = |gone: Gone, at: Time| Loss::of_held(gone, None, at - secs(12), at).to_string();
+        let told =
+            |gone: Gone, at: BootInstant| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
             told(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"

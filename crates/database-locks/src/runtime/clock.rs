@@ -2,23 +2,29 @@
 
 use std::time::Duration;
 
-use protocol::Time;
+use protocol::BootInstant;
 
 /// Now, on a clock that goes on while the machine is suspended.
 ///
 /// `std::time::Instant` stands still during a suspend on Linux: a laptop that was closed for an hour
 /// would open up trusting leases that ended fifty-nine minutes ago.
 #[cfg(target_os = "linux")]
-pub(crate) fn now() -> Time {
+pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+    BootInstant::from_boot(Duration::new(
+        t.tv_sec.unsigned_abs(),
+        t.tv_nsec.unsigned_abs() as u32,
+    ))
 }
 
 /// Now. Elsewhere than on Linux the monotonic clock has to do; on macOS it runs through suspend.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn now() -> Time {
+pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+    BootInstant::from_boot(Duration::new(
+        t.tv_sec.unsigned_abs(),
+        t.tv_nsec.unsigned_abs() as u32,
+    ))
 }
 
 /// The longest that a sleeper may sleep without looking at the clock again.
@@ -29,8 +35,12 @@ pub(crate) fn now() -> Time {
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
 /// Sleep until then; a suspend of the machine counts.
-pub(crate) async fn sleep_until(then: Time) {
-    while let Some(left) = then.checked_sub(now()).filter(|left| !left.is_zero()) {
+pub(crate) async fn sleep_until(then: BootInstant) {
+    loop {
+        let left = then - now();
+        if left.is_zero() {
+            return;
+        }
         tokio::time::sleep(left.min(LONGEST_NAP)).await;
     }
 }
@@ -49,6 +59,6 @@ mod tests {
     fn time_goes_on() {
         let before = super::now();
         assert!(super::now() >= before);
-        assert!(!before.is_zero());
+        assert!(before > super::BootInstant::ZERO);
     }
 }

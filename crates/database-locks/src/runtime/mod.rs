@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{JoinError, JoinHandle};
 
 use fork::{AtWork, PerProcess};
-use protocol::Time;
+use protocol::BootInstant;
 
 pub(crate) mod callbacks;
 pub(crate) mod clock;
@@ -175,10 +175,13 @@ pub(crate) fn block_on_for<F: Future + ?Sized>(
     at_most: Duration,
 ) -> Result<Option<F::Output>, RuntimeError> {
     may_block()?;
-    Ok(wait(future, Some(clock::now().saturating_add(at_most))))
+    Ok(wait(future, Some(clock::now() + at_most)))
 }
 
-fn wait<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+fn wait<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    until: Option<BootInstant>,
+) -> Option<F::Output> {
     // Within a runtime tokio refuses to drive another, and while a thread ends too.
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
@@ -205,11 +208,11 @@ enum Driven<T> {
 /// Wait for it within the blocking runtime, for as long as it needs that.
 async fn drive<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
-    until: Option<Time>,
+    until: Option<BootInstant>,
 ) -> Driven<F::Output> {
     // The tasks of the runtime come first, if none was polled for a while: one of them knows whether the server
     // has ended the connection meanwhile.
-    let now = u64::try_from(clock::now().as_millis()).unwrap_or(u64::MAX);
+    let now = u64::try_from(clock::now().since_boot().as_millis()).unwrap_or(u64::MAX);
     if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > FRESH {
         tokio::task::yield_now().await;
     }
@@ -228,7 +231,7 @@ async fn drive<F: Future + ?Sized>(
     match until {
         None => driven.await,
         Some(until) => {
-            let left = until.saturating_sub(clock::now());
+            let left = until - clock::now();
             let driven = tokio::time::timeout(left, driven).await;
             driven.unwrap_or(Driven::Late)
         }
@@ -236,7 +239,10 @@ async fn drive<F: Future + ?Sized>(
 }
 
 /// Wait for it on this thread, outside any runtime.
-fn park<F: Future + ?Sized>(mut future: Pin<&mut F>, until: Option<Time>) -> Option<F::Output> {
+fn park<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    until: Option<BootInstant>,
+) -> Option<F::Output> {
     let _parked = Set::begin(&PARKED);
     let signal = Arc::new(Signal {
         thread: std::thread::current(),
@@ -278,9 +284,9 @@ struct Signal {
 
 impl Signal {
     /// Whether it was set, rather than that the time was over.
-    fn wait(&self, until: Option<Time>) -> bool {
+    fn wait(&self, until: Option<BootInstant>) -> bool {
         while !self.set.swap(false, Ordering::Acquire) {
-            match until.map(|until| until.saturating_sub(clock::now())) {
+            match until.map(|until| until - clock::now()) {
                 None => std::thread::park(),
                 Some(Duration::ZERO) => return false,
                 Some(left) => std::thread::park_timeout(left),

@@ -15,9 +15,9 @@ use crate::store::{
     connect::table::Table,
 };
 use protocol::{
-    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LockRow,
-    LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
-    TakeOverCommand, Time, Token, Ttl, judge, judge_ticket,
+    AcquireCommand, BootInstant, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName,
+    LockRow, LostReason, Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand,
+    TakeOverCommand, Token, Ttl, judge, judge_ticket,
 };
 
 #[derive(Debug, Default)]
@@ -26,8 +26,8 @@ struct Row {
     token: i64,
     grant: Option<String>,
     expires: Option<Ends>,
-    acquired: Option<Time>,
-    renewed: Option<Time>,
+    acquired: Option<BootInstant>,
+    renewed: Option<BootInstant>,
     metadata: Option<String>,
     /// How many fences are open.
     fences: u32,
@@ -35,13 +35,13 @@ struct Row {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Ends {
-    At(Time),
+    At(BootInstant),
     Never,
 }
 
-fn ends(now: Time, ttl: Ttl) -> Ends {
+fn ends(now: BootInstant, ttl: Ttl) -> Ends {
     match ttl {
-        Ttl::Finite(length) => Ends::At(now.saturating_add(length)),
+        Ttl::Finite(length) => Ends::At(now + length),
         Ttl::Infinite => Ends::Never,
     }
 }
@@ -55,29 +55,29 @@ fn micros(d: Duration) -> i64 {
     clippy::disallowed_methods,
     reason = "here it plays the database's clock, for display"
 )]
-fn stamp(at: Time) -> i64 {
+fn stamp(at: BootInstant) -> i64 {
     static BOOT: OnceLock<i64> = OnceLock::new();
     let boot = BOOT.get_or_init(|| {
         let wall = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        micros(wall) - micros(clock::now())
+        micros(wall) - micros(clock::now().since_boot())
     });
-    boot.saturating_add(micros(at))
+    boot.saturating_add(micros(at.since_boot()))
 }
 
 /// This engine's clock in milliseconds since 1970, below which no token is made.
-fn least_token(now: Time) -> i64 {
+fn least_token(now: BootInstant) -> i64 {
     stamp(now) / 1000
 }
 
 /// The token of the next grant: greater than all before, those of a deleted row too.
-fn next_token(token: i64, now: Time) -> i64 {
+fn next_token(token: i64, now: BootInstant) -> i64 {
     token.saturating_add(1).max(least_token(now))
 }
 
 impl Row {
-    fn is_free(&self, now: Time) -> bool {
+    fn is_free(&self, now: BootInstant) -> bool {
         match self.expires {
             None => true,
             Some(Ends::At(end)) => end <= now,
@@ -92,7 +92,7 @@ impl Row {
             && self.holder.as_deref() == Some(&*grant.holder)
     }
 
-    fn grant(&mut self, ask: &AcquireCommand, now: Time) -> Outcome {
+    fn grant(&mut self, ask: &AcquireCommand, now: BootInstant) -> Outcome {
         self.token = next_token(self.token, now);
         self.holder = Some(ask.holder.to_string());
         self.grant = Some(ask.grant.to_string());
@@ -105,23 +105,23 @@ impl Row {
         }
     }
 
-    fn free(&mut self, now: Time) {
+    fn free(&mut self, now: BootInstant) {
         (self.expires, self.grant, self.renewed) = (None, None, Some(now));
     }
 
-    fn seen(&self, name: &LockName, now: Time) -> LockRow {
+    fn seen(&self, name: &LockName, now: BootInstant) -> LockRow {
         LockRow {
             name: name.to_string(),
             holder: self.holder.clone(),
             token: self.token,
             grant: self.grant.clone(),
             expires_in: self.expires.map(|ends| match ends {
-                Ends::At(end) => micros(end) - micros(now),
+                Ends::At(end) => micros(end.since_boot()) - micros(now.since_boot()),
                 Ends::Never => i64::MAX,
             }),
             is_infinite: self.expires == Some(Ends::Never),
             is_legacy: false,
-            held_for: self.acquired.map(|at| micros(now.saturating_sub(at))),
+            held_for: self.acquired.map(|at| micros(now - at)),
             acquired_at: self.acquired.map(stamp),
             renewed_at: self.renewed.map(stamp),
             expires_at: match self.expires {
@@ -370,7 +370,7 @@ impl Store for Memory {
         let (now, mut rows) = (clock::now(), self.rows());
         let token = least_token(now);
         let before = rows.len();
-        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
+        let old = |at: Option<BootInstant>| at.map_or(unknown, |at| at + idle <= now);
         rows.retain(|_, row| {
             let last = match row.expires {
                 Some(Ends::At(end)) => Some(end),
@@ -435,8 +435,8 @@ impl Store for Memory {
 
     fn examine(&self, _: Duration) -> Reply<'_, Report> {
         let (now, rows) = (clock::now(), self.rows());
-        let minute_ago = now.saturating_sub(Duration::from_secs(60));
-        let day_ago = now.saturating_sub(Duration::from_secs(86_400));
+        let minute_ago = now - Duration::from_secs(60);
+        let day_ago = now - Duration::from_secs(86_400);
         let such = |matches: &dyn Fn(&Row) -> bool| {
             let mut found = rows.iter().filter(|(_, row)| matches(row));
             let first = found.next().map(|(name, _)| name.to_string());

@@ -4,7 +4,7 @@ mod properties;
 use super::*;
 use crate::values::timing::Renewing;
 
-const START: Time = Duration::from_secs(1000);
+const START: BootInstant = BootInstant::from_boot(Duration::from_secs(1000));
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -35,7 +35,7 @@ fn an_infinite_lease_may_have_a_period_of_any_length() {
     assert_eq!(lease.next(START), Next::Renew);
     assert_eq!(lease.renewing(), Ttl::Infinite);
     lease.answered(START, Answer::Renewed, START + secs(1));
-    assert_eq!(lease.next(START + secs(1)), Next::Wait(Time::MAX));
+    assert_eq!(lease.next(START + secs(1)), Next::Wait(BootInstant::MAX));
     assert!(!lease.may_come_along(START + secs(1)));
 }
 
@@ -73,9 +73,9 @@ fn a_call_that_hangs_does_not_delay_the_loss() {
 fn driven(
     lease: &mut Lease,
     answer: Answer,
-    mut now: Time,
-    end: Time,
-) -> (Vec<Time>, Option<(LostReason, Time)>) {
+    mut now: BootInstant,
+    end: BootInstant,
+) -> (Vec<BootInstant>, Option<(LostReason, BootInstant)>) {
     let mut renewals = Vec::new();
     for _ in 0..1000 {
         if now >= end {

@@ -6,7 +6,7 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-const BEGAN: Time = secs(1000);
+const BEGAN: BootInstant = BootInstant::from_boot(secs(1000));
 
 fn observation() -> Observation<u32> {
     Observation::begun(1, secs(30), false, BEGAN)
@@ -188,6 +188,7 @@ proptest! {
     #[test]
     fn no_waiter_takes_a_trusted_lease(history in history()) {
         let ms = Duration::from_millis;
+        let at = |ms: u64| BootInstant::from_boot(Duration::from_millis(ms));
         // The version at some point in time: how many renewals were executed by then.
         let version = |at: u64| {
             history.renewals.iter().filter(|(sent, slow)| sent + slow <= at).count()
@@ -202,17 +203,17 @@ proptest! {
                     if observation.version != seen {
                         first_seen = now;
                     }
-                    observation.saw(seen, length, false, ms(now));
+                    observation.saw(seen, length, false, at(now));
                 }
                 none => {
                     first_seen = now;
-                    *none = Some(Observation::begun(seen, length, false, ms(now)));
+                    *none = Some(Observation::begun(seen, length, false, at(now)));
                 }
             }
             let observation = observation.as_ref().unwrap();
-            let may = observation.ended(ms(now)).is_some();
+            let may = observation.ended(at(now)).is_some();
             prop_assert_eq!(may, now - first_seen >= history.length);
-            prop_assert_eq!(may, observation.left(ms(now)).is_zero());
+            prop_assert_eq!(may, observation.left(at(now)).is_zero());
             let executed = now + history.taking;
             // The statement asks for the version.
             if may && version(executed) == seen && seen > 0 {

@@ -16,7 +16,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    GrantId, Holder, Human, LockName, LostReason, Outcome, Time, Token, Version, WaitExtension,
+    BootInstant, GrantId, Holder, Human, LockName, LostReason, Outcome, Token, Version,
+    WaitExtension,
 };
 
 /// How long a try-once goes on trying where the database answers with a conflict that is not about
@@ -39,7 +40,7 @@ pub(crate) struct Acquisition<'a> {
     inner: &'a Arc<Inner>,
     want: &'a Arc<Want>,
     progress: &'a Mutex<Progress>,
-    deadline: Option<Time>,
+    deadline: Option<BootInstant>,
     attempt: Attempt,
     interval: PollInterval,
     /// The place in the queue of this process.
@@ -50,7 +51,7 @@ pub(crate) struct Acquisition<'a> {
     /// for what else may become of it.
     held_here: Option<Duration>,
     /// When an answer first left open who has it, since one that told.
-    unclear_since: Option<Time>,
+    unclear_since: Option<BootInstant>,
     extension: WaitExtension<Version>,
 }
 
@@ -60,7 +61,7 @@ impl<'a> Acquisition<'a> {
         want: &'a Arc<Want>,
         tried: Option<Box<Tried>>,
         progress: &'a Mutex<Progress>,
-        deadline: Option<Time>,
+        deadline: Option<BootInstant>,
     ) -> Result<Self, Error> {
         let (attempt, polled) = match tried {
             Some(tried) => (tried.0, tried.1),
@@ -162,11 +163,11 @@ impl<'a> Acquisition<'a> {
         }
         let end = self.deadline.zip(self.want.wait).map(|(at, wait)| {
             let short = NO_HEAD_START.min(wait / 2);
-            at.saturating_sub(short)
+            at - short
         });
         loop {
             let left = slot.head_start();
-            let until_end = end.map_or(left, |end| end.saturating_sub(clock::now()));
+            let until_end = end.map_or(left, |end| end - clock::now());
             if left.is_zero() || until_end.is_zero() || self.want.preempt {
                 break;
             }
@@ -197,7 +198,7 @@ impl<'a> Acquisition<'a> {
         &mut self,
         token: Token,
         length: Duration,
-        sent: Time,
+        sent: BootInstant,
     ) -> Result<Option<LockGuard>, Error> {
         let (inner, name) = (self.inner, &self.want.name);
         inner.queues.acquired(name);
@@ -209,7 +210,7 @@ impl<'a> Acquisition<'a> {
         if self.want.once() {
             return Err(Error::lost(name, loss));
         }
-        let took = clock::now().saturating_sub(sent);
+        let took = clock::now() - sent;
         let late = StoreError::cannot_serve(match loss.reason() {
             LostReason::Expired => format!(
                 "it was granted, and {} passed before that could be relied on, too long for a lease of {}",
@@ -228,7 +229,7 @@ impl<'a> Acquisition<'a> {
     }
 
     /// Whether a try-once is over after this.
-    fn gives_up(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> bool {
+    fn gives_up(&mut self, outcome: &Result<Outcome, StoreError>, now: BootInstant) -> bool {
         // Not from before the request: an answer that was long on its way is a moment old, and worth another try.
         let unclear = now - *self.unclear_since.get_or_insert(now);
         let over = match outcome {
@@ -250,7 +251,11 @@ impl<'a> Acquisition<'a> {
     /// # Errors
     ///
     /// A refusal ends the acquisition.
-    fn note(&mut self, outcome: Result<Outcome, StoreError>, sent: Time) -> Result<bool, Error> {
+    fn note(
+        &mut self,
+        outcome: Result<Outcome, StoreError>,
+        sent: BootInstant,
+    ) -> Result<bool, Error> {
         let name = &self.want.name;
         let mut held_here = false;
         match &outcome {
@@ -291,7 +296,7 @@ impl<'a> Acquisition<'a> {
                 .until(&self.inner.observations, &self.want.name, clock::now())
                 .is_some()
         };
-        match at.saturating_sub(clock::now() + LAST_TRY) {
+        match at - (clock::now() + LAST_TRY) {
             // The wait's end is what ends this.
             Duration::ZERO if !overdue() => Duration::MAX,
             Duration::ZERO => pause,

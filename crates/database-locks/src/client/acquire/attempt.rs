@@ -23,8 +23,8 @@ use crate::runtime::fork::Here;
 use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
-    AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
-    Outcome, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
+    AcquireCommand, BootInstant, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT,
+    ObservedExpiry, Outcome, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
 };
 
 /// One grant that is being asked for.
@@ -39,7 +39,7 @@ pub(crate) struct Attempt {
     /// From before the request is sent: then it may stand in the row.
     _ours: Ours,
     /// When the latest request was sent.
-    sent: Time,
+    sent: BootInstant,
     unsettled: bool,
     /// Closes when the request on the lane has ended: answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
@@ -60,14 +60,14 @@ impl Attempt {
             want: Arc::clone(want),
             _ours: Ours::new(ask.grant),
             ask,
-            sent: Time::ZERO,
+            sent: BootInstant::ZERO,
             unsettled: false,
             under_way: None,
         })
     }
 
     /// When the latest request was sent.
-    pub(crate) fn sent(&self) -> Time {
+    pub(crate) fn sent(&self) -> BootInstant {
         self.sent
     }
 

@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::client::acquire::poll_pause;
-use protocol::Time;
+use protocol::BootInstant;
 
 /// How long a process that was notified may take to acquire, in microseconds.
 const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;
@@ -63,22 +63,22 @@ pub(crate) enum Waiters {
 #[derive(Debug, Default)]
 pub(crate) struct HeadStart {
     /// When this process last released it, and others may have waited; zero: never.
-    released: Time,
+    released: BootInstant,
     /// Until then this process does not try.
-    others_first: Time,
+    others_first: BootInstant,
     /// The other backends that released it since then.
     since: Vec<i32>,
     /// How many other processes have their turn first: those that released it between our last two releases, less
     /// one for each release since.
     before: u32,
     /// Since when this process has held it again and again.
-    row_since: Time,
+    row_since: BootInstant,
     /// How often since then.
     grants: u32,
     /// How long that may go on.
     row: Duration,
     /// When another process was last seen to hold it.
-    elsewhere: Option<Time>,
+    elsewhere: Option<BootInstant>,
     /// The present pause was made although no other process was seen: it may not be seen now either, if its grant
     /// is over before the pause is.
     probes: bool,
@@ -86,12 +86,12 @@ pub(crate) struct HeadStart {
 
 impl HeadStart {
     /// This process released it, which it had held for so long.
-    pub(crate) fn released(&mut self, waiters: Waiters, held_for: Duration, now: Time) {
+    pub(crate) fn released(&mut self, waiters: Waiters, held_for: Duration, now: BootInstant) {
         if waiters == Waiters::None {
             return;
         }
-        let began = now.saturating_sub(held_for);
-        let asked_again_after = began.saturating_sub(self.released.max(self.others_first));
+        let began = now - held_for;
+        let asked_again_after = began - self.released.max(self.others_first);
         self.released = now;
         if waiters == Waiters::Notified {
             self.before = self.since.len() as u32;
@@ -106,8 +106,7 @@ impl HeadStart {
         self.grants += 1;
         let contended = self.elsewhere.is_some_and(|at| now < at + CONTENDED);
         let first = self.row == FIRST_ROW;
-        let goes_on =
-            now.saturating_sub(self.row_since) < self.row && (!first || self.grants < FIRST_GRANTS);
+        let goes_on = now - self.row_since < self.row && (!first || self.grants < FIRST_GRANTS);
         // After one grant, however long, the next one goes to a waiter of this process without a pause.
         if (goes_on || self.grants == 1) && !contended {
             return;
@@ -123,19 +122,19 @@ impl HeadStart {
     }
 
     /// Another process holds it: it had its chance, and will want another.
-    pub(crate) fn held_elsewhere(&mut self, now: Time) {
+    pub(crate) fn held_elsewhere(&mut self, now: BootInstant) {
         self.elsewhere = Some(now);
     }
 
     /// The backend `by` released it, one of another process; none: perhaps this process itself did so,
     /// and the others still try first.
-    pub(crate) fn notified(&mut self, by: Option<i32>, now: Time) {
+    pub(crate) fn notified(&mut self, by: Option<i32>, now: BootInstant) {
         let Some(by) = by else { return };
         self.before = self.before.saturating_sub(1);
         if self.since.len() < TURNS && !self.since.contains(&by) {
             self.since.push(by);
         }
-        let yields = !self.released.is_zero() && fastrand::u32(..YIELDS) == 0;
+        let yields = self.released > BootInstant::ZERO && fastrand::u32(..YIELDS) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
         self.others_first = now + pause.max(TURN * self.before);
     }
@@ -146,12 +145,12 @@ impl HeadStart {
     }
 
     /// How long other processes have to be left to try first.
-    pub(crate) fn left(&self, now: Time) -> Duration {
-        self.others_first.saturating_sub(now)
+    pub(crate) fn left(&self, now: BootInstant) -> Duration {
+        self.others_first - now
     }
 
     /// Whether that may still be of use.
-    pub(crate) fn is_recent(&self, now: Time) -> bool {
+    pub(crate) fn is_recent(&self, now: BootInstant) -> bool {
         let known = self.released.max(self.elsewhere.unwrap_or_default());
         now < known + REMEMBERED
     }
@@ -161,7 +160,7 @@ impl HeadStart {
 mod tests {
     use super::*;
 
-    const BEGAN: Time = Duration::from_secs(100);
+    const BEGAN: BootInstant = BootInstant::from_boot(Duration::from_secs(100));
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -221,7 +220,12 @@ mod tests {
     }
 
     /// A loop that holds the lock for so long, until `end`; how often it paused.
-    fn looped(start: &mut HeadStart, hold: Duration, mut now: Time, end: Time) -> u32 {
+    fn looped(
+        start: &mut HeadStart,
+        hold: Duration,
+        mut now: BootInstant,
+        end: BootInstant,
+    ) -> u32 {
         let mut pauses = 0;
         while now < end {
             now += hold;

@@ -164,7 +164,7 @@ async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error>
 async fn in_background(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    began: protocol::Time,
+    began: protocol::BootInstant,
     tried: Option<Box<Tried>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
@@ -277,7 +277,7 @@ async fn observed(
 struct Progress {
     holder: Option<Holder>,
     /// When that was seen.
-    seen: protocol::Time,
+    seen: protocol::BootInstant,
     failure: Option<StoreError>,
     /// Whose holding was logged last.
     logged: Option<(Option<Token>, Option<String>)>,
@@ -325,7 +325,7 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
     let began = clock::now();
     let mut rarer = Rarer::new(began);
     loop {
-        tokio::time::sleep(rarer.due().saturating_sub(clock::now())).await;
+        tokio::time::sleep(rarer.due() - clock::now()).await;
         let now = clock::now();
         rarer.told(now);
         let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -333,7 +333,7 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
         let holder = progress.holder.as_ref();
         if let Some(by) = holder.filter(|_| progress.knows_holder()) {
             let mut by = by.clone();
-            let since = now.saturating_sub(progress.seen);
+            let since = now - progress.seen;
             drop(progress);
             by.held_for = by.held_for.map(|age| age + since);
             log_held(&want.name, now - began, &by);
@@ -345,12 +345,12 @@ async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infall
 async fn within_wait(
     inner: &Arc<Inner>,
     want: &Arc<Want>,
-    began: protocol::Time,
+    began: protocol::BootInstant,
     tried: Option<Box<Tried>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
     let limit = want.wait.filter(|wait| !wait.is_zero());
-    let mut end = limit.map(|limit| began.saturating_add(limit));
+    let mut end = limit.map(|limit| began + limit);
     let work = Acquisition::new(inner, want, tried, &progress, end)?.run();
     if want.once() {
         return work.await;
@@ -392,7 +392,7 @@ async fn within_wait(
     ))
 }
 
-async fn until(end: Option<protocol::Time>) {
+async fn until(end: Option<protocol::BootInstant>) {
     match end {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::store::api::StoreError;
-use protocol::{Holder, Outcome, Time, Token};
+use protocol::{BootInstant, Holder, Outcome, Token};
 
 /// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a
 /// waiter that polls one that changes hands all the time more rarely would hardly ever come in between.
@@ -59,9 +59,9 @@ impl WaitHint {
 pub(crate) struct PollInterval {
     longest: Duration,
     /// Which grant was seen last, and since when.
-    seen: Option<(Option<Token>, Time)>,
+    seen: Option<(Option<Token>, BootInstant)>,
     /// Since when its row has been locked.
-    busy: Option<Time>,
+    busy: Option<BootInstant>,
     outage: Duration,
 }
 
@@ -81,7 +81,11 @@ impl PollInterval {
     }
 
     /// After a try or a poll that came to this by `now`.
-    pub(crate) fn after(&mut self, outcome: &Result<Outcome, StoreError>, now: Time) -> WaitHint {
+    pub(crate) fn after(
+        &mut self,
+        outcome: &Result<Outcome, StoreError>,
+        now: BootInstant,
+    ) -> WaitHint {
         match outcome {
             Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
@@ -97,7 +101,7 @@ impl PollInterval {
     /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
     ///
     /// A legacy holder notifies nobody, and neither does the end of a lease.
-    fn held(&mut self, holder: &Holder, now: Time) -> WaitHint {
+    fn held(&mut self, holder: &Holder, now: BootInstant) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
             Some((token, since)) if token == holder.token => since,
@@ -111,7 +115,7 @@ impl PollInterval {
         let notified = self.longest.clamp(NOTIFIED_POLL, LONGEST_NOTIFIED);
         WaitHint {
             notified: (!holder.is_legacy).then(|| until_end(jittered(notified, 0.5))),
-            polling: until_end(jittered(self.pause(now.saturating_sub(since)), 0.6)),
+            polling: until_end(jittered(self.pause(now - since), 0.6)),
         }
     }
 
@@ -125,10 +129,10 @@ impl PollInterval {
         pause.min(self.longest)
     }
 
-    fn busy(&mut self, now: Time) -> Duration {
+    fn busy(&mut self, now: BootInstant) -> Duration {
         self.outage = Duration::ZERO;
         let since = *self.busy.get_or_insert(now);
-        let pause = (now.saturating_sub(since) / 2).clamp(BUSY_AT_FIRST, BUSY_LATER);
+        let pause = ((now - since) / 2).clamp(BUSY_AT_FIRST, BUSY_LATER);
         jittered(pause, 0.1).min(self.longest)
     }
 
@@ -147,7 +151,7 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    const BEGAN: Time = Duration::from_secs(1000);
+    const BEGAN: BootInstant = BootInstant::from_boot(Duration::from_secs(1000));
 
     fn held(token: i64, free_in: Option<Duration>) -> Result<Outcome, StoreError> {
         Ok(Outcome::Held(Holder {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::renewal::grant_state::ms;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Holder, Holding, Human, LockName, Time, Token};
+use protocol::{BootInstant, Holder, Holding, Human, LockName, Token};
 
 /// The time until the first record about a lock that is held, and from the first to the second about an
 /// outage.
@@ -23,26 +23,26 @@ const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
 /// When the next record is due about something that goes on.
 #[derive(Debug)]
 pub(crate) struct Rarer {
-    due: Time,
+    due: BootInstant,
     pause: Duration,
 }
 
 impl Rarer {
     /// Of what began at `began`: the first record is due after ten seconds.
-    pub(crate) fn new(began: Time) -> Self {
+    pub(crate) fn new(began: BootInstant) -> Self {
         Self {
-            due: began.saturating_add(FIRST),
+            due: began + FIRST,
             pause: FIRST,
         }
     }
 
-    pub(crate) fn due(&self) -> Time {
+    pub(crate) fn due(&self) -> BootInstant {
         self.due
     }
 
-    pub(crate) fn told(&mut self, now: Time) {
+    pub(crate) fn told(&mut self, now: BootInstant) {
         self.pause = (self.pause * LONGER).min(LONGEST);
-        self.due = now.saturating_add(self.pause);
+        self.due = now + self.pause;
     }
 }
 
@@ -52,20 +52,20 @@ pub(crate) struct Outages(Mutex<Option<Outage>>);
 
 #[derive(Debug)]
 struct Outage {
-    since: Time,
+    since: BootInstant,
     /// None: it was not told yet.
     next: Option<Rarer>,
 }
 
 impl Outages {
     /// A try that was sent at `sent` was not decided; the outage's age, where that is to be told now.
-    fn failed(&self, sent: Time, contention: bool, now: Time) -> Option<Duration> {
+    fn failed(&self, sent: BootInstant, contention: bool, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outage = outage.get_or_insert(Outage {
             since: sent,
             next: None,
         });
-        let age = now.saturating_sub(outage.since);
+        let age = now - outage.since;
         match &mut outage.next {
             None if contention && age < ORDINARY_CONTENTION => return None,
             None => outage.next = Some(Rarer::new(now)),
@@ -76,14 +76,14 @@ impl Outages {
     }
 
     /// A try that was sent at `sent` was decided; how long the outage was that ended so, if it was told.
-    fn answered(&self, sent: Time, now: Time) -> Option<Duration> {
+    fn answered(&self, sent: BootInstant, now: BootInstant) -> Option<Duration> {
         let mut outage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = outage.take_if(|outage| outage.since <= sent)?;
-        ended.next.map(|_| now.saturating_sub(ended.since))
+        ended.next.map(|_| now - ended.since)
     }
 
     /// Log what a failed try of a wait says of the database.
-    pub(crate) fn log_failed(&self, name: &LockName, sent: Time, failure: &StoreError) {
+    pub(crate) fn log_failed(&self, name: &LockName, sent: BootInstant, failure: &StoreError) {
         let contention = matches!(failure, StoreError::Contention(_));
         let Some(age) = self.failed(sent, contention, clock::now()) else {
             return;
@@ -97,7 +97,7 @@ impl Outages {
     }
 
     /// Log the end of an outage that was told.
-    pub(crate) fn log_answered(&self, sent: Time) {
+    pub(crate) fn log_answered(&self, sent: BootInstant) {
         if let Some(outage) = self.answered(sent, clock::now()) {
             tracing::info!(
                 event = "available",
@@ -131,8 +131,12 @@ pub(crate) fn log_held(name: &LockName, waited: Duration, by: &Holder) {
 mod tests {
     use super::*;
 
-    const fn secs(n: u64) -> Duration {
-        Duration::from_secs(n)
+    fn ms(n: u64) -> BootInstant {
+        BootInstant::from_boot(Duration::from_millis(n))
+    }
+
+    fn secs(n: u64) -> BootInstant {
+        ms(1000 * n)
     }
 
     #[test]
@@ -145,7 +149,7 @@ mod tests {
         assert_eq!(told, [0, 10, 70, 430, 2_590]);
         assert_eq!(
             outages.answered(secs(5_000), secs(5_001)),
-            Some(secs(4_901))
+            Some(Duration::from_secs(4_901))
         );
         assert_eq!(
             outages.answered(secs(5_002), secs(5_002)),
@@ -172,7 +176,7 @@ mod tests {
 
     #[test]
     fn contention_is_told_only_when_it_lasts() {
-        let (outages, ms) = (Outages::default(), Duration::from_millis);
+        let outages = Outages::default();
         assert_eq!(outages.failed(ms(100), true, ms(150)), None);
         assert_eq!(outages.answered(ms(200), ms(210)), None, "it was not told");
         assert_eq!(outages.failed(ms(300), true, ms(350)), None);

@@ -29,7 +29,7 @@ use crate::store::{
     api::{Lane, StoreError},
     measured::Observed,
 };
-use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released, Time};
+use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
 /// How long a call waits for its answer. After it the background goes on. Longer than the statements wait for a
 /// table of MySQL that is locked as a whole: a second, the least that can be set.
@@ -63,12 +63,12 @@ pub(crate) struct DirectPath {
 struct State {
     home: Option<Home>,
     /// When the home called last.
-    used: Time,
+    used: BootInstant,
     /// The runtime that called last while there was no home, and how often in a row.
     candidate: Option<(Id, u32)>,
     /// Runtimes that cannot drive a connection.
     unfit: Vec<Id>,
-    shunned_until: Time,
+    shunned_until: BootInstant,
     /// For how long it was shunned the last time.
     shunned: Duration,
     call: Option<Call>,
@@ -102,9 +102,9 @@ struct Call {
     number: u64,
     /// By when the lane has to answer. The background looks: the runtime of the caller might not, where the
     /// caller blocks it.
-    due: Time,
+    due: BootInstant,
     /// When its caller stops waiting.
-    until: Time,
+    until: BootInstant,
     waker: Option<Waker>,
 }
 
@@ -229,7 +229,7 @@ impl DirectPath {
         state.call = Some(Call {
             number,
             due: clock::now() + patience,
-            until: Time::MAX,
+            until: BootInstant::MAX,
             waker: None,
         });
         if std::mem::take(&mut state.asleep) {
@@ -282,7 +282,7 @@ impl DirectPath {
             false => call.due.min(call.until),
         };
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
-        (waker, next.saturating_sub(now).min(TICK))
+        (waker, (next - now).min(TICK))
     }
 }
 
@@ -362,7 +362,7 @@ impl Entry {
     ) -> Option<Result<T, StoreError>> {
         if let Some(wait) = wait {
             if let Some(call) = self.path.state().call(self.number) {
-                call.until = clock::now().saturating_add(wait);
+                call.until = clock::now() + wait;
             }
             if wait < TICK {
                 self.path.more.notify_one();
@@ -486,7 +486,7 @@ impl<T: Send + 'static> Drop for InFlight<T> {
             return;
         }
         if let Some(call) = entry.path.state().call(entry.number) {
-            call.until = Time::MAX;
+            call.until = BootInstant::MAX;
         }
         let home = entry.home.clone();
         let through = InFlight {

@@ -12,7 +12,7 @@ use crate::error::loss::Loss;
 use crate::metrics::{self, Engine};
 use crate::runtime::callbacks;
 use crate::runtime::clock;
-use protocol::{Gone, Grant, Lease, LostReason, Time, Ttl};
+use protocol::{BootInstant, Gone, Grant, Lease, LostReason, Ttl};
 
 /// How a grant stands, as its guard sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(crate) struct Held {
     /// No other task of this process takes it over.
     _ours: Ours,
     engine: Engine,
-    since: Time,
+    since: BootInstant,
     /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
     /// "do I still have it?" must be answered at once, whatever else goes on.
     trusted_until: AtomicU64,
@@ -64,10 +64,6 @@ pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn nanos(t: Time) -> u64 {
-    u64::try_from(t.as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl Held {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
@@ -76,7 +72,7 @@ impl Held {
             grant,
             engine,
             since: clock::now(),
-            trusted_until: AtomicU64::new(nanos(lease.trusted_until())),
+            trusted_until: AtomicU64::new(lease.trusted_until().as_nanos()),
             ended: AtomicU64::new(0),
             outlives_trust: AtomicBool::new(false),
             unanswered: AtomicBool::new(false),
@@ -96,7 +92,7 @@ impl Held {
             let left = match until {
                 ENDED => return Duration::ZERO,
                 u64::MAX => return Duration::MAX,
-                until => Duration::from_nanos(until).saturating_sub(clock::now()),
+                until => BootInstant::from_nanos(until) - clock::now(),
             };
             // Not held just now, but perhaps again: what a fence holds back is yet to be decided.
             if !left.is_zero() || self.outlives_trust() {
@@ -136,7 +132,7 @@ impl Held {
             ENDED => self.ended.load(Ordering::Relaxed),
             until => until,
         };
-        let at = clock::now().min(Duration::from_nanos(until));
+        let at = clock::now().min(BootInstant::from_nanos(until));
         let (mut gone, trouble) = (gone.into(), self.trouble());
         if gone.reason == LostReason::Expired {
             gone.reason = match &trouble {
@@ -169,8 +165,9 @@ impl Held {
 
     /// As if that were how long it may be trusted.
     #[cfg(test)]
-    pub(crate) fn trust_until(&self, until: Time) {
-        self.trusted_until.store(nanos(until), Ordering::Release);
+    pub(crate) fn trust_until(&self, until: BootInstant) {
+        self.trusted_until
+            .store(until.as_nanos(), Ordering::Release);
     }
 
     /// Mark it lost, if it was not before: the first reason counts.
@@ -283,7 +280,7 @@ impl Held {
 
     /// Since it was granted to us.
     pub(crate) fn held_for(&self) -> Duration {
-        clock::now().saturating_sub(self.since)
+        clock::now() - self.since
     }
 
     pub(crate) fn released(&self) {
@@ -301,7 +298,7 @@ impl Held {
 
     /// Trust it for as long as its lease says. Wakes nobody.
     pub(crate) fn confirm(&self, lease: &Lease) -> Confirmed {
-        let until = nanos(lease.trusted_until());
+        let until = lease.trusted_until().as_nanos();
         let go_on = |before| (before != ENDED).then_some(until);
         let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
         if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {

@@ -21,7 +21,7 @@ use crate::runtime;
 use crate::runtime::clock;
 use crate::store::measured::Observed;
 use protocol::{
-    Answer, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Time, Timing, Ttl,
+    Answer, BootInstant, Gone, Grant, GrantId, Lease, LockName, LostReason, Next, Timing, Ttl,
 };
 
 pub(crate) mod grant_state;
@@ -49,11 +49,11 @@ struct Entry {
     lease: Lease,
     held: Arc<Held>,
     /// When it stands in the agenda.
-    at: Time,
+    at: BootInstant,
     /// Refused while others were renewed: it would have the round of others refused.
     apart: bool,
     /// When the first of its latest renewals that failed was answered.
-    failing_since: Option<Time>,
+    failing_since: Option<BootInstant>,
 }
 
 impl Entry {
@@ -66,15 +66,15 @@ impl Entry {
 #[derive(Debug, Default)]
 struct Book {
     entries: HashMap<GrantId, Entry>,
-    agenda: BTreeSet<(Time, GrantId)>,
+    agenda: BTreeSet<(BootInstant, GrantId)>,
     /// Until when the task sleeps, whatever becomes of the leases; none: until it is woken.
-    sleeps_until: Option<Time>,
+    sleeps_until: Option<BootInstant>,
     outage: Outage,
     reconnects: Reconnects,
 }
 
 /// When something is to be done about a lease.
-fn due_at(lease: &Lease, now: Time) -> Time {
+fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
     match lease.next(now) {
         Next::Wait(until) => until,
         Next::Renew | Next::Lost(_) => now,
@@ -89,7 +89,7 @@ struct Due {
 }
 
 impl Book {
-    fn add(&mut self, lease: Lease, held: Arc<Held>, now: Time) {
+    fn add(&mut self, lease: Lease, held: Arc<Held>, now: BootInstant) {
         let (id, at) = (held.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
@@ -115,7 +115,7 @@ impl Book {
     }
 
     /// Put it where its lease says that it belongs.
-    fn plan(&mut self, id: GrantId, now: Time) {
+    fn plan(&mut self, id: GrantId, now: BootInstant) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -125,24 +125,24 @@ impl Book {
     }
 
     /// Let the task sleep until something is due; none: until it is woken.
-    fn sleep(&mut self, now: Time) -> Option<Time> {
+    fn sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
         let first = self.agenda.first().map(|(at, _)| *at);
         self.sleeps_until = first.map(|at| {
-            let ahead = at.checked_sub(CONNECT_AHEAD).filter(|ahead| *ahead > now);
-            ahead.unwrap_or(at).min(now.saturating_add(LONGEST_SLEEP))
+            let ahead = Some(at - CONNECT_AHEAD).filter(|ahead| *ahead > now);
+            ahead.unwrap_or(at).min(now + LONGEST_SLEEP)
         });
         self.sleeps_until
     }
 
     /// Whether the connection that renewals go out on had better be there.
-    fn renews_soon(&self, now: Time) -> bool {
-        let soon = now.saturating_add(CONNECT_AHEAD);
+    fn renews_soon(&self, now: BootInstant) -> bool {
+        let soon = now + CONNECT_AHEAD;
         self.agenda.first().is_some_and(|(at, _)| *at <= soon)
     }
 
     /// Whether the task would come too late for what is due first. A sleep that should be over by now counts
     /// for nothing: the machine was suspended meanwhile.
-    fn oversleeps(&self, now: Time) -> bool {
+    fn oversleeps(&self, now: BootInstant) -> bool {
         let in_time = |at| {
             self.sleeps_until
                 .is_some_and(|until| (now..=at).contains(&until))
@@ -151,7 +151,7 @@ impl Book {
     }
 
     /// What is due to be renewed.
-    fn due(&mut self, now: Time, news: &mut News) -> Due {
+    fn due(&mut self, now: BootInstant, news: &mut News) -> Due {
         let mut due = Due::default();
         while let Some(&(at, id)) = self.agenda.first() {
             if at > now {
@@ -195,7 +195,7 @@ impl Book {
     fn answered(
         &mut self,
         id: GrantId,
-        sent: Time,
+        sent: BootInstant,
         (answer, trouble): (Answer, Option<Trouble>),
         news: &mut News,
     ) {
@@ -223,7 +223,7 @@ impl Book {
     }
 
     /// Let its holder trust it for as long as its lease says.
-    fn confirm(&mut self, id: GrantId, now: Time, news: &mut News) {
+    fn confirm(&mut self, id: GrantId, now: BootInstant, news: &mut News) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -292,7 +292,7 @@ impl Scheduler {
     }
 
     /// Close the book, wake the task where it would oversleep what was planned, and tell.
-    fn close_book(&self, book: MutexGuard<'_, Book>, now: Time, news: News) {
+    fn close_book(&self, book: MutexGuard<'_, Book>, now: BootInstant, news: News) {
         let wake = book.oversleeps(now);
         drop(book);
         if wake {
@@ -334,7 +334,11 @@ impl Scheduler {
     }
 
     /// Do something to a lease that is still kept alive; whether there is such a one.
-    pub(crate) fn with(&self, id: GrantId, what: impl FnOnce(&mut Lease, Time) -> bool) -> bool {
+    pub(crate) fn with(
+        &self,
+        id: GrantId,
+        what: impl FnOnce(&mut Lease, BootInstant) -> bool,
+    ) -> bool {
         let mut news = News::default();
         let (mut book, now) = (self.book(), clock::now());
         let Some(entry) = book.entries.get_mut(&id) else {
@@ -417,7 +421,7 @@ mod tests {
     use protocol::Renewing;
     use protocol::Token;
 
-    fn book_of(n: u64) -> (Book, Time) {
+    fn book_of(n: u64) -> (Book, BootInstant) {
         let (mut book, start) = (Book::default(), clock::now());
         for i in 0..n {
             let sent = start + Duration::from_millis(i);
@@ -428,7 +432,7 @@ mod tests {
     }
 
     /// Takes a lease of that ttl; whether the task has to be woken for it.
-    fn wakes(book: &mut Book, ttl: Duration, now: Time) -> (bool, GrantId) {
+    fn wakes(book: &mut Book, ttl: Duration, now: BootInstant) -> (bool, GrantId) {
         let (held, lease) = held_for(ttl, now);
         let id = held.grant.id;
         book.add(lease, held, now);
@@ -537,14 +541,14 @@ mod tests {
     }
 
     /// Held until `until`, and the lease of a renewal that confirms it for long.
-    fn nearly_over(until: Time) -> (Arc<Held>, Lease) {
+    fn nearly_over(until: BootInstant) -> (Arc<Held>, Lease) {
         let (held, lease) = held_for(Duration::from_secs(30), clock::now());
         held.trust_until(until);
         (held, lease)
     }
 
     /// A grant that was asked for at `sent`.
-    fn held_for(ttl: Duration, sent: Time) -> (Arc<Held>, Lease) {
+    fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<Held>, Lease) {
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         let grant = Grant {
             name: LockName::new("job").unwrap(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::Time;
+use protocol::BootInstant;
 
 /// How long contention may keep renewals from getting through before that is worth a warning: what
 /// passes by itself within a second or so is everyday business.
@@ -13,34 +13,34 @@ const ORDINARY_CONTENTION: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     /// When the first that failed was sent.
-    since: Option<Time>,
+    since: Option<BootInstant>,
     told: bool,
     /// When the latest that got through was sent.
-    good: Time,
+    good: BootInstant,
 }
 
 impl Outage {
     /// A round that was sent at `sent` failed; whether that is to be told now.
-    pub(crate) fn failed(&mut self, sent: Time, now: Time, contention: bool) -> bool {
+    pub(crate) fn failed(&mut self, sent: BootInstant, now: BootInstant, contention: bool) -> bool {
         // It hung while a later one got through.
         if sent < self.good || self.told {
             return false;
         }
         let since = *self.since.get_or_insert(sent);
-        self.told = !contention || now.saturating_sub(since) >= ORDINARY_CONTENTION;
+        self.told = !contention || now - since >= ORDINARY_CONTENTION;
         self.told
     }
 
     /// Whether one that was sent later than that got through.
-    pub(crate) fn got_through_after(&self, then: Time) -> bool {
+    pub(crate) fn got_through_after(&self, then: BootInstant) -> bool {
         self.good > then
     }
 
     /// One got through; if that ends an outage that was told, how long it was.
-    pub(crate) fn over(&mut self, sent: Time, now: Time) -> Option<Duration> {
+    pub(crate) fn over(&mut self, sent: BootInstant, now: BootInstant) -> Option<Duration> {
         self.good = self.good.max(sent);
         let since = self.since.take_if(|since| *since <= sent)?;
-        std::mem::take(&mut self.told).then(|| now.saturating_sub(since))
+        std::mem::take(&mut self.told).then(|| now - since)
     }
 }
 
@@ -54,17 +54,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// rarely, since others use the connection too.
 #[derive(Debug, Default)]
 pub(crate) struct Reconnects {
-    not_before: Time,
+    not_before: BootInstant,
     pause: Duration,
 }
 
 impl Reconnects {
     /// All was refused; whether to connect anew.
-    pub(crate) fn due(&mut self, now: Time) -> bool {
+    pub(crate) fn due(&mut self, now: BootInstant) -> bool {
         let due = now >= self.not_before;
         if due {
             self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            self.not_before = now.saturating_add(self.pause);
+            self.not_before = now + self.pause;
         }
         due
     }
@@ -79,13 +79,21 @@ impl Reconnects {
 mod tests {
     use super::*;
 
+    fn ms(n: u64) -> BootInstant {
+        BootInstant::from_boot(Duration::from_millis(n))
+    }
+
+    fn at(secs: u64) -> BootInstant {
+        ms(1000 * secs)
+    }
+
     #[test]
     fn an_outage_is_told_once_and_its_end_too() {
-        let (mut outage, at) = (Outage::default(), Duration::from_secs);
+        let mut outage = Outage::default();
         assert!(outage.failed(at(10), at(11), false));
         assert!(!outage.failed(at(12), at(13), false), "told already");
         assert_eq!(outage.over(at(9), at(14)), None, "sent before it began");
-        assert_eq!(outage.over(at(14), at(15)), Some(at(5)));
+        assert_eq!(outage.over(at(14), at(15)), Some(Duration::from_secs(5)));
         assert!(!outage.failed(at(13), at(18), false), "had hung since then");
         assert_eq!(outage.over(at(19), at(19)), None);
         assert!(outage.failed(at(20), at(20), false), "the next one");
@@ -93,7 +101,7 @@ mod tests {
 
     #[test]
     fn contention_is_told_only_when_it_lasts() {
-        let (mut outage, ms) = (Outage::default(), Duration::from_millis);
+        let mut outage = Outage::default();
         assert!(!outage.failed(ms(100), ms(150), true));
         assert_eq!(outage.over(ms(200), ms(210)), None, "nobody was told");
         assert!(!outage.failed(ms(300), ms(350), true));
@@ -103,14 +111,14 @@ mod tests {
 
     #[test]
     fn a_refused_renewal_connects_anew_at_once_and_then_ever_more_rarely() {
-        let (mut reconnects, mut at) = (Reconnects::default(), Vec::new());
+        let (mut reconnects, mut told) = (Reconnects::default(), Vec::new());
         for secs in 100..200 {
-            if reconnects.due(Duration::from_secs(secs)) {
-                at.push(secs - 100);
+            if reconnects.due(at(secs)) {
+                told.push(secs - 100);
             }
         }
-        assert_eq!(at, [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(told, [0, 1, 3, 7, 15, 31, 61, 91]);
         reconnects.needless();
-        assert!(reconnects.due(Duration::from_secs(200)));
+        assert!(reconnects.due(at(200)));
     }
 }

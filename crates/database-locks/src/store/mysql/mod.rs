@@ -191,7 +191,7 @@ impl Store for Mysql {
                 Box::pin(async move { session.renew(&asked).await })
             });
             let done = done.await;
-            let left = until.saturating_sub(clock::now());
+            let left = until - clock::now();
             let may_ask_again = !sent.load(Ordering::Acquire) && self.lane.is_up();
             let failure = match done {
                 Err(failure) if may_ask_again && !left.is_zero() => failure,
@@ -439,7 +439,7 @@ impl Session {
         if self.unless_contended(made)?.is_none() {
             // On MySQL it may have waited for a row that was made after the look, or for the table.
             let name = params! { "name" => ask.name.as_str() };
-            let waited = clock::now().saturating_sub(began) >= connection::session::TABLE_WAIT;
+            let waited = clock::now() - began >= connection::session::TABLE_WAIT;
             let blocked = waited && {
                 let probed = self.query(Self::PROBE, name).await;
                 self.unless_contended(probed)?

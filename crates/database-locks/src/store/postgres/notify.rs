@@ -36,7 +36,7 @@ use crate::store::{
     api::{Notice, Tell},
     connect::table::Table,
 };
-use protocol::{GrantId, LockName, Time, Ttl};
+use protocol::{BootInstant, GrantId, LockName, Ttl};
 
 /// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after
 /// the last waiter has gone, releases notify in vain.
@@ -74,7 +74,7 @@ RETURNING set_config('synchronous_commit', 'off', true)";
 
 /// Keys, each until a time of its own.
 struct Until<K> {
-    of: HashMap<K, Time>,
+    of: HashMap<K, BootInstant>,
     /// How many were left when those that are past were last removed.
     left: usize,
 }
@@ -87,7 +87,7 @@ impl<K> Default for Until<K> {
 }
 
 impl<K: Eq + Hash> Until<K> {
-    fn set(&mut self, key: K, until: Time, now: Time) {
+    fn set(&mut self, key: K, until: BootInstant, now: BootInstant) {
         if self.of.len() > 2 * self.left + 64 {
             self.of.retain(|_, until| now < *until);
             self.left = self.of.len();
@@ -95,7 +95,7 @@ impl<K: Eq + Hash> Until<K> {
         self.of.insert(key, until);
     }
 
-    fn is_past(&self, now: Time) -> bool {
+    fn is_past(&self, now: BootInstant) -> bool {
         self.of.values().all(|until| *until <= now)
     }
 }
@@ -271,7 +271,7 @@ impl Listener {
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
                 Ttl::Finite(length) if length <= RARELY => None,
-                Ttl::Finite(length) => Some((id, now.saturating_add(length))),
+                Ttl::Finite(length) => Some((id, now + length)),
                 Ttl::Infinite => Some((id, now + DAY)),
             })
             .peekable();

@@ -75,7 +75,7 @@ impl Store for Sqlite {
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            let until = crate::runtime::clock::now().saturating_add(within);
+            let until = crate::runtime::clock::now() + within;
             loop {
                 match self
                     .call(within, |worker| worker.connection().map(|_| ()))

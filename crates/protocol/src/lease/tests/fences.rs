@@ -4,7 +4,7 @@ use super::*;
 fn under_a_fence_nothing_is_renewed_and_trust_is_not_lengthened() {
     let mut lease = lease(secs(30));
     assert!(lease.fence_opened(START + secs(1)));
-    assert_eq!(lease.next(START + secs(15)), Next::Wait(Time::MAX));
+    assert_eq!(lease.next(START + secs(15)), Next::Wait(BootInstant::MAX));
     assert!(!lease.may_come_along(START + secs(9)));
     assert_eq!(lease.trusted_until(), START + secs(27));
     lease.fence_closed(START + secs(15));
@@ -60,7 +60,7 @@ fn if_trust_ends_under_a_fence_the_renewal_after_it_decides() {
         assert!(lease.fence_opened(START));
         assert!(lease.fence_opened(START + secs(5)));
         lease.fence_closed(START + secs(20));
-        assert_eq!(lease.next(START + secs(40)), Next::Wait(Time::MAX));
+        assert_eq!(lease.next(START + secs(40)), Next::Wait(BootInstant::MAX));
         assert!(lease.outlives_trust());
         assert!(!lease.fence_opened(START + secs(40)), "not held");
         lease.fence_closed(START + secs(50));
@@ -102,7 +102,7 @@ fn without_renewals_a_suspended_lease_ends_with_its_fence() {
     let timing = Timing::new(secs(10).into(), Renewing::Never, None).unwrap();
     let mut lease = Lease::granted(timing, START, secs(10));
     lease.fence_opened(START);
-    assert_eq!(lease.next(START + secs(20)), Next::Wait(Time::MAX));
+    assert_eq!(lease.next(START + secs(20)), Next::Wait(BootInstant::MAX));
     lease.fence_closed(START + secs(20));
     assert_eq!(
         lease.next(START + secs(20)),

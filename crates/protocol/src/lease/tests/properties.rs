@@ -29,10 +29,11 @@ proptest! {
         let renewing = if renews { Renewing::Every(every) } else { Renewing::ByDefault };
         let Ok(timing) = Timing::new(ttl, renewing, margin) else { return Ok(()) };
         let length = if renews { timing.first_grant() } else { granted };
+        let sent = BootInstant::from_boot(sent);
         let mut lease = Lease::granted(timing, sent, length);
         let mut now = sent;
         for (step, answer) in steps {
-            now = now.saturating_add(step);
+            now = now + step;
             lease.may_come_along(now);
             if lease.next(now) == Next::Renew {
                 lease.renewing();
@@ -59,7 +60,7 @@ proptest! {
         first_ms in 0_u64..50,
         rounds in prop::collection::vec((0_u64..5_000, 0_u64..5_000, 0_u8..4, any::<bool>(), 0_u8..8), 1..40),
     ) {
-        let db = |t: Time| t.mul_f64(1.01);
+        let db = |t: BootInstant| BootInstant::from_boot(t.since_boot().mul_f64(1.01));
         let ms = Duration::from_millis;
         let ttl = ms(ttl_ms);
         let timing = timing(ttl);

@@ -14,7 +14,7 @@ use crate::runtime::clock;
 use crate::store::postgres::connection::connector::Shared;
 use crate::store::postgres::connection::{Connection, Param};
 use crate::store::postgres::error::Refusal;
-use protocol::{Human, Time};
+use protocol::{BootInstant, Human};
 
 /// A statement that takes as long may be blocked.
 pub(crate) const LONG: Duration = Duration::from_secs(1);
@@ -39,8 +39,8 @@ pub(crate) struct Blocked(Mutex<Found>);
 
 #[derive(Default)]
 struct Found {
-    asked: Option<Time>,
-    by: Option<(String, Time)>,
+    asked: Option<BootInstant>,
+    by: Option<(String, BootInstant)>,
 }
 
 impl Blocked {
