@@ -89,6 +89,7 @@ check-rust: ## the part of it that is for Rust
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 
 check-python: ## the part of it that is for Python, its stubs compared with what was built
+	scripts/check-python-layers
 	scripts/install-servers >/dev/null
 	scripts/python-env
 	cd python; PATH="$(PYTHON_ENVS)/django52/bin:$$PATH"; \

@@ -1,6 +1,6 @@
-"""The build back end: maturin, which needs Rust and here says so in one sentence.
+"""The build back end: maturin, preceded by a check that Rust is installed.
 
-Without this maturin would download a toolchain by itself, or end in a traceback.
+Without the check maturin downloads a toolchain, or fails with a traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _HOW = "install Rust (https://rustup.rs), or install a wheel for this platform i
 
 
 def _required() -> str | None:
-    """The Rust that the workspace asks for: beside this project, or above it in a repository."""
+    """The least version of Rust: from the workspace in the sdist, or above this folder in a
+    repository.
+    """
     for folder in Path(__file__).resolve().parents[1:3]:
         manifest = folder / "Cargo.toml"
         if manifest.is_file():
@@ -35,14 +37,14 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _need_rust() -> None:
-    """End with one sentence, and no traceback, where nothing can be built."""
+    """Exit with a message and without a traceback if Rust is missing or too old."""
     required = _required()
     wanted = f"Rust {required} or later" if required else "Rust"
     what = f"django-database-locks: building from source needs {wanted}"
     if shutil.which("cargo") is None or shutil.which("rustc") is None:
         raise SystemExit(f"{what}, and there is no cargo on PATH: {_HOW}.")
     said = subprocess.run(
-        ["rustc", "--version"],  # noqa: S607 - the one that cargo would run
+        ["rustc", "--version"],  # noqa: S607 - the one that cargo runs
         capture_output=True,
         text=True,
         check=False,

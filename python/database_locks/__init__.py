@@ -1,4 +1,4 @@
-"""Distributed locks as rows in the SQL database that you already have.
+"""Distributed locks as rows in the SQL database of the application.
 
 >>> import database_locks
 >>> locks = database_locks.connect("memory:")
@@ -6,12 +6,15 @@
 ...     print("held:", not held.lost)
 held: True
 
-In a Django project ``lock`` and ``locked`` use the project's own database, see ``docs/django.md``.
-Importing this package does not import Django.
+In a Django project ``lock`` and ``locked`` use the project's own database. Importing this package
+does not import Django.
 """
 
 from ._core import __version__
-from ._manager import Locks, connect
+from ._held import Held
+from ._lock import lock
+from ._locked import is_locked, locked
+from ._locks import Locks, connect
 from .exceptions import (
     LockConfigError,
     LockException,
@@ -20,7 +23,6 @@ from .exceptions import (
     LockTimeout,
     LockUnavailable,
 )
-from .locks import Held, is_locked, lock, locked
 
 __all__ = [
     "Held",

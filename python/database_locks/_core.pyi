@@ -1,4 +1,4 @@
-"""The extension, in Rust. What is here is for this package; nothing of it is public."""
+"""The extension, written in Rust. Private to this package."""
 
 from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
@@ -6,13 +6,13 @@ from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
-from ._loss import Loss
+from ._typing import Loss
 
 _T = TypeVar("_T")
 
 __all__ = [
-    "Alarm",
     "Answer",
+    "AsyncException",
     "Entry",
     "Fence",
     "Guard",
@@ -20,16 +20,19 @@ __all__ = [
     "Pending",
     "Scope",
     "Steps",
-    "Undisturbed",
+    "UninterruptedMethod",
     "__version__",
     "check_url",
     "close",
     "close_log",
+    "columns",
     "generation",
     "give_all_back",
+    "human",
     "is_critical",
     "is_fence_conflict",
     "next_record",
+    "parse_duration",
     "schema",
     "set_log_level",
     "set_program",
@@ -39,64 +42,80 @@ __all__ = [
 __version__: str
 
 def generation() -> int:
-    """How many forks lie between this process and the one that first asked."""
+    """The number of forks since the first call; a number for each process."""
 
 def check_url(url: str, table: str | None = None) -> None:
     """Check a URL and the name of a table, without I/O. Raises `LockConfigError`."""
 
 def ticket_name(ticket: str) -> str:
-    """For which lock a ticket is. `LockConfigError` where it is none; it is not repeated."""
-
-def schema(engine: str) -> str | None:
-    """The statement that makes the table; ``{table}`` stands for its name."""
-
-def set_program(path: str) -> None:
-    """Say which program this is; the first call counts."""
-
-def close() -> None:
-    """Tell Python nothing more; the interpreter is about to end."""
-
-def give_all_back() -> None:
-    """Begin to release whatever this process holds, in all its threads; it acquires nothing more."""
-
-def set_log_level(level: int) -> None:
-    """Pass on log records from this level on."""
-
-def next_record() -> tuple[float, int, str, dict[str, int | str]]:
-    """Wait for a record of the core's: when, its level, the message and the fields.
-
-    Does not return after `close_log`.
+    """The name of the lock of a ticket. `LockConfigError` for an invalid ticket, which is not
+    repeated.
     """
 
+def schema(engine: str) -> str | None:
+    """The statement that creates the table, with ``{table}`` for its name and, on MySQL,
+    ``{collation}``.
+    """
+
+def columns(engine: str) -> list[tuple[str, str]]:
+    """Name and definition of each column, in the order of `schema`."""
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or bare seconds; else
+    `LockConfigError`.
+    """
+
+def human(seconds: float) -> str:
+    """A length of time: ``30s``, ``2m 5s``, ``10m``."""
+
+def set_program(path: str) -> None:
+    """Set the path of this program. The first call counts."""
+
+def close() -> None:
+    """Call Python no more: the interpreter is about to end."""
+
+def give_all_back() -> None:
+    """Begin to release all locks of this process. No later acquire succeeds."""
+
+def set_log_level(level: int, start: Callable[[], object]) -> None:
+    """Pass on log records from this level on. ``start`` starts a thread that calls `next_record`."""
+
+def next_record() -> tuple[float, int, str, dict[str, int | str]]:
+    """Wait for a record: time, level, message and fields. Does not return after `close_log`."""
+
 def close_log(patience: float) -> bool:
-    """Wait until the handlers have what was logged, for so many seconds at most, and end the passing
-    on. Whether they had it all."""
+    """Wait until the handlers have all records, ``patience`` seconds at most, and pass on no more.
+
+    Returns `False` if a handler blocks.
+    """
 
 @final
 class Pending(Generic[_T]):
-    """An operation that goes on in the background. Dropping it gives it up."""
+    """An operation in the background. A dropped one is cancelled."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long at most, without the GIL; whether it is done. Ctrl-C is heeded."""
+        """Wait without the GIL, for ``seconds`` at most. Returns whether it is done. Ctrl-C
+        interrupts it.
+        """
 
     def result(self) -> _T:
-        """What came of it, once; raises what it raised. Only when done."""
+        """The result, or the error of the operation. Once, and only when it is done."""
 
     def then(self, callback: Callable[[], object]) -> None:
-        """Call this when it is done: at once if it is, else on a thread of the extension."""
+        """Call ``callback`` when it is done: at once, or on a thread of the extension."""
 
     def cancel(self) -> None:
-        """Give it up: what it may have acquired is given back."""
+        """Cancel the operation. A lock that it has acquired is released."""
 
 @final
 class Answer:
-    """Where the answer of a function goes that was asked for a password or a URL."""
+    """Receives the result of a function that returns a password or a URL."""
 
     def give(self, text: str) -> None:
-        """What it says."""
+        """The function has returned ``text``."""
 
     def fail(self, said: str, error: BaseException, *, final: bool) -> None:
-        """Why it says nothing; ``final``: asking again is of no use."""
+        """The function has failed. ``final``: another call would fail in the same way."""
 
 @final
 class Locks:
@@ -110,15 +129,16 @@ class Locks:
         url: str,
         table: str | None = None,
         *,
-        password: Callable[[], str] | None = None,
-        url_with: Callable[[], str] | None = None,
+        password: Callable[[Answer], None] | None = None,
+        url_with: Callable[[Answer], None] | None = None,
         environment: bool = True,
     ) -> Locks:
-        """No I/O: the first call connects. `LockConfigError` for a bad URL, which is not repeated.
+        """Without I/O: the first call connects. `LockConfigError` for a bad URL, which is not
+        repeated.
 
-        The functions are called at each connect, for the password where the URL has none, and for
-        another URL of the same database. ``environment=False``: what the URL leaves out is looked
-        up nowhere.
+        ``password`` is called at each connect if the URL has no password, ``url_with`` for another
+        URL of the same database. Both return at once and answer later. ``environment=False``:
+        nothing that the URL leaves out is read from the environment or the home folder.
         """
 
     def acquire(
@@ -133,10 +153,11 @@ class Locks:
         poll: float | None = None,
         meta: str | None = None,
     ) -> Pending[Guard | None]:
-        """Begin to acquire. Seconds; ``ttl=None``: without end; ``wait=None``: as long as it takes, 0: once.
+        """Begin to acquire. In seconds; ``ttl=None``: without end; ``wait=None``: no limit, 0: one
+        try.
 
-        The result is a `Guard`, or ``None`` where ``wait`` is 0 and somebody else has it. Raises
-        `LockTimeout` where another wait ran out.
+        The result is a `Guard`, or ``None`` if one try failed because another holder has the lock.
+        `LockTimeout` if a longer wait timed out.
         """
 
     def resume(
@@ -147,50 +168,50 @@ class Locks:
         auto_renew: bool = True,
         renew_every: float | None = None,
     ) -> Pending[Guard | None]:
-        """Begin to go on with a lock that was handed over; the result is a `Guard`."""
+        """Begin to resume a lock that was handed over. The result is a `Guard`."""
 
     def migrate(self) -> Pending[None]: ...
     def list(self, *, free: bool = True) -> Pending[str]:
-        """The result is a JSON text: one array, as `dblock list --all --json` prints it.
-
-        ``free=False``: without those that are free.
+        """The result is JSON, the array of `dblock list --all --json`. ``free=False``: without free
+        locks.
         """
 
     def page(
         self, text: str, state: str | None, page: int, rows: int, order: str | None = None
     ) -> Pending[str]:
-        """``order``: ``age`` (the longest held first), ``-age``, or ``None``: by state and name.
+        """``order``: ``age`` (longest held first), ``-age``, or ``None``: by state and name.
 
-        The result is a JSON text: ``rows`` of one page, ``total``, and how many are ``held``,
-        ``expired`` and ``free`` (``null`` where those were not read)."""
+        The result is JSON: ``rows`` of one page, ``total``, and the numbers of ``held``,
+        ``expired`` and ``free`` locks (``null`` if the filter excludes them).
+        """
 
     def show(self, name: str) -> Pending[str | None]:
-        """The result is a JSON text of one lock, or ``None`` where there is no such lock."""
+        """The result is JSON of one lock, or ``None`` if there is no such lock."""
 
     def force_release(self, name: str) -> Pending[tuple[str | None, float | None] | None]:
-        """The result is ``(holder, held_for)``, or ``None`` where it was free."""
+        """The result is ``(holder, held_for)``, or ``None`` if the lock was free."""
 
     def prune(self, idle: float, unknown: bool) -> Pending[int]:
-        """The result is how many rows were deleted."""
+        """The result is the number of deleted rows."""
 
     def doctor(self) -> Pending[str]:
-        """The result is a JSON text, as `dblock doctor --json` prints it."""
+        """The result is JSON, as `dblock doctor --json` prints it."""
 
     def drain(self) -> Pending[None]: ...
     def expire(self, name: str) -> Pending[bool]:
-        """For tests, on the engine `memory`: the lease ends now. Whether there was one."""
+        """For tests, on `memory`: end the lease now. The result is whether there was one."""
 
     def lose(self, name: str) -> Pending[bool]:
-        """For tests: released by force, and the holder in this process told at once."""
+        """For tests: release by force, and report the loss to the holder in this process at once."""
 
 @final
-class Alarm:
-    """What can raise an exception in the thread that runs a body, as long as it runs."""
+class AsyncException:
+    """Raises an exception in the thread that runs a body, as long as the body runs."""
 
     armed: bool
-    was_told: bool
-    def __new__(cls) -> Alarm:
-        """For the thread that calls this."""
+    was_delivered: bool
+    def __new__(cls) -> AsyncException:
+        """For the calling thread."""
 
     def raise_in_thread(
         self,
@@ -198,31 +219,31 @@ class Alarm:
         codes: frozenset[CodeType],
         starts: frozenset[CodeType],
     ) -> bool:
-        """Raise it there, once; its class has an attribute ``arrived``.
+        """Raise it in the thread, once. The class sets its attribute ``arrived`` when it is raised.
 
-        `False`: it would do harm where the thread is just now, so ask again: see `is_critical`.
+        `False`: the thread is in a critical section, so try again. See `is_critical`.
         """
 
-    def told(self) -> bool:
-        """The body was told: nothing more happens. Whether it had not been before."""
+    def mark_delivered(self) -> bool:
+        """The loss is reported by other means. Returns whether it was not reported before."""
 
     def pause(self) -> bool: ...
-    def told_in_pause(self) -> bool: ...
+    def mark_delivered_in_pause(self) -> bool: ...
     def resume(self) -> None: ...
-    def off(self) -> None: ...
+    def disarm(self) -> None: ...
 
 def is_critical(frame: FrameType, codes: frozenset[CodeType], starts: frozenset[CodeType]) -> bool:
-    """Whether one of the innermost frames is of a function with one of these codes; of ``starts``,
-    those of `threading.Thread.start`, only until the new thread has its number.
+    """Whether one of the innermost frames runs one of ``codes``, or one of ``starts``
+    (`threading.Thread.start`) whose new thread has no ident yet.
     """
 
 @final
-class Undisturbed:
-    """Stands in the place of a method.
+class UninterruptedMethod:
+    """Replaces a method.
 
-    Pauses the alarms of the locks in ``here.holds`` and calls ``call(original, args, paused)`` with
-    those that it has paused. ``mark``: an attribute that is set on each object whose method is looked
-    up, as the interpreter does where a ``with`` block begins.
+    Pauses the exceptions of the locks in ``here.holds`` and calls ``call(original, args, paused)``
+    with the paused locks. ``mark``: an attribute that is set on each object whose method is looked
+    up, which the interpreter does at the start of a ``with`` block.
     """
 
     __wrapped__: Callable[..., Any]
@@ -232,36 +253,39 @@ class Undisturbed:
         here: object,
         call: Callable[..., Any],
         mark: str | None = None,
-    ) -> Undisturbed: ...
+    ) -> UninterruptedMethod: ...
     def __call__(self, *args: Any) -> Any: ...
 
 @final
 class Entry:
-    """One attempt to enter a block: owns what it is granted until the block has begun."""
+    """One attempt to enter a block. Owns the grant until the block has begun."""
 
-    alarm: Alarm
+    exception: AsyncException
     def __new__(cls) -> Entry:
-        """For the thread that calls this."""
+        """For the calling thread."""
 
     def ask(self, pending: Pending[Guard | None]) -> None:
-        """Take charge of an operation that may grant the lock; what came before is given back."""
+        """Own an operation that may grant the lock. The previous one is given back."""
 
     def take(self) -> Guard | None:
-        """The result of that operation, which is this entry's from here on."""
+        """The result of the operation. This entry owns the guard from here on."""
 
     def give_back(self) -> None:
-        """Give up what was asked for, and give back what was granted."""
+        """Cancel the operation, and release the grant."""
 
     def keep(self) -> None:
-        """The lock is held from here on without this entry."""
+        """The lock stays held without this entry."""
 
 @disjoint_base
 class Scope:
-    """The way into and out of a ``with`` block.
+    """``__enter__`` and ``__exit__`` of a ``with`` block.
 
-    In Rust, where no exception arrives between two steps: what an interrupted ``_enter`` was granted is
-    given back; the alarm is off before ``_leave`` runs, and the guard closed after it unless that
-    answers that the lock is kept. ``_aenter`` and ``_aleave`` are the same for tasks.
+    In Rust no exception arrives between two steps. The grant of an interrupted ``_enter`` is
+    released. The exception is disarmed before ``_leave`` runs, and the guard is closed after it
+    unless ``_leave`` returns that the lock is kept. ``_aenter`` and ``_aleave`` do the same for
+    tasks.
+
+    A subclass has these four methods, and ``_current_task``.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
@@ -284,7 +308,7 @@ class Scope:
 
 @final
 class Steps:
-    """What ``__aenter__`` and ``__aexit__`` return: to be awaited."""
+    """The awaitable that ``__aenter__`` and ``__aexit__`` return."""
 
     def __await__(self) -> Steps: ...
     def __iter__(self) -> Steps: ...
@@ -295,60 +319,64 @@ class Steps:
 
 @final
 class Guard:
-    """One grant. Released when it is dropped, unless it is to `stay`."""
+    """One grant. Released when it is dropped, unless `stay` was called."""
 
     name: str
     token: int
     grant_id: str
     holder: str
     closed: bool
-    """Whether nothing is held by it any more."""
+    """Whether it was released or handed over."""
     depth: int
-    """How many blocks are open that hold by it."""
+    """The number of open blocks."""
     def is_held(self) -> bool:
         """Without I/O."""
 
     def trusted_for(self) -> float:
-        """Seconds without I/O; 0: lost; infinity: without end."""
+        """Seconds left of the lease, without I/O; 0: lost; infinity: without end."""
 
     def on_lost(self, callback: Callable[[Loss], object]) -> None:
-        """Call this with the loss when it is lost, on a thread of the extension."""
+        """Call ``callback`` with the loss, on a thread of the extension."""
 
     def loss(self) -> Loss | None:
-        """How it was lost. Without I/O."""
+        """The loss, if the grant is lost. Without I/O."""
 
     def ticket(self) -> str | None: ...
     def stay(self) -> None:
-        """Dropped without a release, it stays held until its lease ends."""
+        """Dropped without a release, the lock stays held until its lease ends."""
 
-    # A loss of its own grant is an answer of these and no error.
+    # A loss of this grant is a result of these methods and not an error.
     def check(self) -> Pending[Loss | None]: ...
     def extend(self, ttl: float | None) -> Pending[Loss | None]: ...
     def hand_over(self) -> str | Loss | None: ...
     def release(self) -> Pending[Loss | None]: ...
     def fence_failed(self, conflict: bool) -> Pending[Loss | None]:
-        """Ask why a fence did not pass; raises the answer where it is no loss."""
+        """Ask why a fence did not pass. The result is a loss; raises any other reason."""
 
     def fence(self, lasting: float | None = None) -> Pending[Fence | Loss]:
-        """Announce a fenced transaction; the result is a `Fence`, to be closed at its end."""
+        """Begin a fenced transaction. The result is a `Fence`, to be closed at the transaction's
+        end.
+        """
 
 @final
 class Fence:
-    """What a fenced transaction begins with. Dropped or closed, that has ended."""
+    """The first statements of a fenced transaction. Closed or dropped when that has ended."""
 
     before: str | None
-    """To be run first, with ``%s`` for parameters: a query that finds one row. ``None``: nothing."""
+    """The first query, with ``%s`` for parameters, which finds one row; ``None``: none."""
     sql: str | None
-    """To be run then: finds or affects one row. ``None``: nothing."""
+    """The next statement, which finds or affects one row; ``None``: none."""
     params: tuple[str, int, str]
-    """Those of both."""
+    """The parameters of both."""
     is_query: bool
-    """Whether `sql` returns rows, or else affects them."""
+    """Whether `sql` returns rows rather than affecting them."""
 
     def passes(self, rows: int) -> bool:
-        """Whether so many rows say that the grant is there."""
+        """Whether this number of rows means that the lock is still held."""
 
     def close(self) -> None: ...
 
 def is_fence_conflict(sqlstate: str | None = None, errno: int | None = None) -> bool | None:
-    """Whether an error of a fence's statement is a conflict, or else no row; ``None``: neither."""
+    """Whether a driver's error is a conflict (`True`) or means no row (`False`); ``None``: another
+    error.
+    """

@@ -1,8 +1,7 @@
-"""Waits that could never end: for a lock of the thread that waits, or of what waits for it.
+"""Detects a wait for a lock whose holder itself waits for the waiter, within one process.
 
-The question is whether the holder goes on only when the waiter has ended. It is followed from the
-waiter: what is waiting for its end, and for the end of that, as far as asyncio, `concurrent.futures`,
-`threading`, asgiref and trio show it.
+The search starts at the waiter: what waits for its end, what waits for the end of that, and so on,
+as far as asyncio, `concurrent.futures`, `threading`, asgiref and trio show it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from . import _owner
+from . import _tasks
 
 if TYPE_CHECKING:
     from ._held import Held
 
 _FRAMES = 200
 _NODES = 1000
-"""Limits of what is looked at."""
+"""Limits of the search."""
 
 _POOLS = ("asgiref.", "concurrent.futures.")
 """Modules that run a call in a thread."""
@@ -34,24 +33,24 @@ _WAITS = {
     "concurrent": {"as_completed", "exception", "result", "wait"},
     "threading": {"join"},
 }
-"""In which functions of which packages a thread waits for what is among their variables."""
+"""By package, the functions in which a thread waits for an object among their variables."""
 
 
 def reason(held: Held, limited: bool) -> str | None:
-    """Why a wait here for this lock cannot end; ``None``: it can, as far as can be seen.
+    """Why a wait for this lock by the caller cannot end; ``None`` if nothing prevents it.
 
-    ``limited``: it has a time limit of its own. A thread that joins this one is no reason then: that is
-    how a test tries a busy lock.
+    ``limited``: the wait has a time limit. A thread that joins this one is no reason then: tests
+    try a busy lock in that way.
     """
-    if held._detached and not held._wanted.auto_renew:
-        # Its lease ends by itself.
+    if held._detached and not held._request.auto_renew:
+        # Its lease is not renewed, so the wait ends.
         return None
-    waiter, here = _owner.current(), threading.get_ident()
+    waiter, here = _tasks.current(), threading.get_ident()
     if held._task is None and held._thread == here:
         return "this very thread holds it"
     if held._task is not None and held._task is waiter:
         return "this very task holds it"
-    if held._task is not None and _owner.is_trio(held._task):
+    if held._task is not None and _tasks.is_trio(held._task):
         return _NURSERY if _waits_in_nursery(held._task, waiter) else None
     reached = _reached(waiter)
     if held._task is not None:
@@ -66,7 +65,7 @@ _NURSERY = "the task that holds it waits for this one at the end of its nursery"
 
 
 def _reached(waiter: Any) -> list[Any]:
-    """What goes on when the waiter has ended: futures, tasks and threads."""
+    """Futures, tasks and threads that go on when the waiter has ended."""
     reached: list[Any] = []
     frame = sys._getframe()
     if waiter is None:
@@ -74,7 +73,7 @@ def _reached(waiter: Any) -> list[Any]:
         return reached
     if not isinstance(waiter, asyncio.Task):
         return reached
-    # asgiref tells the thread that called `async_to_sync` by a future in its coroutine.
+    # asgiref wakes the thread that called `async_to_sync` by a future in its coroutine.
     own = getattr(waiter.get_coro(), "cr_frame", None)
     _follow([waiter, *_futures(() if own is None else own.f_locals.values())], reached)
     if _ends_loop(frame, reached):
@@ -104,7 +103,7 @@ def _ends_loop(frame: FrameType | None, reached: list[Any]) -> bool:
 
 
 def _work_items(frame: FrameType | None) -> Iterator[Any]:
-    """The futures of what a thread pool runs in this thread."""
+    """The futures of the calls that thread pools run in this thread."""
     for _ in range(_FRAMES):
         if frame is None:
             return
@@ -120,7 +119,7 @@ def _futures(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _next(node: Any) -> Iterator[Any]:
-    """What is called when this ends."""
+    """What the callbacks of a future or task complete."""
     if isinstance(node, concurrent.futures.Future):
         callbacks = list(node._done_callbacks)  # type: ignore[attr-defined]
     elif asyncio.isfuture(node):
@@ -130,7 +129,7 @@ def _next(node: Any) -> Iterator[Any]:
     for callback in callbacks:
         for one in _parts(callback, 3):
             if type(one).__name__ == "TaskGroup":
-                # Its task waits for the last of the group.
+                # The task of the group waits for its last task.
                 yield from _futures([getattr(one, "_on_completed_fut", None)])
             elif isinstance(one, asyncio.Queue):
                 # `asyncio.as_completed`
@@ -140,7 +139,7 @@ def _next(node: Any) -> Iterator[Any]:
 
 
 def _parts(callback: Any, depth: int) -> Iterator[Any]:
-    """What a callback refers to: itself, its arguments, and what it closes over."""
+    """A callback, its arguments, and the variables of its closure."""
     yield callback
     if depth == 0:
         return
@@ -151,7 +150,7 @@ def _parts(callback: Any, depth: int) -> Iterator[Any]:
         try:
             inner.append(cell.cell_contents)
         except ValueError:
-            # Not filled yet.
+            # An empty cell.
             continue
     for one in inner:
         if one is not None:
@@ -163,7 +162,7 @@ def _module(frame: FrameType) -> str:
 
 
 def _waits_in(frame: FrameType | None, reached: list[Any], joins: bool) -> bool:
-    """Whether a thread waits for one of these, and without a time limit."""
+    """Whether a thread waits for one of these without a time limit."""
     for _ in range(_FRAMES):
         if frame is None:
             return False
@@ -184,7 +183,7 @@ def _waits_in(frame: FrameType | None, reached: list[Any], joins: bool) -> bool:
 
 def _waits_in_nursery(holder: Any, waiter: Any) -> bool:
     """Whether a task of trio waits at the end of a nursery that the waiter is in."""
-    while waiter is not None and _owner.is_trio(waiter):
+    while waiter is not None and _tasks.is_trio(waiter):
         nursery = waiter.parent_nursery
         if nursery is None or not getattr(nursery, "_parent_waiting_in_aexit", False):
             return False

@@ -15,13 +15,15 @@ class Hub(Protocol):
     """What runs the greenlets of one thread."""
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call this in the hub soon; from any thread."""
+        """Call ``function`` in the hub. Callable from any thread."""
 
     def event(self) -> tuple[Callable[[], object], Callable[[float], bool]]:
-        """How to set an event, in the hub, and how to wait for it for so many seconds."""
+        """A function that sets an event, called in the hub, and one that waits for it with a
+        timeout.
+        """
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
-        """Call this in a greenlet of its own; in the hub."""
+        """Call ``function`` in a new greenlet. Called in the hub."""
 
 
 class _Gevent:
@@ -30,15 +32,15 @@ class _Gevent:
 
     def post(self, function: Callable[[], object]) -> None:
         loop = self._hub.loop
-        # A hub that was destroyed has nothing to run.
+        # A destroyed hub has no loop.
         if loop is not None:
             loop.run_callback_threadsafe(function)
 
     def event(self) -> tuple[Callable[[], object], Callable[[float], bool]]:
         if current() is self._hub:
             raise LockConfigError(
-                "a lock is waited for in gevent's hub, which would stop every greenlet: use a "
-                "greenlet of its own, gevent.spawn(…)"
+                "a wait for a lock in gevent's hub would stop every greenlet: acquire it in a greenlet "
+                "of its own, gevent.spawn(…)"
             )
         event = importlib.import_module("gevent.event").Event()
         return event.set, event.wait
@@ -48,10 +50,10 @@ class _Gevent:
 
 
 class _Eventlet:
-    """The hub of eventlet takes nothing from other threads, so a greenlet of ours listens."""
+    """eventlet's hub takes no calls from other threads: a greenlet of this package reads a socket."""
 
     def __init__(self, hub: Any) -> None:
-        import _socket  # which eventlet leaves as it is
+        import _socket  # the module that eventlet does not patch
 
         self._hub = hub
         self._posted: deque[Callable[[], object]] = deque()
@@ -75,7 +77,7 @@ class _Eventlet:
     def event(self) -> tuple[Callable[[], object], Callable[[float], bool]]:
         if current() is self._hub.greenlet:
             raise LockConfigError(
-                "a lock is waited for in eventlet's hub, which would stop every greenlet: use a "
+                "a wait for a lock in eventlet's hub would stop every greenlet: acquire it in a "
                 "greenlet of its own, eventlet.spawn(…)"
             )
         event = importlib.import_module("eventlet.event").Event()
@@ -98,7 +100,7 @@ _MARK = "_database_locks_hub"
 
 
 def hub() -> Hub | None:
-    """The hub of this thread; ``None``: its waits stop no greenlets."""
+    """The hub of this thread; ``None`` if it has none, so that a wait stops no greenlets."""
     found = _gevent_hub()
     made: type[_Gevent] | type[_Eventlet] = _Gevent
     if found is None:
@@ -141,7 +143,9 @@ def current() -> Any:
 
 
 def unpatched_start() -> Any:
-    """How to start a thread of the system where `threading` makes greenlets instead; else ``None``."""
+    """The function that starts an OS thread where `threading` is patched to start greenlets, else
+    ``None``.
+    """
     if "gevent.monkey" in sys.modules:
         return sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
     if "eventlet.patcher" in sys.modules:
@@ -150,7 +154,7 @@ def unpatched_start() -> Any:
 
 
 def start_thread(target: Callable[..., object], args: tuple[Any, ...], name: str) -> None:
-    """Start a daemon thread of the system."""
+    """Start a daemon thread of the operating system."""
     start = unpatched_start()
     if start is not None:
         start(target, args)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
-from ._held import Held
-from ._wanted import Seconds
+if TYPE_CHECKING:
+    from ._arguments import Seconds
+    from ._held import Held
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,8 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type[Any])
 
 
+class Loss(TypedDict):
+    """What is known of a loss: arguments of `LockLost`."""
+
+    reason: str | None
+    detail: str | None
+    last_answer: str | None
+    held_for: float | None
+    holder: str | None
+    holder_token: int | None
+
+
 class Options(TypedDict, total=False):
-    """The arguments of `lock` but ``lock_name`` and ``on_busy``."""
+    """The arguments of `lock`, except ``lock_name`` and ``on_busy``."""
 
     timeout: Seconds | None
     lock_ttl: Seconds | None
@@ -34,13 +46,13 @@ class Options(TypedDict, total=False):
 
 
 class Decorator(Protocol):
-    """What is decorated keeps its signature."""
+    """The decorated object keeps its signature."""
 
     def __call__(self, func: F, /) -> F: ...
 
 
 class SkippingDecorator(Protocol):
-    """A call that is skipped returns ``None``."""
+    """A skipped call returns ``None``."""
 
     @overload
     def __call__(self, func: C, /) -> C: ...

@@ -1,4 +1,4 @@
-"""Waiting for the extension: in a thread, a greenlet, or a task of asyncio or trio."""
+"""Waits for an operation of the extension: in a thread, a greenlet, or a task of asyncio or trio."""
 
 from __future__ import annotations
 
@@ -7,119 +7,121 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _greenlets, _owner
+from . import _greenlets, _tasks
 
 if TYPE_CHECKING:
     from ._core import Pending
 
 T = TypeVar("T")
 
-_LOOK = 0.25
-"""Seconds between two returns to the interpreter: an exception that another thread raises in this
-one, the loss of an outer lock say, arrives only there."""
+_SLICE = 0.25
+"""Seconds between two returns to the interpreter, where asynchronous exceptions arrive (the loss of
+an outer lock, for one)."""
 
 _LONGEST = 8.0
-"""The same where nothing arrives in that way."""
+"""The longest pause between two calls of a `Check`, in seconds."""
 
-Look = Callable[[], None]
-"""Raises where it makes no sense to wait any longer."""
+Check = Callable[[], None]
+"""Called during a wait; raises if the wait can never end."""
 
 
-def wait(pending: Pending[T], look: Look | None = None) -> T:
-    """Block until it is done, without the GIL; a greenlet leaves its hub free.
+def wait(pending: Pending[T], check: Check | None = None) -> T:
+    """Block until the operation is done, without the GIL; other greenlets go on running.
 
-    Whatever interrupts the wait gives it up.
+    An exception during the wait cancels the operation.
     """
-    until(pending, look)
+    wait_until_done(pending, check)
     return pending.result()
 
 
-def until(pending: Pending[Any], look: Look | None = None) -> None:
+def wait_until_done(pending: Pending[Any], check: Check | None = None) -> None:
     """`wait` without the result."""
     try:
         hub = _greenlets.hub() if "greenlet" in sys.modules else None
         if hub is not None:
-            _in_greenlet(hub, pending, look)
+            _in_greenlet(hub, pending, check)
             return
-        looks = _pauses()
-        left = next(looks)
-        while not pending.wait(_LOOK):
-            left -= _LOOK
-            if look is not None and left <= 0:
-                look()
-                left = next(looks)
+        pauses = _pauses()
+        left = next(pauses)
+        while not pending.wait(_SLICE):
+            left -= _SLICE
+            if check is not None and left <= 0:
+                check()
+                left = next(pauses)
     except BaseException:
         pending.cancel()
         raise
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds between two looks at what is waited for: soon, then ever more rarely."""
-    pause = _LOOK
+    """Seconds between two checks, doubled each time up to `_LONGEST`."""
+    pause = _SLICE
     while True:
         yield pause
         pause = min(2 * pause, _LONGEST)
 
 
-def _in_greenlet(hub: _greenlets.Hub, pending: Pending[Any], look: Look | None) -> None:
+def _in_greenlet(hub: _greenlets.Hub, pending: Pending[Any], check: Check | None) -> None:
     done, wait_for = hub.event()
     pending.then(lambda: hub.post(done))
     for pause in _pauses():
         if wait_for(pause):
             return
-        if look is not None:
-            look()
+        if check is not None:
+            check()
 
 
-async def wait_async(pending: Pending[T], look: Look | None = None) -> T:
-    """The same in a task. Cancelled, what it may have acquired is given back."""
-    await until_async(pending, look)
+async def wait_async(pending: Pending[T], check: Check | None = None) -> T:
+    """`wait` in a task. Cancellation releases a lock that the operation has acquired."""
+    await wait_until_done_async(pending, check)
     return pending.result()
 
 
 async def wait_shielded(pending: Pending[T]) -> T:
-    """The same for a release, which a scope of trio that is cancelled already does not give up."""
-    if asyncio._get_running_loop() is None and _owner.trio_task_here() is not None:
+    """`wait_async` for a release: a cancel scope of trio that is already cancelled does not stop
+    it.
+    """
+    if asyncio._get_running_loop() is None and _tasks.trio_task() is not None:
         with sys.modules["trio"].CancelScope(shield=True):
             return await wait_async(pending)
     return await wait_async(pending)
 
 
-async def until_async(pending: Pending[Any], look: Look | None = None) -> None:
+async def wait_until_done_async(pending: Pending[Any], check: Check | None = None) -> None:
     """`wait_async` without the result."""
     try:
-        if asyncio._get_running_loop() is None and _owner.trio_task_here() is not None:
-            await _in_trio(pending, look)
+        if asyncio._get_running_loop() is None and _tasks.trio_task() is not None:
+            await _in_trio(pending, check)
         else:
-            await _in_asyncio(pending, look)
+            await _in_asyncio(pending, check)
     except BaseException:
         pending.cancel()
         raise
 
 
-async def _in_asyncio(pending: Pending[Any], look: Look | None) -> None:
+async def _in_asyncio(pending: Pending[Any], check: Check | None) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
     def wake() -> None:
-        # A loop that was closed runs nothing. What it calls is no function in Python: an exception of
-        # a signal handler in that would leave the task waiting for ever.
+        # A closed loop runs nothing. The callback is written in C: an exception of a signal handler
+        # in a Python callback would leave the task waiting for ever.
         if not loop.is_closed():
             loop.call_soon_threadsafe(done.set_result, None)
 
     pending.then(wake)
-    # `asyncio.wait` cancels nothing that it waits for, so that there is a result to be set.
-    if look is None:
+    # `asyncio.wait` does not cancel what it waits for, so `set_result` finds a pending future.
+    if check is None:
         await asyncio.wait((done,))
         return
     for pause in _pauses():
         await asyncio.wait((done,), timeout=pause)
         if done.done():
             return
-        look()
+        check()
 
 
-async def _in_trio(pending: Pending[Any], look: Look | None) -> None:
+async def _in_trio(pending: Pending[Any], check: Check | None) -> None:
     trio = sys.modules["trio"]
     token, done = trio.lowlevel.current_trio_token(), trio.Event()
 
@@ -127,7 +129,7 @@ async def _in_trio(pending: Pending[Any], look: Look | None) -> None:
         try:
             token.run_sync_soon(done.set)
         except trio.RunFinishedError:
-            # Nothing waits there any more.
+            # The loop has ended, and with it the task that waits.
             return
 
     pending.then(wake)
@@ -136,10 +138,5 @@ async def _in_trio(pending: Pending[Any], look: Look | None) -> None:
             await done.wait()
         if done.is_set():
             return
-        if look is not None:
-            look()
-
-
-def current_task() -> Any:
-    """The task or greenlet that runs here, if it is one."""
-    return _owner.current()
+        if check is not None:
+            check()

@@ -9,19 +9,20 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from . import _loss, _names, _owner, _show
+from . import _naming, _tasks
+from .cli.formatting import on_one_line
 from .exceptions import LockConfigError, LockException, LockTimeout, LockUnavailable
 
 if TYPE_CHECKING:
     from ._held import Held
-    from .locks import lock
+    from ._lock import lock
 
 logger = logging.getLogger("database_locks.locks")
 
 Scopes = Callable[[tuple[Any, ...], dict[str, Any]], "lock"]
-"""The lock for a call with these arguments."""
+"""Makes the lock for a call with these arguments."""
 
-#: What a command ends with that does not get its lock, as ``dblock run`` does.
+#: Exit codes of a command that does not get its lock, the same as those of ``dblock run``.
 UNAVAILABLE = 69
 BUSY = 75
 
@@ -32,7 +33,7 @@ def decorate(func: Any, template: lock, naming: Callable[..., str] | None = None
     if inspect.isclass(func):
         return _decorate_command(func, template, naming)
     if not callable(func):
-        raise TypeError(f"only what can be called can be locked, and {func!r} cannot")
+        raise TypeError(f"{func!r} cannot be locked: it is not callable")
     made = _wrapped(func, _scopes(func, template, naming))
     if getattr(func, "__name__", "") == "handle":
         made = _handling(made)
@@ -41,14 +42,14 @@ def decorate(func: Any, template: lock, naming: Callable[..., str] | None = None
 
 
 def _scopes(func: Any, template: lock, naming: Callable[..., str] | None) -> Scopes:
-    """The lock for a call of this function."""
+    """The function that makes the lock for a call of ``func``."""
     if naming is not None:
-        return lambda args, kwargs: template._for_call(_names.called(naming, args, kwargs))
+        return lambda args, kwargs: template._for_call(_naming.called(naming, args, kwargs))
     name = template._name
-    fields = None if name is None else _names.fields(name, func)
+    fields = None if name is None else _naming.fields(name, func)
     if name is not None and fields is not None:
         return lambda args, kwargs: template._for_call(fields(args, kwargs))
-    known = _names.name_of_function(func) if name is None else _names.unescaped(name)
+    known = _naming.name_of_function(func) if name is None else _naming.unescaped(name)
     return lambda args, kwargs: template._for_call(known)
 
 
@@ -58,14 +59,16 @@ def _decorate_command(command: Any, template: lock, naming: Callable[..., str] |
         raise NotImplementedError("only django BaseCommand subclasses are supported for now")
     scopes = _scopes(command.handle, template, naming)
     if template._name is None and naming is None:
-        own = _names.name_of(command)
+        own = _naming.name_of(command)
         scopes = lambda args, kwargs: template._for_call(own)  # noqa: E731
     command.handle = _handling(_wrapped(command.handle, scopes))
     return command
 
 
 def _handling(handle: Any) -> Any:
-    """If it is a method of a command, ``manage.py`` shows one line where it does not get its lock."""
+    """For a method of a management command: if it does not get its lock, ``manage.py`` shows one
+    line.
+    """
     if inspect.iscoroutinefunction(handle) or inspect.isgeneratorfunction(handle):
         return handle
 
@@ -77,19 +80,21 @@ def _handling(handle: Any) -> Any:
             base = sys.modules.get("django.core.management.base")
             if base is None or not args or not isinstance(args[0], base.BaseCommand):
                 raise
-            raise _for_a_person(error, base.CommandError) from error
+            raise _command_error(error, base.CommandError) from error
 
     return new_handle
 
 
-def _for_a_person(error: LockException, command_error: type[Exception]) -> LockException:
-    """The same as an error of which ``manage.py`` shows one line, and no traceback."""
+def _command_error(error: LockException, command_error: type[Exception]) -> LockException:
+    """The same error as a `CommandError`, which ``manage.py`` shows in one line without a
+    traceback.
+    """
     kind = type(error)
     if issubclass(kind, command_error):
         return error
 
     def text(self: LockException) -> str:
-        return _show.on_one_line(kind.__str__(self))
+        return on_one_line(kind.__str__(self))
 
     both = type(kind.__name__, (kind, command_error), {"__str__": text})
     made: LockException = both(*error.args)
@@ -99,7 +104,7 @@ def _for_a_person(error: LockException, command_error: type[Exception]) -> LockE
 
 
 class Skip(Exception):
-    """Somebody else has it, and then the function is not to be called."""
+    """Another holder has the lock, and ``on_busy="skip"``: the function is not called."""
 
 
 def _wrapped(func: Callable[..., Any], scopes: Scopes) -> Any:
@@ -150,19 +155,19 @@ def _generator(func: Callable[..., Generator[Any, Any, Any]], scopes: Scopes) ->
 
 
 def _paused_between(body: Generator[Any, Any, Any], held: Held) -> Generator[Any, Any, Any]:
-    """Its steps one by one: between them other code runs in this thread, which a loss does not
-    concern."""
+    """Run a generator step by step. Between two steps other code runs in this thread, which a loss
+    must not interrupt."""
     step: Callable[[Any], Any] = body.send
     value: Any = None
     try:
         while True:
-            if held.lost and held._alarm.told():
-                value, step = _loss.error_of(held), body.throw
+            if held.lost and held._exception.mark_delivered():
+                value, step = held._error(), body.throw
             try:
                 item = step(value)
             except StopIteration as done:
                 return done.value
-            held._alarm.pause()
+            held._exception.pause()
             try:
                 value, step = (yield item), body.send
             except GeneratorExit:
@@ -170,7 +175,7 @@ def _paused_between(body: Generator[Any, Any, Any], held: Held) -> Generator[Any
             except BaseException as thrown:  # noqa: BLE001 - the body gets it
                 value, step = thrown, body.throw
             finally:
-                held._alarm.resume()
+                held._exception.resume()
     finally:
         body.close()
 
@@ -179,7 +184,7 @@ def _async_generator(func: Callable[..., AsyncGenerator[Any, Any]], scopes: Scop
     @functools.wraps(func)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         try:
-            if _owner.trio_task_here() is not None:
+            if _tasks.trio_task() is not None:
                 raise LockConfigError(
                     "an asynchronous generator cannot be locked under trio, which allows no cancel "
                     "scope around a yield: use `async with lock(…)` around the loop that reads it"
@@ -190,14 +195,14 @@ def _async_generator(func: Callable[..., AsyncGenerator[Any, Any]], scopes: Scop
                     step: Callable[[Any], Awaitable[Any]] = body.asend
                     value: Any = None
                     while True:
-                        held._task = _owner.current()
-                        if held.lost and held._alarm.told():
-                            value, step = _loss.error_of(held), body.athrow
+                        held._task = _tasks.current()
+                        if held.lost and held._exception.mark_delivered():
+                            value, step = held._error(), body.athrow
                         try:
                             item = await step(value)
                         except StopAsyncIteration:
                             return
-                        held._alarm.pause()
+                        held._exception.pause()
                         try:
                             value, step = (yield item), body.asend
                         except GeneratorExit:
@@ -205,7 +210,7 @@ def _async_generator(func: Callable[..., AsyncGenerator[Any, Any]], scopes: Scop
                         except BaseException as thrown:  # noqa: BLE001 - the body gets it
                             value, step = thrown, body.athrow
                         finally:
-                            held._alarm.resume()
+                            held._exception.resume()
                 finally:
                     await body.aclose()
         except Skip as skipped:

@@ -1,6 +1,7 @@
-"""The admin page: who has which lock, since when, for how long yet, and what for.
+"""The admin page: all locks with holder, age, remaining time and purpose.
 
-It asks the locks and not the ORM: on SQLite, and with ``DATABASE_LOCKS_URL``, they live elsewhere.
+It reads the locks through the core and not through the ORM: on SQLite, and with
+``DATABASE_LOCKS_URL``, they are in another database than the model's.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from . import _show, conf
+from .cli import formatting
+from .django import conf
 from .exceptions import LockException
 from .models import Lock
 
-#: What is told apart, in the order in which it is shown.
+#: In the order in which the page shows them.
 STATES = ("held", "expired", "free")
-#: What the column of the age sorts by: not at all, the longest held first, the shortest.
+#: Sort orders of the age column: none, longest held first, shortest held first.
 ORDERS = ("", "age", "-age")
 
 
@@ -43,22 +45,22 @@ else:
 
 @admin.register(Lock)
 class LockAdmin(_ModelAdmin):
-    """Shows locks, and takes one from its holder. Nothing is added, changed or deleted."""
+    """Shows locks and releases them by force. Nothing is added, changed or deleted."""
 
     list_per_page = 100
 
-    # Who may do what
+    # Permissions
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Locks are made by those who take them."""
+        """``False``: an acquire makes the row."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A lock is its holder's."""
+        """``False``: only the holder changes its row."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """See ``manage.py locks prune``."""
+        """``False``: ``manage.py locks prune`` deletes rows."""
         return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -73,7 +75,7 @@ class LockAdmin(_ModelAdmin):
         )
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        """Users who may see a lock see the app."""
+        """The permission to view locks."""
         return self.has_view_permission(request)
 
     def has_release_permission(self, request: HttpRequest) -> bool:
@@ -84,10 +86,10 @@ class LockAdmin(_ModelAdmin):
         if not allowed:
             raise PermissionDenied
 
-    # Where things are
+    # URLs
 
     def get_urls(self) -> list[URLPattern]:
-        """The usual ones, and the one that releases."""
+        """The URLs of `ModelAdmin`, and that of the release page."""
         release = path(
             "<path:object_id>/release/",
             self.admin_site.admin_view(self.release_view),
@@ -101,10 +103,10 @@ class LockAdmin(_ModelAdmin):
         return reverse(where, args=args, current_app=self.admin_site.name)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
-        """For the history of a lock, which is that of its name."""
+        """The object of the history page: a lock is identified by its name."""
         return Lock(pk=object_id, name=object_id)
 
-    # The pages
+    # Pages
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """All locks, filtered and searched."""
@@ -117,7 +119,8 @@ class LockAdmin(_ModelAdmin):
         if order not in ORDERS:
             order = ""
         try:
-            # Within what the extension takes: a page that does not exist is the last one.
+            # Within the range of the extension, which shows the last page for one that does not
+            # exist.
             number = max(-1, min(int(request.GET.get("p", "1")), 2**31))
         except ValueError:
             number = 1
@@ -163,7 +166,7 @@ class LockAdmin(_ModelAdmin):
         form_url: str = "",
         extra_context: Any = None,
     ) -> HttpResponse:
-        """Everything about one lock."""
+        """All facts about one lock."""
         self._require(object_id is not None and self.has_view_permission(request))
         name = unquote(object_id or "")
         try:
@@ -186,7 +189,7 @@ class LockAdmin(_ModelAdmin):
         )
 
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
-        """Ask whether it is meant, and do it: only what is posted does anything."""
+        """Ask for confirmation (GET), release by force (POST)."""
         self._require(self.has_release_permission(request))
         name = unquote(object_id)
         try:
@@ -194,7 +197,7 @@ class LockAdmin(_ModelAdmin):
             if row is None:
                 return self._unknown(request, name)
             seen = f"{row['token']}.{row['grant'] or ''}"
-            # Another holder may have got it since the page was shown.
+            # Another holder may have acquired it since the page was shown.
             moved = "seen" in request.POST and request.POST["seen"] != seen
             if request.method == "POST" and not moved:
                 return self._release(request, name)
@@ -214,16 +217,16 @@ class LockAdmin(_ModelAdmin):
 
     def _release(self, request: HttpRequest, name: str) -> HttpResponse:
         freed = conf.locks().force_release(name)
-        shown = _show.on_one_line(name)
+        shown = formatting.on_one_line(name)
         if freed is None:
             messages.info(request, _("Lock “%(name)s” was free already.") % {"name": shown})
             return HttpResponseRedirect(self._url("changelist"))
-        holder = _show.on_one_line(freed[0] or str(_("a holder without a name")))
+        holder = formatting.on_one_line(freed[0] or str(_("a holder without a name")))
         said = _("Released by force: %(holder)s had held it.") % {"holder": holder}
         try:
             self._log(request, name, str(said))
         except DatabaseError as error:
-            # It is done all the same; a database of some old character set cannot hold each name.
+            # The lock is released already. Some old character sets cannot store every name.
             messages.warning(request, _("The history has no entry of it: %s") % error)
         messages.success(
             request,
@@ -233,20 +236,20 @@ class LockAdmin(_ModelAdmin):
         return HttpResponseRedirect(self._url("changelist"))
 
     def _log(self, request: HttpRequest, name: str, said: str) -> None:
-        # What fails must not spoil the transaction of the request.
+        # A failure must not break the transaction of the request.
         with transaction.atomic(using=router.db_for_write(LogEntry)):
             LogEntry.objects.create(
                 user_id=request.user.pk,
                 content_type_id=ContentType.objects.get_for_model(Lock).pk,
                 object_id=name,
-                object_repr=_show.on_one_line(name)[:200],
+                object_repr=formatting.on_one_line(name)[:200],
                 action_flag=CHANGE,
                 change_message=said,
             )
 
     def _unknown(self, request: HttpRequest, name: str) -> HttpResponse:
         messages.warning(
-            request, _("There is no lock “%(name)s”.") % {"name": _show.on_one_line(name)}
+            request, _("There is no lock “%(name)s”.") % {"name": formatting.on_one_line(name)}
         )
         return HttpResponseRedirect(self._url("changelist"))
 
@@ -275,17 +278,17 @@ class LockAdmin(_ModelAdmin):
         )
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """One lock as the templates show it."""
+        """The variables of one lock in the templates."""
         name = row["name"]
         return {
             **row,
-            "shown": _show.on_one_line(name),
+            "shown": formatting.on_one_line(name),
             "word": _WORDS[row["state"]],
-            "holder": _show.on_one_line(row["holder"] or ""),
+            "holder": formatting.on_one_line(row["holder"] or ""),
             "since": _local(row["acquired_at"]),
-            "age": "" if row["held_for"] is None else _show.human(row["held_for"]),
-            "left": _show.free_in(row),
-            "purpose": _show.on_one_line(_show.purpose(row["metadata"])),
+            "age": "" if row["held_for"] is None else formatting.human(row["held_for"]),
+            "left": formatting.free_in(row),
+            "purpose": formatting.on_one_line(formatting.purpose(row["metadata"])),
             "url": self._url("change", name),
             "release_url": self._url("release", name),
         }
@@ -295,12 +298,12 @@ _WORDS = {"held": _("held"), "expired": _("expired"), "free": _("free")}
 
 
 def _local(text: str | None) -> str:
-    """A point in time, to the second, in the time zone that all of the admin shows."""
+    """A point in time, to the second, in the time zone of the admin."""
     if not text:
         return ""
-    # Python 3.10 reads a fraction of three or six digits alone, and no Z.
-    whole = datetime.fromisoformat(_show.time(text).replace("Z", "+00:00"))
-    # But for the last day that there is, as another program may have written it.
+    # Python 3.10 reads only fractions of three or six digits, and no Z.
+    whole = datetime.fromisoformat(formatting.time(text).replace("Z", "+00:00"))
+    # The last day of year 9999, which another program may have written, overflows.
     with suppress(OverflowError):
         whole = timezone.localtime(whole)
     return f"{whole:%Y-%m-%d %H:%M:%S}"
@@ -311,8 +314,8 @@ def _local_with_zone(text: str | None) -> str:
 
 
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All but the name, which is the page's title."""
-    return _show.facts(row, _local_with_zone)[1:]
+    """All facts but the name, which is the title of the page."""
+    return formatting.facts(row, _local_with_zone)[1:]
 
 
 def _query(**parts: str) -> str:

@@ -1,4 +1,8 @@
-"""The Django app ``database_locks``."""
+"""The Django app ``database_locks``.
+
+Django looks up this module and ``models``, ``admin``, ``migrations`` and ``management`` by their
+path, so they stay here. The rest of the Django half is in ``database_locks/django``.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,26 @@ class DBLocksConfig(AppConfig):
     name = "database_locks"
     label = "database_locks"
     verbose_name = "Database locks"
-    # As the first migration made it, whatever the project's own default is.
+    # The type in the first migration, whatever the project's default is.
     default_auto_field = "django.db.models.AutoField"
 
     def ready(self) -> None:
-        from . import _wording, checks
+        from . import _hints
+        from .django import checks, transactions
 
-        _wording.use_django()
+        _hints.use_django()
+        transactions.install()
         checks.register()
-        connection_created.connect(_let_go, dispatch_uid="database_locks")
+        connection_created.connect(_close_connections, dispatch_uid="database_locks")
 
 
-def _let_go(connection: Any, **_kwargs: Any) -> None:
-    """Close our connections to a test database before it is dropped or cloned, which PostgreSQL
-    refuses while any client is connected. Both are done over a connection to no database."""
+def _close_connections(connection: Any, **_kwargs: Any) -> None:
+    """Close connections to a test database before Django drops or clones it.
+
+    PostgreSQL refuses both while a client is connected. Django does both over a connection to no
+    database.
+    """
     if connection.alias == NO_DB_ALIAS and connection.vendor == "postgresql":
-        from . import conf
+        from .django import conf
 
         conf.forget()

@@ -1,17 +1,17 @@
-"""What can go wrong, grouped by what the caller can do about it."""
+"""Exceptions, grouped by what the caller can do about them."""
 
 from __future__ import annotations
 
-from ._wording import worded
+from ._hints import worded
 
 
 class LockException(Exception):
-    """The root of all errors of this package."""
+    """The base class of all exceptions of this package."""
 
     name: str | None = None
 
     def __repr__(self) -> str:
-        # The name is not among the arguments, which are those of 0.5.
+        # `args` is that of legacy (django-database-locks 0.5), without the name.
         said = ", ".join(repr(argument) for argument in self.args)
         return (
             f"{type(self).__name__}({said}, name={self.name!r})"
@@ -21,12 +21,12 @@ class LockException(Exception):
 
 
 class LockTimeout(LockException):
-    """The wait ran out, or the one try failed, while another holder had the lock.
+    """The wait timed out, or a single try failed, because another holder had the lock.
 
-    Nothing was acquired. ``name`` is the lock's, ``timeout`` the seconds that were allowed
-    (``None``: one try), ``holder`` who had it, as ``locked_by`` says, ``held_for`` for how many
-    seconds; both ``None`` where that is not known. ``in_this_process``: the holder is another thread,
-    task or object of this process.
+    Nothing was acquired. ``name`` is the lock's, ``timeout`` the allowed seconds (``None``: a
+    single try), ``holder`` the other holder's ``locked_by``, ``held_for`` the seconds for which it
+    had held the lock; both are ``None`` if unknown. ``in_this_process``: the holder is another
+    thread, task or object of this process.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LockTimeout(LockException):
         holder: str | None = None,
         held_for: float | None = None,
     ) -> None:
-        # The arguments are those of 0.5, whose users may look at them.
+        # `args` is that of legacy, whose users may read it.
         super().__init__(*((message,) if timeout is None else (message, timeout)))
         self.name = name
         self.timeout = timeout
@@ -64,15 +64,15 @@ class LockTimeout(LockException):
 class LockLost(LockException):
     """The lease ended before it was released: another client may hold the lock by now.
 
-    ``name`` is the lock's, ``token`` that of the grant that was lost, ``reason`` one of
-    ``expired``, ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``,
-    ``unreachable``, ``refused``, ``failover``, ``forked``. ``last_answer`` is what the last renewal
-    came to where renewals failed until the lease ended: the database's own words if it refused.
-    ``held_for`` is for how many seconds it was held, until it could no longer be trusted. ``holder``
-    and ``holder_token`` are those of the grant that had the lock in the answer that said it was lost;
-    ``None`` if the lock was free, or trust ended without an answer.
-    ``detail`` says all of it, as every face of this library does:
-    ``lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)``.
+    ``name`` is the lock's, ``token`` that of the lost grant, ``reason`` one of ``expired``,
+    ``preempted``, ``forced``, ``released``, ``resumed``, ``row_gone``, ``unreachable``,
+    ``refused``, ``failover``, ``forked``. ``last_answer`` is the result of the last renewal if
+    renewals failed until the lease ended: the database's own message if it refused. ``held_for`` is
+    the number of seconds that the lock was safely held. ``holder`` and ``holder_token`` are those
+    of the grant that the database named as the present one; ``None`` if the lock was free, or the
+    lease ended without an answer. ``detail`` is all of this in one sentence, the same in every
+    interface of this library: ``lost after 12s: preempted by another holder (now held by web-2 for
+    3s, token 17)``.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LockLost(LockException):
 
 
 class LockReleased(LockException):
-    """A `Held` was used after the end of its block, or after its release: it holds nothing any more.
+    """A `Held` was used after the end of its block, or after its release.
 
     ``name`` is the lock's, ``token`` that of the grant.
     """
@@ -132,10 +132,10 @@ class LockReleased(LockException):
 
 
 class LockUnavailable(LockException):
-    """The database did not answer, or refused: its message says which, and what to do.
+    """The database did not answer, or refused; the message says which, and what to do.
 
-    What was asked for may have been done all the same; a lock that was acquired so is free again
-    within 30 seconds.
+    The request may have taken effect all the same. A lock that was acquired so is free again within
+    30 seconds.
     """
 
     def __init__(self, message: str = "", *args: object) -> None:
@@ -145,5 +145,5 @@ class LockUnavailable(LockException):
 class LockConfigError(LockException, ValueError):
     """A setting or argument is out of range; the message says what is allowed.
 
-    Found before anything is sent to the database.
+    Raised before anything is sent to the database.
     """

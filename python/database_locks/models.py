@@ -1,4 +1,4 @@
-"""The table of locks, as Django knows it."""
+"""The model of the table of locks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from django.utils import timezone
 
 
 class Lock(models.Model):
-    """One row a lock. For reading: the rows are written by the locks themselves.
+    """A lock, one row each. Read-only: the core writes the rows.
 
-    The table is made by the migrations, with the same statements as by ``dblock init``. On SQLite
-    it is empty, since the locks live in a file beside the database: ask ``manage.py locks list``,
-    the admin page or `database_locks.connect` rather than this model.
+    The migrations create the table with the same statements as ``dblock init``. On SQLite this
+    table stays empty, because the locks are in a file beside the database: use ``manage.py locks
+    list``, the admin page or `database_locks.connect` rather than this model.
     """
 
     name = models.CharField(max_length=255, unique=True)
@@ -36,5 +36,5 @@ class Lock(models.Model):
 
     @property
     def active(self) -> bool:
-        """Whether the lease goes on, by this machine's clock: for display only."""
+        """Whether the lock is held, by this machine's clock: for display only."""
         return self.expires_at is not None and timezone.now() <= self.expires_at

@@ -1,4 +1,4 @@
-"""The fixture ``locks``; pytest finds it by itself, with and without Django."""
+"""The fixture ``locks``, which pytest loads by an entry point, with and without Django."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def locks(request: pytest.FixtureRequest) -> Iterator[MemoryLocks]:
-    """Locks in memory for this test, all of ``lock`` and ``locked`` included.
+    """Locks in memory for one test, those of ``lock`` and ``locked`` included.
 
-    ``locks.lose(name)``, ``locks.expire(name)``, ``locks.assert_locked(name)`` and
-    ``locks.assert_not_locked(name)``; a test that leaves a lock held fails.
+    Has ``locks.lose(name)``, ``locks.expire(name)``, ``locks.assert_locked(name)`` and
+    ``locks.assert_not_locked(name)``. A test that leaves a lock held fails.
     """
-    # Here, so that a test session without locks imports nothing.
+    # Imported here, so that a test session without locks does not load the package.
     from .testing import memory_locks
 
     with memory_locks() as locks:

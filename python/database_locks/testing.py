@@ -1,8 +1,8 @@
-"""Test kit for applications: locks in memory, which a test can lose, expire, and find busy.
+"""Test kit for applications: locks in memory, which a test can lose, expire, or hold elsewhere.
 
-With pytest there is the fixture ``locks``, for `unittest` the mixin `LocksTestMixin`. Both send
-every ``lock`` and ``locked`` of the test to memory, whatever the settings say, and fail a test that
-leaves a lock held.
+pytest has the fixture ``locks``, `unittest` the mixin `LocksTestMixin`. Both direct every ``lock``
+and ``locked`` of the test to memory, whatever the settings say, and fail a test that leaves a lock
+held.
 
 >>> import database_locks
 >>> from database_locks.testing import memory_locks
@@ -28,9 +28,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from ._held import holds
-from ._manager import Locks
-from ._wait import current_task, wait
+from ._locks import Locks
+from ._registry import all_held_here
+from ._tasks import current as current_task
+from ._wait import wait
 from .exceptions import LockException, LockLost
 
 if TYPE_CHECKING:
@@ -44,16 +45,16 @@ if TYPE_CHECKING:
 else:
     _Case = object
 
-#: How long a release that goes on in the background may take, before a lock counts as left behind.
-_PATIENCE = 1.0
+#: Seconds that a release in the background may take before a lock counts as left behind.
+_TIMEOUT = 1.0
 
 _numbers = itertools.count(1)
 
 
 class Busy:
-    """A lock that another holder has: what `MemoryLocks.busy` returns.
+    """A lock that another holder has, returned by `MemoryLocks.busy`.
 
-    The holder stands for another process: code of the test's own thread is kept out as well.
+    The holder stands for another process, so the lock excludes the test's own thread too.
     """
 
     def __init__(self, name: str, guard: _core.Guard) -> None:
@@ -64,7 +65,7 @@ class Busy:
         return f"<Busy `{self.name}`>"
 
     def release(self) -> None:
-        """Release it, as its holder would. A second call does nothing."""
+        """Release the lock, as its holder would. A second call does nothing."""
         guard, self._guard = self._guard, None
         if guard is not None:
             with suppress(LockLost):
@@ -83,17 +84,14 @@ class Busy:
 
 
 class MemoryLocks(Locks):
-    """Locks in memory, which a test can lose, expire and ask about.
-
-    `lock`, `locked` and the rest are those of `database_locks.Locks`.
-    """
+    """`database_locks.Locks` in memory, which a test can lose, expire and query."""
 
     def __init__(self) -> None:
         super().__init__(f"memory:test-{os.getpid()}-{next(_numbers)}")
         self._busy: list[Busy] = []
 
     def busy(self, name: str, holder: str = "another holder") -> Busy:
-        """Have another holder take the lock, until the `Busy` is released or the test ends.
+        """Let another holder have the lock until the `Busy` is released or the test ends.
 
         >>> from database_locks import LockTimeout
         >>> with memory_locks() as locks, locks.busy("report"):
@@ -104,8 +102,8 @@ class MemoryLocks(Locks):
         ...         print(busy.holder)
         another holder
 
-        ``holder``: who that is, as ``LockTimeout.holder`` and `held` say. `AssertionError` where the
-        lock is held already.
+        ``holder``: the id that ``LockTimeout.holder`` and `held` show. Raises `AssertionError` if
+        the lock is held already.
         """
         guard = wait(self._core.acquire(name, ttl=None, wait=0.0, auto_renew=False, holder=holder))
         if guard is None:
@@ -115,32 +113,33 @@ class MemoryLocks(Locks):
         return busy
 
     def held(self) -> dict[str, str | None]:
-        """The names of all locks that are held, and by whom."""
+        """The holder of each held lock, by the lock's name."""
         return {row["name"]: row["holder"] for row in self.list() if row["state"] == "held"}
 
     def lose(self, name: str) -> bool:
-        """Take a lock from its holder, who is told at once: ``LockLost``, or its callback.
+        """Release a lock by force. Its holder gets ``LockLost`` or its callback at once.
 
-        `AssertionError` where it is not held.
+        Raises `AssertionError` if the lock is not held.
         """
         if not super().lose(name):
             raise AssertionError(self._not_held(name))
-        # Where the holder is this very thread, it is told here rather than at some later line.
-        until = time.monotonic() + _PATIENCE
+        # If this thread is the holder, `LockLost` is raised here and not at some later line.
+        until = time.monotonic() + _TIMEOUT
         while current_task() is None and self._is_ours(name) and time.monotonic() < until:
             time.sleep(0.001)
         return True
 
     def _is_ours(self, name: str) -> bool:
         return any(
-            held.name == name and key[1] == id(self) and not held._alarm.was_told
-            for key, held in holds().items()
+            held.name == name and key[1] == id(self) and not held._exception.was_delivered
+            for key, held in all_held_here().items()
         )
 
     def expire(self, name: str) -> bool:
-        """End a lease now: another holder can have the lock, and its holder learns it at its next renewal.
+        """End a lease now: another client can acquire the lock, and the holder notices at its next
+        renewal.
 
-        `AssertionError` where it is not held.
+        Raises `AssertionError` if the lock is not held.
         """
         if not super().expire(name):
             raise AssertionError(self._not_held(name))
@@ -163,19 +162,20 @@ class MemoryLocks(Locks):
         return said if _enabled() else f"{said}; DATABASE_LOCKS_ENABLED is False in the settings"
 
     def left_behind(self) -> str | None:
-        """End the test: free what is still held, and say what that was, if anything.
+        """End the test: release all locks that are still held, and return a message that names
+        them.
 
-        What this thread or task holds is released without telling it: `LockLost` would be raised in
-        the next test. Other threads lose theirs, so that they stop.
+        Locks of this thread or task are released silently: a `LockLost` would be raised in the next
+        test. Other threads lose their locks, so that they stop.
         """
         for busy in self._busy:
             busy.release()
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         while (held := self.held()) and time.monotonic() < until:
             time.sleep(0.005)
         if not held:
             return None
-        for key, ours in list(holds().items()):
+        for key, ours in list(all_held_here().items()):
             if key[1] == id(self):
                 ours._forget()
                 with suppress(LockException):
@@ -188,10 +188,10 @@ class MemoryLocks(Locks):
 
 @contextmanager
 def memory_locks() -> Iterator[MemoryLocks]:
-    """All locks of the block are in memory, and it fails if it leaves one held.
+    """A block whose locks are all in memory, those of ``lock`` and ``locked`` in a Django project
+    too.
 
-    In a Django project those of ``lock`` and ``locked``, too. Raises `AssertionError`, unless the
-    block has failed already.
+    Raises `AssertionError` if the block leaves a lock held, unless it has failed already.
     """
     locks = MemoryLocks()
     with _instead(locks):
@@ -206,7 +206,7 @@ def memory_locks() -> Iterator[MemoryLocks]:
 
 
 class LocksTestMixin(_Case):
-    """For a `unittest.TestCase`, one of Django's too: ``self.locks``, new for each test.
+    """A mixin for `unittest.TestCase` and Django's test cases: ``self.locks``, new for each test.
 
     >>> import unittest
     >>> class ReportTests(LocksTestMixin, unittest.TestCase):
@@ -218,11 +218,11 @@ class LocksTestMixin(_Case):
     locks: MemoryLocks
 
     def setUp(self) -> None:
-        """Before what the class itself sets up: mix it in as the first base."""
+        """Runs before the ``setUp`` of the test class if the mixin is its first base."""
         self.locks = MemoryLocks()
         instead = _instead(self.locks)
         instead.__enter__()
-        # Called after `tearDown`, the last one first.
+        # Cleanups run after `tearDown`, the last one first.
         self.addCleanup(instead.__exit__, None, None, None)
         self.addCleanup(self._nothing_left)
         super().setUp()
@@ -234,9 +234,9 @@ class LocksTestMixin(_Case):
 
 
 def _conf() -> Any:
-    """The settings of the project, if there is one."""
+    """The project's settings, or ``None`` without Django."""
     try:
-        from . import conf
+        from .django import conf
     except ImportError:
         return None
     return conf

@@ -1,10 +1,10 @@
-"""A small project on SQLite. Of locks there is one line: the app."""
+"""A small project on SQLite. The only setting for locks is the app."""
 
 from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent
 
-SECRET_KEY = "of an example, and for nothing else"  # noqa: S105
+SECRET_KEY = "an example: do not use elsewhere"  # noqa: S105
 DEBUG = True
 ROOT_URLCONF = "urls"
 STATIC_URL = "/static/"
@@ -21,7 +21,7 @@ INSTALLED_APPS = [
     "shop",
 ]
 
-# On SQLite the locks are in a file beside this one; on a server they are in its database.
+# The locks of SQLite are in a file beside this one, those of a server in its database.
 DATABASES = {
     "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": BASE_DIR / "db.sqlite3"},
 }

@@ -1,13 +1,13 @@
-//! The one table from the core's errors to Python's exceptions.
+//! Errors of the core as Python exceptions.
 
 use database_locks::{Error, Loss, Token};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
-use crate::login;
+use crate::credentials;
 
-/// The exception that says this. What cannot be made into it becomes the error that said so.
+/// The exception for an error of the core; if it cannot be made, the exception of that failure.
 pub(crate) fn raise(py: Python<'_>, error: impl Into<Error>) -> PyErr {
     exception(py, error.into()).unwrap_or_else(|failed| failed)
 }
@@ -33,7 +33,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         }
         Error::Lost { name, loss, .. } => {
             words.set_item("name", name.as_str())?;
-            words.update(said(py, loss)?.as_mapping())?;
+            words.update(loss_fields(py, loss)?.as_mapping())?;
             ("LockLost", "lost lock, terminating".into())
         }
         Error::Config {
@@ -48,7 +48,7 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         _ => ("LockUnavailable", error.chain()),
     };
     let cause = match error {
-        Error::Unavailable { .. } | Error::Rejected { .. } => login::cause(py, &said),
+        Error::Unavailable { .. } | Error::Rejected { .. } => credentials::cause(py, &said),
         _ => None,
     };
     let made = class_of(py, class)?.call((said,), Some(&words))?;
@@ -58,14 +58,14 @@ fn exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
     Ok(PyErr::from_value(made))
 }
 
-/// What an acquire comes to while the process ends.
+/// The error of an acquire while the process ends.
 pub(crate) fn ending(py: Python<'_>) -> PyErr {
-    let said = "could not acquire a lock: this process is ending, and has given back all its locks";
+    let said = "could not acquire a lock: this process is ending and has released all its locks";
     let made = class_of(py, "LockUnavailable").and_then(|class| class.call1((said,)));
     made.map_or_else(|failed| failed, PyErr::from_value)
 }
 
-/// What a setting of the core is called in Python.
+/// The name in Python of a setting of the core.
 fn parameter(setting: &str) -> &str {
     match setting {
         "name" => "lock_name",
@@ -79,8 +79,8 @@ fn parameter(setting: &str) -> &str {
     }
 }
 
-/// A loss as what `LockLost` takes by name: `_loss.Loss`.
-pub(crate) fn said<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
+/// The arguments of `LockLost` for a loss: `Loss` of `_typing.py`.
+pub(crate) fn loss_fields<'py>(py: Python<'py>, loss: &Loss) -> PyResult<Bound<'py, PyDict>> {
     let (words, now) = (PyDict::new(py), loss.now_held_by());
     words.set_item("reason", loss.reason().as_str())?;
     words.set_item("detail", loss.to_string())?;

@@ -1,9 +1,11 @@
-//! What a fenced transaction begins with.
+//! The first statements of a fenced transaction.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use database_locks::{FenceFailure, OpenFence, ParamStyle};
 use pyo3::prelude::*;
+
+use crate::sync::locked;
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Fence {
@@ -47,17 +49,14 @@ impl Fence {
     }
 
     fn close(&self, py: Python<'_>) {
-        let open = self
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        // It may unlock a file.
+        let open = locked(&self.open).take();
+        // Without the GIL: it may unlock a file.
         py.detach(|| drop(open));
     }
 }
 
-/// Whether that error of a driver means a conflict, or no row; none: nothing about the fence.
+/// Whether a driver's error is a conflict (`true`) or means that the fence found no row (`false`);
+/// `None` for any other error.
 #[pyfunction]
 #[pyo3(signature = (sqlstate=None, errno=None))]
 pub(crate) fn is_fence_conflict(sqlstate: Option<&str>, errno: Option<u16>) -> Option<bool> {

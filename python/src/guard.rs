@@ -1,31 +1,32 @@
 //! A held lock.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use database_locks::__face::PerProcess;
+use database_locks::__python::PerProcess;
 use database_locks::{Error, FenceFailure, LockGuard, Loss};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tokio::sync::{Notify, RwLock};
 
-use crate::courier;
-use crate::errors::{raise, said};
-use crate::locks::{seconds, ttl};
-use crate::pending::{Pending, Value};
+use crate::convert::{seconds, ttl};
+use crate::errors::{self, loss_fields, raise};
+use crate::fence::Fence;
+use crate::gil_thread;
+use crate::pending::{Answer, Pending, nothing};
+use crate::sync::{locked, of_process};
 
-/// Whatever asks the database reads this lock; only what ends the guard writes. So a question that
-/// must not wait finds it locked only when there is nothing held any more.
+/// Requests to the database read this lock; only the end of the guard writes it. So a method that
+/// must not wait finds it locked only if the guard is ending.
 type Shared = Arc<RwLock<Option<LockGuard>>>;
 
-/// Every grant of this process, so that its end gives them all back.
+/// All grants of this process, which the end of the process releases.
 #[derive(Default)]
 struct Grants {
     held: HashMap<u64, Weak<RwLock<Option<LockGuard>>>>,
@@ -38,22 +39,17 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 struct Process {
     grants: Mutex<Grants>,
     ends: Notify,
-    /// How many acquires are under way.
+    /// The number of running acquires.
     acquires: AtomicUsize,
 }
 
 fn process() -> &'static Process {
     static PROCESS: PerProcess<Process> = PerProcess::new();
-    let made = PROCESS.get_or_try_init(|| Ok::<_, Infallible>(Process::default()));
-    match made {
-        Ok(process) => process,
-        Err(never) => match never {},
-    }
+    of_process(&PROCESS)
 }
 
 fn grants() -> MutexGuard<'static, Grants> {
-    let grants = &process().grants;
-    grants.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&process().grants)
 }
 
 /// Counts an acquire until it has ended, however it ends.
@@ -73,36 +69,49 @@ impl Drop for Acquire {
     }
 }
 
-/// Carry out an acquire, and give it up when the process ends.
+/// Run an acquire, and cancel it when the process ends.
 pub(crate) async fn acquire(
     work: impl Future<Output = Result<Option<LockGuard>, Error>>,
-) -> Result<Value, Error> {
-    let under_way = Acquire::begin();
-    let (mut work, mut ends) = (pin!(work), pin!(under_way.0.ends.notified()));
+) -> Result<Answer, Error> {
+    let running = Acquire::begin();
+    let (mut work, mut ends) = (pin!(work), pin!(running.0.ends.notified()));
     let guard = poll_fn(|cx| {
-        // In this order: what comes between the two is heard by the first.
+        // In this order: an end between the two checks is seen by the first.
         if ends.as_mut().poll(cx).is_ready() || grants().ended {
             return Poll::Ready(Ok(None));
         }
         work.as_mut().poll(cx).map_ok(Some)
     });
     Ok(match guard.await? {
-        None => Value::Ending,
-        Some(None) => Value::Guard(None),
-        Some(Some(guard)) => {
-            Grant::new(guard).map_or(Value::Ending, |grant| Value::Guard(Some(grant)))
-        }
+        Some(None) => nothing(),
+        Some(Some(guard)) => match Grant::new(guard) {
+            Some(grant) => granted(grant),
+            None => ending(),
+        },
+        None => ending(),
     })
 }
 
-/// A grant that this process has to give back.
+fn granted(grant: Grant) -> Answer {
+    Box::new(|py| match Guard::new(grant) {
+        Some(guard) => guard.into_py_any(py),
+        None => Err(errors::ending(py)),
+    })
+}
+
+/// The process is ending: no grant is made any more.
+fn ending() -> Answer {
+    Box::new(|py| Err(errors::ending(py)))
+}
+
+/// A grant that this process has to release.
 pub(crate) struct Grant {
     id: u64,
     guard: Shared,
 }
 
 impl Grant {
-    /// `None` where the process is ending: the grant has been given back.
+    /// `None` if the process is ending; the grant is released then.
     pub(crate) fn new(guard: LockGuard) -> Option<Self> {
         let mut grants = grants();
         if grants.ended {
@@ -110,7 +119,7 @@ impl Grant {
             drop(guard);
             return None;
         }
-        // Never the same in a forked child, which drops what its parent had.
+        // Unique in a forked child too, which drops the grants of its parent.
         let id = LAST.fetch_add(1, Ordering::Relaxed);
         let guard = Arc::new(RwLock::new(Some(guard)));
         grants.held.insert(id, Arc::downgrade(&guard));
@@ -128,23 +137,22 @@ impl Drop for Grant {
     }
 }
 
-/// How long acquires that are given up may take to end; then the database frees what they were
-/// granted.
-const PATIENCE: Duration = Duration::from_millis(500);
-const LOOK: Duration = Duration::from_millis(1);
+/// The longest wait for cancelled acquires. Later the database frees a lock that they were granted.
+const TIMEOUT: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(1);
 
-/// Begin to release whatever this process holds, in all its threads; it is given no more from now on.
+/// Begin to release all locks of this process, in all its threads. No later acquire succeeds.
 #[pyfunction]
 pub(crate) fn give_all_back(py: Python<'_>) {
     py.detach(|| {
-        // First of all: what they were granted meanwhile is dropped, and released with the rest.
+        // First, so that acquires which succeed meanwhile drop their grants.
         let process = process();
         grants().ended = true;
         process.ends.notify_waiters();
-        let mut left = PATIENCE;
+        let mut left = TIMEOUT;
         while process.acquires.load(Ordering::SeqCst) > 0 && !left.is_zero() {
-            std::thread::park_timeout(LOOK);
-            left = left.saturating_sub(LOOK);
+            std::thread::park_timeout(POLL);
+            left = left.saturating_sub(POLL);
         }
         let held = {
             let mut grants = grants();
@@ -161,10 +169,10 @@ fn close(guard: &Shared) {
     if let Ok(mut guard) = guard.try_write() {
         return drop(guard.take());
     }
-    // A question to the database is under way, on another thread.
+    // Another thread waits for an answer of the database.
     let guard = Arc::clone(guard);
-    // Without a thread it is released when the last reference goes.
-    let _ = courier::spawn(async move {
+    // Without a thread the last reference releases it.
+    let _ = gil_thread::spawn(async move {
         let held = guard.write().await.take();
         drop(held);
     });
@@ -173,9 +181,9 @@ fn close(guard: &Shared) {
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Guard {
     grant: Grant,
-    /// How many blocks are open that hold by it.
+    /// The number of open blocks that hold the lock by this guard.
     depth: AtomicUsize,
-    /// Dropped, it stays held until its lease ends.
+    /// A dropped guard leaves the lock held until its lease ends.
     stays: AtomicBool,
     #[pyo3(get)]
     name: String,
@@ -188,7 +196,7 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// `None` where it was released meanwhile.
+    /// `None` if the grant was released meanwhile.
     pub(crate) fn new(grant: Grant) -> Option<Self> {
         let (name, token, grant_id, holder) = grant.ask(|guard| {
             (
@@ -209,7 +217,7 @@ impl Guard {
         })
     }
 
-    /// Release in the background, if it is held still.
+    /// Release in the background, if it is still held.
     pub(crate) fn close(&self) {
         close(&self.grant.guard);
     }
@@ -218,7 +226,7 @@ impl Guard {
         self.depth.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A block has ended; how many are left.
+    /// A block has ended. Returns how many are left.
     pub(crate) fn left(&self) -> usize {
         let before = self
             .depth
@@ -227,18 +235,20 @@ impl Guard {
     }
 }
 
-/// A loss of the guard's own grant is an answer and no error: an exception that arrives meanwhile is
-/// another lock's.
-fn answer(outcome: Result<Value, Error>) -> Result<Value, Error> {
+/// Turns a loss of the guard's own grant from an error into an answer. So a `LockLost` that Python
+/// sees during the call is about another lock.
+fn answer(outcome: Result<Answer, Error>) -> Result<Answer, Error> {
     match outcome {
-        Err(Error::Lost { loss, .. }) => Ok(Value::Lost(loss)),
+        Err(Error::Lost { loss, .. }) => {
+            Ok(Box::new(move |py| loss_fields(py, &loss)?.into_py_any(py)))
+        }
         other => other,
     }
 }
 
 #[pymethods]
 impl Guard {
-    /// Whether nothing is held by it any more: released, or handed over.
+    /// Whether it was released or handed over.
     #[getter]
     fn closed(&self) -> bool {
         match self.grant.guard.try_read() {
@@ -247,7 +257,7 @@ impl Guard {
         }
     }
 
-    /// How many blocks are open that hold by it.
+    /// The number of open blocks.
     #[getter]
     fn depth(&self) -> usize {
         self.depth.load(Ordering::SeqCst)
@@ -265,23 +275,23 @@ impl Guard {
     }
 
     fn on_lost(&self, callback: Py<PyAny>) {
-        // On a thread of the core's for callbacks, of which there are few: the courier waits for the GIL instead.
+        // The core has few threads for callbacks, so the GIL thread waits for the GIL.
         let tell = move |loss: Loss| {
-            courier::tell(move |py| callback.call1(py, (said(py, &loss)?,)).map(drop));
+            gil_thread::call(move |py| callback.call1(py, (loss_fields(py, &loss)?,)).map(drop));
         };
         self.grant.ask(|guard| guard.on_lost(tell));
     }
 
     fn loss<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         let loss = self.grant.ask(LockGuard::loss).flatten();
-        loss.map(|loss| said(py, &loss)).transpose()
+        loss.map(|loss| loss_fields(py, &loss)).transpose()
     }
 
     fn ticket(&self) -> Option<String> {
         self.grant.ask(|guard| guard.ticket().to_string())
     }
 
-    /// Dropped without a release, it stays held until its lease ends.
+    /// Dropped without a release, the lock stays held until its lease ends.
     fn stay(&self) {
         self.stays.store(true, Ordering::SeqCst);
     }
@@ -290,9 +300,9 @@ impl Guard {
         let guard = Arc::clone(&self.grant.guard);
         Pending::new(async move {
             if let Some(guard) = guard.read().await.as_ref() {
-                return answer(guard.check().await.map(|()| Value::Nothing));
+                return answer(guard.check().await.map(|()| nothing()));
             }
-            Ok(Value::Nothing)
+            Ok(nothing())
         })
     }
 
@@ -301,13 +311,13 @@ impl Guard {
         let (guard, ttl) = (Arc::clone(&self.grant.guard), self::ttl(py, ttl)?);
         Ok(Pending::new(async move {
             if let Some(guard) = guard.read().await.as_ref() {
-                return answer(guard.extend(ttl).await.map(|()| Value::Nothing));
+                return answer(guard.extend(ttl).await.map(|()| nothing()));
             }
-            Ok(Value::Nothing)
+            Ok(nothing())
         }))
     }
 
-    /// The ticket, or the loss; `None` where nothing was held by it any more.
+    /// The ticket, or the loss; `None` if the guard is closed.
     fn hand_over(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let guard = self
             .grant
@@ -317,7 +327,7 @@ impl Guard {
             .and_then(|mut it| it.take());
         match guard.map(LockGuard::into_ticket).transpose() {
             Ok(ticket) => ticket.map(|ticket| ticket.to_string()).into_py_any(py),
-            Err(Error::Lost { loss, .. }) => said(py, &loss)?.into_py_any(py),
+            Err(Error::Lost { loss, .. }) => loss_fields(py, &loss)?.into_py_any(py),
             Err(error) => Err(raise(py, error)),
         }
     }
@@ -331,14 +341,17 @@ impl Guard {
         Ok(Pending::new(async move {
             let guard = guard.read().await;
             let Some(guard) = guard.as_ref() else {
-                return Ok(Value::Nothing);
+                return Ok(nothing());
             };
             let opened = guard.open_fence(lasting).await;
-            answer(opened.and_then(|open| Ok(Value::Fence(guard.fence_statement()?, open))))
+            answer(opened.and_then(|open| {
+                let fence = Fence::new(guard.fence_statement()?, open);
+                Ok(Box::new(move |py: Python<'_>| fence.into_py_any(py)) as Answer)
+            }))
         }))
     }
 
-    /// Why a fence did not pass: a loss, or an error.
+    /// The reason why a fence did not pass: a loss, or an error.
     fn fence_failed(&self, conflict: bool) -> Pending {
         let guard = Arc::clone(&self.grant.guard);
         let failure = match conflict {
@@ -348,7 +361,7 @@ impl Guard {
         Pending::new(async move {
             match guard.read().await.as_ref() {
                 Some(guard) => answer(Err(guard.fence_failed(failure).await)),
-                None => Ok(Value::Nothing),
+                None => Ok(nothing()),
             }
         })
     }
@@ -356,11 +369,11 @@ impl Guard {
     fn release(&self) -> Pending {
         let guard = Arc::clone(&self.grant.guard);
         Pending::new(async move {
-            // Bound first: a guard that is being released must not keep others from asking.
+            // Bound first: the lock must not stay write-locked during the release.
             let held = guard.write().await.take();
             match held {
-                Some(held) => answer(held.release().await.map(|()| Value::Nothing)),
-                None => Ok(Value::Nothing),
+                Some(held) => answer(held.release().await.map(|()| nothing())),
+                None => Ok(nothing()),
             }
         })
     }
@@ -372,7 +385,7 @@ impl Drop for Guard {
             && let Ok(mut guard) = self.grant.guard.try_write()
             && let Some(guard) = guard.take()
         {
-            // Lost is as good.
+            // An error means that the lock is lost, which needs no release.
             let _ = guard.into_ticket();
         }
     }

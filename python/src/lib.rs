@@ -1,33 +1,45 @@
 //! The extension module: Python objects over the public API of the core.
 //!
-//! Three rules hold everywhere. Whatever may wait gives up the GIL first. The thread that renews
-//! leases never asks for it: what Python is to be told goes through the [courier](courier). And
-//! what belongs to a process is keyed by it, so that a forked child makes its own.
+//! Three rules hold everywhere. Code that may wait releases the GIL first. The thread that renews
+//! leases never asks for the GIL: it calls Python through the [GIL thread](gil_thread). State of a
+//! process is keyed by the process, so that a forked child has its own.
+//!
+//! Of the Python package the extension imports only `exceptions`.
 
-mod alarm;
-mod courier;
+mod async_exception;
+mod convert;
+mod credentials;
+mod entry;
 mod errors;
 mod fence;
+mod gil_thread;
 mod guard;
-mod listed;
+mod listing;
 mod locks;
 mod logging;
-mod login;
 mod pending;
+mod schema;
 mod scope;
-mod transactions;
+mod sync;
+mod uninterrupted;
 
 use pyo3::prelude::*;
 
-/// Built and documented in `_core.pyi`.
+/// Documented in `_core.pyi`.
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::alarm::{Alarm, is_critical};
+    use super::async_exception::{AsyncException, is_critical};
     #[pymodule_export]
-    use super::courier::close;
+    use super::convert::{human, parse_duration};
+    #[pymodule_export]
+    use super::credentials::Answer;
+    #[pymodule_export]
+    use super::entry::Entry;
     #[pymodule_export]
     use super::fence::{Fence, is_fence_conflict};
+    #[pymodule_export]
+    use super::gil_thread::close;
     #[pymodule_export]
     use super::guard::{Guard, give_all_back};
     #[pymodule_export]
@@ -35,13 +47,13 @@ mod _core {
     #[pymodule_export]
     use super::logging::{close_log, next_record, set_log_level};
     #[pymodule_export]
-    use super::login::Answer;
-    #[pymodule_export]
     use super::pending::Pending;
     #[pymodule_export]
-    use super::scope::{Entry, Scope, Steps};
+    use super::schema::{columns, schema};
     #[pymodule_export]
-    use super::transactions::Undisturbed;
+    use super::scope::{Scope, Steps};
+    #[pymodule_export]
+    use super::uninterrupted::UninterruptedMethod;
 
     use super::*;
 
@@ -52,7 +64,7 @@ mod _core {
 
     #[pyfunction]
     fn generation() -> u64 {
-        database_locks::__face::generation()
+        database_locks::__python::generation()
     }
 
     #[pyfunction]
@@ -73,12 +85,7 @@ mod _core {
     }
 
     #[pyfunction]
-    fn schema(engine: &str) -> Option<&'static str> {
-        database_locks::__face::schema(engine)
-    }
-
-    #[pyfunction]
     fn set_program(path: std::path::PathBuf) {
-        database_locks::__face::set_program(&path);
+        database_locks::__python::set_program(&path);
     }
 }

@@ -1,17 +1,15 @@
 //! The locks of one table.
 
-use std::time::Duration;
-
-use database_locks::__face::config_error;
-use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket, Ttl};
+use database_locks::{Error, Lock, LocksBuilder, Prune, Ticket};
 use pyo3::prelude::*;
 use serde_json::Value as Json;
 
+use crate::convert::{self, seconds};
+use crate::credentials::asking;
 use crate::errors::raise;
 use crate::guard;
-use crate::listed::{self, Wanted};
-use crate::login::asking;
-use crate::pending::{Pending, Value};
+use crate::listing::{self, PageRequest};
+use crate::pending::{Answer, Pending, nothing, value};
 
 #[pyclass(frozen, module = "database_locks._core")]
 pub(crate) struct Locks {
@@ -20,24 +18,8 @@ pub(crate) struct Locks {
     engine: &'static str,
 }
 
-/// Python's seconds. What is no length of time is refused here, since Rust has no negative one.
-pub(crate) fn seconds(py: Python<'_>, what: &'static str, seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds).map_err(|_| {
-        let got = format!("{seconds} seconds");
-        let allowed = "a length of time that is not negative";
-        raise(py, config_error(what, got, allowed))
-    })
-}
-
-/// None: without end.
-pub(crate) fn ttl(py: Python<'_>, ttl: Option<f64>) -> PyResult<Ttl> {
-    ttl.map_or(Ok(Ttl::Infinite), |ttl| {
-        seconds(py, "lock_ttl", ttl).map(Ttl::Finite)
-    })
-}
-
 impl Locks {
-    fn pending<F: Future<Output = Result<Value, Error>> + Send + 'static>(
+    fn pending<F: Future<Output = Result<Answer, Error>> + Send + 'static>(
         &self,
         work: impl FnOnce(database_locks::Locks) -> F,
     ) -> Pending {
@@ -89,7 +71,7 @@ impl Locks {
         poll: Option<f64>,
         meta: Option<&str>,
     ) -> PyResult<Pending> {
-        let mut lock = self.locks.lock(name).ttl(self::ttl(py, ttl)?);
+        let mut lock = self.locks.lock(name).ttl(convert::ttl(py, ttl)?);
         if let Some(every) = renew_every {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
@@ -126,7 +108,7 @@ impl Locks {
     ) -> PyResult<Pending> {
         let ticket: Ticket = ticket.parse().map_err(|error| raise(py, error))?;
         let lock = self.locks.lock(ticket.name().as_str());
-        let mut lock = lock.ttl(self::ttl(py, ttl)?).auto_renew(auto_renew);
+        let mut lock = lock.ttl(convert::ttl(py, ttl)?).auto_renew(auto_renew);
         if let Some(every) = renew_every {
             lock = lock.renew_every(seconds(py, "lock_ttl_renew", every)?);
         }
@@ -138,15 +120,15 @@ impl Locks {
     fn migrate(&self) -> Pending {
         self.pending(|locks| async move {
             locks.migrate().await?;
-            Ok(Value::Nothing)
+            Ok(nothing())
         })
     }
 
     #[pyo3(signature = (*, free=true))]
     fn list(&self, free: bool) -> Pending {
         self.pending(move |locks| async move {
-            let found = listed::list(&locks, free).await?;
-            Ok(Value::Text(Some(found)))
+            let found = listing::list(&locks, free).await?;
+            Ok(value(found))
         })
     }
 
@@ -159,7 +141,7 @@ impl Locks {
         rows: usize,
         order: Option<String>,
     ) -> Pending {
-        let wanted = Wanted {
+        let request = PageRequest {
             text,
             state,
             order,
@@ -167,22 +149,26 @@ impl Locks {
             rows,
         };
         self.pending(|locks| async move {
-            let found = listed::page(&locks, wanted).await?;
-            Ok(Value::Text(Some(found)))
+            let found = listing::page(&locks, request).await?;
+            Ok(value(found))
         })
     }
 
     fn show(&self, name: String) -> Pending {
         self.pending(|locks| async move {
             let info = locks.show(&name).await?;
-            Ok(Value::Text(info.map(|info| info.to_json())))
+            Ok(value(info.map(|info| info.to_json())))
         })
     }
 
     fn force_release(&self, name: String) -> Pending {
-        self.pending(
-            |locks| async move { Ok(Value::PreviousHolder(locks.force_release(&name).await?)) },
-        )
+        self.pending(|locks| async move {
+            let previous = locks.force_release(&name).await?;
+            Ok(value(previous.map(|previous| {
+                let held_for = previous.held_for.map(|age| age.as_secs_f64());
+                (previous.holder, held_for)
+            })))
+        })
     }
 
     fn prune(&self, py: Python<'_>, idle: f64, unknown: bool) -> PyResult<Pending> {
@@ -190,39 +176,39 @@ impl Locks {
         if unknown {
             what = what.include_legacy();
         }
-        Ok(self.pending(|locks| async move { Ok(Value::Count(locks.prune(what).await?)) }))
+        Ok(self.pending(|locks| async move { Ok(value(locks.prune(what).await?)) }))
     }
 
     fn doctor(&self) -> Pending {
         self.pending(|locks| async move {
             let report = locks.doctor().await?;
-            Ok(Value::Text(Some(report.to_json())))
+            Ok(value(report.to_json()))
         })
     }
 
     fn drain(&self) -> Pending {
         self.pending(|locks| async move {
             locks.drain().await;
-            Ok(Value::Nothing)
+            Ok(nothing())
         })
     }
 
     fn expire(&self, name: String) -> Pending {
         self.pending(|locks| async move {
             let done = database_locks::__testing::expire(&locks, &name).await?;
-            Ok(Value::Bool(done))
+            Ok(value(done))
         })
     }
 
     fn lose(&self, name: String) -> Pending {
         self.pending(|locks| async move {
             let done = database_locks::__testing::lose(&locks, &name).await?;
-            Ok(Value::Bool(done))
+            Ok(value(done))
         })
     }
 }
 
-/// The caller's own keys, which Python has written as a JSON object.
+/// Adds the caller's metadata, a JSON object.
 fn with_meta(mut lock: Lock, meta: &str) -> Lock {
     if let Ok(Json::Object(keys)) = serde_json::from_str(meta) {
         for (key, value) in keys {

@@ -1,19 +1,19 @@
 //! Passes the core's events on to Python's `logging`.
 //!
-//! Events are queued. A Python thread of its own takes them from the queue and hands them to the
-//! handlers, so that a handler that blocks delays neither the thread that logs nor the news of a
-//! loss or of a completed operation. The reader is a thread of Python's and not of Rust's: the
-//! interpreter ends its daemon threads wherever they are, and no frame of Rust may be below a handler.
+//! Events are queued. A thread of Python takes them from the queue and calls the handlers. So a
+//! handler that blocks delays neither the thread that logs nor the report of a loss or of a
+//! completed operation. The thread is started by Python, because the interpreter stops its daemon
+//! threads wherever they are, and no frame of Rust may be below a handler then.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use database_locks::__face::PerProcess;
+use database_locks::__python::PerProcess;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 use tracing::field::{Field, Visit};
 use tracing::subscriber::Interest;
@@ -21,7 +21,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::courier;
+use crate::gil_thread;
+use crate::sync::{locked, of_process};
 
 const WARNING: usize = 30;
 
@@ -36,19 +37,22 @@ fn number(level: &Level) -> usize {
     }
 }
 
-/// Records below this are not even made.
+/// Starts the thread in Python that reads the queue.
+static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+/// Records below this level are not made.
 static LEAST: AtomicUsize = AtomicUsize::new(WARNING);
-/// The capacity of the queue: a handler that blocks must not fill the memory.
+/// The capacity of the queue, which limits the memory while a handler blocks.
 const CAPACITY: usize = 10_000;
 
-/// Pass on records from this level on; called when a lock is acquired, since only then is the GIL at
-/// hand to ask what Python wants to hear.
+/// Pass on records from this level on; `start` starts the reading thread. Called at each acquire,
+/// when Python's log level can be read.
 #[pyfunction]
-pub(crate) fn set_log_level(level: usize) {
+pub(crate) fn set_log_level(py: Python<'_>, level: usize, start: Py<PyAny>) {
+    let _ = START.get_or_init(py, || start);
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(ToPython);
-        // Taken already only where another part of this very extension took it.
+        // It fails only if another part of this extension has set a subscriber.
         let _ = tracing::subscriber::set_global_default(subscriber);
     });
     LEAST.store(level, Ordering::Relaxed);
@@ -57,7 +61,7 @@ pub(crate) fn set_log_level(level: usize) {
 struct ToPython;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ToPython {
-    /// What is wanted changes, so nothing is to be remembered of it.
+    /// The level changes, so the answer must not be cached.
     fn register_callsite(&self, _: &'static tracing::Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
@@ -72,15 +76,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ToPython {
         let mut record = Record::new(number(event.metadata().level()));
         event.record(&mut record);
         if queue().push(record) {
-            courier::tell(|py| {
-                let log = PyModule::import(py, "database_locks._log")?;
-                log.call_method0("start").map(drop)
+            gil_thread::call(|py| match START.get(py) {
+                Some(start) => start.call0(py).map(drop),
+                None => Ok(()),
             });
         }
     }
 }
 
-/// The records of one process that no handler has yet.
+/// The records of one process that the handlers have not received yet.
 #[derive(Default)]
 struct Queue {
     state: Mutex<Waiting>,
@@ -90,11 +94,11 @@ struct Queue {
 #[derive(Default)]
 struct Waiting {
     records: VecDeque<Record>,
-    /// Records that found the queue full, since the log last said so.
+    /// Records dropped since the last report of dropped records.
     dropped: usize,
-    /// The reading thread runs, or is being started.
+    /// The reading thread runs or is starting.
     has_reader: bool,
-    /// A record is with the handlers.
+    /// The handlers have a record.
     in_hand: bool,
     /// The reading thread is about to ask for the GIL.
     attaching: bool,
@@ -103,10 +107,7 @@ struct Waiting {
 
 fn queue() -> &'static Queue {
     static QUEUE: PerProcess<Queue> = PerProcess::new();
-    match QUEUE.get_or_try_init(|| Ok::<_, Infallible>(Queue::default())) {
-        Ok(queue) => queue,
-        Err(never) => match never {},
-    }
+    of_process(&QUEUE)
 }
 
 impl Waiting {
@@ -118,7 +119,7 @@ impl Waiting {
         }
     }
 
-    /// The next record. A loss of records is told once it is over, or has gone on for long.
+    /// The next record. Dropped records are reported when the queue has emptied, or after many.
     fn pop(&mut self) -> Option<Record> {
         let over = self.records.len() <= CAPACITY / 2;
         if self.dropped > 0 && (over || self.dropped >= CAPACITY) {
@@ -130,7 +131,7 @@ impl Waiting {
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, Waiting>) -> MutexGuard<'a, Waiting> {
@@ -138,7 +139,7 @@ impl Queue {
         woken.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers whether a reader is to be started.
+    /// Returns whether a reader has to be started.
     fn push(&self, record: Record) -> bool {
         let mut state = self.state();
         state.push(record);
@@ -147,7 +148,7 @@ impl Queue {
     }
 
     /// Waits for a record. Never returns once the queue is closed: the thread would ask for the GIL
-    /// of an interpreter that is coming to its end.
+    /// of an interpreter that is ending.
     fn take(&self) -> Record {
         let mut state = self.state();
         state.in_hand = false;
@@ -168,7 +169,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits until `done`, for so long at most; whether it is.
+    /// Waits until `done`. Returns `false` after `at_most`.
     fn wait_until(&self, at_most: Duration, done: impl Fn(&Waiting) -> bool) -> bool {
         let waited = self
             .changed
@@ -186,7 +187,7 @@ impl Queue {
     }
 }
 
-/// The next record, as `_log.record` takes it; called by the thread that `_log.start` starts.
+/// The next record, for `record` of `_logging.py`; called by the reading thread.
 #[pyfunction]
 pub(crate) fn next_record(py: Python<'_>) -> PyResult<(f64, usize, String, Bound<'_, PyDict>)> {
     let record = py.detach(|| queue().take());
@@ -201,8 +202,8 @@ pub(crate) fn next_record(py: Python<'_>) -> PyResult<(f64, usize, String, Bound
     Ok((record.at, record.level, record.message, fields))
 }
 
-/// Wait until the handlers have what was logged, for so many seconds at most; then end the passing
-/// on. Whether they had it all: if not, one of them blocks.
+/// Wait until the handlers have all records, `patience` seconds at most; then pass on no more.
+/// Returns `false` if a handler blocks.
 #[pyfunction]
 pub(crate) fn close_log(py: Python<'_>, patience: f64) -> bool {
     let patience = Duration::try_from_secs_f64(patience).unwrap_or_default();
@@ -240,6 +241,11 @@ impl Record {
         record.message = format!(
             "{count} log records were dropped: the log handlers were slower than the records"
         );
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        record.fields = vec![
+            ("event", Value::Text("dropped".into())),
+            ("dropped", Value::Int(count)),
+        ];
         record
     }
 

@@ -1,116 +1,51 @@
-//! The way into and out of a `with` block.
+//! `__enter__` and `__exit__` of a `with` block.
 //!
-//! Python runs signal handlers, and raises what another thread has sent, between any two bytecodes.
-//! What must not be interrupted is here: a grant belongs to its [`Entry`] until the block has begun,
-//! and an exception on the way in gives it back. Between the return of `__enter__` and the block, and
-//! between the last bytecode of the body and the call of `__exit__`, the interpreter looks for no such
-//! exception. Whatever happens in Python on the way out, the guard is closed at its end.
+//! Python runs signal handlers and raises asynchronous exceptions between any two bytecodes. The
+//! steps that must not be interrupted are here. A grant belongs to its [`Entry`] until the block
+//! has begun, and an exception before that releases it. The interpreter raises no such exception
+//! between the return of `__enter__` and the block, nor between the last bytecode of the body and
+//! the call of `__exit__`. `__exit__` closes the guard whatever happens in Python.
 
 use std::os::raw::c_long;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::alarm::{Alarm, current_thread};
+use crate::async_exception::{AsyncException, current_thread};
+use crate::entry::Entry;
 use crate::guard::Guard;
-use crate::pending::Pending;
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One attempt to enter a block: owns what it is granted until the block has begun.
-#[pyclass(frozen, module = "database_locks._core")]
-pub(crate) struct Entry {
-    #[pyo3(get)]
-    alarm: Py<Alarm>,
-    asked: Mutex<Option<Py<Pending>>>,
-    granted: Mutex<Option<Py<Guard>>>,
-}
-
-#[pymethods]
-impl Entry {
-    #[new]
-    fn new(py: Python<'_>) -> PyResult<Self> {
-        Ok(Self {
-            alarm: Py::new(py, Alarm::new(py)?)?,
-            asked: Mutex::default(),
-            granted: Mutex::default(),
-        })
-    }
-
-    /// Take charge of an operation that may grant the lock; what came before is given back.
-    fn ask(&self, pending: Py<Pending>) {
-        self.give_back();
-        *locked(&self.asked) = Some(pending);
-    }
-
-    /// The result of that operation; a guard is this entry's from here on.
-    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<Guard>>> {
-        let asked = locked(&self.asked).take();
-        let Some(pending) = asked else {
-            return Err(PyRuntimeError::new_err("nothing was asked for"));
-        };
-        let guard: Option<Py<Guard>> = pending.get().result(py)?.extract(py)?;
-        *locked(&self.granted) = guard.as_ref().map(|guard| guard.clone_ref(py));
-        Ok(guard)
-    }
-
-    /// Give up what was asked for, and give back what was granted.
-    fn give_back(&self) {
-        let (asked, granted) = (locked(&self.asked).take(), locked(&self.granted).take());
-        if let Some(pending) = asked {
-            pending.get().cancel();
-        }
-        if let Some(guard) = granted {
-            guard.get().close();
-        }
-    }
-
-    /// The lock is held from here on without this entry.
-    fn keep(&self) {
-        locked(&self.granted).take();
-    }
-}
-
-impl Entry {
-    fn abandon(&self, py: Python<'_>) {
-        // It fails only where threading cannot be imported, and then there was no alarm.
-        let _ = self.alarm.get().off(py);
-        self.give_back();
-    }
-}
+use crate::sync::locked;
 
 /// A block that has begun.
 struct Block {
     /// The task or greenlet; for a thread its ident.
     owner: Py<PyAny>,
-    /// `None`: a `try_()` that did not get the lock.
+    /// `None`: a `try_()` that did not acquire the lock.
     held: Py<PyAny>,
     /// `None`: locks are switched off.
     guard: Option<Py<Guard>>,
-    alarm: Option<Py<Alarm>>,
+    exception: Option<Py<AsyncException>>,
 }
 
 impl Block {
-    /// Whether the lock ends with this block. The alarm is off then.
+    /// Whether the lock ends with this block. If so, the exception is disarmed.
     fn ends(&self, py: Python<'_>) -> PyResult<bool> {
         if let Some(guard) = &self.guard
             && guard.get().left() > 0
         {
             return Ok(false);
         }
-        if let Some(alarm) = &self.alarm {
-            alarm.get().off(py)?;
+        if let Some(exception) = &self.exception {
+            exception.get().disarm(py)?;
         }
         Ok(!self.held.is_none(py))
     }
 }
 
-/// What `lock` derives from: its blocks.
+/// The base class of `lock`: its open blocks.
 #[pyclass(subclass, frozen, module = "database_locks._core")]
 pub(crate) struct Scope {
     /// The innermost last.
@@ -125,14 +60,14 @@ impl Scope {
                 owner: owner(py, None)?,
                 held: py.None(),
                 guard: None,
-                alarm: None,
+                exception: None,
             }
         } else {
             Block {
                 owner: owner(py, Some(held.getattr("_task")?))?,
                 held: held.clone().unbind(),
                 guard: held.getattr("_guard")?.extract()?,
-                alarm: Some(held.getattr("_alarm")?.extract()?),
+                exception: Some(held.getattr("_exception")?.extract()?),
             }
         };
         if let Some(guard) = &block.guard {
@@ -143,13 +78,15 @@ impl Scope {
         Ok(())
     }
 
-    /// The innermost block of the task or thread that calls this, and what came up meanwhile.
-    fn pop(&self, py: Python<'_>) -> PyResult<(Block, Option<PyErr>)> {
+    /// The innermost block of the calling task or thread, and an exception that arrived meanwhile.
+    fn pop(slf: &Bound<'_, Self>) -> PyResult<(Block, Option<PyErr>)> {
+        let (this, py) = (slf.get(), slf.py());
         let (mut late, mut which) = (None, None);
-        if self.is_shared(py)? {
-            // Asked in Python, where an exception may arrive: it goes on once the block has ended.
+        if this.is_shared(py)? {
+            // This calls Python, where an exception may arrive. It is raised once the block has
+            // ended.
             for _ in 0..8 {
-                match current_owner(py) {
+                match current_owner(slf) {
                     Ok(owner) => {
                         which = Some(owner);
                         break;
@@ -158,7 +95,7 @@ impl Scope {
                 }
             }
         }
-        let mut open = locked(&self.open);
+        let mut open = locked(&this.open);
         let mut found = None;
         if let Some(owner) = which {
             for (i, block) in open.iter().enumerate() {
@@ -167,12 +104,10 @@ impl Scope {
                 }
             }
         }
-        // Ended elsewhere than it began: a generator that the collector closes.
+        // A block may end in another thread than it began: the garbage collector closes generators.
         match found.or(open.len().checked_sub(1)) {
             Some(i) => Ok((open.remove(i), late)),
-            None => Err(PyRuntimeError::new_err(
-                "this lock has no block that could end",
-            )),
+            None => Err(PyRuntimeError::new_err("this lock has no open block")),
         }
     }
 
@@ -191,7 +126,7 @@ impl Scope {
     }
 }
 
-/// `task`, or for a thread its ident.
+/// `task`, or the ident of a thread.
 fn owner(py: Python<'_>, task: Option<Bound<'_, PyAny>>) -> PyResult<Py<PyAny>> {
     match task {
         Some(task) if !task.is_none() => Ok(task.unbind()),
@@ -201,9 +136,8 @@ fn owner(py: Python<'_>, task: Option<Bound<'_, PyAny>>) -> PyResult<Py<PyAny>> 
     }
 }
 
-fn current_owner(py: Python<'_>) -> PyResult<Py<PyAny>> {
-    let task = PyModule::import(py, "database_locks._owner")?.call_method0("current")?;
-    owner(py, Some(task))
+fn current_owner(scope: &Bound<'_, Scope>) -> PyResult<Py<PyAny>> {
+    owner(scope.py(), Some(scope.call_method0("_current_task")?))
 }
 
 #[pymethods]
@@ -231,7 +165,7 @@ impl Scope {
         drop(blocks);
     }
 
-    /// Acquire the lock, and begin a block.
+    /// Acquire the lock and begin a block.
     fn __enter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let entry = Py::new(py, Entry::new(py)?)?;
@@ -244,7 +178,7 @@ impl Scope {
         entered.map(Bound::unbind)
     }
 
-    /// End the block: the outermost one frees the lock.
+    /// End a block. The outermost one releases the lock.
     fn __exit__(
         slf: &Bound<'_, Self>,
         _kind: Bound<'_, PyAny>,
@@ -252,7 +186,7 @@ impl Scope {
         _traceback: Bound<'_, PyAny>,
     ) -> PyResult<bool> {
         let py = slf.py();
-        let (block, late) = slf.get().pop(py)?;
+        let (block, late) = Self::pop(slf)?;
         if block.ends(py)? {
             let kept = slf
                 .call_method1("_leave", (block.held.clone_ref(py), raised))
@@ -265,7 +199,7 @@ impl Scope {
         late.map_or(Ok(false), Err)
     }
 
-    /// The same for a task: to be awaited.
+    /// For a task: to be awaited.
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Steps> {
         let py = slf.py();
         let entry = Py::new(py, Entry::new(py)?)?;
@@ -274,7 +208,7 @@ impl Scope {
         Ok(Steps::new(Some(coroutine.unbind()), end))
     }
 
-    /// The same for a task: to be awaited.
+    /// For a task: to be awaited.
     fn __aexit__(
         slf: &Bound<'_, Self>,
         _kind: Bound<'_, PyAny>,
@@ -282,9 +216,9 @@ impl Scope {
         _traceback: Bound<'_, PyAny>,
     ) -> PyResult<Steps> {
         let py = slf.py();
-        let (block, late) = slf.get().pop(py)?;
+        let (block, late) = Self::pop(slf)?;
         if let Some(late) = late {
-            // Tasks are not told in that way, so it is a signal handler's.
+            // No exception is sent to tasks, so it comes from a signal handler.
             late.write_unraisable(py, None);
         }
         if !block.ends(py)? {
@@ -302,7 +236,7 @@ impl Scope {
     }
 }
 
-/// What the end of a coroutine means for the lock.
+/// The effect of the end of a coroutine on the lock.
 enum End {
     Nothing,
     Enter(Py<Scope>, Py<Entry>),
@@ -329,12 +263,12 @@ impl End {
         }
     }
 
-    /// The coroutine failed, or was not carried on.
+    /// The coroutine failed, or was dropped.
     fn abandon(&self) {
         match self {
             Self::Nothing => {}
             Self::Enter(_, entry) => {
-                entry.get().alarm.get().disarm();
+                entry.get().exception.get().disarm_task();
                 entry.get().give_back();
             }
             Self::Leave(guard) => guard.get().close(),

@@ -1,8 +1,8 @@
-"""Databases and child processes for tests: see ``support``.
+"""Fixtures: databases and child processes, from ``support``.
 
 Every test gets an empty table. ``url`` runs a test on each engine; ``postgres_url``,
-``mariadb_url``, ``mysql_url``, ``sqlite_url`` and ``memory_url`` are one each. The servers are shared: ``lab``
-breaks them, and they are whole again after the test.
+``mariadb_url``, ``mysql_url``, ``sqlite_url`` and ``memory_url`` are one engine each. Tests share the
+servers: ``lab`` breaks them, and repairs them after the test.
 """
 
 from __future__ import annotations
@@ -21,24 +21,30 @@ SERVERS = ["postgres", "mariadb", "mysql"]
 ENGINES = ["memory", "sqlite", *SERVERS]
 
 
-#: What these try is in processes and threads: MySQL runs what MariaDB runs, by the same drivers.
-OF_PROCESSES = {"test_celery", "test_gil", "test_gunicorn", "test_leaks", "test_multiprocessing"}
+#: Tests of processes and threads. MySQL has the drivers of MariaDB and is left out.
+OF_PROCESSES = {
+    "test_celery",
+    "test_busy_interpreter",
+    "test_gunicorn",
+    "test_leaks",
+    "test_multiprocessing",
+}
 
 
 def _is_spared(item: pytest.Item) -> bool:
-    """Whether another engine's run of the same test is enough, for the time that it takes."""
+    """Whether the run of the same test on MariaDB is enough."""
     params = (
         item.callspec.params
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
         else {}
     )
-    # The other faces send the same statements.
+    # The command and the crate send the same statements.
     other_face = params.get("kind") in ("dblock", "rust")
     return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is in a file ``test_django*`` or a folder ``django`` concerns each version of Django."""
+    """Mark ``test_django*`` and folders ``django``: these tests run with each version of Django."""
     spared = [item for item in items if _is_spared(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
@@ -50,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure() -> None:
     import database_locks
 
-    # The source has no extension beside it, or an old one: what is installed is tested.
+    # The tests use the installed package. The source has no extension, or an old one.
     source = Path(__file__).parents[1] / "database_locks"
     found = Path(database_locks.__file__).parent
     assert found != source, (
@@ -60,7 +66,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def shared_lab() -> Iterator[Lab]:
-    """The servers, not mended after each test: only what is as wide as a module needs this one."""
+    """The servers, not repaired after each test, for fixtures of wider scope."""
     lab = Lab(*SERVERS)
     yield lab
     lab.close()
@@ -68,7 +74,7 @@ def shared_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(shared_lab: Lab) -> Iterator[Lab]:
-    """The servers, to be stopped and frozen: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
+    """The servers, which a test can stop and freeze: ``lab.postgres.freeze()``, ``lab.proxy(url)``."""
     yield shared_lab
     shared_lab.mend()
 
@@ -122,7 +128,7 @@ _memories = itertools.count()
 
 @pytest.fixture
 def memory_url() -> str:
-    """Locks of this process alone."""
+    """Locks in the memory of this process."""
     return f"memory:test-{next(_memories)}"
 
 
@@ -135,7 +141,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=ENGINES[1:])
 def shared_url(request: pytest.FixtureRequest) -> str:
-    """An empty table on each engine that other processes can reach."""
+    """An empty table on each engine that several processes can use."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
@@ -189,7 +195,7 @@ def hold() -> Iterator[Callable[..., Holder]]:
 
 @pytest.fixture
 def child(hold: Callable[..., Holder]) -> Callable[[str], Child]:
-    """``child(url)``: our package in another process, to be told to hold, frozen and killed."""
+    """``child(url)``: this package in another process, which can be frozen and killed."""
     return lambda url: hold("ours", url)
 
 

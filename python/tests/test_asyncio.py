@@ -1,4 +1,4 @@
-"""Locks in tasks: they exclude each other, nest, and leave the loop free."""
+"""Locks in tasks of asyncio: exclusion, nesting, cancellation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_tasks_of_one_thread_exclude_each_other(locks: Locks) -> None:
     assert most == [1] * 10
 
 
-def test_a_child_task_is_not_its_parent(here: Locks) -> None:
+def test_a_child_task_does_not_hold_the_lock_of_its_parent(here: Locks) -> None:
     async def child() -> None:
         async with here.lock("job", retry=0):
             pytest.fail("walked into its parent's lock")
@@ -97,7 +97,7 @@ def test_a_cancelled_wait_leaves_nothing_held(locks: Locks) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_timeout_around_it_is_a_timeout(here: Locks, memory_url: str) -> None:
+def test_asyncio_timeout_around_a_wait_raises_timeout_error(here: Locks, memory_url: str) -> None:
     other = connect(memory_url)
 
     async def main() -> None:
@@ -113,7 +113,7 @@ def test_a_timeout_around_it_is_a_timeout(here: Locks, memory_url: str) -> None:
     asyncio.run(main())
 
 
-def test_one_lock_object_for_many_tasks(here: Locks) -> None:
+def test_many_tasks_can_share_one_lock_object(here: Locks) -> None:
     job, order = here.lock("job", timeout=30), []
 
     async def work() -> None:
@@ -129,7 +129,7 @@ def test_one_lock_object_for_many_tasks(here: Locks) -> None:
     assert order == ["in", "out"] * 20
 
 
-def test_a_loop_that_is_gone_loses_no_later_one_its_locks(here: Locks) -> None:
+def test_a_closed_event_loop_does_not_harm_locks_of_a_later_one(here: Locks) -> None:
     async def leave_it() -> None:
         await here.lock("left").__aenter__()
 

@@ -134,7 +134,7 @@ def test_children_exclude_each_other_and_the_parents_lock_survives(
     assert count_under_a_lock(prefork, tmp_path)
 
 
-def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path) -> None:
+def test_sigusr1_stays_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path) -> None:
     """For the main process: log all stacks. For a child: the soft time limit."""
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
@@ -152,14 +152,14 @@ def test_usr1_is_celerys_while_tasks_hold_locks(prefork: Worker, tmp_path: Path)
     assert prefork.shown("parent's")["state"] == "held"
 
 
-def test_a_task_that_loses_its_lock_is_told(prefork: Worker, tmp_path: Path) -> None:
+def test_a_celery_task_that_loses_its_lock_gets_lock_lost(prefork: Worker, tmp_path: Path) -> None:
     results = prefork.delay(("work", ["job", str(tmp_path / "never")]))
     prefork.pid_in(tmp_path / "never.begun")
     dblock("release", "job", "--force", url=prefork.url)
     assert results() == [["lost", "forced"]]
 
 
-def test_threads_exclude_each_other_and_each_is_told_of_its_own_loss(
+def test_threads_exclude_each_other_and_each_gets_its_own_loss(
     threads: Worker, tmp_path: Path
 ) -> None:
     assert count_under_a_lock(threads, tmp_path) == {threads.pid}
@@ -184,9 +184,7 @@ def test_threads_exclude_each_other_and_each_is_told_of_its_own_loss(
     assert kept() == [["held", token]]
 
 
-def test_a_worker_that_is_told_to_stop_frees_what_its_tasks_held(
-    prefork: Worker, tmp_path: Path
-) -> None:
+def test_a_stopped_worker_releases_the_locks_of_its_tasks(prefork: Worker, tmp_path: Path) -> None:
     until = tmp_path / "until"
     results = prefork.delay(("work", ["job", str(until)]))
     prefork.pid_in(tmp_path / "until.begun")

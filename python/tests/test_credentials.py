@@ -1,4 +1,4 @@
-"""Passwords that are asked for at each connect: without Django, and what its back ends say."""
+"""The password function of `connect`, called at each connect."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_held_lock_reconnects_with_the_new_password(rotating: Rotating, name: 
     assert set(asked) == {"database-locks-login"}
 
 
-def test_an_exception_of_the_function_is_the_cause_and_is_tried_again(
+def test_an_exception_of_the_password_function_is_the_cause_and_the_call_is_repeated(
     rotating: Rotating, name: str
 ) -> None:
     rotating.change("first")
@@ -70,7 +70,9 @@ def test_an_exception_of_the_function_is_the_cause_and_is_tried_again(
         pass
 
 
-def test_what_is_no_password_is_said_without_it(server: str, name: str, engine: str) -> None:
+def test_a_bad_password_result_is_reported_without_its_value(
+    server: str, name: str, engine: str
+) -> None:
     without = Rotating(server).without
     with pytest.raises(LockUnavailable, match="returned bytes, must be a str") as caught:
         connect(without, password=lambda: b"hunter2").lock(name, timeout=0.3).__enter__()  # type: ignore[arg-type,return-value]
@@ -80,7 +82,7 @@ def test_what_is_no_password_is_said_without_it(server: str, name: str, engine: 
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_function_that_blocks_holds_up_neither_python_nor_what_is_held(
+def test_a_blocking_password_function_delays_neither_python_nor_renewals(
     server: str, name: str, engine: str
 ) -> None:
     go = threading.Event()
@@ -101,6 +103,6 @@ def test_a_function_that_blocks_holds_up_neither_python_nor_what_is_held(
         pass
 
 
-def test_the_scheme_may_be_in_any_case(engine: str) -> None:
+def test_the_scheme_of_a_url_is_case_insensitive(engine: str) -> None:
     scheme = "Postgres" if engine == "postgres" else "MariaDB"
     assert Locks(f" {scheme}://h/d\n").engine == ("postgres" if engine == "postgres" else "mysql")

@@ -1,4 +1,4 @@
-"""What a back end of Django's says each time that locks connect."""
+"""User and password from a Django back end, read at each connect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest) -> str:
     return url
 
 
-def test_a_held_lock_reconnects_with_what_the_back_end_says_then(
+def test_a_held_lock_reconnects_with_the_present_params_of_the_back_end(
     server: str, tmp_path: Path
 ) -> None:
     _run("backend", server, tmp_path)
@@ -40,7 +40,7 @@ def test_a_back_end_that_raises_is_unavailable_with_its_cause(server: str, tmp_p
     _run("failing", server, tmp_path)
 
 
-def test_settings_that_are_changed_where_they_are_count(server: str, tmp_path: Path) -> None:
+def test_changed_settings_are_used_at_the_next_connect(server: str, tmp_path: Path) -> None:
     _run("settings_change", server, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The documents name what there is: parameters, settings, checks, signals, helpers for tests."""
+"""The documentation names all parameters, settings, checks, signals and test helpers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from django.dispatch import Signal
 
-from database_locks import checks, conf, lock, signals, testing
+from database_locks import lock, signals, testing
+from database_locks.django import checks, conf
 from support import environment
 
 DOCS = Path(__file__).parents[2] / "docs"

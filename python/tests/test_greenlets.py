@@ -67,7 +67,7 @@ async def _lose(locks: Locks, name: str) -> None:
 
 
 @pytest.mark.parametrize("inside", ["sleeps", "has children"])
-def test_a_task_of_trio_is_told(here: Locks, inside: str) -> None:
+def test_a_task_of_trio_gets_lock_lost(here: Locks, inside: str) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_lose, here, "job")
@@ -83,7 +83,7 @@ def test_a_task_of_trio_is_told(here: Locks, inside: str) -> None:
     trio.run(main)
 
 
-def test_a_task_of_trio_that_is_cancelled_otherwise_frees_its_lock(here: Locks) -> None:
+def test_a_cancelled_task_of_trio_releases_its_lock(here: Locks) -> None:
     async def main() -> None:
         with trio.move_on_after(0.1) as scope:
             async with here.lock("job"):
@@ -103,7 +103,7 @@ def _is_busy(locks: Locks) -> None:
         pytest.fail("got it")
 
 
-def test_a_task_of_trio_is_told_where_a_wait_could_never_end(here: Locks) -> None:
+def test_a_task_of_trio_is_refused_a_wait_that_could_never_end(here: Locks) -> None:
     async def child() -> None:
         with pytest.raises(LockConfigError, match="at the end of its nursery"):
             async with here.lock("job"):

@@ -1,4 +1,4 @@
-"""A real gunicorn that loads the application, and takes a lock, before it forks its workers."""
+"""gunicorn with ``--preload``: the master holds a lock when it forks the workers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_workers_exclude_each_other_and_the_masters_lock_survives(
     server.get("/count", file=number)
 
 
-def test_usr1_reopens_the_logs_while_a_lock_is_held_and_nobody_is_hurt(
+def test_sigusr1_reopens_gunicorns_logs_while_a_lock_is_held(
     gunicorn: tuple[Gunicorn, str], tmp_path: Path
 ) -> None:
     server, url = gunicorn
@@ -139,7 +139,7 @@ def test_usr1_reopens_the_logs_while_a_lock_is_held_and_nobody_is_hurt(
     assert "Traceback" not in (tmp_path / "log.1").read_text() + server.log.read_text()
 
 
-def test_a_request_that_loses_its_lock_is_told(
+def test_a_request_that_loses_its_lock_gets_lock_lost(
     gunicorn: tuple[Gunicorn, str], tmp_path: Path
 ) -> None:
     server, url = gunicorn
@@ -161,7 +161,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_no_update_is_lost_where_each_request_is_a_transaction(
+def test_no_update_is_lost_with_atomic_requests(
     case: str, fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
     """With a plain ``with lock``, as in 0.5, and whatever else the request does before it commits."""

@@ -1,4 +1,4 @@
-"""Two thousand locks later a process has what it had before."""
+"""Threads, file descriptors and memory after two thousand locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lock`: taking, waiting, nesting, and what its arguments mean."""
+"""`lock`: acquire, wait, nesting, and its arguments."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_whatever_ends_the_block_frees_the_lock(here: Locks, ends: type[BaseExce
     assert here.show("job")["state"] == "free"  # type: ignore[index]
 
 
-def test_tokens_grow(locks: Locks) -> None:
+def test_fencing_tokens_grow(locks: Locks) -> None:
     tokens = []
     for _ in range(3):
         with locks.lock("job") as held:
@@ -70,7 +70,7 @@ def test_tokens_grow(locks: Locks) -> None:
     assert tokens == sorted(set(tokens))
 
 
-def test_a_wait_has_its_limit_and_says_who_holds(locks: Locks) -> None:
+def test_a_wait_times_out_and_names_the_holder(locks: Locks) -> None:
     with locks.lock("job", locked_by="the nightly run"):
         began = time.monotonic()
         with pytest.raises(LockTimeout) as caught:
@@ -84,7 +84,7 @@ def test_a_wait_has_its_limit_and_says_who_holds(locks: Locks) -> None:
 
 
 @pytest.mark.parametrize("retry", [0, None, timedelta(0)])
-def test_without_retry_it_tries_once(here: Locks, retry: Any) -> None:
+def test_without_retry_an_acquire_tries_once(here: Locks, retry: Any) -> None:
     with here.lock("job", locked_by="me"):
         with pytest.raises(LockTimeout) as caught:
             in_thread(lambda: here.lock("job", timeout=60, retry=retry).__enter__())
@@ -93,7 +93,7 @@ def test_without_retry_it_tries_once(here: Locks, retry: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, None])
-def test_no_timeout_waits_as_long_as_it_takes(here: Locks, timeout: Any) -> None:
+def test_without_a_timeout_a_wait_has_no_limit(here: Locks, timeout: Any) -> None:
     got = threading.Event()
 
     def wait() -> None:
@@ -108,7 +108,7 @@ def test_no_timeout_waits_as_long_as_it_takes(here: Locks, timeout: Any) -> None
     thread.join()
 
 
-def test_busy_may_raise_at_once(here: Locks) -> None:
+def test_on_busy_raise_tries_once(here: Locks) -> None:
     with here.lock("job"):
         began = time.monotonic()
         with pytest.raises(LockTimeout):
@@ -124,7 +124,7 @@ def test_a_with_block_cannot_be_skipped(here: Locks) -> None:
         pass
 
 
-def test_only_the_outermost_block_of_a_thread_frees(here: Locks) -> None:
+def test_only_the_outermost_block_of_a_thread_releases(here: Locks) -> None:
     with here.lock("job") as outer:
         with here.lock("job") as inner:
             assert inner is outer
@@ -179,19 +179,19 @@ def test_a_bare_lock_has_the_name_of_the_function_around_it(here: Locks) -> None
         assert held.name == own
 
 
-def test_a_bare_lock_outside_of_functions_wants_a_name(memory_url: str) -> None:
+def test_a_bare_lock_outside_functions_is_refused(memory_url: str) -> None:
     program = f"from database_locks import connect\nwith connect({memory_url!r}).lock(): pass"
     with pytest.raises(LockConfigError, match="give it a name"):
         exec(program, {"__name__": "a_module"})
 
 
-def test_no_ttl_is_without_end(locks: Locks) -> None:
+def test_a_ttl_of_none_is_without_end(locks: Locks) -> None:
     with locks.lock("job", lock_ttl=None) as held:
         assert held.remaining() == float("inf")
         assert locks.show("job")["expires_at"] is None  # type: ignore[index]
 
 
-def test_lengths_of_time_may_be_timedeltas(here: Locks) -> None:
+def test_durations_may_be_timedeltas(here: Locks) -> None:
     with here.lock(
         "job",
         timeout=timedelta(seconds=1),
@@ -215,7 +215,7 @@ def test_extending_lengthens_the_lease(locks: Locks) -> None:
         assert held.remaining() > 40
 
 
-def test_without_renewal_the_end_of_the_lease_is_told(here: Locks) -> None:
+def test_without_renewal_the_end_of_the_lease_is_a_loss(here: Locks) -> None:
     with pytest.raises(LockLost) as caught, here.lock("job", lock_ttl=0.5, auto_renew=False):
         time.sleep(10)
     assert caught.value.reason == "expired"
@@ -228,7 +228,7 @@ def test_a_lock_handed_over_outlives_its_block(here: Locks) -> None:
     assert here.show("job")["state"] == "held"  # type: ignore[index]
 
 
-def test_whoever_has_the_ticket_goes_on_with_the_lock(locks: Locks) -> None:
+def test_a_ticket_resumes_the_lock(locks: Locks) -> None:
     with locks.lock("the job", lock_ttl=20) as held:
         token, ticket = held.token, held.hand_over()
     elsewhere = []
@@ -249,7 +249,7 @@ def test_whoever_has_the_ticket_goes_on_with_the_lock(locks: Locks) -> None:
         pass
 
 
-def test_a_task_takes_up_what_a_thread_handed_over(here: Locks) -> None:
+def test_a_task_resumes_a_lock_that_a_thread_handed_over(here: Locks) -> None:
     with here.lock("job") as held:
         ticket = held.hand_over()
 
@@ -262,7 +262,7 @@ def test_a_task_takes_up_what_a_thread_handed_over(here: Locks) -> None:
 
 
 @pytest.mark.parametrize("ticket", ["", "job", "1.2.job", "0.0f3a9c5e7b2d46818f0a1c3e5d7b9f24.job"])
-def test_what_is_no_ticket_is_refused_before_anything_is_sent(here: Locks, ticket: str) -> None:
+def test_an_invalid_ticket_is_refused_before_anything_is_sent(here: Locks, ticket: str) -> None:
     with pytest.raises(LockConfigError, match=r"TOKEN\.GRANT\.NAME"):
         here.lock(ticket=ticket)
     with pytest.raises(LockConfigError, match="'other', and the ticket is for 'job'"):
@@ -299,7 +299,7 @@ def test_what_is_no_ticket_is_refused_before_anything_is_sent(here: Locks, ticke
         ({"meta": {"a": "x" * 5000}}, "`meta` is .* 4096 bytes"),
     ],
 )
-def test_what_is_out_of_range_is_refused_with_what_is_allowed(
+def test_a_value_out_of_range_is_refused_and_the_allowed_range_named(
     here: Locks, words: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(LockConfigError, match=said), here.lock(**{"lock_name": "job", **words}):
@@ -307,8 +307,8 @@ def test_what_is_out_of_range_is_refused_with_what_is_allowed(
     assert here.list() == []
 
 
-def test_a_renewal_may_be_wished_earlier_but_not_later(here: Locks) -> None:
-    from database_locks._wanted import renew_every
+def test_lock_ttl_renew_makes_renewals_earlier_but_not_later(here: Locks) -> None:
+    from database_locks._arguments import renew_every
 
     assert renew_every(30, 25) == 5
     assert renew_every(30, 2) == 10
@@ -323,14 +323,14 @@ def test_a_bad_url_is_refused_without_repeating_it() -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_database_that_is_not_there_is_unavailable() -> None:
+def test_an_unreachable_database_is_unavailable() -> None:
     locks = connect("postgres://u:hunter2@127.0.0.1:1/db")
     with pytest.raises(LockUnavailable) as caught, locks.lock("job", retry=0):
         pytest.fail("entered")
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_errors_are_one_family() -> None:
+def test_all_errors_are_lock_exceptions() -> None:
     for kind in (LockTimeout, LockLost, LockUnavailable, LockConfigError):
         assert issubclass(kind, LockException)
     assert issubclass(LockConfigError, ValueError)
@@ -354,7 +354,7 @@ def test_the_errors_are_one_family() -> None:
         ),
     ],
 )
-def test_errors_can_be_sent_to_another_process(error: LockException) -> None:
+def test_errors_can_be_pickled(error: LockException) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
@@ -367,9 +367,7 @@ def test_the_package_does_not_import_django(tmp_path: Path) -> None:
     assert database_locks.__version__.count(".") == 2
 
 
-def test_what_is_left_to_its_end_is_given_back_when_the_process_ends(
-    sqlite_url: str, tmp_path: Path
-) -> None:
+def test_the_end_of_the_process_releases_its_locks(sqlite_url: str, tmp_path: Path) -> None:
     program = (
         f"from database_locks import connect\nL = connect({sqlite_url!r})\n"
         "held = L.lock('job', lock_ttl=60).__enter__()\nassert not held.lost\ndel held\n"

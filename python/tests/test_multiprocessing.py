@@ -1,4 +1,4 @@
-"""A forked child neither renews nor releases what its parent holds, and has locks of its own."""
+"""Forked children: they do not renew or release locks of the parent, and have their own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_end_of_the_block_in_a_child_does_not_release_the_parents_lock(
     assert lines == ["end of the block: LockLost", "child: ended 0", *PARENT]
 
 
-def test_a_grandchild_has_nothing_either_and_the_child_ends_without_harm(
+def test_a_grandchild_holds_nothing_and_the_child_ends_without_harm(
     server_url: str, start: Start
 ) -> None:
     lines = lines_of(start([sys.executable, FORKS, server_url, "grandchild"]))

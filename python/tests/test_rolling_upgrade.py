@@ -1,4 +1,4 @@
-"""django-database-locks 0.5 and this package on one table, while a deployment has some of each."""
+"""A rolling upgrade: legacy (django-database-locks 0.5) and this package on one table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def old(old_and_url: tuple[OldHolder, str], url: str) -> OldHolder:
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_ours_waits_for_0_5_and_gets_it_after_its_release(
+def test_our_waiter_gets_the_lock_after_the_release_of_legacy(
     old: OldHolder, url: str, kind: str, hold: Hold
 ) -> None:
     ours = hold(kind, url)
@@ -52,7 +52,7 @@ def test_ours_waits_for_0_5_and_gets_it_after_its_release(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_0_5_waits_for_ours_and_gets_it_after_its_release(
+def test_a_waiter_of_legacy_gets_the_lock_after_our_release(
     old: OldHolder, url: str, kind: str, hold: Hold
 ) -> None:
     ours = hold(kind, url)
@@ -65,7 +65,7 @@ def test_0_5_waits_for_ours_and_gets_it_after_its_release(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_ours_takes_over_from_a_killed_0_5_only_when_its_lease_has_ended(
+def test_our_waiter_takes_over_from_killed_legacy_only_after_its_lease(
     url: str, kind: str, hold: Hold
 ) -> None:
     killed, ours = hold("old", url), hold(kind, url)
@@ -80,7 +80,7 @@ def test_ours_takes_over_from_a_killed_0_5_only_when_its_lease_has_ended(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_0_5_takes_over_from_ours_when_that_was_killed(
+def test_a_waiter_of_legacy_takes_over_from_our_killed_holder(
     old: OldHolder, url: str, kind: str, hold: Hold
 ) -> None:
     ours = hold(kind, url)
@@ -94,7 +94,7 @@ def test_0_5_takes_over_from_ours_when_that_was_killed(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_ours_is_renewed_for_longer_than_its_first_ttl_while_0_5_polls(
+def test_our_lease_is_renewed_while_legacy_polls(
     old: OldHolder, url: str, kind: str, hold: Hold
 ) -> None:
     ours = hold(kind, url)
@@ -108,7 +108,7 @@ def test_ours_is_renewed_for_longer_than_its_first_ttl_while_0_5_polls(
     old.release()
 
 
-def test_0_5_is_renewed_for_longer_than_its_first_ttl_while_ours_waits(
+def test_the_lease_of_legacy_is_renewed_while_ours_waits(
     old: OldHolder, url: str, hold: Hold
 ) -> None:
     ours = hold("ours", url)
@@ -121,9 +121,7 @@ def test_0_5_is_renewed_for_longer_than_its_first_ttl_while_ours_waits(
     ours.release()
 
 
-def test_a_holder_of_ours_learns_that_0_5_has_its_lock(
-    old: OldHolder, url: str, hold: Hold
-) -> None:
+def test_our_holder_notices_that_legacy_has_its_lock(old: OldHolder, url: str, hold: Hold) -> None:
     ours = hold("ours", url)
     ours.hold("job", ttl=2)
     ours.freeze()
@@ -135,7 +133,9 @@ def test_a_holder_of_ours_learns_that_0_5_has_its_lock(
     old.release()
 
 
-def test_a_crowd_of_both_counts_without_a_slip(url: str, hold: Hold, tmp_path: Path) -> None:
+def test_many_processes_of_both_versions_exclude_each_other(
+    url: str, hold: Hold, tmp_path: Path
+) -> None:
     number = tmp_path / "number"
     number.write_text("0")
     rounds = 25
@@ -155,7 +155,7 @@ def test_a_crowd_of_both_counts_without_a_slip(url: str, hold: Hold, tmp_path: P
 
 
 @pytest.mark.parametrize("engine", ["postgres", "mariadb", "mysql"])
-def test_the_table_of_0_5_is_upgraded_while_0_5_goes_on_writing(
+def test_the_table_of_legacy_is_upgraded_while_legacy_writes(
     engine: str, fresh_database: Callable[[str], str], hold: Callable[..., OldHolder]
 ) -> None:
     url = fresh_database(engine)
@@ -182,7 +182,7 @@ def test_the_table_of_0_5_is_upgraded_while_0_5_goes_on_writing(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_names_that_0_5_has_used_are_ours_with_growing_tokens(
+def test_names_used_by_legacy_get_growing_tokens(
     old: OldHolder, url: str, kind: str, hold: Hold
 ) -> None:
     """A row of 0.5 has no token; the first grant of ours begins at the time."""

@@ -1,4 +1,4 @@
-"""The servers and processes do what the tests that stand on them assume."""
+"""The test support itself: servers and child processes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_proxy_counts_and_cuts(lab: Lab, server_url: str, hold: Callable[..., 
     assert holder.is_held()
 
 
-def test_0_5_is_0_5(server_url: str, hold: Callable[..., Holder]) -> None:
+def test_the_old_holder_runs_legacy(server_url: str, hold: Callable[..., Holder]) -> None:
     old = hold("old", server_url)
     old.hold("a lock")
     [(name, _)] = sql(server_url, LOCK)

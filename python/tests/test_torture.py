@@ -1,4 +1,4 @@
-"""The short form of ``make torture`` with workers in Python, and with 0.5, which must be caught."""
+"""A short run of ``make torture`` with workers in Python, and one with legacy, whose faults it must find."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(folder: Path, *args: str, **env: str) -> tuple[bool, str]:
     return done.returncode == 0, done.stdout
 
 
-def test_ours_in_rust_and_python_keep_their_promises(tmp_path: Path) -> None:
+def test_rust_and_python_keep_the_promises_under_torture(tmp_path: Path) -> None:
     good, said = run(
         tmp_path,
         *("--engine", "postgres", "--seconds", "13", "--seed", "21", "--only", "ours"),
@@ -33,7 +33,7 @@ def test_ours_in_rust_and_python_keep_their_promises(tmp_path: Path) -> None:
     assert "in Rust and 2 in Python" in said
 
 
-def test_the_replaced_package_is_caught(tmp_path: Path) -> None:
+def test_torture_detects_the_faults_of_legacy(tmp_path: Path) -> None:
     # In so short a run it may be lucky.
     for seed in ("22", "32", "42"):
         caught, said = run(

@@ -1,4 +1,4 @@
-"""The types of the API, as a user's `mypy --strict` sees them."""
+"""The types of the API in a user's project under `mypy --strict`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def mypy(file: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_users_project_is_clean_and_keeps_its_signatures(tmp_path: Path) -> None:
+def test_mypy_accepts_a_users_project_and_keeps_its_signatures(tmp_path: Path) -> None:
     done = mypy(PROJECT / "right.py", tmp_path)
     assert (done.stdout, done.returncode) == ("", 0)
 
 
-def test_what_is_wrong_in_a_users_project_is_found(tmp_path: Path) -> None:
+def test_mypy_finds_the_mistakes_in_a_users_project(tmp_path: Path) -> None:
     file = PROJECT / "wrong.py"
     wanted = {
         (number, code)

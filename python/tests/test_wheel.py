@@ -1,4 +1,4 @@
-"""The package as users get it: built from its source, in an environment that has nothing else."""
+"""Builds from the source, installed into an environment without other packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from support import ROOT, environment
 
 PYTHON = ROOT / "python"
-# Not optimised, into a folder that is there already: what is built is the same.
+# Not optimised, into an existing folder: the build is faster, and its content is the same.
 QUICK = {
     "MATURIN_PEP517_ARGS": "--profile dev",
     "CARGO_TARGET_DIR": os.environ.get("DBLOCK_WHEEL_TARGET", str(ROOT / "target/python/build")),
@@ -32,7 +32,7 @@ print(database_locks.__version__)
 
 
 def run(*argv: str | Path, **env: str) -> str:
-    # Elsewhere, since Python looks for modules in the working directory first.
+    # In another folder: Python looks for modules in the working directory first.
     words = [str(word) for word in argv]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(**env), cwd="/")
     assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
@@ -81,7 +81,7 @@ def test_the_source_distribution_installs_into_a_clean_environment(
     pip_installs(clean, sdist)
 
 
-def test_a_build_without_rust_ends_in_one_sentence(clean: Path) -> None:
+def test_a_build_without_rust_ends_in_a_clear_message(clean: Path) -> None:
     env = environment(PATH="/usr/bin:/bin")
     done = subprocess.run(
         [clean, "-m", "pip", "install", "-q", "--disable-pip-version-check", PYTHON],

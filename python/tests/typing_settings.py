@@ -1,4 +1,4 @@
-"""Settings by which mypy's plugin learns of the models."""
+"""Settings for the mypy plugin, which reads the models."""
 
 SECRET_KEY = "of no use"
 INSTALLED_APPS = [

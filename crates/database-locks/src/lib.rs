@@ -112,13 +112,13 @@ pub mod __locked {
     };
 }
 
-/// What a face in another language needs besides what is public. Not covered by semver.
+/// Functions for the Python extension, besides the public API. Not covered by semver.
 #[doc(hidden)]
-pub mod __face {
+pub mod __python {
     pub use crate::client::holder::set_program;
     pub use crate::runtime::fork::{PerProcess, generation};
 
-    /// What a face refuses by itself, in the words of the library.
+    /// The error for an argument that the extension itself refuses.
     pub fn config_error(
         setting: &'static str,
         got: impl Into<String>,
@@ -127,8 +127,8 @@ pub mod __face {
         crate::Error::config(setting, got, allowed)
     }
 
-    /// The statement that makes the table of an engine: `postgres`, `mysql` or `sqlite`. In place
-    /// of `{table}` stands its name, and on MySQL in place of `{collation}` that of names.
+    /// The statement that creates the table of an engine: `postgres`, `mysql` or `sqlite`. `{table}`
+    /// stands for its name, and on MySQL `{collation}` for the collation of names.
     pub fn schema(engine: &str) -> Option<&'static str> {
         match engine {
             "postgres" => Some(include_str!("../schema/postgres.sql")),

@@ -1,14 +1,14 @@
-"""The state of version 0.5, so that a database which has that goes on from here."""
+"""The table of legacy (django-database-locks 0.5), so that its databases can migrate from here."""
 
 from django.db import migrations, models
 
-from database_locks._install import InstallTable
+from database_locks.django.install import InstallTable
 
 
 class Migration(migrations.Migration):
     initial = True
 
-    # What is tried again must not stand in a transaction.
+    # The operations retry statements, which is impossible within a transaction.
     atomic = False
 
     dependencies = []

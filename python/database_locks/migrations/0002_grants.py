@@ -1,12 +1,15 @@
-"""What version 0.5 did not have; all of it has defaults in the database, so that 0.5 can go on."""
+"""The columns that legacy (django-database-locks 0.5) does not have.
+
+All have defaults in the database, so that legacy processes can go on writing.
+"""
 
 from django.db import migrations, models
 
-from database_locks._install import CompleteTable
+from database_locks.django.install import CompleteTable
 
 
 class Migration(migrations.Migration):
-    # What is tried again must not stand in a transaction.
+    # The operations retry statements, which is impossible within a transaction.
     atomic = False
 
     dependencies = [("database_locks", "0001_initial")]

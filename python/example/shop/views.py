@@ -6,7 +6,7 @@ from database_locks import LockTimeout, lock
 
 
 async def recount(request: HttpRequest) -> HttpResponse:
-    """Count the stock: one at a time, however many ask."""
+    """Count the stock, one request at a time."""
     try:
         async with lock("recount", timeout=2, meta={"asked by": request.META["REMOTE_ADDR"]}):
             await asyncio.sleep(5)  # the work

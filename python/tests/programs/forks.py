@@ -1,4 +1,4 @@
-"""Fork while a lock is held, in several ways; say what child and parent may still do with it.
+"""Fork while a lock is held, and print the rights of child and parent.
 
 ``forks.py URL process|fork|grandchild|same-pid|busy|sqlite``
 """
@@ -33,7 +33,7 @@ def say(line: str) -> None:
 
 
 def look(locks: Locks, held: Held, who: str = "child") -> None:
-    """What whoever inherited a hold can do."""
+    """Print the rights of a process that inherited a lock."""
     say(f"{who}: lost {held.lost}")
     try:
         held.check()

@@ -1,4 +1,4 @@
-"""Locks in greenlets: ``greenlets.py gevent|eventlet URL``. Says ``right`` at the end."""
+"""Locks in greenlets: ``greenlets.py gevent|eventlet URL``. Prints ``right`` at the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Take and free locks for long, and say what that costs.
+"""Acquire and release locks many times, and print the resources of the process.
 
-``leaks.py URL CYCLES``: after a tenth of them to warm up, and after all, says ``now {…}`` with the
-threads, file descriptors, Python objects and resident KiB of this process.
+``leaks.py URL CYCLES``: prints ``now {…}`` after a tenth of the cycles and at the end, with the threads, file descriptors, Python objects and resident KiB of this process.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def work(locks: Locks, cycles: int) -> None:
         # Closed in the middle.
         next(generator())
     asyncio.run(tasks(tenth))
-    with locks.lock("busy", locked_by="somebody"):
+    with locks.lock("busy", locked_by="another"):
         pass
     other = connect(sys.argv[1])
     with locks.lock("busy"):

@@ -1,6 +1,6 @@
 """A project whose back end makes the password at each connect: ``rotating.py WHAT URL``.
 
-Says ``done`` where all is as it should be; ``URL`` is that of a table, as the superuser.
+Prints ``done`` on success. ``URL`` is that of a table, with the rights of the superuser.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def failing() -> None:
 def settings_change() -> None:
     """As Vault's helpers do it: the settings are changed where they are."""
     configure(engine, USER=who.user, PASSWORD="first")
-    from database_locks import conf
+    from database_locks.django import conf
 
     before = conf.locks()
 

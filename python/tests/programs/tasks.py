@@ -1,7 +1,7 @@
-"""Tasks for Celery that run under locks; its broker is a folder.
+"""Celery tasks that run under locks. The broker is a folder.
 
-``LOCKS_URL`` says where the locks are, ``FOLDER`` where messages and results are. The worker's main
-process, and no other, takes ``parent's`` when it starts, and holds it from then on.
+``LOCKS_URL`` is the database of the locks, ``FOLDER`` has messages and results. The worker's main process
+acquires ``parent's`` when it starts, and keeps it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ locks = connect(os.environ["LOCKS_URL"])
 app = Celery("tasks", broker="filesystem://", backend=f"file://{FOLDER}/results")
 app.conf.broker_transport_options = {
     "data_folder_in": f"{FOLDER}/messages",
-    # Whoever sends moves them on: this broker reads what is being written.
+    # The sender moves messages into place, because this broker reads half-written ones.
     "data_folder_out": f"{FOLDER}/outgoing",
     "control_folder": f"{FOLDER}/control",
     "polling_interval": 0.05,

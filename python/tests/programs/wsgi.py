@@ -1,6 +1,6 @@
-"""An application for gunicorn: what it does it does under locks.
+"""A WSGI application for gunicorn whose requests run under locks.
 
-``LOCKS_URL`` says where they are; the master, which imports this before it forks (``--preload``),
+``LOCKS_URL`` is the database of the locks. The master imports this before it forks (``--preload``), and
 holds ``master's`` from then on.
 """
 

@@ -1,6 +1,6 @@
-"""A Django application for gunicorn whose every request is a transaction, and counts under a lock.
+"""A Django application for gunicorn: each request is a transaction that counts under a lock.
 
-Runs with this package and with django-database-locks 0.5. ``LOCKS_URL`` says where the tables are made.
+Runs with this package and with legacy (django-database-locks 0.5). ``LOCKS_URL`` is its database.
 """
 
 from __future__ import annotations

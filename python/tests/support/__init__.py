@@ -1,4 +1,4 @@
-"""What the tests stand on: real servers, child processes that can be frozen and killed."""
+"""Test support: real servers, and child processes that can be frozen and killed."""
 
 from .lab import Lab, Proxy, Server
 from .process import (

@@ -1,9 +1,8 @@
-"""A process that takes locks by our package, and does as the lines of its standard input say.
+"""A process that holds locks with this package, controlled by lines of its standard input.
 
-``holder.py URL``: ``hold {"lock_name": …}`` takes a lock with these arguments of ``lock`` and says
-``held TOKEN``; while it is held, ``ask`` asks whether it is, and ``release`` ends the block.
-``lost REASON`` and ``error TYPE: MESSAGE`` say what was raised. ``count`` counts in a file under a
-lock. Ends with its input.
+``holder.py URL``: ``hold {"lock_name": …}`` acquires a lock with these arguments of ``lock`` and prints
+``held TOKEN``. While it is held, ``ask`` checks it and ``release`` ends the block. Exceptions are printed as
+``lost REASON`` and ``error TYPE: MESSAGE``. ``count`` counts in a file under a lock. Ends with its input.
 """
 
 from __future__ import annotations

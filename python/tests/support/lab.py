@@ -1,4 +1,4 @@
-"""The servers of ``tools/testkit``, started and broken by its program ``lab``."""
+"""Servers of ``tools/testkit``, which its program ``lab`` starts and breaks."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Server:
         return url
 
     def stop(self) -> None:
-        """End it; its clients are told."""
+        """Stop the server in an orderly way: its clients see the end of their connections."""
         self._do("stop", broken="start")
 
     def kill(self) -> None:
@@ -126,7 +126,7 @@ class Server:
         self._do("restart")
 
     def freeze(self) -> None:
-        """Connections stay open, and are accepted, and nobody answers."""
+        """Freeze the server: connections stay open and are accepted, without any answer."""
         self._do("freeze", broken="thaw")
 
     def thaw(self) -> None:
@@ -162,7 +162,7 @@ class Proxy:
         self._lab.ask(f"stall {self._name}")
 
     def stall_replies(self) -> None:
-        """What is asked is done, and nobody hears of it, until :meth:`resume`."""
+        """Drop all answers until :meth:`resume`; the server still carries out the requests."""
         self._lab.ask(f"stall-replies {self._name}")
 
     def resume(self) -> None:

@@ -1,7 +1,8 @@
-"""A process that takes locks by django-database-locks 0.5, in the environment of that.
+"""A process that holds locks with legacy (django-database-locks 0.5), in its environment.
 
-It obeys as ``holder.py`` does; besides, ``migrate`` makes its table, and ``storm NAME`` takes and
-frees this lock and locks with new names until the next line, and says how many rounds that were.
+Takes the commands of ``holder.py``, and two more: ``migrate`` creates the table, and ``storm NAME``
+acquires and releases this lock and locks with new names until the next line, and prints the number of
+rounds.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Child processes that hold locks, and are listened to, frozen and killed."""
+"""Child processes that hold locks, and can be frozen and killed."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class Program:
 
     def close(self) -> None:
         if self._group:
-            # Its children too: a master that is killed leaves its workers to nobody.
+            # The children too: a killed master does not stop its workers.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()
@@ -261,7 +261,7 @@ class OldHolder(Holder):
         self.expect("migrated", 60)
 
     def storm(self, name: str) -> None:
-        """Take and free this lock, and locks that nobody has had, again and again."""
+        """Acquire and release this lock, and locks with new names, again and again."""
         self.tell(f"storm {name}")
         self.expect("storming")
 

@@ -1,4 +1,4 @@
-"""A database as its URL says, by other means than those under test."""
+"""Queries of a database by its URL, with other drivers than those under test."""
 
 from __future__ import annotations
 

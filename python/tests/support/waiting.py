@@ -1,4 +1,4 @@
-"""Waiting with a bound."""
+"""Waits with a time limit."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ use serde_json::Value;
 
 use crate::api::fence::{FenceFailure, FenceTransaction, OpenFence};
 use crate::api::locks::PreviousHolder;
+use crate::api::{builder, lock, locks};
+use crate::client::guard;
 use crate::doctor::Report;
 use crate::error::loss::Loss;
 use crate::error::{BoxError, Error};
@@ -79,7 +81,7 @@ fn may_wait<T, E: Into<Error>>(waited: Result<T, E>) -> T {
 /// [`crate::LocksBuilder`] without async.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it connects"]
-pub struct LocksBuilder(crate::LocksBuilder);
+pub struct LocksBuilder(builder::LocksBuilder);
 
 impl LocksBuilder {
     /// See [`crate::LocksBuilder::table`].
@@ -126,32 +128,32 @@ impl LocksBuilder {
 
 /// [`crate::Locks`] without async.
 #[derive(Clone, Debug)]
-pub struct Locks(crate::Locks);
+pub struct Locks(locks::Locks);
 
 impl Locks {
     /// See [`crate::Locks::connect`].
     pub fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
-        block_on(crate::Locks::connect(url))?.map(Self)
+        block_on(locks::Locks::connect(url))?.map(Self)
     }
 
     /// See [`crate::Locks::builder`].
     pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
-        LocksBuilder(crate::Locks::builder(url))
+        LocksBuilder(locks::Locks::builder(url))
     }
 
     /// See [`crate::Locks::builder_from_file`].
     pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
-        crate::Locks::builder_from_file(path).map(LocksBuilder)
+        locks::Locks::builder_from_file(path).map(LocksBuilder)
     }
 
     /// See [`crate::Locks::set_default`]: async and blocking code share one default.
     pub fn set_default(locks: Self) {
-        crate::Locks::set_default(locks.0);
+        locks::Locks::set_default(locks.0);
     }
 
     /// See [`crate::Locks::get_default`].
     pub fn get_default() -> Result<Self, Error> {
-        block_on(crate::Locks::get_default())?.map(Self)
+        block_on(locks::Locks::get_default())?.map(Self)
     }
 
     /// See [`crate::Locks::engine`].
@@ -225,14 +227,14 @@ impl Locks {
     }
 }
 
-impl From<crate::Locks> for Locks {
-    fn from(locks: crate::Locks) -> Self {
+impl From<locks::Locks> for Locks {
+    fn from(locks: locks::Locks) -> Self {
         Self(locks)
     }
 }
 
-impl AsRef<crate::Locks> for Locks {
-    fn as_ref(&self) -> &crate::Locks {
+impl AsRef<locks::Locks> for Locks {
+    fn as_ref(&self) -> &locks::Locks {
         &self.0
     }
 }
@@ -240,7 +242,7 @@ impl AsRef<crate::Locks> for Locks {
 /// [`crate::Lock`] without async.
 #[derive(Clone, Debug)]
 #[must_use = "a lock does nothing until it is acquired"]
-pub struct Lock(crate::Lock);
+pub struct Lock(lock::Lock);
 
 impl Lock {
     /// See [`crate::Lock::name`].
@@ -370,8 +372,8 @@ impl Lock {
     }
 }
 
-impl From<crate::Lock> for Lock {
-    fn from(lock: crate::Lock) -> Self {
+impl From<lock::Lock> for Lock {
+    fn from(lock: lock::Lock) -> Self {
         Self(lock)
     }
 }
@@ -382,32 +384,32 @@ impl From<crate::Lock> for Lock {
 /// It derefs to [`crate::LockGuard`] for all methods that do not wait.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
-pub struct LockGuard(Option<crate::LockGuard>);
+pub struct LockGuard(Option<guard::LockGuard>);
 
 impl LockGuard {
     /// See [`crate::LockGuard::check`].
     pub fn check(&self) -> Result<(), Error> {
-        block_on(crate::LockGuard::check(self))?
+        block_on(guard::LockGuard::check(self))?
     }
 
     /// See [`crate::LockGuard::extend`].
     pub fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
-        block_on(crate::LockGuard::extend(self, ttl))?
+        block_on(guard::LockGuard::extend(self, ttl))?
     }
 
     /// See [`crate::LockGuard::open_fence`].
     pub fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::open_fence(self, lasting))?
+        block_on(guard::LockGuard::open_fence(self, lasting))?
     }
 
     /// See [`crate::LockGuard::fence_failed`].
     pub fn fence_failed(&self, failure: FenceFailure) -> Error {
-        block_on(crate::LockGuard::fence_failed(self, failure)).unwrap_or_else(Error::from)
+        block_on(guard::LockGuard::fence_failed(self, failure)).unwrap_or_else(Error::from)
     }
 
     /// See [`crate::LockGuard::fence`]: for a transaction that blocks, such as that of rusqlite.
     pub fn fence<T: FenceTransaction>(&self, tx: &mut T) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence(self, tx))?
+        block_on(guard::LockGuard::fence(self, tx))?
     }
 
     /// See [`crate::LockGuard::fence_with_duration`].
@@ -416,7 +418,7 @@ impl LockGuard {
         tx: &mut T,
         lasting: Duration,
     ) -> Result<OpenFence, Error> {
-        block_on(crate::LockGuard::fence_with_duration(self, tx, lasting))?
+        block_on(guard::LockGuard::fence_with_duration(self, tx, lasting))?
     }
 
     /// Wait until the lock is lost; see [`crate::LockGuard::lost`].
@@ -449,20 +451,20 @@ impl LockGuard {
 }
 
 impl Deref for LockGuard {
-    type Target = crate::LockGuard;
+    type Target = guard::LockGuard;
 
     #[allow(
         clippy::expect_used,
         reason = "only `release` and `drop` take it, and both end this value"
     )]
-    fn deref(&self) -> &crate::LockGuard {
+    fn deref(&self) -> &guard::LockGuard {
         self.0.as_ref().expect("a guard that was not released")
     }
 }
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let Some(guard) = self.0.take().filter(crate::LockGuard::is_held) {
+        if let Some(guard) = self.0.take().filter(guard::LockGuard::is_held) {
             let _ = block_on(guard.release());
         }
     }

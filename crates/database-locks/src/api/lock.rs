@@ -8,13 +8,17 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tracing::Instrument;
 
-use crate::api::locks::Locks;
-use crate::client::acquire::{LONGEST_POLL, Want, acquire};
+use crate::client::acquire::acquire;
+use crate::client::acquire::poll_interval::LONGEST_POLL;
+use crate::client::acquire::request::Want;
+use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
 use crate::client::holder::{check_holder, metadata};
+use crate::client::read::read;
 use crate::error::Error;
 use crate::error::loss::Loss;
+use crate::runtime;
 use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
 
 /// What a ttl is unless given.
@@ -54,7 +58,7 @@ const MIN_POLL: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
-    locks: Locks,
+    endpoint: Arc<Endpoint>,
     name: String,
     ttl: Ttl,
     wait: Option<Duration>,
@@ -72,7 +76,7 @@ impl fmt::Debug for Lock {
         let mut debug = f.debug_struct("Lock");
         debug
             .field("name", &Short(&self.name))
-            .field("engine", &self.locks.engine())
+            .field("engine", &self.endpoint.engine())
             .field("ttl", &format_args!("{}", self.ttl));
         if let Some(wait) = self.wait {
             debug.field("wait", &wait);
@@ -85,9 +89,9 @@ impl fmt::Debug for Lock {
 }
 
 impl Lock {
-    pub(crate) fn new(locks: Locks, name: &str) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, name: &str) -> Self {
         Self {
-            locks,
+            endpoint,
             name: name.to_owned(),
             ttl: Ttl::Finite(DEFAULT_TTL),
             wait: None,
@@ -235,7 +239,7 @@ impl Lock {
                     allowed,
                 ));
             }
-            None => Arc::clone(&self.locks.inner()?.holder),
+            None => Arc::clone(&self.endpoint.inner()?.holder),
         };
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
@@ -288,7 +292,7 @@ impl Lock {
         let lock = self.clone();
         async move {
             let want = lock.want(Some(Duration::ZERO), None)?;
-            acquire(lock.locks.inner()?, want).await
+            acquire(Arc::clone(lock.endpoint.inner()?), want).await
         }
     }
 
@@ -330,12 +334,14 @@ impl Lock {
     async fn acquire_or_time_out(&self) -> Result<LockGuard, Error> {
         let want = self.want(self.wait, None)?;
         let name = want.name.clone();
-        let inner = self.locks.inner()?;
-        if let Some(guard) = acquire(Arc::clone(&inner), want).await? {
+        let inner = self.endpoint.inner()?;
+        if let Some(guard) = acquire(Arc::clone(inner), want).await? {
             return Ok(guard);
         }
         // Only a wait of zero ends so. The error names the holder.
-        let info = self.locks.show(&self.name).await.ok().flatten();
+        let (shared, of) = (Arc::clone(inner), name.clone());
+        let info = runtime::run(async move { read(&shared, &of).await });
+        let info = info.await.ok().flatten();
         // A free row names the last holder.
         let by = info.and_then(|info| info.held_by());
         let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
@@ -369,7 +375,7 @@ impl Lock {
                 let allowed = format!("one for `{}`", want.name);
                 return Err(Error::config("ticket", got, allowed));
             }
-            resume(lock.locks.inner()?, want, ticket).await
+            resume(Arc::clone(lock.endpoint.inner()?), want, ticket).await
         }
     }
 

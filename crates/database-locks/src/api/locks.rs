@@ -2,25 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::builder::LocksBuilder;
 use crate::api::lock::Lock;
+use crate::client::Inner;
+use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::{ByTicket, by_ticket};
+use crate::client::read::{observe, read};
 use crate::client::release::force_after_fence;
-use crate::client::{Inner, Place};
 use crate::doctor::Report;
 use crate::error::Error;
 use crate::runtime;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    Force, Holder, ListFilter, LockInfo, LockName, LockState, ObservedExpiry, Prune,
-    REQUEST_TIMEOUT, Renewing, Ticket, Timing, Token, Ttl,
+    Force, Holder, ListFilter, LockInfo, LockName, Prune, REQUEST_TIMEOUT, Renewing, Ticket,
+    Timing, Token, Ttl,
 };
 
 /// How long DDL may take: on a busy server it has to wait for others to let go of the table.
@@ -49,7 +48,7 @@ const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct Locks(Arc<Place>);
+pub struct Locks(Arc<Endpoint>);
 
 impl fmt::Debug for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,95 +57,7 @@ impl fmt::Debug for Locks {
 }
 
 impl Locks {
-    /// Connect to a database, with the table `database_locks_lock`.
-    ///
-    /// | URL | engine |
-    /// | --- | --- |
-    /// | `postgres://user:password@host:port/database` | PostgreSQL 12 and later |
-    /// | `mysql://…` or `mariadb://…` | MySQL 8.0.17, MariaDB 10.6 and later |
-    /// | `sqlite:///absolute/path`, `sqlite:relative/path` | a file for the locks alone; a missing one is made |
-    /// | `memory:`, `memory:name` | in this process |
-    ///
-    /// Percent-encode `@`, `:` and `/` in a user name or password. Unix sockets:
-    /// `postgres:///database?host=/folder`, `mysql://user@localhost/database?socket=/file`.
-    ///
-    /// What the URL leaves out is looked up at each connect as the clients of that server do it: in
-    /// the environment (`PGPASSWORD`, `PGHOST`, … and `MYSQL_PWD`), in `~/.pgpass`, a service of
-    /// `~/.pg_service.conf`, or `~/.my.cnf`. [`LocksBuilder`] also takes functions.
-    ///
-    /// Several hosts, `postgres://one,two:5433/database`, are tried in order, each for a time of
-    /// its own; one that refuses writes is skipped.
-    ///
-    /// | option (the guide, `docs/rust.md`, has all) | values | default |
-    /// | --- | --- | --- |
-    /// | `sslmode` or `ssl-mode` | `disable`, `prefer` (TLS if the server offers it, certificate unchecked), `require`, `verify-ca`, `verify-full` | `prefer` |
-    /// | `sslrootcert` | a file of CA certificates, or `system` | |
-    /// | `sslcert`, `sslkey` | files with a client certificate and its key | |
-    /// | `connect_timeout` | seconds for each host, 1 to 60 | 4 s in total (MySQL: 3 s) |
-    ///
-    /// An unknown option is refused.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for an invalid URL, before any I/O; the message never repeats the URL.
-    /// [`Error::Unavailable`] if no server answers within 5 s. [`Error::Rejected`] if the server
-    /// refuses the login or is unsuitable (too old, read-only). A missing table is found at the
-    /// first use: see [`Locks::migrate`].
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any time; the connection is then closed.
-    pub fn connect<U: AsRef<str>>(
-        url: U,
-    ) -> impl Future<Output = Result<Self, Error>> + Send + 'static + use<U> {
-        Self::builder(url).connect()
-    }
-
-    /// Connect with settings that a URL cannot express: another table, a password from a function,
-    /// or a connection that is made by the first call.
-    pub fn builder(url: impl AsRef<str>) -> LocksBuilder {
-        LocksBuilder::new(url.as_ref())
-    }
-
-    /// Connect to the database whose URL is in a file, such as a mounted secret or a systemd
-    /// credential.
-    ///
-    /// White space around the URL is cut. The file is read now, to check it, and again at each
-    /// connect; a pipe (`<(command)` in a shell) is read only once.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Config`] for a file that cannot be read or is larger than 64 KiB.
-    ///
-    /// # Example
-    ///
-    /// ```no_run
-    /// use database_locks::Locks;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), database_locks::Error> {
-    /// let locks = Locks::builder_from_file("/run/secrets/database-locks-url")?.connect().await?;
-    /// # drop(locks);
-    /// # Ok(()) }
-    /// ```
-    pub fn builder_from_file(path: impl Into<PathBuf>) -> Result<LocksBuilder, Error> {
-        let path = path.into();
-        let url = read_url(&path).map_err(|error| {
-            let got = format!(
-                "has a file that cannot be read: {}: {error}",
-                path.display()
-            );
-            Error::config("url", got, "give one that this user can read")
-        })?;
-        // What a pipe said once it does not say again.
-        if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
-            return Ok(Self::builder(url));
-        }
-        Ok(Self::builder(url).url_with(move || {
-            read_url(&path).map_err(|error| format!("{}: {error}", path.display()).into())
-        }))
-    }
-
-    pub(crate) fn at(place: Arc<Place>) -> Self {
+    pub(crate) fn at(place: Arc<Endpoint>) -> Self {
         Self(place)
     }
 
@@ -159,7 +70,7 @@ impl Locks {
     /// A lock of this name, with the default settings. The name is checked when the lock is
     /// acquired.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
-        Lock::new(self.clone(), name.as_ref())
+        Lock::new(Arc::clone(&self.0), name.as_ref())
     }
 
     /// Make the table, or add the missing columns to a legacy one (django-database-locks 0.5). A
@@ -273,16 +184,7 @@ impl Locks {
         name: N,
     ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
         let name = LockName::new(name);
-        self.in_background(move |inner| async move {
-            let names = [name?];
-            let read = while_contended(REQUEST_TIMEOUT, || {
-                inner.store.read(&names, REQUEST_TIMEOUT)
-            })
-            .await;
-            let mut rows = read.map_err(|e| e.into_error("read the locks"))?;
-            observe(&inner, &mut rows);
-            Ok(rows.pop())
-        })
+        self.in_background(move |inner| async move { read(&inner, &name?).await })
     }
 
     /// Release a lock by force, and return its former holder; `None` if it was free.
@@ -585,43 +487,6 @@ impl AsRef<Self> for Locks {
     fn as_ref(&self) -> &Self {
         self
     }
-}
-
-/// Record what was read of a lease whose expiry is observed.
-fn observe(inner: &Inner, rows: &mut [LockInfo]) {
-    let now = crate::runtime::clock::now();
-    for row in rows {
-        let Some(ObservedExpiry {
-            version,
-            length,
-            overdue,
-        }) = &row.observed_expiry
-        else {
-            continue;
-        };
-        let left = (inner.observations).saw(&row.name, version, *length, *overdue, now);
-        row.state = match inner.observations.over_for(&row.name, now) {
-            Some(since) => LockState::Expired { since },
-            None => LockState::Held {
-                free_in: Some(left),
-            },
-        };
-    }
-}
-
-/// What stands in a file that is no larger than a URL can be.
-fn read_url(path: &Path) -> io::Result<String> {
-    const MOST: u64 = 1 << 16;
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path)?
-        .take(MOST + 1)
-        .read_to_end(&mut bytes)?;
-    if read as u64 > MOST {
-        return Err(io::Error::other(
-            "it is larger than 64 KiB, which no URL is",
-        ));
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text in UTF-8"))
 }
 
 /// The holder that lost a lock by [`Locks::force_release`].

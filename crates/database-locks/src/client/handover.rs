@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Inner;
-use crate::client::acquire::{Want, begin};
+use crate::client::acquire::attempt::begin;
+use crate::client::acquire::request::Want;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
 use crate::client::own_grants::Ours;

@@ -3,6 +3,7 @@
 pub(crate) mod acquire;
 pub(crate) mod batch;
 pub(crate) mod direct;
+pub(crate) mod endpoint;
 pub(crate) mod grant_id;
 pub(crate) mod guard;
 pub(crate) mod handover;
@@ -10,18 +11,19 @@ pub(crate) mod holder;
 pub(crate) mod open_fences;
 pub(crate) mod own_grants;
 pub(crate) mod pending;
+mod process_exit;
+pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod renewal;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::client::acquire::Outages;
 use crate::client::acquire::poller::Poller;
 use crate::client::acquire::queue::Queues;
+use crate::client::acquire::reports::Outages;
 use crate::client::batch::Batch;
 use crate::client::direct::DirectPath;
 use crate::client::holder::default_holder;
@@ -29,14 +31,9 @@ use crate::client::open_fences::OpenFences;
 use crate::client::pending::Pending;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
-use crate::metrics::{self, Engine};
+use crate::metrics::{self};
 use crate::runtime::fork::PerProcess;
-use crate::store::{
-    self,
-    api::Notice,
-    connect::{source::Given, table::Table},
-    measured::Observed,
-};
+use crate::store::{api::Notice, measured::Observed};
 use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
 
 /// The connection, the leases and the waiters of one process.
@@ -62,7 +59,6 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
-        pending::watch_the_process();
         let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();
@@ -119,49 +115,4 @@ fn known() -> MutexGuard<'static, Vec<Weak<Inner>>> {
 /// All of this process.
 pub(crate) fn all() -> Vec<Arc<Inner>> {
     known().iter().filter_map(Weak::upgrade).collect()
-}
-
-/// Where the locks are, and what each process made of it.
-pub(crate) struct Place {
-    engine: Engine,
-    given: Given,
-    table: Table,
-    inner: PerProcess<Arc<Inner>>,
-}
-
-/// On one line, and nothing of the URL but its engine.
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Locks")
-            .field("engine", &self.engine)
-            .field("table", &self.table.as_str())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Place {
-    /// No I/O: the URL and the name of the table are checked.
-    pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
-        let mut place = Self {
-            given,
-            engine: "",
-            table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
-            inner: PerProcess::new(),
-        };
-        place.engine = place.inner()?.store.engine();
-        Ok(place)
-    }
-
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
-    }
-
-    /// A forked child connects for itself: it must not use its parent's connection.
-    pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
-        let make = || {
-            let (store, engine) = store::open_given(&self.given, &self.table)?;
-            Inner::new(Observed::new(store, engine))
-        };
-        self.inner.get_or_try_init(make)
-    }
 }

@@ -10,16 +10,13 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::client::release::give_back;
-use crate::client::{self, Inner};
 use crate::runtime;
 use crate::runtime::fork::{Here, PerProcess};
-use protocol::{ReleaseCommand, Ttl};
 
 /// The most that the end of a thread waits.
 const MOST: Duration = Duration::from_secs(2);
@@ -73,10 +70,10 @@ fn under_way() -> MutexGuard<'static, UnderWay> {
 }
 
 /// One release, until it is dropped.
-struct Release(u64);
+pub(crate) struct Release(u64);
 
 impl Release {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         let mut under_way = under_way();
         let number = under_way.next;
         under_way.next += 1;
@@ -107,55 +104,6 @@ impl Drop for AtEnd {
     }
 }
 
-/// From now on the end of this process releases what its threads still hold, and waits for that.
-///
-/// A forked child inherits this, and has nothing to be released until it holds something itself.
-pub(crate) fn watch_the_process() {
-    static REGISTERED: Once = Once::new();
-    let mut failed = false;
-    REGISTERED.call_once(|| {
-        #[allow(
-            unsafe_code,
-            reason = "there is no other way to be told of the end of a process"
-        )]
-        // SAFETY: the function has the type that is asked for and stays loaded for as long as it is
-        // registered: where a library is unloaded, that calls it first. It does not unwind.
-        let registered = unsafe { libc::atexit(at_exit) };
-        failed = registered != 0;
-    });
-    // Not in there: a subscriber that calls us would wait for itself.
-    if failed {
-        tracing::warn!("the end of the process cannot be noticed: release all locks before it");
-    }
-}
-
-extern "C" fn at_exit() {
-    // As above: the thread that ends the process may be the one that carries the releases out.
-    if runtime::drives() {
-        return;
-    }
-    if !client::all().is_empty() {
-        // In the background: thread-local values of this thread are gone, such as a log subscriber's.
-        let release = Here::new(Release::begin());
-        let _ = runtime::spawn(async move {
-            client::all().iter().for_each(release_all);
-            drop(release);
-        });
-    }
-    wait();
-}
-
-/// Release what threads hold that end with the process.
-fn release_all(inner: &Arc<Inner>) {
-    for held in inner.scheduler.take_all() {
-        held.released();
-        // It may have been resumed, and then nothing here says for how long it was taken.
-        let ttl = Ttl::Infinite;
-        let (what, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
-        tokio::spawn(give_back(Arc::clone(inner), what, ttl, Some(held_for)));
-    }
-}
-
 /// From now on the end of this thread waits. Whether it has not come already.
 pub(crate) fn watch_this_thread() -> bool {
     AT_END.try_with(|_| ()).is_ok()
@@ -169,7 +117,7 @@ pub(crate) fn guard_dropped() {
 }
 
 /// Wait until the releases that are under way now are done, for [`MOST`].
-fn wait() {
+pub(crate) fn wait() {
     let mut left = MOST;
     // Some begin others: an acquire that was given up begins its release when it has noticed that.
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-"""The admin page, as its server sends it."""
+"""The admin page, as HTML."""
 
 import time
 from datetime import datetime, timedelta
@@ -12,7 +12,8 @@ from django.test import TestCase, override_settings
 from django.urls import reverse
 from django.utils.formats import date_format
 
-from database_locks import conf, connect
+from database_locks import connect
+from database_locks.django import conf
 from database_locks.testing import LocksTestMixin
 
 LIST = "/admin/database_locks/lock/"
@@ -41,7 +42,7 @@ class AdminTests(LocksTestMixin, TestCase):
     def page(self, name, action="release"):
         return reverse(f"admin:database_locks_lock_{action}", args=[_quoted(name)])
 
-    def test_who_has_what_is_listed(self):
+    def test_the_page_lists_locks_with_their_holders(self):
         with (
             self.locks.lock("taken", locked_by="host.1.<b>"),
             self.locks.lock("for ever", lock_ttl=None),
@@ -56,7 +57,7 @@ class AdminTests(LocksTestMixin, TestCase):
         self.assertIn("without end", said)
         self.assertNotIn("style=", said.split('id="content"')[1])
 
-    def test_nothing_is_inline(self):
+    def test_the_page_has_no_inline_scripts_and_styles(self):
         with self.locks.lock("taken"):
             said = self.client.get(LIST).content.decode().split('id="content"')[1]
         for bad in ("<script>", "onclick", "style="):
@@ -77,7 +78,7 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertEqual(names("?q=et&state=held"), [])
             self.assertEqual(names("?state=nonsense&p=99"), ["alpha", "beta"])
 
-    def test_thousands_of_locks_are_on_several_pages(self):
+    def test_thousands_of_locks_are_split_into_pages(self):
         with mock.patch("database_locks.admin.LockAdmin.list_per_page", 2):
             for number in range(5):
                 with self.locks.lock(f"lock {number}"):
@@ -87,7 +88,7 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertContains(page, "?p=3")
             self.assertContains(page, "5 locks")
 
-    def test_those_that_are_free_are_read_where_they_are_shown_only(self):
+    def test_free_locks_are_read_only_if_they_are_shown(self):
         with self.locks.lock("taken"), self.locks.lock("free"):
             pass
         with self.locks.lock("taken"):
@@ -101,7 +102,7 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertEqual(counts("?state=held"), {**every, "All": None, "free": None})
             self.assertNotContains(self.client.get(LIST + "?state=held"), "None")
 
-    def test_a_page_that_there_is_not_is_the_last_or_the_first(self):
+    def test_a_page_that_does_not_exist_is_the_last_or_the_first(self):
         with mock.patch("database_locks.admin.LockAdmin.list_per_page", 2):
             for number in range(3):
                 with self.locks.lock(f"lock {number}"):
@@ -115,7 +116,7 @@ class AdminTests(LocksTestMixin, TestCase):
                 shown = self.client.get(f"{LIST}?p={page}")
                 self.assertEqual(shown.context["rows"][0]["name"], first, page)
 
-    def test_a_lock_is_released_by_force_after_a_question_and_logged(self):
+    def test_a_release_by_force_asks_first_and_is_logged(self):
         name = "a/b ?#é\u2028"
         holder = self.locks.lock(name, locked_by="old.host", lost_lock_cb=lambda *_: None)
         with holder:
@@ -131,22 +132,22 @@ class AdminTests(LocksTestMixin, TestCase):
         # The history of the lock has it.
         self.assertContains(self.client.get(self.page(name, "history")), "old.host")
 
-    def test_a_release_that_cannot_be_logged_is_told(self):
+    def test_a_release_that_cannot_be_logged_shows_a_warning(self):
         failing = mock.patch.object(LogEntry.objects, "create", side_effect=DataError("too odd"))
         with failing, self.locks.lock("job", lost_lock_cb=lambda *_: None):
             answer = self.client.post(self.page("job"), follow=True)
             self.assertContains(answer, "no entry of it: too odd")
             self.locks.assert_not_locked("job")
 
-    def test_a_lock_that_has_changed_hands_since_is_asked_about_again(self):
+    def test_a_release_asks_again_if_the_holder_has_changed(self):
         with self.locks.lock("job"):
             seen = self.client.get(self.page("job")).context["seen"]
         with self.locks.lock("job"):
             again = self.client.post(self.page("job"), {"seen": seen})
-            self.assertContains(again, "Another holder has it by now")
+            self.assertContains(again, "Another holder has acquired the lock")
             self.locks.assert_locked("job")
 
-    def test_only_what_is_posted_with_a_token_releases(self):
+    def test_only_a_post_with_a_csrf_token_releases(self):
         strict = self.client_class(enforce_csrf_checks=True)
         strict.force_login(self.boss)
         with self.locks.lock("job"):
@@ -154,7 +155,7 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertEqual(strict.post(self.page("job")).status_code, 403)
             self.locks.assert_locked("job")
 
-    def test_permissions(self):
+    def test_each_page_needs_its_permission(self):
         with self.locks.lock("job"):
             for user, sees, releases in (
                 (self.viewer, 200, 403),
@@ -174,12 +175,12 @@ class AdminTests(LocksTestMixin, TestCase):
             self.assertEqual(self.client.get(LIST + "add/").status_code, 403)
             self.assertEqual(self.client.post(self.page("job", "delete")).status_code, 403)
 
-    def test_a_name_that_nobody_locked_is_told(self):
+    def test_an_unknown_name_shows_a_warning(self):
         for action in ("release", "change"):
             said = self.client.get(self.page("never", action), follow=True)
             self.assertContains(said, "There is no lock")
 
-    def test_all_about_one_lock(self):
+    def test_the_detail_page_shows_all_facts(self):
         with self.locks.lock("job", locked_by="w.7"):
             said = self.client.get(self.page("job", "change"))
             self.assertContains(said, "w.7")
@@ -223,7 +224,7 @@ class AdminTests(LocksTestMixin, TestCase):
                 self.assertContains(page := self.client.get(LIST + "?o=age&q=a"), "?q=a&amp;o=-age")
                 self.assertContains(page, '<input type="hidden" name="o" value="age">')
 
-    def test_a_database_that_is_away_is_told_plainly(self):
+    def test_an_unreachable_database_shows_its_error(self):
         away = connect("postgres://nobody:hunter2@127.0.0.1:1/none")
         with conf.instead(away):
             for url in (LIST, self.page("x"), self.page("x", "change")):

@@ -1,6 +1,6 @@
-"""The admin page in a real browser: what a person sees, and does.
+"""The admin page in a real browser.
 
-``DBLOCK_SCREENSHOTS`` names a folder to leave pictures in.
+``DBLOCK_SCREENSHOTS`` names a folder for screenshots.
 """
 
 import os
@@ -14,7 +14,8 @@ from django.contrib.auth.models import User
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.test import override_settings
 
-from database_locks import conf, lock
+from database_locks import lock
+from database_locks.django import conf
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -126,7 +127,7 @@ class BrowserTests(StaticLiveServerTestCase):
                 return cells
         return None
 
-    def test_a_person_sees_who_has_a_lock_and_takes_it(self):
+    def test_a_user_sees_the_holder_and_releases_the_lock(self):
         self.log_in()
         middleware = "suite.tests_browser.policy"
         from django.conf import settings
@@ -184,7 +185,7 @@ class BrowserTests(StaticLiveServerTestCase):
         ]
         self.assertEqual(complaints, [])
 
-    def test_everything_is_in_sight_at_every_width(self):
+    def test_the_page_fits_every_width(self):
         self.addCleanup(self.browser.set_window_size, 1280, 800)
         meta = {"order": "of the fourth quarter, all customers"}
         long = "reports.tasks.nightly:of-the-fourth-quarter"

@@ -1,4 +1,4 @@
-"""System checks: each with its id and a hint."""
+"""System checks: ids and hints."""
 
 import unittest
 from unittest import mock
@@ -12,9 +12,10 @@ from django.urls import include, path
 from django.views import View
 from django.views.decorators.cache import never_cache
 
-from database_locks import LockConfigError, _install, checks, lock, locked
+from database_locks import LockConfigError, lock, locked
+from database_locks.django import checks, install
 
-from .tests_conf import other_aliases
+from .tests_settings import other_aliases
 
 
 def found(check):
@@ -30,10 +31,10 @@ class SettingsTests(SimpleTestCase):
         self.assertEqual([which for which, _ in messages], [number])
         self.assertIn(hint, messages[0][1])
 
-    def test_a_project_that_is_as_it_should_be(self):
+    def test_a_correct_project_has_no_findings(self):
         self.assertEqual(found(checks.check_settings) + found(checks.check_place), [])
 
-    def test_each_finding(self):
+    def test_each_finding_has_its_id_and_hint(self):
         settings, place = checks.check_settings, checks.check_place
         self.one(settings, "W001", "= True", DATABASE_LOCKS_ENABLED=False)
         self.one(settings, "W002", "DATABASE_LOCKS_DEFAULT_TTL?", DATABASE_LOCKS_DEFAULT_TLL=3)
@@ -54,7 +55,7 @@ class SettingsTests(SimpleTestCase):
         with override_settings(DATABASE_LOCKS_URL="redis://:hunter2@h"):
             self.assertNotIn("hunter2", repr(checks.check_place()))
 
-    def test_of_other_databases(self):
+    def test_settings_of_other_databases_are_checked(self):
         sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
         with other_aliases(
             other={**sqlite, "ENGINE": "django.db.backends.dummy"},
@@ -77,7 +78,7 @@ class SettingsTests(SimpleTestCase):
             (message,) = checks.check_place()
         self.assertEqual(message.msg, "Locks cannot use DATABASES['x']['NAME']: it is empty.")
 
-    def test_they_are_registered(self):
+    def test_the_checks_are_registered(self):
         with override_settings(DATABASE_LOCKS_URL="x", DATABASE_LOCKS_ENABLED=False):
             with self.assertRaisesRegex(SystemCheckError, "database_locks.E004"):
                 call_command("check")
@@ -115,7 +116,7 @@ urlpatterns = [
 class RequestTests(SimpleTestCase):
     databases = {"default"}
 
-    def test_a_view_that_frees_its_lock_before_the_commit_is_told(self):
+    def test_a_view_that_frees_its_lock_before_the_commit_is_found(self):
         self.assertEqual(checks.check_requests(), [])
         with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
             messages = checks.check_requests()
@@ -124,7 +125,7 @@ class RequestTests(SimpleTestCase):
         self.assertIn(f"The view {__name__}.early frees its lock", said)
         self.assertIn(f"The view {__name__}.Early.post frees its lock", said)
 
-    def test_one_outside_of_the_transaction_is_not(self):
+    def test_a_view_outside_the_transaction_is_not_found(self):
         with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
             with override_settings(ROOT_URLCONF=(path("x", urlpatterns[3].callback),)):
                 self.assertEqual(checks.check_requests(), [])
@@ -136,16 +137,16 @@ class NoMigrations:
 
 
 class TableTests(TestCase):
-    def test_nothing_is_wrong_with_ours(self):
+    def test_a_migrated_table_has_no_findings(self):
         self.assertEqual(checks.check_table(databases=["default"]), [])
 
     @unittest.skipIf(connection.vendor == "sqlite", "SQLite's table is not migrate's")
-    def test_a_router_that_keeps_the_table_out_is_told(self):
+    def test_a_router_that_prevents_the_table_is_found(self):
         with override_settings(DATABASE_ROUTERS=[NoMigrations()]):
             self.assertEqual([which for which, _ in found(checks.check_place)], ["W005"])
 
     @unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
-    def test_local_times_of_0_5_are_told_while_it_holds_nothing(self):
+    def test_local_times_of_legacy_are_found_while_no_lock_is_held(self):
         berlin = override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
         with berlin, connection.cursor() as cursor:
             self.assertEqual(found(lambda: checks.check_table(databases=["default"])), [])
@@ -159,7 +160,7 @@ class TableTests(TestCase):
 
 @unittest.skipUnless(connection.vendor == "mysql", "a matter of MySQL's")
 class RowLockTests(TransactionTestCase):
-    def test_a_table_without_row_locks_is_told(self):
+    def test_a_table_without_row_locks_is_found(self):
         with connection.cursor() as cursor:
             # Shorter: a key of MyISAM's has 1,000 bytes at most.
             cursor.execute(
@@ -170,5 +171,5 @@ class RowLockTests(TransactionTestCase):
             self.assertEqual([message.id for message in messages], ["database_locks.W003"])
         finally:
             with connection.cursor() as cursor:
-                name = _install._Mysql(connection.schema_editor()).definition("name")
+                name = install._Mysql(connection.schema_editor()).definition("name")
                 cursor.execute(f"ALTER TABLE database_locks_lock MODIFY {name}, ENGINE = InnoDB")

@@ -1,4 +1,4 @@
-"""The table is the same by whatever way it was made, and by whatever way one goes back."""
+"""Migrations: every way to create the table, or to go back, gives the same table."""
 
 import io
 import threading
@@ -12,7 +12,8 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ModelState, ProjectState
 from django.test import TransactionTestCase, override_settings
 
-from database_locks import LockUnavailable, _install, conf, lock
+from database_locks import LockUnavailable, lock
+from database_locks.django import conf, install
 
 TABLE = "database_locks_lock"
 QUIET = {"verbosity": 0, "interactive": False}
@@ -52,7 +53,7 @@ class MigrationTests(TransactionTestCase):
         with connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {TABLE} (name, locked_by) VALUES ('old', 'host.1')")
 
-    def test_over_the_table_of_0_5_with_rows_in_it(self):
+    def test_migrate_completes_the_table_of_legacy_with_rows(self):
         wanted = self.fresh()
         migrate("zero")
         self.made_by_0_5()
@@ -64,7 +65,7 @@ class MigrationTests(TransactionTestCase):
         with connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {TABLE} (name, locked_by) VALUES ('new', 'host.1')")
 
-    def test_over_the_table_of_dblock_init(self):
+    def test_migrate_accepts_the_table_of_dblock_init(self):
         wanted = self.fresh()
         migrate("zero")
         self.core_makes_it()
@@ -74,7 +75,7 @@ class MigrationTests(TransactionTestCase):
         self.core_makes_it()
         self.assertEqual(described(), wanted)
 
-    def test_after_dblock_init_over_the_table_of_0_5(self):
+    def test_migrate_follows_dblock_init_on_the_table_of_legacy(self):
         wanted = self.fresh()
         migrate("zero")
         self.made_by_0_5()
@@ -84,13 +85,13 @@ class MigrationTests(TransactionTestCase):
 
     def core_makes_it(self):
         if connection.vendor == "sqlite":
-            # The locks live in another file: by hand, as somebody might.
+            # The locks are in another file: create this table by hand.
             with connection.cursor() as cursor:
-                cursor.execute(_install.schema("sqlite"))
+                cursor.execute(install.schema("sqlite"))
         else:
             conf.locks().migrate()
 
-    def test_back_and_forth(self):
+    def test_migrations_run_backwards_and_forwards(self):
         wanted = self.fresh()
         for _ in range(2):
             migrate("0001")
@@ -134,7 +135,7 @@ class MigrationTests(TransactionTestCase):
         call_command("locks", "init", stdout=io.StringIO())
         self.assertEqual(told(), "")
 
-    def test_locks_work_on_it(self):
+    def test_locks_work_on_the_migrated_table(self):
         migrate()
         with lock("here") as held:
             held.check()
@@ -143,9 +144,9 @@ class MigrationTests(TransactionTestCase):
         with lock("here") as held:
             held.check()
 
-    def test_what_is_being_used_is_waited_for(self):
+    def test_a_migration_waits_for_other_transactions(self):
         if connection.vendor == "sqlite":
-            self.skipTest("the table of the application's file is nobody's")
+            self.skipTest("no lock uses the table in the application's file")
         self.made_by_0_5()
         began, done = threading.Event(), threading.Event()
 
@@ -181,11 +182,11 @@ class MigrationTests(TransactionTestCase):
         )
         self.assertIn("DROP COLUMN", self.sqlmigrate("0002", backwards=True))
 
-    def test_sqlmigrate_shows_what_runs_on_the_table_that_is_there(self):
+    def test_sqlmigrate_shows_the_statements_for_the_present_table(self):
         self.made_by_0_5()
         before = described()
         said = self.sqlmigrate("0002")
-        for column in _install.COLUMNS:
+        for column in install.COLUMNS:
             self.assertRegex(said, rf"ADD COLUMN (IF NOT EXISTS )?{column} ")
         # Showing changes nothing.
         self.assertEqual(described(), before)
@@ -202,12 +203,12 @@ class MigrationTests(TransactionTestCase):
         if connection.vendor != "postgresql":
             self.assertNotIn("ADD COLUMN", self.sqlmigrate("0002"))
 
-    def test_there_is_nothing_left_to_migrate(self):
+    def test_makemigrations_finds_no_changes(self):
         for field in ("AutoField", "BigAutoField"):
             with override_settings(DEFAULT_AUTO_FIELD=f"django.db.models.{field}"):
                 call_command("makemigrations", "database_locks", check=True, **QUIET)
 
-    def test_a_router_keeps_it_out(self):
+    def test_a_router_prevents_the_table(self):
         class No:
             def allow_migrate(self, db, app_label, **hints):
                 return app_label != "database_locks"

@@ -1,4 +1,4 @@
-"""The signals, and that no receiver can break a lock."""
+"""Signals, and receivers that fail."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
 
         self.connect(signal, receiver)
 
-    def test_a_hold_is_told_from_beginning_to_end_and_once(self):
+    def test_each_hold_sends_acquired_and_released_once(self):
         self.note(lock_acquired, "acquired")
         self.note(lock_released, "released")
         with lock("job", locked_by="me") as held, lock("job"):
@@ -43,7 +43,7 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
         self.assertGreaterEqual(released.pop("held_for"), 0.05)
         self.assertEqual(released, acquired)
 
-    def test_in_a_task_too(self):
+    def test_a_task_sends_signals(self):
         self.note(lock_acquired, "acquired")
         self.note(lock_released, "released")
 
@@ -54,7 +54,7 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
         asyncio.run(work())
         self.assertEqual([what for what, *_ in self.sent], ["acquired", "released"])
 
-    def test_a_loss_is_told_once_in_a_thread_of_its_own_that_may_query(self):
+    def test_a_loss_is_sent_once_in_a_thread_that_may_query(self):
         threads = []
 
         def query(**_):
@@ -85,14 +85,14 @@ class SignalTests(LocksTestMixin, TransactionTestCase):
         threads[0].join(20)
         self.assertFalse(threads[0].is_alive())
 
-    def test_where_nothing_is_connected_no_thread_is_started(self):
+    def test_without_receivers_no_thread_is_started(self):
         with self.assertRaises(LockLost), lock("job"):
             self.locks.lose("job")
             time.sleep(10)
         names = [thread.name for thread in threading.enumerate()]
         self.assertNotIn("database-locks-signal", names)
 
-    def test_a_receiver_that_fails_breaks_nothing(self):
+    def test_an_exception_of_a_receiver_harms_no_lock(self):
         def fails(**_):
             raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""The file of the locks beside an SQLite database: a user of the one may use the other."""
+"""The file of the locks beside an SQLite database: mode and owner."""
 
 import os
 import tempfile
@@ -8,9 +8,10 @@ from pathlib import Path
 from django.db import connection
 from django.test import TestCase, override_settings
 
-from database_locks import conf, lock
+from database_locks import lock
+from database_locks.django import conf
 
-from .tests_conf import other_aliases
+from .tests_settings import other_aliases
 
 
 @unittest.skipUnless(connection.vendor == "sqlite", "of SQLite")
@@ -30,7 +31,7 @@ class FileTests(TestCase):
         with other_aliases(locks=entry), lock("job"):
             return self.locks.stat()
 
-    def test_it_has_the_mode_of_the_database_whatever_the_umask(self):
+    def test_the_file_has_the_mode_of_the_database_with_every_umask(self):
         self.database.touch()
         for mode in (0o600, 0o640, 0o660, 0o666):
             self.database.chmod(mode)
@@ -43,18 +44,18 @@ class FileTests(TestCase):
             for file in self.locks.parent.glob("*.locks*"):
                 file.unlink()
 
-    def test_where_there_is_no_database_yet_it_is_as_sqlite_would_make_that(self):
+    def test_without_a_database_the_file_has_the_mode_of_sqlite(self):
         self.assertEqual(oct(self.take_a_lock().st_mode & 0o777), oct(0o640))
         self.assertEqual([file.name for file in self.locks.parent.glob("*.locks.*")], [])
 
     @unittest.skipUnless(os.geteuid() == 0, "only root gives files away")
-    def test_it_belongs_to_the_owner_of_the_database_where_root_comes_first(self):
+    def test_the_file_belongs_to_the_owner_of_the_database_if_root_creates_it(self):
         self.database.touch()
         os.chown(self.database, 4711, 4712)
         found = self.take_a_lock()
         self.assertEqual((found.st_uid, found.st_gid), (4711, 4712))
 
-    def test_one_that_is_there_is_left_as_it_is(self):
+    def test_an_existing_file_is_not_changed(self):
         self.database.touch()
         self.locks.touch(0o600)
         self.assertEqual(oct(self.take_a_lock().st_mode & 0o777), oct(0o600))

@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, Database, Transaction};
 
-use crate::api::fence::Fence;
+use crate::api::fence::statement::Fence;
 use crate::api::fence::transaction::Failed;
 use crate::error::Error;
 
@@ -55,9 +55,9 @@ mod postgres {
     use sqlx::{AssertSqlSafe, PgConnection, Postgres, query};
 
     use super::{Database, Transaction, in_transaction, otherwise};
-    use crate::api::fence::ParamStyle;
+    use crate::api::fence::statement::ParamStyle;
+    use crate::api::fence::statement::{Fence, FenceFailure};
     use crate::api::fence::transaction::{Failed, one_row, sealed};
-    use crate::api::fence::{Fence, FenceFailure};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
         let code = error.as_database_error().and_then(|said| said.code());
@@ -97,9 +97,9 @@ mod mysql {
     use sqlx::{AssertSqlSafe, MySql, MySqlConnection, query};
 
     use super::{Database, Transaction, in_transaction, otherwise};
-    use crate::api::fence::ParamStyle;
+    use crate::api::fence::statement::ParamStyle;
+    use crate::api::fence::statement::{Fence, FenceFailure};
     use crate::api::fence::transaction::{Failed, one_row, sealed};
-    use crate::api::fence::{Fence, FenceFailure};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
         let said = error.as_database_error();
@@ -146,7 +146,7 @@ mod sqlite {
     use sqlx::{Sqlite, SqliteConnection};
 
     use super::{Database, Transaction, in_transaction};
-    use crate::api::fence::Fence;
+    use crate::api::fence::statement::Fence;
     use crate::api::fence::transaction::{Failed, sealed};
 
     impl sealed::Transaction for SqliteConnection {

@@ -1,6 +1,6 @@
 //! The transactions that can be fenced, of the drivers that we know.
 
-use crate::api::fence::{Fence, FenceFailure};
+use crate::api::fence::statement::{Fence, FenceFailure};
 use crate::error::Error;
 
 /// A transaction that [`LockGuard::fence`](crate::LockGuard::fence) can fence: one of a driver
@@ -69,7 +69,7 @@ mod postgres {
     use tokio_postgres::{Client, Error as DriverError, Transaction};
 
     use super::{Failed, Fence, FenceFailure, no_transaction, one_row, op, sealed};
-    use crate::api::fence::ParamStyle;
+    use crate::api::fence::statement::ParamStyle;
     use crate::error::Error;
 
     /// Row locks are given in its name, so a fenced transaction has one.
@@ -138,7 +138,7 @@ mod mysql {
     use mysql_async::{Error as DriverError, Row, Transaction};
 
     use super::{Failed, Fence, FenceFailure, one_row, op, sealed};
-    use crate::api::fence::ParamStyle;
+    use crate::api::fence::statement::ParamStyle;
     use crate::error::Error;
 
     fn failed(fence: &Fence, error: DriverError) -> Failed {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::poll_interval::{PollInterval, WaitHint};
-use super::{Progress, Tried, Want, op};
+use super::progress::Progress;
+use super::request::{Want, op};
 use crate::client::Inner;
 use crate::client::acquire::poller;
 use crate::client::acquire::queue::QueueSlot;
@@ -32,6 +33,13 @@ const LAST_TRY: Duration = Duration::from_millis(20);
 /// For so long before its end, or half of it, a bounded wait leaves others no head start: one try must
 /// be left.
 const NO_HEAD_START: Duration = Duration::from_millis(100);
+
+/// A try that did not decide it. None: its answer was late.
+#[derive(Debug)]
+pub(crate) struct Tried(
+    pub(crate) Attempt,
+    pub(crate) Option<Result<Outcome, StoreError>>,
+);
 
 /// One acquisition.
 ///

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::Want;
+use super::request::Want;
 use crate::client::Inner;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Entry;

@@ -15,7 +15,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::client::acquire::poll_pause;
+use crate::client::acquire::poll_interval::poll_pause;
 use protocol::BootInstant;
 
 /// How long a process that was notified may take to acquire, in microseconds.

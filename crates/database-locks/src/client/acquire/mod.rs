@@ -7,6 +7,11 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::client::Inner;
+use crate::client::acquire::acquisition::Tried;
+use crate::client::acquire::progress::Progress;
+use crate::client::acquire::progress::report;
+use crate::client::acquire::progress::wait_is_over;
+use crate::client::acquire::request::Want;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -14,46 +19,23 @@ use crate::metrics::{self, Engine, Waiting};
 use crate::runtime;
 use crate::runtime::clock;
 use crate::store::api::StoreError;
-use protocol::{Holder, LockName, Outcome, Timing, Token, WaitExtension};
+use protocol::{LockName, Outcome, WaitExtension};
 
 pub(crate) mod acquisition;
 pub(crate) mod attempt;
 pub(crate) mod head_start;
 pub(crate) mod poll_interval;
 pub(crate) mod poller;
+mod progress;
 pub(crate) mod queue;
 pub(crate) mod reports;
+pub(crate) mod request;
 
 use acquisition::{Acquisition, note_holder};
 use attempt::Attempt;
-pub(crate) use attempt::begin;
-pub(crate) use poll_interval::{LONGEST_POLL, poll_pause};
-pub(crate) use reports::Outages;
-use reports::{Rarer, log_held};
 
 /// How often a wait that goes on beyond its end looks whether it still has a reason to.
 const STRETCH: Duration = Duration::from_millis(20);
-
-/// What is wanted, all rules checked.
-#[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) name: LockName,
-    pub(crate) holder: Arc<str>,
-    pub(crate) metadata: Arc<str>,
-    pub(crate) timing: Timing,
-    /// None: as long as it takes; zero: try once.
-    pub(crate) wait: Option<Duration>,
-    /// Whether the same holder in another process loses it to us.
-    pub(crate) preempt: bool,
-    /// The longest pause between two polls of a lock that another client holds.
-    pub(crate) poll: Duration,
-}
-
-impl Want {
-    fn once(&self) -> bool {
-        self.wait.is_some_and(|wait| wait.is_zero())
-    }
-}
 
 /// Acquire. If the caller stops waiting, nothing stays held.
 ///
@@ -100,10 +82,6 @@ async fn until_trusted(
         });
     }
 }
-
-/// A try that did not decide it. None: its answer was late.
-#[derive(Debug)]
-struct Tried(Attempt, Option<Result<Outcome, StoreError>>);
 
 /// What came of a try on the lane.
 enum Direct {
@@ -272,75 +250,6 @@ async fn observed(
     done
 }
 
-/// What was learnt while waiting, for the error at its end and the log records on the way.
-#[derive(Debug, Default)]
-struct Progress {
-    holder: Option<Holder>,
-    /// When that was seen.
-    seen: protocol::BootInstant,
-    failure: Option<StoreError>,
-    /// Whose holding was logged last.
-    logged: Option<(Option<Token>, Option<String>)>,
-}
-
-impl Progress {
-    /// Take note of a try that granted nothing.
-    fn note(&mut self, name: &LockName, outcome: Result<Outcome, StoreError>) {
-        match outcome {
-            Ok(Outcome::Held(holder)) => {
-                let who = (holder.token, holder.holder.clone());
-                if self.logged.as_ref() != Some(&who) {
-                    tracing::debug!(
-                        lock.name = name.as_str(),
-                        lock.token = holder.token.map(Token::get),
-                        lock.holder = holder.holder.as_deref(),
-                        lock.held_ms = holder.held_for.map(ms),
-                        "waiting: another holder has it"
-                    );
-                    self.logged = Some(who);
-                }
-                (self.holder, self.failure) = (Some(holder), None);
-                self.seen = clock::now();
-            }
-            Err(failure @ StoreError::Unavailable(_)) => {
-                (self.holder, self.failure) = (None, Some(failure));
-            }
-            // The holder that was seen before counts for more than a deadlock in between.
-            Err(failure) if !self.knows_holder() => self.failure = Some(failure),
-            _ => {
-                self.holder.get_or_insert_default();
-                self.failure = None;
-            }
-        }
-    }
-
-    fn knows_holder(&self) -> bool {
-        let holder = self.holder.as_ref();
-        holder.is_some_and(|by| by.holder.is_some() || by.token.is_some())
-    }
-}
-
-/// Log now and then that the wait goes on; never ends.
-async fn report(want: &Want, progress: &Mutex<Progress>) -> std::convert::Infallible {
-    let began = clock::now();
-    let mut rarer = Rarer::new(began);
-    loop {
-        tokio::time::sleep(rarer.due() - clock::now()).await;
-        let now = clock::now();
-        rarer.told(now);
-        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        // An outage is told once a process, and those behind the first in line ask for nothing.
-        let holder = progress.holder.as_ref();
-        if let Some(by) = holder.filter(|_| progress.knows_holder()) {
-            let mut by = by.clone();
-            let since = now - progress.seen;
-            drop(progress);
-            by.held_for = by.held_for.map(|age| age + since);
-            log_held(&want.name, now - began, &by);
-        }
-    }
-}
-
 /// The acquisition, stopped when the wait is over, whatever the database does.
 async fn within_wait(
     inner: &Arc<Inner>,
@@ -397,24 +306,4 @@ async fn until(end: Option<protocol::BootInstant>) {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,
     }
-}
-
-fn wait_is_over(want: &Want, limit: Duration, waited: Duration, progress: Progress) -> Error {
-    match (progress.holder, progress.failure) {
-        (_, Some(failure)) => failure.into_error(op(&want.name)),
-        (None, None) => Error::Unavailable {
-            op: op(&want.name),
-            source: format!("no answer within {}", protocol::Human(limit)).into(),
-        },
-        (Some(holder), None) => Error::TimedOut {
-            name: want.name.clone(),
-            waited,
-            holder: holder.holder,
-            held_for: holder.held_for,
-        },
-    }
-}
-
-fn op(name: &LockName) -> String {
-    format!("acquire lock `{name}`")
 }

@@ -95,12 +95,12 @@ impl Poller {
 }
 
 /// A slot; dropping it gives it up.
-struct Place<'a> {
+struct PollSlot<'a> {
     shared: &'a Shared,
     id: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for PollSlot<'_> {
     fn drop(&mut self) {
         self.shared
             .waiting()
@@ -114,13 +114,13 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> Place<'_> {
+    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> PollSlot<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
         let slot = Slot { id, name, tell };
         waiting.slots.push(slot);
-        Place { shared: self, id }
+        PollSlot { shared: self, id }
     }
 
     async fn poll_for_all(self: Arc<Self>, due: Vec<Slot>) {

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::client::renewal::grant_state::{Confirmed, Held, Trouble};
-use crate::client::renewal::listeners::News;
+use crate::client::renewal::lease_events::News;
 use crate::client::renewal::outage::{Outage, Reconnects};
 use crate::error::Error;
 use crate::runtime;
@@ -25,6 +25,7 @@ use protocol::{
 };
 
 pub(crate) mod grant_state;
+pub(crate) mod lease_events;
 pub(crate) mod listeners;
 pub(crate) mod outage;
 mod round;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::split::Split;
 use super::{Book, Round, Scheduler};
 use crate::client::renewal::grant_state::Trouble;
-use crate::client::renewal::listeners::{Failing, News};
+use crate::client::renewal::lease_events::{Failing, News};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 
 class Command(BaseCommand):
-    help = "Make the database and a user, and start the server."
+    help = "Create the database and a user, and start the server."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("address", nargs="?", default="127.0.0.1:8000")
@@ -19,7 +19,7 @@ class Command(BaseCommand):
             users.create_superuser("demo", password="demo")  # noqa: S106
         address = options["address"]
         self.stdout.write(
-            f"http://{address}/         what there is to try\n"
+            f"http://{address}/         examples\n"
             f"http://{address}/admin/   the locks: log in as demo, with the password demo\n"
         )
         if not options["only_prepare"]:

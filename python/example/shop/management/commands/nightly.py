@@ -8,9 +8,9 @@ from database_locks import locked
 
 @locked("nightly", on_busy="raise", meta={"why": "the nightly report"})
 class Command(BaseCommand):
-    """Makes the report; a second one at the same time says who is at it, and ends."""
+    """Makes the report. A second process fails with a message that names the holder."""
 
-    help = "Make the nightly report, unless another process is at it."
+    help = "Make the nightly report, unless another process makes it."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--seconds", type=float, default=20)

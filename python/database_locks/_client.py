@@ -1,0 +1,129 @@
+"""The locks of one table: everything but `lock` and `locked`, which `_locks` adds."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from typing import Any
+
+from . import _arguments, _core, _credentials, _exit
+from ._wait import wait, wait_async
+from .exceptions import LockConfigError
+
+
+class Client:
+    """A connection of this process to the locks of one table.
+
+    The methods and their errors are described in `database_locks.Locks`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        table: str | None = None,
+        *,
+        password: Callable[[], str] | None = None,
+        _url_with: Callable[[], str] | None = None,
+        _environment: bool = True,
+    ) -> None:
+        if password is not None and not callable(password):
+            raise LockConfigError(
+                f"`password` is of type {type(password).__name__}, must be a function without "
+                "arguments that returns the password"
+            )
+        self._core = _core.Locks(
+            url,
+            table,
+            password=_credentials.asking(password),
+            url_with=_credentials.asking(_url_with),
+            environment=_environment,
+        )
+        _exit.clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self.engine}>"
+
+    @property
+    def engine(self) -> str:
+        """``postgres``, ``mysql``, ``sqlite`` or ``memory``."""
+        return self._core.engine
+
+    def is_locked(self, name: str) -> bool:
+        """Whether any holder has this lock now, by the database's clock."""
+        found = self.show(_arguments.text("lock_name", name))
+        return found is not None and found["state"] == "held"
+
+    async def ais_locked(self, name: str) -> bool:
+        """`is_locked` for a task."""
+        found = await self.ashow(_arguments.text("lock_name", name))
+        return found is not None and found["state"] == "held"
+
+    def list(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
+        """Every lock in the table, as ``dblock list --all --json`` prints them.
+
+        ``free=False``: only locks that are held or expired; the database filters out the free ones.
+        """
+        locks: builtins.list[dict[str, Any]] = json.loads(wait(self._core.list(free=free)))
+        return locks
+
+    async def alist(self, *, free: bool = True) -> builtins.list[dict[str, Any]]:
+        """`list` for a task."""
+        text = await wait_async(self._core.list(free=free))
+        locks: builtins.list[dict[str, Any]] = json.loads(text)
+        return locks
+
+    def _page(
+        self, text: str, state: str | None, page: int, rows: int, order: str | None = None
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(wait(self._core.page(text, state, page, rows, order)))
+        return found
+
+    def show(self, name: str) -> dict[str, Any] | None:
+        """One lock, or ``None`` if the table has none of that name."""
+        return _one(wait(self._core.show(_arguments.text("name", name))))
+
+    async def ashow(self, name: str) -> dict[str, Any] | None:
+        """`show` for a task."""
+        return _one(await wait_async(self._core.show(_arguments.text("name", name))))
+
+    def force_release(self, name: str) -> tuple[str | None, float | None] | None:
+        """Release a lock without its holder.
+
+        Returns the previous holder and for how many seconds it held the lock; ``None`` if it was
+        free.
+        """
+        return wait(self._core.force_release(_arguments.text("name", name)))
+
+    def prune(self, idle: float, unknown: bool = False) -> int:
+        """Delete the rows of locks that have been free for ``idle`` seconds. Returns their number.
+
+        ``unknown``: also free rows that do not say since when, as legacy (django-database-locks
+        0.5) writes them.
+        """
+        return wait(self._core.prune(idle, unknown))
+
+    def doctor(self) -> Any:
+        """Problems of the database and their fixes, as ``dblock doctor --json`` prints them."""
+        return json.loads(wait(self._core.doctor()))
+
+    def migrate(self) -> None:
+        """Create the table, or add missing columns. A second run changes nothing."""
+        wait(self._core.migrate())
+
+    def drain(self) -> None:
+        """Wait until all releases in the background are done."""
+        wait(self._core.drain())
+
+    def expire(self, name: str) -> bool:
+        """For tests, on ``memory:``: end a lease now. Returns whether the lock was held."""
+        return wait(self._core.expire(name))
+
+    def lose(self, name: str) -> bool:
+        """For tests: release a lock by force and report the loss to its holder in this process."""
+        return wait(self._core.lose(name))
+
+
+def _one(text: str | None) -> dict[str, Any] | None:
+    lock: dict[str, Any] | None = None if text is None else json.loads(text)
+    return lock

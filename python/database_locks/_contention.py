@@ -1,0 +1,125 @@
+"""A lock that another holder has: which waits are refused, and the errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from . import _deadlock
+from ._arguments import AcquireRequest
+from ._registry import held_in_process, is_of_this_process
+from ._wait import Check
+from .exceptions import LockConfigError, LockTimeout, LockUnavailable
+
+QUICK = 2.0
+"""Seconds at most that one try may stop an event loop."""
+
+
+def check_of_wait(
+    request: AcquireRequest, asked: AcquireRequest, quick: float | None
+) -> Check | None:
+    """A check whether the wait can end, called before and during it; ``None``: nothing to check.
+
+    ``quick``: seconds after which one try counts as stopping an event loop.
+    """
+    if quick is not None:
+        began = time.monotonic()
+
+        def check_time() -> None:
+            if time.monotonic() - began >= quick:
+                would_stop_loop(request, None)
+
+        return check_time
+    if asked.wait == 0.0:
+        return None
+
+    def check() -> None:
+        held = held_in_process(request.key)
+        limited = asked.wait is not None
+        why = None if held is None else _deadlock.reason(held, limited)
+        if held is None or why is None:
+            return
+        message = (
+            f"lock `{request.name}` is held by {held.holder} (this process), and {why}, so the "
+            "wait could never end: take the lock in one of the two places only, or release it before"
+        )
+        if not limited:
+            raise LockConfigError(message)
+        # The wait has a limit, so it would end in a `LockTimeout`.
+        error = both(LockTimeout)(message)
+        vars(error).update(name=request.name, timeout=None, holder=held.holder, held_for=None)
+        raise error
+
+    check()
+    return check
+
+
+def may_stop_loop() -> bool:
+    """Django's own switch: for notebooks, where nothing else needs the running loop."""
+    return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+
+
+def would_stop_loop(request: AcquireRequest, info: Mapping[str, Any] | None) -> NoReturn:
+    text = str(held_by(request, info)) if info else f"lock `{request.name}` is not free at once"
+    message = (
+        f"{text}, and a wait would stop the event loop of this thread: use `async with`, "
+        "or take the lock in a thread (asyncio.to_thread, sync_to_async)"
+    )
+    django = sys.modules.get("django.core.exceptions")
+    if django is None:
+        raise LockConfigError(message)
+    raise both(django.SynchronousOnlyOperation)(message)
+
+
+def both(other: type[Exception]) -> type[LockConfigError]:
+    """A class that handlers of `LockConfigError` and of ``other`` both catch."""
+
+    def initialized(self: LockConfigError, message: str) -> None:
+        Exception.__init__(self, message)
+
+    def reduced(self: LockConfigError) -> tuple[Any, ...]:
+        return (LockConfigError, self.args)
+
+    body = {
+        "__module__": LockConfigError.__module__,
+        "__init__": initialized,
+        "__str__": Exception.__str__,
+        "__reduce__": reduced,
+    }
+    return type("LockConfigError", (LockConfigError, other), body)
+
+
+def held_by(request: AcquireRequest, info: Mapping[str, Any] | None) -> str:
+    said = f"lock `{request.name}` is held"
+    holder = (info or {}).get("holder")
+    if holder is not None:
+        said += f" by {holder}"
+        if is_of_this_process(request.name, holder):
+            said += " (this process)"
+    return said
+
+
+def busy(request: AcquireRequest, info: Mapping[str, Any] | None) -> LockTimeout:
+    info = info or {}
+    return LockTimeout(name=request.name, holder=info.get("holder"), held_for=info.get("held_for"))
+
+
+def holder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
+    if request.on_busy == "skip" or request.locks is None:
+        return None
+    try:
+        return request.locks.show(request.name)
+    except LockUnavailable:
+        return None
+
+
+async def aholder_info(request: AcquireRequest) -> Mapping[str, Any] | None:
+    if request.on_busy == "skip" or request.locks is None:
+        return None
+    try:
+        return await request.locks.ashow(request.name)
+    except LockUnavailable:
+        return None

@@ -1,0 +1,134 @@
+"""Fenced writes: transactions that commit only while a lock is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+from ._wait import wait
+from .django import transactions
+from .exceptions import LockConfigError, LockUnavailable
+
+if TYPE_CHECKING:
+    from ._held import Held
+
+
+def _connection(using: str | None) -> Any:
+    from django.db import DEFAULT_DB_ALIAS, connections
+
+    from .django import conf
+
+    return connections[using or conf.alias() or DEFAULT_DB_ALIAS]
+
+
+class _NotPassed(Exception):
+    """The fence did not pass. Raised first, so that the transaction is rolled back before `why`
+    asks.
+    """
+
+    def __init__(self, conflict: bool) -> None:
+        super().__init__()
+        self.conflict = conflict
+
+
+def pass_fence(fence: _core.Fence, cursor: Any) -> None:
+    """Run the first statements of a fenced transaction. Raises `_NotPassed` if it must not go on."""
+    try:
+        for sql, is_query in ((fence.before, True), (fence.sql, fence.is_query)):
+            if sql is None:
+                continue
+            cursor.execute(sql, fence.params)
+            if not fence.passes(len(cursor.fetchall()) if is_query else cursor.rowcount):
+                raise _NotPassed(conflict=False)
+    except _NotPassed:
+        raise
+    except Exception as error:
+        conflict = _core.is_fence_conflict(*_codes(error))
+        if conflict is None:
+            raise
+        raise _NotPassed(conflict) from error
+
+
+def _codes(error: BaseException) -> tuple[str | None, int | None]:
+    """SQLSTATE (PostgreSQL) or error number (MySQL) of a driver's error, which Django may have
+    wrapped.
+    """
+    cause = error.__cause__ or error
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if isinstance(state, str):
+        return state, None
+    number = cause.args[0] if cause.args else None
+    return None, number if isinstance(number, int) and 0 <= number < 1 << 16 else None
+
+
+def why(held: Held, not_passed: _NotPassed) -> None:
+    """Raise the reason why the fence did not pass."""
+    original = not_passed.__cause__
+    try:
+        held._confirmed(wait(held._guard.fence_failed(not_passed.conflict)))
+    except LockUnavailable:
+        # The lock is still held: the transaction itself has a conflict, which the driver reports.
+        if original is not None:
+            raise original from None
+        raise
+
+
+def _same_database(held: Held, connection: Any) -> None:
+    """Compare the engines, without I/O. The fence's statement finds a wrong database of the same
+    engine.
+    """
+    locks = held._request.locks
+    vendor = {"postgres": "postgresql", "mysql": "mysql"}.get(locks.engine if locks else "")
+    if vendor not in (None, connection.vendor):
+        raise LockConfigError(
+            f"`using` is {connection.alias!r} ({connection.vendor}), must be an alias of the database of "
+            f"the lock ({vendor})"
+        )
+
+
+@contextmanager
+def atomic(held: Held, using: str | None, lasting: float | None) -> Iterator[Held]:
+    """`Held.atomic`."""
+    from django.db import transaction
+
+    connection = _connection(using)
+    if held._guard is None:
+        with transaction.atomic(using=connection.alias):
+            yield held
+        return
+    _same_database(held, connection)
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
+    try:
+        with transaction.atomic(using=connection.alias):
+            with connection.cursor() as cursor:
+                pass_fence(fence, cursor)
+            yield held
+    except _NotPassed as not_passed:
+        why(held, not_passed)
+        raise
+    finally:
+        # If an outer transaction goes on, the row of the lock stays locked until its end, that of a
+        # `TestCase` too. In a file or in memory the fence is a lock apart, which need not outlast
+        # the transactions of the application.
+        rows = fence.sql is not None
+        if not transactions.at_end(connection, fence.close, of_test_case=rows):
+            fence.close()
+
+
+@contextmanager
+def fenced(held: Held, cursor: Any, lasting: float | None) -> Iterator[Held]:
+    """`Held.fence`."""
+    if held._guard is None:
+        yield held
+        return
+    fence = held._confirmed(wait(held._guard.fence(lasting)))
+    try:
+        pass_fence(fence, cursor)
+        yield held
+    except _NotPassed as not_passed:
+        why(held, not_passed)
+        raise
+    finally:
+        fence.close()

@@ -1,0 +1,179 @@
+"""``manage.py locks``: the subcommands, exit codes and JSON of ``dblock``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from .. import _core
+from .._wrap import BUSY, UNAVAILABLE
+from ..django import conf
+from ..django.install import TABLE
+from ..exceptions import LockConfigError, LockException, LockTimeout
+from . import formatting
+
+#: Exit codes, the same as those of ``dblock``.
+FOUND = UNKNOWN = 1
+USAGE = 2
+
+Handler = Callable[..., None]
+
+
+class Command(BaseCommand):
+    """Show and manage the locks of the project."""
+
+    help = "Show and manage the locks of this project."
+    # `doctor` has to run in a project whose checks fail.
+    requires_system_checks: Any = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The subcommands and their arguments."""
+        words = parser.add_subparsers(
+            dest="word", metavar="{list,show,release,prune,doctor,init}", required=True
+        )
+
+        def word(name: str, what: str, *, json: bool = True) -> CommandParser:
+            added = words.add_parser(name, help=what, description=what)
+            if json:
+                added.add_argument(
+                    "--json",
+                    action="store_true",
+                    help="times in RFC 3339 UTC, durations in seconds",
+                )
+            return added
+
+        added = word(
+            "list", "List held and expired locks with holder, age, remaining time and purpose."
+        )
+        added.add_argument("-a", "--all", action="store_true", help="also list free locks")
+        added = word("show", "Show all facts about one lock; exit code 1 if there is no such lock.")
+        added.add_argument("name", metavar="NAME", help="name of the lock")
+        added = word("release", "Release a lock without its holder.", json=False)
+        added.add_argument("name", metavar="NAME", help="name of the lock")
+        added.add_argument(
+            "--force",
+            action="store_true",
+            help="required; make sure first that the holder is dead or stopped",
+        )
+        added = word("prune", "Delete the rows of locks that have been free for long.", json=False)
+        added.add_argument(
+            "--older-than", metavar="DURATION", required=True, type=_duration, help="30d, 12h"
+        )
+        added.add_argument(
+            "--include-unknown",
+            action="store_true",
+            help="also delete free rows without a time of release, as version 0.5 writes them",
+        )
+        added = word(
+            "doctor",
+            "Report problems of the database and their fixes; exit code 1 for errors, 0 for warnings "
+            "alone.",
+        )
+        added.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+        added.add_argument(
+            "--ignore",
+            metavar="ID",
+            action="append",
+            default=[],
+            help="ignore the finding with this id, such as no-delete or standby-async; repeatable",
+        )
+        word(
+            "init",
+            "Create the table if migrate does not; a second run changes nothing.",
+            json=False,
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run a subcommand. `CommandError` has the message, one line, and the exit code."""
+        handlers: dict[str, Handler] = {
+            "list": self.list,
+            "show": self.show,
+            "release": self.release,
+            "prune": self.prune,
+            "doctor": self.doctor,
+            "init": self.init,
+        }
+        try:
+            handlers[options["word"]](**options)
+        except LockConfigError as error:
+            raise CommandError(_line(error), returncode=USAGE) from error
+        except LockTimeout as error:
+            raise CommandError(_line(error), returncode=BUSY) from error
+        except LockException as error:
+            raise CommandError(_line(error), returncode=UNAVAILABLE) from error
+
+    def say(self, text: str) -> None:
+        if text:
+            self.stdout.write(text)
+
+    def list(self, *, all: bool, json: bool, **_: Any) -> None:  # noqa: A002
+        rows = conf.locks().list(free=all)
+        self.say(
+            formatting.rows_as_json(rows)
+            if json
+            else formatting.rows(rows, self.style, self._width())
+        )
+
+    def _width(self) -> int | None:
+        return formatting.terminal_width() if self.stdout.isatty() else None
+
+    def show(self, *, name: str, json: bool, **_: Any) -> None:
+        row = conf.locks().show(name)
+        if row is None:
+            raise CommandError(
+                f"there is no lock `{formatting.on_one_line(name)}`: it was never held, or its row was "
+                "pruned; `manage.py locks list --all` names all locks",
+                returncode=UNKNOWN,
+            )
+        self.say(formatting.as_json(row) if json else formatting.row(row))
+
+    def release(self, *, name: str, force: bool, **_: Any) -> None:
+        if not force:
+            raise CommandError(
+                f"lock `{formatting.on_one_line(name)}` is not released: its holder does that when it "
+                "ends; give --force if the holder is dead",
+                returncode=USAGE,
+            )
+        freed = conf.locks().force_release(name)
+        shown = formatting.on_one_line(name)
+        if freed is None:
+            self.say(f"lock `{shown}` was free already")
+            return
+        holder, held_for = freed
+        who = formatting.on_one_line(holder or "a holder without a name")
+        age = "" if held_for is None else f" for {formatting.human(held_for)}"
+        self.say(f"lock `{shown}` released by force: {who} had held it{age}")
+
+    def prune(self, *, older_than: float, include_unknown: bool, **_: Any) -> None:
+        deleted = conf.locks().prune(older_than, unknown=include_unknown)
+        what = "row" if deleted == 1 else "rows"
+        self.say(f"{deleted} {what} deleted of locks unused for {formatting.human(older_than)}")
+
+    def doctor(self, *, json: bool, strict: bool, ignore: Sequence[str], **_: Any) -> None:
+        report = conf.locks().doctor()
+        findings = [finding for finding in report["findings"] if finding["id"] not in ignore]
+        report["findings"] = findings
+        self.say(formatting.report_as_json(report) if json else formatting.report(report))
+        errors = sum(finding["severity"] == "error" for finding in findings)
+        counted = len(findings) if strict else errors
+        if counted:
+            what = "finding" if strict else "error"
+            raise CommandError(f"{counted} {what}{'s' if counted > 1 else ''}", returncode=FOUND)
+
+    def init(self, **_: Any) -> None:
+        conf.locks().migrate()
+        self.say(f"table `{TABLE}` is ready")
+
+
+def _line(error: LockException) -> str:
+    return formatting.on_one_line(str(error))
+
+
+def _duration(text: str) -> float:
+    try:
+        return _core.parse_duration(text)
+    except LockConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,250 @@
+"""Locks as text and as JSON, in the format of ``dblock``.
+
+Text that other programs wrote into the table is escaped, so that it cannot control a terminal or
+look like a line of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .. import _core
+from .._hints import worded
+
+Row = Mapping[str, Any]
+
+#: The least width of the last column, even if the terminal is too narrow.
+_LEAST_WIDTH = 12
+
+#: Zero-width characters, line separators, and marks that change the direction of writing.
+_UNSEEN = re.compile("[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def human(seconds: float) -> str:
+    """A length of time: ``30s``, ``2m 5s``, ``10m``."""
+    return _core.human(seconds)
+
+
+def time(text: str | None) -> str:
+    """A point in time without its fraction, UTC."""
+    return "" if text is None else re.sub(r"\.\d+Z$", "Z", text)
+
+
+def state(row: Row) -> str:
+    """``held``, ``expired`` or ``free``."""
+    return str(row["state"])
+
+
+def free_in(row: Row) -> str:
+    """When the lock is free unless it is renewed; empty if it is free."""
+    if row["state"] == "held":
+        return "never" if row["free_in"] is None else human(row["free_in"])
+    return "now" if row["state"] == "expired" else ""
+
+
+def purpose(metadata: Any) -> str:
+    """The purpose of a lock: the holder's ``meta``, else its program."""
+    if metadata is None:
+        return ""
+    if not isinstance(metadata, Mapping):
+        return plain(metadata)
+    own = metadata.get("meta")
+    if not isinstance(own, Mapping):
+        return plain(metadata.get("program"))
+    words = [plain(own["command"])] if "command" in own else []
+    words += (f"{key}={plain(value)}" for key, value in own.items() if key != "command")
+    return " ".join(words)
+
+
+def facts(row: Row, time: Callable[[str | None], str] = time) -> list[tuple[str, str]]:
+    """All facts about one lock, as pairs of label and text. ``time`` formats a point in time."""
+    free = row["state"] == "free"
+    found = [
+        ("name", row["name"]),
+        ("state", state(row)),
+        ("last holder" if free else "holder", row["holder"]),
+        ("token", str(row["token"])),
+        ("grant", row["grant"]),
+        ("last acquired" if free else "acquired", time(row["acquired_at"])),
+        ("held for", "" if row["held_for"] is None else human(row["held_for"])),
+        ("released" if free else "renewed", time(row["renewed_at"])),
+        ("expires", time(row["expires_at"])),
+        ("free in", "" if free else free_in(row)),
+        *_said(row["metadata"]),
+    ]
+    return [(what, said) for what, said in found if said]
+
+
+def _said(metadata: Any) -> list[tuple[str, str]]:
+    if metadata is None:
+        return []
+    if not isinstance(metadata, Mapping):
+        return [("metadata", plain(metadata))]
+    found: list[tuple[str, str]] = []
+    for key, value in metadata.items():
+        if key == "meta" and isinstance(value, Mapping):
+            found += ((own, plain(said)) for own, said in value.items())
+        else:
+            found.append((key, plain(value)))
+    return found
+
+
+def plain(value: Any) -> str:
+    """A JSON value; a string without quotes."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _json(value)
+
+
+def on_one_line(text: str) -> str:
+    """The text with control characters and invisible characters escaped."""
+
+    def shown(character: str) -> str:
+        if character in _NAMED:
+            return _NAMED[character]
+        if _UNSEEN.match(character) or unicodedata.category(character) in ("Cc", "Cs"):
+            return f"\\u{{{ord(character):x}}}"
+        return character
+
+    return "".join(map(shown, text))
+
+
+# Tables
+
+
+def terminal_width() -> int:
+    """The width of the terminal in columns."""
+    return shutil.get_terminal_size().columns
+
+
+_HEAD = ("NAME", "STATE", "HOLDER", "TOKEN", "SINCE", "HELD FOR", "FREE IN", "WHAT FOR")
+_COLOURS = {"held": "SUCCESS", "expired": "WARNING", "free": "HTTP_NOT_MODIFIED"}
+
+
+def rows(found: Sequence[Row], style: Any, columns: int | None) -> str:
+    """A table with one line for each lock, cut to ``columns`` if that is given.
+
+    ``style`` is that of a Django command, which has no colours if the output is no terminal.
+    """
+    if not found:
+        return ""
+    lines: list[tuple[str, ...]] = [_HEAD]
+    for row in found:
+        cells = (
+            row["name"],
+            state(row),
+            row["holder"] or "",
+            str(row["token"]),
+            time(row["acquired_at"]),
+            "" if row["held_for"] is None else human(row["held_for"]),
+            free_in(row),
+            purpose(row["metadata"]),
+        )
+        lines.append(tuple(on_one_line(cell) or "-" for cell in cells))
+    colours = [getattr(style, _COLOURS[state(row)]) for row in found]
+    return _aligned(lines, columns, [style.MIGRATE_HEADING, *colours])
+
+
+def row(found: Row) -> str:
+    """All facts about one lock, one on each line."""
+    return _aligned([(on_one_line(what), on_one_line(said)) for what, said in facts(found)])
+
+
+def report(found: Row) -> str:
+    """Checks, one on each line; then findings, each followed by a line with its fix."""
+    lines = [
+        ("ok" if check["seen"] else "unseen", check["area"], check["message"])
+        for check in found["checks"]
+    ]
+    for finding in found["findings"]:
+        lines.append((finding["severity"], finding["id"], worded(finding["message"])))
+        lines.append(("fix", finding["id"], worded(finding["fix"])))
+    return _aligned([tuple(map(on_one_line, line)) for line in lines])
+
+
+def _aligned(
+    lines: Sequence[tuple[str, ...]],
+    columns: int | None = None,
+    colours: Sequence[Any] | None = None,
+) -> str:
+    """Lines aligned in columns. ``colours`` has one for each line: the head, and its second cell
+    below.
+    """
+    if not lines:
+        return ""
+    last = len(lines[0]) - 1
+    widths = [max(width(line[column]) for line in lines) for column in range(last + 1)]
+    left = None
+    if columns is not None:
+        left = max(columns - sum(width + 2 for width in widths[:last]), _LEAST_WIDTH)
+    shown = []
+    for number, line in enumerate(lines):
+        cells = []
+        for column, cell in enumerate(line):
+            if column == last:
+                cells.append(cell if left is None else cut(cell, left))
+                continue
+            blanks = " " * (widths[column] - width(cell))
+            if colours is not None and number > 0 and column == 1:
+                cell = colours[number](cell)
+            cells.append(cell + blanks)
+        text = "  ".join(cells).rstrip()
+        shown.append(colours[0](text) if colours is not None and number == 0 else text)
+    return "\n".join(shown)
+
+
+def width(text: str) -> int:
+    """The width of a text in columns of a terminal."""
+    return sum(
+        0
+        if unicodedata.combining(character)
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )
+
+
+def cut(text: str, columns: int) -> str:
+    """The text, cut to ``columns``."""
+    if width(text) <= columns:
+        return text
+    shown = ""
+    for character in text:
+        if width(shown + character) + 1 > columns:
+            break
+        shown += character
+    return shown + "…"
+
+
+# JSON
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def as_json(found: Row) -> str:
+    """One JSON object."""
+    return _json(found)
+
+
+def rows_as_json(found: Sequence[Row]) -> str:
+    """One array, a lock on each line."""
+    return _array(found)
+
+
+def report_as_json(found: Row) -> str:
+    """One object, a check or finding on each line."""
+    return f'{{"checks":{_array(found["checks"])},\n"findings":{_array(found["findings"])}}}'
+
+
+def _array(found: Sequence[Row]) -> str:
+    lines = ",\n".join(map(_json, found))
+    return f"[\n{lines}\n]" if found else "[]"

@@ -1,0 +1,30 @@
+//! The table of locks, for Django's migrations.
+
+use database_locks::__python;
+use pyo3::prelude::*;
+
+#[pyfunction]
+pub(crate) fn schema(engine: &str) -> Option<&'static str> {
+    __python::schema(engine)
+}
+
+/// Name and definition of each column, in the order of the statement that creates the table.
+#[pyfunction]
+pub(crate) fn columns(engine: &str) -> Vec<(&'static str, String)> {
+    let statement = __python::schema(engine).unwrap_or_default();
+    // The columns stand between the first parenthesis and the first line that defines none.
+    let lines = statement
+        .lines()
+        .skip_while(|line| !line.ends_with('('))
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| !line.starts_with("--"));
+    lines
+        .map_while(|line| {
+            let name = line.split(' ').next()?;
+            let is_column = name.starts_with(|c: char| c.is_ascii_lowercase());
+            let words: Vec<&str> = line.trim_end_matches(',').split_whitespace().collect();
+            is_column.then(|| (name, words.join(" ")))
+        })
+        .collect()
+}
