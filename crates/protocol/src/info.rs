@@ -14,13 +14,13 @@ use crate::values::text::Holding;
 
 /// One lock as its row was when it was read.
 ///
-/// All durations are measured by the database's clock. The three points in time are for display only:
-/// never compare them with a local clock.
+/// All durations are measured by the database's clock. The three points in time are for display
+/// only: never compare them with a local clock.
 ///
-/// A cluster with several primaries has several clocks, and none of them decides whether a lease has
-/// ended: its expiry is observed. Until this process has seen the same version of the row for the whole
-/// length of the lease, the lock is `Held`, and `free_in` is the rest of that length. After that it is
-/// `Expired`.
+/// A cluster with several primaries has several clocks, and none of them decides whether a lease
+/// has ended: its expiry is observed. Until this process has seen the same version of the row for
+/// the whole length of the lease, the lock is `Held`, and `free_in` is the rest of that length.
+/// After that it is `Expired`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
@@ -125,8 +125,8 @@ impl Prune {
         }
     }
 
-    /// Also the free rows that a legacy client (django-database-locks 0.5) wrote last. They do not show
-    /// for how long they have been free.
+    /// Also the free rows that a legacy client (django-database-locks 0.5) wrote last. They do not
+    /// show for how long they have been free.
     pub fn include_legacy(mut self) -> Self {
         self.legacy = true;
         self
@@ -185,8 +185,8 @@ impl LockInfo {
         })
     }
 
-    /// The purpose of the lock in a few words, for a list: the keys of the caller, `command` first; if
-    /// there are none, the program. Empty if nothing is known.
+    /// The purpose of the lock in a few words, for a list: the keys of the caller, `command` first;
+    /// if there are none, the program. Empty if nothing is known.
     ///
     /// The holder wrote it: escape control characters before you show it.
     ///
@@ -255,13 +255,13 @@ impl LockInfo {
 
     /// The lock as one JSON object, on one line.
     ///
-    /// | key                                      | value                                                |
-    /// |------------------------------------------|------------------------------------------------------|
-    /// | `name`, `holder`, `token`, `grant`       | the fields of this struct                            |
-    /// | `state`                                  | [`LockState::as_str`]                                |
-    /// | `held_for`, `free_in`                    | seconds                                              |
-    /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, by the database's clock            |
-    /// | `metadata`                               | [`LockInfo::parsed_metadata`]                        |
+    /// | key                                       | value                             |
+    /// |-------------------------------------------|-----------------------------------|
+    /// | `name`, `holder`, `token`, `grant`        | the fields of this struct         |
+    /// | `state`                                   | [`LockState::as_str`]             |
+    /// | `held_for`, `free_in`                     | seconds                           |
+    /// | `acquired_at`, `renewed_at`, `expires_at` | RFC 3339 in UTC, database's clock |
+    /// | `metadata`                                | [`LockInfo::parsed_metadata`]     |
     ///
     /// A value that is missing or infinite is null.
     pub fn to_json(&self) -> String {
@@ -294,7 +294,8 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// `2026-11-24T20:15:36.042Z`; `None` before 1970 and after 9999, where no lease of this library ends.
+/// `2026-11-24T20:15:36.042Z`; `None` before 1970 and after 9999, where no lease of this library
+/// ends.
 fn rfc3339(at: SystemTime) -> Option<String> {
     const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
     let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;

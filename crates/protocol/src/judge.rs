@@ -6,8 +6,8 @@ use crate::row::LockRow;
 
 /// The outcome of a renewal that changed no row.
 ///
-/// If the row still holds the grant, another transaction has it locked: [`Renewal::Busy`]. Otherwise
-/// the lock is lost, for the reason that the row shows.
+/// If the row still holds the grant, another transaction has it locked: [`Renewal::Busy`].
+/// Otherwise the lock is lost, for the reason that the row shows.
 pub fn judge(grant: &Grant, row: Option<&LockRow>) -> Renewal {
     let Some(row) = row else {
         return Renewal::Lost(LostReason::RowGone.into());
@@ -19,8 +19,8 @@ pub fn judge(grant: &Grant, row: Option<&LockRow>) -> Renewal {
     // metadata. 128 random bits are there for no other reason.
     let is_named = row.names(grant.id.as_str());
     let reason = if row.token > token {
-        // A release by force raises the token and leaves the holder. So does a take-over after its own
-        // release, but the metadata names the grant that it took over.
+        // A release by force raises the token and leaves the holder. So does a take-over after its
+        // own release, but the metadata names the grant that it took over.
         if row.grant.is_none() && same_holder && !is_named {
             LostReason::Forced
         } else {
@@ -59,9 +59,9 @@ pub fn judge(grant: &Grant, row: Option<&LockRow>) -> Renewal {
 
 /// The same, by the row of another server than the one that confirmed the grant last.
 ///
-/// While the holder trusts its lease, no server that knows the grant can have ended it or given it to
-/// another client. If this server says so, it lacks the grant or its renewals: [`LostReason::Failover`],
-/// unless the row shows that a client knew the grant.
+/// While the holder trusts its lease, no server that knows the grant can have ended it or given it
+/// to another client. If this server says so, it lacks the grant or its renewals:
+/// [`LostReason::Failover`], unless the row shows that a client knew the grant.
 pub fn judge_elsewhere(grant: &Grant, row: Option<&LockRow>) -> Renewal {
     let id = grant.id.as_str();
     let is_known = row.is_some_and(|row| row.grant.as_deref() == Some(id) || row.names(id));

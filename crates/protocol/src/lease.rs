@@ -1,15 +1,15 @@
 //! The life of one lease, from its grant to its loss.
 //!
-//! A lease is *trusted* from its grant until `trusted_until`, and lost for good after that. A renewal
-//! that the database confirms extends trust, counted from **before the request was sent**, less a
-//! margin. Whenever the database executed the request, its lease began later than that, and so ends
-//! later than the trust. Between confirmations trust only shrinks. A renewal that failed, timed out or
-//! found its row locked changes only when the next one is tried.
+//! A lease is *trusted* from its grant until `trusted_until`, and lost for good after that. A
+//! renewal that the database confirms extends trust, counted from **before the request was sent**,
+//! less a margin. Whenever the database executed the request, its lease began later than that, and
+//! so ends later than the trust. Between confirmations trust only shrinks. A renewal that failed,
+//! timed out or found its row locked changes only when the next one is tried.
 //!
-//! On some engines no renewal gets past an open fence. There, renewals are held back until the fence is
-//! closed. An open fence does not extend trust, but it keeps every other client out as well. So if trust
-//! ends under an open fence, the lease is not lost but *suspended*, neither held nor lost, until the
-//! fence is closed and the renewal that follows decides.
+//! On some engines no renewal gets past an open fence. There, renewals are held back until the
+//! fence is closed. An open fence does not extend trust, but it keeps every other client out as
+//! well. So if trust ends under an open fence, the lease is not lost but *suspended*, neither held
+//! nor lost, until the fence is closed and the renewal that follows decides.
 
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ use crate::values::ttl::Ttl;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 /// The longest pause. In the last seconds of a lease, a database that is back must be noticed.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// The shortest time that a renewal may take before its connection is given up. A short lease needs a
-/// second try, on a new connection, before it ends.
+/// The shortest time that a renewal may take before its connection is given up. A short lease needs
+/// a second try, on a new connection, before it ends.
 pub const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 /// The longest such time.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
-/// The time that a renewal has to wait for each full statement of renewals before it: ten times what
-/// such a statement takes if the disk keeps up.
+/// The time that a renewal has to wait for each full statement of renewals before it: ten times
+/// what such a statement takes if the disk keeps up.
 const LARGE_ROUND: Duration = Duration::from_millis(500);
 /// The length that a renewal asks for if it only has to tell whether the lease is still there.
 const CHECK: Ttl = Ttl::Finite(Duration::from_millis(1));
@@ -87,8 +87,8 @@ pub struct Lease {
     check: bool,
     /// The number of open fences that no renewal gets past.
     fences: u32,
-    /// Set when a fence is closed that held renewals back: until then an answer counts even if trust has
-    /// ended.
+    /// Set when a fence is closed that held renewals back: until then an answer counts even if
+    /// trust has ended.
     undecided_until: Option<BootInstant>,
     /// The length that the next renewal asks for if that is more than the ttl.
     cover: Option<Duration>,
@@ -102,9 +102,10 @@ fn trust(timing: &Timing, sent: BootInstant, length: Duration) -> BootInstant {
 impl Lease {
     /// The lease of a grant of `length` whose request was sent at `sent`.
     pub fn granted(timing: Timing, sent: BootInstant, length: Duration) -> Self {
-        // A length other than the ttl has to be confirmed by a renewal at once. Either it is only the
-        // beginning of a long lease, or it is the rest of a grant that was made by an earlier request.
-        // That one was only read: a primary that was replaced can show a grant that it could not commit.
+        // A length other than the ttl has to be confirmed by a renewal at once. Either it is only
+        // the beginning of a long lease, or it is the rest of a grant that was made by an earlier
+        // request. That one was only read: a primary that was replaced can show a grant that it
+        // could not commit.
         let is_whole = timing.ttl() == Ttl::Finite(length);
         Self {
             trusted_until: trust(&timing, sent, length),
@@ -149,14 +150,14 @@ impl Lease {
         }
     }
 
-    /// Whether the lease is not lost when trust ends: a fence is open, or the renewal after it has not
-    /// decided yet.
+    /// Whether the lease is not lost when trust ends: a fence is open, or the renewal after it has
+    /// not decided yet.
     pub fn outlives_trust(&self) -> bool {
         self.fences > 0 || self.undecided_until.is_some()
     }
 
-    /// A fence is about to be opened that no renewal gets past. `false`: trust has ended, and it must
-    /// not be opened.
+    /// A fence is about to be opened that no renewal gets past. `false`: trust has ended, and it
+    /// must not be opened.
     pub fn fence_opened(&mut self, now: BootInstant) -> bool {
         let trusted = now < self.trusted_until;
         self.fences += u32::from(trusted);
@@ -185,7 +186,8 @@ impl Lease {
         }
     }
 
-    /// Renew at once, to this length if it is more than the ttl. Later renewals ask for the ttl again.
+    /// Renew at once, to this length if it is more than the ttl. Later renewals ask for the ttl
+    /// again.
     pub fn cover(&mut self, length: Duration, now: BootInstant) {
         self.cover = self.cover.max(Some(length));
         self.confirmed = None;
@@ -311,11 +313,11 @@ impl Lease {
         self.failures > 0
     }
 
-    /// How long to wait for the answer to a renewal that is sent behind this many full statements of
-    /// renewals.
+    /// How long to wait for the answer to a renewal that is sent behind this many full statements
+    /// of renewals.
     ///
-    /// A slow answer behind large statements is no sign that the connection is dead. But the wait must
-    /// leave time for a second try.
+    /// A slow answer behind large statements is no sign that the connection is dead. But the wait
+    /// must leave time for a second try.
     pub fn patience(&self, behind: u32) -> Duration {
         let every = self.timing.renew_every().unwrap_or(LONGEST_PATIENCE);
         let alone = every.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);

@@ -87,8 +87,8 @@ impl fmt::Display for LostReason {
 pub struct HeldBy {
     /// The name of the holder, from the column `locked_by`.
     pub holder: Option<String>,
-    /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5), which
-    /// has no tokens.
+    /// The fencing token of its grant; `None` for a legacy holder (django-database-locks 0.5),
+    /// which has no tokens.
     pub token: Option<Token>,
     /// For how long it had held the lock, by the database's clock; `None` for a legacy holder.
     pub held_for: Option<Duration>,

@@ -38,8 +38,8 @@ pub struct Pruned {
 pub struct AcquireCommand {
     /// The name of the lock.
     pub name: LockName,
-    /// The id of the new grant. It is drawn before the request is sent: if the request is repeated, the
-    /// store recognizes the grant.
+    /// The id of the new grant. It is drawn before the request is sent: if the request is repeated,
+    /// the store recognizes the grant.
     pub grant: GrantId,
     /// The name of the holder, for the column `locked_by`.
     pub holder: Arc<str>,
@@ -47,8 +47,8 @@ pub struct AcquireCommand {
     pub length: Duration,
     /// The metadata of the holder, as JSON.
     pub metadata: Arc<str>,
-    /// The version of the row whose expiry was observed: if the row still has it, the lock is granted as
-    /// if it were free. See [`ObservedExpiry`].
+    /// The version of the row whose expiry was observed: if the row still has it, the lock is
+    /// granted as if it were free. See [`ObservedExpiry`].
     pub expired_version: Option<Version>,
 }
 
@@ -64,8 +64,8 @@ pub enum Outcome {
     },
     /// Another grant holds the lock.
     Held(Holder),
-    /// The lock looks free or expired, but another transaction has its row locked or has just created
-    /// it. The lock can be had soon.
+    /// The lock looks free or expired, but another transaction has its row locked or has just
+    /// created it. The lock can be had soon.
     Busy,
 }
 
@@ -78,15 +78,15 @@ pub struct Holder {
     pub token: Option<Token>,
     /// For how long the lock has been held.
     pub held_for: Option<Duration>,
-    /// How long the lease lasts; `None` if it is infinite. If its expiry has to be observed: how long it
-    /// lasts if the observation begins now.
+    /// How long the lease lasts; `None` if it is infinite. If its expiry has to be observed: how
+    /// long it lasts if the observation begins now.
     pub free_in: Option<Duration>,
     /// How to observe the expiry of the lease; `None` if the database's clock decides.
     pub observed_expiry: Option<ObservedExpiry>,
     /// The grant id in the row. In a legacy row it is that of an earlier grant.
     pub grant: Option<String>,
-    /// Whether the row was last written by a legacy client (django-database-locks 0.5), which leaves the
-    /// columns that it does not know unchanged.
+    /// Whether the row was last written by a legacy client (django-database-locks 0.5), which
+    /// leaves the columns that it does not know unchanged.
     pub is_legacy: bool,
 }
 
@@ -119,7 +119,8 @@ pub struct Grant {
 pub enum Renewal {
     /// The lease lasts at least its whole ttl from when the request was sent.
     Renewed,
-    /// A plain read shows that the grant holds the lock, but another transaction has the row locked.
+    /// A plain read shows that the grant holds the lock, but another transaction has the row
+    /// locked.
     Busy,
     /// A plain read shows that the grant no longer holds the lock.
     Lost(Gone),
@@ -142,7 +143,8 @@ pub struct TakeOverCommand {
     pub to: AcquireCommand,
     /// The token of the grant that ends.
     pub token: Token,
-    /// The grant id in the row of the grant that ends; `None` for a legacy grant in a row that has none.
+    /// The grant id in the row of the grant that ends; `None` for a legacy grant in a row that has
+    /// none.
     pub grant: Option<String>,
 }
 
@@ -169,8 +171,8 @@ pub struct ReleaseCommand {
     pub grant: GrantId,
     /// The name of the holder, as in the column `locked_by`.
     pub holder: Arc<str>,
-    /// Whether the release must survive a crash of the database. If the release of an infinite lease
-    /// were forgotten, the lock would stay held for ever.
+    /// Whether the release must survive a crash of the database. If the release of an infinite
+    /// lease were forgotten, the lock would stay held for ever.
     pub durable: bool,
 }
 

@@ -1,22 +1,22 @@
 //! Observed expiry: how a lease ends on a cluster whose nodes have several clocks.
 //!
-//! If a cluster can be written to at several nodes, the clock of one node wrote `expires_at`, and the
-//! clock of another would judge it. So a waiter does not compare `expires_at` with any clock. It reads
-//! the row several times. When it has seen the same *version* of the row for the whole length of the
-//! lease, by its own clock, the holder has not renewed the lease for at least that long, and has stopped
-//! trusting it: the trust of a holder counts from before it sent its latest renewal, which was before
-//! any client could see the result.
+//! If a cluster can be written to at several nodes, the clock of one node wrote `expires_at`, and
+//! the clock of another would judge it. So a waiter does not compare `expires_at` with any clock.
+//! It reads the row several times. When it has seen the same *version* of the row for the whole
+//! length of the lease, by its own clock, the holder has not renewed the lease for at least that
+//! long, and has stopped trusting it: the trust of a holder counts from before it sent its latest
+//! renewal, which was before any client could see the result.
 //!
 //! Why the rule is safe:
 //!
 //! - Each write makes another version. So if a version was seen twice, it was there all the time in
 //!   between, and the row need not be read all the time.
-//! - An observation begins after the reply that showed the version first, and ends before the statement
-//!   is sent that takes the lease. Slow replies only make it longer.
-//! - The statement asks for the version that was observed. If another node has written the row and the
-//!   node that executes the statement has not received the write yet, the cluster detects that two
-//!   transactions changed the same row, and lets only the first commit. So a stale read cannot give a
-//!   lock away.
+//! - An observation begins after the reply that showed the version first, and ends before the
+//!   statement is sent that takes the lease. Slow replies only make it longer.
+//! - The statement asks for the version that was observed. If another node has written the row and
+//!   the node that executes the statement has not received the write yet, the cluster detects that
+//!   two transactions changed the same row, and lets only the first commit. So a stale read cannot
+//!   give a lock away.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -27,14 +27,14 @@ use crate::values::time::BootInstant;
 
 /// The time after an observation for the statement that takes the lease, and its reply.
 const TAKING: Duration = Duration::from_secs(1);
-/// How much longer than its lease an observation is kept that no reply confirms. A job that tries once
-/// every few minutes need not begin its observation anew each time.
+/// How much longer than its lease an observation is kept that no reply confirms. A job that tries
+/// once every few minutes need not begin its observation anew each time.
 const REMEMBERED: Duration = Duration::from_secs(600);
 /// The number of observations from which old ones are dropped.
 const MANY: usize = 64;
 
-/// How the expiry of a lease is observed: the same version of its row has to be seen for the length of
-/// the lease, by the clock of the client that wants the lock.
+/// How the expiry of a lease is observed: the same version of its row has to be seen for the length
+/// of the lease, by the clock of the client that wants the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedExpiry {
     /// The version of the row.
@@ -68,8 +68,8 @@ struct Observation<V> {
 }
 
 impl<V: Clone + Eq> Observation<V> {
-    /// A reply that arrived at `now` shows this version for the first time. See [`ObservedExpiry`] for
-    /// `length` and `overdue`.
+    /// A reply that arrived at `now` shows this version for the first time. See [`ObservedExpiry`]
+    /// for `length` and `overdue`.
     fn begun(version: V, length: Duration, overdue: bool, now: BootInstant) -> Self {
         Self {
             version,
@@ -130,8 +130,8 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A reply that arrived at `now` shows this version of a row. Returns how long the version still has
-    /// to be seen.
+    /// A reply that arrived at `now` shows this version of a row. Returns how long the version
+    /// still has to be seen.
     pub fn saw(
         &self,
         name: &K,
@@ -180,9 +180,9 @@ impl<K: Clone + Eq + Hash, V: Clone + Eq> Observations<K, V> {
 
 /// The extension of a wait that is over, for a lease whose holder may be dead.
 ///
-/// The wait goes on until the expiry of that lease has been observed. Without the extension, the next
-/// run of a job that crashed would find the lock held if it waits for less than the length of the lease.
-/// So would each later run: no run would observe the lease for long enough.
+/// The wait goes on until the expiry of that lease has been observed. Without the extension, the
+/// next run of a job that crashed would find the lock held if it waits for less than the length of
+/// the lease. So would each later run: no run would observe the lease for long enough.
 #[derive(Debug)]
 pub struct WaitExtension<V>(Option<V>);
 
@@ -193,9 +193,9 @@ impl<V> Default for WaitExtension<V> {
 }
 
 impl<V: Clone + Eq> WaitExtension<V> {
-    /// When a wait that is over by `now` has to end. `None`: at once, because no holder looks dead, or
-    /// because the row has another version since: its holder renewed the lease, or another client has
-    /// the lock.
+    /// When a wait that is over by `now` has to end. `None`: at once, because no holder looks dead,
+    /// or because the row has another version since: its holder renewed the lease, or another
+    /// client has the lock.
     pub fn until<K: Clone + Eq + Hash>(
         &mut self,
         observations: &Observations<K, V>,

@@ -16,9 +16,9 @@ const UNKNOWN_LENGTH: Duration = Duration::from_secs(60);
 
 /// One row, as a plain read returns it. Times are in microseconds of the engine's own clock.
 ///
-/// A row is *legacy* if django-database-locks 0.5 wrote it last. That version knows only the columns
-/// `name`, `locked_by`, `expires_at` and the primary key, and leaves the others unchanged: what they
-/// contain belongs to an earlier grant.
+/// A row is *legacy* if django-database-locks 0.5 wrote it last. That version knows only the
+/// columns `name`, `locked_by`, `expires_at` and the primary key, and leaves the others unchanged:
+/// what they contain belongs to an earlier grant.
 #[derive(Debug, Default)]
 pub struct LockRow {
     /// The name of the lock.
@@ -45,8 +45,8 @@ pub struct LockRow {
     pub expires_at: Option<i64>,
     /// The column `metadata`.
     pub metadata: Option<String>,
-    /// Whether the database has several primaries, each with a clock of its own. None of their clocks
-    /// decides whether the lease has ended.
+    /// Whether the database has several primaries, each with a clock of its own. None of their
+    /// clocks decides whether the lease has ended.
     pub multi_primary: bool,
 }
 
@@ -102,8 +102,8 @@ impl LockRow {
 
     /// How the expiry of the lease is observed; `None` if it need not be, or cannot be.
     ///
-    /// A legacy row that does not look expired is left alone: its holder goes by the clock of its own
-    /// machine, and the row does not show for how long the holder wants the lock.
+    /// A legacy row that does not look expired is left alone: its holder goes by the clock of its
+    /// own machine, and the row does not show for how long the holder wants the lock.
     fn observed_expiry(&self) -> Option<ObservedExpiry> {
         let (expires_at, left) = (self.expires_at?, self.expires_in?);
         if !self.multi_primary || self.is_infinite {

@@ -34,8 +34,8 @@ fn other() -> Option<String> {
     Some("other".to_owned())
 }
 
-/// Each change to the row, with the reason of the loss on the server that confirmed the grant, and on
-/// another one.
+/// Each change to the row, with the reason of the loss on the server that confirmed the grant, and
+/// on another one.
 const CHANGES: [(&str, Change, Option<LostReason>, Option<LostReason>); 19] = [
     ("none", |_, _| (), None, None),
     (

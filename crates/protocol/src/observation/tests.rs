@@ -184,7 +184,8 @@ fn history() -> impl Strategy<Value = History> {
 }
 
 proptest! {
-    /// A waiter takes a lease after its holder has stopped trusting it, and not much later than it may.
+    /// A waiter takes a lease after its holder has stopped trusting it, and not much later than it
+    /// may.
     #[test]
     fn no_waiter_takes_a_trusted_lease(history in history()) {
         let ms = Duration::from_millis;

@@ -273,8 +273,8 @@ fn a_release_finds_its_grant_by_all_that_it_knows() {
     assert!(!row().is_of(&other));
 }
 
-/// A lease of 30 s on a cluster, renewed this many microseconds ago by the clock of the node that was
-/// asked.
+/// A lease of 30 s on a cluster, renewed this many microseconds ago by the clock of the node that
+/// was asked.
 fn on_cluster(ago: i64) -> LockRow {
     LockRow {
         expires_in: Some(30_000_000 - ago),

@@ -4,8 +4,8 @@ use std::fmt;
 
 /// A setting that is out of range: its name, the value that was given, and the allowed values.
 ///
-/// It is found before any I/O. In a function that returns `database_locks::Error`, `?` turns it into
-/// `Error::Config`.
+/// It is found before any I/O. In a function that returns `database_locks::Error`, `?` turns it
+/// into `Error::Config`.
 ///
 /// ```
 /// let error = database_locks::LockName::new("").unwrap_err();

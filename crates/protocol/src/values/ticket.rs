@@ -20,7 +20,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 ///
 /// `LockGuard::into_ticket` makes a ticket, `Locks::resume` turns it into a guard. The lock is not
 /// renewed in between: resume it before its ttl ends. **Every program that can read a ticket can
-/// release the lock**, so show it only to programs that share the work. Its `Debug` omits the grant id.
+/// release the lock**, so show it only to programs that share the work. Its `Debug` omits the grant
+/// id.
 ///
 /// It is written as `TOKEN.GRANT.NAME`, the name percent-encoded:
 ///

@@ -7,7 +7,8 @@ use std::time::Duration;
 ///
 /// It has no relation to any database's clock or any wall clock, and must never leave the process.
 ///
-/// No operation overflows: `+` ends at [`MAX`](Self::MAX), `-` at [`ZERO`](Self::ZERO) or at no time.
+/// No operation overflows: `+` ends at [`MAX`](Self::MAX), `-` at [`ZERO`](Self::ZERO) or at no
+/// time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BootInstant(Duration);
 

@@ -22,15 +22,19 @@ const MIN_RENEW_EVERY: Duration = Duration::from_millis(10);
 /// The durations that shape a lease. None of them is a point in time: the database's clock decides
 /// when a lease ends, the local clock only how long its holder trusts it.
 ///
-/// | setting       | measured against                       | default                                | allowed                       |
-/// |---------------|----------------------------------------|----------------------------------------|-------------------------------|
-/// | `ttl`         | database clock, from the last renewal  | 30 s                                   | 100 ms to 10 years, or infinite |
-/// | `renew_every` | boot-time clock, from the last success | `ttl / 3` (infinite: 10 s)             | 10 ms to `(ttl - margin) / 2` |
-/// | `margin`      | boot-time clock, before `ttl` ends     | `ttl / 10`, at most 3 s or `ttl / 100` | less than `ttl / 2`           |
+/// | setting       | clock            | default                                | allowed                         |
+/// |---------------|------------------|----------------------------------------|---------------------------------|
+/// | `ttl`         | database         | 30 s                                   | 100 ms to 10 years, or infinite |
+/// | `renew_every` | boot-time, local | `ttl / 3` (infinite: 10 s)             | 10 ms to `(ttl - margin) / 2`   |
+/// | `margin`      | boot-time, local | `ttl / 10`, at most 3 s or `ttl / 100` | less than `ttl / 2`             |
 ///
-/// With a longer `margin`, the holder learns of a loss earlier, and its clock may run slower than the
-/// database's: by at least 1 % with the default. With a shorter `renew_every`, more renewals are tried
-/// before the lease ends; each round of them costs one statement for all locks of the process.
+/// `ttl` counts from the last renewal, `renew_every` from the last renewal that succeeded, and
+/// `margin` back from the end of the ttl.
+///
+/// With a longer `margin`, the holder learns of a loss earlier, and its clock may run slower than
+/// the database's: by at least 1 % with the default. With a shorter `renew_every`, more renewals
+/// are tried before the lease ends; each round of them costs one statement for all locks of the
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     ttl: Ttl,
@@ -57,7 +61,7 @@ impl Timing {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] for a setting out of the bounds of the table above. No setting is clamped.
+    /// [`InvalidSetting`] for a setting out of the bounds of the table above. None is clamped.
     pub fn new(
         ttl: Ttl,
         renewing: Renewing,
@@ -107,7 +111,8 @@ impl Timing {
         }
     }
 
-    /// Whether the acquire grants only the beginning of the ttl, and a renewal has to confirm the rest.
+    /// Whether the acquire grants only the beginning of the ttl, and a renewal has to confirm the
+    /// rest.
     pub fn is_confirmed_later(&self) -> bool {
         self.ttl != Ttl::Finite(self.first_grant())
     }
@@ -120,8 +125,8 @@ impl Timing {
     /// How much earlier than the database a holder stops trusting a lease of this length.
     ///
     /// It is at most half the length: the first grant of a long lease is short, and would otherwise
-    /// not be trusted at all. A lease longer than the ttl, which a long transaction has, gets at least
-    /// 1 % of its length, as a long ttl has by default.
+    /// not be trusted at all. A lease longer than the ttl, which a long transaction has, gets at
+    /// least 1 % of its length, as a long ttl has by default.
     pub fn margin_of(&self, length: Duration) -> Duration {
         let share = match self.ttl {
             Ttl::Finite(ttl) if length > ttl => length / 100,
@@ -163,8 +168,8 @@ fn margin_for(ttl: Option<Duration>, given: Option<Duration>) -> Result<Duration
     }
 }
 
-/// The renewal period: at most half of the trusted part of the ttl, so that a renewal that fails can be
-/// tried again before the lease ends.
+/// The renewal period: at most half of the trusted part of the ttl, so that a renewal that fails
+/// can be tried again before the lease ends.
 fn period_for(
     ttl: Option<Duration>,
     renewing: Renewing,

@@ -52,8 +52,8 @@ proptest! {
     }
 
     /// The database executes each request between its sending and its answer or timeout, and its
-    /// clock may run up to 1 % faster than that of the holder. While the holder trusts the lease, the
-    /// database gives it to no other client. While a fence is open, no renewal is sent.
+    /// clock may run up to 1 % faster than that of the holder. While the holder trusts the lease,
+    /// the database gives it to no other client. While a fence is open, no renewal is sent.
     #[test]
     fn trusted_means_not_expired_in_the_database(
         ttl_ms in 100_u64..600_000,
