@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python test-python-logged torture mutants check check-docs check-rust check-python check-deny check-msrv book bench profile example package install clean
+.PHONY: help test test-rust test-python prove prove-rust prove-python torture mutants check check-docs check-rust check-python check-deny check-msrv book bench profile example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -24,37 +24,68 @@ UNTESTED = $$(cat target/untested 2>/dev/null || true)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Side by side: both mostly wait, for leases to end and for servers. Python's output comes at the end. Not by
-# the shell's `&`, under which programs ignore Ctrl-C, which tests press.
-test: ## run all tests on real servers, installing those if need be; FILTER=name runs some
+# Tests in Rust run so many at a time: most of them wait, for leases to end and for servers. The same goes for
+# the processes of pytest, each with servers of its own.
+RUST_THREADS = 6
+XDIST = -n 3 --dist worksteal
+# Only tests of `make prove` show the promises on these engines.
+PROVED = galera mysql-group postgres-failover
+space := $(subst ,, )
+CARGO_TEST = cargo test --workspace --all-features
+
+# Rust and Python side by side. Python's output comes at the end. Not by the shell's `&`, under which programs
+# ignore Ctrl-C, which tests press.
+SIDE_BY_SIDE = mkdir -p target; failed=0; \
+	$(MAKE) --no-print-directory -k -j2 $(1)-rust $(1)-python-logged || failed=$$?; \
+	cat target/$(1)-python.log; exit $$failed
+
+test: ## every test but those of `make prove`, on real servers, installing those if need be: 15 minutes; FILTER=name runs some
 	@scripts/install-servers >/dev/null
-	@mkdir -p target; failed=0; \
-	$(MAKE) --no-print-directory -k -j2 test-rust test-python-logged || failed=$$?; \
-	cat target/test-python.log; exit $$failed
+	@$(call SIDE_BY_SIDE,test)
 	@for engine in $(UNTESTED); do echo "make test: nothing was tested on $$engine, which this machine cannot have"; done
 
-test-python-logged:
-	@$(MAKE) --no-print-directory test-python >target/test-python.log 2>&1
+prove: ## what takes long: clusters, failovers, torture, further versions: 20 minutes; FILTER=
+	@scripts/install-servers >/dev/null
+	@$(call SIDE_BY_SIDE,prove)
 
-test-rust: ## the part of them that is in Rust
+test-rust: ## the part of test that is in Rust
 	@mkdir -p target && rm -f $(PROMISES)
-	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES); \
-	cargo build --workspace --all-features --bins; \
-	cargo test --workspace --all-features --no-fail-fast $(FILTER)
+	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES) RUST_TEST_THREADS=$(RUST_THREADS); \
+	$(CARGO_TEST) --no-fail-fast $(FILTER)
 # A part of the tests keeps a part of the promises.
 ifndef FILTER
-	scripts/check-promises $(PROMISES) scripts/promises.expected $(UNTESTED)
+	scripts/check-promises $(PROMISES) scripts/promises.expected $(PROVED) $(UNTESTED)
 endif
 
-test-python: ## the part of them that is in Python, those of Django with each version of it
-	$(SERVERS); \
-	cargo build --workspace --all-features --bins; \
-	scripts/python-env; \
+prove-rust: ## the part of prove that is in Rust: tests marked `#[ignore = "make prove"]`
+	@mkdir -p target && rm -f $(PROMISES)-proved
+	$(SERVERS); export DBLOCK_PROMISES=$(PROMISES)-proved; \
+	$(CARGO_TEST) --tests --no-fail-fast -- --ignored $(FILTER)
+ifndef FILTER
+	grep -E ' ($(subst $(space),|,$(PROVED)))$$' scripts/promises.expected >$(PROMISES)-expected
+	scripts/check-promises $(PROMISES)-proved $(PROMISES)-expected $(UNTESTED)
+endif
+
+# The programs that the tests run, dblock and lab, are built as cargo test builds them: other features would
+# have cargo build them twice.
+PYTEST = $(SERVERS); \
+	scripts/python-env $(1); \
+	$(CARGO_TEST) --no-run; \
 	export DBLOCK_BIN=$(CURDIR)/target/debug/dblock DBLOCK_TESTKIT=$(CURDIR)/target/debug; \
 	export DBLOCK_OLD_PYTHON=$(PYTHON_ENVS)/old/bin/python; \
-	cd python; \
-	$(PYTHON_ENVS)/django52/bin/pytest $(PYTEST_FILTER); \
-	$(PYTHON_ENVS)/django42/bin/pytest -m django $(PYTEST_FILTER)
+	cd python
+
+test-python: ## the part of test that is in Python, with the newest Django
+	$(call PYTEST,django52 old); \
+	$(PYTHON_ENVS)/django52/bin/pytest $(XDIST) -m "not prove" $(PYTEST_FILTER)
+
+prove-python: ## the part of prove that is in Python: tests marked `prove`, and those of Django with its oldest version
+	$(call PYTEST,django52 django42 old); \
+	$(PYTHON_ENVS)/django52/bin/pytest $(XDIST) -m prove $(PYTEST_FILTER); \
+	$(PYTHON_ENVS)/django42/bin/pytest $(XDIST) -m django $(PYTEST_FILTER)
+
+%-python-logged:
+	@mkdir -p target && $(MAKE) --no-print-directory $*-python >target/$*-python.log 2>&1
 
 # DOCS=docs writes the evidence there. From the command line alone: the shell has a SECONDS of its own.
 ENGINE = all
@@ -62,7 +93,7 @@ SECONDS =
 SEED =
 DOCS =
 
-torture: ## many processes on a few locks while everything breaks; ENGINE=, SECONDS=120, SEED=, DOCS=docs
+torture: ## many processes on a few locks while everything breaks: 15 minutes; ENGINE=, SECONDS=120, SEED=, DOCS=docs
 	$(SERVERS); \
 	cargo build -p torture --bins; \
 	scripts/python-env; \
@@ -77,7 +108,7 @@ mutants: ## change each rule of crates/protocol in turn: a test must fail; needs
 	RUSTFLAGS="--cfg mutants" cargo mutants -p database-locks-protocol --config crates/protocol/mutants.toml \
 		-j2 -o target $(MUTANTS)
 
-check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, features by themselves, documentation
+check: check-docs check-rust check-python check-deny ## look at the code without running it: format, lints, types, each feature by itself, documentation: 8 minutes
 
 check-docs: ## the links of the documents, and that none is missing in the table of contents
 	scripts/check-links

@@ -43,14 +43,26 @@ def _is_spared(item: pytest.Item) -> bool:
     return "mysql" in params.values() and (other_face or item.path.stem in OF_PROCESSES)
 
 
+#: Parts of the ids of tests that only ``make prove`` runs: torture, and second drivers of an engine.
+PROVE = (
+    "test_torture.py::",
+    "[sqlite-memory]",
+    "[postgres-psycopg2]",
+    "[mariadb-pymysql]",
+    "[mysql-pymysql]",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark ``test_django*`` and folders ``django``: these tests run with each version of Django."""
+    """Mark the tests of Django, which run with each version of it, and those of ``make prove``."""
     spared = [item for item in items if _is_spared(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
     for item in items:
         if item.path.name.startswith("test_django") or "django" in item.path.parent.name:
             item.add_marker(pytest.mark.django)
+        if any(part in item.nodeid for part in PROVE):
+            item.add_marker(pytest.mark.prove)
 
 
 def pytest_configure() -> None:

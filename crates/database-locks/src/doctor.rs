@@ -129,7 +129,7 @@ macro_rules! kinds {
     };
 }
 
-// `docs/doctor.md` lists them in these words.
+// The same list is in `docs/doctor.md`.
 kinds! {
     CLOCK_NOT_STEADY = "clock-not-steady", "clock", Error,
         "leases end by the database's clock; if that goes back or stands still, locks stay held \
@@ -162,7 +162,7 @@ kinds! {
     COLUMNS_MISSING = "columns-missing", "table", Error,
         "the table was made by django-database-locks 0.5 or an older version of this library; \
          no lock can be acquired",
-        "run `dblock init` or `locks.migrate()`, which adds the columns; 0.5 can go on using \
+        "run `dblock init` or `locks.migrate()`, which adds the columns; legacy programs can keep using \
          the table. A table in an SQLite file is not altered: use a new file";
     COLUMN_TYPE = "column-type", "table", Error,
         "statements fail, or compare values that were cut off or rounded",
@@ -316,7 +316,7 @@ kinds! {
         "move the programs that still use django-database-locks 0.5 to this version";
 }
 
-/// Columns, and what is to be in them: all that the statements name.
+/// All columns that the statements use, with their types.
 pub(crate) const COLUMNS: [&str; 11] = [
     "id",
     "name",
@@ -331,57 +331,57 @@ pub(crate) const COLUMNS: [&str; 11] = [
     "metadata",
 ];
 
-/// Idle connections should live for so long at least.
+/// The minimum lifetime of idle connections.
 pub(crate) const LEAST_IDLE: Duration = Duration::from_secs(60);
-/// What a call waits for its answer; a server that gives up earlier than that gets in the way.
+/// The timeout of a request. A server that cancels statements earlier interferes with it.
 pub(crate) const LEAST_STATEMENT: Duration = protocol::REQUEST_TIMEOUT;
-/// From here on the table is called large.
-const MANY: i64 = 100_000;
+/// The number of rows from which the table counts as large.
+const LARGE_TABLE: i64 = 100_000;
 
-/// A column as it was found.
+/// A column of the table.
 pub(crate) struct Column {
     pub(crate) name: String,
-    /// What is wrong with its type: `integer, must be bigint`.
+    /// The type and what is required, if they differ: `integer, must be bigint`.
     pub(crate) unfit: Option<String>,
-    /// A row that does not mention it cannot be inserted.
+    /// NOT NULL without a default: an INSERT that does not name the column fails.
     pub(crate) unfilled: bool,
 }
 
-/// An index as it was found.
+/// An index of the table.
 pub(crate) struct Index {
     pub(crate) name: String,
-    /// Everything that its definition names.
+    /// All columns and expressions of its definition.
     pub(crate) columns: Vec<String>,
     pub(crate) primary: bool,
-    /// It keeps two rows from having the same name.
+    /// Whether it makes names unique.
     pub(crate) keeps_names: bool,
 }
 
-/// How many locks are in which state, with the name of one of them.
+/// The number of locks in each state, with the name of one of them.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) rows: i64,
     pub(crate) held: i64,
-    /// For longer than a minute.
+    /// Expired for more than a minute.
     pub(crate) expired: (i64, Option<String>),
-    /// Taken more than a day ago.
+    /// Infinite leases acquired more than a day ago.
     pub(crate) endless: (i64, Option<String>),
-    /// Held by 0.5.
+    /// Held by legacy clients (django-database-locks 0.5).
     pub(crate) old: (i64, Option<String>),
 }
 
-/// The database's clock, asked once.
+/// One reading of the database's clock.
 pub(crate) struct Beat {
     sent: BootInstant,
     took: Duration,
-    /// This machine's wall clock, and the database's, in microseconds since 1970.
+    /// This machine's wall clock and the database's, in microseconds since 1970.
     wall: i64,
-    told: i64,
+    database: i64,
 }
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "compared with the database's to tell people that they differ, and for nothing else"
+    reason = "only compared with the database's clock, to report a difference"
 )]
 fn wall() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -389,26 +389,26 @@ fn wall() -> i64 {
 }
 
 impl Beat {
-    /// The question is about to be sent.
+    /// Start, just before the query is sent.
     pub(crate) fn begin() -> Self {
         let (sent, wall) = (clock::now(), wall());
         Self {
             sent,
             took: Duration::ZERO,
             wall,
-            told: 0,
+            database: 0,
         }
     }
 
-    /// This is the answer.
-    pub(crate) fn end(mut self, told: i64) -> Self {
+    /// End, with the database's answer.
+    pub(crate) fn end(mut self, database: i64) -> Self {
         self.took = clock::now() - self.sent;
-        self.told = told;
+        self.database = database;
         self
     }
 }
 
-/// The median of how long they took.
+/// The median of the round trips.
 pub(crate) fn round_trip(beats: &[Beat]) -> String {
     let mut took: Vec<Duration> = beats.iter().map(|beat| beat.took).collect();
     took.sort_unstable();
@@ -416,7 +416,7 @@ pub(crate) fn round_trip(beats: &[Beat]) -> String {
     format!("{:.1} ms a round trip", median.as_secs_f64() * 1e3)
 }
 
-/// A setting in milliseconds as people say it.
+/// A duration in milliseconds for people to read.
 pub(crate) fn human(length: Duration) -> String {
     Human(length).to_string()
 }
@@ -435,7 +435,7 @@ impl Notes {
         }
     }
 
-    /// Something is as it should be.
+    /// Record that an area has no problem.
     pub(crate) fn fine(&mut self, area: &'static str, message: impl Into<String>) {
         let message = message.into();
         self.report.checks.push(Check {
@@ -445,7 +445,7 @@ impl Notes {
         });
     }
 
-    /// How many of the ids of its rows are used.
+    /// Record how much of the id range is used.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn ids(&mut self, latest: i64, most: i64) {
         if latest > most / 2 {
@@ -454,7 +454,7 @@ impl Notes {
         }
     }
 
-    /// Something could not be seen.
+    /// Record that an area could not be examined.
     pub(crate) fn unseen(&mut self, area: &'static str, why: impl fmt::Display) {
         let message = format!("could not look: {why}");
         self.report.checks.push(Check {
@@ -464,7 +464,7 @@ impl Notes {
         });
     }
 
-    /// Something is not as it should be.
+    /// Record a finding.
     pub(crate) fn found(&mut self, kind: &Kind, what: impl fmt::Display) {
         self.report.findings.push(Finding {
             id: kind.id,
@@ -475,21 +475,23 @@ impl Notes {
         });
     }
 
-    /// Whether something was found in this area.
+    /// Whether there are findings in this area.
     pub(crate) fn ill(&self, area: &str) -> bool {
         self.report.findings.iter().any(|found| found.area == area)
     }
 
-    /// Say that an area is fine, unless something was found in it.
+    /// Record that an area has no problem, unless there are findings in it.
     pub(crate) fn otherwise_fine(&mut self, area: &'static str, message: impl Into<String>) {
         if !self.ill(area) {
             self.fine(area, message);
         }
     }
 
-    /// Compare the database's clock with itself and with ours; the beats in their order.
+    /// Compare the database's clock with itself and with this machine's, from consecutive readings.
     pub(crate) fn clock(&mut self, beats: &[Beat]) {
-        let steps = beats.windows(2).map(|two| two[1].told - two[0].told);
+        let steps = beats
+            .windows(2)
+            .map(|two| two[1].database - two[0].database);
         if let Some(back) = steps.clone().filter(|step| *step < 0).min() {
             let back = human(Duration::from_micros(back.unsigned_abs()));
             let what = format!("the database's clock went back by {back} between two reads");
@@ -507,14 +509,14 @@ impl Notes {
             return;
         };
         let half = i64::try_from(best.took.as_micros() / 2).unwrap_or(i64::MAX);
-        let off = best.told - best.wall - half;
+        let off = best.database - best.wall - half;
         let length = human(Duration::from_micros(off.unsigned_abs()));
         let way = match off {
             -999..1000 => return self.fine("clock", "the same as this machine's"),
             ..=-1000 => "behind",
             _ => "ahead of",
         };
-        // Where in the round trip the clock was read is not known.
+        // When in the round trip the clock was read is unknown.
         if off.saturating_abs() - half > 1_000_000 {
             let what = format!("the database's clock is {length} {way} this machine's");
             self.found(&CLOCK_OFF, what);
@@ -523,7 +525,7 @@ impl Notes {
         }
     }
 
-    /// Compare the columns with what is needed. Answers whether the statements can do with them.
+    /// Compare the columns with those required. Returns whether the statements can use the table.
     pub(crate) fn columns(&mut self, found: &[Column]) -> bool {
         let missing: Vec<&str> = COLUMNS
             .into_iter()
@@ -540,9 +542,9 @@ impl Notes {
                     format!("the column {} is {unfit}", column.name),
                 );
             }
-            // All others of ours are filled by our INSERT.
-            let ours = COLUMNS.contains(&&*column.name);
-            if column.unfilled && (!ours || ["id", "waiting_until"].contains(&&*column.name)) {
+            // The library's INSERT fills all of its own columns.
+            let own = COLUMNS.contains(&&*column.name);
+            if column.unfilled && (!own || ["id", "waiting_until"].contains(&&*column.name)) {
                 let what = format!(
                     "the column {} must not be null and has no default",
                     column.name
@@ -553,7 +555,7 @@ impl Notes {
         missing.is_empty()
     }
 
-    /// Look for the one index that is needed, and for others.
+    /// Check the required index, and look for superfluous ones.
     pub(crate) fn indexes(&mut self, found: &[Index]) {
         let needed = found.iter().position(|index| index.keeps_names);
         if needed.is_none() {
@@ -581,7 +583,7 @@ impl Notes {
         }
     }
 
-    /// Look at the rows.
+    /// Check the states of the locks.
     pub(crate) fn locks(&mut self, counts: &Counts) {
         let such = |(n, name): &(i64, Option<String>)| {
             let name = name.as_deref().unwrap_or_default();
@@ -608,7 +610,7 @@ impl Notes {
             let what = format!("{} held by django-database-locks 0.5", such(&counts.old));
             self.found(&OLD_WRITERS, what);
         }
-        if counts.rows > MANY {
+        if counts.rows > LARGE_TABLE {
             self.found(
                 &MANY_ROWS,
                 format!("the table {} has {} rows", self.table, counts.rows),
@@ -631,16 +633,16 @@ impl Notes {
 mod tests {
     use super::*;
 
-    fn clock(told: &[i64]) -> Vec<&'static str> {
+    fn clock(readings: &[i64]) -> Vec<&'static str> {
         let mut notes = Notes::new("t");
         let at = wall();
-        let beat = |told: &i64| Beat {
+        let beat = |reading: &i64| Beat {
             sent: BootInstant::ZERO,
             took: Duration::from_millis(2),
             wall: at,
-            told: at + told,
+            database: at + reading,
         };
-        notes.clock(&told.iter().map(beat).collect::<Vec<_>>());
+        notes.clock(&readings.iter().map(beat).collect::<Vec<_>>());
         notes
             .into_report()
             .findings
@@ -659,9 +661,9 @@ mod tests {
         assert_eq!(clock(&[7, 7, 7]), ["clock-not-steady"]);
     }
 
-    /// The headings are the ids in their order; below each stand severity, meaning and remedy.
+    /// The headings are the ids, in order; below each are severity, impact and fix.
     #[test]
-    fn the_documents_list_what_can_be_found() {
+    fn the_documentation_lists_every_finding() {
         let text = include_str!("../docs/doctor.md");
         let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let sections: Vec<&str> = text.split("\n### ").skip(1).collect();

@@ -1,11 +1,15 @@
-//! What is counted, through the facade of the crate `metrics`. Without the feature of that name every
-//! function here is empty.
+//! Metrics, recorded with the crate `metrics`. Without the feature of that name every function here
+//! is empty.
 //!
-//! The name of a lock is no label: each distinct one would be a time series of its own, kept for ever
-//! by whatever collects them, and names may be made of ids. Logs have it.
+//! Lock names are not labels: each distinct name would be a time series, and names may contain ids.
+//! Log records contain the name.
 #![cfg_attr(
     not(feature = "metrics"),
-    allow(dead_code, unused_variables, reason = "there is nobody to count for")
+    allow(
+        dead_code,
+        unused_variables,
+        reason = "unused without the feature `metrics`"
+    )
 )]
 
 use std::time::Duration;
@@ -17,10 +21,10 @@ use ::metrics::{
 
 use protocol::LostReason;
 
-/// `postgres`, `mysql`, `sqlite` or `memory`: a label.
+/// The label `engine`: `postgres`, `mysql`, `sqlite` or `memory`.
 pub(crate) type Engine = &'static str;
 
-/// Tell the recorder what each metric is.
+/// Describe each metric to the recorder.
 pub(crate) fn describe() {
     #[cfg(feature = "metrics")]
     {
@@ -58,7 +62,7 @@ pub(crate) fn describe() {
     }
 }
 
-/// An acquire got the lock.
+/// Count an acquire that succeeded.
 pub(crate) fn acquired(engine: Engine, waited: Duration) {
     #[cfg(feature = "metrics")]
     {
@@ -67,20 +71,20 @@ pub(crate) fn acquired(engine: Engine, waited: Duration) {
     }
 }
 
-/// An acquire ended without the lock.
+/// Count an acquire that ended without the lock.
 pub(crate) fn not_acquired(engine: Engine, reason: &'static str) {
     #[cfg(feature = "metrics")]
     counter!("database_locks_not_acquired_total", "engine" => engine, "reason" => reason)
         .increment(1);
 }
 
-/// A lock was resumed with its ticket.
+/// Count a lock that was resumed with its ticket.
 pub(crate) fn resumed(engine: Engine) {
     #[cfg(feature = "metrics")]
     counter!("database_locks_resumed_total", "engine" => engine).increment(1);
 }
 
-/// Counts one acquire as under way for as long as it lives.
+/// Counts an acquire as under way until it is dropped.
 pub(crate) struct Waiting(Engine);
 
 impl Waiting {
@@ -98,13 +102,13 @@ impl Drop for Waiting {
     }
 }
 
-/// One more is held.
+/// Count one more held lock.
 pub(crate) fn held(engine: Engine) {
     #[cfg(feature = "metrics")]
     gauge!("database_locks_held", "engine" => engine).increment(1);
 }
 
-/// One less is held: released, handed over or lost.
+/// Count one less: released, handed over or lost.
 pub(crate) fn ended(engine: Engine, after: Duration) {
     #[cfg(feature = "metrics")]
     {
@@ -113,21 +117,21 @@ pub(crate) fn ended(engine: Engine, after: Duration) {
     }
 }
 
-/// A held lock was lost.
+/// Count a lost lock.
 pub(crate) fn lost(engine: Engine, reason: LostReason) {
     #[cfg(feature = "metrics")]
     counter!("database_locks_lost_total", "engine" => engine, "reason" => reason.as_str())
         .increment(1);
 }
 
-/// So many renewals came to this: `renewed`, `busy`, `unknown` or `lost`.
+/// Count renewals by result: `renewed`, `busy`, `unknown` or `lost`.
 pub(crate) fn renewals(engine: Engine, result: &'static str, locks: usize) {
     #[cfg(feature = "metrics")]
     counter!("database_locks_renewals_total", "engine" => engine, "result" => result)
         .increment(locks as u64);
 }
 
-/// The database was asked for something, and answered after so long.
+/// Record a request to the database and its duration.
 pub(crate) fn request(
     engine: Engine,
     operation: &'static str,

@@ -1,5 +1,5 @@
 //! Passwords that change: asked for at each connect, from a function or a file, on real servers.
-
+//! In a process of their own, since they change the password of a user of the shared PostgreSQL.
 #![allow(clippy::unwrap_used, reason = "it is how a test fails")]
 
 use std::io;
@@ -26,6 +26,9 @@ fn user(lab: &Lab) -> &'static str {
         "locker"
     }
 }
+
+/// Held by a test that changes the password of a user, or relies on it.
+static PASSWORD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Give the user this password, close all of its connections, and wait until they are closed.
 fn change_password(lab: &Lab, password: &str) {
@@ -86,6 +89,7 @@ fn replace(path: &Path, text: &str) {
 }
 
 async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
+    let _alone = PASSWORD.lock().await;
     change_password(lab, "first");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("url");
@@ -160,6 +164,7 @@ async fn a_held_lock_reconnects_with_the_new_password(lab: &Lab) {
 }
 
 async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
+    let _alone = PASSWORD.lock().await;
     lab.locks().await;
     let asked = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&asked);
@@ -197,6 +202,7 @@ async fn a_function_that_fails_is_asked_again_within_the_wait(lab: &Lab) {
 
 /// No more than one call at a time, and what else is held is renewed meanwhile.
 async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
+    let _alone = PASSWORD.lock().await;
     let others = lab.locks().await;
     let held = others.lock("held").ttl(ms(1500)).acquire().await.unwrap();
     let (go, wait) = mpsc::channel::<()>();
@@ -235,6 +241,7 @@ async fn a_function_that_hangs_holds_nothing_up(lab: &Lab) {
 /// A secret that is read from the wrong file. To hash it for a login would take minutes, on the thread that
 /// renews leases.
 async fn a_password_longer_than_any_is_refused_and_holds_nothing_up(lab: &Lab) {
+    let _alone = PASSWORD.lock().await;
     change_password(lab, "short");
     let others = lab.locks().await;
     let held = others.lock("held").ttl(ms(3000)).acquire().await.unwrap();

@@ -32,7 +32,9 @@ def tool(name: str) -> str:
         if name == "dblock"
         else directory / name
     )
-    assert path.is_file(), f"no {path}: build it by `cargo build --workspace --all-features --bins`"
+    assert path.is_file(), (
+        f"no {path}: build it by `cargo test --workspace --all-features --no-run`"
+    )
     return str(path)
 
 

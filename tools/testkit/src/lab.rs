@@ -402,12 +402,16 @@ fn open(file: &Path) -> rusqlite::Connection {
 }
 
 /// Make tests of `async fn clause(lab: &Lab)` on engines:
-/// `lab_tests!(sqlite, postgres: one_clause, another);`.
+/// `lab_tests!(sqlite, postgres: one_clause, another);`. An attribute before the engine is that of each test.
 #[macro_export]
 macro_rules! lab_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {
+        $crate::lab_tests!(#[cfg(all())] $engine: $($clause),*);
+    };
+    (# $attribute:tt $engine:ident: $($clause:ident),* $(,)?) => {
         mod $engine {
             $(
+                # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
                     if let Some(lab) = $crate::Lab::$engine() {

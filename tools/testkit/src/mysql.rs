@@ -219,7 +219,7 @@ impl MySqlServer {
         args.extend(this.common());
         args.extend([
             "--bind-address=127.0.0.1".into(),
-            "--max-connections=200".into(),
+            "--max-connections=600".into(),
             format!("--innodb-flush-log-at-trx-commit={at_commit}"),
         ]);
         if flavor == Flavor::MySql && options.tls.is_none() {

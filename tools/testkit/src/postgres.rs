@@ -195,7 +195,7 @@ impl Postgres {
         ];
         let common = [
             "listen_addresses=127.0.0.1".into(),
-            "max_connections=200".into(),
+            "max_connections=600".into(),
             "password_encryption=scram-sha-256".into(),
             format!("fsync={fsync}"),
         ];

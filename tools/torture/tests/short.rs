@@ -51,27 +51,32 @@ fn checked(options: &Options) {
 }
 
 #[test]
+#[ignore = "make prove"]
 fn ours_keep_their_promises_on_postgres() {
     ours(Engine::Postgres, 11);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn ours_keep_their_promises_on_mariadb() {
     ours(Engine::MariaDb, 12);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn ours_keep_their_promises_on_mysql() {
     ours(Engine::MySql, 16);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn ours_keep_their_promises_on_sqlite() {
     ours(Engine::Sqlite, 13);
 }
 
 /// Some of the faults: what befalls a node takes its time.
 #[test]
+#[ignore = "make prove"]
 fn ours_keep_their_promises_on_galera() {
     let kinds = vec![
         Kind::KillHolding,
@@ -114,33 +119,39 @@ fn caught(client: Client, engine: Engine) {
 }
 
 #[test]
+#[ignore = "make prove"]
 fn a_renewal_that_acquires_is_caught() {
     caught(Client::RenewalAcquires, Engine::Sqlite);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn trust_counted_from_the_reply_is_caught() {
     caught(Client::TrustFromReply, Engine::Postgres);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn a_lock_handed_out_after_the_end_of_trust_is_caught() {
     caught(Client::HandsOutEnded, Engine::Postgres);
     caught(Client::HandsOutEnded, Engine::MariaDb);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn expiry_by_the_clock_of_a_client_is_caught() {
     caught(Client::ClientClock, Engine::MariaDb);
 }
 
 #[test]
+#[ignore = "make prove"]
 fn unfenced_writes_are_caught() {
     caught(Client::Unfenced, Engine::Postgres);
 }
 
 /// What catches the others is what is wrong with them.
 #[test]
+#[ignore = "make prove"]
 fn a_naive_client_without_a_mistake_is_not_caught() {
     for engine in [Engine::Sqlite, Engine::Postgres] {
         if let Some(outcome) = control(Client::Naive, engine, 14) {

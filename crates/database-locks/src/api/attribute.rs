@@ -1,4 +1,4 @@
-//! The attribute `#[locked]`, and what it expands to besides the public face.
+//! The attribute `#[locked]`, and the items that its expansion uses besides the public API.
 
 use std::marker::PhantomData;
 
@@ -64,11 +64,11 @@ use crate::error::Error;
 /// [`parse_duration`](crate::parse_duration). A literal out of range is a compile error.
 ///
 /// **The name.** A string literal is used as it is; it is not a format string. A constant or a
-/// macro may stand alone as well: `#[locked(names::REPORT)]`,
-/// `#[locked(concat!("app/", "report"))]`; any other expression follows `name =`. A method must
-/// have a name, since the attribute sees neither the type nor the trait that the method belongs to;
-/// so should an associated function without `self`, of which there may be two in a module. All
-/// instances of a generic function share the default name.
+/// macro may stand alone as well: `#[locked(names::REPORT)]`, `#[locked(concat!("app/",
+/// "report"))]`; any other expression follows `name =`. A method must have a name, since the
+/// attribute sees neither the type nor the trait that the method belongs to; so should an
+/// associated function without `self`, of which there may be two in a module. All instances of a
+/// generic function share the default name.
 ///
 /// **The database.** [`Locks`] and [`blocking::Locks`](crate::api::blocking::Locks) are
 /// `AsRef<Locks>`, by value or by reference, and an application's own types may implement it.
@@ -101,8 +101,8 @@ use crate::error::Error;
 ///
 /// A function that returns a `Result<T, E>`, under any alias, returns `Err` if the lock was not
 /// acquired, with any [`Error`] of [`Lock::acquire`] or [`Locks::get_default`], and [`Error::Lost`]
-/// if it was lost. `E` must implement `From<Error>`; [`Error`], [`std::io::Error`],
-/// `Box<dyn Error>` and `anyhow::Error` do.
+/// if it was lost. `E` must implement `From<Error>`; [`Error`], [`std::io::Error`], `Box<dyn
+/// Error>` and `anyhow::Error` do.
 ///
 /// ```compile_fail
 /// #[database_locks::locked]
@@ -151,24 +151,19 @@ use crate::error::Error;
 /// # Notes
 ///
 /// - A lock is not re-entrant: a function that calls itself, or another function with the same lock
-///   name, waits for itself.
+/// name, waits for itself.
 /// - The lock covers the body, not what its value does later: an iterator that is returned, a task
-///   that was spawned.
+/// that was spawned.
 /// - A `fn` that returns `impl Future<Output = …>`, `Pin<Box<dyn Future<Output = …>>>` or a
-///   `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call.
-///   A `fn` that returns another type of future is refused.
+/// `BoxFuture` is locked while that future runs, and all of its body runs then, not at the call. A
+/// `fn` that returns another type of future is refused.
 /// - The attribute goes on the methods under `#[async_trait]`, not on the `impl`. It stands above
-///   `#[tokio::main]`: below it, it would be on a blocking function.
+/// `#[tokio::main]`: below it, it would be on a blocking function.
 /// - Arguments that the body does not use are dropped after the release.
 ///
-/// [`Duration`]: std::time::Duration
-/// [`Lock`]: crate::Lock
-/// [`Lock::acquire`]: crate::Lock::acquire
-/// [`Lock::run`]: crate::Lock::run
-/// [`Locks`]: crate::Locks
-/// [`Locks::get_default`]: crate::Locks::get_default
-/// [`Locks::set_default`]: crate::Locks::set_default
-/// [`Ttl`]: crate::Ttl
+/// [`Duration`]: std::time::Duration [`Lock`]: crate::Lock [`Lock::acquire`]: crate::Lock::acquire
+/// [`Lock::run`]: crate::Lock::run [`Locks`]: crate::Locks [`Locks::get_default`]:
+/// crate::Locks::get_default [`Locks::set_default`]: crate::Locks::set_default [`Ttl`]: crate::Ttl
 pub use database_locks_macros::locked;
 
 /// What a function returns if its lock was not acquired, or was lost: `Err` where it returns a
@@ -214,7 +209,7 @@ impl<T: Future> Returned<'_, T> {
 
 /// The same for all other types; a method of the type itself comes before one of a trait.
 pub trait Finished {
-    /// It is not.
+    /// The function is not async.
     fn work(&self) {}
 }
 
@@ -224,7 +219,7 @@ impl<T> Finished for Returned<'_, T> {}
 #[derive(Debug)]
 pub struct WorkLeft;
 
-/// What a blocking function has left to do: nothing.
+/// The output type of a blocking function, which must not be a future.
 #[diagnostic::on_unimplemented(
     message = "the lock would be free again before the future that this function returns runs",
     label = "this is a future",

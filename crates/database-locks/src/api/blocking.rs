@@ -73,7 +73,7 @@ pub fn wait_for<F: Future + ?Sized>(future: Pin<&mut F>, at_most: Duration) -> O
     may_wait(block_on_for(future, at_most))
 }
 
-/// For what has no way to answer an error.
+/// Panic on an error, in functions that return no `Result`.
 fn may_wait<T, E: Into<Error>>(waited: Result<T, E>) -> T {
     waited.unwrap_or_else(|error| panic!("{}", error.into()))
 }
@@ -338,8 +338,8 @@ impl Lock {
         let output = work();
         match guard.release() {
             Err(lost @ Error::Lost { .. }) => Err(lost),
-            // The work has ended while it was held; that it could not be released changes nothing
-            // about it, and the attempt goes on in the background.
+            // The lock was held until the work ended. A failed release does not change the result,
+            // and continues in the background.
             Ok(()) | Err(_) => Ok(output),
         }
     }

@@ -124,9 +124,9 @@ impl LocksBuilder {
     /// May be dropped at any time; the connection is then closed.
     pub async fn connect(self) -> Result<Locks, Error> {
         let locks = self.connect_lazy()?;
-        let inner = locks.inner()?;
+        let client = locks.client()?;
         runtime::run(async move {
-            let connected = inner.store.connect(REQUEST_TIMEOUT).await;
+            let connected = client.store.connect(REQUEST_TIMEOUT).await;
             connected.map_err(|e| e.into_error("connect"))
         })
         .await?;
@@ -157,12 +157,12 @@ impl LocksBuilder {
     /// # Ok(()) }
     /// ```
     pub fn connect_lazy(self) -> Result<Locks, Error> {
-        let place = Endpoint::new(self.given, self.table.as_deref())?;
-        Ok(Locks::at(Arc::new(place)))
+        let endpoint = Endpoint::new(self.given, self.table.as_deref())?;
+        Ok(Locks::at(Arc::new(endpoint)))
     }
 }
 
-/// Without the URL, which may hold a password.
+/// Leaves out the URL, which may contain a password.
 impl Locks {
     /// Connect to a database, with the table `database_locks_lock`.
     ///
@@ -243,7 +243,7 @@ impl Locks {
             );
             Error::config("url", got, "give one that this user can read")
         })?;
-        // What a pipe said once it does not say again.
+        // A pipe can be read only once.
         if !std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
             return Ok(Self::builder(url));
         }
@@ -253,7 +253,7 @@ impl Locks {
     }
 }
 
-/// What stands in a file that is no larger than a URL can be.
+/// Read a URL from a file, with a limit on its size.
 fn read_url(path: &Path) -> io::Result<String> {
     const MOST: u64 = 1 << 16;
     let mut bytes = Vec::new();

@@ -1,5 +1,4 @@
-//! The locks of a program that did not say which: set once at its start, or found in its
-//! environment.
+//! The default locks of a program: set at its start, or read from its environment.
 
 use std::convert::Infallible;
 use std::sync::OnceLock;
@@ -11,17 +10,17 @@ use crate::api::locks::Locks;
 use crate::error::Error;
 use crate::runtime::fork::PerProcess;
 
-/// Where a deployment names its database; `dblock` reads the same.
+/// The environment variable with the database URL, which `dblock` reads too.
 const URL_VARIABLE: &str = "DATABASE_LOCKS_URL";
 const FILE_VARIABLE: &str = "DATABASE_LOCKS_URL_FILE";
 const TABLE_VARIABLE: &str = "DATABASE_LOCKS_TABLE";
 
 static DEFAULT: Chosen = Chosen(OnceLock::new());
 
-/// What was set, the first of it first; the last holds.
+/// The values that were set, as a linked list; the last one counts.
 ///
-/// No mutex: a child would find it locked for ever if another thread had it during the fork, and a
-/// value for each process would lose what the parent set.
+/// No mutex: a forked child would find it locked for ever if another thread held it at the fork. No
+/// value per process: a child would lose what its parent set.
 struct Chosen(OnceLock<Box<(Locks, Self)>>);
 
 impl Chosen {
@@ -34,7 +33,7 @@ impl Chosen {
         let mut slot = self;
         let mut chosen = Box::new((locks, Self(OnceLock::new())));
         while let Err(unused) = slot.0.set(chosen) {
-            // Taken; and once it is, it stays so.
+            // A filled slot never changes.
             if let Some(taken) = slot.0.get() {
                 slot = &taken.1;
             }
@@ -43,7 +42,7 @@ impl Chosen {
     }
 }
 
-/// Held while connecting, so that first users who come together share one connection.
+/// Held while connecting, so that concurrent first users share one connection.
 fn connecting() -> &'static Mutex<()> {
     static CONNECTING: PerProcess<Mutex<()>> = PerProcess::new();
     match CONNECTING.get_or_try_init(|| Ok::<_, Infallible>(Mutex::new(()))) {
@@ -102,7 +101,7 @@ impl Locks {
             return Ok(known.clone());
         }
         let connected = builder()?.connect().await?;
-        // Only as the first: where others were set meanwhile, those are what the program wants.
+        // If the program has set other locks meanwhile, those count.
         let _ = DEFAULT
             .0
             .set(Box::new((connected.clone(), Chosen(OnceLock::new()))));
@@ -110,7 +109,7 @@ impl Locks {
     }
 }
 
-/// What the environment names.
+/// A builder with the URL of the environment.
 fn builder() -> Result<LocksBuilder, Error> {
     let given = |name| Ok::<_, Error>(variable(name)?.filter(|value| !value.is_empty()));
     let (url, file) = (given(URL_VARIABLE)?, given(FILE_VARIABLE)?);

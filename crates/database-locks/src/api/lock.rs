@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use crate::client::acquire::acquire;
 use crate::client::acquire::poll_interval::LONGEST_POLL;
-use crate::client::acquire::request::Want;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::resume;
@@ -21,9 +21,9 @@ use crate::error::loss::Loss;
 use crate::runtime;
 use protocol::{GrantId, Human, LockName, Renewing, Short, Ticket, Timing, Ttl};
 
-/// What a ttl is unless given.
+/// The default ttl.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
-/// What `poll` is at least: less would be one statement after another.
+/// The minimum of `poll`. Less would send statements without a pause.
 const MIN_POLL: Duration = Duration::from_millis(1);
 
 /// A lock's name and settings. It can be acquired many times; a [`LockGuard`] is the held lock.
@@ -70,7 +70,7 @@ pub struct Lock {
     metadata: Map<String, Value>,
 }
 
-/// On one line, without the settings that are as by default.
+/// Leaves out settings with their default values.
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Lock");
@@ -224,7 +224,11 @@ impl Lock {
         self
     }
 
-    fn want(&self, wait: Option<Duration>, from: Option<GrantId>) -> Result<Want, Error> {
+    fn request(
+        &self,
+        wait: Option<Duration>,
+        from: Option<GrantId>,
+    ) -> Result<AcquireRequest, Error> {
         let holder = match &self.holder {
             Some(holder) => {
                 check_holder(holder)?;
@@ -239,13 +243,13 @@ impl Lock {
                     allowed,
                 ));
             }
-            None => Arc::clone(&self.endpoint.inner()?.holder),
+            None => Arc::clone(&self.endpoint.client()?.holder),
         };
         if self.poll < MIN_POLL {
             let got = Human(self.poll).to_string();
             return Err(Error::config("poll", got, "1ms at least"));
         }
-        Ok(Want {
+        Ok(AcquireRequest {
             name: LockName::new(&self.name)?,
             holder,
             metadata: metadata(&self.metadata, from, self.preempt)?,
@@ -291,8 +295,8 @@ impl Lock {
     ) -> impl Future<Output = Result<Option<LockGuard>, Error>> + Send + use<> {
         let lock = self.clone();
         async move {
-            let want = lock.want(Some(Duration::ZERO), None)?;
-            acquire(Arc::clone(lock.endpoint.inner()?), want).await
+            let request = lock.request(Some(Duration::ZERO), None)?;
+            acquire(Arc::clone(lock.endpoint.client()?), request).await
         }
     }
 
@@ -332,17 +336,17 @@ impl Lock {
     }
 
     async fn acquire_or_time_out(&self) -> Result<LockGuard, Error> {
-        let want = self.want(self.wait, None)?;
-        let name = want.name.clone();
-        let inner = self.endpoint.inner()?;
-        if let Some(guard) = acquire(Arc::clone(inner), want).await? {
+        let request = self.request(self.wait, None)?;
+        let name = request.name.clone();
+        let client = self.endpoint.client()?;
+        if let Some(guard) = acquire(Arc::clone(client), request).await? {
             return Ok(guard);
         }
-        // Only a wait of zero ends so. The error names the holder.
-        let (shared, of) = (Arc::clone(inner), name.clone());
+        // Only a wait of zero returns `None`. The error names the holder.
+        let (shared, of) = (Arc::clone(client), name.clone());
         let info = runtime::run(async move { read(&shared, &of).await });
         let info = info.await.ok().flatten();
-        // A free row names the last holder.
+        // A free row still contains the last holder.
         let by = info.and_then(|info| info.held_by());
         let (holder, held_for) = by.map_or((None, None), |by| (by.holder, by.held_for));
         Err(Error::TimedOut {
@@ -369,13 +373,13 @@ impl Lock {
     ) -> impl Future<Output = Result<LockGuard, Error>> + Send + use<> {
         let (lock, ticket) = (self.clone(), ticket.clone());
         async move {
-            let want = lock.want(None, Some(ticket.grant))?;
-            if want.name != ticket.name {
+            let request = lock.request(None, Some(ticket.grant))?;
+            if request.name != ticket.name {
                 let got = format!("one for lock `{}`", ticket.name);
-                let allowed = format!("one for `{}`", want.name);
+                let allowed = format!("one for `{}`", request.name);
                 return Err(Error::config("ticket", got, allowed));
             }
-            resume(Arc::clone(lock.endpoint.inner()?), want, ticket).await
+            resume(Arc::clone(lock.endpoint.client()?), request, ticket).await
         }
     }
 
@@ -459,9 +463,9 @@ impl Lock {
     }
 }
 
-/// What `work` returns, or how the lock was lost before it did.
+/// Run `work` until it ends or the lock is lost.
 async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, Loss> {
-    // What the work logs says under which lock, and which grant of it.
+    // Log records of the work belong to this lock and grant.
     let span = tracing::debug_span!(
         "locked",
         lock.name = guard.name().as_str(),
@@ -476,15 +480,15 @@ async fn until_lost<F: Future>(guard: &LockGuard, work: F) -> Result<F::Output, 
     }
 }
 
-/// Release the lock of work that has ended, and return what it came to.
+/// Release the lock after the work has ended, and return the result of the work.
 async fn released_after<T>(guard: LockGuard, done: Result<T, Loss>) -> Result<T, Error> {
     let output = done.map_err(|loss| Error::lost(guard.name(), loss))?;
     match guard.release().await {
         // The work blocked past the end of the lease, or the lock was released by force since the
         // last renewal.
         Err(lost @ Error::Lost { .. }) => Err(lost),
-        // The lock was held until the work ended. A release that failed does not change the result of
-        // the work, and goes on in the background.
+        // The lock was held until the work ended. A failed release does not change the result of
+        // the work, and continues in the background.
         Ok(()) | Err(_) => Ok(output),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::lock::Lock;
-use crate::client::Inner;
+use crate::client::Client;
 use crate::client::endpoint::Endpoint;
 use crate::client::guard::LockGuard;
 use crate::client::handover::{ByTicket, by_ticket};
@@ -22,11 +22,11 @@ use protocol::{
     Timing, Token, Ttl,
 };
 
-/// How long DDL may take: on a busy server it has to wait for others to let go of the table.
+/// Timeout of DDL, which waits on a busy server for transactions that use the table.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(30);
-/// How long all the looks of an examination may take together: it reads every row once.
+/// Timeout of all reads of one examination, which reads every row once.
 const EXAMINE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a release by force goes on trying where the row is locked.
+/// How long a release by force retries while the row is locked.
 const FORCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The locks of one table of one database.
@@ -57,8 +57,8 @@ impl fmt::Debug for Locks {
 }
 
 impl Locks {
-    pub(crate) fn at(place: Arc<Endpoint>) -> Self {
-        Self(place)
+    pub(crate) fn at(endpoint: Arc<Endpoint>) -> Self {
+        Self(endpoint)
     }
 
     /// The engine that the URL names: `postgres`, `mysql` (MariaDB too), `sqlite` or `memory`, as
@@ -85,8 +85,8 @@ impl Locks {
     ///
     /// May be dropped at any time; a statement that was sent is still carried out.
     pub fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
-            while_contended(INSTALL_PATIENCE, || inner.store.install(INSTALL_PATIENCE))
+        self.in_background(move |client| async move {
+            while_contended(INSTALL_PATIENCE, || client.store.install(INSTALL_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("make the table"))
         })
@@ -136,16 +136,17 @@ impl Locks {
         filter: &ListFilter,
     ) -> impl Future<Output = Result<Vec<LockInfo>, Error>> + Send + use<> {
         let filter = filter.clone();
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let (mut after, mut found) = (None, BTreeMap::new());
             loop {
                 let page = while_contended(REQUEST_TIMEOUT, || {
-                    inner.store.page(&filter, after, REQUEST_TIMEOUT)
+                    client.store.page(&filter, after, REQUEST_TIMEOUT)
                 })
                 .await;
                 let mut page = page.map_err(|e| e.into_error("read the locks"))?;
-                observe(&inner, &mut page.rows);
-                // A row that was deleted and made anew meanwhile is found twice: the later one counts.
+                observe(&client, &mut page.rows);
+                // A row that was deleted and inserted again meanwhile is found twice: the later one
+                // counts.
                 found.extend(page.rows.into_iter().map(|row| (row.name.clone(), row)));
                 match page.last {
                     Some(last) => after = Some(last),
@@ -184,7 +185,7 @@ impl Locks {
         name: N,
     ) -> impl Future<Output = Result<Option<LockInfo>, Error>> + Send + 'static + use<N> {
         let name = LockName::new(name);
-        self.in_background(move |inner| async move { read(&inner, &name?).await })
+        self.in_background(move |client| async move { read(&client, &name?).await })
     }
 
     /// Release a lock by force, and return its former holder; `None` if it was free.
@@ -235,12 +236,12 @@ impl Locks {
         &self,
         name: LockName,
     ) -> impl Future<Output = Result<Option<Holder>, Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let forced = while_contended(FORCE_PATIENCE, || async {
-                match inner.store.force(&name, REQUEST_TIMEOUT).await? {
+                match client.store.force(&name, REQUEST_TIMEOUT).await? {
                     Force::Freed(from) => Ok((Some(from), true)),
                     Force::WasFree => Ok((None, true)),
-                    Force::Busy => match force_after_fence(&inner, &name) {
+                    Force::Busy => match force_after_fence(&client, &name) {
                         Some(from) => Ok((Some(from), false)),
                         None => Err(StoreError::Contention(
                             "its row is locked: a fenced transaction may be open".into(),
@@ -254,7 +255,7 @@ impl Locks {
             if !done {
                 return Ok(from);
             }
-            inner.queues.wake(&name);
+            client.queues.wake(&name);
             if let Some(from) = &from {
                 tracing::warn!(
                     lock.name = name.as_str(),
@@ -339,7 +340,7 @@ impl Locks {
         let (locks, ticket) = (self.clone(), ticket.clone());
         async move {
             let ttl = timing?.ttl();
-            by_ticket(locks.inner()?, ticket, ByTicket::Renew(ttl)).await
+            by_ticket(locks.client()?, ticket, ByTicket::Renew(ttl)).await
         }
     }
 
@@ -358,7 +359,7 @@ impl Locks {
         ticket: &Ticket,
     ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (locks, ticket) = (self.clone(), ticket.clone());
-        async move { by_ticket(locks.inner()?, ticket, ByTicket::Release).await }
+        async move { by_ticket(locks.client()?, ticket, ByTicket::Release).await }
     }
 
     /// Delete the rows of locks that have been free for some time, and return their number.
@@ -387,11 +388,11 @@ impl Locks {
     /// ```
     pub fn prune(&self, what: Prune) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
         let Prune { idle, legacy } = what;
-        self.in_background(move |inner| async move {
+        self.in_background(move |client| async move {
             let (mut total, mut after) = (0, None);
-            // Each page is a call of its own, so that renewals get in between.
+            // Each page is a separate request, so that renewals are sent in between.
             loop {
-                let prune = || inner.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
+                let prune = || client.store.prune(idle, legacy, after, REQUEST_TIMEOUT);
                 let page = while_contended(REQUEST_TIMEOUT, prune).await;
                 let page = page.map_err(|e| {
                     e.into_error("delete the rows of locks that have been free for long")
@@ -420,8 +421,8 @@ impl Locks {
     ///
     /// May be dropped at any time.
     pub fn doctor(&self) -> impl Future<Output = Result<Report, Error>> + Send + use<> {
-        self.in_background(move |inner| async move {
-            while_contended(REQUEST_TIMEOUT, || inner.store.examine(EXAMINE_PATIENCE))
+        self.in_background(move |client| async move {
+            while_contended(REQUEST_TIMEOUT, || client.store.examine(EXAMINE_PATIENCE))
                 .await
                 .map_err(|e| e.into_error("look for what is wrong"))
         })
@@ -450,8 +451,8 @@ impl Locks {
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<> {
         let locks = self.clone();
         async move {
-            let Ok(inner) = locks.inner() else { return };
-            while inner.is_pending() {
+            let Ok(client) = locks.client() else { return };
+            while client.is_pending() {
                 let nap = async {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     Ok::<_, Error>(())
@@ -463,22 +464,22 @@ impl Locks {
         }
     }
 
-    /// A future that borrows nothing: it carries `work` out in the background, once it is polled.
+    /// A future that borrows nothing and runs `work` in the background once it is polled.
     fn in_background<T, W, F>(
         &self,
         work: W,
     ) -> impl Future<Output = Result<T, Error>> + Send + use<T, W, F>
     where
         T: Send + 'static,
-        W: FnOnce(Arc<Inner>) -> F + Send + 'static,
+        W: FnOnce(Arc<Client>) -> F + Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let locks = self.clone();
-        async move { runtime::run(work(locks.inner()?)).await }
+        async move { runtime::run(work(locks.client()?)).await }
     }
 
-    pub(crate) fn inner(&self) -> Result<Arc<Inner>, Error> {
-        self.0.inner().map(Arc::clone)
+    pub(crate) fn client(&self) -> Result<Arc<Client>, Error> {
+        self.0.client().map(Arc::clone)
     }
 }
 

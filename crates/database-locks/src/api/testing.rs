@@ -1,4 +1,4 @@
-//! Losing a lock on purpose, for tests of programs that use locks.
+//! Lose a lock on purpose, for tests of programs that use locks.
 
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ pub fn timed_out(name: LockName, waited: Duration, holder: &str, held_for: Durat
 /// [`Error::Config`] for an invalid name, and for another engine than `memory:`, whose clock cannot
 /// be set.
 pub async fn expire(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
-    let (inner, name) = (locks.inner()?, LockName::new(name)?);
+    let (client, name) = (locks.client()?, LockName::new(name)?);
     crate::runtime::run(async move {
-        let Some(expired) = inner.store.expire(&name) else {
-            let got = format!("for {}, whose clock goes on", inner.store.engine());
+        let Some(expired) = client.store.expire(&name) else {
+            let got = format!("for {}, whose clock goes on", client.store.engine());
             return Err(Error::config("url", got, "memory: or memory:NAME"));
         };
-        tell(expired.as_deref(), LostReason::Expired);
-        inner.queues.wake(&name);
+        report_loss(expired.as_deref(), LostReason::Expired);
+        client.queues.wake(&name);
         Ok(expired.is_some())
     })
     .await
@@ -48,15 +48,15 @@ pub async fn lose(locks: &Locks, name: impl AsRef<str>) -> Result<bool, Error> {
     let from = locks.force(LockName::new(name)?).await?;
     let grant = from.as_ref().filter(|from| !from.is_legacy);
     let grant = grant.and_then(|from| from.grant.as_deref());
-    tell(grant, LostReason::Forced);
+    report_loss(grant, LostReason::Forced);
     Ok(from.is_some())
 }
 
-/// Whichever [`Locks`] of this process has it.
-fn tell(grant: Option<&str>, reason: LostReason) {
+/// Report the loss to the client of this process that holds the grant.
+fn report_loss(grant: Option<&str>, reason: LostReason) {
     if let Some(grant) = grant.and_then(GrantId::parse) {
-        for inner in client::all() {
-            inner.scheduler.lost(grant, reason.into());
+        for client in client::all() {
+            client.scheduler.lost(grant, reason.into());
         }
     }
 }

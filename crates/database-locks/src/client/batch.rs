@@ -1,8 +1,8 @@
-//! What arrives while a statement is under way goes out together, as one statement after it.
+//! Batching: requests that arrive while a statement is under way go out together in the next one.
 //!
-//! A lone caller pays nothing: it asks the store itself, at once. In a crowd each commit is shared by
-//! all who came during the one before, as databases themselves do with their log ("group commit",
-//! <https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-COMMIT-DELAY>).
+//! A single caller is sent at once and pays no batching delay. Concurrent callers share commits, as
+//! in the group commit of databases
+//! (<https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-COMMIT-DELAY>).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,17 +16,18 @@ use crate::store::{
 };
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
-/// How long a request waits for the statement before its own. One that hangs must not hold up those
-/// that may not hang, such as those of another row.
-const OVERTIME: Duration = Duration::from_millis(100);
-/// How many go together at most: a statement should not take longer than a waiter minds.
-const MOST: usize = 1_000;
+/// The longest that a request waits for the statement before its own. After it the request is sent
+/// in a statement of its own batch, so that a statement that hangs does not block requests for
+/// other rows.
+const MAX_QUEUE_WAIT: Duration = Duration::from_millis(100);
+/// The largest batch, which bounds the duration of one statement.
+const MAX_BATCH: usize = 1_000;
 
-/// Ask the store for several of a kind.
+/// A kind of request that the store carries out in batches.
 pub(crate) trait Operation: fmt::Debug + Send + Sync + 'static {
     type Answer: Send + 'static;
 
-    /// The answers, in the order of what is asked.
+    /// The answers, in the order of the requests.
     fn carry_out<'a>(
         asked: &'a [Self],
         store: &'a Observed,
@@ -60,7 +61,7 @@ impl Operation for ReleaseCommand {
     }
 }
 
-/// Those who ask for one kind of thing.
+/// The queue for one kind of request.
 #[derive(Debug)]
 pub(crate) struct Batch<Q: Operation>(Arc<Shared<Q>>);
 
@@ -78,7 +79,7 @@ struct State<Q: Operation> {
 
 struct Waiting<Q: Operation> {
     asked: Q,
-    tell: oneshot::Sender<Result<Q::Answer, StoreError>>,
+    reply: oneshot::Sender<Result<Q::Answer, StoreError>>,
 }
 
 type Answer<Q> = oneshot::Receiver<Result<<Q as Operation>::Answer, StoreError>>;
@@ -93,7 +94,7 @@ impl<Q: Operation> fmt::Debug for State<Q> {
 }
 
 impl<Q: Operation> Batch<Q> {
-    /// `within`: how long each statement may take.
+    /// `within`: timeout of each statement.
     pub(crate) fn new(store: Observed, within: Duration) -> Self {
         let state = Mutex::new(State {
             under_way: false,
@@ -106,43 +107,45 @@ impl<Q: Operation> Batch<Q> {
         }))
     }
 
-    /// Ask, alone or together with others. Dropped while it waits for others, it was never asked.
+    /// Send a request, alone or in a batch. A future that is dropped before its batch is sent
+    /// cancels the request.
     ///
     /// # Errors
     ///
-    /// Those of the store. What fails one of several fails none of the others.
+    /// Errors of the store. If one request of a batch fails, the others are retried one by one and
+    /// do not fail with it.
     pub(crate) async fn ask(&self, asked: Q) -> Result<Q::Answer, StoreError> {
-        let mut answer = match self.0.stand_behind(asked) {
+        let mut answer = match self.0.join(asked) {
             Ok(answer) => answer,
             Err(asked) => {
-                let _next = Next(&self.0);
-                return self.0.alone(&asked).await;
+                let _send_next = SendNext(&self.0);
+                return self.0.send_alone(&asked).await;
             }
         };
         let answered = tokio::select! {
             biased;
             answered = &mut answer => answered,
-            () = tokio::time::sleep(OVERTIME) => {
-                tokio::spawn(Arc::clone(&self.0).overtake());
+            () = tokio::time::sleep(MAX_QUEUE_WAIT) => {
+                tokio::spawn(Arc::clone(&self.0).send_batch_now());
                 answer.await
             }
         };
-        // The task that took it along has stopped, with the runtime.
-        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
+        // The task that carried the batch out has stopped with the runtime.
+        answered.unwrap_or_else(|_| Err(StoreError::Unavailable("the request was not sent".into())))
     }
 }
 
-/// What waits goes out when this is dropped: the first request has its answer, or was dropped.
-struct Next<'a, Q: Operation>(&'a Arc<Shared<Q>>);
+/// Sends the waiting requests when dropped, whether the current request was answered or cancelled.
+struct SendNext<'a, Q: Operation>(&'a Arc<Shared<Q>>);
 
-impl<Q: Operation> Drop for Next<'_, Q> {
+impl<Q: Operation> Drop for SendNext<'_, Q> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         if state.waiting.is_empty() {
             state.under_way = false;
         } else {
             drop(state);
-            tokio::spawn(Arc::clone(self.0).go_on());
+            tokio::spawn(Arc::clone(self.0).send_batches());
         }
     }
 }
@@ -152,82 +155,83 @@ impl<Q: Operation> Shared<Q> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wait for what is under way; `Err` where nothing is, and this is it.
-    fn stand_behind(&self, asked: Q) -> Result<Answer<Q>, Q> {
+    /// Join the queue behind the statement under way. If none is, `Err` returns the request, and
+    /// the caller sends it itself.
+    fn join(&self, asked: Q) -> Result<Answer<Q>, Q> {
         let mut state = self.state();
         if !state.under_way {
             state.under_way = true;
             return Err(asked);
         }
-        let (tell, answer) = oneshot::channel();
-        state.waiting.push(Waiting { asked, tell });
+        let (reply, answer) = oneshot::channel();
+        state.waiting.push(Waiting { asked, reply });
         Ok(answer)
     }
 
-    /// Carry out what waits, batch by batch, until nobody waits any more.
-    async fn go_on(self: Arc<Self>) {
+    /// Send the waiting requests, batch after batch, until the queue is empty.
+    async fn send_batches(self: Arc<Self>) {
         loop {
             let batch = {
                 let mut state = self.state();
-                let batch = state.take();
+                let batch = state.next_batch();
                 state.under_way = !batch.is_empty();
                 batch
             };
             if batch.is_empty() {
                 return;
             }
-            self.together(batch).await;
+            self.send(batch).await;
         }
     }
 
-    /// Carry out what waits behind something that takes long.
-    async fn overtake(self: Arc<Self>) {
-        let batch = self.state().take();
+    /// Send the waiting requests without waiting for the statement under way.
+    async fn send_batch_now(self: Arc<Self>) {
+        let batch = self.state().next_batch();
         if !batch.is_empty() {
-            self.together(batch).await;
+            self.send(batch).await;
         }
     }
 
-    async fn together(&self, batch: Vec<Waiting<Q>>) {
-        let (asked, tell): (Vec<Q>, Vec<_>) = batch
+    async fn send(&self, batch: Vec<Waiting<Q>>) {
+        let (asked, reply): (Vec<Q>, Vec<_>) = batch
             .into_iter()
-            .map(|waiting| (waiting.asked, waiting.tell))
+            .map(|waiting| (waiting.asked, waiting.reply))
             .unzip();
         let answers = match Q::carry_out(&asked, &self.store, self.within).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(failure) if !failure.is_answer() => {
                 asked.iter().map(|_| Err(failure.again())).collect()
             }
-            Err(_) => self.one_by_one(&asked).await,
+            Err(_) => self.send_one_by_one(&asked).await,
         };
-        for (tell, answer) in tell.into_iter().zip(answers) {
-            // The caller may have gone, and gives back what this has granted.
-            let _ = tell.send(answer);
+        for (reply, answer) in reply.into_iter().zip(answers) {
+            // The caller may have stopped waiting. An acquire then gives back what it was granted.
+            let _ = reply.send(answer);
         }
     }
 
-    /// One of them was the cause that all of them failed.
-    async fn one_by_one(&self, asked: &[Q]) -> Vec<Result<Q::Answer, StoreError>> {
+    /// Send each request alone, to find the one that made the batch fail.
+    async fn send_one_by_one(&self, asked: &[Q]) -> Vec<Result<Q::Answer, StoreError>> {
         let mut answers = Vec::with_capacity(asked.len());
         for one in asked {
-            answers.push(self.alone(one).await);
+            answers.push(self.send_alone(one).await);
         }
         answers
     }
 
-    async fn alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
+    async fn send_alone(&self, asked: &Q) -> Result<Q::Answer, StoreError> {
         let asked = std::slice::from_ref(asked);
         let mut answers = Q::carry_out(asked, &self.store, self.within).await?;
-        let none = || StoreError::Unavailable("the store gave no answer".into());
+        let none = || StoreError::Unavailable("the store returned no answer".into());
         answers.pop().ok_or_else(none)
     }
 }
 
 impl<Q: Operation> State<Q> {
-    /// The first of those who still want it, in their order.
-    fn take(&mut self) -> Vec<Waiting<Q>> {
-        self.waiting.retain(|waiting| !waiting.tell.is_closed());
-        let rest = self.waiting.split_off(self.waiting.len().min(MOST));
+    /// Remove the next batch from the queue, in order, and drop cancelled requests.
+    fn next_batch(&mut self) -> Vec<Waiting<Q>> {
+        self.waiting.retain(|waiting| !waiting.reply.is_closed());
+        let rest = self.waiting.split_off(self.waiting.len().min(MAX_BATCH));
         std::mem::replace(&mut self.waiting, rest)
     }
 }
@@ -239,7 +243,7 @@ mod tests {
     use super::*;
     use crate::store::{self, connect::table::Table};
 
-    /// One statement at a time, and what each asked for; those of the same `world`.
+    /// Records the numbers of each statement.
     #[derive(Debug, Default)]
     struct World {
         statements: Mutex<Vec<Vec<u8>>>,
@@ -252,7 +256,8 @@ mod tests {
         }
     }
 
-    /// Answers itself; 0 waits until it may go on, 13 is refused and so is what goes with it.
+    /// A request that is answered with its own number. A statement with 0 waits for `go`; one with
+    /// 13 is rejected.
     #[derive(Clone, Debug)]
     struct Number(u8, Arc<World>);
 
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_while_a_statement_is_under_way_goes_out_together_after_it() {
+    fn requests_that_arrive_while_a_statement_is_under_way_go_out_in_one_batch_after_it() {
         run(async {
             let (world, batch) = batch();
             let asked = ask(&batch, &world, &[0, 1, 2, 3]).await;
@@ -309,7 +314,7 @@ mod tests {
                 assert_eq!(asked.await.unwrap().unwrap(), number);
             }
             assert_eq!(world.statements(), [vec![0], vec![1, 2, 3]]);
-            // And who comes then is alone again.
+            // With the queue empty, a request is sent alone again.
             for asked in ask(&batch, &world, &[4, 5]).await {
                 asked.await.unwrap().unwrap();
             }
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_one_of_them_fails_no_other() {
+    fn a_request_that_fails_fails_no_other_of_its_batch() {
         run(async {
             let (world, batch) = batch();
             let asked = ask(&batch, &world, &[0, 12, 13, 14]).await;
@@ -332,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_that_hangs_does_not_hold_up_those_behind_it() {
+    fn a_statement_that_hangs_does_not_block_the_requests_behind_it() {
         run(async {
             let (world, batch) = batch();
             let mut asked = ask(&batch, &world, &[0, 1, 2]).await;
@@ -345,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_away_before_his_turn_was_never_asked_and_who_goes_away_in_it_stops_nobody() {
+    fn a_request_cancelled_in_the_queue_is_not_sent_and_one_cancelled_under_way_blocks_no_other() {
         run(async {
             let (world, batch) = batch();
             let mut asked = ask(&batch, &world, &[0, 1, 2]).await;

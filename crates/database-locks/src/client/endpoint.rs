@@ -1,9 +1,9 @@
-//! Where the locks are, and what each process shares of it.
+//! The database and table of one [`Locks`](crate::Locks), with one client a process.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::client::{Inner, process_exit};
+use crate::client::{Client, process_exit};
 use crate::error::Error;
 use crate::metrics::Engine;
 use crate::runtime::fork::PerProcess;
@@ -12,15 +12,15 @@ use crate::store::connect::source::Given;
 use crate::store::connect::table::Table;
 use crate::store::measured::Observed;
 
-/// Where the locks are, and what each process made of it.
+/// The database and table of one [`Locks`](crate::Locks), with one client a process.
 pub(crate) struct Endpoint {
     engine: Engine,
     given: Given,
     table: Table,
-    inner: PerProcess<Arc<Inner>>,
+    client: PerProcess<Arc<Client>>,
 }
 
-/// On one line, and nothing of the URL but its engine.
+/// Shows the engine but not the URL, which may contain a password.
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Locks")
@@ -31,29 +31,30 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// No I/O: the URL and the name of the table are checked.
+    /// Checks the URL and the table name. No I/O.
     pub(crate) fn new(given: Given, table: Option<&str>) -> Result<Self, Error> {
-        let mut place = Self {
+        let mut endpoint = Self {
             given,
             engine: "",
             table: table.map_or_else(|| Ok(Table::default()), Table::new)?,
-            inner: PerProcess::new(),
+            client: PerProcess::new(),
         };
-        place.engine = place.inner()?.store.engine();
-        Ok(place)
+        endpoint.engine = endpoint.client()?.store.engine();
+        Ok(endpoint)
     }
 
     pub(crate) fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// A forked child connects for itself: it must not use its parent's connection.
-    pub(crate) fn inner(&self) -> Result<&Arc<Inner>, Error> {
+    /// The client of this process. A forked child makes its own, because it must not use its
+    /// parent's connection.
+    pub(crate) fn client(&self) -> Result<&Arc<Client>, Error> {
         let make = || {
             let (store, engine) = store::open_given(&self.given, &self.table)?;
             process_exit::watch();
-            Inner::new(Observed::new(store, engine))
+            Client::new(Observed::new(store, engine))
         };
-        self.inner.get_or_try_init(make)
+        self.client.get_or_try_init(make)
     }
 }

@@ -5,10 +5,10 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::client::Inner;
+use crate::client::Client;
 use crate::client::pending;
-use crate::client::release::GiveBack;
-use crate::client::renewal::grant_state::{Held, Status, ms};
+use crate::client::release::ReleaseRequest;
+use crate::client::renewal::grant_state::{GrantState, Status, ms};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -20,7 +20,7 @@ use protocol::{
     Released, Renewal, Short, Ticket, Token, Ttl,
 };
 
-/// How long [`LockGuard::release`] waits for the database before it lets the background go on.
+/// How long [`LockGuard::release`] waits for the database. After it, the background continues.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A held lock, renewed in the background while this value lives.
@@ -44,9 +44,9 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// s.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard {
-    pub(crate) inner: Here<Arc<Inner>>,
-    pub(crate) held: Here<Arc<Held>>,
-    /// The longest that the row may have had: what a release must reckon with.
+    pub(crate) client: Here<Arc<Client>>,
+    pub(crate) held: Here<Arc<GrantState>>,
+    /// The longest ttl that the row may have, which a release must assume.
     ttl: Mutex<Ttl>,
     released: bool,
 }
@@ -62,22 +62,22 @@ impl fmt::Debug for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(inner: Arc<Inner>, held: Arc<Held>, ttl: Ttl) -> Self {
+    pub(crate) fn new(client: Arc<Client>, held: Arc<GrantState>, ttl: Ttl) -> Self {
         Self {
-            inner: Here::new(inner),
+            client: Here::new(client),
             held: Here::new(held),
             ttl: Mutex::new(ttl),
             released: false,
         }
     }
 
-    /// It was handed over by a ticket, which does not say its ttl: perhaps infinite.
-    pub(crate) fn perhaps_endless(self) -> Self {
-        *self.longest() = Ttl::Infinite;
+    /// A ticket does not contain the ttl, so a release must assume an infinite one.
+    pub(crate) fn with_unknown_ttl(self) -> Self {
+        *self.longest_ttl() = Ttl::Infinite;
         self
     }
 
-    fn longest(&self) -> MutexGuard<'_, Ttl> {
+    fn longest_ttl(&self) -> MutexGuard<'_, Ttl> {
         self.ttl.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -219,12 +219,12 @@ impl LockGuard {
         if !self.held.is_here() {
             return Some(Loss::of_another(LostReason::Forked));
         }
-        // In this order: each may turn into the next meanwhile.
+        // Read in this order, because a status may change in between from each to the next.
         let suspended = self.held.outlives_trust();
         let ended = !self.is_held() && !suspended;
         match self.held.status() {
             Status::Lost(loss) => Some(loss),
-            // Where the scheduler has not come round to it.
+            // The scheduler has not marked the loss yet.
             Status::Held(_) if ended => Some(self.held.loss(LostReason::Expired)),
             Status::Held(_) | Status::Released => None,
         }
@@ -302,13 +302,13 @@ impl LockGuard {
     /// ```
     pub async fn check(&self) -> Result<(), Error> {
         self.still_trusted()?;
-        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
-        let ttl = *self.longest();
+        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let ttl = *self.longest_ttl();
         runtime::run(async move {
             let op = || format!("check lock `{}`", held.grant.name);
             let names = [held.grant.name.clone()];
-            let rows = inner.store.read(&names, REQUEST_TIMEOUT).await;
-            let ours = rows
+            let rows = client.store.read(&names, REQUEST_TIMEOUT).await;
+            let own = rows
                 .map_err(|e| e.into_error(op()))?
                 .pop()
                 .is_some_and(|row| {
@@ -316,14 +316,14 @@ impl LockGuard {
                         && row.grant.as_deref() == Some(held.grant.id.as_str())
                         && matches!(row.state, LockState::Held { .. })
                 });
-            if ours {
+            if own {
                 return Ok(());
             }
-            match why_lost(&inner, &held, ttl)
+            match why_lost(&client, &held, ttl)
                 .await
                 .map_err(|e| e.into_error(op()))?
             {
-                Some(gone) => Err(not_ours(&inner, &held, gone)),
+                Some(gone) => Err(mark_lost(&client, &held, gone)),
                 None => Ok(()),
             }
         })
@@ -363,20 +363,20 @@ impl LockGuard {
     pub async fn extend(&self, ttl: impl Into<Ttl>) -> Result<(), Error> {
         let (ttl, id) = (ttl.into(), self.held.grant.id);
         self.still_trusted()?;
-        let Some(timing) = self.inner.scheduler.timing(id) else {
+        let Some(timing) = self.client.scheduler.timing(id) else {
             return self.still_trusted();
         };
         let timing = timing.with_ttl(ttl)?;
         {
-            // Never shortened in the database.
-            let mut longest = self.longest();
+            // The database never shortens a lease.
+            let mut longest = self.longest_ttl();
             *longest = match (*longest, ttl) {
                 (Ttl::Finite(before), Ttl::Finite(now)) => Ttl::Finite(before.max(now)),
                 _ => Ttl::Infinite,
             };
         }
         let mut status = self.held.watch();
-        self.inner.scheduler.extend(id, timing);
+        self.client.scheduler.extend(id, timing);
         let settled = status
             .wait_for(|status| *status != Status::Held(None))
             .await;
@@ -384,9 +384,9 @@ impl LockGuard {
         self.still_trusted()
     }
 
-    /// Nothing that needs the lock may be done unless this says so.
+    /// Succeeds if the guard is trusted. Every operation that needs the lock must check this first.
     pub(crate) fn still_trusted(&self) -> Result<(), Error> {
-        // Asked first: it is given up only after trust was renewed.
+        // Read before trust: a suspension is cleared only after trust was renewed.
         let suspended = self.held.outlives_trust();
         if self.is_held() {
             return Ok(());
@@ -405,7 +405,8 @@ impl LockGuard {
                     .into(),
             });
         }
-        // Where the scheduler has not come round to it: a thawed process asks first.
+        // The scheduler has not marked the loss yet, for example after a suspended process
+        // continues.
         Err(Error::lost(
             self.name(),
             self.held.lose(LostReason::Expired),
@@ -452,9 +453,9 @@ impl LockGuard {
         self.forget_listeners();
         self.still_trusted()?;
         self.released = true;
-        self.inner.scheduler.remove(self.held.grant.id);
+        self.client.scheduler.remove(self.held.grant.id);
         self.held.released();
-        self.inner.queues.left(self.name());
+        self.client.queues.left(self.name());
         let Grant {
             name,
             token,
@@ -504,7 +505,7 @@ impl LockGuard {
         let (name, began) = (self.name().clone(), clock::now());
         self.forget_listeners();
         match self.still_trusted() {
-            // Where trust has run out under a fence it is ours to be released all the same.
+            // A suspended guard can still be released.
             Ok(()) | Err(Error::Conflict { .. }) => {}
             Err(lost) => return Err(lost),
         }
@@ -518,57 +519,57 @@ impl LockGuard {
         if done != Released::NotHeld {
             return Ok(());
         }
-        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
-        let ttl = *self.longest();
+        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
+        let ttl = *self.longest_ttl();
         let why = runtime::run(async move {
-            Ok::<_, Error>(why_lost(&inner, &held, ttl).await.ok().flatten())
+            Ok::<_, Error>(why_lost(&client, &held, ttl).await.ok().flatten())
         });
         let gone = why.await?.unwrap_or(LostReason::Preempted.into());
         Err(Error::lost(self.name(), self.held.loss(gone)))
     }
 
-    /// From now on no listener is told of a loss.
+    /// Drop the listeners: no loss is reported after a release.
     fn forget_listeners(&self) {
-        // In a forked child the mutex around them may be locked by a thread that is not there.
+        // In a forked child a thread that does not exist there may have locked their mutex.
         if self.held.is_here() {
             drop(self.held.listeners.take());
         }
     }
 
-    /// Stop the renewals; what is left is to tell the database.
-    fn begin_release(&mut self) -> Option<GiveBack> {
-        // In a forked child there is nothing of ours to be released, nor to be touched.
+    /// Stop renewals and build the release; `None` if there is nothing to release.
+    fn begin_release(&mut self) -> Option<ReleaseRequest> {
+        // A forked child must neither release nor touch its parent's grant.
         if std::mem::replace(&mut self.released, true) || !self.held.is_here() {
             return None;
         }
         self.forget_listeners();
-        self.inner.scheduler.remove(self.held.grant.id);
+        self.client.scheduler.remove(self.held.grant.id);
         let _ = self.still_trusted();
         let before = self.held.status();
         self.held.released();
-        // A row that is another's, or gone, has nothing of ours to be released.
-        let ours = match before {
+        // After a loss to another holder, or of the row, there is nothing to release.
+        let releasable = match before {
             Status::Held(_) => true,
             Status::Lost(loss) => loss.reason().leaves_a_lease(),
             Status::Released => false,
         };
-        if !ours {
-            self.inner.queues.left(self.name());
+        if !releasable {
+            self.client.queues.left(self.name());
         }
-        let ttl = *self.longest();
-        let what = ReleaseCommand::of(&self.held.grant, ttl);
+        let ttl = *self.longest_ttl();
+        let command = ReleaseCommand::of(&self.held.grant, ttl);
         let held_for = Some(self.held.held_for());
-        ours.then(|| GiveBack::new(Arc::clone(&self.inner), what, ttl, held_for))
+        releasable.then(|| ReleaseRequest::new(Arc::clone(&self.client), command, ttl, held_for))
     }
 }
 
-/// Release in the background, and wait for it no longer than a caller should.
+/// Run the release in the background, and wait for it until `until`.
 async fn in_background(
     name: LockName,
-    release: GiveBack,
+    release: ReleaseRequest,
     until: BootInstant,
 ) -> Result<Released, Error> {
-    let work = runtime::spawn(release.carry_on())?;
+    let work = runtime::spawn(release.in_background())?;
     runtime::run(async move {
         tokio::select! {
             done = work => done.unwrap_or_else(|stopped| Err(Error::Unavailable {
@@ -577,16 +578,20 @@ async fn in_background(
             })),
             () = clock::sleep_until(until) => Err(Error::Unavailable {
                 op: format!("release lock `{name}`"),
-                source: "no answer within 5s; trying on in the background".into(),
+                source: "no answer within 5s; trying again in the background".into(),
             }),
         }
     })
     .await
 }
 
-/// Why a grant that is not ours any more is not: a renewal, which must fail, says so.
-async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, StoreError> {
-    let answers = inner
+/// The reason of a loss, as answered to a renewal of the same grant.
+async fn why_lost(
+    client: &Client,
+    held: &GrantState,
+    ttl: Ttl,
+) -> Result<Option<Gone>, StoreError> {
+    let answers = client
         .store
         .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
         .await?;
@@ -596,10 +601,10 @@ async fn why_lost(inner: &Inner, held: &Held, ttl: Ttl) -> Result<Option<Gone>, 
     }))
 }
 
-/// The database said so, and not at a renewal.
-pub(crate) fn not_ours(inner: &Inner, held: &Held, gone: Gone) -> Error {
+/// Mark a grant lost because the database reported so outside of a renewal.
+pub(crate) fn mark_lost(client: &Client, held: &GrantState, gone: Gone) -> Error {
     let loss = held.lose(gone);
-    inner.scheduler.remove(held.grant.id);
+    client.scheduler.remove(held.grant.id);
     Error::lost(&held.grant.name, loss)
 }
 

@@ -1,16 +1,16 @@
-//! Resuming, renewing and releasing by ticket.
+//! Resume, renew and release by ticket.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Inner;
-use crate::client::acquire::attempt::begin;
-use crate::client::acquire::request::Want;
+use crate::client::Client;
+use crate::client::acquire::attempt::start_renewing;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
-use crate::client::own_grants::Ours;
-use crate::client::release::{defer, give_back};
+use crate::client::own_grants::OwnGrant;
+use crate::client::release::{defer, release_grant};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::metrics;
@@ -22,53 +22,59 @@ use protocol::{
     ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Ttl,
 };
 
-/// Take a ticket up. What is handed out is held: trust is checked at the last moment, on the caller's thread.
+/// Resume the grant of a ticket. Trust is checked last, on the caller's thread, so that the guard
+/// is held when it is returned.
 pub(crate) async fn resume(
-    inner: Arc<Inner>,
-    want: Want,
+    client: Arc<Client>,
+    request: AcquireRequest,
     ticket: Ticket,
 ) -> Result<LockGuard, Error> {
-    let guard = in_background(inner, want, ticket).await?;
+    let guard = in_background(client, request, ticket).await?;
     guard.still_trusted().map(|()| guard)
 }
 
-async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<LockGuard, Error> {
+async fn in_background(
+    client: Arc<Client>,
+    request: AcquireRequest,
+    ticket: Ticket,
+) -> Result<LockGuard, Error> {
     crate::runtime::run(async move {
         let to = AcquireCommand {
-            name: want.name,
+            name: request.name,
             grant: random_grant_id()?,
-            holder: want.holder,
-            length: want.timing.first_grant(),
-            metadata: want.metadata,
+            holder: request.holder,
+            length: request.timing.first_grant(),
+            metadata: request.metadata,
             expired_version: None,
         };
-        let what = ResumeCommand {
+        let command = ResumeCommand {
             token: ticket.token,
             from: ticket.grant,
             to,
         };
-        // Before the request is sent: from then on it may stand in the row.
-        let _ours = Ours::new(what.to.grant);
-        let mut unsettled = Unsettled {
-            inner: Arc::clone(&inner),
-            what: Some(&what),
+        // Registered before the request is sent, because its row may contain the grant from then
+        // on.
+        let _own = OwnGrant::new(command.to.grant);
+        let mut unresumed = ReleaseUnlessResumed {
+            client: Arc::clone(&client),
+            command: Some(&command),
         };
-        let sent = until_answered(&inner, &what).await?;
-        let to = &what.to;
-        let lease = Lease::granted(want.timing, sent, to.length);
+        let sent = retry_resume(&client, &command).await?;
+        let to = &command.to;
+        let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
             return Err(Error::lost(&to.name, Loss::of_another(LostReason::Expired)));
         }
-        unsettled.what = None;
+        unresumed.command = None;
         let grant = Grant {
             name: to.name.clone(),
-            token: what.token,
+            token: command.token,
             id: to.grant,
             holder: Arc::clone(&to.holder),
         };
-        let begun = begin(&inner, grant, lease).await;
+        let begun = start_renewing(&client, grant, lease).await;
         if let Ok(guard) = &begun {
-            metrics::resumed(inner.store.engine());
+            metrics::resumed(client.store.engine());
             tracing::debug!(
                 lock.name = guard.name().as_str(),
                 lock.token = guard.token().get(),
@@ -77,21 +83,22 @@ async fn in_background(inner: Arc<Inner>, want: Want, ticket: Ticket) -> Result<
             );
         }
         begun
-            .map(LockGuard::perhaps_endless)
+            .map(LockGuard::with_unknown_ttl)
             .map_err(|loss| Error::lost(&to.name, loss))
     })
     .await
 }
 
-/// Ask until there is an answer; when it was sent that was answered with yes.
-async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<BootInstant, Error> {
+/// Retry until the database answers or the timeout ends; returns when the successful request was
+/// sent.
+async fn retry_resume(client: &Client, command: &ResumeCommand) -> Result<BootInstant, Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
-        let failure = match inner.store.resume(what, REQUEST_TIMEOUT).await {
+        let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
             Ok(Renewal::Renewed) => return Ok(sent),
             Ok(Renewal::Lost(gone)) => {
-                return Err(Error::lost(&what.to.name, Loss::of_another(gone)));
+                return Err(Error::lost(&command.to.name, Loss::of_another(gone)));
             }
             Ok(Renewal::Busy) => {
                 StoreError::Contention("its row is locked by another transaction".into())
@@ -99,59 +106,59 @@ async fn until_answered(inner: &Inner, what: &ResumeCommand) -> Result<BootInsta
             Err(failure) => failure,
         };
         if matches!(failure, StoreError::Rejected { .. }) || clock::now() >= until {
-            return Err(failure.into_error(format!("take up lock `{}`", what.to.name)));
+            return Err(failure.into_error(format!("resume lock `{}`", command.to.name)));
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(10..60))).await;
     }
 }
 
-/// Gives back a grant if the caller never learns whether it was resumed.
-struct Unsettled<'a> {
-    inner: Arc<Inner>,
-    what: Option<&'a ResumeCommand>,
+/// Releases the grant on drop, unless the caller gets its guard.
+struct ReleaseUnlessResumed<'a> {
+    client: Arc<Client>,
+    command: Option<&'a ResumeCommand>,
 }
 
-impl Drop for Unsettled<'_> {
+impl Drop for ReleaseUnlessResumed<'_> {
     fn drop(&mut self) {
-        let Some(ResumeCommand { token, to, .. }) = self.what else {
+        let Some(ResumeCommand { token, to, .. }) = self.command else {
             return;
         };
-        let what = ReleaseCommand {
+        let command = ReleaseCommand {
             name: to.name.clone(),
             token: Some(*token),
             grant: to.grant,
             holder: Arc::clone(&to.holder),
             durable: true,
         };
-        tokio::spawn(give_back(
-            Arc::clone(&self.inner),
-            what,
+        tokio::spawn(release_grant(
+            Arc::clone(&self.client),
+            command,
             Ttl::Infinite,
             None,
         ));
     }
 }
 
-/// What can be done with a ticket without taking it up.
+/// An operation by ticket that needs no guard.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ByTicket {
     Renew(Ttl),
     Release,
 }
 
-/// Do it, while the row says that it is the ticket's grant.
+/// Carry out an operation, if the row still contains the ticket's grant.
 pub(crate) async fn by_ticket(
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     ticket: Ticket,
-    what: ByTicket,
+    operation: ByTicket,
 ) -> Result<(), Error> {
-    let op = match what {
+    let op = match operation {
         ByTicket::Renew(_) => format!("renew lock `{}`", ticket.name),
         ByTicket::Release => format!("release lock `{}`", ticket.name),
     };
     crate::runtime::run(async move {
         let done = while_contended(REQUEST_TIMEOUT, || async {
-            match do_it(&inner, &ticket, what).await? {
+            match run_by_ticket(&client, &ticket, operation).await? {
                 Renewal::Busy => Err(StoreError::Contention(
                     "its row is locked by another transaction".into(),
                 )),
@@ -166,14 +173,18 @@ pub(crate) async fn by_ticket(
     .await
 }
 
-async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Renewal, StoreError> {
+async fn run_by_ticket(
+    client: &Arc<Client>,
+    ticket: &Ticket,
+    operation: ByTicket,
+) -> Result<Renewal, StoreError> {
     let names = [ticket.name.clone()];
-    // A ticket does not know who holds it, which a statement asks for.
-    let holder = match inner.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
+    // The store's statements compare the holder, and a ticket does not contain it.
+    let holder = match client.store.read(&names, REQUEST_TIMEOUT).await?.pop() {
         Some(row) if row.grant.as_deref() == Some(ticket.grant.as_str()) => row.holder,
         Some(row) => {
             return Ok(Renewal::Lost(Gone {
-                reason: why_dead(ticket, &row),
+                reason: loss_reason(ticket, &row),
                 now: row.held_by(),
             }));
         }
@@ -185,31 +196,31 @@ async fn do_it(inner: &Arc<Inner>, ticket: &Ticket, what: ByTicket) -> Result<Re
         id: ticket.grant,
         holder: holder.unwrap_or_default().into(),
     };
-    match what {
+    match operation {
         ByTicket::Renew(ttl) => {
-            let answers = inner.store.renew(&[(grant, ttl)], REQUEST_TIMEOUT).await?;
+            let answers = client.store.renew(&[(grant, ttl)], REQUEST_TIMEOUT).await?;
             Ok(answers.into_iter().next().unwrap_or(Renewal::Busy))
         }
         ByTicket::Release => {
-            // It may be without end, which a ticket does not know either.
-            let returns = [ReleaseCommand::of(&grant, Ttl::Infinite)];
-            let answers = inner.store.release(&returns, REQUEST_TIMEOUT).await?;
+            // A ticket does not contain the ttl, which may be infinite.
+            let releases = [ReleaseCommand::of(&grant, Ttl::Infinite)];
+            let answers = client.store.release(&releases, REQUEST_TIMEOUT).await?;
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
-                    inner.queues.wake(&grant.name);
+                    client.queues.wake(&grant.name);
                     Renewal::Renewed
                 }
                 Some(Released::NotHeld) => Renewal::Lost(LostReason::Released.into()),
-                Some(Released::Busy) if defer(inner, &returns[0]) => Renewal::Renewed,
+                Some(Released::Busy) if defer(client, &releases[0]) => Renewal::Renewed,
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }
     }
 }
 
-/// Why a ticket is dead, from the row that says so.
-fn why_dead(ticket: &Ticket, row: &LockInfo) -> LostReason {
-    let resumed = |said: &String| said.contains(ticket.grant.as_str());
+/// Why a ticket is no longer valid, according to the row.
+fn loss_reason(ticket: &Ticket, row: &LockInfo) -> LostReason {
+    let resumed = |metadata: &String| metadata.contains(ticket.grant.as_str());
     match row.token.cmp(&ticket.token) {
         Ordering::Greater => LostReason::Preempted,
         Ordering::Less => LostReason::Failover,

@@ -1,4 +1,4 @@
-//! Who holds a lock, for people to read; never what decides who holds it.
+//! Holder name and metadata: descriptions for people, never used to decide who holds a lock.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::error::Error;
 use crate::runtime::fork::PerProcess;
 use protocol::GrantId;
 
-/// The most that the column `metadata` is given, so that a list of locks stays quick to read.
+/// Maximum size of the column `metadata`, so that listing locks stays fast.
 const MAX_METADATA_BYTES: usize = 4096;
 
-/// What [`over`] adds to it.
-const OVER: usize = r#""over":"","#.len() + 32;
+/// The bytes that [`with_ended_grant`] adds.
+const ENDED_GRANT_BYTES: usize = r#""over":"","#.len() + 32;
 
-/// The most that `locked_by` is given.
+/// Maximum length of the column `locked_by`.
 const MAX_HOLDER_CHARS: usize = 255;
 
 fn host() -> String {
@@ -26,12 +26,13 @@ fn host() -> String {
         .into_owned()
 }
 
-/// `host.pid.random`.
+/// The default holder name, `host.pid.random`.
 ///
-/// Host and pid alone are not enough: in two containers both may be the same, and a restarted
-/// process would look like the one that died.
+/// The random part tells apart processes of two containers with equal host and pid, and a restarted
+/// process from its predecessor.
 pub(crate) fn default_holder() -> String {
-    // ASCII only: no caller has chosen this name, and the database's encoding may lack more.
+    // ASCII only: the database's encoding may lack other characters, and the caller did not choose
+    // this name.
     let host = host().replace(|c: char| !c.is_ascii_graphic(), "-");
     format!("{host}.{}.{:08x}", std::process::id(), fastrand::u32(..))
 }
@@ -59,27 +60,28 @@ fn program_name(path: &Path) -> String {
     name.to_string_lossy().chars().take(100).collect()
 }
 
-/// Say which program this is, where it is not the first of the arguments: a script, not its
-/// interpreter. The first call counts, and only before the first lock is named.
+/// Set the program name in the metadata, for programs whose first argument is an interpreter. Only
+/// the first call counts, and only if no lock has been named before.
 pub fn set_program(path: &Path) {
     let _ = PROGRAM.set(program_name(path));
 }
 
-/// A process as its metadata shows it. A host that is renamed later keeps its old name there.
+/// This process as described in the metadata. The host name is read once.
 struct Process {
     program: String,
     host: String,
     pid: u32,
 }
 
-/// What the holder says of itself: program, host, pid and version, the grant that it was handed if
-/// there was one, and the caller's own keys under `meta`. Of the command line only the program's name:
-/// arguments may hold passwords.
+/// Metadata of a grant: program, host, pid and version, the grant that was resumed if there was one
+/// (`from`), and the caller's own keys under `meta`. Of the command line only the program's name is
+/// included: arguments may contain passwords.
 ///
-/// It is ASCII, whatever the encoding of the database can hold. What does not fit beside the caller's
-/// own keys is cut or left out: only those can be too long.
+/// The JSON is ASCII, so that it fits every encoding of a database. If the caller's own keys are
+/// too long, that is an error. The library's fields are shortened or left out where they do not
+/// fit.
 ///
-/// `may_add`: [`over`] may have something to add.
+/// `may_add`: reserve the bytes that [`with_ended_grant`] adds.
 pub(crate) fn metadata(
     own: &Map<String, Value>,
     from: Option<GrantId>,
@@ -122,8 +124,8 @@ fn describe(
     if !own.is_empty() {
         all.insert("meta".into(), Value::Object(own.clone()));
     }
-    let reserved = if may_add { OVER } else { 0 };
-    let length = ascii(&all).len() + reserved;
+    let reserved = if may_add { ENDED_GRANT_BYTES } else { 0 };
+    let length = ascii_json(&all).len() + reserved;
     if length > MAX_METADATA_BYTES {
         let got = format!("{length} bytes of JSON in ASCII");
         return Err(Error::config("metadata", got, "at most 4096 bytes"));
@@ -134,10 +136,10 @@ fn describe(
         ("program", json!(process.program)),
         ("host", json!(process.host)),
     ] {
-        add(&mut all, key, value, MAX_METADATA_BYTES - reserved);
+        add_field(&mut all, key, value, MAX_METADATA_BYTES - reserved);
     }
-    let text = ascii(&all);
-    // JSON writes a NUL as \u0000, which a text column takes and a later cast to jsonb does not.
+    let text = ascii_json(&all);
+    // A text column accepts the escape \u0000, but a later cast to jsonb fails.
     if text.contains("\\u0000") {
         return Err(Error::config(
             "metadata",
@@ -148,10 +150,10 @@ fn describe(
     Ok(text)
 }
 
-/// Add one of our own fields: what fits of it.
-fn add(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
+/// Add a field of the library, shortened to fit into `most` bytes, or left out.
+fn add_field(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
     all.insert(key.to_owned(), value);
-    while ascii(all).len() > most {
+    while ascii_json(all).len() > most {
         let shorter = match all.get(key) {
             Some(Value::String(text)) if text.chars().count() > 1 => {
                 let half = text.chars().count() / 2;
@@ -166,8 +168,8 @@ fn add(all: &mut Map<String, Value>, key: &str, value: Value, most: usize) {
     }
 }
 
-/// As JSON, with `\u` escapes for everything that is not ASCII.
-fn ascii(all: &Map<String, Value>) -> String {
+/// JSON with `\u` escapes for non-ASCII characters.
+fn ascii_json(all: &Map<String, Value>) -> String {
     let text = serde_json::to_string(all).unwrap_or_default();
     if text.is_ascii() {
         return text;
@@ -185,9 +187,10 @@ fn ascii(all: &Map<String, Value>) -> String {
     escaped
 }
 
-/// The same of a holder who takes the lock over from itself: which grant thereby ended. That is how
-/// the one that had it learns what happened, even when this one has been released since.
-pub(crate) fn over(metadata: &str, ended: GrantId) -> String {
+/// The metadata of a take-over by the same holder, with the id of the grant that it ended. The
+/// previous guard finds its own grant id there and reports the reason of its loss, even if the new
+/// grant has been released since.
+pub(crate) fn with_ended_grant(metadata: &str, ended: GrantId) -> String {
     let rest = metadata.strip_prefix('{').unwrap_or(metadata);
     format!(r#"{{"over":"{ended}",{rest}"#)
 }
@@ -211,21 +214,24 @@ mod tests {
     }
 
     #[test]
-    fn metadata_keeps_the_callers_keys_apart_from_ours() {
-        let own = Map::from_iter([("program".to_owned(), json!("theirs"))]);
+    fn metadata_keeps_the_callers_keys_apart_from_the_librarys() {
+        let own = Map::from_iter([("program".to_owned(), json!("the caller's"))]);
         let all: Value = serde_json::from_str(&metadata(&own, None, false).unwrap()).unwrap();
-        assert_eq!(all["meta"]["program"], "theirs");
+        assert_eq!(all["meta"]["program"], "the caller's");
         assert_eq!(all["pid"], std::process::id());
 
         let (ended, before) = (random_grant_id().unwrap(), all.to_string());
-        let after: Value = serde_json::from_str(&over(&before, ended)).unwrap();
+        let after: Value = serde_json::from_str(&with_ended_grant(&before, ended)).unwrap();
         assert_eq!(after["over"], ended.as_str());
         assert_eq!(after["meta"], all["meta"]);
-        assert_eq!(over(&before, ended).len(), before.len() + OVER);
+        assert_eq!(
+            with_ended_grant(&before, ended).len(),
+            before.len() + ENDED_GRANT_BYTES
+        );
     }
 
     #[test]
-    fn what_a_database_of_another_encoding_lacks_is_escaped_and_read_back_as_it_was() {
+    fn non_ascii_metadata_is_escaped_and_read_back_unchanged() {
         let own = Map::from_iter([("why".to_owned(), json!("日本 ä 🔒 \"\\u0041\""))]);
         let text = describe(&own, None, false, &process("仕事", "høst")).unwrap();
         assert!(text.is_ascii(), "{text}");
@@ -238,29 +244,29 @@ mod tests {
     }
 
     #[test]
-    fn metadata_of_more_than_4_kib_is_refused() {
-        let refused = |why: String| {
+    fn metadata_of_more_than_4_kib_is_error_for() {
+        let error_for = |why: String| {
             let own = Map::from_iter([("why".to_owned(), json!(why))]);
             metadata(&own, None, false).unwrap_err().to_string()
         };
-        assert!(refused("x".repeat(5000)).contains("4096"));
-        // Each takes six bytes of ASCII.
-        assert!(refused("日".repeat(700)).contains("4096"));
-        let nul = refused("\0".to_owned());
+        assert!(error_for("x".repeat(5000)).contains("4096"));
+        // Each character takes six bytes as an escape.
+        assert!(error_for("日".repeat(700)).contains("4096"));
+        let nul = error_for("\0".to_owned());
         assert!(nul.contains("NUL"), "{nul}");
     }
 
     #[test]
-    fn our_own_part_is_cut_before_anything_is_refused() {
+    fn the_librarys_fields_are_shortened_before_metadata_is_error_for() {
         let from = random_grant_id().unwrap();
-        let bare = r#"{"from":"","meta":{"why":""}}"#.len() + 32 + OVER;
+        let bare = r#"{"from":"","meta":{"why":""}}"#.len() + 32 + ENDED_GRANT_BYTES;
         for left in [0, 1, 5, 20, 100, 1000] {
             let why = "x".repeat(MAX_METADATA_BYTES - bare - left);
             let own = Map::from_iter([("why".to_owned(), json!(why))]);
             let program = "仕".repeat(100);
             let text = describe(&own, Some(from), true, &process(&program, "host")).unwrap();
             assert!(
-                text.len() + OVER <= MAX_METADATA_BYTES,
+                text.len() + ENDED_GRANT_BYTES <= MAX_METADATA_BYTES,
                 "{left}: {}",
                 text.len()
             );

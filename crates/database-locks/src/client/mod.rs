@@ -1,4 +1,5 @@
-//! What guards and background work of one [`Locks`](crate::Locks) share.
+//! State that all handles of one [`Locks`](crate::Locks) share, and what happens while a lock is
+//! wanted or held.
 
 pub(crate) mod acquire;
 pub(crate) mod batch;
@@ -31,17 +32,17 @@ use crate::client::open_fences::OpenFences;
 use crate::client::pending::Pending;
 use crate::client::renewal::Scheduler;
 use crate::error::Error;
-use crate::metrics::{self};
+use crate::metrics;
 use crate::runtime::fork::PerProcess;
 use crate::store::{api::Notice, measured::Observed};
 use protocol::{AcquireCommand, LockName, Observations, REQUEST_TIMEOUT, ReleaseCommand, Version};
 
-/// The connection, the leases and the waiters of one process.
+/// The store, the leases and the queues of one [`Locks`](crate::Locks) in one process.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct Client {
     pub(crate) store: Observed,
-    pub(crate) asks: Batch<AcquireCommand>,
-    pub(crate) returns: Batch<ReleaseCommand>,
+    pub(crate) acquires: Batch<AcquireCommand>,
+    pub(crate) releases: Batch<ReleaseCommand>,
     pub(crate) direct: Option<Arc<DirectPath>>,
     pub(crate) poller: Poller,
     pub(crate) scheduler: Arc<Scheduler>,
@@ -49,33 +50,33 @@ pub(crate) struct Inner {
     pub(crate) outages: Outages,
     pub(crate) fences: OpenFences,
     pub(crate) observations: Observations<LockName, Version>,
-    /// Cloned for each release in the background.
+    /// Cloned for each background release, so that its receivers count the releases under way.
     pub(crate) pending: Pending,
     all_done: watch::Sender<()>,
-    /// `locked_by` unless a lock is given another.
+    /// The default for `locked_by`.
     pub(crate) holder: Arc<str>,
 }
 
-impl Inner {
+impl Client {
     pub(crate) fn new(store: Observed) -> Result<Arc<Self>, Error> {
         metrics::describe();
         let (all_done, pending) = watch::channel(());
         let scheduler = Scheduler::start(store.clone())?;
         let queues = Queues::default();
-        let told = (Arc::downgrade(&scheduler), queues.clone());
+        let (renewals, waiters) = (Arc::downgrade(&scheduler), queues.clone());
         store.on_notified(Arc::new(move |notice| match notice {
             Notice::Released(name, by) => {
-                told.1.notified(name, by);
-                if let Some(scheduler) = told.0.upgrade() {
+                waiters.notified(name, by);
+                if let Some(scheduler) = renewals.upgrade() {
                     scheduler.check_soon(name);
                 }
             }
-            Notice::Missed => told.1.wake_all(),
+            Notice::Missed => waiters.wake_all(),
         }));
-        let inner = Arc::new(Self {
+        let client = Arc::new(Self {
             scheduler,
-            asks: Batch::new(store.clone(), REQUEST_TIMEOUT),
-            returns: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            acquires: Batch::new(store.clone(), REQUEST_TIMEOUT),
+            releases: Batch::new(store.clone(), REQUEST_TIMEOUT),
             direct: DirectPath::of(&store)?,
             poller: Poller::new(store.clone(), REQUEST_TIMEOUT),
             store,
@@ -88,31 +89,31 @@ impl Inner {
             holder: default_holder().into(),
         });
         let mut known = known();
-        known.retain(|inner| inner.strong_count() > 0);
-        known.push(Arc::downgrade(&inner));
-        Ok(inner)
+        known.retain(|client| client.strong_count() > 0);
+        known.push(Arc::downgrade(&client));
+        Ok(client)
     }
 
-    /// Whether a release is still under way in the background.
+    /// Whether a background release is under way.
     pub(crate) fn is_pending(&self) -> bool {
-        // One of them is our own.
+        // `self.pending` itself holds one receiver.
         self.all_done.receiver_count() > 1
     }
 }
 
-impl Drop for Inner {
+impl Drop for Client {
     fn drop(&mut self) {
         self.scheduler.close();
     }
 }
 
-fn known() -> MutexGuard<'static, Vec<Weak<Inner>>> {
-    static KNOWN: PerProcess<Mutex<Vec<Weak<Inner>>>> = PerProcess::new();
+fn known() -> MutexGuard<'static, Vec<Weak<Client>>> {
+    static KNOWN: PerProcess<Mutex<Vec<Weak<Client>>>> = PerProcess::new();
     let Ok(known) = KNOWN.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All of this process.
-pub(crate) fn all() -> Vec<Arc<Inner>> {
+/// The clients of this process that are still in use.
+pub(crate) fn all() -> Vec<Arc<Client>> {
     known().iter().filter_map(Weak::upgrade).collect()
 }

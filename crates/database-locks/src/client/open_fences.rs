@@ -1,35 +1,36 @@
-//! Which grants have a fenced transaction of this process open.
+//! The grants that have a fenced transaction open in this process.
 //!
-//! On MySQL and MariaDB an open fence locks its row, against a release by its own process too. Such a
-//! release is done when the transaction ends: to wait for it would be to wait for the caller itself.
+//! On MySQL and MariaDB an open fence locks its row against a release by the same process too. Such
+//! a release is deferred until the transaction ends: waiting for it would block the caller that has
+//! to end it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::client::renewal::grant_state::Held;
+use crate::client::renewal::grant_state::GrantState;
 use protocol::{GrantId, LockName};
 
-/// The open fences of one [`Inner`](crate::client::Inner), by grant.
+/// The open fences of one [`Client`](crate::client::Client), by grant.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFences(Mutex<HashMap<GrantId, Entry>>);
 
 #[derive(Debug)]
 struct Entry {
-    held: Arc<Held>,
+    held: Arc<GrantState>,
     open: usize,
-    /// Dropped with the entry, which wakes those that wait for the end.
+    /// Dropped with the entry, which wakes every [`FenceEnd`].
     ended: watch::Sender<()>,
 }
 
-/// The end of the last open fence of a grant.
+/// A future end: the last open fence of one grant.
 #[derive(Debug)]
 pub(crate) struct FenceEnd(watch::Receiver<()>);
 
 impl FenceEnd {
     pub(crate) async fn wait(mut self) {
-        // Nothing is ever sent.
+        // The sender never sends; the channel closes when the entry is dropped.
         while self.0.changed().await.is_ok() {}
     }
 }
@@ -39,7 +40,7 @@ impl OpenFences {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn opened(&self, held: &Arc<Held>) {
+    pub(crate) fn opened(&self, held: &Arc<GrantState>) {
         let mut entries = self.entries();
         let entry = entries.entry(held.grant.id).or_insert_with(|| Entry {
             held: Arc::clone(held),
@@ -60,7 +61,7 @@ impl OpenFences {
         drop(gone);
     }
 
-    /// Where a fence of this grant is open: when the last one ends.
+    /// The end of the last open fence of this grant; `None` if it has no open fence.
     pub(crate) fn end_of(&self, grant: GrantId) -> Option<FenceEnd> {
         let entries = self.entries();
         let entry = entries.get(&grant)?;
@@ -68,7 +69,7 @@ impl OpenFences {
     }
 
     /// The grant of this lock that has an open fence.
-    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<Held>> {
+    pub(crate) fn of_lock(&self, name: &LockName) -> Option<Arc<GrantState>> {
         let entries = self.entries();
         let mut of_lock = entries
             .values()

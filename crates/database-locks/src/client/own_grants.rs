@@ -39,16 +39,16 @@ fn all() -> MutexGuard<'static, HashMap<GrantId, Known>> {
 
 /// While it lives, this grant counts as one of this process.
 #[derive(Debug)]
-pub(crate) struct Ours(GrantId);
+pub(crate) struct OwnGrant(GrantId);
 
-impl Ours {
+impl OwnGrant {
     pub(crate) fn new(grant: GrantId) -> Self {
         all().entry(grant).or_default().times += 1;
         Self(grant)
     }
 }
 
-impl Drop for Ours {
+impl Drop for OwnGrant {
     fn drop(&mut self) {
         let mut all = all();
         if let Some(known) = all.get_mut(&self.0) {
@@ -61,7 +61,7 @@ impl Drop for Ours {
 }
 
 /// Whether a grant id, as it stands in a row, is of this process.
-pub(crate) fn is_ours(grant: &str) -> bool {
+pub(crate) fn is_own_grant(grant: &str) -> bool {
     GrantId::parse(grant).is_some_and(|grant| all().contains_key(&grant))
 }
 
@@ -96,7 +96,7 @@ mod tests {
         let grant = random_grant_id().unwrap();
         confirmed(first, [grant].into_iter());
         assert_eq!(confirmer(grant), None, "not ours");
-        let ours = Ours::new(grant);
+        let ours = OwnGrant::new(grant);
         confirmed(first, [grant].into_iter());
         confirmed(second, [grant].into_iter());
         assert_eq!(confirmer(grant), Some(second));
@@ -107,10 +107,10 @@ mod tests {
     #[test]
     fn a_grant_is_ours_for_as_long_as_anybody_says_so() {
         let grant = random_grant_id().unwrap();
-        let (asked, held) = (Ours::new(grant), Ours::new(grant));
+        let (asked, held) = (OwnGrant::new(grant), OwnGrant::new(grant));
         drop(asked);
-        assert!(is_ours(grant.as_str()));
+        assert!(is_own_grant(grant.as_str()));
         drop(held);
-        assert!(!is_ours(grant.as_str()));
+        assert!(!is_own_grant(grant.as_str()));
     }
 }

@@ -1,11 +1,11 @@
-//! Releases that are carried out in the background, and the ends of threads and of the process, which
-//! wait for them.
+//! Background releases under way, and the wait for them at the end of a thread or process.
 //!
-//! A process that ends takes its background thread with it, and what that had not sent yet. `exit`,
-//! which a return from `main` calls too, runs the destructors of the thread-local values of the thread
-//! that calls it, and then what was registered with `atexit`, while the other threads go on. So a thread
-//! that drops a guard or gives an acquire up has a thread-local value whose destructor waits; and what is
-//! registered releases what any thread still holds, whichever threads have used the library.
+//! The end of a process stops its background thread, with every release that is not sent yet.
+//! `exit`, which a return from `main` calls too, runs the destructors of the calling thread's
+//! thread-local values and then the `atexit` handlers, while other threads keep running. So a
+//! thread that drops a guard or cancels an acquire gets a thread-local value whose destructor waits
+//! for the releases under way. The `atexit` handler ([`process_exit`](super::process_exit))
+//! releases the locks that any thread still holds.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -18,15 +18,17 @@ use tokio::sync::watch;
 use crate::runtime;
 use crate::runtime::fork::{Here, PerProcess};
 
-/// The most that the end of a thread waits.
-const MOST: Duration = Duration::from_secs(2);
-/// The pauses of that wait. A thread-local destructor can count on little more than sleeping.
+/// The longest wait at the end of a thread.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+/// The pauses of that wait. It polls, since most synchronization is not available in a thread-local
+/// destructor.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
-/// A clone exists for as long as one release takes: [`Inner`](crate::client::Inner) has the first.
+/// One background release, counted by [`Client`](crate::client::Client) as pending until it is
+/// dropped. The client keeps one itself, to be cloned.
 pub(crate) struct Pending {
-    /// Counted by the sender.
+    /// The sender counts its receivers.
     receiver: watch::Receiver<()>,
     _release: Option<Here<Release>>,
 }
@@ -56,7 +58,7 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// The releases of this process that are under way, numbered as they begin.
+/// The numbers of the releases of this process that are under way, in order of their start.
 #[derive(Default)]
 struct UnderWay {
     numbers: BTreeSet<u64>,
@@ -69,7 +71,7 @@ fn under_way() -> MutexGuard<'static, UnderWay> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One release, until it is dropped.
+/// Marks one release as under way until it is dropped.
 pub(crate) struct Release(u64);
 
 impl Release {
@@ -92,34 +94,35 @@ thread_local! {
     static AT_END: AtEnd = const { AtEnd };
 }
 
-/// Dropped when its thread ends, or when that thread ends the process.
+/// Waits for pending releases when its thread ends, or when its thread ends the process.
 struct AtEnd;
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
-        // The thread that carries the releases out would wait for itself.
+        // The background thread carries the releases out: waiting on it would deadlock.
         if !runtime::drives() {
             wait();
         }
     }
 }
 
-/// From now on the end of this thread waits. Whether it has not come already.
+/// Make the end of this thread wait for pending releases; `false` if the thread is already past it.
 pub(crate) fn watch_this_thread() -> bool {
     AT_END.try_with(|_| ()).is_ok()
 }
 
-/// A guard was dropped, by the destructor of another thread-local value perhaps.
+/// Called after a guard was dropped, possibly by the destructor of another thread-local value.
 pub(crate) fn guard_dropped() {
     if !watch_this_thread() && !runtime::drives() {
         wait();
     }
 }
 
-/// Wait until the releases that are under way now are done, for [`MOST`].
+/// Wait until the releases under way now are done, for at most [`MAX_WAIT`].
 pub(crate) fn wait() {
-    let mut left = MOST;
-    // Some begin others: an acquire that was given up begins its release when it has noticed that.
+    let mut left = MAX_WAIT;
+    // Two passes: a cancelled acquire starts its release only when it notices that it was
+    // cancelled.
     for _ in 0..2 {
         let end = under_way().next;
         let mut pause = FIRST_PAUSE;

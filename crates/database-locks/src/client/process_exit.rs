@@ -1,47 +1,46 @@
-//! The end of the process, which releases what its threads still hold.
+//! Releases at process exit: every lock that the process still holds is released.
 //!
-//! `exit`, which a return from `main` calls too, runs the destructors of the thread-local values of the calling thread
-//! and then what was registered with `atexit`, while other threads go on.
+//! `exit`, which a return from `main` calls too, runs the destructors of the calling thread's
+//! thread-local values and then the `atexit` handlers. Other threads keep running meanwhile.
 
 use std::sync::{Arc, Once};
 
 use protocol::{ReleaseCommand, Ttl};
 
 use crate::client::pending::{Release, wait};
-use crate::client::release::give_back;
-use crate::client::{self, Inner};
+use crate::client::release::release_grant;
+use crate::client::{self, Client};
 use crate::runtime;
 use crate::runtime::fork::Here;
 
-/// From now on the end of this process releases what its threads still hold, and waits for that.
+/// Register the `atexit` handler that releases all held locks and waits for the releases.
 ///
-/// A forked child inherits this, and has nothing to be released until it holds something itself.
+/// A forked child inherits the handler, which does nothing until the child holds a lock itself.
 pub(crate) fn watch() {
     static REGISTERED: Once = Once::new();
     let mut failed = false;
     REGISTERED.call_once(|| {
-        #[allow(
-            unsafe_code,
-            reason = "there is no other way to be told of the end of a process"
-        )]
-        // SAFETY: the function has the type that is asked for and stays loaded for as long as it is
-        // registered: where a library is unloaded, that calls it first. It does not unwind.
+        #[allow(unsafe_code, reason = "only `atexit` reports the end of a process")]
+        // SAFETY: the function has the type that `atexit` asks for. It stays loaded for as long as
+        // it is registered: unloading a shared library runs its handlers first. It does not unwind.
         let registered = unsafe { libc::atexit(at_exit) };
         failed = registered != 0;
     });
-    // Not in there: a subscriber that calls us would wait for itself.
+    // Logged outside `call_once`: a log subscriber that uses this library would deadlock inside it.
     if failed {
-        tracing::warn!("the end of the process cannot be noticed: release all locks before it");
+        tracing::warn!("locks cannot be released at process exit: release them before it");
     }
 }
 
 extern "C" fn at_exit() {
-    // As above: the thread that ends the process may be the one that carries the releases out.
+    // The background thread carries the releases out. If that thread ends the process, waiting
+    // would deadlock.
     if runtime::drives() {
         return;
     }
     if !client::all().is_empty() {
-        // In the background: thread-local values of this thread are gone, such as a log subscriber's.
+        // On the background thread: the thread-local values of this thread, such as a log
+        // subscriber's, are already destroyed.
         let release = Here::new(Release::begin());
         let _ = runtime::spawn(async move {
             client::all().iter().for_each(release_all);
@@ -51,13 +50,18 @@ extern "C" fn at_exit() {
     wait();
 }
 
-/// Release what threads hold that end with the process.
-fn release_all(inner: &Arc<Inner>) {
-    for held in inner.scheduler.take_all() {
+/// Release every lock that this client still holds.
+fn release_all(client: &Arc<Client>) {
+    for held in client.scheduler.take_all() {
         held.released();
-        // It may have been resumed, and then nothing here says for how long it was taken.
+        // A resumed guard does not know the ttl in its row, so the release must assume the longest.
         let ttl = Ttl::Infinite;
-        let (what, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
-        tokio::spawn(give_back(Arc::clone(inner), what, ttl, Some(held_for)));
+        let (command, held_for) = (ReleaseCommand::of(&held.grant, ttl), held.held_for());
+        tokio::spawn(release_grant(
+            Arc::clone(client),
+            command,
+            ttl,
+            Some(held_for),
+        ));
     }
 }

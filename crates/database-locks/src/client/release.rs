@@ -1,10 +1,10 @@
-//! Giving a lock back.
+//! Releasing a lock.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Inner;
+use crate::client::Client;
 use crate::client::acquire::queue::Waiters;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::pending::Pending;
@@ -21,52 +21,41 @@ use protocol::{
 
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
-/// The longest pause after a refusal: rights are seldom given back within seconds.
-const LONGEST_REFUSED: Duration = Duration::from_secs(30);
+/// The longest pause after a rejection: permissions are seldom restored within seconds.
+const LONGEST_REJECTED: Duration = Duration::from_secs(30);
 
-/// Release, again and again until the database has answered, or the lease has ended by itself; in the
-/// background.
+/// Release a grant in the background. Retries until the database answers or the lease has ended by
+/// itself.
 ///
-/// If the row is locked while a fence of this grant is open, the transaction that locks it is the
-/// caller's own: the answer is [`Released::Busy`] at once, and the release is done when that
-/// transaction ends.
+/// If the row is locked and a fence of this grant is open in this process, the fence is taken to be
+/// the cause: the answer is [`Released::Busy`] at once, and the release is deferred until the fence
+/// ends.
 ///
-/// It counts as pending from now on, and not from when it is first polled: a drain that begins after the drop
-/// of a guard waits for it.
+/// The release counts as pending from this call, not from its first poll, so that a drain after the
+/// drop of a guard waits for it.
 ///
-/// `held_for` is for the log; none for an acquire that was given up, whose grant nobody ever held.
+/// `held_for` is for the log; `None` if the grant comes from a cancelled acquire.
 ///
 /// # Errors
 ///
-/// What stood in the way at the last try.
-pub(crate) fn give_back(
-    inner: Arc<Inner>,
-    what: ReleaseCommand,
+/// The error of the last try.
+pub(crate) fn release_grant(
+    client: Arc<Client>,
+    command: ReleaseCommand,
     ttl: Ttl,
     held_for: Option<Duration>,
 ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
-    GiveBack::new(inner, what, ttl, held_for).carry_on()
+    ReleaseRequest::new(client, command, ttl, held_for).in_background()
 }
 
-/// A grant that is being given back. Dropped before it is, that is carried on in the background.
+/// A release in progress. If it is dropped before it is done, the background completes it.
 #[derive(Debug)]
-pub(crate) struct GiveBack(Option<Here<Task>>);
+pub(crate) struct ReleaseRequest(Option<Here<ReleaseTask>>);
 
-#[derive(Debug)]
-struct Task {
-    inner: Arc<Inner>,
-    what: ReleaseCommand,
-    end: BootInstant,
-    held_for: Option<Duration>,
-    /// The lane's answer; that it is late, while its request is unanswered.
-    first: Option<Result<Released, StoreError>>,
-    _pending: Pending,
-}
-
-impl GiveBack {
+impl ReleaseRequest {
     pub(crate) fn new(
-        inner: Arc<Inner>,
-        what: ReleaseCommand,
+        client: Arc<Client>,
+        command: ReleaseCommand,
         ttl: Ttl,
         held_for: Option<Duration>,
     ) -> Self {
@@ -74,31 +63,28 @@ impl GiveBack {
             Ttl::Finite(ttl) => clock::now() + ttl,
             Ttl::Infinite => BootInstant::MAX,
         };
-        Self(Some(Here::new(Task {
-            _pending: inner.pending.clone(),
-            inner,
-            what,
-            end,
-            held_for,
-            first: None,
+        let pending = Some(client.pending.clone());
+        Self(Some(Here::new(ReleaseTask {
+            pending,
+            ..ReleaseTask::new(client, command, end, held_for)
         })))
     }
 
-    /// One try on the lane, where the caller's runtime is its home; what came of it, if that was an answer.
+    /// One try on the direct path, if the caller's runtime owns it. `None`: not decided, and the
+    /// background must continue.
     pub(crate) async fn directly(&mut self) -> Option<Released> {
         let task = self.0.as_mut()?.here_mut()?;
-        let entry = task.inner.direct.as_ref()?.enter()?;
-        // Until it is answered.
+        let entry = task.client.direct.as_ref()?.enter()?;
+        // In place until the answer comes, in case this future is dropped.
         task.first = Some(Err(StoreError::late(DIRECT_TIMEOUT)));
-        match entry.release(task.what.clone()).await {
-            // The background repeats it.
+        match entry.release(task.command.clone()).await {
             None => None,
             Some(Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld))) => {
-                let done = freed(&task.inner, &task.what, done, false, task.held_for);
+                let done = task.decided(done);
                 self.0 = None;
                 Some(done)
             }
-            // Nothing was sent. The background may have a connection.
+            // Nothing was sent for lack of a connection; the background has one of its own.
             Some(Err(failure)) if failure.is_undone() && !failure.is_answer() => {
                 task.first = None;
                 None
@@ -110,229 +96,249 @@ impl GiveBack {
         }
     }
 
-    /// Until it is done, in the background.
-    pub(crate) fn carry_on(
+    /// Complete the release in the background.
+    pub(crate) fn in_background(
         mut self,
     ) -> impl Future<Output = Result<Released, Error>> + Send + 'static {
         let task = self.0.take().and_then(Here::into_inner);
         async move {
             match task {
-                Some(task) => task.carry_on().await,
+                Some(task) => task.run().await,
                 None => Ok(Released::NotHeld),
             }
         }
     }
 }
 
-impl Task {
-    async fn carry_on(self) -> Result<Released, Error> {
-        let Self {
-            what,
-            end,
-            held_for,
-            first,
-            ..
-        } = self;
-        until_answered(&self.inner, what, end, held_for, Try::First, first).await
-    }
-}
-
-impl Drop for GiveBack {
+impl Drop for ReleaseRequest {
     fn drop(&mut self) {
         if let Some(task) = self.0.take().and_then(Here::into_inner) {
-            let _ = runtime::spawn(task.carry_on());
+            let _ = runtime::spawn(task.run());
         }
     }
 }
 
-/// It is free, or another's; what its caller is told.
-///
-/// `unsure`: an earlier try whose reply was lost may have been the one that freed it.
-fn freed(
-    inner: &Inner,
-    what: &ReleaseCommand,
-    done: Released,
-    unsure: bool,
-    held_for: Option<Duration>,
-) -> Released {
-    let waiters = match done {
-        Released::Awaited => Waiters::Notified,
-        // The earlier try may have notified.
-        _ if unsure => Waiters::Notified,
-        Released::Freed if inner.store.waiters_poll() => Waiters::Poll,
-        _ => Waiters::None,
-    };
-    inner.queues.released(
-        &what.name,
-        what.token,
-        waiters,
-        held_for.unwrap_or_default(),
-    );
-    let done = if unsure { Released::Freed } else { done };
-    let said = match (done, held_for) {
-        (Released::NotHeld, _) => "nothing left to release",
-        (_, Some(_)) => "lock released",
-        (_, None) => "given back what a given-up acquire got",
-    };
-    tracing::debug!(
-        lock.name = what.name.as_str(),
-        lock.token = what.token.map(Token::get),
-        lock.holder = &*what.holder,
-        lock.held_ms = held_for.map(ms),
-        "{said}"
-    );
-    done
-}
-
-/// What came before the present tries of one release.
+/// Why a release is being retried after its caller has its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Try {
-    First,
-    /// A fence of the same grant was open; the caller has its answer.
+enum Retry {
+    /// A fence of the same grant was open.
     AfterFence,
-    /// The database refused it; the caller has its answer, and another refusal does not end it.
-    AfterRefusal,
+    /// The database rejected the release. Another rejection does not end the retries.
+    AfterRejection,
 }
 
-async fn until_answered(
-    inner: &Arc<Inner>,
-    what: ReleaseCommand,
+type Background = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One release, retried until the database decides it or the lease ends.
+#[derive(Debug)]
+struct ReleaseTask {
+    client: Arc<Client>,
+    command: ReleaseCommand,
+    /// When the lease ends by itself.
     end: BootInstant,
     held_for: Option<Duration>,
-    which: Try,
-    mut first: Option<Result<Released, StoreError>>,
-) -> Result<Released, Error> {
-    let (name, holder) = (what.name.clone(), Arc::clone(&what.holder));
-    let token = what.token.map(Token::get);
-    let (mut pause, mut unsure, mut told) = (FIRST_RETRY, false, false);
-    loop {
-        let sent = clock::now();
-        let answer = match first.take() {
-            Some(answer) => answer,
-            None => inner.returns.ask(what.clone()).await,
-        };
-        let failure = match answer {
-            Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
-                return Ok(freed(inner, &what, done, unsure, held_for));
-            }
-            Ok(Released::Busy) if inner.fences.end_of(what.grant).is_some() => {
-                if which != Try::AfterFence {
-                    note_fence(&what);
-                }
-                let _ = runtime::spawn(after_fence(Arc::clone(inner), what, end, held_for));
-                return Ok(Released::Busy);
-            }
-            Ok(Released::Busy) => {
-                StoreError::Contention("its row is locked by another transaction".into())
-            }
-            Err(failure) => {
-                unsure |= matches!(failure, StoreError::Unavailable(_));
-                failure
-            }
-        };
-        let refused = matches!(failure, StoreError::Rejected { .. });
-        let over = clock::now() + pause >= end;
-        if over || (refused && which != Try::AfterRefusal) {
-            let error = failure.into_error(format!("release lock `{name}`"));
-            let then = match over {
-                true => "it stays held until its lease ends",
-                // Rights come back, and a lease without end would stay held for ever.
-                false => "trying on in the background",
-            };
-            tracing::warn!(
-                lock.name = name.as_str(),
-                lock.token = token,
-                lock.holder = &*holder,
-                "not released, {then}: {}",
-                error.chain()
-            );
-            if !over {
-                let _ = runtime::spawn(go_on(Arc::clone(inner), what, end, held_for));
-            }
-            return Err(error);
+    /// The answer on the direct path, for the first iteration. While that request is unanswered:
+    /// the error that its answer is late.
+    first: Option<Result<Released, StoreError>>,
+    /// `None`: the caller has no answer yet.
+    retry: Option<Retry>,
+    /// An earlier try whose reply was lost may have released the lock.
+    unsure: bool,
+    logged: bool,
+    pending: Option<Pending>,
+}
+
+impl ReleaseTask {
+    fn new(
+        client: Arc<Client>,
+        command: ReleaseCommand,
+        end: BootInstant,
+        held_for: Option<Duration>,
+    ) -> Self {
+        Self {
+            client,
+            command,
+            end,
+            held_for,
+            first: None,
+            retry: None,
+            unsure: false,
+            logged: false,
+            pending: None,
         }
-        if !std::mem::replace(&mut told, true) {
+    }
+
+    async fn run(mut self) -> Result<Released, Error> {
+        let mut pause = FIRST_RETRY;
+        loop {
+            let sent = clock::now();
+            let answer = match self.first.take() {
+                Some(answer) => answer,
+                None => self.client.releases.ask(self.command.clone()).await,
+            };
+            let failure = match answer {
+                Ok(done @ (Released::Freed | Released::Awaited | Released::NotHeld)) => {
+                    return Ok(self.decided(done));
+                }
+                Ok(Released::Busy) if self.client.fences.end_of(self.command.grant).is_some() => {
+                    self.defer();
+                    return Ok(Released::Busy);
+                }
+                Ok(Released::Busy) => {
+                    StoreError::Contention("its row is locked by another transaction".into())
+                }
+                Err(failure) => {
+                    self.unsure |= matches!(failure, StoreError::Unavailable(_));
+                    failure
+                }
+            };
+            let rejected = matches!(failure, StoreError::Rejected { .. });
+            let ended = clock::now() + pause >= self.end;
+            if ended || (rejected && self.retry != Some(Retry::AfterRejection)) {
+                return Err(self.failed(failure, ended));
+            }
+            self.log_retry(&failure);
+            // A slow release delays other statements on the connection, so the pause is at least
+            // as long.
+            let took = (clock::now() - sent).min(LONGEST_RETRY);
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(took)).await;
+            pause = (pause * 2).min(match rejected {
+                true => LONGEST_REJECTED,
+                false => LONGEST_RETRY,
+            });
+        }
+    }
+
+    /// Wake the queue and log a release that the database has decided. Returns the caller's answer.
+    fn decided(&self, done: Released) -> Released {
+        let waiters = match done {
+            Released::Awaited => Waiters::Notified,
+            // The earlier try may have notified other processes.
+            _ if self.unsure => Waiters::Notified,
+            Released::Freed if self.client.store.waiters_poll() => Waiters::Poll,
+            _ => Waiters::None,
+        };
+        self.client.queues.released(
+            &self.command.name,
+            self.command.token,
+            waiters,
+            self.held_for.unwrap_or_default(),
+        );
+        let done = if self.unsure { Released::Freed } else { done };
+        let message = match (done, self.held_for) {
+            (Released::NotHeld, _) => "nothing left to release",
+            (_, Some(_)) => "lock released",
+            (_, None) => "released the grant of a cancelled acquire",
+        };
+        tracing::debug!(
+            lock.name = self.command.name.as_str(),
+            lock.token = self.command.token.map(Token::get),
+            lock.holder = &*self.command.holder,
+            lock.held_ms = self.held_for.map(ms),
+            "{message}"
+        );
+        done
+    }
+
+    /// Log a failure that ends the caller's wait. Unless the lease has `ended`, retries continue.
+    fn failed(self, failure: StoreError, ended: bool) -> Error {
+        let error = failure.into_error(format!("release lock `{}`", self.command.name));
+        let then = match ended {
+            true => "it stays held until its lease ends",
+            false => "trying again in the background",
+        };
+        tracing::warn!(
+            lock.name = self.command.name.as_str(),
+            lock.token = self.command.token.map(Token::get),
+            lock.holder = &*self.command.holder,
+            "not released, {then}: {}",
+            error.chain()
+        );
+        // Permissions may be restored, and an infinite lease would otherwise stay held for ever.
+        if !ended {
+            let _ = runtime::spawn(self.after_rejection());
+        }
+        error
+    }
+
+    fn log_retry(&mut self, failure: &StoreError) {
+        if !std::mem::replace(&mut self.logged, true) {
             tracing::debug!(
-                lock.name = name.as_str(),
-                lock.token = token,
-                lock.holder = &*holder,
+                lock.name = self.command.name.as_str(),
+                lock.token = self.command.token.map(Token::get),
+                lock.holder = &*self.command.holder,
                 "release failed, trying again: {failure}"
             );
         }
-        // What takes long keeps others from the connection, such as an acquire of a lock that is held.
-        let took = (clock::now() - sent).min(LONGEST_RETRY);
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(took)).await;
-        pause = (pause * 2).min(match refused {
-            true => LONGEST_REFUSED,
-            false => LONGEST_RETRY,
-        });
+    }
+
+    /// Release when the open fence of this grant ends.
+    fn defer(self) {
+        if self.retry != Some(Retry::AfterFence) {
+            tracing::info!(
+                lock.name = self.command.name.as_str(),
+                lock.token = self.command.token.map(Token::get),
+                lock.holder = &*self.command.holder,
+                "lock released while its own fenced transaction is open: it is free when that ends"
+            );
+        }
+        let _ = runtime::spawn(self.after_fence());
+    }
+
+    /// The same release, whose caller has its answer. It does not count as pending.
+    fn again(self, retry: Retry) -> Self {
+        Self {
+            retry: Some(retry),
+            ..Self::new(self.client, self.command, self.end, self.held_for)
+        }
+    }
+
+    /// Continue a release that was rejected.
+    fn after_rejection(self) -> Background {
+        let task = self.again(Retry::AfterRejection);
+        Box::pin(async move {
+            let _ = task.run().await;
+        })
+    }
+
+    /// Wait for the end of the open fence, then release.
+    fn after_fence(self) -> Background {
+        let mut task = self.again(Retry::AfterFence);
+        Box::pin(async move {
+            let grant = task.command.grant;
+            if let Some(fence) = task.client.fences.end_of(grant) {
+                // A caller may keep the fence longer than its transaction, so the wait is bounded.
+                let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
+            }
+            if task.client.fences.end_of(grant).is_none() {
+                task.pending = Some(task.client.pending.clone());
+            }
+            // The lease may have ended during the fence. The grant is still in the row until
+            // another client acquires the lock.
+            let least = clock::now() + REQUEST_TIMEOUT;
+            task.end = task.end.max(least);
+            let _ = task.run().await;
+        })
     }
 }
 
-/// Go on with a release that was refused. The caller has its answer.
-fn go_on(
-    inner: Arc<Inner>,
-    what: ReleaseCommand,
-    end: BootInstant,
-    held_for: Option<Duration>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async move {
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterRefusal, None).await;
-    })
-}
-
-/// Release when the open fence of this grant ends. The caller has its answer.
-fn after_fence(
-    inner: Arc<Inner>,
-    what: ReleaseCommand,
-    end: BootInstant,
-    held_for: Option<Duration>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async move {
-        if let Some(fence) = inner.fences.end_of(what.grant) {
-            // The fence may be kept for longer than its transaction.
-            let _ = tokio::time::timeout(LONGEST_RETRY, fence.wait()).await;
-        }
-        let pending = inner
-            .fences
-            .end_of(what.grant)
-            .is_none()
-            .then(|| inner.pending.clone());
-        // The lease may have ended under the fence; the row is the grant's until another takes it.
-        let end = end.max(clock::now() + REQUEST_TIMEOUT);
-        let _ = until_answered(&inner, what, end, held_for, Try::AfterFence, None).await;
-        drop(pending);
-    })
-}
-
-fn note_fence(what: &ReleaseCommand) {
-    tracing::info!(
-        lock.name = what.name.as_str(),
-        lock.token = what.token.map(Token::get),
-        lock.holder = &*what.holder,
-        "lock released while its own fenced transaction is open: it is free when that ends"
-    );
-}
-
-/// A release of a grant whose row is locked, done when the open fence of that grant ends.
-///
-/// Whether there is such a fence in this process. Without one nothing is done.
-pub(crate) fn defer(inner: &Arc<Inner>, what: &ReleaseCommand) -> bool {
-    let open = inner.fences.end_of(what.grant).is_some();
+/// If a fence of this grant is open in this process, defer the release of its locked row until the
+/// fence ends. Returns whether it was deferred.
+pub(crate) fn defer(client: &Arc<Client>, command: &ReleaseCommand) -> bool {
+    let open = client.fences.end_of(command.grant).is_some();
     if open {
-        note_fence(what);
-        let end = clock::now();
-        let _ = runtime::spawn(after_fence(Arc::clone(inner), what.clone(), end, None));
+        ReleaseTask::new(Arc::clone(client), command.clone(), clock::now(), None).defer();
     }
     open
 }
 
-/// Release by force when the open fence of the lock's grant ends, if this process has one open.
+/// If a fence of the lock's grant is open in this process, release the lock by force when the fence
+/// ends.
 ///
-/// Answers with who has the lock. Without such a fence nothing is done.
-pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<Holder> {
-    let held = inner.fences.of_lock(name)?;
-    let fence = inner.fences.end_of(held.grant.id)?;
+/// Returns the holder; `None` if no such fence is open, and nothing is done.
+pub(crate) fn force_after_fence(client: &Arc<Client>, name: &LockName) -> Option<Holder> {
+    let held = client.fences.of_lock(name)?;
+    let fence = client.fences.end_of(held.grant.id)?;
     let holder = Holder {
         holder: Some(held.grant.holder.as_ref().to_owned()),
         token: Some(held.grant.token),
@@ -345,27 +351,27 @@ pub(crate) fn force_after_fence(inner: &Arc<Inner>, name: &LockName) -> Option<H
         lock.holder = &*held.grant.holder,
         "lock to be released by force when its own fenced transaction ends"
     );
-    let inner = Arc::clone(inner);
+    let client = Arc::clone(client);
     let _ = runtime::spawn(async move {
         fence.wait().await;
-        let pending = inner.pending.clone();
+        let pending = client.pending.clone();
         let (name, grant) = (&held.grant.name, held.grant.id.as_str());
         let forced = while_contended(REQUEST_TIMEOUT, || async {
-            let row = inner
+            let row = client
                 .store
                 .read(std::slice::from_ref(name), REQUEST_TIMEOUT)
                 .await?;
-            // Another grant of the lock is not meant.
+            // Only the grant of the fence is to be released, not a later one.
             if row.first().and_then(|row| row.grant.as_deref()) != Some(grant) {
                 return Ok(());
             }
-            match inner.store.force(name, REQUEST_TIMEOUT).await? {
+            match client.store.force(name, REQUEST_TIMEOUT).await? {
                 Force::Freed(_) | Force::WasFree => Ok(()),
                 Force::Busy => Err(StoreError::Contention("its row is locked".into())),
             }
         });
         match forced.await {
-            Ok(()) => inner.queues.wake(name),
+            Ok(()) => client.queues.wake(name),
             Err(failure) => tracing::warn!(
                 lock.name = name.as_str(),
                 "not released by force: {failure}"

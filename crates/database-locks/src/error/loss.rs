@@ -1,4 +1,4 @@
-//! What a loss has to say of itself, in the words of every face.
+//! Why and when a lock was lost, and the text that describes it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::runtime::clock;
 use protocol::{BootInstant, Gone, HeldBy, Human, LostReason, escaped};
 
-/// From which age on it is told how long ago a lock was lost: what is told at once needs no date.
-const WORTH_A_DATE: Duration = Duration::from_secs(1);
+/// The minimum age from which the text says how long ago the lock was lost.
+const MIN_AGE_SHOWN: Duration = Duration::from_secs(1);
 
 /// How a held lock was lost: why, since when, and the new holder. Its methods never wait.
 ///
@@ -36,10 +36,10 @@ const WORTH_A_DATE: Duration = Duration::from_secs(1);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct Loss(Arc<Told>);
+pub struct Loss(Arc<Facts>);
 
 #[derive(Debug, PartialEq, Eq)]
-struct Told {
+struct Facts {
     gone: Gone,
     last_answer: Option<Arc<str>>,
     held_for: Option<Duration>,
@@ -47,14 +47,14 @@ struct Told {
 }
 
 impl Loss {
-    /// Of what was held from `since` until `at`.
+    /// The loss of a grant that was held from `since` until `at`.
     pub(crate) fn of_held(
         gone: Gone,
         last_answer: Option<Arc<str>>,
         since: BootInstant,
         at: BootInstant,
     ) -> Self {
-        Self(Arc::new(Told {
+        Self(Arc::new(Facts {
             gone,
             last_answer,
             held_for: Some(at - since),
@@ -62,9 +62,10 @@ impl Loss {
         }))
     }
 
-    /// Of what was never held here: a ticket's grant, or that of the process which forked this one.
+    /// The loss of a grant that this process never held: that of a ticket, or of the parent
+    /// process.
     pub(crate) fn of_another(gone: impl Into<Gone>) -> Self {
-        Self(Arc::new(Told {
+        Self(Arc::new(Facts {
             gone: gone.into(),
             last_answer: None,
             held_for: None,
@@ -105,12 +106,10 @@ impl Loss {
         self.0.last_answer.as_deref()
     }
 
-    /// What is done about it here besides stopping the work, which is for the holder to do.
-    pub(crate) fn done(&self) -> &'static str {
+    /// The end of the log record: what happens besides the holder stopping its work.
+    pub(crate) fn consequence(&self) -> &'static str {
         match self.reason().leaves_a_lease() {
-            true => {
-                "its holder was told, and what may be left of the lease is released when that lets go"
-            }
+            true => "its holder was told, and any remaining lease is released with its guard",
             false => "its holder was told, and nothing is left to be released",
         }
     }
@@ -131,7 +130,7 @@ impl fmt::Debug for Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("lost")?;
-        let ago = Some(self.elapsed()).filter(|ago| *ago >= WORTH_A_DATE);
+        let ago = Some(self.elapsed()).filter(|ago| *ago >= MIN_AGE_SHOWN);
         if let Some(ago) = ago {
             write!(f, " {} ago", Human(ago))?;
         }
@@ -145,10 +144,10 @@ impl fmt::Display for Loss {
         }
         match (self.last_answer(), self.reason()) {
             (None, _) => Ok(()),
-            (Some(said), LostReason::Unreachable) => {
-                write!(f, " (last error: {})", escaped(said))
+            (Some(message), LostReason::Unreachable) => {
+                write!(f, " (last error: {})", escaped(message))
             }
-            (Some(said), _) => write!(f, " (last answer: {})", escaped(said)),
+            (Some(message), _) => write!(f, " (last answer: {})", escaped(message)),
         }
     }
 }
@@ -175,21 +174,21 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_says_why_since_when_and_who_has_it_now() {
-        // Not yet, so that no time passes until it is shown.
+    fn a_loss_describes_its_reason_its_age_and_the_new_holder() {
+        // In the future, so that the elapsed time is zero when it is shown.
         let now = clock::now() + secs(3600);
-        let told =
+        let text =
             |gone: Gone, at: BootInstant| Loss::of_held(gone, None, at - secs(12), at).to_string();
         assert_eq!(
-            told(taken_over_by("web-2"), now),
+            text(taken_over_by("web-2"), now),
             "lost after 12s: preempted by another holder (now held by web-2 for 3s, token 17)"
         );
         assert_eq!(
-            told(LostReason::Forced.into(), now),
+            text(LostReason::Forced.into(), now),
             "lost after 12s: released by force"
         );
-        // Thawed: the end of trust counts, not when that was noticed.
-        let late = told(LostReason::Expired.into(), clock::now() - secs(5));
+        // The end of trust counts, not when the loss was noticed.
+        let late = text(LostReason::Expired.into(), clock::now() - secs(5));
         assert!(
             late.contains("s ago, after 12s: the lease expired before"),
             "{late}"
@@ -199,13 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_after_failed_renewals_says_what_the_database_answered_last() {
+    fn a_loss_after_failed_renewals_contains_the_last_answer_of_the_database() {
         let now = clock::now() + secs(3600);
-        let told = |reason: LostReason, said: &str| {
-            Loss::of_held(reason.into(), Some(said.into()), now - secs(27), now).to_string()
+        let text = |reason: LostReason, answer: &str| {
+            Loss::of_held(reason.into(), Some(answer.into()), now - secs(27), now).to_string()
         };
         assert_eq!(
-            told(
+            text(
                 LostReason::Refused,
                 "permission denied for table t\nERROR forged"
             ),
@@ -213,7 +212,7 @@ mod tests {
              permission denied for table t\\nERROR forged)"
         );
         assert_eq!(
-            told(LostReason::Unreachable, "no answer within 5s"),
+            text(LostReason::Unreachable, "no answer within 5s"),
             "lost after 27s: the database could not be reached until the lease expired (last error: \
              no answer within 5s)"
         );
@@ -221,15 +220,15 @@ mod tests {
 
     #[test]
     fn the_name_of_another_holder_forges_no_line() {
-        let told = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
+        let text = Loss::of_another(taken_over_by("web\nERROR all is lost")).to_string();
         assert!(
-            told.contains("held by web\\nERROR all is lost for"),
-            "{told}"
+            text.contains("held by web\\nERROR all is lost for"),
+            "{text}"
         );
     }
 
     #[test]
-    fn what_0_5_took_has_a_holder_and_no_more() {
+    fn a_legacy_holder_is_described_by_its_name_alone() {
         let now = HeldBy::new(Some("old".into()), None, None);
         assert_eq!(now.to_string(), "held by old");
     }

@@ -47,7 +47,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 #[non_exhaustive]
 pub enum Error {
     /// The wait ran out while another client held the lock. Nothing was acquired.
-    #[error("lock `{name}` not acquired within {}{}", Human(*.waited), Occupied(.holder.as_deref(), *.held_for))]
+    #[error("lock `{name}` not acquired within {}{}", Human(*.waited), HeldBySuffix(.holder.as_deref(), *.held_for))]
     #[non_exhaustive]
     TimedOut {
         /// Which lock.
@@ -139,13 +139,13 @@ impl Error {
         }
     }
 
-    /// What the database refused, and what to do about it where that is known.
+    /// A rejection by the database, with a hint if one is known.
     pub(crate) fn rejected(op: impl Into<String>, hint: Option<String>, source: BoxError) -> Self {
         Self::Rejected {
             op: op.into(),
             source: match &hint {
                 None => source,
-                Some(hint) => Refusal::new(source, hint).into(),
+                Some(hint) => RejectedCause::new(source, hint).into(),
             },
             hint,
         }
@@ -168,40 +168,40 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut all = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        let said = source.to_string();
-        // Some drivers print their cause in their own message as well.
-        if !said.is_empty() && !all.contains(&said) {
+        let message = source.to_string();
+        // Some drivers include the cause in their own message.
+        if !message.is_empty() && !all.contains(&message) {
             all.push_str(": ");
-            all.push_str(&said);
+            all.push_str(&message);
         }
         next = source.source();
     }
     all.replace('\n', " ")
 }
 
-/// The cause of an [`Error::Rejected`] with a hint: all that the driver said, and then the hint.
+/// The source of an [`Error::Rejected`] with a hint: the driver's messages, then the hint.
 #[derive(Debug)]
-struct Refusal {
+struct RejectedCause {
     message: String,
     /// For `Debug`.
     #[allow(dead_code, reason = "shown by Debug")]
     cause: BoxError,
 }
 
-impl Refusal {
+impl RejectedCause {
     fn new(cause: BoxError, hint: &str) -> Self {
         let message = format!("{}; {hint}", chain(&*cause));
         Self { message, cause }
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RejectedCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl StdError for Refusal {}
+impl StdError for RejectedCause {}
 
 impl From<InvalidSetting> for Error {
     fn from(invalid: InvalidSetting) -> Self {
@@ -263,18 +263,18 @@ impl From<Error> for std::io::Error {
     }
 }
 
-/// The cause of an [`Error::Unavailable`] of which more is known than its text.
+/// The source of an [`Error::Unavailable`] with more facts than its message.
 #[derive(Debug)]
 pub(crate) struct Cause {
     pub(crate) said: String,
-    /// The database has answered: it is there, and cannot do what it was asked just now.
+    /// The database answered, so it can be reached, but cannot do the operation now.
     pub(crate) answered: bool,
-    /// What was asked for was not done, and will not be: it was never sent, or was refused.
+    /// The operation was not done and will not be: it was never sent, or was refused.
     pub(crate) undone: bool,
 }
 
 impl Cause {
-    /// What is known of a cause.
+    /// A cause with this message, and the facts of `source` if it has any.
     pub(crate) fn of(source: &BoxError, said: String) -> Self {
         let known = source.downcast_ref::<Self>();
         Self {
@@ -293,7 +293,7 @@ impl fmt::Display for Cause {
 
 impl StdError for Cause {}
 
-/// How it is with a database that is unavailable.
+/// The state of a database that is unavailable.
 fn state(source: &BoxError) -> &'static str {
     match Cause::of(source, String::new()).answered {
         true => "cannot do it now",
@@ -301,12 +301,12 @@ fn state(source: &BoxError) -> &'static str {
     }
 }
 
-struct Occupied<'a>(Option<&'a str>, Option<Duration>);
+struct HeldBySuffix<'a>(Option<&'a str>, Option<Duration>);
 
-impl fmt::Display for Occupied<'_> {
+impl fmt::Display for HeldBySuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = self.0.map(|who| Holding(who, self.1));
-        who.map_or(Ok(()), |who| write!(f, ": {who}"))
+        let holding = self.0.map(|holder| Holding(holder, self.1));
+        holding.map_or(Ok(()), |holding| write!(f, ": {holding}"))
     }
 }
 
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_database_that_answers_is_not_said_to_be_out_of_reach() {
+    fn a_database_that_answers_is_not_reported_as_unreachable() {
         let error = |source: BoxError| {
             let op = "acquire lock `job`".into();
             Error::Unavailable { op, source }.chain()
@@ -347,7 +347,7 @@ mod tests {
             "could not acquire lock `job`: the database refused: permission denied for table x; as \
              the owner: GRANT UPDATE"
         );
-        // So do other printers of chains.
+        // Other printers of error chains do the same.
         let source = StdError::source(&error).unwrap();
         assert_eq!(
             format!("{error}: {source}"),

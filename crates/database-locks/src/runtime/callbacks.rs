@@ -1,10 +1,10 @@
 //! Threads that run the callbacks of losses.
 //!
-//! A callback is foreign code that may block, or never return. On the thread that drives the background
-//! runtime it would keep every lease of the process from being renewed.
+//! A callback is foreign code that may block or never return. On the background thread it would
+//! keep every lease of the process from being renewed.
 //!
-//! One idle thread is enough as long as callbacks return. A thread that takes a callback sees to it that
-//! another one is there for the next: so one that never returns delays no other.
+//! One idle thread is enough as long as callbacks return. A thread that takes a callback makes sure
+//! that another thread takes the next, so that a callback that never returns delays no other.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,18 +13,19 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::runtime::fork::PerProcess;
 
-/// The most threads, and so the most callbacks that run at once. What is left waits for one to return.
-const MOST: usize = 64;
+/// The largest number of threads, and so of concurrent callbacks. Further callbacks wait for one to
+/// return.
+const MAX_THREADS: usize = 64;
 
-/// Run foreign code. A panic in it, which the panic hook has shown, must not end the task that renews
-/// all leases.
+/// Run foreign code and catch its panic, after the panic hook has shown it. It must not end the
+/// task that renews all leases.
 pub(crate) fn shielded(foreign: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(foreign));
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads of one process, started when the first callback is due.
+/// The threads of one process, started for the first callback.
 #[derive(Default)]
 struct Pool {
     state: Mutex<State>,
@@ -38,7 +39,7 @@ struct State {
     idle: usize,
 }
 
-/// Run this on a thread that does nothing else.
+/// Run a callback on a callback thread.
 pub(crate) fn call(callback: impl FnOnce() + Send + 'static) {
     static POOL: PerProcess<&Pool> = PerProcess::new();
     let Ok(pool) = POOL.get_or_try_init(|| Ok::<_, Infallible>(&*Box::leak(Box::default())));
@@ -53,8 +54,8 @@ impl Pool {
     fn call(&'static self, job: Job) {
         let mut state = self.state();
         state.jobs.push_back(job);
-        self.staff(&mut state);
-        // Without a single thread it is better called here than not at all.
+        self.ensure_thread(&mut state);
+        // If no thread can be started, the callback runs here rather than not at all.
         let unserved = match state.threads {
             0 => state.jobs.pop_back(),
             _ => None,
@@ -65,11 +66,11 @@ impl Pool {
         }
     }
 
-    /// See to it that a thread takes the next job.
-    fn staff(&'static self, state: &mut State) {
+    /// Make sure that a thread takes the next job.
+    fn ensure_thread(&'static self, state: &mut State) {
         if state.idle > 0 {
             self.more.notify_one();
-        } else if state.threads < MOST {
+        } else if state.threads < MAX_THREADS {
             let thread = std::thread::Builder::new().name("locks-callbacks".into());
             let started = thread.spawn(|| self.work()).is_ok();
             state.threads += usize::from(started);
@@ -81,7 +82,7 @@ impl Pool {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 if !state.jobs.is_empty() {
-                    self.staff(&mut state);
+                    self.ensure_thread(&mut state);
                 }
                 drop(state);
                 shielded(job);
@@ -116,31 +117,33 @@ mod tests {
 
     #[test]
     fn callbacks_that_never_return_keep_no_other_from_running() {
-        let (pool, (tell, told)) = (pool(), mpsc::channel());
+        let (pool, (sender, receiver)) = (pool(), mpsc::channel());
         for i in 0..20 {
-            let tell = tell.clone();
+            let sender = sender.clone();
             pool.call(Box::new(move || {
-                tell.send(i).unwrap();
+                sender.send(i).unwrap();
                 loop {
                     std::thread::park();
                 }
             }));
         }
-        let mut all: Vec<_> = (0..20).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+        let mut all: Vec<_> = (0..20)
+            .map(|_| receiver.recv_timeout(LONG).unwrap())
+            .collect();
         all.sort_unstable();
         assert_eq!(all, (0..20).collect::<Vec<_>>());
     }
 
     #[test]
     fn callbacks_that_return_share_few_threads_and_one_of_them_stays() {
-        let (pool, (tell, told)) = (pool(), mpsc::channel());
+        let (pool, (sender, receiver)) = (pool(), mpsc::channel());
         for round in 0..100 {
             for i in 0..10 {
-                let tell = tell.clone();
-                pool.call(Box::new(move || tell.send((round, i)).unwrap()));
+                let sender = sender.clone();
+                pool.call(Box::new(move || sender.send((round, i)).unwrap()));
             }
             for _ in 0..10 {
-                told.recv_timeout(LONG).unwrap();
+                receiver.recv_timeout(LONG).unwrap();
             }
         }
         let rests = || {
@@ -157,7 +160,7 @@ mod tests {
         }
         let panics: Job = Box::new(|| panic!("on purpose"));
         pool.call(panics);
-        pool.call(Box::new(move || tell.send((0, 0)).unwrap()));
-        told.recv_timeout(LONG).unwrap();
+        pool.call(Box::new(move || sender.send((0, 0)).unwrap()));
+        receiver.recv_timeout(LONG).unwrap();
     }
 }

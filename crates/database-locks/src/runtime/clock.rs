@@ -1,13 +1,13 @@
-//! The clock that bounds trust; nothing else in this crate asks for the time.
+//! The clock for trust, and the only source of time in this crate.
 
 use std::time::Duration;
 
 use protocol::BootInstant;
 
-/// Now, on a clock that goes on while the machine is suspended.
+/// The present time, on a clock that counts while the machine is suspended.
 ///
-/// `std::time::Instant` stands still during a suspend on Linux: a laptop that was closed for an hour
-/// would open up trusting leases that ended fifty-nine minutes ago.
+/// On Linux `std::time::Instant` stops during a suspend: after an hour of it, a laptop would trust
+/// leases that ended fifty-nine minutes ago.
 #[cfg(target_os = "linux")]
 pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -17,7 +17,8 @@ pub(crate) fn now() -> BootInstant {
     ))
 }
 
-/// Now. Elsewhere than on Linux the monotonic clock has to do; on macOS it runs through suspend.
+/// The present time. Other systems than Linux use the monotonic clock, which on macOS counts while
+/// the machine is suspended.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn now() -> BootInstant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -27,14 +28,14 @@ pub(crate) fn now() -> BootInstant {
     ))
 }
 
-/// The longest that a sleeper may sleep without looking at the clock again.
+/// The longest sleep without reading the clock.
 ///
-/// The runtime's timers count on a clock that stops during a suspend. After one, a lease that has
-/// ended meanwhile is noticed at most this much later by those who wait for its loss; those who ask
-/// learn it at once.
+/// The runtime's timers use a clock that stops during a suspend. After one, tasks that wait for the
+/// loss of an expired lease notice it at most this much later. A guard that is read reports it at
+/// once.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
 
-/// Sleep until then; a suspend of the machine counts.
+/// Sleep until `then`. A suspend of the machine counts.
 pub(crate) async fn sleep_until(then: BootInstant) {
     loop {
         let left = then - now();
@@ -45,8 +46,8 @@ pub(crate) async fn sleep_until(then: BootInstant) {
     }
 }
 
-/// Sleep for so long. No time is none: the runtime makes at least a millisecond of it, which each connection and
-/// each try that is made once had to wait for.
+/// Sleep for `pause`. Zero returns at once: the runtime's timer would take at least a millisecond,
+/// which would delay each connection and each single try.
 pub(crate) async fn sleep(pause: Duration) {
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;

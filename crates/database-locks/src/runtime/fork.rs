@@ -1,8 +1,8 @@
-//! Telling a forked child from its parent.
+//! Distinguishes a forked child from its parent.
 //!
-//! A child has a copy of all memory, but of all threads only the one that forked: the scheduler, the
-//! connection and whoever holds a mutex at that moment do not exist in it. So nothing that the parent
-//! made is used there, not even dropped.
+//! A child has a copy of all memory but only the thread that forked: the scheduler, the connection
+//! and holders of mutexes do not exist in it. So a child neither uses nor drops what its parent
+//! made.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -17,13 +17,13 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 static FORKS: Gate = Gate::new();
 
 thread_local! {
-    /// Whether this thread drives the background runtime, and is at work.
-    static WORKS: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread drives the background runtime and is at work.
+    static WORKING: Cell<bool> = const { Cell::new(false) };
 }
 
 extern "C" fn before() {
-    // Who forks from within that thread, as a callback may, does not wait for himself.
-    FORKS.close(u32::from(WORKS.get()));
+    // A callback may fork on the working thread, which must not wait for itself.
+    FORKS.close(u32::from(WORKING.get()));
 }
 
 extern "C" fn in_parent() {
@@ -35,39 +35,39 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Whoever drives the background runtime is about to do something: not while the process is forked.
-pub(crate) fn begin() {
+/// The background thread is about to work; waits while the process is being forked.
+pub(crate) fn begin_work() {
     FORKS.enter();
-    WORKS.set(true);
+    WORKING.set(true);
 }
 
-/// He rests until something happens.
-pub(crate) fn rest() {
-    WORKS.set(false);
+/// The background thread is about to sleep.
+pub(crate) fn end_work() {
+    WORKING.set(false);
     FORKS.leave();
 }
 
-/// The same for as long as this lives.
+/// Marks this thread as working until it is dropped.
 pub(crate) struct AtWork;
 
 impl AtWork {
     pub(crate) fn begin() -> Self {
-        begin();
+        begin_work();
         Self
     }
 }
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        rest();
+        end_work();
     }
 }
 
-/// A future of ours on a runtime of the application: while it is polled the process is not forked, and in a
-/// forked child it is leaked rather than dropped.
+/// A future of this library on a runtime of the application. The process is not forked while it is
+/// polled, and it is leaked rather than dropped in a forked child.
 ///
-/// A child that drops an inherited socket takes it out of the event queue that it shares with its parent,
-/// which then waits for ever (`EPOLL_CTL_DEL`).
+/// A child that drops an inherited socket removes it from the event queue that it shares with its
+/// parent (`EPOLL_CTL_DEL`), which then waits for ever.
 #[derive(Debug)]
 pub(crate) struct Gated<F: ?Sized>(Here<Pin<Box<F>>>);
 
@@ -82,7 +82,7 @@ impl<F: ?Sized> Gated<F> {
         Self(Here::new(future))
     }
 
-    /// Whether this is the process that made it.
+    /// Whether this process made the future.
     pub(crate) fn is_here(&self) -> bool {
         self.0.is_here()
     }
@@ -93,10 +93,10 @@ impl<F: Future + ?Sized> Future for Gated<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Some(future) = self.0.here_mut() else {
-            // The runtime was forked, and is used on all the same.
+            // The application uses its runtime in a forked child.
             return Poll::Pending;
         };
-        if WORKS.get() {
+        if WORKING.get() {
             return future.as_mut().poll(context);
         }
         let _at_work = AtWork::begin();
@@ -104,31 +104,32 @@ impl<F: Future + ?Sized> Future for Gated<F> {
     }
 }
 
-/// What a child that is forked now would see.
+/// Run `read` as if the process were being forked, to see what a child would see.
 #[cfg(test)]
-pub(crate) fn as_forked<T>(look: impl FnOnce() -> T) -> T {
+pub(crate) fn as_forked<T>(read: impl FnOnce() -> T) -> T {
     before();
-    let seen = look();
+    let seen = read();
     in_parent();
     seen
 }
 
-/// Keeps forks and the work of the background runtime apart.
+/// Excludes forks during work of the background runtime.
 ///
-/// What it is in the middle of when somebody forks would stay half done in the child for ever:
-/// a regular expression of a driver's that it was compiling for the first time, behind a `LazyLock`
-/// whose other users wait for it to be finished. The first connection of such a child would hang.
+/// Work that is interrupted by a fork would stay half done in the child for ever: for example a
+/// driver's regular expression in a `LazyLock` that is being initialized, for which the child's
+/// first connection would wait.
 ///
-/// Neither side waits for long: a thread that is stuck keeps nobody from forking, and takes the risk.
+/// Both sides wait for a limited time: a thread that is stuck does not block forks, at the risk of
+/// such a hang.
 struct Gate {
     working: AtomicU32,
     forking: AtomicU32,
 }
 
 impl Gate {
-    const LOOK: Duration = Duration::from_micros(100);
-    /// How many looks either side takes before it goes on regardless: a second, at least.
-    const LOOKS: u32 = 10_000;
+    const CHECK_INTERVAL: Duration = Duration::from_micros(100);
+    /// How often either side checks before it continues regardless: for at least a second.
+    const CHECKS: u32 = 10_000;
 
     const fn new() -> Self {
         Self {
@@ -137,17 +138,17 @@ impl Gate {
         }
     }
 
-    /// Answers whether there were no more than so many in time.
+    /// Wait until `count` is `at_most`; `false` at the timeout.
     #[allow(
         clippy::disallowed_methods,
         reason = "a fork takes less than a millisecond, and there is nothing to be woken by"
     )]
-    fn wait_for(who: &AtomicU32, at_most: u32) -> bool {
-        for _ in 0..Self::LOOKS {
-            if who.load(Ordering::SeqCst) <= at_most {
+    fn wait_for(count: &AtomicU32, at_most: u32) -> bool {
+        for _ in 0..Self::CHECKS {
+            if count.load(Ordering::SeqCst) <= at_most {
                 return true;
             }
-            std::thread::sleep(Self::LOOK);
+            std::thread::sleep(Self::CHECK_INTERVAL);
         }
         false
     }
@@ -170,7 +171,7 @@ impl Gate {
         self.working.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// `own`: how many of those that work are the caller himself.
+    /// `own`: how many of the working threads are the caller itself.
     fn close(&self, own: u32) -> bool {
         self.forking.fetch_add(1, Ordering::SeqCst);
         Self::wait_for(&self.working, own)
@@ -180,37 +181,37 @@ impl Gate {
         self.forking.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Nobody works and nobody forks in a new process.
+    /// A new process has no working and no forking thread.
     fn reset(&self) {
         self.working.store(0, Ordering::SeqCst);
         self.forking.store(0, Ordering::SeqCst);
     }
 }
 
-/// How many forks lie between this process and the one that first asked.
+/// The number of forks between this process and the first one that called this.
 ///
-/// A counter rather than the pid: a pid is used again, and a grandchild may have that of its
-/// grandparent.
+/// A counter rather than the pid, because pids are reused: a grandchild may have its grandparent's.
 pub fn generation() -> u64 {
     static REGISTERED: Once = Once::new();
     let mut failed = false;
     REGISTERED.call_once(|| {
-        // SAFETY: the handler of the child is async-signal-safe, as it must be where the parent had
-        // several threads: it does nothing but set atomics. The others run in the parent, and unwind
-        // nowhere.
-        #[allow(unsafe_code, reason = "there is no other way to be told of a fork")]
+        // SAFETY: the child's handler is async-signal-safe, as required if the parent had several
+        // threads: it only sets atomics. The other handlers run in the parent. None of them
+        // unwinds.
+        #[allow(unsafe_code, reason = "only `pthread_atfork` reports forks")]
         let registered =
             unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         failed = registered != 0;
     });
-    // Not in there: a subscriber that calls us would wait for itself.
+    // Logged outside `call_once`: a log subscriber that uses this library would deadlock inside it.
     if failed {
-        tracing::warn!("forks cannot be noticed: do not fork while holding a lock");
+        tracing::warn!("forks cannot be detected: do not fork while holding a lock");
     }
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// Something that belongs to the process that made it. In a child it is leaked rather than dropped.
+/// A value that belongs to the process that made it. In a forked child it is leaked rather than
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Here<T> {
     value: Option<T>,
@@ -225,12 +226,12 @@ impl<T> Here<T> {
         }
     }
 
-    /// Whether this is the process that made it.
+    /// Whether this process made the value.
     pub(crate) fn is_here(&self) -> bool {
         self.generation == generation()
     }
 
-    /// The value, in the process that made it. Elsewhere it is leaked.
+    /// The value. In a forked child it is leaked, and the result is `None`.
     pub(crate) fn into_inner(mut self) -> Option<T> {
         match self.is_here() {
             true => self.value.take(),
@@ -238,7 +239,7 @@ impl<T> Here<T> {
         }
     }
 
-    /// The value, in the process that made it.
+    /// The value; `None` in a forked child.
     pub(crate) fn here_mut(&mut self) -> Option<&mut T> {
         match self.is_here() {
             true => self.value.as_mut(),
@@ -264,17 +265,17 @@ impl<T> Drop for Here<T> {
     }
 }
 
-/// One value for each process, made when it is first asked for there.
+/// One value per process, made on first use.
 ///
-/// A child finds what its parent made and passes it by. No lock is taken that another thread may have
-/// held while the process was forked.
+/// A child skips the values of its parents. No mutex is used, because another thread may hold it at
+/// a fork.
 #[derive(Debug)]
 pub struct PerProcess<T>(OnceLock<Box<Node<T>>>);
 
 #[derive(Debug)]
 struct Node<T> {
     value: Here<T>,
-    /// That of a child, and of a child's child.
+    /// The value of a forked child, and of its children.
     next: PerProcess<T>,
 }
 
@@ -285,7 +286,7 @@ impl<T> Default for PerProcess<T> {
 }
 
 impl<T> PerProcess<T> {
-    /// Nothing yet.
+    /// Create an empty cell.
     pub const fn new() -> Self {
         Self(OnceLock::new())
     }
@@ -302,7 +303,8 @@ impl<T> PerProcess<T> {
         None
     }
 
-    /// The value of this process. Where two threads make it at once, one of them does so in vain.
+    /// The value of this process, made on first use. If two threads make it at the same time, one
+    /// result is dropped.
     pub fn get_or_try_init<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let (mut slot, mut make) = (self, Some(make));
         loop {
@@ -314,7 +316,7 @@ impl<T> PerProcess<T> {
                         value: Here::new(make()?),
                         next: Self::new(),
                     };
-                    // Filled then, by us or by another thread of this process.
+                    // If another thread filled the cell first, the loop finds its value.
                     let _ = slot.0.set(Box::new(node));
                 }
                 (None, None) => unreachable!("a slot that was filled is empty"),
@@ -328,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fork_waits_for_the_background_thread_to_rest_and_keeps_it_resting() {
+    fn a_fork_waits_for_the_background_thread_to_finish_its_work_and_keeps_it_from_starting() {
         let gate = Gate::new();
         gate.enter();
         std::thread::scope(|scope| {
@@ -344,7 +346,7 @@ mod tests {
             gate.open();
             work.join().unwrap();
         });
-        // The fork of a thread that works itself.
+        // A fork on the working thread itself.
         assert!(gate.close(1));
         gate.reset();
         assert!(gate.close(0));
@@ -362,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_passes_by_what_its_parent_made() {
+    fn a_child_skips_the_value_of_its_parent() {
         let slot = PerProcess::new();
         slot.get_or_try_init(|| Ok::<_, ()>(1)).unwrap();
         let parents = Node {

@@ -1,13 +1,13 @@
-//! The background runtime of the process, and waiting on a thread.
+//! The background runtime of the process, and blocking waits.
 //!
-//! All renewals happen on the background runtime, on a thread of its own, rather than on the runtime of a
-//! caller: one that blocks its workers, ends its runtime while it holds a lock, or has none at all must not
-//! lose its locks for it.
+//! All renewals run on the background runtime, on its own thread rather than on a caller's runtime.
+//! An application that blocks its workers, ends its runtime while a lock is held, or has no runtime
+//! at all, must not lose its locks because of that.
 //!
-//! A thread that blocks drives a second runtime, which all such threads share: a request to the database is
-//! sent, and its answer heard, on the very thread that waits for it. Otherwise two threads would have to wake
-//! each other at each call, a third of what an acquire takes. A wait that needs nothing of that runtime is
-//! spent outside it, so that no thread keeps it from the others.
+//! Threads that block share a second runtime, the blocking runtime, which they drive themselves: a
+//! request is sent, and its answer received, on the thread that waits for it. Otherwise two threads
+//! would have to wake each other at each call, a third of the duration of an acquire. A wait that
+//! needs nothing of that runtime is spent outside it, so that other threads can drive it.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -31,24 +31,24 @@ pub(crate) mod fork;
 /// Why work was not done.
 #[derive(Debug)]
 pub(crate) enum RuntimeError {
-    /// The system started no thread or runtime.
+    /// The operating system started no thread or runtime.
     NotStarted(std::io::Error),
     /// The work panicked, or its runtime ended.
     Stopped(JoinError),
-    /// The calling thread drives the background runtime: it would wait for itself.
+    /// The calling thread drives the background runtime, so that waiting would deadlock.
     DrivesRuntime,
 }
 
-/// The background runtime of this process, which is started by the first call.
+/// The background runtime of this process, started by the first call.
 fn background() -> Result<&'static Handle, RuntimeError> {
     static BACKGROUND: PerProcess<Handle> = PerProcess::new();
     BACKGROUND.get_or_try_init(|| {
-        // Before there is a thread for a fork to wait for.
+        // Registers the fork handlers before the thread exists that they wait for.
         fork::generation();
         let runtime = Builder::new_current_thread()
             .enable_all()
-            .on_thread_park(fork::rest)
-            .on_thread_unpark(fork::begin)
+            .on_thread_park(fork::end_work)
+            .on_thread_unpark(fork::begin_work)
             .build()
             .map_err(RuntimeError::NotStarted)?;
         let handle = runtime.handle().clone();
@@ -66,8 +66,8 @@ fn background() -> Result<&'static Handle, RuntimeError> {
 
 static BLOCKING: PerProcess<&Runtime> = PerProcess::new();
 
-/// The runtime that threads drive while they block. It is never dropped: nothing of it is stopped with a
-/// thread that ends.
+/// The runtime that blocking threads drive. It is never dropped, so that no task ends with a
+/// thread.
 fn blocking() -> Result<&'static Runtime, RuntimeError> {
     let start = || {
         let runtime = Builder::new_current_thread().enable_all().build();
@@ -78,50 +78,52 @@ fn blocking() -> Result<&'static Runtime, RuntimeError> {
     BLOCKING.get_or_try_init(start).copied()
 }
 
-/// How long the background drives the blocking runtime for one piece of work.
-const FINISHING: Duration = Duration::from_secs(10);
+/// How long the background drives the blocking runtime for one task.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Drive the blocking runtime, if that is the `home`, until `work`, the end of one of its tasks, is done, for some
-/// seconds at most. While no thread blocks, no thread drives it: a connection that was no longer used stayed open,
-/// and kept its database from being dropped.
+/// If `owner` is the blocking runtime, drive it until its task `work` is done, for at most
+/// [`FINISH_TIMEOUT`]. No thread drives it while none blocks: an unused connection would stay open,
+/// and keep its database from being dropped.
 pub(crate) fn finish<T: Send + 'static>(
-    home: &Handle,
+    owner: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) {
     let Some(shared) = BLOCKING.get().copied() else {
         return;
     };
-    if home.id() == shared.handle().id() {
-        let drive = move || shared.block_on(async { tokio::time::timeout(FINISHING, work).await });
+    if owner.id() == shared.handle().id() {
+        let drive =
+            move || shared.block_on(async { tokio::time::timeout(FINISH_TIMEOUT, work).await });
         let _ = spawn(async { drop(tokio::task::spawn_blocking(drive)) });
     }
 }
 
-/// When a wait within the blocking runtime last began, in milliseconds.
+/// When a wait in the blocking runtime last began, in milliseconds.
 static DRIVEN: AtomicU64 = AtomicU64::new(0);
-/// For how long after it, in milliseconds, what the tasks of that runtime know is taken for new enough.
-const FRESH: u64 = 100;
+/// For how many milliseconds after that its tasks need not be polled first.
+const RECENT_MS: u64 = 100;
 
 thread_local! {
-    /// In which generation of forks this thread is the background thread, if it is.
+    /// The fork generation in which this thread is the background thread, if it is.
     static DRIVES: Cell<Option<u64>> = const { Cell::new(None) };
-    /// What this thread waits for needs the runtime that the thread drives.
+    /// The future that this thread waits for needs the runtime that the thread drives.
     static NEEDED: Cell<bool> = const { Cell::new(false) };
     /// This thread is in the blocking runtime.
     static BLOCKS: Cell<bool> = const { Cell::new(false) };
-    /// This thread waits outside the runtime that it is in, which may not go on until the wait is over.
+    /// This thread waits outside the runtime that it is in, which may be blocked until the wait
+    /// ends.
     static PARKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is the background thread, so that nothing goes on until it returns: foreign code runs
-/// there where it is a waker, a log subscriber or a future that is waited for.
+/// Whether this thread is the background thread, which must not wait for its own work. Foreign code
+/// runs there as a waker, a log subscriber or an awaited future.
 pub(crate) fn drives() -> bool {
-    // A child that is forked from within has another.
+    // A child forked from this thread has another background thread.
     DRIVES.get() == Some(fork::generation())
 }
 
-/// The runtime that polls the caller and will go on polling it, if there is one that is not the background
-/// runtime; and whether it is the one that threads drive while they block.
+/// The runtime that polls the caller and will continue to, unless it is the background runtime; and
+/// whether it is the blocking runtime.
 pub(crate) fn of_caller() -> Option<(Handle, bool)> {
     if PARKED.get() || drives() {
         return None;
@@ -130,19 +132,19 @@ pub(crate) fn of_caller() -> Option<(Handle, bool)> {
     Some((handle, BLOCKS.get()))
 }
 
-/// What is being polled waits for something that the runtime of this thread has to do.
+/// Mark that the future being polled needs the runtime of this thread.
 pub(crate) fn needed() {
     NEEDED.set(true);
 }
 
-/// Carry out `work` in the background. Dropping what this answers does not stop it.
+/// Run `work` in the background. Dropping the handle does not stop it.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<JoinHandle<T>, RuntimeError> {
     Ok(background()?.spawn(work))
 }
 
-/// Carry out `work` in the background, and wait for it. Dropping this future does not stop it.
+/// Run `work` in the background and wait for it. Dropping this future does not stop the work.
 pub(crate) async fn run<T: Send + 'static, E: From<RuntimeError> + Send + 'static>(
     work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, E> {
@@ -150,7 +152,7 @@ pub(crate) async fn run<T: Send + 'static, E: From<RuntimeError> + Send + 'stati
     done.unwrap_or_else(|stopped| Err(RuntimeError::Stopped(stopped).into()))
 }
 
-/// Whether this thread may wait for what the background runtime does.
+/// Fails if this thread must not wait for the background runtime.
 fn may_block() -> Result<(), RuntimeError> {
     match drives() {
         false => Ok(()),
@@ -158,7 +160,7 @@ fn may_block() -> Result<(), RuntimeError> {
     }
 }
 
-/// Wait for it on this thread.
+/// Wait for a future on this thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
     may_block()?;
     let mut future = pin!(future);
@@ -169,7 +171,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> 
     }
 }
 
-/// Wait for it on this thread, for so long. None: it takes longer.
+/// Wait for a future on this thread, for at most `at_most`; `None` if it takes longer.
 pub(crate) fn block_on_for<F: Future + ?Sized>(
     future: Pin<&mut F>,
     at_most: Duration,
@@ -182,11 +184,11 @@ fn wait<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
     until: Option<BootInstant>,
 ) -> Option<F::Output> {
-    // Within a runtime tokio refuses to drive another, and while a thread ends too.
+    // Inside a runtime, or at the end of a thread, tokio refuses to drive another runtime.
     let outside = Handle::try_current().is_err_and(|why| why.is_missing_context());
     if outside && let Ok(runtime) = blocking() {
         let done = {
-            let _blocks = Set::begin(&BLOCKS);
+            let _blocks = FlagGuard::begin(&BLOCKS);
             runtime.block_on(drive(future.as_mut(), until))
         };
         if let Driven::Done(done) = done {
@@ -200,20 +202,20 @@ fn wait<F: Future + ?Sized>(
 
 enum Driven<T> {
     Done(T),
-    /// It needs nothing of the runtime any more.
+    /// The future no longer needs the runtime.
     Elsewhere,
     Late,
 }
 
-/// Wait for it within the blocking runtime, for as long as it needs that.
+/// Wait for a future in the blocking runtime, for as long as it needs that.
 async fn drive<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
     until: Option<BootInstant>,
 ) -> Driven<F::Output> {
-    // The tasks of the runtime come first, if none was polled for a while: one of them knows whether the server
-    // has ended the connection meanwhile.
+    // If the runtime's tasks were not polled for a while, they come first: one of them detects that
+    // the server has closed the connection.
     let now = u64::try_from(clock::now().since_boot().as_millis()).unwrap_or(u64::MAX);
-    if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > FRESH {
+    if now.saturating_sub(DRIVEN.swap(now, Ordering::Relaxed)) > RECENT_MS {
         tokio::task::yield_now().await;
     }
     let driven = poll_fn(|context| {
@@ -238,12 +240,12 @@ async fn drive<F: Future + ?Sized>(
     }
 }
 
-/// Wait for it on this thread, outside any runtime.
+/// Wait for a future on this thread, outside any runtime.
 fn park<F: Future + ?Sized>(
     mut future: Pin<&mut F>,
     until: Option<BootInstant>,
 ) -> Option<F::Output> {
-    let _parked = Set::begin(&PARKED);
+    let _parked = FlagGuard::begin(&PARKED);
     let signal = Arc::new(Signal {
         thread: std::thread::current(),
         set: AtomicBool::new(false),
@@ -260,16 +262,16 @@ fn park<F: Future + ?Sized>(
     }
 }
 
-/// A mark of this thread, set for as long as this lives.
-struct Set(&'static LocalKey<Cell<bool>>, bool);
+/// A thread-local flag that is set while this value lives.
+struct FlagGuard(&'static LocalKey<Cell<bool>>, bool);
 
-impl Set {
+impl FlagGuard {
     fn begin(mark: &'static LocalKey<Cell<bool>>) -> Self {
         Self(mark, mark.replace(true))
     }
 }
 
-impl Drop for Set {
+impl Drop for FlagGuard {
     fn drop(&mut self) {
         self.0.set(self.1);
     }
@@ -283,7 +285,7 @@ struct Signal {
 }
 
 impl Signal {
-    /// Whether it was set, rather than that the time was over.
+    /// Wait until the signal is set; `false` at the timeout.
     fn wait(&self, until: Option<BootInstant>) -> bool {
         while !self.set.swap(false, Ordering::Acquire) {
             match until.map(|until| until - clock::now()) {
@@ -319,18 +321,18 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    /// On which thread it is carried out.
-    async fn carried_out_by() -> thread::ThreadId {
+    /// The thread that carries out background work.
+    async fn background_thread() -> thread::ThreadId {
         run(async { Ok::<_, RuntimeError>(thread::current().id()) })
             .await
             .unwrap()
     }
 
     #[test]
-    fn a_wait_leaves_the_shared_runtime_once_it_needs_it_no_more() {
-        let (tell, told) = tokio::sync::oneshot::channel::<()>();
-        let long = thread::spawn(move || block_on(told).unwrap());
-        // Another thread gets to drive it while that one waits.
+    fn a_wait_leaves_the_shared_runtime_when_it_no_longer_needs_it() {
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let long = thread::spawn(move || block_on(receiver).unwrap());
+        // Another thread can drive the runtime while that one waits.
         let sleeps = || async {
             let mut sleep = pin!(tokio::time::sleep(Duration::from_millis(1)));
             poll_fn(|context| {
@@ -343,17 +345,17 @@ mod tests {
         for _ in 0..3 {
             assert!(block_on(sleeps()).unwrap());
         }
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         long.join().unwrap().unwrap();
     }
 
     #[test]
-    fn what_nobody_blocks_for_goes_on_while_others_block_and_after_them() {
-        let (hear, heard) = mpsc::channel();
+    fn a_task_of_the_shared_runtime_continues_while_other_threads_block_and_after_them() {
+        let (sender, receiver) = mpsc::channel();
         let ticks = async move {
             for tick in 0..100 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                hear.send(tick).unwrap();
+                sender.send(tick).unwrap();
             }
         };
         drop(spawn(ticks).unwrap());
@@ -361,12 +363,12 @@ mod tests {
             block_on(async { run(async { Ok::<_, RuntimeError>(()) }).await.unwrap() }).unwrap();
         }
         for tick in 0..100 {
-            assert_eq!(heard.recv_timeout(LONG), Ok(tick));
+            assert_eq!(receiver.recv_timeout(LONG), Ok(tick));
         }
     }
 
     #[test]
-    fn many_threads_that_block_and_tasks_that_do_not_all_have_their_answers() {
+    fn many_threads_that_block_and_tasks_that_do_not_all_get_their_answers() {
         let rounds = || async {
             for _ in 0..200 {
                 run(async {
@@ -393,40 +395,44 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_is_over_may_be_gone_on_with_by_any_thread() {
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let mut waiting = Box::pin(run(async { Ok::<_, RuntimeError>(told.await.unwrap()) }));
+    fn a_wait_that_timed_out_can_be_continued_by_any_thread() {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let mut waiting = Box::pin(run(async {
+            Ok::<_, RuntimeError>(receiver.await.unwrap())
+        }));
         for _ in 0..3 {
             let waited = block_on_for(waiting.as_mut(), Duration::from_millis(5));
             assert!(waited.unwrap().is_none());
         }
         let waiting = thread::spawn(move || block_on_for(waiting.as_mut(), LONG));
-        tell.send("news").unwrap();
+        sender.send("news").unwrap();
         let waited = waiting.join().unwrap().unwrap();
         assert_eq!(waited.unwrap().unwrap(), "news");
     }
 
     #[test]
-    fn who_blocks_within_another_runtime_has_it_done() {
+    fn a_thread_that_blocks_within_another_runtime_gets_its_result() {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let by = runtime
             .unwrap()
-            .block_on(async { block_on(carried_out_by()).unwrap() });
+            .block_on(async { block_on(background_thread()).unwrap() });
         assert_ne!(by, thread::current().id());
     }
 
     #[test]
-    fn a_thread_that_drives_is_refused_to_wait_for_itself() {
+    fn the_background_thread_is_refused_a_wait_for_itself() {
         fn refused(why: Result<(), RuntimeError>) {
-            let said = crate::Error::from(why.unwrap_err()).to_string();
-            assert!(said.contains("must be made on another thread"), "{said}");
+            let message = crate::Error::from(why.unwrap_err()).to_string();
+            assert!(
+                message.contains("must be made on another thread"),
+                "{message}"
+            );
         }
         let nested = || async {
             refused(block_on(async {}));
             refused(block_on_for(pin!(async {}), LONG).map(drop));
         };
         block_on(spawn(nested()).unwrap()).unwrap().unwrap();
-        // Elsewhere it may.
         block_on(async {}).unwrap();
     }
 

@@ -182,8 +182,8 @@ pub(super) const RELEASE: &str = "\
 Give either --ticket or --force. The variable DBLOCK_TICKET is not read here.
 
 With --force, the holder is not asked. It works on until its next renewal, after
-a third of its ttl at most, reports the loss. Make sure first that it is dead or
-stopped.
+a third of its ttl at most, and then reports the loss. Make sure first that it
+is dead or stopped.
 
 Exit codes:
   0   released; with --force also if the lock was free already

@@ -27,11 +27,11 @@ pub use table::*;
 pub use tickets::*;
 
 /// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
-/// an `Option<Lab>`, and `None` skips.
+/// an `Option<Lab>`, and `None` skips. An attribute before the name is that of each test.
 #[macro_export]
 macro_rules! contract_tests {
-    ($engine:ident, $lab:expr) => {
-        $crate::contract_tests!($engine, $lab,
+    ($(# $attribute:tt)? $engine:ident, $lab:expr) => {
+        $crate::contract_tests!($(# $attribute)? $engine, $lab,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,
@@ -76,9 +76,13 @@ macro_rules! contract_tests {
         );
     };
     ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
+        $crate::contract_tests!(#[cfg(all())] $engine, $lab, $($clause),*);
+    };
+    (# $attribute:tt $engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
         mod $engine {
             use super::*;
             $(
+                # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
                     if let Some(lab) = $lab {

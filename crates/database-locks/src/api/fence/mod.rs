@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Inner;
-use crate::client::guard::{LockGuard, not_ours};
-use crate::client::renewal::grant_state::{Held, Status};
+use crate::client::Client;
+use crate::client::guard::{LockGuard, mark_lost};
+use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::runtime;
 use crate::runtime::fork::Here;
@@ -27,7 +27,7 @@ pub use statement::{Fence, FenceFailure, ParamStyle};
 pub(crate) use transaction::Failed;
 pub use transaction::FenceTransaction;
 
-/// What a renewal that covers a transaction asks for on top of what it was told: the transaction
+/// Added to the duration of a transaction when its lease is extended, because the transaction
 /// begins only after the reply.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
 
@@ -45,23 +45,23 @@ const ROUND_TRIP: Duration = Duration::from_secs(1);
 pub struct OpenFence(Here<Open>);
 
 struct Open {
-    inner: Arc<Inner>,
+    client: Arc<Client>,
     grant: GrantId,
     holds_back: bool,
-    /// Gone before the renewals go on.
+    /// Dropped before renewals continue.
     barrier: Option<Barrier>,
 }
 
 impl Open {
     fn new(
-        inner: &Arc<Inner>,
-        held: &Arc<Held>,
+        client: &Arc<Client>,
+        held: &Arc<GrantState>,
         holds_back: bool,
         barrier: Option<Barrier>,
     ) -> Self {
-        inner.fences.opened(held);
+        client.fences.opened(held);
         Self {
-            inner: Arc::clone(inner),
+            client: Arc::clone(client),
             grant: held.grant.id,
             holds_back,
             barrier,
@@ -72,10 +72,10 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.barrier = None;
-        // What waits for this end finds the row unlocked.
-        self.inner.fences.closed(self.grant);
+        // A release that waits for this fence finds the row unlocked.
+        self.client.fences.closed(self.grant);
         if self.holds_back {
-            self.inner.scheduler.with(self.grant, |lease, now| {
+            self.client.scheduler.with(self.grant, |lease, now| {
                 lease.fence_closed(now);
                 true
             });
@@ -105,11 +105,11 @@ impl LockGuard {
         self.still_trusted()?;
         let grant = &self.held.grant;
         Ok(Fence {
-            engine: self.inner.store.engine(),
+            engine: self.client.store.engine(),
             name: grant.name.clone(),
             token: grant.token,
             grant: grant.id,
-            text: self.inner.store.fence().cloned(),
+            text: self.client.store.fence().cloned(),
         })
     }
 
@@ -133,12 +133,12 @@ impl LockGuard {
     pub async fn open_fence(&self, lasting: Option<Duration>) -> Result<OpenFence, Error> {
         self.still_trusted()?;
         let id = self.held.grant.id;
-        let holds_back = !self.inner.store.renews_under_fence();
+        let holds_back = !self.client.store.renews_under_fence();
         if let Some(lasting) = lasting {
             let length = self.covering(lasting)?;
             if holds_back && self.trusted_for() < lasting {
                 let mut status = self.held.watch();
-                self.inner.scheduler.with(id, |lease, now| {
+                self.client.scheduler.with(id, |lease, now| {
                     lease.cover(length, now);
                     true
                 });
@@ -149,41 +149,43 @@ impl LockGuard {
                 self.still_trusted()?;
             }
         }
-        let (inner, held) = (Arc::clone(&self.inner), Arc::clone(&self.held));
+        let (client, held) = (Arc::clone(&self.client), Arc::clone(&self.held));
         if holds_back {
-            let opened = inner
+            let opened = client
                 .scheduler
                 .with(id, |lease, now| lease.fence_opened(now));
             if !opened {
                 self.still_trusted()?;
             }
-            return Ok(OpenFence(Here::new(Open::new(&inner, &held, opened, None))));
+            return Ok(OpenFence(Here::new(Open::new(
+                &client, &held, opened, None,
+            ))));
         }
         runtime::run(async move {
             let name = &held.grant.name;
             let opened = while_contended(REQUEST_TIMEOUT, || {
-                inner.store.open_fence(&held.grant, REQUEST_TIMEOUT)
+                client.store.open_fence(&held.grant, REQUEST_TIMEOUT)
             })
             .await;
             let opened = opened.map_err(|e| e.into_error(format!("fence lock `{name}`")))?;
             match opened {
                 Ok(barrier) => {
-                    let open = Open::new(&inner, &held, false, Some(barrier));
+                    let open = Open::new(&client, &held, false, Some(barrier));
                     Ok(OpenFence(Here::new(open)))
                 }
-                Err(gone) => Err(not_ours(&inner, &held, gone)),
+                Err(gone) => Err(mark_lost(&client, &held, gone)),
             }
         })
         .await
     }
 
-    /// What to renew to so that a transaction of that length is covered.
+    /// The ttl that covers a transaction of this duration.
     fn covering(&self, lasting: Duration) -> Result<Duration, Error> {
         let refuse = || {
             let allowed = "less than 10 years";
             Error::config("lasting", Human(lasting).to_string(), allowed)
         };
-        let timing = self.inner.scheduler.timing(self.held.grant.id);
+        let timing = self.client.scheduler.timing(self.held.grant.id);
         let trusted = lasting.saturating_add(ROUND_TRIP);
         let length = timing.map_or(trusted, |timing| timing.length_for(trusted));
         Timing::new(Ttl::Finite(length), Renewing::Never, None).map_err(|_| refuse())?;
@@ -210,7 +212,7 @@ impl LockGuard {
             op: format!("fence lock `{name}`"),
             source: source.into(),
         };
-        let may_lag = self.inner.store.fence().is_some_and(|text| text.may_lag);
+        let may_lag = self.client.store.fence().is_some_and(|text| text.may_lag);
         match failure {
             FenceFailure::Conflict => {
                 conflict("it is still held: roll back, and try the transaction again")
@@ -302,7 +304,7 @@ impl LockGuard {
             ));
         }
         let open = self.open_fence(lasting).await?;
-        let failed = match tx.pass(&fence).await {
+        let failed = match tx.run_fence(&fence).await {
             Ok(()) => return Ok(open),
             Err(failed) => failed,
         };

@@ -1,4 +1,4 @@
-//! Transactions of sqlx, and its connections while such a one is open.
+//! Transactions of sqlx, and its connections with an open transaction.
 
 use sqlx::{Connection, Database, Transaction};
 
@@ -6,7 +6,7 @@ use crate::api::fence::statement::Fence;
 use crate::api::fence::transaction::Failed;
 use crate::error::Error;
 
-/// Refuse what would not stay fenced. That it is a savepoint cannot be seen.
+/// Reject a connection without an open transaction. A savepoint cannot be detected.
 fn in_transaction(connection: &impl Connection) -> Result<(), Failed> {
     if connection.is_in_transaction() {
         return Ok(());
@@ -18,16 +18,16 @@ fn in_transaction(connection: &impl Connection) -> Result<(), Failed> {
     )))
 }
 
-/// What is not about the fence.
+/// Classify a failure that is not about the fence.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 fn otherwise(fence: &Fence, error: sqlx::Error) -> Failed {
     use sqlx::Error as DriverError;
     let op = crate::api::fence::transaction::op(fence);
     Failed::Otherwise(match error {
-        DriverError::Database(said) => Error::Rejected {
+        DriverError::Database(error) => Error::Rejected {
             op,
             hint: None,
-            source: said.message().to_owned().into(),
+            source: error.message().to_owned().into(),
         },
         error => Error::Unavailable {
             op,
@@ -36,15 +36,15 @@ fn otherwise(fence: &Fence, error: sqlx::Error) -> Failed {
     })
 }
 
-/// A transaction is fenced as its connection is.
+/// A transaction is fenced through its connection.
 macro_rules! transactions_of {
     ($database:ty) => {
         impl sealed::Transaction for Transaction<'_, $database> {
             const ENGINE: &'static str =
                 <<$database as Database>::Connection as sealed::Transaction>::ENGINE;
 
-            async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
-                sealed::Transaction::pass(&mut **self, fence).await
+            async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
+                sealed::Transaction::run_fence(&mut **self, fence).await
             }
         }
     };
@@ -60,7 +60,7 @@ mod postgres {
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
-        let code = error.as_database_error().and_then(|said| said.code());
+        let code = error.as_database_error().and_then(|error| error.code());
         match code.and_then(|code| FenceFailure::of_sqlstate(&code)) {
             Some(failure) => Failed::Fence(failure),
             None => otherwise(fence, error),
@@ -70,13 +70,13 @@ mod postgres {
     impl sealed::Transaction for PgConnection {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let Some(sql) = fence.sql(ParamStyle::Numbered) else {
                 return Ok(());
             };
             let (name, token, grant) = fence.params();
-            // Unnamed: behind a pooler the next statement may come to another session.
+            // Unnamed: behind a pooler the next statement may reach another session.
             let found = query(AssertSqlSafe(sql))
                 .bind(name)
                 .bind(token)
@@ -102,9 +102,9 @@ mod mysql {
     use crate::api::fence::transaction::{Failed, one_row, sealed};
 
     fn failed(fence: &Fence, error: sqlx::Error) -> Failed {
-        let said = error.as_database_error();
-        let said = said.and_then(|said| said.try_downcast_ref::<MySqlDatabaseError>());
-        match said.and_then(|said| FenceFailure::of_mysql(said.number())) {
+        let answer = error.as_database_error();
+        let answer = answer.and_then(|answer| answer.try_downcast_ref::<MySqlDatabaseError>());
+        match answer.and_then(|answer| FenceFailure::of_mysql(answer.number())) {
             Some(failure) => Failed::Fence(failure),
             None => otherwise(fence, error),
         }
@@ -113,7 +113,7 @@ mod mysql {
     impl sealed::Transaction for MySqlConnection {
         const ENGINE: &'static str = "mysql";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             in_transaction(self)?;
             let (style, (name, token, grant)) = (ParamStyle::Question, fence.params());
             if let Some(before) = fence.before(style) {
@@ -152,8 +152,8 @@ mod sqlite {
     impl sealed::Transaction for SqliteConnection {
         const ENGINE: &'static str = "sqlite";
 
-        /// The open fence is all.
-        async fn pass(&mut self, _: &Fence) -> Result<(), Failed> {
+        /// SQLite fences by the open transaction alone.
+        async fn run_fence(&mut self, _: &Fence) -> Result<(), Failed> {
             in_transaction(self)
         }
     }

@@ -1,4 +1,4 @@
-//! The statements of a fence, and what their failures mean.
+//! The statements of a fence, and the meaning of their failures.
 
 use crate::metrics::Engine;
 use crate::store::api::FenceText;
@@ -23,8 +23,8 @@ pub enum ParamStyle {
 ///
 /// 1. Call [`LockGuard::open_fence`], and keep its answer until the transaction has ended.
 /// 2. Run [`before`](Fence::before), if there is one, and then [`sql`](Fence::sql), if there is
-///    one, with the same [`params`](Fence::params). Each must find exactly one row: count the
-///    returned rows if it [`is_query`](Fence::is_query), else the affected ones.
+/// one, with the same [`params`](Fence::params). Each must find exactly one row: count the returned
+/// rows if it [`is_query`](Fence::is_query), else the affected ones.
 /// 3. If one did not, or failed, roll back and ask [`LockGuard::fence_failed`] what that means.
 ///
 /// From then on no other client is granted the lock until the transaction has ended. Do not do this
@@ -96,12 +96,12 @@ impl Fence {
     }
 }
 
-/// Write the parameters in another style.
+/// Convert the parameters to another style.
 fn styled(sql: &str, style: ParamStyle) -> String {
     let mut sql = sql.trim().to_owned();
     for (number, at) in ["$1", "$2", "$3"].into_iter().zip(1..) {
         let from = if sql.contains(number) { number } else { "?" };
-        // Not one that a later round would take for another's.
+        // Marked, so that a later iteration does not replace it again.
         sql = sql.replacen(from, &format!("\0{at}"), 1);
     }
     for at in 1..=3 {
@@ -119,7 +119,7 @@ fn styled(sql: &str, style: ParamStyle) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FenceFailure {
-    /// One of them found no row, or no table.
+    /// A statement found no row or no table.
     NoRow,
     /// The database decided a conflict against this transaction: a serialization failure, a
     /// deadlock, a lock timeout.
@@ -132,7 +132,7 @@ impl FenceFailure {
     pub fn of_sqlstate(code: &str) -> Option<Self> {
         match code {
             "40001" | "40P01" | "55P03" => Some(Self::Conflict),
-            // No such table, or schema.
+            // No such table or schema.
             "42P01" | "3F000" => Some(Self::NoRow),
             _ => None,
         }
@@ -141,10 +141,10 @@ impl FenceFailure {
     /// The meaning of an error number of MySQL or MariaDB, likewise.
     pub fn of_mysql(code: u16) -> Option<Self> {
         match code {
-            // Changed since the snapshot, lock wait, deadlock, NOWAIT, rolled back by the group, not
-            // passed by the cluster at the commit.
+            // Row changed since the snapshot, lock wait timeout, deadlock, NOWAIT, rollback by the
+            // group, failed certification at commit.
             1020 | 1205 | 1213 | 3572 | 3101 | 1180 => Some(Self::Conflict),
-            // No such table, no such database.
+            // No such table or database.
             1146 | 1049 => Some(Self::NoRow),
             _ => None,
         }

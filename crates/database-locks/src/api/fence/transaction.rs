@@ -1,4 +1,4 @@
-//! The transactions that can be fenced, of the drivers that we know.
+//! The driver transactions that can be fenced.
 
 use crate::api::fence::statement::{Fence, FenceFailure};
 use crate::error::Error;
@@ -21,9 +21,9 @@ impl<T: sealed::Transaction> FenceTransaction for T {}
 /// Why a transaction did not pass.
 #[derive(Debug)]
 pub enum Failed {
-    /// To be explained by the lock.
+    /// A failure that the state of the lock explains.
     Fence(FenceFailure),
-    /// Nothing about the fence.
+    /// A failure that is not about the fence.
     Otherwise(Error),
 }
 
@@ -32,11 +32,11 @@ pub(crate) mod sealed {
 
     #[allow(unreachable_pub, reason = "a sealed trait: no other crate can name it")]
     pub trait Transaction {
-        /// The engine that it is of, as metrics call it.
+        /// The engine, by its metrics label.
         const ENGINE: &'static str;
 
         /// Run the statements of the fence.
-        fn pass(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
+        fn run_fence(&mut self, fence: &Fence) -> impl Future<Output = Result<(), Failed>> + Send;
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn op(fence: &Fence) -> String {
     format!("fence lock `{}`", fence.params().0)
 }
 
-/// Outside of a transaction each statement is one of its own, and the fence would be over at once.
+/// Outside a transaction each statement is its own transaction, and the fence would end at once.
 #[cfg(feature = "postgres")]
 fn no_transaction() -> Failed {
     Failed::Otherwise(Error::config(
@@ -72,7 +72,7 @@ mod postgres {
     use crate::api::fence::statement::ParamStyle;
     use crate::error::Error;
 
-    /// Row locks are given in its name, so a fenced transaction has one.
+    /// Row locks need a transaction id, so a fenced transaction has one.
     const IN_TRANSACTION: &str = "SELECT txid_current_if_assigned() IS NOT NULL";
 
     fn failed(fence: &Fence, error: DriverError) -> Failed {
@@ -94,8 +94,8 @@ mod postgres {
         })
     }
 
-    /// Not prepared: behind a pooler the next statement may come to another session.
-    async fn pass(client: &Client, fence: &Fence) -> Result<(), Failed> {
+    /// Not prepared: behind a pooler the next statement may reach another session.
+    async fn run_fence(client: &Client, fence: &Fence) -> Result<(), Failed> {
         let Some(sql) = fence.sql(ParamStyle::Numbered) else {
             return Ok(());
         };
@@ -112,7 +112,7 @@ mod postgres {
     impl sealed::Transaction for Transaction<'_> {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             pass(self.client(), fence).await
         }
     }
@@ -120,7 +120,7 @@ mod postgres {
     impl sealed::Transaction for Client {
         const ENGINE: &'static str = "postgres";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             pass(self, fence).await?;
             let rows = self.query_typed(IN_TRANSACTION, &[]).await;
             let rows = rows.map_err(|e| failed(fence, e))?;
@@ -154,9 +154,9 @@ mod mysql {
                         1792 => Some("a transaction that is read-only has nothing to fence".into()),
                         _ => None,
                     };
-                    // The driver's own errors may hold whole packets.
-                    let said = format!("{} (error {})", error.message, error.code);
-                    Error::rejected(op, hint, said.into())
+                    // The driver's own error messages may contain whole packets.
+                    let error = format!("{} (error {})", error.message, error.code);
+                    Error::rejected(op, hint, error.into())
                 }
             },
             error => Error::Unavailable {
@@ -169,7 +169,7 @@ mod mysql {
     impl sealed::Transaction for Transaction<'_> {
         const ENGINE: &'static str = "mysql";
 
-        async fn pass(&mut self, fence: &Fence) -> Result<(), Failed> {
+        async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
             let style = ParamStyle::Question;
             if let Some(before) = fence.before(style) {
                 let rows = self.exec::<Row, _, _>(before, fence.params()).await;
@@ -194,8 +194,8 @@ mod sqlite {
     impl sealed::Transaction for rusqlite::Transaction<'_> {
         const ENGINE: &'static str = "sqlite";
 
-        /// The open fence is all.
-        fn pass(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
+        /// SQLite fences by the open transaction alone.
+        fn run_fence(&mut self, _: &Fence) -> impl Future<Output = Result<(), Failed>> + Send {
             std::future::ready(Ok(()))
         }
     }

@@ -1,20 +1,20 @@
-//! One grant that is being asked for, until it is known whether it was made.
+//! One grant that is being requested, until its outcome is known.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::request::Want;
-use crate::client::Inner;
+use super::request::AcquireRequest;
+use crate::client::Client;
 use crate::client::direct::DIRECT_TIMEOUT;
 use crate::client::direct::Entry;
 use crate::client::grant_id::random_grant_id;
 use crate::client::guard::LockGuard;
-use crate::client::holder::over;
-use crate::client::own_grants::{Ours, is_ours};
-use crate::client::release::give_back;
-use crate::client::renewal::grant_state::{Held, Status};
+use crate::client::holder::with_ended_grant;
+use crate::client::own_grants::{OwnGrant, is_own_grant};
+use crate::client::release::release_grant;
+use crate::client::renewal::grant_state::{GrantState, Status};
 use crate::error::Error;
 use crate::error::loss::Loss;
 use crate::runtime;
@@ -27,96 +27,94 @@ use protocol::{
     ObservedExpiry, Outcome, ReleaseCommand, Released, TakeOverCommand, Token, Ttl,
 };
 
-/// One grant that is being asked for.
-///
-/// Dropped while it is unknown whether it was made, it is given back in the background.
+/// One grant that is being requested. If it is dropped while its outcome is unknown, the grant is
+/// released in the background.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    /// In a forked child it is left alone.
-    inner: Here<Arc<Inner>>,
-    want: Arc<Want>,
-    ask: AcquireCommand,
-    /// From before the request is sent: then it may stand in the row.
-    _ours: Ours,
+    /// Not touched in a forked child.
+    client: Here<Arc<Client>>,
+    request: Arc<AcquireRequest>,
+    command: AcquireCommand,
+    /// Registered before the request is sent, because its row may contain the grant from then on.
+    _own: OwnGrant,
     /// When the latest request was sent.
     sent: BootInstant,
-    unsettled: bool,
-    /// Closes when the request on the lane has ended: answered, or dropped as late.
+    is_unknown: bool,
+    /// Closes when the request on the direct path ends: answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
 }
 
 impl Attempt {
-    pub(crate) fn new(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Self, Error> {
-        let ask = AcquireCommand {
-            name: want.name.clone(),
+    pub(crate) fn new(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Self, Error> {
+        let command = AcquireCommand {
+            name: request.name.clone(),
             grant: random_grant_id()?,
-            holder: Arc::clone(&want.holder),
-            length: want.timing.first_grant(),
-            metadata: Arc::clone(&want.metadata),
+            holder: Arc::clone(&request.holder),
+            length: request.timing.first_grant(),
+            metadata: Arc::clone(&request.metadata),
             expired_version: None,
         };
         Ok(Self {
-            inner: Here::new(Arc::clone(inner)),
-            want: Arc::clone(want),
-            _ours: Ours::new(ask.grant),
-            ask,
+            client: Here::new(Arc::clone(client)),
+            request: Arc::clone(request),
+            _own: OwnGrant::new(command.grant),
+            command,
             sent: BootInstant::ZERO,
-            unsettled: false,
+            is_unknown: false,
             under_way: None,
         })
     }
 
-    /// When the latest request was sent.
     pub(crate) fn sent(&self) -> BootInstant {
         self.sent
     }
 
-    /// Try on the lane; none: the answer is late. It takes nothing over.
+    /// Try on the direct path; `None` if the answer is late. It does not preempt.
     pub(crate) async fn directly(&mut self, entry: Entry) -> Option<Result<Outcome, StoreError>> {
-        let wait = self.want.wait.filter(|wait| !wait.is_zero());
+        let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
         let before = self.begin();
-        let answer = entry.acquire(self.ask.clone(), wait, done).await?;
+        let answer = entry.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
         Some(self.answered(before, answer))
     }
 
     pub(crate) async fn once(&mut self) -> Result<Outcome, StoreError> {
-        match self.ask().await? {
+        match self.acquire().await? {
             Outcome::Held(holder) if self.may_take_over(&holder) => self.take_over(holder).await,
             outcome => Ok(outcome),
         }
     }
 
-    /// Whether its own holder has it, in another process.
+    /// Whether the request may preempt: the same holder has the lock in another process.
     fn may_take_over(&self, holder: &Holder) -> bool {
-        let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_ours);
-        self.want.preempt && holder.holder.as_deref() == Some(&*self.want.holder) && !here()
+        let here = || !holder.is_legacy && holder.grant.as_deref().is_some_and(is_own_grant);
+        self.request.preempt && holder.holder.as_deref() == Some(&*self.request.holder) && !here()
     }
 
     async fn take_over(&mut self, from: Holder) -> Result<Outcome, StoreError> {
         let mut what = TakeOverCommand {
-            to: self.ask.clone(),
+            to: self.command.clone(),
             token: from.token.unwrap_or(Token::from_db(0)),
             grant: from.grant.clone(),
         };
         if let Some(ended) = from.grant.as_deref().and_then(GrantId::parse) {
-            what.to.metadata = over(&self.want.metadata, ended).into();
+            what.to.metadata = with_ended_grant(&self.request.metadata, ended).into();
         }
-        self.unsettled = true;
+        self.is_unknown = true;
         self.sent = clock::now();
-        let outcome = self.inner.store.take_over(&what, REQUEST_TIMEOUT).await?;
-        self.unsettled = matches!(outcome, Outcome::Granted { .. });
+        let outcome = self.client.store.take_over(&what, REQUEST_TIMEOUT).await?;
+        self.is_unknown = matches!(outcome, Outcome::Granted { .. });
         Ok(match outcome {
-            // A renewal is over in a moment. A fence may be open for long, and is waited for as the
-            // holder would be.
-            Outcome::Busy if !self.want.once() => Outcome::Held(from),
+            // A renewal locks the row only for a moment, a fence possibly for long, so the fence is
+            // waited for like a holder.
+            Outcome::Busy if !self.request.once() => Outcome::Held(from),
             Outcome::Granted { token, .. } => {
                 tracing::debug!(
-                    lock.name = self.want.name.as_str(),
+                    lock.name = self.request.name.as_str(),
                     lock.token = token.get(),
-                    lock.holder = &*self.want.holder,
+                    lock.holder = &*self.request.holder,
                     from = what.token.get(),
                     "lock taken over from the same holder"
                 );
@@ -126,17 +124,20 @@ impl Attempt {
         })
     }
 
-    async fn ask(&mut self) -> Result<Outcome, StoreError> {
+    async fn acquire(&mut self) -> Result<Outcome, StoreError> {
         let before = self.begin();
-        let answer = self.inner.asks.ask(self.ask.clone()).await;
+        let answer = self.client.acquires.ask(self.command.clone()).await;
         self.answered(before, answer)
     }
 
-    /// A request is about to be sent; whether an earlier one was unsettled.
-    fn begin(&mut self) -> bool {
+    /// Prepare a request; returns whether the outcome of an earlier one is unknown.
+    fn start_renewing(&mut self) -> bool {
         self.sent = clock::now();
-        self.ask.expired_version = self.inner.observations.ended(&self.want.name, self.sent);
-        std::mem::replace(&mut self.unsettled, true)
+        self.command.expired_version = self
+            .client
+            .observations
+            .ended(&self.request.name, self.sent);
+        std::mem::replace(&mut self.is_unknown, true)
     }
 
     fn answered(
@@ -145,23 +146,23 @@ impl Attempt {
         answer: Result<Outcome, StoreError>,
     ) -> Result<Outcome, StoreError> {
         if answer.as_ref().is_err_and(StoreError::is_undone) {
-            // Nothing was granted, so there is nothing to give back.
-            self.unsettled = before;
+            // Nothing was granted, so there is nothing to release.
+            self.is_unknown = before;
         }
         let mut outcome = answer?;
         self.observe(&mut outcome);
-        self.unsettled = match outcome {
+        self.is_unknown = match outcome {
             Outcome::Held(_) => false,
-            // It may be a request of our own, whose reply was lost, that has the row locked.
+            // An own earlier request whose reply was lost may have the row locked.
             Outcome::Busy => before,
             Outcome::Granted { .. } => true,
         };
         Ok(outcome)
     }
 
-    /// What a look said, as the outcome of a try that was spared; none: it is worth a try, which also
-    /// says why where the look could not.
-    pub(crate) fn judge(
+    /// Turn a poll result into the outcome of the try that it saves. `None`: the lock is worth a
+    /// try, which also returns the error of a failed poll.
+    pub(crate) fn outcome_of_poll(
         &self,
         seen: Result<Option<Holder>, StoreError>,
     ) -> Option<Result<Outcome, StoreError>> {
@@ -170,19 +171,22 @@ impl Attempt {
             Err(failure @ StoreError::Unavailable(_)) => return Some(Err(failure)),
             Ok(None) | Err(_) => return None,
         };
-        let ours = holder.grant.as_deref() == Some(self.ask.grant.as_str());
-        if ours || self.may_take_over(&holder) {
+        let own = holder.grant.as_deref() == Some(self.command.grant.as_str());
+        if own || self.may_take_over(&holder) {
             return None;
         }
         let mut outcome = Outcome::Held(holder);
         self.observe(&mut outcome);
-        let expired_version = self.inner.observations.ended(&self.want.name, clock::now());
-        expired_version.is_none().then_some(Ok(outcome))
+        let ended = self
+            .client
+            .observations
+            .ended(&self.request.name, clock::now());
+        ended.is_none().then_some(Ok(outcome))
     }
 
-    /// Record what the reply shows of a lease whose expiry is observed.
+    /// Record an observation, if the lease ends by observation.
     fn observe(&self, outcome: &mut Outcome) {
-        let (observations, name) = (&self.inner.observations, &self.want.name);
+        let (observations, name) = (&self.client.observations, &self.request.name);
         match outcome {
             Outcome::Held(holder) => match &holder.observed_expiry {
                 Some(ObservedExpiry {
@@ -200,46 +204,46 @@ impl Attempt {
         }
     }
 
-    /// The database granted it: from here on the guard gives it back. If trust in it ended before the answer
-    /// came, this attempt still does.
+    /// Turn a grant into a guard, which releases it from then on. If trust has ended before the
+    /// answer came, this attempt still releases it.
     pub(crate) async fn granted(
         &mut self,
         token: Token,
         length: Duration,
     ) -> Result<LockGuard, Loss> {
-        let lease = Lease::granted(self.want.timing, self.sent, length);
+        let lease = Lease::granted(self.request.timing, self.sent, length);
         if lease.trusted_until() <= clock::now() {
             return Err(Loss::of_another(LostReason::Expired));
         }
-        self.unsettled = false;
+        self.is_unknown = false;
         let grant = Grant {
-            name: self.want.name.clone(),
+            name: self.request.name.clone(),
             token,
-            id: self.ask.grant,
-            holder: Arc::clone(&self.want.holder),
+            id: self.command.grant,
+            holder: Arc::clone(&self.request.holder),
         };
-        begin(&self.inner, grant, lease).await
+        start_renewing(&self.client, grant, lease).await
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.unsettled || !self.inner.is_here() {
+        if !self.is_unknown || !self.client.is_here() {
             return;
         }
-        let ask = &self.ask;
+        let command = &self.command;
         let what = ReleaseCommand {
-            name: ask.name.clone(),
+            name: command.name.clone(),
             token: None,
-            grant: ask.grant,
-            holder: Arc::clone(&ask.holder),
+            grant: command.grant,
+            holder: Arc::clone(&command.holder),
             durable: false,
         };
-        // After that time the grant has run out by itself: an acquire makes none that is longer.
+        // By then the grant has expired: an acquire requests none that is longer.
         let ttl = Ttl::Finite(MAX_FIRST_GRANT);
-        let inner = Arc::clone(&self.inner);
-        let pending = inner.pending.clone();
-        let release = move |what| give_back(Arc::clone(&inner), what, ttl, None);
+        let client = Arc::clone(&self.client);
+        let pending = client.pending.clone();
+        let release = move |what| release_grant(Arc::clone(&client), what, ttl, None);
         let (first, mut under_way) = (release(what.clone()), self.under_way.take());
         let _ = runtime::spawn(async move {
             if let Some(under_way) = &mut under_way {
@@ -248,7 +252,7 @@ impl Drop for Attempt {
             let Ok(Released::NotHeld) = first.await else {
                 return;
             };
-            // The server may come to it yet.
+            // The server may still carry the late request out.
             if let Some(under_way) = under_way {
                 if !under_way.is_terminated() {
                     let _ = tokio::time::timeout(MAX_FIRST_GRANT, under_way).await;
@@ -261,19 +265,20 @@ impl Drop for Attempt {
     }
 }
 
-/// Keep a grant alive from now on. Of a long lease, wait until the database has confirmed all of it.
+/// Renew a grant from now on. For a long lease, wait until the database has confirmed its full
+/// length.
 ///
 /// # Errors
 ///
-/// Trust in it ended before that; what is left of the grant is given back.
-pub(crate) async fn begin(
-    inner: &Arc<Inner>,
+/// Trust ended before the confirmation. The rest of the grant is released.
+pub(crate) async fn start_renewing(
+    client: &Arc<Client>,
     grant: Grant,
     lease: Lease,
 ) -> Result<LockGuard, Loss> {
-    let held = Held::new(inner.store.engine(), grant, &lease);
-    let guard = LockGuard::new(Arc::clone(inner), Arc::clone(&held), lease.timing().ttl());
-    inner.scheduler.add(lease, Arc::clone(&held));
+    let held = GrantState::new(client.store.engine(), grant, &lease);
+    let guard = LockGuard::new(Arc::clone(client), Arc::clone(&held), lease.timing().ttl());
+    client.scheduler.add(lease, Arc::clone(&held));
     let settled = held
         .watch()
         .wait_for(|status| !matches!(status, Status::Held(None)))
@@ -282,7 +287,7 @@ pub(crate) async fn begin(
     match settled {
         Status::Lost(loss) => Err(loss),
         Status::Held(_) | Status::Released if guard.is_held() => Ok(guard),
-        // The scheduler has not come round to it.
+        // The scheduler has not marked the loss yet.
         Status::Held(_) | Status::Released => Err(guard.held.lose(LostReason::Expired)),
     }
 }

@@ -1,16 +1,19 @@
-//! The turns of processes: after a release that others wait for, this process tries later than they do.
+//! Fairness between processes: after a release with other waiters, this process tries later than
+//! they do.
 //!
-//! One rule: *a process whose release notified others, or where waiters poll probably has others, lets them
-//! try first, whichever of its own callers asks next.* Without it a loop that acquires, works and releases keeps
-//! the lock for itself: it asks again within microseconds, while a waiter elsewhere has to be woken, or to poll,
-//! first. On PostgreSQL three equal loops shared a lock 1,411 : 396 : 3, and a lone waiter got nothing for 19 s.
+//! The rule: *a process lets other processes try first if its release notified them or, where
+//! waiters poll, if others are likely. This applies to every caller of the process.* Without it a
+//! loop that acquires, works and releases keeps the lock for itself: it asks again within
+//! microseconds, while a waiter elsewhere has to be woken or to poll first. On PostgreSQL three
+//! equal loops shared a lock 1,411 : 396 : 3, and a single waiter got nothing for 19 s.
 //!
-//! A release that notifies also tells whether clients wait. Each process that is notified counts how many others
-//! have their turn before it. Where waiters poll, the release does not know of them. There a pause is made after
-//! each release as long as another process was seen to hold the lock; if none was, the next pause comes only
-//! after a while, and that while doubles each time. A read after such a pause shows whether another one had it.
+//! A release that notifies also reports whether clients wait. Each notified process counts how many
+//! others have their turn before it. Where waiters poll, a release does not know about them. If
+//! another process was seen to hold the lock, there is a pause after each release. If none was, the
+//! next pause follows only after some time, which doubles with each pause. A read after such a
+//! pause shows whether another process had the lock.
 //!
-//! Pure arithmetic on points in time that it is given.
+//! Pure arithmetic on instants passed in.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,138 +21,142 @@ use std::time::Duration;
 use crate::client::acquire::poll_interval::poll_pause;
 use protocol::BootInstant;
 
-/// How long a process that was notified may take to acquire, in microseconds.
+/// How long a notified process may take to acquire, in microseconds.
 const NOTIFIED: RangeInclusive<u64> = 2_000..=6_000;
-/// How much later a process tries for each other one whose turn comes before, if that does not take it. Each
-/// notification wakes every process that listens: with 1 ms, all twenty processes of a crowd tried for each
-/// hand-over on a busy machine. A commit should be over by then. A process that wants the lock no more costs the
-/// others as long once.
+/// Delay for each process whose turn comes first. Each notification wakes every listening process:
+/// with 1 ms, all twenty processes of a test tried at each release on a busy machine. A commit
+/// should be done within it. A process that no longer wants the lock delays the others by this
+/// once.
 const TURN: Duration = Duration::from_millis(10);
-/// For how many of them at most.
-const TURNS: usize = 50;
-/// One time in so many it tries a little later although no turn is known to come before: a process that has
-/// never had the lock is unknown to the others, and the server wakes those that listen in the same order each
-/// time. Without it two of three loops handed the lock to and fro, and the third starved. Once it has had the lock the
-/// others count it.
-const YIELDS: u32 = 16;
+/// The largest number of processes that are counted.
+const MAX_TURNS: usize = 50;
+/// A process tries slightly later in one of this many cases, although no turn is known to come
+/// first. A process that has never held the lock is unknown to the others, and the server wakes
+/// listeners in the same order each time. Without this, two of three loops alternated and the third
+/// starved. Once it has held the lock, the others count it.
+const YIELD_ONE_IN: u32 = 16;
 const YIELD: Duration = Duration::from_millis(1);
-/// Where no other process was seen, the first pause comes after so long in a row, or so many grants …
-const FIRST_ROW: Duration = Duration::from_millis(100);
+/// If no other process was seen, the first pause comes after this long of consecutive grants, or
+/// after [`FIRST_GRANTS`].
+const FIRST_RUN: Duration = Duration::from_millis(100);
 const FIRST_GRANTS: u32 = 16;
-/// … and the later ones after twice as much time as before, up to this, however many grants that is. It bounds how
-/// long a new waiter that polls is kept out, and what the pauses cost a process that is alone.
-const LONGEST_ROW: Duration = Duration::from_millis(1_600);
-/// A pause that is longer than this, made by the caller, gave others their chance already.
-const ROW_ENDS: Duration = Duration::from_millis(20);
-/// How long another process that was seen to hold the lock counts as a contender. One pause in which nobody
-/// took the lock does not end that: on a busy machine polls are late, and a row of 16 grants and then of 32
-/// went to the process that had just released (220 of 604 against 22, of six equal loops).
+/// Each later pause comes after twice the time, up to this, regardless of grants. It bounds the
+/// wait of a new polling waiter and the cost of the pauses for a process that is alone.
+const LONGEST_RUN: Duration = Duration::from_millis(1_600);
+/// A longer pause by the caller ends the run of grants: other processes had their chance.
+const RUN_ENDS: Duration = Duration::from_millis(20);
+/// How long another process counts as a contender after it was seen to hold the lock. A pause
+/// without another holder does not end that. On a busy machine polls are late, and runs of 16 and
+/// then 32 grants went to the process that had just released (220 of 604 against 22, of six equal
+/// loops).
 const CONTENDED: Duration = Duration::from_secs(2);
-/// How long a name is remembered after its last release.
+/// How long a lock name is remembered after its last release.
 const REMEMBERED: Duration = Duration::from_secs(4);
 
-/// What a release tells of waiters in other processes.
+/// What a release reveals about waiters in other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiters {
-    /// There are none.
+    /// No process waits.
     None,
-    /// They were notified by it.
+    /// The release notified them.
     Notified,
-    /// If there are any, they poll.
+    /// Unknown: waiters poll.
     Poll,
 }
 
-/// What is known of one name.
+/// The history of one lock.
 #[derive(Debug, Default)]
 pub(crate) struct HeadStart {
-    /// When this process last released it, and others may have waited; zero: never.
+    /// When this process last released the lock to possible waiters; zero: never.
     released: BootInstant,
-    /// Until then this process does not try.
-    others_first: BootInstant,
-    /// The other backends that released it since then.
+    /// This process does not try before then.
+    others_first_until: BootInstant,
+    /// The backends of other processes that released the lock since then.
     since: Vec<i32>,
-    /// How many other processes have their turn first: those that released it between our last two releases, less
-    /// one for each release since.
+    /// The number of processes whose turn comes first: those that released the lock between the
+    /// last two releases of this process, less one for each release since.
     before: u32,
-    /// Since when this process has held it again and again.
-    row_since: BootInstant,
-    /// How often since then.
+    /// Start of the run of consecutive grants of this process.
+    run_since: BootInstant,
+    /// Number of grants in the run.
     grants: u32,
-    /// How long that may go on.
-    row: Duration,
-    /// When another process was last seen to hold it.
+    /// Maximum length of the run.
+    run_limit: Duration,
+    /// When another process was last seen to hold the lock.
     elsewhere: Option<BootInstant>,
-    /// The present pause was made although no other process was seen: it may not be seen now either, if its grant
-    /// is over before the pause is.
+    /// The present pause was made without another process being seen. Its grant may also end within
+    /// the pause, so a read has to check for it.
     probes: bool,
 }
 
 impl HeadStart {
-    /// This process released it, which it had held for so long.
+    /// This process released the lock after holding it for `held_for`.
     pub(crate) fn released(&mut self, waiters: Waiters, held_for: Duration, now: BootInstant) {
         if waiters == Waiters::None {
             return;
         }
         let began = now - held_for;
-        let asked_again_after = began - self.released.max(self.others_first);
+        let asked_again_after = began - self.released.max(self.others_first_until);
         self.released = now;
         if waiters == Waiters::Notified {
             self.before = self.since.len() as u32;
             self.since.clear();
             let awake = Duration::from_micros(fastrand::u64(NOTIFIED));
-            self.others_first = now + awake.max(TURN * self.before);
+            self.others_first_until = now + awake.max(TURN * self.before);
             return;
         }
-        if asked_again_after > ROW_ENDS {
-            (self.row_since, self.grants, self.row) = (began, 0, FIRST_ROW);
+        if asked_again_after > RUN_ENDS {
+            (self.run_since, self.grants, self.run_limit) = (began, 0, FIRST_RUN);
         }
         self.grants += 1;
         let contended = self.elsewhere.is_some_and(|at| now < at + CONTENDED);
-        let first = self.row == FIRST_ROW;
-        let goes_on = now - self.row_since < self.row && (!first || self.grants < FIRST_GRANTS);
-        // After one grant, however long, the next one goes to a waiter of this process without a pause.
+        let first = self.run_limit == FIRST_RUN;
+        let goes_on = now - self.run_since < self.run_limit
+            && (!first || self.grants < FIRST_GRANTS);
+        // After a single grant, however long, a waiter of this process follows without a pause.
         if (goes_on || self.grants == 1) && !contended {
             return;
         }
-        // As long as a waiter pauses that sees the lock held for so long: one poll falls into it.
-        self.others_first = now + poll_pause(held_for).mul_f64(1.0 + fastrand::f64() / 4.0);
-        (self.row_since, self.grants) = (self.others_first, 0);
+        // As long as the poll pause of a waiter that sees the lock held for so long, so that one
+        // poll falls into it.
+        self.others_first_until = now + poll_pause(held_for).mul_f64(1.0 + fastrand::f64() / 4.0);
+        (self.run_since, self.grants) = (self.others_first_until, 0);
         self.probes = !contended;
-        self.row = match contended {
-            true => FIRST_ROW,
-            false => (self.row * 2).min(LONGEST_ROW),
+        self.run_limit = match contended {
+            true => FIRST_RUN,
+            false => (self.run_limit * 2).min(LONGEST_RUN),
         };
     }
 
-    /// Another process holds it: it had its chance, and will want another.
+    /// Another process holds the lock, and is likely to want it again.
     pub(crate) fn held_elsewhere(&mut self, now: BootInstant) {
         self.elsewhere = Some(now);
     }
 
-    /// The backend `by` released it, one of another process; none: perhaps this process itself did so,
+    /// The backend `by` of another process released the lock. `None`: possibly this process did,
     /// and the others still try first.
     pub(crate) fn notified(&mut self, by: Option<i32>, now: BootInstant) {
         let Some(by) = by else { return };
         self.before = self.before.saturating_sub(1);
-        if self.since.len() < TURNS && !self.since.contains(&by) {
+        if self.since.len() < MAX_TURNS && !self.since.contains(&by) {
             self.since.push(by);
         }
-        let yields = self.released > BootInstant::ZERO && fastrand::u32(..YIELDS) == 0;
+        let yields = self.released > BootInstant::ZERO && fastrand::u32(..YIELD_ONE_IN) == 0;
         let pause = if yields { YIELD } else { Duration::ZERO };
-        self.others_first = now + pause.max(TURN * self.before);
+        self.others_first_until = now + pause.max(TURN * self.before);
     }
 
-    /// Whether to find out if another process had it in the pause that is over; once.
+    /// Whether to check if another process had the lock in the last pause. True once a pause.
     pub(crate) fn probes(&mut self) -> bool {
         std::mem::take(&mut self.probes)
     }
 
-    /// How long other processes have to be left to try first.
+    /// How long this process still waits for others to try.
     pub(crate) fn left(&self, now: BootInstant) -> Duration {
-        self.others_first - now
+        self.others_first_until - now
     }
 
-    /// Whether that may still be of use.
+    /// Whether the history is recent enough to keep.
     pub(crate) fn is_recent(&self, now: BootInstant) -> bool {
         let known = self.released.max(self.elsewhere.unwrap_or_default());
         now < known + REMEMBERED
@@ -175,15 +182,16 @@ mod tests {
         let left = start.left(BEGAN);
         assert!(left >= ms(2) && left <= ms(6), "{left:?}");
         assert!(start.left(BEGAN + ms(6)).is_zero());
-        // A notification that may be its own ends nothing, one of another process does.
+        // A notification that may be the process's own changes nothing; that of another process
+        // does.
         start.notified(None, BEGAN);
         assert_eq!(start.left(BEGAN), left);
         start.notified(Some(1), BEGAN + ms(1));
         assert!(start.left(BEGAN + ms(1)) <= YIELD);
     }
 
-    /// Four processes that all hear of each release, and try when the arithmetic lets them; at the same moment
-    /// the same one is always the first.
+    /// Four processes that receive each notification and try when the arithmetic allows it. Of
+    /// simultaneous tries the same process always wins.
     #[test]
     fn several_processes_that_are_notified_take_turns() {
         fastrand::seed(7);
@@ -214,12 +222,12 @@ mod tests {
         assert_eq!(start.left(BEGAN), TURN * 2);
         start.notified(Some(2), BEGAN);
         assert_eq!(start.left(BEGAN), TURN);
-        // The other one does not want it any more.
+        // The other process no longer wants the lock.
         start.notified(Some(2), BEGAN);
         assert!(start.left(BEGAN) <= YIELD);
     }
 
-    /// A loop that holds the lock for so long, until `end`; how often it paused.
+    /// A loop that holds the lock for `hold` each time, until `end`; returns the number of pauses.
     fn looped(
         start: &mut HeadStart,
         hold: Duration,
@@ -261,7 +269,7 @@ mod tests {
             start.released(Waiters::Poll, ms(5), now);
             assert!(start.left(now) >= ms(10));
         }
-        // Nobody took it in the last pause: they may have been late.
+        // No process acquired the lock in the last pause; their polls may have been late.
         now += ms(12);
         start.released(Waiters::Poll, ms(5), now);
         assert!(start.left(now) >= ms(10));

@@ -1,4 +1,4 @@
-//! Acquiring: one try, or a wait until the lock is granted.
+//! Acquiring a lock: one try, or a wait until the lock is granted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use crate::client::Inner;
-use crate::client::acquire::acquisition::Tried;
+use crate::client::Client;
+use crate::client::acquire::acquisition::FirstTry;
 use crate::client::acquire::progress::Progress;
 use crate::client::acquire::progress::report;
-use crate::client::acquire::progress::wait_is_over;
-use crate::client::acquire::request::Want;
+use crate::client::acquire::progress::wait_error;
+use crate::client::acquire::request::AcquireRequest;
 use crate::client::guard::LockGuard;
 use crate::client::renewal::grant_state::ms;
 use crate::error::Error;
@@ -31,41 +31,50 @@ pub(crate) mod queue;
 pub(crate) mod reports;
 pub(crate) mod request;
 
-use acquisition::{Acquisition, note_holder};
+use acquisition::{Acquisition, record_holder};
 use attempt::Attempt;
 
-/// How often a wait that goes on beyond its end looks whether it still has a reason to.
-const STRETCH: Duration = Duration::from_millis(20);
+/// How often a wait that was extended past its limit checks whether the extension still applies.
+const EXTENSION_CHECK: Duration = Duration::from_millis(20);
 
-/// Acquire. If the caller stops waiting, nothing stays held.
+/// Acquire. If the caller stops waiting, no grant stays held.
 ///
-/// What is handed out is held: trust is checked here, at the last moment on the caller's own thread, which may
-/// have been late to take the answer. A grant whose trust has ended is given back, and the wait goes on.
-pub(crate) async fn acquire(inner: Arc<Inner>, want: Want) -> Result<Option<LockGuard>, Error> {
-    // Made here, where the caller's own span is current.
+/// Trust is checked last, on the caller's thread, which may have taken the answer late. A grant
+/// whose trust has ended is released, and the wait continues.
+pub(crate) async fn acquire(
+    client: Arc<Client>,
+    request: AcquireRequest,
+) -> Result<Option<LockGuard>, Error> {
+    // Created here, so that the caller's span is its parent.
     let span = tracing::debug_span!(
         "acquire",
-        lock.name = want.name.as_str(),
+        lock.name = request.name.as_str(),
         lock.token = Empty,
         lock.holder = Empty,
         lock.waited_ms = Empty
     );
-    let acquired = observed(&inner, &want.name, until_trusted(&inner, &want, &span));
+    let acquired = counted(
+        &client,
+        &request.name,
+        acquire_trusted(&client, &request, &span),
+    );
     acquired.instrument(span.clone()).await
 }
 
-async fn until_trusted(
-    inner: &Arc<Inner>,
-    want: &Want,
+async fn acquire_trusted(
+    client: &Arc<Client>,
+    request: &AcquireRequest,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
-    let (began, limit) = (clock::now(), want.wait);
-    let mut want = Arc::new(want.clone());
+    let (began, limit) = (clock::now(), request.wait);
+    let mut request = Arc::new(request.clone());
     loop {
         let from = clock::now();
-        let done = match directly(inner, &want).await? {
+        let done = match directly(client, &request).await? {
             Direct::Done(done) => done,
-            Direct::Undecided(tried) => in_background(inner, &want, from, tried, span).await?,
+            Direct::Undecided(first_try) => {
+                in_background(client, &request, from, first_try, span).await?
+            }
         };
         let Some(guard) = done else { return Ok(None) };
         let Err(lost) = guard.still_trusted() else {
@@ -76,94 +85,94 @@ async fn until_trusted(
         if left.is_some_and(|left| left.is_zero()) {
             return Err(lost);
         }
-        want = Arc::new(Want {
+        request = Arc::new(AcquireRequest {
             wait: left,
-            ..Want::clone(&want)
+            ..AcquireRequest::clone(&request)
         });
     }
 }
 
-/// What came of a try on the lane.
+/// The result of a try on the direct path.
 enum Direct {
     Done(Option<LockGuard>),
-    /// The background goes on, from the try if there was one.
-    Undecided(Option<Box<Tried>>),
+    /// The background continues, from that try if there was one.
+    Undecided(Option<Box<FirstTry>>),
 }
 
-/// Try on the lane, where the caller's runtime is its home and nobody comes first.
-async fn directly(inner: &Arc<Inner>, want: &Arc<Want>) -> Result<Direct, Error> {
-    let entry = match &inner.direct {
-        Some(path) if !want.preempt && !inner.queues.is_busy(&want.name) => path.enter(),
+/// Try on the direct path, if the caller's runtime owns it and no waiter of this process is ahead.
+async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result<Direct, Error> {
+    let entry = match &client.direct {
+        Some(path) if !request.preempt && !client.queues.is_busy(&request.name) => path.enter(),
         _ => None,
     };
     let Some(entry) = entry else {
         return Ok(Direct::Undecided(None));
     };
-    let mut attempt = Attempt::new(inner, want)?;
+    let mut attempt = Attempt::new(client, request)?;
     let Some(outcome) = attempt.directly(entry).await else {
-        return Ok(Direct::Undecided(Some(Box::new(Tried(attempt, None)))));
+        return Ok(Direct::Undecided(Some(Box::new(FirstTry(attempt, None)))));
     };
     Ok(match outcome {
-        // The wait for its confirmation has an end, and the background a timer for it.
-        Ok(Outcome::Granted { .. }) if want.timing.is_confirmed_later() => {
-            Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome)))))
+        // The confirmation is awaited with a timeout, and only the background has a timer for it.
+        Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
+            Direct::Undecided(Some(Box::new(FirstTry(attempt, Some(outcome)))))
         }
         Ok(Outcome::Granted { token, length }) => {
-            inner.outages.log_answered(attempt.sent());
-            inner.queues.acquired(&want.name);
+            client.outages.log_answered(attempt.sent());
+            client.queues.acquired(&request.name);
             match attempt.granted(token, length).await {
                 Ok(guard) => Direct::Done(Some(guard)),
-                Err(loss) if want.once() => {
-                    inner.queues.left(&want.name);
-                    return Err(Error::lost(&want.name, loss));
+                Err(loss) if request.once() => {
+                    client.queues.left(&request.name);
+                    return Err(Error::lost(&request.name, loss));
                 }
                 Err(_) => {
-                    inner.queues.left(&want.name);
+                    client.queues.left(&request.name);
                     Direct::Undecided(None)
                 }
             }
         }
-        // Where it ends by being watched, the background sees to that.
-        Ok(Outcome::Held(by)) if want.once() && by.observed_expiry.is_none() => {
-            inner.outages.log_answered(attempt.sent());
-            note_holder(inner, &want.name, &by, false);
+        // A lease that ends by observation has to be observed, which the background does.
+        Ok(Outcome::Held(holder)) if request.once() && holder.observed_expiry.is_none() => {
+            client.outages.log_answered(attempt.sent());
+            record_holder(client, &request.name, &holder, false);
             Direct::Done(None)
         }
-        // Nothing was sent. The background may have a connection.
+        // Nothing was sent for lack of a connection; the background has a connection of its own.
         Err(failure) if failure.is_undone() && !failure.is_answer() => Direct::Undecided(None),
-        // The connection broke, and the server may be well.
+        // The connection failed, which does not mean that the server did.
         Err(failure) if !failure.is_answer() => {
-            Direct::Undecided(Some(Box::new(Tried(attempt, None))))
+            Direct::Undecided(Some(Box::new(FirstTry(attempt, None))))
         }
-        outcome => Direct::Undecided(Some(Box::new(Tried(attempt, Some(outcome))))),
+        outcome => Direct::Undecided(Some(Box::new(FirstTry(attempt, Some(outcome))))),
     })
 }
 
 async fn in_background(
-    inner: &Arc<Inner>,
-    want: &Arc<Want>,
+    client: &Arc<Client>,
+    request: &Arc<AcquireRequest>,
     began: protocol::BootInstant,
-    tried: Option<Box<Tried>>,
+    first_try: Option<Box<FirstTry>>,
     span: &Span,
 ) -> Result<Option<LockGuard>, Error> {
-    let (mut wanted, result) = tokio::sync::oneshot::channel();
-    let (shared, want) = (Arc::clone(inner), Arc::clone(want));
+    let (mut reply, result) = tokio::sync::oneshot::channel();
+    let (shared, request) = (Arc::clone(client), Arc::clone(request));
     let work = async move {
-        // Dropping the work gives back what it may have acquired: see `Attempt`.
+        // Dropping the work releases what it may have acquired: see `Attempt`.
         let done = tokio::select! {
-            done = within_wait(&shared, &want, began, tried) => done,
-            () = wanted.closed() => return,
+            done = within_wait(&shared, &request, began, first_try) => done,
+            () = reply.closed() => return,
         };
-        // A guard that the caller does not take is dropped, and so releases.
-        drop(wanted.send(done));
+        // If the caller has stopped waiting, the guard is dropped, which releases the lock.
+        drop(reply.send(done));
     };
     let task = runtime::spawn(work.instrument(span.clone()))?;
-    let mut abandoned = Abandoned {
-        inner: Arc::clone(inner),
+    let mut cancellation = PendingCancellation {
+        client: Arc::clone(client),
         task: Some(task),
     };
     let done = result.await;
-    abandoned.task = None;
+    cancellation.task = None;
     done.unwrap_or_else(|stopped| {
         Err(Error::Unavailable {
             op: "acquire a lock".into(),
@@ -172,19 +181,19 @@ async fn in_background(
     })
 }
 
-/// An acquire whose caller stopped waiting counts as pending until it has noticed that, and has begun to
-/// give back what it may have acquired.
-struct Abandoned {
-    inner: Arc<Inner>,
-    /// None: it has answered.
+/// Keeps a cancelled acquire pending until its task has noticed the cancellation and begun its
+/// release.
+struct PendingCancellation {
+    client: Arc<Client>,
+    /// `None`: the task has answered.
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Drop for Abandoned {
+impl Drop for PendingCancellation {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let pending = self.inner.pending.clone();
-            // The runtime is there, since the task is.
+            let pending = self.client.pending.clone();
+            // Spawning succeeds: the task runs on the same runtime.
             let _ = runtime::spawn(async move {
                 let _ = task.await;
                 drop(pending);
@@ -193,10 +202,10 @@ impl Drop for Abandoned {
     }
 }
 
-/// Counts an acquire that its caller stops waiting for.
-struct GivenUp(Option<Engine>);
+/// Counts an acquire as given up if its caller stops waiting.
+struct CountGivenUp(Option<Engine>);
 
-impl Drop for GivenUp {
+impl Drop for CountGivenUp {
     fn drop(&mut self) {
         if let Some(engine) = self.0 {
             metrics::not_acquired(engine, "given_up");
@@ -204,14 +213,14 @@ impl Drop for GivenUp {
     }
 }
 
-/// An acquire, counted and logged.
-async fn observed(
-    inner: &Inner,
+/// Count and log an acquire.
+async fn counted(
+    client: &Client,
     name: &LockName,
     acquire: impl Future<Output = Result<Option<LockGuard>, Error>>,
 ) -> Result<Option<LockGuard>, Error> {
-    let (engine, began) = (inner.store.engine(), clock::now());
-    let (under_way, mut given_up) = (Waiting::new(engine), GivenUp(Some(engine)));
+    let (engine, began) = (client.store.engine(), clock::now());
+    let (under_way, mut given_up) = (Waiting::new(engine), CountGivenUp(Some(engine)));
     let done = acquire.await;
     given_up.0 = None;
     drop(under_way);
@@ -250,35 +259,35 @@ async fn observed(
     done
 }
 
-/// The acquisition, stopped when the wait is over, whatever the database does.
+/// Run the acquisition until its wait limit, even if the database does not answer.
 async fn within_wait(
-    inner: &Arc<Inner>,
-    want: &Arc<Want>,
+    client: &Arc<Client>,
+    request: &Arc<AcquireRequest>,
     began: protocol::BootInstant,
-    tried: Option<Box<Tried>>,
+    first_try: Option<Box<FirstTry>>,
 ) -> Result<Option<LockGuard>, Error> {
     let progress = Mutex::new(Progress::default());
-    let limit = want.wait.filter(|wait| !wait.is_zero());
+    let limit = request.wait.filter(|wait| !wait.is_zero());
     let mut end = limit.map(|limit| began + limit);
-    let work = Acquisition::new(inner, want, tried, &progress, end)?.run();
-    if want.once() {
+    let work = Acquisition::new(client, request, first_try, &progress, end)?.run();
+    if request.once() {
         return work.await;
     }
     {
         let mut work = std::pin::pin!(work);
-        let mut report = std::pin::pin!(report(want, &progress));
+        let mut report = std::pin::pin!(report(request, &progress));
         let mut extension = WaitExtension::default();
         loop {
             tokio::select! {
                 biased;
                 done = &mut work => return done,
                 never = &mut report => match never {},
-                () = until(end) => {}
+                () = sleep_until_end(end) => {}
             }
             let now = clock::now();
-            match extension.until(&inner.observations, &want.name, now) {
-                // It may turn out at any time that it need not go on.
-                Some(until) => end = Some(until.min(now + STRETCH)),
+            match extension.until(&client.observations, &request.name, now) {
+                // The extension may end early, so it is checked again after [`EXTENSION_CHECK`].
+                Some(until) => end = Some(until.min(now + EXTENSION_CHECK)),
                 None => break,
             }
         }
@@ -289,19 +298,19 @@ async fn within_wait(
     if let (None, None, Some(by)) = (
         &progress.holder,
         &progress.failure,
-        inner.store.blocked_by(),
+        client.store.blocked_by(),
     ) {
         progress.failure = Some(StoreError::cannot_serve(format!("blocked by {by}")));
     }
-    Err(wait_is_over(
-        want,
+    Err(wait_error(
+        request,
         limit.unwrap_or_default(),
         clock::now() - began,
         progress,
     ))
 }
 
-async fn until(end: Option<protocol::BootInstant>) {
+async fn sleep_until_end(end: Option<protocol::BootInstant>) {
     match end {
         Some(end) => clock::sleep_until(end).await,
         None => std::future::pending().await,

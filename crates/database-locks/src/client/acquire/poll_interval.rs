@@ -1,8 +1,8 @@
-//! The pause before the next poll: arithmetic on points in time that it is given.
+//! The pause before the next poll. Pure arithmetic on instants passed in.
 //!
-//! Without notifications a released lock stays free until the next poll: half a pause in the middle. A
-//! waiter that is to have it within 25 ms of its release has to poll about 25 times a second. It does so for a
-//! minute. For a lock that has not been released by then a moment more does not matter, and the polls become
+//! Without notifications a released lock stays free until the next poll, which is half a pause on
+//! average. To acquire a lock within 25 ms of its release, a waiter has to poll about 25 times a
+//! second. It does so for a minute. After that a longer delay does not matter, and polls become
 //! rarer.
 
 use std::time::Duration;
@@ -10,30 +10,30 @@ use std::time::Duration;
 use crate::store::api::StoreError;
 use protocol::{BootInstant, Holder, Outcome, Token};
 
-/// The pause between the first polls of a grant. A lock that was taken for a moment is soon free; and a
-/// waiter that polls one that changes hands all the time more rarely would hardly ever come in between.
+/// The pause between the first polls of a grant. A lock held briefly is soon free, and a slower
+/// poller would seldom acquire a lock that changes hands all the time.
 const FIRST_POLL: Duration = Duration::from_millis(10);
-/// The pause between two polls of a lock that is held for longer, for the first minute: half of it
-/// is what a hand-over takes. A `poll` that is ten times as long or more makes it longer: a caller that asks
-/// for seconds wants to spare the database.
+/// The pause between polls of a lock that is held longer, for the first minute. The average delay
+/// of a hand-over is half of it. A `poll` of ten times as much or more lengthens it, since a caller
+/// that sets seconds wants to reduce load on the database.
 const STEADY_POLL: Duration = Duration::from_millis(50);
-/// The longest one by default.
+/// The longest pause by default.
 pub(crate) const LONGEST_POLL: Duration = Duration::from_millis(250);
-/// For so long the pauses are steady; from then on they grow as the wait does.
+/// How long the pause stays steady. After it the pause grows in proportion to the wait.
 const STEADY_FOR: Duration = Duration::from_secs(60);
-/// The longest one behind notifications, since one that is lost must cost no more than that …
+/// The longest pause with notifications, which bounds the cost of a lost one …
 const NOTIFIED_POLL: Duration = Duration::from_secs(5);
 /// … unless `poll` is longer, up to this.
 const LONGEST_NOTIFIED: Duration = Duration::from_secs(30);
-/// A row that is locked or just being made is free in a moment, or for as long as a fence is open: the
-/// longest pause between two tries, at first and later.
+/// The longest pause between tries while the row is locked or being inserted, at first and later.
+/// It is free in a moment, or after a fence of any length.
 const BUSY_AT_FIRST: Duration = Duration::from_millis(20);
 const BUSY_LATER: Duration = Duration::from_millis(200);
-/// The same while the database cannot be reached.
+/// The longest pause while the database cannot be reached, at first and later.
 const SHORTEST_OUTAGE: Duration = Duration::from_millis(50);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(1);
 
-/// The pause between two polls of a lock that another process has had for so long.
+/// The pause between polls of a lock that another process has held for `held_for`.
 pub(crate) fn poll_pause(held_for: Duration) -> Duration {
     (held_for / 4).clamp(FIRST_POLL, STEADY_POLL)
 }
@@ -41,9 +41,9 @@ pub(crate) fn poll_pause(held_for: Duration) -> Duration {
 /// How long to wait after a try that granted nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitHint {
-    /// Where the release is notified; none: it would not be.
+    /// If the release will be notified; `None` if it will not.
     pub(crate) notified: Option<Duration>,
-    /// Where it is not.
+    /// If the release will not be notified.
     pub(crate) polling: Duration,
 }
 
@@ -54,18 +54,18 @@ impl WaitHint {
     }
 }
 
-/// How long to wait before the next poll.
+/// Computes the pause before the next poll.
 #[derive(Debug)]
 pub(crate) struct PollInterval {
     longest: Duration,
-    /// Which grant was seen last, and since when.
+    /// The grant that was seen last, and since when.
     seen: Option<(Option<Token>, BootInstant)>,
-    /// Since when its row has been locked.
+    /// Since when the row has been locked.
     busy: Option<BootInstant>,
     outage: Duration,
 }
 
-/// The same with jitter: waiters of many processes must not poll in step, nor in step with a holder.
+/// Adds jitter: waiters of many processes must not poll in step with each other or with a holder.
 fn jittered(pause: Duration, least: f64) -> Duration {
     pause.mul_f64(least + fastrand::f64() * (1.0 - least))
 }
@@ -80,7 +80,7 @@ impl PollInterval {
         }
     }
 
-    /// After a try or a poll that came to this by `now`.
+    /// The wait after the outcome of a try or a poll at `now`.
     pub(crate) fn after(
         &mut self,
         outcome: &Result<Outcome, StoreError>,
@@ -89,7 +89,7 @@ impl PollInterval {
         match outcome {
             Ok(Outcome::Held(holder)) => self.held(holder, now),
             Err(StoreError::Unavailable(_)) => WaitHint::polling(self.unavailable()),
-            // Mostly another client is just taking it, and will notify.
+            // Usually another client is acquiring the lock, and will notify on release.
             Ok(Outcome::Busy) => WaitHint {
                 notified: Some(Duration::from_millis(fastrand::u64(20..=200))),
                 polling: self.busy(now),
@@ -98,9 +98,10 @@ impl PollInterval {
         }
     }
 
-    /// The longer the same grant has been seen, the rarer the polls; never later than its lease ends.
+    /// The longer the same grant has been seen, the rarer the polls, but never later than the end
+    /// of its lease.
     ///
-    /// A legacy holder notifies nobody, and neither does the end of a lease.
+    /// Neither a legacy holder nor the end of a lease notifies.
     fn held(&mut self, holder: &Holder, now: BootInstant) -> WaitHint {
         (self.busy, self.outage) = (None, Duration::ZERO);
         let since = match self.seen {
@@ -119,7 +120,7 @@ impl PollInterval {
         }
     }
 
-    /// The longest pause after the same grant has been seen for so long.
+    /// The longest pause after the same grant has been seen for `unchanged`.
     fn pause(&self, unchanged: Duration) -> Duration {
         let steady = STEADY_POLL.max(self.longest / 10);
         let pause = match unchanged.checked_sub(STEADY_FOR) {
@@ -161,8 +162,8 @@ mod tests {
         }))
     }
 
-    /// What comes of waiting for a lock that is released after so long: how long it lay idle, and how
-    /// many polls that took.
+    /// Simulates a wait for a lock that is released after `held_for`; returns how long it stayed
+    /// free, and the number of polls.
     fn wait(longest: Duration, held_for: Duration) -> (Duration, usize) {
         let (mut interval, mut now, mut polls) = (PollInterval::new(longest), BEGAN, 1);
         loop {
@@ -179,7 +180,7 @@ mod tests {
         fastrand::seed(7);
         for longest in [LONGEST_POLL, ms(500)] {
             for held_for in [20, 50, 100, 250, 1_000, 10_000, 59_000] {
-                // Not each time the same, which a poll could come to be in step with.
+                // Varied, so that polls do not fall into step with it.
                 let one = || {
                     wait(
                         longest,
@@ -262,7 +263,7 @@ mod tests {
             let pause = after(1_000);
             assert!((BUSY_LATER / 10..=BUSY_LATER).contains(&pause), "{pause:?}");
         }
-        // Between times somebody had it.
+        // In between another client held the lock.
         interval.after(&held(1, None), BEGAN);
         let pause = interval
             .after(&Ok(Outcome::Busy), BEGAN + ms(2_000))

@@ -1,8 +1,8 @@
-//! Polling locks that are held, where releases are not notified: one statement for all of them.
+//! Polls held locks where releases are not notified, with one statement for all of them.
 //!
-//! Once some of its pause is over, a waiter stands here until the rest is. The waiter whose time comes first
-//! polls for all that stand here, with one read-only statement: of a hundred locks that a process waits for all
-//! are soon in each of them. A lone waiter polls for itself, in its own task.
+//! After a part of its pause each waiter registers here for the rest of it. The first waiter whose
+//! pause ends polls for all registered waiters in one read-only statement. The waiters of a process
+//! thus soon poll together. A single waiter polls in its own task.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,18 +13,19 @@ use tokio::sync::oneshot;
 use crate::store::{api::StoreError, measured::Observed};
 use protocol::{Holder, LockName};
 
-/// The part of a pause in which the poll of another waiter would come too early to be of use.
+/// The divisor of a pause that gives its first part, in which the poll of another waiter comes too
+/// early to be of use.
 ///
-/// The pauses of one age differ by jitter, down to 0.6 of the longest. Of two groups that poll by turns
-/// one is at least 0.3 of it behind the other: at a quarter they become one, at a half they might not.
-pub(crate) const ALONE: u32 = 4;
-/// How many are polled together at most: a statement should not take longer than a waiter minds.
-const MOST: usize = 1_000;
+/// Pauses vary by jitter, down to 0.6 of the longest. Of two groups that poll in alternation, one
+/// is at least 0.3 of it behind the other: with a quarter they merge, with a half they might not.
+pub(crate) const ALONE_PART: u32 = 4;
+/// The largest number of locks a poll, which bounds the duration of one statement.
+const MAX_BATCH: usize = 1_000;
 
-/// Who holds it; none: it seems to be free.
+/// The holder; `None` if the lock seems free.
 type LockRow = Result<Option<Holder>, StoreError>;
 
-/// The waiters that wait for a poll.
+/// The waiters registered for a poll.
 #[derive(Debug)]
 pub(crate) struct Poller(Arc<Shared>);
 
@@ -44,7 +45,7 @@ struct Waiting {
 struct Slot {
     id: u64,
     name: LockName,
-    tell: oneshot::Sender<LockRow>,
+    reply: oneshot::Sender<LockRow>,
 }
 
 impl fmt::Debug for Slot {
@@ -54,7 +55,7 @@ impl fmt::Debug for Slot {
 }
 
 impl Poller {
-    /// `within`: how long each poll may take.
+    /// `within`: timeout of each poll.
     pub(crate) fn new(store: Observed, within: Duration) -> Self {
         Self(Arc::new(Shared {
             store,
@@ -63,25 +64,26 @@ impl Poller {
         }))
     }
 
-    /// Poll a lock at the latest after `pause`, or as soon as another waiter polls another lock.
+    /// Poll a lock after `pause`, or earlier together with the poll of another waiter.
     ///
     /// # Errors
     ///
-    /// Those of the store.
+    /// Errors of the store.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it polls no more; those for which it polled too get their answers.
+    /// Dropping the future cancels its own poll only: other waiters of the same statement get their
+    /// answers.
     pub(crate) async fn next(&self, name: &LockName, pause: Duration) -> LockRow {
-        let (tell, mut seen) = oneshot::channel();
-        let place = self.0.join(name.clone(), tell);
+        let (reply, mut seen) = oneshot::channel();
+        let slot = self.0.join(name.clone(), reply);
         let seen = tokio::select! {
             biased;
             seen = &mut seen => seen,
             () = tokio::time::sleep(pause) => {
-                let due = self.0.waiting().take(place.id);
+                let due = self.0.waiting().take(slot.id);
                 match due.len() {
-                    // Another waiter is just polling for this one.
+                    // Another waiter is polling for this one.
                     0 => {}
                     1 => self.0.poll(due).await,
                     _ => drop(tokio::spawn(Arc::clone(&self.0).poll_for_all(due))),
@@ -89,12 +91,12 @@ impl Poller {
                 seen.await
             }
         };
-        // The waiter that polled has stopped, with the runtime.
-        seen.unwrap_or_else(|_| Err(StoreError::Unavailable("it was not asked".into())))
+        // The waiter that polled has stopped with the runtime.
+        seen.unwrap_or_else(|_| Err(StoreError::Unavailable("the poll was not sent".into())))
     }
 }
 
-/// A slot; dropping it gives it up.
+/// A registration, removed on drop.
 struct PollSlot<'a> {
     shared: &'a Shared,
     id: u64,
@@ -114,11 +116,11 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, name: LockName, tell: oneshot::Sender<LockRow>) -> PollSlot<'_> {
+    fn join(&self, name: LockName, reply: oneshot::Sender<LockRow>) -> PollSlot<'_> {
         let mut waiting = self.waiting();
         waiting.last += 1;
         let id = waiting.last;
-        let slot = Slot { id, name, tell };
+        let slot = Slot { id, name, reply };
         waiting.slots.push(slot);
         PollSlot { shared: self, id }
     }
@@ -128,27 +130,28 @@ impl Shared {
     }
 
     async fn poll(&self, due: Vec<Slot>) {
-        let (names, tell): (Vec<LockName>, Vec<_>) =
-            due.into_iter().map(|slot| (slot.name, slot.tell)).unzip();
+        let (names, reply): (Vec<LockName>, Vec<_>) =
+            due.into_iter().map(|slot| (slot.name, slot.reply)).unzip();
         let seen: Vec<LockRow> = match self.store.look(&names, self.within).await {
             Ok(seen) => seen.into_iter().map(Ok).collect(),
             Err(failure) => names.iter().map(|_| Err(failure.again())).collect(),
         };
-        for (tell, seen) in tell.into_iter().zip(seen) {
-            // It may have gone away.
-            let _ = tell.send(seen);
+        for (reply, seen) in reply.into_iter().zip(seen) {
+            // The waiter may have stopped waiting.
+            let _ = reply.send(seen);
         }
     }
 }
 
 impl Waiting {
-    /// The slot whose time has come, and those that are polled with it. None: another waiter has taken it.
+    /// Remove the slot whose pause has ended and the others to be polled with it. Empty if another
+    /// waiter is already polling for it.
     fn take(&mut self, id: u64) -> Vec<Slot> {
         let Some(at) = self.slots.iter().position(|slot| slot.id == id) else {
             return Vec::new();
         };
         let mut due = vec![self.slots.remove(at)];
-        due.extend(self.slots.drain(..self.slots.len().min(MOST - 1)));
+        due.extend(self.slots.drain(..self.slots.len().min(MAX_BATCH - 1)));
         due
     }
 }
@@ -169,7 +172,7 @@ mod tests {
         LockName::new(text).unwrap()
     }
 
-    /// A poller of a table in which this lock is held.
+    /// A poller of a table in which the lock `held` is held.
     async fn poller(url: &str, held: &str) -> Arc<Poller> {
         let (store, engine) =
             store::open_given(&store::Given::url(url), &Table::default()).unwrap();

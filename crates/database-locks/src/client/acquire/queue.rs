@@ -1,8 +1,7 @@
 //! The queues of this process: the waiters for each lock, first in, first out.
 //!
-//! Only the first waiter of a queue asks the database. A release within the process wakes it, and so does a
-//! notification. When it may try is decided by one rule, for it and for every new caller of this process:
-//! see [`HeadStart`].
+//! Only the first waiter of a queue queries the database. It is woken by a release within the
+//! process and by a notification. [`HeadStart`] decides when it may try, and when a new caller may.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -17,29 +16,29 @@ use protocol::{BootInstant, LockName, Token};
 use crate::client::acquire::head_start::HeadStart;
 pub(crate) use crate::client::acquire::head_start::Waiters;
 
-/// So many names are kept in any case.
-const FEW: usize = 1_024;
+/// The number of names that are kept without cleaning up.
+const MIN_NAMES: usize = 1_024;
 
-/// The queues of one [`Locks`](crate::Locks), by name.
+/// The queues of one [`Locks`](crate::Locks), by lock name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queues(Arc<Mutex<Names>>);
 
 #[derive(Debug, Default)]
 struct Names {
-    of: HashMap<LockName, Queue>,
-    /// How many were left when the old ones were last removed. The next removal comes at twice as many, so
-    /// that an operation costs the same however many there are.
+    queues: HashMap<LockName, Queue>,
+    /// The number of names after the last clean-up. The next one follows at twice as many, so that
+    /// its cost per operation is constant.
     left: usize,
 }
 
-/// One name that is waited for, or was released a moment ago.
+/// The queue of one lock, kept for some time after its last release.
 #[derive(Debug, Default)]
 struct Queue {
     slots: VecDeque<Arc<Notify>>,
     /// A guard of this process holds the lock, and its release wakes the first waiter.
     held_here: bool,
     head_start: HeadStart,
-    /// Of the grant that this process released last.
+    /// The token of the latest grant that this process released.
     token: Option<Token>,
 }
 
@@ -53,12 +52,12 @@ impl Queue {
 
 impl Names {
     fn queue(&mut self, name: &LockName, now: BootInstant) -> &mut Queue {
-        if self.of.len() > 2 * self.left.max(FEW) {
-            self.of
+        if self.queues.len() > 2 * self.left.max(MIN_NAMES) {
+            self.queues
                 .retain(|_, queue| !queue.slots.is_empty() || queue.head_start.is_recent(now));
-            self.left = self.of.len();
+            self.left = self.queues.len();
         }
-        self.of.entry(name.clone()).or_default()
+        self.queues.entry(name.clone()).or_default()
     }
 }
 
@@ -67,14 +66,14 @@ impl Queues {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Run `change` on the queue of this name, if there is one.
+    /// Run `change` on the queue of this lock, if there is one.
     fn with(&self, name: &LockName, change: impl FnOnce(&mut Queue)) {
-        if let Some(queue) = self.names().of.get_mut(name) {
+        if let Some(queue) = self.names().queues.get_mut(name) {
             change(queue);
         }
     }
 
-    /// How long this process leaves the lock to others before it tries.
+    /// How long this process lets other processes try first.
     pub(crate) fn head_start(&self, name: &LockName) -> Duration {
         let mut left = Duration::ZERO;
         self.with(name, |queue| left = queue.head_start.left(clock::now()));
@@ -103,17 +102,17 @@ impl Queues {
         slot
     }
 
-    /// The lock may be free: the first waiter tries now.
+    /// The lock may be free: wake the first waiter.
     pub(crate) fn wake(&self, name: &LockName) {
         self.with(name, |queue| queue.wake());
     }
 
-    /// Notifications may have been missed: the first waiter of each queue tries now.
+    /// Notifications may have been missed: wake the first waiter of each queue.
     pub(crate) fn wake_all(&self) {
-        self.names().of.values().for_each(Queue::wake);
+        self.names().queues.values().for_each(Queue::wake);
     }
 
-    /// Another process released the lock, as the backend `by` of the database says; none where the
+    /// Another process released the lock, according to the database backend `by`. `None`: the
     /// notification may be of a release of this process.
     pub(crate) fn notified(&self, name: &LockName, by: Option<i32>) {
         self.with(name, |queue| {
@@ -135,8 +134,8 @@ impl Queues {
         });
     }
 
-    /// The token that the row has if no other process had the lock in the pause that is over, if that is to be
-    /// found out.
+    /// The token that the row still has if no other process acquired the lock in the last pause.
+    /// `None` if there is nothing to check.
     pub(crate) fn probe(&self, name: &LockName) -> Option<Token> {
         let mut token = None;
         self.with(name, |queue| {
@@ -145,7 +144,7 @@ impl Queues {
         token
     }
 
-    /// This process released the lock, which it had held for so long.
+    /// This process released the lock after holding it for `held_for`.
     pub(crate) fn released(
         &self,
         name: &LockName,
@@ -156,7 +155,7 @@ impl Queues {
         let now = clock::now();
         let mut names = self.names();
         let queue = match waiters {
-            Waiters::None => names.of.get_mut(name),
+            Waiters::None => names.queues.get_mut(name),
             Waiters::Notified | Waiters::Poll => Some(names.queue(name, now)),
         };
         if let Some(queue) = queue {
@@ -166,7 +165,7 @@ impl Queues {
         }
     }
 
-    /// No guard of this process holds the lock any more, and the database was told nothing.
+    /// No guard of this process holds the lock any more, without a release in the database.
     pub(crate) fn left(&self, name: &LockName) {
         self.with(name, |queue| {
             queue.held_here = false;
@@ -175,7 +174,7 @@ impl Queues {
     }
 }
 
-/// A place in a queue; dropping it leaves the queue.
+/// A place in a queue. Dropping it leaves the queue.
 #[derive(Debug)]
 pub(crate) struct QueueSlot {
     queues: Queues,
@@ -184,7 +183,7 @@ pub(crate) struct QueueSlot {
 }
 
 impl QueueSlot {
-    /// Wait until this slot is the first; whether it was so at once.
+    /// Wait until this slot is the first; returns whether it was so at once.
     pub(crate) async fn is_first(&self) -> bool {
         let mut at_once = true;
         while !self.is_front() {
@@ -208,17 +207,17 @@ impl QueueSlot {
         self.wake.notified().await;
     }
 
-    /// The same, for so long.
+    /// Wait until the lock may be free, for at most `pause`.
     pub(crate) async fn woken_within(&self, pause: Duration) {
         let _ = tokio::time::timeout(pause, self.woken()).await;
     }
 
-    /// Forget what woke this slot so far: a try that is sent from now on answers it.
+    /// Forget pending wake-ups, which the try sent next takes into account.
     pub(crate) fn clear(&self) {
         pin!(self.wake.notified()).enable();
     }
 
-    /// Whether a guard of this process holds the lock, so that a try is in vain.
+    /// Whether a guard of this process holds the lock, so that a try would be in vain.
     pub(crate) fn is_held_here(&self) -> bool {
         let mut held = false;
         self.queues.with(&self.name, |queue| held = queue.held_here);
@@ -315,7 +314,7 @@ mod tests {
         let mut names = queues.names();
         let mut now = BootInstant::from_boot(Duration::from_secs(100));
         for i in 0..50_000 {
-            // Some 4,000 of them are young at any time.
+            // Some 4,000 of them are recent at any time.
             now += Duration::from_millis(1);
             let name = LockName::new(format!("job {i}")).unwrap();
             let queue = names.queue(&name, now);
@@ -323,7 +322,7 @@ mod tests {
                 .head_start
                 .released(Waiters::Poll, Duration::ZERO, now);
         }
-        assert!(names.of.len() <= 3 * 4_000, "{}", names.of.len());
-        assert!(names.of.contains_key(&name), "it is waited for");
+        assert!(names.queues.len() <= 3 * 4_000, "{}", names.queues.len());
+        assert!(names.queues.contains_key(&name), "it is waited for");
     }
 }

@@ -1,33 +1,33 @@
-//! What a caller asks for.
+//! The caller's request for a lock.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{LockName, Timing};
 
-/// What is wanted, all rules checked.
+/// A request for a lock, with all settings checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Want {
+pub(crate) struct AcquireRequest {
     pub(crate) name: LockName,
     pub(crate) holder: Arc<str>,
     pub(crate) metadata: Arc<str>,
     pub(crate) timing: Timing,
-    /// None: as long as it takes; zero: try once.
+    /// `None`: no limit. Zero: try once.
     pub(crate) wait: Option<Duration>,
-    /// Whether the same holder in another process loses it to us.
+    /// Whether to preempt the same holder in another process.
     pub(crate) preempt: bool,
-    /// The longest pause between two polls of a lock that another client holds.
+    /// The longest pause between two polls of a held lock.
     pub(crate) poll: Duration,
 }
 
-impl Want {
-    /// Whether it is tried once.
+impl AcquireRequest {
+    /// Whether the lock is tried once, without waiting.
     pub(crate) fn once(&self) -> bool {
         self.wait.is_some_and(|wait| wait.is_zero())
     }
 }
 
-/// What errors say was tried.
+/// The operation as named in errors.
 pub(crate) fn op(name: &LockName) -> String {
     format!("acquire lock `{name}`")
 }

@@ -1,13 +1,13 @@
-//! The direct path of callers to the database.
+//! The direct path: calls to the database on the caller's own runtime.
 //!
-//! The first try of an acquire, and a release, go out on a connection of their own whose I/O the caller's
-//! runtime drives: no other thread has to be woken, and none has to wake the caller. What cannot be answered
-//! at once, such as a wait, goes on in the background.
+//! The first try of an acquire, and a release, go out on a separate connection, the *lane*, whose
+//! I/O the caller's runtime drives. Neither another thread nor the caller has to be woken. A call
+//! that is not decided at once, such as a wait, continues in the background.
 //!
-//! The lane has one home at a time: the first runtime of callers that uses it for more than a moment, or the
-//! one that threads share while they block. It ends with its home, and the next runtime takes over. Callers
-//! elsewhere go by the background, and so does a crowd: the lane serves one call at a time, and the background
-//! carries out together what comes meanwhile.
+//! One runtime at a time owns the lane: the first one that calls repeatedly, or the runtime that
+//! blocking threads share. Ownership ends with the runtime, and the next caller's runtime takes
+//! over. Calls from other runtimes go through the background. So do concurrent calls: the lane
+//! serves one call at a time, while the background batches requests.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -31,24 +31,25 @@ use crate::store::{
 };
 use protocol::{AcquireCommand, BootInstant, Outcome, ReleaseCommand, Released};
 
-/// How long a call waits for its answer. After it the background goes on. Longer than the statements wait for a
-/// table of MySQL that is locked as a whole: a second, the least that can be set.
+/// Timeout of a call on the lane. After it the background continues. It is longer than the lock
+/// wait timeout of MySQL's metadata locks, whose minimum is one second.
 pub(crate) const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// At which call in a row a runtime of async callers becomes the home. One that makes fewer does not repay a
-/// connection.
-const CALLS: u32 = 3;
-/// A home that made no call for so long makes way for another runtime.
-const UNUSED: Duration = Duration::from_secs(10);
-/// For how long the lane is left alone after a call was late, or it could not be connected. Twice as long after
-/// each failure in a row, up to a minute: a runtime that its callers block goes on being blocked.
-const SHUNNED: Duration = Duration::from_secs(5);
-const LONGEST_SHUNNED: Duration = Duration::from_secs(60);
-/// How long the first call of threads that block may take, which connects.
-const CONNECTING: Duration = Duration::from_millis(2_500);
-/// How often a late call is looked for, while there are calls.
-const TICK: Duration = Duration::from_millis(250);
-/// After how many ticks without a call the search ends until the next one.
-const TICKS_IDLE: u32 = 40;
+/// Calls in a row after which an async runtime becomes the owner. For fewer calls a connection does
+/// not pay off.
+const CALLS_TO_OWN: u32 = 3;
+/// An owner without a call for this long can be replaced by another runtime.
+const OWNER_IDLE: Duration = Duration::from_secs(10);
+/// How long the lane is disabled after a late call or a failed connect. It doubles with each
+/// failure in a row, up to [`LONGEST_BACKOFF`], since a runtime blocked by its tasks usually stays
+/// blocked.
+const FIRST_BACKOFF: Duration = Duration::from_secs(5);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// Timeout of the first call of blocking threads, which includes connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// How often the background checks for a late call, while there are calls.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Ticks without a call after which the checks stop until the next call.
+const IDLE_CHECKS: u32 = 40;
 
 /// The direct path of one [`Locks`](crate::Locks).
 #[derive(Debug)]
@@ -61,58 +62,57 @@ pub(crate) struct DirectPath {
 
 #[derive(Debug, Default)]
 struct State {
-    home: Option<Home>,
-    /// When the home called last.
+    owner: Option<Owner>,
+    /// When the owner called last.
     used: BootInstant,
-    /// The runtime that called last while there was no home, and how often in a row.
+    /// The runtime that called last while there was no owner, and its calls in a row.
     candidate: Option<(Id, u32)>,
     /// Runtimes that cannot drive a connection.
-    unfit: Vec<Id>,
-    shunned_until: BootInstant,
-    /// For how long it was shunned the last time.
-    shunned: Duration,
+    unsupported: Vec<Id>,
+    disabled_until: BootInstant,
+    /// The latest backoff.
+    backoff: Duration,
     call: Option<Call>,
     /// The number of the latest call.
     latest: u64,
-    /// The search for late calls sleeps until `more` is notified.
+    /// The checks for late calls are stopped until `more` is notified.
     asleep: bool,
 }
 
 #[derive(Debug)]
-struct Home {
+struct Owner {
     runtime: Id,
-    /// Whether the lane is connected, or connects at the first call.
+    /// Whether calls may use the lane: it is connected, or connects at the first call.
     ready: bool,
-    /// The next call has to connect: it has [`CONNECTING`] rather than [`DIRECT_TIMEOUT`].
+    /// The next call connects, so its timeout is [`CONNECT_TIMEOUT`] instead of [`DIRECT_TIMEOUT`].
     first: bool,
-    /// Closed when the runtime has ended; none: the runtime of threads that block, which never does. Dropping it
-    /// ends the task that stands for the home.
+    /// Closed when the runtime has ended. `None`: the runtime of blocking threads, which never
+    /// ends. Dropping it ends the task that observations the owner.
     ended: Option<oneshot::Sender<Infallible>>,
 }
 
-impl Home {
+impl Owner {
     fn has_ended(&self) -> bool {
         self.ended.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 }
 
-/// The call that is under way.
+/// The call under way.
 #[derive(Debug)]
 struct Call {
     number: u64,
-    /// By when the lane has to answer. The background looks: the runtime of the caller might not, where the
-    /// caller blocks it.
+    /// When the call is late. The background checks it, because a caller may block its own runtime.
     due: BootInstant,
-    /// When its caller stops waiting.
+    /// When the caller stops waiting.
     until: BootInstant,
     waker: Option<Waker>,
 }
 
 impl State {
-    fn shun(&mut self) {
-        self.shunned = (self.shunned * 2).clamp(SHUNNED, LONGEST_SHUNNED);
-        self.shunned_until = clock::now() + self.shunned;
-        (self.home, self.candidate, self.call) = (None, None, None);
+    fn disable(&mut self) {
+        self.backoff = (self.backoff * 2).clamp(FIRST_BACKOFF, LONGEST_BACKOFF);
+        self.disabled_until = clock::now() + self.backoff;
+        (self.owner, self.candidate, self.call) = (None, None, None);
     }
 
     fn call(&mut self, number: u64) -> Option<&mut Call> {
@@ -125,7 +125,7 @@ impl State {
 }
 
 impl DirectPath {
-    /// None: the engine has no such path.
+    /// `None` if the engine has no direct path.
     pub(crate) fn of(store: &Observed) -> Result<Option<Arc<Self>>, Error> {
         store.lane().map(|lane| Self::new(store, lane)).transpose()
     }
@@ -137,7 +137,10 @@ impl DirectPath {
             state: Mutex::default(),
             more: Arc::default(),
         });
-        runtime::spawn(find_late(Arc::downgrade(&path), Arc::clone(&path.more)))?;
+        runtime::spawn(check_for_late_calls(
+            Arc::downgrade(&path),
+            Arc::clone(&path.more),
+        ))?;
         Ok(path)
     }
 
@@ -145,7 +148,7 @@ impl DirectPath {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Take the lane for one call, if the runtime of this caller is its home and no other call is under way.
+    /// Take the lane for one call, if the caller's runtime owns it and no other call is under way.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entry> {
         let (runtime, blocking) = runtime::of_caller()?;
         if self.lane.blocks() && !blocking {
@@ -153,24 +156,28 @@ impl DirectPath {
         }
         let (id, now) = (runtime.id(), clock::now());
         let mut state = self.state();
-        if now < state.shunned_until || state.unfit.contains(&id) {
+        if now < state.disabled_until || state.unsupported.contains(&id) {
             return None;
         }
-        let others_are_here = now < state.used + UNUSED;
-        match &state.home {
-            Some(home) if home.has_ended() => {}
-            Some(home) if home.runtime == id => {
-                let (ready, first) = (home.ready, home.first);
+        let owner_is_recent = now < state.used + OWNER_IDLE;
+        match &state.owner {
+            Some(owner) if owner.has_ended() => {}
+            Some(owner) if owner.runtime == id => {
+                let (ready, first) = (owner.ready, owner.first);
                 state.used = now;
-                // A call that blocks is over when it has begun, and the engine has the threads take turns.
+                // A blocking call completes within its first poll, and the engine serializes them.
                 if !ready || (state.call.is_some() && !self.lane.blocks()) {
                     return None;
                 }
-                let patience = if first { CONNECTING } else { DIRECT_TIMEOUT };
-                return Some(self.begin(state, runtime, patience));
+                let timeout = if first {
+                    CONNECT_TIMEOUT
+                } else {
+                    DIRECT_TIMEOUT
+                };
+                return Some(self.begin(state, runtime, timeout));
             }
-            Some(_) if others_are_here => return None,
-            // One that is late is found to be so first.
+            Some(_) if owner_is_recent => return None,
+            // The lane is in use until the call ends or is found to be late.
             _ if state.call.is_some() && !self.lane.blocks() => return None,
             _ => {}
         }
@@ -179,40 +186,40 @@ impl DirectPath {
             _ => 1,
         };
         state.candidate = Some((id, calls));
-        if calls < CALLS && !blocking {
+        if calls < CALLS_TO_OWN && !blocking {
             return None;
         }
         if !blocking {
-            // Not with the mutex: a panic runs a hook of the application's.
+            // Without the mutex, because a panic runs the application's panic hook.
             drop(state);
-            let fit = is_fit();
+            let supported = is_supported();
             state = self.state();
-            if !fit {
-                state.unfit.push(id);
+            if !supported {
+                state.unsupported.push(id);
                 return None;
             }
-            // Another has come meanwhile.
+            // Another runtime called meanwhile.
             if state.candidate != Some((id, calls)) {
                 return None;
             }
         }
         (state.used, state.candidate, state.call) = (now, None, None);
-        // Whatever runtime it was on before: the connection belongs to that.
+        // The old connection belongs to the runtime that owned the lane before.
         self.lane.give_up();
-        let (ended, left) = match blocking {
+        let (ended, dropped_owner) = match blocking {
             true => (None, None),
             false => Some(oneshot::channel()).unzip(),
         };
-        state.home = Some(Home {
+        state.owner = Some(Owner {
             runtime: id,
             ready: blocking,
             first: blocking,
             ended,
         });
-        match left {
-            None => Some(self.begin(state, runtime, CONNECTING)),
-            Some(left) => {
-                self.move_in(&runtime, left);
+        match dropped_owner {
+            None => Some(self.begin(state, runtime, CONNECT_TIMEOUT)),
+            Some(dropped_owner) => {
+                self.connect_owner(&runtime, dropped_owner);
                 None
             }
         }
@@ -221,14 +228,14 @@ impl DirectPath {
     fn begin(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
-        home: Handle,
-        patience: Duration,
+        owner: Handle,
+        timeout: Duration,
     ) -> Entry {
         state.latest += 1;
         let number = state.latest;
         state.call = Some(Call {
             number,
-            due: clock::now() + patience,
+            due: clock::now() + timeout,
             until: BootInstant::MAX,
             waker: None,
         });
@@ -237,13 +244,18 @@ impl DirectPath {
         }
         Entry {
             path: Here::new(Arc::clone(self)),
-            home,
+            owner,
             number,
         }
     }
 
-    /// Connect on the home, and stay until it ends. Until then its callers go by the background.
-    fn move_in(self: &Arc<Self>, runtime: &Handle, left: oneshot::Receiver<Infallible>) {
+    /// Connect on the new owner, and watch it until it ends. Until the lane is connected its calls
+    /// go through the background.
+    fn connect_owner(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        dropped_owner: oneshot::Receiver<Infallible>,
+    ) {
         let id = runtime.id();
         let (lane, path) = (Arc::clone(&self.lane), Arc::downgrade(self));
         let stay = async move {
@@ -251,44 +263,44 @@ impl DirectPath {
             drop(lane);
             if let Some(path) = path.upgrade() {
                 let mut state = path.state();
-                match (&connected, &mut state.home) {
-                    (Ok(()), Some(home)) if home.runtime == id => home.ready = true,
-                    (Err(_), Some(home)) if home.runtime == id => state.shun(),
+                match (&connected, &mut state.owner) {
+                    (Ok(()), Some(owner)) if owner.runtime == id => owner.ready = true,
+                    (Err(_), Some(owner)) if owner.runtime == id => state.disable(),
                     _ => {}
                 }
             }
-            let _ = left.await;
+            let _ = dropped_owner.await;
         };
         runtime.spawn(Gated::new(stay));
     }
 
-    /// Look whether the call under way is late, or its caller waits no longer. Who has to be woken, and when to
-    /// look again.
-    fn look(&self) -> (Option<Waker>, Duration) {
+    /// Check whether the call under way is late or its caller has stopped waiting. Returns the
+    /// waker to wake, and the time until the next check.
+    fn check(&self) -> (Option<Waker>, Duration) {
         let now = clock::now();
         let mut state = self.state();
         let Some(call) = &mut state.call else {
-            return (None, TICK);
+            return (None, CHECK_INTERVAL);
         };
         if call.due <= now {
             let waker = call.waker.take();
-            state.shun();
+            state.disable();
             drop(state);
             self.lane.give_up();
-            return (waker, TICK);
+            return (waker, CHECK_INTERVAL);
         }
         let next = match call.until <= now {
             true => call.due,
             false => call.due.min(call.until),
         };
         let waker = (call.until <= now).then(|| call.waker.take()).flatten();
-        (waker, (next - now).min(TICK))
+        (waker, (next - now).min(CHECK_INTERVAL))
     }
 }
 
-/// Whether the runtime of this thread drives timers and I/O. Tokio can tell only by a panic, once for each runtime
-/// that does not. A program that ends at a panic must not be asked.
-fn is_fit() -> bool {
+/// Whether the runtime of this thread drives timers and I/O. Tokio reports that only by a panic,
+/// once for each runtime that does not. A program built with `panic = "abort"` must not try.
+fn is_supported() -> bool {
     let drives = || {
         drop(tokio::time::sleep(Duration::ZERO));
         drop(tokio::net::UnixDatagram::unbound());
@@ -296,18 +308,18 @@ fn is_fit() -> bool {
     cfg!(panic = "unwind") && catch_unwind(drives).is_ok()
 }
 
-/// The right to make one call on the lane. Dropping it leaves the lane to others.
+/// The right to make one call on the lane. Dropping it frees the lane.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// In a forked child it is left alone: a thread that is not there may have the mutex.
+    /// Not touched in a forked child, where a thread that does not exist may have locked the mutex.
     path: Here<Arc<DirectPath>>,
-    home: Handle,
+    owner: Handle,
     number: u64,
 }
 
 impl Drop for DirectPath {
     fn drop(&mut self) {
-        // The search for late calls ends.
+        // Ends the checks for late calls.
         self.more.notify_one();
     }
 }
@@ -315,16 +327,16 @@ impl Drop for DirectPath {
 impl Drop for Entry {
     fn drop(&mut self) {
         if self.path.is_here() {
-            let over = self.path.state().take(self.number);
-            // Not with the mutex: its waker is foreign code.
-            drop(over);
+            let ended = self.path.state().take(self.number);
+            // Without the mutex: dropping a waker runs foreign code.
+            drop(ended);
         }
     }
 }
 
 impl Entry {
-    /// Ask for a grant on the lane. See [`call`](Self::call): `under_way` is dropped when the request is carried
-    /// through or late, or when the runtime ends.
+    /// Acquire on the lane. See [`call`](Self::call). `under_way` is dropped when the request is
+    /// answered or late, or when the runtime ends.
     pub(crate) async fn acquire(
         self,
         ask: AcquireCommand,
@@ -339,7 +351,7 @@ impl Entry {
         self.call(reply, wait).await
     }
 
-    /// Give a grant back on the lane. See [`call`](Self::call).
+    /// Release on the lane. See [`call`](Self::call).
     pub(crate) async fn release(
         self,
         what: ReleaseCommand,
@@ -349,12 +361,12 @@ impl Entry {
         self.call(reply, None).await
     }
 
-    /// Wait for a reply, for `wait` at most, if that is given; none: it has not come.
+    /// Wait for a reply, for `wait` at most if that is given; `None` if it has not come.
     ///
     /// # Cancel safety
     ///
-    /// A request whose reply is dropped half-way may be carried out at any later time. So it is carried through on
-    /// its runtime, and the lane is in use until it is.
+    /// A request whose reply is dropped may still be carried out at any later time. So the owner's
+    /// runtime completes a dropped call, and the lane is in use until then.
     async fn call<T: Send + 'static>(
         self,
         reply: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -364,7 +376,7 @@ impl Entry {
             if let Some(call) = self.path.state().call(self.number) {
                 call.until = clock::now() + wait;
             }
-            if wait < TICK {
+            if wait < CHECK_INTERVAL {
                 self.path.more.notify_one();
             }
         }
@@ -376,55 +388,56 @@ impl Entry {
         .await
     }
 
-    /// What is to become of a call that is not answered yet.
+    /// The state of an unanswered call.
     fn wait(&self, waker: &Waker) -> Wait {
         let mut state = self.path.state();
         let old = match state.call(self.number) {
             None => return Wait::Late,
-            Some(call) if call.until <= clock::now() => return Wait::Over,
+            Some(call) if call.until <= clock::now() => return Wait::Ended,
             Some(call) if call.waker.as_ref().is_some_and(|it| it.will_wake(waker)) => None,
             Some(call) => call.waker.replace(waker.clone()),
         };
         drop(state);
         drop(old);
-        Wait::On
+        Wait::Unanswered
     }
 
-    /// Whether the lane was given up meanwhile. Those that block have their answer at once.
+    /// Whether the lane was given up during the call. Blocking calls are answered in their first
+    /// poll.
     fn is_late(&self) -> bool {
         !self.path.lane.blocks() && self.path.state().call(self.number).is_none()
     }
 
-    /// It was answered; or nothing was sent, since there is no connection.
+    /// End a call that was answered, or that was not sent because the lane is not `connected`.
     fn answered(&self, connected: bool) {
         let mut state = self.path.state();
-        let Some(over) = state.take(self.number) else {
+        let Some(ended) = state.take(self.number) else {
             return;
         };
         if !connected {
-            state.shun();
+            state.disable();
         } else {
-            state.shunned = Duration::ZERO;
-            if let Some(home) = &mut state.home {
-                home.first = false;
+            state.backoff = Duration::ZERO;
+            if let Some(owner) = &mut state.owner {
+                owner.first = false;
             }
         }
         drop(state);
-        drop(over);
+        drop(ended);
     }
 }
 
 enum Wait {
-    On,
-    /// Its caller waits no longer.
-    Over,
-    /// The lane did not answer in time, and its connection has been given up.
+    Unanswered,
+    /// The caller has stopped waiting.
+    Ended,
+    /// The lane did not answer in time, and its connection was given up.
     Late,
 }
 
-/// The one answer to what was asked alone.
+/// The answer to the only request.
 fn only<T>(answers: Result<Vec<T>, StoreError>) -> Result<T, StoreError> {
-    let none = || StoreError::Unavailable("the store gave no answer".into());
+    let none = || StoreError::Unavailable("the store returned no answer".into());
     answers?.pop().ok_or_else(none)
 }
 
@@ -432,27 +445,27 @@ type Answer<T> = dyn Future<Output = Result<T, StoreError>> + Send;
 
 /// One call on the lane.
 struct InFlight<T: Send + 'static> {
-    /// None: it is done.
+    /// `None`: done.
     reply: Option<Gated<Answer<T>>>,
     entry: Option<Entry>,
-    /// Its caller has dropped it.
+    /// The caller has dropped it.
     dropped: bool,
 }
 
 impl<T: Send + 'static> Future for InFlight<T> {
-    /// None: it has not come in time.
+    /// `None`: no answer in time.
     type Output = Option<Result<T, StoreError>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let call = &mut *self;
-        // Taken: after a panic it is not polled again.
+        // Taken out, so that a panic leaves nothing to be polled again.
         let (Some(mut reply), Some(entry)) = (call.reply.take(), &call.entry) else {
             return Poll::Pending;
         };
         if !reply.is_here() {
             return Poll::Pending;
         }
-        // Then nothing more of it is sent.
+        // A late call sends nothing more.
         if entry.is_late() {
             return Poll::Ready(None);
         }
@@ -463,12 +476,12 @@ impl<T: Send + 'static> Future for InFlight<T> {
         }
         match entry.wait(context.waker()) {
             Wait::Late => Poll::Ready(None),
-            Wait::On => {
+            Wait::Unanswered => {
                 runtime::needed();
                 call.reply = Some(reply);
                 Poll::Pending
             }
-            Wait::Over => {
+            Wait::Ended => {
                 call.reply = Some(reply);
                 Poll::Ready(None)
             }
@@ -481,30 +494,31 @@ impl<T: Send + 'static> Drop for InFlight<T> {
         let (Some(reply), Some(entry)) = (self.reply.take(), self.entry.take()) else {
             return;
         };
-        // In a forked child it is leaked. A runtime that has ended drops what is spawned there.
+        // In a forked child the reply is leaked. A runtime that has ended drops what is spawned on
+        // it.
         if !reply.is_here() || self.dropped {
             return;
         }
         if let Some(call) = entry.path.state().call(entry.number) {
             call.until = BootInstant::MAX;
         }
-        let home = entry.home.clone();
-        let through = InFlight {
+        let owner = entry.owner.clone();
+        let rest = InFlight {
             reply: Some(reply),
             entry: Some(entry),
             dropped: true,
         };
-        let through = home.spawn(Gated::new(async move { drop(through.await) }));
-        runtime::finish(&home, through);
+        let rest = owner.spawn(Gated::new(async move { drop(rest.await) }));
+        runtime::finish(&owner, rest);
     }
 }
 
-/// Find late calls, for as long as the path is there.
-async fn find_late(path: Weak<DirectPath>, more: Arc<Notify>) {
+/// Check for late calls until the direct path is dropped.
+async fn check_for_late_calls(path: Weak<DirectPath>, more: Arc<Notify>) {
     let (mut idle, mut last) = (0, 0);
     loop {
         let Some(known) = path.upgrade() else { return };
-        let (waker, nap) = known.look();
+        let (waker, pause) = known.check();
         let asleep = {
             let mut state = known.state();
             idle = match state.call.is_some() || state.latest != last {
@@ -512,17 +526,17 @@ async fn find_late(path: Weak<DirectPath>, more: Arc<Notify>) {
                 false => idle + 1,
             };
             last = state.latest;
-            state.asleep = idle > TICKS_IDLE;
+            state.asleep = idle > IDLE_CHECKS;
             state.asleep
         };
         drop(known);
         if let Some(waker) = waker {
-            // Foreign code, without which the search would end.
+            // A panic of foreign code must not end the checks.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
         tokio::select! {
             () = more.notified() => {}
-            () = tokio::time::sleep(nap), if !asleep => {}
+            () = tokio::time::sleep(pause), if !asleep => {}
         }
     }
 }

@@ -12,11 +12,11 @@ use crate::client::grant_id::random_grant_id;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// Grants what it is asked for, after a moment or never.
+/// A lane that grants every request, after a delay or never.
 #[derive(Debug, Default)]
 struct Server {
     hangs: bool,
-    /// How long an answer takes.
+    /// Delay of an answer.
     takes: Duration,
     asked: AtomicUsize,
     answered: AtomicUsize,
@@ -40,16 +40,16 @@ impl Lane for Server {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+    fn acquire<'a>(&'a self, acquires: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
         let granted = |ask: &AcquireCommand| Outcome::Granted {
             token: Token::from_db(1),
             length: ask.length,
         };
-        Box::pin(self.answer(asks.iter().map(granted).collect()))
+        Box::pin(self.answer(acquires.iter().map(granted).collect()))
     }
 
-    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        Box::pin(self.answer(vec![Released::Freed; returns.len()]))
+    fn release<'a>(&'a self, releases: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+        Box::pin(self.answer(vec![Released::Freed; releases.len()]))
     }
 
     fn give_up(&self) {
@@ -81,46 +81,49 @@ fn ask() -> AcquireCommand {
     }
 }
 
-/// Call until this runtime is the home.
-async fn settled(path: &Arc<DirectPath>) -> Entry {
+/// Call until this runtime is the owner.
+async fn owned(path: &Arc<DirectPath>) -> Entry {
     for _ in 0..1_000 {
         if let Some(entry) = path.enter() {
             return entry;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("it does not become the home");
+    panic!("this runtime does not become the owner");
 }
 
 async fn acquire(
     path: &Arc<DirectPath>,
     wait: Option<Duration>,
 ) -> Option<Result<Outcome, StoreError>> {
-    let entry = settled(path).await;
+    let entry = owned(path).await;
     entry.acquire(ask(), wait, oneshot::channel().0).await
 }
 
 #[test]
-fn a_runtime_is_the_home_from_its_third_call_on_until_it_ends() {
+fn a_runtime_owns_the_lane_from_its_third_call_on_until_it_ends() {
     let (_, path) = served(Server::default());
     let (first, second) = (runtime(), runtime());
     first.block_on(async {
-        for _ in 0..CALLS {
-            assert!(path.enter().is_none(), "its calls go by the background");
+        for _ in 0..CALLS_TO_OWN {
+            assert!(
+                path.enter().is_none(),
+                "its calls go through the background"
+            );
         }
-        settled(&path).await;
+        owned(&path).await;
     });
     second.block_on(async {
-        for _ in 0..10 * CALLS {
-            assert!(path.enter().is_none(), "another is the home");
+        for _ in 0..10 * CALLS_TO_OWN {
+            assert!(path.enter().is_none(), "another is the owner");
         }
     });
     drop(first);
-    second.block_on(settled(&path));
+    second.block_on(owned(&path));
 }
 
 #[test]
-fn threads_that_block_share_a_home_from_the_first_call_on() {
+fn threads_that_block_share_an_owner_from_the_first_call_on() {
     let (_, path) = served(Server::default());
     let granted = || {
         crate::runtime::block_on(async {
@@ -142,10 +145,10 @@ fn threads_that_block_share_a_home_from_the_first_call_on() {
 }
 
 #[test]
-fn one_call_at_a_time_has_the_lane_and_those_beside_it_go_by_the_background() {
+fn the_lane_serves_one_call_at_a_time_and_concurrent_calls_go_through_the_background() {
     let (_, path) = served(Server::default());
     runtime().block_on(async {
-        let entry = settled(&path).await;
+        let entry = owned(&path).await;
         assert!(path.enter().is_none());
         drop(entry);
         let entry = path.enter().unwrap();
@@ -155,12 +158,12 @@ fn one_call_at_a_time_has_the_lane_and_those_beside_it_go_by_the_background() {
 }
 
 #[test]
-fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_by_the_background() {
+fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_through_the_background() {
     let (_, path) = served(Server::default());
     assert!(path.enter().is_none());
     runtime().block_on(async {
-        settled(&path).await;
-        // A blocking call in a task: its runtime stands still until it returns.
+        owned(&path).await;
+        // A blocking call in a task stops its runtime until it returns.
         let here = crate::runtime::block_on(async { path.enter().is_some() });
         assert!(!here.unwrap());
         assert!(path.enter().is_some());
@@ -168,41 +171,41 @@ fn a_thread_that_waits_outside_its_runtime_and_one_without_a_runtime_go_by_the_b
 }
 
 #[test]
-fn a_late_call_ends_with_its_connection_and_with_its_home_for_a_while() {
+fn a_late_call_ends_with_its_connection_and_with_its_owner_for_a_while() {
     let (server, path) = served(Server {
         hangs: true,
         ..Server::default()
     });
     runtime().block_on(async {
-        settled(&path).await;
+        owned(&path).await;
         let before = server.given_up.load(Ordering::SeqCst);
         let late = acquire(&path, None).await;
         assert!(late.is_none(), "{late:?}");
         assert_eq!(server.given_up.load(Ordering::SeqCst), before + 1);
-        assert!(path.enter().is_none(), "it is left alone");
+        assert!(path.enter().is_none(), "it is disabled");
     });
     let mut state = State::default();
-    for shunned in [5, 10, 20, 40, 60, 60] {
-        state.shun();
-        assert_eq!(state.shunned, Duration::from_secs(shunned));
+    for backoff in [5, 10, 20, 40, 60, 60] {
+        state.disable();
+        assert_eq!(state.backoff, Duration::from_secs(backoff));
     }
 }
 
 #[test]
-fn a_call_in_a_runtime_that_stands_still_is_late_all_the_same() {
+fn a_call_in_a_runtime_that_is_blocked_is_still_found_to_be_late() {
     let (_, path) = served(Server {
         takes: Duration::from_millis(1),
         ..Server::default()
     });
     runtime().block_on(async {
-        settled(&path).await;
+        owned(&path).await;
         // No timer of this runtime fires before this returns.
         let late = pollster::block_on(acquire(&path, None));
         assert!(late.is_none(), "{late:?}");
     });
 }
 
-/// It may be kept for as long as its owner likes, as by `select!` with `&mut`.
+/// A caller may keep such a future without polling it, as in `select!` with `&mut`.
 #[test]
 fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
     let (_, path) = served(Server {
@@ -210,18 +213,18 @@ fn a_call_that_is_polled_no_more_leaves_the_lane_to_others_once_it_is_late() {
         ..Server::default()
     });
     runtime().block_on(async {
-        let entry = settled(&path).await;
+        let entry = owned(&path).await;
         let mut kept = Box::pin(entry.acquire(ask(), None, oneshot::channel().0));
         let mut context = Context::from_waker(Waker::noop());
         assert!(kept.as_mut().poll(&mut context).is_pending());
         assert!(path.enter().is_none(), "it is in use");
-        tokio::time::sleep(DIRECT_TIMEOUT + 2 * TICK).await;
+        tokio::time::sleep(DIRECT_TIMEOUT + 2 * CHECK_INTERVAL).await;
         assert!(path.state().call.is_none());
         drop(kept);
     });
 }
 
-/// A free lock is acquired in one round trip, and so within a wait that is as long as that.
+/// A free lock is acquired in one round trip, so a wait may be as short as that.
 #[test]
 fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
     let (server, path) = served(Server {
@@ -230,13 +233,13 @@ fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
     });
     runtime().block_on(async {
         let before = {
-            settled(&path).await;
+            owned(&path).await;
             server.given_up.load(Ordering::SeqCst)
         };
-        let over = acquire(&path, Some(Duration::from_millis(20))).await;
-        assert!(over.is_none(), "{over:?}");
-        assert!(path.enter().is_none(), "it is carried through");
-        settled(&path).await;
+        let ended = acquire(&path, Some(Duration::from_millis(20))).await;
+        assert!(ended.is_none(), "{ended:?}");
+        assert!(path.enter().is_none(), "it is completed");
+        owned(&path).await;
         assert_eq!(server.answered.load(Ordering::SeqCst), 1);
         let answer = acquire(&path, Some(LONG)).await;
         assert!(answer.unwrap().is_ok());
@@ -245,13 +248,13 @@ fn a_wait_that_ends_before_the_answer_gives_up_no_connection() {
 }
 
 #[test]
-fn a_call_that_is_dropped_is_carried_through_and_then_says_so() {
+fn a_call_that_is_dropped_is_completed_and_then_reports_its_end() {
     let (server, path) = served(Server {
         takes: Duration::from_millis(20),
         ..Server::default()
     });
     runtime().block_on(async {
-        let entry = settled(&path).await;
+        let entry = owned(&path).await;
         let (done, under_way) = oneshot::channel();
         let call = entry.acquire(ask(), None, done);
         assert!(
@@ -262,46 +265,46 @@ fn a_call_that_is_dropped_is_carried_through_and_then_says_so() {
         assert_eq!(server.answered.load(Ordering::SeqCst), 0);
         let _ = tokio::time::timeout(LONG, under_way)
             .await
-            .expect("it is carried through");
+            .expect("it is completed");
         assert_eq!(server.answered.load(Ordering::SeqCst), 1);
     });
 }
 
 #[test]
-fn a_runtime_that_ends_with_a_call_under_way_says_so() {
+fn a_runtime_that_ends_with_a_call_under_way_reports_its_end() {
     let (server, path) = served(Server {
         hangs: true,
         ..Server::default()
     });
     let (done, under_way) = oneshot::channel();
-    let home = runtime();
+    let owner = runtime();
     let calling = {
         let path = Arc::clone(&path);
-        home.spawn(async move {
-            let entry = settled(&path).await;
+        owner.spawn(async move {
+            let entry = owned(&path).await;
             entry.acquire(ask(), None, done).await
         })
     };
-    home.block_on(async {
+    owner.block_on(async {
         while server.asked.load(Ordering::SeqCst) == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    drop(home);
+    drop(owner);
     assert!(pollster::block_on(calling).unwrap_err().is_cancelled());
     assert!(pollster::block_on(under_way).is_err(), "dropped");
     assert!(path.state().call.is_none(), "others may call");
 }
 
 #[test]
-fn a_runtime_without_timers_is_no_home() {
+fn a_runtime_without_timers_never_owns_the_lane() {
     let (_, path) = served(Server::default());
     let bare = Builder::new_current_thread().build().unwrap();
     bare.block_on(async {
-        for _ in 0..10 * CALLS {
+        for _ in 0..10 * CALLS_TO_OWN {
             assert!(path.enter().is_none());
             tokio::task::yield_now().await;
         }
     });
-    assert_eq!(path.state().unfit.len(), 1, "tokio is asked once");
+    assert_eq!(path.state().unsupported.len(), 1, "tokio is asked once");
 }

@@ -1,4 +1,4 @@
-//! One grant, shared by its guard, which asks how it stands, and the scheduler, which knows.
+//! State of one grant: written by the scheduler, read by the guard.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::client::own_grants::Ours;
+use crate::client::own_grants::OwnGrant;
 use crate::client::renewal::listeners::Listeners;
 use crate::error::loss::Loss;
 use crate::metrics::{self, Engine};
@@ -14,39 +14,39 @@ use crate::runtime::callbacks;
 use crate::runtime::clock;
 use protocol::{BootInstant, Gone, Grant, Lease, LostReason, Ttl};
 
-/// How a grant stands, as its guard sees it.
+/// Status of a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// Held as far as is known; the ttl that the database has confirmed.
+    /// Held as far as known, with the ttl that the database has confirmed.
     Held(Option<Ttl>),
     Lost(Loss),
     Released,
 }
 
-/// Why the latest renewal did not renew.
+/// Why the latest renewal failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
-    /// What it makes of the end of trust.
+    /// The reason of the loss if trust ends now.
     pub(crate) reason: LostReason,
-    /// What was answered, in words.
+    /// The database's answer or error.
     pub(crate) said: Arc<str>,
 }
 
-/// One grant, shared by its guard, which asks, and the scheduler, which answers.
+/// State of one grant: written by the scheduler, read by the guard.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct GrantState {
     pub(crate) grant: Grant,
-    /// No other task of this process takes it over.
-    _ours: Ours,
+    /// Keeps other callers of this process from preempting the grant.
+    _own: OwnGrant,
     engine: Engine,
     since: BootInstant,
-    /// Boot-time clock in nanoseconds. An atomic, and not a lock that the scheduler might hold:
-    /// "do I still have it?" must be answered at once, whatever else goes on.
+    /// Nanoseconds of the boot-time clock. An atomic rather than a mutex, so that a guard can be
+    /// read at once even while the scheduler is busy.
     trusted_until: AtomicU64,
-    /// When trust ended that somebody was told of, on the same clock.
+    /// The end of trust that a caller has read, on the same clock.
     ended: AtomicU64,
-    /// Whether the end of trust does not lose it, because of a fence. Set while it is trusted, and
-    /// cleared after trust was renewed: so read it before asking for trust.
+    /// Whether the grant is kept past the end of trust, because of a fence. It is set while the
+    /// grant is trusted and cleared after trust was renewed, so it has to be read before trust.
     outlives_trust: AtomicBool,
     /// Whether a renewal is under way.
     unanswered: AtomicBool,
@@ -55,20 +55,20 @@ pub(crate) struct Held {
     pub(crate) listeners: Listeners,
 }
 
-/// In `trusted_until`: somebody was told that trust has ended, and no confirmation that comes late may
-/// take that back.
+/// A value of `trusted_until`: a caller has read that trust ended, and no late confirmation may
+/// revoke that.
 const ENDED: u64 = 0;
 
-/// Milliseconds, for a field of a log line.
+/// Milliseconds, for a field of a log record.
 pub(crate) fn ms(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Held {
+impl GrantState {
     pub(crate) fn new(engine: Engine, grant: Grant, lease: &Lease) -> Arc<Self> {
         metrics::held(engine);
         Arc::new(Self {
-            _ours: Ours::new(grant.id),
+            _own: OwnGrant::new(grant.id),
             grant,
             engine,
             since: clock::now(),
@@ -82,7 +82,8 @@ impl Held {
         })
     }
 
-    /// How long it may still be trusted; zero: lost, whether or not the scheduler has noticed.
+    /// How long the grant may still be trusted. Zero: lost, whether or not the scheduler has marked
+    /// it.
     pub(crate) fn trusted_for(&self) -> Duration {
         if !matches!(self.status(), Status::Held(_)) {
             return Duration::ZERO;
@@ -94,11 +95,12 @@ impl Held {
                 u64::MAX => return Duration::MAX,
                 until => BootInstant::from_nanos(until) - clock::now(),
             };
-            // Not held just now, but perhaps again: what a fence holds back is yet to be decided.
+            // Suspended: not held now, but the grant may be trusted again after the fence.
             if !left.is_zero() || self.outlives_trust() {
                 return left;
             }
-            // Before anybody can read that it has. A confirmation that gets in between only moves it on.
+            // Set before any caller can read that trust ended. A confirmation in between can only
+            // raise it.
             self.ended.fetch_max(until, Ordering::Relaxed);
             match self.trusted_until.compare_exchange(
                 until,
@@ -112,8 +114,8 @@ impl Held {
         }
     }
 
-    /// Whether, trusted or not, it is not lost as long as nobody says so: a fence is open that no
-    /// renewal gets past, or what came of that is not known yet.
+    /// Whether the end of trust does not lose the grant: a fence is open that blocks renewals, or
+    /// its result is not known yet.
     pub(crate) fn outlives_trust(&self) -> bool {
         self.outlives_trust.load(Ordering::Acquire)
     }
@@ -126,7 +128,7 @@ impl Held {
         self.status.subscribe()
     }
 
-    /// What there is to say of its loss, if it is lost for that reason.
+    /// A description of the loss of this grant for this reason.
     pub(crate) fn loss(&self, gone: impl Into<Gone>) -> Loss {
         let until = match self.trusted_until.load(Ordering::Acquire) {
             ENDED => self.ended.load(Ordering::Relaxed),
@@ -141,7 +143,7 @@ impl Held {
                 _ => LostReason::Expired,
             };
         }
-        // Where the database says that the grant is gone, that is its answer.
+        // If the database reports the grant gone, that is its answer.
         let said = trouble.filter(|_| gone.reason.leaves_a_lease());
         Loss::of_held(gone, said.map(|trouble| trouble.said), self.since, at)
     }
@@ -151,29 +153,29 @@ impl Held {
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A renewal goes out.
+    /// A renewal was sent.
     pub(crate) fn renewing(&self) {
         self.unanswered.store(true, Ordering::Relaxed);
     }
 
-    /// The renewal was answered; none: it was renewed.
+    /// The renewal was answered. `None`: the lease was renewed.
     pub(crate) fn answered(&self, trouble: Option<Trouble>) {
         self.unanswered.store(false, Ordering::Relaxed);
         let before = self.trouble.lock();
         *before.unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    /// As if that were how long it may be trusted.
+    /// Set the end of trust.
     #[cfg(test)]
     pub(crate) fn trust_until(&self, until: BootInstant) {
         self.trusted_until
             .store(until.as_nanos(), Ordering::Release);
     }
 
-    /// Mark it lost, if it was not before: the first reason counts.
+    /// Mark the grant lost, if it is held: the first reason counts.
     ///
-    /// Nobody is woken, and nothing is told: that may run code of somebody else's, which may call us
-    /// again, and the book may be open just now.
+    /// Neither wakes nor notifies. That may run foreign code which calls this library again, and
+    /// the caller may have the lease table locked.
     pub(crate) fn mark_lost(&self, gone: Gone) -> Option<Loss> {
         let (loss, mut newly) = (self.loss(gone), false);
         self.status.send_if_modified(|status| {
@@ -185,12 +187,12 @@ impl Held {
         newly.then_some(loss)
     }
 
-    /// Wake whoever waits for news of it.
+    /// Wake the tasks that wait for a change of status.
     pub(crate) fn wake(&self) {
         self.status.send_if_modified(|_| true);
     }
 
-    /// Mark it lost, wake whoever holds it, and tell. The first reason counts, and is the answer.
+    /// Mark the grant lost, wake waiting tasks and notify listeners. Returns the first reason.
     pub(crate) fn lose(&self, gone: impl Into<Gone>) -> Loss {
         let gone = gone.into();
         let Some(loss) = self.mark_lost(gone.clone()) else {
@@ -203,7 +205,7 @@ impl Held {
         let listeners = self.listeners.take();
         if !listeners.is_empty() {
             let loss = loss.clone();
-            // Not here: the caller may be in the midst of something.
+            // On another thread, because the caller may hold a mutex of the application.
             callbacks::call(move || listeners.call(&loss));
         }
         self.log_lost(&loss);
@@ -228,7 +230,7 @@ impl Held {
             lock.last_answer = loss.last_answer(),
             lock.now_holder = loss.now_held_by().and_then(|now| now.holder.as_deref()),
             "lock {loss}; {}",
-            loss.done()
+            loss.consequence()
         );
     }
 
@@ -278,7 +280,7 @@ impl Held {
         );
     }
 
-    /// Since it was granted to us.
+    /// BootInstant since the grant.
     pub(crate) fn held_for(&self) -> Duration {
         clock::now() - self.since
     }
@@ -296,7 +298,7 @@ impl Held {
         }
     }
 
-    /// Trust it for as long as its lease says. Wakes nobody.
+    /// Trust the grant as far as its lease is confirmed. Does not wake waiting tasks.
     pub(crate) fn confirm(&self, lease: &Lease) -> Confirmed {
         let until = lease.trusted_until().as_nanos();
         let go_on = |before| (before != ENDED).then_some(until);
@@ -304,19 +306,19 @@ impl Held {
         if self.trusted_until.fetch_update(set, fetch, go_on).is_err() {
             return Confirmed::TooLate;
         }
-        // After the trust that makes it needless.
+        // After the renewed trust, which replaces it.
         self.outlives_trust
             .store(lease.outlives_trust(), Ordering::Release);
-        let (confirmed, mut news) = (Status::Held(lease.confirmed()), false);
+        let (confirmed, mut events) = (Status::Held(lease.confirmed()), false);
         self.status.send_if_modified(|status| {
-            news = matches!(status, Status::Held(_)) && *status != confirmed;
-            if news {
+            events = matches!(status, Status::Held(_)) && *status != confirmed;
+            if events {
                 *status = confirmed;
             }
             false
         });
-        if news {
-            Confirmed::News
+        if events {
+            Confirmed::LeaseEvents
         } else {
             Confirmed::AsBefore
         }
@@ -325,8 +327,8 @@ impl Held {
 
 pub(crate) enum Confirmed {
     AsBefore,
-    /// Whoever waits for it is to be woken.
-    News,
-    /// Somebody was told already that it is not held any more.
+    /// Waiting tasks have to be woken.
+    LeaseEvents,
+    /// A caller has already read that the grant is not held.
     TooLate,
 }

@@ -1,30 +1,31 @@
-//! Tells listeners what happened to a lease. No internal mutex is held meanwhile.
+//! Delivers lease events to listeners. No internal mutex is held during a callback.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::renewal::grant_state::{Held, Status, ms};
+use crate::client::renewal::grant_state::{GrantState, Status, ms};
 use crate::error::loss::Loss;
 use crate::runtime::callbacks;
 use crate::runtime::callbacks::shielded;
 use protocol::Human;
 
-/// Renewals stopped getting through.
+/// A failure of renewals.
 #[derive(Debug)]
 pub(crate) struct Failing {
-    /// Those whose renewals failed.
-    pub(crate) leases: Vec<Arc<Held>>,
+    /// The leases whose renewals failed.
+    pub(crate) leases: Vec<Arc<GrantState>>,
     pub(crate) error: String,
 }
 
 impl Failing {
-    /// Those that are held now.
-    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<Held>> {
-        let held = |held: &&Arc<Held>| matches!(held.status(), Status::Held(_));
+    /// Those leases that are still held.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Arc<GrantState>> {
+        let held = |held: &&Arc<GrantState>| matches!(held.status(), Status::Held(_));
         self.leases.iter().filter(held)
     }
 
-    /// Not of leases that were lost or released meanwhile: it would come after the end of their story.
+    /// Leases that were lost or released meanwhile are left out: the record would follow their last
+    /// one.
     fn log(&self) {
         let mut held = self.held();
         let Some(first) = held.next() else { return };
@@ -39,30 +40,30 @@ impl Failing {
     }
 }
 
-/// What happened while the book was open, to be told when it is closed again.
+/// Events collected while the lease table is locked, to be delivered after it is unlocked.
 ///
-/// Wakers, subscribers and recorders are foreign code. If they drop a guard, or call this library in
-/// another way, they need the book.
+/// Wakers, log subscribers and metrics recorders are foreign code. If they drop a guard or call
+/// this library in another way, they need the lease table.
 #[must_use]
 #[derive(Debug, Default)]
-pub(crate) struct News {
-    /// Marked lost a moment ago, or about to be: logged before the losses.
+pub(crate) struct LeaseEvents {
+    /// Logged before the losses that it explains.
     pub(crate) failing: Option<Failing>,
-    pub(crate) lost: Vec<(Arc<Held>, Loss)>,
-    pub(crate) confirmed: Vec<Arc<Held>>,
-    pub(crate) busy: Vec<Arc<Held>>,
-    /// Those that alone are refused, and the error.
-    pub(crate) refused: Vec<(Arc<Held>, Arc<str>)>,
-    /// Those of which that is no longer true.
-    pub(crate) renewed_again: Vec<Arc<Held>>,
-    /// How long an outage was that is over.
-    pub(crate) over: Option<Duration>,
+    pub(crate) lost: Vec<(Arc<GrantState>, Loss)>,
+    pub(crate) confirmed: Vec<Arc<GrantState>>,
+    pub(crate) busy: Vec<Arc<GrantState>>,
+    /// Leases that are refused alone, with the error.
+    pub(crate) refused: Vec<(Arc<GrantState>, Arc<str>)>,
+    /// Leases of `refused` that were renewed since.
+    pub(crate) renewed_again: Vec<Arc<GrantState>>,
+    /// The length of an outage that has ended.
+    pub(crate) outage_ended: Option<Duration>,
 }
 
-impl News {
-    /// Wake all, then hand the callbacks to their own thread, then log: what is told first must not wait
-    /// for foreign code that takes its time.
-    pub(crate) fn tell(self) {
+impl LeaseEvents {
+    /// Wake all waiting tasks, queue the callbacks, then log: foreign code that blocks must not
+    /// delay wake-ups and callbacks.
+    pub(crate) fn deliver(self) {
         for held in self
             .lost
             .iter()
@@ -74,7 +75,7 @@ impl News {
         for (held, loss) in &self.lost {
             if !held.listeners.is_empty() {
                 let (held, loss) = (Arc::clone(held), loss.clone());
-                // Taken only there: a release that begins before may still drop them.
+                // Taken there, so that a release before the call can still drop them.
                 callbacks::call(move || held.listeners.take().call(&loss));
             }
         }
@@ -99,7 +100,7 @@ impl News {
         for held in &self.renewed_again {
             shielded(|| held.log_renewed_again());
         }
-        if let Some(outage) = self.over {
+        if let Some(outage) = self.outage_ended {
             shielded(|| {
                 tracing::info!(
                     outage_ms = ms(outage),

@@ -8,8 +8,8 @@ use crate::runtime::callbacks::shielded;
 
 type Listener = Box<dyn FnOnce(Loss) + Send>;
 
-/// The callbacks of one grant. Each is taken out before it is called or dropped: both run code of
-/// somebody else's, which may call us again.
+/// The callbacks of one grant. They are removed before they are called or dropped, because both run
+/// foreign code that may call this library again.
 #[derive(Default)]
 pub(crate) struct Listeners(Mutex<Vec<Listener>>);
 
@@ -26,7 +26,7 @@ impl Listeners {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keep it as long as `wanted`, which is asked while nobody can take it; else give it back.
+    /// Add a listener if `wanted` is true, which is evaluated under the mutex; otherwise return it.
     pub(crate) fn add(
         &self,
         listener: Listener,
@@ -44,7 +44,7 @@ impl Listeners {
         self.locked().is_empty()
     }
 
-    /// Take them all: they are dropped with the value, or called by it.
+    /// Remove all listeners, to be called or dropped.
     pub(crate) fn take(&self) -> Taken {
         Taken(std::mem::take(&mut *self.locked()))
     }

@@ -1,9 +1,9 @@
-//! The scheduler: one task renews every lease that was taken through one [`Locks`](crate::Locks).
+//! The scheduler: one task renews every lease of one [`Locks`](crate::Locks).
 //!
-//! It sleeps until something is due and calls the store; what is to be done it asks [`Lease`]. A
-//! renewal runs in a task of its own, so that one that hangs delays neither a loss nor the renewal of
-//! another lease. What is due, or soon will be, goes out as one statement; a lease that was refused
-//! alone goes out apart from the others until it is renewed again.
+//! It sleeps until a lease is due, asks [`Lease`] what to do, and calls the store. Each renewal
+//! runs in its own task, so that one that hangs delays neither a loss nor the renewal of another
+//! lease. Leases that are due now or soon are renewed by one statement. A lease that was refused
+//! alone is renewed separately until a renewal of it succeeds.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::client::renewal::grant_state::{Confirmed, Held, Trouble};
-use crate::client::renewal::lease_events::News;
+use crate::client::renewal::grant_state::{Confirmed, GrantState, Trouble};
+use crate::client::renewal::lease_events::LeaseEvents;
 use crate::client::renewal::outage::{Outage, Reconnects};
 use crate::error::Error;
 use crate::runtime;
@@ -31,29 +31,30 @@ pub(crate) mod outage;
 mod round;
 mod split;
 
-/// The most leases that one statement renews. More would make a statement of some hundred
-/// milliseconds, behind which every acquire on the connection waits.
+/// The largest number of leases that one statement renews. A larger statement takes some hundred
+/// milliseconds, and delays every acquire on the connection.
 const LARGEST_ROUND: usize = 5_000;
 
-/// The longest that the task sleeps while it keeps a lease: that far a sleep may go on for nothing once the
-/// leases it was meant for are gone.
+/// The longest sleep while there are leases. It bounds a sleep that became useless because its
+/// leases were released.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
-/// How long before a renewal is due its connection is made, where there is none: longer than that takes
-/// where it succeeds at all.
+/// How long before a renewal its connection is made, if there is none. A connect that succeeds
+/// takes less.
 const CONNECT_AHEAD: Duration = Duration::from_secs(4);
 
-/// What one statement renews.
+/// The leases that one statement renews.
 type Round = Vec<(Grant, Ttl)>;
 
 #[derive(Debug)]
 struct Entry {
     lease: Lease,
-    held: Arc<Held>,
-    /// When it stands in the agenda.
+    held: Arc<GrantState>,
+    /// The time under which the entry is in `deadlines`.
     at: BootInstant,
-    /// Refused while others were renewed: it would have the round of others refused.
-    apart: bool,
-    /// When the first of its latest renewals that failed was answered.
+    /// Refused while others were renewed. It is renewed separately, since it would make the
+    /// statement of others fail.
+    separate: bool,
+    /// When the first of its consecutive failed renewals was answered.
     failing_since: Option<BootInstant>,
 }
 
@@ -65,16 +66,16 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct LeaseTable {
     entries: HashMap<GrantId, Entry>,
-    agenda: BTreeSet<(BootInstant, GrantId)>,
-    /// Until when the task sleeps, whatever becomes of the leases; none: until it is woken.
+    deadlines: BTreeSet<(BootInstant, GrantId)>,
+    /// Until when the task sleeps, whatever happens to the leases. `None`: until it is woken.
     sleeps_until: Option<BootInstant>,
     outage: Outage,
     reconnects: Reconnects,
 }
 
-/// When something is to be done about a lease.
+/// When the scheduler has to act on a lease.
 fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
     match lease.next(now) {
         Next::Wait(until) => until,
@@ -82,15 +83,15 @@ fn due_at(lease: &Lease, now: BootInstant) -> BootInstant {
     }
 }
 
-/// What is due to be renewed.
+/// The leases to renew now.
 #[derive(Debug, Default)]
 struct Due {
     together: Round,
-    apart: Round,
+    separate: Round,
 }
 
-impl Book {
-    fn add(&mut self, lease: Lease, held: Arc<Held>, now: BootInstant) {
+impl LeaseTable {
+    fn add(&mut self, lease: Lease, held: Arc<GrantState>, now: BootInstant) {
         let (id, at) = (held.grant.id, due_at(&lease, now));
         self.entries.insert(
             id,
@@ -98,36 +99,36 @@ impl Book {
                 lease,
                 held,
                 at,
-                apart: false,
+                separate: false,
                 failing_since: None,
             },
         );
-        self.agenda.insert((at, id));
+        self.deadlines.insert((at, id));
     }
 
     fn remove(&mut self, id: GrantId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        self.agenda.remove(&(entry.at, id));
+        self.deadlines.remove(&(entry.at, id));
         if self.entries.is_empty() {
-            // Nothing is renewed any more, so nothing will say when it is over.
+            // Without a lease no renewal would report the end of the outage.
             self.outage = Outage::default();
         }
         Some(entry)
     }
 
-    /// Put it where its lease says that it belongs.
+    /// Update a lease's deadline.
     fn plan(&mut self, id: GrantId, now: BootInstant) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        self.agenda.remove(&(entry.at, id));
+        self.deadlines.remove(&(entry.at, id));
         entry.at = due_at(&entry.lease, now);
-        self.agenda.insert((entry.at, id));
+        self.deadlines.insert((entry.at, id));
     }
 
-    /// Let the task sleep until something is due; none: until it is woken.
+    /// Start a sleep until the next deadline. `None`: until the task is woken.
     fn sleep(&mut self, now: BootInstant) -> Option<BootInstant> {
-        let first = self.agenda.first().map(|(at, _)| *at);
+        let first = self.deadlines.first().map(|(at, _)| *at);
         self.sleeps_until = first.map(|at| {
             let ahead = Some(at - CONNECT_AHEAD).filter(|ahead| *ahead > now);
             ahead.unwrap_or(at).min(now + LONGEST_SLEEP)
@@ -135,40 +136,41 @@ impl Book {
         self.sleeps_until
     }
 
-    /// Whether the connection that renewals go out on had better be there.
+    /// Whether a renewal is due within [`CONNECT_AHEAD`].
     fn renews_soon(&self, now: BootInstant) -> bool {
         let soon = now + CONNECT_AHEAD;
-        self.agenda.first().is_some_and(|(at, _)| *at <= soon)
+        self.deadlines.first().is_some_and(|(at, _)| *at <= soon)
     }
 
-    /// Whether the task would come too late for what is due first. A sleep that should be over by now counts
-    /// for nothing: the machine was suspended meanwhile.
+    /// Whether the task sleeps past the first deadline. A sleep that should have ended already does
+    /// not count: the machine was suspended.
     fn oversleeps(&self, now: BootInstant) -> bool {
         let in_time = |at| {
             self.sleeps_until
                 .is_some_and(|until| (now..=at).contains(&until))
         };
-        self.agenda.first().is_some_and(|(at, _)| !in_time(*at))
+        self.deadlines.first().is_some_and(|(at, _)| !in_time(*at))
     }
 
-    /// What is due to be renewed.
-    fn due(&mut self, now: BootInstant, news: &mut News) -> Due {
+    /// Take the leases that are due, and those that may be renewed along with them. Mark expired
+    /// ones lost.
+    fn due(&mut self, now: BootInstant, events: &mut LeaseEvents) -> Due {
         let mut due = Due::default();
-        while let Some(&(at, id)) = self.agenda.first() {
+        while let Some(&(at, id)) = self.deadlines.first() {
             if at > now {
                 break;
             }
             let Some(entry) = self.entries.get_mut(&id) else {
-                self.agenda.pop_first();
+                self.deadlines.pop_first();
                 continue;
             };
             match entry.lease.next(now) {
                 Next::Lost(reason) => {
-                    self.lost(id, reason.into(), news);
+                    self.lost(id, reason.into(), events);
                     continue;
                 }
-                Next::Renew => match entry.apart {
-                    true => due.apart.push(entry.renewing()),
+                Next::Renew => match entry.separate {
+                    true => due.separate.push(entry.renewing()),
                     false => due.together.push(entry.renewing()),
                 },
                 Next::Wait(_) => {}
@@ -179,7 +181,7 @@ impl Book {
             let early: Vec<GrantId> = self
                 .entries
                 .iter()
-                .filter(|(_, entry)| !entry.apart && entry.lease.may_come_along(now))
+                .filter(|(_, entry)| !entry.separate && entry.lease.may_come_along(now))
                 .map(|(id, _)| *id)
                 .collect();
             for id in early {
@@ -192,23 +194,24 @@ impl Book {
         due
     }
 
-    /// What came of a renewal that did not lose the lease; why, where it did not renew it.
+    /// Record the answer to a renewal that did not lose the lease, and the reason if it was not
+    /// renewed.
     fn answered(
         &mut self,
         id: GrantId,
         sent: BootInstant,
         (answer, trouble): (Answer, Option<Trouble>),
-        news: &mut News,
+        events: &mut LeaseEvents,
     ) {
         let now = clock::now();
-        // Released meanwhile: nothing to be confirmed any more.
+        // Released meanwhile.
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
         if answer == Answer::Renewed {
             entry.failing_since = None;
-            if std::mem::take(&mut entry.apart) {
-                news.renewed_again.push(Arc::clone(&entry.held));
+            if std::mem::take(&mut entry.separate) {
+                events.renewed_again.push(Arc::clone(&entry.held));
             }
         } else {
             entry.failing_since.get_or_insert(now);
@@ -216,35 +219,35 @@ impl Book {
         entry.held.answered(trouble);
         entry.lease.answered(sent, answer, now);
         if let Next::Lost(_) = entry.lease.next(now) {
-            // Told in its turn, which is now.
+            // `due` reports the loss, at once.
             self.plan(id, now);
         } else {
-            self.confirm(id, now, news);
+            self.confirm(id, now, events);
         }
     }
 
-    /// Let its holder trust it for as long as its lease says.
-    fn confirm(&mut self, id: GrantId, now: BootInstant, news: &mut News) {
+    /// Let the guard trust its lease as far as it is confirmed.
+    fn confirm(&mut self, id: GrantId, now: BootInstant, events: &mut LeaseEvents) {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
         match entry.held.confirm(&entry.lease) {
-            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), news),
-            Confirmed::News => news.confirmed.push(Arc::clone(&entry.held)),
+            Confirmed::TooLate => return self.lost(id, LostReason::Expired.into(), events),
+            Confirmed::LeaseEvents => events.confirmed.push(Arc::clone(&entry.held)),
             Confirmed::AsBefore => {}
         }
         self.plan(id, now);
     }
 
-    fn lost(&mut self, id: GrantId, gone: Gone, news: &mut News) {
+    fn lost(&mut self, id: GrantId, gone: Gone, events: &mut LeaseEvents) {
         if let Some(entry) = self.remove(id)
             && let Some(loss) = entry.held.mark_lost(gone)
         {
-            news.lost.push((entry.held, loss));
+            events.lost.push((entry.held, loss));
         }
     }
 
-    /// Of a round that goes out behind so many others.
+    /// The timeout of a round that is sent behind `behind` others.
     fn patience(&self, round: &[(Grant, Ttl)], behind: u32) -> Duration {
         let of = |grant: &Grant| {
             self.entries
@@ -263,17 +266,17 @@ impl Book {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     store: Observed,
-    book: Mutex<Book>,
+    table: Mutex<LeaseTable>,
     changed: Notify,
     closed: AtomicBool,
 }
 
 impl Scheduler {
-    /// Start the task.
+    /// Start the renewal task.
     pub(crate) fn start(store: Observed) -> Result<Arc<Self>, Error> {
         let scheduler = Arc::new(Self {
             store,
-            book: Mutex::default(),
+            table: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
         });
@@ -281,52 +284,57 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, LeaseTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keep this lease alive from now on.
-    pub(crate) fn add(&self, lease: Lease, held: Arc<Held>) {
-        let (mut book, now) = (self.book(), clock::now());
-        book.add(lease, held, now);
-        self.close_book(book, now, News::default());
+    /// Renew this lease from now on.
+    pub(crate) fn add(&self, lease: Lease, held: Arc<GrantState>) {
+        let (mut table, now) = (self.table(), clock::now());
+        table.add(lease, held, now);
+        self.unlock_and_deliver(table, now, LeaseEvents::default());
     }
 
-    /// Close the book, wake the task where it would oversleep what was planned, and tell.
-    fn close_book(&self, book: MutexGuard<'_, Book>, now: BootInstant, news: News) {
-        let wake = book.oversleeps(now);
-        drop(book);
+    /// Unlock the table, wake the task if it would sleep past a deadline, and deliver the events.
+    fn unlock_and_deliver(
+        &self,
+        table: MutexGuard<'_, LeaseTable>,
+        now: BootInstant,
+        events: LeaseEvents,
+    ) {
+        let wake = table.oversleeps(now);
+        drop(table);
         if wake {
             self.changed.notify_one();
         }
-        news.tell();
+        events.deliver();
     }
 
-    /// Renew it no more. What was sent before and arrives late finds its grant id gone.
+    /// Stop renewing a lease. A renewal sent before that arrives late finds the grant id gone.
     pub(crate) fn remove(&self, id: GrantId) {
-        let removed = self.book().remove(id);
-        // With the book closed: it may be the last of its grant, and drop what is not ours.
+        let removed = self.table().remove(id);
+        // Without the mutex: dropping the last reference to a grant may run foreign code.
         drop(removed);
     }
 
-    /// Stop renewing everything; what was held.
-    pub(crate) fn take_all(&self) -> Vec<Arc<Held>> {
-        let mut book = self.book();
-        let ids: Vec<GrantId> = book.entries.keys().copied().collect();
+    /// Stop renewing all leases and return their grants.
+    pub(crate) fn take_all(&self) -> Vec<Arc<GrantState>> {
+        let mut table = self.table();
+        let ids: Vec<GrantId> = table.entries.keys().copied().collect();
         ids.into_iter()
-            .filter_map(|id| book.remove(id).map(|entry| entry.held))
+            .filter_map(|id| table.remove(id).map(|entry| entry.held))
             .collect()
     }
 
-    /// The settings of a lease that is still kept alive.
+    /// The timing of a lease that is being renewed.
     pub(crate) fn timing(&self, id: GrantId) -> Option<Timing> {
-        self.book()
+        self.table()
             .entries
             .get(&id)
             .map(|entry| *entry.lease.timing())
     }
 
-    /// Renew it to another ttl, at once and from now on.
+    /// Renew a lease to another ttl, at once and from now on.
     pub(crate) fn extend(&self, id: GrantId, timing: Timing) {
         self.with(id, |lease, now| {
             lease.extend(timing, now);
@@ -334,27 +342,28 @@ impl Scheduler {
         });
     }
 
-    /// Do something to a lease that is still kept alive; whether there is such a one.
+    /// Change a lease that is being renewed; `false` if there is none with this id, or if `change`
+    /// returns it.
     pub(crate) fn with(
         &self,
         id: GrantId,
-        what: impl FnOnce(&mut Lease, BootInstant) -> bool,
+        change: impl FnOnce(&mut Lease, BootInstant) -> bool,
     ) -> bool {
-        let mut news = News::default();
-        let (mut book, now) = (self.book(), clock::now());
-        let Some(entry) = book.entries.get_mut(&id) else {
+        let mut events = LeaseEvents::default();
+        let (mut table, now) = (self.table(), clock::now());
+        let Some(entry) = table.entries.get_mut(&id) else {
             return false;
         };
-        let done = what(&mut entry.lease, now);
-        book.confirm(id, now, &mut news);
-        self.close_book(book, now, news);
+        let done = change(&mut entry.lease, now);
+        table.confirm(id, now, &mut events);
+        self.unlock_and_deliver(table, now, events);
         done
     }
 
-    /// Renew the leases of that lock at once: they may have been released by force.
+    /// Renew the leases of this lock at once, because they may have been released by force.
     pub(crate) fn check_soon(&self, name: &LockName) {
-        let (mut book, now) = (self.book(), clock::now());
-        let named = book.entries.iter_mut();
+        let (mut table, now) = (self.table(), clock::now());
+        let named = table.entries.iter_mut();
         let named = named.filter(|(_, entry)| entry.held.grant.name == *name);
         let ids: Vec<GrantId> = named
             .map(|(id, entry)| {
@@ -363,19 +372,19 @@ impl Scheduler {
             })
             .collect();
         for id in ids {
-            book.plan(id, now);
+            table.plan(id, now);
         }
-        self.close_book(book, now, News::default());
+        self.unlock_and_deliver(table, now, LeaseEvents::default());
     }
 
-    /// The database said that it is not ours any more.
+    /// Mark a grant lost because the database reported so.
     pub(crate) fn lost(&self, id: GrantId, gone: Gone) {
-        let mut news = News::default();
-        self.book().lost(id, gone, &mut news);
-        news.tell();
+        let mut events = LeaseEvents::default();
+        self.table().lost(id, gone, &mut events);
+        events.deliver();
     }
 
-    /// Let the task end. Nobody holds anything any more.
+    /// End the task, when no lock is held any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.changed.notify_one();
@@ -384,23 +393,23 @@ impl Scheduler {
     async fn work(self: Arc<Self>) {
         let mut rounds = JoinSet::new();
         while !self.closed.load(Ordering::Acquire) {
-            let mut news = News::default();
+            let mut events = LeaseEvents::default();
             let (until, soon) = {
-                let (mut book, now) = (self.book(), clock::now());
-                let Due { together, apart } = book.due(now, &mut news);
+                let (mut table, now) = (self.table(), clock::now());
+                let Due { together, separate } = table.due(now, &mut events);
                 let mut behind = 0;
-                for mut due in [together, apart] {
+                for mut due in [together, separate] {
                     while !due.is_empty() {
                         let rest = due.split_off(due.len().min(LARGEST_ROUND));
                         let round = std::mem::replace(&mut due, rest);
-                        let patience = book.patience(&round, behind);
+                        let patience = table.patience(&round, behind);
                         rounds.spawn(Arc::clone(&self).round(round, patience));
                         behind += 1;
                     }
                 }
-                (book.sleep(now), book.renews_soon(now))
+                (table.sleep(now), table.renews_soon(now))
             };
-            news.tell();
+            events.deliver();
             if soon {
                 self.store.prepare_to_renew();
             }
@@ -422,111 +431,121 @@ mod tests {
     use protocol::Renewing;
     use protocol::Token;
 
-    fn book_of(n: u64) -> (Book, BootInstant) {
-        let (mut book, start) = (Book::default(), clock::now());
+    fn table_of(n: u64) -> (LeaseTable, BootInstant) {
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         for i in 0..n {
             let sent = start + Duration::from_millis(i);
             let (held, lease) = held_for(Duration::from_secs(30), sent);
-            book.add(lease, held, sent);
+            table.add(lease, held, sent);
         }
-        (book, start)
+        (table, start)
     }
 
-    /// Takes a lease of that ttl; whether the task has to be woken for it.
-    fn wakes(book: &mut Book, ttl: Duration, now: BootInstant) -> (bool, GrantId) {
+    /// Add a lease of this ttl; returns whether that wakes the task.
+    fn wakes(table: &mut LeaseTable, ttl: Duration, now: BootInstant) -> (bool, GrantId) {
         let (held, lease) = held_for(ttl, now);
         let id = held.grant.id;
-        book.add(lease, held, now);
-        (book.oversleeps(now), id)
+        table.add(lease, held, now);
+        (table.oversleeps(now), id)
     }
 
     #[test]
     fn cycles_of_acquire_and_release_wake_the_task_once_in_six_seconds() {
-        let (mut book, start) = (Book::default(), clock::now());
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         let (mut woken, mut until) = (0, None);
         for ms in 0..60_000 {
             let now = start + Duration::from_millis(ms);
             if until.is_some_and(|until| until <= now) {
-                assert!(book.due(now, &mut News::default()).together.is_empty());
-                until = book.sleep(now);
+                assert!(
+                    table
+                        .due(now, &mut LeaseEvents::default())
+                        .together
+                        .is_empty()
+                );
+                until = table.sleep(now);
             }
-            let (wake, id) = wakes(&mut book, Duration::from_secs(30), now);
+            let (wake, id) = wakes(&mut table, Duration::from_secs(30), now);
             if wake {
                 woken += 1;
-                until = book.sleep(now);
+                until = table.sleep(now);
             }
-            book.remove(id);
-            assert!(!book.oversleeps(now), "woken by a release");
+            table.remove(id);
+            assert!(!table.oversleeps(now), "woken by a release");
         }
         assert_eq!(woken, 10);
-        // After the last release it sleeps on until it is woken.
+        // After the last release the task sleeps until it is woken.
         let end = start + Duration::from_secs(70);
-        book.due(end, &mut News::default());
-        assert_eq!(book.sleep(end), None);
+        table.due(end, &mut LeaseEvents::default());
+        assert_eq!(table.sleep(end), None);
     }
 
     #[test]
-    fn what_is_due_before_the_task_would_look_wakes_it() {
-        let (mut book, start) = (Book::default(), clock::now());
+    fn a_deadline_before_the_end_of_the_sleep_wakes_the_task() {
+        let (mut table, start) = (LeaseTable::default(), clock::now());
         let secs = Duration::from_secs;
-        assert!(wakes(&mut book, secs(30), start).0, "it sleeps for good");
-        assert_eq!(book.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
-        assert!(!wakes(&mut book, secs(30), start + secs(5)).0);
-        assert!(!wakes(&mut book, secs(300), start + secs(5)).0);
-        assert!(!wakes(&mut book, secs(6), start + secs(5)).0, "due later");
-        let (wake, id) = wakes(&mut book, secs(6), start + secs(1));
+        assert!(wakes(&mut table, secs(30), start).0, "it sleeps for good");
+        assert_eq!(table.sleep(start), Some(start + secs(10) - CONNECT_AHEAD));
+        assert!(!wakes(&mut table, secs(30), start + secs(5)).0);
+        assert!(!wakes(&mut table, secs(300), start + secs(5)).0);
+        assert!(!wakes(&mut table, secs(6), start + secs(5)).0, "due later");
+        let (wake, id) = wakes(&mut table, secs(6), start + secs(1));
         assert!(wake, "due earlier");
-        book.remove(id);
-        // An extension, or a check.
+        table.remove(id);
+        // As after an extension or a check.
         let now = start + secs(2);
-        let id = *book.entries.keys().next().unwrap();
-        book.entries.get_mut(&id).unwrap().lease.check(now);
-        book.plan(id, now);
-        assert!(book.oversleeps(now));
-        book.remove(id);
-        assert!(!book.oversleeps(now));
-        // The machine was suspended, and the task sleeps on for a moment.
-        assert!(wakes(&mut book, secs(30), start + secs(60)).0);
+        let id = *table.entries.keys().next().unwrap();
+        table.entries.get_mut(&id).unwrap().lease.check(now);
+        table.plan(id, now);
+        assert!(table.oversleeps(now));
+        table.remove(id);
+        assert!(!table.oversleeps(now));
+        // The machine was suspended, and the task has not woken yet.
+        assert!(wakes(&mut table, secs(30), start + secs(60)).0);
     }
 
     #[test]
-    fn a_lease_that_is_due_late_has_the_task_look_now_and_then() {
-        let (mut book, start) = (Book::default(), clock::now());
-        wakes(&mut book, Duration::from_secs(3_600), start);
-        assert_eq!(book.sleep(start), Some(start + LONGEST_SLEEP));
+    fn a_lease_with_a_late_deadline_wakes_the_task_now_and_then() {
+        let (mut table, start) = (LeaseTable::default(), clock::now());
+        wakes(&mut table, Duration::from_secs(3_600), start);
+        assert_eq!(table.sleep(start), Some(start + LONGEST_SLEEP));
     }
 
     #[test]
-    fn locks_taken_one_after_another_are_renewed_together() {
-        let (mut book, start) = book_of(3_000);
-        let mut due = |secs| book.due(start + Duration::from_secs(secs), &mut News::default());
+    fn locks_acquired_one_after_another_are_renewed_together() {
+        let (mut table, start) = table_of(3_000);
+        let mut due = |secs| {
+            table.due(
+                start + Duration::from_secs(secs),
+                &mut LeaseEvents::default(),
+            )
+        };
         assert!(due(9).together.is_empty());
         assert_eq!(due(10).together.len(), 3_000);
     }
 
     #[test]
-    fn a_lease_that_was_refused_alone_goes_out_apart_until_it_is_renewed() {
-        let (mut book, start) = book_of(100);
+    fn a_lease_that_was_refused_alone_is_renewed_separately_until_that_succeeds() {
+        let (mut table, start) = table_of(100);
         let at = |secs| start + Duration::from_secs(secs);
-        let id = *book.entries.keys().next().unwrap();
-        book.entries.get_mut(&id).unwrap().apart = true;
-        let mut news = News::default();
-        let due = book.due(at(11), &mut news);
-        assert_eq!((due.together.len(), due.apart.len()), (99, 1));
-        assert_eq!(due.apart[0].0.id, id);
-        book.answered(id, at(11), (Answer::Renewed, None), &mut news);
-        assert!(!book.entries[&id].apart);
-        assert_eq!(news.renewed_again.len(), 1);
+        let id = *table.entries.keys().next().unwrap();
+        table.entries.get_mut(&id).unwrap().separate = true;
+        let mut events = LeaseEvents::default();
+        let due = table.due(at(11), &mut events);
+        assert_eq!((due.together.len(), due.separate.len()), (99, 1));
+        assert_eq!(due.separate[0].0.id, id);
+        table.answered(id, at(11), (Answer::Renewed, None), &mut events);
+        assert!(!table.entries[&id].separate);
+        assert_eq!(events.renewed_again.len(), 1);
     }
 
     #[test]
-    fn a_loss_names_the_latest_failure_whoever_finds_it() {
+    fn a_loss_names_the_latest_failure_whether_the_guard_or_the_scheduler_detects_it() {
         for asked in [false, true] {
-            let (mut book, _) = book_of(0);
-            let (held, lease) = nearly_over(clock::now() + Duration::from_millis(1));
+            let (mut table, _) = table_of(0);
+            let (held, lease) = trusted_until(clock::now() + Duration::from_millis(1));
             let id = held.grant.id;
-            book.add(lease, Arc::clone(&held), clock::now());
-            book.entries.get_mut(&id).unwrap().renewing();
+            table.add(lease, Arc::clone(&held), clock::now());
+            table.entries.get_mut(&id).unwrap().renewing();
             let trouble = Trouble {
                 reason: LostReason::Refused,
                 said: "permission denied".into(),
@@ -541,15 +560,15 @@ mod tests {
         }
     }
 
-    /// Held until `until`, and the lease of a renewal that confirms it for long.
-    fn nearly_over(until: BootInstant) -> (Arc<Held>, Lease) {
+    /// A grant trusted until `until`, and a lease whose renewal confirms it for longer.
+    fn trusted_until(until: BootInstant) -> (Arc<GrantState>, Lease) {
         let (held, lease) = held_for(Duration::from_secs(30), clock::now());
         held.trust_until(until);
         (held, lease)
     }
 
-    /// A grant that was asked for at `sent`.
-    fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<Held>, Lease) {
+    /// A grant that was requested at `sent`.
+    fn held_for(ttl: Duration, sent: BootInstant) -> (Arc<GrantState>, Lease) {
         let timing = Timing::new(ttl.into(), Renewing::ByDefault, None).unwrap();
         let grant = Grant {
             name: LockName::new("job").unwrap(),
@@ -558,95 +577,95 @@ mod tests {
             holder: "me".into(),
         };
         let lease = Lease::granted(timing, sent, ttl);
-        (Held::new("memory", grant, &lease), lease)
+        (GrantState::new("memory", grant, &lease), lease)
     }
 
     #[test]
-    fn a_confirmation_that_comes_late_takes_back_no_answer() {
-        let (held, lease) = nearly_over(clock::now());
+    fn a_late_confirmation_does_not_revoke_a_reported_end_of_trust() {
+        let (held, lease) = trusted_until(clock::now());
         assert!(held.trusted_for().is_zero());
         assert!(matches!(held.confirm(&lease), Confirmed::TooLate));
         assert!(held.trusted_for().is_zero(), "held again");
 
-        // Nobody has asked: nobody is deceived.
-        let (held, lease) = nearly_over(clock::now());
+        // No caller has read the end of trust, so the confirmation counts.
+        let (held, lease) = trusted_until(clock::now());
         assert!(!matches!(held.confirm(&lease), Confirmed::TooLate));
         assert!(!held.trusted_for().is_zero());
     }
 
-    /// A process that was frozen: whoever asks first, it is the end of trust that counts.
+    /// After a suspended process continues, the loss counts from the end of trust, whoever detects
+    /// it first.
     #[test]
     fn a_loss_counts_from_the_end_of_trust() {
         let ago = Duration::from_secs(5);
         for asked in [false, true] {
-            let (held, _) = nearly_over(clock::now() - ago);
+            let (held, _) = trusted_until(clock::now() - ago);
             if asked {
                 assert!(held.trusted_for().is_zero());
             }
             let loss = held.lose(LostReason::Expired);
             assert!(loss.elapsed() >= ago, "{loss}");
             assert!(loss.elapsed() < ago * 10, "{loss}");
-            // The first reason counts.
             assert_eq!(held.lose(LostReason::Forced), loss);
         }
     }
 
     #[test]
-    fn who_is_confirmed_too_late_is_lost() {
-        let (mut book, _) = book_of(0);
-        let (held, lease) = nearly_over(clock::now());
+    fn a_grant_that_is_confirmed_too_late_is_lost() {
+        let (mut table, _) = table_of(0);
+        let (held, lease) = trusted_until(clock::now());
         let (id, now) = (held.grant.id, clock::now());
-        book.add(lease, Arc::clone(&held), now);
+        table.add(lease, Arc::clone(&held), now);
         assert!(held.trusted_for().is_zero());
-        book.entries.get_mut(&id).unwrap().lease.renewing();
-        let mut news = News::default();
-        book.answered(id, now, (Answer::Renewed, None), &mut news);
+        table.entries.get_mut(&id).unwrap().lease.renewing();
+        let mut events = LeaseEvents::default();
+        table.answered(id, now, (Answer::Renewed, None), &mut events);
         assert!(
             matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
         );
-        assert_eq!(news.lost.len(), 1);
-        assert!(book.entries.is_empty());
-        news.tell();
+        assert_eq!(events.lost.len(), 1);
+        assert!(table.entries.is_empty());
+        events.deliver();
     }
 
     #[test]
-    fn a_failure_is_not_told_of_a_lease_that_is_lost() {
-        let fails = |book: &mut Book, held: &Held| {
-            let mut news = News::default();
+    fn a_failure_is_not_logged_for_a_lease_that_is_lost() {
+        let fails = |table: &mut LeaseTable, held: &GrantState| {
+            let mut events = LeaseEvents::default();
             let failed = round::Failed {
                 part: vec![(held.grant.clone(), Ttl::Infinite)],
                 sent: clock::now(),
                 error: StoreError::rejected("permission denied", None),
             };
-            book.failing(&failed, &mut news);
-            news
+            table.failing(&failed, &mut events);
+            events
         };
-        let (mut book, _) = book_of(1);
-        let held = Arc::clone(&book.entries.values().next().unwrap().held);
-        let told = fails(&mut book, &held).failing.expect("told");
-        assert_eq!(told.held().count(), 1);
-        let mut news = News::default();
-        book.lost(held.grant.id, LostReason::Refused.into(), &mut news);
-        news.tell();
-        // Lost after it failed, and failed after it was lost.
-        assert_eq!(told.held().count(), 0);
-        assert!(fails(&mut book, &held).failing.is_none());
+        let (mut table, _) = table_of(1);
+        let held = Arc::clone(&table.entries.values().next().unwrap().held);
+        let logged = fails(&mut table, &held).failing.expect("logged");
+        assert_eq!(logged.held().count(), 1);
+        let mut events = LeaseEvents::default();
+        table.lost(held.grant.id, LostReason::Refused.into(), &mut events);
+        events.deliver();
+        // Neither if the lease is lost after the failure, nor if the failure follows the loss.
+        assert_eq!(logged.held().count(), 0);
+        assert!(fails(&mut table, &held).failing.is_none());
     }
 
     #[test]
-    fn once_false_stays_false_while_many_ask() {
+    fn a_reported_end_of_trust_is_final_with_concurrent_readers() {
         for round in 0..400 {
-            let (held, lease) = nearly_over(clock::now() + Duration::from_micros(100));
+            let (held, lease) = trusted_until(clock::now() + Duration::from_micros(100));
             let start = std::sync::Barrier::new(3);
             std::thread::scope(|scope| {
                 for _ in 0..2 {
                     scope.spawn(|| {
                         start.wait();
-                        let mut over = false;
+                        let mut ended = false;
                         for _ in 0..2_000 {
-                            let now_over = held.trusted_for().is_zero();
-                            assert!(now_over || !over, "held again, in round {round}");
-                            over = now_over;
+                            let now_ended = held.trusted_for().is_zero();
+                            assert!(now_ended || !ended, "held again, in round {round}");
+                            ended = now_ended;
                         }
                     });
                 }
@@ -659,19 +678,20 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_lease_leaves_the_book_and_tells_its_holder() {
-        let (mut book, start) = book_of(1);
-        let held = Arc::clone(&book.entries.values().next().unwrap().held);
-        let mut news = News::default();
+    fn a_lost_lease_leaves_the_table_and_notifies_its_guard() {
+        let (mut table, start) = table_of(1);
+        let held = Arc::clone(&table.entries.values().next().unwrap().held);
+        let mut events = LeaseEvents::default();
         assert!(
-            book.due(start + Duration::from_secs(40), &mut news)
+            table
+                .due(start + Duration::from_secs(40), &mut events)
                 .together
                 .is_empty()
         );
         assert!(
             matches!(held.status(), Status::Lost(loss) if loss.reason() == LostReason::Expired)
         );
-        news.tell();
-        assert!(book.entries.is_empty() && book.agenda.is_empty());
+        events.deliver();
+        assert!(table.entries.is_empty() && table.deadlines.is_empty());
     }
 }

@@ -1,24 +1,24 @@
-//! One round of renewals, and what comes of it.
+//! One round of renewals and its results.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::split::Split;
-use super::{Book, Round, Scheduler};
+use super::{LeaseTable, Round, Scheduler};
 use crate::client::renewal::grant_state::Trouble;
-use crate::client::renewal::lease_events::{Failing, News};
+use crate::client::renewal::lease_events::{Failing, LeaseEvents};
 use crate::metrics::{self, Engine};
 use crate::runtime::clock;
 use crate::store::api::StoreError;
 use protocol::{Answer, BootInstant, Grant, LostReason, Renewal, SHORTEST_PATIENCE, Ttl};
 
-/// What is said of a renewal that found its row locked.
+/// The answer to a renewal whose row is locked.
 const ROW_LOCKED: &str = "its row is locked by another transaction";
 
-/// How many times the patience of a round it may be split for while nothing of it gets through.
-const SPLITTING: u32 = 3;
+/// How many timeouts a round may spend on splitting while none of its leases is renewed.
+const SPLIT_TIMEOUTS: u32 = 3;
 
-/// A part of a round that failed, and why.
+/// A part of a round that failed, and the error.
 pub(crate) struct Failed {
     pub(crate) part: Round,
     pub(crate) sent: BootInstant,
@@ -30,31 +30,31 @@ impl Failed {
         matches!(self.error, StoreError::Contention(_))
     }
 
-    /// The database can be reached, and this is its answer.
+    /// Whether the database was reached, and the error is its answer.
     fn is_answer(&self) -> bool {
         self.error.is_answer()
     }
 }
 
 impl Scheduler {
-    /// Send one round of renewals, in parts where it fails, and pass on what came of it.
+    /// Send one round of renewals, split it if it fails, and deliver the results.
     ///
-    /// What is refused is split at once. What failed otherwise, by contention or without an answer, passes by
-    /// itself as a rule: it is split when it is sent again. One row that hangs or is locked then takes no other
-    /// lease with it.
+    /// A rejected round is split at once. Contention or a missing answer usually passes, so such a
+    /// round is split only when it fails again. A single row that hangs or is locked then affects
+    /// no other lease.
     pub(crate) async fn round(self: Arc<Self>, round: Round, patience: Duration) {
         let (began, mut tally) = (clock::now(), Tally::default());
-        let met_before = self.book().are_failing(&round);
-        let (mut split, mut failed) = (Split::new(round, met_before), Vec::new());
+        let failed_before = self.table().are_failing(&round);
+        let (mut split, mut failed) = (Split::new(round, failed_before), Vec::new());
         while let Some(mut part) = split.next() {
-            // Lost or released since it was due.
-            part.retain(|(grant, _)| self.book().entries.contains_key(&grant.id));
+            // Lost or released since the lease was due.
+            part.retain(|(grant, _)| self.table().entries.contains_key(&grant.id));
             if part.is_empty() {
                 continue;
             }
             let sent = clock::now();
-            // Once something got through, what takes long is not the server.
-            let within = match met_before && split.has_renewed() {
+            // After one part succeeded, a slow one is not slow because of the server.
+            let within = match failed_before && split.has_renewed() {
                 true => (patience / 4).max(SHORTEST_PATIENCE),
                 false => patience,
             };
@@ -66,11 +66,11 @@ impl Scheduler {
                 }
                 Err(error) => error,
             };
-            let settled = if met_before || matches!(error, StoreError::Rejected { .. }) {
+            let settled = if failed_before || matches!(error, StoreError::Rejected { .. }) {
                 let mut settled = split.refused(part);
                 let took = clock::now() - began;
                 let most = match error.is_answer() {
-                    true => patience.saturating_mul(SPLITTING),
+                    true => patience.saturating_mul(SPLIT_TIMEOUTS),
                     false => patience,
                 };
                 if !split.has_renewed() && took > most {
@@ -92,7 +92,7 @@ impl Scheduler {
         }
     }
 
-    /// A part got through.
+    /// Record the answers to a part that succeeded.
     fn renewed(
         &self,
         part: &[(Grant, Ttl)],
@@ -100,86 +100,87 @@ impl Scheduler {
         answers: Vec<Renewal>,
         tally: &mut Tally,
     ) {
-        let mut news = News::default();
-        let mut book = self.book();
-        news.over = book.outage.over(sent, clock::now());
-        book.reconnects.needless();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
+        events.outage_ended = table.outage.succeeded(sent, clock::now());
+        table.reconnects.reset();
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
                 Renewal::Renewed => {
                     tally.renewed += 1;
-                    book.answered(grant.id, sent, (Answer::Renewed, None), &mut news);
+                    table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {
                     tally.busy += 1;
-                    if let Some(entry) = book.entries.get(&grant.id)
+                    if let Some(entry) = table.entries.get(&grant.id)
                         && !entry.lease.is_failing()
                     {
-                        news.busy.push(Arc::clone(&entry.held));
+                        events.busy.push(Arc::clone(&entry.held));
                     }
                     let trouble = Trouble {
                         reason: LostReason::Expired,
                         said: ROW_LOCKED.into(),
                     };
-                    book.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut news);
+                    table.answered(grant.id, sent, (Answer::Busy, Some(trouble)), &mut events);
                 }
                 Renewal::Lost(gone) => {
                     tally.lost += 1;
-                    // The database has answered: that is why it is lost, whatever came before.
-                    if let Some(entry) = book.entries.get(&grant.id) {
+                    // The database's answer is the reason of the loss, rather than an earlier
+                    // failure.
+                    if let Some(entry) = table.entries.get(&grant.id) {
                         entry.held.answered(None);
                     }
-                    book.lost(grant.id, gone, &mut news);
+                    table.lost(grant.id, gone, &mut events);
                 }
             }
         }
-        self.close_book(book, clock::now(), news);
+        self.unlock_and_deliver(table, clock::now(), events);
     }
 
-    /// A part failed, and is tried again later.
+    /// Record a part that failed, to be sent again later.
     fn failed(&self, failed: Failed) -> Failed {
-        let (answer, said) = match &failed.error {
-            StoreError::Contention(said) => (Answer::Busy, said),
-            StoreError::Unavailable(said) if failed.is_answer() => (Answer::Refused, said),
-            StoreError::Unavailable(said) => (Answer::Unknown, said),
+        let (answer, message) = match &failed.error {
+            StoreError::Contention(message) => (Answer::Busy, message),
+            StoreError::Unavailable(message) if failed.is_answer() => (Answer::Refused, message),
+            StoreError::Unavailable(message) => (Answer::Unknown, message),
             StoreError::Rejected { source, .. } => (Answer::Refused, source),
         };
         let trouble = Trouble {
             reason: answer.lost_reason(),
-            said: said.to_string().into(),
+            said: message.to_string().into(),
         };
-        let mut news = News::default();
-        let mut book = self.book();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
         for (grant, _) in &failed.part {
             let answer = (answer, Some(trouble.clone()));
-            book.answered(grant.id, failed.sent, answer, &mut news);
+            table.answered(grant.id, failed.sent, answer, &mut events);
         }
-        self.close_book(book, clock::now(), news);
+        self.unlock_and_deliver(table, clock::now(), events);
         failed
     }
 
-    /// Tell of what failed, and see whether another connection may do better.
+    /// Log the failures, and reconnect if another connection may succeed.
     fn conclude(&self, failed: &[Failed], others_renewed: bool) {
-        let mut news = News::default();
-        let mut book = self.book();
+        let mut events = LeaseEvents::default();
+        let mut table = self.table();
         let mut refused = false;
         for failed in failed {
-            // A lease that is refused while others are renewed says nothing of the connection.
-            if !book.refused_apart(failed, others_renewed, &mut news) {
+            // If others are renewed, the connection is not the cause of a refused lease.
+            if !table.refused_alone(failed, others_renewed, &mut events) {
                 refused |= matches!(failed.error, StoreError::Rejected { .. });
-                book.failing(failed, &mut news);
+                table.failing(failed, &mut events);
             }
         }
-        let reconnect = !others_renewed && refused && book.reconnects.due(clock::now());
-        drop(book);
+        let reconnect = !others_renewed && refused && table.reconnects.due(clock::now());
+        drop(table);
         if reconnect {
             self.store.reconnect();
         }
-        news.tell();
+        events.deliver();
     }
 }
 
-impl Book {
+impl LeaseTable {
     fn are_failing(&self, round: &[(Grant, Ttl)]) -> bool {
         let mut entries = round
             .iter()
@@ -187,42 +188,47 @@ impl Book {
         entries.any(|entry| entry.lease.is_failing())
     }
 
-    /// Whether it is one lease that was refused while others are renewed, which says nothing of the
-    /// database. It is told once.
-    fn refused_apart(&mut self, failed: &Failed, others_renewed: bool, news: &mut News) -> bool {
+    /// Whether single leases were refused while others are renewed, which is not an outage. Logged
+    /// once a lease.
+    fn refused_alone(
+        &mut self,
+        failed: &Failed,
+        others_renewed: bool,
+        events: &mut LeaseEvents,
+    ) -> bool {
         let [(grant, _)] = failed.part.as_slice() else {
-            // All of them are known to be.
+            // All of them are marked already.
             let mut ids = failed.part.iter().map(|(grant, _)| grant.id);
-            return ids.all(|id| self.entries.get(&id).is_none_or(|entry| entry.apart));
+            return ids.all(|id| self.entries.get(&id).is_none_or(|entry| entry.separate));
         };
         let Some(entry) = self.entries.get_mut(&grant.id) else {
             return true;
         };
         let since = entry.failing_since;
         let others_renewed =
-            others_renewed || since.is_some_and(|since| self.outage.got_through_after(since));
-        if !entry.apart && !others_renewed {
+            others_renewed || since.is_some_and(|since| self.outage.succeeded_after(since));
+        if !entry.separate && !others_renewed {
             return false;
         }
-        if !std::mem::replace(&mut entry.apart, true) {
+        if !std::mem::replace(&mut entry.separate, true) {
             let error = failed.error.to_string();
-            news.refused.push((Arc::clone(&entry.held), error.into()));
+            events.refused.push((Arc::clone(&entry.held), error.into()));
         }
         true
     }
 
-    /// Renewals stopped getting through, perhaps: told once for each outage.
-    pub(crate) fn failing(&mut self, failed: &Failed, news: &mut News) {
+    /// Start an outage, or continue it. Logged once an outage.
+    pub(crate) fn failing(&mut self, failed: &Failed, events: &mut LeaseEvents) {
         let entries = failed.part.iter();
         let entries = entries.filter_map(|(grant, _)| self.entries.get(&grant.id));
         let leases: Vec<_> = entries.map(|entry| Arc::clone(&entry.held)).collect();
-        // Where all were lost meanwhile it would come after the end of their story.
+        // All were lost meanwhile, and the record would follow their last one.
         if leases.is_empty() {
             return;
         }
         let contention = failed.is_contention();
         if self.outage.failed(failed.sent, clock::now(), contention) {
-            news.failing = Some(Failing {
+            events.failing = Some(Failing {
                 leases,
                 error: failed.error.to_string(),
             });
@@ -230,7 +236,7 @@ impl Book {
     }
 }
 
-/// What came of the renewals of a round.
+/// Counts of the results of a round.
 #[derive(Default)]
 struct Tally {
     renewed: usize,

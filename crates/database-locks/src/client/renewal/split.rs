@@ -1,30 +1,30 @@
-//! Finds out which leases of a round are refused.
+//! Finds the refused leases of a round by bisection.
 //!
-//! One row that the database refuses has the whole statement refused. So the round is split into
-//! halves, and those into halves, until what is refused stands alone: about two statements for each
-//! doubling of the round, for each such row. The largest parts go first, so that most leases are
-//! renewed after a few statements.
+//! One row that the database refuses makes the whole statement fail. So the round is split in
+//! halves repeatedly until each refused lease is alone: per lease about two statements for each
+//! doubling of the round. Larger parts go first, so that most leases are renewed after a few
+//! statements.
 //!
-//! Where a right is missing, each part is refused. So as long as none was renewed, a few leases are
-//! tried alone, and when they are refused too, so are all.
+//! If a permission is missing, every part is refused. So if no part has succeeded, a few leases are
+//! tried alone first, and if they are all refused, the whole round counts as refused.
 
 use std::collections::VecDeque;
 
-/// How many leases are tried alone before all are taken to be refused.
+/// The number of leases that are tried alone before the whole round counts as refused.
 const SAMPLE: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Split<T> {
     parts: VecDeque<Vec<T>>,
-    /// Something got through.
+    /// A part succeeded.
     renewed: bool,
-    /// How many were refused alone.
+    /// The number of leases that were refused alone.
     alone: usize,
     sampled: bool,
 }
 
 impl<T> Split<T> {
-    /// `in_halves`: of more than one, no statement is for all of them.
+    /// `in_halves`: start with two halves, because the whole round failed before.
     pub(crate) fn new(mut round: Vec<T>, in_halves: bool) -> Self {
         let half = if in_halves { round.len() / 2 } else { 0 };
         let rest = round.split_off(half);
@@ -37,7 +37,7 @@ impl<T> Split<T> {
         }
     }
 
-    /// What to send next.
+    /// The next part to send.
     pub(crate) fn next(&mut self) -> Option<Vec<T>> {
         self.parts.pop_front()
     }
@@ -46,13 +46,13 @@ impl<T> Split<T> {
         self.renewed
     }
 
-    /// A part got through.
+    /// Record that a part succeeded.
     pub(crate) fn renewed(&mut self) {
         self.renewed = true;
     }
 
-    /// A part was refused. Answers what is settled by that: the part itself where it is a lease alone,
-    /// or all that is left.
+    /// Record that a part was refused. Returns the leases that are settled by that: none for a part
+    /// to be split, a lease alone, or all that are left.
     pub(crate) fn refused(&mut self, mut part: Vec<T>) -> Vec<T> {
         if part.len() > 1 {
             let rest = part.split_off(part.len() / 2);
@@ -69,12 +69,12 @@ impl<T> Split<T> {
         part
     }
 
-    /// What was not sent yet; it will not be.
+    /// Remove the parts that were not sent.
     pub(crate) fn rest(&mut self) -> impl Iterator<Item = T> {
         std::mem::take(&mut self.parts).into_iter().flatten()
     }
 
-    /// One of each of the first parts goes before all parts.
+    /// Put one lease of each of the first parts in front.
     fn sample(&mut self) {
         self.sampled = true;
         let of = self.parts.iter_mut().take(SAMPLE);
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// Which are refused of so many, and how many statements that took.
+    /// Runs a split of `n` leases; returns the refused ones and the number of statements.
     fn refused(n: usize, bad: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
         let (mut split, mut refused, mut renewed) = (
             Split::new((0..n).collect(), false),

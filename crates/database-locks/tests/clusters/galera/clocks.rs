@@ -1,0 +1,128 @@
+//! Nodes whose clocks are minutes apart.
+
+use std::time::Duration;
+
+use database_locks::seam::{Table, open};
+use database_locks::{LockState, Locks};
+use testkit::contract::granted;
+use testkit::promise;
+use testkit::time::now;
+
+use super::{Cluster, client, database, held, ms, secs};
+
+/// The lease of the locks here.
+const TTL: Duration = Duration::from_secs(6);
+/// What it may take longer on a machine that is busy.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// Where the lock is granted, and where somebody else wants it.
+fn pairs() -> impl Iterator<Item = (usize, usize)> {
+    (0..3).flat_map(|by| (0..3).map(move |to| (by, to)))
+}
+
+fn name(by: usize, to: usize) -> String {
+    format!("granted at {by}, wanted at {to}")
+}
+
+/// At the same time, since each of the two is mostly waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
+async fn a_node_whose_clock_is_wrong_gives_a_lock_away_when_its_lease_has_ended_and_not_before() {
+    let Some(mut cluster) = Cluster::shared_alone() else {
+        return;
+    };
+    cluster.set_clock(1, -300);
+    cluster.set_clock(2, 300);
+    let url = database(&cluster).await;
+    tokio::join!(
+        no_clock_gives_a_lock_away_that_is_held(&cluster, &url),
+        a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(&cluster, &url)
+    );
+    for id in ["P5", "P7", "P11"] {
+        promise(id, Cluster::ENGINE);
+    }
+}
+
+/// Held and renewed through each node, and wanted at each, for longer than the lease lasts: nobody gets
+/// it, and how long it goes on is told about right.
+async fn no_clock_gives_a_lock_away_that_is_held(cluster: &Cluster, url: &str) {
+    let mut tasks = Vec::new();
+    for (by, to) in pairs() {
+        let (holders, others) = (client(cluster, &[by], url), client(cluster, &[to], url));
+        tasks.push(tokio::spawn(async move {
+            let name = name(by, to);
+            let guard = held(&holders, &name, TTL).await;
+            let began = now();
+            while began.elapsed() < 2 * TTL {
+                let tried = others.lock(name.as_str()).try_acquire().await.unwrap();
+                assert!(tried.is_none(), "{name}: given away");
+                let waited = others.lock(name.as_str()).wait(ms(500)).acquire().await;
+                assert!(waited.is_err(), "{name}: given away");
+                if let Some(row) = others.show(name.as_str()).await.unwrap() {
+                    let LockState::Held {
+                        free_in: Some(left),
+                    } = row.state
+                    else {
+                        panic!("{name}: {row:?}")
+                    };
+                    assert!(left <= TTL + ms(100), "{name}: {left:?}");
+                }
+                assert!(guard.is_held(), "{name}: lost");
+            }
+            guard.release().await.unwrap();
+            let next = held(&others, &name, TTL).await;
+            assert!(
+                others
+                    .lock(name.as_str())
+                    .try_acquire()
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
+            drop(next);
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// A holder is gone, and renews no more. Whoever tries once every second, each time as another program
+/// would, gets the lock when its lease has ended, and not before; so does who waits for less than that.
+async fn a_dead_holders_lock_is_taken_over_when_its_lease_has_ended(cluster: &Cluster, url: &str) {
+    let mut tasks = Vec::new();
+    for (by, to) in pairs() {
+        for how in ["by cron", "waiting"] {
+            let (holders, others) = (cluster.url_at(by, url), cluster.url_at(to, url));
+            tasks.push(tokio::spawn(async move {
+                let name = format!("{}, {how}", name(by, to));
+                let store = open(&holders, &Table::default()).unwrap();
+                let began = now();
+                let old = granted(&*store, &name, "gone", TTL).await;
+                let guard = loop {
+                    // Another program each time: nothing is remembered of the time before.
+                    let locks = Locks::builder(&others).connect_lazy().unwrap();
+                    let lock = locks.lock(name.as_str()).ttl(TTL);
+                    let tried = match how {
+                        "by cron" => lock.try_acquire().await.unwrap(),
+                        _ => lock.wait(ms(700)).acquire().await.ok(),
+                    };
+                    if let Some(guard) = tried {
+                        break guard;
+                    }
+                    assert!(began.elapsed() < 3 * TTL + SLACK, "{name}: never");
+                    tokio::time::sleep(secs(1)).await;
+                };
+                let after = began.elapsed();
+                assert!(after > TTL, "{name}: after {after:?}");
+                // Where its clock says that the lease goes on, a node is asked once more after its end,
+                // and only then watches.
+                assert!(after < 2 * TTL + SLACK, "{name}: after {after:?}");
+                assert!(guard.token() > old.token, "{name}");
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+}

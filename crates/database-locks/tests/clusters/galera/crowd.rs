@@ -1,0 +1,69 @@
+//! Many who want the same locks, at every node: transactions that conflict fail at a statement or at
+//! its commit, and nobody hears of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+
+use testkit::promise;
+
+use super::{Cluster, SOON, client, database, ms, secs};
+
+const NAMES: usize = 3;
+const CLIENTS: usize = 9;
+
+/// Who is at work under each name, and the greatest token that was granted.
+#[derive(Default)]
+struct Watched {
+    inside: [AtomicU32; NAMES],
+    token: [AtomicI64; NAMES],
+    grants: AtomicU32,
+}
+
+/// While the nodes' clocks are minutes apart, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make prove"]
+async fn of_many_at_all_nodes_one_at_a_time_holds_a_lock_and_tokens_grow() {
+    let Some(mut cluster) = Cluster::shared_alone() else {
+        return;
+    };
+    super::set_clocks_wrong(&mut cluster);
+    let url = database(&cluster).await;
+    let before = cluster.conflicts();
+    let (watched, began) = (Arc::new(Watched::default()), testkit::time::now());
+    let tasks: Vec<_> = (0..CLIENTS)
+        .map(|n| {
+            let locks = client(&cluster, &[n % 3], &url);
+            let watched = Arc::clone(&watched);
+            tokio::spawn(async move {
+                while began.elapsed() < secs(8) {
+                    let which = fastrand::usize(..NAMES);
+                    let lock = locks.lock(format!("job {which}")).ttl(secs(20)).wait(SOON);
+                    let guard = lock.acquire().await.unwrap();
+                    assert_eq!(watched.inside[which].fetch_add(1, Ordering::SeqCst), 0);
+                    let token = guard.token().get();
+                    let last = watched.token[which].swap(token, Ordering::SeqCst);
+                    assert!(token > last, "{token} after {last}");
+                    tokio::time::sleep(ms(fastrand::u64(0..3))).await;
+                    watched.inside[which].fetch_sub(1, Ordering::SeqCst);
+                    watched.grants.fetch_add(1, Ordering::SeqCst);
+                    guard.release().await.unwrap();
+                    // So that somebody at another node tries while this is still on its way there.
+                    if fastrand::bool() {
+                        tokio::time::sleep(ms(fastrand::u64(0..5))).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let grants = watched.grants.load(Ordering::SeqCst);
+    let conflicts = cluster.conflicts() - before;
+    eprintln!("{grants} grants, {conflicts} conflicts");
+    assert!(grants > 50, "only {grants} grants");
+    assert!(conflicts > 0, "nobody was in anybody's way");
+    for id in ["P1", "P2", "P15"] {
+        promise(id, Cluster::ENGINE);
+    }
+}

@@ -1,0 +1,237 @@
+//! What is easily lost without anybody noticing: deadlines, durability, and being woken.
+
+use std::time::Duration;
+
+use database_locks::seam::{
+    AcquireCommand, Grant, Outcome, ReleaseCommand, Renewal, StoreError, Table, open,
+};
+use database_locks::{ListFilter, Locks, Ttl};
+use testkit::contract::{Bench, ask, granted, renew};
+use testkit::time::now;
+use testkit::{Lab, Proxy, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Every call keeps to its own deadline, and the next one has a new connection.
+async fn a_call_that_hangs_ends_at_its_deadline(lab: &Lab) {
+    let proxy = Proxy::to_url(&lab.url);
+    let store = open(&proxy.url(&lab.url), &Table::default()).unwrap();
+    store.connect(SOON).await.unwrap();
+    store.install(SOON).await.unwrap();
+    let grant = granted(&*store, "job", "me", SOON).await;
+    let asks = [ask("job", "other", SOON)];
+    let renewals = [(grant.clone(), Ttl::from(SOON))];
+    let returns = [ReleaseCommand::of(&grant, Ttl::from(SOON))];
+    let within = ms(300);
+    for call in 0..4 {
+        // It is up, so that it is the statement that hangs.
+        store.page(&ListFilter::new(), None, SOON).await.unwrap();
+        proxy.stall();
+        let began = now();
+        let failure = async {
+            match call {
+                0 => store.page(&ListFilter::new(), None, within).await.err(),
+                1 => store.acquire(&asks, within).await.err(),
+                2 => store.renew(&renewals, within).await.err(),
+                _ => store.release(&returns, within).await.err(),
+            }
+        };
+        let failure = tokio::time::timeout(SOON, failure).await;
+        let took = began.elapsed();
+        let failure = failure.expect("its deadline").expect("no answer");
+        assert!(matches!(failure, StoreError::Unavailable(_)), "{failure}");
+        assert!(took >= within && took < ms(3000), "{call}: {took:?}");
+        assert!(proxy.faults_hit() > 0, "nothing hung");
+        // What was sent stays unanswered: it is another connection that answers.
+        let connections = proxy.counts().connections;
+        proxy.cut();
+        proxy.resume();
+        tokio::time::timeout(SOON, async {
+            while store.page(&ListFilter::new(), None, SOON).await.is_err() {}
+        })
+        .await
+        .expect("a new connection");
+        assert!(proxy.counts().connections > connections);
+    }
+    promise("P4", lab.engine);
+}
+
+/// Whoever waits in the same process is woken by a release, long before it would look by itself.
+async fn a_release_wakes_the_next_of_the_process(lab: &Lab) {
+    const ROUNDS: usize = 15;
+    let locks = lab.locks().await;
+    let (mut guards, mut waiters, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..ROUNDS {
+        let (name, other) = (format!("job {i}"), format!("alone {i}"));
+        let guard = locks.lock(&other).acquire().await.unwrap();
+        let began = now();
+        guard.release().await.unwrap();
+        drop(locks.lock(&other).acquire().await.unwrap());
+        alone.push(began.elapsed());
+        guards.push(locks.lock(&name).acquire().await.unwrap());
+        let locks = locks.clone();
+        waiters.push(tokio::spawn(async move {
+            let lock = locks.lock(&name).poll(ms(60_000));
+            (lock.acquire().await.unwrap(), now())
+        }));
+    }
+    // By now each looks every 200 to 400 ms.
+    tokio::time::sleep(ms(1500)).await;
+    let mut woken = Vec::new();
+    for (guard, waiter) in guards.into_iter().zip(waiters) {
+        let began = now();
+        guard.release().await.unwrap();
+        let waited = tokio::time::timeout(SOON, waiter).await;
+        let (guard, at) = waited.expect("in time").unwrap();
+        woken.push(at.saturating_duration_since(began));
+        guard.release().await.unwrap();
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (woken, alone) = (median(&mut woken), median(&mut alone));
+    assert!(
+        woken < ms(30) + 2 * alone,
+        "{woken:?}, where release and acquire alone take {alone:?}"
+    );
+    promise("P12", lab.engine);
+}
+
+lab_tests!(sqlite: a_release_wakes_the_next_of_the_process);
+
+mod durability {
+    //! A trigger notes the setting as it is when the transaction commits.
+    use super::*;
+
+    const WATCH: &str = "
+        CREATE TABLE noted (id serial, setting text);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO noted (setting) VALUES (current_setting('synchronous_commit'));
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER watch AFTER INSERT OR UPDATE ON database_locks_lock
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note();";
+
+    /// What was noted since the last time: once for each row that was written.
+    fn noted(lab: &Lab) -> String {
+        let noted = lab.sql("SELECT coalesce(string_agg(setting, ' ' ORDER BY id), '') FROM noted");
+        lab.sql("DELETE FROM noted");
+        noted
+    }
+
+    /// A database whose sessions have that `synchronous_commit`.
+    async fn watched(setting: &str) -> Option<Lab> {
+        let lab = Lab::postgres()?;
+        lab.sql(&format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = {setting}', \
+             current_database()); END $$"
+        ));
+        lab.locks().await;
+        lab.sql(WATCH);
+        Some(lab)
+    }
+
+    async fn store(lab: &Lab) -> std::sync::Arc<dyn database_locks::seam::Store> {
+        Bench::new("postgres", &lab.url).ready().await
+    }
+
+    async fn all(on: &str) {
+        // Nothing of ours may weaken a stricter setting, nor keep a weaker one.
+        let durable = if on == "off" { "on" } else { on };
+        let Some(lab) = watched(on).await else { return };
+        let store = store(&lab).await;
+        let returned = async |grants: &[Grant], ttl: Ttl| {
+            let returns: Vec<_> = grants.iter().map(|g| ReleaseCommand::of(g, ttl)).collect();
+            store.release(&returns, SOON).await.unwrap();
+        };
+        let lasting = Ttl::from(SOON);
+        let twice = |setting: &str| format!("{setting} {setting}");
+
+        let first = granted(&*store, "job", "me", SOON).await;
+        assert_eq!(noted(&lab), durable, "a new row");
+        assert_eq!(renew(&*store, &first, SOON).await, Renewal::Renewed);
+        assert_eq!(noted(&lab), durable, "renew");
+        returned(std::slice::from_ref(&first), lasting).await;
+        assert_eq!(noted(&lab), "off", "release");
+        let second = granted(&*store, "job", "me", SOON).await;
+        assert_eq!(noted(&lab), durable, "acquire");
+        returned(&[second], Ttl::Infinite).await;
+        assert_eq!(noted(&lab), durable, "release of an endless lease");
+
+        granted(&*store, "job", "me", SOON).await;
+        let other = granted(&*store, "other", "me", SOON).await;
+        noted(&lab);
+        store.force(&other.name, SOON).await.unwrap();
+        assert_eq!(noted(&lab), durable, "force");
+        store.force(&first.name, SOON).await.unwrap();
+        noted(&lab);
+
+        let both = async || {
+            let asks = [ask("job", "me", SOON), ask("other", "me", SOON)];
+            let outcomes = store.acquire(&asks, SOON).await.unwrap();
+            let grant = |(ask, outcome): (&AcquireCommand, Outcome)| match outcome {
+                Outcome::Granted { token, .. } => Grant {
+                    name: ask.name.clone(),
+                    token,
+                    id: ask.grant,
+                    holder: ask.holder.clone(),
+                },
+                outcome => panic!("{outcome:?}"),
+            };
+            asks.iter().zip(outcomes).map(grant).collect::<Vec<_>>()
+        };
+        let grants = both().await;
+        assert_eq!(noted(&lab), twice(durable), "acquire many");
+        returned(&grants, lasting).await;
+        assert_eq!(noted(&lab), twice("off"), "release many");
+        let grants = both().await;
+        noted(&lab);
+        returned(&grants, Ttl::Infinite).await;
+        assert_eq!(noted(&lab), twice(durable), "release many endless ones");
+
+        let locks = Locks::connect(&lab.url).await.unwrap();
+        let guard = locks.lock("handed over").acquire().await.unwrap();
+        let ticket = guard.into_ticket().unwrap();
+        noted(&lab);
+        let guard = locks.resume(&ticket).await.unwrap();
+        assert_eq!(noted(&lab), durable, "take up");
+        guard.release().await.unwrap();
+        promise("P7", "postgres");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_must_survive_a_crash_is_durable_by_itself() {
+        all("off").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_may_be_forgotten_waits_for_no_disk() {
+        all("on").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stricter_setting_stays() {
+        all("remote_apply").await;
+    }
+}
+
+mod servers {
+    use super::*;
+    lab_tests!(postgres:
+        a_call_that_hangs_ends_at_its_deadline,
+        a_release_wakes_the_next_of_the_process,
+    );
+    lab_tests!(mariadb:
+        a_call_that_hangs_ends_at_its_deadline,
+        a_release_wakes_the_next_of_the_process,
+    );
+    lab_tests!(mysql:
+        a_call_that_hangs_ends_at_its_deadline,
+        a_release_wakes_the_next_of_the_process,
+    );
+}

@@ -1,0 +1,326 @@
+//! Everything that can be found is found where it is, with what to do, and not where it is not.
+
+mod on_mysql;
+mod on_postgres;
+mod sqlite_files;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use database_locks::Locks;
+use database_locks::doctor::{Check, Finding, KINDS, Report, Severity};
+use testkit::server::{find_binary, require};
+use testkit::{
+    Killable, Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, Stranger, lab_tests, time,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The servers of the labs do not wait for their disks, to be quick.
+const OF_THE_LAB: &str = "not-flushed";
+
+async fn examine(url: &str) -> Report {
+    let locks = Locks::connect(url).await.expect("connects");
+    locks.doctor().await.expect("looks")
+}
+
+fn ids(report: &Report) -> Vec<&'static str> {
+    report
+        .findings
+        .iter()
+        .map(|found| found.id)
+        .filter(|id| *id != OF_THE_LAB)
+        .collect()
+}
+
+#[track_caller]
+fn the<'a>(report: &'a Report, id: &str) -> &'a Finding {
+    let found = report.findings.iter().find(|found| found.id == id);
+    found.unwrap_or_else(|| panic!("no {id}: {report:#?}"))
+}
+
+#[track_caller]
+fn check<'a>(report: &'a Report, area: &str) -> &'a Check {
+    let found = report.checks.iter().find(|check| check.area == area);
+    found.unwrap_or_else(|| panic!("no {area}: {report:#?}"))
+}
+
+/// Exactly this is found, and it says this.
+#[track_caller]
+fn only(report: &Report, id: &str, said: &str) {
+    assert_eq!(ids(report), [id], "{report:#?}");
+    assert!(the(report, id).message.contains(said), "{report:#?}");
+}
+
+#[test]
+fn each_finding_has_a_test_that_makes_it_appear() {
+    let tests = concat!(
+        include_str!("mod.rs"),
+        include_str!("on_mysql.rs"),
+        include_str!("on_postgres.rs"),
+        include_str!("sqlite_files.rs"),
+        include_str!("../../clusters/galera/node.rs"),
+        include_str!("../../clusters/group/members.rs"),
+        include_str!("../../../src/store/mysql/doctor/cluster.rs"),
+        include_str!("../../../src/store/sqlite/doctor.rs")
+    );
+    for kind in KINDS {
+        assert!(tests.contains(&format!("\"{}\"", kind.id)), "{}", kind.id);
+    }
+}
+
+async fn a_new_table_has_nothing_wrong_with_it(lab: &Lab) {
+    let locks = lab.locks().await;
+    let _held = locks.lock("job").acquire().await.expect("acquires");
+    let report = locks.doctor().await.expect("looks");
+    assert!(ids(&report).is_empty(), "{report:#?}");
+    assert!(report.checks.iter().all(|check| check.seen), "{report:#?}");
+    assert_eq!(
+        check(&report, "locks").message,
+        "1 in the table, 1 of them held"
+    );
+}
+
+async fn what_is_wrong_is_told_with_what_to_do(lab: &Lab) {
+    let locks = Locks::connect(&lab.url).await.expect("connects");
+    lab.sql("DROP TABLE IF EXISTS database_locks_lock");
+    let report = locks.doctor().await.expect("looks");
+    only(
+        &report,
+        "table-missing",
+        "there is no table database_locks_lock: no lock can be acquired",
+    );
+    let found = the(&report, "table-missing");
+    assert_eq!((found.area, found.severity), ("table", Severity::Error));
+    assert!(found.fix.contains("`dblock init`"), "{report:#?}");
+    locks.migrate().await.expect("makes it");
+    assert!(ids(&locks.doctor().await.expect("looks")).is_empty());
+}
+
+async fn a_table_of_0_5_lacks_columns(lab: &Lab) {
+    let locks = Locks::connect(&lab.url).await.expect("connects");
+    lab.sql("DROP TABLE IF EXISTS database_locks_lock");
+    lab.sql(match lab.engine {
+        "sqlite" => {
+            "CREATE TABLE database_locks_lock (id integer NOT NULL PRIMARY KEY AUTOINCREMENT, name \
+             varchar(255) NOT NULL UNIQUE, locked_by text NULL, expires_at datetime NULL)"
+        }
+        "mariadb" | "mysql" => {
+            "CREATE TABLE database_locks_lock (id integer AUTO_INCREMENT NOT NULL PRIMARY KEY, name \
+             varchar(255) NOT NULL UNIQUE, locked_by longtext NULL, expires_at datetime(6) NULL) \
+             CHARACTER SET latin1"
+        }
+        _ => {
+            "CREATE TABLE database_locks_lock (id serial PRIMARY KEY, name varchar(255) NOT NULL \
+             UNIQUE, locked_by text, expires_at timestamptz)"
+        }
+    });
+    let report = locks.doctor().await.expect("looks");
+    let said = &the(&report, "columns-missing").message;
+    assert!(
+        said.contains("lacks token, grant_id, granted_until"),
+        "{report:#?}"
+    );
+    if lab.is_mysql_like() {
+        assert!(
+            the(&report, "name-collation")
+                .message
+                .contains(match lab.engine {
+                    "mysql" => "utf8mb4_0900_bin",
+                    _ => "utf8mb4_nopad_bin",
+                })
+        );
+        assert!(the(&report, "column-type").message.contains("must be"));
+    }
+    if lab.engine == "sqlite" {
+        return;
+    }
+    locks.migrate().await.expect("adds them");
+    let report = locks.doctor().await.expect("looks");
+    assert!(ids(&report).is_empty(), "{report:#?}");
+}
+
+async fn columns_that_nobody_fills_are_found(lab: &Lab) {
+    let locks = lab.locks().await;
+    // SQLite adds none without a default.
+    if lab.engine == "sqlite" {
+        lab.sql("DROP TABLE database_locks_lock");
+        let schema =
+            include_str!("../../../schema/sqlite.sql").replace("{table}", "database_locks_lock");
+        lab.sql(&schema.replace(
+            "metadata      text         NULL",
+            "metadata text, owner int NOT NULL",
+        ));
+    } else {
+        lab.sql("ALTER TABLE database_locks_lock ADD COLUMN owner integer NOT NULL");
+    }
+    only(
+        &locks.doctor().await.expect("looks"),
+        "column-unfilled",
+        "the column owner",
+    );
+}
+
+async fn indexes_are_counted(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql("CREATE INDEX locks_expiry ON database_locks_lock (expires_at)");
+    only(
+        &locks.doctor().await.expect("looks"),
+        "index-on-changing",
+        "an index locks_expiry on expires_at",
+    );
+    lab.sql(match lab.engine {
+        "mariadb" | "mysql" => "DROP INDEX locks_expiry ON database_locks_lock",
+        _ => "DROP INDEX locks_expiry",
+    });
+    lab.sql(match lab.engine {
+        "postgres" => "CREATE INDEX locks_like ON database_locks_lock (name varchar_pattern_ops)",
+        _ => "CREATE INDEX locks_like ON database_locks_lock (name)",
+    });
+    only(
+        &locks.doctor().await.expect("looks"),
+        "index-unused",
+        "an index locks_like",
+    );
+}
+
+async fn names_that_nothing_keeps_apart_are_found(lab: &Lab) {
+    let locks = lab.locks().await;
+    match lab.engine {
+        "mariadb" | "mysql" => {
+            lab.sql("ALTER TABLE database_locks_lock RENAME INDEX name TO other");
+            let report = locks.doctor().await.expect("looks");
+            only(
+                &report,
+                "index-renamed",
+                "the unique index on name is called other",
+            );
+            // One that is cut off is none.
+            lab.sql("ALTER TABLE database_locks_lock DROP INDEX other, ADD UNIQUE name (name(20))");
+        }
+        "sqlite" => {
+            let schema = include_str!("../../../schema/sqlite.sql");
+            let schema = schema.replace("{table}", "database_locks_lock");
+            lab.sql("DROP TABLE database_locks_lock");
+            lab.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL COLLATE NOCASE UNIQUE"));
+            let report = locks.doctor().await.expect("looks");
+            only(
+                &report,
+                "name-collation",
+                "the collation of the column name is NOCASE",
+            );
+            lab.sql("DROP TABLE database_locks_lock");
+            lab.sql(&schema.replace("NOT NULL UNIQUE", "NOT NULL"));
+        }
+        _ => {
+            lab.sql(
+                "ALTER TABLE database_locks_lock DROP CONSTRAINT database_locks_lock_name_key; \
+                 CREATE UNIQUE INDEX ON database_locks_lock (name) WHERE token > 0",
+            );
+        }
+    }
+    let report = locks.doctor().await.expect("looks");
+    let said = &the(&report, "name-not-unique").message;
+    assert!(
+        said.contains("no unique index keeps the names"),
+        "{report:#?}"
+    );
+}
+
+async fn locks_that_are_left_behind_are_counted(lab: &Lab) {
+    let locks = lab.locks().await;
+    let (hour_ago, in_an_hour, days_ago) = match lab.engine {
+        "sqlite" => (
+            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 hour')",
+            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 hour')",
+            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-2 days')",
+        ),
+        "mariadb" | "mysql" => (
+            "UTC_TIMESTAMP(6) - INTERVAL 1 HOUR",
+            "UTC_TIMESTAMP(6) + INTERVAL 1 HOUR",
+            "UTC_TIMESTAMP(6) - INTERVAL 2 DAY",
+        ),
+        _ => (
+            "now() - interval '1 hour'",
+            "now() + interval '1 hour'",
+            "now() - interval '2 days'",
+        ),
+    };
+    let end = match lab.engine {
+        "postgres" => "'9999-12-31 00:00:00+00'",
+        _ => "'9999-12-31 00:00:00.000000'",
+    };
+    for (name, expires, granted, acquired) in [
+        ("crashed", hour_ago, hour_ago, days_ago),
+        ("endless", end, end, days_ago),
+        ("fresh endless", end, end, hour_ago),
+        ("held", in_an_hour, in_an_hour, hour_ago),
+        ("of 0.5", in_an_hour, "NULL", "NULL"),
+    ] {
+        lab.sql(&format!(
+            "INSERT INTO database_locks_lock (name, token, expires_at, granted_until, acquired_at) \
+             VALUES ('{name}', 7, {expires}, {granted}, {acquired})"
+        ));
+    }
+    let report = locks.doctor().await.expect("looks");
+    assert_eq!(
+        ids(&report),
+        ["leases-expired", "held-without-end", "old-writers"],
+        "{report:#?}"
+    );
+    for (id, said) in [
+        ("leases-expired", "1 lock (such as `crashed`)"),
+        ("held-without-end", "1 lock (such as `endless`)"),
+        ("old-writers", "1 lock (such as `of 0.5`)"),
+    ] {
+        assert!(the(&report, id).message.contains(said), "{report:#?}");
+    }
+    assert_eq!(
+        check(&report, "locks").message,
+        "5 in the table, 4 of them held"
+    );
+}
+
+async fn many_rows_are_too_many(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql(match lab.engine {
+        "sqlite" => {
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100001) \
+             INSERT INTO database_locks_lock (name) SELECT 'n' || i FROM n"
+        }
+        "mariadb" => "INSERT INTO database_locks_lock (name) SELECT CONCAT('n', seq) FROM seq_1_to_100001",
+        "mysql" => {
+            "SET SESSION cte_max_recursion_depth = 200000; INSERT INTO database_locks_lock (name) \
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100001) \
+             SELECT CONCAT('n', i) FROM n"
+        }
+        _ => "INSERT INTO database_locks_lock (name) SELECT 'n' || i FROM generate_series(1, 100001) i",
+    });
+    let report = locks.doctor().await.expect("looks");
+    only(&report, "many-rows", "has 100001 rows");
+    assert!(the(&report, "many-rows").fix.contains("dblock prune"));
+}
+
+lab_tests!(memory: a_new_table_has_nothing_wrong_with_it);
+lab_tests!(sqlite:
+    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
+    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
+    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    many_rows_are_too_many);
+lab_tests!(postgres:
+    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
+    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
+    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    many_rows_are_too_many);
+lab_tests!(postgres18: a_new_table_has_nothing_wrong_with_it, a_table_of_0_5_lacks_columns);
+lab_tests!(mariadb:
+    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
+    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
+    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    many_rows_are_too_many);
+lab_tests!(mysql:
+    a_new_table_has_nothing_wrong_with_it, what_is_wrong_is_told_with_what_to_do,
+    a_table_of_0_5_lacks_columns, columns_that_nobody_fills_are_found, indexes_are_counted,
+    names_that_nothing_keeps_apart_are_found, locks_that_are_left_behind_are_counted,
+    many_rows_are_too_many);

@@ -1,0 +1,600 @@
+//! Fenced writes as a program does them, with the drivers of each engine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use database_locks::seam::{Outcome, TakeOverCommand};
+use database_locks::{Error, LockGuard, Locks, LostReason, OpenFence, Prune};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts, TxOpts};
+use testkit::contract::{ask, take_over};
+use testkit::time::now;
+use testkit::{Lab, Postgres, lab_tests, promise};
+use tokio_postgres::{Client, NoTls};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+/// A connection of the program's own, to the database of the lock; on SQLite to a file of its own.
+enum User {
+    Postgres(Client),
+    Mysql(Conn),
+    Sqlite(rusqlite::Connection),
+    /// `memory:` has no transactions; the fence does not care whose it is.
+    Memory(rusqlite::Connection),
+}
+
+impl User {
+    async fn of(lab: &Lab) -> Self {
+        match lab.engine {
+            "postgres" | "pgbouncer" => Self::Postgres(client(&lab.url).await),
+            "mariadb" | "mysql" => Self::Mysql(connection(&lab.url).await),
+            "sqlite" => Self::Sqlite(rusqlite::Connection::open_in_memory().unwrap()),
+            _ => Self::Memory(rusqlite::Connection::open_in_memory().unwrap()),
+        }
+    }
+
+    /// Fence a transaction, do something under it, and commit.
+    async fn under<T>(
+        &mut self,
+        guard: &LockGuard,
+        lasting: Option<Duration>,
+        what: impl AsyncFnOnce(&OpenFence) -> T,
+    ) -> Result<T, Error> {
+        macro_rules! fenced {
+            ($tx:expr) => {
+                match lasting {
+                    Some(lasting) => guard.fence_with_duration(&mut $tx, lasting).await?,
+                    None => guard.fence(&mut $tx).await?,
+                }
+            };
+        }
+        match self {
+            Self::Postgres(client) => {
+                let mut tx = client.transaction().await.unwrap();
+                let open = fenced!(tx);
+                let done = what(&open).await;
+                tx.commit().await.unwrap();
+                Ok(done)
+            }
+            Self::Mysql(conn) => {
+                let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
+                let open = fenced!(tx);
+                let done = what(&open).await;
+                tx.commit().await.unwrap();
+                drop(open);
+                Ok(done)
+            }
+            Self::Sqlite(file) | Self::Memory(file) => {
+                let mut tx = file.transaction().unwrap();
+                let open = fenced!(tx);
+                let done = what(&open).await;
+                tx.commit().unwrap();
+                Ok(done)
+            }
+        }
+    }
+}
+
+async fn client(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn connection(url: &str) -> Conn {
+    Conn::new(Opts::from_url(url).unwrap()).await.unwrap()
+}
+
+async fn held(locks: &Locks, ttl: Duration) -> LockGuard {
+    let lock = locks.lock("job").ttl(ttl).wait(SOON);
+    lock.acquire().await.unwrap()
+}
+
+/// While a fence is open an expired lease is taken over by nobody; afterwards at once.
+async fn nobody_takes_over_while_a_fence_is_open(lab: &Lab) {
+    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+    let nineteen: Vec<LockGuard> = {
+        let mut all = Vec::new();
+        for n in 0..19 {
+            let lock = other.lock(format!("other {n}")).ttl(ms(2000));
+            all.push(lock.acquire().await.unwrap());
+        }
+        all
+    };
+    let store = lab.bench().ready().await;
+    // Last, since the fence must open within its lease.
+    let lock = locks.lock("job").ttl(ms(700)).auto_renew(false);
+    let guard = lock.acquire().await.unwrap();
+    let (token, ticket) = (guard.token(), guard.ticket());
+    let waiting = other.lock("job").wait(SOON);
+    let waiter = tokio::spawn(async move { waiting.acquire().await.map(|guard| (now(), guard)) });
+    let committed = user
+        .under(&guard, None, async |_| {
+            let again = TakeOverCommand {
+                to: ask("job", guard.holder(), SOON),
+                token,
+                grant: Some(guard.grant_id().to_owned()),
+            };
+            let over = take_over(&*store, &again).await;
+            assert!(!matches!(over, Outcome::Granted { .. }), "by the same");
+            let resumed = tokio::time::timeout(ms(300), other.resume(&ticket)).await;
+            assert!(!matches!(resumed, Ok(Ok(_))), "resumed");
+            // Longer than every lease: those of the others are renewed meanwhile.
+            let began = now();
+            while began.elapsed() < ms(4000) {
+                let asked = now();
+                let locks = lab.locks().await;
+                assert!(locks.lock("job").try_acquire().await.unwrap().is_none());
+                assert_eq!(
+                    locks
+                        .prune(Prune::older_than(Duration::ZERO).include_legacy())
+                        .await
+                        .unwrap(),
+                    0
+                );
+                assert!(asked.elapsed() < ms(1500), "it waited");
+                tokio::time::sleep(ms(50)).await;
+            }
+            for guard in &nineteen {
+                assert!(guard.is_held(), "{} was held up", guard.name());
+            }
+            assert!(!waiter.is_finished());
+            now()
+        })
+        .await
+        .unwrap();
+    let (got, next) = soon(waiter).await.unwrap().unwrap();
+    assert!(got >= committed && got.duration_since(committed) < ms(5000));
+    assert!(next.token() > token);
+    let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
+    assert!(matches!(refused, Error::Lost { .. }), "{}", refused.chain());
+    promise("P9", lab.engine);
+}
+
+/// A holder that believes in its lease, and whose grant is gone.
+async fn a_grant_that_is_gone_is_not_fenced(lab: &Lab) {
+    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, SOON).await;
+    other.force_release("job").await.unwrap().expect("held");
+    let next = held(&other, SOON).await;
+    assert!(guard.is_held(), "it has not heard of it yet");
+    let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Lost {
+                reason: LostReason::Preempted,
+                ..
+            }
+        ),
+        "{}",
+        refused.chain()
+    );
+    assert!(!guard.is_held(), "it has heard of it now");
+    next.check().await.unwrap();
+    user.under(&next, None, async |_| ()).await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// Longer than the ttl, and held all along.
+async fn renewals_go_on_under_an_open_fence(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, ms(1500)).await;
+    let began = now();
+    let through = user.under(&guard, None, async |_| {
+        while began.elapsed() < ms(4500) {
+            assert!(guard.is_held(), "after {:?}", began.elapsed());
+            tokio::time::sleep(ms(20)).await;
+        }
+        guard.check().await.unwrap();
+    });
+    through.await.unwrap();
+    guard.release().await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// No renewal gets past it: the guard is neither held nor lost, and held again afterwards.
+async fn where_trust_runs_out_under_a_fence_the_guard_is_suspended(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let lock = locks.lock("job").ttl(ms(9000)).margin(ms(4400));
+    let guard = lock.acquire().await.unwrap();
+    let (began, lost) = (now(), tokio::spawn(guard.lost()));
+    let through = user.under(&guard, None, async |_| {
+        while guard.is_held() {
+            assert!(
+                began.elapsed() < ms(4700),
+                "an open fence lengthens no trust"
+            );
+            tokio::time::sleep(ms(5)).await;
+        }
+        assert!(began.elapsed() > ms(4000));
+        assert_eq!(guard.trusted_for(), Duration::ZERO);
+        assert!(!lost.is_finished(), "nobody is interrupted");
+        for refused in [
+            guard.open_fence(None).await.map(drop),
+            guard.fence_statement().map(drop),
+            guard.check().await,
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
+        }
+    });
+    through.await.unwrap();
+    while !guard.is_held() {
+        assert!(began.elapsed() < ms(8900), "not decided");
+        tokio::time::sleep(ms(5)).await;
+    }
+    assert!(!lost.is_finished());
+    guard.check().await.unwrap();
+    guard.extend(SOON).await.unwrap();
+    user.under(&guard, None, async |_| ()).await.unwrap();
+    guard.release().await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// The same where the lease has ended meanwhile: lost, with the reason, but only at the end.
+async fn where_the_lease_ends_under_a_fence_the_loss_is_told_after_it(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, ms(1000)).await;
+    let lost = tokio::spawn(guard.lost());
+    let through = user.under(&guard, None, async |_| {
+        tokio::time::sleep(ms(2500)).await;
+        assert!(!guard.is_held() && !lost.is_finished());
+    });
+    through.await.unwrap();
+    assert_eq!(soon(lost).await.unwrap().reason(), LostReason::Expired);
+    let refused = guard.release().await.unwrap_err();
+    assert!(matches!(refused, Error::Lost { .. }), "{refused}");
+    drop(held(&locks, SOON).await);
+    promise("P9", lab.engine);
+}
+
+/// A guard whose trust has run out under its fence can be released all the same.
+async fn a_suspended_guard_can_be_released(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let lock = locks.lock("job").ttl(ms(6000)).margin(ms(2900));
+    let guard = lock.acquire().await.unwrap();
+    let mut release = None;
+    user.under(&guard, None, async |_| {
+        while guard.is_held() {
+            tokio::time::sleep(ms(20)).await;
+        }
+        release = Some(());
+    })
+    .await
+    .unwrap();
+    assert!(release.is_some());
+    soon(guard.release()).await.unwrap();
+    let next = locks.lock("job").try_acquire().await.unwrap();
+    next.expect("free").release().await.unwrap();
+}
+
+/// Who says how long the transaction lasts has the lease renewed to that first.
+async fn a_long_transaction_is_covered(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, ms(1500)).await;
+    let began = now();
+    let through = user.under(&guard, Some(ms(5000)), async |_| {
+        while began.elapsed() < ms(4500) {
+            assert!(guard.is_held(), "after {:?}", began.elapsed());
+            tokio::time::sleep(ms(20)).await;
+        }
+    });
+    through.await.unwrap();
+    assert!(guard.is_held());
+    guard.check().await.unwrap();
+    let too_long = Duration::from_secs(20 * 365 * 86_400);
+    let refused = user.under(&guard, Some(too_long), async |_| ()).await;
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Config {
+                setting: "lasting",
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    guard.release().await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// It waits a moment, and says why.
+async fn a_release_by_force_never_overtakes_an_open_fence(lab: &Lab) {
+    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, SOON).await;
+    user.under(&guard, None, async |_| {
+        let began = now();
+        let error = other.force_release("job").await.unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
+        assert!(error.chain().contains("fenced transaction"));
+        assert!(began.elapsed() >= ms(1900) && began.elapsed() < SOON);
+    })
+    .await
+    .unwrap();
+    guard.check().await.unwrap();
+    other.force_release("job").await.unwrap().expect("freed");
+    promise("P9", lab.engine);
+}
+
+/// A guard that is released under its own fence does not wait for it, whatever the lease has left.
+async fn a_release_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
+    let (locks, other, mut user) = (
+        lab.locks().await,
+        lab.locks().await,
+        connection(&lab.url).await,
+    );
+    for ttl in [SOON * 3, ms(1500)] {
+        let guard = held(&locks, ttl).await;
+        let mut tx = user.start_transaction(TxOpts::default()).await.unwrap();
+        let open = guard.fence(&mut tx).await.unwrap();
+        let began = now();
+        guard.release().await.unwrap();
+        assert!(began.elapsed() < ms(1000), "it waited for itself");
+        tokio::time::sleep(ms(2000)).await;
+        let taken = other.lock("job").try_acquire().await.unwrap();
+        assert!(taken.is_none(), "while the transaction is open");
+        tx.commit().await.unwrap();
+        drop(open);
+        drop(held(&other, SOON).await);
+        other.drain().await;
+    }
+}
+
+/// The same of a release by ticket, and by force: the process that has the fence open is asked.
+async fn what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends(lab: &Lab) {
+    let (locks, other, mut user) = (lab.locks().await, lab.locks().await, User::of(lab).await);
+    for by_force in [false, true] {
+        let guard = held(&locks, SOON * 3).await;
+        user.under(&guard, None, async |_| {
+            let began = now();
+            if by_force {
+                let from = locks.force_release("job").await.unwrap();
+                assert_eq!(from.unwrap().holder.as_deref(), Some(guard.holder()));
+            } else {
+                locks.release(&guard.ticket()).await.unwrap();
+            }
+            assert!(began.elapsed() < ms(1000), "it waited for itself");
+            let taken = other.lock("job").try_acquire().await.unwrap();
+            assert!(taken.is_none(), "while the transaction is open");
+        })
+        .await
+        .unwrap();
+        drop(held(&other, SOON).await);
+        other.drain().await;
+        assert!(matches!(guard.check().await, Err(Error::Lost { .. })));
+    }
+    promise("P9", lab.engine);
+}
+
+/// Two of them at once, where that goes; and a release under one frees the lock only for afterwards.
+async fn fences_of_one_guard_may_overlap(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let (mut first, mut second) = (User::of(lab).await, User::of(lab).await);
+    let guard = held(&locks, SOON).await;
+    first
+        .under(&guard, None, async |_| {
+            second.under(&guard, None, async |_| ()).await.unwrap();
+            assert!(other.lock("job").try_acquire().await.unwrap().is_none());
+        })
+        .await
+        .unwrap();
+    first
+        .under(&guard, None, async |_| {
+            guard.check().await.unwrap();
+            locks.release(&guard.ticket()).await.unwrap();
+            let taken = other.lock("job").try_acquire().await.unwrap();
+            assert!(taken.is_none(), "while the transaction is open");
+        })
+        .await
+        .unwrap();
+    drop(held(&other, SOON).await);
+    promise("P9", lab.engine);
+}
+
+/// Where the transaction is somewhere else, the fence would fence nothing.
+async fn a_transaction_in_another_database_is_refused(lab: &Lab) {
+    let (locks, mut own) = (lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, SOON).await;
+    let mut refusals = Vec::new();
+    if lab.engine == "sqlite" {
+        if let Some(server) = Postgres::shared() {
+            let mut user = User::Postgres(client(&server.fresh_database()).await);
+            refusals.push(user.under(&guard, None, async |_| ()).await);
+        }
+    } else {
+        let another = match lab.engine {
+            "postgres" => Lab::postgres(),
+            "mysql" => Lab::mysql(),
+            _ => Lab::mariadb(),
+        };
+        let another = another.unwrap();
+        let mut user = User::of(&another).await;
+        // Without a table of locks, with one, and with another lock of that name in it.
+        refusals.push(user.under(&guard, None, async |_| ()).await);
+        let theirs = another.locks().await;
+        refusals.push(user.under(&guard, None, async |_| ()).await);
+        let _held = held(&theirs, SOON).await;
+        refusals.push(user.under(&guard, None, async |_| ()).await);
+        let mut user = User::Sqlite(rusqlite::Connection::open_in_memory().unwrap());
+        refusals.push(user.under(&guard, None, async |_| ()).await);
+    }
+    for refused in refusals {
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                Error::Config {
+                    setting: "fence",
+                    ..
+                }
+            ),
+            "{}",
+            refused.chain()
+        );
+    }
+    assert!(guard.is_held());
+    own.under(&guard, None, async |_| ()).await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// A conflict that has nothing to do with the grant is the transaction's own.
+async fn a_conflict_of_the_transaction_is_no_loss(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    let guard = held(&locks, SOON).await;
+    let (sql, patience) = match lab.engine {
+        "postgres" => ("FOR UPDATE", "SET lock_timeout = '100ms'"),
+        _ => ("FOR UPDATE", "SET innodb_lock_wait_timeout = 1"),
+    };
+    match &mut user {
+        User::Postgres(client) => client.batch_execute(patience).await.unwrap(),
+        User::Mysql(conn) => conn.query_drop(patience).await.unwrap(),
+        _ => unreachable!(),
+    }
+    let hold = lab.hold(&format!(
+        "SELECT id FROM database_locks_lock WHERE name = 'job' {sql}"
+    ));
+    let refused = user.under(&guard, None, async |_| ()).await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Conflict { .. }),
+        "{}",
+        refused.chain()
+    );
+    assert!(refused.chain().contains("try the transaction again"));
+    hold.leave();
+    assert!(guard.is_held());
+    user.under(&guard, None, async |_| ()).await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// What it has read may be older than what the holder before has written.
+async fn one_that_read_before_the_grant_is_refused(lab: &Lab) {
+    let locks = lab.locks().await;
+    held(&locks, SOON).await.release().await.unwrap();
+    let mut conn = connection(&lab.url).await;
+    let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
+    let _: Option<i64> = tx
+        .query_first("SELECT count(*) FROM database_locks_lock")
+        .await
+        .unwrap();
+    let guard = held(&locks, SOON).await;
+    let refused = guard.fence(&mut tx).await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Config {
+                setting: "fence",
+                ..
+            }
+        ),
+        "{}",
+        refused.chain()
+    );
+    tx.rollback().await.unwrap();
+    let mut tx = conn.start_transaction(TxOpts::default()).await.unwrap();
+    drop(guard.fence(&mut tx).await.unwrap());
+    tx.commit().await.unwrap();
+    promise("P9", lab.engine);
+}
+
+/// It takes no other right than those that the locks themselves take.
+async fn it_takes_the_rights_to_read_and_update_alone(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = held(&locks, SOON).await;
+    let database = lab.url.rsplit('/').next().unwrap();
+    let grant = format!("GRANT SELECT, UPDATE ON database_locks_lock TO fencer_{database}");
+    let (at, rest) = (lab.url.find("//").unwrap() + 2, lab.url.find('@').unwrap());
+    let url = format!("{}fencer_{database}{}", &lab.url[..at], &lab.url[rest..]);
+    let mut user = match lab.engine {
+        "postgres" => {
+            lab.sql(&format!("CREATE ROLE fencer_{database} LOGIN"));
+            lab.sql(&grant);
+            User::Postgres(client(&url).await)
+        }
+        _ => {
+            lab.sql(&format!("CREATE USER fencer_{database}"));
+            lab.sql(&grant);
+            User::Mysql(connection(&url).await)
+        }
+    };
+    user.under(&guard, None, async |_| ()).await.unwrap();
+    guard.release().await.unwrap();
+}
+
+/// Statement by statement there is nothing that the fence could hold.
+async fn outside_of_a_transaction_nothing_is_fenced(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let guard = held(&locks, SOON).await;
+    let mut client = client(&lab.url).await;
+    let refused = guard.fence(&mut client).await.unwrap_err();
+    assert!(refused.to_string().contains("outside"), "{refused}");
+    client.batch_execute("BEGIN").await.unwrap();
+    let open = guard.fence(&mut client).await.unwrap();
+    let error = other.force_release("job").await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }));
+    client.batch_execute("COMMIT").await.unwrap();
+    drop(open);
+    locks.force_release("job").await.unwrap().expect("freed");
+}
+
+/// A fence leaves nothing behind when it is closed.
+async fn nothing_piles_up(lab: &Lab) {
+    let (locks, mut user) = (lab.locks().await, User::of(lab).await);
+    for n in 0..50 {
+        let guard = locks.lock(format!("job {n}")).acquire().await.unwrap();
+        user.under(&guard, None, async |_| ()).await.unwrap();
+    }
+    let path = PathBuf::from(format!(
+        "{}-fences",
+        lab.url.strip_prefix("sqlite://").unwrap()
+    ));
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+}
+
+lab_tests!(memory: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap);
+lab_tests!(sqlite: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_transaction_in_another_database_is_refused, nothing_piles_up);
+lab_tests!(postgres: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
+    outside_of_a_transaction_nothing_is_fenced, it_takes_the_rights_to_read_and_update_alone);
+lab_tests!(pgbouncer: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    renewals_go_on_under_an_open_fence, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends, fences_of_one_guard_may_overlap,
+    a_transaction_in_another_database_is_refused);
+lab_tests!(mariadb: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
+    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+    a_suspended_guard_can_be_released, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    a_release_under_its_own_fence_is_done_when_the_transaction_ends,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
+    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);
+lab_tests!(mysql: nobody_takes_over_while_a_fence_is_open, a_grant_that_is_gone_is_not_fenced,
+    where_trust_runs_out_under_a_fence_the_guard_is_suspended,
+    where_the_lease_ends_under_a_fence_the_loss_is_told_after_it,
+    a_suspended_guard_can_be_released, a_long_transaction_is_covered,
+    a_release_by_force_never_overtakes_an_open_fence,
+    a_release_under_its_own_fence_is_done_when_the_transaction_ends,
+    what_frees_a_lock_under_its_own_fence_is_done_when_the_transaction_ends,
+    a_transaction_in_another_database_is_refused, a_conflict_of_the_transaction_is_no_loss,
+    one_that_read_before_the_grant_is_refused, it_takes_the_rights_to_read_and_update_alone);

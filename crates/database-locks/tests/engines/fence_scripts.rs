@@ -1,0 +1,80 @@
+//! The scripts of `docs/protocol.md` that fence a transaction, run by the servers' own clients.
+
+use std::process::{Command, Output};
+
+use database_locks::LockGuard;
+use testkit::{Lab, MariaDb, MySql, Postgres, lab_tests, promise};
+
+const DOCUMENT: &str = include_str!("../../docs/protocol.md");
+const MARK: &str = "<!-- A test runs these. -->";
+
+/// The script for the client of that name.
+fn script(client: &str) -> &'static str {
+    let (_, rest) = DOCUMENT.split_once(MARK).expect("the mark");
+    let mut blocks = rest.split("```sh\n").skip(1);
+    let found = blocks.find_map(|block| {
+        let script = block.split("```").next()?;
+        script.contains(client).then_some(script)
+    });
+    found.unwrap_or_else(|| panic!("no script for {client}"))
+}
+
+/// Run it as `dblock run` would, with a client that knows where the server is.
+fn run(lab: &Lab, guard: &LockGuard) -> Output {
+    let database = lab.url.rsplit('/').next().unwrap();
+    let (client, at) = match lab.engine {
+        "postgres" => {
+            let bin = Postgres::shared().unwrap().bin().join("psql");
+            let at = format!(
+                "psql() {{ {} --no-psqlrc '{}' \"$@\"; }}",
+                bin.display(),
+                lab.url
+            );
+            ("psql -v", at)
+        }
+        _ => {
+            let server = match lab.engine {
+                "mysql" => MySql::shared(),
+                _ => MariaDb::shared(),
+            };
+            let socket = server.unwrap().socket();
+            let at = format!(
+                "mariadb() {{ command mariadb --no-defaults -uroot -S '{}' {database} \"$@\"; }}",
+                socket.display()
+            );
+            ("| mariadb", at)
+        }
+    };
+    Command::new("bash")
+        .args(["-c", &format!("{at}\n{}", script(client))])
+        .env("DBLOCK_NAME", guard.name().as_str())
+        .env("DBLOCK_TOKEN", guard.token().to_string())
+        .env("DBLOCK_GRANT", guard.grant_id())
+        .output()
+        .unwrap()
+}
+
+async fn a_script_can_fence_its_writes(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    lab.sql("CREATE TABLE report (body text)");
+    for name in ["job", "it's \"a\" näme \\ 100% :'name'"] {
+        lab.sql("DELETE FROM report");
+        lab.sql("INSERT INTO report VALUES ('old')");
+        let guard = locks.lock(name).acquire().await.unwrap();
+        let done = run(lab, &guard);
+        assert!(done.status.success(), "{name}: {done:?}");
+        assert_eq!(lab.sql("SELECT body FROM report"), "new");
+
+        other.force_release(name).await.unwrap().expect("held");
+        let _next = other.lock(name).acquire().await.unwrap();
+        lab.sql("UPDATE report SET body = 'of its successor'");
+        let refused = run(lab, &guard);
+        assert!(!refused.status.success(), "{name}: {refused:?}");
+        assert_eq!(lab.sql("SELECT body FROM report"), "of its successor");
+    }
+    promise("P9", lab.engine);
+}
+
+lab_tests!(postgres: a_script_can_fence_its_writes);
+lab_tests!(mariadb: a_script_can_fence_its_writes);
+lab_tests!(mysql: a_script_can_fence_its_writes);

@@ -1,0 +1,70 @@
+//! The fence in transactions of sqlx.
+
+use std::time::Duration;
+
+use database_locks::{Error, FenceTransaction, LockGuard, Locks};
+use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
+use testkit::{Lab, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn held(locks: &Locks) -> LockGuard {
+    // A lease that is renewed this often does not listen for a release by force.
+    let lock = locks.lock("job").ttl(SOON / 2).wait(SOON);
+    lock.acquire().await.unwrap()
+}
+
+/// Nobody gets the lock before the transaction has ended, and a grant that is gone is refused; all of it
+/// with transactions that `begin!` makes.
+macro_rules! fenced {
+    ($lab:expr, $connection:expr) => {{
+        let (lab, mut connection): (&Lab, _) = ($lab, $connection);
+        let (locks, other) = (lab.locks().await, lab.locks().await);
+        let guard = held(&locks).await;
+
+        let outside = refused(&guard, &mut connection).await;
+        assert!(outside.to_string().contains("outside"), "{outside}");
+
+        let mut tx = connection.begin().await.unwrap();
+        let open = guard.fence(&mut tx).await.unwrap();
+        let forced = other.force_release("job").await.unwrap_err();
+        assert!(matches!(forced, Error::Conflict { .. }), "{forced}");
+        tx.commit().await.unwrap();
+        drop(open);
+
+        let mut tx = connection.begin().await.unwrap();
+        let open = guard.fence(&mut *tx).await.unwrap();
+        tx.rollback().await.unwrap();
+        drop(open);
+
+        other.force_release("job").await.unwrap().expect("freed");
+        let next = held(&other).await;
+        assert!(guard.is_held(), "it has not heard of it yet");
+        let mut tx = connection.begin().await.unwrap();
+        let lost = refused(&guard, &mut tx).await;
+        assert!(matches!(lost, Error::Lost { .. }), "{}", lost.chain());
+        tx.rollback().await.unwrap();
+        next.check().await.unwrap();
+        promise("P9", lab.engine);
+    }};
+}
+
+async fn refused(guard: &LockGuard, tx: &mut impl FenceTransaction) -> Error {
+    guard.fence(tx).await.unwrap_err()
+}
+
+async fn a_transaction_of_sqlx_can_be_fenced(lab: &Lab) {
+    match lab.engine {
+        "postgres" => fenced!(lab, PgConnection::connect(&lab.url).await.unwrap()),
+        "mariadb" | "mysql" => fenced!(lab, MySqlConnection::connect(&lab.url).await.unwrap()),
+        _ => fenced!(
+            lab,
+            SqliteConnection::connect("sqlite::memory:").await.unwrap()
+        ),
+    }
+}
+
+lab_tests!(sqlite: a_transaction_of_sqlx_can_be_fenced);
+lab_tests!(postgres: a_transaction_of_sqlx_can_be_fenced);
+lab_tests!(mariadb: a_transaction_of_sqlx_can_be_fenced);
+lab_tests!(mysql: a_transaction_of_sqlx_can_be_fenced);

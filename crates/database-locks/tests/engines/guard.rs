@@ -1,0 +1,559 @@
+//! Holding, waiting, losing and giving back, as a program does it, on every engine.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use database_locks::{Error, LockState, Locks, LostReason, Ttl};
+use testkit::time::now;
+use testkit::{Lab, lab_tests, promise};
+
+/// Longer than anything that a test waits for should take.
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+/// Free within `bound`: somebody else gets it.
+async fn free_within(locks: &Locks, name: &str, bound: Duration) {
+    let got = locks.lock(name).wait(bound).acquire().await;
+    got.unwrap_or_else(|error| panic!("{}", error.chain()))
+        .release()
+        .await
+        .expect("releases");
+}
+
+async fn one_holder_at_a_time(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let guard = a.lock("job").try_acquire().await.unwrap().expect("free");
+    assert!(guard.is_held() && guard.trusted_for() > ms(10_000));
+    assert!(b.lock("job").try_acquire().await.unwrap().is_none());
+    assert!(
+        a.lock("job").try_acquire().await.unwrap().is_none(),
+        "within a process too"
+    );
+    guard.check().await.unwrap();
+    guard.release().await.unwrap();
+    let again = b
+        .lock("job")
+        .try_acquire()
+        .await
+        .unwrap()
+        .expect("free again");
+    assert!(again.is_held());
+    promise("P1", lab.engine);
+}
+
+async fn counted_increments_are_not_lost(lab: &Lab) {
+    let (mut tasks, total) = (Vec::new(), Arc::new(AtomicUsize::new(0)));
+    let inside: &'static AtomicUsize = Box::leak(Box::new(AtomicUsize::new(0)));
+    for client in 0..4 {
+        let (locks, total) = (lab.locks().await, Arc::clone(&total));
+        for _ in 0..5 {
+            let (locks, total) = (locks.clone(), Arc::clone(&total));
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..4 {
+                    let guard = locks.lock("counter").acquire().await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "client {client}");
+                    let seen = total.load(Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    total.store(seen + 1, Ordering::SeqCst);
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    guard.release().await.unwrap();
+                }
+            }));
+        }
+    }
+    for task in tasks {
+        tokio::time::timeout(Duration::from_secs(60), task)
+            .await
+            .expect("in time")
+            .unwrap();
+    }
+    assert_eq!(total.load(Ordering::SeqCst), 80);
+    promise("P1", lab.engine);
+    promise("P15", lab.engine);
+}
+
+async fn a_lease_outlives_its_ttl_while_it_is_held(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let guard = a.lock("job").ttl(ms(1500)).acquire().await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(ms(500)).await;
+        assert!(guard.is_held());
+        assert!(b.lock("job").try_acquire().await.unwrap().is_none());
+    }
+    guard.release().await.unwrap();
+}
+
+/// The order of a loss: first the holder knows, and only later may anybody else have it.
+async fn trust_ends_before_the_lease(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let lock = a
+        .lock("job")
+        .ttl(ms(4000))
+        .margin(ms(1900))
+        .auto_renew(false);
+    let guard = lock.acquire().await.unwrap();
+    assert!(guard.trusted_for() <= ms(2100));
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
+    assert!(!guard.is_held());
+    let row = b.show("job").await.unwrap().expect("a row");
+    assert!(
+        matches!(row.state, LockState::Held { .. }),
+        "still ours in the database: {row:?}"
+    );
+    // Without the guard's release, which frees earlier than that, it would be free at its end.
+    std::mem::forget(guard);
+    free_within(&b, "job", SOON).await;
+    promise("P4", lab.engine);
+}
+
+async fn a_long_lease_begins_with_its_whole_length(lab: &Lab) {
+    let locks = lab.locks().await;
+    let hour = locks
+        .lock("hour")
+        .ttl(Duration::from_secs(3600))
+        .acquire()
+        .await
+        .unwrap();
+    assert!(hour.trusted_for() > Duration::from_secs(3000));
+    let endless = locks
+        .lock("endless")
+        .ttl(Ttl::Infinite)
+        .acquire()
+        .await
+        .unwrap();
+    assert_eq!(endless.trusted_for(), Duration::MAX);
+    let row = locks.show("endless").await.unwrap().expect("a row");
+    assert_eq!(row.state, LockState::Held { free_in: None });
+    endless.release().await.unwrap();
+    assert_eq!(
+        locks.show("endless").await.unwrap().expect("a row").state,
+        LockState::Free
+    );
+}
+
+async fn extend_lengthens_at_once(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks
+        .lock("job")
+        .ttl(Duration::from_secs(5))
+        .acquire()
+        .await
+        .unwrap();
+    soon(guard.extend(Duration::from_secs(600))).await.unwrap();
+    assert!(guard.trusted_for() > Duration::from_secs(500));
+    let refused = guard.extend(ms(1)).await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Config { setting: "ttl", .. }),
+        "{refused}"
+    );
+    assert!(guard.is_held(), "a refused setting changes nothing");
+}
+
+async fn a_release_by_force_is_noticed_and_explained(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let guard = a
+        .lock("job")
+        .ttl(ms(1500))
+        .holder("me")
+        .acquire()
+        .await
+        .unwrap();
+    let from = b
+        .force_release("job")
+        .await
+        .unwrap()
+        .expect("somebody had it");
+    assert_eq!(from.holder.as_deref(), Some("me"));
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    let lost = guard.release().await.unwrap_err();
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::Forced,
+                ..
+            }
+        ),
+        "{lost}"
+    );
+    assert_eq!(b.force_release("job").await.unwrap(), None);
+    promise("P6", lab.engine);
+}
+
+async fn check_notices_at_once(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let guard = a
+        .lock("job")
+        .ttl(Duration::from_secs(300))
+        .acquire()
+        .await
+        .unwrap();
+    b.force_release("job").await.unwrap();
+    let next = b.lock("job").acquire().await.unwrap();
+    let lost = guard.check().await.unwrap_err();
+    assert!(
+        matches!(
+            lost,
+            Error::Lost {
+                reason: LostReason::Preempted,
+                ..
+            }
+        ),
+        "{lost}"
+    );
+    assert!(!guard.is_held() && next.is_held());
+    drop(guard);
+    a.drain().await;
+    next.check()
+        .await
+        .expect("the old guard's end touched nothing");
+    promise("P3", lab.engine);
+}
+
+async fn a_deleted_row_is_a_loss_and_is_not_made_again(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").ttl(ms(1500)).acquire().await.unwrap();
+    let token = guard.token();
+    lab.sql("DELETE FROM database_locks_lock");
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::RowGone);
+    drop(guard);
+    locks.drain().await;
+    assert_eq!(locks.show("job").await.unwrap(), None);
+    assert!(
+        locks.lock("job").acquire().await.unwrap().token() > token,
+        "tokens grow all the same"
+    );
+    promise("P2", lab.engine);
+    promise("P6", lab.engine);
+}
+
+/// Return, error, panic, cancellation, the end of the runtime: each frees the lock.
+async fn whatever_ends_the_body_frees_the_lock(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let lock = locks.lock("job").ttl(Duration::from_secs(600));
+
+    assert_eq!(lock.run(async { 42 }).await.unwrap(), 42);
+    free_within(&other, "job", SOON).await;
+
+    let failed: Result<(), &str> = lock.run(async { Err("went wrong") }).await.unwrap();
+    assert_eq!(failed, Err("went wrong"));
+    free_within(&other, "job", SOON).await;
+
+    let panics = {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.run(async { panic!("in the body") }).await })
+    };
+    assert!(panics.await.unwrap_err().is_panic());
+    free_within(&other, "job", SOON).await;
+
+    let task = {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.run(std::future::pending::<()>()).await })
+    };
+    while other.show("job").await.unwrap().expect("a row").state == LockState::Free {
+        tokio::time::sleep(ms(5)).await;
+    }
+    task.abort();
+    free_within(&other, "job", SOON).await;
+
+    let of_its_own = lock.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let guard = runtime.block_on(of_its_own.acquire()).unwrap();
+        runtime.spawn(async move {
+            let _guard = guard;
+            std::future::pending::<()>().await;
+        });
+        runtime.shutdown_background();
+    })
+    .join()
+    .unwrap();
+    free_within(&other, "job", SOON).await;
+    promise("P7", lab.engine);
+}
+
+/// Polled exactly n times and dropped, for every n until it is ready: nothing stays held.
+async fn an_acquire_dropped_after_any_poll_leaves_nothing(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let mut ready = false;
+    for polls in 0..60 {
+        if ready {
+            break;
+        }
+        for ttl in [Ttl::from(Duration::from_secs(20)), Ttl::Infinite] {
+            let lock = locks.lock("job").ttl(ttl).wait(SOON);
+            let mut acquire = pin!(lock.acquire());
+            for _ in 0..polls {
+                let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+                if let Poll::Ready(guard) = once.await {
+                    ready = true;
+                    guard.unwrap().release().await.unwrap();
+                    break;
+                }
+                tokio::time::sleep(ms(1)).await;
+            }
+        }
+        free_within(&other, "job", SOON).await;
+        locks.drain().await;
+        let row = other.show("job").await.unwrap().expect("a row");
+        assert_eq!(row.state, LockState::Free, "after {polls} polls");
+    }
+    assert!(ready, "sixty polls were not enough for one acquire");
+    promise("P7", lab.engine);
+}
+
+async fn a_waiter_that_gives_up_leaves_the_line(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let lock = locks.lock("job");
+    let gives_up = tokio::time::timeout(ms(150), lock.acquire());
+    let waits = {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.lock("job").acquire().await })
+    };
+    assert!(gives_up.await.is_err());
+    guard.release().await.unwrap();
+    soon(waits).await.unwrap().unwrap().release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
+async fn a_wait_keeps_to_its_limit_and_names_the_holder(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let _guard = a
+        .lock("job")
+        .holder("the other one")
+        .acquire()
+        .await
+        .unwrap();
+    for limit in [ms(1), ms(15), ms(300)] {
+        let began = now();
+        let error = b.lock("job").wait(limit).acquire().await.unwrap_err();
+        let took = began.elapsed();
+        assert!(
+            took >= limit && took < limit + Duration::from_secs(5),
+            "{limit:?}: {took:?}: {}",
+            error.chain()
+        );
+        match error {
+            Error::TimedOut { holder, .. } if limit > ms(100) => {
+                assert_eq!(holder.as_deref(), Some("the other one"));
+            }
+            Error::TimedOut { .. } | Error::Unavailable { .. } => {}
+            other => panic!("{}", other.chain()),
+        }
+    }
+    let once = b
+        .lock("job")
+        .wait(Duration::ZERO)
+        .acquire()
+        .await
+        .unwrap_err();
+    let Error::TimedOut {
+        holder, held_for, ..
+    } = once
+    else {
+        panic!("{once}")
+    };
+    assert_eq!(holder.as_deref(), Some("the other one"));
+    assert!(held_for.is_some());
+    promise("P12", lab.engine);
+}
+
+async fn a_waiter_gets_it_when_its_turn_comes(lab: &Lab) {
+    let (a, b) = (lab.locks().await, lab.locks().await);
+    let guard = a.lock("job").acquire().await.unwrap();
+    let waiter = tokio::spawn(async move { b.lock("job").acquire().await });
+    tokio::time::sleep(ms(1200)).await;
+    assert!(!waiter.is_finished());
+    guard.release().await.unwrap();
+    soon(waiter)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+
+    // A crashed holder's lease runs out.
+    let crashed = a
+        .lock("job")
+        .ttl(ms(800))
+        .auto_renew(false)
+        .acquire()
+        .await
+        .unwrap();
+    std::mem::forget(crashed);
+    let next = soon(lab.locks().await.lock("job").acquire()).await.unwrap();
+    assert!(next.is_held());
+    promise("P12", lab.engine);
+}
+
+async fn waiters_of_one_process_come_in_order(lab: &Lab) {
+    let locks = lab.locks().await;
+    let first = locks.lock("job").acquire().await.unwrap();
+    let (came, mut waiters) = (Arc::new(std::sync::Mutex::new(Vec::new())), Vec::new());
+    for i in 0..8 {
+        let (locks, came) = (locks.clone(), Arc::clone(&came));
+        waiters.push(tokio::spawn(async move {
+            let guard = locks.lock("job").acquire().await.unwrap();
+            came.lock().unwrap().push(i);
+            guard.release().await.unwrap();
+        }));
+        tokio::time::sleep(ms(60)).await;
+    }
+    first.release().await.unwrap();
+    for waiter in waiters {
+        soon(waiter).await.unwrap();
+    }
+    assert_eq!(*came.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// The question is answered from memory, however many ask and whatever goes on.
+async fn asking_whether_it_is_held_costs_nothing(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let began = now();
+    for _ in 0..100_000 {
+        assert!(guard.is_held());
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    promise("P8", lab.engine);
+}
+
+async fn bad_settings_are_refused_before_anything_happens(lab: &Lab) {
+    let locks = lab.locks().await;
+    let refused = [
+        (locks.lock(""), "name"),
+        (locks.lock("x".repeat(256)), "name"),
+        (locks.lock("a\0b"), "name"),
+        (locks.lock("job").ttl(ms(99)), "ttl"),
+        (locks.lock("job").ttl(ms(1000)).margin(ms(500)), "margin"),
+        (
+            locks.lock("job").ttl(ms(1000)).renew_every(ms(600)),
+            "renew_every",
+        ),
+        (locks.lock("job").holder(""), "holder"),
+        (locks.lock("job").poll(Duration::from_micros(999)), "poll"),
+        (
+            locks.lock("job").metadata("big", "x".repeat(5000)),
+            "metadata",
+        ),
+    ];
+    for (lock, bad) in refused {
+        let error = lock.try_acquire().await.unwrap_err();
+        assert!(
+            matches!(error, Error::Config { setting, .. } if setting == bad),
+            "{error}"
+        );
+    }
+    assert!(locks.list().await.unwrap().is_empty());
+}
+
+async fn the_blocking_face_does_the_same(lab: &Lab) {
+    let url = lab.url.clone();
+    let other = lab.locks().await;
+    let work = move || {
+        let locks = database_locks::blocking::Locks::connect(&url).unwrap();
+        let guard = locks.lock("job").acquire().unwrap();
+        guard.check().unwrap();
+        guard.extend(Duration::from_secs(60)).unwrap();
+        assert!(locks.lock("job").try_acquire().unwrap().is_none());
+        guard.release().unwrap();
+        drop(locks.lock("job").try_acquire().unwrap().expect("free"));
+        // Its drop waits, so it is free by now.
+        let row = locks.show("job").unwrap().expect("a row");
+        assert_eq!(row.state, LockState::Free);
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+    free_within(&other, "job", SOON).await;
+}
+
+/// The runtime of threads that block is driven by no thread once none blocks.
+async fn dropped_locks_leave_no_connection_open(lab: &Lab) {
+    let count = match lab.is_mysql_like() {
+        true => {
+            "SELECT count(*) FROM information_schema.processlist
+              WHERE db = database() AND id <> connection_id()"
+        }
+        false => {
+            "SELECT count(*) FROM pg_stat_activity
+              WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        }
+    };
+    let url = lab.url.clone();
+    let work = move || {
+        let locks = database_locks::blocking::Locks::connect(url).unwrap();
+        locks.migrate().unwrap();
+        for _ in 0..5 {
+            locks.lock("job").acquire().unwrap().release().unwrap();
+        }
+        locks
+    };
+    // A thread of no runtime.
+    let locks = std::thread::spawn(work).join().unwrap();
+    let ours: u32 = lab.sql(count).parse().unwrap();
+    assert!(ours >= 2, "{ours}");
+    drop(locks);
+    let gone = || lab.sql(count) == "0";
+    assert!(testkit::time::wait_until(SOON, gone), "{}", lab.sql(count));
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            one_holder_at_a_time,
+            counted_increments_are_not_lost,
+            a_lease_outlives_its_ttl_while_it_is_held,
+            trust_ends_before_the_lease,
+            a_long_lease_begins_with_its_whole_length,
+            extend_lengthens_at_once,
+            a_release_by_force_is_noticed_and_explained,
+            check_notices_at_once,
+            whatever_ends_the_body_frees_the_lock,
+            an_acquire_dropped_after_any_poll_leaves_nothing,
+            a_waiter_that_gives_up_leaves_the_line,
+            a_wait_keeps_to_its_limit_and_names_the_holder,
+            a_waiter_gets_it_when_its_turn_comes,
+            waiters_of_one_process_come_in_order,
+            asking_whether_it_is_held_costs_nothing,
+            bad_settings_are_refused_before_anything_happens,
+            the_blocking_face_does_the_same,
+        );
+    )* };
+}
+on!(memory, sqlite, postgres, mariadb, mysql);
+
+mod rows {
+    //! What needs a table that somebody else can write to.
+    use super::*;
+    lab_tests!(sqlite: a_deleted_row_is_a_loss_and_is_not_made_again);
+    lab_tests!(postgres:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
+    lab_tests!(mariadb:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
+    lab_tests!(mysql:
+        a_deleted_row_is_a_loss_and_is_not_made_again,
+        dropped_locks_leave_no_connection_open,
+    );
+}

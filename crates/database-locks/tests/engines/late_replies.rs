@@ -1,0 +1,250 @@
+//! Replies that arrive after trust has ended: what an acquire hands out is held, and two bodies never run at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use database_locks::seam::{Table, open};
+use database_locks::{Error, Lock, LockGuard, Locks, LostReason, blocking};
+use testkit::contract::granted;
+use testkit::time::{now, wait_until};
+use testkit::{Lab, Proxy, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(30);
+const TTL: Duration = Duration::from_secs(2);
+/// For how long replies are held back: longer than a lease of `TTL` lasts, and not as long as a request may
+/// take.
+const DELAY: Duration = Duration::from_millis(2_500);
+
+async fn through(proxy: &Proxy, lab: &Lab) -> Locks {
+    Locks::connect(proxy.url(&lab.url)).await.unwrap()
+}
+
+fn short(locks: &Locks, name: &str) -> Lock {
+    locks.lock(name).ttl(TTL)
+}
+
+/// Hold back replies from now on, until `DELAY` after the first.
+fn delay_replies(proxy: &Arc<Proxy>) -> tokio::task::JoinHandle<()> {
+    let before = proxy.faults_hit();
+    proxy.stall_replies();
+    let (proxy, began) = (Arc::clone(proxy), now());
+    tokio::spawn(async move {
+        while proxy.faults_hit() == before {
+            assert!(began.elapsed() < SOON, "nothing was held back");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(DELAY).await;
+        proxy.resume();
+    })
+}
+
+/// Work under a guard for a moment, alone.
+async fn body(guard: LockGuard, inside: &AtomicI32) {
+    assert_eq!(
+        inside.fetch_add(1, Ordering::SeqCst),
+        0,
+        "two bodies at once"
+    );
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    inside.fetch_sub(1, Ordering::SeqCst);
+    guard.release().await.unwrap();
+}
+
+/// The reply to the first request comes when its lease is over and another client works under the lock.
+async fn a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on(lab: &Lab) {
+    let proxy = Arc::new(Proxy::to_url(&lab.url));
+    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+    // So that connections are up and statements prepared.
+    for _ in 0..3 {
+        short(&slow, "job")
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    let inside = Arc::new(AtomicI32::new(0));
+    let delayed = delay_replies(&proxy);
+    let first = {
+        let (lock, inside) = (short(&slow, "job").wait(SOON), Arc::clone(&inside));
+        tokio::spawn(async move {
+            let guard = lock.acquire().await.unwrap();
+            assert!(guard.is_held(), "handed out, and not held");
+            body(guard, &inside).await;
+        })
+    };
+    // Until it is granted, as far as the database is concerned.
+    let began = now();
+    while !other.show("job").await.unwrap().unwrap().is_held() {
+        assert!(began.elapsed() < SOON, "it is not granted");
+    }
+    assert!(other.lock("job").try_acquire().await.unwrap().is_none());
+    let second = other
+        .lock("job")
+        .ttl(SOON)
+        .wait(SOON)
+        .acquire()
+        .await
+        .unwrap();
+    body(second, &inside).await;
+    delayed.await.unwrap();
+    first.await.unwrap();
+    promise("P1", lab.engine);
+    promise("P4", lab.engine);
+}
+
+/// A try-once whose reply is late learns that it is lost, and what it got is given back.
+async fn a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held(lab: &Lab) {
+    let proxy = Arc::new(Proxy::to_url(&lab.url));
+    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+    for _ in 0..3 {
+        short(&slow, "once")
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    let delayed = delay_replies(&proxy);
+    let tried = short(&slow, "once").try_acquire().await;
+    match tried {
+        Err(Error::Lost { reason, .. }) => assert_eq!(reason, LostReason::Expired),
+        // Where the reply took so long that the connection was given up …
+        Err(Error::Unavailable { .. }) => {}
+        // … and the try that was made once more came when replies did.
+        Ok(Some(guard)) => assert!(guard.is_held(), "handed out, and not held"),
+        other => panic!("{other:?}"),
+    }
+    delayed.await.unwrap();
+    let began = now();
+    drop(other.lock("once").wait(SOON).acquire().await.unwrap());
+    assert!(began.elapsed() < SOON / 2, "{:?}", began.elapsed());
+    promise("P7", lab.engine);
+}
+
+/// The same of a lock that is gone on with by its ticket, and of one that its own holder takes over.
+async fn what_is_taken_over_or_up_too_late_is_not_handed_out(lab: &Lab) {
+    let proxy = Arc::new(Proxy::to_url(&lab.url));
+    let (slow, other) = (through(&proxy, lab).await, lab.locks().await);
+    for name in ["ticket", "mine"] {
+        short(&slow, name)
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    let ticket = short(&other, "ticket")
+        .ttl(SOON)
+        .acquire()
+        .await
+        .unwrap()
+        .into_ticket()
+        .unwrap();
+    let delayed = delay_replies(&proxy);
+    let taken = short(&slow, "ticket").resume(&ticket).await;
+    delayed.await.unwrap();
+    match taken {
+        Ok(guard) => assert!(guard.is_held(), "handed out, and not held"),
+        Err(Error::Lost { .. } | Error::Unavailable { .. } | Error::Conflict { .. }) => {}
+        Err(other) => panic!("{}", other.chain()),
+    }
+
+    let mine = |locks: &Locks| short(locks, "mine").holder("me").preempt(true).wait(SOON);
+    // As another process of the same holder would.
+    let store = open(&lab.url, &Table::default()).unwrap();
+    let before = granted(&*store, "mine", "me", SOON).await;
+    let delayed = delay_replies(&proxy);
+    let after = mine(&slow).acquire().await.unwrap();
+    assert!(after.is_held(), "handed out, and not held");
+    delayed.await.unwrap();
+    assert!(after.token() > before.token);
+    promise("P4", lab.engine);
+}
+
+/// The grant is there in time, and the caller's own thread is too busy to take it. No renewal keeps it alive.
+async fn a_caller_that_comes_late_is_handed_nothing_that_is_lost(lab: &Lab) {
+    let (locks, other) = (lab.locks().await, lab.locks().await);
+    let ttl = Duration::from_millis(300);
+    let lock = locks.lock("late").ttl(ttl).auto_renew(false);
+    // So that there is a row.
+    let _ = lock.acquire().await.unwrap().release().await;
+
+    let mut before = token(&other).await;
+    let mut trying = Box::pin(lock.try_acquire());
+    while let Some(answered) = futures_poll(trying.as_mut()) {
+        // The thread that asks the database was faster.
+        let _ = answered.unwrap().unwrap().release().await;
+        before = token(&other).await;
+        trying = Box::pin(lock.try_acquire());
+    }
+    let granted = busy(lab, before, ttl);
+    match trying.await {
+        Err(Error::Lost { reason, .. }) => assert_eq!(reason, LostReason::Expired),
+        // What the caller's own runtime has to send is sent when that goes on.
+        Ok(Some(guard)) if !granted => assert!(guard.is_held(), "handed out, and not held"),
+        other => panic!("granted: {granted}, {other:?}"),
+    }
+
+    let lock = lock.wait(SOON);
+    before = token(&other).await;
+    let mut waiting = Box::pin(lock.acquire());
+    while let Some(answered) = futures_poll(waiting.as_mut()) {
+        let _ = answered.unwrap().release().await;
+        before = token(&other).await;
+        waiting = Box::pin(lock.acquire());
+    }
+    busy(lab, before, ttl);
+    let guard = waiting.await.unwrap();
+    assert!(guard.is_held(), "handed out, and not held");
+    drop(guard);
+    drop(other.lock("late").wait(SOON).acquire().await.unwrap());
+    promise("P4", lab.engine);
+}
+
+async fn token(locks: &Locks) -> i64 {
+    locks.show("late").await.unwrap().unwrap().token.get()
+}
+
+/// Block this thread until the lock is granted, after the grant of that token, and the lease is over; or for two
+/// seconds. Whether it was granted.
+fn busy(lab: &Lab, before: i64, ttl: Duration) -> bool {
+    let url = lab.url.clone();
+    let work = move || {
+        let locks = blocking::Locks::connect(url).unwrap();
+        let token = || locks.show("late").unwrap().unwrap().token.get();
+        let granted = wait_until(Duration::from_secs(2), || token() > before);
+        testkit::time::sleep(ttl);
+        granted
+    };
+    std::thread::spawn(work).join().unwrap()
+}
+
+/// Poll it once; what it answered, if it did.
+fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.poll(&mut context) {
+        std::task::Poll::Ready(done) => Some(done),
+        std::task::Poll::Pending => None,
+    }
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $( lab_tests!($engine:
+        a_grant_whose_reply_is_late_is_not_handed_out_and_the_wait_goes_on,
+        a_try_whose_reply_is_late_is_lost_and_leaves_nothing_held,
+        what_is_taken_over_or_up_too_late_is_not_handed_out,
+        a_caller_that_comes_late_is_handed_nothing_that_is_lost,
+    ); )* };
+}
+on!(postgres, mariadb, mysql);
+
+mod embedded {
+    use super::a_caller_that_comes_late_is_handed_nothing_that_is_lost;
+    testkit::lab_tests!(memory: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
+    testkit::lab_tests!(sqlite: a_caller_that_comes_late_is_handed_nothing_that_is_lost);
+}

@@ -1,0 +1,107 @@
+//! A user with the rights that `SECURITY.md` names, and no others, can do what it says.
+
+use std::time::Duration;
+
+use database_locks::{Error, Locks, Prune};
+use testkit::{Lab, contract_tests};
+
+macro_rules! all_but_pruning {
+    ($engine:ident, $lab:expr) => {
+        contract_tests!(
+            $engine,
+            $lab,
+            a_held_lock_names_its_holder,
+            expired_is_free,
+            released_is_free,
+            tokens_grow,
+            the_first_token_is_the_clock,
+            a_repeated_acquire_recognises_its_own_grant,
+            renewed_leases_outlive_their_first_length,
+            a_renewal_shortens_nothing,
+            a_renewal_may_be_repeated,
+            endless_ends_only_by_release,
+            a_stale_grant_can_neither_renew_nor_release,
+            the_same_holder_is_another_grant,
+            a_late_renewal_revives_nothing,
+            each_part_of_a_grant_counts,
+            a_release_by_force_is_told_to_the_holder,
+            a_grant_whose_token_is_unknown_can_be_given_back,
+            a_ticket_resumes_a_lock_once,
+            a_dead_ticket_revives_nothing,
+            distinct_names_are_distinct_locks,
+            a_batch_of_acquires_is_answered_one_by_one,
+            a_batch_that_asks_for_a_lock_twice_gets_it_once,
+            a_batch_writes_for_each_what_it_asked_for,
+            a_batch_of_releases_is_answered_one_by_one,
+            a_batch_of_renewals_is_answered_one_by_one,
+            first_use_by_twenty_at_once_has_one_winner,
+            an_expired_lease_has_one_successor,
+            a_reader_sees_what_the_holder_wrote,
+            installing_twice_changes_nothing,
+            the_same_holder_takes_over,
+            nothing_but_what_was_seen_is_taken_over,
+            what_nobody_has_is_not_taken_over,
+        );
+    };
+}
+
+all_but_pruning!(postgres, Lab::postgres_least().await);
+all_but_pruning!(mariadb, Lab::mariadb_least().await);
+all_but_pruning!(mysql, Lab::mysql_least().await);
+contract_tests!(
+    postgres_with_a_sequence,
+    Lab::postgres_serial().await,
+    expired_is_free,
+    first_use_by_twenty_at_once_has_one_winner,
+    a_batch_of_acquires_is_answered_one_by_one,
+);
+
+/// What is missing is said with what for: nothing else, and not before it is needed.
+async fn what_is_missing_is_said(lab: Lab) {
+    let locks = Locks::connect(&lab.url).await.unwrap();
+    let report = locks.doctor().await.unwrap();
+    let rights = report
+        .findings
+        .iter()
+        .filter(|found| found.area == "rights");
+    let ids: Vec<&str> = rights.map(|found| found.id).collect();
+    assert_eq!(ids, ["no-delete"], "{report:#?}");
+    locks.migrate().await.unwrap();
+
+    let refused = |error: Error, right: &str| {
+        assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+        let said = error.chain();
+        assert!(said.contains(right), "{said}");
+    };
+    // It deletes nothing, since there is nothing: the right is missing all the same.
+    let long = Duration::from_secs(86_400);
+    let error = locks.prune(Prune::older_than(long)).await.unwrap_err();
+    refused(error, "DELETE on the table to prune");
+    let other = Locks::builder(&lab.url)
+        .table("another_table")
+        .connect()
+        .await
+        .unwrap();
+    refused(other.migrate().await.unwrap_err(), "CREATE");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_said_on_postgres() {
+    if let Some(lab) = Lab::postgres_least().await {
+        what_is_missing_is_said(lab).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_said_on_mariadb() {
+    if let Some(lab) = Lab::mariadb_least().await {
+        what_is_missing_is_said(lab).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_said_on_mysql() {
+    if let Some(lab) = Lab::mysql_least().await {
+        what_is_missing_is_said(lab).await;
+    }
+}

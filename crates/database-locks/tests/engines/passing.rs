@@ -1,0 +1,133 @@
+//! Errors that pass, and tables that are blocked: neither ends a wait or a lease, and each is called what
+//! it is.
+
+use std::time::Duration;
+
+use database_locks::{Error, Locks};
+use testkit::{Lab, Postgres, lab_tests, promise};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Renamed away for a moment while one holds and another waits, and before anybody has used it.
+async fn a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait(lab: &Lab) {
+    let locks = lab.locks().await;
+    // Several renewals are due while the table is away.
+    let holder = locks.lock("job").ttl(SOON).renew_every(ms(500));
+    let guard = holder.acquire().await.unwrap();
+    let (others, waits) = (lab.locks().await, SOON);
+    let waiter = tokio::spawn(async move { others.lock("job").wait(waits).acquire().await });
+    tokio::time::sleep(ms(500)).await;
+    lab.sql("ALTER TABLE database_locks_lock RENAME TO away");
+    tokio::time::sleep(ms(1_500)).await;
+    let late = Locks::connect(&lab.url).await.unwrap();
+    let refused = late.lock("job").wait(SOON).acquire().await.unwrap_err();
+    assert!(matches!(refused, Error::Rejected { .. }), "{refused}");
+    assert!(refused.chain().contains("`dblock init`"), "{refused}");
+    lab.sql("ALTER TABLE away RENAME TO database_locks_lock");
+    assert!(guard.is_held());
+    guard.check().await.unwrap();
+    assert!(!waiter.is_finished(), "the waiter has died");
+    guard.release().await.unwrap();
+    waiter.await.unwrap().unwrap().release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
+/// Nobody has the lock: what is in the way is a session that has locked the table.
+async fn a_blocked_table_is_called_blocked_and_names_who_blocks_it(lab: &Lab) {
+    let locks = lab.locks().await;
+    for mode in ["SHARE", "ACCESS EXCLUSIVE"] {
+        let mut stranger = lab.stranger();
+        stranger.run("BEGIN").unwrap();
+        stranger
+            .run(&format!("LOCK TABLE database_locks_lock IN {mode} MODE"))
+            .unwrap();
+        let pid = stranger.run("SELECT pg_backend_pid()").unwrap().remove(0);
+        let once = locks.lock("never had").try_acquire().await.unwrap_err();
+        let said = once.chain();
+        assert!(matches!(once, Error::Unavailable { .. }), "{mode}: {said}");
+        assert!(
+            said.contains("the database cannot do it now: blocked for 5s by the session of pid"),
+            "{mode}: {said}"
+        );
+        assert!(
+            said.contains(&format!("pid {pid} (user postgres")),
+            "{said}"
+        );
+        assert!(!said.contains("held"), "{mode}: {said}");
+        // Less than a call may take, and more.
+        for wait in [3, 6].map(Duration::from_secs) {
+            let waiting = locks.lock("never had").wait(wait);
+            let waited = waiting.acquire().await.unwrap_err().chain();
+            assert!(waited.contains(&format!("pid {pid}")), "{mode}: {waited}");
+            assert!(!waited.contains("held"), "{mode}: {waited}");
+        }
+        stranger.run("ROLLBACK").unwrap();
+        let got = locks.lock("never had").wait(SOON).acquire().await.unwrap();
+        got.release().await.unwrap();
+    }
+    promise("P15", lab.engine);
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_table_that_is_renamed_away_for_a_while_ends_neither_a_lease_nor_a_wait,
+            a_blocked_table_is_called_blocked_and_names_who_blocks_it,
+        );
+    )* };
+}
+on!(postgres, postgres18);
+
+/// Version 17 ends a session whose transaction takes too long, statements that are blocked among them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_timeout_of_the_server_does_not_end_a_wait() {
+    let Some(lab) = Lab::postgres18() else { return };
+    lab.locks().await;
+    lab.sql(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET transaction_timeout = 300',
+                                    current_database()); END $$",
+    );
+    let locks = Locks::connect(&lab.url).await.unwrap();
+    let mut stranger = lab.stranger();
+    stranger.run("SET transaction_timeout = 0").unwrap();
+    stranger.run("BEGIN").unwrap();
+    stranger
+        .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
+    let waiter = tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!waiter.is_finished(), "the waiter has died");
+    stranger.run("ROLLBACK").unwrap();
+    waiter.await.unwrap().unwrap().release().await.unwrap();
+    promise("P12", lab.engine);
+}
+
+/// What we add ourselves keeps nobody from a lock; what the caller gives is refused if it cannot be held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_encoding_refuses_names_that_it_cannot_hold_and_nothing_else() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let database = format!("latin1_{}", std::process::id());
+    let made = format!(
+        "CREATE DATABASE {database} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    );
+    server.query("postgres", &made).unwrap();
+    let locks = Locks::connect(server.url_of(&database)).await.unwrap();
+    locks.migrate().await.unwrap();
+    let lock = locks.lock("tâche").metadata("why", "日本 🔒");
+    let guard = lock.acquire().await.unwrap();
+    let row = locks.show("tâche").await.unwrap().unwrap();
+    assert_eq!(row.parsed_metadata()["meta"]["why"], "日本 🔒");
+    guard.release().await.unwrap();
+    for lock in [locks.lock("日本"), locks.lock("job").holder("仕事")] {
+        let refused = lock.acquire().await.unwrap_err();
+        let said = refused.chain();
+        assert!(matches!(refused, Error::Rejected { .. }), "{said}");
+        assert!(said.contains("LATIN1") && said.contains("UTF8"), "{said}");
+    }
+}

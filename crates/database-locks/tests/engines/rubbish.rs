@@ -1,0 +1,203 @@
+//! Rows that hold rubbish: another program's, a dump's, a hand's. Whatever is there, nothing panics, errors
+//! are clear, and never two have the lock.
+
+use std::time::Duration;
+
+use database_locks::{Error, LockState, Locks, Prune};
+use testkit::{Lab, lab_tests};
+
+const LATER: &str = "'2999-01-01 00:00:00'";
+const PAST: &str = "'2001-01-01 00:00:00'";
+
+/// What stands in the row, as `SET` has it, and whether the lock can be had then.
+fn rubbish(engine: &str) -> Vec<(String, bool)> {
+    let huge = "x".repeat(60_000);
+    let mut all = vec![
+        // Restored from a dump: it is plainly over.
+        (
+            format!("expires_at = {PAST}, granted_until = {PAST}, token = 41, grant_id = 'gone'"),
+            true,
+        ),
+        ("locked_by = NULL, expires_at = NULL, grant_id = NULL, granted_until = NULL, acquired_at = NULL, renewed_at = NULL, waiting_until = NULL, metadata = NULL".into(), true),
+        (format!("locked_by = NULL, expires_at = {LATER}, grant_id = NULL, granted_until = NULL, acquired_at = NULL"), false),
+        (format!("expires_at = {LATER}, granted_until = {LATER}, acquired_at = {LATER}, renewed_at = {LATER}"), false),
+        (format!("expires_at = {LATER}, granted_until = {PAST}, renewed_at = {LATER}"), false),
+        ("token = 9223372036854775806".into(), true),
+        ("metadata = '{\"meta\": [1, {\"a\": null}'".into(), true),
+        (format!("metadata = '{huge}'"), true),
+        ("metadata = '[]', grant_id = 'short'".into(), true),
+        ("grant_id = '', locked_by = ''".into(), true),
+        ("grant_id = 'ÄÖÜ', locked_by = '\u{1b}[31mred\n\u{202e}'".into(), true),
+    ];
+    match engine {
+        "postgres" => all.extend(
+            [
+                ("token = -5", true),
+                ("token = -9223372036854775808", true),
+                ("expires_at = 'infinity', granted_until = 'infinity', acquired_at = '-infinity', renewed_at = 'infinity'", false),
+                ("expires_at = '-infinity', granted_until = '-infinity', acquired_at = 'infinity'", true),
+                ("expires_at = '4713-01-01 BC', acquired_at = '4713-01-01 BC', renewed_at = '4713-01-01 BC'", true),
+                ("expires_at = '294276-12-31', granted_until = '294276-12-31', acquired_at = '294276-12-31'", false),
+            ]
+            .map(|(set, free)| (set.to_owned(), free)),
+        ),
+        "mariadb" | "mysql" => all.extend(
+            [
+                ("expires_at = '0000-00-00 00:00:00', granted_until = '0000-00-00 00:00:00', acquired_at = '0000-00-00', renewed_at = '0000-00-00'", true),
+                ("expires_at = '9999-12-31 23:59:59.999999', granted_until = '9999-12-31 23:59:59.999999', acquired_at = '0001-01-01'", false),
+            ]
+            .map(|(set, free)| (set.to_owned(), free)),
+        ),
+        _ => all.extend(
+            [
+                ("token = -5", true),
+                ("token = -9223372036854775808", true),
+                ("expires_at = '9999-12-31 23:59:59', granted_until = '9999-12-31 23:59:59'", false),
+                ("acquired_at = 'yesterday', renewed_at = '', waiting_until = x'00ff'", true),
+            ]
+            .map(|(set, free)| (set.to_owned(), free)),
+        ),
+    }
+    all
+}
+
+fn fill(lab: &Lab, set: &str) {
+    // What the strict mode refuses came in before that was switched on.
+    let mode = match lab.engine {
+        "mariadb" | "mysql" => "SET sql_mode = ''; ",
+        _ => "",
+    };
+    let all =
+        "token = 7, locked_by = 'me', expires_at = NULL, grant_id = NULL, granted_until = NULL,
+               acquired_at = NULL, renewed_at = NULL, metadata = NULL";
+    lab.sql(&format!(
+        "{mode}UPDATE database_locks_lock SET {all} WHERE name = 'job';
+         UPDATE database_locks_lock SET {set} WHERE name = 'job'"
+    ));
+}
+
+/// Everything that reads it answers.
+async fn look(locks: &Locks, set: &str) {
+    let row = locks
+        .show("job")
+        .await
+        .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+    let row = row.unwrap_or_else(|| panic!("{set}: not shown"));
+    let _ = (row.description(), row.to_json(), row.parsed_metadata());
+    let all = locks.list().await.unwrap();
+    assert_eq!(all.len(), 1, "{set}");
+    locks.doctor().await.unwrap();
+}
+
+async fn rubbish_in_a_row_is_lived_with(lab: &Lab) {
+    let locks = lab.locks().await;
+    let other = lab.locks().await;
+    for (set, free) in rubbish(lab.engine) {
+        lab.sql("DELETE FROM database_locks_lock; INSERT INTO database_locks_lock (name) VALUES ('job')");
+        fill(lab, &set);
+        look(&locks, &set).await;
+        let before = locks.show("job").await.unwrap().unwrap();
+        let tried = locks.lock("job").try_acquire().await;
+        let tried = tried.unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+        assert_eq!(tried.is_some(), free, "{set}: {before:?}");
+        let guard = match tried {
+            Some(guard) => guard,
+            None => {
+                locks
+                    .force_release("job")
+                    .await
+                    .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+                locks
+                    .lock("job")
+                    .try_acquire()
+                    .await
+                    .unwrap()
+                    .unwrap_or_else(|| panic!("{set}"))
+            }
+        };
+        assert!(guard.token() > before.token, "{set}: {:?}", guard.token());
+        assert!(
+            other.lock("job").try_acquire().await.unwrap().is_none(),
+            "{set}"
+        );
+        guard
+            .check()
+            .await
+            .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+        guard
+            .extend(Duration::from_secs(20))
+            .await
+            .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+        look(&locks, &set).await;
+        guard
+            .release()
+            .await
+            .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+        fill(lab, &set);
+        locks
+            .prune(Prune::older_than(Duration::from_secs(3600)).include_legacy())
+            .await
+            .unwrap_or_else(|e| panic!("{set}: {}", e.chain()));
+    }
+}
+
+/// There is no greater token: nobody is granted the lock, and the error says why and what to do.
+async fn the_last_token_is_never_passed(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
+    // What is below zero is mended like any other token that is behind the clock.
+    for token in [-5, i64::MIN] {
+        fill(lab, &format!("token = {token}"));
+        let guard = locks.lock("job").try_acquire().await.unwrap().unwrap();
+        assert!(guard.token().get() > 1_000_000_000_000, "{guard:?}");
+        guard.release().await.unwrap();
+    }
+    for token in [i64::MAX] {
+        let refused = |error: Error| {
+            assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+            let said = error.chain();
+            assert!(said.contains("its token is out of range"), "{said}");
+        };
+        fill(lab, &format!("token = {token}"));
+        refused(locks.lock("job").try_acquire().await.unwrap_err());
+        let row = locks.show("job").await.unwrap().unwrap();
+        assert_eq!((row.token.get(), row.state), (token, LockState::Free));
+        if token == i64::MAX {
+            fill(lab, &format!("token = {token}, expires_at = {LATER}"));
+            refused(locks.force_release("job").await.unwrap_err());
+            let row = locks.show("job").await.unwrap().unwrap();
+            assert_eq!(row.token.get(), token);
+        }
+    }
+    // Others are not held up by it.
+    let guard = locks.lock("other").try_acquire().await.unwrap().unwrap();
+    guard.release().await.unwrap();
+}
+
+/// SQLite puts anything into any column. What cannot be read is named, and is in nobody's way.
+async fn what_is_of_another_type_is_refused(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql("INSERT INTO database_locks_lock (name) VALUES ('job')");
+    for (set, column) in [
+        ("locked_by = x'ff00'", "locked_by"),
+        ("token = 'abc'", "token"),
+        ("token = 1.5", "token"),
+        ("metadata = x'00'", "metadata"),
+    ] {
+        fill(lab, set);
+        let error = locks.show("job").await.unwrap_err();
+        assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+        assert!(error.chain().contains(column), "{}", error.chain());
+        if let Err(error) = locks.lock("job").try_acquire().await {
+            assert!(error.chain().contains(column), "{}", error.chain());
+        }
+        let guard = locks.lock("other").try_acquire().await.unwrap().unwrap();
+        guard.release().await.unwrap();
+    }
+}
+
+lab_tests!(sqlite: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed,
+    what_is_of_another_type_is_refused);
+lab_tests!(postgres: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
+lab_tests!(mariadb: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);
+lab_tests!(mysql: rubbish_in_a_row_is_lived_with, the_last_token_is_never_passed);

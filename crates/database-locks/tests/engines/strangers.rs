@@ -1,0 +1,391 @@
+//! Others who write to the table, lock its rows, or came before us.
+
+use std::time::Duration;
+
+use database_locks::seam::{
+    AcquireCommand, Outcome, ReleaseCommand, Released, Renewal, StoreError, random_grant_id,
+};
+use database_locks::{Error, LockState, LostReason, Ttl};
+use testkit::contract::{ask, granted, info, name, release, renew, try_once};
+use testkit::time::now;
+use testkit::{Lab, lab_tests, promise};
+
+const LONG: Duration = Duration::from_secs(25);
+const SOON: Duration = Duration::from_secs(20);
+/// "Does not wait for a row": a round trip or two, with room for a busy machine; waiting for the
+/// stranger would take until the test ends.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn at_once<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(AT_ONCE, what)
+        .await
+        .expect("waits for nobody")
+}
+
+/// Fill the table with rows that have nothing to do with it.
+fn crowd(lab: &Lab, rows: usize) {
+    for start in (0..rows).step_by(500) {
+        let values: Vec<String> = (start..rows.min(start + 500))
+            .map(|i| format!("('crowd {i}')"))
+            .collect();
+        lab.sql(&format!(
+            "INSERT INTO database_locks_lock (name) VALUES {}",
+            values.join(",")
+        ));
+    }
+}
+
+/// One row of twenty is locked by a stranger: the nineteen are renewed, that one is busy, not lost.
+async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
+    let bench = lab.bench();
+    let store = bench.ready().await;
+    for rows in [0, 5, 5_000] {
+        lab.sql("DELETE FROM database_locks_lock");
+        crowd(lab, rows);
+        let mut round = Vec::new();
+        for i in 0..20 {
+            round.push((
+                granted(&*store, &format!("lock {i}"), "me", LONG).await,
+                Ttl::from(LONG),
+            ));
+        }
+        let hold = lab.hold_row("lock 7");
+
+        let answers = at_once(store.renew(&round, SOON)).await.expect("an answer");
+        for (i, answer) in answers.into_iter().enumerate() {
+            let expected = if i == 7 {
+                Renewal::Busy
+            } else {
+                Renewal::Renewed
+            };
+            assert_eq!(answer, expected, "lock {i} of a table of {rows} more rows");
+        }
+        let back = [
+            ReleaseCommand::of(&round[7].0, LONG.into()),
+            ReleaseCommand::of(&round[8].0, LONG.into()),
+        ];
+        let released = at_once(store.release(&back, SOON))
+            .await
+            .expect("an answer");
+        assert_eq!(released, [Released::Busy, Released::Freed]);
+        let forced = at_once(store.force(&name("lock 7"), SOON))
+            .await
+            .expect("an answer");
+        assert_eq!(forced, database_locks::seam::Force::Busy);
+        let other = at_once(try_once(&*store, &ask("lock 8", "other", LONG))).await;
+        assert!(matches!(other, Outcome::Granted { .. }), "{other:?}");
+
+        hold.leave();
+        assert_eq!(renew(&*store, &round[7].0, LONG).await, Renewal::Renewed);
+        assert_eq!(release(&*store, &round[7].0).await, Released::Freed);
+    }
+    promise("P6", lab.engine);
+    promise("P15", lab.engine);
+}
+
+/// The same of a crowd that is acquired and released at once: whoever has one of its rows locked keeps
+/// that one lock from being had, or given back, and no other.
+async fn of_a_crowd_only_what_is_locked_is_busy(lab: &Lab) {
+    let store = lab.bench().ready().await;
+    let mut asks: Vec<AcquireCommand> = (0..150)
+        .map(|i| ask(&format!("lock {i}"), "me", LONG))
+        .collect();
+    let held = store.acquire(&asks, SOON).await.expect("an answer");
+    let back = |asks: &[AcquireCommand], outcomes: &[Outcome]| -> Vec<ReleaseCommand> {
+        let grants = asks.iter().zip(outcomes);
+        let grants = grants.filter_map(|(ask, outcome)| match outcome {
+            Outcome::Granted { token, .. } => Some(ReleaseCommand {
+                name: ask.name.clone(),
+                token: Some(*token),
+                grant: ask.grant,
+                holder: ask.holder.clone(),
+                durable: false,
+            }),
+            _ => None,
+        });
+        grants.collect()
+    };
+    let released = store.release(&back(&asks, &held), SOON).await;
+    assert_eq!(released.expect("an answer"), vec![Released::Freed; 150]);
+
+    let hold = lab.hold_row("lock 7");
+    for ask in &mut asks {
+        ask.grant = random_grant_id().expect("randomness");
+    }
+    let outcomes = at_once(store.acquire(&asks, SOON))
+        .await
+        .expect("an answer");
+    for (i, outcome) in outcomes.iter().enumerate() {
+        let granted = matches!(outcome, Outcome::Granted { .. });
+        assert_eq!(granted, i != 7, "lock {i}: {outcome:?}");
+    }
+    assert_eq!(outcomes[7], Outcome::Busy);
+    hold.leave();
+
+    let back = back(&asks, &outcomes);
+    let hold = lab.hold_row("lock 9");
+    let (few, many) = back.split_at(20);
+    let mut released = at_once(store.release(few, SOON)).await.expect("an answer");
+    released.extend(at_once(store.release(many, SOON)).await.expect("an answer"));
+    for (what, released) in back.iter().zip(released) {
+        let expected = match what.name == name("lock 9") {
+            true => Released::Busy,
+            false => Released::Freed,
+        };
+        assert_eq!(released, expected, "{what:?}");
+    }
+    hold.leave();
+    promise("P15", lab.engine);
+}
+
+/// A free lock whose row is locked can soon be had, and asking for it waits for nobody.
+async fn a_locked_free_row_is_tried_again(lab: &Lab) {
+    let locks = lab.locks().await;
+    locks
+        .lock("job")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let hold = lab.hold_row("job");
+    let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
+    assert!(tried.is_none(), "nobody has it, but it is not to be had");
+    let waiter = {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+    };
+    // Another lock over the same connection is not held up meanwhile.
+    for _ in 0..5 {
+        at_once(locks.lock("other").acquire())
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    assert!(!waiter.is_finished());
+    hold.leave();
+    waiter.await.unwrap().unwrap().release().await.unwrap();
+    promise("P15", lab.engine);
+}
+
+/// A release by force never overtakes an open transaction: it waits a moment, then says so.
+async fn a_release_by_force_is_held_off_by_a_locked_row(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let hold = lab.hold_row("job");
+    let error = locks.force_release("job").await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }), "{}", error.chain());
+    assert!(guard.is_held());
+    hold.leave();
+    assert!(locks.force_release("job").await.unwrap().is_some());
+}
+
+/// A row that is locked for longer than the ttl lasts: held until the end of trust, then lost.
+async fn a_row_locked_past_the_ttl_is_lost_in_time(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").ttl(ms(2000)).acquire().await.unwrap();
+    let hold = lab.hold_row("job");
+    tokio::time::sleep(ms(900)).await;
+    assert!(guard.is_held(), "busy is not lost");
+    let loss = tokio::time::timeout(SOON, guard.lost())
+        .await
+        .expect("in time");
+    // On SQLite it is the file that cannot be written, and so nothing is known of the row.
+    assert!(
+        matches!(loss.reason(), LostReason::Expired | LostReason::Unreachable),
+        "{loss:?}"
+    );
+    hold.leave();
+    drop(guard);
+    locks
+        .lock("job")
+        .wait(SOON)
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    promise("P4", lab.engine);
+    promise("P6", lab.engine);
+}
+
+/// While that goes on, the question is answered at once.
+async fn asking_waits_for_no_writer(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let hold = lab.hold_row("job");
+    let release = tokio::spawn(async move { (guard.is_held(), guard) });
+    let (held, guard) = at_once(release).await.unwrap();
+    let began = now();
+    assert!((0..10_000).all(|_| guard.is_held()) && held);
+    assert!(began.elapsed() < AT_ONCE);
+    hold.leave();
+    guard.release().await.unwrap();
+    promise("P8", lab.engine);
+}
+
+/// A stranger has inserted the name and not committed: whoever uses it for the first time does not
+/// wait in the database, and has it once the stranger is gone, whichever way that was.
+async fn an_uncommitted_first_use_is_waited_for(lab: &Lab) {
+    for commit in [false, true] {
+        let locks = lab.locks().await;
+        lab.sql("DELETE FROM database_locks_lock");
+        // There already: InnoDB locks the gap beside the stranger's row against new ones.
+        locks
+            .lock("other")
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+        let hold = lab.hold("INSERT INTO database_locks_lock (name) VALUES ('job')");
+        let tried = at_once(locks.lock("job").try_acquire()).await.unwrap();
+        assert!(tried.is_none());
+        let waiter = {
+            let locks = locks.clone();
+            tokio::spawn(async move { locks.lock("job").wait(SOON).acquire().await })
+        };
+        for _ in 0..3 {
+            at_once(locks.lock("other").acquire())
+                .await
+                .unwrap()
+                .release()
+                .await
+                .unwrap();
+        }
+        assert!(!waiter.is_finished());
+        if commit {
+            hold.commit()
+        } else {
+            hold.leave()
+        }
+        let guard = waiter
+            .await
+            .unwrap()
+            .unwrap_or_else(|error| panic!("{}", error.chain()));
+        guard.release().await.unwrap();
+    }
+    promise("P1", lab.engine);
+    promise("P15", lab.engine);
+}
+
+/// The rows of django-database-locks 0.5, which knows only the first four columns.
+async fn rows_of_the_old_package_are_honoured(lab: &Lab) {
+    let locks = lab.locks().await;
+    let insert = |lock: &str, expires: &str| {
+        let columns = "database_locks_lock (name, locked_by, expires_at)";
+        lab.sql(&format!(
+            "INSERT INTO {columns} VALUES ('{lock}', 'old.17', {expires})"
+        ));
+    };
+    insert("held", "'2999-01-01 00:00:00'");
+    insert("over", "'2001-01-01 00:00:00'");
+    insert("free", "NULL");
+
+    assert!(locks.lock("held").try_acquire().await.unwrap().is_none());
+    let row = locks.show("held").await.unwrap().expect("a row");
+    assert_eq!(row.holder.as_deref(), Some("old.17"));
+    assert_eq!(row.held_for, None, "it does not say since when");
+    for lock in ["over", "free"] {
+        let guard = locks.lock(lock).try_acquire().await.unwrap().expect("free");
+        assert!(
+            guard.token().get() > 1_700_000_000_000,
+            "begins at the clock"
+        );
+    }
+
+    // It takes an expired lock of ours: our grant is lost, and what it left is not shown.
+    let guard = locks.lock("ours").ttl(ms(3000)).acquire().await.unwrap();
+    lab.sql(
+        "UPDATE database_locks_lock SET locked_by = 'old.17', expires_at = '2999-01-01 00:00:00' \
+         WHERE name = 'ours'",
+    );
+    let loss = tokio::time::timeout(SOON, guard.lost())
+        .await
+        .expect("in time");
+    assert_eq!(loss.reason(), LostReason::Preempted);
+    let row = locks.show("ours").await.unwrap().expect("a row");
+    assert_eq!((row.held_for, row.grant, row.metadata), (None, None, None));
+    assert!(matches!(row.state, LockState::Held { .. }));
+    promise("P6", lab.engine);
+}
+
+async fn a_missing_table_says_what_to_do(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql("DROP TABLE database_locks_lock");
+    for error in [
+        locks.lock("job").acquire().await.unwrap_err(),
+        locks.lock("job").try_acquire().await.unwrap_err(),
+        locks.list().await.unwrap_err(),
+        locks.force_release("job").await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+        let said = error.chain();
+        assert!(said.contains("dblock init"), "{said}");
+    }
+}
+
+/// On SQLite a stranger's transaction has the whole file: that is contention, and no error.
+async fn a_busy_file_is_contention(lab: &Lab) {
+    let store = lab.bench().ready().await;
+    let grant = granted(&*store, "job", "me", LONG).await;
+    let hold = lab.hold_row("job");
+    let round = [(grant.clone(), Ttl::from(LONG))];
+    let renewal = at_once(store.renew(&round, SOON)).await;
+    assert!(
+        matches!(renewal, Err(StoreError::Contention(_))),
+        "{renewal:?}"
+    );
+    let losing = at_once(try_once(&*store, &ask("job", "other", LONG))).await;
+    assert!(
+        matches!(losing, Outcome::Held(_)),
+        "a losing try needs no write lock"
+    );
+    let locks = lab.locks_at(&lab.url);
+    let tried = at_once(async { locks.await.lock("new").try_acquire().await }).await;
+    // Blocked is not held: no holder is known.
+    let blocked = tried.expect_err("it could not be tried");
+    assert!(matches!(blocked, Error::Conflict { .. }), "{blocked:?}");
+    assert!(
+        blocked.chain().contains("database is locked"),
+        "{}",
+        blocked.chain()
+    );
+    hold.leave();
+    assert!(info(&*store, "job").await.is_some());
+    promise("P15", lab.engine);
+}
+
+macro_rules! on_servers {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            a_locked_row_is_busy_and_holds_up_nobody,
+            of_a_crowd_only_what_is_locked_is_busy,
+            a_locked_free_row_is_tried_again,
+            a_release_by_force_is_held_off_by_a_locked_row,
+            a_row_locked_past_the_ttl_is_lost_in_time,
+            asking_waits_for_no_writer,
+            an_uncommitted_first_use_is_waited_for,
+            rows_of_the_old_package_are_honoured,
+            a_missing_table_says_what_to_do,
+        );
+    )* };
+}
+on_servers!(postgres, mariadb, mysql);
+lab_tests!(sqlite:
+    a_release_by_force_is_held_off_by_a_locked_row,
+    a_row_locked_past_the_ttl_is_lost_in_time,
+    asking_waits_for_no_writer,
+    rows_of_the_old_package_are_honoured,
+    a_missing_table_says_what_to_do,
+    a_busy_file_is_contention,
+);

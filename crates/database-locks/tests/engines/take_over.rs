@@ -1,0 +1,187 @@
+//! The same `locked_by` comes again: from another process, and within one.
+
+use std::time::Duration;
+
+use database_locks::seam::Outcome;
+use database_locks::{Error, Lock, Locks, LostReason};
+use testkit::contract::{granted, over, take_over};
+use testkit::time::now;
+use testkit::{Lab, lab_tests, promise};
+
+const LONG: Duration = Duration::from_secs(25);
+const SOON: Duration = Duration::from_secs(20);
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn mine(locks: &Locks) -> Lock {
+    locks.lock("job").holder("me").preempt(true)
+}
+
+/// What a client of another process holds: this one knows nothing of its grant.
+async fn held_elsewhere(lab: &Lab) -> database_locks::seam::Grant {
+    granted(&*lab.bench().ready().await, "job", "me", LONG).await
+}
+
+async fn it_comes_from_elsewhere_and_gets_the_lock(lab: &Lab) {
+    let locks = lab.locks().await;
+    for wait in [Duration::ZERO, SOON] {
+        let old = held_elsewhere(lab).await;
+        let other = locks.lock("job").holder("you").preempt(true);
+        assert!(other.try_acquire().await.unwrap().is_none(), "another one");
+        let unasked = locks.lock("job").holder("me");
+        assert!(unasked.try_acquire().await.unwrap().is_none(), "not asked");
+        let began = now();
+        let guard = mine(&locks).wait(wait).acquire().await.unwrap();
+        assert!(began.elapsed() < AT_ONCE, "it waited");
+        assert!(guard.token() > old.token);
+        guard.check().await.unwrap();
+        guard.release().await.unwrap();
+    }
+    promise("P1", lab.engine);
+    promise("P2", lab.engine);
+}
+
+/// Within a process it excludes like any other, whatever connection it comes by.
+async fn within_a_process_it_excludes_like_any_other(lab: &Lab) {
+    let (locks, others) = (lab.locks().await, lab.locks().await);
+    let guard = mine(&locks).acquire().await.unwrap();
+    for locks in [&locks, &others] {
+        assert!(mine(locks).try_acquire().await.unwrap().is_none());
+        let waited = mine(locks).wait(ms(300)).acquire().await.unwrap_err();
+        assert!(matches!(waited, Error::TimedOut { .. }), "{waited}");
+    }
+    guard.check().await.expect("still ours");
+    let waiter = tokio::spawn(async move { mine(&others).wait(SOON).acquire().await });
+    tokio::time::sleep(ms(200)).await;
+    guard.release().await.unwrap();
+    let next = waiter.await.unwrap().unwrap();
+    let ticket = next.into_ticket().unwrap();
+    let taken = mine(&locks).resume(&ticket).await.unwrap();
+    assert!(mine(&locks).try_acquire().await.unwrap().is_none());
+    taken.check().await.expect("still ours");
+    promise("P1", lab.engine);
+}
+
+/// Twenty tasks of one process that come at once: one of them gets it, and keeps it.
+async fn of_many_tasks_one_takes_it_over(lab: &Lab) {
+    let locks = lab.locks().await;
+    held_elsewhere(lab).await;
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let locks = locks.clone();
+            tokio::spawn(async move { mine(&locks).try_acquire().await.unwrap() })
+        })
+        .collect();
+    let mut guards = Vec::new();
+    for task in tasks {
+        guards.extend(task.await.unwrap());
+    }
+    assert_eq!(guards.len(), 1);
+    guards[0].check().await.expect("nobody took it from us");
+    promise("P1", lab.engine);
+}
+
+/// Rows of django-database-locks 0.5 have no grant id, and a token of 0.
+async fn a_row_of_the_old_package_is_taken_over(lab: &Lab) {
+    let locks = lab.locks().await;
+    lab.sql(
+        "INSERT INTO database_locks_lock (name, locked_by, expires_at) \
+         VALUES ('job', 'me', '2999-01-01 00:00:00')",
+    );
+    let guard = mine(&locks).try_acquire().await.unwrap().expect("ours");
+    assert!(
+        guard.token().get() > 1_700_000_000_000,
+        "it begins at the clock"
+    );
+    guard.check().await.unwrap();
+
+    // It walks into our lock, as it does, and leaves our grant id standing: that is not ours then.
+    lab.sql("UPDATE database_locks_lock SET expires_at = '2999-01-02 00:00:00' WHERE name = 'job'");
+    let next = mine(&locks).try_acquire().await.unwrap().expect("from it");
+    assert!(next.token() > guard.token());
+    let said = guard.check().await.unwrap_err();
+    assert!(
+        matches!(
+            said,
+            Error::Lost {
+                reason: LostReason::Preempted,
+                ..
+            }
+        ),
+        "{said}"
+    );
+    promise("P2", lab.engine);
+}
+
+/// A row that is locked, by a fence for one, is not taken over; nobody waits for it in the database.
+async fn a_locked_row_keeps_it_out(lab: &Lab) {
+    let store = lab.bench().ready().await;
+    let old = held_elsewhere(lab).await;
+    let locks = lab.locks().await;
+    let hold = lab.hold_row("job");
+    let began = now();
+    assert_eq!(take_over(&*store, &over(&old, "me")).await, Outcome::Busy);
+    assert!(mine(&locks).try_acquire().await.unwrap().is_none());
+    assert!(began.elapsed() < AT_ONCE, "it waited for a row");
+    let waiter = tokio::spawn(async move { mine(&locks).wait(SOON).acquire().await });
+    tokio::time::sleep(ms(500)).await;
+    assert!(!waiter.is_finished());
+    hold.leave();
+    let guard = waiter.await.unwrap().unwrap();
+    assert!(guard.token() > old.token);
+    promise("P15", lab.engine);
+}
+
+/// What a fence holds in PostgreSQL: renewals pass it, a take-over does not.
+async fn a_key_share_keeps_it_out(lab: &Lab) {
+    let store = lab.bench().ready().await;
+    let old = held_elsewhere(lab).await;
+    let select = "SELECT id FROM database_locks_lock WHERE name = 'job' FOR KEY SHARE";
+    let hold = lab.hold(select);
+    let renewed = store.renew(&[(old.clone(), LONG.into())], SOON).await;
+    assert_eq!(renewed.unwrap(), [database_locks::seam::Renewal::Renewed]);
+    assert_eq!(take_over(&*store, &over(&old, "me")).await, Outcome::Busy);
+    hold.commit();
+    let taken = take_over(&*store, &over(&old, "me")).await;
+    assert!(matches!(taken, Outcome::Granted { .. }), "{taken:?}");
+}
+
+#[tokio::test]
+async fn it_takes_a_holder_that_is_given() {
+    let lab = Lab::memory().unwrap();
+    let locks = lab.locks().await;
+    let said = locks.lock("job").preempt(true).acquire().await.unwrap_err();
+    assert!(matches!(said, Error::Config { .. }), "{said}");
+    assert!(said.to_string().starts_with("`preempt` is on"), "{said}");
+    assert!(
+        locks.show("job").await.unwrap().is_none(),
+        "nothing was sent"
+    );
+}
+
+macro_rules! on {
+    ($($engine:ident),*) => { $(
+        lab_tests!($engine:
+            it_comes_from_elsewhere_and_gets_the_lock,
+            within_a_process_it_excludes_like_any_other,
+            of_many_tasks_one_takes_it_over,
+            a_row_of_the_old_package_is_taken_over,
+        );
+    )* };
+}
+on!(sqlite, postgres, mariadb, mysql);
+lab_tests!(memory:
+    it_comes_from_elsewhere_and_gets_the_lock,
+    within_a_process_it_excludes_like_any_other,
+    of_many_tasks_one_takes_it_over,
+);
+
+mod locked {
+    use super::{a_key_share_keeps_it_out, a_locked_row_keeps_it_out};
+    testkit::lab_tests!(postgres: a_locked_row_keeps_it_out, a_key_share_keeps_it_out);
+    testkit::lab_tests!(mariadb: a_locked_row_keeps_it_out);
+    testkit::lab_tests!(mysql: a_locked_row_keeps_it_out);
+}

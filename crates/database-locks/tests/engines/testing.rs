@@ -1,0 +1,125 @@
+//! What tests of programs that use locks are given: a lock that is lost when they want it.
+
+use std::time::Duration;
+
+use database_locks::__testing::{expire, lose};
+use database_locks::{Error, LockState, LostReason, Ttl};
+use testkit::time::now;
+use testkit::{Lab, lab_tests};
+
+const SOON: Duration = Duration::from_secs(20);
+/// Less than a third of the ttl, which is when the holder would learn it by itself.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+async fn a_lease_ends_when_the_test_wants_it(lab: &Lab) {
+    let (locks, others) = (lab.locks().await, lab.locks().await);
+    for ttl in [Ttl::from(Duration::from_secs(3600)), Ttl::Infinite] {
+        let guard = locks.lock("job").ttl(ttl).acquire().await.unwrap();
+        let waiter = locks.lock("job").wait(SOON);
+        let waiter = tokio::spawn(async move { waiter.acquire().await });
+        let kept = locks.lock("kept").acquire().await.unwrap();
+        let began = now();
+        // By another connection to the same table.
+        assert!(expire(&others, "job").await.unwrap());
+        assert!(!guard.is_held(), "it is told before the call ends");
+        assert_eq!(soon(guard.lost()).await.reason(), LostReason::Expired);
+        let next = soon(waiter).await.unwrap().unwrap();
+        assert!(began.elapsed() < AT_ONCE);
+        assert!(next.token() > guard.token());
+        let said = guard.release().await.unwrap_err();
+        assert!(
+            matches!(
+                said,
+                Error::Lost {
+                    reason: LostReason::Expired,
+                    ..
+                }
+            ),
+            "{said}"
+        );
+        next.check().await.expect("not touched by the late release");
+        next.release().await.unwrap();
+        assert!(!expire(&locks, "job").await.unwrap(), "nobody has it");
+        kept.check().await.expect("another lock");
+    }
+    assert!(!expire(&locks, "never made").await.unwrap());
+    assert!(locks.show("never made").await.unwrap().is_none());
+}
+
+async fn work_is_stopped_as_by_a_real_loss(lab: &Lab) {
+    let locks = lab.locks().await;
+    let (started, begun) = tokio::sync::oneshot::channel();
+    let work = {
+        let locks = locks.clone();
+        tokio::spawn(async move {
+            let body = async {
+                started.send(()).unwrap();
+                std::future::pending::<()>().await;
+            };
+            // Nobody but the test tells it within an hour.
+            locks
+                .lock("job")
+                .ttl(Duration::from_secs(10_800))
+                .run(body)
+                .await
+        })
+    };
+    begun.await.unwrap();
+    assert!(expire(&locks, "job").await.unwrap());
+    let said = soon(work).await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            said,
+            Error::Lost {
+                reason: LostReason::Expired,
+                ..
+            }
+        ),
+        "{said}"
+    );
+}
+
+async fn elsewhere_the_clock_goes_on(lab: &Lab) {
+    let locks = lab.locks().await;
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let said = expire(&locks, "job").await.unwrap_err();
+    assert!(
+        matches!(said, Error::Config { setting: "url", .. }),
+        "{said}"
+    );
+    guard.check().await.expect("nothing happened");
+}
+
+async fn a_lock_is_lost_by_force_and_told_at_once(lab: &Lab) {
+    let (locks, others) = (lab.locks().await, lab.locks().await);
+    let guard = locks.lock("job").acquire().await.unwrap();
+    let began = now();
+    assert!(lose(&others, "job").await.unwrap());
+    assert!(!guard.is_held(), "it is told before the call ends");
+    assert_eq!(soon(guard.lost()).await.reason(), LostReason::Forced);
+    assert!(began.elapsed() < AT_ONCE);
+    let row = locks.show("job").await.unwrap().expect("a row");
+    assert_eq!(row.state, LockState::Free);
+    assert!(!lose(&locks, "job").await.unwrap(), "nobody has it");
+    let next = locks.lock("job").acquire().await.unwrap();
+    assert!(next.token() > guard.token());
+    drop(guard);
+    locks.drain().await;
+    next.check()
+        .await
+        .expect("not touched by the one that was lost");
+}
+
+lab_tests!(memory:
+    a_lease_ends_when_the_test_wants_it,
+    work_is_stopped_as_by_a_real_loss,
+    a_lock_is_lost_by_force_and_told_at_once,
+);
+lab_tests!(sqlite: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+lab_tests!(postgres: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+lab_tests!(mariadb: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);
+lab_tests!(mysql: elsewhere_the_clock_goes_on, a_lock_is_lost_by_force_and_told_at_once);

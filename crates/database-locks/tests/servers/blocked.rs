@@ -1,0 +1,207 @@
+//! A table that somebody else has locked as a whole, as an ALTER TABLE does: statements hang in it,
+//! and those that nobody waits for any more must not pile up in the server.
+
+use std::time::Duration;
+
+use database_locks::{Error, LockGuard, Locks, Ttl};
+use testkit::sql::Stranger;
+use testkit::time::{now, wait_until};
+use testkit::tls::Authority;
+use testkit::{MariaDb, MySql, MySqlServer, Postgres, promise};
+
+const SOON: Duration = Duration::from_secs(20);
+/// Renewals give a connection up each 100 ms, so without an end to them there would be some forty.
+const BLOCKED_FOR: Duration = Duration::from_secs(5);
+/// What is there at any one time: the latest, and some that are being ended.
+const AT_MOST: usize = 12;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn holder(locks: &Locks) -> LockGuard {
+    let lock = locks.lock("held").ttl(Ttl::Infinite).renew_every(ms(100));
+    lock.acquire().await.unwrap()
+}
+
+/// Hold a lock and wait for others, while `blocked` says how many statements hang in the server;
+/// answers the most that there were at once.
+async fn most_that_hang(
+    locks: &Locks,
+    guard: &LockGuard,
+    mut blocked: impl FnMut() -> usize,
+) -> usize {
+    let (began, mut most) = (now(), 0);
+    while began.elapsed() < BLOCKED_FOR {
+        let waits = locks.lock("free").wait(ms(150));
+        waits.acquire().await.unwrap_err();
+        assert!(guard.is_held());
+        most = most.max(blocked());
+    }
+    most
+}
+
+/// How many sessions of this database wait for a lock.
+fn waiting(admin: &mut Stranger) -> usize {
+    let count = "SELECT count(*) FROM pg_stat_activity
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    admin.run(count).unwrap().remove(0).parse().unwrap()
+}
+
+async fn nothing_piles_up(server: &Postgres, url: &str, database: &str) {
+    let locks = Locks::connect(url).await.unwrap();
+    locks.migrate().await.unwrap();
+    let guard = holder(&locks).await;
+    let (mut stranger, mut admin) = (server.stranger(database), server.stranger(database));
+    stranger.run("BEGIN").unwrap();
+    stranger
+        .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
+    let most = most_that_hang(&locks, &guard, || waiting(&mut admin)).await;
+    assert!(most > 0, "nothing hung");
+    assert!(most <= AT_MOST, "{most} hang at once");
+
+    stranger.run("ROLLBACK").unwrap();
+    // What is cancelled harms nobody: all goes on as before.
+    tokio::time::timeout(SOON, async { while guard.check().await.is_err() {} })
+        .await
+        .expect("goes on");
+    let got = locks.lock("free").wait(SOON).acquire().await.unwrap();
+    got.release().await.unwrap();
+    guard.release().await.unwrap();
+    // Nobody to use it: all that was sent is ended as well, if not in this very moment.
+    assert!(wait_until(SOON, || waiting(&mut admin) == 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_do_not_pile_up_in_postgres() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    nothing_piles_up(server, &url, &url).await;
+    let database = server.fresh_database();
+    nothing_piles_up(server, &server.socket_url(&database), &database).await;
+    promise("P4", "postgres");
+}
+
+/// The request to cancel goes the way of the connection, TLS and all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_are_cancelled_through_tls_too() {
+    let certificate = Authority::new("blocked").certify(&["localhost"]);
+    let Some(server) = Postgres::options().tls(&certificate).start() else {
+        return;
+    };
+    let database = server.fresh_database();
+    let url = format!("{database}?sslmode=require");
+    nothing_piles_up(&server, &url, &database).await;
+}
+
+/// There the wait for such a table has its own limit, which is set at each connect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_do_not_pile_up_in_mariadb() {
+    if let Some(server) = MariaDb::shared() {
+        do_not_pile_up(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_hang_do_not_pile_up_in_mysql() {
+    if let Some(server) = MySql::shared() {
+        do_not_pile_up(server).await;
+    }
+}
+
+async fn do_not_pile_up(server: &MySqlServer) {
+    let url = server.fresh_database();
+    let locks = Locks::connect(&url).await.unwrap();
+    locks.migrate().await.unwrap();
+    let guard = holder(&locks).await;
+    let (mut stranger, mut admin) = (server.stranger(&url), server.stranger(&url));
+    stranger
+        .run("LOCK TABLES database_locks_lock WRITE")
+        .unwrap();
+    let count = "SELECT count(*) FROM information_schema.processlist
+                  WHERE db = database() AND state LIKE 'Waiting for table metadata lock%'";
+    let blocked = || admin.run(count).unwrap().remove(0).parse().unwrap();
+    let most = most_that_hang(&locks, &guard, blocked).await;
+    assert!(most > 0, "nothing hung");
+    // Each for a second, and a new one each 100 ms.
+    assert!(most <= 2 * AT_MOST, "{most} hang at once");
+
+    stranger.run("UNLOCK TABLES").unwrap();
+    tokio::time::timeout(SOON, async { while guard.check().await.is_err() {} })
+        .await
+        .expect("goes on");
+    guard.release().await.unwrap();
+    promise("P4", server.flavor().engine());
+}
+
+/// A backup's lock on all tables: a lock that was never taken is not said to be held, and what is held is
+/// kept.
+async fn a_table_under_a_backup_is_blocked_and_not_held(server: Option<MySqlServer>, engine: &str) {
+    let Some(server) = server else { return };
+    let url = server.fresh_database();
+    let locks = Locks::connect(&url).await.unwrap();
+    locks.migrate().await.unwrap();
+    let guard = locks.lock("held").ttl(SOON).acquire().await.unwrap();
+    locks
+        .lock("free")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let mut backup = server.stranger("mysql");
+    backup.run("FLUSH TABLES WITH READ LOCK").unwrap();
+    for name in ["never had", "free"] {
+        let tried = locks.lock(name).try_acquire().await.unwrap_err();
+        let said = tried.chain();
+        assert!(matches!(tried, Error::Unavailable { .. }), "{name}: {said}");
+        assert!(
+            said.contains("blocked by another session"),
+            "{name}: {said}"
+        );
+        let waited = locks
+            .lock(name)
+            .wait(ms(1_500))
+            .acquire()
+            .await
+            .unwrap_err();
+        assert!(
+            !matches!(waited, Error::TimedOut { .. }),
+            "{name}: {}",
+            waited.chain()
+        );
+    }
+    assert!(
+        locks.lock("held").try_acquire().await.unwrap().is_none(),
+        "its holder is known"
+    );
+    backup.run("UNLOCK TABLES").unwrap();
+    for name in ["never had", "free"] {
+        locks
+            .lock(name)
+            .wait(SOON)
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    promise("P15", engine);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_under_a_backup_is_blocked_and_not_held() {
+    a_table_under_a_backup_is_blocked_and_not_held(MariaDb::start(), "mariadb").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_under_a_backup_is_blocked_and_not_held() {
+    a_table_under_a_backup_is_blocked_and_not_held(MySql::start(), "mysql").await;
+}

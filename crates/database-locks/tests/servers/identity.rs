@@ -1,0 +1,261 @@
+//! Servers that know their users by a certificate.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use database_locks::{Error, Locks};
+use testkit::mysql::Options;
+use testkit::tether::ScratchDir;
+use testkit::tls::Authority;
+use testkit::{MariaDb, MySql, Postgres, promise};
+
+/// A server that lets `locker` in with a certificate of the right CA only.
+struct Lab {
+    engine: &'static str,
+    url: String,
+    right: Authority,
+    wrong: Authority,
+    _server: Box<dyn Send + Sync>,
+}
+
+impl Lab {
+    fn postgres() -> Option<&'static Self> {
+        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| {
+            let right = Authority::new("the right CA");
+            let certificate = right.certify(&["localhost"]);
+            let server = Postgres::options().tls(&certificate).start()?;
+            let url = server.locker_url(&server.fresh_database());
+            let rules = "local all all trust\nhostssl all locker 127.0.0.1/32 cert\n";
+            std::fs::write(server.server().dir().join("data/pg_hba.conf"), rules).unwrap();
+            let reload = "SELECT pg_reload_conf()";
+            server
+                .query(&server.socket_url("postgres"), reload)
+                .unwrap();
+            Some(Self::new("postgres", &url, right, server))
+        });
+        lab.as_ref()
+    }
+
+    fn mariadb() -> Option<&'static Self> {
+        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| Self::of(MariaDb::options()));
+        lab.as_ref()
+    }
+
+    fn mysql() -> Option<&'static Self> {
+        static LAB: OnceLock<Option<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| Self::of(MySql::options()));
+        lab.as_ref()
+    }
+
+    fn of(options: Options) -> Option<Self> {
+        let right = Authority::new("the right CA");
+        let certificate = right.certify(&["localhost"]);
+        let server = options.tls(&certificate).start()?;
+        let url = server.locker_url(&server.fresh_database());
+        for host in ["127.0.0.1", "localhost"] {
+            let rule = format!("ALTER USER locker@'{host}' REQUIRE X509");
+            server.query("mysql", &rule).unwrap();
+        }
+        let engine = server.flavor().engine();
+        Some(Self::new(engine, &url, right, server))
+    }
+
+    fn new(
+        engine: &'static str,
+        url: &str,
+        right: Authority,
+        server: impl Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            engine,
+            url: url.replace("@127.0.0.1:", "@localhost:"),
+            right,
+            wrong: Authority::new("another CA"),
+            _server: Box::new(server),
+        }
+    }
+
+    fn with(&self, options: &str) -> String {
+        format!("{}?{options}", self.url)
+    }
+}
+
+fn options([certificate, key]: &[PathBuf; 2]) -> String {
+    format!("sslcert={}&sslkey={}", certificate.display(), key.display())
+}
+
+fn said(error: &Error, words: &[&str]) {
+    let chain = error.chain();
+    for word in words {
+        assert!(chain.contains(word), "`{word}` is not in: {chain}");
+    }
+    let password = testkit::sql::LOCKER_PASSWORD;
+    for shown in [chain, format!("{error:?}")] {
+        assert!(!shown.contains(password), "{shown}");
+        assert!(
+            !shown.contains("BEGIN"),
+            "the key, or a part of it: {shown}"
+        );
+    }
+}
+
+async fn config(url: &str, words: &[&str]) {
+    let error = Locks::builder(url).connect_lazy().expect_err(url);
+    assert!(
+        matches!(error, Error::Config { setting: "url", .. }),
+        "{error:?}"
+    );
+    said(&error, words);
+}
+
+async fn with_a_certificate_of_the_right_ca_it_lets_us_in(lab: &Lab) {
+    let dir = ScratchDir::new("identity");
+    let files = lab.right.certify_user("locker").save(dir.path());
+    let roots = format!("sslrootcert={}", lab.right.file().display());
+    let by_mysql = options(&files)
+        .replace("sslcert", "ssl-cert")
+        .replace("sslkey", "ssl-key");
+    let mut all = vec![
+        options(&files),
+        format!("sslmode=require&{}", options(&files)),
+        format!("sslmode=verify-full&{roots}&{}", options(&files)),
+    ];
+    if lab.engine != "postgres" {
+        all.push(by_mysql);
+    }
+    for options in all {
+        let url = lab.with(&options);
+        let locks = Locks::connect(&url).await;
+        let locks = locks.unwrap_or_else(|error| panic!("{options}: {}", error.chain()));
+        locks.migrate().await.unwrap();
+        let guard = locks.lock("job").acquire().await.unwrap();
+        guard.release().await.unwrap();
+        assert!(!format!("{locks:?}").contains("PRIVATE"), "{locks:?}");
+    }
+}
+
+async fn without_one_it_says_what_is_wanted(lab: &Lab) {
+    let error = Locks::connect(lab.with("sslmode=require"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+    said(&error, &["localhost:", "certificate", "sslcert"]);
+    promise("P14", lab.engine);
+}
+
+async fn one_of_another_ca_is_refused_by_the_server(lab: &Lab) {
+    let dir = ScratchDir::new("identity");
+    let files = lab.wrong.certify_user("locker").save(dir.path());
+    let url = lab.with(&format!("sslmode=require&{}", options(&files)));
+    let error = Locks::connect(url).await.unwrap_err();
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
+    said(
+        &error,
+        &["does not accept our client certificate", "sslcert="],
+    );
+    promise("P14", lab.engine);
+}
+
+/// What is wrong with the files is told with their names, and nothing of what stands in them.
+async fn bad_files_are_refused_before_any_server_is_asked(lab: &Lab) {
+    let (dir, other) = (ScratchDir::new("identity"), ScratchDir::new("identity"));
+    let files = lab.right.certify_user("locker").save(dir.path());
+    let [certificate, key] = &files;
+    let [_, others_key] = lab.right.certify_user("locker").save(other.path());
+    let url = |certificate: &Path, key: &Path| {
+        lab.with(&options(&[certificate.to_owned(), key.to_owned()]))
+    };
+    let write = |name: &str, text: &str| {
+        let path = other.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    };
+    let nothing = write("nothing.pem", "nothing\n");
+    let broken = write(
+        "broken.pem",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+    );
+    let begin = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+    let locked = write(
+        "locked.pem",
+        &format!("{begin}\nAAAA\n{}\n", begin.replace("BEGIN", "END")),
+    );
+    let missing = other.join("missing.pem");
+    for (certificate, key, words) in [
+        (&missing, key, ["sslcert", "missing.pem", "No such file"]),
+        (&nothing, key, ["sslcert", "nothing.pem", "no certificate"]),
+        (
+            certificate,
+            &missing,
+            ["sslkey", "missing.pem", "No such file"],
+        ),
+        (
+            certificate,
+            &nothing,
+            ["sslkey", "nothing.pem", "no private key"],
+        ),
+        (certificate, &broken, ["sslkey", "broken.pem", "of no kind"]),
+        (certificate, &locked, ["sslkey", "locked.pem", "encrypted"]),
+        (
+            certificate,
+            &others_key,
+            ["sslkey", "key.pem", "not the key to that certificate"],
+        ),
+    ] {
+        config(&url(certificate, key), &words).await;
+    }
+    for mode in [0o604, 0o602, 0o660] {
+        std::fs::set_permissions(key, std::fs::Permissions::from_mode(mode)).unwrap();
+        config(
+            &url(certificate, key),
+            &["sslkey", "key.pem", "chmod", &format!("{mode:04o}")],
+        )
+        .await;
+    }
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o400)).unwrap();
+    drop(
+        Locks::builder(url(certificate, key))
+            .connect_lazy()
+            .unwrap(),
+    );
+
+    let alone = format!("sslcert={}", certificate.display());
+    config(&lab.with(&alone), &["sslcert", "no sslkey"]).await;
+    let alone = format!("sslkey={}", key.display());
+    config(&lab.with(&alone), &["sslkey", "no sslcert"]).await;
+    let never = format!("sslmode=disable&{}", options(&files));
+    config(
+        &lab.with(&never),
+        &["client certificate", "sslmode=disable"],
+    )
+    .await;
+    promise("P14", lab.engine);
+}
+
+macro_rules! on {
+    ($engine:ident: $($test:ident),* $(,)?) => {
+        mod $engine {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    if let Some(lab) = super::Lab::$engine() {
+                        super::$test(lab).await;
+                    }
+                }
+            )*
+        }
+    };
+    ($($engine:ident),*) => { $(
+        on!($engine:
+            with_a_certificate_of_the_right_ca_it_lets_us_in,
+            without_one_it_says_what_is_wanted,
+            one_of_another_ca_is_refused_by_the_server,
+            bad_files_are_refused_before_any_server_is_asked,
+        );
+    )* };
+}
+on!(postgres, mariadb, mysql);

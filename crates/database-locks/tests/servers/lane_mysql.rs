@@ -1,0 +1,440 @@
+//! The lane of MySQL and MariaDB: what happens to its connection, and to the calls on it.
+
+use std::future::poll_fn;
+use std::slice::from_ref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use database_locks::Ttl;
+use database_locks::seam::{
+    AcquireCommand, Grant, Lane, Outcome, ReleaseCommand, Released, Renewal, Store, StoreError,
+    Table, open,
+};
+use testkit::contract::{ask, granted, info};
+use testkit::time::wait_until;
+use testkit::{MariaDb, MySql, MySqlServer as Server, Proxy};
+use tokio::runtime::{Builder, Runtime};
+
+const SOON: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(25);
+
+macro_rules! on_servers {
+    ($($test:ident),+ $(,)?) => {
+        on_servers!(mariadb, MariaDb: $($test),+);
+        on_servers!(mysql, MySql: $($test),+);
+    };
+    ($engine:ident, $kind:ident: $($test:ident),+) => {
+        mod $engine {
+            use super::*;
+            $(
+                #[test]
+                fn $test() {
+                    if let Some(server) = $kind::shared() {
+                        super::$test(&Database::of(server));
+                    }
+                }
+            )+
+        }
+    };
+}
+
+on_servers!(
+    a_lock_is_taken_and_released_on_one_connection,
+    a_runtime_that_has_ended_leaves_the_lane_to_the_next,
+    a_runtime_that_ends_during_a_call_leaves_the_lane_to_the_next,
+    a_connection_that_was_killed_between_two_calls_costs_no_call,
+    a_connection_that_is_killed_during_a_call_costs_no_call,
+    a_call_that_was_late_takes_its_connection_with_it,
+    a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane,
+    callers_that_do_not_wait_for_the_connection_come_to_have_it,
+    a_connection_that_is_refused_is_asked_for_again,
+    renewals_go_over_the_lane_while_the_background_has_no_connection,
+    the_background_connects_once_a_renewal_is_due_soon,
+    a_renewal_goes_before_the_acquires_that_wait,
+    where_there_is_room_for_one_connection_leases_are_renewed,
+);
+
+/// One of a test's own.
+struct Database {
+    server: &'static Server,
+    name: String,
+}
+
+impl Database {
+    fn of(server: &'static Server) -> Self {
+        let url = server.fresh_database();
+        let name = url.rsplit('/').next().unwrap().to_owned();
+        let this = Self { server, name };
+        let made = this.store();
+        runtime().block_on(async {
+            made.connect(SOON).await.unwrap();
+            made.install(SOON).await.unwrap();
+        });
+        drop(made);
+        assert!(wait_until(SOON, || this.connections().is_empty()));
+        this
+    }
+
+    /// Without a first attempt with TLS, so that connections can be counted.
+    fn url(&self) -> String {
+        let url = self.server.locker_url(&self.server.url_of(&self.name));
+        format!("{url}?sslmode=disable")
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        open(&self.url(), &Table::default()).unwrap()
+    }
+
+    fn lane(&self) -> Arc<dyn Lane> {
+        self.store().lane().unwrap()
+    }
+
+    /// Those of the library in this database that do what is asked for.
+    fn processes(&self, which: &str) -> Vec<String> {
+        let list = format!(
+            "SELECT id FROM information_schema.processlist WHERE user = 'locker' AND db = '{}' AND {which}",
+            self.name
+        );
+        let found = self.server.query("mysql", &list).unwrap();
+        found.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn connections(&self) -> Vec<String> {
+        self.processes("TRUE")
+    }
+
+    /// Close the table to all statements until that is dropped.
+    fn close(&self) -> testkit::Stranger {
+        let mut stranger = self.server.stranger(&self.name);
+        stranger
+            .run("LOCK TABLES database_locks_lock WRITE")
+            .unwrap();
+        stranger
+    }
+
+    /// Until a statement waits for the table.
+    async fn is_waited_for(&self) {
+        let waits = async {
+            while self.processes("state LIKE 'Waiting for table%'").is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(waits).await;
+    }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn threads() -> Runtime {
+    let mut threads = Builder::new_multi_thread();
+    threads.worker_threads(2).enable_all().build().unwrap()
+}
+
+fn want(lock: &str) -> AcquireCommand {
+    ask(lock, "me", LONG)
+}
+
+async fn soon<T>(answer: impl Future<Output = T>) -> T {
+    let answer = tokio::time::timeout(SOON, answer).await;
+    answer.expect("no answer")
+}
+
+async fn acquired(lane: &dyn Lane, ask: &AcquireCommand) -> Grant {
+    match soon(lane.acquire(from_ref(ask))).await.as_deref() {
+        Ok([Outcome::Granted { token, .. }]) => Grant {
+            name: ask.name.clone(),
+            token: *token,
+            id: ask.grant,
+            holder: Arc::clone(&ask.holder),
+        },
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+async fn release(lane: &dyn Lane, grant: &Grant) -> Result<Released, StoreError> {
+    let what = ReleaseCommand::of(grant, Ttl::from(LONG));
+    Ok(soon(lane.release(&[what])).await?.remove(0))
+}
+
+fn a_lock_is_taken_and_released_on_one_connection(database: &Database) {
+    let lane = database.lane();
+    runtime().block_on(async {
+        for _ in 0..3 {
+            let grant = acquired(&*lane, &want("job")).await;
+            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::NotHeld);
+        }
+        assert_eq!(database.connections().len(), 1);
+    });
+    drop(lane);
+    let closed = || database.connections().is_empty();
+    assert!(wait_until(SOON, closed), "the connection stays open");
+}
+
+fn a_runtime_that_has_ended_leaves_the_lane_to_the_next(database: &Database) {
+    let lane = database.lane();
+    for first in [runtime(), threads()] {
+        let grant = first.block_on(acquired(&*lane, &want("job")));
+        drop(first);
+        let released = runtime().block_on(release(&*lane, &grant));
+        assert_eq!(released.unwrap(), Released::Freed);
+    }
+    let one = || database.connections().len() == 1;
+    assert!(wait_until(SOON, one), "{:?}", database.connections());
+}
+
+fn a_runtime_that_ends_during_a_call_leaves_the_lane_to_the_next(database: &Database) {
+    let lane = database.lane();
+    for first in [runtime(), threads()] {
+        let ask = want("job");
+        first.block_on(lane.connect()).unwrap();
+        let closed = database.close();
+        let (calling, asked) = (Arc::clone(&lane), ask.clone());
+        let call = first.spawn(async move { calling.acquire(&[asked]).await.map(drop) });
+        first.block_on(database.is_waited_for());
+        drop(first);
+        closed.leave();
+        let next = runtime();
+        assert!(next.block_on(call).unwrap_err().is_cancelled());
+        // It may have been carried out.
+        let grant = next.block_on(acquired(&*lane, &ask));
+        let released = next.block_on(release(&*lane, &grant));
+        assert_eq!(released.unwrap(), Released::Freed);
+    }
+}
+
+fn kill(database: &Database) {
+    let connections = database.connections();
+    for id in &connections {
+        database
+            .server
+            .query("mysql", &format!("KILL {id}"))
+            .unwrap();
+    }
+    let gone = || {
+        let left = database.connections();
+        connections.iter().all(|id| !left.contains(id))
+    };
+    assert!(wait_until(SOON, gone), "still there");
+}
+
+fn a_connection_that_was_killed_between_two_calls_costs_no_call(database: &Database) {
+    let lane = database.lane();
+    runtime().block_on(async {
+        lane.connect().await.unwrap();
+        for lock in ["a", "b"] {
+            kill(database);
+            let grant = acquired(&*lane, &want(lock)).await;
+            kill(database);
+            assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+        }
+    });
+}
+
+fn a_connection_that_is_killed_during_a_call_costs_no_call(database: &Database) {
+    let (store, lane) = (database.store(), database.lane());
+    let runtime = threads();
+    runtime.block_on(lane.connect()).unwrap();
+    let ask = want("job");
+
+    let closed = database.close();
+    let (calling, asked) = (Arc::clone(&lane), ask.clone());
+    let call = runtime.spawn(async move { acquired(&*calling, &asked).await });
+    runtime.block_on(database.is_waited_for());
+    kill(database);
+    closed.leave();
+    let grant = runtime.block_on(call).unwrap();
+
+    let closed = database.close();
+    let (calling, held) = (Arc::clone(&lane), grant.clone());
+    let call = runtime.spawn(async move { release(&*calling, &held).await });
+    runtime.block_on(database.is_waited_for());
+    kill(database);
+    closed.leave();
+    // Where the first had been carried out, the second cannot tell.
+    let released = runtime.block_on(call).unwrap();
+    assert!(
+        matches!(
+            released,
+            Ok(Released::Freed) | Err(StoreError::Unavailable(_))
+        ),
+        "{released:?}"
+    );
+    let row = runtime.block_on(info(&*store, "job")).unwrap();
+    let freed = row.grant.is_none() || released.is_err();
+    assert!(freed, "said to be released, and held by {:?}", row.grant);
+}
+
+fn a_call_that_was_late_takes_its_connection_with_it(database: &Database) {
+    let lane = database.lane();
+    runtime().block_on(async {
+        lane.connect().await.unwrap();
+        let before = database.connections();
+        let ask = want("job");
+        let closed = database.close();
+        let late = tokio::time::timeout(Duration::from_millis(200), lane.acquire(from_ref(&ask)));
+        assert!(late.await.is_err(), "the table was locked");
+        lane.give_up();
+        closed.leave();
+        let grant = acquired(&*lane, &ask).await;
+        let gone = || {
+            let now = database.connections();
+            now.len() == 1 && now != before
+        };
+        assert!(wait_until(SOON, gone), "{:?}", database.connections());
+        assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+    });
+}
+
+fn a_future_that_is_not_polled_any_more_keeps_no_call_from_the_lane(database: &Database) {
+    let lane = database.lane();
+    runtime().block_on(async {
+        lane.connect().await.unwrap();
+        let asks = [want("first")];
+        let mut stuck = lane.acquire(&asks);
+        let once = poll_fn(|context| Poll::Ready(stuck.as_mut().poll(context).is_pending()));
+        assert!(once.await);
+        let ask = want("second");
+        let waits = tokio::time::timeout(Duration::from_millis(100), lane.acquire(from_ref(&ask)));
+        assert!(waits.await.is_err(), "two calls at once on one connection");
+        lane.give_up();
+        let grant = acquired(&*lane, &ask).await;
+        assert_eq!(release(&*lane, &grant).await.unwrap(), Released::Freed);
+        let first = stuck.await.unwrap();
+        assert!(matches!(first[0], Outcome::Granted { .. }), "{first:?}");
+    });
+    let one = || database.connections().len() == 1;
+    assert!(wait_until(SOON, one), "{:?}", database.connections());
+}
+
+fn callers_that_do_not_wait_for_the_connection_come_to_have_it(database: &Database) {
+    let proxy = Proxy::to_url(&database.url());
+    let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
+    let lane = store.lane().unwrap();
+    runtime().block_on(async {
+        proxy.stall();
+        for _ in 0..3 {
+            let hasty = tokio::time::timeout(Duration::from_millis(50), lane.connect());
+            assert!(hasty.await.is_err());
+            lane.give_up();
+        }
+        proxy.resume();
+        soon(lane.connect()).await.unwrap();
+        assert_eq!(proxy.counts().connections, 1, "each caller made one");
+    });
+}
+
+fn a_connection_that_is_refused_is_asked_for_again(database: &Database) {
+    let proxy = Proxy::to_url(&database.url());
+    let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
+    let lane = store.lane().unwrap();
+    runtime().block_on(async {
+        proxy.refuse(true);
+        for _ in 0..3 {
+            let refused = lane.acquire(&[want("job")]).await.unwrap_err();
+            assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
+        }
+        proxy.refuse(false);
+        // Not at once: what was said the last time stands for a moment.
+        let granted = async {
+            while lane.connect().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            acquired(&*lane, &want("job")).await
+        };
+        soon(granted).await;
+    });
+}
+
+fn renewals_go_over_the_lane_while_the_background_has_no_connection(database: &Database) {
+    let proxy = Proxy::to_url(&database.url());
+    let store = open(&proxy.url(&database.url()), &Table::default()).unwrap();
+    let lane = store.lane().unwrap();
+    let home = threads();
+    let grant = home.block_on(acquired(&*lane, &want("job")));
+    let renews = || {
+        let grants = [(grant.clone(), Ttl::from(LONG))];
+        let renewal = runtime().block_on(store.renew(&grants, SOON));
+        renewal.map(|renewals| renewals[0].clone())
+    };
+    proxy.refuse(true);
+    assert_eq!(renews().unwrap(), Renewal::Renewed);
+    assert_eq!(proxy.open_connections(), 1);
+    drop(home);
+    renews().expect_err("no runtime drives the connection");
+    proxy.refuse(false);
+    let again = || renews().is_ok_and(|renewal| renewal == Renewal::Renewed);
+    assert!(wait_until(SOON, again));
+}
+
+fn the_background_connects_once_a_renewal_is_due_soon(database: &Database) {
+    let store = database.store();
+    let lane = store.lane().unwrap();
+    let (home, background) = (runtime(), threads());
+    home.block_on(acquired(&*lane, &want("job")));
+    assert_eq!(database.connections().len(), 1);
+    for _ in 0..3 {
+        background.block_on(async { store.prepare_to_renew() });
+        let two = || database.connections().len() == 2;
+        assert!(wait_until(SOON, two), "{:?}", database.connections());
+    }
+}
+
+/// All of them go one after another, on the one connection of the background.
+fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
+    const CROWD: usize = 20;
+    let store = database.store();
+    let done = Arc::new(AtomicUsize::new(0));
+    threads().block_on(async {
+        let grant = granted(&*store, "job", "me", LONG).await;
+        let closed = database.close();
+        let crowd: Vec<_> = (0..CROWD)
+            .map(|i| {
+                let (store, done) = (Arc::clone(&store), Arc::clone(&done));
+                tokio::spawn(async move {
+                    let asks = [want(&format!("lock {i}"))];
+                    let _ = store.acquire(&asks, SOON).await;
+                    done.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        database.is_waited_for().await;
+        let grants = [(grant, Ttl::from(LONG))];
+        let mut renewal = store.renew(&grants, SOON);
+        // It is queued once it is polled.
+        let queued = tokio::time::timeout(Duration::from_millis(50), &mut renewal).await;
+        assert!(queued.is_err(), "{queued:?}");
+        closed.leave();
+        assert_eq!(renewal.await.unwrap(), [Renewal::Renewed]);
+        let before = done.load(Ordering::SeqCst);
+        assert!(before < CROWD / 2, "behind {before} acquires");
+        for task in crowd {
+            task.await.unwrap();
+        }
+    });
+}
+
+/// The lane has the only connection that the server allows, and no thread blocks on its runtime.
+fn where_there_is_room_for_one_connection_leases_are_renewed(database: &Database) {
+    let user = format!("alone_{}", database.name);
+    for sql in [
+        format!("CREATE USER {user} IDENTIFIED BY 'x' WITH MAX_USER_CONNECTIONS 1"),
+        format!("GRANT ALL ON {}.* TO {user}", database.name),
+    ] {
+        database.server.query("mysql", &sql).unwrap();
+    }
+    let url = database.server.url_of(&database.name);
+    let host = url.rsplit_once('@').unwrap().1;
+    let url = format!("mysql://{user}:x@{host}?sslmode=disable");
+    let locks = database_locks::blocking::Locks::builder(url);
+    let locks = locks.connect_lazy().unwrap();
+    let lock = locks.lock("kept").ttl(Duration::from_secs(2));
+    let guard = lock.acquire().unwrap();
+    let lost = wait_until(Duration::from_secs(6), || !guard.is_held());
+    assert!(!lost, "{guard:?}");
+    guard.release().unwrap();
+}

@@ -1,0 +1,11 @@
+//! What concerns servers of one kind, and servers that a test stops, freezes or configures.
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
+mod blocked;
+mod faults;
+mod identity;
+mod lane_mysql;
+mod mysql_faults;
+mod notify;
+mod settings;
+mod tls;

@@ -1,0 +1,221 @@
+//! What a URL sets of a connection: where the table is found, what is run first, how long to try.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use database_locks::{Error, Locks};
+use testkit::contract::{self, Bench};
+use testkit::time::now;
+use testkit::{Lab, MariaDb, MySql, MySqlServer, Proxy, lab_tests, promise};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn works(url: &str) -> Locks {
+    let locks = Locks::connect(url).await;
+    let locks = locks.unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+    locks.migrate().await.expect("makes the table");
+    let guard = locks.lock("job").acquire().await.expect("free");
+    guard.release().await.expect("ours");
+    locks
+}
+
+/// The table of one schema is another than that of the next, and whoever names it in another way
+/// finds the same.
+async fn a_search_path_says_where_the_table_is(lab: &Lab) {
+    for schema in ["app", "\"two words\"", "empty"] {
+        lab.sql(&format!("CREATE SCHEMA {schema}"));
+    }
+    let forms = [
+        "search_path=app,public",
+        "options=-c search_path=app,public",
+        "options=-csearch_path%3Dapp",
+        "options=--search-path=app -c statement_timeout=20s -c lock_timeout=1s",
+        "options=-c search_path=empty&search_path=app",
+        "search_path=app&options=-c default_transaction_isolation=serializable -c jit=off \
+         -c TimeZone=Asia/Kathmandu -c datestyle=SQL,DMY -c intervalstyle=sql_standard",
+    ];
+    let ours = Locks::builder(&lab.url)
+        .table("app.database_locks_lock")
+        .connect()
+        .await;
+    let ours = ours.unwrap();
+    ours.migrate().await.unwrap();
+    for form in forms {
+        let locks = works(&format!("{}?{form}", lab.url)).await;
+        let guard = locks.lock("job").acquire().await.unwrap();
+        let same = ours.lock("job").try_acquire().await.unwrap();
+        assert!(same.is_none(), "{form}: another table");
+        guard.release().await.unwrap();
+    }
+    let odd = works(&format!("{}?search_path=\"two words\", public", lab.url)).await;
+    let guard = odd.lock("job").acquire().await.unwrap();
+    assert!(ours.lock("job").try_acquire().await.unwrap().is_some());
+    assert_eq!(
+        lab.sql("SELECT count(*) FROM \"two words\".database_locks_lock")
+            .trim(),
+        "1"
+    );
+    guard.release().await.unwrap();
+    promise("P1", lab.engine);
+}
+
+/// Another role than the one that logged in: who owns the table, for one.
+async fn a_role_may_be_taken(lab: &Lab) {
+    let database = lab.url.rsplit('/').next().unwrap();
+    let role = format!("owner_of_{database}");
+    lab.sql(&format!("CREATE ROLE {role}"));
+    lab.sql(&format!("CREATE SCHEMA app AUTHORIZATION {role}"));
+    let url = format!("{}?options=-c role={role} -c search_path=app", lab.url);
+    works(&url).await;
+    let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'database_locks_lock'";
+    assert_eq!(lab.sql(owner).trim(), role);
+    let nobody = format!("{}?options=-c role=nobody_of_that_name", lab.url);
+    let said = Locks::connect(nobody).await.unwrap_err();
+    assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+}
+
+/// Whatever is run first, ours holds afterwards: what others see, whose clock ends a lease, and how
+/// names and batches are told apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_command_harms_nothing_on_mariadb() {
+    if let Some(server) = MariaDb::shared() {
+        an_init_command_harms_nothing(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_command_harms_nothing_on_mysql() {
+    if let Some(server) = MySql::shared() {
+        an_init_command_harms_nothing(server).await;
+    }
+}
+
+async fn an_init_command_harms_nothing(server: &MySqlServer) {
+    let engine = server.flavor().engine();
+    for command in [
+        "SET SESSION sql_mode=''",
+        "SET time_zone='%2B05:00'",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
+        "SET autocommit=0, innodb_lock_wait_timeout=50, sql_select_limit=1, unique_checks=0",
+        "START TRANSACTION; SELECT 1; SELECT 2",
+        "SET completion_type=CHAIN; BEGIN",
+        "SET timestamp=1000000000",
+        "SET NAMES latin1, character_set_results=NULL",
+    ] {
+        let bench = || {
+            Bench::new(
+                engine,
+                format!("{}?init_command={command}", server.fresh_database()),
+            )
+        };
+        contract::a_held_lock_names_its_holder(&bench()).await;
+        contract::expired_is_free(&bench()).await;
+        contract::the_first_token_is_the_clock(&bench()).await;
+        contract::a_reader_sees_what_the_holder_wrote(&bench()).await;
+        contract::a_batch_of_renewals_is_answered_one_by_one(&bench()).await;
+        // Of a name with more than ASCII, as somebody else sees it.
+        let plain = server.fresh_database();
+        let told = works(&format!("{plain}?init_command={command}")).await;
+        let guard = told.lock("jöb 🔒").acquire().await.unwrap();
+        let other = Locks::connect(&plain).await.unwrap();
+        let row = other.show("jöb 🔒").await.unwrap().expect("committed");
+        assert_eq!(row.token, guard.token());
+        guard.check().await.unwrap();
+    }
+    for id in ["P1", "P5"] {
+        promise(id, engine);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+    if let Some(server) = MariaDb::shared() {
+        an_init_command_is_run_on_each_connection(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mysql_runs_an_init_command_on_each_connection_and_tells_when_it_fails() {
+    if let Some(server) = MySql::shared() {
+        an_init_command_is_run_on_each_connection(server).await;
+    }
+}
+
+async fn an_init_command_is_run_on_each_connection(server: &MySqlServer) {
+    let url = server.fresh_database();
+    let marks = "CREATE TABLE marks (id int AUTO_INCREMENT PRIMARY KEY)";
+    server.query(&url, marks).unwrap();
+    let proxy = Proxy::to_url(&url);
+    let through = format!(
+        "{}?init_command=INSERT INTO marks VALUES ()",
+        proxy.url(&url)
+    );
+    let locks = works(&through).await;
+    let count = || {
+        let counted = server.query(&url, "SELECT count(*) FROM marks").unwrap();
+        counted.trim().parse::<u32>().unwrap()
+    };
+    let before = count();
+    assert!(before > 0, "it is committed");
+    proxy.cut();
+    locks
+        .lock("job")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    assert!(count() > before, "on the new connection, too");
+
+    for command in ["SELECT 'hunter2' FROM", "SELECT 1 FROM no_such_table"] {
+        let said = Locks::connect(format!("{url}?init_command={command}")).await;
+        let said = said.unwrap_err();
+        assert!(matches!(said, Error::Rejected { .. }), "{said:?}");
+        let chain = said.chain();
+        assert!(chain.contains("init_command failed"), "{chain}");
+        assert!(!chain.contains("hunter2"), "{chain}");
+    }
+    promise("P14", server.flavor().engine());
+}
+
+/// Each host has so long, and no longer.
+async fn a_host_is_tried_for_as_long_as_the_url_says(lab: &Lab) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (login, rest) = lab.url.split_once('@').unwrap();
+    let (_, database) = rest.split_once('/').unwrap();
+    let at = listener.local_addr().unwrap();
+    for (seconds, least) in [(1, ms(900)), (6, ms(5900))] {
+        let began = now();
+        let url = format!("{login}@{at}/{database}?connect_timeout={seconds}");
+        let said = Locks::connect(url).await.unwrap_err();
+        let took = began.elapsed();
+        assert!(matches!(said, Error::Unavailable { .. }), "{said:?}");
+        let chain = said.chain();
+        assert!(
+            chain.contains(&format!("did not answer within {seconds}s")),
+            "{chain}"
+        );
+        assert!(took >= least && took < least + ms(2500), "{took:?}");
+    }
+    // By default it would be given up after 3 or 4 s.
+    let proxy = Proxy::to_url(&lab.url);
+    proxy.stall_replies();
+    let url = format!("{}?connect_timeout=30", proxy.url(&lab.url));
+    let connect = tokio::spawn(async move { works(&url).await });
+    tokio::time::sleep(ms(6000)).await;
+    assert!(!connect.is_finished());
+    proxy.resume();
+    drop(connect.await.unwrap());
+    promise("P12", lab.engine);
+}
+
+lab_tests!(postgres:
+    a_search_path_says_where_the_table_is,
+    a_role_may_be_taken,
+    a_host_is_tried_for_as_long_as_the_url_says,
+);
+lab_tests!(mariadb: a_host_is_tried_for_as_long_as_the_url_says);
+lab_tests!(mysql: a_host_is_tried_for_as_long_as_the_url_says);

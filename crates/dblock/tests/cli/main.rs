@@ -1,0 +1,21 @@
+//! The command `dblock`, run as a user runs it.
+
+mod completions;
+mod credentials;
+mod default_file;
+mod doctor;
+mod early_release;
+mod engines;
+mod guide;
+mod lost;
+mod nested;
+mod outage;
+mod output;
+mod prune;
+mod run;
+mod show;
+mod signals;
+mod support;
+mod terminal;
+mod tickets;
+mod ttl;

@@ -1,0 +1,1 @@
+//! Nothing: `tests/ui.rs` compiles programs with `#[locked]`, right and wrong ones.

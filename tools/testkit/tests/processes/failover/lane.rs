@@ -1,0 +1,93 @@
+//! Which server serves is known to both connections of a client, whichever finds out.
+
+use std::slice::from_ref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::seam::{Lane, Outcome, Store, StoreError, Table};
+use testkit::contract::{ask, info, name};
+use testkit::{Commits, Pair, promise};
+
+use super::{ENGINE, SOON, given_back, held, meanwhile, pair, row, soon};
+
+const TTL: Duration = Duration::from_secs(60);
+
+/// How long a call may take while servers are lost.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// A client whose connections both lead to the first primary, which is then frozen.
+async fn frozen(lock: &str) -> Option<(Pair, String, Arc<dyn Store>, Arc<dyn Lane>)> {
+    let (mut pair, url) = pair(None, Commits::Asynchronous).await?;
+    let locks = super::client(&url).await;
+    given_back(held(&locks, lock).await).await;
+    let store = database_locks::seam::open(&url, &Table::default()).unwrap();
+    let lane = store.lane().unwrap();
+    store.connect(SOON).await.unwrap();
+    soon(lane.connect()).await.unwrap();
+    meanwhile(|| pair.catch_up());
+    meanwhile(|| pair.primary_mut().freeze());
+    Some((pair, url, store, lane))
+}
+
+fn not_believed(answer: Result<Vec<Outcome>, StoreError>) {
+    let error = answer.unwrap_err().to_string();
+    assert!(error.contains("another one has replaced"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
+async fn what_an_old_primary_answers_on_the_lane_confirms_nothing() {
+    let Some((mut pair, url, store, lane)) = frozen("late").await else {
+        return;
+    };
+    let before = row(pair.standby(), &url, "late");
+    let late = {
+        let lane = Arc::clone(&lane);
+        tokio::spawn(async move { lane.acquire(&[ask("late", "me", TTL)]).await })
+    };
+    meanwhile(|| pair.promote());
+    let names = [name("late")];
+    soon(async { while store.read(&names, WITHIN).await.is_err() {} }).await;
+    meanwhile(|| pair.primary_mut().thaw());
+    not_believed(soon(late).await.unwrap());
+    assert_eq!(row(pair.standby(), &url, "late"), before);
+    // The next one is made where the other connection is.
+    let ask = ask("late", "me", TTL);
+    let made = soon(lane.acquire(from_ref(&ask))).await.unwrap();
+    assert!(matches!(made[0], Outcome::Granted { .. }), "{made:?}");
+    let known = info(&*store, "late").await.unwrap();
+    assert_eq!(known.grant.as_deref(), Some(ask.grant.as_str()));
+    promise("P1", ENGINE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
+async fn what_the_lane_finds_out_holds_for_the_other_connection() {
+    let Some((mut pair, url, store, lane)) = frozen("late").await else {
+        return;
+    };
+    let before = row(pair.standby(), &url, "late");
+    let late = {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.acquire(&[ask("late", "me", TTL)], SOON).await })
+    };
+    meanwhile(|| pair.promote());
+    let elsewhere = ask("elsewhere", "me", TTL);
+    soon(async {
+        loop {
+            let asked = tokio::time::timeout(WITHIN, lane.acquire(from_ref(&elsewhere)));
+            match asked.await {
+                Ok(Ok(_)) => return,
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => lane.give_up(),
+            }
+        }
+    })
+    .await;
+    meanwhile(|| pair.primary_mut().thaw());
+    not_believed(soon(late).await.unwrap());
+    assert_eq!(row(pair.standby(), &url, "late"), before);
+    let known = info(&*store, "elsewhere").await.unwrap();
+    assert_eq!(known.grant.as_deref(), Some(elsewhere.grant.as_str()));
+    promise("P1", ENGINE);
+}

@@ -1,0 +1,36 @@
+//! A pooler in between, which goes on to the other server under connections that stay.
+
+use database_locks::{Error, LostReason};
+use testkit::{Commits, PgBouncer, promise};
+
+use super::{ENGINE, SOON, checked, client, given_back, held, meanwhile, pair, soon};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "make prove"]
+async fn a_pooler_hides_no_failover() {
+    let Some((mut pair, url)) = pair(None, Commits::Asynchronous).await else {
+        return;
+    };
+    let Some(bouncer) = meanwhile(|| PgBouncer::start(pair.primary(), &[])) else {
+        return;
+    };
+    let locks = client(&bouncer.url(&url)).await;
+    given_back(held(&locks, "job").await).await;
+    meanwhile(|| pair.catch_up());
+    meanwhile(|| pair.part());
+    // No renewal of it meets an outage, which would cost it the connection.
+    let lock = locks.lock("job").ttl(SOON);
+    let guard = soon(lock.acquire()).await.unwrap();
+
+    meanwhile(|| pair.primary_mut().kill());
+    meanwhile(|| pair.promote());
+    let sql = "UPDATE database_locks_lock SET token = token + 2, locked_by = 'somebody'";
+    meanwhile(|| pair.standby().query(&url, sql)).unwrap();
+    meanwhile(|| bouncer.lead_to(pair.standby()));
+    let reason = match checked(&guard).await {
+        Err(Error::Lost { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reason, LostReason::Failover);
+    promise("P6", ENGINE);
+}

@@ -1,0 +1,438 @@
+//! The lane of PostgreSQL: its runtime may end, its connection may be killed, refused or late.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use database_locks::Token;
+use database_locks::blocking::Locks;
+use database_locks::seam::{
+    AcquireCommand, Lane, Notice, Outcome, ReleaseCommand, Released, Store, StoreError, Table,
+};
+use testkit::contract::{ask, granted, name};
+use testkit::sql::Stranger;
+use testkit::{Postgres, Proxy, promise, time};
+use tokio::runtime::{Builder, Runtime};
+
+/// Longer than anything that a test waits for should take.
+const SOON: Duration = Duration::from_secs(30);
+const TTL: Duration = Duration::from_secs(600);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("in time")
+}
+
+fn one_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn threads() -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().unwrap()
+}
+
+/// A store with its lane, in a database of its own; the store's own connection lives on a runtime of its own,
+/// as it does in the background.
+struct Client {
+    store: Arc<dyn Store>,
+    lane: Arc<dyn Lane>,
+    background: Runtime,
+}
+
+impl Client {
+    fn of(url: &str) -> Self {
+        let store = database_locks::seam::open(url, &Table::default()).unwrap();
+        let (lane, background) = (store.lane().unwrap(), threads());
+        background.block_on(async {
+            store.connect(SOON).await.unwrap();
+            store.install(SOON).await.unwrap();
+        });
+        Self {
+            store,
+            lane,
+            background,
+        }
+    }
+
+    async fn acquire(&self, lock: &str) -> Result<ReleaseCommand, StoreError> {
+        acquire(&*self.lane, lock).await
+    }
+
+    async fn release(&self, what: &ReleaseCommand) -> Result<Released, StoreError> {
+        Ok(soon(self.lane.release(std::slice::from_ref(what))).await?[0])
+    }
+
+    /// A cycle on the lane, whatever was before.
+    async fn cycle(&self) {
+        let what = self.acquire("cycle").await.unwrap();
+        assert_eq!(self.release(&what).await.unwrap(), Released::Freed);
+    }
+}
+
+async fn acquire(lane: &dyn Lane, lock: &str) -> Result<ReleaseCommand, StoreError> {
+    let ask = ask(lock, "me", TTL);
+    let Outcome::Granted { token, .. } = soon(lane.acquire(std::slice::from_ref(&ask))).await?[0]
+    else {
+        panic!("{lock} is not free")
+    };
+    Ok(back(&ask, Some(token)))
+}
+
+fn back(ask: &AcquireCommand, token: Option<Token>) -> ReleaseCommand {
+    ReleaseCommand {
+        name: ask.name.clone(),
+        token,
+        grant: ask.grant,
+        holder: Arc::clone(&ask.holder),
+        durable: false,
+    }
+}
+
+/// The pids of the connections of a database that are not `but`, the oldest first.
+fn sessions(admin: &mut Stranger, but: &[i32]) -> Vec<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                AND application_name = 'database-locks' ORDER BY backend_start";
+    let pids = admin.run(sql).unwrap().into_iter();
+    let pids = pids.map(|pid| pid.parse().unwrap());
+    pids.filter(|pid| !but.contains(pid)).collect()
+}
+
+/// Wait until so many sessions wait for a lock.
+fn hang(admin: &mut Stranger, count: usize) {
+    let sql = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let done = time::wait_until(SOON, || {
+        admin.run(sql).unwrap().remove(0).parse() == Ok(count)
+    });
+    assert!(done, "not {count} that hang");
+}
+
+/// Lock the table as a whole, until it is left.
+fn whole_table(server: &Postgres, url: &str) -> Stranger {
+    let mut holder = server.stranger(url);
+    holder.run("BEGIN").unwrap();
+    holder
+        .run("LOCK TABLE database_locks_lock IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
+    holder
+}
+
+#[test]
+fn it_goes_on_on_another_runtime_when_its_own_has_ended() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let client = Client::of(&url);
+    let mut admin = server.stranger(&url);
+    let background = sessions(&mut admin, &[]);
+    for home in [one_thread, threads] {
+        let first = home();
+        let held = first.block_on(client.acquire("job")).unwrap();
+        let before = sessions(&mut admin, &background);
+        assert_eq!(before.len(), 1, "one connection more");
+        drop(first);
+        let second = home();
+        let freed = second.block_on(client.release(&held)).unwrap();
+        assert_eq!(freed, Released::Freed);
+        let gone = || {
+            sessions(&mut admin, &background)
+                .iter()
+                .all(|it| *it != before[0])
+        };
+        assert!(time::wait_until(SOON, gone), "the first one is left open");
+        second.block_on(client.cycle());
+    }
+    promise("P17", "postgres");
+}
+
+#[test]
+fn a_call_whose_runtime_ends_leaves_nothing_that_hangs() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let client = Client::of(&url);
+    let mut admin = server.stranger(&url);
+    for (home, lock) in [one_thread, threads].into_iter().zip(["one", "two"]) {
+        let first = home();
+        let made = first.block_on(client.acquire(lock)).unwrap();
+        first.block_on(client.release(&made)).unwrap();
+        let blocker = whole_table(server, &url);
+        let ask = ask(lock, "me", TTL);
+        let (lane, asks) = (Arc::clone(&client.lane), [ask.clone()]);
+        first.spawn(async move { lane.acquire(&asks).await });
+        first.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
+        hang(&mut admin, 1);
+        first.shutdown_background();
+        blocker.leave();
+        let second = home();
+        second.block_on(client.cycle());
+        // It may have been carried out, or may yet be: its grant id gives it back, on the other connection.
+        let unknown = [back(&ask, None)];
+        let free = time::wait_until(SOON, || {
+            let given_back = client.store.release(&unknown, SOON);
+            client.background.block_on(given_back).unwrap();
+            second.block_on(async {
+                let made = soon(client.lane.acquire(&[self::ask(lock, "other", TTL)])).await;
+                matches!(made.unwrap()[0], Outcome::Granted { .. })
+            })
+        });
+        assert!(free, "{lock} stays held");
+    }
+}
+
+#[test]
+fn a_connection_that_its_runtime_has_half_made_is_made_anew() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let proxy = Proxy::to_url(&url);
+    let client = Client::of(&proxy.url(&url));
+    proxy.stall();
+    let first = threads();
+    let lane = Arc::clone(&client.lane);
+    first.spawn(async move { lane.connect().await });
+    assert!(time::wait_until(SOON, || proxy.open_connections() == 2));
+    drop(first);
+    proxy.resume();
+    one_thread().block_on(client.cycle());
+}
+
+#[test]
+fn a_runtime_that_is_left_alone_keeps_no_other_from_connecting() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let client = Client::of(&url);
+    let (left, next) = (one_thread(), one_thread());
+    let lane = Arc::clone(&client.lane);
+    left.spawn(async move { lane.connect().await });
+    // Once: it has begun to connect.
+    left.block_on(tokio::task::yield_now());
+    next.block_on(client.cycle());
+    // What it finds late takes the place of nothing, and is closed.
+    left.block_on(look_up());
+    next.block_on(client.cycle());
+    let mut admin = server.stranger(&url);
+    assert!(time::wait_until(SOON, || {
+        left.block_on(look_up());
+        sessions(&mut admin, &[]).len() == 2
+    }));
+}
+
+/// So that the driver notices what has come meanwhile, as a caller that blocks lets it.
+async fn look_up() {
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_connection_that_was_killed_is_made_anew() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let client = Client::of(&url);
+    let mut admin = server.stranger(&url);
+    let background = sessions(&mut admin, &[]);
+    let home = one_thread();
+    home.block_on(client.cycle());
+    // While nobody uses it.
+    let kill = |admin: &mut Stranger| {
+        let pid = sessions(admin, &background)[0];
+        admin
+            .run(&format!("SELECT pg_terminate_backend({pid}, 20000)"))
+            .unwrap();
+    };
+    kill(&mut admin);
+    home.block_on(async {
+        look_up().await;
+        client.cycle().await;
+    });
+    // During a call.
+    let blocker = whole_table(server, &url);
+    home.block_on(async {
+        let lane = Arc::clone(&client.lane);
+        let call = tokio::spawn(async move { acquire(&*lane, "job").await });
+        look_up().await;
+        tokio::task::spawn_blocking({
+            let mut other = server.stranger(&url);
+            move || hang(&mut other, 1)
+        })
+        .await
+        .unwrap();
+        kill(&mut admin);
+        let error = call.await.unwrap().unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        assert!(!error.is_undone(), "{error}");
+        blocker.leave();
+        client.cycle().await;
+    });
+    promise("P17", "postgres");
+}
+
+#[test]
+fn a_late_call_is_ended_in_the_server_and_the_next_one_is_made_elsewhere() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let client = Client::of(&url);
+    let mut admin = server.stranger(&url);
+    let home = one_thread();
+    home.block_on(client.cycle());
+    let blocker = whole_table(server, &url);
+    home.block_on(async {
+        let asks = [ask("late", "me", TTL)];
+        let late = tokio::time::timeout(Duration::from_millis(200), client.lane.acquire(&asks));
+        late.await.unwrap_err();
+        client.lane.give_up();
+        soon(client.lane.connect()).await.unwrap();
+    });
+    hang(&mut admin, 0);
+    blocker.leave();
+    home.block_on(client.cycle());
+}
+
+#[test]
+fn where_the_server_allows_no_second_connection_nothing_was_done() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let user = format!("single_{}", url.rsplit_once('/').unwrap().1);
+    for sql in [
+        format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT 1"),
+        format!("GRANT CREATE, USAGE ON SCHEMA public TO {user}"),
+    ] {
+        server.query(&url, &sql).unwrap();
+    }
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let client = Client::of(&format!("{scheme}://{user}:x@{host}"));
+    let home = one_thread();
+    home.block_on(async {
+        for _ in 0..2 {
+            let refused = client.acquire("job").await.unwrap_err();
+            assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
+            assert!(refused.is_undone(), "{refused}");
+            assert!(refused.to_string().contains("53300"), "{refused}");
+        }
+    });
+    let ours = client
+        .background
+        .block_on(granted(&*client.store, "job", "me", TTL));
+    assert_eq!(ours.name, name("job"));
+    server
+        .query(&url, &format!("ALTER ROLE {user} CONNECTION LIMIT 2"))
+        .unwrap();
+    home.block_on(async {
+        while client.lane.connect().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    home.block_on(client.cycle());
+    promise("P17", "postgres");
+}
+
+/// What the lane's connection notifies is heard on the other one, and is no news there.
+#[test]
+fn a_release_by_the_lane_is_its_own() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let (client, other) = (Client::of(&url), Client::of(&url));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    client.store.on_notified(Arc::new(move |notice| {
+        if let Notice::Released(lock, _) = notice {
+            tell.lock().unwrap().push(lock.clone());
+        }
+    }));
+    let home = one_thread();
+    for (by, lock) in [(&client, "ours"), (&other, "theirs")] {
+        let held = home.block_on(by.acquire(lock)).unwrap();
+        let (lock, store) = (name(lock), &client.store);
+        // Until it listens it does not say that it waits.
+        let says = || {
+            client
+                .background
+                .block_on(store.announce(&lock, SOON, false))
+        };
+        assert!(time::wait_until(SOON, says));
+        let released = home.block_on(by.release(&held)).unwrap();
+        assert_eq!(released, Released::Awaited);
+    }
+    let heard = || !told.lock().unwrap().is_empty();
+    assert!(time::wait_until(SOON, heard));
+    assert_eq!(*told.lock().unwrap(), [name("theirs")]);
+    promise("P12", "postgres");
+}
+
+/// The lane has the only connection that the server allows: it makes way for the one that renews.
+#[test]
+fn where_there_is_room_for_one_connection_it_is_the_one_that_renews() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let user = format!("alone_{}", url.rsplit_once('/').unwrap().1);
+    drop(Client::of(&url));
+    for sql in [
+        format!("CREATE ROLE {user} LOGIN PASSWORD 'x' CONNECTION LIMIT 1"),
+        format!("GRANT SELECT, INSERT, UPDATE ON database_locks_lock TO {user}"),
+    ] {
+        server.query(&url, &sql).unwrap();
+    }
+    let host = url.rsplit_once('@').unwrap().1;
+    let builder = Locks::builder(format!("postgres://{user}:x@{host}"));
+    let locks = builder.connect_lazy().unwrap();
+    let guard = locks
+        .lock("kept")
+        .ttl(Duration::from_secs(2))
+        .acquire()
+        .unwrap();
+    let lost = time::wait_until(Duration::from_secs(6), || !guard.is_held());
+    assert!(!lost, "{guard:?}");
+    guard.release().unwrap();
+    promise("P17", "postgres");
+}
+
+/// Its runtime rests between two calls, and so does not see that the connection has ended.
+#[test]
+fn a_try_on_a_connection_that_ended_unseen_is_made_once_more() {
+    let Some(server) = Postgres::shared() else {
+        return;
+    };
+    let url = server.fresh_database();
+    let mut admin = server.stranger(&url);
+    let home = one_thread();
+    let locks = home.block_on(async {
+        let locks = database_locks::Locks::connect(&url).await.unwrap();
+        locks.migrate().await.unwrap();
+        locks
+    });
+    let cycle = async || {
+        let guard = locks.lock("job").try_acquire().await.unwrap();
+        guard.expect("free").release().await.unwrap();
+    };
+    let moved_in = || {
+        home.block_on(async {
+            cycle().await;
+            look_up().await;
+        });
+        sessions(&mut admin, &[]).len() == 2
+    };
+    assert!(time::wait_until(SOON, moved_in));
+    home.block_on(cycle());
+    let lane = sessions(&mut admin, &[])[1];
+    admin
+        .run(&format!("SELECT pg_terminate_backend({lane}, 5000)"))
+        .unwrap();
+    home.block_on(cycle());
+    promise("P17", "postgres");
+}
