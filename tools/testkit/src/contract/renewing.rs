@@ -1,4 +1,4 @@
-//! What keeps a lease alive, and what comes too late.
+//! Renewals: which extend a lease, and which come too late.
 
 use std::time::Duration;
 
@@ -133,7 +133,7 @@ pub async fn a_late_renewal_revives_nothing(bench: &Bench) {
         Some(LostReason::Released)
     );
     assert_eq!(holder_of(&*store, "released").await, None);
-    // On a cluster no clock says that it has ended: it is its holder's until somebody takes it over.
+    // On a cluster no clock ends the lease: its holder keeps it until another client takes over.
     if !bench.is_cluster() {
         assert_eq!(
             renew(&*store, &expired, LONG).await.lost(),

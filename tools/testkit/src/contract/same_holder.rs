@@ -1,4 +1,4 @@
-//! The clauses of taking a lock over from its own holder.
+//! Preemption of a lock by its own holder.
 
 use database_locks::LostReason;
 use database_locks::seam::{
@@ -11,7 +11,7 @@ use super::bench::{
 };
 use crate::promise::promise;
 
-/// `holder` comes again, for what `seen` is.
+/// A preemption by `holder` of the grant `seen`.
 pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     let metadata = format!("{{\"over\":\"{}\"}}", seen.id).into();
     TakeOverCommand {
@@ -24,7 +24,7 @@ pub fn over(seen: &Grant, holder: &str) -> TakeOverCommand {
     }
 }
 
-/// Ask once; conflicts of the engine that are not about this lock are tried again.
+/// Asks once; repeats after conflicts that are not about this lock.
 pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     for _ in 0..200 {
         match store.take_over(what, WITHIN).await {
@@ -37,7 +37,7 @@ pub async fn take_over(store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     panic!("contention without end")
 }
 
-/// The same where a node may have yet to hear of what is taken over: it is asked again then.
+/// The same on a node that may not have the grant yet: it is asked again.
 async fn take_over_soon(bench: &Bench, store: &dyn Store, what: &TakeOverCommand) -> Outcome {
     let mut outcome = take_over(store, what).await;
     for _ in 0..200 {
@@ -139,14 +139,14 @@ pub async fn nothing_but_what_was_seen_is_taken_over(bench: &Bench) {
     promise("P1", bench.engine);
 }
 
-/// What is free or expired is for an acquire, and what is not there is not made.
+/// A lock that is free or expired is not preempted, and no row is made.
 pub async fn what_nobody_has_is_not_taken_over(bench: &Bench) {
     let store = bench.ready().await;
     let released = granted(&*store, "released", "me", LONG).await;
     release(&*store, &released).await;
     let expired = granted(&*store, "expired", "me", SHORT).await;
     outlived(SHORT).await;
-    // On a cluster no clock says that it has ended: it is its holder's until somebody takes it over.
+    // On a cluster no clock ends the lease: its holder keeps it until another client takes over.
     let ended = match bench.is_cluster() {
         true => vec![released],
         false => vec![released, expired],

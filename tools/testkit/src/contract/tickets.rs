@@ -1,4 +1,4 @@
-//! A lock that goes on elsewhere.
+//! Handing over a held lock by a ticket.
 
 use database_locks::LostReason;
 use database_locks::seam::{AcquireCommand, Grant, Released, Renewal, ResumeCommand, Store};
@@ -64,13 +64,13 @@ pub async fn a_ticket_resumes_a_lock_once(bench: &Bench) {
     promise("P3", bench.engine);
 }
 
-/// A ticket whose lease has ended is dead, whether or not somebody else came.
+/// A ticket whose lease has ended resumes nothing, whether or not another client took the lock.
 pub async fn a_dead_ticket_revives_nothing(bench: &Bench) {
     let store = bench.ready().await;
     let given = granted(&*store, "job", "giver", SHORT).await;
     outlived(SHORT).await;
     let late = handed_to(&given, "late");
-    // On a cluster no clock says that it has ended: it is good until somebody takes the lock over.
+    // On a cluster no clock ends the lease: the ticket is valid until another client takes over.
     if !bench.is_cluster() {
         assert_eq!(
             resume(&*store, &late).await.lost(),

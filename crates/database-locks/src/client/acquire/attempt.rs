@@ -74,7 +74,7 @@ impl Attempt {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
-        let before = self.begin();
+        let before = self.prepare();
         let answer = entry.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
         Some(self.answered(before, answer))
@@ -125,13 +125,13 @@ impl Attempt {
     }
 
     async fn acquire(&mut self) -> Result<Outcome, StoreError> {
-        let before = self.begin();
+        let before = self.prepare();
         let answer = self.client.acquires.ask(self.command.clone()).await;
         self.answered(before, answer)
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
-    fn start_renewing(&mut self) -> bool {
+    fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         self.command.expired_version = self
             .client

@@ -87,7 +87,7 @@ struct Owner {
     /// The next call connects, so its timeout is [`CONNECT_TIMEOUT`] instead of [`DIRECT_TIMEOUT`].
     first: bool,
     /// Closed when the runtime has ended. `None`: the runtime of blocking threads, which never
-    /// ends. Dropping it ends the task that observations the owner.
+    /// ends. Dropping it ends the task that watches the owner.
     ended: Option<oneshot::Sender<Infallible>>,
 }
 

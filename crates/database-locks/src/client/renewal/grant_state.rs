@@ -280,7 +280,7 @@ impl GrantState {
         );
     }
 
-    /// BootInstant since the grant.
+    /// Time since the grant.
     pub(crate) fn held_for(&self) -> Duration {
         clock::now() - self.since
     }
