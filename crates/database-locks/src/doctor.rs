@@ -17,7 +17,6 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::runtime::clock;
 use protocol::{BootInstant, Human};
 
 /// What was examined, and what was found; see [`Locks::doctor`](crate::Locks::doctor).
@@ -386,19 +385,18 @@ fn wall() -> i64 {
 
 impl Beat {
     /// Start, just before the query is sent.
-    pub(crate) fn begin() -> Self {
-        let (sent, wall) = (clock::now(), wall());
+    pub(crate) fn begin(now: BootInstant) -> Self {
         Self {
-            sent,
+            sent: now,
             took: Duration::ZERO,
-            wall,
+            wall: wall(),
             database: 0,
         }
     }
 
     /// End, with the database's answer.
-    pub(crate) fn end(mut self, database: i64) -> Self {
-        self.took = clock::now() - self.sent;
+    pub(crate) fn end(mut self, database: i64, now: BootInstant) -> Self {
+        self.took = now - self.sent;
         self.database = database;
         self
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use self::patient::Patient;
 use super::connection::session::Session;
 use crate::doctor::{self, Beat, Notes, Report};
+use crate::runtime::clock;
 use crate::store::connect::table::Table;
 use crate::store::postgres::error::ServerError;
 
@@ -48,9 +49,12 @@ pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, Serve
     };
     let mut beats = Vec::with_capacity(BEATS);
     for _ in 0..BEATS {
-        let beat = Beat::begin();
+        let beat = Beat::begin(clock::now());
         let rows = on.query(CLOCK, &[]).await?;
-        beats.push(beat.end(rows.first().map_or(Ok(0), |row| row.try_get(0))?));
+        beats.push(beat.end(
+            rows.first().map_or(Ok(0), |row| row.try_get(0))?,
+            clock::now(),
+        ));
     }
     let mut settings = HashMap::new();
     for row in on.query(SETTINGS, &[]).await? {
