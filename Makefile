@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test test-rust test-python prove prove-rust prove-python torture check check-docs check-rust check-python check-deny check-msrv book bench profile example package install clean
+.PHONY: help test test-rust test-python prove prove-rust prove-python torture check check-docs check-rust check-python check-deny check-msrv book bench example package install clean
 
 PYTHON_ENVS := $(CURDIR)/target/python
 PROMISES := $(CURDIR)/target/promises
@@ -153,11 +153,6 @@ bench: ## measure for some 14 minutes, and write docs/benchmarks.md; SECONDS=700
 		echo "bench: not all servers can be installed, those that are there are measured" >&2
 	scripts/bench-env
 	. target/bench-servers; $(BENCH)
-
-profile: ## profile a client's acquire and release with perf, a text for each engine in target/profile
-	RUSTFLAGS="-C force-frame-pointers=yes" CARGO_PROFILE_RELEASE_DEBUG=1 CARGO_TARGET_DIR=$(CURDIR)/target/profile \
-		cargo build --release -p bench
-	servers=$$(scripts/install-servers) && eval "$$servers" && target/profile/release/bench profile target/profile
 
 example: ## start a Django project with locks, on SQLite and on this machine only
 	scripts/python-env

@@ -208,8 +208,7 @@ kinds! {
     NOT_FLUSHED = "not-flushed", "durability", Error,
         "a power cut or a crash of the machine may lose grants: the same token may then be \
          granted twice, and one lock may have two holders",
-        "PostgreSQL: fsync = on; MySQL and MariaDB: innodb_flush_log_at_trx_commit = 1; SQLite: \
-         synchronous = FULL";
+        "PostgreSQL: fsync = on; MySQL and MariaDB: innodb_flush_log_at_trx_commit = 1";
     BINLOG_NOT_FLUSHED = "binlog-not-flushed", "durability", Error,
         "after a power cut the server rolls back commits that are not in its binary log, among \
          them grants",
@@ -294,9 +293,6 @@ kinds! {
     FILE_OPEN = "file-open", "file", Error,
         "every user who can write there can take and release every lock",
         "chmod o-w on it";
-    JOURNAL_MODE = "journal-mode", "file", Error,
-        "reads and renewals block each other",
-        "end all programs that have the file open, then: PRAGMA journal_mode = WAL";
     LEASES_EXPIRED = "leases-expired", "locks", Warning,
         "their holders died, were cut off or are frozen, and no other client has acquired the \
          locks since; the next caller gets them",

@@ -17,8 +17,8 @@ pub use info::{ListFilter, LockInfo, LockState, Prune};
 pub use lease::{Answer, Lease, Next, SHORTEST_PATIENCE};
 pub use lost::{Gone, HeldBy, LostReason};
 pub use messages::{
-    AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Pruned, ReleaseCommand, Released,
-    Renewal, ResumeCommand, TakeOverCommand,
+    AcquireCommand, Force, Grant, Holder, Outcome, PAGE, Page, Primary, Pruned, ReleaseCommand,
+    Released, Renewal, ResumeCommand, TakeOverCommand,
 };
 pub use observation::{Observations, ObservedExpiry, Version, WaitExtension};
 pub use row::{LockRow, judge, judge_elsewhere, judge_ticket};

@@ -58,12 +58,34 @@ pub enum Outcome {
         token: Token,
         /// What was asked for, or what is left of it where this very grant had been made before.
         length: Duration,
+        /// The server that says so, where one may take the place of another.
+        confirmed_by: Option<Primary>,
     },
     /// Somebody else has it.
     Held(Holder),
     /// It looks free or expired, but somebody has its row locked right now, or made it just now.
     /// Soon it may be had.
     Busy,
+}
+
+impl Outcome {
+    /// The same, as this server said it.
+    #[must_use]
+    pub fn confirmed_by(mut self, server: Option<Primary>) -> Self {
+        if let Self::Granted { confirmed_by, .. } = &mut self {
+            *confirmed_by = server;
+        }
+        self
+    }
+}
+
+/// One of several database servers that can take each other's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Primary {
+    /// The same for a primary and its standbys.
+    pub system: i64,
+    /// Goes up when a standby takes the place of its primary.
+    pub timeline: u32,
 }
 
 /// Who has a lock.
@@ -98,13 +120,18 @@ pub struct Grant {
     pub id: GrantId,
     /// `locked_by`.
     pub holder: Arc<str>,
+    /// The server that granted or renewed it last, where one may take the place of another.
+    pub confirmed_by: Option<Primary>,
 }
 
 /// What became of a renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease lasts at least the whole ttl from when the request was sent.
-    Renewed,
+    Renewed {
+        /// The server that says so, where one may take the place of another.
+        confirmed_by: Option<Primary>,
+    },
     /// A plain read says that it is still ours, but its row is locked by somebody.
     Busy,
     /// A plain read says that it is no longer ours.
@@ -116,8 +143,13 @@ impl Renewal {
     pub fn lost(&self) -> Option<LostReason> {
         match self {
             Self::Lost(gone) => Some(gone.reason),
-            Self::Renewed | Self::Busy => None,
+            Self::Renewed { .. } | Self::Busy => None,
         }
+    }
+
+    /// Whether it was renewed.
+    pub fn is_renewed(&self) -> bool {
+        matches!(self, Self::Renewed { .. })
     }
 }
 

@@ -148,6 +148,7 @@ impl LockRow {
             Some(left) if self.is_granted(grant) => Outcome::Granted {
                 token: Token::from_db(self.token),
                 length: micros(left),
+                confirmed_by: None,
             },
             _ if self.is_held() => Outcome::Held(self.occupant()),
             _ => Outcome::Busy,
@@ -294,6 +295,7 @@ pub fn judge_ticket(what: &ResumeCommand, row: Option<&LockRow>) -> Renewal {
         token: what.token,
         id: what.from,
         holder: holder.into(),
+        confirmed_by: None,
     };
     judge(&given, row)
 }
@@ -309,6 +311,7 @@ mod tests {
             token: Token::from_db(7),
             id: GrantId::of([7; 16]),
             holder: "me".into(),
+            confirmed_by: None,
         }
     }
 
@@ -551,7 +554,8 @@ mod tests {
             outcome,
             Outcome::Granted {
                 token: ours.token,
-                length
+                length,
+                confirmed_by: None
             }
         );
         assert!(matches!(row(&ours).refusal("another"), Outcome::Held(_)));

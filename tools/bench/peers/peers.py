@@ -1,7 +1,7 @@
-"""A row of the benchmark that takes locks from Python: `peers.py KIND PLACES NAME`.
+"""A case of the benchmark in Python: `peers.py KIND LOCATIONS NAME`.
 
-PLACES is JSON: where the servers are. It says what it is made of when it is ready, and answers the
-lines of its standard input, as tools/bench/src/taker.rs describes them.
+LOCATIONS is JSON: where the servers are. It describes itself when it is ready, and answers the
+requests on its standard input, as tools/bench/src/child.rs describes them.
 """
 
 import json
@@ -42,7 +42,7 @@ def django(database: dict[str, Any], *apps: str, **settings: Any) -> None:
 
 
 def pair(manager: Callable[[], Any]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What enters a context manager, and what leaves it."""
+    """The calls that enter a context manager and leave it."""
     entered: list[Any] = []
 
     def enter() -> None:
@@ -74,7 +74,7 @@ def old(auto_renew: bool) -> tuple[Any, Any, str]:
 
 
 def pglock() -> tuple[Any, Any, str]:
-    # Prepared at once, and parameters bound by the server: what makes it fastest.
+    # Prepared statements with parameters bound by the server are its fastest mode.
     options = {"prepare_threshold": 0, "server_side_binding": True}
     django({**POSTGRES, "OPTIONS": options})
     import pglock as package

@@ -1,5 +1,5 @@
-//! What the locks are compared with: one bare prepared `UPDATE` commit that writes the same columns of the
-//! same table, and one that clears them, on the same driver, socket and runtime.
+//! The baseline of the locks: a prepared `UPDATE` that writes the same columns of the same table,
+//! and one that clears them, each committed by itself, on the same driver, socket and runtime.
 
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
@@ -7,8 +7,8 @@ use rusqlite::Connection;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Statement};
 
+use crate::drive::BlockingCycle;
 use crate::serve::Cycle;
-use crate::worker::BlockingCycle;
 
 const PG_ACQUIRE: &str = "UPDATE baseline SET locked_by = $2, token = token + 1, grant_id = $3, metadata = $4, \
     expires_at = clock_timestamp() + interval '30 s', granted_until = clock_timestamp() + interval '30 s', \
@@ -30,10 +30,11 @@ const HOLDER: &str = "database-host.12345.0123456789ab";
 const GRANT: &str = "0123456789abcdef0123456789abcdef";
 const METADATA: &str =
     r#"{"program":"bench","host":"database-host","pid":12345,"version":"1.0.0"}"#;
-/// The lock of `pg_advisory_lock`.
+/// The key of `pg_advisory_lock`.
 const ADVISORY: i64 = 7;
 
-/// The table of locks under the name `baseline`; MySQL's and MariaDB's have a collation for names.
+/// The statements that make the table of locks under the name `baseline`. The collation of names
+/// differs between MySQL and MariaDB.
 pub(crate) fn schema(engine: &str) -> String {
     let (text, collation) = match engine {
         "postgres" => (
@@ -57,7 +58,7 @@ pub(crate) fn schema(engine: &str) -> String {
         .replace("{collation}", collation)
 }
 
-/// What Python's bare commits are made of: the statements, with their parameters in place.
+/// The statements of the baseline in Python, with their parameters in place.
 pub(crate) fn python_statements(name: &str) -> [String; 2] {
     let quoted = |text: &str| format!("'{text}'");
     [PG_ACQUIRE, PG_RELEASE].map(|sql| {
@@ -86,7 +87,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// The table must be there.
+    /// Connects and makes the row; the table exists already.
     pub(crate) async fn connect(url: &str, name: &str) -> Self {
         let client = postgres(url).await;
         let insert = format!("INSERT INTO baseline (name) VALUES ('{name}')");
@@ -119,7 +120,7 @@ impl Cycle for Postgres {
     }
 }
 
-/// `pg_advisory_lock` alone, which commits nothing and is gone with its connection.
+/// `pg_advisory_lock` alone: it commits nothing and ends with its connection.
 pub(crate) struct Advisory {
     client: Client,
     acquire: Statement,
@@ -161,7 +162,7 @@ pub(crate) struct MySql {
 }
 
 impl MySql {
-    /// The table must be there.
+    /// Connects and makes the row; the table exists already.
     pub(crate) async fn connect(url: &str, name: &str) -> Self {
         let mut conn = Conn::from_url(url).await.expect("connects");
         let insert = format!("INSERT INTO baseline (name) VALUES ('{name}')");

@@ -1,25 +1,27 @@
-//! Equal loops and crowds that take turns on one lock: how they share it, and what that costs.
+//! Processes and tasks that contend for one lock: how they share it, and what that costs.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::drive::current_thread;
 use crate::report::{Section, digits};
+use crate::results::Results;
 use crate::servers::{Engine, Servers};
 use crate::stats::spread;
+use crate::subject;
 use crate::wire_counter::WireCounter;
-use crate::worker::{self, current_thread};
-use crate::{Results, subject};
+use crate::worker;
 
-/// Processes, tasks of each, and for how many µs each grant is held.
-const CROWDS: [(usize, usize, u32); 3] = [(3, 1, 0), (1, 50, 1_000), (10, 50, 1_000)];
+/// Processes, tasks of each, and how long each grant is held in µs.
+const CONTENDERS: [(usize, usize, u32); 3] = [(3, 1, 0), (1, 50, 1_000), (10, 50, 1_000)];
 
 pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     let engines = servers.engines();
     let slice = length
         .mul_f64(0.9)
-        .div_f64((engines.len() * CROWDS.len()) as f64);
+        .div_f64((engines.len() * CONTENDERS.len()) as f64);
     section.paragraph(format!(
         "Processes whose tasks all take turns on one lock for {} s: each acquires it, holds it, releases it, and \
          asks again. Two statements each would be an acquire and a release and nothing else. Waits in milliseconds.",
@@ -27,8 +29,8 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
     ));
     let mut rows = Vec::new();
     for engine in &engines {
-        for crowd in CROWDS {
-            rows.extend(row(engine, crowd, slice));
+        for contenders in CONTENDERS {
+            rows.extend(row(engine, contenders, slice));
         }
     }
     let head = [
@@ -69,10 +71,11 @@ fn row(
     }
     let statements = || counter.as_ref().map(WireCounter::statements);
     let before = statements();
-    workers.iter_mut().for_each(|worker| worker.tell("go"));
+    workers.iter_mut().for_each(|worker| worker.send("go"));
     let (mut waits, mut shares, mut never) = (Vec::new(), Vec::new(), 0);
     for worker in &workers {
-        let answer: Value = serde_json::from_str(&worker.hear(length)).expect("it answers in JSON");
+        let answer: Value =
+            serde_json::from_str(&worker.receive(length)).expect("it answers in JSON");
         let served = answer["waits"].as_array().into_iter().flatten();
         let served: Vec<f64> = served.filter_map(Value::as_f64).collect();
         shares.push(served.len());

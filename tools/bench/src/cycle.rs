@@ -1,53 +1,44 @@
-//! An uncontended lock: acquire, release, both; each row beside what it is compared with.
+//! Acquire and release of an uncontended lock; each case beside its baseline.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::report::{Section, digits};
-use crate::rows::{self, Row};
+use crate::cases::{self, Case};
+use crate::child::{Child, Times};
+use crate::console::progress;
+use crate::report::{Section, digits, median_with_range};
+use crate::results::{Measured, Results};
 use crate::servers::Servers;
-use crate::stats::{median, ratio, spread};
-use crate::taker::{Taker, Times};
-use crate::{Results, say};
+use crate::stats::{median, ratio};
 
-/// How often each row comes; less often where there is less time than this.
+/// The rounds of a run; a part that has less time has fewer.
 const ROUNDS: usize = 20;
 const TIME_FOR_ALL: Duration = Duration::from_secs(60);
 
-/// What was measured of one row: all rounds together, and the median of each.
-#[derive(Debug, Default)]
-pub(crate) struct Measured {
-    pub(crate) name: String,
-    pub(crate) what: String,
-    pub(crate) all: Times,
-    acquire: Vec<f64>,
-    cycle: Vec<f64>,
-}
-
 pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) -> Section {
-    let mut groups: BTreeMap<String, Vec<(Row, Taker)>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<(Case, Child)>> = BTreeMap::new();
     let mut order = Vec::new();
-    for row in rows::all(servers) {
-        let Some(mut taker) = row.start(&row.key) else {
+    for case in cases::all(servers) {
+        let Some(mut child) = case.start(&case.key) else {
             continue;
         };
-        // Connections, caches, plans; a virtual machine compiles what it does often.
-        let warm_up = if row.server == "zookeeper" {
+        // Fills connections, caches and plans; a virtual machine compiles its hot code.
+        let warm_up = if case.server == "zookeeper" {
             2_000
         } else {
             100
         };
-        taker.cycles(Duration::from_millis(warm_up));
-        order.push(row.key.clone());
+        child.cycles(Duration::from_millis(warm_up));
+        order.push(case.key.clone());
         groups
-            .entry(row.group().to_owned())
+            .entry(case.group().to_owned())
             .or_default()
-            .push((row, taker));
+            .push((case, child));
     }
     let rounds = if length < TIME_FOR_ALL { 5 } else { ROUNDS };
     let slice = length.div_f64((rounds * order.len()) as f64);
-    say(&format!(
-        "cycle: {} rows, {rounds} rounds of {} ms each",
+    progress(&format!(
+        "cycle: {} cases, {rounds} rounds of {} ms each",
         order.len(),
         slice.as_millis()
     ));
@@ -58,14 +49,14 @@ pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) ->
         for group in &mut groups {
             fastrand::shuffle(group);
             let mut times = vec![Times::default(); group.len()];
-            // There and back: what changes meanwhile changes for all of a group.
+            // There and back: a drift of the machine meets all cases of a group alike.
             for at in (0..group.len()).chain((0..group.len()).rev()) {
                 times[at].extend(group[at].1.cycles(slice / 2));
             }
-            for ((row, taker), times) in group.iter().zip(times) {
-                let entry = measured.entry(row.key.clone()).or_default();
-                entry.name.clone_from(&row.name);
-                entry.what.clone_from(&taker.what);
+            for ((case, child), times) in group.iter().zip(times) {
+                let entry = measured.entry(case.key.clone()).or_default();
+                entry.name.clone_from(&case.name);
+                entry.description.clone_from(&child.description);
                 entry
                     .acquire
                     .push(median(&times.acquire).unwrap_or(f64::NAN));
@@ -101,7 +92,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, results: &mut Results) ->
     section
 }
 
-/// What a row of this library is compared with.
+/// The baseline of a case of this library.
 fn baseline<'a>(measured: &'a BTreeMap<String, Measured>, key: &str) -> Option<&'a Measured> {
     let mut parts = key.split('/');
     let (engine, runtime) = (parts.next()?, parts.next()?);
@@ -113,13 +104,6 @@ fn baseline<'a>(measured: &'a BTreeMap<String, Measured>, key: &str) -> Option<&
     measured.get(&format!("{engine}/{runtime}/baseline"))
 }
 
-/// The median, with the percentiles around it.
-pub(crate) fn around(values: &[f64]) -> String {
-    spread(values).map_or(String::new(), |of| {
-        format!("{} ({}–{})", digits(of.p50), digits(of.p10), digits(of.p90))
-    })
-}
-
 fn shown(row: &Measured, baseline: Option<&Measured>) -> Vec<String> {
     let beside = |of: fn(&Measured) -> &Vec<f64>| {
         baseline
@@ -128,12 +112,19 @@ fn shown(row: &Measured, baseline: Option<&Measured>) -> Vec<String> {
     };
     vec![
         row.name.clone(),
-        around(&row.all.acquire),
-        around(&row.all.release),
-        around(&row.all.cycles()),
+        median_with_range(&row.all.acquire),
+        median_with_range(&row.all.release),
+        median_with_range(&row.all.cycles()),
         beside(|row| &row.acquire),
         beside(|row| &row.cycle),
     ]
+}
+
+/// Adds a goal that is met if all values are at most `most`.
+fn at_most(section: &mut Section, what: &str, most: f64, unit: &str, reached: Option<Vec<f64>>) {
+    let met = reached.iter().flatten().all(|reached| *reached <= most);
+    let shown = reached.map(|each| each.into_iter().map(digits).collect::<Vec<_>>().join(", "));
+    section.goal(what, &format!("at most {most} {unit}"), shown, met);
 }
 
 fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
@@ -141,17 +132,12 @@ fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
     let acquire = |one: &str, other: &str| ratio(&of(one)?.acquire, &of(other)?.acquire);
     let cycle = |one: &str, other: &str| ratio(&of(one)?.cycle, &of(other)?.cycle);
     let runtimes = ["current", "multi", "blocking"];
-    let beside = |engine: &str, compare: &dyn Fn(&str, &str) -> Option<f64>| {
+    let to_baseline = |engine: &str, compare: &dyn Fn(&str, &str) -> Option<f64>| {
         let each = runtimes.map(|runtime| {
             let key = format!("{engine}/{runtime}");
             compare(&key, &format!("{key}/baseline"))
         });
         each.into_iter().collect::<Option<Vec<f64>>>()
-    };
-    let mut at_most = |what: &str, most: f64, unit: &str, reached: Option<Vec<f64>>| {
-        let met = reached.iter().flatten().all(|reached| *reached <= most);
-        let shown = reached.map(|each| each.into_iter().map(digits).collect::<Vec<_>>().join(", "));
-        section.goal(what, &format!("at most {most} {unit}"), shown, met);
     };
     let each = "(`current_thread`, `multi_thread`, blocking)";
     let engines = [
@@ -159,51 +145,47 @@ fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
         ("MariaDB", "mariadb"),
         ("MySQL", "mysql"),
     ];
-    // What a machine does not have is no goal there.
+    // A server that is not on this machine has no goal.
     let engines = engines
         .into_iter()
         .filter(|(_, key)| of(&format!("{key}/multi/baseline")).is_some());
+    let one = "× one bare `UPDATE` commit";
     for (name, key) in engines.clone() {
         let what = format!("uncontended acquire, {name} {each}");
-        at_most(
-            &what,
-            1.3,
-            "× one bare `UPDATE` commit",
-            beside(key, &acquire),
-        );
+        at_most(section, &what, 1.3, one, to_baseline(key, &acquire));
     }
     let two = "× two bare `UPDATE` commits";
-    at_most(
-        &format!("acquire + release, PostgreSQL {each}"),
-        1.0,
-        two,
-        beside("postgres", &cycle),
-    );
+    let what = format!("acquire + release, PostgreSQL {each}");
+    at_most(section, &what, 1.0, two, to_baseline("postgres", &cycle));
     let sqlite = cycle("sqlite/blocking", "sqlite/blocking/baseline");
+    let sqlite = sqlite.map(|ratio| vec![ratio]);
     at_most(
+        section,
         "acquire + release, SQLite, blocking",
         1.15,
         two,
-        sqlite.map(|ratio| vec![ratio]),
+        sqlite,
     );
     let redis = cycle("postgres/python", "redis-always/python");
+    let redis = redis.map(|ratio| vec![ratio]);
     let unit = "× redis-py on `appendfsync always`";
     at_most(
+        section,
         "acquire + release, PostgreSQL, from Python",
         1.0,
         unit,
-        redis.map(|ratio| vec![ratio]),
+        redis,
     );
     for (name, key) in engines {
         let more = cycle(&format!("{key}/multi"), &format!("{key}/multi/off"));
         let more = more.map(|ratio| vec![(ratio - 1.0) * 100.0]);
-        at_most(
-            &format!("auto-renew on rather than off, {name}"),
-            5.0,
-            "% more",
-            more,
-        );
+        let what = format!("auto-renew on rather than off, {name}");
+        at_most(section, &what, 5.0, "% more", more);
     }
+    peer_goals(section, cycle);
+}
+
+fn peer_goals(section: &mut Section, cycle: impl Fn(&str, &str) -> Option<f64>) {
     for (key, name, least) in [
         ("etcd", "etcd with a lease of its own", 8.0),
         ("zookeeper", "ZooKeeper", 5.0),
@@ -213,15 +195,15 @@ fn goals(section: &mut Section, measured: &BTreeMap<String, Measured>) {
             1.2,
         ),
     ] {
-        if of(key).is_none() {
+        // A server that is not on this machine has no goal.
+        let Some(reached) = cycle(key, "postgres/multi") else {
             continue;
-        }
-        let reached = cycle(key, "postgres/multi");
+        };
         section.goal(
             &format!("acquire + release, PostgreSQL, beside {name}"),
             &format!("at least {least} × faster"),
-            reached.map(|reached| format!("{} ×", digits(reached))),
-            reached.is_some_and(|reached| reached >= least),
+            Some(format!("{} ×", digits(reached))),
+            reached >= least,
         );
     }
 }

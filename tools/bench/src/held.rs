@@ -1,33 +1,36 @@
-//! What one process costs that holds many locks, or waits for one with many tasks.
+//! The cost of a process that holds many locks, or whose tasks wait for one.
 
 use std::time::Duration;
 
 use serde_json::Value;
 use testkit::time;
 
+use crate::console::progress;
+use crate::drive::current_thread;
 use crate::report::{Section, digits, thousands};
+use crate::results::Results;
 use crate::servers::Servers;
 use crate::svg::{Axis, Line, Plot, draw};
 use crate::wire_counter::WireCounter;
-use crate::worker::{self, current_thread};
-use crate::{Results, machine, say, subject};
+use crate::worker;
+use crate::{proc, subject};
 
 const SIZES: [u64; 4] = [100, 1_000, 10_000, 100_000];
 
-/// Where the part has less time than this, it leaves out what takes longest.
+/// A part with less time than this leaves out the largest size.
 const TIME_FOR_MOST: Duration = Duration::from_secs(60);
 
-/// What it costs to hold so many locks. Of a file, nothing passes on a wire.
+/// The cost of holding so many locks. SQLite has no connections to count.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     connections: Option<u64>,
-    /// A round.
+    /// Per round of renewals.
     statements: Option<f64>,
-    /// Of the process.
+    /// Of the process, in MiB.
     memory: f64,
     cpu_ms: f64,
     lost: u64,
-    /// Until all were held, in milliseconds.
+    /// Milliseconds until all were held.
     acquired: f64,
 }
 
@@ -49,7 +52,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
             let held = hold(url, locks, engine.tcp.is_some());
             all.push((engine.name, locks, held));
             let Some(held) = held else { continue };
-            say(&format!("held: {}, {locks}: {held:?}", engine.name));
+            progress(&format!("held: {}, {locks}: {held:?}", engine.name));
             let or_none = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), digits);
             rows.push(vec![
                 engine.name.to_owned(),
@@ -129,13 +132,13 @@ fn goals(section: &mut Section, all: &[(&str, u64, Option<Held>)]) {
     }
 }
 
-/// Hold so many in a process of its own; what passes is counted where there is a wire.
+/// Holds so many locks in a process of its own; with a server, counts the statements too.
 fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
     let counter = wire.then(|| WireCounter::to(url));
     let through = counter
         .as_ref()
         .map_or_else(|| url.to_owned(), |counter| counter.url(url));
-    // Long enough for all to be acquired within a third of it, and so renewed together.
+    // All locks are acquired within a third of the ttl, and so renewed in one round.
     let (ttl, rounds) = match locks {
         0..=1_000 => (Duration::from_secs(3), 3),
         1_001..=10_000 => (Duration::from_secs(6), 2),
@@ -143,10 +146,11 @@ fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
     };
     let ms = ttl.as_millis().to_string();
     let mut worker = worker::start(&["hold", &through, &locks.to_string(), &ms])?;
-    let acquired = worker.what.parse().unwrap_or(f64::NAN);
+    let acquired = worker.description.parse().unwrap_or(f64::NAN);
     let mut stat =
-        || -> Value { serde_json::from_str(&worker.ask("stat")).expect("it answers in JSON") };
-    // The rounds of what was acquired over a while fall together, at the second one at the latest.
+        || -> Value { serde_json::from_str(&worker.request("stat")).expect("it answers in JSON") };
+    // Locks that were acquired over a while share a round from the second renewal on, at the
+    // latest.
     let settled = if locks > 10_000 { 5 } else { 3 };
     time::sleep(ttl / 6 * settled);
     let statements = || counter.as_ref().map(WireCounter::statements);
@@ -166,7 +170,7 @@ fn hold(url: &str, locks: u64, wire: bool) -> Option<Held> {
     })
 }
 
-/// A thousand tasks of one process that wait for one lock, which another holds.
+/// A thousand tasks of one process that wait for a lock that another process holds.
 pub(crate) fn idle(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
     let runtime = current_thread();
@@ -186,7 +190,7 @@ pub(crate) fn idle(servers: &Servers, length: Duration, _: &mut Results) -> Sect
     let statements = |counter: &Option<WireCounter>| counter.as_ref().map(WireCounter::statements);
     let before: Vec<_> = watched
         .iter()
-        .map(|(_, counter, worker)| (statements(counter), machine::cpu_seconds(worker.pid())))
+        .map(|(_, counter, worker)| (statements(counter), proc::cpu_seconds(worker.pid())))
         .collect();
     time::sleep(length);
     let seconds = length.as_secs_f64();
@@ -202,8 +206,8 @@ pub(crate) fn idle(servers: &Servers, length: Duration, _: &mut Results) -> Sect
         rows.push(vec![
             (*name).to_owned(),
             rate.map_or_else(|| "–".to_owned(), digits),
-            digits((machine::cpu_seconds(worker.pid()) - cpu) / seconds * 1e3),
-            digits(machine::memory_kib(worker.pid()) as f64 / 1024.0),
+            digits((proc::cpu_seconds(worker.pid()) - cpu) / seconds * 1e3),
+            digits(proc::memory_kib(worker.pid()) as f64 / 1024.0),
         ]);
         if let ("PostgreSQL", Some(rate)) = (*name, rate) {
             section.goal(

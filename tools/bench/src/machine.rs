@@ -1,45 +1,17 @@
-//! What it ran on.
+//! The machine and the versions of everything that was measured.
 
 use std::fs::read_to_string;
 use std::path::Path;
 use std::process::Command;
 
+use testkit::SqlError;
 use testkit::tether::ScratchDir;
 
+use crate::proc::field;
 use crate::servers::Servers;
+use crate::settings::repository;
 
-/// Resident memory of a process, in KiB.
-pub(crate) fn memory_kib(pid: u32) -> u64 {
-    let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    field(&status, "VmRSS:")
-}
-
-fn field(status: &str, name: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number
-        .and_then(|number| number.parse().ok())
-        .unwrap_or_default()
-}
-
-/// What a process has used of the processors, in seconds.
-pub(crate) fn cpu_seconds(pid: u32) -> f64 {
-    let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name, which stands in parentheses, user and system time are fields 12 and 13.
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());
-    let ticks = |at: usize| {
-        fields
-            .get(at)
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    // Linux tells them in hundredths, whatever its own ticks are.
-    (ticks(11) + ticks(12)) / 100.0
-}
-
-/// One, five and fifteen minutes.
+/// The load average of one, five and fifteen minutes.
 pub(crate) fn load() -> String {
     let load = read_to_string("/proc/loadavg").unwrap_or_default();
     load.split_whitespace()
@@ -68,8 +40,36 @@ pub(crate) fn filesystem(path: &Path) -> String {
         .map_or_else(|| "unknown".to_owned(), |fields| fields[2].to_owned())
 }
 
-/// Rows of a table: what, and its value.
+/// One row of the table of facts: what, and its value.
+type Fact = (&'static str, String);
+
+const MISSING: &str = "left out: not on this machine";
+
+/// The rows of the table of facts.
 pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
+    let mut facts = hardware(load_before);
+    facts.extend(databases(servers));
+    for (name, peer) in [
+        ("etcd", &servers.etcd),
+        ("ZooKeeper", &servers.zookeeper),
+        ("Redis", &servers.redis),
+        ("Redis, `appendfsync always`", &servers.redis_always),
+    ] {
+        let Some(peer) = peer else {
+            facts.push((name, MISSING.to_owned()));
+            continue;
+        };
+        facts.push((name, peer.version.clone()));
+        facts.push(("its settings", peer.settings.to_owned()));
+    }
+    facts.extend(python_packages());
+    facts
+        .into_iter()
+        .map(|(what, value)| vec![what.to_owned(), value])
+        .collect()
+}
+
+fn hardware(load_before: &str) -> Vec<Fact> {
     let cpuinfo = read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()
@@ -81,7 +81,7 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
     let memory = field(&memory, "MemTotal:") / 1024 / 1024;
     let kernel = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let folder = ScratchDir::new("where");
-    let mut rows = vec![
+    vec![
         ("processor", format!("{model}, {cores} cores")),
         ("memory", format!("{memory} GiB")),
         ("kernel", kernel.trim().to_owned()),
@@ -97,70 +97,52 @@ pub(crate) fn facts(servers: &Servers, load_before: &str) -> Vec<Vec<String>> {
         ("Rust", first_line("rustc", &["--version"])),
         ("Python", first_line("python3", &["--version"])),
         ("SQLite (built in)", rusqlite::version().to_owned()),
-    ];
+    ]
+}
+
+fn databases(servers: &Servers) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let trimmed = |answer: Result<String, SqlError>| answer.unwrap_or_default().trim().to_owned();
     if let Some(server) = &servers.postgres {
-        let ask = |sql: &str| {
-            server
-                .query("postgres", sql)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let ask = |sql: &str| trimmed(server.query("postgres", sql));
         let set = "SELECT string_agg(name || '=' || current_setting(name), ', ' ORDER BY name) FROM pg_settings \
             WHERE name IN ('fsync', 'synchronous_commit', 'shared_buffers', 'max_connections', \
             'wal_sync_method', 'autovacuum', 'autovacuum_naptime')";
-        rows.push(("PostgreSQL", ask("SHOW server_version")));
-        rows.push(("its settings", ask(set)));
+        facts.push(("PostgreSQL", ask("SHOW server_version")));
+        facts.push(("its settings", ask(set)));
     }
     for (name, server, schema) in [
         ("MariaDB", &servers.mariadb, "information_schema"),
         ("MySQL", &servers.mysql, "performance_schema"),
     ] {
         let Some(server) = server else {
-            rows.push((name, "left out: not on this machine".to_owned()));
+            facts.push((name, MISSING.to_owned()));
             continue;
         };
-        let ask = |sql: &str| {
-            server
-                .query("mysql", sql)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let ask = |sql: &str| trimmed(server.query("mysql", sql));
         let set = format!(
             "SELECT GROUP_CONCAT(LOWER(variable_name), '=', variable_value ORDER BY 1 SEPARATOR ', ') \
              FROM {schema}.global_variables WHERE variable_name IN \
              ('innodb_flush_log_at_trx_commit', 'innodb_flush_method', 'innodb_buffer_pool_size', \
              'innodb_log_file_size', 'innodb_redo_log_capacity', 'log_bin', 'sync_binlog', 'max_connections')"
         );
-        rows.push((name, ask("SELECT VERSION()")));
-        rows.push(("its settings", ask(&set)));
+        facts.push((name, ask("SELECT VERSION()")));
+        facts.push(("its settings", ask(&set)));
     }
-    for (name, peer) in [
-        ("etcd", &servers.etcd),
-        ("ZooKeeper", &servers.zookeeper),
-        ("Redis", &servers.redis),
-        ("Redis, `appendfsync always`", &servers.redis_always),
-    ] {
-        let Some(peer) = peer else {
-            rows.push((name, "left out: not on this machine".to_owned()));
-            continue;
-        };
-        rows.push((name, peer.version.clone()));
-        rows.push(("its settings", peer.settings.to_owned()));
-    }
-    let peers = crate::root().join("target/python");
-    for (environment, what) in [("bench", "Python packages"), ("bench-old", "those of 0.5")] {
-        let python = peers.join(environment).join("bin/python");
-        let list = "import importlib.metadata as m; print(', '.join(sorted(f'{d.name} {d.version}' for d in \
-            m.distributions() if d.name.lower() in {'django', 'psycopg', 'psycopg2-binary', 'mysqlclient', \
-            'redis', 'hiredis', 'django-pglock', 'django-database-locks'})))";
-        if let Some(python) = python.to_str() {
-            rows.push((what, first_line(python, &["-c", list])));
-        }
-    }
-    rows.into_iter()
-        .map(|(what, value)| vec![what.to_owned(), value])
+    facts
+}
+
+fn python_packages() -> Vec<Fact> {
+    let environments = repository().join("target/python");
+    let list = "import importlib.metadata as m; print(', '.join(sorted(f'{d.name} {d.version}' for d in \
+        m.distributions() if d.name.lower() in {'django', 'psycopg', 'psycopg2-binary', 'mysqlclient', \
+        'redis', 'hiredis', 'django-pglock', 'django-database-locks'})))";
+    [("bench", "Python packages"), ("bench-old", "those of 0.5")]
+        .into_iter()
+        .filter_map(|(environment, what)| {
+            let python = environments.join(environment).join("bin/python");
+            Some((what, first_line(python.to_str()?, &["-c", list])))
+        })
         .collect()
 }
 

@@ -1,62 +1,57 @@
-//! Measures the locks beside what they stand on and beside their peers, on real servers that it starts
-//! itself, and writes what came of it into `docs/benchmarks.md`, `docs/benchmarks/appendix.md` and three
-//! pictures.
+//! The benchmark: measures the locks beside bare commits and beside other lock libraries, on real
+//! servers that it starts, and writes `docs/benchmarks.md`, `docs/benchmarks/appendix.md` and three
+//! plots.
 //!
-//! `make bench` builds all that it needs and starts it; `make bench SECONDS=60` passes a setting on. Started
-//! by hand it reads them from the environment, as `BENCH_SECONDS` and so on:
+//! `make bench` builds everything and runs it; `make bench SECONDS=60` passes a setting on. The
+//! program reads its settings from the environment, as `BENCH_SECONDS` and so on:
 //!
 //! | variable | meaning | default |
 //! | --- | --- | --- |
-//! | `SECONDS` | how long all parts together may take, about | 700 |
-//! | `ONLY` | the parts to run, with commas; each takes the time that it takes in a whole run | all |
+//! | `SECONDS` | about how long all parts together take | 700 |
+//! | `ONLY` | the parts to run, separated by commas; each takes as long as in a whole run | all |
 //! | `DOCS` | the folder to write to | `docs` |
-//! | `CHECK` | anything: these settings are checked, and that is all | |
+//! | `CHECK` | any value: checks these settings and ends | |
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 mod baseline;
+mod cases;
+mod child;
+mod console;
 mod contention;
 mod cycle;
+mod drive;
 mod handover;
 mod held;
 mod machine;
 mod peers;
-mod profile;
+mod proc;
 mod report;
-mod rows;
+mod results;
 mod serve;
 mod servers;
 mod settings;
 mod start;
 mod stats;
+mod strace;
 mod subject;
 mod svg;
 mod syscalls;
-mod taker;
 mod tasks;
 mod wire_counter;
 mod worker;
 
+use crate::console::progress;
 use crate::report::{Section, goals, replace, table};
+use crate::results::Results;
 use crate::servers::Servers;
-use crate::settings::Settings;
-
-/// What the table of peers is made of, by the keys of rows.
-#[derive(Debug, Default)]
-struct Results {
-    cycles: BTreeMap<String, cycle::Measured>,
-    /// With the name of the row.
-    counts: Vec<(String, String, syscalls::Counts)>,
-    /// The median, in milliseconds.
-    handovers: BTreeMap<String, f64>,
-}
+use crate::settings::{Settings, repository};
 
 type Run = fn(&Servers, Duration, &mut Results) -> Section;
 
-/// One part of the appendix: its name, what share of the time it takes, and what measures it.
+/// One part of the appendix: its name, its share of the time, and the function that measures it.
 struct Part {
     name: &'static str,
     share: f64,
@@ -78,26 +73,12 @@ const PARTS: [Part; 8] = [
     part("start", 0.02, start::run),
 ];
 
-/// The repository.
-fn root() -> PathBuf {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    here.join("../..").canonicalize().unwrap_or(here)
-}
-
-#[allow(
-    clippy::print_stderr,
-    reason = "the one who started it wants to see how it goes"
-)]
-fn say(line: &str) {
-    eprintln!("bench: {line}");
-}
-
-/// Ends the process where something hangs: no part takes so much longer than its share.
-fn watch_over(expected: Duration) {
-    let most = expected * 3 + Duration::from_secs(900);
+/// Ends the process if something hangs.
+fn set_watchdog(expected: Duration) {
+    let limit = expected * 3 + Duration::from_secs(900);
     std::thread::spawn(move || {
-        testkit::time::sleep(most);
-        say(&format!("given up after {} s", most.as_secs()));
+        testkit::time::sleep(limit);
+        progress(&format!("given up after {} s", limit.as_secs()));
         std::process::exit(1);
     });
 }
@@ -111,7 +92,6 @@ fn main() -> ExitCode {
             Ok(())
         }
         [] => measure(),
-        ["profile", folder] => profile::run(Path::new(folder)),
         _ => Err(format!(
             "not understood: {}; see `make bench`",
             args.join(" ")
@@ -120,13 +100,13 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            say(&why);
+            progress(&why);
             ExitCode::FAILURE
         }
     }
 }
 
-/// A document, of which a run replaces the blocks that it measured.
+/// A document; a run replaces the blocks that it measured.
 struct Document {
     file: PathBuf,
     text: String,
@@ -149,10 +129,10 @@ fn write(file: &Path, text: &str) -> Result<(), String> {
 }
 
 fn measure() -> Result<(), String> {
-    let settings = Settings::read(&PARTS.map(|part| part.name), &root(), |name| {
+    let settings = Settings::read(&PARTS.map(|part| part.name), &repository(), |name| {
         std::env::var(format!("BENCH_{name}")).ok()
     })?;
-    // Before `make` installs what a run needs.
+    // `make` checks the settings before it installs the servers.
     if std::env::var_os("BENCH_CHECK").is_some() {
         return Ok(());
     }
@@ -174,14 +154,14 @@ fn measure() -> Result<(), String> {
         )
     };
     let list: Vec<String> = parts.iter().map(|part| length(part)).collect();
-    say(&format!(
+    progress(&format!(
         "about {:.0} s: {}",
         expected.as_secs_f64(),
         list.join(", ")
     ));
-    watch_over(expected);
+    set_watchdog(expected);
     if machine::filesystem(&std::env::temp_dir()) == "tmpfs" {
-        say(
+        progress(
             "the databases lie on tmpfs, where no commit waits for a disk; TMPDIR names another folder",
         );
     }
@@ -196,9 +176,9 @@ fn measure() -> Result<(), String> {
             write(&folder.join(file), svg)?;
         }
         reached.append(&mut section.goals);
-        // After each part: what is interrupted has lost the one that ran alone.
+        // After each part, so that an interrupted run loses only its current part.
         appendix.put(part.name, &section.text)?;
-        say(&format!(
+        progress(&format!(
             "{}: done in {:.0} s",
             part.name,
             began.elapsed().as_secs_f64()
@@ -210,9 +190,9 @@ fn measure() -> Result<(), String> {
         let facts = table(&["", ""], &machine::facts(&servers, &load)).replace("---:", "---");
         appendix.put("machine", &facts)?;
     } else {
-        // Those of a part are to be seen without the page.
-        say(&format!("the goals of these parts:\n{}", goals(&reached)));
+        // A partial run leaves the page alone, and prints its goals.
+        progress(&format!("the goals of these parts:\n{}", goals(&reached)));
     }
-    say(&format!("written: {}", settings.docs.display()));
+    progress(&format!("written: {}", settings.docs.display()));
     Ok(())
 }

@@ -1,14 +1,13 @@
-//! The table of peers: what a lock costs, and what it survives.
+//! The table of peers: the cost of a lock, and which failures of its server it survives.
 
-use crate::Results;
-use crate::cycle::around;
-use crate::report::{counted, digits, table};
+use crate::report::{counted, digits, median_with_range, table};
+use crate::results::Results;
 
 const CRASH: &str = "crash and power cut";
 const NOTHING: &str = "**nothing**: gone with its connection";
 const MEMORY: &str = "**nothing**: a restart forgets it";
 
-/// The rows of the table, by their keys, and what a lock of that kind survives of its server.
+/// The cases of the table by key, and which failures of the server the lock survives.
 const ROWS: [(&str, &str); 19] = [
     ("postgres/multi", CRASH),
     ("postgres/python", CRASH),
@@ -44,13 +43,14 @@ pub(crate) fn text(results: &Results) -> String {
             .map(|(_, _, counts)| counts);
         let syncs = counts.map(|counts| counts.syncs().map(counted));
         let handover = results.handovers.get(key);
-        let name = match measured.what.starts_with("Rust, ") || measured.what == "Python" {
-            true => measured.name.clone(),
-            false => format!("{} ({})", measured.name, measured.what),
-        };
+        let name =
+            match measured.description.starts_with("Rust, ") || measured.description == "Python" {
+                true => measured.name.clone(),
+                false => format!("{} ({})", measured.name, measured.description),
+            };
         rows.push(vec![
             name,
-            around(&measured.all.cycles()),
+            median_with_range(&measured.all.cycles()),
             handover.map_or(String::new(), |ms| digits(*ms)),
             syncs.map_or(String::new(), |[acquire, release]| {
                 format!("{acquire} + {release}")

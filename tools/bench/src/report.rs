@@ -1,8 +1,10 @@
-//! The document: tables, the goals, and the blocks of it that a run replaces.
+//! The documents: tables, goals, and the blocks that a run replaces.
 
 use std::fmt::Write as _;
 
-/// One part of the document, between marks that bear its name.
+use crate::stats::spread;
+
+/// The block of one part, between marks with its name.
 #[derive(Debug, Default)]
 pub(crate) struct Section {
     pub(crate) text: String,
@@ -11,7 +13,7 @@ pub(crate) struct Section {
     pub(crate) plots: Vec<(String, String)>,
 }
 
-/// One of the numbers that are to be reached.
+/// A number to reach.
 #[derive(Debug)]
 pub(crate) struct Goal {
     pub(crate) what: String,
@@ -29,7 +31,7 @@ impl Section {
         let _ = writeln!(self.text, "{}", table(head, rows));
     }
 
-    /// A picture, which the page shows.
+    /// Adds a plot that the page shows.
     pub(crate) fn plot(&mut self, file: &str, svg: String) {
         self.plots.push((file.to_owned(), svg));
     }
@@ -44,7 +46,7 @@ impl Section {
     }
 }
 
-/// The first column holds words, the others figures.
+/// A table whose first column is text and whose other columns are numbers.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = format!("| {} |\n|", head.join(" | "));
     for at in 0..head.len() {
@@ -71,7 +73,7 @@ pub(crate) fn goals(goals: &[Goal]) -> String {
     table(&["what", "goal", "reached", ""], &rows)
 }
 
-/// Calls in one cycle: none where nothing but noise was seen.
+/// Calls in one cycle; a twentieth of a call is noise.
 pub(crate) fn counted(value: f64) -> String {
     match value {
         _ if value < 0.05 => "0".to_owned(),
@@ -80,7 +82,14 @@ pub(crate) fn counted(value: f64) -> String {
     }
 }
 
-/// Three digits that count.
+/// The median, and in brackets the 10th and 90th percentile.
+pub(crate) fn median_with_range(values: &[f64]) -> String {
+    spread(values).map_or(String::new(), |of| {
+        format!("{} ({}–{})", digits(of.p50), digits(of.p10), digits(of.p90))
+    })
+}
+
+/// Three significant digits.
 pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => "–".to_owned(),
@@ -93,7 +102,7 @@ pub(crate) fn digits(value: f64) -> String {
     }
 }
 
-/// `12,345`.
+/// A number with separators: `12,345`.
 pub(crate) fn thousands(value: i64) -> String {
     let text = value.unsigned_abs().to_string();
     let mut grouped = String::new();
@@ -109,7 +118,7 @@ pub(crate) fn thousands(value: i64) -> String {
     grouped
 }
 
-/// Put `content` between the marks of block `name`; at the end, marks and all, where there are none.
+/// Puts `content` between the marks of block `name`; without marks, appends both.
 pub(crate) fn replace(document: &str, name: &str, content: &str) -> String {
     let (begin, end) = (
         format!("<!-- bench: {name} -->"),

@@ -1,5 +1,5 @@
-//! How a row in Rust answers what it is told; `peers/rust` includes this file too. The lines are described in
-//! `taker.rs`.
+//! Serves the requests of a case in Rust; `child.rs` describes them. `peers/rust` includes this
+//! file too.
 
 use std::future::Future;
 use std::io::{BufRead, Write};
@@ -7,48 +7,48 @@ use std::io::{BufRead, Write};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 
-/// Acquire and release of one lock, or of what it is compared with.
+/// Acquire and release of one lock, or of its baseline.
 pub(crate) trait Cycle: Send + 'static {
     fn acquire(&mut self) -> impl Future<Output = ()> + Send;
     fn release(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// The clock that all processes of the machine share.
+/// The monotonic clock, which is the same for all processes of the machine.
 pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-#[allow(clippy::print_stdout, reason = "printing is how it answers")]
-pub(crate) fn answer(line: &str) {
+#[allow(clippy::print_stdout, reason = "the answers go to standard output")]
+pub(crate) fn reply(line: &str) {
     println!("{line}");
-    // The one that asks may have ended.
+    // The benchmark may have ended.
     let _ = std::io::stdout().flush();
 }
 
-pub(crate) fn lines() -> impl Iterator<Item = String> {
+pub(crate) fn requests() -> impl Iterator<Item = String> {
     std::io::stdin().lock().lines().map_while(Result::ok)
 }
 
-/// Answer each line in a task of tokio's default runtime.
-pub(crate) fn in_tasks<C: Cycle>(what: &str, made: impl Future<Output = C>) {
+/// Serves each request in a task of tokio's default runtime.
+pub(crate) fn serve_in_tasks<C: Cycle>(description: &str, made: impl Future<Output = C>) {
     let runtime = Runtime::new().expect("a runtime can be made");
     let mut parts = Some(runtime.block_on(made));
-    answer(what);
-    for line in lines() {
+    reply(description);
+    for line in requests() {
         let mut cycle = parts.take().expect("the task before gave it back");
         let task = runtime.spawn(async move {
-            let said = carry_out(&mut cycle, &line).await;
-            (cycle, said)
+            let done = execute(&mut cycle, &line).await;
+            (cycle, done)
         });
-        let (cycle, said) = runtime.block_on(task).expect("the task ends");
+        let (cycle, done) = runtime.block_on(task).expect("the task ends");
         parts = Some(cycle);
-        answer(&said);
+        reply(&done);
     }
 }
 
-/// What one line asks for, and the answer to it.
-pub(crate) async fn carry_out<C: Cycle>(cycle: &mut C, line: &str) -> String {
+/// Carries out one request; its answer.
+pub(crate) async fn execute<C: Cycle>(cycle: &mut C, line: &str) -> String {
     let mark = std::os::unix::process::parent_id;
     let number = |text: &str| text.parse::<u64>().expect("a number");
     match line.split_once(' ').unwrap_or((line, "")) {

@@ -1,5 +1,5 @@
-//! The servers that are measured, each at its own defaults but for what is said here, and with every
-//! commit on the disk.
+//! The servers that are measured: each with its own defaults except for the settings below, and
+//! with every commit flushed to disk.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -7,18 +7,19 @@ use std::process::Command;
 use std::time::Duration;
 
 use testkit::mysql::Options;
-use testkit::server::{find_binary, free_port};
+use testkit::programs::find_binary;
+use testkit::server::free_port;
 use testkit::tether::ScratchDir;
 use testkit::{Killable, MariaDb, MySql, MySqlServer, Postgres, time};
 
-use crate::say;
+use crate::console::progress;
 
-/// MariaDB's own defaults, where the tests' servers have less: with a small log it waits for its pages again
-/// and again.
+/// MariaDB's own defaults, where the test kit sets less: with a small log it often waits for page
+/// writes.
 const MARIADB: [&str; 2] = ["innodb-buffer-pool-size=128M", "innodb-log-file-size=96M"];
 
-/// MySQL's own defaults, where the tests' servers have less: the binary log is on, and each commit
-/// waits until it is on the disk (`sync_binlog` is 1 by default).
+/// MySQL's own defaults, where the test kit sets less: the binary log is on, and each commit waits
+/// for its flush (`sync_binlog` is 1 by default).
 const MYSQL: [&str; 13] = [
     "log-bin=binlog",
     "innodb-buffer-pool-size=128M",
@@ -35,7 +36,7 @@ const MYSQL: [&str; 13] = [
     "max-connections=200",
 ];
 
-/// What runs, and where.
+/// The servers that run.
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub(crate) postgres: Option<Postgres>,
@@ -48,19 +49,19 @@ pub(crate) struct Servers {
     pub(crate) files: ScratchDir,
 }
 
-/// The server of another kind of lock, which keeps its data where the databases keep theirs.
+/// The server of another lock service; its data is on the same filesystem as that of the databases.
 #[derive(Debug)]
 pub(crate) struct Peer {
     process: Killable,
     folder: ScratchDir,
     pub(crate) port: u16,
     pub(crate) version: String,
-    /// What it was started with, for the reader.
+    /// Its settings, for the reader.
     pub(crate) settings: &'static str,
 }
 
 impl Peer {
-    /// `None` where its program is not there, or does not listen within ten seconds.
+    /// `None` if the program is missing or does not listen within twenty seconds.
     fn start(
         program: &str,
         settings: &'static str,
@@ -69,7 +70,7 @@ impl Peer {
     ) -> Option<Self> {
         let program = find_binary(program, &[])?;
         let (folder, port) = (ScratchDir::new("peer"), free_port());
-        // What it logs is no part of the report. `exec`: the process keeps its id.
+        // Its log stays out of the report. With `exec` the process keeps its id.
         let mut command = Command::new("sh");
         command.args(["-c", "exec \"$@\" >log 2>&1", "sh"]);
         command.arg(program);
@@ -87,7 +88,7 @@ impl Peer {
     }
 
     fn etcd() -> Option<Self> {
-        let version = said("etcd", &["--version"]);
+        let version = output_of("etcd", &["--version"]);
         let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
         let peers = format!("http://127.0.0.1:{}", free_port());
         let settings = "one member, fsync of each entry (its default), TCP on loopback";
@@ -107,7 +108,7 @@ impl Peer {
 
     fn zookeeper() -> Option<Self> {
         let jar = "/usr/share/java/zookeeper.jar";
-        // Debian puts it under a name with its version too.
+        // Debian links it under a name with its version too.
         let jars = std::fs::read_dir(Path::new(jar).parent()?).ok()?.flatten();
         let version = jars.filter_map(|file| {
             let name = file.file_name().into_string().ok()?;
@@ -133,7 +134,7 @@ impl Peer {
     }
 
     fn redis(always: bool) -> Option<Self> {
-        let version = said("redis-server", &["--version"]);
+        let version = output_of("redis-server", &["--version"]);
         let version = version
             .split_whitespace()
             .nth(2)
@@ -168,8 +169,8 @@ impl Peer {
     }
 }
 
-/// What a program says of itself.
-fn said(program: &str, args: &[&str]) -> String {
+/// The output of a program.
+fn output_of(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map_or_else(
         |_| String::new(),
@@ -177,20 +178,20 @@ fn said(program: &str, args: &[&str]) -> String {
     )
 }
 
-/// An engine of this library, and where it is.
+/// An engine of this library, with an empty database.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
-    /// The prefix of the keys of its rows, and its name for `peers.py`.
+    /// The prefix of the keys of its cases, and its name in `peers.py`.
     pub(crate) key: &'static str,
-    /// As it is called in tables.
+    /// Its name in tables.
     pub(crate) name: &'static str,
-    /// By the shortest way: a Unix socket.
+    /// The URL by the Unix socket, or of the file.
     pub(crate) url: String,
-    /// Over TCP, where there is a server: what is counted passes there.
+    /// The URL over TCP if it has a server; the wire counter needs it.
     pub(crate) tcp: Option<String>,
 }
 
-/// A server that waits for the disk at each commit, if there is one on this machine.
+/// Starts a server that flushes each commit, if this machine has it.
 fn with_fsync(options: Options, settings: &[&str]) -> Option<MySqlServer> {
     let options = options.fsync(true);
     let set = |options: Options, setting: &&str| options.set(setting);
@@ -224,13 +225,13 @@ impl Servers {
             ),
         ] {
             if !there {
-                say(&format!("left out, it is not on this machine: {name}"));
+                progress(&format!("left out, it is not on this machine: {name}"));
             }
         }
         servers
     }
 
-    /// The engines with an empty database each.
+    /// The engines, each with an empty database.
     pub(crate) fn engines(&self) -> Vec<Engine> {
         let file = Some(self.sqlite());
         [self.postgres(), self.mariadb(), self.mysql(), file]
@@ -258,7 +259,7 @@ impl Servers {
         Some(Engine::of("mysql", "MySQL", self.mysql.as_ref()?))
     }
 
-    /// The process of a server, by the keys of engines and rows; none of SQLite, which is the client's own.
+    /// The process of a server, by the keys of engines and cases; SQLite has none.
     pub(crate) fn pid(&self, key: &str) -> Option<u32> {
         let peer = |peer: &Option<Peer>| peer.as_ref().map(|peer| peer.process.pid());
         match key {
@@ -273,7 +274,8 @@ impl Servers {
         }
     }
 
-    /// Carry out `sql` in the database of an engine; none of SQLite, whose rows make their own table.
+    /// Runs `sql` in the database of an engine. On SQLite does nothing: the baseline makes its own
+    /// table.
     pub(crate) fn run_sql(&self, engine: &Engine, sql: &str) {
         let name = database(&engine.url);
         let done = match engine.key {
@@ -283,7 +285,7 @@ impl Servers {
             _ => None,
         };
         if let Some(done) = done {
-            done.expect("the server carries it out");
+            done.expect("the statement runs");
         }
     }
 
@@ -299,7 +301,7 @@ impl Servers {
 }
 
 impl Engine {
-    /// With an empty database on that server.
+    /// An empty database on that server.
     fn of(key: &'static str, name: &'static str, server: &MySqlServer) -> Self {
         let tcp = server.fresh_database();
         Self {
@@ -313,7 +315,7 @@ impl Engine {
 
 /// The name of the database in a URL.
 pub(crate) fn database(url: &str) -> &str {
-    // A path in the options has slashes too.
+    // The options may contain slashes.
     let place = url.split('?').next().unwrap_or_default();
     place.rsplit('/').next().unwrap_or_default()
 }

@@ -1,12 +1,18 @@
-//! What was asked for, checked before anything is started.
+//! The settings, checked before anything is started.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Without `SECONDS`.
+/// The repository.
+pub(crate) fn repository() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.join("../..").canonicalize().unwrap_or(here)
+}
+
+/// The default of `SECONDS`.
 const SECONDS: f64 = 700.0;
 
-/// What was asked for.
+/// The settings of a run.
 #[derive(Debug)]
 pub(crate) struct Settings {
     seconds: f64,
@@ -16,11 +22,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// As `text` says; `parts` are those that there are, `root` is where `docs` lies.
+    /// Reads the settings by `text`. `parts` are all parts; `root` contains `docs`.
     ///
     /// # Errors
     ///
-    /// What is wrong, in words for the one who typed it.
+    /// Which setting is wrong, and what it allows.
     pub(crate) fn read(
         parts: &[&'static str],
         root: &Path,
@@ -29,7 +35,7 @@ impl Settings {
         let text = |name: &str| text(name).filter(|given| !given.trim().is_empty());
         let seconds = match text("SECONDS") {
             None => SECONDS,
-            // Less measures nothing, more is a mistake.
+            // Less measures nothing; more is a typing error.
             Some(given) => match given.trim().parse() {
                 Ok(seconds) if (10.0..=36_000.0).contains(&seconds) => seconds,
                 _ => return Err(format!("SECONDS={given}: it is a number from 10 to 36000")),
@@ -55,7 +61,7 @@ impl Settings {
         })
     }
 
-    /// So much of the time.
+    /// A share of the time.
     pub(crate) fn share(&self, of: f64) -> Duration {
         Duration::from_secs_f64(self.seconds * of)
     }

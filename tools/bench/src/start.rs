@@ -1,19 +1,21 @@
-//! A whole process: `dblock run`.
+//! The time of a whole process: `dblock run`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use testkit::time;
 
+use crate::child::since;
+use crate::console::progress;
 use crate::report::{Section, digits};
+use crate::results::Results;
 use crate::servers::Servers;
+use crate::settings::repository;
 use crate::stats::spread;
-use crate::taker::since;
-use crate::{Results, say};
 
 pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
     let mut section = Section::default();
-    let dblock = crate::root().join("target/release/dblock");
+    let dblock = repository().join("target/release/dblock");
     let mut flock = Command::new("flock");
     flock.arg("-n").arg(servers.files.join("flock")).arg("true");
     let mut commands = vec![
@@ -21,7 +23,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         ("`flock -n FILE true` (util-linux)".to_owned(), flock),
     ];
     if !dblock.exists() {
-        say(&format!("left out: no {}", dblock.display()));
+        progress(&format!("left out: no {}", dblock.display()));
         return section;
     }
     for engine in servers.engines() {
@@ -47,7 +49,7 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
             let took = since(before);
             match status {
                 Ok(status) if status.success() => found[at].push(took),
-                // No such program here.
+                // The program is not on this machine.
                 Err(_) => {}
                 Ok(status) => panic!("{}: {status}", commands[at].0),
             }

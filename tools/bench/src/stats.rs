@@ -1,6 +1,6 @@
-//! What is made of measured values.
+//! Medians, percentiles and ratios.
 
-/// The middle of measured values, and how far they spread.
+/// Median and percentiles of measured values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) p10: f64,
@@ -11,7 +11,7 @@ pub(crate) struct Spread {
     pub(crate) count: usize,
 }
 
-/// `None` of no values.
+/// `None` if there are no values.
 pub(crate) fn spread(values: &[f64]) -> Option<Spread> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -25,20 +25,20 @@ pub(crate) fn spread(values: &[f64]) -> Option<Spread> {
     })
 }
 
-/// The middle value; `None` of none.
+/// The median; `None` if there are no values.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     spread(values).map(|spread| spread.p50)
 }
 
-/// Of values in order: between its two neighbours in proportion.
+/// A quantile of sorted values, by linear interpolation.
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = share * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (place.floor() as usize, place.ceil() as usize);
     Some(sorted[below] + (sorted[above] - sorted[below]) * place.fract())
 }
 
-/// The median, over the rounds, of how many times `other` one is in the same round: what makes a round
-/// slow, another program for one, makes both slow. The places are those of the rounds.
+/// The median over the rounds of `one / other` within a round. Load from other programs slows both
+/// values of a round, so the ratio varies less than the values.
 pub(crate) fn ratio(one: &[f64], other: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = one
         .iter()
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_taken_within_each_round() {
-        // The second round was slow for both.
+        // Both were slow in the second round.
         assert_eq!(ratio(&[2.0, 20.0, 2.2], &[1.0, 10.0, 1.0]), Some(2.0));
         assert_eq!(ratio(&[f64::NAN], &[1.0]), None);
     }

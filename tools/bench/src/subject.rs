@@ -1,24 +1,24 @@
-//! The locks of this library, as rows.
+//! The locks of this library as cases.
 
 use database_locks::{Lock, LockGuard, Locks, blocking};
 use tokio::runtime::Runtime;
 
+use crate::drive::BlockingCycle;
 use crate::serve::Cycle;
-use crate::worker::BlockingCycle;
 
-/// Connected, with the table made.
+/// Connects and makes the table.
 pub(crate) async fn connect(url: &str) -> Locks {
     let locks = Locks::connect(url).await.expect("connects");
     locks.migrate().await.expect("makes the table");
     locks
 }
 
-/// The same from code that blocks.
+/// [`connect`] from blocking code.
 pub(crate) fn connected(runtime: &Runtime, url: &str) -> Locks {
     runtime.block_on(connect(url))
 }
 
-/// From async code.
+/// A lock in async code.
 pub(crate) struct Async {
     lock: Lock,
     guard: Option<LockGuard>,
@@ -42,7 +42,7 @@ impl Cycle for Async {
     }
 }
 
-/// From code that blocks.
+/// A lock in blocking code.
 pub(crate) struct Blocking {
     lock: blocking::Lock,
     guard: Option<blocking::LockGuard>,

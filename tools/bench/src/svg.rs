@@ -1,12 +1,14 @@
-//! Plots, as SVG that follows whether the reader's pages are light or dark: each brings its own ground, so
-//! that it can be read on either.
+//! Plots as SVG that follows the light or dark theme of the reader.
 
 use std::fmt::Write as _;
 
 const SIZE: (f64, f64) = (840.0, 420.0);
-/// Left, top, right, bottom: what the labels need.
-const FRAME: (f64, f64, f64, f64) = (78.0, 48.0, 262.0, 56.0);
-/// Told apart by those who see no difference between red and green too; on light ground and on dark.
+/// The edges of the plot; labels and legend are outside.
+const LEFT: f64 = 78.0;
+const TOP: f64 = 48.0;
+const RIGHT: f64 = SIZE.0 - 262.0;
+const BOTTOM: f64 = SIZE.1 - 56.0;
+/// Distinct for colour-blind readers too; for a light background and for a dark one.
 const COLOURS: [[&str; 2]; 8] = [
     ["#0072b2", "#4aa3df"],
     ["#d55e00", "#f0803c"],
@@ -18,7 +20,7 @@ const COLOURS: [[&str; 2]; 8] = [
     ["#7f7f7f", "#9a9a9a"],
 ];
 
-/// How it looks on light ground, and on dark.
+/// The style sheet for a light background and for a dark one.
 fn style() -> String {
     let all = |which: usize| {
         let [ground, text, grid, frame] = match which {
@@ -62,7 +64,7 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// The values at the ends of an axis, and those that are written beside it.
+/// The range of an axis, and the values that are written beside it.
 struct Scale {
     log: bool,
     from: f64,
@@ -126,7 +128,7 @@ fn shown(value: f64) -> String {
     if value >= 1000.0 {
         crate::report::thousands(value.round() as i64)
     } else {
-        // Without the digits that say nothing.
+        // Without trailing zeros.
         let text = format!("{value:.4}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
@@ -138,72 +140,100 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// Draw it.
+/// Draws a plot.
 pub(crate) fn draw(plot: &Plot<'_>) -> String {
-    let (left, top) = (FRAME.0, FRAME.1);
-    let (right, bottom) = (SIZE.0 - FRAME.2, SIZE.1 - FRAME.3);
     let points = || plot.lines.iter().flat_map(|line| line.points.iter());
-    let x = Scale::new(points().map(|point| point.0), plot.x.log);
-    let y = Scale::new(points().map(|point| point.1), plot.y.log);
-    let at_x = |value: f64| left + x.place(value) * (right - left);
-    let at_y = |value: f64| bottom - y.place(value) * (bottom - top);
-
+    let canvas = Canvas {
+        x: Scale::new(points().map(|point| point.0), plot.x.log),
+        y: Scale::new(points().map(|point| point.1), plot.y.log),
+    };
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n\
          {}\n<rect width=\"100%\" height=\"100%\" class=\"ground\"/>\n\
-         <text x=\"{left}\" y=\"26\" font-size=\"16\" font-weight=\"bold\">{}</text>\n",
+         <text x=\"{LEFT}\" y=\"26\" font-size=\"16\" font-weight=\"bold\">{}</text>\n",
         SIZE.0,
         SIZE.1,
         style(),
         escaped(plot.title)
     );
-    for mark in &x.marks {
-        let at = at_x(*mark);
-        let _ = writeln!(
-            svg,
-            "<path d=\"M{at:.1} {top}V{bottom}\" class=\"grid\"/>\n\
-             <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            bottom + 18.0,
-            shown(*mark)
-        );
-    }
-    for mark in &y.marks {
-        let at = at_y(*mark);
-        let _ = writeln!(
-            svg,
-            "<path d=\"M{left} {at:.1}H{right}\" class=\"grid\"/>\n\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            left - 6.0,
-            at + 4.0,
-            shown(*mark)
-        );
-    }
-    let _ = writeln!(
-        svg,
-        "<path d=\"M{left} {top}V{bottom}H{right}\" fill=\"none\" class=\"frame\"/>\n\
-         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
-         <text transform=\"translate(18 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
-        (left + right) / 2.0,
-        SIZE.1 - 14.0,
-        escaped(plot.x.label),
-        (top + bottom) / 2.0,
-        escaped(plot.y.label)
-    );
+    canvas.axes(&mut svg, plot);
     for (number, line) in plot.lines.iter().enumerate() {
+        canvas.line(&mut svg, number, line);
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// Where values lie in the picture.
+struct Canvas {
+    x: Scale,
+    y: Scale,
+}
+
+impl Canvas {
+    fn at_x(&self, value: f64) -> f64 {
+        LEFT + self.x.place(value) * (RIGHT - LEFT)
+    }
+
+    fn at_y(&self, value: f64) -> f64 {
+        BOTTOM - self.y.place(value) * (BOTTOM - TOP)
+    }
+
+    /// The grid, the marks and labels of both axes.
+    fn axes(&self, svg: &mut String, plot: &Plot<'_>) {
+        for mark in &self.x.marks {
+            let at = self.at_x(*mark);
+            let _ = writeln!(
+                svg,
+                "<path d=\"M{at:.1} {TOP}V{BOTTOM}\" class=\"grid\"/>\n\
+                 <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                BOTTOM + 18.0,
+                shown(*mark)
+            );
+        }
+        for mark in &self.y.marks {
+            let at = self.at_y(*mark);
+            let _ = writeln!(
+                svg,
+                "<path d=\"M{LEFT} {at:.1}H{RIGHT}\" class=\"grid\"/>\n\
+                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 6.0,
+                at + 4.0,
+                shown(*mark)
+            );
+        }
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" class=\"frame\"/>\n\
+             <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
+             <text transform=\"translate(18 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+            (LEFT + RIGHT) / 2.0,
+            SIZE.1 - 14.0,
+            escaped(plot.x.label),
+            (TOP + BOTTOM) / 2.0,
+            escaped(plot.y.label)
+        );
+    }
+
+    /// A line with its points, and its entry in the legend.
+    fn line(&self, svg: &mut String, number: usize, line: &Line) {
         let colour = number % COLOURS.len();
-        // A second round of the colours is dashed.
+        // The second round of colours is dashed.
         let dash = match number / COLOURS.len() {
             0 => "",
             _ => " stroke-dasharray=\"6 4\"",
         };
-        let good = line.points.iter().filter(|(px, py)| {
-            px.is_finite() && py.is_finite() && (!x.log || *px > 0.0) && (!y.log || *py > 0.0)
-        });
-        let places: Vec<(f64, f64)> = good.map(|(px, py)| (at_x(*px), at_y(*py))).collect();
+        let drawable = |(x, y): &&(f64, f64)| {
+            x.is_finite() && y.is_finite() && (!self.x.log || *x > 0.0) && (!self.y.log || *y > 0.0)
+        };
+        let points = line.points.iter().filter(drawable);
+        let places: Vec<(f64, f64)> = points
+            .map(|(x, y)| (self.at_x(*x), self.at_y(*y)))
+            .collect();
         let path: Vec<String> = places
             .iter()
-            .map(|(px, py)| format!("{px:.1} {py:.1}"))
+            .map(|(x, y)| format!("{x:.1} {y:.1}"))
             .collect();
         if !path.is_empty() {
             let _ = writeln!(
@@ -212,25 +242,23 @@ pub(crate) fn draw(plot: &Plot<'_>) -> String {
                 path.join("L")
             );
         }
-        for (px, py) in &places {
+        for (x, y) in &places {
             let _ = writeln!(
                 svg,
-                "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" class=\"d{colour}\"/>"
+                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" class=\"d{colour}\"/>"
             );
         }
-        let key = top + 10.0 + 20.0 * number as f64;
+        let key = TOP + 10.0 + 20.0 * number as f64;
         let _ = writeln!(
             svg,
             "<path d=\"M{} {key}h22\" class=\"l{colour}\" stroke-width=\"3\"{dash}/>\n\
              <text x=\"{}\" y=\"{}\">{}</text>",
-            right + 12.0,
-            right + 40.0,
+            RIGHT + 12.0,
+            RIGHT + 40.0,
             key + 4.0,
             escaped(&line.name)
         );
     }
-    svg.push_str("</svg>\n");
-    svg
 }
 
 #[cfg(test)]
@@ -258,7 +286,7 @@ mod tests {
             svg.contains("a &lt; b &amp; c") && svg.contains(">1,000<") && svg.contains(">100<")
         );
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        let first = format!("<path d=\"M{:.1} {:.1}L", FRAME.0, SIZE.1 - FRAME.3);
+        let first = format!("<path d=\"M{:.1} {:.1}L", LEFT, BOTTOM);
         assert!(svg.contains(&first), "{svg}");
     }
 

@@ -1,4 +1,4 @@
-//! Many tasks of one process on as many locks.
+//! Throughput of many tasks of one process, each on its own lock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,49 +9,41 @@ use database_locks::{LockGuard, Locks};
 use testkit::time;
 use tokio::task::JoinSet;
 
+use crate::child::since;
+use crate::console::progress;
+use crate::drive::multi_thread;
 use crate::report::{Section, digits};
+use crate::results::Results;
 use crate::servers::Servers;
 use crate::stats::{median, ratio, spread};
+use crate::subject;
 use crate::svg::{Axis, Line, Plot, draw};
-use crate::taker::since;
-use crate::{Results, say, subject};
 
 const TASKS: [usize; 4] = [1, 10, 100, 1000];
 const ROUNDS: usize = 5;
 /// How many different locks are acquired at once, and one after another.
 const MANY: usize = 1000;
 
+/// What was measured on one engine.
+struct Measured {
+    name: &'static str,
+    locks: Locks,
+    /// Cycles a second, of each round, by the number of tasks.
+    rates: BTreeMap<usize, Vec<f64>>,
+    /// Milliseconds for [`MANY`] acquires by as many tasks, of each round.
+    at_once: Vec<f64>,
+    /// The same by one task.
+    one_by_one: Vec<f64>,
+}
+
+impl Measured {
+    fn rates(&self, tasks: usize) -> &[f64] {
+        self.rates.get(&tasks).map_or(&[], Vec::as_slice)
+    }
+}
+
 pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Section {
-    let runtime = crate::worker::multi_thread();
-    let engines: Vec<_> = servers
-        .engines()
-        .into_iter()
-        .map(|engine| (engine.name, subject::connected(&runtime, &engine.url)))
-        .collect();
-    let slice = length.div_f64((ROUNDS * engines.len() * (TASKS.len() + 2)) as f64);
-    say(&format!(
-        "tasks: {ROUNDS} rounds of {} ms each",
-        slice.as_millis()
-    ));
-    let pairs = (0..engines.len()).flat_map(|engine| TASKS.map(|tasks| (engine, tasks)));
-    let mut order: Vec<(usize, usize)> = pairs.collect();
-    let mut found: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
-    let mut at_once = vec![(Vec::new(), Vec::new()); engines.len()];
-    // The rows of the names.
-    for (_, locks) in &engines {
-        let _ = runtime.block_on(all_at_once(locks));
-    }
-    for _ in 0..ROUNDS {
-        fastrand::shuffle(&mut order);
-        for &(engine, tasks) in &order {
-            let rate = runtime.block_on(cycles(&engines[engine].1, tasks, slice));
-            found.entry((engine, tasks)).or_default().push(rate);
-        }
-        for ((_, locks), (together, alone)) in engines.iter().zip(&mut at_once) {
-            together.push(runtime.block_on(all_at_once(locks)));
-            alone.push(runtime.block_on(one_by_one(locks)));
-        }
-    }
+    let (measured, slice) = measure(servers, length);
     let mut section = Section::default();
     section.paragraph(format!(
         "Cycles a second of one process on as many locks as it has tasks: the median of {ROUNDS} runs of {} ms, \
@@ -59,31 +51,29 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
          tasks at once, and one after another.",
         slice.as_millis()
     ));
-    let (mut rows, mut lines) = (Vec::new(), Vec::new());
-    for (number, ((name, _), (together, alone))) in engines.iter().zip(&at_once).enumerate() {
-        let values = |tasks| found.get(&(number, tasks)).cloned().unwrap_or_default();
-        let mut row = vec![(*name).to_owned()];
+    let mut rows = Vec::new();
+    for engine in &measured {
+        let mut row = vec![engine.name.to_owned()];
         row.extend(TASKS.map(|tasks| {
-            let values = values(tasks);
+            let values = engine.rates(tasks);
             let least = values.iter().copied().fold(f64::MAX, f64::min);
-            spread(&values).map_or(String::new(), |of| {
+            spread(values).map_or(String::new(), |of| {
                 format!("{} ({}–{})", digits(of.p50), digits(least), digits(of.max))
             })
         }));
-        let times = ratio(alone, together);
+        let times = ratio(&engine.one_by_one, &engine.at_once);
         let faster = times.map(|times| format!("{} ×", digits(times)));
-        row.extend([together, alone].map(|values| median(values).map_or(String::new(), digits)));
+        for values in [&engine.at_once, &engine.one_by_one] {
+            row.push(median(values).map_or(String::new(), digits));
+        }
         row.extend(faster.clone());
         rows.push(row);
-        let point = |tasks| Some((tasks as f64, median(&values(tasks))?));
-        let points = TASKS.into_iter().filter_map(point).collect();
-        lines.push(Line {
-            name: (*name).to_owned(),
-            points,
-        });
-        if *name != "SQLite" {
+        if engine.name != "SQLite" {
             section.goal(
-                &format!("1,000 tasks acquiring 1,000 different locks, {name}"),
+                &format!(
+                    "1,000 tasks acquiring 1,000 different locks, {}",
+                    engine.name
+                ),
                 "20 × faster than one after another",
                 faster,
                 times.is_some_and(|times| times >= 20.0),
@@ -101,7 +91,60 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
         "faster",
     ];
     section.table(&head, &rows);
-    let plot = Plot {
+    section.plot("throughput.svg", curves(&measured));
+    section
+}
+
+/// All engines in random order, round by round; and how long each rate was measured.
+fn measure(servers: &Servers, length: Duration) -> (Vec<Measured>, Duration) {
+    let runtime = multi_thread();
+    let engines = servers.engines().into_iter().map(|engine| Measured {
+        name: engine.name,
+        locks: subject::connected(&runtime, &engine.url),
+        rates: BTreeMap::new(),
+        at_once: Vec::new(),
+        one_by_one: Vec::new(),
+    });
+    let mut engines: Vec<Measured> = engines.collect();
+    let slice = length.div_f64((ROUNDS * engines.len() * (TASKS.len() + 2)) as f64);
+    progress(&format!(
+        "tasks: {ROUNDS} rounds of {} ms each",
+        slice.as_millis()
+    ));
+    let pairs = (0..engines.len()).flat_map(|engine| TASKS.map(|tasks| (engine, tasks)));
+    let mut order: Vec<(usize, usize)> = pairs.collect();
+    // The first acquire of a name makes its row.
+    for engine in &engines {
+        let _ = runtime.block_on(all_at_once(&engine.locks));
+    }
+    for _ in 0..ROUNDS {
+        fastrand::shuffle(&mut order);
+        for &(engine, tasks) in &order {
+            let engine = &mut engines[engine];
+            let rate = runtime.block_on(cycles(&engine.locks, tasks, slice));
+            engine.rates.entry(tasks).or_default().push(rate);
+        }
+        for engine in &mut engines {
+            engine
+                .at_once
+                .push(runtime.block_on(all_at_once(&engine.locks)));
+            engine
+                .one_by_one
+                .push(runtime.block_on(one_by_one(&engine.locks)));
+        }
+    }
+    (engines, slice)
+}
+
+fn curves(measured: &[Measured]) -> String {
+    let line = |engine: &Measured| {
+        let point = |tasks| Some((tasks as f64, median(engine.rates(tasks))?));
+        Line {
+            name: engine.name.to_owned(),
+            points: TASKS.into_iter().filter_map(point).collect(),
+        }
+    };
+    draw(&Plot {
         title: "Cycles a second, over the tasks of one process",
         x: Axis {
             label: "tasks, each on a lock of its own",
@@ -111,13 +154,11 @@ pub(crate) fn run(servers: &Servers, length: Duration, _: &mut Results) -> Secti
             label: "acquire + release, a second",
             log: true,
         },
-        lines,
-    };
-    section.plot("throughput.svg", draw(&plot));
-    section
+        lines: measured.iter().map(line).collect(),
+    })
 }
 
-/// Cycles a second.
+/// Cycles a second of so many tasks.
 async fn cycles(locks: &Locks, tasks: usize, slice: Duration) -> f64 {
     let (done, mut set) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
     let began = time::now();
@@ -138,7 +179,7 @@ async fn cycles(locks: &Locks, tasks: usize, slice: Duration) -> f64 {
     rate
 }
 
-/// Milliseconds until all are held.
+/// Milliseconds until [`MANY`] tasks hold a lock each.
 async fn all_at_once(locks: &Locks) -> f64 {
     let mut set = JoinSet::new();
     let began = time::now();
@@ -148,11 +189,11 @@ async fn all_at_once(locks: &Locks) -> f64 {
     }
     let guards = set.join_all().await;
     let took = since(began);
-    free(locks, guards).await;
+    release(locks, guards).await;
     took
 }
 
-/// The same in one task, on the same runtime.
+/// Milliseconds until one task on the same runtime holds as many.
 async fn one_by_one(locks: &Locks) -> f64 {
     let owned = locks.clone();
     let task = tokio::spawn(async move {
@@ -165,11 +206,11 @@ async fn one_by_one(locks: &Locks) -> f64 {
         (since(began), guards)
     });
     let (took, guards) = task.await.expect("the task ends");
-    free(locks, guards).await;
+    release(locks, guards).await;
     took
 }
 
-async fn free(locks: &Locks, guards: Vec<LockGuard>) {
+async fn release(locks: &Locks, guards: Vec<LockGuard>) {
     drop(guards);
     locks.drain().await;
 }

@@ -1,5 +1,4 @@
-//! A proxy that counts what passes between a client and its server, by their protocol: connections and
-//! statements.
+//! A proxy that counts connections and statements, by the wire protocol.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -7,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Which protocol is read.
+/// The protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Postgres,
@@ -28,57 +27,59 @@ pub(crate) struct WireCounter {
 }
 
 impl WireCounter {
-    /// In front of the server that a URL names.
+    /// A proxy to the server of a URL.
     pub(crate) fn to(url: &str) -> Self {
         let protocol = match url.starts_with("postgres") {
             true => Protocol::Postgres,
             false => Protocol::Mysql,
         };
-        let server = place(url).expect("a URL with host and port").to_owned();
+        let server = host_and_port(url)
+            .expect("a URL with host and port")
+            .to_owned();
         let counts = Arc::new(Counts::default());
-        let (tell, hear) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let shared = Arc::clone(&counts);
         std::thread::spawn(move || {
-            crate::worker::current_thread().block_on(async move {
+            crate::drive::current_thread().block_on(async move {
                 let listener = TcpListener::bind(("127.0.0.1", 0))
                     .await
                     .expect("a port is free");
-                let _ = tell.send(listener.local_addr().expect("it is bound").port());
+                let _ = sender.send(listener.local_addr().expect("it is bound").port());
                 while let Ok((client, _)) = listener.accept().await {
                     tokio::spawn(pass(client, server.clone(), protocol, Arc::clone(&shared)));
                 }
             });
         });
         Self {
-            port: hear.recv().expect("it listens"),
+            port: receiver.recv().expect("it listens"),
             counts,
         }
     }
 
-    /// The same URL, through here.
+    /// The URL of the server, through this proxy.
     pub(crate) fn url(&self, of: &str) -> String {
-        let server = place(of).expect("a URL with host and port");
+        let server = host_and_port(of).expect("a URL with host and port");
         of.replacen(server, &format!("127.0.0.1:{}", self.port), 1)
     }
 
-    /// Connections made until now.
+    /// The connections so far.
     pub(crate) fn connections(&self) -> u64 {
         self.counts.connections.load(Ordering::Relaxed)
     }
 
-    /// Statements carried out until now, prepared or not.
+    /// The statements so far, prepared or not.
     pub(crate) fn statements(&self) -> u64 {
         self.counts.statements.load(Ordering::Relaxed)
     }
 }
 
 /// `host:port` of a URL.
-fn place(url: &str) -> Option<&str> {
+fn host_and_port(url: &str) -> Option<&str> {
     let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
     Some(
         authority
             .rsplit_once('@')
-            .map_or(authority, |(_, place)| place),
+            .map_or(authority, |(_, host)| host),
     )
 }
 
@@ -110,11 +111,11 @@ async fn pass(client: TcpStream, server: String, protocol: Protocol, counts: Arc
     }
 }
 
-/// Cuts what a client sends into its messages.
+/// Splits the bytes of a client into messages.
 struct Reader {
     protocol: Protocol,
     buffer: Vec<u8>,
-    /// PostgreSQL's first message has no letter.
+    /// Whether the first message has passed: PostgreSQL's has no type byte.
     greeted: bool,
 }
 
@@ -127,7 +128,7 @@ impl Reader {
         }
     }
 
-    /// How many statements these bytes complete.
+    /// Reads some bytes; how many statements they complete.
     fn read(&mut self, bytes: &[u8]) -> u64 {
         self.buffer.extend_from_slice(bytes);
         let mut found = 0;
@@ -139,7 +140,7 @@ impl Reader {
         found
     }
 
-    /// Of the next message, its head included.
+    /// The length of the next message, with its header.
     fn length(&self) -> Option<usize> {
         let at =
             |from: usize| -> Option<[u8; 4]> { self.buffer.get(from..from + 4)?.try_into().ok() };
@@ -155,7 +156,7 @@ impl Reader {
 
     fn is_statement(&self) -> bool {
         match self.protocol {
-            // The first packet of a command has the number 0. 3 is a query, 23 a prepared one.
+            // The first packet of a command has the number 0. 3 is COM_QUERY, 23 COM_STMT_EXECUTE.
             Protocol::Mysql => matches!(self.buffer[..], [_, _, _, 0, 3 | 23, ..]),
             Protocol::Postgres => self.greeted && matches!(self.buffer[0], b'B' | b'Q'),
         }
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn packets_of_mysql_that_are_no_statements_do_not_count() {
         let mut reader = Reader::new(Protocol::Mysql);
-        // Logging in, preparing, executing, closing.
+        // Login, COM_STMT_PREPARE, COM_STMT_EXECUTE, COM_STMT_CLOSE.
         let sent = [
             &[2, 0, 0, 1, 3, 3][..],
             &[2, 0, 0, 0, 22, b'x'],
@@ -203,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn a_url_leads_through_the_counter() {
+    fn a_url_names_host_and_port() {
         let url = "postgres://me@127.0.0.1:15000/db?x=y";
-        assert_eq!(place(url), Some("127.0.0.1:15000"));
-        assert_eq!(place("sqlite"), None);
+        assert_eq!(host_and_port(url), Some("127.0.0.1:15000"));
+        assert_eq!(host_and_port("sqlite"), None);
     }
 }

@@ -1,20 +1,20 @@
-//! What a client makes of the answers that it gets: the core's `lease`, asked in ticks.
+//! What a client concludes from an answer, by the `Lease` of the library, in ticks.
 //!
-//! The checker needs states that come again, so a state has no points in time but only how much is left.
-//! Each question builds the lease as it stands, from its own beginnings, and asks it.
+//! A state has remaining times rather than points in time, so that equal situations are equal
+//! states. Each function builds the lease of a situation and asks it.
 
 use std::time::Duration;
 
 use protocol::{Answer, Lease, Next, Renewing, Timing};
 
 /// The ttl, in ticks.
-pub const TTL: u8 = 3;
-/// How much earlier a holder stops trusting, in ticks.
-pub const MARGIN: u8 = 1;
-/// How long a grant is trusted whose reply came at once.
-pub const TRUST: u8 = TTL - MARGIN;
+pub(crate) const TTL: u8 = 3;
+/// The safety margin, in ticks.
+pub(crate) const MARGIN: u8 = 1;
+/// How long a grant is trusted whose reply came without a delay.
+pub(crate) const TRUST: u8 = TTL - MARGIN;
 
-/// Late enough for everything that is in the past of it.
+/// The present; all other times of a situation are near it.
 const NOW: u8 = 100;
 
 fn at(tick: u8) -> Duration {
@@ -31,13 +31,12 @@ fn left(lease: &Lease) -> u8 {
     left.as_secs().try_into().expect("never more than the ttl")
 }
 
-/// How long a lease is trusted yet that was asked for so many ticks ago and is granted now.
-pub fn granted(age: u8) -> u8 {
+/// The remaining trust of a lease that was requested `age` ticks ago and is granted now.
+pub(crate) fn granted(age: u8) -> u8 {
     left(&Lease::granted(timing(), at(NOW - age), at(TTL)))
 }
 
-/// A lease that is trusted for `trust` ticks yet, and that a fence which was closed leaves `undecided` for
-/// so many.
+/// A lease with `trust` ticks left, which a closed fence leaves undecided for `undecided` ticks.
 fn held(trust: u8, undecided: u8) -> Lease {
     let sent = NOW + trust - TRUST;
     if undecided == 0 {
@@ -51,8 +50,8 @@ fn held(trust: u8, undecided: u8) -> Lease {
     lease
 }
 
-/// How long it stays undecided when a fence is closed that held renewals back.
-pub fn closed(trust: u8) -> u8 {
+/// How long a lease stays undecided after a fence that blocked renewals is closed.
+pub(crate) fn closed(trust: u8) -> u8 {
     let sent = NOW + trust - TRUST;
     let mut lease = Lease::granted(timing(), at(sent), at(TTL));
     assert!(lease.fence_opened(at(sent)), "trusted");
@@ -60,8 +59,9 @@ pub fn closed(trust: u8) -> u8 {
     if lease.outlives_trust() { TTL } else { 0 }
 }
 
-/// How long it is trusted, and undecided, after a renewal that was sent `age` ticks ago is confirmed.
-pub fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
+/// The remaining trust, and undecided time, after a renewal that was sent `age` ticks ago is
+/// confirmed.
+pub(crate) fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
     let mut lease = held(trust, undecided);
     lease.renewing();
     lease.answered(at(NOW - age), Answer::Renewed, at(NOW));
@@ -69,15 +69,15 @@ pub fn renewed(trust: u8, undecided: u8, age: u8) -> (u8, u8) {
     (left, if left > 0 { 0 } else { undecided })
 }
 
-/// Whether it is renewed now.
-pub fn may_renew(trust: u8, undecided: u8, fenced: bool) -> bool {
+/// Whether the lease may be renewed now.
+pub(crate) fn may_renew(trust: u8, undecided: u8, fenced: bool) -> bool {
     let mut lease = held(trust, undecided);
-    // Where it cannot be opened it was, before trust ran out.
+    // A fence that cannot be opened now was opened before trust ended.
     let suspended = fenced && !lease.fence_opened(at(NOW));
     !suspended && lease.next(at(NOW)) == Next::Renew
 }
 
-/// Whether a fence that no renewal gets past may be opened now.
-pub fn may_fence(trust: u8, undecided: u8) -> bool {
+/// Whether a fence that blocks renewals may be opened now.
+pub(crate) fn may_fence(trust: u8, undecided: u8) -> bool {
     held(trust, undecided).fence_opened(at(NOW))
 }

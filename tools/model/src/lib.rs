@@ -1,18 +1,32 @@
-//! The protocol of `docs/algorithm.md` as a state machine, for a model checker to walk to its end.
+//! The protocol of `docs/algorithm.md` as a state machine, which a model checker walks completely.
 //!
-//! One lock, a few clients, one database or a cluster of nodes whose clocks differ. Whatever can happen
-//! next may happen next: a statement may be carried out late, more than once or never, its reply may come
-//! late or be lost, a client may stop at any point for as long as it likes, or crash; time may pass.
-//! [`Protocol`] says what a client and a database do, [`Flaw`] what a wrong implementation would do
-//! instead, and `tests/model.rs` what must never come of it.
+//! One lock, a few clients, one database or a cluster of nodes whose clocks differ. A statement is
+//! executed late, more than once or never; a reply is late or lost; a client stops at any point for
+//! any time, or crashes; time passes. [`Protocol`] is the protocol, [`Flaw`] the mistakes of wrong
+//! variants, and `tests/model.rs` the walks.
 //!
-//! [`decide`] asks the library's own `Lease` (crate `database-locks-protocol`) what a client makes of an answer. What
-//! the *database* does is restated here, since there it is SQL: the store contract and the torture tests hold the SQL to
-//! the same rules on real servers.
+//! | file | content |
+//! | --- | --- |
+//! | `spec` | the kinds of database, the mistakes, the bounds of a walk, the actions |
+//! | `state`, `canonical` | a state, and which states are equal |
+//! | `actions` | which actions are possible |
+//! | `transitions`, `decide` | what a client does; it asks the `Lease` of the library |
+//! | `database` | what a database does |
+//! | `properties`, `checker` | what must hold, and the model for stateright |
+//!
+//! A client's conclusions are those of the library itself (crate `database-locks-protocol`). The
+//! rules of the *database* are restated here, because the library has them as SQL; the store
+//! contract and the torture test hold the SQL to the same rules on real servers.
 
-pub mod decide;
+mod actions;
+mod canonical;
+mod checker;
+mod database;
+mod decide;
+mod properties;
+mod spec;
 mod state;
 mod transitions;
 
-pub use state::{Body, Client, Hold, Msg, Row, Said, State, Ticket, Tx, Watch, Work};
-pub use transitions::{Act, Flaw, Kind, Protocol};
+pub use spec::{Action, Flaw, Kind, Protocol};
+pub use state::{Body, Client, Content, Hold, Message, Row, State, Ticket, Tx, Watch, Work};

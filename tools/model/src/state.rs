@@ -1,9 +1,8 @@
-//! What there is at one moment: how much is left of each span of time, and never a point in time, so that
-//! the same situation comes again as the same state.
+//! The state at one moment. Times are remaining times, so that equal situations are equal states.
 
 use crate::decide::TRUST;
 
-/// All of it.
+/// A state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct State {
     /// The lock's row.
@@ -14,26 +13,26 @@ pub struct State {
     pub clients: Vec<Client>,
     /// A ticket that no client has resumed yet.
     pub ticket: Option<Ticket>,
-    /// What is under way, in some order: nothing hangs on it.
-    pub net: Vec<Msg>,
-    /// What must never have happened, and has.
+    /// The messages under way; their order does not matter.
+    pub net: Vec<Message>,
+    /// The violation that has happened.
     pub broken: Option<&'static str>,
 }
 
 /// The row of the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Row {
-    /// What `expires_at` is from now, by a clock that is right; clamped where nobody can tell.
+    /// `expires_at` from now, by a correct clock; bounded where no statement differs.
     pub left: i8,
-    /// `expires_at − renewed_at`: what a contender on a cluster watches for.
+    /// `expires_at − renewed_at`: how long a contender on a cluster observes the lease.
     pub length: u8,
     /// The token of the latest grant.
     pub token: u8,
-    /// The grant id, 0 being null.
+    /// The grant id; 0 is null.
     pub grant: u8,
 }
 
-/// What resumes a held lock elsewhere.
+/// A ticket, which resumes a held lock in another client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket {
     /// The token of the grant.
@@ -45,28 +44,28 @@ pub struct Ticket {
 /// One client: a process, or a task of one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Client {
-    /// Whether it has the lock, as it believes.
+    /// Whether it believes that it holds the lock.
     pub hold: Hold,
-    /// What it does under the lock. It goes on when the lock is lost: it may be asleep.
+    /// Its work under the lock. It goes on after a loss, because the client may be asleep.
     pub work: Work,
-    /// What it has seen of a lease that it waits for, on a cluster.
+    /// Its observation of a lease that it waits for, on a cluster.
     pub watch: Option<Watch>,
 }
 
-/// Whether a client has the lock, as it believes.
+/// Whether a client believes that it holds the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hold {
-    /// It has not.
+    /// It does not.
     Idle,
-    /// It asked for it `age` of its ticks ago, under this grant id.
+    /// It has requested the lock.
     Asking {
-        /// The grant id that it drew.
+        /// The grant id of the request.
         grant: u8,
-        /// How long ago.
+        /// How long ago, by its own clock.
         age: u8,
-        /// By how many ticks its clock has lagged behind since.
+        /// By how many ticks its clock has lagged since.
         slips: u8,
-        /// Whether it asked with a ticket.
+        /// Whether it resumes a ticket.
         resumes: bool,
     },
     /// It was granted the lock.
@@ -75,20 +74,20 @@ pub enum Hold {
         token: u8,
         /// The grant id.
         grant: u8,
-        /// How long it trusts the lease yet, by its own clock.
+        /// The remaining trust, by its own clock.
         trust: u8,
-        /// By how many ticks its clock has lagged since what the trust counts from.
+        /// By how many ticks its clock has lagged since the request that trust counts from.
         slips: u8,
-        /// How long the renewal after a fence may still decide.
+        /// How long a renewal after a fence may still decide.
         undecided: u8,
         /// A renewal that is under way: its age and by how many ticks the clock has lagged since.
         renewal: Option<(u8, u8)>,
-        /// Whether the caller has it.
+        /// Where the caller is.
         body: Body,
     },
 }
 
-/// Where the caller's body is.
+/// The caller's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Body {
     /// Not entered: the reply is there, and the guard is not handed out yet.
@@ -96,18 +95,18 @@ pub enum Body {
         /// Whether a ticket was resumed.
         resumed: bool,
     },
-    /// Entered. It is told of the end of trust when that comes.
+    /// Entered. The caller is notified of the end of trust.
     Inside,
-    /// Entered after the end of trust, and not told yet. The protocol as it is never leads here.
+    /// Entered after the end of trust, without a notification. Only wrong variants get here.
     Unaware,
 }
 
-/// What a client does under the lock.
+/// The work of a client under the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Work {
     /// Nothing.
     None,
-    /// It has seen that the lock is held, and is about to write.
+    /// It has checked that it holds the lock, and is about to write.
     Looked {
         /// The token under which it is held.
         token: u8,
@@ -123,47 +122,47 @@ pub enum Work {
 pub struct Tx {
     /// The token that it was fenced with.
     pub token: u8,
-    /// What the fence's own UPDATE has made of `expires_at`, from now (MySQL).
+    /// `expires_at` from now, as the UPDATE of the fence has set it (MySQL).
     pub left: i8,
-    /// Whether the row was written meanwhile, so that a cluster will not certify it.
+    /// Whether the row was written meanwhile, so that a cluster refuses the commit.
     pub changed: bool,
-    /// Whether whoever began it is dead. What it sent before may still be carried out.
+    /// Whether its client is dead. Statements that it sent may still be executed.
     pub orphan: bool,
 }
 
-/// A lease that is watched, and unchanged: otherwise there is nothing to go by.
+/// The observation of an unchanged lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Watch {
-    /// How long it must be seen unchanged yet, by the contender's clock.
+    /// How much longer it must stay unchanged, by the contender's clock.
     pub left: u8,
-    /// How long it has been unchanged while it was watched, really; capped.
+    /// How long it has been unchanged in fact; bounded.
     pub waited: u8,
     /// By how many ticks the contender's clock has run ahead.
     pub slips: u8,
 }
 
-/// Something under way.
+/// A statement or a reply under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Msg {
-    /// Whose statement or reply it is.
+pub struct Message {
+    /// Its client.
     pub client: u8,
-    /// What it says.
-    pub said: Said,
-    /// Whether the row was written since what this goes by was seen.
+    /// Its content.
+    pub content: Content,
+    /// Whether the row was written since the observation on which it relies.
     pub changed: bool,
-    /// Whether a reply would still be listened to.
+    /// Whether the client still awaits the reply.
     pub heard: bool,
 }
 
-/// What is said.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Said {
-    /// Statement: take it if it is free.
+pub enum Content {
+    /// Statement: take the lock if it is free.
     Acquire {
         /// The grant id.
         grant: u8,
     },
-    /// Statement, on a cluster: take it, free or not, if it is what was watched.
+    /// Statement, on a cluster: take the lock if its row is as observed.
     TakeOver {
         /// The grant id.
         grant: u8,
@@ -175,14 +174,14 @@ pub enum Said {
         /// The grant id.
         grant: u8,
     },
-    /// Statement: release. No token where the reply to the acquire was lost.
+    /// Statement: release. Without a token if the reply to the acquire was lost.
     Release {
         /// The token.
         token: Option<u8>,
         /// The grant id.
         grant: u8,
     },
-    /// Statement: put a grant id of one's own in the place of the one that the ticket names.
+    /// Statement: replace the grant id of the ticket by a new one.
     Resume {
         /// The token of both.
         token: u8,
@@ -198,9 +197,9 @@ pub enum Said {
         /// The grant id.
         grant: u8,
     },
-    /// Reply: somebody has it, with a lease of this length.
+    /// Reply: another client holds the lock, with a lease of this length.
     Busy {
-        /// The grant id that was asked with.
+        /// The grant id of the request.
         grant: u8,
         /// The length.
         length: u8,
@@ -210,7 +209,7 @@ pub enum Said {
         /// The grant id.
         grant: u8,
     },
-    /// Reply: it is not yours.
+    /// Reply: the lock is lost.
     Lost {
         /// The grant id.
         grant: u8,
@@ -218,12 +217,12 @@ pub enum Said {
 }
 
 impl State {
-    /// How many clients trust their lease now.
+    /// The number of clients that trust their lease.
     pub fn trusting(&self) -> usize {
         self.clients.iter().filter(|c| c.trusts()).count()
     }
 
-    /// How many bodies run whose callers have no reason to stop.
+    /// The number of running bodies without a notification of loss.
     pub fn bodies(&self) -> usize {
         self.clients.iter().filter(|c| c.is_in_its_body()).count()
     }
@@ -238,13 +237,13 @@ impl State {
 }
 
 impl Client {
-    /// What `is_held()` says.
+    /// The answer of `is_held()`.
     pub fn trusts(&self) -> bool {
         matches!(self.hold, Hold::Held { trust: 1.., .. })
     }
 
-    /// Whether its body runs, and has not been told to stop.
-    pub fn is_in_its_body(&self) -> bool {
+    /// Whether its body runs without a notification of loss.
+    fn is_in_its_body(&self) -> bool {
         match self.hold {
             Hold::Held { body, trust, .. } => match body {
                 Body::Outside { .. } => false,
@@ -256,94 +255,7 @@ impl Client {
     }
 }
 
-/// What makes two states one: all that this leaves out or renames makes no difference to anything.
-impl State {
-    /// A grant id that is nowhere: they are only ever compared with each other.
-    pub(crate) fn unused_grant(&mut self) -> u8 {
-        let mut most = 0;
-        self.each_grant(|grant| most = most.max(*grant));
-        most + 1
-    }
-
-    /// Number the grant ids in the order in which they are met.
-    pub(crate) fn rename(&mut self) {
-        // By all but the ids first, so that those do not decide which is met first.
-        self.net.sort_by_key(|msg| {
-            let mut plain = msg.clone();
-            *plain.said.grant_mut() = 0;
-            if let Said::Resume { from, .. } = &mut plain.said {
-                *from = 0;
-            }
-            (plain, msg.said.grant())
-        });
-        let mut met: Vec<u8> = vec![0];
-        self.each_grant(|grant| {
-            let at = met.iter().position(|id| id == grant);
-            let at = at.unwrap_or_else(|| {
-                met.push(*grant);
-                met.len() - 1
-            });
-            *grant = at as u8;
-        });
-    }
-
-    fn each_grant(&mut self, mut f: impl FnMut(&mut u8)) {
-        f(&mut self.row.grant);
-        if let Some(ticket) = &mut self.ticket {
-            f(&mut ticket.grant);
-        }
-        for client in &mut self.clients {
-            if let Hold::Asking { grant, .. } | Hold::Held { grant, .. } = &mut client.hold {
-                f(grant);
-            }
-            if let Work::Looked { grant, .. } = &mut client.work {
-                f(grant);
-            }
-        }
-        for msg in &mut self.net {
-            if let Said::Resume { from, .. } = &mut msg.said {
-                f(from);
-            }
-            f(msg.said.grant_mut());
-        }
-    }
-
-    /// The same with the first two clients in each other's place.
-    pub(crate) fn mirrored(&self) -> Self {
-        let mut other = self.clone();
-        other.clients.swap(0, 1);
-        for msg in &mut other.net {
-            msg.client = match msg.client {
-                0 => 1,
-                1 => 0,
-                c => c,
-            };
-        }
-        other.rename();
-        other
-    }
-
-    /// Drop statements under a grant id that the row has not got and nobody can bring there any more,
-    /// where nobody listens for the reply.
-    pub(crate) fn forget_what_cannot_matter(&mut self) {
-        let asked: Vec<u8> = self
-            .net
-            .iter()
-            .filter(|m| m.said.asks())
-            .map(|m| m.said.grant())
-            .collect();
-        let row = self.row.grant;
-        let alive = |ticket: &Ticket| ticket.grant == row || asked.contains(&ticket.grant);
-        self.ticket = self.ticket.take().filter(alive);
-        self.net.retain(|m| {
-            let grant = m.said.grant();
-            let idle = matches!(m.said, Said::Renew { .. } | Said::Release { .. });
-            m.heard || !idle || grant == row || asked.contains(&grant)
-        });
-    }
-}
-
-impl Said {
+impl Content {
     /// Whether it asks for the lock.
     pub(crate) fn asks(&self) -> bool {
         matches!(
@@ -353,11 +265,11 @@ impl Said {
     }
 
     pub(crate) fn grant(&self) -> u8 {
-        let mut said = self.clone();
-        *said.grant_mut()
+        let mut content = self.clone();
+        *content.grant_mut()
     }
 
-    fn grant_mut(&mut self) -> &mut u8 {
+    pub(crate) fn grant_mut(&mut self) -> &mut u8 {
         match self {
             Self::Acquire { grant }
             | Self::TakeOver { grant }
@@ -372,7 +284,7 @@ impl Said {
     }
 }
 
-impl Said {
+impl Content {
     pub(crate) fn is_reply(&self) -> bool {
         matches!(
             self,
@@ -397,7 +309,8 @@ impl Client {
             if resumed == with_ticket)
     }
 
-    /// Whether its clock may lag now: only for as long as that is within the bound for all that it times.
+    /// Whether its clock may lag now: only for as long as that is within the bound for all that it
+    /// times.
     pub(crate) fn may_lag(&self, most: Option<u8>) -> bool {
         let most = most.unwrap_or(u8::MAX);
         match self.hold {
@@ -454,38 +367,38 @@ impl Client {
 
 impl State {
     /// Send a release of what a client was granted, whatever has become of it.
-    pub(crate) fn give_back(&mut self, c: u8) {
+    pub(crate) fn send_release(&mut self, c: u8) {
         let Hold::Held { token, grant, .. } = self.client(c).hold else {
             return;
         };
-        self.hang_up(c);
+        self.close_connection(c);
         self.client(c).hold = Hold::Idle;
         let token = Some(token);
-        self.send(c, Said::Release { token, grant }, false);
-        self.hang_up(c);
+        self.send(c, Content::Release { token, grant }, false);
+        self.close_connection(c);
     }
 
     pub(crate) fn client(&mut self, c: u8) -> &mut Client {
         &mut self.clients[usize::from(c)]
     }
 
-    pub(crate) fn send(&mut self, client: u8, said: Said, changed: bool) {
-        let msg = Msg {
+    pub(crate) fn send(&mut self, client: u8, content: Content, changed: bool) {
+        let message = Message {
             client,
-            said,
+            content,
             changed,
             heard: true,
         };
-        if !self.net.contains(&msg) {
-            self.net.push(msg);
+        if !self.net.contains(&message) {
+            self.net.push(message);
         }
     }
 
     /// A connection is given up: what was sent may still be carried out, but its answer is lost.
-    pub(crate) fn hang_up(&mut self, c: u8) {
-        self.net.retain(|m| m.client != c || !m.said.is_reply());
-        for msg in self.net.iter_mut().filter(|m| m.client == c) {
-            msg.heard = false;
+    pub(crate) fn close_connection(&mut self, c: u8) {
+        self.net.retain(|m| m.client != c || !m.content.is_reply());
+        for message in self.net.iter_mut().filter(|m| m.client == c) {
+            message.heard = false;
         }
         self.net.sort_unstable();
         self.net.dedup();

@@ -1,28 +1,25 @@
 //! A Galera cluster of three MariaDB servers, each of which can be written to.
 
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::mysql::{self, MariaDb, MySqlServer};
-use crate::nodes::{self, Nodes, faketime, give_clock};
-use crate::server::{find_binary, free_port, require};
-use crate::template;
+use crate::mysql::{MariaDb, MySqlServer};
+use crate::nodes::{self, Nodes, give_clock};
+use crate::programs::require;
+use crate::server::{free_port, on_free_ports};
 use crate::time;
+
+mod history;
+mod installed;
+
+use history::{copy, position_in, recovered};
+use installed::{Programs, found, missing};
 
 pub use crate::nodes::NODES;
 
 /// How long a node may take until it knows that it has lost the others.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(15);
-
-/// Where packages put Galera's library.
-const PROVIDERS: [&str; 4] = [
-    "/usr/lib/galera/libgalera_smm.so",
-    "/usr/lib/galera-4/libgalera_smm.so",
-    "/usr/lib64/galera-4/libgalera_smm.so",
-    "/usr/lib/libgalera_smm.so",
-];
 
 /// Three servers, numbered from 0, that hold the same data: to be stopped, killed, frozen and cut
 /// off from the others.
@@ -49,80 +46,20 @@ impl DerefMut for Galera {
 }
 
 /// How to start a cluster: see [`Galera::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    clocks: [Option<i64>; NODES],
-    node: mysql::Options,
-}
+pub type Options = nodes::Options<Galera>;
 
 impl Options {
-    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
-    /// where that is negative; [`Nodes::set_clock`] changes it. Only the wall clock is wrong: how
-    /// long the node waits is not.
-    #[must_use]
-    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
-        self.clocks[node] = Some(ahead);
-        self
-    }
-
-    /// Any setting of each node, as in `wsrep-sync-wait=1`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.node = self.node.set(setting);
-        self
-    }
-
     /// Start the nodes and wait until each has what the others have. `None`, and a line that says
     /// so, when this machine lacks something for it.
     ///
     /// # Panics
     ///
-    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// If all is there and it does not start, with the end of a log; or if something is not
     /// there and `galera` is [required](require).
     pub fn start(self) -> Option<Galera> {
-        require("galera", missing(&self), found(&self))
+        let clocks = self.has_clocks();
+        require("galera", missing(clocks), found(clocks))
             .map(|programs| Galera::new(&programs, &self))
-    }
-}
-
-/// What a cluster is started with.
-struct Programs {
-    mariadbd: PathBuf,
-    provider: PathBuf,
-    /// None where no node has a clock of its own.
-    faketime: Option<PathBuf>,
-}
-
-fn provider() -> Option<PathBuf> {
-    let mut paths = PROVIDERS.iter().map(PathBuf::from);
-    paths.find(|path| path.is_file())
-}
-
-fn found(options: &Options) -> Option<Programs> {
-    let faketime = match options.clocks.iter().any(Option::is_some) {
-        true => Some(faketime()?),
-        false => None,
-    };
-    // By it a node that was away gets the data.
-    find_binary("rsync", &[])?;
-    Some(Programs {
-        mariadbd: find_binary("mariadbd", &[])?,
-        provider: provider()?,
-        faketime,
-    })
-}
-
-fn missing(options: &Options) -> &'static str {
-    if find_binary("mariadbd", &[]).is_none() {
-        "mariadbd"
-    } else if provider().is_none() {
-        "libgalera_smm.so"
-    } else if find_binary("rsync", &[]).is_none() {
-        "rsync"
-    } else if options.clocks.iter().any(Option::is_some) && faketime().is_none() {
-        "libfaketimeMT.so.1"
-    } else {
-        "galera"
     }
 }
 
@@ -141,11 +78,10 @@ impl nodes::Cluster for Galera {
 fn shared() -> Option<&'static RwLock<Galera>> {
     static SHARED: OnceLock<Option<RwLock<Galera>>> = OnceLock::new();
     let options = (0..NODES).fold(Galera::options(), |options, node| options.clock(node, 0));
-    let shared = SHARED.get_or_init(|| {
-        found(&options).map(|programs| RwLock::new(Galera::new(&programs, &options)))
-    });
+    let shared = SHARED
+        .get_or_init(|| found(true).map(|programs| RwLock::new(Galera::new(&programs, &options))));
     // Asked every time: each test that is skipped says so.
-    require("galera", missing(&options), shared.as_ref())
+    require("galera", missing(true), shared.as_ref())
 }
 
 impl Galera {
@@ -154,10 +90,7 @@ impl Galera {
 
     /// Options for a cluster of a test's own, all of whose clocks are right.
     pub fn options() -> Options {
-        Options {
-            clocks: [None; NODES],
-            node: MariaDb::options(),
-        }
+        Options::new(MariaDb::options())
     }
 
     /// Start a cluster of a test's own. `None` when this machine lacks something for it.
@@ -169,8 +102,8 @@ impl Galera {
         Self::options().start()
     }
 
-    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone: others
-    /// run at the same time. `None` when this machine lacks something for it.
+    /// The cluster that all tests of this binary share, for a test that leaves its nodes alone:
+    /// others run at the same time. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -190,19 +123,12 @@ impl Galera {
     }
 
     fn new(programs: &Programs, options: &Options) -> Self {
-        let mut last = String::new();
-        for _ in 0..5 {
-            match Self::try_new(programs, options) {
-                Ok(cluster) => return cluster,
-                Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
-                Err(log) => panic!("{log}"),
-            }
-        }
-        panic!("no ports stay free\n{last}")
+        on_free_ports(|| Self::try_new(programs, options))
     }
 
     /// The data of one node is made, and copied for the others together with its place in the
-    /// history of the cluster: so they need no transfer of state, which takes several times as long.
+    /// history of the cluster: so they need no transfer of state, which takes several times as
+    /// long.
     fn try_new(programs: &Programs, options: &Options) -> Result<Self, String> {
         let ports: Vec<[u16; 4]> = (0..NODES).map(|_| [(); 4].map(|()| free_port())).collect();
         let mut nodes: Vec<MySqlServer> = (0..NODES)
@@ -246,7 +172,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When no node serves.
+    /// If no node serves.
     pub fn fresh_database(&self) -> String {
         let serving: Vec<usize> = (0..NODES).filter(|node| self.serves(*node)).collect();
         self.make_database(&serving)
@@ -271,7 +197,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When a node does not answer.
+    /// If a node does not answer.
     pub fn conflicts(&self) -> u64 {
         let counters = ["wsrep_local_cert_failures", "wsrep_local_bf_aborts"];
         let found = (0..NODES).flat_map(|node| counters.map(|counter| self.status(node, counter)));
@@ -283,7 +209,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_serving(&self, node: usize) {
         self.wait_for(node, "serving", || self.serves(node));
     }
@@ -292,7 +218,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || {
             self.status(node, "wsrep_cluster_status")
@@ -304,7 +230,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_for_size(&self, node: usize, size: usize) {
         self.wait_for(node, &format!("in a cluster of {size}"), || {
             self.status(node, "wsrep_cluster_size") == Some(size.to_string())
@@ -315,9 +241,9 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_healthy(&self) {
-        // One that was frozen says for a moment what was true before: the others know better.
+        // A thawed node reports its former view for a moment; the others have the current one.
         for node in 0..NODES {
             self.wait_for_size(node, NODES);
         }
@@ -326,7 +252,7 @@ impl Galera {
         }
     }
 
-    /// Stop a node: it takes leave of its clients and of the others.
+    /// Stops a node, which closes its connections and leaves the cluster.
     pub fn stop(&mut self, node: usize) {
         self.nodes.servers[node].stop();
     }
@@ -341,7 +267,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not come back, with the end of its log.
+    /// If it does not come back, with the end of its log.
     pub fn start_node(&mut self, node: usize) {
         self.launch_node(node);
         self.wait_until_serving(node);
@@ -353,8 +279,8 @@ impl Galera {
             return;
         }
         self.isolated[node] = false;
-        // As the packages' own unit does it, after a crash above all: without a place in the history
-        // it would have to be sent all data.
+        // As the packages' own unit does it, after a crash above all: without a place in the
+        // history it would have to be sent all data.
         let position = recovered(mariadb);
         let more: Vec<String> = position
             .map(|position| format!("--wsrep-start-position={position}"))
@@ -363,8 +289,8 @@ impl Galera {
         mariadb.launch(&more).unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and nobody answers. The others take
-    /// some seconds until they go on without it; until then nobody commits.
+    /// Freeze a node: the kernel accepts connections, and nothing is answered. The others take
+    /// some seconds until they go on without it; until then no transaction commits.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
@@ -379,7 +305,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn isolate(&mut self, node: usize) {
         self.set_isolated(node, true);
     }
@@ -388,7 +314,7 @@ impl Galera {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn rejoin(&mut self, node: usize) {
         self.set_isolated(node, false);
     }
@@ -404,11 +330,11 @@ impl Galera {
         self.query(node, "mysql", &set).expect("root may set it");
     }
 
-    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    /// Makes all nodes run and serve again after any faults. Their clocks stay as they are.
     ///
     /// # Panics
     ///
-    /// When they do not.
+    /// If they do not.
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
@@ -502,45 +428,4 @@ fn unlaunched(
         give_clock(&mut mariadb, library, ahead);
     }
     mariadb
-}
-
-/// Where a node that has ended in good order was in the history.
-fn position_in(data: &Path) -> Option<String> {
-    let state = std::fs::read_to_string(data.join("grastate.dat")).ok()?;
-    let value = |key: &str| {
-        let line = state.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.trim().to_owned())
-    };
-    Some(format!("{}:{}", value("uuid:")?, value("seqno:")?))
-}
-
-/// Where a node was that has ended somehow.
-fn recovered(mariadb: &MySqlServer) -> Option<String> {
-    let position = position_in(&mariadb.data())?;
-    if !position.ends_with(":-1") {
-        return Some(position);
-    }
-    let mut args = mariadb.args.clone();
-    args.push("--wsrep-recover".into());
-    let said = mariadb.server.prepare(&mariadb.program, &args);
-    let found = said.lines().rev().find_map(|line| {
-        let (_, position) = line.split_once("WSREP: Recovered position: ")?;
-        Some(position.trim().to_owned())
-    });
-    found.filter(|position| !position.ends_with(":-1"))
-}
-
-/// Give a node the data of another that has ended.
-fn copy(data: &Path, node: &MySqlServer) {
-    let to = node.data();
-    template::copy(data, &to, &node.server);
-    // What is one node's own.
-    for own in ["galera.cache", "gvwstate.dat"] {
-        // Not every node has each.
-        let _ = std::fs::remove_file(to.join(own));
-    }
-    let state = to.join("grastate.dat");
-    let text = std::fs::read_to_string(&state).expect("the first node wrote it");
-    let text = text.replace("safe_to_bootstrap: 1", "safe_to_bootstrap: 0");
-    std::fs::write(&state, text).expect("the directory is ours");
 }

@@ -1,16 +1,25 @@
 //! Three servers of MySQL in a group (Group Replication), each of which can be written to.
 
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
-use crate::mysql::{self, Flavor, MySql, MySqlServer};
-use crate::nodes::{self, NODES, Nodes, faketime, give_clock};
-use crate::server::{free_port, require};
+use crate::faketime;
+use crate::mysql::{Flavor, MySql, MySqlServer};
+use crate::nodes::{self, NODES, Nodes, give_clock};
+use crate::programs::require;
+use crate::server::{free_port, on_free_ports};
+use crate::sql::SqlError;
 use crate::time;
+
+mod members;
+mod server;
+
+use members::{QUERY, is_majority};
+use server::unlaunched;
+
+pub use members::Member;
 
 /// As it is called in promises and in `DBLOCK_REQUIRE`.
 pub const ENGINE: &str = "mysql-group";
@@ -24,10 +33,8 @@ const JOINED_WITHIN: Duration = Duration::from_secs(120);
 /// How long members that hear of each other again may take until one of them serves.
 const ALONE_WITHIN: Duration = Duration::from_secs(20);
 
-const GROUP_NAME: &str = "8a94f357-aab4-11df-86ab-c80aa9429562";
-
-/// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of the
-/// group.
+/// Three servers, numbered from 0, that hold the same data: to be killed, frozen and taken out of
+/// the group.
 #[derive(Debug)]
 pub struct Group {
     nodes: Nodes,
@@ -49,47 +56,24 @@ impl DerefMut for Group {
 }
 
 /// How to start a group: see [`Group::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    clocks: [Option<i64>; NODES],
-    node: mysql::Options,
-}
+pub type Options = nodes::Options<Group>;
 
 impl Options {
-    /// Give a node a clock of its own, which goes so many seconds ahead of the machine's, or behind
-    /// where that is negative; [`Nodes::set_clock`] changes it.
-    #[must_use]
-    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
-        self.clocks[node] = Some(ahead);
-        self
-    }
-
-    /// Any setting of each node, as in `binlog-checksum=NONE`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.node = self.node.set(setting);
-        self
-    }
-
-    /// Start the nodes and wait until they are one group. `None`, and a line that says so, when this
+    /// Start the nodes and wait until they are one group. `None`, with a line that says so, if this
     /// machine lacks something for it.
     ///
     /// # Panics
     ///
-    /// When all is there and it does not start, with the end of a log; or when something is not
+    /// If all is there and it does not start, with the end of a log; or if something is not
     /// there and `mysql-group` is [required](require).
     pub fn start(self) -> Option<Group> {
         require(ENGINE, self.missing(), self.found())
             .map(|(mysqld, faketime)| Group::new(&mysqld, faketime.as_ref(), &self))
     }
 
-    fn has_clocks(&self) -> bool {
-        self.clocks.iter().any(Option::is_some)
-    }
-
     fn found(&self) -> Option<(PathBuf, Option<PathBuf>)> {
         let faketime = match self.has_clocks() {
-            true => Some(faketime()?),
+            true => Some(faketime::library()?),
             false => None,
         };
         Some((Flavor::MySql.program()?, faketime))
@@ -117,8 +101,8 @@ impl nodes::Cluster for Group {
 
 fn shared() -> Option<&'static RwLock<Group>> {
     static SHARED: OnceLock<Option<RwLock<Group>>> = OnceLock::new();
-    // No clock of their own: under faketime the timed waits of these servers return at once, and three of
-    // them take all of two processors.
+    // Without faketime, under which timed waits of these servers return at once, so that three
+    // servers use two processors fully.
     let options = Group::options();
     let shared = SHARED.get_or_init(|| {
         options
@@ -136,15 +120,12 @@ impl Group {
 
     /// Options for a group of a test's own, all of whose clocks are right.
     pub fn options() -> Options {
-        Options {
-            clocks: [None; NODES],
-            // The members speak to each other over the port of clients, and only by TLS.
-            node: MySql::options().set("tls-version=TLSv1.2,TLSv1.3"),
-        }
+        // The members speak to each other over the port of clients, and only by TLS.
+        Options::new(MySql::options().set("tls-version=TLSv1.2,TLSv1.3"))
     }
 
-    /// The group that all tests of this binary share, for a test that leaves its nodes alone: others
-    /// run at the same time. `None` when this machine lacks something for it.
+    /// The group that all tests of this binary share, for a test that leaves its nodes alone:
+    /// others run at the same time. `None` when this machine lacks something for it.
     ///
     /// # Panics
     ///
@@ -153,7 +134,8 @@ impl Group {
         Some(shared()?.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs meanwhile.
+    /// The same for a test that kills or freezes nodes, or sets their clocks: no other runs
+    /// meanwhile.
     ///
     /// # Panics
     ///
@@ -162,27 +144,19 @@ impl Group {
         Some(Alone::of(shared()?))
     }
 
-    fn new(mysqld: &std::path::Path, faketime: Option<&PathBuf>, options: &Options) -> Self {
-        let mut last = String::new();
-        for _ in 0..5 {
-            match Self::try_new(mysqld, faketime, options) {
-                Ok(group) => return group,
-                Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
-                Err(log) => panic!("{log}"),
-            }
-        }
-        panic!("no ports stay free\n{last}")
+    fn new(mysqld: &Path, faketime: Option<&PathBuf>, options: &Options) -> Self {
+        on_free_ports(|| Self::try_new(mysqld, faketime, options))
     }
 
     fn try_new(
-        mysqld: &std::path::Path,
+        mysqld: &Path,
         faketime: Option<&PathBuf>,
         options: &Options,
     ) -> Result<Self, String> {
         let ports: Vec<u16> = (0..NODES).map(|_| free_port()).collect();
         let mut nodes: Vec<MySqlServer> = (0..NODES)
             .map(|node| {
-                let mut server = unlaunched(mysqld, options, &ports, node);
+                let mut server = unlaunched(mysqld, &options.node, &ports, node);
                 if let (Some(ahead), Some(library)) = (options.clocks[node], faketime) {
                     give_clock(&mut server, library, ahead);
                 }
@@ -227,11 +201,11 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node} does not join: {error}"));
     }
 
-    fn try_join(&self, node: usize) -> Result<(), crate::SqlError> {
+    fn try_join(&self, node: usize) -> Result<(), SqlError> {
         let mut session = self.stranger(node, "mysql");
         for statement in [
             "STOP GROUP_REPLICATION",
-            // As a member has it that was expelled.
+            // An expelled member is in offline mode.
             "SET GLOBAL offline_mode = OFF",
             "CHANGE REPLICATION SOURCE TO SOURCE_USER = 'root', SOURCE_PASSWORD = '' \
              FOR CHANNEL 'group_replication_recovery'",
@@ -250,67 +224,59 @@ impl Group {
             .unwrap_or_else(|error| panic!("node {node}: {error}"))
     }
 
-    /// Make an empty database, which `locker` may use at the node that it is made through, and give its
-    /// URL at the first node as the superuser. Every node that serves has it.
+    /// Make an empty database, which `locker` may use at the node that it is made through, and give
+    /// its URL at the first node as the superuser. Every node that serves has it.
     ///
     /// # Panics
     ///
-    /// When no node serves.
+    /// If no node serves.
     pub fn fresh_database(&self) -> String {
         let view = (0..NODES)
             .map(|node| self.members(node))
             .find(|members| is_majority(members))
             .expect("a node serves");
-        let state_of = |node: &usize| {
+        let online = |node: &usize| {
             let port = self.node(*node).port();
-            let member = view
-                .iter()
-                .find(|(at, state, _)| *at == port && state == "ONLINE");
-            member.map(|(.., role)| role.as_str())
+            let member = view.iter().find(|member| member.port == port);
+            member.filter(|member| member.is_online())
         };
-        let mut serving: Vec<usize> = (0..NODES).filter(|node| state_of(node).is_some()).collect();
-        serving.sort_by_key(|node| state_of(node) != Some("PRIMARY"));
+        let mut serving: Vec<usize> = (0..NODES).filter(|node| online(node).is_some()).collect();
+        serving.sort_by_key(|node| !online(node).is_some_and(Member::is_primary));
         self.make_database(&serving)
     }
 
-    /// What a node knows of the members: the port of each, its state and its role.
-    pub fn members(&self, node: usize) -> Vec<(u16, String, String)> {
-        let query = "SELECT member_port, member_state, member_role \
-                     FROM performance_schema.replication_group_members WHERE member_id <> ''";
+    /// What a node knows of the members.
+    pub fn members(&self, node: usize) -> Vec<Member> {
         let answer = match self.runs(node) {
-            true => self.query(node, "mysql", query).unwrap_or_default(),
+            true => self.query(node, "mysql", QUERY).unwrap_or_default(),
             false => String::new(),
         };
-        let member = |line: &str| {
-            let mut columns = line.split('\t').map(str::to_owned);
-            let port = columns.next()?.parse().ok()?;
-            Some((port, columns.next()?, columns.next()?))
-        };
-        answer.lines().filter_map(member).collect()
+        answer.lines().filter_map(Member::parse).collect()
     }
 
-    fn member(&self, node: usize) -> Option<(u16, String, String)> {
+    fn member(&self, node: usize) -> Option<Member> {
         let port = self.node(node).port();
-        self.members(node).into_iter().find(|(at, ..)| *at == port)
+        self.members(node)
+            .into_iter()
+            .find(|member| member.port == port)
     }
 
-    /// Whether a node runs and belongs to a majority, with what the others have.
+    /// Whether a node runs, is online and belongs to a majority.
     pub fn serves(&self, node: usize) -> bool {
         let (members, port) = (self.members(node), self.node(node).port());
-        let mut itself = members.iter().filter(|(at, ..)| *at == port);
-        is_majority(&members) && itself.any(|(_, state, _)| state == "ONLINE")
+        let mut itself = members.iter().filter(|member| member.port == port);
+        is_majority(&members) && itself.any(Member::is_online)
     }
 
     /// Whether a node can be written to.
     pub fn is_primary(&self, node: usize) -> bool {
-        self.member(node)
-            .is_some_and(|(.., role)| role == "PRIMARY")
+        self.member(node).is_some_and(|member| member.is_primary())
     }
 
-    /// Whether a node knows that all of them belong together.
+    /// Whether a node sees all members online.
     fn is_whole(&self, node: usize) -> bool {
         let members = self.members(node);
-        members.len() == NODES && members.iter().all(|(_, state, _)| state == "ONLINE")
+        members.len() == NODES && members.iter().all(Member::is_online)
     }
 
     /// How many transactions were refused, since another had written the same row.
@@ -329,7 +295,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn catch_up(&self, node: usize) {
         let read = "SET SESSION group_replication_consistency = 'BEFORE'; SELECT COUNT(*) FROM db";
         // Refused (3796) for as long as the node itself does not know yet that it is online.
@@ -342,7 +308,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_healthy(&self) {
         for node in 0..NODES {
             self.wait_for(node, "in a whole group", || self.is_whole(node));
@@ -353,7 +319,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it takes far too long.
+    /// If it takes far too long.
     pub fn wait_until_cut_off(&self, node: usize) {
         self.wait_for(node, "cut off", || !self.serves(node));
     }
@@ -363,8 +329,8 @@ impl Group {
         self.nodes.servers[node].kill();
     }
 
-    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take some
-    /// seconds until they go on without it.
+    /// Freeze a node: connections are accepted, by the kernel, and not answered. The others take
+    /// some seconds until they go on without it.
     pub fn freeze(&mut self, node: usize) {
         self.nodes.servers[node].freeze();
     }
@@ -374,11 +340,12 @@ impl Group {
         self.nodes.servers[node].thaw();
     }
 
-    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no group.
+    /// Start a node that was killed as a machine does that has booted: it runs, and belongs to no
+    /// group.
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn start_outside(&mut self, node: usize) {
         if !self.runs(node) {
             let server = &mut self.nodes.servers[node];
@@ -390,7 +357,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When it does not come back.
+    /// If it does not come back.
     pub fn start_node(&mut self, node: usize) {
         self.start_outside(node);
         self.join(node);
@@ -401,7 +368,7 @@ impl Group {
     ///
     /// # Panics
     ///
-    /// When the group refuses.
+    /// If the group refuses.
     pub fn have_one_primary(&mut self, node: usize) {
         let uuid = self.run(node, "SELECT @@server_uuid");
         let switch = format!("SELECT group_replication_switch_to_single_primary_mode('{uuid}')");
@@ -410,11 +377,11 @@ impl Group {
         self.wait_for(node, "the primary", || self.is_primary(node));
     }
 
-    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    /// Makes all nodes run and serve again after any faults. Their clocks stay as they are.
     ///
     /// # Panics
     ///
-    /// When they do not.
+    /// If they do not.
     pub fn mend(&mut self) {
         for node in 0..NODES {
             self.thaw(node);
@@ -432,7 +399,8 @@ impl Group {
             );
             if let Some(node) = (0..NODES).find(|node| self.serves(*node)) {
                 served = time::now();
-                // Before: a member that was started anew knows of no single primary, and is refused.
+                // Before: a member that was started anew knows of no single primary, and is
+                // refused.
                 self.have_all_primaries(node);
                 self.bring_back();
             } else if (0..NODES).all(|node| self.is_outside(node)) {
@@ -470,14 +438,14 @@ impl Group {
 
     /// Whether a node belongs to no group.
     fn is_outside(&self, node: usize) -> bool {
-        let state = self.member(node).map(|(_, state, _)| state);
+        let state = self.member(node).map(|member| member.state);
         matches!(state.as_deref(), None | Some("OFFLINE" | "ERROR"))
     }
 
     /// Have those join that have left, or were expelled.
     fn bring_back(&self) {
         for node in (0..NODES).filter(|node| self.is_outside(*node)) {
-            // It may be expelled just now: the next time.
+            // It fails while the member is being expelled; the next round tries again.
             let _ = self.try_join(node);
         }
     }
@@ -496,48 +464,4 @@ impl Group {
         let first = (0..NODES).find(|node| (0..NODES).all(|other| has_all_of(*node, other)));
         self.found(first.expect("one node has all that was committed"));
     }
-}
-
-/// Of the members that there are: it may be one alone that has just founded the group.
-fn is_majority(members: &[(u16, String, String)]) -> bool {
-    let online = members.iter().filter(|(_, state, _)| state == "ONLINE");
-    online.count() * 2 > members.len()
-}
-
-fn unlaunched(
-    mysqld: &std::path::Path,
-    options: &Options,
-    ports: &[u16],
-    node: usize,
-) -> MySqlServer {
-    let mut server = MySqlServer::unlaunched(mysqld.to_path_buf(), &options.node);
-    // Several that end at once wait for each other.
-    server.server.polite = Signal::KILL;
-    let port = ports[node];
-    let seeds: Vec<String> = ports.iter().map(|at| format!("127.0.0.1:{at}")).collect();
-    server.port = port;
-    server.args.extend([
-        format!("--server-id={}", node + 1),
-        "--log-bin=bin".into(),
-        "--gtid-mode=ON".into(),
-        "--enforce-gtid-consistency=ON".into(),
-        "--report-host=127.0.0.1".into(),
-        format!("--report-port={port}"),
-        "--plugin-load-add=group_replication.so".into(),
-    ]);
-    let group = [
-        ("group-name", GROUP_NAME.to_owned()),
-        ("start-on-boot", "OFF".into()),
-        // Over the port of clients: the other stack would listen on all interfaces.
-        ("communication-stack", "MYSQL".into()),
-        ("local-address", format!("127.0.0.1:{port}")),
-        ("group-seeds", seeds.join(",")),
-        ("single-primary-mode", "OFF".into()),
-        ("enforce-update-everywhere-checks", "ON".into()),
-        // A member that is silent for 5 s is expelled then, and not after 5 s more.
-        ("member-expel-timeout", "0".into()),
-    ];
-    let settings = group.map(|(name, value)| format!("--loose-group-replication-{name}={value}"));
-    server.args.extend(settings);
-    server
 }

@@ -1,4 +1,4 @@
-//! HAProxy in front of the nodes of a cluster: it passes connections on, and knows no SQL.
+//! HAProxy in front of the nodes of a cluster: it forwards connections without reading SQL.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,14 +9,15 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::nodes::{NODES, Nodes};
-use crate::server::{Server, User, find_binary, on_a_free_port, require};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port};
 use crate::sql::database_of;
 use crate::time;
 
 /// How long HAProxy may take to answer on its own socket.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// To which node a new connection goes.
+/// How a new connection is assigned to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balance {
     /// To each in turn.
@@ -34,12 +35,12 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Start one in front of all nodes. `None`, and a line that says so, when there is none on this
+    /// Start one in front of all nodes. `None`, with a line that says so, if there is none on this
     /// machine.
     ///
     /// # Panics
     ///
-    /// When it is there and does not start, with the end of its log; or when it is not there and
+    /// If it is there and does not start, with the end of its log; or if it is not there and
     /// `haproxy` is [required](require).
     pub fn start(cluster: &Nodes, balance: Balance) -> Option<Self> {
         let program = require("haproxy", "haproxy", find_binary("haproxy", &[]))?;
@@ -83,7 +84,7 @@ impl HaProxy {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn connections(&self) -> [usize; NODES] {
         let table = self.ask("show stat -1 4 -1");
         let mut lines = table.lines();
@@ -107,7 +108,7 @@ impl HaProxy {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn take_out(&self, node: usize) {
         self.ask(&format!("set server nodes/n{node} state maint"));
         self.ask(&format!("shutdown sessions server nodes/n{node}"));
@@ -117,7 +118,7 @@ impl HaProxy {
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn put_back(&self, node: usize) {
         self.ask(&format!("set server nodes/n{node} state ready"));
     }

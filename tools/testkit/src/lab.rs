@@ -1,4 +1,4 @@
-//! One empty database of some engine, for one test: what a test needs that is the same on all.
+//! An empty database of any engine for one test, with the same methods on all engines.
 
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use database_locks::Locks;
 
-use crate::contract::Bench;
+use crate::contract::bench::Bench;
 use crate::galera::{self, Galera};
 use crate::group::{self, Group};
 use crate::mysql::{MariaDb, MySql, MySqlServer, Options};
@@ -19,10 +19,10 @@ use crate::tether::ScratchDir;
 /// An empty database.
 #[derive(Debug)]
 pub struct Lab {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
+    /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
     /// `mysql-group`.
     pub engine: &'static str,
-    /// Where it is.
+    /// Its URL.
     pub url: String,
     home: Home,
 }
@@ -37,10 +37,11 @@ enum Home {
     Group(group::Shared),
 }
 
-/// Somebody else's transaction that has rows locked, or on SQLite the whole file; it ends on drop.
+/// An open transaction of another client, which locks rows, or on SQLite the whole file. It ends on
+/// drop.
 #[derive(Debug)]
 pub enum Hold {
-    /// A session of a server's client.
+    /// A session on a server.
     Session(Stranger),
     /// A connection with the write lock.
     File(rusqlite::Connection),
@@ -109,7 +110,7 @@ impl Lab {
         })
     }
 
-    /// A PostgreSQL database whose sessions begin with settings that nobody expects.
+    /// A PostgreSQL database whose sessions begin with unusual settings.
     pub fn postgres_odd() -> Option<Self> {
         let lab = Self::postgres()?;
         for setting in [
@@ -138,14 +139,14 @@ impl Lab {
         Some(lab)
     }
 
-    /// A MariaDB database on a server whose sessions begin with such settings.
+    /// A MariaDB database on a server whose sessions begin with unusual settings.
     pub fn mariadb_odd() -> Option<Self> {
         static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
         let start = || odd(MariaDb::options()).start();
         Self::on(SERVER.get_or_init(start).as_ref())
     }
 
-    /// The same of MySQL, which wants a primary key of each table and offers TLS, as it does by itself.
+    /// The same of MySQL, which requires a primary key of each table and offers TLS, its default.
     pub fn mysql_odd() -> Option<Self> {
         static SERVER: OnceLock<Option<MySqlServer>> = OnceLock::new();
         let start = || {
@@ -176,7 +177,7 @@ impl Lab {
         })
     }
 
-    /// The URL of the server itself, where something stands in between.
+    /// The URL of the server behind a pooler.
     ///
     /// # Panics
     ///
@@ -244,7 +245,7 @@ impl Lab {
         }
     }
 
-    /// Whether there is a server to be cut off from.
+    /// Whether the engine has a server.
     pub fn has_server(&self) -> bool {
         !matches!(self.home, Home::Process | Home::Folder(_))
     }
@@ -268,7 +269,7 @@ impl Lab {
             }
             Home::MySql(server) => {
                 let server = *server;
-                // There are servers whose sessions do not commit by themselves.
+                // Some servers of the tests have autocommit off.
                 bench.with_sql(move |sql| {
                     let committed = format!("{sql}; COMMIT");
                     drop(server.query(&url, &committed).expect("runs"));
@@ -296,18 +297,18 @@ impl Lab {
         self.locks_at(&self.url).await
     }
 
-    /// The same by another way, through a proxy for one.
+    /// A client by another URL, such as that of a proxy.
     pub async fn locks_at(&self, url: &str) -> Locks {
         let locks = Locks::connect(url).await.expect("connects");
         locks.migrate().await.expect("makes the table");
         locks
     }
 
-    /// Run a statement as somebody else would.
+    /// Runs a statement as another client.
     ///
     /// # Panics
     ///
-    /// When it fails, and on `memory`, which has no SQL.
+    /// If it fails, and on `memory`, which has no SQL.
     pub fn sql(&self, statement: &str) -> String {
         match &self.home {
             Home::Process => panic!("memory: knows no SQL"),
@@ -323,7 +324,7 @@ impl Lab {
         }
     }
 
-    /// A session of somebody else, through the client of the server.
+    /// A session of another client, through the command-line client of the server.
     ///
     /// # Panics
     ///
@@ -338,7 +339,7 @@ impl Lab {
         }
     }
 
-    /// Begin a transaction as somebody else, run a statement in it, and leave it open.
+    /// Begins a transaction as another client, runs a statement in it, and leaves it open.
     ///
     /// # Panics
     ///
@@ -362,7 +363,7 @@ impl Lab {
         Hold::Session(stranger)
     }
 
-    /// Have the row of a lock locked by somebody else (on SQLite: the file).
+    /// Locks the row of a lock as another client; on SQLite, the file.
     ///
     /// # Panics
     ///
@@ -372,6 +373,17 @@ impl Lab {
         self.hold(&format!(
             "SELECT id FROM database_locks_lock WHERE name = '{name}' FOR UPDATE"
         ))
+    }
+}
+
+/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use the direct path.
+#[derive(Debug)]
+pub struct LaneLab(pub Lab);
+
+impl LaneLab {
+    /// For the store contract.
+    pub fn bench(&self) -> Bench {
+        self.0.bench().by_lane()
     }
 }
 
@@ -401,12 +413,12 @@ fn open(file: &Path) -> rusqlite::Connection {
     file
 }
 
-/// Make tests of `async fn clause(lab: &Lab)` on engines:
-/// `lab_tests!(sqlite, postgres: one_clause, another);`. An attribute before the engine is that of each test.
-#[macro_export]
+/// Makes tests of `async fn clause(lab: &Lab)` on an engine:
+/// `lab_tests!(postgres: one_clause, another);`. An attribute before the engine is that of each test.
+#[macro_export(local_inner_macros)]
 macro_rules! lab_tests {
     ($engine:ident: $($clause:ident),* $(,)?) => {
-        $crate::lab_tests!(#[cfg(all())] $engine: $($clause),*);
+        lab_tests!(#[cfg(all())] $engine: $($clause),*);
     };
     (# $attribute:tt $engine:ident: $($clause:ident),* $(,)?) => {
         mod $engine {
@@ -414,7 +426,7 @@ macro_rules! lab_tests {
                 # $attribute
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $clause() {
-                    if let Some(lab) = $crate::Lab::$engine() {
+                    if let Some(lab) = $crate::lab::Lab::$engine() {
                         super::$clause(&lab).await;
                     }
                 }

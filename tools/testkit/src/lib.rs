@@ -1,28 +1,31 @@
-//! What the tests of this repository stand on: real servers in temporary
-//! directories, a proxy that loses packets on purpose, processes that can be
-//! killed and frozen, and strangers that hold row locks.
+//! The test kit: real servers in temporary directories, a proxy that loses packets on purpose,
+//! processes that can be killed and frozen, sessions of other clients that hold row locks, and the
+//! store contract.
 //!
-//! Everything here blocks the calling thread. In an asynchronous test start the
-//! servers before the runtime has work to do, or use `spawn_blocking`.
+//! Everything here blocks the calling thread. An asynchronous test starts the servers before its
+//! runtime has other work, or uses `spawn_blocking`.
 //!
-//! A server lives until its handle is dropped; a shared one until the test process
-//! ends, however that happens: see [`tether`].
+//! A server runs until its handle is dropped; a shared one until the test process ends, in whatever
+//! way: see [`tether`].
 
 pub mod contract;
+pub mod faketime;
 pub mod galera;
 pub mod group;
 pub mod haproxy;
 pub mod lab;
-mod least;
+mod least_privilege;
 pub mod mysql;
 pub mod nodes;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
+pub mod programs;
 pub mod promise;
 pub mod proxy;
 pub mod server;
 pub mod sql;
+pub mod standby;
 mod template;
 pub mod tether;
 pub mod time;
@@ -35,9 +38,10 @@ pub use lab::Lab;
 pub use mysql::{MariaDb, MySql, MySqlServer};
 pub use nodes::Nodes;
 pub use pgbouncer::PgBouncer;
-pub use postgres::{Commits, Pair, Postgres};
+pub use postgres::Postgres;
 pub use process::Killable;
+pub use programs::require;
 pub use promise::promise;
 pub use proxy::Proxy;
-pub use server::require;
 pub use sql::{SqlError, Stranger};
+pub use standby::{Commits, Pair};

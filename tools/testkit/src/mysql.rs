@@ -7,17 +7,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::template;
-use crate::tls::Certificate;
 
-/// What the kernel sends the server when the test process ends. It leaves nothing behind
-/// but its directory, and a frozen one is reached too.
+mod options;
+
+pub use options::{Flavor, Options};
+
+/// The signal that the kernel sends the server when the test process ends. It reaches a frozen
+/// server too; only the directory is left behind.
 const DEATHSIG: &str = "KILL";
 
-/// What MySQL counts about itself by default takes 200 MB and half of the time of a start.
-const COUNT_LESS: [&str; 9] = [
+/// MySQL's own counters take 200 MB and half of the time of a start by default.
+const FEWER_COUNTERS: [&str; 9] = [
     "--performance-schema-digests-size=0",
     "--performance-schema-events-statements-history-long-size=0",
     "--performance-schema-events-transactions-history-long-size=0",
@@ -28,47 +32,6 @@ const COUNT_LESS: [&str; 9] = [
     "--performance-schema-max-program-instances=0",
     "--table-open-cache=200",
 ];
-
-/// Whose server it is: they differ in options, error messages and some SQL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    /// MariaDB, as the distribution has it.
-    MariaDb,
-    /// Oracle's MySQL, where `DBLOCK_MYSQLD` says: see `scripts/get-mysql`.
-    MySql,
-}
-
-impl Flavor {
-    /// As it is called in promises and in `DBLOCK_REQUIRE`.
-    pub fn engine(self) -> &'static str {
-        match self {
-            Self::MariaDb => "mariadb",
-            Self::MySql => "mysql",
-        }
-    }
-
-    /// How its server program is called.
-    pub fn binary(self) -> &'static str {
-        match self {
-            Self::MariaDb => "mariadbd",
-            Self::MySql => "mysqld",
-        }
-    }
-
-    /// Its server program. Debian's `mysqld` in PATH is MariaDB's, so it is not looked for there.
-    pub fn program(self) -> Option<PathBuf> {
-        match self {
-            Self::MariaDb => find_binary("mariadbd", &[]),
-            Self::MySql => std::env::var_os("DBLOCK_MYSQLD")
-                .map(PathBuf::from)
-                .filter(|program| program.is_file()),
-        }
-    }
-
-    fn required_program(self) -> Option<PathBuf> {
-        require(self.engine(), self.binary(), self.program())
-    }
-}
 
 /// A server of MySQL or MariaDB: of a test's own, or the one that the tests of a binary share.
 ///
@@ -131,61 +94,13 @@ macro_rules! starts {
 starts!(MariaDb);
 starts!(MySql);
 
-/// How to start a server: see [`MariaDb::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    flavor: Flavor,
-    fsync: bool,
-    tls: Option<Certificate>,
-    settings: Vec<String>,
-}
-
 impl Options {
-    fn new(flavor: Flavor) -> Self {
-        Self {
-            flavor,
-            fsync: false,
-            tls: None,
-            settings: vec!["--default-time-zone=+00:00".into()],
-        }
-    }
-
-    /// Wait for the disk at a commit. Off by default: the machine does not lose power
-    /// during a test, and a killed server loses nothing that it has given the kernel.
-    #[must_use]
-    pub fn fsync(mut self, on: bool) -> Self {
-        self.fsync = on;
-        self
-    }
-
-    /// The server's time zone as an offset, `+00:00` by default. Names would need tables
-    /// that a new server does not have.
-    #[must_use]
-    pub fn time_zone(self, offset: &str) -> Self {
-        self.set(&format!("default-time-zone={offset}"))
-    }
-
-    /// Offer TLS, with this certificate, and know users by those of its issuer. Without it the server
-    /// offers none, although MySQL makes a certificate by itself: a proxy between would see nothing.
-    #[must_use]
-    pub fn tls(mut self, certificate: &Certificate) -> Self {
-        self.tls = Some(certificate.clone());
-        self
-    }
-
-    /// Any setting, as in `innodb-lock-wait-timeout=1`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.settings.push(format!("--{setting}"));
-        self
-    }
-
-    /// Start the server and wait until it answers. `None`, and a line that says so, when
+    /// Start the server and wait until it answers. `None`, with a line that says so, if
     /// there is none on this machine.
     ///
     /// # Panics
     ///
-    /// When it is there and does not start, with the end of its log; or when it is not
+    /// If it is there and does not start, with the end of its log; or if it is not
     /// there and [required](require).
     pub fn start(self) -> Option<MySqlServer> {
         Some(MySqlServer::new(self.flavor.required_program()?, &self))
@@ -226,7 +141,8 @@ impl MySqlServer {
             args.push("--tls-version=".into());
         }
         if flavor == Flavor::MySql && !options.fsync {
-            // It would wait for the disk several times at each CREATE TABLE, and a group at each commit.
+            // Otherwise each CREATE TABLE waits for the disk several times, and a group at each
+            // commit.
             args.extend(["--innodb-flush-method=nosync", "--sync-binlog=0"].map(String::from));
         }
         args.extend(options.settings.iter().cloned());
@@ -245,7 +161,7 @@ impl MySqlServer {
         this
     }
 
-    /// For what fills the data directory and for what serves it.
+    /// The arguments of the programs that fill the data directory and that serve it.
     fn places(&self) -> Vec<String> {
         let log_size = match self.flavor {
             Flavor::MariaDb => "--innodb-log-file-size=8M",
@@ -254,7 +170,7 @@ impl MySqlServer {
         vec![
             "--no-defaults".into(),
             format!("--datadir={}", self.data().display()),
-            // A server that starts removes the temporary tables of all others from there.
+            // A starting server removes the temporary tables of all servers of the same directory.
             format!("--tmpdir={}", self.server.dir().display()),
             "--skip-log-bin".into(),
             log_size.into(),
@@ -262,23 +178,23 @@ impl MySqlServer {
         ]
     }
 
-    /// For what serves it, whatever it is started for.
+    /// The arguments of each program that serves it.
     fn common(&self) -> Vec<String> {
         let mut args = vec![
-            // Else `locker` at 127.0.0.1 would be `locker` at localhost, or whatever the
-            // machine's resolver says after its timeout.
+            // Otherwise the resolver of the machine would turn 127.0.0.1 into a name, after its
+            // timeout.
             "--skip-name-resolve".into(),
             format!("--socket={}", self.socket().display()),
             format!("--pid-file={}", self.server.dir().join("pid").display()),
         ];
         if self.flavor == Flavor::MySql {
-            args.extend(COUNT_LESS.map(String::from));
+            args.extend(FEWER_COUNTERS.map(String::from));
             args.extend([
                 "--mysqlx=OFF".into(),
-                // The directory that was compiled in is not there.
+                // The compiled-in directory does not exist.
                 "--secure-file-priv=NULL".into(),
             ]);
-            // The server was unpacked, not installed.
+            // The server may be unpacked rather than installed.
             let home = self.program.ancestors().nth(2).unwrap_or(Path::new("/"));
             let plugins = home.join("root/usr/lib/mysql/plugin");
             if plugins.is_dir() {
@@ -288,15 +204,15 @@ impl MySqlServer {
         args
     }
 
-    /// Make the data of a new server, with the users that tests have.
+    /// Fills the data directory of a new server, with the users of the tests.
     pub(crate) fn fill(&self) {
         let data = self.data();
         template::copy(&self.template(), &data, &self.server);
-        // Each server makes an identity of its own.
+        // Each server generates its own identity.
         let _ = std::fs::remove_file(data.join("auto.cnf"));
     }
 
-    /// A data directory of this version, made once on this machine: that takes seconds.
+    /// A data directory of this version, which takes seconds and is made once on a machine.
     fn template(&self) -> PathBuf {
         let (program, flavor) = (&self.program, self.flavor);
         static MADE: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
@@ -351,8 +267,8 @@ impl MySqlServer {
         args.extend(more.iter().cloned());
         let (mut ready, socket) = (self.client(), self.socket());
         ready.args(["--connect-timeout=10", "--execute=SELECT 1"]);
-        // What a killed server has left. The new one makes it when it is about to answer: before that a
-        // client that is started only takes time from it.
+        // A killed server leaves its socket. The new one makes its socket when it is about to
+        // answer; to start a client before that only slows it down.
         let _ = std::fs::remove_file(&socket);
         self.server.launch(&self.program, &args, DEATHSIG, || {
             socket.exists() && succeeds(&mut ready)
@@ -361,7 +277,7 @@ impl MySqlServer {
 
     /// Make `locker`, and have `root` come in over TCP, on a new server.
     fn make_users(&self) {
-        // Nobody without a name: such a user of one host goes before `locker` of any.
+        // A user without a name at one host would take precedence over `locker` at any host.
         let mut admin = self.stranger("mysql");
         let anonymous = admin
             .run("SELECT Host FROM user WHERE User = ''")
@@ -388,12 +304,12 @@ impl MySqlServer {
         admin.leave();
     }
 
-    /// Whose it is.
+    /// MariaDB or MySQL.
     pub fn flavor(&self) -> Flavor {
         self.flavor
     }
 
-    /// Where its data lies.
+    /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.server.dir().join("data")
     }
@@ -467,7 +383,7 @@ impl MySqlServer {
     ///
     /// # Panics
     ///
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub fn fresh_database(&self) -> String {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("t_{}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -505,13 +421,13 @@ impl MySqlServer {
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn restart(&mut self) {
         self.server.stop();
         self.launch(&[]).unwrap_or_else(|log| panic!("{log}"));
     }
 
-    /// Freeze the server: connections are accepted, by the kernel, and nobody answers.
+    /// Freeze the server: the kernel accepts connections, and nothing is answered.
     pub fn freeze(&mut self) {
         self.server.freeze();
     }

@@ -1,37 +1,75 @@
-//! What clusters have in common: servers that hold the same data, with clocks of their own.
+//! The parts that all clusters share: servers with the same data, each with a clock of its own.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use crate::mysql::MySqlServer;
+use crate::faketime;
+use crate::mysql::{self, MySqlServer};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::time;
 
-/// How many nodes there are: with one less there is still a majority.
+/// The number of nodes: a majority remains without one of them.
 pub const NODES: usize = 3;
 
-/// How long a node may take until it has what the others have: ten times what it takes where the
-/// machine is idle.
+/// How long a node may take to catch up with the others: ten times as long as on an idle machine.
 const SYNCED_WITHIN: Duration = Duration::from_secs(90);
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How often a node with a clock of its own looks how wrong that is to be, in seconds.
-const CLOCK_EVERY: &str = "1";
+/// After how many seconds a node reads the file of its clock again.
+const CLOCK_EVERY: u32 = 1;
 
 /// Servers, numbered from 0, that hold the same data.
 ///
-/// The users are those of [`MySqlServer`]. What the servers are to suffer is for the methods of the
-/// cluster: [`Galera`](crate::Galera), [`Group`](crate::Group).
+/// The users are those of [`MySqlServer`]. The faults of a cluster are methods of
+/// [`Galera`](crate::Galera) and [`Group`](crate::Group).
 #[derive(Debug)]
 pub struct Nodes {
     pub(crate) servers: Vec<MySqlServer>,
     /// How many seconds each clock was last set ahead.
     pub(crate) clocks: [i64; NODES],
     made: AtomicU32,
+}
+
+/// How to start a cluster `C`.
+#[derive(Debug)]
+pub struct Options<C> {
+    pub(crate) clocks: [Option<i64>; NODES],
+    pub(crate) node: mysql::Options,
+    cluster: PhantomData<C>,
+}
+
+impl<C> Options<C> {
+    pub(crate) fn new(node: mysql::Options) -> Self {
+        Self {
+            clocks: [None; NODES],
+            node,
+            cluster: PhantomData,
+        }
+    }
+
+    /// Gives a node a wall clock of its own, so many seconds ahead of the machine's, or behind it if
+    /// that is negative; [`Nodes::set_clock`] changes it. Timeouts of the node are not affected.
+    #[must_use]
+    pub fn clock(mut self, node: usize, ahead: i64) -> Self {
+        self.clocks[node] = Some(ahead);
+        self
+    }
+
+    /// Any setting of each node, as in `wsrep-sync-wait=1`.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.node = self.node.set(setting);
+        self
+    }
+
+    pub(crate) fn has_clocks(&self) -> bool {
+        self.clocks.iter().any(Option::is_some)
+    }
 }
 
 impl Nodes {
@@ -43,7 +81,7 @@ impl Nodes {
         }
     }
 
-    /// One of the servers, to be asked where it is.
+    /// One of the servers.
     pub fn node(&self, node: usize) -> &MySqlServer {
         &self.servers[node]
     }
@@ -114,7 +152,7 @@ impl Nodes {
         self.servers[node].server().pid().is_some()
     }
 
-    /// How many seconds a node's clock is ahead of the machine's; none where it does not answer.
+    /// By how many seconds a node's clock is ahead of the machine's; `None` if it does not answer.
     pub fn clock(&self, node: usize) -> Option<i64> {
         let said = self.query(node, "mysql", "SELECT UNIX_TIMESTAMP()").ok()?;
         let clock: i64 = said.parse().ok()?;
@@ -122,19 +160,19 @@ impl Nodes {
         Some(clock - i64::try_from(machine).ok()?)
     }
 
-    /// Let a node's clock go so many seconds ahead of the machine's, or behind, and wait until it
-    /// does.
+    /// Sets a node's clock so many seconds ahead of the machine's, or behind it, and waits until
+    /// the node has read it.
     ///
     /// # Panics
     ///
-    /// When the node was started without a clock of its own, or does not answer.
+    /// If the node was started without a clock of its own, or does not answer.
     pub fn set_clock(&mut self, node: usize, ahead: i64) {
         let server = self.servers[node].server();
         assert!(
             !server.env.is_empty(),
             "node {node} has no clock of its own"
         );
-        write_clock(&clock_file(server.dir()), ahead);
+        faketime::set(&clock_file(server.dir()), ahead).expect("the directory is ours");
         self.clocks[node] = ahead;
         self.wait_for(node, "going by the new clock", || {
             self.clock(node)
@@ -143,7 +181,7 @@ impl Nodes {
     }
 
     pub(crate) fn wait_for(&self, node: usize, what: &str, mut done: impl FnMut() -> bool) {
-        // Each look starts a client, which takes from the servers what they need to get there.
+        // Each check starts a client, which slows the servers down.
         let mut looked = || {
             let done = done();
             if !done {
@@ -159,54 +197,30 @@ impl Nodes {
     }
 }
 
-/// Give a node that does not run yet a clock of its own. Only the wall clock is wrong: how long the node
-/// waits is not.
+/// Gives a node that does not run yet a wall clock of its own.
 pub(crate) fn give_clock(server: &mut MySqlServer, library: &Path, ahead: i64) {
     let clock = clock_file(server.server.dir());
-    write_clock(&clock, ahead);
-    server.server.env = [
-        ("LD_PRELOAD", library.display().to_string()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-        ("FAKETIME_CACHE_DURATION", CLOCK_EVERY.into()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec();
-}
-
-/// The library that shows a program another time.
-pub(crate) fn faketime() -> Option<PathBuf> {
-    let triples = std::fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let dirs = triples.map(|entry| entry.path()).chain(["/usr/lib".into()]);
-    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.is_file())
+    faketime::set(&clock, ahead).expect("the directory is ours");
+    server.server.env = faketime::environment(library, &clock, Some(CLOCK_EVERY))
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
 }
 
 fn clock_file(dir: &Path) -> PathBuf {
     dir.join("clock")
 }
 
-fn write_clock(file: &Path, ahead: i64) {
-    // By another file's name, so that no reader sees half of it.
-    let new = file.with_extension("new");
-    std::fs::write(&new, format!("{ahead:+}\n"))
-        .and_then(|()| std::fs::rename(&new, file))
-        .expect("the directory is ours");
-}
-
 /// A cluster that tests share.
 pub trait Cluster: DerefMut<Target = Nodes> + Sized + 'static {
-    /// Have all nodes run and serve again, whatever was done to them, with the clocks as they are.
+    /// Makes all nodes run and serve again after any faults. Their clocks stay as they are.
     fn mend(&mut self);
 }
 
 /// The shared cluster, for a test that leaves it as it is.
 pub type Shared<C> = RwLockReadGuard<'static, C>;
 
-/// The shared cluster, for a test that breaks it. On drop it is mended, and only then others go on.
+/// The shared cluster, for a test that injects faults. It is mended on drop, before other tests use
+/// it again.
 #[derive(Debug)]
 pub struct Alone<C: Cluster>(RwLockWriteGuard<'static, C>);
 

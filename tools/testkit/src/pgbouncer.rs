@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 
 use crate::postgres::Postgres;
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, database_of};
 
 /// What the kernel sends it when the test process ends.
@@ -14,8 +15,8 @@ const DEATHSIG: &str = "KILL";
 
 /// A PgBouncer in front of a server, in transaction mode.
 ///
-/// The users are those of [`Postgres`], and none needs a password. All of them share a few connections to
-/// each database, so what a session left behind would be met by somebody else.
+/// The users are those of [`Postgres`], and none needs a password. All of them share a few
+/// connections to each database, so that another client would meet what a session leaves behind.
 #[derive(Debug)]
 pub struct PgBouncer {
     server: Server,
@@ -24,20 +25,20 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Start one in front of `postgres`, with more settings: `server_reset_query_always=1`. `None` when
-    /// there is none on this machine.
+    /// Start one in front of `postgres`, with more settings: `server_reset_query_always=1`. `None`
+    /// when there is none on this machine.
     ///
     /// # Panics
     ///
-    /// When it is there and does not start, with the end of its log; or when it is not there and
+    /// If it is there and does not start, with the end of its log; or if it is not there and
     /// [required](require).
     pub fn start(postgres: &Postgres, settings: &[&str]) -> Option<Self> {
         let program = require("pgbouncer", "pgbouncer", find_binary("pgbouncer", &[]))?;
         Some(Self::new(program, postgres, settings))
     }
 
-    /// The one that all tests of this binary share, in front of [`Postgres::shared`]. `None` when there is
-    /// no such server on this machine.
+    /// The one that all tests of this binary share, in front of [`Postgres::shared`]. `None` when
+    /// there is no such server on this machine.
     ///
     /// # Panics
     ///
@@ -96,7 +97,7 @@ impl PgBouncer {
     ///
     /// # Panics
     ///
-    /// When it does not take the new address.
+    /// If it does not take the new address.
     pub fn lead_to(&self, postgres: &Postgres) {
         let file = self.server.dir().join("common.ini");
         let text = std::fs::read_to_string(&file).expect("it was written");
@@ -121,7 +122,7 @@ impl PgBouncer {
         self.server.stop();
     }
 
-    /// Freeze it: connections are accepted, by the kernel, and nobody answers.
+    /// Freeze it: the kernel accepts connections, and nothing is answered.
     pub fn freeze(&mut self) {
         self.server.freeze();
     }
@@ -140,7 +141,7 @@ impl PgBouncer {
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn restart(&mut self) {
         self.server.stop();
         launch(&mut self.server, &self.program, self.port).unwrap_or_else(|log| panic!("{log}"));

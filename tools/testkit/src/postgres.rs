@@ -7,16 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
-use crate::server::{Server, User, find_binary, on_a_free_port, require, succeeds};
+use crate::programs::{find_binary, require};
+use crate::server::{Server, User, on_a_free_port, succeeds};
 use crate::sql::{LOCKER_PASSWORD, SqlError, Stranger, database_of, percent_encode};
 use crate::tls::Certificate;
 
-mod pair;
-
-pub use pair::{Commits, Pair};
-
-/// What the kernel sends the server when the test process ends: an immediate shutdown.
-/// After SIGKILL its shared memory would stay behind until the machine is restarted.
+/// The signal that the kernel sends the server when the test process ends: an immediate shutdown.
+/// After SIGKILL its shared memory would be left behind until the next boot.
 const DEATHSIG: &str = "QUIT";
 
 /// A PostgreSQL server of a test's own, or the one that the tests of a binary share.
@@ -25,10 +22,10 @@ const DEATHSIG: &str = "QUIT";
 /// [`LOCKER_PASSWORD`], by `scram-sha-256`, when coming over TCP.
 #[derive(Debug)]
 pub struct Postgres {
-    server: Server,
-    bin: PathBuf,
-    args: Vec<String>,
-    port: u16,
+    pub(crate) server: Server,
+    pub(crate) bin: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) port: u16,
 }
 
 /// How to start a server: see [`Postgres::options`].
@@ -76,12 +73,12 @@ impl Options {
         self
     }
 
-    /// Start the server and wait until it answers. `None`, and a line that says so, when
+    /// Start the server and wait until it answers. `None`, with a line that says so, if
     /// there is no such server on this machine.
     ///
     /// # Panics
     ///
-    /// When it is there and does not start, with the end of its log; or when it is not
+    /// If it is there and does not start, with the end of its log; or if it is not
     /// there and [required](require).
     pub fn start(self) -> Option<Postgres> {
         let engine = match self.version {
@@ -237,7 +234,7 @@ impl Postgres {
         &self.server
     }
 
-    /// Where its programs are.
+    /// The directory of its programs.
     pub fn bin(&self) -> &Path {
         &self.bin
     }
@@ -286,7 +283,7 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub fn fresh_database(&self) -> String {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("t_{}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -325,7 +322,7 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// When it does not start, with the end of its log.
+    /// If it does not start, with the end of its log.
     pub fn restart(&mut self) {
         self.server.stop();
         launch(&mut self.server, &self.bin, &self.args, self.port)
@@ -344,7 +341,12 @@ impl Postgres {
     }
 }
 
-fn launch(server: &mut Server, bin: &Path, args: &[String], port: u16) -> Result<(), String> {
+pub(crate) fn launch(
+    server: &mut Server,
+    bin: &Path,
+    args: &[String],
+    port: u16,
+) -> Result<(), String> {
     let mut args = args.to_vec();
     args.extend(["-p".into(), port.to_string()]);
     let dir = dir_of(server);
@@ -369,7 +371,7 @@ fn client(bin: &Path, name: &str) -> Command {
     Command::new(find_binary(name, &[bin.to_path_buf()]).unwrap_or_else(|| name.into()))
 }
 
-fn dir_of(server: &Server) -> String {
+pub(crate) fn dir_of(server: &Server) -> String {
     server.dir().display().to_string()
 }
 

@@ -23,7 +23,7 @@ impl Killable {
     ///
     /// # Panics
     ///
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn spawn<A: AsRef<OsStr>>(
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = A>,
@@ -34,11 +34,11 @@ impl Killable {
     }
 
     /// Start what `command` describes: its program, arguments, environment and
-    /// working directory. Standard input and output are pipes, standard error is ours.
+    /// working directory. Standard input and output are pipes; standard error is inherited.
     ///
     /// # Panics
     ///
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn spawn_command(command: &Command) -> Self {
         Self::start(command, false)
     }
@@ -101,7 +101,7 @@ impl Killable {
     ///
     /// # Panics
     ///
-    /// When it does not.
+    /// If it does not.
     #[track_caller]
     pub fn expect_line(&self, within: Duration) -> String {
         self.line(within)
@@ -112,7 +112,7 @@ impl Killable {
     ///
     /// # Errors
     ///
-    /// When it no longer reads.
+    /// If it no longer reads.
     pub fn send_line(&mut self, line: &str) -> std::io::Result<()> {
         let input = self
             .child
@@ -131,7 +131,7 @@ impl Killable {
 
     /// Send it a signal. Nothing happens when it has ended.
     pub fn signal(&mut self, signal: Signal) {
-        // Once reaped, its pid may be another process's.
+        // After it is reaped, another process may have its pid.
         if let Ok(None) = self.child.try_wait() {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
@@ -146,12 +146,11 @@ impl Killable {
             .expect("a child of ours can be waited for")
     }
 
-    /// Freeze it by SIGSTOP: it holds what it holds and knows nothing of the time
-    /// that passes.
+    /// Freezes it by SIGSTOP.
     ///
     /// # Panics
     ///
-    /// When it is not seen stopped within ten seconds.
+    /// If it is not seen stopped within ten seconds.
     pub fn freeze(&mut self) {
         self.signal(Signal::STOP);
         // A signal is delivered when the process is next scheduled: a test that goes
@@ -184,10 +183,40 @@ impl Drop for Killable {
     }
 }
 
-/// The letter by which the kernel calls the state of a process; `None` when there is
-/// no such process, or no `/proc`.
+/// Forks this process without an `exec`; `None` in the child.
+///
+/// The child may allocate and start threads, which glibc allows after a fork. It ends by
+/// [`std::process::exit`].
+///
+/// # Panics
+///
+/// If the kernel refuses.
+pub fn fork() -> Option<Pid> {
+    #[allow(unsafe_code, reason = "the standard library cannot fork")]
+    // SAFETY: the child runs only what glibc supports in the child of a process with threads.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "cannot fork: {}", std::io::Error::last_os_error());
+    Pid::from_raw(pid)
+}
+
+/// Waits until a child of [`fork`] has ended.
+///
+/// # Panics
+///
+/// If it is no child of this process.
+pub fn wait_for_child(child: Pid) {
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
+        .expect("the child ends");
+}
+
+/// The state of a process as a letter of `/proc`; `None` if there is no such process.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
     stat_of(pid).map(|(state, _)| state)
+}
+
+/// Whether a process is stopped by a signal.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(state_of(pid), Some('T' | 't'))
 }
 
 /// The processes whose parent is `pid`.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-/// Say that the test which calls this has shown promise `id` on `engine`.
+/// Records that the calling test has shown promise `id` on `engine`.
 ///
 /// Call it last, when every assertion has passed. It prints the line
 /// `promise P1 postgres`, and appends it to the file that `DBLOCK_PROMISES` names,
@@ -11,10 +11,10 @@ use std::io::Write;
 ///
 /// # Panics
 ///
-/// When the file cannot be written: a promise that is not recorded counts as untested.
+/// If the file cannot be written: a promise that is not recorded counts as untested.
 #[allow(
     clippy::print_stdout,
-    reason = "the line is for whoever runs one test by hand"
+    reason = "the line is for a run of one test by hand"
 )]
 pub fn promise(id: &str, engine: &str) {
     let line = format!("promise {id} {engine}\n");

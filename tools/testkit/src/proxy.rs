@@ -1,22 +1,24 @@
-//! A TCP proxy between a client and its server, which loses things on purpose.
+//! A TCP proxy between a client and its server, which injects network faults.
 //!
-//! It stands for the network: what [`Proxy::stall`] does to a connection is what a
-//! pulled cable does, [`Proxy::cut`] is a firewall that resets, and
-//! [`Proxy::lose_next_reply`] the one fault that no client can tell from a statement
+//! [`Proxy::stall`] acts like a pulled cable, and [`Proxy::cut`] like a firewall that resets
+//! connections. [`Proxy::lose_next_reply`] is the fault that a client cannot tell from a statement
 //! that was never executed.
 
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use crate::time;
 
 mod pump;
+mod state;
+
+use state::{Control, Loss, State};
+
+pub use state::Counts;
 
 /// How long the proxy's own thread may take to close a connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -31,82 +33,15 @@ pub struct Proxy {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What has passed through a [`Proxy`] since it was made or
-/// [`reset_counts`](Proxy::reset_counts) was called.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections accepted, those refused not among them.
-    pub connections: u64,
-    /// Bytes the clients sent.
-    pub bytes_up: u64,
-    /// Bytes the server sent.
-    pub bytes_down: u64,
-    /// Reads that these came in: with a client that waits for every answer, its requests.
-    pub chunks_up: u64,
-    /// Reads that the server's bytes came in.
-    pub chunks_down: u64,
-}
-
-/// Which directions are open, and what is to be closed.
-#[derive(Clone, Debug)]
-struct Control {
-    up: bool,
-    down: bool,
-    refuse: bool,
-    /// Connections up to this number are cut.
-    cut: u64,
-    end: bool,
-}
-
-#[derive(Debug)]
-struct State {
-    control: watch::Sender<Control>,
-    tally: Mutex<Tally>,
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    counts: Counts,
-    patterns: HashMap<Vec<u8>, u64>,
-    scheduled: Option<(Vec<u8>, Loss)>,
-    faults_hit: u64,
-    /// Connections by number, from 1.
-    last: u64,
-    open: HashSet<u64>,
-}
-
-/// What is lost of the exchange that a scheduled fault waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loss {
-    Request,
-    Reply,
-}
-
-impl State {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Proxy {
     /// Start a proxy to a server that listens on `host` and `port`.
     ///
     /// # Panics
     ///
-    /// When no thread or port is to be had.
+    /// If no thread or port is to be had.
     pub fn to(host: &str, port: u16) -> Self {
         let target = (host.to_owned(), port);
-        let control = Control {
-            up: true,
-            down: true,
-            refuse: false,
-            cut: 0,
-            end: false,
-        };
-        let state = Arc::new(State {
-            control: watch::Sender::new(control),
-            tally: Mutex::new(Tally::default()),
-        });
+        let state = Arc::new(State::new());
         let (ready, started) = mpsc::channel();
         let for_thread = Arc::clone(&state);
         // A thread and runtime of its own: it goes on while a test blocks its runtime, and
@@ -133,7 +68,7 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When the URL names no host and port.
+    /// If the URL names no host and port.
     pub fn to_url(url: &str) -> Self {
         let (_, authority, _) = split(url);
         let place = authority
@@ -166,7 +101,7 @@ impl Proxy {
         self.control(|control| (control.up, control.down) = (false, false));
     }
 
-    /// Forward nothing from the server: statements are executed, and nobody hears of it.
+    /// Forwards nothing from the server: statements are executed, and their replies held back.
     pub fn stall_replies(&self) {
         self.control(|control| (control.up, control.down) = (true, false));
     }
@@ -180,7 +115,7 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When that takes longer than ten seconds.
+    /// If that takes longer than ten seconds.
     pub fn cut(&self) {
         let last = self.state.tally().last;
         self.control(|control| control.cut = last);
@@ -214,8 +149,8 @@ impl Proxy {
         self.state.tally().scheduled = Some((matching.as_ref().to_vec(), Loss::Request));
     }
 
-    /// How many faults have landed: scheduled losses, and chunks that a stall held back. A
-    /// test asserts that its fault did: else it would pass when the fault never came to pass.
+    /// The number of faults that took effect: scheduled losses, and chunks that a stall held back.
+    /// A test asserts that its fault did.
     pub fn faults_hit(&self) -> u64 {
         self.state.tally().faults_hit
     }
@@ -243,11 +178,14 @@ impl Proxy {
     ///
     /// # Panics
     ///
-    /// When nobody watches for it.
+    /// If [`watch_for`](Self::watch_for) was not called for it.
     pub fn count(&self, pattern: impl AsRef<[u8]>) -> u64 {
         let pattern = pattern.as_ref();
         *self.state.tally().patterns.get(pattern).unwrap_or_else(|| {
-            panic!("nobody watches for {:?}", String::from_utf8_lossy(pattern));
+            panic!(
+                "watch_for was not called for {:?}",
+                String::from_utf8_lossy(pattern)
+            );
         })
     }
 
@@ -315,13 +253,4 @@ async fn connection(state: Arc<State>, number: u64, client: TcpStream, target: (
         () = pump::both(&state, client, target) => {}
     }
     state.tally().open.remove(&number);
-}
-
-impl Tally {
-    fn connect(&mut self) -> u64 {
-        self.counts.connections += 1;
-        self.last += 1;
-        self.open.insert(self.last);
-        self.last
-    }
 }

@@ -1,10 +1,10 @@
-//! What the servers have in common: a process in a directory of its own, on a port
-//! that was free, as a user that is not root.
+//! The parts that all servers share: a process in its own directory, on a free port, as a user that
+//! is not root.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::process::{children_of, state_of};
 use crate::tether::{self, ScratchDir};
 use crate::time;
 
-/// How long a server may take to start: a hundred times what it takes on an idle machine.
+/// How long a server may take to start: a hundred times as long as on an idle machine.
 const START_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long a server may take to end politely before it is killed.
@@ -27,53 +27,11 @@ const SIGNAL_WITHIN: Duration = Duration::from_secs(10);
 /// connections from: one of those on a stopped server's port would make a restart fail.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// What was `found` of `engine`; without it, skip the test or fail it.
-///
-/// `None` prints `skipped: no <binary>` and the test is to return. When the
-/// environment variable `DBLOCK_REQUIRE`, a list with commas, names the engine, a
-/// missing one is a failure: else the whole suite could pass by testing nothing.
+/// A port of 127.0.0.1 that was free a moment ago.
 ///
 /// # Panics
 ///
-/// When the engine is required and missing.
-#[allow(
-    clippy::print_stdout,
-    reason = "who runs the tests is told what was not tested"
-)]
-pub fn require<T>(engine: &str, binary: &str, found: Option<T>) -> Option<T> {
-    if found.is_none() {
-        let required = std::env::var("DBLOCK_REQUIRE").unwrap_or_default();
-        assert!(
-            !names(&required, engine),
-            "{engine} is required, and there is no {binary}"
-        );
-        println!("skipped: no {binary}");
-    }
-    found
-}
-
-/// Whether the list `required` names `engine`.
-fn names(required: &str, engine: &str) -> bool {
-    required.split(',').any(|name| name.trim() == engine)
-}
-
-/// Find a program in `dirs`, then in PATH, then where Debian keeps the servers.
-pub fn find_binary(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    dirs.iter()
-        .cloned()
-        .chain(std::env::split_paths(&path))
-        // A user's PATH has no sbin on Debian, and mariadbd is there.
-        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
-}
-
-/// A port of 127.0.0.1 that nobody listened on a moment ago.
-///
-/// # Panics
-///
-/// When no such port is found.
+/// If no such port is found.
 pub fn free_port() -> u16 {
     std::iter::repeat_with(|| fastrand::u16(PORTS))
         .take(1000)
@@ -81,7 +39,7 @@ pub fn free_port() -> u16 {
         .expect("one of a thousand ports is free")
 }
 
-/// Whom to run a server as.
+/// The user of a server process.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     uid: u32,
@@ -89,12 +47,12 @@ pub struct User {
 }
 
 impl User {
-    /// `None`, ourselves, when we are not root. Else the user `name`, or `nobody`, since
-    /// PostgreSQL and MariaDB refuse to run as root.
+    /// `None`, the current user, unless that is root. For root the user `name`, or `nobody`,
+    /// because PostgreSQL and MariaDB refuse to run as root.
     ///
     /// # Panics
     ///
-    /// When we are root and the machine knows neither.
+    /// If the current user is root and the machine has neither user.
     pub fn for_server(name: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -131,7 +89,7 @@ pub struct Server {
     pub(crate) env: Vec<(String, String)>,
 }
 
-/// The process and those it has started, which go with it.
+/// The process and its children.
 #[derive(Debug, Default)]
 struct Process {
     child: Option<Child>,
@@ -172,11 +130,11 @@ impl Server {
         self.process.child.as_ref().map(Child::id)
     }
 
-    /// Run a program that ends by itself, as the server's user, in its directory: what it said.
+    /// Runs a program to its end, as the server's user in its directory; its output.
     ///
     /// # Panics
     ///
-    /// When it fails, with what it said.
+    /// If it fails, with what it said.
     pub(crate) fn prepare(&self, program: &Path, args: &[String]) -> String {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
@@ -218,7 +176,7 @@ impl Server {
             .and_then(|log| Ok((log.try_clone()?, log)))
             .expect("the log can be written");
         let mut command = tether::command(program, deathsig);
-        // A group of its own: Ctrl-C is for the tests, which then take it down.
+        // Its own process group: Ctrl-C ends the tests, which end the server.
         command
             .args(args)
             .envs(self.env.iter().cloned())
@@ -264,17 +222,17 @@ impl Server {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// End it politely: clients are told, everything is written down.
+    /// Shuts it down properly.
     pub(crate) fn stop(&mut self) {
         self.process.stop(self.polite);
     }
 
-    /// Kill it and its children at once, as when the machine loses power.
+    /// Kills it and its children at once, as a power failure would.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Freeze it and its children: connections stay open, nobody answers.
+    /// Freeze it and its children: connections stay open, and nothing is answered.
     pub(crate) fn freeze(&mut self) {
         self.process.freeze();
     }
@@ -362,8 +320,8 @@ impl Process {
     }
 }
 
-/// Children of a living or frozen server only: their pids are not reused meanwhile,
-/// since it is the one that reaps them.
+/// Signals a child of a running or frozen server. Its pid is not reused meanwhile, because the
+/// server has not reaped it.
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // An error means that it has ended already.
@@ -377,18 +335,29 @@ impl Drop for Server {
     }
 }
 
-/// Start by `launch`, on another port when somebody was faster to take this one.
-pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
+/// Calls `start` until it succeeds, a few times if a port that was free is in use by then.
+///
+/// # Panics
+///
+/// With the log of another failure.
+pub(crate) fn on_free_ports<T>(mut start: impl FnMut() -> Result<T, String>) -> T {
     let mut last = String::new();
     for _ in 0..5 {
-        let port = free_port();
-        match launch(port) {
-            Ok(()) => return port,
+        match start() {
+            Ok(started) => return started,
             Err(log) if log.to_ascii_lowercase().contains("in use") => last = log,
             Err(log) => panic!("{log}"),
         }
     }
-    panic!("no port stays free\n{last}")
+    panic!("no ports stay free\n{last}")
+}
+
+/// The same for one port, which it answers.
+pub(crate) fn on_a_free_port(mut launch: impl FnMut(u16) -> Result<(), String>) -> u16 {
+    on_free_ports(|| {
+        let port = free_port();
+        launch(port).map(|()| port)
+    })
 }
 
 /// Whether a short-lived program succeeds.
@@ -406,21 +375,6 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_engine_is_required_by_its_whole_name() {
-        assert!(names("postgres, mariadb", "mariadb"));
-        assert!(!names("postgres18", "postgres"));
-        assert!(!names("", "postgres"));
-    }
-
-    #[test]
-    fn a_missing_engine_that_nobody_requires_is_skipped() {
-        assert_eq!(
-            require("no such engine", "no such binary", None::<()>),
-            None
-        );
-    }
 
     #[test]
     fn a_user_is_looked_up_by_its_whole_name() {

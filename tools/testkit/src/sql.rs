@@ -1,4 +1,4 @@
-//! SQL from the outside: a stranger's statements, through the database's own client.
+//! SQL of another client, through the command-line client of the database.
 
 use std::fmt;
 use std::process::Command;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use crate::process::Killable;
 use crate::time;
 
-/// How long [`Stranger::run`] waits for an answer: no statement of a test takes long
-/// unless it waits for a lock, and those are for [`Stranger::send`].
+/// How long [`Stranger::run`] waits for an answer. Statements that wait for a lock use
+/// [`Stranger::send`].
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// The password of the user `locker` of every server, with what a URL must escape and
-/// what SQL must, and some that neither knows.
+/// The password of the user `locker` of every server, with characters that a URL or SQL must
+/// escape.
 pub const LOCKER_PASSWORD: &str = "p@ss:w/rd?#% &='é";
 
 /// Printed after every statement, to know where its answer ends.
 const END: &str = "--- end of answer ---";
 
-/// What the database said instead of an answer.
+/// An error of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqlError(String);
 
@@ -30,11 +30,11 @@ impl fmt::Display for SqlError {
 
 impl std::error::Error for SqlError {}
 
-/// A session of somebody who knows nothing of our library: it keeps its transaction
-/// open, and with it its row locks, until told otherwise.
+/// A session of a client that does not use the library: it keeps its transaction, and with it its
+/// row locks, until the test ends it.
 ///
-/// On drop its client is killed, and the server rolls back when it notices, which is
-/// soon but not at once. To be sure, [`run`](Self::run) `ROLLBACK` first.
+/// On drop the client is killed; the server rolls back soon after, but not at once. To be sure,
+/// [`run`](Self::run) `ROLLBACK` first.
 #[derive(Debug)]
 pub struct Stranger {
     client: Killable,
@@ -77,18 +77,18 @@ impl Stranger {
     /// A session of `mariadb`.
     pub(crate) fn mariadb(command: &mut Command) -> Self {
         command
-            // It would stop at the first error, where a test wants to go on.
+            // Go on after an error.
             .args(["--batch", "--skip-column-names", "--unbuffered", "--force"])
             .args(["--skip-reconnect", "--connect-timeout=10"]);
-        // Not a SELECT: it would never be answered once the server is gone.
+        // A SELECT would never be answered after the server has ended.
         Self::new(command, format!("\\! echo '{END}'"))
     }
 
-    /// Start a statement, and do not wait for it.
+    /// Sends a statement without waiting for its answer.
     pub fn send(&mut self, sql: &str) {
         let sql = sql.trim();
         let semicolon = if sql.ends_with(';') { "" } else { ";" };
-        // An error here means that the client has ended; `answer` then says why.
+        // It fails if the client has ended; `answer` reports that.
         let _ = self
             .client
             .send_line(&format!("{sql}{semicolon}\n{}", self.end));
@@ -100,7 +100,7 @@ impl Stranger {
     ///
     /// # Panics
     ///
-    /// When no statement was sent.
+    /// If no statement was sent.
     pub fn answer(&mut self, within: Duration) -> Option<Result<Vec<String>, SqlError>> {
         assert!(self.owed > 0, "no statement was sent");
         let start = time::now();
@@ -110,7 +110,7 @@ impl Stranger {
                 Some(line) if line == END => break,
                 Some(line) => self.partial.push(line),
                 None if self.client.wait(Duration::ZERO).is_some() => {
-                    // What it said last may have come between the two looks.
+                    // Its last lines may have come meanwhile.
                     while let Some(line) = self.client.line(Duration::from_millis(100)) {
                         self.partial.push(line);
                     }
@@ -172,7 +172,7 @@ pub(crate) fn database_of(database: &str) -> &str {
     name.split('?').next().unwrap_or_default()
 }
 
-/// As a part of a URL.
+/// Encodes a part of a URL.
 pub fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

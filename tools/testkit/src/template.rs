@@ -1,5 +1,5 @@
-//! Data directories that are made once on a machine, for each version of a server, and copied for each
-//! server.
+//! Data directories that are made once on a machine, for each version of a server, and copied for
+//! each server.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -8,18 +8,18 @@ use std::process::Command;
 
 use crate::server::Server;
 
-/// Changes whenever the users or the settings of what is saved do.
+/// To be increased whenever the users or settings of the saved directories change.
 const EDITION: u32 = 1;
 
 /// Where they are kept between runs.
 const HOME: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/testkit");
 
-/// The data directory for servers of `program`. Where there is none yet, `make` makes one and passes
-/// it on to be saved.
+/// The data directory for servers of `program`. Where there is none yet, `make` makes one and
+/// passes it on to be saved.
 ///
 /// # Panics
 ///
-/// When it cannot be saved.
+/// If it cannot be saved.
 pub(crate) fn of(name: &str, program: &Path, make: impl FnOnce(&dyn Fn(&Path))) -> PathBuf {
     let version = Command::new(program)
         .args(["--no-defaults", "--version"])
@@ -35,7 +35,7 @@ pub(crate) fn of(name: &str, program: &Path, make: impl FnOnce(&dyn Fn(&Path))) 
     saved
 }
 
-/// By another name first: several test processes may do the same at once.
+/// Saves under a temporary name first: several test processes may save at once.
 fn save(data: &Path, saved: &Path) {
     std::fs::create_dir_all(HOME).expect("the directory of builds can be written to");
     let new = tempfile::tempdir_in(HOME).expect("the directory was made just now");
@@ -51,7 +51,7 @@ fn save(data: &Path, saved: &Path) {
 ///
 /// # Panics
 ///
-/// When it cannot be read, or there is no room.
+/// If it cannot be read, or there is no room.
 pub(crate) fn copy(from: &Path, to: &Path, server: &Server) {
     std::fs::create_dir(to).expect("the directory is ours");
     copy_dir(from, to, &|path| server.give(path));

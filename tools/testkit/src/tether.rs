@@ -4,10 +4,9 @@
 //! `static`s are never dropped in any of these. Two things hold nevertheless:
 //!
 //! - The kernel ends what was started by [`spawn`], by its parent-death signal.
-//! - A watcher, a small shell that sees its standard input close when the test
-//!   process is gone, removes every [`ScratchDir`], after it has killed whatever
-//!   still has its working directory there (a frozen backend, say, whose parent's
-//!   death does not reach it).
+//! - A watcher, a shell whose standard input ends with the test process, kills the processes that
+//!   still have their working directory in a [`ScratchDir`] (such as a frozen backend, which the
+//!   parent-death signal does not reach), and removes the directory.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -15,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
-use crate::server::find_binary;
+use crate::programs::find_binary;
 
 /// Reads one directory a line; at the end of its input the test process is gone.
 ///
 /// The servers have 5 s to end by themselves, and frozen ones are thawed for it, since
 /// PostgreSQL gives its shared memory back only then. They are found by their working
-/// directory and not by a remembered pid, which may be somebody else's by now.
+/// directory, because a remembered pid may be that of another process by now.
 const WATCHER: &str = r#"
     trap '' INT HUP TERM
     dirs= newline='
@@ -53,7 +52,7 @@ impl ScratchDir {
     ///
     /// # Panics
     ///
-    /// When the directory for temporary files cannot be written to.
+    /// If the directory for temporary files cannot be written to.
     pub fn new(tag: &str) -> Self {
         let dir = tempfile::Builder::new()
             // Short: the path of a Unix socket has some 100 bytes in all.
@@ -73,7 +72,7 @@ impl ScratchDir {
         Self(dir)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
@@ -92,11 +91,11 @@ fn start_watcher() -> ChildStdin {
     let mut watcher = Command::new("sh")
         .args(["-c", WATCHER])
         .stdin(Stdio::piped())
-        // Not ours: whoever reads the output of the tests would wait for the watcher.
+        // A pipe that reads the output of the tests would stay open for the watcher.
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .current_dir("/")
-        // Ctrl-C is for the tests; the watcher is what cleans up after it.
+        // Ctrl-C ends the tests; the watcher must stay to clean up.
         .process_group(0)
         .spawn()
         .expect("sh can be started");
@@ -136,7 +135,7 @@ pub fn spawn(command: Command) -> io::Result<Child> {
                 .name("spawner".into())
                 .spawn(move || {
                     for (mut command, answer) in todo {
-                        // Nobody waits for the answer when the asking test has panicked.
+                        // It fails if the asking test has panicked.
                         let _ = answer.send(command.spawn());
                     }
                 })

@@ -1,14 +1,13 @@
 //! Waiting with a bound.
 #![allow(
     clippy::disallowed_methods,
-    reason = "the ban protects leases from a clock that stops and a thread that blocks; a test \
-              bounds its own patience and has a thread of its own"
+    reason = "the ban protects leases from a clock that stops; a test measures its own waits"
 )]
 
 use std::time::{Duration, Instant};
 
-/// How often [`poll`] looks: short beside any bound a test sets, long beside one look.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// The poll interval: short beside the bounds of tests, long beside one check.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The time by this process's monotonic clock, to measure how long something took.
 pub fn now() -> Instant {
@@ -20,10 +19,10 @@ pub fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-/// Look again and again until `look` finds something or `within` has passed.
+/// Calls `look` until it finds something or `within` has passed.
 ///
-/// Looks at least once, and once more at the very end: on a busy machine a thread
-/// may be away for longer than its bound, and the thing has happened meanwhile.
+/// Calls it at least once, and once more at the end: on a busy machine the thread may sleep for
+/// longer than `within`.
 pub fn poll<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = now();
     loop {
@@ -32,7 +31,7 @@ pub fn poll<T>(within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
         if found.is_some() || late {
             return found;
         }
-        sleep(LOOK_EVERY);
+        sleep(POLL_INTERVAL);
     }
 }
 

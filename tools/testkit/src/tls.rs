@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::tether::ScratchDir;
 
-/// A CA that nobody knows, in a directory of its own.
+/// A private CA in a directory of its own.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -28,7 +28,7 @@ impl Authority {
     ///
     /// # Panics
     ///
-    /// When there is no randomness or no temporary directory.
+    /// If there is no randomness or no temporary directory.
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names are good names");
         params.distinguished_name.push(DnType::CommonName, name);
@@ -53,7 +53,7 @@ impl Authority {
     ///
     /// # Panics
     ///
-    /// When one of them is none.
+    /// If one of them is none.
     pub fn certify(&self, names: &[&str]) -> Certificate {
         self.sign(names, "a server")
     }
@@ -62,7 +62,7 @@ impl Authority {
     ///
     /// # Panics
     ///
-    /// When there is no randomness.
+    /// If there is no randomness.
     pub fn certify_user(&self, name: &str) -> Certificate {
         self.sign(&[], name)
     }
@@ -86,13 +86,14 @@ impl Certificate {
     ///
     /// # Panics
     ///
-    /// When the directory cannot be written to.
+    /// If the directory cannot be written to.
     pub fn save(&self, dir: &Path) -> [PathBuf; 2] {
         self.write(dir, |_| ());
         ["cert.pem", "key.pem"].map(|name| dir.join(name))
     }
 
-    /// Write both into a server's directory. Only the server may read the key, or it will not have it.
+    /// Write both into a server's directory. Only the server may read the key, or it will not have
+    /// it.
     pub(crate) fn write(&self, dir: &Path, give: impl Fn(&Path)) {
         use std::os::unix::fs::PermissionsExt;
         let files = [

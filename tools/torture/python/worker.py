@@ -1,6 +1,6 @@
-"""A worker of ours in Python: the same as the binary ``torture-worker``, by the package's own face.
+"""A worker in Python: the binary ``torture-worker`` by the API of the Python package.
 
-Its argument is the JSON of ``torture::process::Settings``. Its history is what
+Its argument is the JSON of ``torture::worker::Settings``. Its history is what
 ``torture::history`` reads.
 """
 
@@ -19,41 +19,41 @@ from urllib.parse import unquote, urlsplit
 import database_locks
 from database_locks import LockException, LockLost, LockTimeout
 
-TRAPPED_AT_MOST = 20.0
+LONGEST_PAUSE = 20.0
 
 
 def now() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
-class Orders:
-    """What standard input has said so far."""
+class Commands:
+    """The commands on standard input."""
 
     def __init__(self) -> None:
         self.stopped = False
-        self.trap = ""
-        self.gone = 0
+        self.breakpoint = ""
+        self.resumed = 0
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         for line in sys.stdin:
             word, _, state = line.strip().partition(" ")
-            if word == "trap":
-                self.trap = state
+            if word == "pause":
+                self.breakpoint = state
             else:
-                self.gone += 1
+                self.resumed += 1
         self.stopped = True
 
-    def caught(self, trap, what, look=lambda: True) -> bool:
-        if self.trap != trap:
+    def pause_at(self, state, what, look=lambda: True) -> bool:
+        if self.breakpoint != state:
             return False
-        self.trap = ""
-        before, begun = self.gone, time.monotonic()
-        print(f"trapped {what}", flush=True)
-        if trap == "waiting":
+        self.breakpoint = ""
+        before, begun = self.resumed, time.monotonic()
+        print(f"paused {what}", flush=True)
+        if state == "waiting":
             return True
-        while self.gone == before and not self.stopped and look():
-            if time.monotonic() - begun > TRAPPED_AT_MOST:
+        while self.resumed == before and not self.stopped and look():
+            if time.monotonic() - begun > LONGEST_PAUSE:
                 break
             time.sleep(0.005)
         return True
@@ -66,7 +66,7 @@ class History:
 
     def write(self, e: str, **more) -> None:
         line = json.dumps({"t": now(), "who": self._who, "e": e, **more}) + "\n"
-        # In one write: whoever is killed, or interrupted by a loss, has written it or not.
+        # One write: a process that is killed, or interrupted by a loss, has recorded all of it or nothing.
         os.write(self._file, line.encode())
 
 
@@ -100,8 +100,8 @@ class Worker:
         self.random = random.Random(settings["seed"])
         self.history = History(settings["history"], self.who)
         self.locks = database_locks.connect(settings["url"])
-        self.orders = Orders()
-        self.asks = 0
+        self.commands = Commands()
+        self.requests = 0
         self.writes = 0
         self.data = None
 
@@ -109,74 +109,74 @@ class Worker:
         return self.random.uniform(low, high) / 1000
 
     def round(self) -> None:
-        self.asks += 1
-        ask = self.asks
+        self.requests += 1
+        request = self.requests
         name = self.random.choice(self.settings["locks"])
         chance = self.random.random()
         wait = 0.0 if chance < 0.15 else self.between(300, 6000) if chance < 0.6 else None
-        self.orders.caught("asking", f"{name} 0")
+        self.commands.pause_at("asking", f"{name} 0")
         self.history.write(
-            "asked", ask=ask, lock=name, wait=None if wait is None else int(wait * 1e6)
+            "asked", request=request, lock=name, wait=None if wait is None else int(wait * 1e6)
         )
-        self.orders.caught("waiting", f"{name} 0")
+        self.commands.pause_at("waiting", f"{name} 0")
         arguments = {"lock_name": name, "lock_ttl": self.settings["ttl_ms"] / 1000}
         if wait == 0.0:
             arguments["retry"] = None
         elif wait is not None:
             arguments["timeout"] = wait
         if self.random.random() < 0.5:
-            # Half of them are interrupted by a loss, the others go on and are told when they look.
+            # Half of them are interrupted by a loss; the others go on until their next check.
             arguments["lost_lock_cb"] = lambda *_: None
         granted = False
         try:
             with self.locks.lock(**arguments) as held:
                 granted = True
-                self.history.write("granted", ask=ask, token=held.token)
-                lost = not self.hold(ask, name, held)
-                self.history.write("releasing", ask=ask)
-            self.history.write("released", ask=ask, ok=not lost)
+                self.history.write("granted", request=request, token=held.token)
+                lost = not self.hold(request, name, held)
+                self.history.write("releasing", request=request)
+            self.history.write("released", request=request, ok=not lost)
         except LockLost as error:
-            self.history.write("lost", ask=ask, reason=error.reason or "lost")
+            self.history.write("lost", request=request, reason=error.reason or "lost")
         except LockTimeout:
-            self.history.write("gave_up", ask=ask, why="busy")
+            self.history.write("gave_up", request=request, why="busy")
             time.sleep(self.between(20, 120))
         except LockException as error:
             if not granted:
-                self.history.write("gave_up", ask=ask, why=str(error))
+                self.history.write("gave_up", request=request, why=str(error))
             time.sleep(self.between(20, 120))
         time.sleep(self.between(5, 60))
 
-    def look(self, ask: int, held) -> bool:
+    def look(self, request: int, held) -> bool:
         before = now()
         lost, lasting = held.lost, held.remaining()
         if lasting > 0:
-            self.history.write("trusted", ask=ask, before=before, lasting=int(lasting * 1e6))
+            self.history.write("trusted", request=request, before=before, lasting=int(lasting * 1e6))
         elif lost:
-            self.history.write("lost", ask=ask, reason="lost")
+            self.history.write("lost", request=request, reason="lost")
             return False
         return True
 
-    def hold(self, ask: int, name: str, held) -> bool:
-        """Whether it still has it at the end."""
+    def hold(self, request: int, name: str, held) -> bool:
+        """Whether the lock is still held at the end."""
         what = f"{name} {held.token}"
-        if not self.look(ask, held):
+        if not self.look(request, held):
             return False
-        self.orders.caught("holding", what, lambda: held.remaining() > 0 and self.look(ask, held))
-        blind = held.remaining() > 0 and self.orders.caught("blind", what)
+        self.commands.pause_at("holding", what, lambda: held.remaining() > 0 and self.look(request, held))
+        blind = held.remaining() > 0 and self.commands.pause_at("blind", what)
         if blind:
-            self.write(ask, name, held)
+            self.write(request, name, held)
         for _ in range(30 if blind or self.random.random() < 0.08 else self.random.randint(1, 4)):
-            if not self.look(ask, held):
+            if not self.look(request, held):
                 return False
             if self.random.random() < 0.6:
-                self.write(ask, name, held)
+                self.write(request, name, held)
             time.sleep(self.between(20, 150))
-        return self.look(ask, held)
+        return self.look(request, held)
 
-    def write(self, ask: int, name: str, held) -> None:
+    def write(self, request: int, name: str, held) -> None:
         self.writes += 1
         id = f"{self.who} {self.writes}"
-        self.history.write("write", ask=ask, id=id)
+        self.history.write("write", request=request, id=id)
         done = False
         try:
             if self.data is None:
@@ -187,7 +187,7 @@ class Worker:
                 with held.fence(cursor, lasting=lasting):
                     cursor.execute(f"SELECT value FROM torture_counter WHERE name = '{name}'")
                     (value,) = cursor.fetchone()
-                    if not self.orders.caught("fenced", f"{name} {held.token}"):
+                    if not self.commands.pause_at("fenced", f"{name} {held.token}"):
                         time.sleep(self.between(0, 15))
                     cursor.execute(
                         f"UPDATE torture_counter SET value = {value + 1}, writes = writes + 1 "
@@ -214,7 +214,7 @@ class Worker:
             self.drop_data()
 
     def drop_data(self) -> None:
-        """The connection goes, and its transaction with it."""
+        """Closes the connection, which rolls its transaction back."""
         data, self.data = self.data, None
         if data is not None:
             try:
@@ -226,7 +226,7 @@ class Worker:
 def main() -> None:
     worker = Worker(json.loads(sys.argv[1]))
     print("ready", flush=True)
-    while not worker.orders.stopped:
+    while not worker.commands.stopped:
         worker.round()
 
 

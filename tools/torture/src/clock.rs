@@ -2,17 +2,17 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Microseconds by the machine's boot-time clock: the same for all its processes, and true through a
-/// suspend. Asked of the kernel itself, so that a library that fakes clocks does not reach it.
+/// Microseconds of the boot-time clock, which is the same for all processes of the machine and
+/// counts through a suspend. A direct system call: faketime does not change it.
 pub fn now() -> u64 {
     micros(ClockId::Boottime)
 }
 
-/// How far the wall clock that this process is shown is from the machine's, in seconds.
+/// By how many seconds the wall clock of this process differs from the machine's.
 pub fn skew() -> i64 {
     #[allow(
         clippy::disallowed_methods,
-        reason = "whether it is wrong is what is asked"
+        reason = "the wall clock is what is examined"
     )]
     let shown = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

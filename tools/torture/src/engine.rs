@@ -1,4 +1,4 @@
-//! The databases that are tortured: a server, or a file, with the tables that the processes write to.
+//! The databases under test: a server, a cluster or a file, with the tables of the processes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use testkit::tether::ScratchDir;
 use testkit::{MariaDb, MySql, MySqlServer, Postgres, Proxy};
 
 use crate::network::Network;
-use crate::store::Sql;
+use crate::sql::Sql;
 
-/// Which database.
+/// The kinds of database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     /// PostgreSQL, of the version that this machine has.
@@ -19,13 +19,13 @@ pub enum Engine {
     MariaDb,
     /// Oracle's MySQL.
     MySql,
-    /// SQLite: a file for the locks, and one for what is written.
+    /// SQLite: one file for the locks, and one for the writes.
     Sqlite,
     /// Three nodes of MariaDB with Galera, one of whose clocks is five minutes ahead.
     Galera,
 }
 
-/// All of them.
+/// All engines.
 pub const ENGINES: [Engine; 5] = [
     Engine::Postgres,
     Engine::MariaDb,
@@ -34,16 +34,16 @@ pub const ENGINES: [Engine; 5] = [
     Engine::Galera,
 ];
 
-/// The node whose clock is wrong, and by how many seconds.
+/// The node whose clock is wrong, and the seconds by which it is ahead.
 const WRONG_CLOCK: (usize, i64) = (2, 300);
 
 impl Engine {
-    /// By its word.
+    /// The engine of a name.
     pub fn of(word: &str) -> Option<Self> {
         ENGINES.into_iter().find(|engine| engine.as_str() == word)
     }
 
-    /// As in `ENGINE=`.
+    /// Its name, as in `ENGINE=`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -55,35 +55,35 @@ impl Engine {
     }
 }
 
-/// A database of a run's own.
+/// The database of one run.
 #[derive(Debug)]
 pub struct Database {
     engine: Engine,
     home: Home,
-    /// Where the locks are, without a proxy.
+    /// The URL of the locks, without a proxy.
     pub url: String,
-    /// Where the processes write, without a proxy.
+    /// The URL of the tables of writes, without a proxy.
     pub data: String,
 }
 
 #[derive(Debug)]
 enum Home {
     Postgres(Postgres),
-    /// Of either kind.
+    /// MariaDB or MySQL.
     MySql(MySqlServer),
     Folder(ScratchDir),
     Galera(Galera),
 }
 
 impl Database {
-    /// Start the server, and make the tables. `None`, with a line that says so, where this machine has
-    /// none.
+    /// Starts the server. `None`, with a line that says so, if this machine does not have it.
     ///
-    /// `controls`: the naive clients write to the file of the locks, since SQLite knows no lock of two.
+    /// `controls`: on SQLite the control clients write to the file of the locks, because a
+    /// transaction locks only one file.
     ///
     /// # Panics
     ///
-    /// As the servers of testkit; and when the tables cannot be made.
+    /// As the servers of the test kit.
     pub fn start(engine: Engine, controls: bool) -> Option<Self> {
         let (home, url) = match engine {
             Engine::Postgres => {
@@ -127,12 +127,12 @@ impl Database {
         })
     }
 
-    /// Which it is.
+    /// Its engine.
     pub fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// The file of the locks, on SQLite.
+    /// The file of the locks; SQLite only.
     pub fn file(&self) -> Option<PathBuf> {
         match &self.home {
             Home::Folder(folder) => Some(folder.join("locks.sqlite3")),
@@ -140,8 +140,8 @@ impl Database {
         }
     }
 
-    /// A network of one process's own, where there is a server; in a cluster it leads to two of the
-    /// nodes, and the processes are spread over them.
+    /// The network of one process, if there is a server. In a cluster it leads to two nodes; the
+    /// processes are spread over the nodes.
     pub fn network(&self, process: usize) -> Option<Network> {
         match &self.home {
             Home::Folder(_) => None,
@@ -154,20 +154,20 @@ impl Database {
         }
     }
 
-    /// Wait until all that was written can be read.
+    /// Waits until all writes can be read.
     pub fn settle(&self) {
         if let Home::Galera(cluster) = &self.home {
             cluster.wait_until_healthy();
-            // What a node was told last it may still be carrying out.
+            // A node may still apply the latest writes of the others.
             testkit::time::sleep(Duration::from_secs(2));
         }
     }
 
-    /// Kill a node, start it again after a while, and wait until it serves.
+    /// Kills a node, starts it again after a while, and waits until it serves.
     ///
     /// # Errors
     ///
-    /// When there was no such node, or it is the same process.
+    /// If the node did not run, or is the same process.
     pub fn kill_node(&mut self, node: usize, dead_for: Duration) -> Result<(), String> {
         let cluster = self.cluster()?;
         let before = cluster.node(node).server().pid();
@@ -182,11 +182,11 @@ impl Database {
         }
     }
 
-    /// Freeze a node, let it go on after a while, and wait until all serve.
+    /// Freezes a node, thaws it after a while, and waits until all serve.
     ///
     /// # Errors
     ///
-    /// When there is no cluster.
+    /// If there is no cluster.
     pub fn freeze_node(&mut self, node: usize, frozen_for: Duration) -> Result<(), String> {
         let cluster = self.cluster()?;
         cluster.freeze(node);
@@ -196,15 +196,14 @@ impl Database {
         Ok(())
     }
 
-    /// Cut a node off from the others, until it knows that it is and for a while longer.
+    /// Cuts a node off from the others, until it has noticed and for a while longer.
     ///
     /// # Errors
     ///
-    /// When there is no cluster.
+    /// If there is no cluster.
     pub fn isolate_node(&mut self, node: usize, alone_for: Duration) -> Result<(), String> {
         let cluster = self.cluster()?;
         cluster.isolate(node);
-        // It panics where that does not come.
         cluster.wait_until_cut_off(node);
         testkit::time::sleep(alone_for);
         cluster.rejoin(node);
@@ -212,16 +211,15 @@ impl Database {
         Ok(())
     }
 
-    /// Set the clock of the node that has one of its own.
+    /// Jumps the clock of the node whose clock is wrong.
     ///
     /// # Errors
     ///
-    /// When there is no cluster.
+    /// If there is no cluster.
     pub fn jump_node(&mut self) -> Result<(), String> {
         let (node, _) = WRONG_CLOCK;
         let cluster = self.cluster()?;
         let now = cluster.clock(node).ok_or("it does not tell the time")?;
-        // It panics where the node does not go by it.
         cluster.set_clock(node, if now > 0 { -300 } else { 300 });
         Ok(())
     }
@@ -233,15 +231,15 @@ impl Database {
         }
     }
 
-    /// Make the counters, and the table of what was committed in which order.
+    /// Makes the counters, and the table that records the order of commits.
     ///
     /// # Errors
     ///
-    /// What the database answered.
+    /// The error of the database.
     pub async fn prepare(&self, locks: &[String]) -> Result<(), String> {
         let mut sql = Sql::connect(&self.data).await?;
         let statements = [
-            // VARCHAR, and a name that is none of SQL's words, on every engine.
+            // Types and names that every engine accepts.
             "CREATE TABLE torture_counter (name varchar(50) PRIMARY KEY, value bigint NOT NULL, \
              writes bigint NOT NULL)",
             "CREATE TABLE torture_write (name varchar(50) NOT NULL, place bigint NOT NULL, \
@@ -259,7 +257,7 @@ impl Database {
         Ok(())
     }
 
-    /// Stop the server and start it again.
+    /// Stops the server and starts it again.
     pub fn restart(&mut self) {
         match &mut self.home {
             Home::Postgres(server) => server.restart(),
@@ -268,7 +266,7 @@ impl Database {
         }
     }
 
-    /// Kill the server, leave it dead for a while, and start it again.
+    /// Kills the server, and starts it again after a while.
     pub fn kill_and_restart(&mut self, dead_for: Duration) {
         match &mut self.home {
             Home::Postgres(server) => server.kill(),
@@ -279,7 +277,7 @@ impl Database {
         self.restart();
     }
 
-    /// Freeze the server, and let it go on after a while.
+    /// Freezes the server, and thaws it after a while.
     pub fn freeze(&mut self, frozen_for: Duration) {
         match &mut self.home {
             Home::Postgres(server) => server.freeze(),
@@ -294,7 +292,7 @@ impl Database {
         }
     }
 
-    /// The server's process.
+    /// The process id of the server.
     pub fn pid(&self) -> Option<u32> {
         match &self.home {
             Home::Postgres(server) => server.server().pid(),

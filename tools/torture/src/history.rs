@@ -1,7 +1,6 @@
-//! What each process writes down: one JSON object a line, appended, with the time by
-//! [`crate::clock::now`].
+//! The history of a process: one JSON object a line, with the time by [`crate::clock::now`].
 //!
-//! Every line has `t`, `who` and `e`; the others belong to the event.
+//! Every line has `t`, `who` and `e`; the other keys depend on the event.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,12 +10,12 @@ use serde_json::{Value, json};
 
 use crate::clock;
 
-/// One thing that happened, as one process saw it.
+/// An event, as one process saw it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// When it was written down, in microseconds.
+    /// When it was recorded, in microseconds.
     pub at: u64,
-    /// Which process, with how often it was started: `rust-2.1`.
+    /// The process, with the count of its starts: `rust-2.1`.
     pub who: String,
     /// What happened.
     pub what: What,
@@ -25,99 +24,100 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    /// The lock is asked for; `ask` numbers the asking within the process.
+    /// The process requests a lock.
     Asked {
-        /// Its number.
-        ask: u64,
-        /// Which lock.
+        /// The number of the request within the process.
+        request: u64,
+        /// The lock.
         lock: String,
-        /// For how long it would wait; `None`: as long as it takes.
+        /// How long it would wait; `None`: without a limit.
         wait: Option<u64>,
     },
-    /// It was not got.
+    /// The request ended without a grant.
     GaveUp {
-        /// Of which asking.
-        ask: u64,
-        /// Why.
+        /// The request.
+        request: u64,
+        /// The reason.
         why: String,
     },
-    /// It was got.
+    /// The lock was granted.
     Granted {
-        /// Of which asking.
-        ask: u64,
-        /// The fencing number; 0 where there is none.
+        /// The request.
+        request: u64,
+        /// The fencing token; 0 if there is none.
         token: i64,
     },
-    /// The holder trusted its lock at some moment between `before` and the time of this event, and
-    /// `lasting` more from then.
+    /// At some moment between `before` and this event the holder trusted its lock for `lasting`
+    /// more.
     Trusted {
-        /// Which grant.
-        ask: u64,
-        /// Before it asked.
+        /// The request of the grant.
+        request: u64,
+        /// The time before the check.
         before: u64,
-        /// For how long it would go on without an answer.
+        /// How long the lease is trusted without another answer.
         lasting: u64,
     },
-    /// The holder was told that it has lost the lock.
+    /// The holder was notified that the lock is lost.
     Lost {
-        /// Which grant.
-        ask: u64,
-        /// Why, in a word.
+        /// The request of the grant.
+        request: u64,
+        /// The reason, in a word.
         reason: String,
-        /// When trust had ended, where the holder knows.
+        /// When trust had ended, if the holder knows.
         ended: Option<u64>,
     },
-    /// It begins to release, and trusts no longer.
+    /// The holder begins to release, and trusts no longer.
     Releasing {
-        /// Which grant.
-        ask: u64,
+        /// The request of the grant.
+        request: u64,
     },
     /// The release was answered.
     Released {
-        /// Which grant.
-        ask: u64,
-        /// Whether it was carried out.
+        /// The request of the grant.
+        request: u64,
+        /// Whether the lock was released.
         ok: bool,
     },
-    /// A write began, under a grant.
+    /// A write begins under a grant.
     Write {
-        /// Which grant.
-        ask: u64,
-        /// Which write, unique in the run.
+        /// The request of the grant.
+        request: u64,
+        /// The id of the write, unique in the run.
         id: String,
     },
-    /// Its COMMIT is about to be sent.
+    /// The COMMIT of a write is about to be sent.
     Committing {
-        /// Which write.
+        /// The write.
         id: String,
     },
-    /// Its COMMIT was answered.
+    /// The COMMIT was answered.
     Committed {
-        /// Which write.
+        /// The write.
         id: String,
     },
-    /// The fence refused it.
+    /// The fence refused the write.
     Refused {
-        /// Which write.
+        /// The write.
         id: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// It failed for another reason, a cut connection say. After `Committing` its outcome is unknown.
+    /// The write failed for another reason, such as a cut connection. After `Committing` its
+    /// outcome is unknown.
     Failed {
-        /// Which write.
+        /// The write.
         id: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// The wall clock that the process is shown is so many seconds off.
+    /// The wall clock of the process differs from the machine's.
     Clock {
-        /// Seconds.
+        /// By how many seconds.
         skew: i64,
     },
 }
 
-/// The file of one process.
+/// Appends to the history of one process.
 #[derive(Debug)]
 pub struct Recorder {
     file: File,
@@ -125,22 +125,22 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Append to the file of a process.
+    /// Opens the file of a process.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened.
+    /// If it cannot be opened.
     pub fn new(path: &Path, who: &str) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let who = who.to_owned();
         Ok(Self { file, who })
     }
 
-    /// Write one event down, now. In one write: whoever is killed has written it or not.
+    /// Records an event, now. One write: a killed process has recorded all of it or nothing.
     ///
     /// # Panics
     ///
-    /// When the disk is full: a history with holes proves nothing.
+    /// If the disk is full: an incomplete history proves nothing.
     pub fn write(&mut self, what: &What) {
         let event = Event {
             at: clock::now(),
@@ -155,25 +155,39 @@ impl Recorder {
 }
 
 impl Event {
-    /// As it is written down.
+    /// The line of an event.
     pub fn to_json(&self) -> Value {
         let mut value = match &self.what {
-            What::Asked { ask, lock, wait } => {
-                json!({"e": "asked", "ask": ask, "lock": lock, "wait": wait})
+            What::Asked {
+                request,
+                lock,
+                wait,
+            } => {
+                json!({"e": "asked", "request": request, "lock": lock, "wait": wait})
             }
-            What::GaveUp { ask, why } => json!({"e": "gave_up", "ask": ask, "why": why}),
-            What::Granted { ask, token } => json!({"e": "granted", "ask": ask, "token": token}),
+            What::GaveUp { request, why } => {
+                json!({"e": "gave_up", "request": request, "why": why})
+            }
+            What::Granted { request, token } => {
+                json!({"e": "granted", "request": request, "token": token})
+            }
             What::Trusted {
-                ask,
+                request,
                 before,
                 lasting,
-            } => json!({"e": "trusted", "ask": ask, "before": before, "lasting": lasting}),
-            What::Lost { ask, reason, ended } => {
-                json!({"e": "lost", "ask": ask, "reason": reason, "ended": ended})
+            } => json!({"e": "trusted", "request": request, "before": before, "lasting": lasting}),
+            What::Lost {
+                request,
+                reason,
+                ended,
+            } => {
+                json!({"e": "lost", "request": request, "reason": reason, "ended": ended})
             }
-            What::Releasing { ask } => json!({"e": "releasing", "ask": ask}),
-            What::Released { ask, ok } => json!({"e": "released", "ask": ask, "ok": ok}),
-            What::Write { ask, id } => json!({"e": "write", "ask": ask, "id": id}),
+            What::Releasing { request } => json!({"e": "releasing", "request": request}),
+            What::Released { request, ok } => {
+                json!({"e": "released", "request": request, "ok": ok})
+            }
+            What::Write { request, id } => json!({"e": "write", "request": request, "id": id}),
             What::Committing { id } => json!({"e": "committing", "id": id}),
             What::Committed { id } => json!({"e": "committed", "id": id}),
             What::Refused { id, why } => json!({"e": "refused", "id": id, "why": why}),
@@ -185,43 +199,45 @@ impl Event {
         value
     }
 
-    /// Read a line; `None` where it is none, the torn last one of a killed process say.
+    /// Reads a line; `None` if it is incomplete, such as the last line of a killed process.
     pub fn parse(line: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(line).ok()?;
         let number = |key: &str| value[key].as_u64();
         let text = |key: &str| Some(value[key].as_str()?.to_owned());
-        let ask = || number("ask");
+        let request = || number("request");
         let what = match value["e"].as_str()? {
             "asked" => What::Asked {
-                ask: ask()?,
+                request: request()?,
                 lock: text("lock")?,
                 wait: number("wait"),
             },
             "gave_up" => What::GaveUp {
-                ask: ask()?,
+                request: request()?,
                 why: text("why")?,
             },
             "granted" => What::Granted {
-                ask: ask()?,
+                request: request()?,
                 token: value["token"].as_i64()?,
             },
             "trusted" => What::Trusted {
-                ask: ask()?,
+                request: request()?,
                 before: number("before")?,
                 lasting: number("lasting")?,
             },
             "lost" => What::Lost {
-                ask: ask()?,
+                request: request()?,
                 reason: text("reason")?,
                 ended: number("ended"),
             },
-            "releasing" => What::Releasing { ask: ask()? },
+            "releasing" => What::Releasing {
+                request: request()?,
+            },
             "released" => What::Released {
-                ask: ask()?,
+                request: request()?,
                 ok: value["ok"].as_bool()?,
             },
             "write" => What::Write {
-                ask: ask()?,
+                request: request()?,
                 id: text("id")?,
             },
             "committing" => What::Committing { id: text("id")? },
@@ -247,11 +263,11 @@ impl Event {
     }
 }
 
-/// All events of the files `*.jsonl` of a folder, in order of time.
+/// Reads all events of the files `*.jsonl` of a folder, in order of time.
 ///
 /// # Errors
 ///
-/// What reading failed with; or that a line other than the last of a file is none of ours.
+/// If a file cannot be read, or a line other than the last of a file is no event.
 pub fn read(folder: &Path) -> std::io::Result<Vec<Event>> {
     let mut events = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -271,12 +287,12 @@ pub fn read(folder: &Path) -> std::io::Result<Vec<Event>> {
     Ok(events)
 }
 
-/// The events of one file. The last line may be torn: its process was killed.
+/// Reads the events of one file. The last line may be incomplete, if its process was killed.
 ///
 /// # Errors
 ///
 /// Another line that is no event.
-pub fn parse_lines(text: &str) -> Result<Vec<Event>, String> {
+fn parse_lines(text: &str) -> Result<Vec<Event>, String> {
     let mut lines = text.lines().peekable();
     let mut events = Vec::new();
     while let Some(line) = lines.next() {
@@ -298,25 +314,37 @@ mod tests {
         let why = || "a \"reason\"".to_owned();
         let whats = [
             What::Asked {
-                ask: 1,
+                request: 1,
                 lock: "a".into(),
                 wait: None,
             },
-            What::GaveUp { ask: 1, why: why() },
-            What::Granted { ask: 1, token: 7 },
+            What::GaveUp {
+                request: 1,
+                why: why(),
+            },
+            What::Granted {
+                request: 1,
+                token: 7,
+            },
             What::Trusted {
-                ask: 1,
+                request: 1,
                 before: 5,
                 lasting: 9,
             },
             What::Lost {
-                ask: 1,
+                request: 1,
                 reason: "expired".into(),
                 ended: Some(11),
             },
-            What::Releasing { ask: 1 },
-            What::Released { ask: 1, ok: true },
-            What::Write { ask: 1, id: id() },
+            What::Releasing { request: 1 },
+            What::Released {
+                request: 1,
+                ok: true,
+            },
+            What::Write {
+                request: 1,
+                id: id(),
+            },
             What::Committing { id: id() },
             What::Committed { id: id() },
             What::Refused {
@@ -348,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_passed_over_and_no_other() {
+    fn only_an_incomplete_last_line_is_skipped() {
         let lines: Vec<String> = all().iter().map(|e| e.to_json().to_string()).collect();
         let torn = format!("{}\n{}", lines[0], &lines[1][..lines[1].len() / 2]);
         assert_eq!(parse_lines(&torn).expect("readable").len(), 1);

@@ -1,25 +1,28 @@
-//! Torture: many processes on a few locks of a real database, faults from a printed seed, and a checker
-//! that reads afterwards what everybody saw.
+//! Torture test: many processes contend for a few locks of a real database while faults are
+//! injected; a checker reads the histories afterwards.
 //!
-//! - [`plan`]: which fault comes when, from the seed alone.
-//! - [`run`]: the servers, the proxies, the processes; each fault is made and seen to have landed.
-//! - [`rows`]: the rows of the locks, as the faults look at them and change them.
-//! - [`history`]: what the processes write down. [`check`]: what must not be in it.
-//! - [`picture`] and [`evidence`]: the same for people.
+//! - [`plan`]: which fault comes when; it depends on the seed alone.
+//! - [`run`]: starts the servers, the proxies and the processes. [`faults`] injects each fault and
+//!   observes that it took effect.
+//! - [`lock_rows`]: how faults read and change the rows of the locks.
+//! - [`history`]: what a process records. [`check`]: which histories are violations.
+//! - [`timeline`] and [`report`]: a picture and the tables of the results.
 //!
-//! The processes are the binary `torture-worker`, and the Python programs beside this crate's sources.
+//! The processes run the binary `torture-worker` and the Python programs beside these sources;
+//! [`worker`] describes their commands.
 
 pub mod check;
 pub mod clock;
+pub mod control;
 pub mod engine;
-pub mod evidence;
 pub mod faults;
 pub mod history;
-pub mod naive;
+pub mod lock_rows;
 pub mod network;
-pub mod picture;
 pub mod plan;
-pub mod process;
-pub mod rows;
+pub mod report;
 pub mod run;
-pub mod store;
+pub mod sql;
+pub mod timeline;
+pub mod worker;
+pub mod worker_process;

@@ -2,28 +2,31 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "it is a command: it answers by printing"
+    reason = "a command prints its results"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use torture::engine::{ENGINES, Engine};
-use torture::process::Client;
 use torture::run::{Options, Outcome, run};
-use torture::{check, evidence, picture};
+use torture::worker::Client;
+use torture::{check, report, timeline};
 
 const USAGE: &str =
     "torture [--engine postgres|mariadb|mysql|sqlite|galera|all] [--seconds N] [--seed N]
-        [--only ours|controls|replaced] [--control-seconds N] [--docs FOLDER]
+        [--only library|controls|legacy] [--control-seconds N] [--docs FOLDER]
 
 DBLOCK_TORTURE_PYTHON: a Python that has the package, for workers in Python
-DBLOCK_OLD_PYTHON: a Python that has django-database-locks 0.5, the control";
+DBLOCK_OLD_PYTHON: a Python that has django-database-locks 0.5, a control";
 
-/// The controls that are written here; the replaced package is one more, where it is there.
+/// The engine whose timeline the documents show.
+const DRAWN: Engine = Engine::Postgres;
+
+/// The controls in Rust; django-database-locks 0.5 is one more.
 const CONTROLS: [Client; 6] = [
-    Client::Naive,
+    Client::Correct,
     Client::RenewalAcquires,
     Client::TrustFromReply,
     Client::ClientClock,
@@ -89,100 +92,108 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let worker = std::env::current_exe().expect("this program has a path");
-    let worker = worker.with_file_name("torture-worker");
-    let python = std::env::var_os("DBLOCK_TORTURE_PYTHON").map(PathBuf::from);
-    let old_python = std::env::var_os("DBLOCK_OLD_PYTHON").map(PathBuf::from);
     println!("seed {}", args.seed);
-    let wants = |what: &str| args.only.as_deref().is_none_or(|only| only == what);
-
     let mut outcomes = Vec::new();
     let mut good = true;
-    for engine in &args.engines {
-        let options = Options {
-            engine: *engine,
-            seed: args.seed,
-            length: args.length,
-            clients: Vec::new(),
-            locks: 4,
-            kinds: None,
-            worker: worker.clone(),
-            python: python.clone(),
-            old_python: old_python.clone(),
-            folder: args.folder.clone(),
+    for options in args.engines.iter().flat_map(|engine| runs(&args, *engine)) {
+        let Some(outcome) = run(&options) else {
+            continue;
         };
-        let mut runs = Vec::new();
-        if wants("ours") {
-            let mut clients = vec![Client::Rust; 6];
-            clients.extend(vec![Client::Python; if python.is_some() { 2 } else { 0 }]);
-            runs.push(Options {
-                clients,
-                ..options.clone()
-            });
+        good &= print_outcome(&outcome);
+        if !outcome.is_good() {
+            draw(&outcome, &args.folder);
         }
-        let control = |client| Options {
-            clients: vec![client; 4],
-            locks: 1,
-            length: args.control_length,
-            ..options.clone()
-        };
-        // What they are to show they show on one server.
-        let one = *engine != Engine::Galera;
-        if one && wants("controls") {
-            let fits = |client: &Client| client.can_be_wrong_on(*engine);
-            runs.extend(CONTROLS.into_iter().filter(fits).map(control));
+        if let Some(docs) = &args.docs
+            && !options.is_control()
+            && options.engine == DRAWN
+        {
+            draw(&outcome, docs);
         }
-        if one && wants("replaced") && old_python.is_some() && *engine != Engine::Sqlite {
-            runs.push(control(Client::Replaced));
-        }
-        for options in runs {
-            let Some(outcome) = run(&options) else {
-                continue;
-            };
-            good &= told(&outcome);
-            let name = format!(
-                "torture-{}-{}",
-                engine.as_str(),
-                options.clients[0].as_str()
-            );
-            let svg = picture::draw(&outcome);
-            if let Err(error) = std::fs::write(args.folder.join(format!("{name}.svg")), &svg) {
-                eprintln!("no picture: {error}");
-            }
-            if let Some(docs) = &args.docs
-                && !options.is_control()
-            {
-                let path = docs.join(format!("torture-{}.svg", engine.as_str()));
-                std::fs::write(path, &svg).expect("the documents can be written to");
-            }
-            outcomes.push(outcome);
-        }
+        outcomes.push(outcome);
     }
-    println!("\n{}", evidence::tables(&outcomes));
+    println!("\n{}", report::tables(&outcomes));
     if let Some(docs) = &args.docs {
-        evidence::put(&docs.join("evidence.md"), &outcomes)
-            .expect("the documents can be written to");
+        report::put(&docs.join("evidence.md"), &outcomes).expect("the documents can be written to");
     }
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
-/// Say what came of a run.
-fn told(outcome: &Outcome) -> bool {
+/// The runs on one engine: the library, and the controls that suit it.
+fn runs(args: &Args, engine: Engine) -> Vec<Options> {
+    let worker = std::env::current_exe().expect("this program has a path");
+    let options = Options {
+        engine,
+        seed: args.seed,
+        length: args.length,
+        clients: Vec::new(),
+        locks: 4,
+        kinds: None,
+        worker: worker.with_file_name("torture-worker"),
+        python: std::env::var_os("DBLOCK_TORTURE_PYTHON").map(PathBuf::from),
+        old_python: std::env::var_os("DBLOCK_OLD_PYTHON").map(PathBuf::from),
+        folder: args.folder.clone(),
+    };
+    let wants = |what: &str| args.only.as_deref().is_none_or(|only| only == what);
+    let control = |client| Options {
+        clients: vec![client; 4],
+        locks: 1,
+        length: args.control_length,
+        ..options.clone()
+    };
+    let mut runs = Vec::new();
+    if wants("library") {
+        let mut clients = vec![Client::Rust; 6];
+        if options.python.is_some() {
+            clients.extend([Client::Python; 2]);
+        }
+        runs.push(Options {
+            clients,
+            ..options.clone()
+        });
+    }
+    // One server suffices to expose a control.
+    if engine != Engine::Galera {
+        if wants("controls") {
+            let fits = |client: &Client| client.can_be_wrong_on(engine);
+            runs.extend(CONTROLS.into_iter().filter(fits).map(control));
+        }
+        if wants("legacy") && options.old_python.is_some() && engine != Engine::Sqlite {
+            runs.push(control(Client::Legacy));
+        }
+    }
+    runs
+}
+
+/// Writes the timeline of a run.
+fn draw(outcome: &Outcome, folder: &Path) {
+    let Options {
+        engine, clients, ..
+    } = &outcome.options;
+    let name = match outcome.options.is_control() {
+        true => format!("torture-{}-{}.svg", engine.as_str(), clients[0].as_str()),
+        false => format!("torture-{}.svg", engine.as_str()),
+    };
+    if let Err(error) = std::fs::write(folder.join(name), timeline::draw(outcome)) {
+        eprintln!("the timeline cannot be written: {error}");
+    }
+}
+
+/// Prints the result of a run; whether it is good.
+fn print_outcome(outcome: &Outcome) -> bool {
     let options = &outcome.options;
     let landed = outcome
         .faults
         .iter()
         .filter(|fault| fault.missed.is_none())
         .count();
-    let shares = check::shares(&outcome.evidence);
+    let shares = check::grants_per_process(&outcome.evidence);
     println!(
         "{} {}: {} grants ({} to {} a process), {} faults landed, {} violations",
         options.engine.as_str(),
-        evidence::clients(options),
+        report::clients(options),
         outcome.numbers.grants,
         shares.values().min().unwrap_or(&0),
         shares.values().max().unwrap_or(&0),
@@ -196,7 +207,7 @@ fn told(outcome: &Outcome) -> bool {
         println!("  {problem}");
     }
     if outcome.violations.is_empty() && outcome.problems.is_empty() {
-        println!("  it must be caught, and was not");
+        println!("  the control was not caught");
     }
     for violation in outcome.violations.iter().take(20) {
         println!("  {violation}");

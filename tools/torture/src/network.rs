@@ -1,18 +1,18 @@
-//! What stands between one process and the database: a proxy for each host that it may go to.
+//! The network between one process and the database: a proxy for each host of its URL.
 
 use testkit::Proxy;
 
-/// Proxies that are broken and mended together.
+/// Proxies whose faults begin and end together.
 #[derive(Debug)]
 pub struct Network(Vec<Proxy>);
 
 impl Network {
-    /// Of these. The first leads to where the process writes.
+    /// A network of these proxies. The first leads to the host of the writes.
     pub fn new(proxies: Vec<Proxy>) -> Self {
         Self(proxies)
     }
 
-    /// A URL by way of all of them, in their order; they stand in the place of its host.
+    /// The URL through all proxies, which take the place of its host.
     pub fn url(&self, of: &str) -> String {
         let mut url = self.first().url(of);
         let first = format!("127.0.0.1:{}", self.first().port());
@@ -25,7 +25,7 @@ impl Network {
         url
     }
 
-    /// A URL by way of the first.
+    /// The URL through the first proxy.
     pub fn first_url(&self, of: &str) -> String {
         self.first().url(of)
     }
@@ -59,29 +59,29 @@ impl Network {
         self.0.iter().for_each(|proxy| proxy.refuse(refuse));
     }
 
-    /// The next request is carried out and its reply lost, by whichever of them it comes first.
+    /// Loses the reply to the next request, which is carried out.
     pub fn lose_next_reply(&self) {
         self.0.iter().for_each(|proxy| proxy.lose_next_reply(""));
     }
 
-    /// The next request is lost.
+    /// Loses the next request.
     pub fn lose_next_request(&self) {
         self.0.iter().for_each(|proxy| proxy.lose_next_request(""));
     }
 
-    /// Lose nothing more, where that has not come to pass by all of them.
+    /// Cancels the losses that are still scheduled.
     pub fn lose_nothing(&self) {
-        // What no client ever sends.
+        // No client ever sends this.
         let never = "\u{0}torture: never\u{0}";
         self.0.iter().for_each(|proxy| proxy.lose_next_reply(never));
     }
 
-    /// How many faults have landed.
+    /// The number of faults that took effect.
     pub fn faults_hit(&self) -> u64 {
         self.0.iter().map(Proxy::faults_hit).sum()
     }
 
-    /// Connections that are open now.
+    /// The number of open connections.
     pub fn open_connections(&self) -> usize {
         self.0.iter().map(Proxy::open_connections).sum()
     }

@@ -1,42 +1,43 @@
-//! Which fault comes when: a pure function of engine, seed, seconds and processes.
+//! The plan of the faults: a pure function of engine, seed, length and processes.
 
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::process::Client;
+use crate::worker::Client;
 
-/// What is done to whom. The order is that of the columns of the table in `docs/evidence.md`.
+/// The kinds of faults, in the order of the lists in `docs/evidence.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// SIGKILL while it holds a lock.
+    /// SIGKILL of a process that holds a lock.
     KillHolding,
-    /// SIGKILL within its fenced transaction.
+    /// SIGKILL of a process within its fenced transaction.
     KillInFence,
-    /// SIGKILL while it waits.
+    /// SIGKILL of a process that waits.
     KillWaiting,
-    /// SIGSTOP while it holds, past the ttl; what it does first when it goes on is to write.
+    /// SIGSTOP of a holder for longer than the ttl. It writes first when it goes on.
     FreezeHolding,
-    /// SIGSTOP within its fenced transaction, past the ttl.
+    /// SIGSTOP of a process within its fenced transaction, for longer than the ttl.
     FreezeInFence,
     /// A fenced transaction that is open for longer than the ttl.
     LongFence,
-    /// Nothing passes, for less than the lease.
+    /// Nothing passes, for less than the ttl.
     StallShort,
-    /// Nothing passes, for longer than the lease.
+    /// Nothing passes, for longer than the ttl.
     StallLong,
-    /// What a holder asks is carried out, and it does not hear of it for longer than the lease.
+    /// The statements of a holder are carried out, and the replies held back for longer than the
+    /// ttl.
     StallReplies,
-    /// It is granted a lock, and does not hear of it until trust has ended.
+    /// A lock is granted, and the reply held back until trust has ended.
     LateGrant,
-    /// All its connections are closed.
+    /// All connections of a process are closed.
     Cut,
-    /// All its connections are closed, and new ones refused for a while.
+    /// All connections of a process are closed, and new ones refused for a while.
     Refuse,
-    /// One request is carried out, its reply lost and the connection closed.
+    /// A request is carried out, its reply lost and the connection closed.
     LoseReply,
-    /// One request is lost and the connection closed.
+    /// A request is lost and the connection closed.
     LoseRequest,
-    /// Its wall clock jumps by five minutes, ahead or back.
+    /// The wall clock of a process jumps by five minutes, ahead or back.
     Clock,
     /// The server is stopped and started again.
     Restart,
@@ -46,7 +47,7 @@ pub enum Kind {
     FreezeServer,
     /// The rows of free locks are put back to an older copy, as a restored backup would.
     Restore,
-    /// SQLite: somebody else has the file's write lock for a second.
+    /// SQLite: another writer has the write lock of the file for a second.
     BusyFile,
     /// Galera: a node is killed and started again.
     KillNode,
@@ -59,7 +60,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In a word or two, for tables and pictures.
+    /// Its name in tables and timelines.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::KillHolding => "kill -9 of a holder",
@@ -89,8 +90,8 @@ impl Kind {
         }
     }
 
-    /// A sign for the picture.
-    pub fn sign(self) -> &'static str {
+    /// Its abbreviation in timelines.
+    pub fn abbreviation(self) -> &'static str {
         match self {
             Self::KillHolding => "K",
             Self::KillInFence => "Kf",
@@ -119,7 +120,7 @@ impl Kind {
         }
     }
 
-    /// Whether it befalls everybody.
+    /// Whether it is a fault of the server, for all processes.
     pub fn of_the_server(self) -> bool {
         matches!(
             self,
@@ -135,13 +136,13 @@ impl Kind {
         )
     }
 
-    /// Whether it befalls a node of a cluster.
+    /// Whether it is a fault of a node of a cluster.
     fn of_a_node(self) -> bool {
         use Kind::{ClockOfNode, CutNode, FreezeNode, KillNode};
         matches!(self, KillNode | FreezeNode | CutNode | ClockOfNode)
     }
 
-    /// Whether a database can be broken so.
+    /// Whether an engine can have it.
     fn is_for(self, engine: Engine) -> bool {
         let needs_server = matches!(
             self,
@@ -159,9 +160,10 @@ impl Kind {
         );
         let whole = matches!(self, Self::Restart | Self::KillServer | Self::FreezeServer);
         match engine {
-            // Nor a clock of a client's own: there it is the database's, for which nothing is promised.
+            // The client's clock is that of the database, for whose jumps nothing is promised.
             Engine::Sqlite => !needs_server && self != Self::Clock && !self.of_a_node(),
-            // There an older copy and a clock that is minutes ahead are too much at once.
+            // A node whose clock is ahead grants greater tokens than the next one whose clock is
+            // right, so that older copies prove nothing there.
             Engine::Galera => !whole && !matches!(self, Self::BusyFile | Self::Restore),
             _ => self != Self::BusyFile && !self.of_a_node(),
         }
@@ -196,12 +198,11 @@ pub const KINDS: [Kind; 24] = [
     Kind::ClockOfNode,
 ];
 
-/// The faults that a client goes through: ours all of them, a control those that show what is wrong
-/// with it.
+/// The faults of a run: for the library all kinds, for a control those that expose its mistake.
 pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
     let some: &[Kind] = match client {
         Client::Rust | Client::Python => &KINDS,
-        Client::Naive => &[
+        Client::Correct => &[
             Kind::FreezeHolding,
             Kind::FreezeInFence,
             Kind::StallReplies,
@@ -213,7 +214,7 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
         Client::ClientClock => &[Kind::Clock],
         Client::HandsOutEnded => &[Kind::LateGrant],
         Client::Unfenced => &[Kind::FreezeInFence],
-        Client::Replaced => &[Kind::FreezeHolding, Kind::FreezeInFence],
+        Client::Legacy => &[Kind::FreezeHolding, Kind::FreezeInFence],
     };
     some.iter()
         .copied()
@@ -221,25 +222,25 @@ pub fn kinds(client: Client, engine: Engine) -> Vec<Kind> {
         .collect()
 }
 
-/// One fault.
+/// A planned fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// When it begins, in milliseconds from the start.
     pub at: u64,
-    /// What is done.
+    /// Its kind.
     pub kind: Kind,
-    /// To which process; of no meaning for what befalls the server.
+    /// The process; without meaning for a fault of the server.
     pub victim: usize,
-    /// For how long, in milliseconds, where it has a length.
+    /// Its length in milliseconds, if the kind has one.
     pub lasting: u64,
 }
 
-/// Before the first fault: everybody has begun.
+/// The milliseconds before the first fault, until all processes have begun.
 const QUIET: u64 = 700;
 
-/// The faults of a run.
+/// Plans the faults of a run.
 ///
-/// Every one of `kinds` comes at least once, however short the run is. `clocks` are the processes whose
+/// Each of `kinds` comes at least once, however short the run is. `clocks` are the processes whose
 /// clocks can be set.
 pub fn plan(
     mut kinds: Vec<Kind>,
@@ -251,8 +252,8 @@ pub fn plan(
 ) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
     let end = (run.as_millis() as u64).saturating_sub(QUIET);
-    // A fault takes some three seconds, so about a third of the processes are in trouble at any time;
-    // closer where the run is too short for one of each.
+    // A fault takes some three seconds, so that about a third of the processes have one at any
+    // time; a run that is too short for one of each kind has more.
     let apart = 8000 / processes as u64;
     let many = (end.saturating_sub(QUIET) / apart).max(kinds.len() as u64);
     let step = end.saturating_sub(QUIET) / many;

@@ -1,76 +1,77 @@
-//! One run: a database, processes, faults; then what they left behind, checked.
+//! One run: starts a database and the processes, injects faults, and checks the histories.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use database_locks::Locks;
+use testkit::faketime;
 use testkit::time::{now, sleep};
 
 use crate::check::{self, Evidence, Kind, Numbers, Outage, Row, Violation};
 use crate::clock;
 use crate::engine::{Database, Engine};
-use crate::faults::{self, Actor, Fault};
+use crate::faults::{self, Fault};
 use crate::history;
-use crate::network::Network;
-use crate::plan::{self, plan};
-use crate::process::{Client, Settings};
-use crate::store::Sql;
+use crate::plan::{self, Planned, plan};
+use crate::sql::Sql;
+use crate::worker::{Client, Settings};
+use crate::worker_process::WorkerProcess;
 
-/// The length of all leases: short, so that much comes to pass in two minutes; long enough that a busy
-/// machine renews in time more often than not.
+/// The length of all leases: short, for many grants in two minutes, but long enough for a busy
+/// machine to renew most leases in time.
 pub const TTL: Duration = Duration::from_millis(1500);
-/// The longest that everybody may take to finish: to be served, each after the other, is part of it.
+/// How long all processes may take to finish; each is served once more, one after another.
 const FINISHED_WITHIN: Duration = Duration::from_secs(45);
 
-/// What is to be run.
+/// A run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// On which database.
+    /// The database.
     pub engine: Engine,
-    /// What all choices come from.
+    /// The seed of all choices.
     pub seed: u64,
-    /// For how long faults come.
+    /// How long faults are injected.
     pub length: Duration,
-    /// Who takes part.
+    /// The client of each process.
     pub clients: Vec<Client>,
-    /// On how many locks.
+    /// The number of locks.
     pub locks: usize,
-    /// The program of a worker of ours.
+    /// The program of a worker in Rust.
     pub worker: PathBuf,
     /// A Python that has the package, for [`Client::Python`].
     pub python: Option<PathBuf>,
-    /// A Python that has the package that it replaces, for [`Client::Replaced`].
+    /// A Python that has django-database-locks 0.5, for [`Client::Replaced`].
     pub old_python: Option<PathBuf>,
-    /// Which faults; `None`: all that the client is to go through.
+    /// The faults; `None`: all that suit the client.
     pub kinds: Option<Vec<plan::Kind>>,
-    /// Where histories are kept; they are removed after a run that went well.
+    /// Where the histories of failed runs are kept.
     pub folder: PathBuf,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// As it was asked for.
+    /// The run.
     pub options: Options,
     /// When it began, in microseconds.
     pub began: u64,
-    /// When the last one had ended.
+    /// When the last process had ended.
     pub ended: u64,
     /// What the processes left behind.
     pub evidence: Evidence,
-    /// In numbers.
+    /// Its numbers.
     pub numbers: Numbers,
-    /// What was done to them.
+    /// The faults.
     pub faults: Vec<Fault>,
-    /// What must not be.
+    /// The violations.
     pub violations: Vec<Violation>,
-    /// Why the run proves nothing: faults that did not land, processes that broke.
+    /// Why the run proves nothing: faults that did not land, processes that failed.
     pub problems: Vec<String>,
 }
 
 impl Options {
-    /// Whether these are not ours: they go through faults of their own, and must be caught.
+    /// Whether the clients are a control: it has faults of its own, and must be caught.
     pub fn is_control(&self) -> bool {
         !matches!(self.clients.first(), Some(Client::Rust | Client::Python))
     }
@@ -81,22 +82,22 @@ impl Options {
             folder.join(name).display().to_string()
         };
         let python = |python: &Option<PathBuf>| {
-            let path = python.as_ref().expect("asked for only where it is there");
+            let path = python.as_ref().expect("a run with Python has one");
             path.display().to_string()
         };
         match client {
             Client::Python => vec![python(&self.python), script("worker.py")],
-            Client::Replaced => vec![python(&self.old_python), script("old_worker.py")],
+            Client::Legacy => vec![python(&self.old_python), script("legacy_worker.py")],
             _ => vec![self.worker.display().to_string()],
         }
     }
 }
 
-/// Run it. `None`, with a line that says so, where this machine has no such database.
+/// Runs it. `None`, with a line that says so, if this machine does not have the database.
 ///
 /// # Panics
 ///
-/// When the server cannot be started, or the tables not be made or read.
+/// If the server cannot be started, or the tables cannot be made or read.
 pub fn run(options: &Options) -> Option<Outcome> {
     let database = Database::start(options.engine, options.is_control())?;
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
@@ -104,115 +105,28 @@ pub fn run(options: &Options) -> Option<Outcome> {
         .map(|number| char::from(b'a' + number as u8).to_string())
         .collect();
     runtime.block_on(prepare(&database, &locks, options.is_control()));
+    let folder = fresh_folder(options);
 
-    let folder = options.folder.join(format!(
-        "{}-{}-{}",
-        options.engine.as_str(),
-        options.clients[0].as_str(),
-        options.seed
-    ));
-    // Of an earlier run of the same seed: it would be read as a part of this one.
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("the folder can be written to");
-    let can_fake = faults::faketime().is_some();
-    let mut clocks = Vec::new();
-    let mut actors = Vec::new();
-    for (at, client) in options.clients.iter().enumerate() {
-        let name = format!("{}-{at}", client.as_str());
-        // Those in Python ask a library that would be told a wrong boot-time clock too.
-        let clock = can_fake && at % 2 == 0 && !matches!(client, Client::Python | Client::Replaced);
-        if clock {
-            clocks.push(at);
-        }
-        let network = database.network(at);
-        let by = |network: &Network| {
-            (
-                network.url(&database.url),
-                network.first_url(&database.data),
-            )
-        };
-        let past = || (database.url.clone(), database.data.clone());
-        let (url, data) = network.as_ref().map_or_else(past, by);
-        let settings = Settings {
-            client: *client,
-            who: name.clone(),
-            url,
-            data,
-            locks: locks.clone(),
-            ttl: TTL,
-            seed: options.seed ^ (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
-            history: folder.join(&name),
-        };
-        let clock = clock.then(|| folder.join(format!("{name}.clock")));
-        let program = options.program(*client);
-        actors.push(Mutex::new(Actor::start(
-            &name, settings, program, network, clock,
-        )));
-    }
-
+    let mut workers = start_workers(options, &database, &locks, &folder);
     let mut problems = Vec::new();
-    for actor in &mut actors {
-        let actor = actor.get_mut().expect("nobody has it yet");
-        if !actor.ready() {
-            problems.push(format!("{} did not begin", actor.settings.who));
+    for worker in &mut workers {
+        let worker = unlocked(worker);
+        if !worker.ready() {
+            problems.push(format!("{} did not begin", worker.settings.who));
         }
     }
-    let planned = plan(
-        options
-            .kinds
-            .clone()
-            .unwrap_or_else(|| plan::kinds(options.clients[0], options.engine)),
-        options.seed,
-        options.length,
-        TTL,
-        actors.len(),
-        &clocks,
-    );
     let database = Mutex::new(database);
     let (began, start) = (clock::now(), now());
-    let mut faults: Vec<Fault> = std::thread::scope(|scope| {
-        let (actors, database) = (&actors, &database);
-        let making: Vec<_> = planned
-            .into_iter()
-            .map(|fault| {
-                scope.spawn(move || {
-                    sleep(Duration::from_millis(fault.at).saturating_sub(start.elapsed()));
-                    faults::make(fault, TTL, actors, database)
-                })
-            })
-            .collect();
-        let made = making.into_iter().map(|fault| fault.join());
-        made.map(|fault| fault.expect("a fault can be made"))
-            .collect()
-    });
+    let mut faults = inject_faults(options, &workers, &database);
     sleep(options.length.saturating_sub(start.elapsed()));
-
-    let mut unfinished = Vec::new();
-    for actor in &mut actors {
-        let actor = actor.get_mut().expect("nobody has it any more");
-        if actor.ended() {
-            problems.push(format!("{} ended by itself", actor.settings.who));
-        }
-        actor.finish();
-    }
-    let finishing = now();
-    for actor in &mut actors {
-        let actor = actor.get_mut().expect("nobody has it any more");
-        match actor.wait(FINISHED_WITHIN.saturating_sub(finishing.elapsed())) {
-            Some(true) => {}
-            Some(false) => problems.push(format!("{} failed", actor.settings.who)),
-            None => {
-                unfinished.push(actor.settings.who.clone());
-                actor.kill();
-            }
-        }
-    }
+    let unserved = finish(&mut workers, &mut problems);
     let ended = clock::now();
-    database.lock().expect("nobody has it any more").settle();
-    let database = database.into_inner().expect("nobody has it any more");
+
+    let database = database.into_inner().expect("no thread has it any more");
+    database.settle();
     let (rows, counters) = runtime
         .block_on(left_behind(&database.data))
-        .expect("what was written can be read");
+        .expect("the tables can be read");
     let events = history::read(&folder).expect("histories can be read");
     for fault in &mut faults {
         faults::confirm(fault, &events);
@@ -221,26 +135,15 @@ pub fn run(options: &Options) -> Option<Outcome> {
             problems.push(format!("{kind} at {at} ms did not land: {why}"));
         }
     }
-    let kills = [
-        plan::Kind::KillHolding,
-        plan::Kind::KillInFence,
-        plan::Kind::KillWaiting,
-    ];
-    let outages = faults.iter().map(|fault| Outage {
-        who: (!fault.who.is_empty()).then(|| fault.who.clone()),
-        from: fault.from,
-        until: fault.until,
-        killed: kills.contains(&fault.planned.kind),
-    });
     let evidence = Evidence {
-        outages: outages.collect(),
+        outages: faults.iter().map(outage).collect(),
         events,
         rows,
         counters,
         ttl: TTL.as_micros() as u64,
     };
     let mut violations = check::check(&evidence);
-    violations.extend(unfinished.into_iter().map(|who| Violation {
+    violations.extend(unserved.into_iter().map(|who| Violation {
         kind: Kind::ForgottenWaiter,
         lock: String::new(),
         at: ended,
@@ -256,22 +159,156 @@ pub fn run(options: &Options) -> Option<Outcome> {
         violations,
         problems,
     };
-    if outcome.is_good() {
-        let _ = std::fs::remove_dir_all(&folder);
-    } else {
-        outcome.keep(&folder);
+    match outcome.is_good() {
+        true => drop(std::fs::remove_dir_all(&folder)),
+        false => outcome.keep(&folder),
     }
     Some(outcome)
 }
 
+fn unlocked(worker: &mut Mutex<WorkerProcess>) -> &mut WorkerProcess {
+    worker.get_mut().expect("no thread has it")
+}
+
+/// The folder of the histories, empty: those of an earlier run of the same seed would be read too.
+fn fresh_folder(options: &Options) -> PathBuf {
+    let folder = options.folder.join(format!(
+        "{}-{}-{}",
+        options.engine.as_str(),
+        options.clients[0].as_str(),
+        options.seed
+    ));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("the folder can be written to");
+    folder
+}
+
+/// Whether the process at this place has a wall clock of its own. Processes in Python have not: the
+/// library would give them a wrong boot-time clock too.
+fn has_clock(at: usize, client: Client) -> bool {
+    at % 2 == 0
+        && !matches!(client, Client::Python | Client::Legacy)
+        && faketime::library().is_some()
+}
+
+fn start_workers(
+    options: &Options,
+    database: &Database,
+    locks: &[String],
+    folder: &Path,
+) -> Vec<Mutex<WorkerProcess>> {
+    let start = |(at, client): (usize, &Client)| {
+        let name = format!("{}-{at}", client.as_str());
+        let network = database.network(at);
+        let (url, data) = match &network {
+            Some(network) => (
+                network.url(&database.url),
+                network.first_url(&database.data),
+            ),
+            None => (database.url.clone(), database.data.clone()),
+        };
+        let settings = Settings {
+            client: *client,
+            who: name.clone(),
+            url,
+            data,
+            locks: locks.to_vec(),
+            ttl: TTL,
+            seed: options.seed ^ (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            history: folder.join(&name),
+        };
+        let clock = has_clock(at, *client).then(|| folder.join(format!("{name}.clock")));
+        let program = options.program(*client);
+        Mutex::new(WorkerProcess::start(
+            &name, settings, program, network, clock,
+        ))
+    };
+    options.clients.iter().enumerate().map(start).collect()
+}
+
+/// Injects the planned faults, each on a thread of its own, and waits until all are over.
+fn inject_faults(
+    options: &Options,
+    workers: &[Mutex<WorkerProcess>],
+    database: &Mutex<Database>,
+) -> Vec<Fault> {
+    let client = options.clients[0];
+    let kinds = options.kinds.clone();
+    let kinds = kinds.unwrap_or_else(|| plan::kinds(client, options.engine));
+    let clients = options.clients.iter().enumerate();
+    let clocks: Vec<usize> = clients
+        .filter_map(|(at, client)| has_clock(at, *client).then_some(at))
+        .collect();
+    let planned = plan(
+        kinds,
+        options.seed,
+        options.length,
+        TTL,
+        workers.len(),
+        &clocks,
+    );
+    let start = now();
+    std::thread::scope(|scope| {
+        let inject = |fault: Planned| {
+            scope.spawn(move || {
+                sleep(Duration::from_millis(fault.at).saturating_sub(start.elapsed()));
+                faults::inject(fault, TTL, workers, database)
+            })
+        };
+        let threads: Vec<_> = planned.into_iter().map(inject).collect();
+        let faults = threads.into_iter().map(|thread| thread.join());
+        faults
+            .map(|fault| fault.expect("the fault can be injected"))
+            .collect()
+    })
+}
+
+/// Asks all processes to finish; those that were not served in time.
+fn finish(workers: &mut [Mutex<WorkerProcess>], problems: &mut Vec<String>) -> Vec<String> {
+    for worker in &mut *workers {
+        let worker = unlocked(worker);
+        if worker.ended() {
+            problems.push(format!("{} ended by itself", worker.settings.who));
+        }
+        worker.finish();
+    }
+    let (begun, mut unserved) = (now(), Vec::new());
+    for worker in workers {
+        let worker = unlocked(worker);
+        match worker.wait(FINISHED_WITHIN.saturating_sub(begun.elapsed())) {
+            Some(true) => {}
+            Some(false) => problems.push(format!("{} failed", worker.settings.who)),
+            None => {
+                unserved.push(worker.settings.who.clone());
+                worker.kill();
+            }
+        }
+    }
+    unserved
+}
+
+fn outage(fault: &Fault) -> Outage {
+    let kills = [
+        plan::Kind::KillHolding,
+        plan::Kind::KillInFence,
+        plan::Kind::KillWaiting,
+    ];
+    Outage {
+        who: (!fault.who.is_empty()).then(|| fault.who.clone()),
+        from: fault.from,
+        until: fault.until,
+        killed: kills.contains(&fault.planned.kind),
+    }
+}
+
 impl Outcome {
-    /// Whether all faults landed, and there are no violations; of a control: whether there are some.
+    /// Whether all faults landed without violations; a control must have some.
     pub fn is_good(&self) -> bool {
-        let right = self.options.clients[0] == Client::Naive || !self.options.is_control();
-        self.problems.is_empty() && self.violations.is_empty() == right
+        let correct = self.options.clients[0] == Client::Correct || !self.options.is_control();
+        self.problems.is_empty() && self.violations.is_empty() == correct
     }
 
-    /// The command that repeats it, as far as a busy machine lets anything be repeated.
+    /// The command that repeats it, as far as the scheduling of the machine allows.
     pub fn command(&self) -> String {
         let Options {
             engine,
@@ -322,7 +359,7 @@ async fn prepare(database: &Database, locks: &[String], controls: bool) {
         }
     }
     if let Some(data) = database.data.strip_prefix("sqlite://") {
-        // Writers of one lock do not hold up those of another for long.
+        // In WAL mode a writer delays the others less.
         let file = rusqlite::Connection::open(data).expect("it was made");
         file.pragma_update(None, "journal_mode", "wal")
             .expect("WAL");

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use torture::engine::Engine;
 use torture::plan::Kind;
-use torture::process::Client;
 use torture::run::{Options, Outcome, run};
+use torture::worker::Client;
 
 fn options(engine: Engine, seed: u64) -> Options {
     Options {
@@ -154,7 +154,7 @@ fn unfenced_writes_are_caught() {
 #[ignore = "make prove"]
 fn a_naive_client_without_a_mistake_is_not_caught() {
     for engine in [Engine::Sqlite, Engine::Postgres] {
-        if let Some(outcome) = control(Client::Naive, engine, 14) {
+        if let Some(outcome) = control(Client::Correct, engine, 14) {
             assert_good(&outcome);
         }
     }

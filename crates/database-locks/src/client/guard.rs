@@ -593,11 +593,11 @@ async fn why_lost(
 ) -> Result<Option<Gone>, StoreError> {
     let answers = client
         .store
-        .renew(&[(held.grant.clone(), ttl)], REQUEST_TIMEOUT)
+        .renew(&[(held.latest_grant(), ttl)], REQUEST_TIMEOUT)
         .await?;
     Ok(answers.into_iter().find_map(|answer| match answer {
         Renewal::Lost(gone) => Some(gone),
-        Renewal::Renewed | Renewal::Busy => None,
+        Renewal::Renewed { .. } | Renewal::Busy => None,
     }))
 }
 

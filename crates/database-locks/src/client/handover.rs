@@ -18,8 +18,8 @@ use crate::runtime::clock;
 use crate::store::api::StoreError;
 use crate::store::retry::while_contended;
 use protocol::{
-    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, REQUEST_TIMEOUT, ReleaseCommand,
-    Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
+    AcquireCommand, Gone, Grant, Lease, LockInfo, LostReason, Primary, REQUEST_TIMEOUT,
+    ReleaseCommand, Released, Renewal, ResumeCommand, Ticket, Time, Ttl,
 };
 
 /// Resume the grant of a ticket. Trust is checked last, on the caller's thread, so that the guard
@@ -59,7 +59,7 @@ async fn in_background(
             client: Arc::clone(&client),
             command: Some(&command),
         };
-        let sent = retry_resume(&client, &command).await?;
+        let (sent, confirmed_by) = retry_resume(&client, &command).await?;
         let to = &command.to;
         let lease = Lease::granted(request.timing, sent, to.length);
         if lease.trusted_until() <= clock::now() {
@@ -71,6 +71,7 @@ async fn in_background(
             token: command.token,
             id: to.grant,
             holder: Arc::clone(&to.holder),
+            confirmed_by,
         };
         let begun = start_renewing(&client, grant, lease).await;
         if let Ok(guard) = &begun {
@@ -90,13 +91,16 @@ async fn in_background(
 }
 
 /// Retry until the database answers or the timeout ends; returns when the successful request was
-/// sent.
-async fn retry_resume(client: &Client, command: &ResumeCommand) -> Result<Time, Error> {
+/// sent, and which server confirmed it.
+async fn retry_resume(
+    client: &Client,
+    command: &ResumeCommand,
+) -> Result<(Time, Option<Primary>), Error> {
     let until = clock::now() + REQUEST_TIMEOUT;
     loop {
         let sent = clock::now();
         let failure = match client.store.resume(command, REQUEST_TIMEOUT).await {
-            Ok(Renewal::Renewed) => return Ok(sent),
+            Ok(Renewal::Renewed { confirmed_by }) => return Ok((sent, confirmed_by)),
             Ok(Renewal::Lost(gone)) => {
                 return Err(Error::lost(&command.to.name, Loss::of_another(gone)));
             }
@@ -167,7 +171,7 @@ pub(crate) async fn by_ticket(
         });
         match done.await.map_err(|e| e.into_error(op))? {
             Renewal::Lost(gone) => Err(Error::lost(&ticket.name, Loss::of_another(gone))),
-            Renewal::Renewed | Renewal::Busy => Ok(()),
+            Renewal::Renewed { .. } | Renewal::Busy => Ok(()),
         }
     })
     .await
@@ -195,6 +199,7 @@ async fn run_by_ticket(
         token: ticket.token,
         id: ticket.grant,
         holder: holder.unwrap_or_default().into(),
+        confirmed_by: None,
     };
     match operation {
         ByTicket::Renew(ttl) => {
@@ -208,10 +213,12 @@ async fn run_by_ticket(
             Ok(match answers.first() {
                 Some(Released::Freed | Released::Awaited) => {
                     client.queues.wake(&grant.name);
-                    Renewal::Renewed
+                    Renewal::Renewed { confirmed_by: None }
                 }
                 Some(Released::NotOurs) => Renewal::Lost(LostReason::Released.into()),
-                Some(Released::Busy) if defer(client, &releases[0]) => Renewal::Renewed,
+                Some(Released::Busy) if defer(client, &releases[0]) => {
+                    Renewal::Renewed { confirmed_by: None }
+                }
                 Some(Released::Busy) | None => Renewal::Busy,
             })
         }

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_of_more_than_4_kib_is_error_for() {
+    fn metadata_of_more_than_4_kib_is_refused() {
         let error_for = |why: String| {
             let own = Map::from_iter([("why".to_owned(), json!(why))]);
             metadata(&own, None, false).unwrap_err().to_string()
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_librarys_fields_are_shortened_before_metadata_is_error_for() {
+    fn the_librarys_fields_are_shortened_before_metadata_is_refused() {
         let from = random_grant_id().unwrap();
         let bare = r#"{"from":"","meta":{"why":""}}"#.len() + 32 + ENDED_GRANT_BYTES;
         for left in [0, 1, 5, 20, 100, 1000] {

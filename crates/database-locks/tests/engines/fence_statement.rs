@@ -379,7 +379,7 @@ async fn nobody_gets_the_lock_under_an_open_fence(lab: &Lab) {
             let answers = store.renew(&all, SOON).await.unwrap();
             assert_eq!(answers.len(), 19);
             for answer in answers {
-                assert_eq!(answer, database_locks::seam::Renewal::Renewed);
+                assert!(answer.is_renewed());
             }
             assert!(asked.elapsed() < ms(900), "waited {:?}", asked.elapsed());
         }

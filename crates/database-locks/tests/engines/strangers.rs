@@ -57,12 +57,14 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
 
         let answers = at_once(store.renew(&round, SOON)).await.expect("an answer");
         for (i, answer) in answers.into_iter().enumerate() {
-            let expected = if i == 7 {
-                Renewal::Busy
-            } else {
-                Renewal::Renewed
+            let expected = match i {
+                7 => answer == Renewal::Busy,
+                _ => answer.is_renewed(),
             };
-            assert_eq!(answer, expected, "lock {i} of a table of {rows} more rows");
+            assert!(
+                expected,
+                "lock {i} of a table of {rows} more rows: {answer:?}"
+            );
         }
         let back = [
             ReleaseCommand::of(&round[7].0, LONG.into()),
@@ -80,7 +82,7 @@ async fn a_locked_row_is_busy_and_holds_up_nobody(lab: &Lab) {
         assert!(matches!(other, Outcome::Granted { .. }), "{other:?}");
 
         hold.leave();
-        assert_eq!(renew(&*store, &round[7].0, LONG).await, Renewal::Renewed);
+        assert!(renew(&*store, &round[7].0, LONG).await.is_renewed());
         assert_eq!(release(&*store, &round[7].0).await, Released::Freed);
     }
     promise("P6", lab.engine);

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use database_locks::Ttl;
 use database_locks::seam::{
-    AcquireCommand, Grant, Lane, Outcome, ReleaseCommand, Released, Renewal, Store, StoreError,
-    Table, open,
+    AcquireCommand, Grant, Lane, Outcome, ReleaseCommand, Released, Store, StoreError, Table, open,
 };
 use testkit::contract::{ask, granted, info};
 use testkit::time::wait_until;
@@ -150,6 +149,7 @@ async fn acquired(lane: &dyn Lane, ask: &AcquireCommand) -> Grant {
             token: *token,
             id: ask.grant,
             holder: Arc::clone(&ask.holder),
+            confirmed_by: None,
         },
         other => panic!("not granted: {other:?}"),
     }
@@ -362,12 +362,12 @@ fn renewals_go_over_the_lane_while_the_background_has_no_connection(database: &D
         renewal.map(|renewals| renewals[0].clone())
     };
     proxy.refuse(true);
-    assert_eq!(renews().unwrap(), Renewal::Renewed);
+    assert!(renews().unwrap().is_renewed());
     assert_eq!(proxy.open_connections(), 1);
     drop(home);
     renews().expect_err("no runtime drives the connection");
     proxy.refuse(false);
-    let again = || renews().is_ok_and(|renewal| renewal == Renewal::Renewed);
+    let again = || renews().is_ok_and(|renewal| renewal.is_renewed());
     assert!(wait_until(SOON, again));
 }
 
@@ -409,7 +409,7 @@ fn a_renewal_goes_before_the_acquires_that_wait(database: &Database) {
         let queued = tokio::time::timeout(Duration::from_millis(50), &mut renewal).await;
         assert!(queued.is_err(), "{queued:?}");
         closed.leave();
-        assert_eq!(renewal.await.unwrap(), [Renewal::Renewed]);
+        assert!(renewal.await.unwrap()[0].is_renewed());
         let before = done.load(Ordering::SeqCst);
         assert!(before < CROWD / 2, "behind {before} acquires");
         for task in crowd {

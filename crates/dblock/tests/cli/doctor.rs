@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::support::Sandbox;
 use serde_json::Value;
-use testkit::server::{find_binary, require};
+use testkit::programs::{find_binary, require};
 use testkit::{MariaDb, MySql, MySqlServer, Postgres};
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{DBLOCK, Finished, Sandbox, is_running, wait_until_gone};
-use testkit::server::{find_binary, require};
+use testkit::programs::{find_binary, require};
 
 const GUIDE: &str = include_str!("../../../../docs/cli.md");
 

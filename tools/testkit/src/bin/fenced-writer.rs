@@ -1,14 +1,14 @@
-//! A process that writes under a lock, to be frozen and killed by tests.
+//! A process that writes under a lock, which tests freeze and kill.
 //!
-//! `fenced-writer URL NAME TTL_MS HOW [FILE]`: takes the lock, says `held TOKEN`, waits for a line, writes
-//! its token into the table `data` (on SQLite in FILE, else in the database of the lock) in a
-//! transaction, and says `wrote`, or `refused` and why. HOW is
+//! `fenced-writer URL NAME TTL_MS HOW [FILE]`: takes the lock, says `held TOKEN`, waits for a line,
+//! writes its token into the table `data` (on SQLite in FILE, else in the database of the lock) in
+//! a transaction, and says `wrote`, or `refused` and why. HOW is
 //!
 //! - `fenced`: by the guard's own fence;
 //! - `statement`: by the plain statement, which it has from the guard before it says `held`;
 //! - `unfenced`: without, after it has looked whether it holds the lock before it says `held`;
 //! - `open`: as `fenced`, and it says `open` and waits for another line before it commits.
-#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+#![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::error::Error;
 use std::io::Write;
@@ -47,7 +47,7 @@ async fn main() {
 
 fn say(line: &str) {
     println!("{line}");
-    std::io::stdout().flush().expect("somebody listens");
+    std::io::stdout().flush().expect("the test reads");
 }
 
 fn told() {
@@ -63,7 +63,7 @@ struct Writer<'a> {
     how: &'a str,
 }
 
-/// What the statement found.
+/// The result of the fence statement.
 async fn judged(guard: &LockGuard, fence: &Fence, rows: u64) -> Done<()> {
     match fence.passes(rows) {
         true => Ok(()),

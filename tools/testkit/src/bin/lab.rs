@@ -1,21 +1,25 @@
 //! Real servers for tests that are not written in Rust.
 //!
-//! `lab postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one line of JSON where they
-//! are (`null` for one that this machine does not have, unless `DBLOCK_REQUIRE` names it: then it
-//! fails), and ends them when its standard input ends. Until then it takes commands, one a line, and
-//! answers each with one line of JSON, `{"error": …}` where it does not understand:
+//! `lab postgres postgres18 mariadb mysql pgbouncer galera` starts the servers named, says in one
+//! line of JSON where they are (`null` for one that this machine does not have, unless
+//! `DBLOCK_REQUIRE` names it: then it fails), and ends them when its standard input ends. Until
+//! then it takes commands, one a line, and answers each with one line of JSON, `{"error": …}` where
+//! it does not understand:
 //!
-//! - `database SERVER`: makes an empty database, `{"url": …}`; of `pgbouncer`, which has a PostgreSQL
-//!   server of its own behind it, the `direct_url` too. The other commands are about PgBouncer itself
-//! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port stay
-//! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nobody answers
-//! - a node of a cluster is a server too, `galera/0` to `galera/2`: `kill galera/1`; besides it knows
-//!   `isolate NODE` and `rejoin NODE` (cut off from the others, and back), `start NODE` waits until it
-//!   has caught up, `mend galera` until all have, and `status NODE` says `{"serves": …, "size": …}`
+//! - `database SERVER`: makes an empty database, `{"url": …}`; of `pgbouncer`, which has a
+//!   PostgreSQL server of its own behind it, the `direct_url` too. The other commands are about
+//!   PgBouncer itself
+//! - `stop SERVER`, `kill SERVER` (by SIGKILL), `start SERVER`, `restart SERVER`: data and port
+//!   stay
+//! - `freeze SERVER`, `thaw SERVER`: connections stay open, and nothing is answered
+//! - a node of a cluster is a server too, `galera/0` to `galera/2`: `kill galera/1`; besides it
+//!   knows `isolate NODE` and `rejoin NODE` (cut off from the others, and back), `start NODE` waits
+//!   until it has caught up, `mend galera` until all have, and `status NODE` says `{"serves": …,
+//!   "size": …}`
 //! - `proxy URL`: starts a proxy to the server of that URL, `{"proxy": "p0", "url": …}`
 //! - `stall PROXY`, `stall-replies PROXY`, `resume PROXY`, `cut PROXY`, `refuse PROXY`,
 //!   `accept PROXY`, `close PROXY`, and `counts PROXY`: connections and bytes that have passed
-#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+#![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -50,7 +54,7 @@ const ENGINES: [&str; 6] = [
 ];
 
 fn say(answer: &Value) {
-    // Who no longer listens has also closed our input, which is about to end us.
+    // A test that has ended has closed standard input too, which ends this process.
     let _ = writeln!(std::io::stdout(), "{answer}");
 }
 

@@ -1,4 +1,5 @@
-//! A program that ends in some way right after its lock, which must be free then.
+//! A process that ends in various ways while, or just after, it holds a lock, which must be free
+//! then.
 //!
 //! `lock-ender URL NAME HOW`: takes the lock, and HOW is
 //!
@@ -15,14 +16,15 @@
 //! - `thread-local`: a thread-local value has the guard;
 //! - `elsewhere`: a thread has done it all and goes on, and `main` has never used the library;
 //! - `elsewhere-dropped`: the same, and that thread has dropped the guard;
-//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard in hand;
+//! - `exit-elsewhere`: a thread other than the main one calls `std::process::exit` with the guard
+//!   in hand;
 //! - `exit-beside`: such a thread calls it while the main thread has the guard;
 //! - `given-up`: nothing is held, but an acquire is given up in the middle;
 //! - `when-told`: says `held`, and `main` ends when it is sent a line;
 //! - `fork`: a forked child ends first, which must not wait for anything of its parent;
-//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a call is under
-//!   way.
-#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+//! - `fork-lane`: such a child drops a lane that its parent goes on using, and its runtime, while a
+//!   call is under way.
+#![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -36,6 +38,7 @@ use database_locks::seam::{Outcome, ReleaseCommand, Released, Table, open};
 use database_locks::{Lock, LockGuard, Locks};
 use rustix::process::Pid;
 use testkit::contract::ask;
+use testkit::process::{fork, wait_for_child};
 use tokio::runtime::{Builder, Runtime};
 
 type Done = Result<(), Box<dyn Error>>;
@@ -82,15 +85,7 @@ fn main() -> Done {
             });
             Ok(dropped.recv()?)
         }),
-        "thread-local" => {
-            thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
-            // Before anything of the library's, so that it is dropped after that.
-            KEPT.with(|kept| *kept.borrow_mut() = None);
-            on(one_thread(), url, name, async |guard| {
-                KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
-                Ok(())
-            })
-        }
+        "thread-local" => in_thread_local(url, name),
         "elsewhere" => elsewhere(url, name, Some),
         "elsewhere-dropped" => elsewhere(url, name, |guard| {
             drop(guard);
@@ -101,14 +96,7 @@ fn main() -> Done {
             std::thread::spawn(|| std::process::exit(3));
             std::future::pending().await
         }),
-        "given-up" => threads().block_on(async {
-            let lock = lock(url, name).await?;
-            let mut acquire = pin!(lock.acquire());
-            let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
-            assert!(once.await.is_pending());
-            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
-            Ok(())
-        }),
+        "given-up" => threads().block_on(give_up(url, name)),
         "when-told" => on(threads(), url, name, async |_guard| {
             println!("held");
             std::io::stdin().read_line(&mut String::new())?;
@@ -116,14 +104,34 @@ fn main() -> Done {
         }),
         "fork" => on(one_thread(), url, name, async |guard| {
             drop(guard);
-            match fork() {
-                None => std::process::exit(0),
-                child => child_ends(child),
-            }
+            let Some(child) = fork() else {
+                std::process::exit(0)
+            };
+            child_ends(child);
+            Ok(())
         }),
         "fork-lane" => fork_lane(url, name),
         other => panic!("unknown: {other}"),
     }
+}
+
+fn in_thread_local(url: &str, name: &str) -> Done {
+    thread_local!(static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) });
+    // Before anything of the library's, so that it is dropped after that.
+    KEPT.with(|kept| *kept.borrow_mut() = None);
+    on(one_thread(), url, name, async |guard| {
+        KEPT.with(|kept| *kept.borrow_mut() = Some(guard));
+        Ok(())
+    })
+}
+
+async fn give_up(url: &str, name: &str) -> Done {
+    let lock = lock(url, name).await?;
+    let mut acquire = pin!(lock.acquire());
+    let once = poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx)));
+    assert!(once.await.is_pending());
+    tokio::time::sleep(Duration::from_micros(fastrand::u64(0..3000))).await;
+    Ok(())
 }
 
 fn threads() -> Runtime {
@@ -183,17 +191,9 @@ async fn holding_task(guard: LockGuard) -> Done {
     Ok(begun.await?)
 }
 
-/// None in the child.
-fn fork() -> Option<Pid> {
-    #[allow(unsafe_code, reason = "there is no other way to fork")]
-    // SAFETY: there is no other thread, or the child ends at once.
-    Pid::from_raw(unsafe { libc::fork() })
-}
-
-fn child_ends(child: Option<Pid>) -> Done {
-    rustix::process::waitpid(child, rustix::process::WaitOptions::empty())?;
+fn child_ends(child: Pid) {
+    wait_for_child(child);
     println!("the child has ended");
-    Ok(())
 }
 
 fn fork_lane(url: &str, name: &str) -> Done {
@@ -214,12 +214,11 @@ fn fork_lane(url: &str, name: &str) -> Done {
     let call = runtime.spawn(acquire("another"));
     // The request is sent.
     runtime.block_on(tokio::task::yield_now());
-    let child = fork();
-    if child.is_none() {
+    let Some(child) = fork() else {
         drop((lane, store, runtime));
         std::process::exit(0);
-    }
-    child_ends(child)?;
+    };
+    child_ends(child);
     let what = ReleaseCommand {
         name: ask.name,
         token: Some(token),

@@ -1,21 +1,23 @@
-//! A process that takes locks, to be killed, frozen, forked and cut off by tests.
+//! A process that takes locks, which tests kill, freeze, fork and cut off.
 //!
 //! - `lock-taker count URL NAME ROUNDS FILE locked|unlocked`: adds 1 to the number in FILE, so many
 //!   times, each time under the lock, or without it.
-//! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost REASON`
-//!   when it is, and answers the lines of its standard input: `ask` with `is_held true|false`,
-//!   `release` with what came of it. Ends when its input does; with `leak` it never drops the guard.
-//! - `lock-taker hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where another
-//!   process of the same holder has it.
-//! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes as
-//!   the same one.
-//! - `lock-taker loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant` and which
-//!   thread it is, holds it for so long, gives it back, and begins anew at once, until it is killed.
-//! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it, the
-//!   parent whether it still has it when the child has ended.
-//! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for each process
-//!   its pid, the one that the locks name, and the grant ids.
-#![allow(clippy::print_stdout, reason = "printing is how it answers")]
+//! - `lock-taker hold URL NAME TTL_MS [leak]`: takes the lock, says `held TOKEN`, says `lost
+//!   REASON` when it is, and answers the lines of its standard input: `ask` with `is_held
+//!   true|false`, `release` with what came of it. Ends when its input does; with `leak` it never
+//!   drops the guard.
+//! - `lock-taker hold URL NAME TTL_MS as HOLDER`: the same, as that holder, and at once where
+//!   another process of the same holder has it.
+//! - `lock-taker fork-as URL NAME HOLDER`: takes the lock as that holder and forks; the child comes
+//!   as the same one.
+//! - `lock-taker loop URL NAME HOLD_MS THREADS`: in so many threads takes the lock, says `grant`
+//!   and which thread it is, holds it for so long, gives it back, and begins anew at once, until it
+//!   is killed.
+//! - `lock-taker fork URL NAME`: takes the lock and forks; the child says what it may do with it,
+//!   the parent whether it still has it when the child has ended.
+//! - `lock-taker fork-ids`: has locks granted, forks, and has some more granted in both; says for
+//!   each process its pid, the one that the locks name, and the grant ids.
+#![allow(clippy::print_stdout, reason = "the answers go to standard output")]
 
 use std::io::Write;
 use std::time::Duration;
@@ -54,7 +56,7 @@ fn main() {
 
 fn say(line: &str) {
     println!("{line}");
-    std::io::stdout().flush().expect("somebody listens");
+    std::io::stdout().flush().expect("the test reads");
 }
 
 fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result<(), Error> {
@@ -72,11 +74,11 @@ fn count(url: &str, name: &str, rounds: u32, file: &str, locked: bool) -> Result
         let text = std::fs::read_to_string(file).expect("readable");
         let number: u32 = match text.parse() {
             Ok(number) => number,
-            // Somebody else is just writing: what the lock is there to prevent.
+            // Another process is writing just now, which the lock prevents.
             Err(_) if !locked => 0,
             Err(_) => panic!("a torn number: {text:?}"),
         };
-        // Somebody else comes in between, if the lock does not keep them out.
+        // Without the lock, another process comes in between.
         testkit::time::sleep(Duration::from_millis(1));
         std::fs::write(file, (number + 1).to_string()).expect("writable");
         guard.map_or(Ok(()), |guard| guard.release())?;
@@ -149,9 +151,7 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
     let locks = Locks::connect(url)?;
     let ttl = Duration::from_secs(2);
     let guard = locks.lock(name).ttl(ttl).acquire()?;
-    // SAFETY: what the child does here, allocation and threads of its own, glibc allows after a fork.
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         say(&format!("child: is_held {}", guard.is_held()));
         say(&format!("child: {}", guard.check().expect_err("not ours")));
         // Longer than the ttl: were the child to renew or release it, the parent would notice.
@@ -167,9 +167,8 @@ fn fork(url: &str, name: &str) -> Result<(), Error> {
         drop(guard);
         drop(locks);
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     testkit::time::sleep(ttl);
     say(&format!("parent: is_held {}", guard.is_held()));
     guard.check()?;
@@ -186,17 +185,15 @@ fn fork_as(url: &str, name: &str, holder: &str) -> Result<(), Error> {
         "parent: excludes {}",
         lock.try_acquire()?.is_none()
     ));
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         match lock.try_acquire() {
             Ok(Some(taken)) => say(&format!("child: greater {}", taken.token() > guard.token())),
             Ok(None) => say("child: excluded"),
             Err(error) => say(&format!("child: {}", error.chain())),
         }
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     say(&format!(
         "parent: {:?}",
         guard.check().err().map(|e| e.to_string())
@@ -220,22 +217,10 @@ fn fork_ids() -> Result<(), Error> {
         Ok(())
     };
     report()?;
-    let pid = split();
-    if pid == 0 {
+    let Some(child) = testkit::process::fork() else {
         report()?;
         std::process::exit(0);
-    }
-    let child = rustix::process::Pid::from_raw(pid).expect("a child");
-    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).expect("it ends");
+    };
+    testkit::process::wait_for_child(child);
     report()
-}
-
-/// Fork: 0 in the child.
-#[allow(
-    unsafe_code,
-    reason = "a child that goes on without exec is what is tested"
-)]
-fn split() -> i32 {
-    // SAFETY: what the child does, allocation and threads of its own, glibc allows after a fork.
-    unsafe { libc::fork() }
 }

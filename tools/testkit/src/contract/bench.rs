@@ -1,4 +1,4 @@
-//! A table to try a clause on, and the calls that the clauses are made of.
+//! The table of one clause, and the calls that clauses share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use database_locks::{ListFilter, LockInfo, LockName, LockState, Token, Ttl};
 
 /// A lease that does not end while a test runs.
 pub(super) const LONG: Duration = Duration::from_secs(25);
-/// A lease that the test outwaits; long enough for a few round trips on a busy machine.
+/// A lease whose end the test awaits; long enough for a few round trips on a busy machine.
 pub(super) const SHORT: Duration = Duration::from_millis(400);
-/// How long a call may take before a clause fails.
+/// How long a call may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
 /// A table of its own in some database, and how to connect to it.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// As it is called in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
+    /// Its name in promises: `memory`, `sqlite`, `postgres`, `mariadb`, `mysql`, `galera`,
     /// `mysql-group`.
     pub engine: &'static str,
-    /// Where the database is; of several nodes each client has the next.
+    /// The URLs of the database; the clients take the nodes in turn.
     urls: Vec<String>,
     clients: Arc<AtomicUsize>,
     /// The table, if it is not the usual one.
@@ -62,31 +62,31 @@ impl Bench {
         }
     }
 
-    /// The same with a way to change rows by hand; not for `memory`, which has no SQL.
+    /// Adds a way to change rows by SQL; `memory` has none.
     #[must_use]
     pub fn with_sql(mut self, run: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.by_hand = Some(ByHand(Arc::new(run)));
         self
     }
 
-    /// The same with clients that take and release locks by their lanes.
+    /// Lets the clients use the direct path.
     #[must_use]
     pub fn by_lane(mut self) -> Self {
         self.by_lane = true;
         self
     }
 
-    /// Run a statement by hand.
+    /// Runs a statement as another client.
     ///
     /// # Panics
     ///
-    /// Where the bench was made without [`Bench::with_sql`].
+    /// If the bench has no [`Bench::with_sql`].
     pub fn sql(&self, statement: &str) {
         let ByHand(run) = self.by_hand.as_ref().expect("a way to run SQL by hand");
         run(statement);
     }
 
-    /// Whether leases end by being watched, and not by a clock of the database.
+    /// Whether leases end by observation rather than by a clock of the database.
     pub fn is_cluster(&self) -> bool {
         matches!(self.engine, "galera" | "mysql-group")
     }
@@ -115,7 +115,7 @@ pub fn name(text: &str) -> LockName {
     LockName::new(text).expect("a good name")
 }
 
-/// A request for `name` that nobody else makes.
+/// A new request for `name`.
 pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
     AcquireCommand {
         name: name(lock),
@@ -127,7 +127,7 @@ pub fn ask(lock: &str, holder: &str, length: Duration) -> AcquireCommand {
     }
 }
 
-/// Ask once; conflicts of the engine that are not about this lock are tried again.
+/// Asks once; repeats after conflicts that are not about this lock.
 pub async fn try_once(store: &dyn Store, ask: &AcquireCommand) -> Outcome {
     for _ in 0..200 {
         match store.acquire(std::slice::from_ref(ask), WITHIN).await {
@@ -147,12 +147,13 @@ pub(super) fn grant_of(ask: &AcquireCommand, token: Token) -> Grant {
         token,
         id: ask.grant,
         holder: Arc::clone(&ask.holder),
+        confirmed_by: None,
     }
 }
 
 /// A grant, made now.
 ///
-/// On a cluster a lease that has ended is first watched for as long as it lasted.
+/// On a cluster, an expired lease is first observed for its length.
 pub async fn granted(store: &dyn Store, lock: &str, holder: &str, length: Duration) -> Grant {
     let mut ask = ask(lock, holder, length);
     for _ in 0..100 {
@@ -175,7 +176,7 @@ async fn watched(lapse: &ObservedExpiry) -> Option<Version> {
     Some(lapse.version.clone())
 }
 
-/// What a contender of a lease that has ended has watched, where that is how leases end.
+/// The observation of an expired lease by a contender, on a cluster.
 pub(super) async fn lapsed(bench: &Bench, lock: &str) -> Option<Version> {
     if !bench.is_cluster() {
         return None;
@@ -202,7 +203,7 @@ pub async fn release(store: &dyn Store, grant: &Grant) -> Released {
     store.release(&[what], WITHIN).await.expect("an answer")[0]
 }
 
-/// What the table says, once somebody else has made the row: a node may hear of it a moment later.
+/// Reads a row that another client has made; a node may apply it a moment later.
 pub(super) async fn info_soon(store: &dyn Store, lock: &str) -> Option<LockInfo> {
     for _ in 0..200 {
         let found = info(store, lock).await;
@@ -214,7 +215,7 @@ pub(super) async fn info_soon(store: &dyn Store, lock: &str) -> Option<LockInfo>
     None
 }
 
-/// What the table says.
+/// Reads the row of a lock.
 pub async fn info(store: &dyn Store, lock: &str) -> Option<LockInfo> {
     store
         .read(&[name(lock)], WITHIN)

@@ -1,4 +1,4 @@
-//! The contract on the direct path: a store whose locks are taken and released by its lane.
+//! A store whose acquires and releases use the direct path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,7 @@ use database_locks::seam::{
 };
 use database_locks::{ListFilter, LockInfo, LockName, Ttl};
 
-use super::Bench;
-use crate::lab::Lab;
-
-/// A lab for [`contract_tests!`](crate::contract_tests) whose clients use their lanes.
-#[derive(Debug)]
-pub struct LaneLab(pub Lab);
-
-impl LaneLab {
-    /// For the store contract.
-    pub fn bench(&self) -> Bench {
-        self.0.bench().by_lane()
-    }
-}
-
-/// A store that takes and releases by its lane.
+/// A store whose acquires and releases use its lane.
 #[derive(Debug)]
 pub(super) struct ByLane(pub(super) Arc<dyn Store>);
 
@@ -33,7 +19,7 @@ impl ByLane {
     }
 }
 
-/// The answer of a lane, kept to a deadline as its callers do.
+/// Bounds an answer of a lane, as its callers do.
 async fn kept<T>(within: Duration, lane: &dyn Lane, reply: Reply<'_, T>) -> Result<T, StoreError> {
     match tokio::time::timeout(within, reply).await {
         Ok(answer) => answer,

@@ -1,4 +1,4 @@
-//! Many locks in one call: what is quick about most of them must be right about each.
+//! Many locks in one call: each is answered as if it were alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use database_locks::{LockInfo, LockName, LockState, Ttl};
 use super::bench::{Bench, LONG, WITHIN, ask, grant_of, granted, name, release, try_once};
 use crate::promise::promise;
 
-/// More than a statement is about, whatever the engine.
+/// More locks than one statement of any engine takes.
 const CROWD: usize = 300;
 
 fn crowd() -> Vec<AcquireCommand> {
@@ -53,8 +53,8 @@ async fn give_back(
     returns
 }
 
-/// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are held,
-/// one that is asked for twice and one that is asked for with another length.
+/// A crowd of locks is acquired as each of them would be alone: new ones, free ones, ones that are
+/// held, one that is asked for twice and one that is asked for with another length.
 pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
     let store = bench.ready().await;
     let mut asks = crowd();
@@ -82,7 +82,7 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
         let (mut mine, mut granted) = (Vec::new(), Vec::new());
         for (i, (ask, outcome)) in asks.iter().zip(&outcomes).enumerate() {
             let row = &rows[&ask.name];
-            let Outcome::Granted { token, length } = outcome else {
+            let Outcome::Granted { token, length, .. } = outcome else {
                 assert!(
                     held.contains(&i) || i >= CROWD || i == 41,
                     "{i}: {outcome:?}"
@@ -118,8 +118,8 @@ pub async fn a_crowd_of_acquires_is_answered_one_by_one(bench: &Bench) {
     }
 }
 
-/// A crowd of locks is released as each of them would be alone: ones that were taken from us, one whose
-/// token was never learnt, one that is another's and one of no row; and nothing twice.
+/// A crowd of locks is released as each of them would be alone: ones that were taken from us, one
+/// whose token was never learnt, one that is another's and one of no row; and nothing twice.
 pub async fn a_crowd_of_releases_is_answered_one_by_one(bench: &Bench) {
     for size in [24, CROWD] {
         releases(bench, size).await;
@@ -180,8 +180,8 @@ async fn releases(bench: &Bench, size: usize) {
     }
 }
 
-/// Clients that contend for two locks, and renew what they hold, hold each lock one at a time; each grant
-/// has a greater token than all before it.
+/// Clients that contend for two locks, and renew what they hold, hold each lock one at a time; each
+/// grant has a greater token than all before it.
 pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
     const CLIENTS: usize = 12;
     const GRANTS: usize = 10;
@@ -204,7 +204,8 @@ pub async fn contending_clients_hold_a_lock_one_at_a_time(bench: &Bench) {
                     .renew(&[(grant.clone(), Ttl::from(LONG))], WITHIN)
                     .await;
                 match renewed.as_deref() {
-                    Ok([Renewal::Renewed | Renewal::Busy]) | Err(StoreError::Contention(_)) => {}
+                    Ok([Renewal::Renewed { .. } | Renewal::Busy])
+                    | Err(StoreError::Contention(_)) => {}
                     other => panic!("{other:?}"),
                 }
                 seen.lock().expect("no panic").0 = false;

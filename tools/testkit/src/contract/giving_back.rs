@@ -1,4 +1,4 @@
-//! By its holder, or by force.
+//! Releases: by the holder, and by force.
 
 use database_locks::seam::{Force, ReleaseCommand, Released, Renewal, random_grant_id};
 use database_locks::{LostReason, Ttl};
@@ -6,7 +6,7 @@ use database_locks::{LostReason, Ttl};
 use super::bench::{Bench, LONG, WITHIN, granted, holder_of, name, release, renew};
 use crate::promise::promise;
 
-/// A release by force frees, tells the holder so, and lets the tokens grow.
+/// A release by force frees the lock, notifies the holder, and keeps tokens growing.
 pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
     let store = bench.ready().await;
     assert_eq!(
@@ -35,7 +35,7 @@ pub async fn a_release_by_force_is_told_to_the_holder(bench: &Bench) {
     promise("P6", bench.engine);
 }
 
-/// An acquire whose reply was lost is given back by its grant id alone.
+/// A grant whose reply was lost is released by its grant id alone.
 pub async fn a_grant_whose_token_is_unknown_can_be_given_back(bench: &Bench) {
     let store = bench.ready().await;
     let grant = granted(&*store, "job", "me", LONG).await;

@@ -1,11 +1,11 @@
-//! What every engine has to do, clause by clause, at the seam: an engine is done when it passes.
+//! The store contract: the clauses that each engine must pass.
 //!
-//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes one
-//! named test of each for an engine. The database's own clock runs, with short leases; times that
-//! are waited for are bounds with room.
+//! Each clause is an `async fn` of a [`Bench`]; [`contract_tests!`](crate::contract_tests) makes
+//! one test of each clause for an engine. Leases are short and run by the clock of the database;
+//! the bounds of waits leave room for a busy machine.
 
 mod acquiring;
-mod bench;
+pub(crate) mod bench;
 mod by_lane;
 mod crowds;
 mod giving_back;
@@ -15,9 +15,9 @@ mod same_holder;
 mod table;
 mod tickets;
 
+pub use crate::lab::LaneLab;
 pub use acquiring::*;
 pub use bench::{Bench, ask, granted, info, list, name, release, renew, try_once};
-pub use by_lane::LaneLab;
 pub use crowds::*;
 pub use giving_back::*;
 pub use renewing::*;
@@ -26,12 +26,12 @@ pub use same_holder::*;
 pub use table::*;
 pub use tickets::*;
 
-/// Make one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
+/// Makes one test of each clause: `contract_tests!(memory, Lab::memory())`, where the expression is
 /// an `Option<Lab>`, and `None` skips. An attribute before the name is that of each test.
-#[macro_export]
+#[macro_export(local_inner_macros)]
 macro_rules! contract_tests {
     ($(# $attribute:tt)? $engine:ident, $lab:expr) => {
-        $crate::contract_tests!($(# $attribute)? $engine, $lab,
+        contract_tests!($(# $attribute)? $engine, $lab,
             a_held_lock_names_its_holder,
             expired_is_free,
             released_is_free,
@@ -76,7 +76,7 @@ macro_rules! contract_tests {
         );
     };
     ($engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
-        $crate::contract_tests!(#[cfg(all())] $engine, $lab, $($clause),*);
+        contract_tests!(#[cfg(all())] $engine, $lab, $($clause),*);
     };
     (# $attribute:tt $engine:ident, $lab:expr, $($clause:ident),* $(,)?) => {
         mod $engine {

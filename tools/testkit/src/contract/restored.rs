@@ -1,4 +1,4 @@
-//! Tokens after the table has come back from a backup or a copy: they go on growing all the same.
+//! Tokens keep growing after the table was restored from a backup or a copy.
 
 use std::time::Duration;
 

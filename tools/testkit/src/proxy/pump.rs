@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, tcp};
 
-use super::{Loss, State, Tally};
+use super::state::{Loss, State};
 
-/// What is read at once: a request of any test fits, so that a pattern is not torn in two.
+/// The size of a read: any request of a test fits, so that a pattern is never split.
 const CHUNK: usize = 64 * 1024;
 
 /// Forward in both directions until the server ends the connection or a fault does.
@@ -24,7 +24,7 @@ pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)
     let losing = AtomicBool::new(false);
     let up = async {
         if up(state, from_client, to_server, &losing).await == Up::Said {
-            // The server may not have: it is the other direction that ends it.
+            // The server may still answer: the other direction ends the connection.
             std::future::pending::<()>().await;
         }
     };
@@ -37,7 +37,7 @@ pub(super) async fn both(state: &State, client: TcpStream, target: (String, u16)
 /// How the client's direction ended.
 #[derive(PartialEq, Eq)]
 enum Up {
-    /// The client has said all it had to say.
+    /// The client has closed its direction.
     Said,
     /// By an error or a fault, and the connection with it.
     Over,
@@ -109,31 +109,4 @@ async fn down(
             return;
         }
     }
-}
-
-impl Tally {
-    /// Count a chunk of a client's, and say whether the scheduled loss is due to it.
-    fn request(&mut self, chunk: &[u8]) -> Option<Loss> {
-        self.counts.chunks_up += 1;
-        self.counts.bytes_up += chunk.len() as u64;
-        for (pattern, count) in &mut self.patterns {
-            *count += u64::from(contains(chunk, pattern));
-        }
-        let (_, loss) = self
-            .scheduled
-            .take_if(|(pattern, _)| contains(chunk, pattern))?;
-        if loss == Loss::Request {
-            self.faults_hit += 1;
-        }
-        Some(loss)
-    }
-
-    fn reply(&mut self, length: usize) {
-        self.counts.chunks_down += 1;
-        self.counts.bytes_down += length as u64;
-    }
-}
-
-fn contains(chunk: &[u8], pattern: &[u8]) -> bool {
-    pattern.is_empty() || chunk.windows(pattern.len()).any(|window| window == pattern)
 }

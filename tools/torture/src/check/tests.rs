@@ -1,6 +1,7 @@
 //! The checker on histories made by hand, good ones and bad ones.
 
 use super::*;
+use crate::history::{Event, What};
 
 const MS: u64 = 1000;
 
@@ -26,7 +27,7 @@ impl Story {
     fn asked(self, at: u64, who: &str) -> Self {
         let lock = "a".into();
         let asked = What::Asked {
-            ask: 1,
+            request: 1,
             lock,
             wait: None,
         };
@@ -34,13 +35,13 @@ impl Story {
     }
 
     fn granted(self, at: u64, who: &str, token: i64) -> Self {
-        self.event(at, who, What::Granted { ask: 1, token })
+        self.event(at, who, What::Granted { request: 1, token })
     }
 
     fn trusted(self, at: u64, who: &str, lasting: u64) -> Self {
         let (before, lasting) = ((at - 1) * MS, lasting * MS);
         let trusted = What::Trusted {
-            ask: 1,
+            request: 1,
             before,
             lasting,
         };
@@ -48,10 +49,13 @@ impl Story {
     }
 
     fn released(self, at: u64, who: &str) -> Self {
-        self.event(at, who, What::Releasing { ask: 1 }).event(
+        self.event(at, who, What::Releasing { request: 1 }).event(
             at + 1,
             who,
-            What::Released { ask: 1, ok: true },
+            What::Released {
+                request: 1,
+                ok: true,
+            },
         )
     }
 
@@ -69,7 +73,7 @@ impl Story {
             at,
             who,
             What::Write {
-                ask: 1,
+                request: 1,
                 id: id.clone(),
             },
         )
@@ -126,7 +130,7 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
             1600,
             "x",
             What::Lost {
-                ask: 1,
+                request: 1,
                 ended: None,
                 reason: "expired".into(),
             },
@@ -137,7 +141,7 @@ fn a_take_over_when_trust_has_ended_is_no_violation() {
 /// A reply that came when trust had ended: its holder looks, and only then knows.
 fn handed_out_late(ended: u64) -> Story {
     let lost = What::Lost {
-        ask: 1,
+        request: 1,
         ended: Some(ended * MS),
         reason: "expired".into(),
     };
@@ -174,7 +178,8 @@ fn two_who_trust_at_once_are_found() {
     assert_eq!(story.found(), [Kind::TwoHolders]);
 }
 
-/// Trust is what the holder said of the future too: that it was frozen and said no more changes nothing.
+/// Trust is what the holder said of the future too: that it was frozen and said no more changes
+/// nothing.
 #[test]
 fn trust_goes_on_between_two_looks() {
     let story = Story::new()
@@ -192,7 +197,7 @@ fn trust_goes_on_between_two_looks() {
 #[test]
 fn a_look_that_was_frozen_between_question_and_answer_is_no_trust_at_its_end() {
     let late = What::Trusted {
-        ask: 1,
+        request: 1,
         before: 10 * MS,
         lasting: 1300 * MS,
     };
@@ -271,7 +276,8 @@ fn a_write_after_a_newer_grant_is_found_though_that_one_never_wrote() {
     assert_eq!(story.found(), [Kind::StaleWrite]);
 }
 
-/// It was fenced when the older lease ended: nobody else had been granted the lock when it committed.
+/// It was fenced when the older lease ended: nobody else had been granted the lock when it
+/// committed.
 #[test]
 fn a_long_write_before_the_next_grant_is_none() {
     let story = Story::new()

@@ -113,7 +113,7 @@ mod postgres {
         const ENGINE: &'static str = "postgres";
 
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
-            pass(self.client(), fence).await
+            run_fence(self.client(), fence).await
         }
     }
 
@@ -121,7 +121,7 @@ mod postgres {
         const ENGINE: &'static str = "postgres";
 
         async fn run_fence(&mut self, fence: &Fence) -> Result<(), Failed> {
-            pass(self, fence).await?;
+            run_fence(self, fence).await?;
             let rows = self.query_typed(IN_TRANSACTION, &[]).await;
             let rows = rows.map_err(|e| failed(fence, e))?;
             match rows.first().map(|row| row.try_get(0)) {

@@ -110,7 +110,7 @@ impl<'a> Acquisition<'a> {
                 Some(outcome) => outcome,
                 None => self.attempt.once().await,
             };
-            if let Ok(Outcome::Granted { token, length }) = outcome {
+            if let Ok(Outcome::Granted { token, length, .. }) = outcome {
                 self.client.outages.log_answered(sent);
                 match self.granted(token, length, sent).await? {
                     Some(guard) => return Ok(Some(guard)),

@@ -24,7 +24,7 @@ use crate::store::api::StoreError;
 use protocol::REQUEST_TIMEOUT;
 use protocol::{
     AcquireCommand, Grant, GrantId, Holder, Lease, LostReason, MAX_FIRST_GRANT, ObservedExpiry,
-    Outcome, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
+    Outcome, Primary, ReleaseCommand, Released, TakeOverCommand, Time, Token, Ttl,
 };
 
 /// One grant that is being requested. If it is dropped while its outcome is unknown, the grant is
@@ -39,6 +39,8 @@ pub(crate) struct Attempt {
     _own: OwnGrant,
     /// When the latest request was sent.
     sent: Time,
+    /// The server that granted it, if that is known.
+    confirmed_by: Option<Primary>,
     is_unknown: bool,
     /// Closes when the request on the direct path ends: answered, or dropped as late.
     under_way: Option<oneshot::Receiver<()>>,
@@ -60,6 +62,7 @@ impl Attempt {
             _own: OwnGrant::new(command.grant),
             command,
             sent: Time::ZERO,
+            confirmed_by: None,
             is_unknown: false,
             under_way: None,
         })
@@ -74,7 +77,7 @@ impl Attempt {
         let wait = self.request.wait.filter(|wait| !wait.is_zero());
         let (done, under_way) = oneshot::channel();
         self.under_way = Some(under_way);
-        let before = self.begin();
+        let before = self.prepare();
         let answer = entry.acquire(self.command.clone(), wait, done).await?;
         self.under_way = None;
         Some(self.answered(before, answer))
@@ -110,7 +113,12 @@ impl Attempt {
             // A renewal locks the row only for a moment, a fence possibly for long, so the fence is
             // waited for like a holder.
             Outcome::Busy if !self.request.once() => Outcome::Held(from),
-            Outcome::Granted { token, .. } => {
+            Outcome::Granted {
+                token,
+                confirmed_by,
+                ..
+            } => {
+                self.confirmed_by = confirmed_by;
                 tracing::debug!(
                     lock.name = self.request.name.as_str(),
                     lock.token = token.get(),
@@ -125,13 +133,13 @@ impl Attempt {
     }
 
     async fn acquire(&mut self) -> Result<Outcome, StoreError> {
-        let before = self.begin();
+        let before = self.prepare();
         let answer = self.client.acquires.ask(self.command.clone()).await;
         self.answered(before, answer)
     }
 
     /// Prepare a request; returns whether the outcome of an earlier one is unknown.
-    fn start_renewing(&mut self) -> bool {
+    fn prepare(&mut self) -> bool {
         self.sent = clock::now();
         self.command.lapsed = self
             .client
@@ -155,7 +163,10 @@ impl Attempt {
             Outcome::Held(_) => false,
             // An own earlier request whose reply was lost may have the row locked.
             Outcome::Busy => before,
-            Outcome::Granted { .. } => true,
+            Outcome::Granted { confirmed_by, .. } => {
+                self.confirmed_by = confirmed_by;
+                true
+            }
         };
         Ok(outcome)
     }
@@ -222,6 +233,7 @@ impl Attempt {
             token,
             id: self.command.grant,
             holder: Arc::clone(&self.request.holder),
+            confirmed_by: self.confirmed_by,
         };
         start_renewing(&self.client, grant, lease).await
     }

@@ -117,7 +117,7 @@ async fn directly(client: &Arc<Client>, request: &Arc<AcquireRequest>) -> Result
         Ok(Outcome::Granted { .. }) if request.timing.is_confirmed_later() => {
             Direct::Undecided(Some(Box::new(FirstTry(attempt, Some(outcome)))))
         }
-        Ok(Outcome::Granted { token, length }) => {
+        Ok(Outcome::Granted { token, length, .. }) => {
             client.outages.log_answered(attempt.sent());
             client.queues.acquired(&request.name);
             match attempt.granted(token, length).await {

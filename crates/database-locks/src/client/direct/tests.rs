@@ -44,6 +44,7 @@ impl Lane for Server {
         let granted = |ask: &AcquireCommand| Outcome::Granted {
             token: Token::from_db(1),
             length: ask.length,
+            confirmed_by: None,
         };
         Box::pin(self.answer(acquires.iter().map(granted).collect()))
     }

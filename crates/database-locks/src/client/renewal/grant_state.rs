@@ -12,7 +12,7 @@ use crate::error::loss::Loss;
 use crate::metrics::{self, Engine};
 use crate::runtime::callbacks;
 use crate::runtime::clock;
-use protocol::{Gone, Grant, Lease, LostReason, Time, Ttl};
+use protocol::{Gone, Grant, Lease, LostReason, Primary, Time, Ttl};
 
 /// Status of a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct Trouble {
 #[derive(Debug)]
 pub(crate) struct GrantState {
     pub(crate) grant: Grant,
+    /// The server that granted or renewed it last, if that is known.
+    confirmed_by: Mutex<Option<Primary>>,
     /// Keeps other callers of this process from preempting the grant.
     _own: OwnGrant,
     engine: Engine,
@@ -73,6 +75,7 @@ impl GrantState {
         metrics::held(engine);
         Arc::new(Self {
             _own: OwnGrant::new(grant.id),
+            confirmed_by: Mutex::new(grant.confirmed_by),
             grant,
             engine,
             since: clock::now(),
@@ -84,6 +87,23 @@ impl GrantState {
             status: watch::Sender::new(Status::Held(lease.confirmed())),
             listeners: Listeners::default(),
         })
+    }
+
+    /// Note the server that renewed the grant.
+    pub(crate) fn confirmed_by(&self, server: Option<Primary>) {
+        if server.is_some() {
+            let confirmed_by = self.confirmed_by.lock();
+            *confirmed_by.unwrap_or_else(PoisonError::into_inner) = server;
+        }
+    }
+
+    /// The grant, with the server that granted or renewed it last.
+    pub(crate) fn latest_grant(&self) -> Grant {
+        let confirmed_by = self.confirmed_by.lock();
+        Grant {
+            confirmed_by: *confirmed_by.unwrap_or_else(PoisonError::into_inner),
+            ..self.grant.clone()
+        }
     }
 
     /// How long the grant may still be trusted. Zero: lost, whether or not the scheduler has marked

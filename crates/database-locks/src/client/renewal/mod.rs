@@ -61,7 +61,7 @@ struct Entry {
 impl Entry {
     fn renewing(&mut self) -> (Grant, Ttl) {
         self.held.renewing();
-        (self.held.grant.clone(), self.lease.renewing())
+        (self.held.latest_grant(), self.lease.renewing())
     }
 }
 
@@ -571,6 +571,7 @@ mod tests {
             token: Token::from_db(1),
             id: random_grant_id().unwrap(),
             holder: "me".into(),
+            confirmed_by: None,
         };
         let lease = Lease::granted(timing, sent, ttl);
         (GrantState::new("memory", grant, &lease), lease)

@@ -100,8 +100,11 @@ impl Scheduler {
         table.reconnects.reset();
         for ((grant, _), answer) in part.iter().zip(answers) {
             match answer {
-                Renewal::Renewed => {
+                Renewal::Renewed { confirmed_by } => {
                     tally.renewed += 1;
+                    if let Some(entry) = table.entries.get(&grant.id) {
+                        entry.held.confirmed_by(confirmed_by);
+                    }
                     table.answered(grant.id, sent, (Answer::Renewed, None), &mut events);
                 }
                 Renewal::Busy => {

@@ -2,6 +2,8 @@
 
 pub(crate) mod backoff;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) mod connector;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) mod hosts;
 pub(crate) mod source;
 pub(crate) mod table;

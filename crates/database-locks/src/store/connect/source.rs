@@ -101,23 +101,23 @@ impl Missing {
     fn of(what: &str, why: &BoxError) -> Self {
         let of_no_use = why.downcast_ref().map(io::Error::kind);
         match Self::later(what, why) {
-            Self::Later(said) if of_no_use == Some(io::ErrorKind::InvalidInput) => {
-                Self::Unusable(said)
+            Self::Later(message) if of_no_use == Some(io::ErrorKind::InvalidInput) => {
+                Self::Unusable(message)
             }
             missing => missing,
         }
     }
 
     fn later(what: &str, why: &BoxError) -> Self {
-        let (mut said, mut next) = (why.to_string(), why.source());
+        let (mut message, mut next) = (why.to_string(), why.source());
         while let Some(why) = next {
             let more = why.to_string();
-            if !said.contains(&more) {
-                said = format!("{said}: {more}");
+            if !message.contains(&more) {
+                message = format!("{message}: {more}");
             }
             next = why.source();
         }
-        Self::Later(format!("{what} could not be had: {said}"))
+        Self::Later(format!("{what} could not be had: {message}"))
     }
 }
 
@@ -208,11 +208,11 @@ impl Source {
         };
         let done = tokio::time::timeout(PATIENCE, answer.wait_for(Option::is_some)).await;
         match done {
-            Ok(Ok(said)) => said.clone().unwrap_or_else(panicked),
+            Ok(Ok(message)) => message.clone().unwrap_or_else(panicked),
             Ok(Err(_)) => panicked(),
             Err(_) => {
-                let said = format!("no answer within {}", Human(PATIENCE));
-                Err(Missing::later("the password", &said.into()))
+                let message = format!("no answer within {}", Human(PATIENCE));
+                Err(Missing::later("the password", &message.into()))
             }
         }
     }

@@ -4,7 +4,8 @@ use std::io;
 
 use mysql_async::{DriverError, IoError, ServerError};
 
-use super::super::{NO_ID, NO_TOKEN, StoreError};
+use crate::store::api::{NO_ID, NO_TOKEN, StoreError};
+use crate::store::connect::hosts::{Failure, Verdict};
 
 pub(crate) const INIT: &str = "make it with `dblock init` or `locks.migrate()`";
 const UPGRADE: &str = "the table is of an older version: run `dblock init` or `locks.migrate()`";
@@ -14,7 +15,7 @@ const LOGIN: &str = "check user name and password first: MySQL answers so for a 
                      give this user another login: ALTER USER … IDENTIFIED WITH caching_sha2_password on \
                      MySQL, IDENTIFIED VIA ed25519 or mysql_native_password on MariaDB";
 
-/// Whether there is no room left to write to. Then nothing was done, and it passes when room is made.
+/// Whether there is no space left. Then nothing was done, and it passes when there is space.
 fn is_full(error: &ServerError) -> bool {
     let no_space = ["No space left", "quota exceeded", "errno: 28", "error 28"];
     match error.code {
@@ -26,69 +27,70 @@ fn is_full(error: &ServerError) -> bool {
 
 /// What an error means, and whether the connection is of no use after it.
 ///
-/// Put into words of ours: the driver's own errors may hold whole packets.
+/// In words of this library: the driver's own errors may hold whole packets.
 pub(crate) fn meaning(at: &str, error: &mysql_async::Error) -> (StoreError, bool) {
     use mysql_async::Error::{Driver, Io, Server};
     match error {
         Server(error) => of_server(at, error),
         Driver(error) => (of_driver(at, error), true),
         Io(IoError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let said = format!("{at}: the server closed the connection");
-            (StoreError::Unavailable(said.into()), true)
+            let message = format!("{at}: the server closed the connection");
+            (StoreError::Unavailable(message.into()), true)
         }
         Io(IoError::Io(error)) => {
-            let said = format!("{at}: {error}");
-            (StoreError::Unavailable(said.into()), true)
+            let message = format!("{at}: {error}");
+            (StoreError::Unavailable(message.into()), true)
         }
         error => {
-            let said = format!("{at}: {error}");
-            (StoreError::Unavailable(said.into()), true)
+            let message = format!("{at}: {error}");
+            (StoreError::Unavailable(message.into()), true)
         }
     }
 }
 
 fn of_driver(at: &str, error: &DriverError) -> StoreError {
     if let DriverError::UnknownAuthPlugin { name } = error {
-        let said = format!("{at}: the server asks for a login by {name}, which is not supported");
-        return StoreError::rejected(said, Some(LOGIN));
+        let message =
+            format!("{at}: the server asks for a login by {name}, which is not supported");
+        return StoreError::rejected(message, Some(LOGIN));
     }
     let text = error.to_string();
-    let said = format!("{at}: {}", text.trim_end_matches('.'));
+    let message = format!("{at}: {}", text.trim_end_matches('.'));
     match error {
         DriverError::CleartextPluginDisabled | DriverError::MysqlOldPasswordDisabled => {
-            StoreError::rejected(said, Some(LOGIN))
+            StoreError::rejected(message, Some(LOGIN))
         }
         DriverError::ConnectionClosed => {
             StoreError::Unavailable(format!("{at}: the server closed the connection").into())
         }
-        _ => StoreError::Unavailable(said.into()),
+        _ => StoreError::Unavailable(message.into()),
     }
 }
 
 fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
-    let said = format!("{at}: {} (error {})", error.message, error.code);
+    let message = format!("{at}: {} (error {})", error.message, error.code);
     if is_full(error) {
-        let said = format!("the disk of the database, or its tablespace, is full: {said}");
-        return (StoreError::cannot_serve(said), false);
+        let message = format!("the disk of the database, or its tablespace, is full: {message}");
+        return (StoreError::cannot_serve(message), false);
     }
     match error.code {
         // Rolled back by the group, in the words of the storage engine.
-        1180 if error.message.contains("149") => (StoreError::Contention(said.into()), false),
-        1062 if is_of_primary_key(error) => (StoreError::rejected(said, hint(error)), false),
+        1180 if error.message.contains("149") => (StoreError::Contention(message.into()), false),
+        1062 if is_of_primary_key(error) => (StoreError::rejected(message, hint(error)), false),
         // Lock wait, deadlock, duplicate key, NOWAIT, changed since the snapshot, rolled back by
         // the group, table altered or statement to be prepared anew, KILL QUERY.
         1205 | 1213 | 1062 | 3572 | 1020 | 3101 | 1412 | 1615 | 1317 => {
-            (StoreError::Contention(said.into()), false)
+            (StoreError::Contention(message.into()), false)
         }
         // Read-only: a failover, and the next connection may find the new primary.
         1290 | 1836 if error.message.to_lowercase().contains("read-only") => {
             let (text, code) = (&error.message, error.code);
-            let said = format!("the server at {at} is read-only: {text} (error {code})");
-            (StoreError::cannot_serve(said), true)
+            let message = format!("the server at {at} is read-only: {text} (error {code})");
+            (StoreError::cannot_serve(message), true)
         }
-        1290 | 1792 | 1836 => (StoreError::cannot_serve(said), true),
+        1290 | 1792 | 1836 => (StoreError::cannot_serve(message), true),
         // Too many connections.
-        1040 | 1203 | 1226 => (StoreError::cannot_serve(said), true),
+        1040 | 1203 | 1226 => (StoreError::cannot_serve(message), true),
         // Shutting down, gone, killed, cluster node not ready, cut off from the
         // others while it commits, not in step with them, offline, no answer.
         1047
@@ -105,12 +107,12 @@ fn of_server(at: &str, error: &ServerError) -> (StoreError, bool) {
         | 3100
         | 3168
         | 3796..=3799
-        | 4031 => (StoreError::Unavailable(said.into()), true),
+        | 4031 => (StoreError::Unavailable(message.into()), true),
         // Out of memory, of room for row locks, of undo slots.
-        1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(said), false),
-        _ if error.state.starts_with("40") => (StoreError::Contention(said.into()), false),
-        _ if error.state.starts_with("08") => (StoreError::Unavailable(said.into()), true),
-        _ => (StoreError::rejected(said, hint(error)), false),
+        1037 | 1041 | 1206 | 1637 => (StoreError::cannot_serve(message), false),
+        _ if error.state.starts_with("40") => (StoreError::Contention(message.into()), false),
+        _ if error.state.starts_with("08") => (StoreError::Unavailable(message.into()), true),
+        _ => (StoreError::rejected(message, hint(error)), false),
     }
 }
 
@@ -138,6 +140,34 @@ fn hint(error: &ServerError) -> Option<&'static str> {
         1049 => "check the database's name at the end of the URL, or create it",
         _ => return None,
     })
+}
+
+impl From<StoreError> for Failure<String> {
+    fn from(error: StoreError) -> Self {
+        let answers = error.is_answer();
+        let (verdict, source, hint) = match error {
+            StoreError::Unavailable(source) if answers => (Verdict::ReadOnly, source, None),
+            StoreError::Contention(source) | StoreError::Unavailable(source) => {
+                (Verdict::Unavailable, source, None)
+            }
+            StoreError::Rejected { hint, source } => (Verdict::Refused, source, hint),
+        };
+        Self {
+            verdict,
+            said: source.to_string(),
+            hint,
+        }
+    }
+}
+
+impl From<Failure<String>> for StoreError {
+    fn from(failure: Failure<String>) -> Self {
+        match failure.verdict {
+            Verdict::Unavailable => Self::Unavailable(failure.said.into()),
+            Verdict::ReadOnly => Self::cannot_serve(failure.with_hint()),
+            Verdict::Refused => Self::rejected(failure.said, failure.hint.as_deref()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -208,8 +238,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_called_so_and_other_write_errors_are_not() {
-        let said = told(1114, "The table 't' is full").0.to_string();
-        assert!(said.contains("disk of the database"), "{said}");
+        let message = told(1114, "The table 't' is full").0.to_string();
+        assert!(message.contains("disk of the database"), "{message}");
         let other = told(1030, "Got error 168 from storage engine")
             .0
             .to_string();
@@ -257,10 +287,10 @@ mod tests {
         let (StoreError::Rejected { hint, source }, true) = meaning("h:1", &error) else {
             panic!("not refused");
         };
-        let (said, hint) = (source.to_string(), hint.unwrap_or_default());
+        let (message, hint) = (source.to_string(), hint.unwrap_or_default());
         assert!(
-            said.contains("sha256_password") && !said.ends_with('.'),
-            "{said}"
+            message.contains("sha256_password") && !message.ends_with('.'),
+            "{message}"
         );
         assert!(hint.starts_with("check user name and password"), "{hint}");
         assert!(hint.contains("caching_sha2_password"), "{hint}");

@@ -8,18 +8,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
-use super::super::Lane;
-use super::super::Reply;
-use super::super::StoreError;
-use super::super::keep_to;
-use super::connection::{Flag, Promise, Server, caught, connect, panicked, place};
 use crate::runtime;
 use crate::runtime::fork::Gated;
+use crate::store::api::{Lane, Reply, StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
+use crate::store::mysql::connection::caught::{caught, panicked};
+use crate::store::mysql::connection::config::Server;
 use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::{Flag, Promise, connect, place};
 use protocol::{AcquireCommand, Grant, Outcome, ReleaseCommand, Released, Renewal, Ttl};
 
-/// Where the connection is while no call uses it.
+/// The connection while no call uses it.
 #[derive(Default)]
 struct Place {
     session: Option<Session>,
@@ -37,8 +36,8 @@ struct Slot {
     dialled: Arc<AtomicBool>,
 }
 
-/// Both look whether the place is locked, and lock it for that: with the slot of the lane locked, so that
-/// neither takes the other for a call.
+/// Both test whether the place is locked by locking it. The slot of the lane has to be locked
+/// meanwhile, so that neither takes the other for a call.
 impl Slot {
     /// Whether a call uses the connection, or is about to.
     fn is_in_use(&self) -> bool {
@@ -56,8 +55,9 @@ impl Slot {
 
 /// The lane of MySQL and MariaDB.
 ///
-/// A call takes the connection out, runs its statements within the caller's own future and puts it back.
-/// One that is dropped meanwhile, since it was late or its runtime ended, drops the connection with it.
+/// A call takes the connection out, runs its statements within the caller's future and puts it
+/// back. If that future is dropped meanwhile, since the call was late or its runtime ended, the
+/// connection is dropped with it.
 pub(crate) struct DirectPath {
     server: Arc<Server>,
     slot: Mutex<Option<Arc<Slot>>>,
@@ -86,8 +86,8 @@ impl DirectPath {
         self.slot().as_ref().is_some_and(|slot| slot.is_up())
     }
 
-    /// That of the runtime which calls. The connection of another one, which has ended or rests, would
-    /// never answer: it is dropped as it is.
+    /// The slot of the current runtime. The connection of another runtime, which has ended or is
+    /// not driven, would never answer: it is dropped as it is.
     fn slot_here(&self) -> Result<Arc<Slot>, StoreError> {
         let home = Handle::try_current()
             .map_err(|error| StoreError::Unavailable(error.into()).undone())?;
@@ -109,8 +109,8 @@ impl DirectPath {
     /// Take the connection out of its place, which stays locked until it is put back. Where there is
     /// none, one is made; the answer says whether that was so.
     ///
-    /// A task makes it, so that callers who wait for less time than that takes come to have one. After a
-    /// failure none is made for a while: what was said the last time still stands.
+    /// A task makes it, so that it is completed even if the caller gives up earlier. After a
+    /// failure none is made for a while, and calls fail with the latest failure.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl DirectPath {
             let stands = made || !place.backoff.pause().is_zero();
             match place.failure.as_ref() {
                 Some(failure) if stands => return Err(not_here(failure)),
-                // The runtime has ended, and with it the task that was to make one.
+                // The runtime has ended, and with it the task that was making the connection.
                 None if made => return Err(not_here(&StoreError::cannot_serve("no connection"))),
                 _ => {}
             }
@@ -144,10 +144,10 @@ impl DirectPath {
 
     /// Carry out `work` with `what`, which changes nothing if it was carried out before.
     ///
-    /// A connection that the server has closed meanwhile is noticed by what is sent on it. To ask first
-    /// whether it is still there would cost each call a second round trip, and tells nothing of the
-    /// moment after. So the work is repeated once, on a new connection. `tells`: whether the second
-    /// answer says what became of the first.
+    /// A call notices only by sending that the server has closed the connection. A ping before each
+    /// call would cost a second round trip, and the connection could still be closed after it. So
+    /// the work is repeated once, on a new connection. `tells`: whether the second answer shows
+    /// what became of the first.
     async fn call<W: Sync + ?Sized, T>(
         &self,
         what: &W,
@@ -162,7 +162,7 @@ impl DirectPath {
             };
             let done = caught(work(&mut session, what)).await;
             let done = done.map_err(panicked).flatten();
-            // A connection that did not answer is of no use.
+            // A connection that did not answer is not used again.
             let answered = done.as_ref().err().is_none_or(StoreError::is_answer);
             if answered && !session.is_broken() {
                 place.session = Some(session);
@@ -178,7 +178,7 @@ impl DirectPath {
         done.map_err(|failure| place(&self.server, failure))
     }
 
-    /// Renew leases on it, on the runtime that drives it, which may be at rest.
+    /// Renew leases on it, on the runtime that drives it, which may not be running.
     pub(crate) async fn renew(
         self: &Arc<Self>,
         grants: Vec<(Grant, Ttl)>,
@@ -194,7 +194,7 @@ impl DirectPath {
             let done = lane.call(&*grants, |on, all| Box::pin(on.renew(all)), |_| true);
             done.await
         }));
-        // The runtime of threads that block is driven by none while none blocks.
+        // No thread drives the runtime of blocking callers while none of them blocks.
         runtime::finish(&home, ended_too);
         let stop = task.abort_handle();
         let answer = async { task.await.unwrap_or_else(|_| Err(ended())) };
@@ -202,8 +202,8 @@ impl DirectPath {
     }
 }
 
-/// There is no connection of the lane, which says nothing of the server: it may have no room for two, and
-/// a wrong password is found out by that of the background.
+/// The lane has no connection, which says nothing about the server: it may allow only one, and the
+/// background connection reports a wrong password.
 fn not_here(failure: &StoreError) -> StoreError {
     StoreError::Unavailable(failure.to_string().into()).undone()
 }
@@ -218,20 +218,21 @@ impl Lane for DirectPath {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        // A grant that is there already is recognised by its id. What has the row locked may be the first.
+        // A grant that is there already is recognised by its id. The row may be locked by the first
+        // request.
         let tells = |outcomes: &Vec<_>| !outcomes.contains(&Outcome::Busy);
-        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire_many(all)), tells))
+        Box::pin(self.call(asks, |on, all| Box::pin(on.acquire(all)), tells))
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        // A lock that was released is as little ours as one that was lost.
+        // After a release the row looks as after a loss.
         let tells = |done: &Vec<_>| !done.contains(&Released::NotOurs);
-        Box::pin(self.call(returns, |on, all| Box::pin(on.release_many(all)), tells))
+        Box::pin(self.call(returns, |on, all| Box::pin(on.release(all)), tells))
     }
 
-    /// A call that is late keeps its connection until it is dropped, which may be never: its owner may not poll it
-    /// any more. Calls that come now make another. One that waited while a connection is made shall have that the
-    /// next time.
+    /// A late call keeps its connection until it is dropped, which may be never: its owner may not
+    /// poll it any more. Later calls make another connection. One that is being made stays for the
+    /// next call.
     fn give_up(&self) {
         let hangs = self.slot().take_if(|slot| slot.is_in_use());
         drop(hangs);

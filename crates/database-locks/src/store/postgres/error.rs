@@ -1,4 +1,4 @@
-//! What a server's or driver's error means to whoever called.
+//! What an error of the server or the driver means: the table of SQLSTATEs.
 
 use tokio_postgres::error::SqlState;
 
@@ -9,32 +9,32 @@ use crate::store::connect::tls::{Complaint, complaint};
 /// An error, as the callers of this engine need to know it. The driver's own says "db error" and
 /// leaves the rest to its sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct ServerError {
     pub(crate) kind: Kind,
-    /// In words, without anything secret.
-    pub(crate) said: String,
+    /// Without anything secret.
+    pub(crate) message: String,
     pub(crate) code: Option<SqlState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Somebody else was first. Try again soon.
+    /// A conflicting transaction was first. Try again soon.
     Contention,
-    /// It cannot serve just now; the connection is as good as another.
+    /// The server cannot serve just now; another connection would not help.
     Unavailable,
-    /// Another connection may fare better.
+    /// Another connection may be better.
     Gone,
-    /// A pooler gave our prepared statements to somebody else, or somebody else's to us.
+    /// A pooler mixed up the prepared statements of several clients.
     Pooled,
-    /// Something is not there. If it was there before, it may come back: a table that is renamed away or
-    /// restored, a database that is closed for a while. Else a refusal, with what to do.
+    /// Something is not there. If it was there before, it may come back: a table that is renamed or
+    /// restored, a database that is closed for a while. Else it is [`Rejected`](Self::Rejected), with the hint.
     Missing(Option<&'static str>),
-    /// Trying again will not help; what may.
+    /// Trying again will not help; the hint says what may.
     Rejected(Option<&'static str>),
 }
 
-impl Refusal {
-    /// What it means to a caller whose table has been used through this link, or has not.
+impl ServerError {
+    /// Decide what is [`Missing`](Kind::Missing), by whether the table has been used before.
     pub(crate) fn settled(mut self, was_there: bool) -> Self {
         if let Kind::Missing(hint) = self.kind {
             self.kind = match was_there {
@@ -45,30 +45,30 @@ impl Refusal {
         self
     }
 
-    /// Whether it is this login that was refused: the user or the password.
+    /// Whether the server refused the user or the password.
     pub(crate) fn is_about_login(&self) -> bool {
         let code = self.code.as_ref().map(SqlState::code);
         matches!(code, Some("28P01" | "28000"))
     }
 
-    pub(crate) fn unavailable(said: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
-            kind: Kind::Unavailable,
-            said: said.into(),
+            kind,
+            message: message.into(),
             code: None,
         }
     }
 
-    pub(crate) fn rejected(said: impl Into<String>, hint: Option<&'static str>) -> Self {
-        Self {
-            kind: Kind::Rejected(hint),
-            said: said.into(),
-            code: None,
-        }
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, message)
+    }
+
+    pub(crate) fn rejected(message: impl Into<String>, hint: Option<&'static str>) -> Self {
+        Self::new(Kind::Rejected(hint), message)
     }
 }
 
-/// What to do where a pooler is in between that knows no start-up `options`.
+/// The hint for a pooler that does not know start-up `options`.
 pub(crate) const POOLER: &str = "a pooler in between does not pass `options` on: name the table as \
                                  SCHEMA.NAME, or set search_path by ALTER ROLE … SET";
 
@@ -139,26 +139,25 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
     }
 }
 
-impl From<tokio_postgres::Error> for Refusal {
+impl From<tokio_postgres::Error> for ServerError {
     fn from(error: tokio_postgres::Error) -> Self {
         use std::error::Error as _;
 
         if let Some(db) = error.as_db_error() {
-            let said = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+            let message = format!("{} (SQLSTATE {})", db.message(), db.code().code());
             // PgBouncer's words, under the code for a broken protocol.
-            let pooler = said.contains("unsupported startup parameter");
+            let pooler = message.contains("unsupported startup parameter");
             return Self {
-                kind: if pooler {
-                    Kind::Rejected(Some(POOLER))
-                } else {
-                    kind_of(db.code(), db.routine())
+                kind: match pooler {
+                    true => Kind::Rejected(Some(POOLER)),
+                    false => kind_of(db.code(), db.routine()),
                 },
-                said,
+                message,
                 code: Some(db.code().clone()),
             };
         }
-        // In the driver's words, which has no other way to tell. On a connection that was made, what
-        // TLS has to say means that it broke.
+        // By the driver's text, which is all that it tells. On a connection that was made before, an error of
+        // TLS means that it broke.
         if error.to_string().starts_with("error performing TLS") {
             let source = error.source().map(ToString::to_string);
             let none = source.as_deref() == Some("server does not support TLS");
@@ -174,47 +173,42 @@ impl From<tokio_postgres::Error> for Refusal {
             || error
                 .source()
                 .is_some_and(|source| source.is::<std::io::Error>());
-        let said = match error.source() {
+        let message = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        let kind = match &*said {
+        let kind = match &*message {
             _ if broken => Kind::Gone,
-            // The driver's word where the server asks for a password and the URL has none.
-            said if said.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
+            // The driver's text if the server asks for a password and the URL has none.
+            text if text.ends_with("password missing") => Kind::Rejected(Some(PASSWORD)),
             _ => Kind::Rejected(None),
         };
-        Self {
-            kind,
-            said,
-            code: None,
-        }
+        Self::new(kind, message)
     }
 }
 
-impl From<Refusal> for Failure<&'static str> {
-    fn from(refusal: Refusal) -> Self {
-        let (verdict, hint) = match refusal.kind {
+impl From<ServerError> for Failure<&'static str> {
+    fn from(error: ServerError) -> Self {
+        let (verdict, hint) = match error.kind {
             Kind::Rejected(hint) | Kind::Missing(hint) => (Verdict::Refused, hint),
             _ => (Verdict::Unavailable, None),
         };
-        let said = refusal.said;
         Self {
             verdict,
-            said,
+            said: error.message,
             hint,
         }
     }
 }
 
-impl From<Failure<&'static str>> for Refusal {
+impl From<Failure<&'static str>> for ServerError {
     fn from(failure: Failure<&'static str>) -> Self {
         match failure.verdict {
             Verdict::Unavailable => Self::unavailable(failure.said),
-            // As the server itself would say it: a failover may be under way, and a wait outlasts that.
+            // As the server itself would say it: a failover may be under way, which a waiter waits for.
             Verdict::ReadOnly => Self {
                 kind: Kind::Unavailable,
-                said: failure.with_hint(),
+                message: failure.with_hint(),
                 code: Some(SqlState::READ_ONLY_SQL_TRANSACTION),
             },
             Verdict::Refused => Self::rejected(failure.said, failure.hint),
@@ -222,19 +216,21 @@ impl From<Failure<&'static str>> for Refusal {
     }
 }
 
-impl From<Refusal> for StoreError {
-    fn from(refusal: Refusal) -> Self {
-        // What a server says that shuts down, or starts, is that it cannot be reached.
-        let code = refusal.code.as_ref().map(SqlState::code);
+impl From<ServerError> for StoreError {
+    fn from(error: ServerError) -> Self {
+        // An answer of a server that shuts down or starts counts as none.
+        let code = error.code.as_ref().map(SqlState::code);
         // 57014: cancelled, or past a limit of the role's own.
         let serves = code.is_some_and(|code| {
             code == "57014" || !(code.starts_with("08") || code.starts_with("57"))
         });
-        match refusal.kind {
-            Kind::Contention => Self::Contention(refusal.said.into()),
-            Kind::Unavailable | Kind::Gone if serves => Self::cannot_serve(refusal.said),
-            Kind::Unavailable | Kind::Gone | Kind::Pooled => Self::Unavailable(refusal.said.into()),
-            Kind::Rejected(hint) | Kind::Missing(hint) => Self::rejected(refusal.said, hint),
+        match error.kind {
+            Kind::Contention => Self::Contention(error.message.into()),
+            Kind::Unavailable | Kind::Gone if serves => Self::cannot_serve(error.message),
+            Kind::Unavailable | Kind::Gone | Kind::Pooled => {
+                Self::Unavailable(error.message.into())
+            }
+            Kind::Rejected(hint) | Kind::Missing(hint) => Self::rejected(error.message, hint),
         }
     }
 }
@@ -345,20 +341,20 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_there_may_come_back_and_what_never_was_is_a_refusal() {
-        let refusal = |code: &str| Refusal {
+    fn what_has_been_there_may_come_back_and_what_never_was_is_rejected() {
+        let error = |code: &str| ServerError {
             kind: kind_of(&SqlState::from_code(code), None),
-            said: "no".into(),
+            message: "no".into(),
             code: Some(SqlState::from_code(code)),
         };
         for code in ["42P01", "42703", "3F000", "3D000", "55000", "XX000"] {
-            let first = StoreError::from(refusal(code).settled(false));
+            let first = StoreError::from(error(code).settled(false));
             assert!(matches!(first, StoreError::Rejected { .. }), "{code}");
-            let later = StoreError::from(refusal(code).settled(true));
+            let later = StoreError::from(error(code).settled(true));
             assert!(matches!(later, StoreError::Unavailable(_)), "{code}");
         }
         for code in ["42501", "28P01", "22P02"] {
-            let later = StoreError::from(refusal(code).settled(true));
+            let later = StoreError::from(error(code).settled(true));
             assert!(matches!(later, StoreError::Rejected { .. }), "{code}");
         }
     }

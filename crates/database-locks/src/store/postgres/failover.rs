@@ -1,4 +1,4 @@
-//! Which server it is that answers: after a failover it is another one than that which granted.
+//! Which server answers: after a failover it is another one than the one that granted.
 //!
 //! A cluster has a *system identifier* from when it was made, which its standbys share, and a
 //! *timeline*, which goes up with each promotion. Both may be read by every role:
@@ -7,46 +7,44 @@
 
 use tokio_postgres::Client;
 
-use super::connection::Connection;
-use crate::client::own_grants::{self, Primary};
 use crate::store::connect::hosts::Failure;
 use crate::store::connect::url::Address;
-use crate::store::postgres::error::{Kind, Refusal};
-use protocol::{AcquireCommand, Grant, GrantId, LockRow, Outcome, Renewal, judge, judge_elsewhere};
+use crate::store::postgres::error::ServerError;
+use protocol::Primary;
 
 /// The timeline is the first eight digits of the name of the file that is being written. Not that of
 /// `pg_control_checkpoint()`, which for minutes after a promotion is still the old one.
 const IDENTITY: &str = "
-    SELECT system_identifier,
+    SELECT system_identifier AS system,
            CASE WHEN NOT pg_is_in_recovery()
-                THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END
+                THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline
       FROM pg_control_system()";
 
-/// Ask who it is. None where that is not to be known: a service that is not quite PostgreSQL may lack
-/// these functions, and a standby writes no timeline.
+/// Ask which server it is; none if it does not say: a service that is not quite PostgreSQL may lack these
+/// functions, and a standby writes no timeline.
 pub(crate) async fn ask(client: &Client) -> Option<Primary> {
     let rows = match client.query_typed(IDENTITY, &[]).await {
         Ok(rows) => rows,
         Err(error) => {
             tracing::debug!(
                 "the server does not say which it is: {}",
-                Refusal::from(error).said
+                ServerError::from(error).message
             );
             return None;
         }
     };
     let row = rows.first()?;
-    let timeline: Option<&str> = row.try_get(1).ok()?;
+    let timeline: Option<&str> = row.try_get("timeline").ok()?;
     Some(Primary {
-        system: row.try_get(0).ok()?,
+        system: row.try_get("system").ok()?,
         timeline: u32::from_str_radix(timeline?, 16).ok()?,
     })
 }
 
-/// Refuse a primary whose place another one has taken: what it grants, that one does not know of.
+/// Refuse a primary that another one has replaced, which does not know of its grants.
 ///
-/// Whoever brings an old primary back as it was, beside the new one or after it, has to restart what
-/// was served by the new one: the other way round a process would go from one to the other, and back.
+/// If an operator brings an old primary back, beside the new one or after it, the programs that were served by
+/// the new one have to be restarted. Otherwise a process might go from one to the other and back.
 pub(crate) fn no_step_back(
     address: &Address,
     found: Option<Primary>,
@@ -57,7 +55,7 @@ pub(crate) fn no_step_back(
             if found.system == latest.system && found.timeline < latest.timeline =>
         {
             let (old, new) = (found.timeline, latest.timeline);
-            Err(Refusal::unavailable(format!(
+            Err(ServerError::unavailable(format!(
                 "{address} is a former primary, of timeline {old}, and that of timeline {new} has \
                  taken its place (if it was brought back on purpose, restart this program)"
             ))
@@ -67,8 +65,8 @@ pub(crate) fn no_step_back(
     }
 }
 
-/// Another server has taken the place of the one that served before.
-pub(crate) fn tell(before: Primary, now: Primary) {
+/// Log that another server has replaced the one that served before.
+pub(crate) fn log(before: Primary, now: Primary) {
     let which = match before.system == now.system {
         true => format!("timeline {} after {}", now.timeline, before.timeline),
         false => format!("system {} after {}", now.system, before.system),
@@ -77,54 +75,6 @@ pub(crate) fn tell(before: Primary, now: Primary) {
         "another server has taken the place of the database's ({which}): locks that it does not know \
          of are lost"
     );
-}
-
-/// Remember who made these grants.
-pub(crate) fn granted<'a>(
-    on: &Connection,
-    asked: impl Iterator<Item = (&'a AcquireCommand, &'a Outcome)>,
-) {
-    let granted = asked.filter(|(_, outcome)| matches!(outcome, Outcome::Granted { .. }));
-    confirmed(on, granted.map(|(ask, _)| &ask.grant));
-}
-
-/// Remember who granted or renewed these.
-pub(crate) fn confirmed<'a>(on: &Connection, grants: impl Iterator<Item = &'a GrantId>) {
-    if let Some(server) = on.server {
-        own_grants::confirmed(server, grants.copied());
-    }
-}
-
-/// What a plain read says of each grant that was not renewed; `rows` in the order of `grants`, none for
-/// one that is gone.
-///
-/// Where another server says so than the one that confirmed the grant last, it is not known what
-/// happened to it, but that it was forgotten.
-pub(crate) async fn judge_all(
-    on: &Connection,
-    unrenewed: Vec<(&Grant, Option<&LockRow>)>,
-) -> Result<Vec<Renewal>, Refusal> {
-    let verdicts: Vec<_> = unrenewed
-        .iter()
-        .map(|(grant, row)| {
-            let before = own_grants::confirmer(grant.id);
-            match (before, on.server) {
-                (Some(before), Some(now)) if before != now => judge_elsewhere(grant, *row),
-                _ => judge(grant, *row),
-            }
-        })
-        .collect();
-    let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
-    if lost && !on.is_direct() && on.server.is_some() && ask(&on.client).await != on.server {
-        // A pooler has gone on to another server under a connection that stayed. A new one knows
-        // which, and asks again.
-        return Err(Refusal {
-            kind: Kind::Gone,
-            said: "the pooler leads to another server than before".into(),
-            code: None,
-        });
-    }
-    Ok(verdicts)
 }
 
 #[cfg(test)]

@@ -1,59 +1,56 @@
-//! The lane: takes and releases locks on a connection of its own, driven by the runtime of the caller.
+//! The lane: acquires and releases locks on a connection of its own, driven by the runtime of the caller.
 
 use std::future::ready;
+use std::sync::Arc;
 
-use super::acquire_by;
+use super::connection::manager::ConnectionManager;
+use super::connection::session::Session;
 use super::notify::Listener;
+use super::statements::acquire::acquire;
+use super::statements::release::release;
 use crate::store::api::{Lane, Reply};
-use crate::store::postgres::connection::connector::Link;
-use crate::store::postgres::statements::acquire::acquire;
-use crate::store::postgres::statements::release::release;
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 #[derive(Debug)]
-pub(crate) struct Direct {
-    link: Link,
-    /// The background connection, which listens.
-    background: Link,
+pub(crate) struct DirectLane {
+    connection: ConnectionManager,
+    /// The connection that listens.
+    background: ConnectionManager,
     listener: Listener,
 }
 
-impl Direct {
-    pub(crate) fn new(background: &Link, listener: &Listener) -> Self {
+impl DirectLane {
+    pub(crate) fn new(background: &ConnectionManager, listener: &Listener) -> Self {
         Self {
-            link: background.for_lane(),
+            connection: background.for_lane(),
             background: background.clone(),
             listener: listener.clone(),
         }
     }
 }
 
-impl Lane for Direct {
+impl Lane for DirectLane {
     fn connect(&self) -> Reply<'_, ()> {
-        Box::pin(self.link.directly(|_| ready(Ok(()))))
+        Box::pin(self.connection.run_direct(|_| ready(Ok(()))))
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        let outcomes = self
-            .link
-            .directly(move |on| async move { acquire(&on, asks).await });
-        Box::pin(acquire_by(
-            (&self.listener, &self.background),
-            asks,
-            outcomes,
-        ))
+        Box::pin(async move {
+            let work = |on: Arc<Session>| async move { acquire(&on, asks).await };
+            let outcomes = self.connection.run_direct(work).await?;
+            self.listener.granted(&self.background, asks, &outcomes);
+            Ok(outcomes)
+        })
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
         self.listener
             .holds_no_more(returns.iter().map(|what| &what.grant));
-        Box::pin(
-            self.link
-                .directly(move |on| async move { release(&on, returns).await }),
-        )
+        let work = move |on: Arc<Session>| async move { release(&on, returns).await };
+        Box::pin(self.connection.run_direct(work))
     }
 
     fn give_up(&self) {
-        self.link.retire_lane();
+        self.connection.retire_lane();
     }
 }

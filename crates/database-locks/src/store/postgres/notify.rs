@@ -23,32 +23,29 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio_postgres::Notification;
-use tokio_postgres::types::Type;
 
-use super::Sql;
-use super::connection::{Connection, Param};
-use super::rows::micros;
+use super::connection::events::ConnectionEvents;
+use super::connection::manager::ConnectionManager;
+use super::connection::session::Session;
+use super::statements::wait::wait;
 use crate::runtime;
 use crate::runtime::clock;
-use crate::store::postgres::connection::connector::Link;
-use crate::store::postgres::error::Refusal;
-use crate::store::{
-    api::{Notice, Tell},
-    connect::table::Table,
-};
-use protocol::{GrantId, LockName, Time, Ttl};
+use crate::store::api::{Notice, Tell};
+use crate::store::connect::table::Table;
+use crate::store::postgres::error::ServerError;
+use protocol::{AcquireCommand, Grant, GrantId, LockName, Outcome, Renewal, Time, Ttl};
 
-/// For how long a waiter says that it waits, at least; or for twice the pause until its next poll. As long after
-/// the last waiter has gone, releases notify in vain.
+/// For how long a waiter announces that it waits, at least; or for twice the pause until its next poll. For as
+/// long after the last waiter has gone, releases notify in vain.
 const AHEAD: Duration = Duration::from_secs(10);
-/// The longest pause that it reckons with.
+/// The longest pause that counts.
 const LONGEST: Duration = Duration::from_secs(3_600);
-/// How long the statement that says so may take.
+/// How long the announcement may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may take until the process listens.
-const ARRANGING: Duration = Duration::from_secs(12);
+/// How long a LISTEN may take.
+const LISTENING: Duration = Duration::from_secs(12);
 
-/// Leases that are longer than this are renewed more rarely than each 5 s, by default: for such a one
+/// Leases that are longer than this are renewed less often than every 5 s, by default: for such a one
 /// the process listens. The holder of a shorter one learns of a release by force from its next renewal.
 const RARELY: Duration = Duration::from_secs(15);
 /// A lease that ends sooner is not worth the round trips of a LISTEN.
@@ -56,26 +53,13 @@ const SETTLED: Duration = Duration::from_millis(500);
 /// For how long a lease without end counts as held unless it is renewed or released.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Which table of this database it is, for the channel's name.
-const ABOUT: &str = "SELECT to_regclass('{table}')::oid::bigint";
+/// The number of the table, for the name of the channel.
+const TABLE_NUMBER: &str = "SELECT to_regclass('{table}')::oid::bigint AS number";
 
-/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in microseconds. One
-/// row: it is said. No row: the lock is free, or its row is locked by another transaction.
-///
-/// The time is never shortened, since others may wait for longer, and no statement clears it: that would be a
-/// write more for each grant. It need not survive a crash: waiters say it anew on a new connection.
-pub(crate) const WAIT: &str = "
-UPDATE {table}
-   SET waiting_until = GREATEST(waiting_until, statement_timestamp() + $2 * interval '1 microsecond')
- WHERE id = (SELECT id FROM {table}
-              WHERE name = $1 AND expires_at > statement_timestamp()
-                FOR NO KEY UPDATE SKIP LOCKED)
-RETURNING set_config('synchronous_commit', 'off', true)";
-
-/// Keys, each until a time of its own.
+/// Keys, each of which counts until a time of its own.
 struct Until<K> {
     of: HashMap<K, Time>,
-    /// How many were left when those that are past were last removed.
+    /// How many were left when those whose time is past were last removed.
     left: usize,
 }
 
@@ -100,7 +84,7 @@ impl<K: Eq + Hash> Until<K> {
     }
 }
 
-/// What one store hears.
+/// The notifications of one store.
 #[derive(Clone)]
 pub(crate) struct Listener(Arc<Shared>);
 
@@ -110,41 +94,16 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// What the drivers of connections and the waiters share.
-pub(crate) struct Shared {
-    /// Asks what a connection is to this table.
-    about: String,
+/// What waiters and the tasks that drive connections share.
+struct Shared {
+    /// [`TABLE_NUMBER`], with the name of the table put in.
+    table_number: String,
     state: Mutex<State>,
     tell: OnceLock<Tell>,
     /// Whether a lease that is renewed rarely has been held: if not, there is none to forget.
     rare: AtomicBool,
-    /// The backends of the connections of this process, where no pooler chooses them.
+    /// The backends that serve this process alone. The caller of a statement knows what that notifies.
     own: Mutex<Vec<i32>>,
-}
-
-/// The backend of a connection of this process, as long as that lasts. What it notifies was told by its caller.
-pub(crate) struct OwnBackend {
-    listener: Weak<Shared>,
-    pid: i32,
-}
-
-impl OwnBackend {
-    pub(crate) fn new(listener: &Arc<Shared>, pid: i32) -> Self {
-        listener.own().push(pid);
-        let listener = Arc::downgrade(listener);
-        Self { listener, pid }
-    }
-}
-
-impl Drop for OwnBackend {
-    fn drop(&mut self) {
-        if let Some(listener) = self.listener.upgrade() {
-            let mut own = listener.own();
-            if let Some(at) = own.iter().position(|pid| *pid == self.pid) {
-                own.swap_remove(at);
-            }
-        }
-    }
 }
 
 #[derive(Default)]
@@ -166,44 +125,55 @@ impl Shared {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A notification has come.
-    pub(crate) fn notified(&self, by: &Notification) {
-        let pid = by.process_id();
-        if self.own().contains(&pid) {
-            return;
-        }
-        if let Ok(name) = LockName::new(by.payload()) {
-            self.tell(Notice::Released(&name, Some(pid)));
-        }
-    }
-
     fn tell(&self, notice: Notice<'_>) {
         if let Some(tell) = self.tell.get() {
             tell(notice);
         }
     }
 
-    /// Whether the process listens on this connection. If it can and does not yet, that is seen to, once.
-    fn listens(self: &Arc<Self>, on: Arc<Connection>) -> bool {
+    /// Whether the process listens on this connection. If it can and does not yet, a task sends LISTEN, once.
+    fn listens(self: &Arc<Self>, on: Arc<Session>) -> bool {
         let listens = on.listens.load(Ordering::Relaxed);
         if on.backend.is_some() && !on.asked_to_listen.swap(true, Ordering::Relaxed) {
-            tokio::spawn(arrange(Arc::downgrade(self), on));
+            tokio::spawn(begin_to_listen(Arc::downgrade(self), on));
         }
         listens
     }
+}
 
-    /// A connection has ended, and with it what was on the way.
-    pub(crate) fn ended(&self) {
-        // A server that crashed, or that another one has replaced, may have forgotten it.
+impl ConnectionEvents for Shared {
+    fn notified(&self, notification: &Notification) {
+        let pid = notification.process_id();
+        if self.own().contains(&pid) {
+            return;
+        }
+        if let Ok(name) = LockName::new(notification.payload()) {
+            self.tell(Notice::Released(&name, Some(pid)));
+        }
+    }
+
+    fn ended(&self) {
+        // A server that crashed, or one that another has replaced, may have forgotten the announcements.
         self.state().announced = Until::default();
         self.tell(Notice::Missed);
+    }
+
+    fn backend_began(&self, pid: i32) {
+        self.own().push(pid);
+    }
+
+    fn backend_ended(&self, pid: i32) {
+        let mut own = self.own();
+        if let Some(at) = own.iter().position(|own| *own == pid) {
+            own.swap_remove(at);
+        }
     }
 }
 
 impl Listener {
     pub(crate) fn new(table: &Table) -> Self {
         Self(Arc::new(Shared {
-            about: table.fill(ABOUT),
+            table_number: table.fill(TABLE_NUMBER),
             state: Mutex::default(),
             tell: OnceLock::new(),
             rare: AtomicBool::new(false),
@@ -211,12 +181,13 @@ impl Listener {
         }))
     }
 
-    /// For the connections of a link: whom to tell what is heard.
-    pub(crate) fn shared(&self) -> Weak<Shared> {
-        Arc::downgrade(&self.0)
+    /// For the tasks that drive connections.
+    pub(crate) fn events(&self) -> Weak<dyn ConnectionEvents> {
+        let shared: Weak<Shared> = Arc::downgrade(&self.0);
+        shared
     }
 
-    /// Whom to tell of notifications; the first call counts.
+    /// Set the receiver of notifications. The first call counts.
     pub(crate) fn on_notified(&self, tell: Tell) {
         let _ = self.0.tell.set(tell);
     }
@@ -224,15 +195,15 @@ impl Listener {
     /// See [`Store::announce`](crate::store::Store::announce).
     pub(crate) async fn announce(
         &self,
-        link: &Link,
+        background: &ConnectionManager,
         name: &LockName,
         pause: Duration,
         anew: bool,
     ) -> bool {
-        if !link.current().is_some_and(|on| self.0.listens(on)) {
+        if !background.current().is_some_and(|on| self.0.listens(on)) {
             return false;
         }
-        // A wait whose end comes before the next poll has no pause of its own.
+        // The pause of a wait that ends before the next poll is without end.
         let pause = pause.min(LONGEST);
         let now = clock::now();
         let known = self.0.state().announced.of.get(name).copied();
@@ -240,33 +211,64 @@ impl Listener {
             return true;
         }
         let ahead = AHEAD.max(pause * 2);
-        let said = link.on(PATIENCE, |on| async move {
-            let params: [Param<'_>; 2] =
-                [(&name.as_str(), Type::TEXT), (&micros(ahead), Type::INT8)];
-            on.rows(Sql::Wait as usize, true, &params).await
+        let announced = background.run(PATIENCE, |on| async move { wait(&on, name, ahead).await });
+        let announced = announced.await.unwrap_or_else(|error| {
+            let name = name.as_str();
+            tracing::debug!(
+                lock.name = name,
+                "cannot announce that clients wait: {error}"
+            );
+            false
         });
-        match said.await {
-            Ok(rows) if !rows.is_empty() => {
-                let announced = &mut self.0.state().announced;
-                announced.set(name.clone(), now + ahead, now);
-                true
-            }
-            Ok(_) => false,
-            Err(failure) => {
-                let name = name.as_str();
-                tracing::debug!(lock.name = name, "cannot say that we wait: {failure}");
-                false
-            }
+        if announced {
+            let times = &mut self.0.state().announced;
+            times.set(name.clone(), now + ahead, now);
         }
+        announced
     }
 
-    /// This store itself has just taken it from its holder, who may be of this process.
+    /// This store has just taken the lock from its holder, which may be of this process.
     pub(crate) fn released(&self, name: &LockName) {
         self.0.tell(Notice::Released(name, None));
     }
 
+    /// These were granted.
+    pub(crate) fn granted(
+        &self,
+        background: &ConnectionManager,
+        asks: &[AcquireCommand],
+        outcomes: &[Outcome],
+    ) {
+        let granted = asks.iter().zip(outcomes);
+        let granted = granted.filter_map(|(ask, outcome)| match outcome {
+            Outcome::Granted { length, .. } => Some((ask.grant, Ttl::Finite(*length))),
+            Outcome::Held(_) | Outcome::Busy => None,
+        });
+        self.holds(background, granted);
+    }
+
+    /// These were renewed, or lost.
+    pub(crate) fn renewed(
+        &self,
+        background: &ConnectionManager,
+        grants: &[(Grant, Ttl)],
+        renewals: &[Renewal],
+    ) {
+        let lost = |(_, renewal): &(_, &Renewal)| matches!(renewal, Renewal::Lost(_));
+        let (gone, held): (Vec<_>, Vec<_>) = grants.iter().zip(renewals).partition(lost);
+        self.holds(
+            background,
+            held.iter().map(|((grant, ttl), _)| (grant.id, *ttl)),
+        );
+        self.holds_no_more(gone.iter().map(|((grant, _), _)| &grant.id));
+    }
+
     /// These were granted or renewed: listen for those that are renewed rarely.
-    pub(crate) fn holds(&self, link: &Link, leases: impl Iterator<Item = (GrantId, Ttl)>) {
+    pub(crate) fn holds(
+        &self,
+        background: &ConnectionManager,
+        leases: impl Iterator<Item = (GrantId, Ttl)>,
+    ) {
         let now = clock::now();
         let mut rare = leases
             .filter_map(|(id, ttl)| match ttl {
@@ -283,18 +285,17 @@ impl Listener {
         for (id, until) in rare {
             state.leases.set(id, until, now);
         }
-        let could_listen = |on: &Arc<Connection>| {
-            on.backend.is_some() && !on.asked_to_listen.load(Ordering::Relaxed)
-        };
-        if let Some(on) = link.current().filter(could_listen)
+        let could_listen =
+            |on: &Arc<Session>| on.backend.is_some() && !on.asked_to_listen.load(Ordering::Relaxed);
+        if let Some(on) = background.current().filter(could_listen)
             && !std::mem::replace(&mut state.soon, true)
         {
-            // Not on the runtime of a caller: it listens on the background connection.
-            let _ = runtime::spawn(listen_soon(self.shared(), Arc::downgrade(&on)));
+            // Not on the runtime of a caller: the background connection listens.
+            let _ = runtime::spawn(listen_soon(Arc::downgrade(&self.0), Arc::downgrade(&on)));
         }
     }
 
-    /// These are held no more.
+    /// These are no longer held.
     pub(crate) fn holds_no_more<'a>(&self, grants: impl Iterator<Item = &'a GrantId>) {
         if self.0.rare.load(Ordering::Relaxed) {
             let leases = &mut self.0.state().leases.of;
@@ -306,7 +307,7 @@ impl Listener {
 }
 
 /// Listen once one of the leases has been held for a while, unless all have ended before.
-async fn listen_soon(shared: Weak<Shared>, on: Weak<Connection>) {
+async fn listen_soon(shared: Weak<Shared>, on: Weak<Session>) {
     let mut before: Vec<GrantId> = Vec::new();
     loop {
         if let Some(listener) = shared.upgrade() {
@@ -316,7 +317,7 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Connection>) {
             if ended || settled {
                 state.soon = false;
                 drop(state);
-                // If the connection has gone, the next renewal, on another one, sees to it.
+                // If the connection has gone, the next renewal, on another one, does the same.
                 if let Some(on) = on.upgrade().filter(|on| !ended && !on.is_closed()) {
                     listener.listens(on);
                 }
@@ -331,26 +332,26 @@ async fn listen_soon(shared: Weak<Shared>, on: Weak<Connection>) {
 }
 
 /// Listen. If that fails, waiters poll as long as the connection lasts.
-async fn arrange(shared: Weak<Shared>, on: Arc<Connection>) {
+async fn begin_to_listen(shared: Weak<Shared>, on: Arc<Session>) {
     let Some(listener) = shared.upgrade() else {
         return;
     };
-    match tokio::time::timeout(ARRANGING, listen(&on, &listener.about)).await {
+    match tokio::time::timeout(LISTENING, listen(&on, &listener.table_number)).await {
         Ok(Ok(())) => {
             on.listens.store(true, Ordering::Relaxed);
-            // What was notified until now was not heard.
+            // What was notified until now was missed.
             listener.tell(Notice::Missed);
         }
-        Ok(Err(refusal)) => {
-            tracing::debug!("waiters are not notified but poll: {}", refusal.said);
+        Ok(Err(error)) => {
+            tracing::debug!("waiters are not notified but poll: {}", error.message);
         }
         Err(_) => {}
     }
 }
 
-async fn listen(on: &Connection, about: &str) -> Result<(), Refusal> {
-    let rows = on.ask(about, &[]).await?;
-    let table: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
-    let table = table.ok_or_else(|| Refusal::unavailable("there is no such table"))?;
-    on.script(&format!("LISTEN database_locks_{table}")).await
+async fn listen(on: &Session, table_number: &str) -> Result<(), ServerError> {
+    let rows = on.query(table_number, &[]).await?;
+    let number: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get("number"))?;
+    let number = number.ok_or_else(|| ServerError::unavailable("there is no such table"))?;
+    on.script(&format!("LISTEN database_locks_{number}")).await
 }

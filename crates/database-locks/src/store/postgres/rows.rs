@@ -1,18 +1,18 @@
-//! What is read of a row, and how.
+//! What is read of a row, by the names of its columns; and the parts that statements share.
 
 use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use crate::store::postgres::error::Refusal;
+use crate::store::postgres::error::ServerError;
 use protocol::LockRow;
 
 pub(crate) fn micros(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A time, or the length from or to one, in microseconds. A time that the statement could not reckon
-/// with, which is nobody's of this protocol (`infinity` for one), is NULL.
+/// A time, or the length from or to one, in microseconds. NULL for a time outside those of this protocol, with
+/// which the server may be unable to reckon (`infinity`).
 macro_rules! micros {
     ($time:literal, $what:literal) => {
         concat!(
@@ -26,18 +26,19 @@ macro_rules! micros {
     };
 }
 
-/// The columns of a row `l` that say how a lock stands: see [`seen()`].
-macro_rules! seen {
+/// The state of the lock in a row `l`: see [`state()`].
+macro_rules! state {
     () => {
         concat!(
             "l.locked_by::text, l.token, l.grant_id::text,
        ",
             micros!("l.expires_at", "l.expires_at - statement_timestamp()"),
-            ",
-       l.expires_at >= '9999-12-31 00:00:00+00',
-       l.granted_until IS NOT DISTINCT FROM l.expires_at,
+            " AS expires_in,
+       l.expires_at >= '9999-12-31 00:00:00+00' AS endless,
+       l.granted_until IS NOT DISTINCT FROM l.expires_at AS intact,
        ",
-            micros!("l.acquired_at", "statement_timestamp() - l.acquired_at")
+            micros!("l.acquired_at", "statement_timestamp() - l.acquired_at"),
+            " AS held_for"
         )
     };
 }
@@ -49,18 +50,18 @@ macro_rules! clock_ms {
     };
 }
 
-/// Let the transaction that this row is written in survive a crash, where the role's setting would not. A
-/// stricter setting (`remote_apply`) stays.
-macro_rules! durable {
+/// Let the transaction that writes this row survive a crash, even if the role's setting would not. A stricter
+/// setting (`remote_apply`) stays.
+macro_rules! synchronous_commit {
     () => {
         "CASE current_setting('synchronous_commit')
        WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"
     };
 }
 
-/// Ring for a row of `f` that was freed or taken, on a condition. The channel bears the table's number, so
-/// that all who call it by different names ring the same bell.
-macro_rules! ring {
+/// Notify of a row of `f` that was freed or taken, on a condition. The channel bears the number of the table, so
+/// that clients which call the table by different names use the same one.
+macro_rules! notify {
     ($when:literal) => {
         concat!(
             "CASE WHEN ",
@@ -71,31 +72,28 @@ macro_rules! ring {
     };
 }
 
-/// Read them, from column `at` on.
-pub(crate) fn seen(row: &Row, at: usize) -> Result<LockRow, Refusal> {
-    let endless = row.try_get::<_, Option<bool>>(at + 4)?.unwrap_or(false);
+/// The columns of `state!`.
+pub(crate) fn state(row: &Row) -> Result<LockRow, ServerError> {
+    let endless = row.try_get::<_, Option<bool>>("endless")?.unwrap_or(false);
     Ok(LockRow {
-        holder: row.try_get(at)?,
-        token: row.try_get(at + 1)?,
-        grant: row.try_get(at + 2)?,
-        expires_in: if endless {
-            Some(i64::MAX)
-        } else {
-            row.try_get(at + 3)?
+        holder: row.try_get("locked_by")?,
+        token: row.try_get("token")?,
+        grant: row.try_get("grant_id")?,
+        expires_in: match endless {
+            true => Some(i64::MAX),
+            false => row.try_get("expires_in")?,
         },
         endless,
-        intact: row.try_get(at + 5)?,
-        held_for: row.try_get(at + 6)?,
+        intact: row.try_get("intact")?,
+        held_for: row.try_get("held_for")?,
         ..LockRow::default()
     })
 }
 
-/// Which of what was asked a row of a batch's answer is about: `WITH ORDINALITY` counts from 1.
-pub(crate) fn place(row: &Row, asked: usize) -> Result<usize, Refusal> {
-    let place = row
-        .try_get::<_, i64>(0)?
-        .checked_sub(1)
-        .and_then(|n| usize::try_from(n).ok());
+/// Which item of a request a row of the answer is about: `WITH ORDINALITY` counts from 1.
+pub(crate) fn place(row: &Row, asked: usize) -> Result<usize, ServerError> {
+    let place = row.try_get::<_, i64>("place")?.checked_sub(1);
+    let place = place.and_then(|n| usize::try_from(n).ok());
     let place = place.filter(|place| *place < asked);
-    place.ok_or_else(|| Refusal::rejected("an answer to what was not asked", None))
+    place.ok_or_else(|| ServerError::rejected("an answer to what was not asked", None))
 }

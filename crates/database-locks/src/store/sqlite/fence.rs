@@ -1,12 +1,12 @@
-//! Files that open fences have locked, since SQLite has no lock of one row.
+//! Lock files of open fences, since SQLite has no lock of one row.
 //!
-//! A fence has a shared `flock` on the file of its lock; whoever would give the lock to somebody tries
-//! an exclusive one first, without waiting, and skips the lock where that fails. The kernel unlocks it
+//! A fence has a shared `flock` on the file of its lock. A client that would grant the lock tries
+//! an exclusive one first, without waiting, and skips the lock if that fails. The kernel unlocks it
 //! when the process ends, however that happens.
 //!
-//! Both look and lock while they have the write lock of the database: so a grant is either seen by the
-//! fence, or sees it. A file is there only while its fence is open; what a process that was killed left
-//! behind is removed by prune.
+//! Both check and lock while they have the write lock of the database: so either the fence sees the
+//! grant, or the grant sees the fence. A file exists only while its fence is open; prune removes
+//! what a killed process left behind.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -46,10 +46,10 @@ fn give(path: &Path, database: &fs::Metadata) {
     let _ = chown(path, Some(database.uid()), None);
 }
 
-/// Remove a file that nobody else has locked.
+/// Remove a file that no other fence has locked.
 ///
-/// Only whoever has it locked alone may, and only if it is still the one that the path leads to:
-/// another's lock would otherwise go on in a file that nobody finds any more.
+/// Only with an exclusive lock, and only if the path still leads to it: else a lock of another
+/// process would go on in a file that no client finds any more.
 fn remove(file: &File, path: &Path) {
     if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(file, path) {
         // What stays is removed by the next prune.
@@ -77,8 +77,8 @@ impl Fences {
         }
     }
 
-    /// The file of a lock: a hash (FNV-1a), since names may be longer than those of files. Two locks of
-    /// one hash would only keep out of each other's way.
+    /// The file of a lock: a hash (FNV-1a), since names may be longer than those of files. Two
+    /// locks of one hash would only wait for each other's fences.
     fn path(&self, name: &str) -> PathBuf {
         let bytes = self.table.bytes().chain([0]).chain(name.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -121,7 +121,8 @@ impl Fences {
         }
     }
 
-    /// Make such a file, and the folder if need be: for whoever may use the database, and nobody else.
+    /// Make such a file, and the folder if need be: usable by the users who may use the database,
+    /// and by no others.
     fn make(&self, path: &Path) -> io::Result<File> {
         let database = fs::metadata(&self.database)?;
         let readable = database.mode() & 0o666;
@@ -142,7 +143,7 @@ impl Fences {
         Ok(file)
     }
 
-    /// Remove what nobody has locked. With the write lock.
+    /// Remove what no process has locked. With the write lock.
     pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return;
@@ -158,11 +159,11 @@ impl Fences {
     }
 
     fn about(&self, error: &io::Error) -> io::Error {
-        let said = format!(
+        let message = format!(
             "the folder of open fences {}: {error}",
             self.folder.display()
         );
-        io::Error::new(error.kind(), said)
+        io::Error::new(error.kind(), message)
     }
 }
 

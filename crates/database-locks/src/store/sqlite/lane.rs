@@ -1,18 +1,19 @@
 //! The lane: a second connection to the file, used on the threads of callers that block.
 //!
-//! Two connections of one process exclude each other as those of two processes do. A call takes nothing
-//! from the runtime: its first poll ends it. It waits for a lock of the file no longer than the thread of
-//! the store does, and as long for another thread of this process. Only a disk that hangs keeps a call, and
-//! those behind it are told that the lane is busy.
+//! Two connections of one process exclude each other as those of two processes do. A call needs
+//! nothing from the runtime: its first poll completes it. It waits for a lock of the file no longer
+//! than the thread of the store does, and as long for another thread of this process. Only a disk
+//! that hangs holds up a call, and calls behind it fail with contention.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::statements;
 use crate::runtime::fork::PerProcess;
 use crate::store::api::{Lane, Reply, StoreError};
-use crate::store::sqlite::connection::worker::{BUSY_TIMEOUT, Database, Worker};
+use crate::store::sqlite::connection::database::{BUSY_TIMEOUT, Database};
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::statements::{acquire::acquire, release::release};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Released};
 
 /// The lane of one store.
@@ -22,7 +23,7 @@ pub(crate) struct BlockingLane {
     connection: PerProcess<Connection>,
 }
 
-/// The connection, which one thread uses at a time.
+/// The connection, used by one thread at a time.
 struct Connection {
     in_use: Mutex<bool>,
     returned: Condvar,
@@ -82,8 +83,8 @@ impl BlockingLane {
         let waited = returned.wait_timeout_while(in_use, BUSY_TIMEOUT, |in_use| *in_use);
         let (mut in_use, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if *in_use {
-            let said = "another thread of this process is using the connection";
-            return Err(StoreError::Contention(said.into()));
+            let message = "another thread of this process is using the connection";
+            return Err(StoreError::Contention(message.into()));
         }
         *in_use = true;
         drop(in_use);
@@ -109,14 +110,14 @@ impl Lane for BlockingLane {
     }
 
     fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
-        Box::pin(async { self.call(|worker| statements::acquire(worker, asks)) })
+        Box::pin(async { self.call(|worker| acquire(worker, asks)) })
     }
 
     fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
-        Box::pin(async { self.call(|worker| statements::release(worker, returns)) })
+        Box::pin(async { self.call(|worker| release(worker, returns)) })
     }
 
-    /// A file does not go bad by being slow; one that failed is opened anew as it is.
+    /// A slow file stays usable; one that failed is opened anew in any case.
     fn give_up(&self) {}
 }
 
@@ -185,6 +186,7 @@ mod tests {
             token,
             id: ask.grant,
             holder: Arc::clone(&ask.holder),
+            confirmed_by: None,
         };
         ReleaseCommand::of(&grant, Ttl::Finite(ask.length))
     }

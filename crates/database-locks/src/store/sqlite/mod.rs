@@ -1,21 +1,27 @@
 //! SQLite: one file for all processes of one machine.
 //!
-//! A connection is a thread of its own, since SQLite blocks: a disk that hangs must not delay what
-//! the scheduler has to say. Each call has its deadline, and the one thread hangs on alone. Callers that
-//! block anyway have a second connection, on their own threads: [`lane`]. The clock is
-//! the machine's, read by SQLite itself while it has the write lock. Everything that writes begins with that lock (`BEGIN IMMEDIATE`), which is what `FOR UPDATE
-//! SKIP LOCKED` is elsewhere; a file that is busy is contention, tried again.
+//! SQLite blocks, so the connection has a thread of its own: a disk that hangs must not delay the
+//! scheduler. Each call has its deadline, after which only that thread still hangs. Callers that
+//! block anyway have a second connection, on their own threads: [`lane`].
+//!
+//! The clock is the machine's, read by SQLite while it has the write lock. Every write begins with
+//! that lock (`BEGIN IMMEDIATE`), in the place of `FOR UPDATE SKIP LOCKED` elsewhere. A file that
+//! is busy is contention, and tried again.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::connection::database::Database;
+use self::connection::thread::Thread;
+use self::connection::worker::Worker;
 use self::lane::BlockingLane;
-use super::{Barrier, Lane, Reply, Store, StoreError, Table};
+use self::statements::{acquire, fence as fencing, handover, prune, read, release, renew};
 use crate::doctor::Report;
-use crate::store::sqlite::connection::thread::Thread;
-use crate::store::sqlite::connection::worker::{Database, Worker};
+use crate::store::api::{Barrier, Lane, Reply, Store, StoreError};
+use crate::store::connect::table::Table;
+use crate::store::retry::while_contended;
 use protocol::{
     AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, Outcome, Page,
     Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Ttl,
@@ -23,12 +29,14 @@ use protocol::{
 
 mod connection;
 mod doctor;
+mod error;
 mod fence;
 mod lane;
+mod rows;
 mod statements;
 
 #[cfg(test)]
-pub(crate) use statements::PUBLISHED;
+pub(crate) use statements::sql::PUBLISHED;
 
 /// The engine `sqlite:`.
 pub(crate) struct Sqlite {
@@ -74,21 +82,10 @@ impl Store for Sqlite {
     }
 
     fn connect(&self, within: Duration) -> Reply<'_, ()> {
-        Box::pin(async move {
-            let until = crate::runtime::clock::now().saturating_add(within);
-            loop {
-                match self
-                    .call(within, |worker| worker.connection().map(|_| ()))
-                    .await
-                {
-                    // Sixteen processes that make the same file at once.
-                    Err(StoreError::Contention(_)) if crate::runtime::clock::now() < until => {
-                        tokio::time::sleep(Duration::from_millis(fastrand::u64(2..20))).await;
-                    }
-                    done => return done,
-                }
-            }
-        })
+        // Several processes may be making the same file.
+        Box::pin(while_contended(within, move || {
+            self.call(within, |worker| worker.connection().map(drop))
+        }))
     }
 
     fn acquire<'a>(
@@ -97,7 +94,7 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Vec<Outcome>> {
         let asks = asks.to_vec();
-        Box::pin(self.call(within, move |worker| statements::acquire(worker, &asks)))
+        Box::pin(self.call(within, move |worker| acquire::acquire(worker, &asks)))
     }
 
     fn renew<'a>(
@@ -106,7 +103,7 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Vec<Renewal>> {
         let grants = grants.to_vec();
-        Box::pin(self.call(within, move |worker| statements::renew(worker, &grants)))
+        Box::pin(self.call(within, move |worker| renew::renew(worker, &grants)))
     }
 
     fn release<'a>(
@@ -115,12 +112,12 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Vec<Released>> {
         let returns = returns.to_vec();
-        Box::pin(self.call(within, move |worker| statements::release(worker, &returns)))
+        Box::pin(self.call(within, move |worker| release::release(worker, &returns)))
     }
 
     fn read<'a>(&'a self, names: &'a [LockName], within: Duration) -> Reply<'a, Vec<LockInfo>> {
         let names = names.to_vec();
-        Box::pin(self.call(within, move |worker| statements::read(worker, &names)))
+        Box::pin(self.call(within, move |worker| read::read(worker, &names)))
     }
 
     fn page<'a>(
@@ -130,9 +127,7 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Page> {
         let filter = filter.clone();
-        Box::pin(self.call(within, move |worker| {
-            statements::page(worker, &filter, after)
-        }))
+        Box::pin(self.call(within, move |worker| read::page(worker, &filter, after)))
     }
 
     fn look<'a>(
@@ -141,17 +136,17 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Vec<Option<Holder>>> {
         let names = names.to_vec();
-        Box::pin(self.call(within, move |worker| statements::look_at(worker, &names)))
+        Box::pin(self.call(within, move |worker| read::look(worker, &names)))
     }
 
     fn take_over<'a>(&'a self, what: &'a TakeOverCommand, within: Duration) -> Reply<'a, Outcome> {
         let what = what.clone();
-        Box::pin(self.call(within, move |worker| statements::take_over(worker, &what)))
+        Box::pin(self.call(within, move |worker| handover::take_over(worker, &what)))
     }
 
     fn resume<'a>(&'a self, what: &'a ResumeCommand, within: Duration) -> Reply<'a, Renewal> {
         let what = what.clone();
-        Box::pin(self.call(within, move |worker| statements::resume(worker, &what)))
+        Box::pin(self.call(within, move |worker| handover::resume(worker, &what)))
     }
 
     fn prune(
@@ -161,9 +156,8 @@ impl Store for Sqlite {
         after: Option<i64>,
         within: Duration,
     ) -> Reply<'_, Pruned> {
-        let since = statements::ago(idle);
         Box::pin(self.call(within, move |worker| {
-            statements::prune(worker, &since, unknown, after)
+            prune::prune(worker, idle, unknown, after)
         }))
     }
 
@@ -173,19 +167,19 @@ impl Store for Sqlite {
         within: Duration,
     ) -> Reply<'a, Result<Barrier, Gone>> {
         let grant = grant.clone();
-        Box::pin(self.call(within, move |worker| statements::open_fence(worker, &grant)))
+        Box::pin(self.call(within, move |worker| fencing::open_fence(worker, &grant)))
     }
 
     fn force<'a>(&'a self, name: &'a LockName, within: Duration) -> Reply<'a, Force> {
         let name = name.clone();
-        Box::pin(self.call(within, move |worker| statements::force(worker, &name)))
+        Box::pin(self.call(within, move |worker| release::force(worker, &name)))
     }
 
     fn install(&self, within: Duration) -> Reply<'_, ()> {
-        let install = |worker: &mut Worker| {
-            worker.with(|connection, sql| connection.execute_batch(&sql.install))
-        };
-        Box::pin(self.call(within, install))
+        Box::pin(self.call(within, |worker| {
+            let database = Arc::clone(&worker.database);
+            worker.with(|session| database.install(session.connection))
+        }))
     }
 
     fn examine(&self, within: Duration) -> Reply<'_, Report> {
@@ -200,7 +194,6 @@ impl Store for Sqlite {
 mod tests {
     use rusqlite::Connection;
 
-    use super::statements::modifier;
     use super::*;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -227,7 +220,7 @@ mod tests {
         let sqlite = Sqlite::new(folder.path().join("locks.sqlite3"), true, &Table::default());
         sqlite.connect(SOON).await.unwrap();
         let fill = |worker: &mut Worker| {
-            let (connection, _) = worker.connection()?;
+            let connection = worker.connection()?;
             connection
                 .pragma_update(None, "max_page_count", 1)
                 .map_err(|error| StoreError::Unavailable(error.into()))
@@ -236,9 +229,9 @@ mod tests {
         let asks: Vec<AcquireCommand> = (0..50).map(|at| ask(&format!("lock {at}"))).collect();
         let failure = sqlite.acquire(&asks, SOON).await.unwrap_err();
         assert!(matches!(failure, StoreError::Unavailable(_)), "{failure:?}");
-        let said = failure.into_error("acquire lock `job`").chain();
-        assert!(said.ends_with(": the disk is full"), "{said}");
-        assert!(!said.contains("cannot be reached"), "{said}");
+        let message = failure.into_error("acquire lock `job`").chain();
+        assert!(message.ends_with(": the disk is full"), "{message}");
+        assert!(!message.contains("cannot be reached"), "{message}");
         // The file is opened anew, and now there is room.
         let outcomes = sqlite.acquire(&asks, SOON).await.unwrap();
         assert!(matches!(outcomes[49], Outcome::Granted { .. }));
@@ -268,14 +261,5 @@ mod tests {
         assert!(matches!(later, StoreError::Unavailable(_)), "{later:?}");
         rename("database_locks_lock", "away");
         sqlite.acquire(&[ask("other")], SOON).await.unwrap();
-    }
-
-    #[test]
-    fn a_length_is_never_rounded_down() {
-        assert_eq!(modifier(Duration::from_micros(1_500_001)), "+1.501 seconds");
-        assert_eq!(
-            modifier(Duration::from_secs(315_576_000)),
-            "+315576000.000 seconds"
-        );
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use database_locks::Locks;
 use database_locks::doctor::{Check, Finding, KINDS, Report, Severity};
-use testkit::server::{find_binary, require};
+use testkit::programs::{find_binary, require};
 use testkit::{
     Killable, Lab, MariaDb, MySql, MySqlServer, Postgres, Proxy, Stranger, lab_tests, time,
 };
@@ -63,7 +63,7 @@ fn each_finding_has_a_test_that_makes_it_appear() {
         include_str!("../../clusters/galera/node.rs"),
         include_str!("../../clusters/group/members.rs"),
         include_str!("../../../src/store/mysql/doctor/cluster.rs"),
-        include_str!("../../../src/store/sqlite/doctor.rs")
+        include_str!("../../../src/store/sqlite/doctor/mod.rs")
     );
     for kind in KINDS {
         assert!(tests.contains(&format!("\"{}\"", kind.id)), "{}", kind.id);

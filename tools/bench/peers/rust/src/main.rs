@@ -1,7 +1,7 @@
-//! A row of the benchmark that takes the locks of others: `bench-peer-rust KIND ADDRESS NAME`.
+//! A case of the benchmark on the locks of other projects: `bench-peer-rust KIND ADDRESS NAME`.
 //!
-//! It answers the lines of its standard input, as `tools/bench/src/taker.rs` describes them, each in a task
-//! of tokio's default runtime.
+//! It answers the requests on its standard input, as `tools/bench/src/child.rs` describes them,
+//! each in a task of tokio's default runtime.
 
 #[path = "../../../src/serve.rs"]
 mod serve;
@@ -9,9 +9,9 @@ mod serve;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 use std::time::Duration;
 
-use crate::serve::in_tasks;
+use crate::serve::serve_in_tasks;
 
-/// What each lock is granted for.
+/// The lease of each grant.
 #[cfg(any(feature = "etcd", feature = "redis"))]
 const TTL: Duration = Duration::from_secs(30);
 
@@ -22,7 +22,7 @@ mod etcd {
     use crate::TTL;
     use crate::serve::Cycle;
 
-    /// With a lease of its own for each grant, revoked to release it; or with one that is kept.
+    /// Each grant has a lease of its own, whose revocation releases it; or all share one lease.
     pub struct Etcd {
         client: Client,
         name: String,
@@ -71,7 +71,7 @@ mod etcd {
                     let key = std::mem::take(&mut self.key);
                     self.client.unlock(key).await.expect("releases");
                 }
-                // Its end deletes the key.
+                // The end of the lease deletes the key.
                 None => {
                     self.client
                         .lease_revoke(self.lease)
@@ -177,24 +177,24 @@ fn main() {
     };
     match kind.as_str() {
         #[cfg(feature = "etcd")]
-        "etcd" => in_tasks(
+        "etcd" => serve_in_tasks(
             "etcd-client 0.21, gRPC",
             etcd::Etcd::connect(address, name, false),
         ),
         #[cfg(feature = "etcd")]
-        "etcd-shared" => in_tasks(
+        "etcd-shared" => serve_in_tasks(
             "etcd-client 0.21, gRPC",
             etcd::Etcd::connect(address, name, true),
         ),
         #[cfg(feature = "zookeeper")]
         "zookeeper" => {
-            in_tasks(
+            serve_in_tasks(
                 "zookeeper-client 0.11",
                 zookeeper::ZooKeeper::connect(address, name),
             );
         }
         #[cfg(feature = "redis")]
-        "redis" => in_tasks("rslock 0.10", async { redis::Redis::new(address, name) }),
+        "redis" => serve_in_tasks("rslock 0.10", async { redis::Redis::new(address, name) }),
         // The row is left out.
         other => eprintln!("bench-peer-rust: {other} was not built"),
     }

@@ -4,12 +4,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::server::{Address, Draft, Key, POSTGRES, Server};
+use super::dialect::{Key, POSTGRES};
+use super::draft::Draft;
+use super::server::{Address, Server};
 use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 
 /// `PGTARGETSESSIONATTRS` is not among them: locks are always written.
-const VARIABLES: [(&str, Key); 11] = [
+const VARIABLES: [(&str, Key); 12] = [
     ("PGHOST", Key::Host),
     ("PGPORT", Key::Port),
     ("PGUSER", Key::User),
@@ -21,24 +23,25 @@ const VARIABLES: [(&str, Key); 11] = [
     ("PGSSLROOTCERT", Key::Roots),
     ("PGSSLCERT", Key::Certificate),
     ("PGSSLKEY", Key::Secret),
+    ("PGPASSFILE", Key::Passfile),
 ];
 
-/// What the environment says of that which is not said yet.
-pub(crate) fn environment(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
+/// The environment, for what is missing so far.
+pub(crate) fn environment(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     for (variable, key) in VARIABLES {
-        if let Some(value) = around.variable(variable).filter(|_| !said.has(key)) {
+        if let Some(value) = around.variable(variable).filter(|_| !so_far.has(key)) {
             about(variable, draft.take(key, "value", value))?;
         }
     }
     let timeout = around.variable("PGCONNECT_TIMEOUT");
-    if let Some(seconds) = timeout.filter(|_| !said.has(Key::ConnectTimeout)) {
+    if let Some(seconds) = timeout.filter(|_| !so_far.has(Key::ConnectTimeout)) {
         about("PGCONNECT_TIMEOUT", draft.libpq_timeout(&seconds))?;
     }
     if let Some(options) = around.variable("PGOPTIONS") {
-        draft.settings_of(&options);
+        // It may hold more, for other programs.
+        draft.settings.options_that_may_be(&options);
     }
-    draft.passfile_or(around.variable("PGPASSFILE"));
     Ok(draft)
 }
 

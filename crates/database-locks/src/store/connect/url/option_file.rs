@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::server::{Draft, Key};
+use super::dialect::Key;
+use super::draft::Draft;
 use super::surroundings::{Surroundings, about};
 use crate::error::Error;
 
@@ -17,7 +18,7 @@ const GROUPS: [&str; 2] = ["client", "dblock"];
 const DEPTH: usize = 8;
 
 /// What the file says, and `MYSQL_PWD` where it says no password.
-pub(crate) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
+pub(crate) fn options(so_far: &Draft, around: &Surroundings<'_>) -> Result<Draft, Error> {
     let mut draft = Draft::default();
     if !around.are_open() {
         return Ok(draft);
@@ -25,7 +26,7 @@ pub(crate) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, 
     if let Some(path) = around.at_home(".my.cnf") {
         let mut found = Found::default();
         found.read(&path, DEPTH);
-        about(FILE, take(&mut draft, said, &found))?;
+        about(FILE, take(&mut draft, so_far, &found))?;
         draft = draft.of_file();
     }
     if draft.password.is_none() {
@@ -34,7 +35,7 @@ pub(crate) fn options(said: &Draft, around: &Surroundings<'_>) -> Result<Draft, 
     Ok(draft)
 }
 
-fn take(draft: &mut Draft, said: &Draft, found: &Found) -> Result<(), Error> {
+fn take(draft: &mut Draft, so_far: &Draft, found: &Found) -> Result<(), Error> {
     let options = [
         ("user", Key::User),
         ("password", Key::Password),
@@ -46,14 +47,14 @@ fn take(draft: &mut Draft, said: &Draft, found: &Found) -> Result<(), Error> {
     ];
     for (name, key) in options {
         let value = found.get(name).filter(|value| !value.is_empty());
-        if let Some(value) = value.filter(|_| !said.has(key)) {
+        if let Some(value) = value.filter(|_| !so_far.has(key)) {
             draft.take(key, name, value.to_owned())?;
         }
     }
     // To the clients `localhost` is the socket.
     let host = found.get("host").filter(|host| !host.is_empty());
     match (host, found.get("socket")) {
-        _ if said.has(Key::Host) => {}
+        _ if so_far.has(Key::Host) => {}
         (None | Some("localhost"), Some(socket)) if !socket.is_empty() => {
             draft.take(Key::Socket, "socket", socket.to_owned())?;
         }
@@ -67,7 +68,7 @@ fn take(draft: &mut Draft, said: &Draft, found: &Found) -> Result<(), Error> {
         None if found.is_on("ssl") && found.get("ssl-ca").is_none() => Some("require"),
         None => None,
     };
-    if let Some(mode) = mode.filter(|_| !said.has(Key::TlsMode)) {
+    if let Some(mode) = mode.filter(|_| !so_far.has(Key::TlsMode)) {
         draft.take(Key::TlsMode, "ssl-mode", mode.to_owned())?;
     }
     Ok(())

@@ -52,7 +52,7 @@ impl Home {
     fn server(&self, url: &str) -> Server {
         of(self
             .look(url, true, None)
-            .unwrap_or_else(|said| panic!("{url}: {said}")))
+            .unwrap_or_else(|message| panic!("{url}: {message}")))
     }
 
     fn refusal(&self, url: &str) -> String {
@@ -191,10 +191,10 @@ fn a_function_for_the_password_comes_after_the_url_and_before_the_rest() {
         assert_eq!(server.password_at(0), Some(expected), "{url}");
     }
     let fails = || Err("the token service is down".into());
-    let said = home
+    let message = home
         .look("mysql://u@h/d", true, Some(&fails))
         .expect_err("failed");
-    assert_eq!(said, "the token service is down");
+    assert_eq!(message, "the token service is down");
     assert!(
         home.look("mysql://u:p@h/d", true, Some(&fails)).is_ok(),
         "it is not asked"
@@ -271,9 +271,9 @@ fn a_complaint_names_the_variable_or_service_and_not_the_url() {
             "`service` has the option `require_auth`, which locks",
         ),
     ] {
-        let said = Home::new(&files, variables).refusal(url);
-        assert!(said.starts_with(start), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let message = Home::new(&files, variables).refusal(url);
+        assert!(message.starts_with(start), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
     }
 }
 
@@ -407,10 +407,10 @@ fn an_option_file_is_read_as_the_clients_read_it() {
         assert_eq!(elsewhere.server(url).password_at(0), None);
     }
     let bad = Home::new(&[(".my.cnf", 0o600, "[client]\nssl-mode=hunter2\n")], &[]);
-    let said = bad.refusal("mysql://h/d");
+    let message = bad.refusal("mysql://h/d");
     assert!(
-        said.starts_with("`~/.my.cnf` has an unknown `ssl-mode`"),
-        "{said}"
+        message.starts_with("`~/.my.cnf` has an unknown `ssl-mode`"),
+        "{message}"
     );
 }
 

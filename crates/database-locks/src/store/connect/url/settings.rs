@@ -1,11 +1,11 @@
 //! What a URL may set of a PostgreSQL session: libpq's `options`, and `search_path`.
 
-use super::refuse;
+use super::refusal::refuse;
 use crate::error::Error;
 
-/// What can break nothing that the protocol counts on: where the table is found, who asks, and when the
-/// server gives up on its own; and what many programs set for statements of theirs, and is all the same
-/// to ours. What a statement is cut short for is tried again.
+/// Settings that break nothing the protocol depends on: where the table is found, the role, and
+/// timeouts of the server; and settings that many programs make for their own statements. A
+/// statement that a timeout ends is tried again.
 ///
 /// Not among them: `client_encoding`, which the driver needs to be UTF-8; `idle_session_timeout`, which
 /// would end the connection that renewals need; `synchronous_commit`, which each statement sees to.
@@ -35,31 +35,19 @@ impl Settings {
     /// `-c name=value`, `-cname=value` or `--name=value`, any number of them; a blank or a backslash in
     /// a value stands behind a backslash.
     pub(crate) fn options(&mut self, text: &str) -> Result<(), Error> {
-        let mut words = words(text).into_iter();
-        while let Some(word) = words.next() {
-            let pair = match word.strip_prefix("--") {
-                Some(long) => long.to_owned(),
-                None => match word.strip_prefix("-c") {
-                    Some("") => words.next().unwrap_or_default(),
-                    Some(pair) => pair.to_owned(),
-                    None => return malformed(),
-                },
-            };
-            let Some((name, value)) = pair.split_once('=') else {
+        for setting in settings_in(text) {
+            let Some((name, value)) = setting else {
                 return malformed();
             };
-            // As the server reads a long option's name.
-            self.set(&name.trim().replace('-', "_"), value)?;
+            self.set(&name, &value)?;
         }
         Ok(())
     }
 
     /// The same, but what may not be set or is no setting is passed over.
     pub(crate) fn options_that_may_be(&mut self, text: &str) {
-        for word in joined(words(text)) {
-            if let Some((name, value)) = word.split_once('=') {
-                let _ = self.set(&name.trim().replace('-', "_"), value);
-            }
+        for (name, value) in settings_in(text).into_iter().flatten() {
+            let _ = self.set(&name, &value);
         }
     }
 
@@ -112,16 +100,19 @@ impl Settings {
     }
 }
 
-/// `NAME=VALUE` of each setting, whichever way it is written; other words as they are.
-fn joined(words: Vec<String>) -> Vec<String> {
-    let (mut settings, mut words) = (Vec::new(), words.into_iter());
+/// Name and value of each setting; none for a word that is no setting.
+fn settings_in(text: &str) -> Vec<Option<(String, String)>> {
+    let (mut settings, mut words) = (Vec::new(), words(text).into_iter());
     while let Some(word) = words.next() {
-        settings.push(match (word.strip_prefix("--"), word.strip_prefix("-c")) {
-            (Some(long), _) => long.to_owned(),
-            (None, Some("")) => words.next().unwrap_or_default(),
-            (None, Some(pair)) => pair.to_owned(),
-            (None, None) => word,
-        });
+        let pair = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (None, Some("")) => words.next(),
+            (long, short) => long.or(short).map(str::to_owned),
+        };
+        // A long option's name, as the server reads it.
+        settings.push(pair.and_then(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            Some((name.trim().replace('-', "_"), value.to_owned()))
+        }));
     }
     settings
 }
@@ -181,7 +172,7 @@ mod tests {
             "  -c   SEARCH_PATH=app,public ",
             "-c search_path=other -c search_path=app,public",
         ] {
-            let settings = of(text).unwrap_or_else(|said| panic!("{text}: {said}"));
+            let settings = of(text).unwrap_or_else(|message| panic!("{text}: {message}"));
             assert_eq!(settings.get("search_path"), Some("app,public"), "{text}");
             let sent = settings.start_up();
             assert_eq!(sent.as_deref(), Some("-c search_path=app,public"), "{text}");
@@ -219,9 +210,9 @@ mod tests {
             ("--search_path", "another form"),
             ("-c hunter2/secret=1", "what is no setting"),
         ] {
-            let said = of(text).expect_err(text);
-            assert!(said.contains(word), "{text}: {said}");
-            assert!(!said.contains("hunter2"), "{said}");
+            let message = of(text).expect_err(text);
+            assert!(message.contains(word), "{text}: {message}");
+            assert!(!message.contains("hunter2"), "{message}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! What a process finds around it: the environment and the home folder.
+//! The environment and the home folder.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// Where what a URL leaves out is looked up.
+/// The environment, in which missing parts of a URL are looked up.
 pub(crate) struct Surroundings<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
     /// Whether anything is looked up that the URL does not name.
@@ -41,8 +41,8 @@ pub(crate) fn of_process(name: &str) -> Option<String> {
 }
 
 /// The same complaint of another source than the URL.
-pub(crate) fn about<T>(source: &'static str, said: Result<T, Error>) -> Result<T, Error> {
-    said.map_err(|error| match error {
+pub(crate) fn about<T>(source: &'static str, result: Result<T, Error>) -> Result<T, Error> {
+    result.map_err(|error| match error {
         Error::Config { got, allowed, .. } => {
             Error::config(source, got.replace("`value`", "value"), allowed)
         }

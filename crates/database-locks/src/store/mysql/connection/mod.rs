@@ -3,242 +3,36 @@
 //!
 //! A `Conn` of the driver does one thing at a time, so a task owns it and callers queue.
 
+pub(crate) mod caught;
+pub(crate) mod config;
+mod driver;
+mod handshake;
+mod interpolate;
 pub(crate) mod session;
-pub(crate) mod wire;
+pub(crate) mod table;
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
-use mysql_async::{ClientIdentity, Opts, OptsBuilder, SslOpts};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::super::StoreError;
-use super::super::Table;
-use super::super::keep_to;
-use crate::error::{Cause, Error};
+use self::caught::{caught, panicked};
+use self::config::Server;
+use self::session::Session;
+use crate::error::Cause;
 use crate::runtime::clock;
+use crate::store::api::{StoreError, keep_to};
 use crate::store::connect::backoff::Backoff;
-use crate::store::connect::hosts::list;
-use crate::store::connect::source::{Missing, Source};
-use crate::store::connect::tls::{Check, Encrypt, Tls};
-use crate::store::connect::url;
-use crate::store::connect::url::Address;
-use crate::store::mysql::connection::session::Session;
 use protocol::Time;
 
-/// How long a connection may take to be made, all hosts of the list included. Longer than the patience
-/// of a short lease on purpose: where the way to the server is slow, attempts cut off at 100 ms would
-/// never get through.
-pub(crate) const CONNECT: Duration = Duration::from_secs(3);
-/// What a caller that waits for the connection gets on top of the time that it may take.
-const AFTERWARDS: Duration = Duration::from_secs(1);
 /// A connection that was idle for this long may have been closed by the server, or forgotten by a
 /// firewall: it is asked first, since not every statement may be sent again.
 const IDLE: Duration = Duration::from_millis(100);
-/// So that a firewall does not forget an idle connection in the first place.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// Where the server is, or the several of which one can be written to, and what was found out of it.
-pub(crate) struct Server {
-    /// Where the endpoint is asked for.
-    source: Arc<Source>,
-    /// As it was said latest.
-    endpoint: Mutex<Arc<Endpoint>>,
-    pub(crate) table: Table,
-    /// Which of the hosts served last: of both connections, which belong on the same one.
-    pub(crate) latest: AtomicUsize,
-    /// Whether a server was once found fit: a read-only one is then a failover under way.
-    pub(crate) greeted: AtomicBool,
-    /// Whether it was one of a cluster.
-    pub(crate) clustered: AtomicBool,
-    /// Whether the table was once found fit: if it is missing after that, it may come back.
-    pub(crate) found: AtomicBool,
-}
-
-/// Where the server is and how to talk to it.
-pub(crate) struct Endpoint {
-    /// As the URL and the rest said it.
-    said: url::Server,
-    tls: Tls,
-    pub(crate) hosts: Vec<Host>,
-}
-
-/// One way to connect.
-pub(crate) struct Host {
-    pub(crate) address: Address,
-    pub(crate) opts: Opts,
-    /// To be taken where the server says that it has no TLS.
-    pub(crate) without_tls: Option<Opts>,
-}
-
-impl Host {
-    /// Whether it goes without TLS, or with no certificate of ours.
-    pub(crate) fn is_anonymous(&self) -> bool {
-        let tls = self.opts.ssl_opts();
-        tls.is_none_or(|tls| tls.client_identity().is_none())
-    }
-}
-
-impl Endpoint {
-    fn new(said: url::Server, tls: Tls) -> Self {
-        let host = |(at, address): (usize, &Address)| Host::new(&said, at, address, &tls);
-        let hosts = said.addresses.iter().enumerate().map(host).collect();
-        Self { said, tls, hosts }
-    }
-
-    /// For how long all of the hosts together are tried.
-    pub(crate) fn connecting(&self) -> Duration {
-        self.said.connecting(CONNECT)
-    }
-
-    /// What the user wants run on each new connection.
-    pub(crate) fn init_command(&self) -> Option<&str> {
-        self.said.init_command.as_deref()
-    }
-
-    pub(crate) fn addresses(&self) -> &[Address] {
-        &self.said.addresses
-    }
-}
-
-impl Host {
-    fn new(said: &url::Server, at: usize, address: &Address, tls: &Tls) -> Self {
-        let common = OptsBuilder::default()
-            .user(said.user.clone())
-            .pass(said.password_at(at))
-            .db_name(said.database.clone())
-            // By default the driver asks a server on loopback for its socket and goes there
-            // instead.
-            .prefer_socket(false)
-            .tcp_keepalive(Some(KEEPALIVE))
-            // "Affected" rows are those that were found, even if no value of theirs has changed.
-            .client_found_rows(true)
-            // Known, so that the driver does not ask for them at each connect.
-            .max_allowed_packet(Some(1 << 26))
-            // The session keeps what it has prepared, and one that the driver closes meanwhile
-            // would be of no use.
-            .stmt_cache_size(0)
-            .wait_timeout(Some(0));
-        let (plain, encrypt) = match address {
-            Address::Tcp(host, port) => {
-                let plain = common.ip_or_hostname(host.clone()).tcp_port(*port);
-                (plain, tls.encrypt)
-            }
-            // The driver would ask for TLS there, and then not begin with it.
-            Address::Unix(path) => (common.socket(Some(path.to_string_lossy())), Encrypt::Never),
-        };
-        let (opts, without_tls) = match encrypt {
-            Encrypt::Never => (plain, None),
-            Encrypt::IfOffered => (plain.clone().ssl_opts(secured(tls)), Some(plain.into())),
-            Encrypt::Always => (plain.ssl_opts(secured(tls)), None),
-        };
-        Self {
-            address: address.clone(),
-            opts: opts.into(),
-            without_tls,
-        }
-    }
-}
-
-impl Server {
-    /// Reads the files of certificates.
-    pub(crate) fn new(
-        said: url::Server,
-        source: Arc<Source>,
-        table: &Table,
-    ) -> Result<Self, Error> {
-        let tls = Tls::new(&said.tls)?;
-        Ok(Self {
-            source,
-            endpoint: Mutex::new(Arc::new(Endpoint::new(said, tls))),
-            table: table.clone(),
-            latest: AtomicUsize::new(0),
-            greeted: AtomicBool::new(false),
-            clustered: AtomicBool::new(false),
-            found: AtomicBool::new(false),
-        })
-    }
-
-    /// Where it is, as was said latest.
-    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
-        let endpoint = self.endpoint.lock();
-        Arc::clone(&endpoint.unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Ask where the server is, and what to log in with. Where no more than the password has changed,
-    /// files of certificates are not read again.
-    pub(crate) async fn ask(&self) -> Result<Arc<Endpoint>, StoreError> {
-        let greeted = self.greeted.load(Ordering::Relaxed);
-        let unusable = |said: String| match greeted {
-            true => StoreError::Unavailable(said.into()),
-            false => StoreError::rejected(said, None),
-        };
-        let said = self.source.ask().await.map_err(|missing| match missing {
-            Missing::Unusable(said) => unusable(said),
-            Missing::Later(said) => StoreError::Unavailable(said.into()),
-        })?;
-        let before = self.endpoint();
-        if said == before.said {
-            return Ok(before);
-        }
-        let tls = match said.tls == before.said.tls {
-            true => before.tls.clone(),
-            false => Tls::new(&said.tls).map_err(|error| unusable(error.chain()))?,
-        };
-        let endpoint = Arc::new(Endpoint::new(said, tls));
-        let mut latest = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = Arc::clone(&endpoint);
-        Ok(endpoint)
-    }
-
-    /// Whether a login that was refused may be let in later: it was let in before, and what it logs
-    /// in with changes.
-    pub(crate) fn may_log_in_later(&self) -> bool {
-        let may_change = self.source.may_change() || self.endpoint().said.password_of_file;
-        may_change && self.greeted.load(Ordering::Relaxed)
-    }
-
-    /// All hosts, for messages. The driver's own options show the password.
-    pub(crate) fn at(&self) -> String {
-        list(self.endpoint().addresses())
-    }
-
-    /// How long a caller waits who wants to know whether there is a connection.
-    pub(crate) fn patience(&self, within: Duration) -> Duration {
-        within.max(self.endpoint().connecting() + AFTERWARDS)
-    }
-}
-
-/// What the driver needs to talk TLS.
-fn secured(tls: &Tls) -> SslOpts {
-    let roots = || tls.roots.iter().map(|root| root.to_vec().into()).collect();
-    let checked = || {
-        let opts = SslOpts::default().with_disable_built_in_roots(true);
-        opts.with_root_certs(roots())
-    };
-    let opts = match tls.check {
-        // Signatures are checked all the same.
-        Check::Nothing => SslOpts::default().with_danger_accept_invalid_certs(true),
-        // The driver knows that only the name was wrong by looking for this word in the text of the
-        // error, where it no longer stands (https://github.com/blackbeam/mysql_async/issues/404). But
-        // the name that was asked for does, and the name is looked at last of all.
-        Check::Chain => checked()
-            .with_danger_skip_domain_validation(true)
-            .with_danger_tls_hostname_override(Some("NotValidForName")),
-        Check::ChainAndName => checked(),
-    };
-    opts.with_client_identity(tls.identity.as_ref().map(|identity| {
-        let (chain, key) = identity.pem.clone();
-        ClientIdentity::new(chain.into(), key.into())
-    }))
-}
 
 pub(crate) type Promise<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
 type Work = Box<dyn for<'s> FnOnce(Result<&'s mut Session, StoreError>) -> Promise<'s, ()> + Send>;
@@ -562,29 +356,6 @@ async fn serve(shared: Arc<Shared>, busy_since: Arc<AtomicU64>) {
     }
 }
 
-/// Carry out what may panic. The message of a panic, if it did.
-pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(move |context| {
-        // After a panic it is not polled again.
-        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
-        match polled {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or(panic.downcast_ref::<&str>().copied());
-                Poll::Ready(Err(text.unwrap_or("for no reason that it gave").to_owned()))
-            }
-        }
-    })
-    .await
-}
-
-/// What a panic of the driver comes to.
-pub(crate) fn panicked(panic: String) -> StoreError {
-    StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
-}
-
 pub(crate) async fn connect(
     server: &Arc<Server>,
     backoff: &mut Backoff,
@@ -620,7 +391,9 @@ pub(crate) fn place(server: &Server, failure: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::connect::source::Given;
+    use crate::store::connect::source::{Given, Source};
+    use crate::store::connect::table::Table;
+    use crate::store::connect::url;
 
     fn said(url: &str) -> url::Server {
         match url::parse(url) {
@@ -631,17 +404,6 @@ mod tests {
 
     fn source() -> Arc<Source> {
         Arc::new(Source::new(Given::url("mysql://u@h:3307/d")))
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_error() {
-        let panics = async {
-            tokio::task::yield_now().await;
-            assert_eq!(1, 2, "of {}", "the driver");
-        };
-        let said = caught(panics).await.expect_err("it panicked");
-        assert!(said.contains("of the driver"), "{said}");
-        assert_eq!(caught(async { 7 }).await, Ok(7));
     }
 
     #[test]
@@ -664,7 +426,7 @@ mod tests {
     #[test]
     fn the_password_is_not_shown() {
         let said = said("mysql://u:hunter2@h:3307/d");
-        let store = super::super::Mysql::new(said, source(), &Table::default()).unwrap();
+        let store = crate::store::mysql::Mysql::new(said, source(), &Table::default()).unwrap();
         let shown = format!("{store:?}");
         assert!(
             shown.contains("h:3307") && !shown.contains("hunter2"),

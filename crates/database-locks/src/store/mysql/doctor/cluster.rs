@@ -2,10 +2,10 @@
 
 use mysql_async::Params;
 
-use super::super::super::StoreError;
-use super::super::cluster::Cluster;
-use super::{Settings, rows};
+use super::settings::{Settings, rows};
 use crate::doctor::{self, Notes};
+use crate::store::api::StoreError;
+use crate::store::mysql::cluster::Cluster;
 use crate::store::mysql::connection::session::Session;
 
 /// Half of the members that are left when one of so few fails are no majority.

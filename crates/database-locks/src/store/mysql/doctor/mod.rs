@@ -1,54 +1,23 @@
 //! What may be wrong with a server, a user or the table. Plain reads, which need no special rights.
 
 mod cluster;
+mod settings;
 mod table;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use mysql_async::Params;
 use mysql_async::prelude::FromRow;
-use mysql_async::{Params, Row, from_row_opt};
 
-use super::super::StoreError;
+use self::settings::{Settings, rows};
+
 use crate::doctor::{self, Beat, Notes, Report};
+use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::Session;
 
 /// How often the clock is asked: often enough for a median and for a step to be seen.
 const BEATS: usize = 7;
-
-/// Rows as they are wanted; one that cannot be understood is left out.
-fn rows<T: FromRow>(found: Vec<Row>) -> Vec<T> {
-    found
-        .into_iter()
-        .filter_map(|row| from_row_opt(row).ok())
-        .collect()
-}
-
-/// By name. Names that a server does not know are missing.
-struct Settings(HashMap<String, String>);
-
-impl Settings {
-    fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
-    }
-
-    fn on(&self, name: &str) -> bool {
-        !matches!(self.get(name), "" | "0" | "OFF")
-    }
-
-    fn number(&self, name: &str) -> Option<f64> {
-        self.get(name).parse().ok()
-    }
-
-    /// It is there, and something else.
-    fn is_not(&self, name: &str, right: &str) -> bool {
-        !self.get(name).is_empty() && self.get(name) != right
-    }
-
-    fn shown(&self, name: &str) -> String {
-        format!("{name} is {}", self.get(name))
-    }
-}
 
 const CLOCK: &str = "
     SELECT TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
@@ -157,7 +126,7 @@ impl Session {
             return Ok(());
         }
         let mut found: Vec<(u64, u64, u64)> = Vec::new();
-        if !self.never_waits {
+        if !self.mariadb {
             match self.rows(READERS_OF_MYSQL, Params::Empty).await {
                 Ok(told) => found = rows(told),
                 Err(StoreError::Rejected { .. }) => {}
@@ -213,8 +182,8 @@ fn durability(settings: &Settings, cluster: bool, notes: &mut Notes) {
             notes.found(&doctor::BINLOG_STATEMENT, settings.shown("binlog_format"));
         }
     }
-    let said = "a commit is on disk before it is answered, and pages are written whole";
-    notes.otherwise_fine("durability", said);
+    let message = "a commit is on disk before it is answered, and pages are written whole";
+    notes.otherwise_fine("durability", message);
 }
 
 /// In seconds; of MySQL's `max_execution_time`, milliseconds, which holds for SELECT only.

@@ -2,10 +2,11 @@
 
 use mysql_async::{Params, params};
 
-use super::super::super::StoreError;
-use super::rows;
+use super::settings::rows;
 use crate::doctor::{self, Column, Counts, Index, Notes};
-use crate::store::mysql::connection::session::{Session, option};
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::connection::table::option;
 
 /// What an error says where a right is missing: to the table, to a column, to the database.
 const DENIED: [&str; 3] = ["(error 1142)", "(error 1143)", "(error 1044)"];
@@ -74,12 +75,12 @@ impl Session {
                     return Ok(false);
                 }
                 Err(StoreError::Rejected { source, .. }) => {
-                    let said = source.to_string();
-                    if DENIED.iter().any(|denied| said.ends_with(denied)) {
+                    let message = source.to_string();
+                    if DENIED.iter().any(|denied| message.ends_with(denied)) {
                         lacking.push(right);
-                    } else if !said.ends_with("(error 1665)") {
+                    } else if !message.ends_with("(error 1665)") {
                         // That one, of the binary log, has a finding of its own.
-                        notes.unseen("rights", said);
+                        notes.unseen("rights", message);
                     }
                 }
                 Err(failure) => return Err(failure),
@@ -94,8 +95,8 @@ impl Session {
             let what = format!("this user lacks {}", lacking.join(", "));
             notes.found(&doctor::RIGHTS_MISSING, what);
         }
-        let said = format!("this user has SELECT, INSERT, UPDATE and DELETE on {table}");
-        notes.otherwise_fine("rights", said);
+        let message = format!("this user has SELECT, INSERT, UPDATE and DELETE on {table}");
+        notes.otherwise_fine("rights", message);
         Ok(readable)
     }
 
@@ -163,8 +164,8 @@ impl Session {
             let what = format!("the unique index on name is called {}", index.name);
             notes.found(&doctor::INDEX_RENAMED, what);
         }
-        let said = format!("{table} has its columns, unique names and no index too many");
-        notes.otherwise_fine("table", said);
+        let message = format!("{table} has its columns, unique names and no index too many");
+        notes.otherwise_fine("table", message);
         Ok(complete)
     }
 

@@ -1,6 +1,6 @@
 //! Acquiring and releasing many locks at once: one statement and one commit for all of them.
 //!
-//! What the server cannot say of each row (it only counts them) is read afterwards, by grant id.
+//! The server only counts the rows. What became of each is read afterwards, by grant id.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,11 +9,10 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::micros;
-use crate::store::mysql::rows::packed;
+use crate::store::mysql::rows::{granted, micros, packed};
 use protocol::{AcquireCommand, LockName, LockRow, Outcome, ReleaseCommand, Released, Token};
 
-/// The asks as a table.
+/// The commands as a table.
 macro_rules! asked {
     () => {
         "JSON_TABLE(:asks, '$[*]' COLUMNS (
@@ -29,11 +28,13 @@ macro_rules! asked {
 }
 
 impl Session {
-    /// Take those of many locks that are free or whose leases have run out. Which were taken, and
-    /// their tokens, a read tells by their grant ids. The insert id is what became `renewed_at`, in
-    /// microseconds since 1970: it tells the grants that this statement has made from one that an
-    /// earlier request has made, whose reply was lost, and of whose lease less is left.
-    pub(crate) const ACQUIRE_MANY: &str = concat!(
+    /// Acquire those of many locks that are free or whose leases have run out. A read tells which
+    /// were granted, and their tokens, by their grant ids.
+    ///
+    /// The insert id is what became `renewed_at`, in microseconds since 1970. It tells the grants
+    /// of this statement from those of an earlier request whose reply was lost, and of whose leases
+    /// less is left.
+    pub(crate) const ACQUIRE_BATCH: &str = concat!(
         "
         UPDATE (SELECT l.id, g.grant_id, g.locked_by, g.length, g.metadata
                   FROM (SELECT j.* FROM ",
@@ -57,8 +58,8 @@ impl Session {
                ) MICROSECOND"
     );
 
-    /// Whether somebody is just creating one of these rows, or has one locked: then it fails at once.
-    pub(crate) const PROBE_MANY: &str = "
+    /// Fails at once if another client is creating one of these rows, or has one locked.
+    pub(crate) const PROBE_BATCH: &str = "
         SELECT l.id
           FROM (SELECT j.* FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) j
@@ -66,8 +67,8 @@ impl Session {
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
            FOR UPDATE NOWAIT";
 
-    /// Make rows that are granted from the beginning.
-    pub(crate) const CREATE_MANY: &str = concat!(
+    /// Insert rows that are granted from the beginning.
+    pub(crate) const CREATE_BATCH: &str = concat!(
         "
         INSERT INTO {table}
                (name, locked_by, grant_id, expires_at, granted_until,
@@ -85,8 +86,8 @@ impl Session {
          ORDER BY g.name"
     );
 
-    /// Free those that are still held by exactly these grants.
-    pub(crate) const RELEASE_MANY: &str = "
+    /// Release what is still held by exactly these grants.
+    pub(crate) const RELEASE_BATCH: &str = "
         UPDATE (SELECT l.id
                   FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
                            name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
@@ -106,66 +107,45 @@ impl Session {
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
                ) MICROSECOND";
 
-    pub(crate) async fn acquire_many(
+    pub(crate) async fn acquire(
         &mut self,
         asks: &[AcquireCommand],
     ) -> Result<Vec<Outcome>, StoreError> {
         if let [ask] = asks {
-            return Ok(vec![self.acquire(ask).await?]);
+            return Ok(vec![self.acquire_one(ask).await?]);
         }
-        let mut outcomes = self.acquire_at_once(asks).await?;
-        let left = |outcome: &Option<Outcome>| outcome.is_none();
-        let rest: Vec<AcquireCommand> = asks
-            .iter()
-            .zip(&outcomes)
-            .filter(|(_, outcome)| left(outcome))
-            .map(|(ask, _)| ask.clone())
-            .collect();
-        if !rest.is_empty() {
-            let mut rest = self.acquire_rest(&rest).await?.into_iter();
-            for outcome in outcomes.iter_mut().filter(|outcome| left(outcome)) {
-                *outcome = rest.next();
-            }
-        }
+        let mut outcomes = self.acquire_on_mariadb(asks).await?;
+        let missing = without_outcome(asks, &outcomes);
+        fill_in(&mut outcomes, self.acquire_batch(&missing).await?);
+        let missing = without_outcome(asks, &outcomes);
+        fill_in(&mut outcomes, self.create_batch(&missing).await?);
         let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
         Ok(outcomes.into_iter().map(busy).collect())
     }
 
-    async fn acquire_rest(&mut self, asks: &[AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+    /// None: there is no row.
+    async fn acquire_batch(
+        &mut self,
+        asks: &[&AcquireCommand],
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut made = HashSet::new();
-        for (_, text) in packed(asks, self.longest, described) {
+        for (_, text) in packed(asks, self.longest, |ask| described(ask)) {
             let done = self
-                .execute(Self::ACQUIRE_MANY, params! { "asks" => text })
+                .execute(Self::ACQUIRE_BATCH, params! { "asks" => text })
                 .await?;
-            made.extend(
-                (done.rows > 0)
-                    .then(|| i64::try_from(done.id).ok())
-                    .flatten(),
-            );
+            if done.rows > 0 {
+                made.extend(i64::try_from(done.id));
+            }
         }
         let made_now = |row: &LockRow| row.renewed_at.is_some_and(|at| made.contains(&at));
-        let mut outcomes = self.found(asks, made_now).await?;
-        let missing: Vec<&AcquireCommand> = asks
-            .iter()
-            .zip(&outcomes)
-            .filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
-            .collect();
-        if !missing.is_empty() {
-            let made = self.create_many(&missing).await?;
-            let mut made = made.into_iter();
-            for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-                *outcome = made.next();
-            }
-        }
-        let busy = |outcome: Option<_>| outcome.unwrap_or(Outcome::Busy);
-        Ok(outcomes.into_iter().map(busy).collect())
+        self.found(asks, made_now).await
     }
 
-    /// What a read says of each; none: there is no row. `made_now` tells the rows that have just been
-    /// written.
+    /// The outcome of each, from a read; none: there is no row. `made_now` tells whether this
+    /// request has just written the row.
     async fn found(
         &mut self,
-        asks: &[AcquireCommand],
+        asks: &[&AcquireCommand],
         made_now: impl Fn(&LockRow) -> bool,
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let names: Vec<LockName> = asks.iter().map(|ask| ask.name.clone()).collect();
@@ -176,10 +156,7 @@ impl Session {
             outcomes.push(match rows.get(ask.name.as_str()) {
                 None => None,
                 Some(row) if row.is_granted(ask.grant.as_str()) && made_now(row) => {
-                    Some(Outcome::Granted {
-                        token: Token::from_db(row.token),
-                        length: ask.length,
-                    })
+                    Some(granted(Token::from_db(row.token), ask.length))
                 }
                 Some(row) => Some(self.refused(ask, row).await?),
             });
@@ -187,50 +164,52 @@ impl Session {
         Ok(outcomes)
     }
 
-    async fn create_many(&mut self, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, StoreError> {
+    async fn create_batch(
+        &mut self,
+        asks: &[&AcquireCommand],
+    ) -> Result<Vec<Option<Outcome>>, StoreError> {
         let mut outcomes = Vec::with_capacity(asks.len());
         for (chunk, text) in packed(asks, self.longest, |ask| described(ask)) {
             let names: Vec<&str> = chunk.iter().map(|ask| ask.name.as_str()).collect();
             let names = params! { "names" => json!(names).to_string() };
-            let probed = self.query(Self::PROBE_MANY, names).await;
-            let made = match self.unless_contended(probed)? {
+            let probed = self.query(Self::PROBE_BATCH, names).await;
+            let made = match self.none_if_contended(probed)? {
                 // One of them has been made since.
                 Some(rows) if !rows.is_empty() => None,
                 None => None,
                 Some(_) => {
-                    let made = self.execute(Self::CREATE_MANY, params! { "asks" => text });
+                    let made = self.execute(Self::CREATE_BATCH, params! { "asks" => text });
                     let made = made.await;
-                    self.unless_contended(made)?
+                    self.none_if_contended(made)?
                 }
             };
             if made.is_some() {
-                let chunk: Vec<AcquireCommand> = chunk.iter().copied().cloned().collect();
-                let made = self.found(&chunk, |_| true).await?;
-                outcomes.extend(made.into_iter().map(|made| made.unwrap_or(Outcome::Busy)));
+                outcomes.extend(self.found(chunk, |_| true).await?);
                 continue;
             }
-            // One that somebody holds back, or that is asked for twice, keeps no other from being made.
+            // A row that another client holds back, or that is asked for twice, keeps no other from
+            // being made.
             for ask in chunk {
-                outcomes.push(self.create(ask).await?);
+                outcomes.push(Some(self.create(ask).await?));
             }
         }
         Ok(outcomes)
     }
 
-    pub(crate) async fn release_many(
+    pub(crate) async fn release(
         &mut self,
         returns: &[ReleaseCommand],
     ) -> Result<Vec<Released>, StoreError> {
         let names = || -> HashSet<&LockName> { returns.iter().map(|what| &what.name).collect() };
-        // Of two grants of one lock the row does not tell afterwards which of them it was that ended.
+        // Of two grants of one lock the row does not tell afterwards which one ended.
         if returns.len() == 1 || names().len() < returns.len() {
             let mut answers = Vec::with_capacity(returns.len());
             for what in returns {
-                answers.push(self.release(what).await?);
+                answers.push(self.release_one(what).await?);
             }
             return Ok(answers);
         }
-        if let Some(done) = self.release_at_once(returns).await? {
+        if let Some(done) = self.release_on_mariadb(returns).await? {
             return self.freed(returns, done).await;
         }
         let describe = |what: &ReleaseCommand| {
@@ -242,7 +221,7 @@ impl Session {
         let mut answers = Vec::with_capacity(returns.len());
         for (chunk, text) in packed(returns, self.longest, describe) {
             let done = self
-                .execute(Self::RELEASE_MANY, params! { "grants" => text })
+                .execute(Self::RELEASE_BATCH, params! { "grants" => text })
                 .await?;
             answers.extend(self.freed(chunk, done).await?);
         }
@@ -271,21 +250,39 @@ impl Session {
                     Some(row) if row.grant.is_none() && done.rows > 0 && at == Some(done.id) => {
                         Some(Released::Freed)
                     }
-                    // Somebody else has got it since; or it was not ours before.
+                    // Another client has acquired it since; or it was lost before.
                     _ => None,
                 }
             })
             .collect();
         let freed = |answer: &&Option<_>| **answer == Some(Released::Freed);
         let known = answers.iter().filter(freed).count() as u64;
-        // That of a lock which changed hands in this moment cannot be told from one that was lost
-        // before, and the guard has been told of a loss.
+        // A lock that another client acquired in this moment cannot be told from one that was lost
+        // before; of such a loss the guard knows.
         let unclear = match known == done.rows {
             true => Released::NotOurs,
             false => Released::Freed,
         };
         let clear = |answer: Option<_>| answer.unwrap_or(unclear);
         Ok(answers.into_iter().map(clear).collect())
+    }
+}
+
+/// The commands that have no outcome yet.
+fn without_outcome<'a>(
+    asks: &'a [AcquireCommand],
+    outcomes: &[Option<Outcome>],
+) -> Vec<&'a AcquireCommand> {
+    let all = asks.iter().zip(outcomes);
+    all.filter_map(|(ask, outcome)| outcome.is_none().then_some(ask))
+        .collect()
+}
+
+/// Put in the outcomes of those.
+fn fill_in(outcomes: &mut [Option<Outcome>], of_those: Vec<Option<Outcome>>) {
+    let empty = outcomes.iter_mut().filter(|outcome| outcome.is_none());
+    for (outcome, known) in empty.zip(of_those) {
+        *outcome = known;
     }
 }
 

@@ -1,15 +1,16 @@
-//! What somebody's own transaction runs to commit only while a grant is there.
+//! The statements with which a caller's transaction commits only while a grant is there.
 //!
-//! Its parameters are name, token and grant id. The session is not ours: nothing here depends on its
-//! time zone, its SQL mode, its isolation level or how it counts rows.
+//! Their parameters are name, token and grant id. The session is the caller's: nothing here depends
+//! on its time zone, its SQL mode, its isolation level or how it counts rows.
 
-/// Look whether this transaction reads from a snapshot that is older than the grant, before the fence
-/// itself. One row: no. No row: yes, or the grant is gone.
+/// Whether this transaction reads from a snapshot that is older than the grant; sent before the
+/// fence. One row: no. No row: yes, or the grant is gone.
 ///
-/// In REPEATABLE READ the first read fixes what all later ones see, while the fence looks at the row as
-/// it is now: it would pass, and what is written next would be made of what was read before the
-/// predecessor wrote. A plain read of the row sees what all plain reads see. Where it is the first it
-/// fixes the snapshot now; what was read earlier, but after the grant, nobody else has changed since.
+/// In REPEATABLE READ the first read fixes what all later ones see, while the fence reads the row
+/// as it is now. It would pass, and the transaction would write from what it read before the
+/// previous holder wrote. A plain read of the row sees what all plain reads see. If it is the
+/// first, it fixes the snapshot now; what was read earlier, but after the grant, no other holder
+/// has changed since.
 ///
 /// Any user may run it. What says directly whether a transaction has begun to read does not help:
 /// `information_schema.innodb_trx` takes the right PROCESS, `@@in_transaction`, which MariaDB alone has,
@@ -19,16 +20,16 @@ pub(crate) const BEFORE: &str = "
 
 /// The fence. One row affected: it passes. None: the grant is gone.
 ///
-/// It locks the row until the transaction ends, and everybody who would be granted the lock skips that,
-/// or fails at once. The row is always *changed*: so one row is affected however the session counts,
-/// and a cluster takes it into the set by which it certifies the transaction. It sets what a renewal
-/// sets, to the same length as the latest one: the length is what a cluster's contenders watch.
+/// It locks the row until the transaction ends, and acquires of other clients skip a locked row or
+/// fail at once. The row is always *changed*: so one row is affected however the session counts,
+/// and a cluster takes it into the set by which it certifies the transaction. The fence sets what a
+/// renewal sets, to the same length as the latest one, since waiters on a cluster watch the length.
 ///
-/// No clock is asked. Where the lease has ended and nobody has taken the lock, nobody will before the
-/// commit; and on a cluster the clock of this node decides nothing.
+/// No clock is asked. If the lease has ended and no other client has acquired the lock, none can
+/// before the commit; and on a cluster the clock of this node decides nothing.
 ///
-/// `renewed_at` is what the others are reckoned from, so it is set last, and each of them from its own
-/// old value: in whatever order the server assigns, they come out the same.
+/// The others are computed from `renewed_at`, so it is set last, and each of them from its own old
+/// value: in whatever order the server assigns, they come out the same.
 pub(crate) const FENCE: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', expires_at,

@@ -9,7 +9,8 @@ use crate::store::mysql::connection::session::Session;
 
 /// What a DBA reads is what runs.
 const SCHEMA: &str = include_str!("../../../../schema/mysql.sql");
-/// Before another look, where somebody else was doing the same or had the table locked.
+/// The pause before another attempt, where another client was doing the same or had the table
+/// locked.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The line of the schema that defines this column.
@@ -20,7 +21,7 @@ fn definition(column: &str) -> Option<&'static str> {
         .find(|line| line.split(' ').next() == Some(column))
 }
 
-/// The columns that 0.5 did not have.
+/// The columns that legacy (django-database-locks 0.5) did not have.
 const NEW: [&str; 7] = [
     "token",
     "grant_id",
@@ -43,8 +44,10 @@ impl Session {
             };
             match self.define(change).await {
                 Ok(()) => {}
-                Err(StoreError::Contention(said)) => tracing::debug!("waiting to install: {said}"),
-                // Somebody has added it since we looked: table, column, key; or the key is renamed.
+                Err(StoreError::Contention(message)) => {
+                    tracing::debug!("waiting to install: {message}")
+                }
+                // Another client has just added the table, column or key, or renamed the key.
                 Err(StoreError::Rejected { source, .. })
                     if [
                         "(error 1050)",
@@ -75,7 +78,7 @@ impl Session {
         HAVING MAX(non_unique) = 0 AND COUNT(*) = 1
            AND MAX(column_name) = 'name' AND MAX(sub_part) IS NULL";
 
-    /// The one statement that makes the table what it must be; none: it is.
+    /// The one statement that makes or alters the table; none: nothing is lacking.
     ///
     /// MySQL has no `ADD COLUMN IF NOT EXISTS`, so what is there is asked for first.
     async fn lacking(&mut self) -> Result<Option<String>, StoreError> {
@@ -121,7 +124,7 @@ impl Session {
             Some(_) if keys.iter().any(|key| key == "name") => {}
             Some(key) => changes.push(format!("RENAME INDEX `{}` TO name", key.replace('`', "``"))),
         }
-        // Others have no row locks.
+        // Other engines have no row locks.
         if engine != "InnoDB" {
             changes.push("ENGINE = InnoDB".into());
         }

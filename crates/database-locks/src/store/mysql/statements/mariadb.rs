@@ -1,13 +1,13 @@
-//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait: by statements
-//! that update one table, and go through no temporary table.
+//! Acquiring and releasing many locks at once on MariaDB, which can be told not to wait. These
+//! statements update one table, and go through no temporary table.
 //!
-//! Those of [`many`](crate::store::mysql::statements::batch) join the table with what is asked for, and MariaDB puts all that a
-//! join sets into a temporary table first, on disk since there is longtext in it: of a thousand locks
-//! that takes longer than all the rest. Here it is the place of a row in a list that says what goes
-//! into it.
+//! Those of [`batch`](crate::store::mysql::statements::batch) join the table with the commands, and
+//! MariaDB puts all that a join sets into a temporary table first, on disk since there is longtext
+//! in it: for a thousand locks that takes longer than all the rest. Here the position of a row in a
+//! list selects what is written to it.
 //!
-//! A row that is locked fails the whole of such a statement at once, which then has done nothing; what
-//! it was about is left to the statements that skip such rows.
+//! A locked row fails the whole statement at once. It has then done nothing, and its locks are left
+//! to the statements that skip such rows.
 
 use std::collections::HashMap;
 use std::iter::repeat_n;
@@ -18,14 +18,14 @@ use serde_json::json;
 
 use crate::store::api::StoreError;
 use crate::store::mysql::connection::session::{Done, Session};
-use crate::store::mysql::rows::packed;
-use crate::store::mysql::{micros, token};
+use crate::store::mysql::rows::{granted, micros, packed, token};
 use protocol::{AcquireCommand, Outcome, ReleaseCommand, Token};
 
-/// For how many rows there is a statement; the lists of fewer are filled up with the last one.
+/// The numbers of rows for which there is a statement; shorter lists are filled up with their last
+/// row.
 const FEW: usize = 32;
 const MANY: usize = 256;
-/// With less than this the statements for any number are as fast.
+/// With fewer rows the statements for any number are as fast.
 const WORTH_IT: usize = 8;
 
 /// A statement with its lists written out.
@@ -35,29 +35,30 @@ fn written_out(statement: &str, rows: usize) -> String {
     text.replace("{grants}", &list("(?, ?, ?, ?)"))
 }
 
-/// What is free, as it was seen.
+/// A lock that was free when it was read.
 struct Free<'a> {
     ask: &'a AcquireCommand,
-    /// Which of the asks that is.
+    /// Its position among the commands.
     at: usize,
     id: i64,
 }
 
 impl Session {
-    /// Look which of many locks are free.
-    pub(crate) const FREE_ONES: &str = "
+    /// Find which of many locks are free.
+    pub(crate) const FREE_ON_MARIADB: &str = "
         SELECT l.name, l.id
           FROM JSON_TABLE(:names, '$[*]' COLUMNS (
                    name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
                STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
          WHERE l.expires_at IS NULL OR {ended}";
 
-    /// Take those that are still free. The ids are in their order, so that `INTERVAL` finds the place of
-    /// each by halves.
+    /// Acquire those that are still free. The ids are sorted, so that `INTERVAL` finds the position
+    /// of each by bisection.
     ///
-    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be read
-    /// afterwards. One whose token is not below that is left to the statement that counts on from it.
-    pub(crate) const ACQUIRE_THESE: &str = "
+    /// All get the same token, the time in ms, which comes back as the insert id: nothing has to be
+    /// read afterwards. A row whose token is not below that is left to the statement that counts on
+    /// from it.
+    pub(crate) const ACQUIRE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (PRIMARY)
            SET token = LAST_INSERT_ID(
                    TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
@@ -73,9 +74,9 @@ impl Session {
                    DIV 1000
            AND {writable}";
 
-    /// Free those that are still held by exactly these grants. The insert id is what became
+    /// Release what is still held by exactly these grants. The insert id is what became
     /// `renewed_at`.
-    pub(crate) const RELEASE_THESE: &str = "
+    pub(crate) const RELEASE_BATCH_ON_MARIADB: &str = "
         UPDATE {table} FORCE INDEX (name)
            SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
                renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
@@ -85,18 +86,18 @@ impl Session {
            AND (name, grant_id, token, locked_by COLLATE {collation}) IN ({grants})
            AND granted_until = expires_at AND {writable}";
 
-    /// Take what can be taken so; none: to be taken in the other way. Of a cluster nothing can, where it
-    /// is no clock that tells which leases have ended.
-    pub(crate) async fn acquire_at_once(
+    /// Acquire what these statements can; none: left to the other statements. On a cluster they can
+    /// do nothing, since no clock tells there which leases have ended.
+    pub(crate) async fn acquire_on_mariadb(
         &mut self,
         asks: &[AcquireCommand],
     ) -> Result<Vec<Option<Outcome>>, StoreError> {
         static OF_FEW: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, FEW));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, FEW));
         static OF_MANY: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::ACQUIRE_THESE, MANY));
+            LazyLock::new(|| written_out(Session::ACQUIRE_BATCH_ON_MARIADB, MANY));
         let mut outcomes = vec![None; asks.len()];
-        if !self.never_waits || self.cluster.is_some() || asks.len() < WORTH_IT {
+        if !self.mariadb || self.cluster.is_some() || asks.len() < WORTH_IT {
             return Ok(outcomes);
         }
         let free = self.free(asks).await?;
@@ -119,24 +120,22 @@ impl Session {
             params.extend([length(), length()]);
             params.extend(ids());
             let taken = self.execute(statement, Params::Positional(params)).await;
-            // Where there are fewer somebody came first, and it takes a look to know of which.
+            // With fewer rows another client was first, and a read has to tell for which.
             let all = |done: &Done| done.rows == free.len() as u64;
-            let Some(done) = self.unless_contended(taken)?.filter(all) else {
+            let Some(done) = self.none_if_contended(taken)?.filter(all) else {
                 continue;
             };
             for free in free {
                 if let Some(outcome) = outcomes.get_mut(free.at) {
-                    *outcome = Some(Outcome::Granted {
-                        token: token(done.id),
-                        length: free.ask.length,
-                    });
+                    *outcome = Some(granted(token(done.id), free.ask.length));
                 }
             }
         }
         Ok(outcomes)
     }
 
-    /// Which are free, by id. Those for the same length as the first only: that of a statement is one.
+    /// Which are free, by id. Only those of the same length as the first, since a statement has one
+    /// length.
     async fn free<'a>(&mut self, asks: &'a [AcquireCommand]) -> Result<Vec<Free<'a>>, StoreError> {
         let mut by_name = HashMap::with_capacity(asks.len());
         for (at, ask) in asks.iter().enumerate() {
@@ -148,7 +147,7 @@ impl Session {
         let names: Vec<&str> = by_name.keys().copied().collect();
         for (_, names) in packed(&names, self.longest, |name| json!(name)) {
             let names = params! { "names" => names };
-            for row in self.query(Self::FREE_ONES, names).await? {
+            for row in self.query(Self::FREE_ON_MARIADB, names).await? {
                 let Ok((name, id)) = from_row_opt::<(String, i64)>(row) else {
                     continue;
                 };
@@ -159,16 +158,16 @@ impl Session {
         Ok(found)
     }
 
-    /// Free those; none: nothing was done, and it is to be done in the other way, which of many takes no
-    /// longer and one commit. No name may be there twice.
-    pub(crate) async fn release_at_once(
+    /// Release them; none: nothing was done, and the other statements have to, which for many take
+    /// no longer and one commit. No name may be there twice.
+    pub(crate) async fn release_on_mariadb(
         &mut self,
         returns: &[ReleaseCommand],
     ) -> Result<Option<Done>, StoreError> {
         static STATEMENT: LazyLock<String> =
-            LazyLock::new(|| written_out(Session::RELEASE_THESE, FEW));
+            LazyLock::new(|| written_out(Session::RELEASE_BATCH_ON_MARIADB, FEW));
         let fits = (WORTH_IT..=FEW).contains(&returns.len());
-        let (Some(last), true) = (returns.last(), fits && self.never_waits) else {
+        let (Some(last), true) = (returns.last(), fits && self.mariadb) else {
             return Ok(None);
         };
         if returns.iter().any(|what| what.token.is_none()) {
@@ -186,6 +185,6 @@ impl Session {
             ]
         }));
         let freed = self.execute(&STATEMENT, Params::Positional(params)).await;
-        self.unless_contended(freed)
+        self.none_if_contended(freed)
     }
 }

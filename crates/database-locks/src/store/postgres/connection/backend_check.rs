@@ -1,4 +1,4 @@
-//! Whether the server itself is at the other end of a connection, or somebody in between.
+//! Whether a connection leads to the server itself or to a pooler.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +10,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::CancelToken;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-use crate::store::postgres::connection::handshake::Hello;
+use super::handshake::Handshake;
 
-/// What our socket says of the two ends of the connection.
-pub(crate) enum Ends {
+/// What the local socket says of the two ends of the connection.
+pub(crate) enum SocketEnds {
     Tcp {
         ours: SocketAddr,
         theirs: SocketAddr,
@@ -22,7 +22,7 @@ pub(crate) enum Ends {
     Unix(i32),
 }
 
-impl Ends {
+impl SocketEnds {
     pub(crate) fn of_tcp(stream: &TcpStream) -> Option<Self> {
         Some(Self::Tcp {
             ours: stream.local_addr().ok()?,
@@ -30,7 +30,7 @@ impl Ends {
         })
     }
 
-    /// None where it is in another pid namespace.
+    /// None if the peer is in another pid namespace.
     pub(crate) fn of_unix(stream: &UnixStream) -> Option<Self> {
         stream
             .peer_cred()
@@ -40,20 +40,21 @@ impl Ends {
             .map(Self::Unix)
     }
 
-    /// Whether it is the server itself that is at the other end, and no pooler.
-    pub(crate) fn meet(&self, hello: &Hello) -> bool {
+    /// Whether the server sees the same connection, so that no pooler is in between.
+    pub(crate) fn match_server(&self, handshake: &Handshake) -> bool {
         match *self {
-            // A pooler on our own host may by chance use the same port as we do, towards another
-            // server: so there the other end has to be the same too. Elsewhere it need not be,
-            // since address translation changes it (a service in Kubernetes).
+            // A pooler on this host may by chance use the same local port towards another server, so
+            // there the other end has to be the same too. Elsewhere address translation may change it
+            // (a service in Kubernetes).
             Self::Tcp { ours, theirs } => {
                 let same = |a: SocketAddr, b: Option<(IpAddr, u16)>| {
                     b == Some((a.ip().to_canonical(), a.port()))
                 };
-                same(ours, hello.client) && (ours.ip() != theirs.ip() || same(theirs, hello.server))
+                same(ours, handshake.client)
+                    && (ours.ip() != theirs.ip() || same(theirs, handshake.server))
             }
             // Every backend is a child of the process that listens.
-            Self::Unix(listener) => parent_of(hello.backend) == Some(listener),
+            Self::Unix(listener) => parent_of(handshake.backend) == Some(listener),
         }
     }
 }
@@ -65,10 +66,10 @@ fn parent_of(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The backend that greeted us. The driver keeps that to itself, but writes it into a request to cancel.
+/// The backend that the login named. The driver keeps that to itself, but writes it into a request to cancel.
 ///
-/// A pooler greets with a number of its own.
-pub(crate) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
+/// A pooler names a number of its own.
+pub(crate) async fn backend_of_login(token: CancelToken) -> Option<i32> {
     let (theirs, mut ours) = tokio::io::duplex(64);
     let asked = token.cancel_query_raw(theirs, Plain);
     let read = async {
@@ -87,7 +88,7 @@ pub(crate) async fn backend_of_handshake(token: CancelToken) -> Option<i32> {
     pid
 }
 
-/// What stands for TLS there: nothing leaves this process.
+/// In place of TLS, since nothing leaves this process.
 struct Plain;
 
 struct Unprotected(DuplexStream);
@@ -139,34 +140,34 @@ impl AsyncWrite for Unprotected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::postgres::connection::handshake::tests::hello;
+    use crate::store::postgres::connection::handshake::tests::handshake;
 
     #[test]
     fn a_connection_is_direct_only_if_the_server_sees_our_own_socket() {
-        let meet = |ours: &str, theirs: &str, hello: &Hello| {
-            Ends::Tcp {
+        let meet = |ours: &str, theirs: &str, seen: &Handshake| {
+            SocketEnds::Tcp {
                 ours: ours.parse().unwrap(),
                 theirs: theirs.parse().unwrap(),
             }
-            .meet(hello)
+            .match_server(seen)
         };
         let (here, there) = ("10.0.0.1:50000", "10.0.0.2:5432");
-        assert!(meet(here, there, &hello(here, there)));
+        assert!(meet(here, there, &handshake(here, there)));
         // Behind a service's address.
-        assert!(meet(here, "10.9.9.9:5432", &hello(here, there)));
+        assert!(meet(here, "10.9.9.9:5432", &handshake(here, there)));
         // Through a pooler: elsewhere, on this host, on this host with our port by chance.
-        assert!(!meet(here, there, &hello("10.0.0.2:40000", there)));
+        assert!(!meet(here, there, &handshake("10.0.0.2:40000", there)));
         assert!(!meet(
             "127.0.0.1:50000",
             "127.0.0.1:6432",
-            &hello("127.0.0.1:41000", "127.0.0.1:5432")
+            &handshake("127.0.0.1:41000", "127.0.0.1:5432")
         ));
         assert!(!meet(
             "127.0.0.1:50000",
             "127.0.0.1:6432",
-            &hello("127.0.0.1:50000", "127.0.0.1:5432")
+            &handshake("127.0.0.1:50000", "127.0.0.1:5432")
         ));
         // The pooler is at a Unix socket of the server's.
-        assert!(!meet(here, there, &hello("", "")));
+        assert!(!meet(here, there, &handshake("", "")));
     }
 }

@@ -1,7 +1,7 @@
-//! What is in the way of a statement that does not come back: a session that has the table locked.
+//! What blocks a statement that does not return: a session that has the table locked.
 //!
-//! It is asked on a connection of its own, since ours waits. Where a pooler is in between the backend of
-//! a statement is not known, and nothing is asked.
+//! It is asked on a connection of its own, since the statement's waits. Behind a pooler the backend of a
+//! statement is not known, and nothing is asked.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,24 +10,25 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::dial::dial;
+use super::server::Server;
+use super::session::Session;
 use crate::runtime::clock;
-use crate::store::postgres::connection::connector::Shared;
-use crate::store::postgres::connection::{Connection, Param};
-use crate::store::postgres::error::Refusal;
+use crate::store::postgres::error::ServerError;
 use protocol::{Human, Time};
 
 /// A statement that takes as long may be blocked.
 pub(crate) const LONG: Duration = Duration::from_secs(1);
-/// How often it is asked at most; an answer counts for twice as long.
-const EACH: Duration = Duration::from_secs(1);
-/// How long it may take to ask, with the connection for it.
+/// How often it is asked at most. An answer counts for twice as long.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long asking may take, with the connection for it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Who blocks the backend `$1`. What other users do is hidden from a role without `pg_read_all_stats`,
-/// but not who they are.
+/// Which session blocks the backend `$1`. What other users do is hidden from a role without
+/// `pg_read_all_stats`, but not who they are.
 const BLOCKERS: &str = "
-SELECT by.pid, a.usename::text, a.application_name,
-       (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::bigint
+SELECT by.pid, a.usename::text AS role, a.application_name AS program,
+       (extract(epoch FROM clock_timestamp() - a.xact_start) * 1000)::bigint AS open
   FROM unnest(pg_blocking_pids($1)) AS by(pid)
        LEFT JOIN pg_stat_activity a ON a.pid = by.pid
  ORDER BY a.xact_start
@@ -48,15 +49,15 @@ impl Blocked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who blocks us, where that has been found out just now.
+    /// What blocks the statements of this store, if that has just been found out.
     pub(crate) fn by(&self) -> Option<String> {
         let (by, at) = self.found().by.clone()?;
-        (clock::now() <= at + 2 * EACH).then_some(by)
+        (clock::now() <= at + 2 * INTERVAL).then_some(by)
     }
 
     fn may_ask(&self) -> bool {
         let (mut found, now) = (self.found(), clock::now());
-        let may = found.asked.is_none_or(|at| now >= at + EACH);
+        let may = found.asked.is_none_or(|at| now >= at + INTERVAL);
         if may {
             found.asked = Some(now);
         }
@@ -64,41 +65,41 @@ impl Blocked {
     }
 }
 
-/// Find out who blocks a statement on this connection, again and again until it is dropped.
-pub(crate) async fn look(link: &Shared, on: &Connection) -> Infallible {
+/// Find out what blocks a statement on this connection, again and again until it is dropped.
+pub(crate) async fn watch(blocked: &Blocked, server: &Server, on: &Session) -> Infallible {
     loop {
-        look_once(link, on).await;
-        tokio::time::sleep(EACH / 4).await;
+        look(blocked, server, on).await;
+        tokio::time::sleep(INTERVAL / 4).await;
     }
 }
 
-async fn look_once(link: &Shared, on: &Connection) {
-    let Some(backend) = on.backend.filter(|_| link.blocked.may_ask()) else {
+async fn look(blocked: &Blocked, server: &Server, on: &Session) {
+    let Some(backend) = on.backend.filter(|_| blocked.may_ask()) else {
         return;
     };
-    let asked = tokio::time::timeout(PATIENCE, ask(link, backend)).await;
+    let asked = tokio::time::timeout(PATIENCE, ask(server, backend)).await;
     match asked {
-        Ok(Ok(by)) => link.blocked.found().by = by.map(|by| (by, clock::now())),
-        Ok(Err(refusal)) => tracing::debug!("cannot see what blocks us: {}", refusal.said),
-        Err(_) => tracing::debug!("cannot see what blocks us in time"),
+        Ok(Ok(by)) => blocked.found().by = by.map(|by| (by, clock::now())),
+        Ok(Err(error)) => tracing::debug!("cannot see what blocks a statement: {}", error.message),
+        Err(_) => tracing::debug!("cannot see what blocks a statement in time"),
     }
 }
 
-async fn ask(link: &Shared, backend: i32) -> Result<Option<String>, Refusal> {
-    let endpoint = link.ask().await?;
-    let at = link.first(&endpoint);
-    let other = Connection::dial((link, true), &endpoint, at, PATIENCE).await?;
-    let params: [Param<'_>; 1] = [(&backend, Type::INT4)];
-    let rows = other.ask(BLOCKERS, &params).await?;
+async fn ask(server: &Server, backend: i32) -> Result<Option<String>, ServerError> {
+    let endpoint = server.connector.ask::<&str>().await?;
+    let at = server.connector.first(&endpoint);
+    let other = dial(server, None, &endpoint, (at, PATIENCE)).await?;
+    let rows = other.query(BLOCKERS, &[(&backend, Type::INT4)]).await?;
     rows.first().map(described).transpose()
 }
 
-fn described(row: &Row) -> Result<String, Refusal> {
-    let pid: i32 = row.try_get(0)?;
-    let (user, program): (Option<&str>, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
-    let open: Option<i64> = row.try_get(3)?;
+fn described(row: &Row) -> Result<String, ServerError> {
+    let pid: i32 = row.try_get("pid")?;
+    let role: Option<&str> = row.try_get("role")?;
+    let program: Option<&str> = row.try_get("program")?;
+    let open: Option<i64> = row.try_get("open")?;
     let mut about = Vec::new();
-    about.extend(user.map(|user| format!("user {user}")));
+    about.extend(role.map(|role| format!("user {role}")));
     about.extend(program.filter(|it| !it.is_empty()).map(str::to_owned));
     let open = open.and_then(|open| u64::try_from(open).ok());
     about.extend(open.map(|open| {
@@ -111,7 +112,7 @@ fn described(row: &Row) -> Result<String, Refusal> {
         true => String::new(),
         false => format!(" ({})", about.join(", ")),
     };
-    // It is 0 for a transaction that was prepared to be committed in two phases.
+    // 0 stands for a transaction that was prepared for a commit in two phases.
     Ok(match pid {
         0 => "a prepared transaction (pg_prepared_xacts)".to_owned(),
         pid => format!("the session of pid {pid}{about}"),

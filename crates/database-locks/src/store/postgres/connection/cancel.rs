@@ -1,8 +1,8 @@
-//! Ending what still runs on a connection that nobody uses any more.
+//! Ending what still runs on a connection that is no longer used.
 //!
-//! A server does not look after its client while a statement of his waits for a lock: behind a long
-//! ALTER TABLE each connection that is given up would leave a process waiting, until the server has
-//! no more of them for anybody.
+//! While a statement waits for a lock, the server does not notice that its client has gone. Behind a long
+//! ALTER TABLE each connection that is given up would leave a process waiting, until the server accepts no more
+//! clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How long a connection that nobody uses any more may take to send what was left to it.
+/// How long a connection that is no longer used may take to send what was left to it.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a request to cancel may take; it is a connection of its own.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What is cancelled answers at once; after that time it is the turn of the next statement, for more
-/// than one may have been sent ahead.
+/// What is cancelled answers at once. After this time the next statement runs, since more than one may have
+/// been sent ahead.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often, and for how long in all: then the connection is closed, whatever the server does.
+/// How often, and for how long in all, before the connection is closed whatever the server does.
 const TRIES: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Where a request to cancel goes: the same server, or the same pooler, as the connection.
-pub(crate) enum Way {
+pub(crate) enum Route {
     Tcp {
         there: SocketAddr,
         /// With the name that the certificate is checked for.
@@ -38,19 +38,19 @@ pub(crate) enum Way {
 
 pub(crate) struct Cancel {
     token: CancelToken,
-    way: Way,
+    route: Route,
 }
 
 impl Cancel {
-    pub(crate) fn new(token: CancelToken, way: Way) -> Self {
-        Self { token, way }
+    pub(crate) fn new(token: CancelToken, route: Route) -> Self {
+        Self { token, route }
     }
 
-    /// Ask the server to cancel what the connection runs just now. It tells nobody whether it did.
+    /// Ask the server to cancel what the connection runs just now. It does not answer whether it did.
     async fn ask(&self) {
         let asked = async {
-            match &self.way {
-                Way::Tcp { there, tls } => {
+            match &self.route {
+                Route::Tcp { there, tls } => {
                     let stream = TcpStream::connect(there).await.ok()?;
                     let asked = match tls {
                         Some((tls, host)) => {
@@ -64,7 +64,7 @@ impl Cancel {
                     };
                     asked.ok()
                 }
-                Way::Unix(path) => {
+                Route::Unix(path) => {
                     let stream = UnixStream::connect(path).await.ok()?;
                     self.token.cancel_query_raw(stream, NoTls).await.ok()
                 }
@@ -74,11 +74,10 @@ impl Cancel {
     }
 }
 
-/// Drive a connection to its end, for which nobody waits any more.
+/// Drive a connection that is no longer used to its end.
 ///
-/// It ends by itself once every answer has come that was asked for. Where one was `late` already, or
-/// does not come, what runs is cancelled, again and again until nothing is left: none of it can be a
-/// statement whose answer somebody wants.
+/// It ends by itself once every answer has come. If one was `late` already, or does not come, what runs is
+/// cancelled, again and again until nothing is left. No caller waits for any of it.
 pub(crate) async fn wind_up<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     cancel: Option<Cancel>,

@@ -1,4 +1,4 @@
-//! What a server says of itself on a new connection, and whether it is fit to serve.
+//! The first query on a new connection: what the server is, and whether it is fit to serve.
 
 use std::net::IpAddr;
 
@@ -6,18 +6,17 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
+use super::product;
 use crate::store::connect::hosts::{Failure, Verdict};
 use crate::store::connect::url::Address;
-use crate::store::postgres::connection::Param;
-use crate::store::postgres::error::Refusal;
-use crate::store::postgres::product;
+use crate::store::postgres::error::{POOLER, ServerError};
 
 /// The version below which `MATERIALIZED` is not understood.
 const OLDEST: i32 = 120_000;
 
-/// What a server says of itself, and of the table if it is there.
-pub(crate) struct Hello {
-    /// All that it says of its version, and so which product it is.
+/// What a server says of itself, and of the table if there is one.
+pub(crate) struct Handshake {
+    /// `version()`, which tells products apart.
     product: String,
     version: i32,
     version_text: String,
@@ -34,91 +33,93 @@ pub(crate) struct Hello {
     search_path: String,
 }
 
-/// One statement, since each is a round trip. Of the table only what two plain look-ups tell: on a new
+/// One query, since each is a round trip. Of the table only what two plain look-ups tell: on a new
 /// connection the server has to read its catalogue for everything else, at up to 1 ms each.
-pub(crate) const HELLO: &str = "
-    SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
-           pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,
-           host(inet_client_addr()), inet_client_port(),
-           host(inet_server_addr()), inet_server_port(), pg_backend_pid(),
-           (SELECT relpersistence::text FROM pg_class WHERE oid = to_regclass('{table}')),
+pub(crate) const HANDSHAKE: &str = "
+    SELECT current_setting('server_version_num')::integer AS version,
+           current_setting('server_version') AS version_text, version() AS product,
+           pg_is_in_recovery() AS standby,
+           current_setting('default_transaction_read_only')::boolean AS read_only,
+           host(inet_client_addr()) AS client, inet_client_port() AS client_port,
+           host(inet_server_addr()) AS server, inet_server_port() AS server_port,
+           pg_backend_pid() AS backend,
+           (SELECT relpersistence::text FROM pg_class
+             WHERE oid = to_regclass('{table}')) AS persistence,
            (SELECT ARRAY[atttypid, attcollation]::bigint[] FROM pg_attribute
-             WHERE attrelid = to_regclass('{table}') AND attname = 'name'),
-           current_setting('search_path'), version()";
+             WHERE attrelid = to_regclass('{table}') AND attname = 'name') AS name,
+           current_setting('search_path') AS search_path";
 
-/// The types `text` and `varchar`: `char` pads, and `citext` and others fold case.
+/// The types `text` and `varchar`. `char` pads, and `citext` and others fold case.
 const TEXTS: [i64; 2] = [25, 1043];
-/// The collations of the database, `C` and `POSIX`, which tell all names apart. Of others it depends.
+/// The collations of the database, `C` and `POSIX`, which tell all names apart. Others may not.
 const EXACT: [i64; 3] = [100, 950, 951];
-/// By way of JSON: before version 12, which shall be told that it is too old, there was no such column.
+/// By way of JSON, since versions before 12, which are to be refused as too old, have no such column.
 const DETERMINISTIC: &str = "
     SELECT coalesce((to_jsonb(c) ->> 'collisdeterministic')::boolean, true)
       FROM pg_collation c WHERE oid = $1::bigint::oid";
 
-impl Hello {
-    pub(crate) async fn say(client: &Client, text: &str) -> Result<Self, Refusal> {
+impl Handshake {
+    pub(crate) async fn ask(client: &Client, text: &str) -> Result<Self, ServerError> {
         let rows = match client.query_typed(text, &[]).await {
-            // The schema may not be looked into: that is for the statements to tell, and for the
-            // doctor. The server itself can be looked at all the same.
+            // No right on the schema: the statements say so, and the doctor. The server itself can still be
+            // checked.
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                let without = HELLO.replace("{table}", "pg_catalog.no_table_of_locks");
+                let without = HANDSHAKE.replace("{table}", "pg_catalog.no_table_of_locks");
                 client.query_typed(&without, &[]).await?
             }
-            rows => match rows {
-                Ok(rows) => rows,
-                Err(error) => return Err(Self::not_said(client, error.into()).await),
-            },
+            Err(error) => return Err(Self::failed(client, error.into()).await),
+            Ok(rows) => rows,
         };
         let row = rows
             .first()
-            .ok_or_else(|| Refusal::rejected("the server gave no answer", None))?;
-        let end = |at: usize| -> Result<_, Refusal> {
-            let (ip, port): (Option<&str>, Option<i32>) = (row.try_get(at)?, row.try_get(at + 1)?);
+            .ok_or_else(|| ServerError::rejected("the server gave no answer", None))?;
+        let end = |ip: &str, port: &str| -> Result<_, ServerError> {
+            let (ip, port): (Option<&str>, Option<i32>) = (row.try_get(ip)?, row.try_get(port)?);
             let ip = ip
                 .and_then(|ip| ip.parse::<IpAddr>().ok())
                 .map(|ip| ip.to_canonical());
             Ok(ip.zip(port.and_then(|port| u16::try_from(port).ok())))
         };
-        let name: Option<Vec<i64>> = row.try_get(10)?;
+        let name: Option<Vec<i64>> = row.try_get("name")?;
         let exact = match name.as_deref() {
             Some([of, collation]) if TEXTS.contains(of) && !EXACT.contains(collation) => {
-                let params: [Param<'_>; 1] = [(collation, Type::INT8)];
-                let rows = client.query_typed(DETERMINISTIC, &params).await?;
+                let of = [(collation as _, Type::INT8)];
+                let rows = client.query_typed(DETERMINISTIC, &of).await?;
                 rows.first().map_or(Ok(true), |row| row.try_get(0))?
             }
             _ => true,
         };
         Ok(Self {
-            version: row.try_get(0)?,
-            version_text: row.try_get(1)?,
-            standby: row.try_get(2)?,
-            read_only: row.try_get(3)?,
-            client: end(4)?,
-            server: end(6)?,
-            backend: row.try_get(8)?,
-            persistence: row.try_get(9)?,
+            version: row.try_get("version")?,
+            version_text: row.try_get("version_text")?,
+            standby: row.try_get("standby")?,
+            read_only: row.try_get("read_only")?,
+            client: end("client", "client_port")?,
+            server: end("server", "server_port")?,
+            backend: row.try_get("backend")?,
+            persistence: row.try_get("persistence")?,
             name,
             exact,
-            search_path: row.try_get(11)?,
-            product: row.try_get(12)?,
+            search_path: row.try_get("search_path")?,
+            product: row.try_get("product")?,
         })
     }
 
-    /// Why a server did not say it: one of another product may not know all that was asked.
-    async fn not_said(client: &Client, refusal: Refusal) -> Refusal {
+    /// Why the handshake failed: another product may not know all of it.
+    async fn failed(client: &Client, error: ServerError) -> ServerError {
         let version = client.query_typed("SELECT version()", &[]).await;
         let version: Option<String> = version.ok().and_then(|rows| rows.first()?.try_get(0).ok());
         match version.as_deref().and_then(product::stranger) {
-            Some(name) => Refusal::rejected(
+            Some(name) => ServerError::rejected(
                 format!("the server is {name} and not PostgreSQL"),
                 Some(product::HINT),
             ),
-            None => refusal,
+            None => error,
         }
     }
 
-    /// A pooler may pass over what we set at the start: then the table would be another one than the
-    /// one that was meant, and its locks would exclude nobody.
+    /// Refuse a pooler that ignores the search path of the URL: the table might be another one than that of
+    /// other clients, and its locks would exclude none of them.
     pub(crate) fn obeys(
         &self,
         address: &Address,
@@ -131,13 +132,13 @@ impl Hello {
                     "{address} looks for tables in {}, whatever the URL says",
                     self.search_path
                 ),
-                hint: Some(crate::store::postgres::error::POOLER),
+                hint: Some(POOLER),
             }),
             _ => Ok(()),
         }
     }
 
-    /// Whether it is fit to serve us.
+    /// Refuse a server that cannot serve.
     pub(crate) fn check(
         &self,
         address: &Address,
@@ -170,10 +171,10 @@ impl Hello {
         } else {
             return Ok(());
         };
-        // Of a server that did serve us this is no mistake in the URL but a failover that goes on:
-        // who waits for a lock waits through it.
+        // After a server has served, this is no mistake in the URL but a failover under way, which a waiter
+        // waits for.
         Err(match served {
-            true => Refusal::unavailable(said).into(),
+            true => ServerError::unavailable(said).into(),
             false => Failure {
                 verdict: Verdict::ReadOnly,
                 said,
@@ -182,10 +183,8 @@ impl Hello {
         })
     }
 
-    /// Why the table, of which a server may be fit for the rest, cannot hold locks.
-    ///
-    /// What is lacking in it is told by the statements themselves; this is what would go unnoticed.
-    pub(crate) fn unfit(&self) -> Option<Refusal> {
+    /// Why the table cannot hold locks, where no statement would fail of it.
+    pub(crate) fn unfit(&self) -> Option<ServerError> {
         let of = self.name.as_ref().and_then(|name| name.first());
         let (said, hint) = match self.persistence.as_deref() {
             Some("u") => (
@@ -206,7 +205,7 @@ impl Hello {
             ),
             _ => return None,
         };
-        Some(Refusal::rejected(said, Some(hint)))
+        Some(ServerError::rejected(said, Some(hint)))
     }
 }
 
@@ -216,9 +215,9 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(in super::super) fn hello(client: &str, server: &str) -> Hello {
+    pub(in super::super) fn handshake(client: &str, server: &str) -> Handshake {
         let end = |text: &str| text.parse().ok().map(|a: SocketAddr| (a.ip(), a.port()));
-        Hello {
+        Handshake {
             product: "PostgreSQL 12.0 on x86_64-pc-linux-gnu".into(),
             version: OLDEST,
             version_text: "12.0".into(),
@@ -237,7 +236,7 @@ pub(crate) mod tests {
     #[test]
     fn only_a_server_that_never_served_us_is_refused_for_being_read_only() {
         let address = Address::Tcp("db".into(), 5432);
-        let mut standby = hello("", "");
+        let mut standby = handshake("", "");
         standby.standby = true;
         let verdict = |served| standby.check(&address, served).unwrap_err().verdict;
         assert_eq!(verdict(false), Verdict::ReadOnly);
@@ -247,10 +246,10 @@ pub(crate) mod tests {
     #[test]
     fn a_search_path_that_did_not_arrive_is_refused() {
         let address = Address::Tcp("pooler".into(), 6432);
-        let hello = hello("", "");
-        assert!(hello.obeys(&address, None).is_ok());
-        assert!(hello.obeys(&address, Some("public")).is_ok());
-        let failure = hello.obeys(&address, Some("app, public")).unwrap_err();
+        let handshake = handshake("", "");
+        assert!(handshake.obeys(&address, None).is_ok());
+        assert!(handshake.obeys(&address, Some("public")).is_ok());
+        let failure = handshake.obeys(&address, Some("app, public")).unwrap_err();
         assert_eq!(failure.verdict, Verdict::Refused);
         assert_eq!(
             failure.said,
@@ -260,7 +259,7 @@ pub(crate) mod tests {
 
     #[test]
     fn another_product_is_refused_by_its_name_and_not_for_its_version() {
-        let mut other = hello("", "");
+        let mut other = handshake("", "");
         other.product = "PostgreSQL 11.2-YB-2.18.0.1-b0 on x86_64-pc-linux-gnu".into();
         other.version = 110_002;
         let address = Address::Tcp("db".into(), 5433);
@@ -271,7 +270,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_old_version_is_refused_with_its_number() {
-        let mut old = hello("", "");
+        let mut old = handshake("", "");
         (old.version, old.version_text) = (110_022, "11.22 (Debian)".into());
         let failure = old
             .check(&Address::Tcp("db".into(), 5432), true)

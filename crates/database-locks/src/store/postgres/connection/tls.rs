@@ -14,10 +14,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::error::Error;
 use crate::store::connect::tls::{Check, Identity, Tls};
 
-/// None where there shall be no TLS.
+/// The connector of the driver for these settings.
 pub(crate) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Error> {
-    // Said, and not left to the process's default: the program around us may have chosen none, or
-    // have built in two, and then rustls panics.
+    // Not the default of the process: the program may have chosen none and built in two, and then rustls
+    // panics.
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(tls, &provider)?;
     let config = ClientConfig::builder_with_provider(provider)
@@ -42,12 +42,11 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::config("url", got, "give other ones with sslrootcert=")
 }
 
-/// Checks of a server's certificate what is asked for, and in each mode that the server has the key
-/// to it.
+/// Checks of a server's certificate what the settings ask for, and always that the server has its key.
 #[derive(Debug)]
 struct Verifier {
     check: Check,
-    /// None where nothing is checked.
+    /// None if nothing is checked.
     webpki: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }

@@ -1,16 +1,16 @@
 //! What may be wrong with a server, a role or the table. Plain reads, which need no special rights.
 
+mod patient;
 mod table;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio_postgres::Row;
-
-use super::connection::{Connection, Param};
+use self::patient::Patient;
+use super::connection::session::Session;
 use crate::doctor::{self, Beat, Notes, Report};
 use crate::store::connect::table::Table;
-use crate::store::postgres::error::{Kind, Refusal};
+use crate::store::postgres::error::ServerError;
 
 /// How often the clock is asked: often enough for a median and for a step to be seen.
 const BEATS: usize = 7;
@@ -40,7 +40,7 @@ SELECT count(*) FILTER (WHERE r.sync_state <> 'async'),
  WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup'";
 
 /// Look at everything.
-pub(crate) async fn examine(on: &Connection, table: &Table) -> Result<Report, Refusal> {
+pub(crate) async fn examine(on: &Session, table: &Table) -> Result<Report, ServerError> {
     let mut patient = Patient {
         on,
         table,
@@ -49,11 +49,11 @@ pub(crate) async fn examine(on: &Connection, table: &Table) -> Result<Report, Re
     let mut beats = Vec::with_capacity(BEATS);
     for _ in 0..BEATS {
         let beat = Beat::begin();
-        let rows = on.ask(CLOCK, &[]).await?;
+        let rows = on.query(CLOCK, &[]).await?;
         beats.push(beat.end(rows.first().map_or(Ok(0), |row| row.try_get(0))?));
     }
     let mut settings = HashMap::new();
-    for row in on.ask(SETTINGS, &[]).await? {
+    for row in on.query(SETTINGS, &[]).await? {
         settings.insert(row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?));
     }
     let settings = Settings(settings);
@@ -91,48 +91,20 @@ impl Settings {
     }
 }
 
-struct Patient<'a> {
-    on: &'a Connection,
-    table: &'a Table,
-    notes: Notes,
-}
-
 impl Patient<'_> {
-    /// Ask about the table; none where the server refuses to tell, which is noted.
-    async fn look(
-        &mut self,
-        area: &'static str,
-        statement: &str,
-        params: &[Param<'_>],
-    ) -> Result<Option<Vec<Row>>, Refusal> {
-        match self.on.ask(statement, params).await {
-            Ok(rows) => Ok(Some(rows)),
-            // Or it cannot for now: past a statement_timeout for one, which is found all the same.
-            Err(Refusal {
-                kind: Kind::Rejected(_) | Kind::Missing(_) | Kind::Unavailable,
-                said,
-                ..
-            }) => {
-                self.notes.unseen(area, said);
-                Ok(None)
-            }
-            Err(refusal) => Err(refusal),
-        }
-    }
-
-    async fn server(&mut self, settings: &Settings, beats: &[Beat]) -> Result<(), Refusal> {
+    async fn server(&mut self, settings: &Settings, beats: &[Beat]) -> Result<(), ServerError> {
         let version = settings
             .get("server_version")
             .split(' ')
             .next()
             .unwrap_or_default();
-        let tls: String = match self.on.ask(TLS, &[]).await?.first() {
+        let tls: String = match self.on.query(TLS, &[]).await?.first() {
             Some(row) => row.try_get(0)?,
             None => "no TLS".into(),
         };
         let unprepared = "not directly but through a pooler, a proxy or a translated address, so no \
                           statement is prepared";
-        let way = match (self.on.is_direct(), self.on.backend) {
+        let way = match (self.on.direct, self.on.backend) {
             (true, _) => format!("direct connection, {tls}"),
             (false, Some(_)) => format!("{unprepared}; waiters are woken all the same"),
             (false, None) => format!("{unprepared}, and waiters poll"),
@@ -145,7 +117,7 @@ impl Patient<'_> {
         Ok(())
     }
 
-    async fn durability(&mut self, settings: &Settings) -> Result<(), Refusal> {
+    async fn durability(&mut self, settings: &Settings) -> Result<(), ServerError> {
         for (name, kind) in [
             ("fsync", doctor::NOT_FLUSHED),
             ("full_page_writes", doctor::TORN_PAGES),

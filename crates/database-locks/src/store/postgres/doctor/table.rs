@@ -2,10 +2,10 @@
 
 use tokio_postgres::types::Type;
 
-use super::super::connection::Param;
-use super::Patient;
+use super::patient::Patient;
 use crate::doctor::{self, Column, Counts, Index};
-use crate::store::postgres::error::{Kind, Refusal};
+use crate::store::postgres::connection::session::Param;
+use crate::store::postgres::error::{Kind, ServerError};
 
 /// Where else there is a table of that name: `$1`.
 const ELSEWHERE: &str = "
@@ -93,24 +93,24 @@ SELECT EXISTS (SELECT FROM pg_publication_tables p
 
 impl Patient<'_> {
     /// Answers whether its rows can be read.
-    pub(crate) async fn table(&mut self) -> Result<bool, Refusal> {
+    pub(crate) async fn table(&mut self) -> Result<bool, ServerError> {
         let (table, name) = (self.table.as_str(), [self.table.as_str()]);
-        let name: [Param<'_>; 1] = [(&name[0], Type::TEXT)];
-        let found = match self.on.ask(TABLE, &name).await {
+        let name: [(Param<'_>, Type); 1] = [(&name[0], Type::TEXT)];
+        let found = match self.on.query(TABLE, &name).await {
             // Its schema is closed to us.
-            Err(Refusal {
+            Err(ServerError {
                 kind: Kind::Rejected(_),
-                said,
+                message,
                 ..
             }) => {
-                self.notes.found(&doctor::RIGHTS_MISSING, said);
+                self.notes.found(&doctor::RIGHTS_MISSING, message);
                 return Ok(false);
             }
             found => found?,
         };
         let Some(row) = found.first() else {
             let plain = table.rsplit('.').next().unwrap_or(table);
-            let rows = self.on.ask(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
+            let rows = self.on.query(ELSEWHERE, &[(&plain, Type::TEXT)]).await?;
             let schemas: &str = rows.first().map_or(Ok(""), |row| row.try_get(0))?;
             let mut what = format!("there is no table {table}");
             if !schemas.is_empty() {
@@ -198,7 +198,7 @@ impl Patient<'_> {
         Ok(complete)
     }
 
-    async fn ids(&mut self, name: &[Param<'_>]) -> Result<(), Refusal> {
+    async fn ids(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
         let ids = self.table.fill(IDS);
         let rows = self.look("table", &ids, name).await?.unwrap_or_default();
         if let Some(row) = rows.first()
@@ -210,7 +210,7 @@ impl Patient<'_> {
     }
 
     /// In one direction too: what is brought here overwrites what is granted here.
-    async fn replicated(&mut self, name: &[Param<'_>]) -> Result<(), Refusal> {
+    async fn replicated(&mut self, name: &[(Param<'_>, Type)]) -> Result<(), ServerError> {
         let rows = self.look("replicas", REPLICATED, name).await?;
         let rows = rows.unwrap_or_default();
         let (goes, comes) = match rows.first() {
@@ -232,7 +232,7 @@ impl Patient<'_> {
         Ok(())
     }
 
-    pub(crate) async fn locks(&mut self) -> Result<(), Refusal> {
+    pub(crate) async fn locks(&mut self) -> Result<(), ServerError> {
         let Some(rows) = self.look("locks", &self.table.fill(COUNTS), &[]).await? else {
             return Ok(());
         };

@@ -5,11 +5,9 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::connection::{Connection, Param};
-use crate::store::postgres::error::{Kind, Refusal};
-use crate::store::postgres::failover;
-use crate::store::postgres::rows::{micros, place, seen};
-use crate::store::postgres::{LARGE, Sql};
+use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::postgres::error::{Kind, ServerError};
+use crate::store::postgres::rows::{micros, place, state};
 use protocol::{AcquireCommand, Outcome, Token};
 
 /// What a grant writes into a row.
@@ -38,37 +36,52 @@ macro_rules! grant {
     };
 }
 
+const ONE: &[Type] = &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT];
+const MANY: &[Type] = &[
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::INT8_ARRAY,
+    Type::TEXT_ARRAY,
+];
+
 /// Take one lock that is free or whose lease has run out.
 ///
 /// `$1` name, `$2` grant id, `$3` holder, `$4` length in microseconds, `$5` metadata. One row: granted;
-/// its place among what was asked, and the token. No row: lost, and "look or make" tells to whom.
+/// its place in the request, and the token. No row: not granted, and [`MAKE_ONE`] tells why.
 ///
 /// The sub-select is run once and first, since it stands behind a plain `=`. It picks the newest version
-/// of the row. A lock that is held is not picked, so losing writes nothing, not even a transaction id.
+/// of the row. A lock that is held is not picked, so a try in vain writes nothing, not even a transaction id.
 ///
-/// A grant must survive a crash, or two could be made.
+/// A grant must survive a crash, or a second one could be made.
 ///
-/// The token is the greater of the old one + 1 and the database's clock in milliseconds: so it exceeds
-/// those of a row that was deleted, and of one that a backup or a copied table has put back.
-pub(crate) const ACQUIRE_ONE: &str = concat!(
-    "
+/// The token is the greater of the old one + 1 and the database's clock in milliseconds. So it exceeds
+/// those of a row that was deleted, and of one that a backup or a copied table has brought back.
+pub(crate) const ACQUIRE_ONE: Statement = Statement {
+    name: "acquire one",
+    text: concat!(
+        "
 UPDATE {table} l SET",
-    grant!("$3", "$2", "$5", "$4"),
-    "
+        grant!("$3", "$2", "$5", "$4"),
+        "
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND (expires_at IS NULL OR expires_at <= statement_timestamp())
                 FOR UPDATE SKIP LOCKED)
-RETURNING 1::bigint, token,
+RETURNING 1::bigint AS place, token,
        ",
-    durable!()
-);
+        synchronous_commit!()
+    ),
+    types: ONE,
+};
 
 /// The same for many: `$1` names, `$2` grant ids, `$3` holders, `$4` lengths, `$5` metadata.
 ///
-/// Asked for twice, a lock is granted once: an UPDATE writes a row only once. Each row is looked up by its name: see
-/// [`RENEW`](super::renew::RENEW).
-pub(crate) const ACQUIRE: &str = concat!(
-    "
+/// A lock that is asked for twice is granted once, since an UPDATE writes a row only once. Each row is looked up by
+/// its name: see [`RENEW`](super::renew::RENEW).
+pub(crate) const ACQUIRE: Statement = Statement {
+    name: "acquire many",
+    text: concat!(
+        "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.*
       FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
@@ -79,23 +92,27 @@ WITH picked AS MATERIALIZED (
                        FOR UPDATE SKIP LOCKED) l
 )
 UPDATE {table} l SET",
-    grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
-    "
+        grant!("p.holder", "p.grant_id", "p.metadata", "p.length"),
+        "
   FROM picked p
  WHERE l.id = p.id
 RETURNING p.place, l.token,
        ",
-    durable!()
-);
+        synchronous_commit!()
+    ),
+    types: MANY,
+};
 
-/// Look who has a lock that an acquire did not get; if it has no row, make one, granted. Parameters as
-/// for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the token or what stands in
-/// the way. No row: another client makes the row just now.
+/// Read the row of a lock that an acquire did not get; if there is none, make one, granted. Parameters as
+/// for [`ACQUIRE_ONE`]. One row: its place, whether it is granted, and either the token or the state of the lock.
+/// No row: another client makes the row just now.
 ///
 /// This is the one statement that may have to wait: for a client that has just inserted the same name
 /// and not yet committed. It gives up after 50 ms, since the renewals on this connection wait behind
 /// it. The lease counts from before the wait, as the trust in it does.
-pub(crate) const MAKE_ONE: &str = concat!(
+pub(crate) const MAKE_ONE: Statement = Statement {
+    name: "read or make one",
+    text: concat!(
     "
 WITH made AS (
     INSERT INTO {table} (name, locked_by, grant_id, metadata, token,
@@ -110,22 +127,26 @@ WITH made AS (
        AND set_config('lock_timeout', '50ms', true) IS NOT NULL
         ON CONFLICT (name) DO NOTHING
  RETURNING token, ",
-    durable!(),
+    synchronous_commit!(),
     "
 )
-SELECT 1::bigint, true, NULL::text, token, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint
+SELECT 1::bigint AS place, true AS granted, NULL::text AS locked_by, token, NULL::text AS grant_id,
+       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
   FROM made
  UNION ALL
 SELECT 1::bigint, false, ",
-    seen!(),
+    state!(),
     "
   FROM {table} l
  WHERE name = $1"
-);
+),
+    types: ONE,
+};
 
 /// The same for many; parameters as for [`ACQUIRE`].
-pub(crate) const MAKE: &str = concat!(
+pub(crate) const MAKE: Statement = Statement {
+    name: "read or make many",
+    text: concat!(
     "
 WITH asked AS MATERIALIZED (
     SELECT a.*
@@ -146,94 +167,95 @@ WITH asked AS MATERIALIZED (
      ORDER BY a.name COLLATE \"C\"
         ON CONFLICT (name) DO NOTHING
  RETURNING grant_id::text, token, ",
-    durable!(),
+    synchronous_commit!(),
     "
 )
-SELECT a.place, true, NULL::text, m.token, NULL::text, NULL::bigint, NULL::boolean, true,
-       NULL::bigint
+SELECT a.place, true AS granted, NULL::text AS locked_by, m.token, NULL::text AS grant_id,
+       NULL::bigint AS expires_in, NULL::boolean AS endless, true AS intact, NULL::bigint AS held_for
   FROM asked a JOIN made m ON m.grant_id = a.grant_id
  UNION ALL
 SELECT a.place, false, ",
-    seen!(),
+    state!(),
     "
   FROM asked a JOIN {table} l ON l.name = a.name"
-);
+),
+    types: MANY,
+};
 
 pub(crate) async fn acquire(
-    on: &Connection,
+    on: &Session,
     asks: &[AcquireCommand],
-) -> Result<Vec<Outcome>, Refusal> {
+) -> Result<Vec<Outcome>, ServerError> {
     let all: Vec<&AcquireCommand> = asks.iter().collect();
-    let rows = with_asks(on, [Sql::AcquireOne, Sql::Acquire], &all).await?;
+    let rows = with_asks(on, [&ACQUIRE_ONE, &ACQUIRE], &all).await?;
     let mut outcomes = vec![None; asks.len()];
     for row in &rows {
         let at = place(row, asks.len())?;
-        outcomes[at] = Some(granted(asks[at].length, row.try_get(1)?));
+        outcomes[at] = Some(granted(on, asks[at].length, row)?);
     }
-    let (lost, at): (Vec<&AcquireCommand>, Vec<usize>) = (asks.iter().zip(0..))
-        .filter(|(_, at)| outcomes[*at].is_none())
-        .unzip();
-    for (at, outcome) in at.into_iter().zip(look_or_make(on, &lost).await?) {
+    let unknown = (asks.iter().zip(0..)).filter(|(_, at)| outcomes[*at].is_none());
+    let (not_granted, at): (Vec<&AcquireCommand>, Vec<usize>) = unknown.unzip();
+    for (at, outcome) in at.into_iter().zip(read_or_make(on, &not_granted).await?) {
         outcomes[at] = Some(outcome);
     }
-    let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
-    failover::granted(on, asks.iter().zip(&outcomes));
-    Ok(outcomes)
+    Ok(outcomes.into_iter().flatten().collect())
 }
 
-fn granted(length: Duration, token: i64) -> Outcome {
-    let token = Token::from_db(token);
-    Outcome::Granted { token, length }
+fn granted(on: &Session, length: Duration, row: &Row) -> Result<Outcome, ServerError> {
+    Ok(Outcome::Granted {
+        token: Token::from_db(row.try_get("token")?),
+        length,
+        confirmed_by: on.primary,
+    })
 }
 
 /// Run the statement for one, or the one for many.
 async fn with_asks(
-    on: &Connection,
-    [one, many]: [Sql; 2],
+    on: &Session,
+    [one, many]: [&Statement; 2],
     asks: &[&AcquireCommand],
-) -> Result<Vec<Row>, Refusal> {
-    if asks.is_empty() {
-        return Ok(Vec::new());
+) -> Result<Vec<Row>, ServerError> {
+    match asks {
+        [] => Ok(Vec::new()),
+        [ask] => {
+            let (name, grant, length) = (ask.name.as_str(), ask.grant.as_str(), micros(ask.length));
+            on.write(
+                one,
+                1,
+                &[&name, &grant, &&*ask.holder, &length, &&*ask.metadata],
+            )
+            .await
+        }
+        asks => {
+            let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
+            let grants: Vec<_> = asks.iter().map(|ask| ask.grant.as_str()).collect();
+            let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
+            let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
+            let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
+            on.write(
+                many,
+                asks.len(),
+                &[&names, &grants, &holders, &lengths, &metadata],
+            )
+            .await
+        }
     }
-    if let [ask] = asks {
-        let params: [Param<'_>; 5] = [
-            (&ask.name.as_str(), Type::TEXT),
-            (&ask.grant.as_str(), Type::TEXT),
-            (&&*ask.holder, Type::TEXT),
-            (&micros(ask.length), Type::INT8),
-            (&&*ask.metadata, Type::TEXT),
-        ];
-        return on.rows(one as usize, true, &params).await;
-    }
-    let names: Vec<_> = asks.iter().map(|ask| ask.name.as_str()).collect();
-    let grants: Vec<_> = asks.iter().map(|ask| ask.grant.as_str()).collect();
-    let holders: Vec<_> = asks.iter().map(|ask| &*ask.holder).collect();
-    let lengths: Vec<_> = asks.iter().map(|ask| micros(ask.length)).collect();
-    let metadata: Vec<_> = asks.iter().map(|ask| &*ask.metadata).collect();
-    let params: [Param<'_>; 5] = [
-        (&names, Type::TEXT_ARRAY),
-        (&grants, Type::TEXT_ARRAY),
-        (&holders, Type::TEXT_ARRAY),
-        (&lengths, Type::INT8_ARRAY),
-        (&metadata, Type::TEXT_ARRAY),
-    ];
-    on.rows(many as usize, asks.len() < LARGE, &params).await
 }
 
 /// What became of those that were not granted. A row that another client is making just now is busy.
-async fn look_or_make(on: &Connection, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, Refusal> {
+async fn read_or_make(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
     match made(on, asks).await {
-        Err(refusal) if refusal.kind == Kind::Contention && asks.len() == 1 => {
-            Ok(vec![Outcome::Busy])
-        }
-        // One name that another client holds back must not keep a thousand others from being made:
-        // each alone, in any order, until it is clear that there is more than one.
-        Err(refusal) if refusal.kind == Kind::Contention => {
+        // One name whose row another client is making must not keep a thousand others from being made:
+        // each alone, beginning anywhere, until it is clear that there is more than one such name.
+        Err(error) if error.kind == Kind::Contention => {
             let mut outcomes = vec![Outcome::Busy; asks.len()];
+            if asks.len() == 1 {
+                return Ok(outcomes);
+            }
             let (start, mut failures) = (fastrand::usize(..asks.len()), 0);
             for at in (start..asks.len()).chain(0..start) {
                 match made(on, &asks[at..=at]).await {
-                    Err(refusal) if refusal.kind == Kind::Contention => failures += 1,
+                    Err(error) if error.kind == Kind::Contention => failures += 1,
                     done => outcomes[at] = done?.remove(0),
                 }
                 if failures == 2 {
@@ -246,14 +268,17 @@ async fn look_or_make(on: &Connection, asks: &[&AcquireCommand]) -> Result<Vec<O
     }
 }
 
-async fn made(on: &Connection, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, Refusal> {
-    let rows = with_asks(on, [Sql::MakeOne, Sql::Make], asks).await?;
+async fn made(on: &Session, asks: &[&AcquireCommand]) -> Result<Vec<Outcome>, ServerError> {
+    let rows = with_asks(on, [&MAKE_ONE, &MAKE], asks).await?;
     let mut outcomes = vec![Outcome::Busy; asks.len()];
     for row in &rows {
         let at = place(row, asks.len())?;
-        outcomes[at] = match row.try_get(1)? {
-            true => granted(asks[at].length, row.try_get(3)?),
-            false => seen(row, 2)?.refusal(asks[at].grant.as_str()),
+        outcomes[at] = match row.try_get("granted")? {
+            true => granted(on, asks[at].length, row)?,
+            false => {
+                let outcome = state(row)?.refusal(asks[at].grant.as_str());
+                outcome.confirmed_by(on.primary)
+            }
         };
     }
     Ok(outcomes)

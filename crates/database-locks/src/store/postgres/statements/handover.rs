@@ -1,30 +1,31 @@
-//! Taking a lock from whoever has it: from the same holder, or by a ticket.
+//! Putting another grant in the place of one that is held: for the same holder, or by a ticket.
 
 use std::slice;
 
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::connection::{Connection, Param};
-use crate::store::postgres::error::Refusal;
+use super::read::read;
+use crate::store::postgres::connection::session::{Param, Session, Statement};
+use crate::store::postgres::error::ServerError;
 use crate::store::postgres::rows::micros;
-use crate::store::postgres::{Sql, failover, read};
 use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, Token, judge_ticket};
 
-/// Take a lock from its own holder, who comes again: parameters as for [`ACQUIRE_ONE`](crate::store::postgres::ACQUIRE_ONE),
-/// with `$6` the token and `$7` the grant id that were seen. One row: granted, with its token. No row: a
-/// read tells why.
+/// Take a lock over from an earlier grant of the same holder: parameters as for
+/// [`ACQUIRE_ONE`](super::acquire::ACQUIRE_ONE), with `$6` the token and `$7` the grant id that were read. One row:
+/// granted, with its token. No row: a read tells why.
 ///
-/// The grant that ends is notified, as by a release by force.
+/// The holder of the grant that ends is notified, as by a release by force.
 ///
-/// The end of the lease is not asked for: a renewal in between makes it no other grant. `FOR UPDATE`
-/// as for every new token, so that an open fence keeps it out.
-pub(crate) const TAKE_OVER: &str = concat!(
-    "
+/// The end of the lease is not compared, since a renewal in between does not make it another grant.
+pub(crate) const TAKE_OVER: Statement = Statement {
+    name: "preempt",
+    text: concat!(
+        "
 UPDATE {table} f SET
        grant_id = $2, metadata = $5,
        token = GREATEST(token + 1, ",
-    clock_ms!(),
-    "),
+        clock_ms!(),
+        "),
        expires_at = statement_timestamp() + $4 * interval '1 microsecond',
        granted_until = statement_timestamp() + $4 * interval '1 microsecond',
        acquired_at = statement_timestamp(), renewed_at = statement_timestamp()
@@ -34,36 +35,49 @@ UPDATE {table} f SET
                 FOR UPDATE SKIP LOCKED)
 RETURNING token,
        ",
-    durable!(),
-    ",
+        synchronous_commit!(),
+        ",
        ",
-    ring!("true")
-);
+        notify!("true")
+    ),
+    types: &[
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+    ],
+};
 
-pub(crate) async fn take_over(on: &Connection, what: &TakeOverCommand) -> Result<Outcome, Refusal> {
+pub(crate) async fn take_over(
+    on: &Session,
+    what: &TakeOverCommand,
+) -> Result<Outcome, ServerError> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
-        (&to.name.as_str(), Type::TEXT),
-        (&to.grant.as_str(), Type::TEXT),
-        (&&*to.holder, Type::TEXT),
-        (&micros(to.length), Type::INT8),
-        (&&*to.metadata, Type::TEXT),
-        (&what.token.get(), Type::INT8),
-        (&what.grant.as_deref(), Type::TEXT),
+        &to.name.as_str(),
+        &to.grant.as_str(),
+        &&*to.holder,
+        &micros(to.length),
+        &&*to.metadata,
+        &what.token.get(),
+        &what.grant.as_deref(),
     ];
-    let rows = on
-        .rows(Sql::TakeOverCommand as usize, true, &params)
-        .await?;
-    let outcome = match rows.first() {
-        Some(row) => Outcome::Granted {
-            token: Token::from_db(row.try_get(0)?),
+    let rows = on.write(&TAKE_OVER, 1, &params).await?;
+    if let Some(row) = rows.first() {
+        return Ok(Outcome::Granted {
+            token: Token::from_db(row.try_get("token")?),
             length: to.length,
-        },
-        None => (read(on, slice::from_ref(&to.name)).await?.first())
-            .map_or(Outcome::Busy, |row| row.not_taken_over(what)),
-    };
-    failover::granted(on, [(to, &outcome)].into_iter());
-    Ok(outcome)
+            confirmed_by: on.primary,
+        });
+    }
+    let rows = read(on, slice::from_ref(&to.name)).await?;
+    let outcome = rows
+        .first()
+        .map_or(Outcome::Busy, |row| row.not_taken_over(what));
+    Ok(outcome.confirmed_by(on.primary))
 }
 
 /// Put another grant in the place of one that is still held.
@@ -71,9 +85,11 @@ pub(crate) async fn take_over(on: &Connection, what: &TakeOverCommand) -> Result
 /// `$1` name, `$2` token, `$3` the grant that ends, `$4` the one that begins, `$5` its holder, `$6` its
 /// metadata, `$7` length in microseconds. One row: resumed. No row: a read tells why.
 ///
-/// That `$4` may stand there already is for a request that is made again, since its reply was lost.
-pub(crate) const RESUME: &str = concat!(
-    "
+/// `$4` may be there already, by an earlier request whose reply was lost.
+pub(crate) const RESUME: Statement = Statement {
+    name: "resume",
+    text: concat!(
+        "
 UPDATE {table} SET
        locked_by = $5, grant_id = $4, metadata = $6, renewed_at = statement_timestamp(),
        expires_at = GREATEST(expires_at, statement_timestamp() + $7 * interval '1 microsecond'),
@@ -83,25 +99,35 @@ UPDATE {table} SET
                 AND expires_at > statement_timestamp() AND granted_until = expires_at
                 FOR UPDATE SKIP LOCKED)
 RETURNING ",
-    durable!()
-);
+        synchronous_commit!()
+    ),
+    types: &[
+        Type::TEXT,
+        Type::INT8,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::INT8,
+    ],
+};
 
-pub(crate) async fn resume(on: &Connection, what: &ResumeCommand) -> Result<Renewal, Refusal> {
+pub(crate) async fn resume(on: &Session, what: &ResumeCommand) -> Result<Renewal, ServerError> {
     let to = &what.to;
     let params: [Param<'_>; 7] = [
-        (&to.name.as_str(), Type::TEXT),
-        (&what.token.get(), Type::INT8),
-        (&what.from.as_str(), Type::TEXT),
-        (&to.grant.as_str(), Type::TEXT),
-        (&&*to.holder, Type::TEXT),
-        (&&*to.metadata, Type::TEXT),
-        (&micros(to.length), Type::INT8),
+        &to.name.as_str(),
+        &what.token.get(),
+        &what.from.as_str(),
+        &to.grant.as_str(),
+        &&*to.holder,
+        &&*to.metadata,
+        &micros(to.length),
     ];
-    let rows = on.rows(Sql::ResumeCommand as usize, true, &params).await?;
-    if rows.is_empty() {
+    if on.write(&RESUME, 1, &params).await?.is_empty() {
         let rows = read(on, slice::from_ref(&to.name)).await?;
         return Ok(judge_ticket(what, rows.first()));
     }
-    failover::confirmed(on, [&to.grant].into_iter());
-    Ok(Renewal::Renewed)
+    Ok(Renewal::Renewed {
+        confirmed_by: on.primary,
+    })
 }

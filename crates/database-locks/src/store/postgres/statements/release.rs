@@ -1,15 +1,15 @@
-//! Freeing a lock: one's own, or by force; and notifying the clients that wait for it.
+//! Freeing a lock, by its grant or by force, and notifying the clients that wait for it.
 
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::connection::{Connection, Param};
-use crate::store::postgres::error::Refusal;
-use crate::store::postgres::rows::{place, seen};
-use crate::store::postgres::{LARGE, Sql, read};
+use super::read::read;
+use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::postgres::error::ServerError;
+use crate::store::postgres::rows::{place, state};
 use protocol::{Force, LockName, ReleaseCommand, Released, Token};
 
-/// Let a release not wait for the disk, unless it must survive a crash (`$5`).
-macro_rules! durable_if_asked {
+/// A release does not wait for the disk, unless it must survive a crash (`$5`).
+macro_rules! synchronous_commit_if_asked {
     () => {
         "CASE WHEN (current_setting('synchronous_commit') = 'off') = $5
        THEN set_config('synchronous_commit', CASE WHEN $5 THEN 'on' ELSE 'off' END, true) END"
@@ -19,32 +19,38 @@ macro_rules! durable_if_asked {
 /// Free one lock that is still held by exactly this grant.
 ///
 /// `$1` name, `$2` token or NULL, `$3` grant id, `$4` holder, `$5` whether it must survive a crash. One row: it
-/// is free now; its place among what was asked, and whether clients wait for it, which are notified. No row: it
-/// was not ours, or its row was locked, which a read tells.
+/// is free now; its place in the request, and whether clients wait for it, which are notified. No row: another
+/// grant has it, or its row is locked, which a read tells.
 ///
-/// The holder, the token and the times stay, for people to read; the token because the next grant's
-/// has to be greater. A crash that forgets a release costs the others a wait of one ttl, and not
-/// waiting for the disk halves its price.
-pub(crate) const RELEASE_ONE: &str = concat!(
-    "
+/// The holder and the times stay, for people to read, and the token, since that of the next grant has to be
+/// greater. A crash that forgets a release costs the waiters one ttl. Not waiting for the disk halves the price of
+/// a release.
+pub(crate) const RELEASE_ONE: Statement = Statement {
+    name: "release one",
+    text: concat!(
+        "
 UPDATE {table} f SET
        expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
  WHERE id = (SELECT id FROM {table}
               WHERE name = $1 AND grant_id = $3 AND locked_by = $4 AND ($2 IS NULL OR token = $2)
                 AND granted_until = expires_at
                 FOR NO KEY UPDATE SKIP LOCKED)
-RETURNING 1::bigint, waiting_until > statement_timestamp(),
+RETURNING 1::bigint AS place, waiting_until > statement_timestamp() AS awaited,
        ",
-    durable_if_asked!(),
-    ",
+        synchronous_commit_if_asked!(),
+        ",
        ",
-    ring!("waiting_until > statement_timestamp()")
-);
+        notify!("waiting_until > statement_timestamp()")
+    ),
+    types: &[Type::TEXT, Type::INT8, Type::TEXT, Type::TEXT, Type::BOOL],
+};
 
 /// The same for many: `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` whether they must
 /// survive a crash, for each.
-pub(crate) const RELEASE: &str = concat!(
-    "
+pub(crate) const RELEASE: Statement = Statement {
+    name: "release many",
+    text: concat!(
+        "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.place
       FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
@@ -58,82 +64,85 @@ UPDATE {table} f SET
        expires_at = NULL, granted_until = NULL, grant_id = NULL, renewed_at = statement_timestamp()
   FROM picked p
  WHERE f.id = p.id
-RETURNING p.place, f.waiting_until > statement_timestamp(),
+RETURNING p.place, f.waiting_until > statement_timestamp() AS awaited,
        ",
-    durable_if_asked!(),
-    ",
+        synchronous_commit_if_asked!(),
+        ",
        ",
-    ring!("f.waiting_until > statement_timestamp()")
-);
+        notify!("f.waiting_until > statement_timestamp()")
+    ),
+    types: &[
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::BOOL,
+    ],
+};
 
 pub(crate) async fn release(
-    on: &Connection,
+    on: &Session,
     returns: &[ReleaseCommand],
-) -> Result<Vec<Released>, Refusal> {
+) -> Result<Vec<Released>, ServerError> {
     let durable = returns.iter().any(|what| what.durable);
     let token = |what: &ReleaseCommand| what.token.map(Token::get);
     let rows = match returns {
         [] => return Ok(Vec::new()),
         [what] => {
-            let params: [Param<'_>; 5] = [
-                (&what.name.as_str(), Type::TEXT),
-                (&token(what), Type::INT8),
-                (&what.grant.as_str(), Type::TEXT),
-                (&&*what.holder, Type::TEXT),
-                (&durable, Type::BOOL),
-            ];
-            on.rows(Sql::ReleaseOne as usize, true, &params).await?
+            let (name, token, grant) = (what.name.as_str(), token(what), what.grant.as_str());
+            on.write(
+                &RELEASE_ONE,
+                1,
+                &[&name, &token, &grant, &&*what.holder, &durable],
+            )
+            .await?
         }
         many => {
             let names: Vec<_> = many.iter().map(|what| what.name.as_str()).collect();
             let tokens: Vec<_> = many.iter().map(token).collect();
             let grants: Vec<_> = many.iter().map(|what| what.grant.as_str()).collect();
             let holders: Vec<_> = many.iter().map(|what| &*what.holder).collect();
-            let params: [Param<'_>; 5] = [
-                (&names, Type::TEXT_ARRAY),
-                (&tokens, Type::INT8_ARRAY),
-                (&grants, Type::TEXT_ARRAY),
-                (&holders, Type::TEXT_ARRAY),
-                (&durable, Type::BOOL),
-            ];
-            on.rows(Sql::Release as usize, many.len() < LARGE, &params)
-                .await?
+            on.write(
+                &RELEASE,
+                many.len(),
+                &[&names, &tokens, &grants, &holders, &durable],
+            )
+            .await?
         }
     };
     let mut released = vec![None; returns.len()];
     for row in &rows {
-        released[place(row, returns.len())?] = Some(match row.try_get(1)? {
+        released[place(row, returns.len())?] = Some(match row.try_get("awaited")? {
             Some(true) => Released::Awaited,
             _ => Released::Freed,
         });
     }
-    let left = |done: &Option<Released>| done.is_none();
-    let unknown: Vec<LockName> = returns
-        .iter()
-        .zip(&released)
-        .filter(|(_, done)| left(done))
-        .map(|(what, _)| what.name.clone())
-        .collect();
-    let rows = match unknown.is_empty() {
+    let answers = returns.iter().zip(&released);
+    let unknown = answers.filter(|(_, done)| done.is_none());
+    let names: Vec<LockName> = unknown.map(|(what, _)| what.name.clone()).collect();
+    let rows = match names.is_empty() {
         true => Vec::new(),
-        false => read(on, &unknown).await?,
+        false => read(on, &names).await?,
     };
-    let ours = |what: &ReleaseCommand| rows.iter().any(|row| row.is_of(what));
-    let told = |(what, done): (&ReleaseCommand, Option<Released>)| match done {
-        Some(done) => done,
-        None if ours(what) => Released::Busy,
-        None => Released::NotOurs,
+    let unreleased = |what| match rows.iter().any(|row| row.is_of(what)) {
+        true => Released::Busy,
+        false => Released::NotOurs,
     };
-    Ok(returns.iter().zip(released).map(told).collect())
+    let answers = returns.iter().zip(released);
+    Ok(answers
+        .map(|(what, done)| done.unwrap_or_else(|| unreleased(what)))
+        .collect())
 }
 
-/// Free a lock whoever has it. `$1` name. A row: whether it was freed, and who had it.
+/// Free a lock of any holder. `$1` name. A row: whether it was freed, and who had it.
 ///
-/// The holder stays in the row and the token goes up: that is how the holder learns that it was
-/// freed by force and not taken over. It is notified, whether there are waiters or not: where it listens it
-/// renews at once, and so learns of it at once.
-pub(crate) const FORCE: &str = concat!(
-    "
+/// The holder stays in the row and the token goes up, which tells the holder that the lock was freed by force and
+/// not taken over. The holder is notified, whether there are waiters or not: a holder that listens renews at once,
+/// and so learns of it.
+pub(crate) const FORCE: Statement = Statement {
+    name: "release by force",
+    text: concat!(
+        "
 WITH picked AS MATERIALIZED (
     SELECT id, locked_by, token, grant_id, expires_at, granted_until, acquired_at
       FROM {table}
@@ -144,19 +153,19 @@ WITH picked AS MATERIALIZED (
            expires_at = NULL, granted_until = NULL, grant_id = NULL,
            renewed_at = statement_timestamp(),
            token = GREATEST(l.token + 1, ",
-    clock_ms!(),
-    ")
+        clock_ms!(),
+        ")
       FROM picked p
      WHERE l.id = p.id
  RETURNING l.name, ",
-    durable!(),
-    "
+        synchronous_commit!(),
+        "
 )
 SELECT freed, ",
-    seen!(),
-    ", (SELECT ",
-    ring!("true"),
-    " FROM freed f)
+        state!(),
+        ", (SELECT ",
+        notify!("true"),
+        " FROM freed f)
   FROM (SELECT true AS freed, locked_by, token, grant_id, expires_at, granted_until, acquired_at
           FROM picked
          UNION ALL
@@ -164,14 +173,15 @@ SELECT freed, ",
           FROM {table}
          WHERE name = $1 AND expires_at > statement_timestamp()
            AND NOT EXISTS (SELECT FROM picked)) l"
-);
+    ),
+    types: &[Type::TEXT],
+};
 
-pub(crate) async fn force(on: &Connection, name: &LockName) -> Result<Force, Refusal> {
-    let params: [Param<'_>; 1] = [(&name.as_str(), Type::TEXT)];
-    let rows = on.rows(Sql::Force as usize, true, &params).await?;
+pub(crate) async fn force(on: &Session, name: &LockName) -> Result<Force, ServerError> {
+    let rows = on.write(&FORCE, 1, &[&name.as_str()]).await?;
     Ok(match rows.first() {
         None => Force::WasFree,
-        Some(row) if row.try_get(0)? => Force::Freed(seen(row, 1)?.occupant()),
+        Some(row) if row.try_get("freed")? => Force::Freed(state(row)?.occupant()),
         Some(_) => Force::Busy,
     })
 }

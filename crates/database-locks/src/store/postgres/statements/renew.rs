@@ -1,29 +1,33 @@
-//! Keeping what is held.
+//! Renewing leases, and what became of those that were not renewed.
 
 use std::collections::HashMap;
 
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::connection::{Connection, Param};
-use crate::store::postgres::error::Refusal;
+use super::read::read;
+use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::postgres::error::{Kind, ServerError};
+use crate::store::postgres::failover;
 use crate::store::postgres::rows::{micros, place};
-use crate::store::postgres::{LARGE, Sql, failover, read};
-use protocol::{Grant, LockName, LockRow, Renewal, Ttl};
+use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge, judge_elsewhere};
 
 /// Lengthen what is still held by exactly these grants.
 ///
 /// `$1` names, `$2` tokens, `$3` grant ids, `$4` holders, `$5` lengths in microseconds, NULL for a
-/// lease without end. A row for each that was renewed: its place among what was asked. Of the others a
-/// read tells whether they are gone, or their rows were locked.
+/// lease without end. A row for each that was renewed: its place in the request. Of the others a read
+/// tells whether they are gone, or their rows were locked.
 ///
-/// A lease that has run out is not revived, one that 0.5 wrote (`granted_until` differs) is not ours,
-/// and none is ever shortened. It is as durable as the grant: after a crash that forgot it the lock
-/// would be given away while its holder trusts it.
+/// A lease that has run out is not revived, one that django-database-locks 0.5 wrote (`granted_until` differs) is
+/// another grant, and none is ever shortened. A renewal is as durable as the grant: after a crash that forgot it
+/// the lock would be granted to another client while its holder trusts it.
 ///
-/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the statistics are older
-/// than a ttl, all that they know of has expired, the server expects one row, and compares each with each.
-pub(crate) const RENEW: &str = concat!(
-    "
+/// Each row is looked up by its name. As a plain join this lost 98,788 of 100,000 leases: once the statistics are
+/// older than a ttl, every lease that they know of has expired, so the server expects one row, and compares each
+/// with each.
+pub(crate) const RENEW: Statement = Statement {
+    name: "renew",
+    text: concat!(
+        "
 WITH picked AS MATERIALIZED (
     SELECT l.id, a.place,
            coalesce(statement_timestamp() + a.length * interval '1 microsecond',
@@ -44,60 +48,83 @@ UPDATE {table} l SET
  WHERE l.id = p.id
 RETURNING p.place,
        ",
-    durable!()
-);
+        synchronous_commit!()
+    ),
+    types: &[
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+    ],
+};
 
 pub(crate) async fn renew(
-    on: &Connection,
+    on: &Session,
     grants: &[(Grant, Ttl)],
-) -> Result<Vec<Renewal>, Refusal> {
+) -> Result<Vec<Renewal>, ServerError> {
     if grants.is_empty() {
         return Ok(Vec::new());
     }
-    let names: Vec<_> = grants
-        .iter()
-        .map(|(grant, _)| grant.name.as_str())
-        .collect();
-    let tokens: Vec<_> = grants.iter().map(|(grant, _)| grant.token.get()).collect();
-    let ids: Vec<_> = grants.iter().map(|(grant, _)| grant.id.as_str()).collect();
-    let holders: Vec<_> = grants.iter().map(|(grant, _)| &*grant.holder).collect();
+    let of = || grants.iter().map(|(grant, _)| grant);
+    let names: Vec<_> = of().map(|grant| grant.name.as_str()).collect();
+    let tokens: Vec<_> = of().map(|grant| grant.token.get()).collect();
+    let ids: Vec<_> = of().map(|grant| grant.id.as_str()).collect();
+    let holders: Vec<_> = of().map(|grant| &*grant.holder).collect();
     let length = |ttl: &Ttl| match ttl {
         Ttl::Finite(length) => Some(micros(*length)),
         Ttl::Infinite => None,
     };
     let lengths: Vec<_> = grants.iter().map(|(_, ttl)| length(ttl)).collect();
-    let params: [Param<'_>; 5] = [
-        (&names, Type::TEXT_ARRAY),
-        (&tokens, Type::INT8_ARRAY),
-        (&ids, Type::TEXT_ARRAY),
-        (&holders, Type::TEXT_ARRAY),
-        (&lengths, Type::INT8_ARRAY),
-    ];
     let rows = on
-        .rows(Sql::Renew as usize, grants.len() < LARGE, &params)
+        .write(
+            &RENEW,
+            grants.len(),
+            &[&names, &tokens, &ids, &holders, &lengths],
+        )
         .await?;
     let mut renewals = vec![None; grants.len()];
     for row in &rows {
-        renewals[place(row, grants.len())?] = Some(Renewal::Renewed);
+        renewals[place(row, grants.len())?] = Some(Renewal::Renewed {
+            confirmed_by: on.primary,
+        });
     }
-    let of = |renewed: bool| {
-        let all = grants.iter().zip(&renewals);
-        all.filter(move |(_, done)| done.is_some() == renewed)
-            .map(|((grant, _), _)| grant)
-    };
-    failover::confirmed(on, of(true).map(|grant| &grant.id));
-    let names: Vec<LockName> = of(false).map(|grant| grant.name.clone()).collect();
-    let rows = match names.is_empty() {
-        true => return Ok(vec![Renewal::Renewed; grants.len()]),
-        false => read(on, &names).await?,
-    };
-    let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
-    let unrenewed = of(false).map(|grant| (grant, rows.get(grant.name.as_str()).copied()));
-    let mut verdicts = failover::judge_all(on, unrenewed.collect())
-        .await?
-        .into_iter();
+    let unrenewed: Vec<&Grant> = (of().zip(&renewals))
+        .filter(|(_, done)| done.is_none())
+        .map(|(grant, _)| grant)
+        .collect();
+    let mut verdicts = judge_all(on, &unrenewed).await?.into_iter();
     Ok(renewals
         .into_iter()
         .map(|done| done.or_else(|| verdicts.next()).unwrap_or(Renewal::Busy))
         .collect())
+}
+
+/// What a plain read says of each grant that was not renewed.
+///
+/// If another server than the one that confirmed the grant last says that it is gone, all that is known is that
+/// the grant was forgotten.
+async fn judge_all(on: &Session, grants: &[&Grant]) -> Result<Vec<Renewal>, ServerError> {
+    if grants.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<LockName> = grants.iter().map(|grant| grant.name.clone()).collect();
+    let rows = read(on, &names).await?;
+    let rows: HashMap<&str, &LockRow> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
+    let verdict = |grant: &&Grant| {
+        let row = rows.get(grant.name.as_str()).copied();
+        match (grant.confirmed_by, on.primary) {
+            (Some(before), Some(now)) if before != now => judge_elsewhere(grant, row),
+            _ => judge(grant, row),
+        }
+    };
+    let verdicts: Vec<_> = grants.iter().map(verdict).collect();
+    let lost = verdicts.iter().any(|it| matches!(it, Renewal::Lost(_)));
+    if lost && !on.direct && on.primary.is_some() && failover::ask(&on.client).await != on.primary {
+        // The pooler has gone on to another server under a connection that stayed. A new connection knows which
+        // server it is, and asks again.
+        let message = "the pooler leads to another server than before";
+        return Err(ServerError::new(Kind::Gone, message));
+    }
+    Ok(verdicts)
 }

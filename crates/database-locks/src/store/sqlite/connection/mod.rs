@@ -1,4 +1,6 @@
-//! The thread that owns the file, and how calls reach it.
+//! The connection to the file, the thread that owns it, and how calls reach it.
 
+pub(crate) mod database;
+pub(crate) mod session;
 pub(crate) mod thread;
 pub(crate) mod worker;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::worker::{Database, Worker};
+use super::database::Database;
+use super::worker::Worker;
 use crate::store::api::{StoreError, keep_to};
 
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -26,8 +27,8 @@ struct Queue {
     stuck: AtomicBool,
 }
 
-/// How many calls may wait for a thread that hangs: more would only fill the memory, since whoever
-/// made them has given up long before it goes on.
+/// How many calls may wait for a thread that hangs: more would only fill the memory, since their
+/// callers give up long before it goes on.
 const MOST_BEHIND_A_HANG: usize = 64;
 
 impl Thread {
@@ -39,7 +40,7 @@ impl Thread {
         }
     }
 
-    /// Hand a job to the thread, which carries jobs out in their order.
+    /// Send a job to the thread, which carries jobs out in their order.
     fn hand(&self, mut job: Job) -> Result<(), StoreError> {
         let mut thread = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*thread {
@@ -59,7 +60,7 @@ impl Thread {
         Ok(())
     }
 
-    /// Have the thread do this in its turn, unless nobody waits for the answer any more by then.
+    /// Have the thread do this in its turn, unless the caller has given up by then.
     ///
     /// A thread that hangs, since the disk does, stays the only one: a second one would hang in the
     /// same disk, and a third.
@@ -72,8 +73,8 @@ impl Thread {
         if queue.stuck.load(Ordering::Acquire)
             && queue.waiting.load(Ordering::Acquire) >= MOST_BEHIND_A_HANG
         {
-            let said = format!("{} does not answer", self.database.path.display());
-            return Err(StoreError::Unavailable(said.into()));
+            let message = format!("{} does not answer", self.database.path.display());
+            return Err(StoreError::Unavailable(message.into()));
         }
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting::new(Arc::clone(&queue));

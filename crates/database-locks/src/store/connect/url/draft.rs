@@ -1,0 +1,358 @@
+//! What one source says of a server: the URL, a service, the environment, an option file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::dialect::{Dialect, Key};
+use super::hosts::{Places, ports};
+use super::refusal::{FORMS, decode, refuse};
+use super::server::{Binding, Server};
+use super::settings::Settings;
+use crate::error::Error;
+use crate::store::connect::tls;
+
+/// What one source says of a server: the URL, a service, the environment, an option file. What it
+/// leaves out is filled in from the next one.
+#[derive(Default)]
+pub(crate) struct Draft {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) service: Option<String>,
+    places: Places,
+    database: Option<String>,
+    application: Option<String>,
+    tls: tls::Wanted,
+    binding: Option<Binding>,
+    pub(crate) settings: Settings,
+    init_command: Option<String>,
+    connect_timeout: Option<Duration>,
+    passfile: Option<PathBuf>,
+    password_of_file: bool,
+}
+
+/// What a URL says, and nothing else.
+pub(crate) fn draft(rest: &str, dialect: &Dialect) -> Result<Draft, Error> {
+    let Some(rest) = rest.strip_prefix("//") else {
+        return refuse("has no `//` behind its scheme", &format!("write {FORMS}"));
+    };
+    let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+    // Otherwise a part of the password would be taken for an option, and shown as an unknown one.
+    if options.contains('@') {
+        let hint = "percent-encode: `?` in a user name or password is %3F, and `@` is %40";
+        return refuse("has an `@` behind its `?`", hint);
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    // Otherwise a part of the password would be taken for the host, and shown as one that cannot be
+    // found.
+    if database.contains('@') {
+        let hint = "percent-encode: `/` in a user name or password is %2F, and `@` is %40";
+        return refuse("has an `@` behind its `/`", hint);
+    }
+    // The last `@`: a password that was not encoded may hold one as well.
+    let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = match login.split_once(':') {
+        Some((user, password)) => (user, Some(decode(password, "password")?)),
+        None => (login, None),
+    };
+    let mut draft = Draft {
+        user: some(decode(user, "user name")?),
+        password,
+        places: Places::listed(places)?,
+        database: some(decode(database, "database name")?),
+        ..Draft::default()
+    };
+    for option in options.split('&').filter(|o| !o.is_empty()) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let value = decode(value, "option")?;
+        match dialect.key(name) {
+            Some(key) => draft.take(key, name, value)?,
+            None => return unknown(name, dialect),
+        }
+    }
+    Ok(draft)
+}
+
+impl Draft {
+    /// Set one option, in the place of an earlier value.
+    pub(crate) fn take(&mut self, key: Key, name: &str, value: String) -> Result<(), Error> {
+        match key {
+            Key::Host => self.places.hosts = value.split(',').map(|h| (h.into(), None)).collect(),
+            Key::Port => self.places.ports = ports(&value)?,
+            Key::Socket => self.places.socket(value)?,
+            Key::User => self.user = some(value),
+            Key::Password => self.password = Some(value),
+            Key::Database => self.database = some(value),
+            Key::Application => self.application = some(value),
+            Key::TlsMode => self.tls.mode = Some(tls::Mode::of(name, &value)?),
+            Key::Roots => self.tls.roots = Some(tls::Roots::of(name, &value)?),
+            Key::Certificate => self.tls.certificate = Some(tls::file_of(name, value)?),
+            Key::Secret => self.tls.key = Some(tls::file_of(name, value)?),
+            Key::TargetSessionAttrs => target_session_attrs(&value)?,
+            Key::Binding => self.binding = Some(binding(&value)?),
+            Key::Options => self.settings.options(&value)?,
+            Key::SearchPath => self.settings.set("search_path", &value)?,
+            Key::InitCommand if value.trim().is_empty() => {
+                return refuse(
+                    "has an empty `init_command`",
+                    "give a statement, or leave it out",
+                );
+            }
+            Key::InitCommand => self.init_command = Some(value),
+            Key::ConnectTimeout => self.connect_timeout = Some(seconds(&value)?),
+            Key::Service => self.service = some(value),
+            Key::Passfile => self.passfile = some(value).map(Into::into),
+        }
+        Ok(())
+    }
+
+    /// Whether the value of another source would be ignored.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        let no_tls = self.tls.mode == Some(tls::Mode::Disable);
+        match key {
+            Key::Host | Key::Socket => !self.places.is_open(),
+            Key::Port => self.places.has_port(),
+            Key::User => self.user.is_some(),
+            Key::Password => self.password.is_some(),
+            Key::Database => self.database.is_some(),
+            Key::Application => self.application.is_some(),
+            Key::TlsMode => self.tls.mode.is_some(),
+            Key::Roots => no_tls || self.tls.roots.is_some(),
+            Key::Certificate | Key::Secret => {
+                no_tls || self.tls.certificate.is_some() || self.tls.key.is_some()
+            }
+            Key::Binding => self.binding.is_some(),
+            Key::ConnectTimeout => self.connect_timeout.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Fill in what is missing from the next source.
+    pub(crate) fn fill(&mut self, from: Self) {
+        self.user = self.user.take().or(from.user);
+        if self.password.is_none() {
+            self.password = from.password;
+            self.password_of_file = from.password_of_file;
+        }
+        self.places.fill(from.places);
+        self.database = self.database.take().or(from.database);
+        self.application = self.application.take().or(from.application);
+        self.tls.fill(from.tls);
+        self.binding = self.binding.or(from.binding);
+        self.settings.fill(from.settings);
+        self.connect_timeout = self.connect_timeout.or(from.connect_timeout);
+        self.passfile = self.passfile.take().or(from.passfile);
+    }
+
+    /// All values so far are those of a file.
+    pub(crate) fn of_file(mut self) -> Self {
+        self.password_of_file = self.password.is_some();
+        self
+    }
+
+    /// How long to connect for, as libpq has it: what is not positive means no limit, and here the
+    /// usual one.
+    pub(crate) fn libpq_timeout(&mut self, text: &str) -> Result<(), Error> {
+        match text.trim().parse::<i64>() {
+            Ok(seconds) if seconds > 0 => {
+                let seconds = u64::try_from(seconds).unwrap_or(60).min(60);
+                self.connect_timeout = Some(Duration::from_secs(seconds));
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(_) => seconds(text).map(drop),
+        }
+    }
+
+    pub(crate) fn finish(self, dialect: &Dialect) -> Result<Server, Error> {
+        self.tls.check()?;
+        Ok(Server {
+            user: self.user,
+            password: self.password,
+            passwords_by_host: Vec::new(),
+            password_of_file: self.password_of_file,
+            passfile: self.passfile,
+            addresses: self.places.addresses(dialect)?,
+            database: self.database,
+            application: self.application,
+            tls: self.tls,
+            binding: self.binding.unwrap_or_default(),
+            settings: self.settings,
+            init_command: self.init_command,
+            connect_timeout: self.connect_timeout,
+        })
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn unknown<T>(key: &str, dialect: &Dialect) -> Result<T, Error> {
+    let key: String = key.chars().take(40).collect();
+    let names: Vec<_> = dialect.options.iter().map(|(name, _)| *name).collect();
+    refuse(
+        format!("has the unknown option `{}`", key.escape_debug()),
+        &format!("the options are {}", names.join(", ")),
+    )
+}
+
+/// Locks have to be written, so every value has to allow a server that can be written to.
+fn target_session_attrs(value: &str) -> Result<(), Error> {
+    match value {
+        "any" | "read-write" | "primary" => Ok(()),
+        _ => refuse(
+            "has a target_session_attrs that asks for a server that cannot be written to",
+            "locks have to be written: read-write, primary and any all mean a server that can be",
+        ),
+    }
+}
+
+fn seconds(value: &str) -> Result<Duration, Error> {
+    match value.parse() {
+        Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
+        _ => refuse(
+            "has a connect_timeout that is no number from 1 to 60",
+            "give whole seconds",
+        ),
+    }
+}
+
+fn binding(value: &str) -> Result<Binding, Error> {
+    match value {
+        "disable" => Ok(Binding::Disable),
+        "prefer" => Ok(Binding::Prefer),
+        "require" => Ok(Binding::Require),
+        _ => refuse(
+            "has an unknown channel_binding",
+            "it can be disable, prefer or require",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::connect::url::server::Address;
+    use crate::store::connect::url::{Target, parse};
+
+    fn server(url: &str) -> Server {
+        match parse(url) {
+            Ok(Target::Postgres(server) | Target::Mysql(server)) => server,
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    fn addresses(url: &str) -> String {
+        let shown: Vec<_> = server(url)
+            .addresses
+            .iter()
+            .map(Address::to_string)
+            .collect();
+        shown.join(" ")
+    }
+
+    #[test]
+    fn the_parts_of_a_url_are_decoded() {
+        let s = server("postgres://us%40er:p%3Aw%2Fd@db.example:6000/my%20db?application_name=x");
+        assert_eq!(s.user.as_deref(), Some("us@er"));
+        assert_eq!(s.password.as_deref(), Some("p:w/d"));
+        assert_eq!(s.addresses, [Address::Tcp("db.example".into(), 6000)]);
+        assert_eq!(s.database.as_deref(), Some("my db"));
+        assert_eq!(s.application.as_deref(), Some("x"));
+        let s = server("mysql://root@[::1]/db");
+        assert_eq!(s.addresses, [Address::Tcp("::1".into(), 3306)]);
+    }
+
+    #[test]
+    fn hosts_are_tried_in_the_order_in_which_they_are_listed() {
+        for (url, expected) in [
+            (
+                "postgres://u:p@h1:5433,h2,[::1]:5434/d",
+                "h1:5433 h2:5432 [::1]:5434",
+            ),
+            ("mysql://u:p@h1,h2:3307/d", "h1:3306 h2:3307"),
+            ("postgres:///d?host=h1,h2&port=6000", "h1:6000 h2:6000"),
+            (
+                "postgres:///d?port=6000,6001&host=h1,/run/pg",
+                "h1:6000 /run/pg/.s.PGSQL.6001",
+            ),
+            (
+                "postgres://%2Frun%2Fpg:6000,h2/d",
+                "/run/pg/.s.PGSQL.6000 h2:5432",
+            ),
+            ("mariadb://%2Frun%2Fm.sock,h2/d", "/run/m.sock h2:3306"),
+            ("postgres:///d", "localhost:5432"),
+            ("postgres:///d?host=", "localhost:5432"),
+        ] {
+            assert_eq!(addresses(url), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_named_as_the_drivers_users_name_them() {
+        assert_eq!(
+            addresses("postgres:///db?host=/run/pg"),
+            "/run/pg/.s.PGSQL.5432"
+        );
+        assert_eq!(
+            addresses("postgres://u@%2Frun%2Fpg/db"),
+            "/run/pg/.s.PGSQL.5432"
+        );
+        assert_eq!(
+            addresses("mariadb://u@localhost/db?socket=/run/m.sock"),
+            "/run/m.sock"
+        );
+    }
+
+    #[test]
+    fn a_server_is_one_that_can_be_written_to() {
+        for attrs in ["any", "read-write", "primary"] {
+            server(&format!("postgres://h/d?target_session_attrs={attrs}"));
+        }
+        for attrs in ["read-only", "standby", "prefer-standby", ""] {
+            let message = parse(&format!("postgres://h/d?target_session_attrs={attrs}"));
+            let message = message.expect_err(attrs).to_string();
+            assert!(
+                message.contains("target_session_attrs") && message.contains("read-write"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_words_for_tls_are_those_of_either_server() {
+        let mode = |url: &str| server(url).tls.mode;
+        assert_eq!(
+            mode("postgres://h/d?sslmode=verify-ca"),
+            Some(tls::Mode::VerifyCa)
+        );
+        for word in [
+            "sslmode=verify-full",
+            "ssl-mode=VERIFY_IDENTITY",
+            "sslmode=verify_identity",
+        ] {
+            assert_eq!(
+                mode(&format!("mysql://h/d?{word}")),
+                Some(tls::Mode::VerifyFull),
+                "{word}"
+            );
+        }
+        assert_eq!(
+            mode("mysql://h/d?ssl-mode=REQUIRED"),
+            Some(tls::Mode::Require)
+        );
+        let message = parse("postgres://h/d?sslmode=always")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("sslmode") && message.contains("verify-full"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_server_is_shown_without_its_password() {
+        let shown = format!("{:?}", server("postgres://u:hunter2@h/d?password=hunter2"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -1,0 +1,277 @@
+//! Locks within one process, for tests and for programs that have no database.
+//!
+//! The whole table is one mutex; the boot-time clock is its clock, and so "the database's clock".
+
+mod rows;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use self::rows::{Ends, Row, Rows, least_token, next_token};
+use crate::doctor::{Counts, Notes, Report};
+use crate::runtime::clock;
+use crate::runtime::fork::PerProcess;
+use crate::store::api::{Barrier, Lane, Reply, Store};
+use crate::store::connect::table::Table;
+use protocol::{
+    AcquireCommand, Force, Gone, Grant, Holder, ListFilter, LockInfo, LockName, LostReason,
+    Outcome, Page, Pruned, ReleaseCommand, Released, Renewal, ResumeCommand, TakeOverCommand, Time,
+    Ttl, judge,
+};
+
+#[derive(Debug, Default)]
+struct Shared {
+    rows: Mutex<Rows>,
+}
+
+impl Shared {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open fence.
+#[derive(Debug)]
+struct Fence {
+    shared: Arc<Shared>,
+    name: LockName,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        let mut rows = self.shared.rows();
+        if let Some(row) = rows.get_mut(&self.name) {
+            row.fences -= 1;
+        }
+        drop(rows);
+    }
+}
+
+/// The engine `memory:`.
+#[derive(Debug)]
+pub(crate) struct Memory(Arc<Shared>);
+
+impl Memory {
+    /// The table of that name in this process; it lasts as long as a handle to it.
+    pub(crate) fn named(name: &str, table: &Table) -> Self {
+        static ALL: PerProcess<Mutex<HashMap<String, Weak<Shared>>>> = PerProcess::new();
+        let Ok(all) = ALL.get_or_try_init(|| Ok::<_, Infallible>(Mutex::default()));
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, shared| shared.strong_count() > 0);
+        let key = format!("{}/{name}", table.as_str());
+        let shared = all.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        all.insert(key, Arc::downgrade(&shared));
+        Self(shared)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.0.rows()
+    }
+}
+
+fn ready<'a, T: Send + 'a>(answer: T) -> Reply<'a, T> {
+    Box::pin(std::future::ready(Ok(answer)))
+}
+
+/// There is nothing to connect to, and each call is answered at once.
+impl Lane for Shared {
+    fn connect(&self) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand]) -> Reply<'a, Vec<Outcome>> {
+        let mut rows = self.rows();
+        ready(
+            asks.iter()
+                .map(|ask| rows::acquire(&mut rows, ask))
+                .collect(),
+        )
+    }
+
+    fn release<'a>(&'a self, returns: &'a [ReleaseCommand]) -> Reply<'a, Vec<Released>> {
+        let mut rows = self.rows();
+        let done = returns
+            .iter()
+            .map(|what| rows::release(&mut rows, what))
+            .collect();
+        drop(rows);
+        ready(done)
+    }
+
+    fn give_up(&self) {}
+}
+
+impl Store for Memory {
+    fn lane(&self) -> Option<Arc<dyn Lane>> {
+        Some(Arc::clone(&self.0) as Arc<dyn Lane>)
+    }
+
+    fn connect(&self, _: Duration) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn acquire<'a>(&'a self, asks: &'a [AcquireCommand], _: Duration) -> Reply<'a, Vec<Outcome>> {
+        Lane::acquire(&*self.0, asks)
+    }
+
+    fn renew<'a>(&'a self, grants: &'a [(Grant, Ttl)], _: Duration) -> Reply<'a, Vec<Renewal>> {
+        let mut rows = self.rows();
+        ready(
+            grants
+                .iter()
+                .map(|(grant, ttl)| rows::renew(&mut rows, grant, *ttl))
+                .collect(),
+        )
+    }
+
+    fn release<'a>(
+        &'a self,
+        returns: &'a [ReleaseCommand],
+        _: Duration,
+    ) -> Reply<'a, Vec<Released>> {
+        Lane::release(&*self.0, returns)
+    }
+
+    fn read<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<LockInfo>> {
+        let (now, rows) = (clock::now(), self.rows());
+        ready(
+            rows.iter()
+                .filter(|(name, _)| names.contains(name))
+                .map(|(name, row)| row.seen(name, now).into_info())
+                .collect(),
+        )
+    }
+
+    /// All on one page: there is nothing to be waited for.
+    fn page<'a>(&'a self, filter: &'a ListFilter, _: Option<i64>, _: Duration) -> Reply<'a, Page> {
+        let (now, rows) = (clock::now(), self.rows());
+        let matching = rows
+            .iter()
+            .filter(|(name, row)| filter.matches(name.as_str(), row.expires.is_none()));
+        ready(Page {
+            rows: matching
+                .map(|(name, row)| row.seen(name, now).into_info())
+                .collect(),
+            last: None,
+        })
+    }
+
+    fn look<'a>(&'a self, names: &'a [LockName], _: Duration) -> Reply<'a, Vec<Option<Holder>>> {
+        let (now, rows) = (clock::now(), self.rows());
+        let occupant = |name: &LockName| {
+            let row = rows.get(name).filter(|row| !row.is_free(now));
+            row.map(|row| row.seen(name, now).occupant())
+        };
+        ready(names.iter().map(occupant).collect())
+    }
+
+    fn take_over<'a>(&'a self, what: &'a TakeOverCommand, _: Duration) -> Reply<'a, Outcome> {
+        ready(rows::take_over(&mut self.rows(), what))
+    }
+
+    fn resume<'a>(&'a self, what: &'a ResumeCommand, _: Duration) -> Reply<'a, Renewal> {
+        ready(rows::resume(&mut self.rows(), what))
+    }
+
+    fn prune(
+        &self,
+        idle: Duration,
+        unknown: bool,
+        _: Option<i64>,
+        _: Duration,
+    ) -> Reply<'_, Pruned> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let token = least_token(now);
+        let before = rows.len();
+        let old = |at: Option<Time>| at.map_or(unknown, |at| at.saturating_add(idle) <= now);
+        rows.retain(|_, row| {
+            let last = match row.expires {
+                Some(Ends::At(end)) => Some(end),
+                Some(Ends::Never) => return true,
+                None => row.renewed,
+            };
+            row.fences > 0 || !(row.is_free(now) && old(last) && row.token < token)
+        });
+        ready(Pruned {
+            deleted: (before - rows.len()) as u64,
+            last: None,
+        })
+    }
+
+    fn force<'a>(&'a self, name: &'a LockName, _: Duration) -> Reply<'a, Force> {
+        let now = clock::now();
+        let done = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) && row.fences > 0 => Force::Busy,
+            Some(row) if !row.is_free(now) => {
+                let occupant = row.seen(name, now).occupant();
+                row.free(now);
+                row.token = next_token(row.token, now);
+                Force::Freed(occupant)
+            }
+            _ => Force::WasFree,
+        };
+        ready(done)
+    }
+
+    fn expire(&self, name: &LockName) -> Option<Option<String>> {
+        let now = clock::now();
+        let held = match self.rows().get_mut(name) {
+            Some(row) if !row.is_free(now) => {
+                row.expires = Some(Ends::At(now));
+                row.grant.clone()
+            }
+            _ => None,
+        };
+        Some(held)
+    }
+
+    fn open_fence<'a>(&'a self, grant: &'a Grant, _: Duration) -> Reply<'a, Result<Barrier, Gone>> {
+        let (now, mut rows) = (clock::now(), self.rows());
+        let mut row = rows.get_mut(&grant.name);
+        let seen = row.as_ref().map(|row| row.seen(&grant.name, now));
+        ready(match (judge(grant, seen.as_ref()), &mut row) {
+            (Renewal::Busy | Renewal::Renewed { .. }, Some(row)) => {
+                row.fences += 1;
+                Ok(Barrier::new(Fence {
+                    shared: Arc::clone(&self.0),
+                    name: grant.name.clone(),
+                }))
+            }
+            (Renewal::Lost(gone), _) => Err(gone),
+            (_, None) => Err(LostReason::RowGone.into()),
+        })
+    }
+
+    fn install(&self, _: Duration) -> Reply<'_, ()> {
+        ready(())
+    }
+
+    fn examine(&self, _: Duration) -> Reply<'_, Report> {
+        let (now, rows) = (clock::now(), self.rows());
+        let minute_ago = now.saturating_sub(Duration::from_secs(60));
+        let day_ago = now.saturating_sub(Duration::from_secs(86_400));
+        let such = |matches: &dyn Fn(&Row) -> bool| {
+            let mut found = rows.iter().filter(|(_, row)| matches(row));
+            let first = found.next().map(|(name, _)| name.to_string());
+            (first.iter().len() as i64 + found.count() as i64, first)
+        };
+        let counts = Counts {
+            rows: rows.len() as i64,
+            held: such(&|row| !row.is_free(now)).0,
+            expired: such(&|row| matches!(row.expires, Some(Ends::At(end)) if end <= minute_ago)),
+            endless: such(&|row| {
+                row.expires == Some(Ends::Never) && row.acquired.is_some_and(|at| at <= day_ago)
+            }),
+            old: (0, None),
+        };
+        let mut notes = Notes::new("memory");
+        notes.fine(
+            "server",
+            "the memory of this process: forgotten when it ends, seen by nobody else",
+        );
+        notes.locks(&counts);
+        ready(notes.into_report())
+    }
+}

@@ -1,0 +1,202 @@
+//! The rows, and what each request does to them.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use crate::runtime::clock;
+use protocol::{
+    AcquireCommand, Grant, LockName, LockRow, Outcome, ReleaseCommand, Released, Renewal,
+    ResumeCommand, TakeOverCommand, Time, Token, Ttl, judge, judge_ticket,
+};
+
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    pub(super) holder: Option<String>,
+    pub(super) token: i64,
+    pub(super) grant: Option<String>,
+    pub(super) expires: Option<Ends>,
+    pub(super) acquired: Option<Time>,
+    pub(super) renewed: Option<Time>,
+    pub(super) metadata: Option<String>,
+    /// How many fences are open.
+    pub(super) fences: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ends {
+    At(Time),
+    Never,
+}
+
+fn ends(now: Time, ttl: Ttl) -> Ends {
+    match ttl {
+        Ttl::Finite(length) => Ends::At(now.saturating_add(length)),
+        Ttl::Infinite => Ends::Never,
+    }
+}
+
+fn micros(d: Duration) -> i64 {
+    i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// This engine's clock as microseconds since 1970: the boot-time clock, put in its place once.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "here it plays the database's clock, for display"
+)]
+fn stamp(at: Time) -> i64 {
+    static BOOT: OnceLock<i64> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| {
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        micros(wall) - micros(clock::now())
+    });
+    boot.saturating_add(micros(at))
+}
+
+/// This engine's clock in milliseconds since 1970, below which no token is made.
+pub(super) fn least_token(now: Time) -> i64 {
+    stamp(now) / 1000
+}
+
+/// The token of the next grant: greater than all before, those of a deleted row too.
+pub(super) fn next_token(token: i64, now: Time) -> i64 {
+    token.saturating_add(1).max(least_token(now))
+}
+
+impl Row {
+    pub(super) fn is_free(&self, now: Time) -> bool {
+        match self.expires {
+            None => true,
+            Some(Ends::At(end)) => end <= now,
+            Some(Ends::Never) => false,
+        }
+    }
+
+    fn is_of(&self, name: &LockName, grant: &Grant) -> bool {
+        debug_assert_eq!(*name, grant.name);
+        self.token == grant.token.get()
+            && self.grant.as_deref() == Some(grant.id.as_str())
+            && self.holder.as_deref() == Some(&*grant.holder)
+    }
+
+    fn grant(&mut self, ask: &AcquireCommand, now: Time) -> Outcome {
+        self.token = next_token(self.token, now);
+        self.holder = Some(ask.holder.to_string());
+        self.grant = Some(ask.grant.to_string());
+        self.expires = Some(ends(now, Ttl::Finite(ask.length)));
+        (self.acquired, self.renewed) = (Some(now), Some(now));
+        self.metadata = Some(ask.metadata.to_string());
+        Outcome::Granted {
+            token: Token::from_db(self.token),
+            length: ask.length,
+            confirmed_by: None,
+        }
+    }
+
+    pub(super) fn free(&mut self, now: Time) {
+        (self.expires, self.grant, self.renewed) = (None, None, Some(now));
+    }
+
+    pub(super) fn seen(&self, name: &LockName, now: Time) -> LockRow {
+        LockRow {
+            name: name.to_string(),
+            holder: self.holder.clone(),
+            token: self.token,
+            grant: self.grant.clone(),
+            expires_in: self.expires.map(|ends| match ends {
+                Ends::At(end) => micros(end) - micros(now),
+                Ends::Never => i64::MAX,
+            }),
+            endless: self.expires == Some(Ends::Never),
+            intact: true,
+            held_for: self.acquired.map(|at| micros(now.saturating_sub(at))),
+            acquired_at: self.acquired.map(stamp),
+            renewed_at: self.renewed.map(stamp),
+            expires_at: match self.expires {
+                Some(Ends::At(end)) => Some(stamp(end)),
+                _ => None,
+            },
+            metadata: self.metadata.clone(),
+            ..LockRow::default()
+        }
+    }
+}
+
+pub(super) type Rows = BTreeMap<LockName, Row>;
+
+pub(super) fn acquire(rows: &mut Rows, ask: &AcquireCommand) -> Outcome {
+    let now = clock::now();
+    let row = rows.entry(ask.name.clone()).or_default();
+    if !row.is_free(now) {
+        return row.seen(&ask.name, now).refusal(ask.grant.as_str());
+    }
+    if row.fences > 0 {
+        return Outcome::Busy;
+    }
+    row.grant(ask, now)
+}
+
+pub(super) fn take_over(rows: &mut Rows, what: &TakeOverCommand) -> Outcome {
+    let (now, to) = (clock::now(), &what.to);
+    let Some(row) = rows.get_mut(&to.name) else {
+        return Outcome::Busy;
+    };
+    let as_seen = row.token == what.token.get()
+        && row.grant == what.grant
+        && row.holder.as_deref() == Some(&*to.holder);
+    if as_seen && !row.is_free(now) && row.fences == 0 {
+        row.grant(to, now)
+    } else {
+        row.seen(&to.name, now).not_taken_over(what)
+    }
+}
+
+pub(super) fn renew(rows: &mut Rows, grant: &Grant, ttl: Ttl) -> Renewal {
+    let now = clock::now();
+    match rows.get_mut(&grant.name) {
+        Some(row) if row.is_of(&grant.name, grant) && !row.is_free(now) => {
+            row.expires = row.expires.max(Some(ends(now, ttl)));
+            row.renewed = Some(now);
+            Renewal::Renewed { confirmed_by: None }
+        }
+        row => judge(grant, row.map(|row| row.seen(&grant.name, now)).as_ref()),
+    }
+}
+
+pub(super) fn resume(rows: &mut Rows, what: &ResumeCommand) -> Renewal {
+    let (now, to) = (clock::now(), &what.to);
+    let known = [what.from.as_str(), to.grant.as_str()];
+    let ours = |row: &Row| {
+        row.token == what.token.get()
+            && row.grant.as_deref().is_some_and(|id| known.contains(&id))
+            && !row.is_free(now)
+            && row.fences == 0
+    };
+    let row = match rows.get_mut(&to.name) {
+        Some(row) if ours(row) => row,
+        row => return judge_ticket(what, row.map(|row| row.seen(&to.name, now)).as_ref()),
+    };
+    row.holder = Some(to.holder.to_string());
+    row.grant = Some(to.grant.to_string());
+    row.expires = row.expires.max(Some(ends(now, Ttl::Finite(to.length))));
+    row.renewed = Some(now);
+    row.metadata = Some(to.metadata.to_string());
+    Renewal::Renewed { confirmed_by: None }
+}
+
+pub(super) fn release(rows: &mut Rows, what: &ReleaseCommand) -> Released {
+    match rows.get_mut(&what.name) {
+        Some(row)
+            if row.grant.as_deref() == Some(what.grant.as_str())
+                && row.holder.as_deref() == Some(&*what.holder)
+                && what.token.is_none_or(|token| token.get() == row.token) =>
+        {
+            row.free(clock::now());
+            Released::Freed
+        }
+        _ => Released::NotOurs,
+    }
+}

@@ -1,0 +1,46 @@
+//! Panics of the driver, as errors.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Poll;
+
+use crate::store::api::StoreError;
+
+/// Carry out what may panic. The message of a panic, if it did.
+pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(move |context| {
+        // After a panic it is not polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied());
+                Poll::Ready(Err(text.unwrap_or("for no reason that it gave").to_owned()))
+            }
+        }
+    })
+    .await
+}
+
+/// What a panic of the driver comes to.
+pub(crate) fn panicked(panic: String) -> StoreError {
+    StoreError::Unavailable(format!("the MySQL driver panicked: {panic}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            assert_eq!(1, 2, "of {}", "the driver");
+        };
+        let message = caught(panics).await.expect_err("it panicked");
+        assert!(message.contains("of the driver"), "{message}");
+        assert_eq!(caught(async { 7 }).await, Ok(7));
+    }
+}

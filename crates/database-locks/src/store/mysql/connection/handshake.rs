@@ -1,0 +1,362 @@
+//! Making a connection: TLS, login, and whether the server is fit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, DriverError, Error, Opts};
+use rustls::crypto::{CryptoProvider, ring};
+
+use super::caught::caught;
+use super::config::{Endpoint, Host, Server};
+use super::driver::DriverConnection;
+use super::interpolate;
+use super::session::Session;
+use crate::store::api::StoreError;
+use crate::store::connect::hosts::{Failure, Verdict, first_of};
+use crate::store::connect::tls::{Complaint, complaint};
+use crate::store::connect::url::Address;
+use crate::store::mysql::cluster::Cluster;
+use crate::store::mysql::error::meaning;
+
+impl Session {
+    /// Connect to the first host that can be written to.
+    pub(crate) async fn open(server: &Arc<Server>) -> Result<Self, StoreError> {
+        let endpoint = server.ask().await?;
+        let hosts = &endpoint.hosts;
+        if hosts.iter().any(|host| host.opts.db_name().is_none()) {
+            let hint = "end the URL with the database that holds the table: mysql://HOST/DATABASE";
+            return Err(StoreError::rejected("no database was named", Some(hint)));
+        }
+        let (addresses, latest) = (endpoint.addresses(), server.latest.load(Ordering::Relaxed));
+        // The list may be another one by now.
+        let first = if latest < addresses.len() { latest } else { 0 };
+        let found = first_of(addresses, first, endpoint.connecting(), |at, _| {
+            Self::open_at(server, &endpoint, at)
+        });
+        let (at, session) = found.await?;
+        server.latest.store(at, Ordering::Relaxed);
+        server.greeted.store(true, Ordering::Relaxed);
+        server
+            .clustered
+            .store(session.cluster.is_some(), Ordering::Relaxed);
+        Ok(session)
+    }
+
+    /// Connect, look at the server, and set the session up.
+    async fn open_at(
+        server: &Arc<Server>,
+        endpoint: &Endpoint,
+        at: usize,
+    ) -> Result<Self, Failure<String>> {
+        let host = &endpoint.hosts[at];
+        let at = host.address.to_string();
+        let mut session = Self {
+            conn: DriverConnection::new(login(server, host, &at).await?),
+            prepared: HashMap::new(),
+            server: Arc::clone(server),
+            at,
+            collation: "",
+            cluster: None,
+            single_primary: false,
+            longest: 0,
+            mariadb: false,
+            fit: false,
+            unprepared: false,
+            broken: false,
+        };
+        session.greet(endpoint.init_command()).await?;
+        Ok(session)
+    }
+
+    /// Not `@@name`: a variable that one of the servers does not know would be an error.
+    pub(crate) const VARIABLES: &str = "
+        SHOW VARIABLES WHERE Variable_name IN
+            ('version', 'read_only', 'super_read_only', 'innodb_read_only', 'wsrep_on',
+             'wsrep_provider',
+             'group_replication_group_name', 'group_replication_single_primary_mode',
+             'max_allowed_packet')";
+
+    /// Everything that the statements count on, whatever the server's defaults are. It is set before
+    /// anything is asked: `sql_select_limit`, for one, hides rows of every answer.
+    ///
+    /// `lock_wait_timeout` bounds the wait for an ALTER TABLE, a year by default. MySQL knows no
+    /// `innodb_lock_wait_timeout` of 0, and waits for a second at least. Without `unique_checks` a name
+    /// might be made twice. READ COMMITTED keeps a statement from locking the gaps between rows.
+    pub(crate) const SETTINGS: &str = "
+        SET NAMES utf8mb4, autocommit = 1, lock_wait_timeout = 1,
+            innodb_lock_wait_timeout = IF(VERSION() LIKE '%MariaDB%', 0, 1),
+            sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
+            sql_safe_updates = 0, sql_select_limit = 18446744073709551615, unique_checks = 1";
+    /// A node of Galera that is cut off from the others must say so, and not what it knew before.
+    pub(crate) const CURRENT: &str = "SET SESSION wsrep_dirty_reads = 0";
+    pub(crate) const ISOLATION: &str =
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
+
+    async fn configure(&mut self) -> Result<(), Failure<String>> {
+        for settings in [Self::SETTINGS, Self::ISOLATION] {
+            let set = self.conn.query_drop(settings).await;
+            set.map_err(|e| self.failed(&e))?;
+        }
+        Ok(())
+    }
+
+    async fn greet(&mut self, init_command: Option<&str>) -> Result<(), Failure<String>> {
+        self.configure().await?;
+        let found: Vec<(String, String)> = self
+            .conn
+            .query(Self::VARIABLES)
+            .await
+            .map_err(|e| self.failed(&e))?;
+        let variable = |name: &str| {
+            let named = found
+                .iter()
+                .find(|(found, _)| found.eq_ignore_ascii_case(name));
+            named.map(|(_, value)| value.as_str()).unwrap_or_default()
+        };
+        let on = |name: &str| !matches!(variable(name), "" | "0" | "OFF");
+        let version = variable("version");
+        let mariadb = version.contains("MariaDB");
+        let least = if mariadb { [10, 6, 0] } else { [8, 0, 17] };
+        if numbers(version) < least {
+            let hint = "MySQL 8.0.17 or MariaDB 10.6 at least: older ones cannot skip locked rows, or \
+                        have no collation that keeps all names apart";
+            let message = format!("the server at {} is {version}", self.at);
+            return Err(StoreError::rejected(message, Some(hint)).into());
+        }
+        let member = !variable("group_replication_group_name").is_empty();
+        self.single_primary = member && on("group_replication_single_primary_mode");
+        self.cluster = match on("wsrep_on") {
+            true => Some(Cluster::Galera),
+            false => (member && !self.single_primary).then_some(Cluster::Group),
+        };
+        match self.cluster {
+            Some(cluster) => self.is_ready(cluster).await?,
+            // With a single primary, too, a member that has left the group takes writes that no
+            // other receives.
+            None if self.single_primary => self.is_ready(Cluster::Group).await?,
+            None if !matches!(variable("wsrep_provider"), "" | "none") => {
+                self.is_replicated().await?
+            }
+            None => {}
+        }
+        // A privileged user may write in spite of `read_only`: on a replica that is lost at the
+        // failover.
+        if ["read_only", "super_read_only", "innodb_read_only"]
+            .into_iter()
+            .any(on)
+        {
+            return Err(self.read_only());
+        }
+        self.collation = if mariadb {
+            "utf8mb4_nopad_bin"
+        } else {
+            "utf8mb4_0900_bin"
+        };
+        let packet: usize = variable("max_allowed_packet").parse().unwrap_or(1 << 20);
+        self.longest = packet / (interpolate::LONGER + 1);
+        self.mariadb = mariadb;
+        let galera = self.cluster == Some(Cluster::Galera);
+        if let Some(command) = init_command {
+            self.run_init_command(command).await?;
+            if galera {
+                self.is_replicated().await?;
+            }
+            self.configure().await?;
+        }
+        if galera {
+            let current = self.conn.query_drop(Self::CURRENT).await;
+            current.map_err(|e| self.failed(&e))?;
+        }
+        Ok(())
+    }
+
+    /// The refusal of a server that is read-only.
+    fn read_only(&self) -> Failure<String> {
+        // After a greeting a failover is under way, and the URL is right.
+        let greeted = self.server.greeted.load(Ordering::Relaxed);
+        Failure {
+            verdict: Verdict::ReadOnly,
+            said: format!("the server at {} is read-only", self.at),
+            hint: (!greeted).then(|| "locks have to be written: connect to the primary".into()),
+        }
+    }
+
+    /// Run what the URL says is to be run on each connection. What it set that the statements count on
+    /// is set anew after it.
+    ///
+    /// A transaction that it left open would hide every grant from other clients, and a clock that
+    /// it has stopped (`SET timestamp`) would never end a lease.
+    async fn run_init_command(&mut self, command: &str) -> Result<(), Failure<String>> {
+        let told = self.conn.query_drop(command).await;
+        told.map_err(|error| match &error {
+            // The statement is the user's own and may hold a secret; a syntax error repeats some of
+            // it.
+            Error::Server(refused) => {
+                let message = match refused.code {
+                    1064 => "it is not understood".to_owned(),
+                    _ => refused.message.clone(),
+                };
+                let code = refused.code;
+                let message = format!("{}: init_command failed: {message} (error {code})", self.at);
+                Failure::from(StoreError::rejected(message, Some("correct it in the URL")))
+            }
+            error => self.failed(error).into(),
+        })?;
+        for after in ["COMMIT AND NO CHAIN NO RELEASE", "SET timestamp = DEFAULT"] {
+            match self.conn.query_drop(after).await {
+                // A server on which it may not be set.
+                Err(Error::Server(refused)) if refused.code == 1290 => {}
+                done => done.map_err(|error| self.failed(&error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of a node of Galera.
+    pub(crate) const STATE: &str = "
+        SHOW STATUS WHERE Variable_name IN
+            ('wsrep_ready', 'wsrep_cluster_status', 'wsrep_local_state_comment')";
+    /// The same of Group Replication. It takes the right to read that table. A member that is cut
+    /// off from most of the others calls itself online, and writes to it wait for ever.
+    pub(crate) const MEMBER: &str = "
+        SELECT IF(COUNT(IF(member_state = 'UNREACHABLE', 1, NULL)) * 2 >= COUNT(*),
+                  'CUT OFF FROM MOST OF THE OTHERS',
+                  IFNULL(MAX(IF(member_id = @@server_uuid, member_state, NULL)), 'OFFLINE'))
+          FROM performance_schema.replication_group_members";
+
+    /// Whether the node can serve. One that is cut off from most of the others, or is being made a copy
+    /// of one of them, cannot just now; another may.
+    pub(crate) async fn is_ready(&mut self, cluster: Cluster) -> Result<(), Failure<String>> {
+        let state = match cluster {
+            Cluster::Galera => {
+                let found = self.pairs(Self::STATE).await?;
+                let of = |name: &str| {
+                    let named = found.iter().find(|(found, _)| found == name);
+                    named.map(|(_, value)| value.as_str()).unwrap_or_default()
+                };
+                let ready = of("wsrep_ready") == "ON" && of("wsrep_cluster_status") == "Primary";
+                (!ready).then(|| {
+                    format!(
+                        "{}, {}",
+                        of("wsrep_cluster_status").to_lowercase(),
+                        of("wsrep_local_state_comment").to_lowercase()
+                    )
+                })
+            }
+            Cluster::Group => match self.words(Self::MEMBER).await {
+                // A member that was started and has not joined takes writes that no other member
+                // receives.
+                Ok(found) => Some(found.into_iter().next().unwrap_or_else(|| "OFFLINE".into()))
+                    .filter(|state| state != "ONLINE")
+                    .map(|state| state.to_lowercase()),
+                // `doctor` says that it cannot be seen, and which right it takes.
+                Err(StoreError::Rejected { .. }) => None,
+                Err(failure) => return Err(failure.into()),
+            },
+        };
+        match state {
+            None => Ok(()),
+            Some(state) => {
+                let message = format!("{}: the cluster node is not ready: {state}", self.at());
+                Err(StoreError::Unavailable(message.into()).into())
+            }
+        }
+    }
+
+    pub(crate) const REPLICATED: &str = "SHOW VARIABLES LIKE 'wsrep_on'";
+    pub(crate) const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'wsrep_connected'";
+
+    /// Refuse a node of Galera that is set not to replicate what is written to it.
+    pub(crate) async fn is_replicated(&mut self) -> Result<(), Failure<String>> {
+        for (statement, fine) in [(Self::REPLICATED, "ON"), (Self::CONNECTED, "OFF")] {
+            let found = self.pairs(statement).await?;
+            if found.iter().all(|(_, value)| value == fine) {
+                return Ok(());
+            }
+        }
+        let message = format!(
+            "{}: the other nodes of the cluster learn nothing of what is written here: wsrep_on is OFF",
+            self.at()
+        );
+        let hint = "set wsrep_on = ON, and see to it that init_command leaves it alone";
+        Err(StoreError::rejected(message, Some(hint)).into())
+    }
+}
+
+/// Connect, with TLS or without.
+async fn login(server: &Server, host: &Host, at: &str) -> Result<Conn, Failure<String>> {
+    // The driver takes the process's default provider, and rustls panics where there is none and
+    // two were built in. A default that the program has chosen stays.
+    if host.opts.ssl_opts().is_some() && CryptoProvider::get_default().is_none() {
+        // Another thread may be doing the same.
+        let _ = ring::default_provider().install_default();
+    }
+    let mut made = dial(&host.opts, at).await?;
+    // Only the server's own answer makes the connection go without.
+    if let (Err(Error::Driver(DriverError::NoClientSslFlagFromServer)), Some(opts)) =
+        (&made, &host.without_tls)
+    {
+        made = dial(opts, at).await?;
+    }
+    made.map_err(|error| {
+        let none = matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer));
+        let about_tls = none.then(Complaint::none_offered);
+        match about_tls.or_else(|| complaint(&error)) {
+            Some(Complaint { said: message, hint, .. }) => {
+                StoreError::rejected(format!("{at}: {message}"), Some(hint)).into()
+            }
+            None => match (&error, &host.address) {
+                // The password may just have been replaced by another one.
+                (Error::Server(refused), _)
+                    if refused.code == 1045 && server.may_log_in_later() =>
+                {
+                    let message = format!("{at}: {} (error 1045)", refused.message);
+                    StoreError::Unavailable(message.into()).into()
+                }
+                // All that MariaDB says where TLS is required.
+                (Error::Server(refused), Address::Tcp(..))
+                    if refused.code == 1045 && host.is_anonymous() =>
+                {
+                    let message = format!("{at}: {} (error 1045)", refused.message);
+                    let hint = "check user name and password; a server that wants TLS says the same \
+                                (sslmode=require), or a client certificate (sslcert and sslkey)";
+                    StoreError::rejected(message, Some(hint)).into()
+                }
+                _ => meaning(at, &error).0.into(),
+            },
+        }
+    })
+}
+
+/// Let the driver connect. If it panics, as it may where a server asks for a login that it was not built
+/// with, the caller gets an error.
+async fn dial(opts: &Opts, at: &str) -> Result<Result<Conn, Error>, StoreError> {
+    caught(Conn::new(opts.clone())).await.map_err(|panic| {
+        let message = format!("{at}: the MySQL driver panicked at login: {panic}");
+        StoreError::rejected(message, None)
+    })
+}
+
+/// `10.11.19-MariaDB-…` and `8.0.36-log`; MariaDB used to put `5.5.5-` before its own.
+fn numbers(version: &str) -> [u32; 3] {
+    let version = version.strip_prefix("5.5.5-").unwrap_or(version);
+    let mut parts = version
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or_default());
+    std::array::from_fn(|_| parts.next().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_both_servers_write_them() {
+        assert_eq!(numbers("8.0.36-0ubuntu0.22.04.1"), [8, 0, 36]);
+        assert_eq!(numbers("10.11.19-MariaDB-0+deb12u1"), [10, 11, 19]);
+        assert_eq!(numbers("5.5.5-10.6.1-MariaDB"), [10, 6, 1]);
+        assert!(numbers("5.7.44-log") < [8, 0, 17]);
+    }
+}

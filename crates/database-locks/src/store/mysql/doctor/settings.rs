@@ -1,0 +1,40 @@
+//! What a server says of itself, by name.
+
+use std::collections::HashMap;
+
+use mysql_async::prelude::FromRow;
+use mysql_async::{Row, from_row_opt};
+
+/// Rows as they are wanted; one that cannot be understood is left out.
+pub(crate) fn rows<T: FromRow>(found: Vec<Row>) -> Vec<T> {
+    found
+        .into_iter()
+        .filter_map(|row| from_row_opt(row).ok())
+        .collect()
+}
+
+/// By name. Names that a server does not know are missing.
+pub(crate) struct Settings(pub(crate) HashMap<String, String>);
+
+impl Settings {
+    pub(crate) fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    pub(crate) fn on(&self, name: &str) -> bool {
+        !matches!(self.get(name), "" | "0" | "OFF")
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
+        self.get(name).parse().ok()
+    }
+
+    /// It is there, and something else.
+    pub(crate) fn is_not(&self, name: &str, right: &str) -> bool {
+        !self.get(name).is_empty() && self.get(name) != right
+    }
+
+    pub(crate) fn shown(&self, name: &str) -> String {
+        format!("{name} is {}", self.get(name))
+    }
+}

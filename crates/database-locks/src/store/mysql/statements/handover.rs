@@ -1,0 +1,110 @@
+//! Another grant in the place of one that is held: preemption by the same holder, and resumption from a ticket.
+
+use mysql_async::params;
+
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::{Done, Session};
+use crate::store::mysql::rows::{granted, micros, token};
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
+
+impl Session {
+    /// Preempt a grant of the same holder, as long as the row still has the grant that was read.
+    /// The end of the lease is not compared: a renewal in between makes it no other grant.
+    pub(crate) const TAKE_OVER: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND locked_by = :holder COLLATE {collation}
+                   AND token = :seen_token AND grant_id <=> :seen_grant
+                   AND {live} AND {writable}
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = LAST_INSERT_ID(GREATEST(l.token + 1,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000)),
+               l.grant_id = :grant,
+               l.expires_at = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.granted_until = UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND,
+               l.acquired_at = UTC_TIMESTAMP(6), l.renewed_at = UTC_TIMESTAMP(6),
+               l.metadata = :metadata";
+
+    pub(crate) async fn take_over(
+        &mut self,
+        what: &TakeOverCommand,
+    ) -> Result<Outcome, StoreError> {
+        let to = &what.to;
+        let params = params! {
+            "name" => to.name.as_str(), "holder" => &*to.holder, "grant" => to.grant.as_str(),
+            "length" => micros(to.length), "metadata" => &*to.metadata,
+            "seen_token" => what.token.get(), "seen_grant" => what.grant.as_deref(),
+        };
+        let done = self.execute(Self::TAKE_OVER, params).await;
+        match self.none_if_contended(done)? {
+            None => return Ok(Outcome::Busy),
+            Some(Done { rows, id }) if rows > 0 => {
+                return Ok(granted(token(id), to.length));
+            }
+            Some(_) => {}
+        }
+        let rows = self.read(std::slice::from_ref(&to.name)).await?;
+        let Some(row) = rows.first() else {
+            return Ok(Outcome::Busy);
+        };
+        Ok(match self.refused(to, row).await? {
+            Outcome::Held(_) => row.not_taken_over(what),
+            outcome => outcome,
+        })
+    }
+
+    /// Put another grant in the place of one that is still held. The second may stand there
+    /// already: the request is repeated when its reply was lost.
+    pub(crate) const RESUME: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                   AND {live} AND granted_until = expires_at AND {writable}
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
+               l.expires_at = GREATEST(l.expires_at,
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
+               l.granted_until = GREATEST(l.expires_at,
+                   UTC_TIMESTAMP(6) + INTERVAL :length MICROSECOND),
+               l.renewed_at = UTC_TIMESTAMP(6)";
+
+    /// The same as `RESUME`, on a cluster.
+    pub(crate) const RESUME_ON_CLUSTER: &str = "
+        UPDATE (SELECT id,
+                       IF(expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(:length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, renewed_at, expires_at), 0))) AS length
+                  FROM {table}
+                 WHERE name = :name AND token = :token AND grant_id IN (:from, :grant)
+                   AND {live} AND granted_until = expires_at AND {writable}
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.locked_by = :holder, l.grant_id = :grant, l.metadata = :metadata,
+               l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.renewed_at = UTC_TIMESTAMP(6)";
+
+    pub(crate) async fn resume(&mut self, what: &ResumeCommand) -> Result<Renewal, StoreError> {
+        let to = &what.to;
+        let params = params! {
+            "name" => to.name.as_str(), "token" => what.token.get(),
+            "from" => what.from.as_str(), "grant" => to.grant.as_str(),
+            "holder" => &*to.holder, "metadata" => &*to.metadata, "length" => micros(to.length),
+        };
+        let statement = match self.cluster {
+            None => Self::RESUME,
+            Some(_) => Self::RESUME_ON_CLUSTER,
+        };
+        let done = self.execute(statement, params).await;
+        match self.none_if_contended(done)? {
+            None => return Ok(Renewal::Busy),
+            Some(done) if done.rows > 0 => return Ok(Renewal::Renewed { confirmed_by: None }),
+            Some(_) => {}
+        }
+        let rows = self.read_latest(std::slice::from_ref(&to.name)).await?;
+        Ok(judge_ticket(what, rows.first()))
+    }
+}

@@ -1,0 +1,76 @@
+//! Deleting the rows of locks that are not used any more.
+
+use std::time::Duration;
+
+use mysql_async::params;
+
+use crate::store::api::{StoreError, bounded};
+use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::rows::micros;
+use protocol::Pruned;
+
+impl Session {
+    /// Delete the rows of a page whose locks were not held for that time.
+    ///
+    /// A row whose `granted_until` is set while `expires_at` is null was released by legacy
+    /// (django-database-locks 0.5), which does not record when. A row whose token is ahead of the
+    /// clock, after more than a thousand grants a second, stays: the row made anew begins at the
+    /// clock, and its token has to be greater.
+    pub(crate) const PRUNE: &str = "
+        DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
+                        WHERE id > :after AND id <= :last
+                          AND (expires_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND
+                           OR (expires_at IS NULL AND granted_until IS NULL
+                               AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
+                           OR (expires_at IS NULL AND :unknown
+                               AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                          AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
+                                                    UTC_TIMESTAMP(6)) DIV 1000
+                          AND {writable}
+                        LIMIT 1000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
+
+    /// The same on a cluster.
+    ///
+    /// Only rows that were released: no clock says when an abandoned lease ended. A row deleted too
+    /// early, by a clock that is ahead, does no harm. But a row that is made anew begins at the
+    /// clock of the node that makes it, and its token has to be greater although that clock may be
+    /// behind: by less than a day.
+    pub(crate) const PRUNE_ON_CLUSTER: &str = "
+        DELETE l FROM (SELECT id FROM {table} FORCE INDEX (PRIMARY)
+                        WHERE id > :after AND id <= :last AND expires_at IS NULL
+                          AND ((granted_until IS NULL
+                                AND renewed_at <= UTC_TIMESTAMP(6) - INTERVAL :idle MICROSECOND)
+                            OR (:unknown AND (granted_until IS NOT NULL OR renewed_at IS NULL)))
+                          AND token < TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00',
+                                  UTC_TIMESTAMP(6) - INTERVAL 1 DAY) DIV 1000
+                          AND {writable}
+                        LIMIT 1000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id";
+
+    pub(crate) async fn prune(
+        &mut self,
+        idle: Duration,
+        unknown: bool,
+        after: Option<i64>,
+    ) -> Result<Pruned, StoreError> {
+        let (first, after) = (after.is_none(), after.unwrap_or(i64::MIN));
+        let end = self.page_end(after).await?;
+        if end.is_none() && !first {
+            return Ok(Pruned::default());
+        }
+        // An empty table is pruned as well: a right that is missing shows there too.
+        let last = end.unwrap_or(after);
+        let params = params! {
+            "idle" => micros(bounded(idle)), "unknown" => unknown, "after" => after, "last" => last,
+        };
+        let statement = match self.cluster {
+            None => Self::PRUNE,
+            Some(_) => Self::PRUNE_ON_CLUSTER,
+        };
+        Ok(Pruned {
+            deleted: self.execute(statement, params).await?.rows,
+            last: end,
+        })
+    }
+}

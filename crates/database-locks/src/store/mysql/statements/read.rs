@@ -1,0 +1,187 @@
+//! Reading rows.
+
+use std::collections::BTreeSet;
+
+use mysql_async::{Params, Row, params};
+use serde_json::json;
+
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::Session;
+use crate::store::mysql::rows::{packed, seen};
+use protocol::{Holder, ListFilter, LockInfo, LockName, LockRow, Page};
+
+/// What is read of a row, under the names by which [`seen`] takes it.
+macro_rules! read {
+    ($from:literal) => {
+        concat!(
+            "
+        SELECT l.name, l.locked_by, l.token, l.grant_id,
+               TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), l.expires_at) AS expires_in,
+               IFNULL(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', 0) AS endless,
+               l.granted_until <=> l.expires_at AS intact,
+               TIMESTAMPDIFF(MICROSECOND, l.acquired_at, UTC_TIMESTAMP(6)) AS held_for,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.acquired_at)
+                   AS acquired_at,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.renewed_at)
+                   AS renewed_at,
+               TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', l.expires_at)
+                   AS expired_at,
+               l.metadata, {writable} AS writable
+          FROM ",
+            $from
+        )
+    };
+}
+
+impl Session {
+    /// The same where there is no row that would tell it.
+    pub(crate) const IS_WRITABLE: &str = "SELECT {writable} AS writable";
+
+    /// The last of the next thousand ids; null where there are no more.
+    pub(crate) const PAGE_END: &str = "
+        SELECT MAX(p.id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT 1000) p";
+    /// The rows of such a page: all, or those that are not free; with names that begin so.
+    pub(crate) const READ_PAGE: &str = read!(
+        "{table} l
+         WHERE l.id > :after AND l.id <= :last AND (:all OR l.expires_at IS NOT NULL)
+           AND LEFT(l.name, CHAR_LENGTH(:prefix)) = :prefix COLLATE {collation}
+         ORDER BY l.id"
+    );
+    pub(crate) const READ_ONE: &str = read!("{table} l WHERE l.name = :name");
+    pub(crate) const READ_BATCH: &str = read!(
+        "JSON_TABLE(:names, '$[*]' COLUMNS (
+                   name varchar(255) CHARACTER SET utf8mb4 PATH '$')) n
+               STRAIGHT_JOIN {table} l FORCE INDEX (name) ON l.name = n.name COLLATE {collation}
+         ORDER BY l.name"
+    );
+
+    /// Read a page of rows.
+    pub(crate) async fn page(
+        &mut self,
+        filter: &ListFilter,
+        after: Option<i64>,
+    ) -> Result<Page, StoreError> {
+        self.catch_up().await?;
+        let page = self.page_here(filter, after.unwrap_or(i64::MIN)).await;
+        self.go_on().await?;
+        page
+    }
+
+    /// Where the page behind the id `after` ends; none: there are no more rows.
+    pub(crate) async fn page_end(&mut self, after: i64) -> Result<Option<i64>, StoreError> {
+        let mut end = self
+            .query(Self::PAGE_END, params! { "after" => after })
+            .await?;
+        let last = end.pop().and_then(|mut row| row.take::<Option<i64>, _>(0));
+        Ok(last.flatten())
+    }
+
+    async fn page_here(&mut self, filter: &ListFilter, after: i64) -> Result<Page, StoreError> {
+        let last = self.page_end(after).await?;
+        // An empty table is read as well: one that lacks a column is an error, and no empty list.
+        if last.is_none() && after > i64::MIN {
+            return Ok(Page::default());
+        }
+        let these = params! {
+            "after" => after, "last" => last.unwrap_or(after), "all" => !filter.not_free,
+            "prefix" => &filter.prefix,
+        };
+        let rows = self.query(Self::READ_PAGE, these).await?;
+        let rows = self.seen(rows)?;
+        Ok(Page {
+            rows: rows.into_iter().map(LockRow::into_info).collect(),
+            last,
+        })
+    }
+
+    pub(crate) async fn read(&mut self, names: &[LockName]) -> Result<Vec<LockRow>, StoreError> {
+        let names: BTreeSet<&LockName> = names.iter().collect();
+        let names: Vec<&LockName> = names.into_iter().collect();
+        let mut rows = Vec::with_capacity(names.len());
+        if let [name] = *names {
+            let name = params! { "name" => name.as_str() };
+            rows = self.query(Self::READ_ONE, name).await?;
+        } else {
+            for (_, text) in packed(&names, self.longest, |name| json!(name.as_str())) {
+                let text = params! { "names" => text };
+                rows.extend(self.query(Self::READ_BATCH, text).await?);
+            }
+        }
+        if rows.len() < names.len() {
+            // No row tells whether the server can be written to, and the caller may conclude that a
+            // grant is gone, or insert a row.
+            let told = self.rows(Self::IS_WRITABLE, Params::Empty).await?;
+            self.must_be_writable(told.first())?;
+        }
+        self.seen(rows)
+    }
+
+    /// The rows of these names as callers see them; what is missing is missing on all nodes.
+    pub(crate) async fn infos(&mut self, names: &[LockName]) -> Result<Vec<LockInfo>, StoreError> {
+        let rows = self.read_latest(names).await?;
+        Ok(rows.into_iter().map(LockRow::into_info).collect())
+    }
+
+    /// The holder of each, as far as this node knows.
+    pub(crate) async fn holders(
+        &mut self,
+        names: &[LockName],
+    ) -> Result<Vec<Option<Holder>>, StoreError> {
+        let rows = self.read(names).await?;
+        Ok(LockRow::occupants(names, &rows))
+    }
+
+    /// Rows of [`read`], unless the server has become read-only since the session was opened.
+    fn seen(&mut self, rows: Vec<Row>) -> Result<Vec<LockRow>, StoreError> {
+        self.must_be_writable(rows.first())?;
+        let multi_primary = self.cluster.is_some();
+        Ok(rows
+            .into_iter()
+            .map(|row| seen(row, multi_primary))
+            .collect())
+    }
+
+    /// Give up a connection to a server that has become read-only, as in a failover: for a privileged
+    /// user statements go on working there, on what is a replica by now.
+    fn must_be_writable(&mut self, row: Option<&Row>) -> Result<(), StoreError> {
+        let writable: Option<i64> = row.and_then(|row| row.get_opt("writable")?.ok());
+        match writable {
+            Some(0) => Err(self.became_read_only()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Read what any node of the cluster has committed: only that may show that a grant is gone.
+    pub(crate) async fn read_latest(
+        &mut self,
+        names: &[LockName],
+    ) -> Result<Vec<LockRow>, StoreError> {
+        self.catch_up().await?;
+        let rows = self.read(names).await;
+        self.go_on().await?;
+        rows
+    }
+
+    /// On a cluster: let the next read see what other nodes have committed before it.
+    pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let Some(cluster) = self.cluster else {
+            return Ok(());
+        };
+        match self.define(cluster.catch_up().to_owned()).await {
+            // If this user may not set it, the read shows what this node has applied.
+            Ok(()) | Err(StoreError::Rejected { .. }) => Ok(()),
+            failure => failure,
+        }
+    }
+
+    /// Let later reads no longer wait for that.
+    pub(crate) async fn go_on(&mut self) -> Result<(), StoreError> {
+        let Some(cluster) = self.cluster else {
+            return Ok(());
+        };
+        match self.define(cluster.go_on().to_owned()).await {
+            failure @ Err(StoreError::Unavailable(_)) => failure,
+            _ => Ok(()),
+        }
+    }
+}

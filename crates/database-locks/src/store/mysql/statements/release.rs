@@ -1,0 +1,87 @@
+//! Releasing one lock, by its holder or by force.
+
+use mysql_async::params;
+
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::Session;
+use protocol::{Force, LockName, ReleaseCommand, Released, Token};
+
+impl Session {
+    /// Release what is still held by exactly this grant, with any token where it is not known.
+    pub(crate) const RELEASE: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
+                   AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
+                   AND {writable}
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
+               l.renewed_at = UTC_TIMESTAMP(6)";
+
+    /// The same for MariaDB, as with `ACQUIRE_ON_MARIADB`.
+    pub(crate) const RELEASE_ON_MARIADB: &str = "
+        UPDATE {table} FORCE INDEX (name)
+           SET expires_at = NULL, granted_until = NULL, grant_id = NULL,
+               renewed_at = UTC_TIMESTAMP(6)
+         WHERE name = :name AND grant_id = :grant AND token = IFNULL(:token, token)
+           AND locked_by = :holder COLLATE {collation} AND granted_until = expires_at
+           AND {writable}";
+
+    pub(crate) async fn release_one(
+        &mut self,
+        what: &ReleaseCommand,
+    ) -> Result<Released, StoreError> {
+        let params = params! {
+            "name" => what.name.as_str(), "grant" => what.grant.as_str(),
+            "token" => what.token.map(Token::get), "holder" => &*what.holder,
+        };
+        let statement = if self.mariadb {
+            Self::RELEASE_ON_MARIADB
+        } else {
+            Self::RELEASE
+        };
+        let done = self.execute(statement, params).await;
+        match self.none_if_contended(done)? {
+            None => return Ok(Released::Busy),
+            Some(done) if done.rows > 0 => return Ok(Released::Freed),
+            Some(_) => {}
+        }
+        let rows = self.read_latest(std::slice::from_ref(&what.name)).await?;
+        let ours = rows.first().is_some_and(|row| row.is_of(what));
+        Ok(if ours {
+            Released::Busy
+        } else {
+            Released::NotOurs
+        })
+    }
+
+    /// Release a lock by force, as long as the row still has the holder and token that were read.
+    ///
+    /// The token rises, so the holder learns of it at its next renewal; `locked_by` stays.
+    pub(crate) const FORCE: &str = "
+        UPDATE (SELECT id FROM {table}
+                 WHERE name = :name AND {live} AND {writable}
+                   AND token = :token AND locked_by <=> :holder COLLATE {collation}
+                 LIMIT 1 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.token = GREATEST(l.token + 1,
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+                       DIV 1000),
+               l.expires_at = NULL, l.granted_until = NULL, l.grant_id = NULL,
+               l.renewed_at = UTC_TIMESTAMP(6)";
+
+    pub(crate) async fn force(&mut self, name: &LockName) -> Result<Force, StoreError> {
+        let rows = self.read_latest(std::slice::from_ref(name)).await?;
+        let Some(row) = rows.first().filter(|row| row.is_held()) else {
+            return Ok(Force::WasFree);
+        };
+        let params = params! {
+            "name" => name.as_str(), "token" => row.token, "holder" => row.holder.as_deref(),
+        };
+        let done = self.execute(Self::FORCE, params).await;
+        Ok(match self.none_if_contended(done)? {
+            Some(done) if done.rows > 0 => Force::Freed(row.occupant()),
+            _ => Force::Busy,
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Renewing leases.
+
+use std::collections::HashMap;
+
+use mysql_async::params;
+use serde_json::json;
+
+use crate::store::api::StoreError;
+use crate::store::mysql::connection::session::{Done, Session};
+use crate::store::mysql::rows::{micros, packed};
+use protocol::{Grant, LockName, LockRow, Renewal, Ttl, judge};
+
+impl Session {
+    /// Extend what is still held by exactly these grants; `length` is null for a lease without end.
+    ///
+    /// `expires_at` and `granted_until` come out the same whichever is set first. The insert id is
+    /// what became `renewed_at`, in microseconds since 1970: it tells the rows that this statement
+    /// has renewed from others, should there be any. No longtext in the list: see above.
+    pub(crate) const RENEW: &str = "
+        UPDATE (SELECT l.id, g.length
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           token bigint PATH '$.token',
+                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           length bigint PATH '$.length')) j
+                         LIMIT 1000000) g
+                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
+                       ON l.name = g.name COLLATE {collation}
+                 WHERE l.token = g.token AND l.grant_id = g.grant_id
+                   AND l.locked_by = g.locked_by COLLATE {collation}
+                   AND {live} AND l.granted_until = l.expires_at AND {writable}
+                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.expires_at = GREATEST(l.expires_at, IFNULL(
+                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00')),
+               l.granted_until = GREATEST(l.expires_at, IFNULL(
+                   UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00')),
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND";
+
+    /// The same as `RENEW`, on a cluster: the lease becomes no shorter in length than it was
+    /// before, and clients that watch it start to watch anew.
+    ///
+    /// No clock tells how much of the lease is left: the clock of this node may be five minutes
+    /// ahead of that of another node, which has granted the lease for ten minutes. Nor may the
+    /// later of two ends stay: one written by a clock that was ahead would stay for far longer than
+    /// the ttl.
+    pub(crate) const RENEW_ON_CLUSTER: &str = "
+        UPDATE (SELECT l.id,
+                       IF(l.expires_at = TIMESTAMP'9999-12-31 00:00:00', NULL,
+                          GREATEST(g.length, IFNULL(
+                              TIMESTAMPDIFF(MICROSECOND, l.renewed_at, l.expires_at), 0))) AS length
+                  FROM (SELECT j.* FROM JSON_TABLE(:grants, '$[*]' COLUMNS (
+                           name varchar(255) CHARACTER SET utf8mb4 PATH '$.name',
+                           token bigint PATH '$.token',
+                           grant_id char(32) CHARACTER SET ascii PATH '$.grant',
+                           locked_by varchar(255) CHARACTER SET utf8mb4 PATH '$.holder',
+                           length bigint PATH '$.length')) j
+                         LIMIT 1000000) g
+                       STRAIGHT_JOIN {table} l FORCE INDEX (name)
+                       ON l.name = g.name COLLATE {collation}
+                 WHERE l.token = g.token AND l.grant_id = g.grant_id
+                   AND l.locked_by = g.locked_by COLLATE {collation}
+                   AND {live} AND l.granted_until = l.expires_at AND {writable}
+                 LIMIT 1000000 FOR UPDATE SKIP LOCKED) q
+               STRAIGHT_JOIN {table} l FORCE INDEX (PRIMARY) ON l.id = q.id
+           SET l.expires_at = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.granted_until = IFNULL(UTC_TIMESTAMP(6) + INTERVAL q.length MICROSECOND,
+                   TIMESTAMP'9999-12-31 00:00:00'),
+               l.renewed_at = TIMESTAMP'1970-01-01 00:00:00' + INTERVAL LAST_INSERT_ID(
+                   TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(6))
+               ) MICROSECOND";
+
+    pub(crate) async fn renew(
+        &mut self,
+        grants: &[(Grant, Ttl)],
+    ) -> Result<Vec<Renewal>, StoreError> {
+        let mut answers = Vec::with_capacity(grants.len());
+        let describe = |(grant, ttl): &(Grant, Ttl)| {
+            let mut grant = json!({
+                "name": grant.name.as_str(), "token": grant.token.get(),
+                "grant": grant.id.as_str(), "holder": &*grant.holder,
+            });
+            if let Ttl::Finite(length) = ttl {
+                grant["length"] = micros(*length).into();
+            }
+            grant
+        };
+        let statement = match self.cluster {
+            None => Self::RENEW,
+            Some(_) => Self::RENEW_ON_CLUSTER,
+        };
+        for (chunk, text) in packed(grants, self.longest, describe) {
+            let done = self
+                .execute(statement, params! { "grants" => text })
+                .await?;
+            if done.rows == chunk.len() as u64 {
+                answers.extend(
+                    chunk
+                        .iter()
+                        .map(|_| Renewal::Renewed { confirmed_by: None }),
+                );
+            } else {
+                self.judge(chunk, done, &mut answers).await?;
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Which grants were renewed, and what became of the others, where not all were.
+    async fn judge(
+        &mut self,
+        grants: &[(Grant, Ttl)],
+        done: Done,
+        answers: &mut Vec<Renewal>,
+    ) -> Result<(), StoreError> {
+        let names: Vec<LockName> = grants.iter().map(|(grant, _)| grant.name.clone()).collect();
+        let rows = self.read_latest(&names).await?;
+        let rows: HashMap<&str, &LockRow> =
+            rows.iter().map(|row| (row.name.as_str(), row)).collect();
+        for (grant, _) in grants {
+            let row = rows.get(grant.name.as_str()).copied();
+            let at = row
+                .and_then(|row| row.renewed_at)
+                .and_then(|at| u64::try_from(at).ok());
+            answers.push(match judge(grant, row) {
+                Renewal::Busy if done.rows > 0 && at == Some(done.id) => {
+                    Renewal::Renewed { confirmed_by: None }
+                }
+                verdict => verdict,
+            });
+        }
+        Ok(())
+    }
+}

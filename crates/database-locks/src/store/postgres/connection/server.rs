@@ -1,0 +1,97 @@
+//! What the connections of a store to the same database have in common.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::endpoint::Endpoint;
+use super::events::ConnectionEvents;
+use super::handshake::HANDSHAKE;
+use super::session::{Prepared, Session, Statement};
+use crate::error::Error;
+use crate::store::connect::connector::Connector;
+use crate::store::connect::source::Source;
+use crate::store::connect::table::Table;
+use crate::store::connect::url;
+use crate::store::postgres::error::ServerError;
+use crate::store::postgres::failover;
+use protocol::Primary;
+
+/// The database, and what is known of the server that serves it.
+pub(crate) struct Server {
+    pub(crate) connector: Connector<Endpoint>,
+    /// [`HANDSHAKE`], with the name of the table put in.
+    pub(crate) handshake: String,
+    /// The statements by name, with the name of the table put in.
+    texts: HashMap<&'static str, Arc<str>>,
+    pub(crate) events: Weak<dyn ConnectionEvents>,
+    /// The table has been used.
+    pub(crate) used: Arc<AtomicBool>,
+    /// A pooler has given our prepared statements to other clients, so nothing is prepared any more.
+    pub(crate) pooled: AtomicBool,
+    /// Which server served last, if that is known.
+    primary: Mutex<Option<Primary>>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        server: url::Server,
+        source: Arc<Source>,
+        table: &Table,
+        statements: &[Statement],
+        events: Weak<dyn ConnectionEvents>,
+    ) -> Result<Self, Error> {
+        let text = |of: &Statement| (of.name, table.fill(of.text).into());
+        Ok(Self {
+            connector: Connector::new(source, Endpoint::new(server)?),
+            handshake: table.fill(HANDSHAKE),
+            texts: statements.iter().map(text).collect(),
+            events,
+            used: Arc::default(),
+            pooled: AtomicBool::new(false),
+            primary: Mutex::default(),
+        })
+    }
+
+    /// The statements for a new connection.
+    pub(crate) fn statements(&self) -> HashMap<&'static str, Prepared> {
+        let texts = self.texts.iter();
+        texts
+            .map(|(name, text)| (*name, Prepared::new(text)))
+            .collect()
+    }
+
+    pub(crate) fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Which server served last, if that is known.
+    pub(crate) fn latest_primary(&self) -> Option<Primary> {
+        *self.primary()
+    }
+
+    fn primary(&self) -> MutexGuard<'_, Option<Primary>> {
+        self.primary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server of this connection serves from now on. If it has replaced another one: that one, and it.
+    pub(crate) fn serves(&self, on: &Session) -> Result<Option<(Primary, Primary)>, ServerError> {
+        let mut primary = self.primary();
+        // The other connection of the store may have found a later one since this one was asked.
+        failover::no_step_back(&on.address, on.primary, *primary)?;
+        self.connector.serves(&on.address);
+        let before = *primary;
+        *primary = on.primary.or(before);
+        Ok(before.zip(on.primary).filter(|(before, now)| before != now))
+    }
+
+    /// Whether another server has served since that of this connection. If servers do not say which they
+    /// are, whether one at another address has.
+    pub(crate) fn has_replaced(&self, on: &Session) -> bool {
+        let primary = self.primary();
+        match (on.primary, *primary) {
+            (Some(then), Some(now)) => then != now,
+            _ => self.connector.has_moved_from(&on.address),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One connection that has been found fit to serve, and how a statement runs on it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::events::OwnBackend;
+use crate::runtime;
+use crate::runtime::fork::Here;
+use crate::store::connect::url::Address;
+use crate::store::postgres::error::{Kind, ServerError};
+use protocol::Primary;
+
+/// A parameter of a [`Statement`].
+pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
+
+/// From this number of locks on a statement is planned at each execution, for its size. The plan of a
+/// prepared statement may have been made for a handful, with loops within loops.
+const LARGE: usize = 64;
+
+/// A statement of the protocol. It may be prepared.
+pub(crate) struct Statement {
+    /// What `docs/protocol.md` calls it.
+    pub(crate) name: &'static str,
+    /// With `{table}` in place of the name of the table.
+    pub(crate) text: &'static str,
+    /// The types of the parameters. To ask the server for them would cost a round trip.
+    pub(crate) types: &'static [Type],
+}
+
+/// A [`Statement`] as one connection runs it.
+pub(crate) struct Prepared {
+    text: Arc<str>,
+    used: AtomicBool,
+    statement: OnceCell<tokio_postgres::Statement>,
+}
+
+impl Prepared {
+    pub(crate) fn new(text: &Arc<str>) -> Self {
+        Self {
+            text: Arc::clone(text),
+            used: AtomicBool::new(false),
+            statement: OnceCell::new(),
+        }
+    }
+}
+
+/// One connection that has been found fit to serve.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) address: Address,
+    /// By name.
+    pub(crate) statements: HashMap<&'static str, Prepared>,
+    /// Whether it leads to the server itself. Else a pooler may be in between, and nothing is prepared.
+    ///
+    /// The driver's statements are called s0, s1, … in each process. Behind a pooler that hands out
+    /// its connections by transaction, those of several processes meet on one connection
+    /// (<https://github.com/rust-postgres/rust-postgres/issues/959>): at best that is an error.
+    pub(crate) direct: bool,
+    /// Set once the table has been used: see [`Kind::Missing`].
+    pub(crate) used: Arc<AtomicBool>,
+    /// Why the table cannot hold locks.
+    pub(crate) unfit: Option<ServerError>,
+    /// The backend that runs all that is sent on it; none where a pooler may choose another each time.
+    pub(crate) backend: Option<i32>,
+    /// LISTEN has been sent on it, or is about to be.
+    pub(crate) asked_to_listen: AtomicBool,
+    /// LISTEN has been carried out on it.
+    pub(crate) listens: AtomicBool,
+    /// Which server it leads to, if that is known. Behind a pooler, which one it was at first.
+    pub(crate) primary: Option<Primary>,
+    /// An answer did not come in time. After the last caller has gone, what still runs is cancelled.
+    pub(crate) late: Arc<AtomicBool>,
+    /// Set when no caller shall wait for it any longer.
+    pub(crate) abandoned: watch::Sender<bool>,
+    /// Dropped with the last user.
+    pub(crate) _in_use: InUse,
+    pub(crate) _own_backend: Option<OwnBackend>,
+}
+
+/// Tells the task that drives a connection, when it is dropped, that it is no longer used, and sees to it that
+/// the connection is closed.
+pub(crate) struct InUse {
+    tell: Option<oneshot::Sender<()>>,
+    home: Handle,
+    driver: Here<Option<JoinHandle<()>>>,
+}
+
+impl InUse {
+    pub(crate) fn new(tell: oneshot::Sender<()>, driver: JoinHandle<()>) -> Self {
+        Self {
+            tell: Some(tell),
+            home: Handle::current(),
+            driver: Here::new(Some(driver)),
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        drop(self.tell.take());
+        if let Some(driver) = self.driver.here_mut().and_then(Option::take) {
+            runtime::finish(&self.home, driver);
+        }
+    }
+}
+
+impl Session {
+    /// Run a statement about that many locks.
+    pub(crate) async fn write(
+        &self,
+        statement: &Statement,
+        locks: usize,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, ServerError> {
+        match &self.unfit {
+            Some(unfit) => Err(unfit.clone()),
+            None => self.run(statement, locks, params).await,
+        }
+    }
+
+    /// Run a statement that only reads. Some of the tables that cannot hold locks can be read.
+    pub(crate) async fn read(
+        &self,
+        statement: &Statement,
+        locks: usize,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, ServerError> {
+        let rows = self.run(statement, locks, params).await;
+        rows.map_err(|error| match (error.kind, &self.unfit) {
+            (Kind::Rejected(_), Some(unfit)) => unfit.clone(),
+            _ => error,
+        })
+    }
+
+    async fn run(
+        &self,
+        statement: &Statement,
+        locks: usize,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, ServerError> {
+        let known = &self.statements[statement.name];
+        let prepared = match self.direct && locks < LARGE {
+            true => self.prepare(known, statement.types).await?,
+            false => None,
+        };
+        let rows = match prepared {
+            Some(prepared) => self.client.query(prepared, params).await?,
+            None => {
+                let types = statement.types.iter().cloned();
+                let params: Vec<_> = params.iter().copied().zip(types).collect();
+                self.client.query_typed(&known.text, &params).await?
+            }
+        };
+        self.used.store(true, Ordering::Relaxed);
+        Ok(rows)
+    }
+
+    /// From the second use on: preparing costs a round trip, which a program that acquires and releases
+    /// once would pay in vain.
+    async fn prepare<'a>(
+        &self,
+        known: &'a Prepared,
+        types: &[Type],
+    ) -> Result<Option<&'a tokio_postgres::Statement>, ServerError> {
+        if let Some(statement) = known.statement.get() {
+            return Ok(Some(statement));
+        }
+        if !known.used.swap(true, Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let prepare = || self.client.prepare_typed(&known.text, types);
+        Ok(Some(known.statement.get_or_try_init(prepare).await?))
+    }
+
+    /// Run a query that is no statement of the protocol.
+    pub(crate) async fn query(
+        &self,
+        text: &str,
+        params: &[(Param<'_>, Type)],
+    ) -> Result<Vec<Row>, ServerError> {
+        Ok(self.client.query_typed(text, params).await?)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Run a script of several statements, as one transaction. The table need not be fit.
+    pub(crate) async fn script(&self, script: &str) -> Result<(), ServerError> {
+        Ok(self.client.batch_execute(script).await?)
+    }
+}

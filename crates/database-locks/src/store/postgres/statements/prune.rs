@@ -1,0 +1,57 @@
+//! Deleting rows of locks that are no longer used.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use crate::store::api::bounded;
+use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::postgres::error::ServerError;
+use crate::store::postgres::rows::micros;
+use protocol::Pruned;
+
+/// Delete rows of locks that have been free for so long, on a page of a thousand rows behind the id `$3`: `$1`
+/// microseconds, `$2` whether rows that do not say so too. One row: the last id of the page, null where
+/// there are no more, and how many were deleted.
+///
+/// A row whose `granted_until` is set while `expires_at` is null was freed by django-database-locks 0.5, at a time
+/// that it does not tell. One whose token is ahead of the clock, after more than a thousand grants a second,
+/// stays: the token of a row that is made anew begins at the clock, and has to be greater.
+pub(crate) const PRUNE: Statement = Statement {
+    name: "prune",
+    text: "
+WITH page AS MATERIALIZED (
+    SELECT id FROM {table} WHERE id > $3 ORDER BY id LIMIT 1000
+), picked AS MATERIALIZED (
+    SELECT id
+      FROM {table}
+     WHERE id > $3 AND id <= (SELECT max(id) FROM page)
+       AND (expires_at <= statement_timestamp() - $1 * interval '1 microsecond'
+        OR (expires_at IS NULL AND granted_until IS NULL
+            AND renewed_at <= statement_timestamp() - $1 * interval '1 microsecond')
+        OR (expires_at IS NULL AND (granted_until IS NOT NULL OR renewed_at IS NULL) AND $2))
+       AND token < (extract(epoch FROM statement_timestamp()) * 1000)::bigint
+       FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM {table} l USING picked p WHERE l.id = p.id RETURNING l.id
+)
+SELECT (SELECT max(id)::bigint FROM page) AS last, (SELECT count(*) FROM deleted) AS deleted",
+    types: &[Type::INT8, Type::BOOL, Type::INT8],
+};
+
+pub(crate) async fn prune(
+    on: &Session,
+    idle: Duration,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, ServerError> {
+    let (idle, after) = (micros(bounded(idle)), after.unwrap_or(i64::MIN));
+    let rows = on.write(&PRUNE, 1, &[&idle, &unknown, &after]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Pruned::default());
+    };
+    Ok(Pruned {
+        deleted: row.try_get::<_, i64>("deleted")?.unsigned_abs(),
+        last: row.try_get("last")?,
+    })
+}

@@ -1,0 +1,97 @@
+//! Reading rows. Locks nothing.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::store::postgres::connection::session::{Param, Session, Statement};
+use crate::store::postgres::error::ServerError;
+use crate::store::postgres::rows::state;
+use protocol::{ListFilter, LockName, LockRow, Page};
+
+/// All columns, and what `$rest` says.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "
+SELECT name::text, ",
+            state!(),
+            ",
+       ",
+            micros!("acquired_at", "acquired_at"),
+            " AS acquired_at,
+       ",
+            micros!("renewed_at", "renewed_at"),
+            " AS renewed_at,
+       ",
+            micros!("expires_at", "expires_at"),
+            " AS expires_at,
+       metadata::text",
+            $rest
+        )
+    };
+}
+
+/// Read the locks of these names: `$1`.
+pub(crate) const READ: Statement = Statement {
+    name: "read",
+    text: select!(
+        "
+  FROM {table} l WHERE name = ANY ($1) ORDER BY name COLLATE \"C\""
+    ),
+    types: &[Type::TEXT_ARRAY],
+};
+
+/// Read a page of rows: the next thousand behind the id `$1`, all or, where `$2`, those that are not
+/// free; with names that begin with `$3`. Each row bears the last id of the page, and if none matches, one row has
+/// nothing else; null: there are no more.
+pub(crate) const READ_PAGE: Statement = Statement {
+    name: "read a page",
+    text: concat!(
+        "
+WITH page AS MATERIALIZED (
+    SELECT * FROM {table} WHERE id > $1 ORDER BY id LIMIT 1000
+)",
+        select!(
+            ", (SELECT max(id)::bigint FROM page) AS last
+  FROM (SELECT) one LEFT JOIN page l
+       ON NOT ($2 AND l.expires_at IS NULL) AND starts_with(l.name::text, $3)
+ ORDER BY l.id"
+        )
+    ),
+    types: &[Type::INT8, Type::BOOL, Type::TEXT],
+};
+
+pub(crate) async fn read(on: &Session, names: &[LockName]) -> Result<Vec<LockRow>, ServerError> {
+    let texts: Vec<_> = names.iter().map(LockName::as_str).collect();
+    let rows = on.read(&READ, names.len(), &[&texts]).await?;
+    rows.iter().map(whole).collect()
+}
+
+fn whole(row: &Row) -> Result<LockRow, ServerError> {
+    Ok(LockRow {
+        name: row.try_get("name")?,
+        acquired_at: row.try_get("acquired_at")?,
+        renewed_at: row.try_get("renewed_at")?,
+        expires_at: row.try_get("expires_at")?,
+        metadata: row.try_get("metadata")?,
+        ..state(row)?
+    })
+}
+
+pub(crate) async fn page(
+    on: &Session,
+    filter: &ListFilter,
+    after: Option<i64>,
+) -> Result<Page, ServerError> {
+    let after = after.unwrap_or(i64::MIN);
+    let params: [Param<'_>; 3] = [&after, &filter.not_free, &filter.prefix];
+    let rows = on.read(&READ_PAGE, 1, &params).await?;
+    let mut page = Page::default();
+    for row in &rows {
+        page.last = row.try_get("last")?;
+        if row.try_get::<_, Option<&str>>("name")?.is_some() {
+            page.rows.push(whole(row)?.into_info());
+        }
+    }
+    Ok(page)
+}

@@ -1,0 +1,39 @@
+//! Announcing that clients wait for a lock.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use crate::store::postgres::connection::session::{Session, Statement};
+use crate::store::postgres::error::ServerError;
+use crate::store::postgres::rows::micros;
+use protocol::LockName;
+
+/// Say that clients wait for a lock that is held: `$1` name, `$2` for how long from now, in microseconds. One
+/// row: it is said. No row: the lock is free, or its row is locked by another transaction.
+///
+/// The time is never shortened, since other clients may wait for longer, and no statement clears it, which would
+/// be a write more for each grant. It need not survive a crash: waiters say it again on a new connection.
+pub(crate) const WAIT: Statement = Statement {
+    name: "wait",
+    text: "
+UPDATE {table}
+   SET waiting_until = GREATEST(waiting_until, statement_timestamp() + $2 * interval '1 microsecond')
+ WHERE id = (SELECT id FROM {table}
+              WHERE name = $1 AND expires_at > statement_timestamp()
+                FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING set_config('synchronous_commit', 'off', true)",
+    types: &[Type::TEXT, Type::INT8],
+};
+
+/// Whether it is said.
+pub(crate) async fn wait(
+    on: &Session,
+    name: &LockName,
+    ahead: Duration,
+) -> Result<bool, ServerError> {
+    let rows = on
+        .write(&WAIT, 1, &[&name.as_str(), &micros(ahead)])
+        .await?;
+    Ok(!rows.is_empty())
+}

@@ -1,0 +1,119 @@
+//! What an error of SQLite means to the library.
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::store::api::{NO_TOKEN, StoreError};
+
+/// What was possible with the file before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    pub(crate) used: bool,
+    pub(crate) written: bool,
+}
+
+const NOT_WRITABLE: &str = "the file and its folder must be writable by this user";
+
+/// What an error means. A table or column that was there before may come back; so may the right to write.
+pub(crate) fn meaning(path: &Path, error: &rusqlite::Error, past: Past) -> StoreError {
+    let (message, code) = message_and_code(error);
+    let shown = path.display();
+    let message = format!("{shown}: {message}");
+    let Some(code) = code else {
+        if let rusqlite::Error::ToSqlConversionFailure(source) = error
+            && source.downcast_ref().is_some_and(passes)
+        {
+            return StoreError::cannot_serve(message);
+        }
+        let token = message.contains("name: token");
+        return StoreError::rejected(message, token.then_some(NO_TOKEN));
+    };
+    let missing = message.contains("no such table") || message.contains("no such column");
+    let hint = match code {
+        ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::SchemaChanged => return StoreError::Contention(message.into()),
+        ErrorCode::DiskFull => {
+            // And the transaction is rolled back.
+            return StoreError::cannot_serve(format!("{shown}: the disk is full")).undone();
+        }
+        // A disk that fails, memory that is short, a statement that was interrupted.
+        ErrorCode::SystemIoFailure
+        | ErrorCode::OutOfMemory
+        | ErrorCode::OperationInterrupted
+        | ErrorCode::OperationAborted => return StoreError::cannot_serve(message),
+        // Too many open files, a disk that is full or mounted read-only for a while.
+        ErrorCode::CannotOpen if past.used => return StoreError::cannot_serve(message),
+        ErrorCode::ReadOnly if past.written => return StoreError::cannot_serve(message),
+        _ if missing && past.used => return StoreError::cannot_serve(message),
+        ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
+            Some(NOT_WRITABLE)
+        }
+        ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
+            Some("give a file of its own, or none: it is made where it is missing")
+        }
+        _ if missing => Some("make its table with `dblock init` or `locks.migrate()`"),
+        _ if message.contains("unknown database") => {
+            Some("SQLite has no schemas: give the table's NAME alone")
+        }
+        _ => None,
+    };
+    StoreError::rejected(message, hint)
+}
+
+/// The message of SQLite, and the code of it where the error is one of SQLite.
+///
+/// For an error at some place of a statement the driver's text is `MESSAGE in STATEMENT at offset N`. The
+/// statement is left out. The variant is not in every version and build of the driver, so it is known by
+/// its source.
+fn message_and_code(error: &rusqlite::Error) -> (String, Option<ErrorCode>) {
+    let message = error.to_string();
+    if let Some(code) = error.sqlite_error_code() {
+        return (message, Some(code));
+    }
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    let Some(rusqlite::ffi::Error { code, .. }) = source else {
+        return (message, None);
+    };
+    let short = message.split(" in ").next().unwrap_or_default();
+    (short.to_owned(), Some(*code))
+}
+
+/// Whether an error of the file system passes, or an administrator can see to it: no space, no quota, too
+/// many open files.
+pub(crate) fn passes(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::IO,
+    ];
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    code.is_some_and(|code| passing.contains(&code))
+}
+
+/// An error of the files of fences, as one of SQLite.
+pub(crate) fn of_file(error: io::Error) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn an_error_in_a_statement_does_not_show_the_statement() {
+        let connection = Connection::open_in_memory().unwrap();
+        let error = connection.execute("DELETE FROM lacking WHERE 1 IN (1)", []);
+        let (message, code) = message_and_code(&error.unwrap_err());
+        assert_eq!(message, "no such table: lacking");
+        assert_eq!(code, Some(ErrorCode::Unknown));
+    }
+}

@@ -1,0 +1,67 @@
+//! Reading rows, and lengths of time as SQLite adds them.
+
+use std::time::Duration;
+
+use rusqlite::Row;
+
+use crate::store::api::bounded;
+use protocol::{LockRow, Outcome, Token};
+
+/// A length as SQLite's date functions add it. Rounded up: never shorter than the length that the holder
+/// trusts.
+pub(crate) fn modifier(length: Duration) -> String {
+    let ms = length.as_micros().div_ceil(1000);
+    format!("+{}.{:03} seconds", ms / 1000, ms % 1000)
+}
+
+/// The same backwards.
+pub(crate) fn ago(length: Duration) -> String {
+    modifier(bounded(length)).replacen('+', "-", 1)
+}
+
+pub(crate) fn seen(row: &Row<'_>) -> rusqlite::Result<LockRow> {
+    let micros = |column| -> rusqlite::Result<Option<i64>> {
+        let seconds = row.get::<_, Option<f64>>(column)?;
+        Ok(seconds.map(|seconds| (seconds * 1e6) as i64))
+    };
+    Ok(LockRow {
+        name: row.get("name")?,
+        holder: row.get("locked_by")?,
+        token: row.get("token")?,
+        grant: row.get("grant_id")?,
+        expires_in: micros("expires_in")?,
+        endless: row.get::<_, Option<bool>>("endless")?.unwrap_or_default(),
+        intact: row.get("intact")?,
+        held_for: micros("held_for")?,
+        acquired_at: micros("acquired")?,
+        renewed_at: micros("renewed")?,
+        expires_at: micros("expires")?,
+        metadata: row.get("metadata")?,
+        ..LockRow::default()
+    })
+}
+
+/// A grant with the token that the database holds.
+pub(crate) fn granted(token: i64, length: Duration) -> Outcome {
+    let token = Token::from_db(token);
+    Outcome::Granted {
+        token,
+        length,
+        confirmed_by: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_never_rounded_down() {
+        assert_eq!(modifier(Duration::from_micros(1_500_001)), "+1.501 seconds");
+        assert_eq!(
+            modifier(Duration::from_secs(315_576_000)),
+            "+315576000.000 seconds"
+        );
+        assert_eq!(ago(Duration::from_micros(1)), "-0.001 seconds");
+    }
+}

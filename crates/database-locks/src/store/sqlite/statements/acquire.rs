@@ -1,0 +1,64 @@
+//! Acquiring locks.
+
+use crate::store::api::StoreError;
+use crate::store::sqlite::connection::session::Session;
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::statements::sql::Sql;
+use protocol::{AcquireCommand, Outcome};
+
+/// Locks that are held are refused without a write; only the others take the write lock.
+pub(crate) fn acquire(
+    worker: &mut Worker,
+    asks: &[AcquireCommand],
+) -> Result<Vec<Outcome>, StoreError> {
+    let mut outcomes: Vec<Outcome> = worker.with(|session| {
+        let mut is_held = session.prepare(Sql::IsHeld)?;
+        let one = |ask: &AcquireCommand| match is_held.exists([ask.name.as_str()])? {
+            true => refusal(session, ask),
+            false => Ok(Outcome::Busy),
+        };
+        asks.iter().map(one).collect()
+    })?;
+    worker.database.note_used();
+    if !outcomes.contains(&Outcome::Busy) {
+        return Ok(outcomes);
+    }
+    worker.write(|session| {
+        for (ask, outcome) in asks.iter().zip(&mut outcomes) {
+            if *outcome == Outcome::Busy && !session.is_fenced(ask.name.as_str())? {
+                *outcome = grant(session, ask)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(outcomes)
+}
+
+/// Grant it, with the write lock, unless it is held.
+fn grant(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
+    let name = ask.name.as_str();
+    let writes_row = |sql| {
+        let length = modifier(ask.length);
+        let params = (
+            name,
+            &*ask.holder,
+            ask.grant.as_str(),
+            &*ask.metadata,
+            length,
+        );
+        Ok::<_, rusqlite::Error>(session.prepare(sql)?.execute(params)? == 1)
+    };
+    if !writes_row(Sql::Acquire)? && !writes_row(Sql::Insert)? {
+        return refusal(session, ask);
+    }
+    let mut token = session.prepare(Sql::ReadToken)?;
+    let token = token.query_row([name], |row| row.get("token"))?;
+    Ok(granted(token, ask.length))
+}
+
+/// Which grant the lock is held by, which may be the one that was asked for.
+fn refusal(session: &Session<'_>, ask: &AcquireCommand) -> rusqlite::Result<Outcome> {
+    let row = session.read(&ask.name)?;
+    Ok(row.map_or(Outcome::Busy, |row| row.refusal(ask.grant.as_str())))
+}

@@ -1,0 +1,25 @@
+//! Opening a fence: see [`fence`](crate::store::sqlite::fence).
+
+use crate::store::api::{Barrier, StoreError};
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::error::of_file;
+use protocol::{Gone, Grant, Renewal, judge};
+
+/// Lock the file of the fence, and then see whether the grant is there.
+pub(crate) fn open_fence(
+    worker: &mut Worker,
+    grant: &Grant,
+) -> Result<Result<Barrier, Gone>, StoreError> {
+    let opened = worker.write(|session| {
+        let open = session.fences.open(grant.name.as_str());
+        let Some(open) = open.map_err(of_file)? else {
+            return Ok(None);
+        };
+        let row = session.read(&grant.name)?;
+        Ok(Some(match judge(grant, row.as_ref()) {
+            Renewal::Lost(gone) => Err(gone),
+            Renewal::Busy | Renewal::Renewed { .. } => Ok(Barrier::new(open)),
+        }))
+    });
+    opened?.ok_or_else(|| StoreError::Contention("its file is just being removed".into()))
+}

@@ -1,0 +1,59 @@
+//! Another grant in the place of one that is held: preemption by the same holder, and resumption from a
+//! ticket.
+
+use rusqlite::OptionalExtension;
+
+use crate::store::api::StoreError;
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::{granted, modifier};
+use crate::store::sqlite::statements::sql::Sql;
+use protocol::{Outcome, Renewal, ResumeCommand, TakeOverCommand, judge_ticket};
+
+pub(crate) fn take_over(
+    worker: &mut Worker,
+    what: &TakeOverCommand,
+) -> Result<Outcome, StoreError> {
+    let to = &what.to;
+    worker.write(|session| {
+        if session.is_fenced(to.name.as_str())? {
+            return Ok(Outcome::Busy);
+        }
+        let params = (
+            to.name.as_str(),
+            &*to.holder,
+            to.grant.as_str(),
+            &*to.metadata,
+            modifier(to.length),
+            what.token.get(),
+            what.grant.as_deref(),
+        );
+        let mut preempt = session.prepare(Sql::Preempt)?;
+        let token = preempt.query_row(params, |row| row.get("token"));
+        if let Some(token) = token.optional()? {
+            return Ok(granted(token, to.length));
+        }
+        let row = session.read(&to.name)?;
+        Ok(row.map_or(Outcome::Busy, |row| row.not_taken_over(what)))
+    })
+}
+
+pub(crate) fn resume(worker: &mut Worker, what: &ResumeCommand) -> Result<Renewal, StoreError> {
+    let to = &what.to;
+    worker.write(|session| {
+        if !session.is_fenced(to.name.as_str())? {
+            let params = (
+                to.name.as_str(),
+                what.token.get(),
+                what.from.as_str(),
+                to.grant.as_str(),
+                &*to.holder,
+                &*to.metadata,
+                modifier(to.length),
+            );
+            if session.prepare(Sql::Resume)?.execute(params)? == 1 {
+                return Ok(Renewal::Renewed { confirmed_by: None });
+            }
+        }
+        Ok(judge_ticket(what, session.read(&to.name)?.as_ref()))
+    })
+}

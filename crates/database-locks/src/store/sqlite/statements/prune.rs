@@ -1,0 +1,39 @@
+//! Deleting the rows of locks that are not used any more.
+
+use std::time::Duration;
+
+use crate::store::api::StoreError;
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::rows::ago;
+use crate::store::sqlite::statements::sql::Sql;
+use protocol::Pruned;
+
+pub(crate) fn prune(
+    worker: &mut Worker,
+    idle: Duration,
+    unknown: bool,
+    after: Option<i64>,
+) -> Result<Pruned, StoreError> {
+    let first = after.unwrap_or(i64::MIN);
+    worker.write(|session| {
+        if after.is_none() {
+            session.fences.sweep();
+        }
+        let Some(last) = session.page_end(first)? else {
+            return Ok(Pruned::default());
+        };
+        let mut found = session.prepare(Sql::Idle)?;
+        let found = found.query_map((ago(idle), unknown, first, last), |row| {
+            Ok((row.get("id")?, row.get("name")?))
+        })?;
+        let found: Vec<(i64, String)> = found.collect::<Result<_, _>>()?;
+        let (mut delete, mut deleted) = (session.prepare(Sql::Prune)?, 0);
+        for (id, name) in found {
+            if !session.is_fenced(&name)? {
+                deleted += delete.execute([id])? as u64;
+            }
+        }
+        let last = Some(last);
+        Ok(Pruned { deleted, last })
+    })
+}

@@ -1,0 +1,45 @@
+//! Releasing locks, by their holder or by force.
+
+use rusqlite::OptionalExtension;
+
+use crate::store::api::StoreError;
+use crate::store::sqlite::connection::worker::Worker;
+use crate::store::sqlite::statements::sql::Sql;
+use protocol::{Force, LockName, LockRow, ReleaseCommand, Released, Token};
+
+pub(crate) fn release(
+    worker: &mut Worker,
+    returns: &[ReleaseCommand],
+) -> Result<Vec<Released>, StoreError> {
+    worker.write(|session| {
+        let mut release = session.prepare(Sql::Release)?;
+        let one = |what: &ReleaseCommand| {
+            let (name, token) = (what.name.as_str(), what.token.map(Token::get));
+            let params = (name, token, what.grant.as_str(), &*what.holder);
+            Ok(match release.execute(params)? {
+                1 => Released::Freed,
+                _ => Released::NotOurs,
+            })
+        };
+        returns.iter().map(one).collect()
+    })
+}
+
+pub(crate) fn force(worker: &mut Worker, name: &LockName) -> Result<Force, StoreError> {
+    worker.write(|session| {
+        let row = session.read(name)?;
+        let held = row.as_ref().is_some_and(LockRow::is_held);
+        if held && session.is_fenced(name.as_str())? {
+            return Ok(Force::Busy);
+        }
+        let mut force = session.prepare(Sql::Force)?;
+        // Past the greatest integer the token would be a float, which no client could read any more: then this
+        // fails.
+        let freed = force.query_row([name.as_str()], |row| row.get::<_, i64>("token"));
+        let freed = freed.optional()?;
+        Ok(match row {
+            Some(row) if freed.is_some() => Force::Freed(row.occupant()),
+            _ => Force::WasFree,
+        })
+    })
+}

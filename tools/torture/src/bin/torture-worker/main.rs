@@ -1,0 +1,238 @@
+//! A worker process: takes locks, holds them for a while, writes in fenced transactions, and
+//! records all of it.
+//!
+//! Its argument is the JSON of `torture::worker::Settings`.
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use database_locks::Locks;
+use torture::clock;
+use torture::control::ControlClient;
+use torture::history::{Recorder, What};
+use torture::sql::Sql;
+use torture::worker::{Breakpoint, Client, Commands, Settings, say};
+
+mod state;
+mod write;
+
+use state::{Guard, Worker};
+
+#[tokio::main(worker_threads = 2)]
+async fn main() {
+    let argument = std::env::args().nth(1).unwrap_or_default();
+    let settings = Settings::parse(&argument).expect("the settings are JSON");
+    let recorder = Recorder::new(&settings.history, &settings.who).expect("a history");
+    let locks = match settings.client {
+        Client::Rust => Some(Locks::builder(&settings.url).connect_lazy().expect("a URL")),
+        _ => None,
+    };
+    let control = ControlClient {
+        client: settings.client,
+        url: settings.url.clone(),
+        who: settings.who.clone(),
+        ttl: settings.ttl,
+    };
+    let worker = Worker {
+        recorder: RefCell::new(recorder),
+        commands: Commands::listen(),
+        random: RefCell::new(fastrand::Rng::with_seed(settings.seed)),
+        data: RefCell::new(None),
+        requests: Cell::new(0),
+        writes: Cell::new(0),
+        skew: Cell::new(0),
+        locks,
+        control,
+        settings,
+    };
+    say("ready");
+    while !worker.commands.stopped() {
+        worker.round().await;
+    }
+    if let Some(locks) = &worker.locks {
+        // Dropped guards are still being released.
+        let _ = tokio::time::timeout(Duration::from_secs(10), locks.drain()).await;
+    }
+}
+
+/// The result of a check of a held lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It is trusted.
+    Trusted,
+    /// It is not trusted now, and the loss is undecided or not reported yet.
+    Unsure,
+    /// It is lost.
+    Lost,
+}
+
+impl Worker {
+    async fn round(&self) {
+        let request = self.requests.get() + 1;
+        self.requests.set(request);
+        self.record_clock_jump();
+        let at = self.number(0, self.settings.locks.len() as u64);
+        let lock = self.settings.locks[at as usize].clone();
+        let wait = match self.number(0, 100) {
+            0..15 => Some(Duration::ZERO),
+            15..60 => Some(self.between(300, 6000)),
+            _ => None,
+        };
+        // What the control clients ask by is there before they ask, as ours is.
+        let connection = match self.locks {
+            Some(_) => None,
+            None => Sql::connect(&self.settings.url).await.ok(),
+        };
+        self.commands
+            .pause_at(Breakpoint::Asking, &format!("{lock} 0"), || true)
+            .await;
+        let wait_us = wait.map(|wait| wait.as_micros() as u64);
+        self.record(What::Asked {
+            request,
+            lock: lock.clone(),
+            wait: wait_us,
+        });
+        self.commands
+            .pause_at(Breakpoint::Waiting, &format!("{lock} 0"), || true)
+            .await;
+        let guard = match self.acquire(connection, &lock, wait).await {
+            Ok(guard) => guard,
+            Err(why) => {
+                self.record(What::GaveUp { request, why });
+                // Many immediate retries would keep the machine busy.
+                tokio::time::sleep(self.between(20, 120)).await;
+                return;
+            }
+        };
+        let token = guard.token();
+        self.record(What::Granted { request, token });
+        self.hold(request, &lock, &guard).await;
+        self.record(What::Releasing { request });
+        let ok = match guard {
+            // Guards are released or dropped. When a drop has released is not known.
+            Guard::Library(guard) if self.chance(80) => guard.release().await.is_ok(),
+            Guard::Library(guard) => {
+                drop(guard);
+                false
+            }
+            Guard::Control(held) => held.release().await,
+        };
+        self.record(What::Released { request, ok });
+        tokio::time::sleep(self.between(5, 60)).await;
+    }
+
+    async fn acquire(
+        &self,
+        connection: Option<Sql>,
+        lock: &str,
+        wait: Option<Duration>,
+    ) -> Result<Guard, String> {
+        let Some(locks) = &self.locks else {
+            let held = self.control.acquire(connection, lock, wait).await;
+            return held.map(Guard::Control).ok_or_else(|| "busy".into());
+        };
+        let mut lock = locks.lock(lock).ttl(self.settings.ttl);
+        let guard = match wait {
+            Some(Duration::ZERO) => lock.try_acquire().await,
+            _ => {
+                if let Some(wait) = wait {
+                    lock = lock.wait(wait);
+                }
+                lock.acquire().await.map(Some)
+            }
+        };
+        match guard {
+            Ok(Some(guard)) => Ok(Guard::Library(guard)),
+            Ok(None) => Err("busy".into()),
+            Err(error) => Err(error.chain()),
+        }
+    }
+
+    /// Checks whether the lock is held, and records the result.
+    fn look(&self, request: u64, guard: &Guard) -> Look {
+        self.record_clock_jump();
+        let before = clock::now();
+        // Of a loss: its reason, and when trust ended.
+        let (trusted_for, loss) = match guard {
+            Guard::Library(guard) => (
+                guard.is_held().then(|| guard.trusted_for()),
+                guard.loss().map(|loss| {
+                    let ago = u64::try_from(loss.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    (loss.reason().as_str(), clock::now().saturating_sub(ago))
+                }),
+            ),
+            Guard::Control(held) => match held.trusted_for() {
+                Some(left) => (Some(left), None),
+                None => (None, Some(("expired", held.trusted_until()))),
+            },
+        };
+        if let Some(left) = trusted_for.filter(|left| !left.is_zero()) {
+            let lasting = left.as_micros() as u64;
+            self.record(What::Trusted {
+                request,
+                before,
+                lasting,
+            });
+            return Look::Trusted;
+        }
+        let Some((reason, ended)) = loss else {
+            return Look::Unsure;
+        };
+        let (reason, ended) = (reason.to_owned(), Some(ended));
+        self.record(What::Lost {
+            request,
+            reason,
+            ended,
+        });
+        Look::Lost
+    }
+
+    async fn hold(&self, request: u64, lock: &str, guard: &Guard) {
+        // Some bodies begin without a check, as callers do.
+        if self.chance(30) {
+            tokio::time::sleep(self.between(5, 30)).await;
+        }
+        let mut last = self.look(request, guard);
+        let what = format!("{lock} {}", guard.token());
+        if last == Look::Trusted {
+            let looks = || {
+                last = self.look(request, guard);
+                last != Look::Lost
+            };
+            if self
+                .commands
+                .pause_at(Breakpoint::Holding, &what, looks)
+                .await
+                && last != Look::Lost
+            {
+                last = self.look(request, guard);
+            }
+        }
+        let mut blind = false;
+        if last == Look::Trusted {
+            blind = self
+                .commands
+                .pause_at(Breakpoint::Blind, &what, || true)
+                .await;
+        }
+        if blind {
+            self.write(request, lock, guard).await;
+        }
+        let steps = match blind || self.chance(8) {
+            // Longer than the first lease, so that it depends on renewals.
+            true => self.settings.ttl.as_millis() as u64 * 2 / 100,
+            false => self.number(1, 5),
+        };
+        for _ in 0..steps {
+            // A loss is recorded once.
+            if last == Look::Lost {
+                return;
+            }
+            if self.chance(60) {
+                self.write(request, lock, guard).await;
+            }
+            tokio::time::sleep(self.between(20, 150)).await;
+            last = self.look(request, guard);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The state of a worker: its settings, its history, its random choices.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use database_locks::{LockGuard, Locks};
+use torture::clock;
+use torture::control::{ControlClient, ControlGuard};
+use torture::history::{Recorder, What};
+use torture::sql::Sql;
+use torture::worker::{Commands, Settings};
+
+/// A worker process.
+pub(crate) struct Worker {
+    pub(crate) settings: Settings,
+    pub(crate) locks: Option<Locks>,
+    pub(crate) control: ControlClient,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) recorder: RefCell<Recorder>,
+    pub(crate) random: RefCell<fastrand::Rng>,
+    pub(crate) data: RefCell<Option<Sql>>,
+    pub(crate) requests: Cell<u64>,
+    pub(crate) writes: Cell<u64>,
+    pub(crate) skew: Cell<i64>,
+}
+
+/// A held lock.
+pub(crate) enum Guard {
+    Library(LockGuard),
+    Control(ControlGuard),
+}
+
+impl Guard {
+    pub(crate) fn token(&self) -> i64 {
+        match self {
+            Self::Library(guard) => guard.token().get(),
+            Self::Control(held) => held.token,
+        }
+    }
+}
+
+impl Worker {
+    pub(crate) fn record(&self, what: What) {
+        self.recorder.borrow_mut().write(&what);
+    }
+
+    pub(crate) fn number(&self, from: u64, to: u64) -> u64 {
+        self.random.borrow_mut().u64(from..to)
+    }
+
+    pub(crate) fn between(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.number(from, to))
+    }
+
+    pub(crate) fn chance(&self, percent: u64) -> bool {
+        self.number(0, 100) < percent
+    }
+
+    /// Records a jump of the wall clock of this process.
+    pub(crate) fn record_clock_jump(&self) {
+        let skew = clock::skew();
+        // The two clocks are read one after the other, so that their seconds may differ by one.
+        if skew.abs_diff(self.skew.replace(skew)) > 1 {
+            self.record(What::Clock { skew });
+        }
+    }
+}

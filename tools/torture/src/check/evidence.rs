@@ -1,0 +1,53 @@
+//! What a run left behind.
+
+use std::collections::BTreeMap;
+
+use crate::history::Event;
+
+/// A committed write, as the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its lock.
+    pub lock: String,
+    /// Its place in the order of commits under the lock.
+    pub place: i64,
+    /// The token of its holder; 0 if there is none.
+    pub token: i64,
+    /// The id of the write.
+    pub id: String,
+}
+
+/// A time in which one process, or all, could not make progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// The process; `None`: all.
+    pub who: Option<String>,
+    /// Its beginning.
+    pub from: u64,
+    /// Its end.
+    pub until: u64,
+    /// Whether it ended the process.
+    pub killed: bool,
+}
+
+impl Outage {
+    /// Whether it delays a process.
+    pub(super) fn concerns(&self, who: &str) -> bool {
+        self.who.as_deref().is_none_or(|other| other == who)
+    }
+}
+
+/// The evidence of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// The histories, in order of time.
+    pub events: Vec<Event>,
+    /// The committed writes.
+    pub rows: Vec<Row>,
+    /// The counters at the end, each of which began at 0.
+    pub counters: BTreeMap<String, i64>,
+    /// The outages by faults.
+    pub outages: Vec<Outage>,
+    /// The length of a lease, in microseconds.
+    pub ttl: u64,
+}
