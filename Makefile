@@ -16,7 +16,7 @@ DBLOCK_FEATURES := "" postgres mysql
 PYTEST_FILTER = $(if $(FILTER),-k "$(FILTER)" || [ $$? = 5 ])
 BENCH = BENCH_SECONDS="$(SECONDS)" BENCH_ONLY="$(ONLY)" target/release/bench
 # What every test needs: the servers, and to fail where one is missing.
-SERVERS = unset MAKEFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
+SERVERS = unset MAKEFLAGS MFLAGS; servers=$$(scripts/install-servers); eval "$$servers"; \
 	export DBLOCK_REQUIRE=postgres,postgres18,mariadb,galera,pgbouncer,haproxy,chromium$${DBLOCK_MYSQLD:+,mysql,mysql-group}
 # The engines that this machine cannot have.
 UNTESTED = $$(cat target/untested 2>/dev/null || true)
