@@ -33,7 +33,7 @@ proptest! {
         let mut lease = Lease::granted(timing, sent, length);
         let mut now = sent;
         for (step, answer) in steps {
-            now = now + step;
+            now += step;
             lease.may_come_along(now);
             if lease.next(now) == Next::Renew {
                 lease.renewing();
