@@ -75,12 +75,13 @@ impl<E: Endpoint> Connector<E> {
         Ok(endpoint)
     }
 
-    /// Connect to the first host that can serve, beginning with the one that served last.
+    /// Connect to the first host that can serve, beginning with the one that served last. Answers which host
+    /// it is.
     pub(crate) async fn connect<T, H: Clone, F>(
         &self,
         endpoint: &E,
         dial: impl Fn(usize, Duration) -> F,
-    ) -> Result<T, Failure<H>>
+    ) -> Result<(usize, T), Failure<H>>
     where
         F: Future<Output = Result<T, Failure<H>>>,
     {
@@ -88,8 +89,7 @@ impl<E: Endpoint> Connector<E> {
             &endpoint.server().addresses,
             endpoint.server().connecting(E::TIMEOUT),
         );
-        let connected = first_of(hosts, self.first(endpoint), within, dial);
-        connected.await.map(|(_, connection)| connection)
+        first_of(hosts, self.first(endpoint), within, dial).await
     }
 
     /// Which of the hosts to try first: the one that served last, if it is still in the list.

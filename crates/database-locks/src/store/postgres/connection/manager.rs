@@ -387,7 +387,7 @@ async fn connect(inner: &Inner) -> Result<(Arc<Session>, Option<(Primary, Primar
         };
         dial(server, events, &endpoint, (at, within))
     });
-    let on = connected.await?;
+    let (_, on) = connected.await?;
     let replaced = server.serves(&on)?;
     tracing::debug!(direct = on.direct, "connected to {}", on.address);
     Ok((on, replaced))
