@@ -1,4 +1,5 @@
-//! What the client asks of a store and what it answers. All times are lengths, so that no caller can compare two clocks.
+//! What the client asks of a store and what it answers. All times are lengths, so that no caller
+//! can compare two clocks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,8 @@ pub struct AcquireCommand {
     pub length: Duration,
     /// JSON.
     pub metadata: Arc<str>,
-    /// The version of its row that was watched for as long as its lease lasts: it has lapsed, and is to
-    /// be granted as if it were free. See [`ObservedExpiry`].
+    /// The version of its row that was watched for as long as its lease lasts: it has lapsed, and
+    /// is to be granted as if it were free. See [`ObservedExpiry`].
     pub lapsed: Option<Version>,
 }
 

@@ -51,8 +51,8 @@ impl Host {
 }
 
 impl connector::Endpoint for Endpoint {
-    /// Longer than the patience of a short lease on purpose: where the way to the server is slow, attempts
-    /// that are cut off at 100 ms would never get through.
+    /// Longer than the patience of a short lease on purpose: where the way to the server is slow,
+    /// attempts that are cut off at 100 ms would never get through.
     const TIMEOUT: Duration = Duration::from_secs(3);
 
     /// If no more than a password has changed, files of certificates are not read again.
@@ -88,10 +88,6 @@ impl Endpoint {
     /// The statement to run on each new connection.
     pub(crate) fn init_command(&self) -> Option<&str> {
         self.settings.init_command.as_deref()
-    }
-
-    pub(crate) fn addresses(&self) -> &[Address] {
-        &self.settings.addresses
     }
 }
 
@@ -161,8 +157,8 @@ fn secured(tls: &Tls) -> SslOpts {
         // Signatures are checked all the same.
         Check::Nothing => SslOpts::default().with_danger_accept_invalid_certs(true),
         // The driver knows that only the name was wrong by looking for this word in the text of the
-        // error, where it no longer stands (https://github.com/blackbeam/mysql_async/issues/404). But
-        // the name that was asked for does, and the name is looked at last of all.
+        // error, where it no longer stands (https://github.com/blackbeam/mysql_async/issues/404).
+        // But the name that was asked for does, and the name is looked at last of all.
         Check::Chain => checked()
             .with_danger_skip_domain_validation(true)
             .with_danger_tls_hostname_override(Some("NotValidForName")),
